@@ -1,0 +1,185 @@
+"""Checkpoints: folders that are complete or absent, never half; nothing in them that a load could execute.
+
+Tensors are safetensors, everything else JSON. A folder is written beside its place, synced, sealed with a manifest of
+SHA-256 sums, and renamed. `best` holds what prediction needs; `step_N` also what the next training step depends on.
+Edit here when you want to keep more or other checkpoints.
+"""
+
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from config import Config, UserError
+from model_utils import build_model
+
+KEEP = 2                          # checkpoints to resume from, beside the best
+
+
+def sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+
+
+def sync(path):
+    """Flushes a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path, value):
+    Path(path).write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def write_folder(folder, fill):
+    """Calls fill(temporary folder), then puts it in the place of `folder`; an older one stays until the new one is safe."""
+    temporary, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        files = sorted(path for path in temporary.iterdir())
+        write_json(temporary / "manifest.json", {path.name: sha256(path) for path in files})
+        for path in (*files, temporary / "manifest.json", temporary):
+            sync(path)
+    except (OSError, RuntimeError, SafetensorError) as error:       # a full disk raises any of these
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"{folder}: cannot be written ({error}); earlier checkpoints are as they were") from None
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(folder, old)
+    os.rename(temporary, folder)
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep(root):
+    """Clears what a killed run left half-way: temporaries go; a folder that was being replaced returns if its successor is missing."""
+    for old in root.glob(".*.old"):
+        place = old.with_name(old.name[1:-4])
+        if place.exists():
+            shutil.rmtree(old)
+        else:
+            os.rename(old, place)
+    for temporary in root.glob(".*.tmp"):
+        shutil.rmtree(temporary)
+
+
+def damage(folder):
+    """Why a checkpoint cannot be trusted, or None if every file is what it was when written."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"no readable manifest ({type(error).__name__})"
+    for name, expected in manifest.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if sha256(folder / name) != expected:
+            return f"{name} is not what was written"
+    return None
+
+
+def steps(root):
+    """The checkpoints to resume from, newest first."""
+    found = [path for path in root.glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
+    return sorted(found, key=lambda path: -int(path.name[5:]))
+
+
+def rotate(root):
+    for path in steps(root)[KEEP:]:
+        shutil.rmtree(path)
+
+
+# ---- what is in them -----------------------------------------------------------------------------------------------------
+
+def save(folder, model, tokenizer, tasks, config, training=None):
+    """Writes a checkpoint. training: (tensors, values) of `training_state`, for one that can be resumed."""
+    def fill(temporary):
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / "model.safetensors")
+        tokenizer.save_pretrained(temporary)
+        if hasattr(model.encoder, "config"):
+            model.encoder.config.save_pretrained(temporary)
+        write_json(temporary / "labels.json", tasks)
+        config.save(temporary / "args.json")
+        if training:
+            save_file(training[0], temporary / "training.safetensors")
+            write_json(temporary / "training.json", training[1])
+
+    write_folder(folder, fill)
+
+
+def load(folder):
+    """(model, tokenizer, tasks, config) of a checkpoint, on the CPU; needs no data and no hub. UserError if it is damaged."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no checkpoint there; train first (--do_train), or name one with --checkpoint")
+    if reason := damage(folder):
+        raise UserError(f"{folder}: damaged checkpoint, {reason}; use another one or train again")
+    config = Config.load(folder / "args.json")
+    tasks = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    model = build_model(config, tokenizer, tasks, checkpoint=folder)
+    load_weights(model, folder)
+    return model, tokenizer, tasks, config
+
+
+def load_weights(model, folder):
+    """Every tensor by name and shape, or a UserError that says what differs."""
+    tensors, own = load_file(folder / "model.safetensors"), model.state_dict()
+    wrong = sorted(set(tensors) ^ set(own)) or [name for name in own if own[name].shape != tensors[name].shape]
+    if wrong:
+        raise UserError(f"{folder}: is of another model: {len(wrong)} tensors differ, such as {wrong[0]} "
+                        f"({shape_of(tensors, wrong[0])} there, {shape_of(own, wrong[0])} here)")
+    model.load_state_dict(tensors)
+
+
+def shape_of(tensors, name):
+    return tuple(tensors[name].shape) if name in tensors else "absent"
+
+
+def training_state(optimizer, scheduler, scaler, progress):
+    """(tensors, JSON values): all that the next step depends on beside the weights. progress: a dict of the trainer's."""
+    state = optimizer.state_dict()
+    tensors = {f"optimizer.{number}.{name}": tensor for number, slots in state["state"].items() for name, tensor in slots.items()}
+    tensors["random.torch"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors |= {f"random.cuda.{i}": rng for i, rng in enumerate(torch.cuda.get_rng_state_all())}
+    name, keys, *rest = np.random.get_state()
+    values = {"optimizer": state["param_groups"], "scheduler": {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"},
+              "scaler": scaler.state_dict(), "random_python": random.getstate(), "random_numpy": [name, keys.tolist(), *rest], "progress": progress}
+    return tensors, values
+
+
+def restore_training(folder, optimizer, scheduler, scaler):
+    """Puts back what `training_state` gave, and returns progress."""
+    tensors = load_file(folder / "training.safetensors")
+    values = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    state = {}
+    for name, tensor in tensors.items():
+        kind, number, *slot = name.split(".")
+        if kind == "optimizer":
+            state.setdefault(int(number), {})[slot[0]] = tensor
+    groups = [group | {"betas": tuple(group["betas"])} for group in values["optimizer"]]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    scheduler.load_state_dict(values["scheduler"] | {"lr_lambdas": [None] * len(groups)})
+    scaler.load_state_dict(values["scaler"])
+    version, internal, gauss = values["random_python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = values["random_numpy"]
+    np.random.set_state((name, np.array(keys, np.uint32), *rest))
+    torch.set_rng_state(tensors["random.torch"])
+    cuda = [tensors[name] for name in sorted(tensors) if name.startswith("random.cuda.")]
+    if cuda and torch.cuda.device_count() == len(cuda):
+        torch.cuda.set_rng_state_all(cuda)
+    return values["progress"]

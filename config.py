@@ -1,0 +1,238 @@
+"""Every option of the command line, in one typed dataclass per command, and the checks on them.
+
+A field *is* its flag: name, type, default, line of help. Edit here when you want a new option: add one field,
+then read it as `config.<name>` where it is used. `--flag`, `--flag=True`, `--flag=False` and `--no_flag` all work.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import random
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args, get_origin
+
+
+class UserError(ValueError):
+    """A mistake that the user can correct. `main` prints its one line and exits with code 2, without a traceback."""
+
+
+def option(default, help, group=None, choices=None, aliases=(), parse=None):
+    """A dataclass field that becomes a flag. `group` opens a new section of `--help` that lasts until the next one."""
+    return field(default=default, metadata=dict(help=help, group=group, choices=choices, aliases=aliases, parse=parse))
+
+
+def parse_bool(text):
+    """'True', 'yes', '1', … -> True and 'False', 'no', '0', … -> False (plain `type=bool` reads 'False' as true)."""
+    value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(str(text).lower())
+    if value is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return value
+
+
+def parse_layers(text):
+    """'True' or 'all' -> -1 (the whole encoder), 'False' -> 0 (nothing), else a number of layers."""
+    named = {"true": -1, "all": -1, "false": 0}.get(str(text).lower())
+    return int(text) if named is None else named
+
+
+@dataclass
+class Config:
+    """Options of `main.py`."""
+
+    # What to do
+    do_train: bool = option(False, "train, and keep the best and the last checkpoints", group="what to do")
+    do_eval: bool = option(False, "score the best checkpoint on dev and test, into eval.json")
+    do_predict: bool = option(False, "label --predict_file, or else the test part, with the best checkpoint")
+    resume: bool = option(False, "go on from the newest good checkpoint of the run folder; start afresh if there is none")
+    debug: bool = option(False, "rehearse the whole road on the first 64 examples of each part, with detailed logs")
+
+    # Files
+    data_path: str = option("dataset/sample", "processed folder, made by data_process.py", group="files")
+    output_dir: str = option("output", "runs are kept here", aliases=["model_output_path"])
+    model_version: str = option("", "name of this run: its folder is OUTPUT_DIR/MODEL_VERSION (default: the data folder's name)")
+    log_output_path: str = option("", "folder of the log file (default: the run folder)")
+    log_output_file: str = option("train.log", "name of the log file")
+    checkpoint: str = option("", "checkpoint folder to evaluate or predict with, from any machine (default: the run's best)")
+    predict_file: str = option("", "what to label: .txt (a text a line), .csv, .tsv or .jsonl (default: the test part)")
+    predict_output: str = option("", ".csv or .jsonl to write (default: predictions.csv in the run folder)")
+    text_column: str = option("", "column of the text in --predict_file (default: found by its name)")
+    text_pair_column: str = option("", "column of the second text in --predict_file")
+
+    # Model
+    pretrain_model_path: str = option("", "folder made by save_pretrained, or a hub name; empty: a small encoder from scratch", group="model")
+    encoder: str = option("transformer", "bilstm needs no transformer; it reads the same tokens", choices=["transformer", "bilstm"])
+    hidden_size: int = option(256, "width of an encoder built from scratch")
+    num_layers: int = option(3, "layers of an encoder built from scratch")
+    vocab_size: int = option(8000, "vocabulary of the tokenizer trained when there is no --pretrain_model_path")
+    special_tokens: str = option("", "tokens to add to the tokenizer, comma-separated, such as '<e1>,</e1>'")
+    shared_layers: int = option(0, "hidden layers between the encoder and all heads")
+    dropout: float = option(0.1, "dropout before the heads and in an encoder built from scratch")
+    use_crf: bool = option(False, "conditional random field over the words of tagging tasks")
+    task_weights: str = option("", "weights of the tasks' losses, such as 'intent=1,slots=2' (default: 1 each)")
+    freeze_layers: int = option(0, "keep the embeddings and the first N layers as they are; 'all' for the encoder", parse=parse_layers)
+
+    # Data
+    max_length: int = option(256, "longest input in sub-tokens; what is cut is counted and told", group="data")
+    streaming: bool = option(False, "read the training file as a stream, in constant memory")
+    shuffle_buffer: int = option(8192, "rows shuffled together when streaming")
+    num_workers: int = option(0, "processes that prepare batches beside the training; any number gives the same batches")
+
+    # Training
+    epochs: int = option(10, "passes over the training data; 0: none", group="training", aliases=["num_train_epochs"])
+    batch_size: int = option(32, "examples in a micro-batch")
+    gradient_accumulation_steps: int = option(1, "micro-batches in one optimizer step")
+    eval_batch_size: int = option(128, "examples in a batch of evaluation and prediction; scores do not depend on it")
+    lr: float | None = option(None, "peak learning rate of the encoder (default: by its size, see model_utils.default_lr)", aliases=["learning_rate"])
+    head_lr: float | None = option(None, "of heads and CRF (default: 10 times --lr; equal to it when training from scratch)")
+    scheduler: str = option("cosine", "course of the rate after warmup", choices=["cosine", "linear", "constant"])
+    warmup_epochs: float | None = option(None, "the rate rises linearly for so long (default: a tenth of --epochs)", aliases=["warm_up_epochs"])
+    lrf: float = option(0.01, "final rate as a fraction of the peak")
+    weight_decay: float = option(0.01, "AdamW's decoupled decay; none on biases, norms and the CRF")
+    max_grad_norm: float = option(1.0, "clip the gradient of each step to this norm; 0: never")
+    monitor: str = option("", "dev score that picks the best checkpoint, such as intent_accuracy, slots_f1, loss (default: by task)")
+    early_stop_patience: int = option(5, "stop after so many epochs without a better score; 0: never", aliases=["earlystop_patient", "earlystop_patience"])
+    save_epoch: int = option(1, "save a checkpoint to resume from every N epochs; 0: none but at the end")
+    save_steps: int = option(0, "and every N optimizer steps; 0: no")
+    log_steps: int = option(20, "log every N optimizer steps")
+
+    # Tricks
+    use_fgm: bool = option(False, "adversarial training on the word embeddings (FGM)", group="tricks")
+    fgm_eps: float = option(1.0, "norm of FGM's perturbation")
+
+    # Machine
+    device: str = option("auto", "auto, cpu, cuda, cuda:0, …", group="machine")
+    precision: str = option("fp32", "autocast to half precision; weights, losses and CRF stay fp32", choices=["fp32", "bf16", "fp16"])
+    compile: bool = option(False, "torch.compile the encoder; pays on a GPU after some minutes")
+    random_seed: int = option(666, "seed of everything random", aliases=["seed"])
+    deterministic: bool = option(False, "on a GPU: deterministic algorithms only, somewhat slower")
+
+    def __post_init__(self):
+        require_range(self, 1, "hidden_size num_layers vocab_size batch_size gradient_accumulation_steps eval_batch_size log_steps shuffle_buffer")
+        require_range(self, 0, "epochs warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps num_workers "
+                               "shared_layers fgm_eps random_seed")
+        require_range(self, 8, "max_length")
+        require_range(self, -1, "freeze_layers")
+        for name in ("lr", "head_lr"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
+                raise UserError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
+        for name in ("dropout", "lrf"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
+        if self.warmup_epochs is not None and self.warmup_epochs > self.epochs > 0:
+            raise UserError(f"--warmup_epochs={self.warmup_epochs:g} is longer than --epochs={self.epochs}: the rate would never reach its peak")
+        if self.encoder == "transformer" and not self.pretrain_model_path and self.hidden_size % 32:
+            raise UserError(f"--hidden_size={self.hidden_size} must be a multiple of 32, the size of an attention head")
+        if self.predict_output and Path(self.predict_output).suffix not in (".csv", ".jsonl"):
+            raise UserError(f"--predict_output={self.predict_output} must end in .csv or .jsonl")
+        if os.sep in self.model_version or self.model_version in (".", ".."):
+            raise UserError(f"--model_version={self.model_version} must be a plain name; --output_dir says where runs are kept")
+        if self.use_fgm and self.freeze_layers:
+            raise UserError("--use_fgm needs the gradient of the word embeddings, which --freeze_layers switches off: drop one of them")
+        self.task_weights_by_name()
+
+    @property
+    def run_dir(self):
+        """Where this run is kept; a rehearsal (--debug) never touches the real run's folder."""
+        return Path(self.output_dir) / ((self.model_version or Path(self.data_path).resolve().name) + ("-debug" if self.debug else ""))
+
+    def task_weights_by_name(self):
+        """'intent=1,slots=2' -> {'intent': 1.0, 'slots': 2.0}"""
+        try:
+            pairs = [part.rsplit("=", 1) for part in self.task_weights.split(",") if part.strip()]
+            weights = {name.strip(): float(value) for name, value in pairs}
+        except ValueError:
+            raise UserError(f"--task_weights={self.task_weights!r} must look like 'intent=1,slots=2'") from None
+        if not all(0 <= weight < float("inf") for weight in weights.values()):
+            raise UserError(f"--task_weights={self.task_weights!r}: weights must be finite and not negative")
+        return weights
+
+    def save(self, path):
+        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path):
+        """Options as `save` wrote them. Names that this version does not know are refused, never guessed."""
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise UserError(f"{path}: unknown options {', '.join(unknown)}; it was written by another version of config.py")
+        return cls(**values)
+
+
+@dataclass
+class DataConfig:
+    """Options of `data_process.py`."""
+
+    input: str = option("", "file or folder of raw data")
+    output_dir: str = option("", "processed folder to write, such as dataset/NAME")
+    format: str = option("auto", "what the input is; auto finds it by its names and first rows", choices=["auto", "csv", "tsv", "jsonl", "conll", "seq"])
+    encoding: str = option("auto", "of the input: auto (UTF-8 or UTF-16 by its mark), gb18030, …")
+    text_column: str = option("", "column or key of the text (default: found by its name)")
+    text_pair_column: str = option("", "column or key of the second text of a pair")
+    label_column: str = option("", "column or key of the label, or several, comma-separated; each becomes a task (default: found by its name)")
+    dev_ratio: float = option(0.1, "share of examples for dev, if the data has no dev part")
+    test_ratio: float = option(0.1, "share of examples for test, if the data is a single part")
+    random_seed: int = option(666, "seed of the split", aliases=["seed"])
+
+    def __post_init__(self):
+        if not self.input or not self.output_dir:
+            raise UserError("both --input FILE_OR_FOLDER and --output_dir dataset/NAME are needed")
+        if not (0 < self.dev_ratio and 0 <= self.test_ratio and self.dev_ratio + self.test_ratio < 1):
+            raise UserError(f"--dev_ratio={self.dev_ratio} and --test_ratio={self.test_ratio} must leave something to train on")
+
+
+def require_range(config, low, names):
+    for name in names.split():
+        value = getattr(config, name)
+        if value is not None and not low <= value < float("inf"):
+            raise UserError(f"--{name}={value} must be a number of at least {low}")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"error: {message} (--help lists all flags)\n")
+
+
+def parse_args(config_class, argv=None):
+    """Builds an argparse parser from a dataclass of `option`s and returns the filled dataclass; a mistake exits with 2."""
+    parser = OneLineParser(description=sys.modules["__main__"].__doc__, usage="%(prog)s [--flag VALUE] ...", allow_abbrev=False,
+                           formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120))
+    section = parser
+    for f in dataclasses.fields(config_class):
+        meta = f.metadata
+        if meta["group"]:
+            section = parser.add_argument_group(meta["group"])
+        flags = [f"--{name}" for name in (f.name, *meta["aliases"])]
+        shown = "" if f.default in (None, "", False) else f" [{f.default}]"
+        described = dict(dest=f.name, default=f.default, help=meta["help"] + shown)
+        if f.type is bool:
+            section.add_argument(*flags, type=parse_bool, nargs="?", const=True, metavar="BOOL", **described)
+            section.add_argument(f"--no_{f.name}", dest=f.name, action="store_const", const=False, default=f.default, help=argparse.SUPPRESS)
+        else:
+            kind = next(t for t in get_args(f.type) if t is not type(None)) if get_origin(f.type) or get_args(f.type) else f.type
+            section.add_argument(*flags, type=meta["parse"] or kind, choices=meta["choices"], **described)
+    try:
+        return config_class(**vars(parser.parse_args(argv)))
+    except UserError as error:
+        parser.error(str(error))
+
+
+def seed_torch(seed, deterministic=False):
+    """Seeds Python, NumPy and torch (CPU and every GPU). cuDNN stays on.
+
+    `deterministic` also asks CUDA for reproducible kernels; it must come before CUDA starts.
+    """
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False

@@ -1,0 +1,432 @@
+"""Examples -> token ids -> batches of similar length, from memory (MyDataset) or from a stream (MyIterableDataset).
+
+A batch is `Batch(inputs, labels, rows)`. inputs: `input_ids`, `attention_mask`, `token_type_ids` (B, L); for tagging also
+`word_starts`, the position of each word's first sub-token, and `word_mask` (B, W). labels: {task: (B,) or (B, W)}, with
+IGNORE where there is none. rows: each example's number in its file.
+The order of batches is a function of (seed, epoch) alone, whatever the number of workers, so a run can go on anywhere.
+Edit here when your model needs another input or your task another kind of label: `Encoder`, then `make_batch`.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from tqdm import tqdm
+
+from config import UserError
+from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
+
+IGNORE = -100                     # what a label is where there is none: torch's ignore_index
+logger = logging.getLogger("template")
+
+
+class Batch(NamedTuple):
+    inputs: dict
+    labels: dict
+    rows: torch.Tensor            # (B,)
+
+    def to(self, device):
+        def move(tensors):
+            return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        return Batch(move(self.inputs), move(self.labels), self.rows)
+
+
+class Ragged(NamedTuple):
+    """A column of rows of different lengths: row i is values[offsets[i]:offsets[i + 1]]."""
+
+    values: np.ndarray
+    offsets: np.ndarray           # (rows + 1,)
+
+    @classmethod
+    def from_lists(cls, lists):
+        lengths = np.fromiter((len(item) for item in lists), np.int64, len(lists))
+        values = np.fromiter((value for item in lists for value in item), np.int32, lengths.sum())
+        return cls(values, np.concatenate([[0], lengths.cumsum()]))
+
+    @property
+    def lengths(self):
+        return np.diff(self.offsets)
+
+    def pad(self, rows, fill):
+        """(B, W) of the rows, filled up to the longest, and the (B, W) mask of what is real; no loop over rows."""
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - starts
+        columns = np.arange(lengths.max(initial=0))
+        mask = columns < lengths[:, None]
+        places = np.where(mask, starts[:, None] + columns, 0)
+        return np.where(mask, self.values[places], fill).astype(np.int64), mask
+
+
+def to_device(name, precision="fp32"):
+    """'auto', 'cpu', 'cuda:0', … -> torch.device, or a UserError if this machine has no such one."""
+    try:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name} is not a device; use auto, cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        build = "" if torch.version.cuda else "; this torch is a CPU build"
+        raise UserError(f"--device {name}: {torch.cuda.device_count()} CUDA devices here{build}; use --device cpu or auto")
+    return device
+
+
+def load_tokenizer(config, train_path):
+    """The pretrained model's tokenizer, or one trained on the training texts. UserError if it cannot serve."""
+    from transformers import AutoTokenizer
+
+    name = config.pretrain_model_path
+    if not name:
+        logger.info(f"no --pretrain_model_path: training a tokenizer on {train_path}")
+        tokenizer = train_tokenizer((text_of(example) for example in read_processed(train_path)), config.vocab_size)
+    else:
+        if name.startswith((".", os.sep, "~")) and not Path(name).is_dir():
+            raise UserError(f"--pretrain_model_path {name}: no such folder")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            if tokenizer.is_fast and "ByteLevel" in str(tokenizer.backend_tokenizer.pre_tokenizer):     # RoBERTa's kind: a word begins with a blank
+                tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, add_prefix_space=True)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--pretrain_model_path {name}: no tokenizer loads from it ({str(error).strip().splitlines()[0]})") from None
+    missing = [kind for kind in ("pad_token", "unk_token", "cls_token") if getattr(tokenizer, kind) is None]
+    if missing or not tokenizer.is_fast:
+        raise UserError(f"--pretrain_model_path {name}: its tokenizer has no {', '.join(missing) or 'fast version'}; use a BERT-like model")
+    if config.special_tokens:
+        tokenizer.add_special_tokens({"additional_special_tokens": [token.strip() for token in config.special_tokens.split(",")]})
+    return tokenizer
+
+
+def text_of(example):
+    return " ".join(example["tokens"]) if "tokens" in example else " ".join(filter(None, (example["text"], example.get("text_pair"))))
+
+
+# ---- encoding ------------------------------------------------------------------------------------------------------------
+
+class Encoder:
+    """Examples -> columns of numbers, with any fast tokenizer.
+
+    tasks: {name: {"type", "labels"}} as in labels.json. Every word gets exactly one position, also one that the tokenizer
+    swallows (a blank, U+200B, U+FE0F): it is read as the unknown token, so that tags never shift.
+    """
+
+    def __init__(self, tokenizer, tasks, max_length):
+        self.tokenizer, self.tasks, self.max_length = tokenizer, tasks, max_length
+        self.tagging = any(task["type"] == "tagging" for task in tasks.values())
+        self.ids = {name: {label: i for i, label in enumerate(task["labels"])} for name, task in tasks.items()}
+
+    def fingerprint(self):
+        """Changes with whatever changes the encoding; the cache is named by it."""
+        parts = (self.tokenizer.backend_tokenizer.to_str(), json.dumps(self.tasks, sort_keys=True), str(self.max_length), "1")
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def __call__(self, examples):
+        """{column: Ragged, or an array with one number a row} for a list of examples.
+
+        Columns: input_ids, token_type_ids (sentence pairs), word_starts (tagging), num_words (before cutting), and the tasks.
+        """
+        encodings = self.tokenize(examples)
+        columns = {"input_ids": Ragged.from_lists([encoding.ids for encoding in encodings])}
+        if "text_pair" in examples[0]:
+            columns["token_type_ids"] = Ragged.from_lists([encoding.type_ids for encoding in encodings])
+        if self.tagging:
+            columns["word_starts"] = Ragged.from_lists([word_starts(encoding) for encoding in encodings])
+            columns["num_words"] = np.array([len(example["tokens"]) for example in examples], np.int32)
+        for name, task in self.tasks.items():
+            if name not in examples[0]:
+                continue
+            ids = self.ids[name]
+            if task["type"] == "tagging":
+                columns[name] = Ragged.from_lists([[ids.get(tag, IGNORE) for tag in example[name]] for example in examples])
+            else:
+                columns[name] = np.array([ids.get(example[name], IGNORE) for example in examples], np.int32)
+        return columns
+
+    def tokenize(self, examples):
+        by_words = "tokens" in examples[0]
+        first = [example["tokens" if by_words else "text"] for example in examples]
+        pairs = [example["text_pair"].split() if by_words else example["text_pair"] for example in examples] if "text_pair" in examples[0] else None
+        options = dict(is_split_into_words=by_words, truncation="longest_first", max_length=self.max_length)
+        encodings = list(self.tokenizer(first, pairs, **options).encodings)
+        if by_words:
+            swallowed = {i: gaps for i, e in enumerate(encodings) if (gaps := self.swallowed(e, len(first[i])))}
+            for i, gaps in swallowed.items():
+                words = [self.tokenizer.unk_token if w in gaps else word for w, word in enumerate(first[i])]
+                encodings[i] = self.tokenizer([words], [pairs[i]] if pairs else None, **options).encodings[0]
+        return encodings
+
+    def swallowed(self, encoding, num_words):
+        """Numbers of the words that left no token. Words at the end may be cut instead: they are tried alone."""
+        present = {word for word, sequence in zip(encoding.word_ids, encoding.sequence_ids) if sequence == 0}
+        if len(present) == num_words:
+            return None
+        if len(encoding.ids) < self.max_length:
+            return set(range(num_words)) - present
+        return set(range(max(present, default=-1) + 1)) - present
+
+
+def word_starts(encoding):
+    """Positions of the first sub-token of each word of the first sequence."""
+    starts, before = [], None
+    for position, (word, sequence) in enumerate(zip(encoding.word_ids, encoding.sequence_ids)):
+        if sequence == 0 and word is not None and word != before:
+            starts.append(position)
+            before = word
+    return starts
+
+
+def make_batch(columns, rows, tasks, pad_id, numbers=None):
+    """Columns and row numbers -> Batch, by index arithmetic; padded only to the longest of these rows."""
+    input_ids, mask = columns["input_ids"].pad(rows, pad_id)
+    token_types = columns["token_type_ids"].pad(rows, 0)[0] if "token_type_ids" in columns else np.zeros_like(input_ids)
+    inputs = {"input_ids": input_ids, "attention_mask": mask.astype(np.int64), "token_type_ids": token_types}
+    if "word_starts" in columns:
+        inputs["word_starts"], inputs["word_mask"] = columns["word_starts"].pad(rows, 0)
+    labels = {}
+    for name in tasks:
+        if isinstance(columns.get(name), Ragged):
+            kept = inputs["word_mask"].shape[1]                         # tags of words that were cut are no labels
+            tags = columns[name].pad(rows, IGNORE)[0][:, :kept]
+            labels[name] = np.where(inputs["word_mask"], tags, IGNORE)
+        elif name in columns:
+            labels[name] = columns[name][rows].astype(np.int64)
+    tensors = [{name: torch.from_numpy(array) for name, array in part.items()} for part in (inputs, labels)]
+    return Batch(*tensors, torch.from_numpy(np.asarray(rows if numbers is None else numbers[rows])))
+
+
+def length_batches(lengths, rows, batch_size, rng):
+    """Shuffled `rows` -> batches of similar length, in random order. Ties stay as shuffled, so batches differ by epoch."""
+    ordered = rows[np.argsort(lengths[rows], kind="stable")]
+    batches = [ordered[start:start + batch_size] for start in range(0, len(ordered), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def read_processed(path, start=0, stop=None):
+    """The examples of a processed .jsonl between two byte positions, one at a time."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        for line in file:
+            yield json.loads(line)
+            if stop is not None and file.tell() >= stop:
+                return
+
+
+# ---- whole in memory -----------------------------------------------------------------------------------------------------
+
+class MyDataset(Dataset):
+    """A processed file, or a list of examples, tokenised once and kept as Arrow in memory-mapped columns.
+
+    The Arrow file lies in `.cache` beside the data and is named by what it depends on: the data, the tokenizer, the labels,
+    the length. `dataset[i]` is the example as it was read; `dataset.batch(rows)` is a Batch.
+    """
+
+    def __init__(self, source, encoder, limit=None):
+        self.encoder, self.tasks = encoder, encoder.tasks
+        self.pad_id = encoder.tokenizer.pad_token_id
+        if isinstance(source, list):
+            self.table = pa.Table.from_batches(list(self.encode(source, "encoding")))
+        else:
+            self.table = self.from_cache(Path(source), limit)
+        self.columns = {name: to_numpy(self.table[name]) for name in self.table.column_names if name != "example"}
+        self.lengths = self.columns["input_ids"].lengths
+        self.warn_of_cuts(source)
+
+    def from_cache(self, path, limit):
+        from datasets import Dataset as ArrowDataset
+
+        data = hashlib.sha256()
+        with open(path, "rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                data.update(block)
+        key = hashlib.sha256(f"{data.hexdigest()}{self.encoder.fingerprint()}{limit}".encode()).hexdigest()[:20]
+        cache = path.parent / ".cache" / f"{path.stem}-{key}.arrow"
+        if not cache.exists():
+            cache.parent.mkdir(exist_ok=True)
+            for stale in cache.parent.glob(f"{path.stem}-*.tmp"):
+                stale.unlink(missing_ok=True)
+            building = cache.with_suffix(f".{os.getpid()}.tmp")
+            batches = self.encode(islice(read_processed(path), limit), f"tokenising {path.name}")
+            first = next(batches)
+            with pa.ipc.new_stream(str(building), first.schema) as writer:
+                writer.write_batch(first)
+                for batch in batches:
+                    writer.write_batch(batch)
+            os.replace(building, cache)
+        return ArrowDataset.from_file(str(cache)).data.table
+
+    def encode(self, examples, what, size=1000):
+        """Record batches of the encoded columns and, as JSON, of the examples themselves."""
+        examples = iter(examples)
+        with tqdm(desc=what, unit=" examples", leave=False, delay=2) as bar:
+            while chunk := list(islice(examples, size)):
+                arrays = {name: to_arrow(column) for name, column in self.encoder(chunk).items()}
+                arrays["example"] = pa.array([json.dumps(example, ensure_ascii=False) for example in chunk])
+                yield pa.RecordBatch.from_pydict(arrays)
+                bar.update(len(chunk))
+
+    def warn_of_cuts(self, source):
+        """Nothing is cut in silence."""
+        where = "texts" if isinstance(source, list) else source
+        if "num_words" in self.columns:
+            cut = self.columns["num_words"] - self.columns["word_starts"].lengths
+            if cut.any():
+                logger.warning(f"{where}: {(cut > 0).sum()} of {len(self)} examples are longer than --max_length {self.encoder.max_length}; "
+                               f"their last {cut.sum()} words are not seen and count as O")
+        elif full := int((self.lengths >= self.encoder.max_length).sum()):
+            logger.warning(f"{where}: {full} of {len(self)} examples fill --max_length {self.encoder.max_length}; what is longer is cut")
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, index):
+        return json.loads(self.table["example"][index].as_py())
+
+    def batch(self, rows):
+        return make_batch(self.columns, np.asarray(rows), self.tasks, self.pad_id)
+
+    __getitems__ = batch              # what torch's DataLoader asks for, with the row numbers of a whole batch
+
+
+def to_arrow(column):
+    if isinstance(column, Ragged):
+        return pa.ListArray.from_arrays(pa.array(column.offsets, pa.int32()), pa.array(column.values))
+    return pa.array(column)
+
+
+def to_numpy(column):
+    """Arrow column -> Ragged or array."""
+    if not pa.types.is_list(column.type):
+        return column.to_numpy()
+    chunks = column.chunks
+    lengths = np.concatenate([chunk.value_lengths().to_numpy() for chunk in chunks])
+    return Ragged(np.concatenate([chunk.flatten().to_numpy() for chunk in chunks]), np.concatenate([[0], lengths.cumsum(dtype=np.int64)]))
+
+
+class LengthSampler:
+    """Row numbers of each batch. shuffled: random batches of similar length, new in each epoch; else longest first."""
+
+    POOL = 256                        # batches sorted together: nearly no padding, and still random
+
+    def __init__(self, lengths, batch_size, seed=None):
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
+        self.epoch = self.start = 0
+
+    def __len__(self):
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self):
+        if self.seed is None:
+            order = np.argsort(-self.lengths, kind="stable")
+            batches = [order[i:i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        else:
+            rng = np.random.default_rng([self.seed, self.epoch])
+            rows = rng.permutation(len(self.lengths))
+            pool = self.POOL * self.batch_size
+            batches = [batch for i in range(0, len(rows), pool) for batch in length_batches(self.lengths, rows[i:i + pool], self.batch_size, rng)]
+        return iter(batches[self.start:])
+
+
+class MyDataLoader(DataLoader):
+    """Batches of a MyDataset. seed: shuffle by it; None: a fixed order for evaluation, longest first."""
+
+    def __init__(self, dataset, batch_size, seed=None, num_workers=0, pin_memory=False):
+        super().__init__(dataset, batch_sampler=LengthSampler(dataset.lengths, batch_size, seed), collate_fn=as_it_is,
+                         num_workers=num_workers, pin_memory=pin_memory, generator=torch.Generator())
+
+    def set_position(self, epoch, batch=0):
+        """The next iteration is that epoch's, from that batch on. Nothing before it is read."""
+        self.batch_sampler.epoch, self.batch_sampler.start = epoch, batch
+
+
+def as_it_is(batch):
+    return batch
+
+
+# ---- streamed ------------------------------------------------------------------------------------------------------------
+
+class MyIterableDataset(IterableDataset):
+    """A processed file read as a stream: constant memory, however long it is.
+
+    The file is indexed once by blocks of rows (a byte position for each). An epoch takes the blocks in random order;
+    `shuffle_buffer` rows at a time form a pool that is tokenised, shuffled and batched by length. Yields one pool after
+    another: (encoded columns, row numbers, batches). Workers take turns by pools, so each row comes exactly once and in
+    an order that does not depend on their number.
+    """
+
+    def __init__(self, path, encoder, batch_size, shuffle_buffer, seed, limit=None):
+        self.path, self.encoder, self.batch_size, self.seed = path, encoder, batch_size, seed
+        self.block = batch_size * max(1, min(8, shuffle_buffer // (4 * batch_size)))        # rows read together
+        self.blocks_in_pool = max(1, shuffle_buffer // self.block)
+        self.starts, self.num_rows = [], 0
+        with open(path, "rb") as file, tqdm(desc=f"indexing {Path(path).name}", unit=" rows", leave=False, delay=2) as bar:
+            position = 0
+            for line in islice(file, limit):
+                if self.num_rows % self.block == 0:
+                    self.starts.append(position)
+                    bar.update(self.block)
+                position += len(line)
+                self.num_rows += 1
+        self.starts.append(position)
+        self.epoch = self.first_pool = 0
+
+    def pools(self):
+        """The blocks of each pool of this epoch, in order."""
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.starts) - 1)
+        return [order[i:i + self.blocks_in_pool] for i in range(0, len(order), self.blocks_in_pool)]
+
+    def __iter__(self):
+        pools = self.pools()
+        worker = get_worker_info()
+        for number in range(self.first_pool + (worker.id if worker else 0), len(pools), worker.num_workers if worker else 1):
+            examples, rows = [], []
+            for block in pools[number]:
+                found = list(read_processed(self.path, self.starts[block], self.starts[block + 1]))
+                examples += found
+                rows += range(block * self.block, block * self.block + len(found))
+            columns = self.encoder(examples)
+            rng = np.random.default_rng([self.seed, self.epoch, number])
+            yield columns, np.array(rows), length_batches(columns["input_ids"].lengths, rng.permutation(len(rows)), self.batch_size, rng)
+
+    def __len__(self):
+        return self.num_rows
+
+
+class MyIterableDataLoader(DataLoader):
+    """Batches of a MyIterableDataset, of its batch size."""
+
+    def __init__(self, dataset, num_workers=0, pin_memory=False):
+        super().__init__(dataset, batch_size=None, collate_fn=as_it_is, num_workers=num_workers, generator=torch.Generator())
+        self.skip, self.pinned = 0, pin_memory
+
+    def set_position(self, epoch, batch=0):
+        """As MyDataLoader.set_position: pools before that batch are counted (the file's last block may be short), not read."""
+        data, self.skip = self.dataset, batch
+        data.epoch, data.first_pool = epoch, 0
+        for blocks in data.pools():
+            rows = sum(min(data.block, data.num_rows - block * data.block) for block in blocks)
+            batches = -(-rows // data.batch_size)
+            if self.skip < batches:
+                break
+            self.skip -= batches
+            data.first_pool += 1
+
+    def __len__(self):
+        return -(-self.dataset.num_rows // self.dataset.batch_size)
+
+    def __iter__(self):
+        skip = self.skip
+        pad_id = self.dataset.encoder.tokenizer.pad_token_id
+        for columns, numbers, batches in super().__iter__():
+            for rows in batches[skip:]:
+                batch = make_batch(columns, rows, self.dataset.encoder.tasks, pad_id, numbers)
+                yield pin(batch) if self.pinned else batch
+            skip = 0
+
+
+def pin(batch):
+    return Batch(*({name: tensor.pin_memory() for name, tensor in part.items()} for part in batch[:2]), batch.rows)

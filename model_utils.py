@@ -1,0 +1,355 @@
+"""The model: an encoder, shared layers, one head a task, and the loss that joins them.
+
+Edit here for your own model. A head of your own is one class with the five methods of `ClassificationHead` and one line in
+HEADS; an encoder of your own is a module whose output has `last_hidden_state` (B, L, H) (see `BiLSTM`) and one line in
+`build_encoder`. Nothing else in the repository needs to change.
+"""
+
+import inspect
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+import torchcrf
+from torch import nn
+from transformers import AutoConfig, AutoModel, BertConfig
+
+from config import UserError
+
+IGNORE = -100                      # labels of this value have no loss
+IMPOSSIBLE = -1e4                  # score of a transition that decoding must not take
+
+
+@dataclass
+class MyModelOutput:
+    total_loss: torch.Tensor | None = None      # (), the weighted sum of the losses
+    losses: dict = field(default_factory=dict)  # {task: ()}, each a mean over its labels
+    logits: dict = field(default_factory=dict)  # {task: (B, C) or (B, W, C)}
+
+
+class MyModel(nn.Module):
+    """Encoder -> OutputLayer -> MyLoss. Holds any encoder; is no subclass of one, so pretrained weights load as they are.
+
+    tasks: {name: {"type", "labels", …}} as in labels.json.
+    """
+
+    def __init__(self, encoder, hidden_size, tasks, use_crf=False, num_shared_layers=0, dropout=0.1, task_weights=None):
+        super().__init__()
+        unknown = set(task_weights or {}) - set(tasks)
+        if unknown:
+            raise UserError(f"--task_weights names {', '.join(sorted(unknown))}, but the tasks are {', '.join(tasks)}")
+        self.encoder = encoder
+        self.output_layer = OutputLayer(hidden_size, tasks, use_crf, num_shared_layers, dropout)
+        self.loss = MyLoss(task_weights)
+        self.takes_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
+
+    def forward(self, inputs, labels=None, totals=None):
+        """inputs, labels: as data_loader.Batch has them. totals: how many labels of each task the mean is taken over, if not
+        only those of this batch (gradient accumulation: those of the whole group). -> MyModelOutput, with losses if labels."""
+        types = {"token_type_ids": inputs["token_type_ids"]} if self.takes_types else {}
+        hidden = self.encoder(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **types).last_hidden_state
+        logits = self.output_layer(hidden, inputs)
+        if labels is None:
+            return MyModelOutput(logits=logits)
+        with torch.autocast(hidden.device.type, enabled=False):      # losses and the CRF stay in fp32
+            return self.loss(self.output_layer.heads, logits, labels, inputs, totals)
+
+    def decode(self, logits, inputs):
+        """{task: (label numbers, probabilities)} for logits of `forward`; training never pays for it."""
+        return {name: head.decode(logits[name], inputs) for name, head in self.output_layer.heads.items()}
+
+    def count_labels(self, inputs, labels):
+        """{task: how many labels have a loss}, the number that `loss` divides by; computed where the batch lies."""
+        return {name: head.count(labels[name], inputs) for name, head in self.output_layer.heads.items() if name in labels}
+
+
+class OutputLayer(nn.Module):
+    """Hidden states (B, L, H) -> {task: logits}. Shared layers first, then a head for each task.
+
+    Heads see one vector for the text, that of the first token ([CLS]) (B, H), and one for each word, that of its first
+    sub-token (B, W, H); nothing is computed for other positions.
+    """
+
+    def __init__(self, hidden_size, tasks, use_crf=False, num_shared_layers=0, dropout=0.1):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.shared = nn.ModuleList(
+            nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Dropout(dropout)) for _ in range(num_shared_layers))
+        self.heads = TaskDict({name: HEADS[task["type"]](hidden_size, task, use_crf) for name, task in tasks.items()})
+
+    def forward(self, hidden, inputs):
+        vectors = {"text": hidden[:, 0]}
+        if "word_starts" in inputs:
+            places = inputs["word_starts"].unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
+            vectors["words"] = hidden.gather(1, places)
+        for kind, vector in vectors.items():
+            vector = self.dropout(vector)
+            for layer in self.shared:
+                vector = layer(vector)
+            vectors[kind] = vector
+        return {name: head(vectors[head.reads]).float() for name, head in self.heads.items()}
+
+
+class TaskDict(nn.ModuleDict):
+    """A ModuleDict that accepts task names such as 'type' or 'items', which torch reserves."""
+
+    def add_module(self, name, module):
+        self._modules[name] = module
+
+
+# ---- heads ---------------------------------------------------------------------------------------------------------------
+
+class ClassificationHead(nn.Module):
+    """One label a text: (B, H) -> logits (B, C)."""
+
+    reads = "text"
+
+    def __init__(self, hidden_size, task, use_crf=False):
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, len(task["labels"]))
+
+    def forward(self, vectors):
+        return self.linear(vectors)
+
+    def loss(self, logits, labels, inputs):
+        """Sum, not mean, of the cross-entropies of the labels that are there."""
+        return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+
+    def count(self, labels, inputs):
+        """How many labels `loss` sums over."""
+        return (labels != IGNORE).sum()
+
+    def decode(self, logits, inputs):
+        """(label numbers, their probabilities), each (B,)."""
+        probabilities, numbers = logits.softmax(-1).max(-1)
+        return numbers, probabilities
+
+
+class TaggingHead(ClassificationHead):
+    """One tag a word: (B, W, H) -> logits (B, W, C); with a CRF over them if asked."""
+
+    reads = "words"
+
+    def __init__(self, hidden_size, task, use_crf=False):
+        super().__init__(hidden_size, task)
+        self.crf = CRF(task["labels"]) if use_crf else None
+
+    def loss(self, logits, labels, inputs):
+        """Sum over the words. The CRF leaves out a text with a word of no label: no path through it has a likelihood."""
+        if self.crf is None:
+            return super().loss(logits.flatten(0, 1), labels.flatten(), inputs)
+        known = all_known(labels, inputs["word_mask"])
+        return -(self.crf.log_likelihood(logits, labels.clamp(min=0), inputs["word_mask"]) * known).sum()
+
+    def count(self, labels, inputs):
+        if self.crf is None:
+            return super().count(labels, inputs)
+        return (inputs["word_mask"] & all_known(labels, inputs["word_mask"]).unsqueeze(1)).sum()
+
+    def decode(self, logits, inputs):
+        if self.crf is None:
+            return super().decode(logits, inputs)
+        tags = self.crf.viterbi(logits, inputs["word_mask"])
+        return tags, logits.softmax(-1).gather(2, tags.unsqueeze(2)).squeeze(2)
+
+
+def all_known(labels, mask):
+    """Whether every word of a text has a label, (B,)."""
+    return ((labels != IGNORE) | ~mask).all(1)
+
+
+HEADS = {"classification": ClassificationHead, "tagging": TaggingHead}
+
+
+class MyLoss(nn.Module):
+    """total = sum over tasks of weight * (sum of the task's losses / number of its labels)."""
+
+    def __init__(self, task_weights=None):
+        super().__init__()
+        self.task_weights = task_weights or {}
+
+    def forward(self, heads, logits, labels, inputs, totals=None):
+        losses = {}
+        for name, head in heads.items():
+            if name in labels:
+                total = head.count(labels[name], inputs) if totals is None else totals[name]
+                losses[name] = head.loss(logits[name], labels[name], inputs) / total.clamp(min=1)
+        weighted = [self.task_weights.get(name, 1.0) * loss for name, loss in losses.items()]
+        return MyModelOutput(sum(weighted), losses, logits)
+
+
+# ---- CRF -----------------------------------------------------------------------------------------------------------------
+
+class CRF(torchcrf.CRF):
+    """pytorch-crf's linear-chain CRF: its parameters and its results, computed a whole time step at once.
+
+    Masks are (B, W) with every row a prefix of ones, at least one long. Lafferty et al., ICML 2001.
+    labels: the tags' names; transitions that BIO or BIOES rule out are never taken when decoding.
+    """
+
+    def __init__(self, labels):
+        super().__init__(len(labels), batch_first=True)
+        allowed = torch.tensor([[may_follow(a, b) for b in labels] for a in labels])
+        self.register_buffer("forbidden", ~allowed, persistent=False)
+        self.register_buffer("forbidden_start", ~torch.tensor([may_follow("O", b) for b in labels]), persistent=False)
+        bioes = any(label[:2] in ("E-", "S-") for label in labels)
+        self.register_buffer("forbidden_end", torch.tensor([bioes and label[:2] in ("B-", "I-", "M-") for label in labels]), persistent=False)
+
+    def log_likelihood(self, emissions, tags, mask):
+        """log p(tags | emissions) of each text, (B,). emissions (B, W, C) in fp32, tags (B, W), mask (B, W)."""
+        last = mask.sum(1, keepdim=True) - 1
+        score = (emissions.gather(2, tags.unsqueeze(2)).squeeze(2) * mask).sum(1)
+        score = score + (self.transitions[tags[:, :-1], tags[:, 1:]] * mask[:, 1:]).sum(1)
+        score = score + self.start_transitions[tags[:, 0]] + self.end_transitions[tags.gather(1, last).squeeze(1)]
+        return score - self.log_partition(emissions, mask)
+
+    def log_partition(self, emissions, mask):
+        """log of the sum over all paths, (B,), by the forward algorithm."""
+        alpha = self.start_transitions + emissions[:, 0]                                    # (B, C)
+        peak = self.transitions.detach().max()
+        narrow = peak - self.transitions.detach().min() < 60                                # else exp() would lose terms: add logs
+        factors = (self.transitions - peak).exp()
+        for t in range(1, emissions.shape[1]):
+            if narrow:
+                top = alpha.detach().amax(1, keepdim=True)
+                step = ((alpha - top).exp() @ factors).log() + top + peak
+            else:
+                step = (alpha.unsqueeze(2) + self.transitions).logsumexp(1)
+            alpha = torch.where(mask[:, t, None], step + emissions[:, t], alpha)
+        return (alpha + self.end_transitions).logsumexp(1)
+
+    @torch.no_grad()
+    def viterbi(self, emissions, mask):
+        """The best path of each text that breaks no rule of the scheme, (B, W); 0 where the mask is."""
+        batch, width, num_tags = emissions.shape
+        into = self.transitions.masked_fill(self.forbidden, IMPOSSIBLE).T.contiguous()      # into[j, i]: from i to j
+        score = self.start_transitions.masked_fill(self.forbidden_start, IMPOSSIBLE) + emissions[:, 0]
+        scores, paths = [score], score.new_empty(batch, num_tags, num_tags)
+        for t in range(1, width):
+            torch.add(score.unsqueeze(1), into, out=paths)
+            score = torch.where(mask[:, t, None], paths.amax(2) + emissions[:, t], score)
+            scores.append(score)
+        tag = (score + self.end_transitions.masked_fill(self.forbidden_end, IMPOSSIBLE)).argmax(1)
+        tags = [tag]
+        for t in range(width - 1, 0, -1):                                                   # walk back, all texts at once
+            before = (scores[t - 1] + into[tag]).argmax(1)
+            tag = torch.where(mask[:, t], before, tag)
+            tags.append(tag)
+        return torch.stack(tags[::-1], 1) * mask
+
+
+def may_follow(before, tag):
+    """Whether `tag` may come after `before`, in BIO and BIOES (BMES) alike. "O" before the first tag and after the last."""
+    inside = tag[:2] in ("I-", "E-", "M-")
+    is_open = before[:2] in ("B-", "I-", "M-")
+    return is_open and before[2:] == tag[2:] if inside else True
+
+
+# ---- building ------------------------------------------------------------------------------------------------------------
+
+class BiLSTM(nn.Module):
+    """An encoder without transformers: embeddings and a bidirectional LSTM. It shows what an encoder of your own needs."""
+
+    def __init__(self, vocab_size, hidden_size, num_layers, dropout, pad_id):
+        super().__init__()
+        self.embeddings = nn.Embedding(vocab_size, hidden_size, padding_idx=pad_id)
+        self.dropout = nn.Dropout(dropout)
+        self.lstm = nn.LSTM(hidden_size, hidden_size // 2, num_layers, batch_first=True, bidirectional=True, dropout=dropout if num_layers > 1 else 0.0)
+
+    def get_input_embeddings(self):
+        return self.embeddings
+
+    def forward(self, input_ids, attention_mask):
+        lengths = attention_mask.sum(1).cpu()                   # packed, so that padding never enters the backward pass
+        packed = nn.utils.rnn.pack_padded_sequence(self.dropout(self.embeddings(input_ids)), lengths, batch_first=True, enforce_sorted=False)
+        hidden, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=input_ids.shape[1])
+        hidden = hidden.unflatten(2, (2, -1))
+        first = torch.cat([hidden[range(len(lengths)), lengths - 1, 0], hidden[:, 0, 1]], 1)       # the whole text, both ways
+        return SimpleNamespace(last_hidden_state=torch.cat([first.unsqueeze(1), hidden.flatten(2)[:, 1:]], 1))
+
+
+def build_encoder(config, tokenizer, checkpoint=None):
+    """(encoder, its width H). `checkpoint`: a folder of ours, whose weights are loaded afterwards; nothing else is read then."""
+    if config.encoder == "bilstm":
+        return BiLSTM(len(tokenizer), config.hidden_size, config.num_layers, config.dropout, tokenizer.pad_token_id), config.hidden_size
+    if checkpoint:
+        encoder = AutoModel.from_config(AutoConfig.from_pretrained(checkpoint))
+    elif config.pretrain_model_path:
+        encoder = load_pretrained(config.pretrain_model_path)
+        vocab_size = encoder.get_input_embeddings().num_embeddings
+        if config.special_tokens:
+            encoder.resize_token_embeddings(max(len(tokenizer), vocab_size))
+        elif len(tokenizer) > vocab_size:
+            raise UserError(f"{config.pretrain_model_path}: its tokenizer has {len(tokenizer)} entries, its embedding {vocab_size} rows; they do not belong together")
+    else:
+        encoder = AutoModel.from_config(BertConfig(
+            vocab_size=len(tokenizer), hidden_size=config.hidden_size, num_hidden_layers=config.num_layers, num_attention_heads=config.hidden_size // 32,
+            intermediate_size=4 * config.hidden_size, max_position_embeddings=max(512, config.max_length), pad_token_id=tokenizer.pad_token_id,
+            hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=config.dropout))
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None                                   # our heads read the hidden states; its work would be thrown away
+    longest = getattr(encoder.config, "max_position_embeddings", None)
+    if longest and config.max_length > longest:
+        raise UserError(f"--max_length={config.max_length} is more than the {longest} positions of this encoder")
+    return encoder, encoder.config.hidden_size
+
+
+def load_pretrained(name):
+    """An encoder from a folder made by save_pretrained, or from the hub; refused if weights are missing."""
+    try:
+        encoder, found = AutoModel.from_pretrained(name, output_loading_info=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--pretrain_model_path {name}: {str(error).strip().splitlines()[0]}") from None
+    missing = [key for key in found["missing_keys"] if "pooler" not in key]
+    if missing:
+        raise UserError(f"--pretrain_model_path {name}: has no weights for {len(missing)} tensors of its own config, such as {missing[0]}")
+    return encoder.float()
+
+
+def build_model(config, tokenizer, tasks, checkpoint=None):
+    """MyModel as the options say, on the CPU."""
+    encoder, hidden_size = build_encoder(config, tokenizer, checkpoint)
+    model = MyModel(encoder, hidden_size, tasks, config.use_crf, config.shared_layers, config.dropout, config.task_weights_by_name())
+    freeze(model.encoder, config.freeze_layers)
+    return model
+
+
+def freeze(encoder, num_layers):
+    """Takes the gradient from the embeddings and the first `num_layers` layers; -1: from the whole encoder; 0: from nothing."""
+    if num_layers == -1:
+        encoder.requires_grad_(False)
+    elif num_layers:
+        layers = next((module for module in encoder.modules() if isinstance(module, nn.ModuleList)), [])
+        if num_layers > len(layers):
+            raise UserError(f"--freeze_layers={num_layers}: this encoder has {len(layers)} layers that can be frozen one by one; 'all' freezes it whole")
+        names = [name for name, module in encoder.named_modules() if module is layers][0]
+        for name, module in encoder.named_children():
+            if not (name == names.split(".")[0]):
+                module.requires_grad_(False)
+        for layer in layers[:num_layers]:
+            layer.requires_grad_(False)
+
+
+def default_lr(model, config):
+    """The peak rate of the encoder when --lr is not given: small encoders want far more than BERT-base's 5e-5.
+
+    Pretrained: 3e-4 at width 384, falling with the square of the width (7.5e-5 at 768, 4.2e-5 at 1024); from scratch 1e-3.
+    """
+    if not config.pretrain_model_path or config.encoder == "bilstm":
+        return 1e-3
+    return min(1e-3, 3e-4 * (384 / model.encoder.config.hidden_size) ** 2)
+
+
+def parameter_groups(model, config):
+    """Groups for AdamW: {encoder, heads} x {decay, no decay}. Biases, norms and the CRF do not decay; heads learn at head_lr."""
+    lr = config.lr or default_lr(model, config)
+    from_scratch = not config.pretrain_model_path or config.encoder == "bilstm"
+    head_lr = config.head_lr or (lr if from_scratch else min(10 * lr, 1e-2))
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_head, decays = not name.startswith("encoder."), parameter.ndim > 1 and ".crf." not in name
+            group = groups.setdefault((is_head, decays), {"params": [], "lr": head_lr if is_head else lr, "weight_decay": config.weight_decay if decays else 0.0})
+            group["params"].append(parameter)
+    return list(groups.values())

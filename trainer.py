@@ -1,0 +1,368 @@
+"""The training loop, evaluation, prediction, and what makes a run resumable.
+
+Edit here when you want to change how a step is taken (`train_one_epoch`), what is scored (`metric_function`) or what
+prediction writes (`predict`).
+"""
+
+import csv
+import json
+import logging
+import math
+import signal
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch.nn.utils import get_total_norm
+from tqdm import tqdm
+
+import checkpoint
+import metrics
+from config import UserError
+from data_process import join_tokens, split_text
+
+logger = logging.getLogger("template")
+
+
+@dataclass
+class Progress:
+    """Where a run stands. All of it is in every checkpoint, so that a resumed run ends with the same bytes."""
+
+    step: int = 0                    # optimizer steps done
+    epoch: int = 0                   # epochs done and evaluated
+    batch: int = 0                   # micro-batches of the current epoch done
+    best_score: float | None = None  # of the monitored metric
+    best_epoch: int = 0
+    bad_epochs: int = 0              # evaluations since the best
+    sums: dict = field(default_factory=dict)   # losses since the last log line
+    sum_steps: int = 0
+    metrics_bytes: int = 0           # length of metrics.jsonl
+
+
+class Interrupted(Exception):
+    """A signal came; `signal_number` says which."""
+
+    def __init__(self, signal_number):
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+def build_optimizer(groups, device):
+    """AdamW (Loshchilov and Hutter, 2019) in torch's fused form, which also skips a step whose gradient is not finite."""
+    return torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, fused=torch.device(device).type in ("cpu", "cuda"))
+
+
+def build_scheduler(optimizer, config, steps_per_epoch):
+    """Linear warmup, then cosine or linear down to --lrf of the peak, or constant; one value for each optimizer step."""
+    total = max(1, config.epochs * steps_per_epoch)
+    warmup = round((config.epochs / 10 if config.warmup_epochs is None else config.warmup_epochs) * steps_per_epoch)
+
+    def factor(step):
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        done = min(1.0, (step - warmup) / max(1, total - warmup))
+        left = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}[config.scheduler]
+        return config.lrf + (1 - config.lrf) * left
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+class Trainer:
+    """Trains, evaluates and predicts with a MyModel.
+
+    tasks: as in labels.json. The loaders, optimizer, scheduler and tricks are needed for `train` alone.
+    """
+
+    def __init__(self, model, tokenizer, tasks, config, device, train_loader=None, dev_loader=None, optimizer=None, scheduler=None, tricks=()):
+        self.model, self.tokenizer, self.tasks, self.config, self.device = model.to(device), tokenizer, tasks, config, device
+        self.train_loader, self.dev_loader = train_loader, dev_loader
+        self.optimizer, self.scheduler, self.tricks = optimizer, scheduler, tricks
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
+        self.root = config.run_dir / "checkpoints"
+        self.monitor = config.monitor or metrics.default_monitor(tasks)
+        self.progress = Progress()
+        self.sums, self.refused = {}, []          # on the device until the next log line
+        self.signal_number = None
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        if config.compile:
+            model.encoder.compile(dynamic=True)
+
+    # ---- training ---------------------------------------------------------------------------------------------------
+
+    def train(self):
+        """All epochs that are left, with evaluation on dev, best and last checkpoints and early stopping. -> the best dev score.
+
+        The model then holds the best checkpoint's weights. SIGTERM and SIGINT save at the next step boundary and raise Interrupted.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        config, progress = self.config, self.progress
+        with self.signals(), SummaryWriter(config.run_dir / "tensorboard", purge_step=progress.step + 1) as self.board:
+            while progress.epoch < config.epochs and not self.out_of_patience():
+                try:
+                    self.train_one_epoch(progress.epoch)
+                    scores = self.eval(self.dev_loader)
+                except Interrupted:
+                    self.save_model(f"step_{progress.step:08d}", resumable=True)
+                    raise
+                progress.epoch, progress.batch = progress.epoch + 1, 0
+                self.keep_best(scores)
+                last = progress.epoch == config.epochs or self.out_of_patience()
+                if last or config.save_epoch and progress.epoch % config.save_epoch == 0:
+                    self.save_model(f"step_{progress.step:08d}", resumable=True)
+            if self.out_of_patience():
+                logger.info(f"stopped early: {self.monitor} has not risen for {progress.bad_epochs} epochs")
+        if config.epochs:
+            checkpoint.load_weights(self.model, self.root / "best")
+            logger.info(f"best: epoch {progress.best_epoch}, dev {self.monitor} {progress.best_score:.4f}")
+        return progress.best_score
+
+    def train_one_epoch(self, epoch):
+        """One pass from where the run stands; a group of micro-batches is one optimizer step."""
+        progress, size = self.progress, self.config.gradient_accumulation_steps
+        self.model.train()
+        self.train_loader.set_position(epoch, progress.batch)
+        bar = tqdm(total=len(self.train_loader), initial=progress.batch, desc=f"epoch {epoch + 1}/{self.config.epochs}", leave=False)
+        batches = iter(self.train_loader)
+        while group := list(islice(batches, size)):
+            counts = [self.model.count_labels(batch.inputs, batch.labels) for batch in group]
+            totals = {name: sum(count[name] for count in counts).to(self.device, non_blocking=True) for name in counts[0]}
+            for batch in group:
+                compute = self.forward_backward(batch.to(self.device), totals)
+                for trick in self.tricks:
+                    compute = trick.around(compute, batch.inputs)
+                self.add_losses(compute())
+            self.update(group)
+            progress.step, progress.batch = progress.step + 1, progress.batch + len(group)
+            bar.update(len(group))
+            if progress.step % self.config.log_steps == 0:
+                bar.set_postfix(loss=f"{self.log_losses(epoch):.4f}")
+            self.check_signal()
+            if self.config.save_steps and progress.step % self.config.save_steps == 0:
+                self.save_model(f"step_{progress.step:08d}", resumable=True)
+        bar.close()
+
+    def forward_backward(self, batch, totals):
+        """One micro-batch's share of its group's loss: called, it adds to the gradients and returns the model's output."""
+        def compute():
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                output = self.model(batch.inputs, batch.labels, totals)
+            self.scaler.scale(output.total_loss).backward()
+            return output
+
+        return compute
+
+    def update(self, group):
+        """Clip, step, schedule, clear. A step whose gradient is not finite changes nothing; no host sync decides that.
+
+        Clipping is a factor that the fused optimizer divides by on its way; `found_inf` tells it to do nothing.
+        """
+        self.scaler.unscale_(self.optimizer)
+        norm = get_total_norm([p.grad for p in self.trained if p.grad is not None])
+        finite = torch.isfinite(norm)
+        if self.config.max_grad_norm:
+            self.optimizer.grad_scale = (norm / self.config.max_grad_norm).clamp(min=1)
+        self.optimizer.found_inf = (~finite).float()
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scaler.get_scale() >= scale:              # after an fp16 overflow the rate waits as well
+            self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.progress.sum_steps += 1
+        self.refused.append((~finite, [row for batch in group for row in batch.rows.tolist()]))
+
+    # ---- logs -------------------------------------------------------------------------------------------------------
+
+    def add_losses(self, output):
+        for name, loss in (("loss", output.total_loss), *((f"{task}_loss", loss) for task, loss in output.losses.items())):
+            loss = loss.detach().nan_to_num(0.0, 0.0, 0.0)
+            self.sums[name] = self.sums[name] + loss if name in self.sums else loss
+
+    def log_losses(self, epoch):
+        """Mean losses since the last line, to metrics.jsonl and TensorBoard; names batches that were refused. The only host sync."""
+        progress = self.progress
+        steps = progress.sum_steps
+        refused = torch.stack([flag for flag, _ in self.refused]).tolist() if self.refused else []
+        for bad, (_, rows) in zip(refused, self.refused):
+            if bad:
+                shown = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
+                logger.warning(f"up to step {progress.step}: the loss or gradient of rows {shown} was not finite; that step was left out")
+        if steps == self.config.log_steps > 1 and len(refused) == steps and all(refused):
+            raise UserError(f"the last {steps} steps were all not finite: the training has diverged; lower --lr, or use --precision bf16 or fp32")
+        record = {"step": progress.step, "epoch": epoch, "lr": self.scheduler.get_last_lr()[0]}
+        record |= {name: value.item() / max(1, steps - sum(refused)) for name, value in self.sums.items()}
+        self.sums, self.refused, progress.sum_steps = {}, [], 0
+        self.log(record)
+        return record["loss"]
+
+    def log(self, record):
+        with open(self.config.run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            self.progress.metrics_bytes = file.tell()
+        for name, value in record.items():
+            if name not in ("step", "epoch"):
+                self.board.add_scalar(name, value, record["step"])
+
+    # ---- best, last, resume -----------------------------------------------------------------------------------------
+
+    def out_of_patience(self):
+        return 0 < self.config.early_stop_patience <= self.progress.bad_epochs
+
+    def keep_best(self, scores):
+        """Logs dev scores, and saves the model if it is the best so far (a tie keeps the earlier)."""
+        progress = self.progress
+        if self.monitor not in scores:
+            raise UserError(f"--monitor={self.monitor} is none of the scores: {', '.join(scores)}")
+        value = scores[self.monitor] * (-1 if self.monitor.endswith(metrics.IS_BETTER_LOW) else 1)
+        best = progress.best_score
+        self.log({"step": progress.step, "epoch": progress.epoch - 1} | {f"dev_{name}": score for name, score in scores.items()})
+        shown = "  ".join(f"{name} {score:.4f}" for name, score in scores.items())
+        if best is None or value > best * (-1 if self.monitor.endswith(metrics.IS_BETTER_LOW) else 1):
+            progress.best_score, progress.best_epoch, progress.bad_epochs = scores[self.monitor], progress.epoch, 0
+            self.save_model("best")
+            shown += "  (best)"
+        else:
+            progress.bad_epochs += 1
+        logger.info(f"epoch {progress.epoch}  dev: {shown}")
+
+    def save_model(self, name, resumable=False):
+        """Writes checkpoints/<name>; resumable: with all that the next step depends on, and older ones of its kind rotated out."""
+        training = None
+        if resumable:
+            self.progress.sums = {key: value.item() for key, value in self.sums.items()}
+            training = checkpoint.training_state(self.optimizer, self.scheduler, self.scaler, asdict(self.progress))
+        checkpoint.save(self.root / name, self.model, self.tokenizer, self.tasks, self.config, training)
+        if resumable:
+            checkpoint.rotate(self.root)
+
+    def resume(self):
+        """Goes on from the newest checkpoint that is whole. -> whether there was one."""
+        checkpoint.sweep(self.root)
+        metrics_path = self.config.run_dir / "metrics.jsonl"
+        for folder in checkpoint.steps(self.root):
+            if reason := checkpoint.damage(folder):
+                logger.warning(f"{folder} is damaged ({reason}); trying the one before")
+                continue
+            checkpoint.load_weights(self.model, folder)
+            self.progress = Progress(**checkpoint.restore_training(folder, self.optimizer, self.scheduler, self.scaler))
+            self.sums = {name: torch.tensor(value, device=self.device) for name, value in self.progress.sums.items()}
+            with open(metrics_path, "ab") as file:
+                file.truncate(self.progress.metrics_bytes)
+            logger.info(f"resumed from {folder}: {self.progress.step} steps done")
+            return True
+        metrics_path.write_bytes(b"")
+        return False
+
+    @contextmanager
+    def signals(self):
+        """SIGTERM and SIGINT set a flag that is looked at between steps and batches; a second one ends the process at once."""
+        def remember(number, frame):
+            self.signal_number = number
+            signal.signal(number, signal.SIG_DFL)
+            logger.warning(f"{signal.Signals(number).name}: saving at the next step boundary; once more ends at once")
+
+        before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def check_signal(self):
+        if self.signal_number is not None:
+            raise Interrupted(self.signal_number)
+
+    # ---- evaluation and prediction ----------------------------------------------------------------------------------
+
+    def metric_function(self, gold, predicted):
+        """{task: list of labels or tag lists}, twice -> {score: value}; see metrics.py."""
+        return metrics.score(self.tasks, gold, predicted)
+
+    def eval(self, loader):
+        """Scores and mean losses of all examples, against the labels as they are in the file, cut or unknown ones too."""
+        predicted, _, losses = self.infer(loader, "evaluating")
+        examples = [loader.dataset[i] for i in range(len(loader.dataset))]
+        gold = {name: [example[name] for example in examples] for name in self.tasks}
+        return losses | self.metric_function(gold, predicted)
+
+    @torch.inference_mode()
+    def infer(self, loader, what):
+        """({task: labels or tag lists}, {task: probabilities}, {loss: mean}) of a MyDataLoader, in the order of its dataset."""
+        self.model.eval()
+        data = loader.dataset
+        labels = {name: task["labels"] for name, task in self.tasks.items()}
+        predicted, probabilities = ({name: [None] * len(data) for name in self.tasks} for _ in range(2))
+        sums, counts = {}, {}
+        for batch in tqdm(loader, desc=what, leave=False, delay=2):
+            self.check_signal()
+            batch = batch.to(self.device)
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                output = self.model(batch.inputs, batch.labels or None)
+            for name, count in self.model.count_labels(batch.inputs, batch.labels).items():
+                sums[name] = sums.get(name, 0.0) + output.losses[name].double() * count
+                counts[name] = counts.get(name, 0) + count
+            for name, decoded in self.model.decode(output.logits, batch.inputs).items():
+                numbers, chances = (tensor.tolist() for tensor in decoded)
+                for place, row in enumerate(batch.rows.tolist()):
+                    if self.tasks[name]["type"] == "tagging":
+                        kept, whole = data.columns["word_starts"].lengths[row], data.columns["num_words"][row]
+                        predicted[name][row] = [labels[name][number] for number in numbers[place][:kept]] + ["O"] * (whole - kept)
+                    else:
+                        predicted[name][row] = labels[name][numbers[place]]
+                        probabilities[name][row] = chances[place]
+        losses = {f"{name}_loss": (sums[name] / max(counts[name], 1)).item() for name in sums}
+        if losses:
+            losses = {"loss": sum(self.model.loss.task_weights.get(name, 1.0) * losses[f"{name}_loss"] for name in sums)} | losses
+        return predicted, probabilities, losses
+
+    def predict(self, loader, path):
+        """Labels every example of a MyDataLoader into a .csv or .jsonl file, in input order; the file appears whole or not at all.
+
+        Columns: id, text, (text_pair,) and for each task its label and probability, or its entities, as JSON with text and
+        character offsets into the text column, and its tags.
+        """
+        predicted, probabilities, _ = self.infer(loader, "predicting")
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.tmp")
+        rows = (self.prediction(loader.dataset[i], {name: (predicted[name][i], probabilities[name][i]) for name in self.tasks})
+                for i in range(len(loader.dataset)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            if path.suffix == ".jsonl":
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            else:
+                for number, row in enumerate(rows):
+                    row = {name: json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value for name, value in row.items()}
+                    if number == 0:
+                        writer = csv.DictWriter(file, row)
+                        writer.writeheader()
+                    writer.writerow(row)
+        temporary.replace(path)
+        logger.info(f"{len(loader.dataset)} predictions in {path}")
+
+    def prediction(self, example, answers):
+        unit = next((task["unit"] for task in self.tasks.values() if task["type"] == "tagging"), "word")
+        text, spans = (example["text"], example.get("spans")) if "text" in example else join_tokens(example["tokens"], unit)
+        row = {"id": example["id"], "text": text} | ({"text_pair": example["text_pair"]} if "text_pair" in example else {})
+        for name, (label, probability) in answers.items():
+            if self.tasks[name]["type"] == "tagging":
+                row |= {name: metrics.entities(label, spans, text), f"{name}_tags": label}
+            else:
+                row |= {name: label, f"{name}_probability": round(probability, 6)}
+        return row
+
+
+def with_tokens(examples, tasks):
+    """Texts to predict on -> examples as the model's tasks need them: a tagging model gets tokens, cut as in its training data."""
+    unit = next((task["unit"] for task in tasks.values() if task["type"] == "tagging"), None)
+    if unit is None:
+        return examples
+    for example in examples:
+        if "tokens" not in example:
+            pieces = split_text(example["text"], unit)
+            example |= {"tokens": [piece[0] for piece in pieces], "spans": [piece[1:] for piece in pieces]}
+    return examples
