@@ -22,12 +22,15 @@ from transformers import AutoTokenizer
 from config import Config, UserError
 from model_utils import build_model
 
-KEEP = 2                          # checkpoints to resume from, beside the best
+KEEP = 2  # checkpoints to resume from, beside the best
 
 
 def sha256(path):
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sync(path):
@@ -54,7 +57,7 @@ def write_folder(folder, fill):
         write_json(temporary / "manifest.json", {path.name: sha256(path) for path in files})
         for path in (*files, temporary / "manifest.json", temporary):
             sync(path)
-    except (OSError, RuntimeError, SafetensorError) as error:       # a full disk raises any of these
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of these
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"{folder}: cannot be written ({error}); earlier checkpoints are as they were") from None
     if folder.exists():
@@ -104,8 +107,10 @@ def rotate(root):
 
 # ---- what is in them -----------------------------------------------------------------------------------------------------
 
+
 def save(folder, model, tokenizer, tasks, config, training=None):
     """Writes a checkpoint. training: (tensors, values) of `training_state`, for one that can be resumed."""
+
     def fill(temporary):
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / "model.safetensors")
         tokenizer.save_pretrained(temporary)
@@ -139,9 +144,21 @@ def load_weights(model, folder):
     tensors, own = load_file(folder / "model.safetensors"), model.state_dict()
     wrong = sorted(set(tensors) ^ set(own)) or [name for name in own if own[name].shape != tensors[name].shape]
     if wrong:
-        raise UserError(f"{folder}: is of another model: {len(wrong)} tensors differ, such as {wrong[0]} "
-                        f"({shape_of(tensors, wrong[0])} there, {shape_of(own, wrong[0])} here)")
+        raise UserError(
+            f"{folder}: is of another model: {len(wrong)} tensors differ, such as {wrong[0]} "
+            f"({shape_of(tensors, wrong[0])} there, {shape_of(own, wrong[0])} here)"
+        )
     model.load_state_dict(tensors)
+
+
+def require_labels(folder, tasks):
+    """UserError if a checkpoint was trained with other tasks or labels than these."""
+    theirs = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+    for name in sorted(theirs.keys() | tasks.keys()):
+        old, new = (side.get(name, {}).get("labels", []) for side in (theirs, tasks))
+        if old != new:
+            differ = sorted(set(old) ^ set(new)) or ["their order"]
+            raise UserError(f"{folder}: the labels of {name!r} have changed since ({', '.join(differ[:8])}); train a new --model_version")
 
 
 def shape_of(tensors, name):
@@ -156,8 +173,14 @@ def training_state(optimizer, scheduler, scaler, progress):
     if torch.cuda.is_available():
         tensors |= {f"random.cuda.{i}": rng for i, rng in enumerate(torch.cuda.get_rng_state_all())}
     name, keys, *rest = np.random.get_state()
-    values = {"optimizer": state["param_groups"], "scheduler": {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"},
-              "scaler": scaler.state_dict(), "random_python": random.getstate(), "random_numpy": [name, keys.tolist(), *rest], "progress": progress}
+    values = {
+        "optimizer": state["param_groups"],
+        "scheduler": {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"},
+        "scaler": scaler.state_dict(),
+        "random_python": random.getstate(),
+        "random_numpy": [name, keys.tolist(), *rest],
+        "progress": progress,
+    }
     return tensors, values
 
 

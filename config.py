@@ -62,7 +62,9 @@ class Config:
     text_pair_column: str = option("", "column of the second text in --predict_file")
 
     # Model
-    pretrain_model_path: str = option("", "folder made by save_pretrained, or a hub name; empty: a small encoder from scratch", group="model")
+    pretrain_model_path: str = option(
+        "", "folder made by save_pretrained, or a hub name; empty: a small encoder from scratch", group="model"
+    )
     encoder: str = option("transformer", "bilstm needs no transformer; it reads the same tokens", choices=["transformer", "bilstm"])
     hidden_size: int = option(256, "width of an encoder built from scratch")
     num_layers: int = option(3, "layers of an encoder built from scratch")
@@ -85,15 +87,21 @@ class Config:
     batch_size: int = option(32, "examples in a micro-batch")
     gradient_accumulation_steps: int = option(1, "micro-batches in one optimizer step")
     eval_batch_size: int = option(128, "examples in a batch of evaluation and prediction; scores do not depend on it")
-    lr: float | None = option(None, "peak learning rate of the encoder (default: by its size, see model_utils.default_lr)", aliases=["learning_rate"])
+    lr: float | None = option(
+        None, "peak learning rate of the encoder (default: by its size, see model_utils.default_lr)", aliases=["learning_rate"]
+    )
     head_lr: float | None = option(None, "of heads and CRF (default: 10 times --lr; equal to it when training from scratch)")
     scheduler: str = option("cosine", "course of the rate after warmup", choices=["cosine", "linear", "constant"])
-    warmup_epochs: float | None = option(None, "the rate rises linearly for so long (default: a tenth of --epochs)", aliases=["warm_up_epochs"])
+    warmup_epochs: float | None = option(
+        None, "the rate rises linearly for so long (default: a tenth of --epochs)", aliases=["warm_up_epochs"]
+    )
     lrf: float = option(0.01, "final rate as a fraction of the peak")
     weight_decay: float = option(0.01, "AdamW's decoupled decay; none on biases, norms and the CRF")
     max_grad_norm: float = option(1.0, "clip the gradient of each step to this norm; 0: never")
     monitor: str = option("", "dev score that picks the best checkpoint, such as intent_accuracy, slots_f1, loss (default: by task)")
-    early_stop_patience: int = option(5, "stop after so many epochs without a better score; 0: never", aliases=["earlystop_patient", "earlystop_patience"])
+    early_stop_patience: int = option(
+        5, "stop after so many epochs without a better score; 0: never", aliases=["earlystop_patient", "earlystop_patience"]
+    )
     save_epoch: int = option(1, "save a checkpoint to resume from every N epochs; 0: none but at the end")
     save_steps: int = option(0, "and every N optimizer steps; 0: no")
     log_steps: int = option(20, "log every N optimizer steps")
@@ -110,9 +118,15 @@ class Config:
     deterministic: bool = option(False, "on a GPU: deterministic algorithms only, somewhat slower")
 
     def __post_init__(self):
-        require_range(self, 1, "hidden_size num_layers vocab_size batch_size gradient_accumulation_steps eval_batch_size log_steps shuffle_buffer")
-        require_range(self, 0, "epochs warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps num_workers "
-                               "shared_layers fgm_eps random_seed")
+        require_range(
+            self, 1, "hidden_size num_layers vocab_size batch_size gradient_accumulation_steps eval_batch_size log_steps shuffle_buffer"
+        )
+        require_range(
+            self,
+            0,
+            "epochs warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps num_workers "
+            "shared_layers fgm_eps random_seed",
+        )
         require_range(self, 8, "max_length")
         require_range(self, -1, "freeze_layers")
         for name in ("lr", "head_lr"):
@@ -122,7 +136,9 @@ class Config:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
         if self.warmup_epochs is not None and self.warmup_epochs > self.epochs > 0:
-            raise UserError(f"--warmup_epochs={self.warmup_epochs:g} is longer than --epochs={self.epochs}: the rate would never reach its peak")
+            raise UserError(
+                f"--warmup_epochs={self.warmup_epochs:g} is longer than --epochs={self.epochs}: the rate would never reach its peak"
+            )
         if self.encoder == "transformer" and not self.pretrain_model_path and self.hidden_size % 32:
             raise UserError(f"--hidden_size={self.hidden_size} must be a multiple of 32, the size of an attention head")
         if self.predict_output and Path(self.predict_output).suffix not in (".csv", ".jsonl"):
@@ -168,11 +184,15 @@ class DataConfig:
 
     input: str = option("", "file or folder of raw data")
     output_dir: str = option("", "processed folder to write, such as dataset/NAME")
-    format: str = option("auto", "what the input is; auto finds it by its names and first rows", choices=["auto", "csv", "tsv", "jsonl", "conll", "seq"])
+    format: str = option(
+        "auto", "what the input is; auto finds it by its names and first rows", choices=["auto", "csv", "tsv", "jsonl", "conll", "seq"]
+    )
     encoding: str = option("auto", "of the input: auto (UTF-8 or UTF-16 by its mark), gb18030, …")
     text_column: str = option("", "column or key of the text (default: found by its name)")
     text_pair_column: str = option("", "column or key of the second text of a pair")
-    label_column: str = option("", "column or key of the label, or several, comma-separated; each becomes a task (default: found by its name)")
+    label_column: str = option(
+        "", "column or key of the label, or several, comma-separated; each becomes a task (default: found by its name)"
+    )
     dev_ratio: float = option(0.1, "share of examples for dev, if the data has no dev part")
     test_ratio: float = option(0.1, "share of examples for test, if the data is a single part")
     random_seed: int = option(666, "seed of the split", aliases=["seed"])
@@ -180,7 +200,7 @@ class DataConfig:
     def __post_init__(self):
         if not self.input or not self.output_dir:
             raise UserError("both --input FILE_OR_FOLDER and --output_dir dataset/NAME are needed")
-        if not (0 < self.dev_ratio and 0 <= self.test_ratio and self.dev_ratio + self.test_ratio < 1):
+        if not (self.dev_ratio > 0 and self.test_ratio >= 0 and self.dev_ratio + self.test_ratio < 1):
             raise UserError(f"--dev_ratio={self.dev_ratio} and --test_ratio={self.test_ratio} must leave something to train on")
 
 
@@ -198,8 +218,12 @@ class OneLineParser(argparse.ArgumentParser):
 
 def parse_args(config_class, argv=None):
     """Builds an argparse parser from a dataclass of `option`s and returns the filled dataclass; a mistake exits with 2."""
-    parser = OneLineParser(description=sys.modules["__main__"].__doc__, usage="%(prog)s [--flag VALUE] ...", allow_abbrev=False,
-                           formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120))
+    parser = OneLineParser(
+        description=sys.modules["__main__"].__doc__,
+        usage="%(prog)s [--flag VALUE] ...",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120),
+    )
     section = parser
     for f in dataclasses.fields(config_class):
         meta = f.metadata
@@ -210,7 +234,9 @@ def parse_args(config_class, argv=None):
         described = dict(dest=f.name, default=f.default, help=meta["help"] + shown)
         if f.type is bool:
             section.add_argument(*flags, type=parse_bool, nargs="?", const=True, metavar="BOOL", **described)
-            section.add_argument(f"--no_{f.name}", dest=f.name, action="store_const", const=False, default=f.default, help=argparse.SUPPRESS)
+            section.add_argument(
+                f"--no_{f.name}", dest=f.name, action="store_const", const=False, default=f.default, help=argparse.SUPPRESS
+            )
         else:
             kind = next(t for t in get_args(f.type) if t is not type(None)) if get_origin(f.type) or get_args(f.type) else f.type
             section.add_argument(*flags, type=meta["parse"] or kind, choices=meta["choices"], **described)

@@ -24,18 +24,19 @@ from tqdm import tqdm
 from config import UserError
 from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
 
-IGNORE = -100                     # what a label is where there is none: torch's ignore_index
+IGNORE = -100  # what a label is where there is none: torch's ignore_index
 logger = logging.getLogger("template")
 
 
 class Batch(NamedTuple):
     inputs: dict
     labels: dict
-    rows: torch.Tensor            # (B,)
+    rows: torch.Tensor  # (B,)
 
     def to(self, device):
         def move(tensors):
             return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+
         return Batch(move(self.inputs), move(self.labels), self.rows)
 
 
@@ -43,7 +44,7 @@ class Ragged(NamedTuple):
     """A column of rows of different lengths: row i is values[offsets[i]:offsets[i + 1]]."""
 
     values: np.ndarray
-    offsets: np.ndarray           # (rows + 1,)
+    offsets: np.ndarray  # (rows + 1,)
 
     @classmethod
     def from_lists(cls, lists):
@@ -65,7 +66,7 @@ class Ragged(NamedTuple):
         return np.where(mask, self.values[places], fill).astype(np.int64), mask
 
 
-def to_device(name, precision="fp32"):
+def to_device(name):
     """'auto', 'cpu', 'cuda:0', … -> torch.device, or a UserError if this machine has no such one."""
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
@@ -84,13 +85,15 @@ def load_tokenizer(config, train_path):
     name = config.pretrain_model_path
     if not name:
         logger.info(f"no --pretrain_model_path: training a tokenizer on {train_path}")
-        tokenizer = train_tokenizer((text_of(example) for example in read_processed(train_path)), config.vocab_size)
+        tokenizer = train_tokenizer(lambda: map(text_of, read_processed(train_path)), config.vocab_size)
     else:
         if name.startswith((".", os.sep, "~")) and not Path(name).is_dir():
             raise UserError(f"--pretrain_model_path {name}: no such folder")
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-            if tokenizer.is_fast and "ByteLevel" in str(tokenizer.backend_tokenizer.pre_tokenizer):     # RoBERTa's kind: a word begins with a blank
+            if tokenizer.is_fast and "ByteLevel" in str(
+                tokenizer.backend_tokenizer.pre_tokenizer
+            ):  # RoBERTa's kind: a word begins with a blank
                 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, add_prefix_space=True)
         except (OSError, ValueError) as error:
             raise UserError(f"--pretrain_model_path {name}: no tokenizer loads from it ({str(error).strip().splitlines()[0]})") from None
@@ -108,6 +111,7 @@ def text_of(example):
 
 # ---- encoding ------------------------------------------------------------------------------------------------------------
 
+
 class Encoder:
     """Examples -> columns of numbers, with any fast tokenizer.
 
@@ -122,8 +126,10 @@ class Encoder:
 
     def fingerprint(self):
         """Changes with whatever changes the encoding; the cache is named by it."""
-        parts = (self.tokenizer.backend_tokenizer.to_str(), json.dumps(self.tasks, sort_keys=True), str(self.max_length), "1")
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        del tokenizer["truncation"], tokenizer["padding"]  # set anew by each call
+        version = 1  # raise it when the columns change
+        return hashlib.sha256(json.dumps([version, tokenizer, self.tasks, self.max_length], sort_keys=True).encode()).hexdigest()
 
     def __call__(self, examples):
         """{column: Ragged, or an array with one number a row} for a list of examples.
@@ -150,7 +156,11 @@ class Encoder:
     def tokenize(self, examples):
         by_words = "tokens" in examples[0]
         first = [example["tokens" if by_words else "text"] for example in examples]
-        pairs = [example["text_pair"].split() if by_words else example["text_pair"] for example in examples] if "text_pair" in examples[0] else None
+        pairs = (
+            [example["text_pair"].split() if by_words else example["text_pair"] for example in examples]
+            if "text_pair" in examples[0]
+            else None
+        )
         options = dict(is_split_into_words=by_words, truncation="longest_first", max_length=self.max_length)
         encodings = list(self.tokenizer(first, pairs, **options).encodings)
         if by_words:
@@ -190,7 +200,7 @@ def make_batch(columns, rows, tasks, pad_id, numbers=None):
     labels = {}
     for name in tasks:
         if isinstance(columns.get(name), Ragged):
-            kept = inputs["word_mask"].shape[1]                         # tags of words that were cut are no labels
+            kept = inputs["word_mask"].shape[1]  # tags of words that were cut are no labels
             tags = columns[name].pad(rows, IGNORE)[0][:, :kept]
             labels[name] = np.where(inputs["word_mask"], tags, IGNORE)
         elif name in columns:
@@ -202,7 +212,7 @@ def make_batch(columns, rows, tasks, pad_id, numbers=None):
 def length_batches(lengths, rows, batch_size, rng):
     """Shuffled `rows` -> batches of similar length, in random order. Ties stay as shuffled, so batches differ by epoch."""
     ordered = rows[np.argsort(lengths[rows], kind="stable")]
-    batches = [ordered[start:start + batch_size] for start in range(0, len(ordered), batch_size)]
+    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
@@ -217,6 +227,7 @@ def read_processed(path, start=0, stop=None):
 
 
 # ---- whole in memory -----------------------------------------------------------------------------------------------------
+
 
 class MyDataset(Dataset):
     """A processed file, or a list of examples, tokenised once and kept as Arrow in memory-mapped columns.
@@ -275,8 +286,10 @@ class MyDataset(Dataset):
         if "num_words" in self.columns:
             cut = self.columns["num_words"] - self.columns["word_starts"].lengths
             if cut.any():
-                logger.warning(f"{where}: {(cut > 0).sum()} of {len(self)} examples are longer than --max_length {self.encoder.max_length}; "
-                               f"their last {cut.sum()} words are not seen and count as O")
+                logger.warning(
+                    f"{where}: {(cut > 0).sum()} of {len(self)} examples are longer than --max_length {self.encoder.max_length}; "
+                    f"their last {cut.sum()} words are not seen and count as O"
+                )
         elif full := int((self.lengths >= self.encoder.max_length).sum()):
             logger.warning(f"{where}: {full} of {len(self)} examples fill --max_length {self.encoder.max_length}; what is longer is cut")
 
@@ -289,7 +302,7 @@ class MyDataset(Dataset):
     def batch(self, rows):
         return make_batch(self.columns, np.asarray(rows), self.tasks, self.pad_id)
 
-    __getitems__ = batch              # what torch's DataLoader asks for, with the row numbers of a whole batch
+    __getitems__ = batch  # what torch's DataLoader asks for, with the row numbers of a whole batch
 
 
 def to_arrow(column):
@@ -310,7 +323,7 @@ def to_numpy(column):
 class LengthSampler:
     """Row numbers of each batch. shuffled: random batches of similar length, new in each epoch; else longest first."""
 
-    POOL = 256                        # batches sorted together: nearly no padding, and still random
+    POOL = 256  # batches sorted together: nearly no padding, and still random
 
     def __init__(self, lengths, batch_size, seed=None):
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
@@ -322,21 +335,29 @@ class LengthSampler:
     def __iter__(self):
         if self.seed is None:
             order = np.argsort(-self.lengths, kind="stable")
-            batches = [order[i:i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+            batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         else:
             rng = np.random.default_rng([self.seed, self.epoch])
             rows = rng.permutation(len(self.lengths))
             pool = self.POOL * self.batch_size
-            batches = [batch for i in range(0, len(rows), pool) for batch in length_batches(self.lengths, rows[i:i + pool], self.batch_size, rng)]
-        return iter(batches[self.start:])
+            batches = [
+                batch for i in range(0, len(rows), pool) for batch in length_batches(self.lengths, rows[i : i + pool], self.batch_size, rng)
+            ]
+        return iter(batches[self.start :])
 
 
 class MyDataLoader(DataLoader):
     """Batches of a MyDataset. seed: shuffle by it; None: a fixed order for evaluation, longest first."""
 
     def __init__(self, dataset, batch_size, seed=None, num_workers=0, pin_memory=False):
-        super().__init__(dataset, batch_sampler=LengthSampler(dataset.lengths, batch_size, seed), collate_fn=as_it_is,
-                         num_workers=num_workers, pin_memory=pin_memory, generator=torch.Generator())
+        super().__init__(
+            dataset,
+            batch_sampler=LengthSampler(dataset.lengths, batch_size, seed),
+            collate_fn=as_it_is,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),
+        )
 
     def set_position(self, epoch, batch=0):
         """The next iteration is that epoch's, from that batch on. Nothing before it is read."""
@@ -349,6 +370,7 @@ def as_it_is(batch):
 
 # ---- streamed ------------------------------------------------------------------------------------------------------------
 
+
 class MyIterableDataset(IterableDataset):
     """A processed file read as a stream: constant memory, however long it is.
 
@@ -360,7 +382,7 @@ class MyIterableDataset(IterableDataset):
 
     def __init__(self, path, encoder, batch_size, shuffle_buffer, seed, limit=None):
         self.path, self.encoder, self.batch_size, self.seed = path, encoder, batch_size, seed
-        self.block = batch_size * max(1, min(8, shuffle_buffer // (4 * batch_size)))        # rows read together
+        self.block = batch_size * max(1, min(8, shuffle_buffer // (4 * batch_size)))  # rows read together
         self.blocks_in_pool = max(1, shuffle_buffer // self.block)
         self.starts, self.num_rows = [], 0
         with open(path, "rb") as file, tqdm(desc=f"indexing {Path(path).name}", unit=" rows", leave=False, delay=2) as bar:
@@ -377,7 +399,7 @@ class MyIterableDataset(IterableDataset):
     def pools(self):
         """The blocks of each pool of this epoch, in order."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.starts) - 1)
-        return [order[i:i + self.blocks_in_pool] for i in range(0, len(order), self.blocks_in_pool)]
+        return [order[i : i + self.blocks_in_pool] for i in range(0, len(order), self.blocks_in_pool)]
 
     def __iter__(self):
         pools = self.pools()
@@ -390,7 +412,7 @@ class MyIterableDataset(IterableDataset):
                 rows += range(block * self.block, block * self.block + len(found))
             columns = self.encoder(examples)
             rng = np.random.default_rng([self.seed, self.epoch, number])
-            yield columns, np.array(rows), length_batches(columns["input_ids"].lengths, rng.permutation(len(rows)), self.batch_size, rng)
+            yield (columns, np.array(rows), length_batches(columns["input_ids"].lengths, rng.permutation(len(rows)), self.batch_size, rng))
 
     def __len__(self):
         return self.num_rows
@@ -430,3 +452,16 @@ class MyIterableDataLoader(DataLoader):
 
 def pin(batch):
     return Batch(*({name: tensor.pin_memory() for name, tensor in part.items()} for part in batch[:2]), batch.rows)
+
+
+def build_loaders(config, data_path, encoder, device, limit=None):
+    """(train loader, dev loader) as the options say; `limit`: only so many rows of each."""
+    pinned = device.type == "cuda"
+    path = Path(data_path) / "train.jsonl"
+    if config.streaming:
+        dataset = MyIterableDataset(path, encoder, config.batch_size, config.shuffle_buffer, config.random_seed, limit)
+        train_loader = MyIterableDataLoader(dataset, config.num_workers, pinned)
+    else:
+        dataset = MyDataset(path, encoder, limit)
+        train_loader = MyDataLoader(dataset, config.batch_size, config.random_seed, config.num_workers, pinned)
+    return train_loader, MyDataLoader(MyDataset(Path(data_path) / "dev.jsonl", encoder, limit), config.eval_batch_size)

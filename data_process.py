@@ -4,11 +4,9 @@
 
 The folder holds train.jsonl, dev.jsonl, (test.jsonl) and labels.json. An example is one line:
 `id`; `text`, or `tokens`; optional `text_pair`; and one key per task: a string, or one tag per token.
-Edit here when your data has a format of its own: write one reader (a generator of examples) and name it in READERS.
+Edit here when another check, split or report is wanted; the formats themselves are in readers.py.
 """
 
-import csv
-import io
 import json
 import os
 import random
@@ -18,197 +16,24 @@ from collections import Counter
 from pathlib import Path
 
 from config import DataConfig, UserError, parse_args
+from readers import READERS, find_format, read_rows
 
 PARTS = ("train", "dev", "test")
-PART_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test",
-              "dev": "dev", "valid": "dev", "val": "dev", "validation": "dev", "eval": "dev"}
-TEXT_NAMES = ("text", "sentence", "content", "sentence1", "text_a", "premise", "question", "review", "query", "title", "文本", "内容")
-PAIR_NAMES = ("text_pair", "sentence2", "text_b", "hypothesis", "question2")
-LABEL_NAMES = ("label", "labels", "intent", "class", "category", "target", "slots", "tags", "ner", "ner_tags", "标签", "类别")
+PART_NAMES = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "dev": "dev",
+    "valid": "dev",
+    "val": "dev",
+    "validation": "dev",
+    "eval": "dev",
+}
 NOT_TASKS = ("id", "text", "tokens", "text_pair", "split")
 
 
-# ---- readers: path, options -> examples; an example's "at" says where it came from, for messages ----------------------
-
-def read_text(path, encoding="auto"):
-    """The whole file as a string, without a byte order mark. UserError names the row that does not decode."""
-    raw = Path(path).read_bytes()
-    if encoding == "auto":
-        encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        return raw.decode(encoding)
-    except LookupError:
-        raise UserError(f"--encoding {encoding} is not known to Python; try utf-8, gb18030, utf-16 or latin-1") from None
-    except UnicodeDecodeError as error:
-        row = raw[:error.start].count(b"\n") + 1
-        raise UserError(f"{path}, row {row}: not {error.encoding}; name the file's encoding, for example --encoding gb18030") from None
-
-
-def read_rows(path, encoding="auto"):
-    """(row number from 1, row) for each row. Only a line feed ends a row: U+2028, U+0085 and kin stay inside texts."""
-    rows = read_text(path, encoding).split("\n")
-    if rows[-1] == "":
-        rows.pop()
-    return ((number, row.removesuffix("\r")) for number, row in enumerate(rows, 1))
-
-
-def read_csv(path, options, delimiter=","):
-    """CSV with a header; quotes as RFC 4180 has them."""
-    csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(io.StringIO(read_text(path, options.encoding), newline=""), delimiter=delimiter, strict=True)
-    row = 1
-    try:
-        header, table = next(reader, []), []
-        for row, cells in iter(lambda: (reader.line_num + 1, next(reader, None)), None):
-            if cells is None:
-                break
-            table.append((row, cells))
-    except csv.Error as error:
-        raise UserError(f"{path}, row {row}: {error}; look for a quote that is never closed") from None
-    return columns_to_examples(path, header, table, options)
-
-
-def read_tsv(path, options):
-    """TSV with a header; a quote is a character like any other, so a stray one swallows nothing."""
-    table = [(number, row.split("\t")) for number, row in read_rows(path, options.encoding)]
-    return columns_to_examples(path, table[0][1] if table else [], table[1:], options)
-
-
-def columns_to_examples(path, header, table, options):
-    """Cells to examples. Values stay strings: 'NA', 'null' and '007' are what they look like."""
-    header = [name.strip() for name in header]
-    listed = f"its columns are: {', '.join(header)}"
-    for name in header:
-        if header.count(name) > 1:
-            raise UserError(f"{path}, row 1: two columns are called {name!r}; {listed}")
-    text, pair, labels = find_columns(path, header, options, listed)
-    known = {text: "text", pair: "text_pair", "id": "id", "split": "split"} | {name: name for name in labels}
-    for number, cells in table:
-        if not any(cells):
-            continue
-        if len(cells) != len(header):
-            raise UserError(f"{path}, row {number}: {len(cells)} cells, but the header has {len(header)}; {listed}")
-        example = {known[name]: cell for name, cell in zip(header, cells) if name in known}
-        yield {"at": f"{path}, row {number}", **example}
-
-
-def find_columns(path, names, options, listed):
-    """(text, text pair or None, labels): as the options say, else by their usual names."""
-    def find(flag, wanted, usual, needed=True):
-        for name in wanted:
-            if name not in names:
-                raise UserError(f"{path}: no column {name!r} (--{flag}); {listed}")
-        found = wanted or [name for name in usual if name in names][:1 if flag != "label_column" else None]
-        if needed and not found:
-            raise UserError(f"{path}: cannot tell which column is meant; add --{flag}; {listed}")
-        return found
-
-    text = find("text_column", [options.text_column] if options.text_column else [], ("tokens", *TEXT_NAMES))[0]
-    pair = find("text_pair_column", [options.text_pair_column] if options.text_pair_column else [], PAIR_NAMES, False)
-    wanted = getattr(options, "label_column", None)
-    if wanted is None:                                          # reading texts to predict on: there are no labels
-        return text, pair[0] if pair else None, []
-    labels = find("label_column", [name.strip() for name in wanted.split(",") if name.strip()], LABEL_NAMES)
-    if set(labels) & {text, *pair}:
-        raise UserError(f"{path}: --label_column names a column of text; {listed}")
-    return text, pair[0] if pair else None, labels
-
-
-def read_jsonl(path, options):
-    """One JSON object a row, with `text` or `tokens`, the labels, and whatever else (left out)."""
-    columns, seen = None, []
-    for number, row in read_rows(path, options.encoding):
-        if not row.strip():
-            continue
-        at = f"{path}, row {number}"
-        try:
-            values = json.loads(row)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{at}: not JSON ({error.msg} at column {error.colno})") from None
-        if not isinstance(values, dict):
-            raise UserError(f"{at}: not a JSON object")
-        if columns is None:
-            seen = list(values)
-            columns = find_columns(path, seen, options, f"its keys are: {', '.join(seen)}")
-        text, pair, labels = columns
-        example = {"at": at} | {key: values[key] for key in ("id", "split") if key in values}
-        for key, name in ((text, "tokens" if isinstance(values.get(text), list) else "text"), (pair, "text_pair"), *((name, name) for name in labels)):
-            if key is not None:
-                if key not in values:
-                    raise UserError(f"{at}: no key {key!r}, which the first row has")
-                value = values[key]
-                example[name] = str(value) if isinstance(value, int) and name in labels else value
-        yield example
-
-
-def read_conll(path, options):
-    """One token and its tag a row, a blank row between sentences; an intent file beside it (PATH.intent), one a sentence.
-
-    The token is the first column, the tag the last. A token may itself be a blank: `' ' + ' ' + 'O'`.
-    """
-    intents = None
-    if Path(f"{path}.intent").exists():
-        intents = [row.strip() for _, row in read_rows(f"{path}.intent", options.encoding)]
-        while intents and not intents[-1]:
-            intents.pop()
-    tokens, tags, start, count = [], [], 0, 0
-    for number, row in (*read_rows(path, options.encoding), (0, "")):
-        if row.strip(" \t") and not row.startswith("-DOCSTART-"):
-            separator = "\t" if "\t" in row else " "
-            head, _, tag = row.rstrip(separator).rpartition(separator)
-            token = head.split(separator)[0] or head[:1]
-            if not token or not tag:
-                raise UserError(f"{path}, row {number}: needs a token and a tag, found {row!r}")
-            start = start if tokens else number
-            tokens.append(token)
-            tags.append(tag)
-        elif tokens:
-            if intents is not None and count >= len(intents):
-                raise UserError(f"{path}.intent: {len(intents)} rows, but {path} has more sentences (the next begins in row {start})")
-            yield {"at": f"{path}, row {start}", "tokens": tokens} | ({"intent": intents[count]} if intents is not None else {}) | {"slots": tags}
-            tokens, tags, count = [], [], count + 1
-    if intents is not None and count != len(intents):
-        raise UserError(f"{path}.intent: {len(intents)} rows, but {path} has {count} sentences")
-
-
-def read_seq(path, options):
-    """A folder of seq.in, seq.out (words and their tags, apart by blanks) and label (the intent), a sentence a row."""
-    names = [name for name in ("seq.in", "seq.out", "label") if (Path(path) / name).exists()]
-    if len(names) < 2 or names[0] != "seq.in":
-        raise UserError(f"{path}: needs seq.in, and seq.out or label or both")
-    columns = {name: list(read_rows(Path(path) / name, options.encoding)) for name in names}
-    for name in names[1:]:
-        if len(columns[name]) != len(columns["seq.in"]):
-            raise UserError(f"{path}/{name}: {len(columns[name])} rows, but seq.in has {len(columns['seq.in'])}")
-    for index, (number, row) in enumerate(columns["seq.in"]):
-        example = {"at": f"{path}/seq.in, row {number}", "tokens": re.findall(r"[^ \t]+", row)}
-        if "label" in names:
-            example["intent"] = columns["label"][index][1].strip()
-        if "seq.out" in names:
-            example["slots"] = re.findall(r"[^ \t]+", columns["seq.out"][index][1])
-        yield example
-
-
-READERS = {"csv": read_csv, "tsv": read_tsv, "jsonl": read_jsonl, "conll": read_conll, "seq": read_seq}
-
-
 # ---- from files to examples with a part ---------------------------------------------------------------------------------
-
-def find_format(path):
-    """The reader's name for a file or folder, by its name and first rows."""
-    if path.is_dir():
-        return "seq"
-    if path.suffix in (".csv", ".tsv", ".jsonl", ".ndjson"):
-        return path.suffix[1:].replace("nd", "")
-    with open(path, "rb") as file:
-        head = [row for row in file.read(8192).decode("utf-8", "ignore").lstrip("\ufeff").split("\n")[:-1] if row.strip()] or [""]
-    if head[0].startswith("{"):
-        return "jsonl"
-    if all(re.search(r"[ \t](O|[BIESMLU]-\S+)\s*$", row) or row.startswith("-DOCSTART-") for row in head):
-        return "conll"
-    if "\t" in head[0]:
-        return "tsv"
-    raise UserError(f"{path}: cannot tell its format; name it with --format {{{','.join(READERS)}}}")
 
 
 def find_sources(folder):
@@ -221,10 +46,18 @@ def find_sources(folder):
     def data_in(directory):
         if (directory / "seq.in").exists():
             return [directory]
-        return [path for path in sorted(directory.iterdir()) if path.is_file() and not path.name.startswith((".", "README"))
-                and path.suffix not in (".intent", ".py", ".md") and path.name != "labels.json"]
+        return [
+            path
+            for path in sorted(directory.iterdir())
+            if path.is_file()
+            and not path.name.startswith((".", "README"))
+            and path.suffix not in (".intent", ".py", ".md")
+            and path.name != "labels.json"
+        ]
 
-    directories = [(PART_NAMES[path.name.lower()], path) for path in sorted(folder.iterdir()) if path.is_dir() and path.name.lower() in PART_NAMES]
+    directories = [
+        (PART_NAMES[path.name.lower()], path) for path in sorted(folder.iterdir()) if path.is_dir() and path.name.lower() in PART_NAMES
+    ]
     if directories:
         sources = [(part, path) for part, directory in directories for path in data_in(directory)]
     else:
@@ -257,6 +90,7 @@ def read_examples(config):
 
 
 # ---- checks, labels, split ----------------------------------------------------------------------------------------------
+
 
 def check_examples(examples):
     """Refuses rows that cannot be trained on, and returns the tasks: {name: "classification" | "tagging"}."""
@@ -390,6 +224,7 @@ def join_tokens(tokens, unit):
 
 # ---- report and output ---------------------------------------------------------------------------------------------------
 
+
 def illegal_tags(tags):
     """How many tags break BIO or BIOES: an I- or E- (or M-) that continues nothing of its own type."""
     before, bad = "O", 0
@@ -402,15 +237,21 @@ def illegal_tags(tags):
 
 def report(parts, labels):
     """Prints what is in the data, and what is odd about it."""
-    print(f"{'part':<8}{'examples':>9}   length in {'tokens' if 'tokens' in parts['train'][0] else 'characters'}: "
-          f"{'median':>6} {'95 %':>6} {'99 %':>6} {'most':>6}")
+    print(
+        f"{'part':<8}{'examples':>9}   length in {'tokens' if 'tokens' in parts['train'][0] else 'characters'}: "
+        f"{'median':>6} {'95 %':>6} {'99 %':>6} {'most':>6}"
+    )
     for part, rows in parts.items():
         lengths = sorted(len(e.get("tokens") or e["text"]) for e in rows)
         shown = [lengths[min(len(lengths) - 1, int(share * len(lengths)))] for share in (0.5, 0.95, 0.99, 1)]
-        print(f"{part:<8}{len(rows):>9}   {'':<{18 if 'tokens' in rows[0] else 22}} {shown[0]:>6} {shown[1]:>6} {shown[2]:>6} {shown[3]:>6}")
+        print(
+            f"{part:<8}{len(rows):>9}   {'':<{18 if 'tokens' in rows[0] else 22}} {shown[0]:>6} {shown[1]:>6} {shown[2]:>6} {shown[3]:>6}"
+        )
     odd = []
     for name, info in labels.items():
-        flat = {part: Counter(x for e in rows for x in (e[name] if info["type"] == "tagging" else [e[name]])) for part, rows in parts.items()}
+        flat = {
+            part: Counter(x for e in rows for x in (e[name] if info["type"] == "tagging" else [e[name]])) for part, rows in parts.items()
+        }
         common = ", ".join(f"{label} {count / flat['train'].total():.0%}" for label, count in flat["train"].most_common(3))
         print(f"task {name}: {info['type']}, {len(info['labels'])} labels ({common}{', …' if len(info['labels']) > 3 else ''})")
         once = [label for label, count in flat["train"].items() if count == 1]
@@ -419,7 +260,8 @@ def report(parts, labels):
         for part in ("dev", "test"):
             unseen = {label: count for label, count in flat.get(part, {}).items() if label not in flat["train"]}
             if unseen:
-                odd.append(f"{name}: {len(unseen)} labels of {part} never occur in train; their {sum(unseen.values())} uses will count as wrong: {shorten(unseen)}")
+                uses = f"their {sum(unseen.values())} uses will count as wrong"
+                odd.append(f"{name}: {len(unseen)} labels of {part} never occur in train; {uses}: {shorten(unseen)}")
         if info["type"] == "tagging":
             bad = {part: sum(illegal_tags(e[name]) for e in rows) for part, rows in parts.items()}
             if any(bad.values()):
@@ -460,7 +302,11 @@ def write_folder(folder, parts, labels):
 def process(config):
     """Raw input -> processed folder, as `config` (a DataConfig) says. Nothing is written unless all of it is good."""
     folder = Path(config.output_dir)
-    strange = sorted(p.name for p in folder.iterdir() if p.name not in ("labels.json", ".cache", *(f"{part}.jsonl" for part in PARTS))) if folder.is_dir() else []
+    strange = (
+        sorted(p.name for p in folder.iterdir() if p.name not in ("labels.json", ".cache", *(f"{part}.jsonl" for part in PARTS)))
+        if folder.is_dir()
+        else []
+    )
     if folder.is_file() or strange:
         raise UserError(f"--output_dir {folder}: holds other things ({shorten(strange) or 'it is a file'}); choose an empty or new folder")
     examples = read_examples(config)
@@ -487,12 +333,22 @@ def process(config):
 
 # ---- reading the processed folder ----------------------------------------------------------------------------------------
 
+
 def load_labels(data_path):
     """labels.json of a processed folder: {task: {"type", "labels", …}}."""
     path = Path(data_path) / "labels.json"
     if not path.exists():
-        raise UserError(f"{data_path}: no labels.json in it; make the folder with: python data_process.py --input RAW --output_dir {data_path}")
+        raise UserError(
+            f"{data_path}: no labels.json in it; make the folder with: python data_process.py --input RAW --output_dir {data_path}"
+        )
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def part_of(data_path, part):
+    path = Path(data_path) / f"{part}.jsonl"
+    if not path.exists():
+        raise UserError(f"{path}: no such part; name the texts to predict on with --predict_file")
+    return path
 
 
 def check_same_labels(data_path, tasks):
@@ -501,8 +357,10 @@ def check_same_labels(data_path, tasks):
     for name in here.keys() | tasks.keys():
         theirs, ours = (set(side.get(name, {}).get("labels", ())) for side in (here, tasks))
         if theirs != ours:
-            raise UserError(f"{data_path}: its labels of {name!r} are not the model's: only in the data: {shorten(theirs - ours) or 'none'}; "
-                            f"only in the model: {shorten(ours - theirs) or 'none'}")
+            raise UserError(
+                f"{data_path}: its labels of {name!r} are not the model's: only in the data: {shorten(theirs - ours) or 'none'}; "
+                f"only in the model: {shorten(ours - theirs) or 'none'}"
+            )
 
 
 def read_texts(path, config):
@@ -516,8 +374,10 @@ def read_texts(path, config):
         examples = [{"at": f"{path}, row {number}", "text": row} for number, row in read_rows(path)]
     if not examples:
         raise UserError(f"{path}: empty; there is nothing to predict")
-    return [{"id": str(e.pop("id", number))} | {key: value for key, value in e.items() if key in ("text", "tokens", "text_pair")}
-            for number, e in enumerate(examples)]
+    return [
+        {"id": str(e.pop("id", number))} | {key: value for key, value in e.items() if key in ("text", "tokens", "text_pair")}
+        for number, e in enumerate(examples)
+    ]
 
 
 if __name__ == "__main__":

@@ -10,7 +10,10 @@ from seqeval.metrics.sequence_labeling import get_entities
 from sklearn.metrics import accuracy_score
 from sklearn.metrics import f1_score as class_f1_score
 
-IS_BETTER_LOW = ("loss",)
+
+def is_better(name, new, old):
+    """Whether a score has risen, or a loss has fallen; anything is better than None."""
+    return old is None or (new < old if name.endswith("loss") else new > old)
 
 
 def classification_scores(gold, predicted):
@@ -21,9 +24,12 @@ def classification_scores(gold, predicted):
 def tagging_scores(gold, predicted):
     """gold, predicted: one list of tags a text. Entities count as seqeval counts them: type and both borders right."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")              # seqeval warns of 0/0, which zero_division answers
-        return {"precision": precision_score(gold, predicted, zero_division=0), "recall": recall_score(gold, predicted, zero_division=0),
-                "f1": f1_score(gold, predicted, zero_division=0)}
+        warnings.simplefilter("ignore")  # seqeval warns of 0/0, which zero_division answers
+        return {
+            "precision": precision_score(gold, predicted, zero_division=0),
+            "recall": recall_score(gold, predicted, zero_division=0),
+            "f1": f1_score(gold, predicted, zero_division=0),
+        }
 
 
 SCORES = {"classification": classification_scores, "tagging": tagging_scores}
@@ -35,11 +41,22 @@ def score(tasks, gold, predicted):
 
     tasks: as in labels.json; gold, predicted: {task: list with an entry for each text}.
     """
-    scores = {f"{name}_{metric}": float(value) for name, task in tasks.items()
-              for metric, value in SCORES[task["type"]](gold[name], predicted[name]).items()}
-    right = [all(g == p for g, p in zip(golds, predictions)) for golds, predictions in
-             zip(zip(*(gold[name] for name in tasks)), zip(*(predicted[name] for name in tasks)))]
+    scores = {
+        f"{name}_{metric}": float(value)
+        for name, task in tasks.items()
+        for metric, value in SCORES[task["type"]](gold[name], predicted[name]).items()
+    }
+    right = [
+        all(g == p for g, p in zip(golds, predictions))
+        for golds, predictions in zip(zip(*(gold[name] for name in tasks)), zip(*(predicted[name] for name in tasks)))
+    ]
     return scores | {"sentence_accuracy": sum(right) / len(right)}
+
+
+def score_names(tasks):
+    """The names of all that `score` and the losses give for these tasks, found by scoring one text."""
+    answers = {name: [["O"]] if task["type"] == "tagging" else [""] for name, task in tasks.items()}
+    return ["loss", *(f"{name}_loss" for name in tasks), *score(tasks, answers, answers)]
 
 
 def default_monitor(tasks):
@@ -52,5 +69,7 @@ def default_monitor(tasks):
 
 def entities(tags, spans, text):
     """[{label, text, start, end}] of a list of tags; spans: each token's (start, end) in the text."""
-    return [{"label": label, "text": text[spans[first][0]:spans[last][1]], "start": spans[first][0], "end": spans[last][1]}
-            for label, first, last in get_entities(tags)]
+    return [
+        {"label": label, "text": text[spans[first][0] : spans[last][1]], "start": spans[first][0], "end": spans[last][1]}
+        for label, first, last in get_entities(tags)
+    ]

@@ -17,13 +17,13 @@ from transformers import AutoConfig, AutoModel, BertConfig
 
 from config import UserError
 
-IGNORE = -100                      # labels of this value have no loss
-IMPOSSIBLE = -1e4                  # score of a transition that decoding must not take
+IGNORE = -100  # labels of this value have no loss
+IMPOSSIBLE = -1e4  # score of a transition that decoding must not take
 
 
 @dataclass
 class MyModelOutput:
-    total_loss: torch.Tensor | None = None      # (), the weighted sum of the losses
+    total_loss: torch.Tensor | None = None  # (), the weighted sum of the losses
     losses: dict = field(default_factory=dict)  # {task: ()}, each a mean over its labels
     logits: dict = field(default_factory=dict)  # {task: (B, C) or (B, W, C)}
 
@@ -52,7 +52,7 @@ class MyModel(nn.Module):
         logits = self.output_layer(hidden, inputs)
         if labels is None:
             return MyModelOutput(logits=logits)
-        with torch.autocast(hidden.device.type, enabled=False):      # losses and the CRF stay in fp32
+        with torch.autocast(hidden.device.type, enabled=False):  # losses and the CRF stay in fp32
             return self.loss(self.output_layer.heads, logits, labels, inputs, totals)
 
     def decode(self, logits, inputs):
@@ -75,7 +75,8 @@ class OutputLayer(nn.Module):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
         self.shared = nn.ModuleList(
-            nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Dropout(dropout)) for _ in range(num_shared_layers))
+            nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Dropout(dropout)) for _ in range(num_shared_layers)
+        )
         self.heads = TaskDict({name: HEADS[task["type"]](hidden_size, task, use_crf) for name, task in tasks.items()})
 
     def forward(self, hidden, inputs):
@@ -99,6 +100,7 @@ class TaskDict(nn.ModuleDict):
 
 
 # ---- heads ---------------------------------------------------------------------------------------------------------------
+
 
 class ClassificationHead(nn.Module):
     """One label a text: (B, H) -> logits (B, C)."""
@@ -181,6 +183,7 @@ class MyLoss(nn.Module):
 
 # ---- CRF -----------------------------------------------------------------------------------------------------------------
 
+
 class CRF(torchcrf.CRF):
     """pytorch-crf's linear-chain CRF: its parameters and its results, computed a whole time step at once.
 
@@ -190,11 +193,14 @@ class CRF(torchcrf.CRF):
 
     def __init__(self, labels):
         super().__init__(len(labels), batch_first=True)
-        allowed = torch.tensor([[may_follow(a, b) for b in labels] for a in labels])
-        self.register_buffer("forbidden", ~allowed, persistent=False)
-        self.register_buffer("forbidden_start", ~torch.tensor([may_follow("O", b) for b in labels]), persistent=False)
         bioes = any(label[:2] in ("E-", "S-") for label in labels)
-        self.register_buffer("forbidden_end", torch.tensor([bioes and label[:2] in ("B-", "I-", "M-") for label in labels]), persistent=False)
+        rules = {
+            "forbidden": [[not may_follow(a, b, bioes) for b in labels] for a in labels],
+            "forbidden_start": [not may_follow("O", b, bioes) for b in labels],
+            "forbidden_end": [not may_follow(a, "O", bioes) for a in labels],
+        }
+        for name, rule in rules.items():
+            self.register_buffer(name, torch.tensor(rule), persistent=False)
 
     def log_likelihood(self, emissions, tags, mask):
         """log p(tags | emissions) of each text, (B,). emissions (B, W, C) in fp32, tags (B, W), mask (B, W)."""
@@ -206,9 +212,9 @@ class CRF(torchcrf.CRF):
 
     def log_partition(self, emissions, mask):
         """log of the sum over all paths, (B,), by the forward algorithm."""
-        alpha = self.start_transitions + emissions[:, 0]                                    # (B, C)
+        alpha = self.start_transitions + emissions[:, 0]  # (B, C)
         peak = self.transitions.detach().max()
-        narrow = peak - self.transitions.detach().min() < 60                                # else exp() would lose terms: add logs
+        narrow = peak - self.transitions.detach().min() < 60  # else exp() would lose terms: add logs
         factors = (self.transitions - peak).exp()
         for t in range(1, emissions.shape[1]):
             if narrow:
@@ -223,7 +229,7 @@ class CRF(torchcrf.CRF):
     def viterbi(self, emissions, mask):
         """The best path of each text that breaks no rule of the scheme, (B, W); 0 where the mask is."""
         batch, width, num_tags = emissions.shape
-        into = self.transitions.masked_fill(self.forbidden, IMPOSSIBLE).T.contiguous()      # into[j, i]: from i to j
+        into = self.transitions.masked_fill(self.forbidden, IMPOSSIBLE).T.contiguous()  # into[j, i]: from i to j
         score = self.start_transitions.masked_fill(self.forbidden_start, IMPOSSIBLE) + emissions[:, 0]
         scores, paths = [score], score.new_empty(batch, num_tags, num_tags)
         for t in range(1, width):
@@ -232,21 +238,26 @@ class CRF(torchcrf.CRF):
             scores.append(score)
         tag = (score + self.end_transitions.masked_fill(self.forbidden_end, IMPOSSIBLE)).argmax(1)
         tags = [tag]
-        for t in range(width - 1, 0, -1):                                                   # walk back, all texts at once
+        for t in range(width - 1, 0, -1):  # walk back, all texts at once
             before = (scores[t - 1] + into[tag]).argmax(1)
             tag = torch.where(mask[:, t], before, tag)
             tags.append(tag)
         return torch.stack(tags[::-1], 1) * mask
 
 
-def may_follow(before, tag):
-    """Whether `tag` may come after `before`, in BIO and BIOES (BMES) alike. "O" before the first tag and after the last."""
-    inside = tag[:2] in ("I-", "E-", "M-")
+def may_follow(before, tag, bioes):
+    """Whether `tag` may come after `before`; "O" stands for the ends of a text.
+
+    BIO: an I- continues a B- or I- of its type. BIOES (BMES): besides, an entity that is open must be closed by an E-.
+    """
     is_open = before[:2] in ("B-", "I-", "M-")
-    return is_open and before[2:] == tag[2:] if inside else True
+    if tag[:2] in ("I-", "E-", "M-"):
+        return is_open and before[2:] == tag[2:]
+    return not (bioes and is_open)
 
 
 # ---- building ------------------------------------------------------------------------------------------------------------
+
 
 class BiLSTM(nn.Module):
     """An encoder without transformers: embeddings and a bidirectional LSTM. It shows what an encoder of your own needs."""
@@ -255,17 +266,21 @@ class BiLSTM(nn.Module):
         super().__init__()
         self.embeddings = nn.Embedding(vocab_size, hidden_size, padding_idx=pad_id)
         self.dropout = nn.Dropout(dropout)
-        self.lstm = nn.LSTM(hidden_size, hidden_size // 2, num_layers, batch_first=True, bidirectional=True, dropout=dropout if num_layers > 1 else 0.0)
+        self.lstm = nn.LSTM(
+            hidden_size, hidden_size // 2, num_layers, batch_first=True, bidirectional=True, dropout=dropout if num_layers > 1 else 0.0
+        )
 
     def get_input_embeddings(self):
         return self.embeddings
 
     def forward(self, input_ids, attention_mask):
-        lengths = attention_mask.sum(1).cpu()                   # packed, so that padding never enters the backward pass
-        packed = nn.utils.rnn.pack_padded_sequence(self.dropout(self.embeddings(input_ids)), lengths, batch_first=True, enforce_sorted=False)
+        lengths = attention_mask.sum(1).cpu()  # packed, so that padding never enters the backward pass
+        packed = nn.utils.rnn.pack_padded_sequence(
+            self.dropout(self.embeddings(input_ids)), lengths, batch_first=True, enforce_sorted=False
+        )
         hidden, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=input_ids.shape[1])
         hidden = hidden.unflatten(2, (2, -1))
-        first = torch.cat([hidden[range(len(lengths)), lengths - 1, 0], hidden[:, 0, 1]], 1)       # the whole text, both ways
+        first = torch.cat([hidden[range(len(lengths)), lengths - 1, 0], hidden[:, 0, 1]], 1)  # the whole text, both ways
         return SimpleNamespace(last_hidden_state=torch.cat([first.unsqueeze(1), hidden.flatten(2)[:, 1:]], 1))
 
 
@@ -281,14 +296,26 @@ def build_encoder(config, tokenizer, checkpoint=None):
         if config.special_tokens:
             encoder.resize_token_embeddings(max(len(tokenizer), vocab_size))
         elif len(tokenizer) > vocab_size:
-            raise UserError(f"{config.pretrain_model_path}: its tokenizer has {len(tokenizer)} entries, its embedding {vocab_size} rows; they do not belong together")
+            raise UserError(
+                f"{config.pretrain_model_path}: its tokenizer has {len(tokenizer)} entries, "
+                f"its embedding {vocab_size} rows; they do not belong together"
+            )
     else:
-        encoder = AutoModel.from_config(BertConfig(
-            vocab_size=len(tokenizer), hidden_size=config.hidden_size, num_hidden_layers=config.num_layers, num_attention_heads=config.hidden_size // 32,
-            intermediate_size=4 * config.hidden_size, max_position_embeddings=max(512, config.max_length), pad_token_id=tokenizer.pad_token_id,
-            hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=config.dropout))
+        encoder = AutoModel.from_config(
+            BertConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=config.hidden_size,
+                num_hidden_layers=config.num_layers,
+                num_attention_heads=config.hidden_size // 32,
+                intermediate_size=4 * config.hidden_size,
+                max_position_embeddings=max(512, config.max_length),
+                pad_token_id=tokenizer.pad_token_id,
+                hidden_dropout_prob=config.dropout,
+                attention_probs_dropout_prob=config.dropout,
+            )
+        )
     if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None                                   # our heads read the hidden states; its work would be thrown away
+        encoder.pooler = None  # our heads read the hidden states; its work would be thrown away
     longest = getattr(encoder.config, "max_position_embeddings", None)
     if longest and config.max_length > longest:
         raise UserError(f"--max_length={config.max_length} is more than the {longest} positions of this encoder")
@@ -322,10 +349,12 @@ def freeze(encoder, num_layers):
     elif num_layers:
         layers = next((module for module in encoder.modules() if isinstance(module, nn.ModuleList)), [])
         if num_layers > len(layers):
-            raise UserError(f"--freeze_layers={num_layers}: this encoder has {len(layers)} layers that can be frozen one by one; 'all' freezes it whole")
-        names = [name for name, module in encoder.named_modules() if module is layers][0]
+            raise UserError(
+                f"--freeze_layers={num_layers}: this encoder has {len(layers)} layers that can be frozen one by one; 'all' freezes it whole"
+            )
+        place = next(name for name, module in encoder.named_modules() if module is layers)
         for name, module in encoder.named_children():
-            if not (name == names.split(".")[0]):
+            if name != place.split(".")[0]:  # the embeddings, and whatever else is not the stack
                 module.requires_grad_(False)
         for layer in layers[:num_layers]:
             layer.requires_grad_(False)
@@ -350,6 +379,8 @@ def parameter_groups(model, config):
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_head, decays = not name.startswith("encoder."), parameter.ndim > 1 and ".crf." not in name
-            group = groups.setdefault((is_head, decays), {"params": [], "lr": head_lr if is_head else lr, "weight_decay": config.weight_decay if decays else 0.0})
+            group = groups.setdefault(
+                (is_head, decays), {"params": [], "lr": head_lr if is_head else lr, "weight_decay": config.weight_decay if decays else 0.0}
+            )
             group["params"].append(parameter)
     return list(groups.values())

@@ -1,34 +1,40 @@
-"""The run folder: one run each, one process at a time, and never overwritten by mistake.
+"""The run folder: one run each, one process at a time, never overwritten by mistake, and no trace of a run that never began.
 
-Edit here when a run should start, stop or be named differently.
+Edit here when a run should be named, claimed or refused differently.
 """
 
-import json
-import os
 import shutil
-import sys
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from config import Config, UserError
 
 # Options that may differ when a run is resumed: they do not change the result. All others must be what they were.
-FREE = {"do_train", "do_eval", "do_predict", "resume", "debug", "output_dir", "model_version", "log_output_path", "log_output_file", "checkpoint",
-        "predict_file", "predict_output", "text_column", "text_pair_column", "num_workers", "eval_batch_size", "log_steps", "save_epoch", "save_steps", "device"}
+FREE = {
+    *("do_train", "do_eval", "do_predict", "resume", "debug", "output_dir", "model_version", "log_output_path", "log_output_file"),
+    *("checkpoint", "predict_file", "predict_output", "text_column", "text_pair_column"),
+    *("num_workers", "eval_batch_size", "log_steps", "save_epoch", "save_steps", "device"),
+}
+
+
+class Interrupted(Exception):
+    """A signal came, and everything is saved. `signal_number` says which it was."""
+
+    def __init__(self, signal_number):
+        super().__init__(signal_number)
+        self.signal_number = signal_number
 
 
 @contextmanager
 def locked(config):
     """`with locked(config) as run_dir:` — the folder exists, can be written, is ours alone, and holds no other run."""
     run_dir = config.run_dir
-    if not (config.do_train or config.do_eval or config.do_predict):
-        raise UserError("nothing to do: add --do_train, --do_eval or --do_predict")
+    made = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
+    lock = FileLock(run_dir / ".lock")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run_dir / ".lock")
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"{run_dir} is in use by another process; wait for it, or name another run with --model_version") from None
@@ -36,23 +42,27 @@ def locked(config):
         raise UserError(f"{run_dir} cannot be written ({error.strerror}); choose another --output_dir") from None
     try:
         if config.do_train:
-            claim(config, run_dir)
+            refuse_other_run(config, run_dir)
         yield run_dir
+    except UserError:
+        if made and not (run_dir / "args.json").exists():
+            shutil.rmtree(made[-1])
+        raise
     finally:
         lock.release()
 
 
-def claim(config, run_dir):
-    """Makes the folder this run's: refuses one that holds a run, unless it is to be resumed with the same options."""
+def refuse_other_run(config, run_dir):
+    """UserError if the folder holds a run, unless it is to be resumed with the same options. A rehearsal starts anew."""
     args = run_dir / "args.json"
     if config.debug:
-        for path in (run_dir / "checkpoints", run_dir / "tensorboard"):
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     elif args.exists():
         if not config.resume:
-            raise UserError(f"{run_dir} already holds a run: add --resume to go on with it, choose another --model_version, or remove the folder")
+            raise UserError(
+                f"{run_dir} already holds a run: add --resume to go on with it, choose another --model_version, or remove the folder"
+            )
         before, now = asdict(Config.load(args)), asdict(config)
         differ = [f"{name} was {before[name]!r}, is {now[name]!r}" for name in now if name not in FREE and before[name] != now[name]]
         if differ:
             raise UserError(f"{run_dir} cannot be resumed with other options: {'; '.join(differ)}")
-    config.save(args)

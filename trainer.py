@@ -22,6 +22,7 @@ import checkpoint
 import metrics
 from config import UserError
 from data_process import join_tokens, split_text
+from run_folder import Interrupted
 
 logger = logging.getLogger("template")
 
@@ -30,23 +31,15 @@ logger = logging.getLogger("template")
 class Progress:
     """Where a run stands. All of it is in every checkpoint, so that a resumed run ends with the same bytes."""
 
-    step: int = 0                    # optimizer steps done
-    epoch: int = 0                   # epochs done and evaluated
-    batch: int = 0                   # micro-batches of the current epoch done
+    step: int = 0  # optimizer steps done
+    epoch: int = 0  # epochs done and evaluated
+    batch: int = 0  # micro-batches of the current epoch done
     best_score: float | None = None  # of the monitored metric
     best_epoch: int = 0
-    bad_epochs: int = 0              # evaluations since the best
-    sums: dict = field(default_factory=dict)   # losses since the last log line
+    bad_epochs: int = 0  # evaluations since the best
+    sums: dict = field(default_factory=dict)  # losses since the last log line
     sum_steps: int = 0
-    metrics_bytes: int = 0           # length of metrics.jsonl
-
-
-class Interrupted(Exception):
-    """A signal came; `signal_number` says which."""
-
-    def __init__(self, signal_number):
-        super().__init__(signal_number)
-        self.signal_number = signal_number
+    metrics_bytes: int = 0  # length of metrics.jsonl
 
 
 def build_optimizer(groups, device):
@@ -75,16 +68,20 @@ class Trainer:
     tasks: as in labels.json. The loaders, optimizer, scheduler and tricks are needed for `train` alone.
     """
 
-    def __init__(self, model, tokenizer, tasks, config, device, train_loader=None, dev_loader=None, optimizer=None, scheduler=None, tricks=()):
-        self.model, self.tokenizer, self.tasks, self.config, self.device = model.to(device), tokenizer, tasks, config, device
+    def __init__(
+        self, model, tokenizer, tasks, config, device, train_loader=None, dev_loader=None, optimizer=None, scheduler=None, tricks=()
+    ):
+        self.model, self.tokenizer, self.tasks, self.config, self.device = (model.to(device), tokenizer, tasks, config, device)
         self.train_loader, self.dev_loader = train_loader, dev_loader
         self.optimizer, self.scheduler, self.tricks = optimizer, scheduler, tricks
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
         self.root = config.run_dir / "checkpoints"
         self.monitor = config.monitor or metrics.default_monitor(tasks)
+        if self.monitor not in (names := metrics.score_names(tasks)):
+            raise UserError(f"--monitor={self.monitor} is none of the scores: {', '.join(names)}")
         self.progress = Progress()
-        self.sums, self.refused = {}, []          # on the device until the next log line
+        self.sums, self.refused = {}, []  # on the device until the next log line
         self.signal_number = None
         self.trained = [p for p in model.parameters() if p.requires_grad]
         if config.compile:
@@ -100,6 +97,12 @@ class Trainer:
         from torch.utils.tensorboard import SummaryWriter
 
         config, progress = self.config, self.progress
+        config.save(config.run_dir / "args.json")
+        rates = sorted({f"{group['initial_lr']:.1e}" for group in self.optimizer.param_groups})
+        logger.info(
+            f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.1f} M parameters on {self.device}; "
+            f"{len(self.train_loader.dataset)} examples to train on, {len(self.dev_loader.dataset)} in dev; peak rates {', '.join(rates)}"
+        )
         with self.signals(), SummaryWriter(config.run_dir / "tensorboard", purge_step=progress.step + 1) as self.board:
             while progress.epoch < config.epochs and not self.out_of_patience():
                 try:
@@ -111,7 +114,7 @@ class Trainer:
                 progress.epoch, progress.batch = progress.epoch + 1, 0
                 self.keep_best(scores)
                 last = progress.epoch == config.epochs or self.out_of_patience()
-                if last or config.save_epoch and progress.epoch % config.save_epoch == 0:
+                if last or (config.save_epoch and progress.epoch % config.save_epoch == 0):
                     self.save_model(f"step_{progress.step:08d}", resumable=True)
             if self.out_of_patience():
                 logger.info(f"stopped early: {self.monitor} has not risen for {progress.bad_epochs} epochs")
@@ -147,6 +150,7 @@ class Trainer:
 
     def forward_backward(self, batch, totals):
         """One micro-batch's share of its group's loss: called, it adds to the gradients and returns the model's output."""
+
         def compute():
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                 output = self.model(batch.inputs, batch.labels, totals)
@@ -169,7 +173,7 @@ class Trainer:
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.scaler.get_scale() >= scale:              # after an fp16 overflow the rate waits as well
+        if self.scaler.get_scale() >= scale:  # after an fp16 overflow the rate waits as well
             self.scheduler.step()
         self.optimizer.zero_grad()
         self.progress.sum_steps += 1
@@ -192,7 +196,9 @@ class Trainer:
                 shown = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
                 logger.warning(f"up to step {progress.step}: the loss or gradient of rows {shown} was not finite; that step was left out")
         if steps == self.config.log_steps > 1 and len(refused) == steps and all(refused):
-            raise UserError(f"the last {steps} steps were all not finite: the training has diverged; lower --lr, or use --precision bf16 or fp32")
+            raise UserError(
+                f"the last {steps} steps were all not finite: the training has diverged; lower --lr, or use --precision bf16 or fp32"
+            )
         record = {"step": progress.step, "epoch": epoch, "lr": self.scheduler.get_last_lr()[0]}
         record |= {name: value.item() / max(1, steps - sum(refused)) for name, value in self.sums.items()}
         self.sums, self.refused, progress.sum_steps = {}, [], 0
@@ -215,13 +221,9 @@ class Trainer:
     def keep_best(self, scores):
         """Logs dev scores, and saves the model if it is the best so far (a tie keeps the earlier)."""
         progress = self.progress
-        if self.monitor not in scores:
-            raise UserError(f"--monitor={self.monitor} is none of the scores: {', '.join(scores)}")
-        value = scores[self.monitor] * (-1 if self.monitor.endswith(metrics.IS_BETTER_LOW) else 1)
-        best = progress.best_score
         self.log({"step": progress.step, "epoch": progress.epoch - 1} | {f"dev_{name}": score for name, score in scores.items()})
         shown = "  ".join(f"{name} {score:.4f}" for name, score in scores.items())
-        if best is None or value > best * (-1 if self.monitor.endswith(metrics.IS_BETTER_LOW) else 1):
+        if metrics.is_better(self.monitor, scores[self.monitor], progress.best_score):
             progress.best_score, progress.best_epoch, progress.bad_epochs = scores[self.monitor], progress.epoch, 0
             self.save_model("best")
             shown += "  (best)"
@@ -247,6 +249,7 @@ class Trainer:
             if reason := checkpoint.damage(folder):
                 logger.warning(f"{folder} is damaged ({reason}); trying the one before")
                 continue
+            checkpoint.require_labels(folder, self.tasks)
             checkpoint.load_weights(self.model, folder)
             self.progress = Progress(**checkpoint.restore_training(folder, self.optimizer, self.scheduler, self.scaler))
             self.sums = {name: torch.tensor(value, device=self.device) for name, value in self.progress.sums.items()}
@@ -260,6 +263,7 @@ class Trainer:
     @contextmanager
     def signals(self):
         """SIGTERM and SIGINT set a flag that is looked at between steps and batches; a second one ends the process at once."""
+
         def remember(number, frame):
             self.signal_number = number
             signal.signal(number, signal.SIG_DFL)
@@ -328,8 +332,10 @@ class Trainer:
         predicted, probabilities, _ = self.infer(loader, "predicting")
         path = Path(path)
         temporary = path.with_name(f".{path.name}.tmp")
-        rows = (self.prediction(loader.dataset[i], {name: (predicted[name][i], probabilities[name][i]) for name in self.tasks})
-                for i in range(len(loader.dataset)))
+        rows = (
+            self.prediction(loader.dataset[i], {name: (predicted[name][i], probabilities[name][i]) for name in self.tasks})
+            for i in range(len(loader.dataset))
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "w", encoding="utf-8", newline="") as file:
             if path.suffix == ".jsonl":

@@ -49,7 +49,7 @@ class FGM:
         rows = grad.any(1).nonzero().squeeze(1) if input_ids is None else input_ids.flatten().sort().values
         first = torch.ones_like(rows, dtype=torch.bool)
         first[1:] = rows[1:] != rows[:-1]
-        direction = grad[rows].float() * first.unsqueeze(1)
+        direction = grad[rows].to(torch.promote_types(grad.dtype, torch.float32)) * first.unsqueeze(1)
         norm = torch.linalg.vector_norm(direction)
         usable = torch.isfinite(norm) & (norm > 0)
         step = torch.where(usable & first.unsqueeze(1), self.eps * direction / norm, 0.0)
@@ -75,7 +75,7 @@ class FGM:
 
     def around(self, compute, inputs):
         def clean_then_adversarial():
-            earlier, self.weight.grad = self.weight.grad, None       # r comes from this micro-batch's gradient alone
+            earlier, self.weight.grad = self.weight.grad, None  # r comes from this micro-batch's gradient alone
             output = compute()
             with self.perturbed(inputs["input_ids"]):
                 compute()

@@ -71,10 +71,12 @@ EN_TEMPLATES = {
     "call": "call {contact} / phone {contact} now / dial {contact} please / i want to talk to {contact} | ring {contact} up | get hold of {contact} for me / put me through to {contact}",
     "watch_movie": "i want to watch {movie} / show the movie {movie} / put {movie} on the {device} in the {room} / find {movie} to watch | movie night with {movie} | start {movie} from the beginning / is {movie} available in high definition show it",
 }
-POLITE = {"zh": (["请", "麻烦", "你好 ", "那个 ", "嗯 "], ["谢谢", " 快点", "吧", "好吗", ""]),
-          "en": (["please ", "hey ", "ok ", "um ", "could you maybe "], [" thanks", " please", " right now", " if you can"])}
+POLITE = {
+    "zh": (["请", "麻烦", "你好 ", "那个 ", "嗯 "], ["谢谢", " 快点", "吧", "好吗", ""]),
+    "en": (["please ", "hey ", "ok ", "um ", "could you maybe "], [" thanks", " please", " right now", " if you can"]),
+}
 
-TOKEN = re.compile(r"[\u4e00-\u9fff]|[^\s\u4e00-\u9fff]+")     # a Chinese character, or a word
+TOKEN = re.compile(r"[\u4e00-\u9fff]|[^\s\u4e00-\u9fff]+")  # a Chinese character, or a word
 
 
 def divide(table, separator):
@@ -85,6 +87,7 @@ def divide(table, separator):
 
 def make_sentence(language, part, intent, templates, values, rng):
     """One example: tokens (Chinese by character, other scripts by word), their tags, and the intent."""
+
     def pick(table, unseen):
         return rng.choice(table[part if rng.random() < unseen else "train"])
 
@@ -108,7 +111,7 @@ def main(folder=Path(__file__).parent, seed=666):
             while size:
                 intent = rng.choice(list(templates))
                 example = make_sentence(language, part, intent, templates[intent], values, rng)
-                if tuple(example["tokens"]) not in seen:      # no sentence twice, in or across parts
+                if tuple(example["tokens"]) not in seen:  # no sentence twice, in or across parts
                     seen.add(tuple(example["tokens"]))
                     lines.append(json.dumps(example, ensure_ascii=False))
                     size -= 1

@@ -1,0 +1,8 @@
+#!/bin/sh
+# Sets up what is missing, then runs the tests. Flags are pytest's: sh test.sh tests/test_trainer.py -k resume
+set -eu
+cd "$(dirname "$0")"
+requirements="requirements.txt requirements-test.txt"
+. ./setup_env.sh
+
+exec "$PYTHON" -m pytest "$@"

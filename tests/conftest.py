@@ -1,0 +1,72 @@
+"""What several rooms' tests share. Run them all with `sh test.sh`, or one room with `python -m pytest tests/test_trainer.py`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from config import Config, DataConfig  # noqa: E402
+from data_process import process  # noqa: E402
+
+SHARED = ROOT.parent / "shared" / "data"
+TINY = dict(hidden_size=32, num_layers=1, epochs=2, batch_size=8, vocab_size=500, log_steps=2, lr=3e-3, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory):
+    """A processed folder of 60 + 24 + 24 sentences of the sample, with intent and slots."""
+    raw = tmp_path_factory.mktemp("raw") / "sample.jsonl"
+    rows = [
+        json.loads(line)
+        for name in ("zh", "en")
+        for line in (ROOT / f"dataset/sample_raw/{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    kept = [
+        row
+        for part, size in (("train", 30), ("dev", 12), ("test", 12))
+        for start in (0, 1020)
+        for row in [row for row in rows[start : start + 1020] if row["split"] == part][:size]
+    ]
+    raw.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept), encoding="utf-8")
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    process(DataConfig(input=str(raw), output_dir=str(folder)))
+    return folder
+
+
+@pytest.fixture
+def tiny(sample, tmp_path):
+    """tiny(**options) -> a Config of a small fast run on `sample`, with a folder of its own."""
+
+    def make(**options):
+        return Config(**{**TINY, "data_path": str(sample), "output_dir": str(tmp_path / "output"), "model_version": "run", **options})
+
+    return make
+
+
+@pytest.fixture
+def command(tmp_path):
+    """command('main.py', '--flag', …) -> the finished process, run as a user would from an empty folder."""
+
+    def run(script, *flags, cwd=tmp_path, env=None):
+        return subprocess.run(
+            [sys.executable, str(ROOT / script), *map(str, flags)],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, **(env or {})},
+        )
+
+    return run
+
+
+def read_json(path):
+    return json.loads(Path(path).read_text(encoding="utf-8"))

@@ -1,0 +1,108 @@
+import argparse
+
+import pytest
+
+from config import Config, DataConfig, UserError, parse_args, parse_bool
+
+ORIGINAL = (
+    "--pretrain_model_path=bert --device=cuda:0 --do_train=True --batch_size=64 --lr=5e-5 --epochs=100 --use_fgm=True --data_path=data "
+    "--model_version=v1 --warm_up_epochs=5 --random_seed=666"
+)
+
+
+def test_the_originals_launch_line_means_what_it_says():
+    config = parse_args(Config, ORIGINAL.split())
+    assert (config.do_train, config.use_fgm, config.do_eval) == (True, True, False)
+    assert (config.lr, config.epochs, config.warmup_epochs, config.random_seed, config.batch_size) == (5e-5, 100, 5.0, 666, 64)
+    config = parse_args(
+        Config,
+        [
+            "--debug=False",
+            "--lrf=0.1",
+            "--earlystop_patient=3",
+            "--save_epoch=2",
+            "--freeze_layers=True",
+            "--fgm_eps=0.5",
+            "--model_output_path=out",
+            "--log_output_path=logs",
+            "--log_output_file=a.log",
+        ],
+    )
+    assert (config.debug, config.lrf, config.early_stop_patience, config.save_epoch, config.freeze_layers) == (False, 0.1, 3, 2, -1)
+    assert (config.fgm_eps, config.output_dir, config.log_output_path, config.log_output_file) == (0.5, "out", "logs", "a.log")
+
+
+@pytest.mark.parametrize(
+    "flags, wanted",
+    [
+        ("--use_crf", True),
+        ("--use_crf=True", True),
+        ("--use_crf=False", False),
+        ("--use_crf false", False),
+        ("--no_use_crf", False),
+        ("", False),
+        ("--use_crf --no_use_crf", False),
+        ("--use_crf=1", True),
+    ],
+)
+def test_four_ways_to_write_a_bool(flags, wanted):
+    assert parse_args(Config, flags.split()).use_crf is wanted
+
+
+def test_parse_bool_refuses_what_is_neither():
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse_bool("maybe")
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        ("--batch_size 0", "--batch_size"),
+        ("--lr nan", "--lr"),
+        ("--lr 5", "--lr"),
+        ("--epochs -1", "--epochs"),
+        ("--epochs many", "--epochs"),
+        ("--precision fp8", "--precision"),
+        ("--dropout 1.5", "--dropout"),
+        ("--use_crf=maybe", "--use_crf"),
+        ("--learningrate 1", "--learningrate"),
+        ("--warmup_epochs 9 --epochs 3", "--warmup_epochs"),
+        ("--task_weights intent", "--task_weights"),
+        ("--task_weights intent=inf", "--task_weights"),
+        ("--predict_output a.xlsx", "--predict_output"),
+        ("--model_version a/b", "--model_version"),
+        ("--use_fgm --freeze_layers 1", "--use_fgm"),
+        ("--hidden_size 50", "--hidden_size"),
+        ("--max_length 2", "--max_length"),
+        ("--freeze_layers some", "--freeze_layers"),
+        ("--max_grad_norm inf", "--max_grad_norm"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_flag(flags, named, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_args(Config, flags.split())
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and named in message and message.count("\n") == 1
+
+
+def test_help_teaches_every_flag(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_args(Config, ["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    for name in Config.__dataclass_fields__:
+        assert f"--{name}" in text
+
+
+def test_saved_options_come_back_and_unknown_ones_are_refused(tmp_path):
+    config = Config(lr=3e-4, use_crf=True, task_weights="intent=2")
+    config.save(tmp_path / "args.json")
+    assert Config.load(tmp_path / "args.json") == config and config.task_weights_by_name() == {"intent": 2.0}
+    (tmp_path / "args.json").write_text('{"no_such_option": 1}')
+    with pytest.raises(UserError, match="no_such_option"):
+        Config.load(tmp_path / "args.json")
+
+
+def test_ratios_must_leave_something_to_train_on():
+    with pytest.raises(UserError):
+        DataConfig(input="a", output_dir="b", dev_ratio=0.6, test_ratio=0.4)

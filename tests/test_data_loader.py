@@ -1,0 +1,193 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from config import Config, UserError
+from data_loader import (
+    IGNORE,
+    Encoder,
+    MyDataLoader,
+    MyDataset,
+    MyIterableDataLoader,
+    MyIterableDataset,
+    Ragged,
+    load_tokenizer,
+    read_processed,
+    to_device,
+)
+from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
+
+TASKS = {
+    "intent": {"type": "classification", "labels": ["go", "stay"]},
+    "slots": {"type": "tagging", "labels": ["O", "B-x", "I-x"], "unit": "word"},
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(lambda: ["abc def ghi jkl unbelievable 你好吗", "abc def 7.7 unbelievable 你好吗"] * 4, 120)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A processed file of 203 rows; row i has the id i and 1 to 12 words."""
+    path = tmp_path_factory.mktemp("many") / "train.jsonl"
+    with open(path, "w") as file:
+        for i in range(203):
+            words = ["abc"] * (1 + i * 7 % 12)
+            file.write(json.dumps({"id": str(i), "tokens": words, "intent": ["go", "stay"][i % 2], "slots": ["O"] * len(words)}) + "\n")
+    return path
+
+
+def test_ragged_pads_to_the_longest_of_the_chosen_rows():
+    column = Ragged.from_lists([[1, 2, 3], [], [4], [5, 6]])
+    padded, mask = column.pad(np.array([3, 1, 2]), -1)
+    assert padded.tolist() == [[5, 6], [-1, -1], [4, -1]] and mask.tolist() == [[True, True], [False, False], [True, False]]
+
+
+ODD = ["abc", " ", "", "\u200b", "\ufe0f", "\u3000", "\u00ad", "\x00", "7.7", "unbelievable", "你", "👍🏽", "[SEP]", "é", "def"]
+
+
+def test_every_word_has_exactly_one_position_even_those_the_tokenizer_swallows(tokenizer):
+    examples = [
+        {"tokens": ODD, "intent": "go", "slots": ["O"] * len(ODD)},
+        {"tokens": ["\u200b"], "intent": "go", "slots": ["B-x"]},
+        {"tokens": ["abc", "\u200b"], "intent": "go", "slots": ["O", "B-x"]},
+    ]
+    data = MyDataset(examples, Encoder(tokenizer, TASKS, 64))
+    inputs, labels, _ = data.batch([0, 1, 2])
+    assert inputs["word_mask"].sum(1).tolist() == [len(ODD), 1, 2]
+    for row, example in enumerate(examples):
+        starts = inputs["word_starts"][row, : len(example["tokens"])].tolist()
+        assert starts == sorted(set(starts)) and starts[0] == 1
+        for word, start in zip(example["tokens"], starts):
+            alone = tokenizer([[word]], is_split_into_words=True)["input_ids"][0][1:-1] or [tokenizer.unk_token_id]
+            assert inputs["input_ids"][row, start : start + len(alone)].tolist() == alone, repr(word)
+    assert labels["slots"][1].tolist() == [1] + [IGNORE] * (len(ODD) - 1) and labels["slots"][2, :2].tolist() == [0, 1]
+
+
+def test_what_is_cut_is_counted_and_its_tags_are_no_labels(tokenizer, caplog):
+    import logging
+
+    logging.getLogger("template").propagate = True
+    words = ["abc"] * 5 + ["\u200b"] + ["unbelievable"] + ["abc"] * 30
+    data = MyDataset(
+        [{"tokens": words, "intent": "go", "slots": ["B-x"] * len(words)}, {"tokens": ["abc"], "intent": "go", "slots": ["O"]}],
+        Encoder(tokenizer, TASKS, 16),
+    )
+    inputs, labels, _ = data.batch([0, 1])
+    kept = int(inputs["word_mask"][0].sum())
+    assert inputs["input_ids"].shape[1] == 16 and kept < len(words) and labels["slots"].shape[1] == kept
+    assert f"their last {len(words) - kept} words" in caplog.text and "1 of 2 examples" in caplog.text
+    assert inputs["word_starts"][0, :kept].tolist() == list(range(1, 1 + kept)) if kept < 7 else True
+
+
+def test_sentence_pairs_have_types_and_unknown_labels_are_ignored(tokenizer):
+    tasks = {"intent": TASKS["intent"]}
+    data = MyDataset(
+        [{"text": "abc def", "text_pair": "ghi", "intent": "go"}, {"text": "abc", "text_pair": "abc", "intent": "new"}],
+        Encoder(tokenizer, tasks, 32),
+    )
+    inputs, labels, rows = data.batch([1, 0])
+    wanted = tokenizer(["abc", "abc def"], ["abc", "ghi"], padding=True, return_tensors="pt", return_token_type_ids=True)
+    for name in ("input_ids", "token_type_ids", "attention_mask"):
+        assert torch.equal(inputs[name], wanted[name]), name
+    assert labels["intent"].tolist() == [IGNORE, 0] and rows.tolist() == [1, 0]
+    assert "word_starts" not in inputs
+
+
+def test_the_cache_is_used_and_depends_on_data_and_length(tokenizer, many, tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(many.read_bytes())
+
+    def built(length):
+        MyDataset(path, Encoder(tokenizer, TASKS, length))
+        return {file.name: file.stat().st_mtime_ns for file in (tmp_path / ".cache").iterdir()}
+
+    first = built(32)
+    assert len(first) == 1 and built(32) == first
+    assert len(built(16)) == 2
+    path.write_bytes(many.read_bytes().replace(b'"abc", "abc"', b'"abc", "def"'))
+    assert len(built(32)) == 3
+    data = MyDataset(path, Encoder(tokenizer, TASKS, 32))
+    assert data[7]["id"] == "7" and len(data[7]["tokens"]) == data.columns["num_words"][7]
+
+
+def loader_of(kind, path, tokenizer, workers=0, seed=5, buffer=64):
+    encoder = Encoder(tokenizer, TASKS, 32)
+    if kind == "memory":
+        return MyDataLoader(MyDataset(path, encoder), 8, seed, workers)
+    return MyIterableDataLoader(MyIterableDataset(path, encoder, 8, buffer, seed), workers)
+
+
+def contents(loader, epoch, batch=0):
+    loader.set_position(epoch, batch)
+    return [(b.rows.tolist(), b.inputs["input_ids"].tolist(), b.labels["slots"].tolist()) for b in loader]
+
+
+@pytest.mark.parametrize("kind", ["memory", "stream"])
+def test_order_is_a_function_of_seed_and_epoch_and_each_row_comes_once(kind, many, tokenizer):
+    loader = loader_of(kind, many, tokenizer)
+    first, second = contents(loader, 0), contents(loader, 1)
+    assert len(first) == len(loader) == 26 and first != second
+    for epoch in (first, second):
+        assert sorted(row for rows, _, _ in epoch for row in rows) == list(range(203))
+    assert contents(loader_of(kind, many, tokenizer), 1) == second
+    assert contents(loader_of(kind, many, tokenizer, seed=6), 0) != first
+    for rows, _, tags in first:  # row numbers name the rows that the batch holds
+        assert [sum(tag != IGNORE for tag in row) for row in tags] == [1 + row * 7 % 12 for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["memory", "stream"])
+def test_two_workers_give_the_same_batches(kind, many, tokenizer):
+    assert contents(loader_of(kind, many, tokenizer, workers=2), 3) == contents(loader_of(kind, many, tokenizer), 3)
+
+
+@pytest.mark.parametrize("kind", ["memory", "stream"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_position_can_be_returned_to(kind, workers, many, tokenizer):
+    whole = contents(loader_of(kind, many, tokenizer), 2)
+    for start in (1, 7, 8, 19, 25, 26):
+        assert contents(loader_of(kind, many, tokenizer, workers), 2, start) == whole[start:]
+
+
+def test_a_stream_reads_nothing_before_its_position(many, tokenizer, monkeypatch):
+    import data_loader
+
+    loader, read = loader_of("stream", many, tokenizer), []
+    monkeypatch.setattr(
+        data_loader, "read_processed", lambda path, start, stop: (read.append(e) or e for e in read_processed(path, start, stop))
+    )
+    contents(loader, 0)
+    everything = len(read)
+    read.clear()
+    contents(loader, 0, 20)
+    assert everything == 203 and len(read) <= 80
+
+
+def test_length_batches_waste_little_and_evaluation_goes_longest_first(many, tokenizer):
+    loader = loader_of("memory", many, tokenizer)
+    loader.set_position(0)
+    masks = [b.inputs["attention_mask"] for b in loader]
+    assert sum(m.sum() for m in masks) / sum(m.numel() for m in masks) > 0.93
+    lengths = [b.inputs["input_ids"].shape[1] for b in MyDataLoader(loader.dataset, 16)]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [(dict(pretrain_model_path="./nowhere"), "no such folder"), (dict(pretrain_model_path="no/such-model"), "no/such-model")],
+)
+def test_a_tokenizer_that_cannot_be_had_is_one_line(options, named, many):
+    with pytest.raises(UserError, match=named) as mistake:
+        load_tokenizer(Config(**options), many)
+    assert "\n" not in str(mistake.value)
+
+
+def test_devices():
+    assert to_device("cpu").type == "cpu" and to_device("auto").type in ("cpu", "cuda")
+    for name in ("cuda:99", "gpu"):
+        with pytest.raises(UserError, match=name):
+            to_device(name)

@@ -1,0 +1,256 @@
+import json
+
+import pytest
+from conftest import ROOT, SHARED, read_json
+
+from config import DataConfig, UserError
+from data_process import illegal_tags, join_tokens, load_labels, process, read_texts, split_text
+
+
+def write(folder, files):
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder
+
+
+def run(tmp_path, files, name=None, **options):
+    """Writes the files, processes them (or the one called `name`), and returns {part: examples} and the labels."""
+    raw = write(tmp_path / "raw", files)
+    process(DataConfig(input=str(raw / name if name else raw), output_dir=str(tmp_path / "out"), **options))
+    parts = {
+        path.stem: [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+        for path in (tmp_path / "out").glob("*.jsonl")
+    }
+    return parts, load_labels(tmp_path / "out")
+
+
+def three(text):
+    """The same file as train, dev and test."""
+    return {f"{part}.{name}": body for part in ("train", "dev", "test") for name, body in text.items()}
+
+
+def test_csv_keeps_quotes_line_breaks_and_what_looks_missing(tmp_path):
+    body = 'text,label\n"a, ""b""\nc",x\nNA,null\nnull,x\n007,null\n"line\u2028sep",x\n'
+    parts, labels = run(tmp_path, three({"csv": body}))
+    assert [e["text"] for e in parts["train"]] == ['a, "b"\nc', "NA", "null", "007", "line\u2028sep"]
+    assert labels == {"label": {"type": "classification", "labels": ["null", "x"]}}
+
+
+def test_tsv_keeps_stray_quotes_and_long_fields(tmp_path):
+    body = 'sentence\tlabel\n"stray\tx\n' + "y" * 200_000 + "\tz\nend\x0b\x85\tx\n"
+    parts, _ = run(tmp_path, three({"tsv": body}))
+    assert [len(e["text"]) for e in parts["dev"]] == [6, 200_000, 5]
+
+
+def test_columns_by_name_pairs_and_several_tasks(tmp_path):
+    body = "who,q1,q2,topic,mood\nme,a,b,t1,good\nme,c,d,t2,bad\n"
+    parts, labels = run(tmp_path, three({"csv": body}), text_column="q1", text_pair_column="q2", label_column="topic,mood")
+    assert parts["train"][0] == {"id": "0", "text": "a", "text_pair": "b", "topic": "t1", "mood": "good"}
+    assert list(labels) == ["topic", "mood"]
+
+
+def test_jsonl_with_tokens_split_and_numbers_as_labels(tmp_path):
+    rows = [
+        {"tokens": ["a", " "], "label": n % 2, "tags": ["B-x", "O"], "split": part, "extra": {}}
+        for part in ("train", "valid", "test")
+        for n in range(2)
+    ]
+    parts, labels = run(tmp_path, {"all.jsonl": "\n".join(map(json.dumps, rows))})
+    assert [len(parts[part]) for part in ("train", "dev", "test")] == [2, 2, 2]
+    assert parts["dev"][1] == {"id": "3", "tokens": ["a", " "], "label": "1", "tags": ["B-x", "O"]}
+    assert labels["tags"] == {"type": "tagging", "labels": ["O", "B-x"], "unit": "character+blank"}
+
+
+def test_conll_with_blank_tokens_columns_and_intents(tmp_path):
+    body = "a NNP B-x\nb NN O\n\n  O\nc O\n"
+    files = {f"{part}/ch.{part}": body for part in ("train", "valid", "test")} | {
+        f"{part}/ch.{part}.intent": "one\ntwo\n" for part in ("train", "valid", "test")
+    }
+    parts, labels = run(tmp_path, files)
+    assert parts["dev"] == [
+        {"id": "2", "tokens": ["a", "b"], "intent": "one", "slots": ["B-x", "O"]},
+        {"id": "3", "tokens": [" ", "c"], "intent": "two", "slots": ["O", "O"]},
+    ]
+    assert list(labels) == ["intent", "slots"]
+
+
+def test_seq_folders(tmp_path):
+    files = {
+        f"{part}/{name}": body
+        for part in ("train", "dev", "test")
+        for name, body in {"seq.in": "go to  york\nplay it\n", "seq.out": "O O B-city\nO O\n", "label": "travel\nmusic\n"}.items()
+    }
+    parts, labels = run(tmp_path, files)
+    assert parts["train"][0] == {"id": "0", "tokens": ["go", "to", "york"], "intent": "travel", "slots": ["O", "O", "B-city"]}
+    assert labels["slots"]["unit"] == "word"
+
+
+def test_a_single_file_is_split_stratified_disjoint_and_by_the_seed(tmp_path, capsys):
+    body = "text,label\n" + "".join(f"t{i},{'abc'[i % 3]}\n" for i in range(90)) + "alone,rare\n"
+    parts, _ = run(tmp_path, {"all.csv": body}, "all.csv")
+    assert {part: len(rows) for part, rows in parts.items()} == {"train": 73, "dev": 9, "test": 9}
+    texts = [e["text"] for rows in parts.values() for e in rows]
+    assert len(set(texts)) == 91 and "alone" in {e["text"] for e in parts["train"]}
+    for part in ("dev", "test"):
+        assert sorted(e["label"] for e in parts[part]) == list("aaabbbccc")
+    assert "stratified by 'label', seed 666" in capsys.readouterr().out
+    again, _ = run(tmp_path, {"all.csv": body}, "all.csv")
+    other, _ = run(tmp_path, {"all.csv": body}, "all.csv", random_seed=1)
+    assert again == parts and other != parts
+
+
+def test_labels_unseen_in_train_are_told_and_left_to_count_as_wrong(tmp_path, capsys):
+    _, labels = run(tmp_path, {"train.csv": "text,label\na,x\nb,y\n", "dev.csv": "text,label\nc,new\n"})
+    assert labels["label"]["labels"] == ["x", "y"]
+    assert "1 labels of dev never occur in train" in capsys.readouterr().out
+
+
+def test_byte_order_marks_and_other_encodings(tmp_path):
+    body = "text,label\n你好,x\n再见,y\n"
+    for encoding, option in (("utf-8-sig", "auto"), ("utf-16", "auto"), ("gb18030", "gb18030")):
+        parts, _ = run(tmp_path, {f"{part}.csv": body.encode(encoding) for part in ("train", "dev")}, encoding=option)
+        assert parts["train"][0]["text"] == "你好"
+
+
+GOOD = "text,label\na,x\nb,y\n"
+CONLL = "a O\nb B-x\n\nc O\n"
+BAD = {
+    "missing file": ({}, ["no such file"], {}),
+    "empty file": ({"train.csv": "", "dev.csv": GOOD}, ["train.csv", "columns"], {}),
+    "header only": ({"train.csv": "text,label\n", "dev.csv": GOOD}, ["train.csv", "no examples"], {}),
+    "gb18030": (
+        {"train.csv": b"text,label\na,x\n" + "你好,y\n".encode("gb18030"), "dev.csv": GOOD},
+        ["train.csv, row 3", "--encoding gb18030"],
+        {},
+    ),
+    "no such encoding": ({"train.csv": GOOD}, ["--encoding klingon"], {"encoding": "klingon"}),
+    "missing column": ({"train.csv": "a,b\n1,2\n"}, ["train.csv", "--text_column", "a, b"], {}),
+    "named column missing": ({"train.csv": GOOD}, ["'nope'", "text, label"], {"text_column": "nope"}),
+    "column twice": ({"train.csv": "text,text,label\na,b,c\n"}, ["row 1", "two columns"], {}),
+    "text as label": ({"train.csv": GOOD}, ["--label_column"], {"label_column": "text"}),
+    "too many cells": ({"train.csv": "text,label\na,x\nb,y,z\n"}, ["row 3", "3 cells", "2"], {}),
+    "open quote": ({"train.csv": 'text,label\na,x\n"b,y\nc,x\n'}, ["train.csv, row 3", "quote"], {}),
+    "empty label": ({"train.csv": "text,label\na,x\nb,\n"}, ["row 3", "empty"], {}),
+    "empty text": ({"train.csv": "text,label\na,x\n ,y\n"}, ["row 3", "text is empty"], {}),
+    "single class": ({"train.csv": "text,label\na,x\nb,x\n", "dev.csv": GOOD}, ["single label 'x'"], {}),
+    "not JSON": ({"train.jsonl": '{"text": "a", "label": "x"}\n{"text": \n'}, ["train.jsonl, row 2", "not JSON"], {}),
+    "not an object": ({"train.jsonl": '{"text": "a", "label": "x"}\n[1]\n'}, ["row 2", "object"], {}),
+    "key missing": ({"train.jsonl": '{"text": "a", "label": "x"}\n{"text": "b"}\n'}, ["row 2", "'label'"], {}),
+    "label of another type": (
+        {"train.jsonl": '{"text": "a", "label": "x"}\n{"text": "b", "label": null}\n'},
+        ["row 2", "not a string"],
+        {},
+    ),
+    "tokens and tags": ({"train.jsonl": '{"tokens": ["a", "b"], "tags": ["O"]}\n'}, ["row 1", "2 tokens", "1 tags"], {}),
+    "tags without tokens": ({"train.jsonl": '{"text": "a b", "tags": ["O", "O"]}\n'}, ["row 1", "tokens"], {}),
+    "no tokens": ({"train.jsonl": '{"tokens": [], "tags": []}\n'}, ["row 1", "tokens"], {}),
+    "empty tag": ({"train.jsonl": '{"tokens": ["a"], "tags": [""]}\n'}, ["row 1", "tag"], {}),
+    "tag missing": ({"train.conll": "a O\nb\n", "dev.conll": CONLL}, ["train.conll, row 2", "token and a tag"], {"format": "conll"}),
+    "too few intents": ({"train.conll": CONLL, "train.conll.intent": "x\n", "dev.conll": CONLL}, [".intent", "1 rows"], {}),
+    "too many intents": (
+        {"train.conll": CONLL, "train.conll.intent": "x\ny\nz\n", "dev.conll": CONLL},
+        [".intent", "3 rows", "2 sentences"],
+        {},
+    ),
+    "seq lengths": ({"train/seq.in": "a b\nc\n", "train/seq.out": "O O\n", "train/label": "x\ny\n"}, ["seq.out", "1 rows", "2"], {}),
+    "seq tags": (
+        {"train/seq.in": "a b\nc\n", "train/seq.out": "O\nO\n", "train/label": "x\ny\n"},
+        ["seq.in, row 1", "2 tokens", "1 tags"],
+        {},
+    ),
+    "unknown format": ({"train.dat": "hello there\n"}, ["train.dat", "--format"], {}),
+    "stray part": ({"train.csv": GOOD, "other.csv": GOOD}, ["other.csv", "train, dev"], {}),
+    "unknown split": ({"all.jsonl": '{"text": "a", "label": "x", "split": "later"}\n'}, ["row 1", "'later'"], {}),
+    "ids twice": ({"train.csv": "id,text,label\n1,a,x\n1,b,y\n", "dev.csv": "id,text,label\n2,a,x\n"}, ["row 2", "'1'", "2 times"], {}),
+    "too few to split": ({"all.csv": GOOD}, ["too few"], {}),
+    "no train part": ({"test.csv": GOOD}, ["none to train on"], {}),
+    "task with a dot": ({"train.csv": "text,a.b\nx,y\n"}, ["'a.b'"], {"label_column": "a.b"}),
+    "different keys": ({"train.csv": GOOD, "dev.csv": "text,label,text_pair\na,x,b\n"}, ["dev.csv, row 2", "text_pair"], {}),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_named_in_one_line_and_nothing_is_written(name, tmp_path):
+    files, words, options = BAD[name]
+    raw = write(tmp_path / "raw", files)
+    with pytest.raises(UserError) as mistake:
+        process(DataConfig(input=str(raw), output_dir=str(tmp_path / "out"), **options))
+    message = str(mistake.value)
+    assert "\n" not in message and all(word in message for word in words), message
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_ends_with_exit_code_2(command, tmp_path):
+    write(tmp_path, {"bad.csv": "text,label\na,x\nb,\n"})
+    done = command("data_process.py", "--input", "bad.csv", "--output_dir", "out")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "bad.csv, row 3" in done.stderr
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
+    write(tmp_path, {"all.csv": GOOD, "out/thesis.txt": "years of work"})
+    with pytest.raises(UserError, match=r"thesis\.txt"):
+        process(DataConfig(input=str(tmp_path / "all.csv"), output_dir=str(tmp_path / "out")))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    "text", ["订一张去New York的票, 谢谢!", "it's 7.7 o'clock, ok?", "  a\u200bb 👍🏽 é ", "日本語テスト", "a_b c++ d.c.", ""]
+)
+@pytest.mark.parametrize("unit", ["word", "character", "character+blank"])
+def test_split_text_gives_offsets_into_the_text(text, unit):
+    pieces = split_text(text, unit)
+    assert pieces and all(text[start:end] == token for token, start, end in pieces)
+    covered = {i for _, start, end in pieces for i in range(start, end)}
+    assert all(i in covered or text[i].isspace() for i in range(len(text)))
+
+
+def test_split_text_cuts_words_as_people_do():
+    words = [token for token, _, _ in split_text("fly to st. louis, d.c at 7:30 (请快点)!", "word")]
+    assert words == ["fly", "to", "st", ".", "louis", ",", "d.c", "at", "7:30", "(", "请", "快", "点", ")", "!"]
+
+
+def test_join_tokens_and_back():
+    text, spans = join_tokens(["play", "Let", "It", "Be", "播", "放", "7", "点"], "word")
+    assert text == "play Let It Be播放7点"
+    assert [text[start:end] for start, end in spans] == ["play", "Let", "It", "Be", "播", "放", "7", "点"]
+    assert join_tokens(["t", "f", " ", "b"], "character+blank")[0] == "tf b"
+
+
+def test_illegal_tags_are_counted():
+    assert illegal_tags(["O", "I-x", "B-x", "I-y", "I-y", "O", "E-x"]) == 3
+    assert illegal_tags(["B-x", "I-x", "E-x", "S-y", "B-x", "I-x"]) == 0
+
+
+def test_texts_to_predict_on(tmp_path):
+    write(tmp_path, {"a.txt": "one\n\n三\n", "b.csv": "review,stars\nfine,5\n", "c.jsonl": '{"tokens": ["a", "b"]}\n', "d.txt": ""})
+    options = DataConfig(input="x", output_dir="y")
+    options.label_column = None
+    assert [e["text"] for e in read_texts(tmp_path / "a.txt", options)] == ["one", "", "三"]
+    assert read_texts(tmp_path / "b.csv", options) == [{"id": "0", "text": "fine"}]
+    assert read_texts(tmp_path / "c.jsonl", options) == [{"id": "0", "tokens": ["a", "b"]}]
+    for name in ("d.txt", "e.txt"):
+        with pytest.raises(UserError, match=name):
+            read_texts(tmp_path / name, options)
+
+
+def test_the_sample_is_what_its_generator_makes_and_processes_without_oddities(tmp_path, capsys):
+    import importlib.util
+
+    source = importlib.util.spec_from_file_location("make_sample", ROOT / "dataset/sample_raw/make_sample.py")
+    module = importlib.util.module_from_spec(source)
+    source.loader.exec_module(module)
+    module.main(tmp_path)
+    for name in ("zh.jsonl", "en.jsonl"):
+        assert (tmp_path / name).read_bytes() == (ROOT / "dataset/sample_raw" / name).read_bytes()
+    process(DataConfig(input=str(ROOT / "dataset/sample_raw"), output_dir=str(tmp_path / "out")))
+    assert "nothing odd found" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the ATIS and CAIS files in ../shared/data")
+@pytest.mark.parametrize("name, sizes", [("atis", (4478, 500, 893)), ("cais", (7995, 994, 1012))])
+def test_real_sets_need_no_flag_but_input(name, sizes, tmp_path):
+    process(DataConfig(input=str(SHARED / name), output_dir=str(tmp_path / name)))
+    counts = [(tmp_path / name / f"{part}.jsonl").read_bytes().count(b"\n") for part in ("train", "dev", "test")]
+    assert tuple(counts) == sizes and list(read_json(tmp_path / name / "labels.json")) == ["intent", "slots"]

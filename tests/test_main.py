@@ -1,0 +1,137 @@
+"""The command line, in processes of its own, from an empty folder, as a user starts it."""
+
+import csv
+import json
+
+import pytest
+from conftest import ROOT, read_json
+from transformers import BertConfig, BertModel
+
+from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
+
+FAST = ["--hidden_size", 32, "--num_layers", 1, "--epochs", 1]
+
+
+def test_the_first_command_works_right_after_the_clone(command, tmp_path):
+    done = command("main.py", "--do_train", "--do_eval", "--do_predict", *FAST)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "output/sample"
+    names = {path.name for path in run.iterdir()}
+    assert names >= {"args.json", "train.log", "metrics.jsonl", "tensorboard", "checkpoints", "eval.json", "predictions.csv"}
+    scores = read_json(run / "eval.json")
+    assert set(scores) == {"dev", "test"}
+    assert set(scores["test"]) >= {"intent_accuracy", "intent_macro_f1", "slots_precision", "slots_recall", "slots_f1", "sentence_accuracy"}
+    gold = [json.loads(line) for line in (tmp_path / "dataset/sample/test.jsonl").read_text(encoding="utf-8").splitlines()]
+    with open(run / "predictions.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == [example["id"] for example in gold]
+    accuracy = sum(row["intent"] == example["intent"] for row, example in zip(rows, gold)) / len(gold)
+    assert accuracy == pytest.approx(scores["test"]["intent_accuracy"])
+    for row in rows:
+        for entity in json.loads(row["slots"]):
+            assert row["text"][entity["start"] : entity["end"]] == entity["text"]
+    first, last = (done.stderr.splitlines()[i] for i in (0, -1))
+    assert "training a tokenizer" in first and "predictions in" in last  # each message once, on the console
+
+    (tmp_path / "mine.txt").write_text("play Yesterday by Adele\n\n明天北京天气怎么样\n", encoding="utf-8")
+    done = command("main.py", "--do_predict", "--predict_file", "mine.txt", "--predict_output", "mine.jsonl")
+    assert done.returncode == 0, done.stderr
+    labelled = [json.loads(line) for line in (tmp_path / "mine.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["text"] for row in labelled] == ["play Yesterday by Adele", "", "明天北京天气怎么样"]
+    assert [len(row["slots_tags"]) for row in labelled] == [4, 1, 9]
+
+    done = command("main.py", "--do_train", *FAST)
+    assert done.returncode == 2 and "--resume" in done.stderr and "--model_version" in done.stderr
+    done = command("main.py", "--do_train", "--resume", *FAST, "--lr", "0.01")
+    assert done.returncode == 2 and "lr was None, is 0.01" in done.stderr
+
+
+def test_the_originals_launch_line_runs_unchanged_but_for_device_and_paths(command, sample, tmp_path):
+    words = train_tokenizer(lambda: ["play a song", "播放音乐"] * 3, 200)
+    BertModel(
+        BertConfig(vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    ).save_pretrained(tmp_path / "bert")
+    words.save_pretrained(tmp_path / "bert")
+    done = command(
+        *("main.py", "--pretrain_model_path=bert", "--device=cpu", "--do_train=True", "--batch_size=64", "--lr=5e-5", "--epochs=100"),
+        *("--use_fgm=True", f"--data_path={sample}", "--model_version=v1", "--warm_up_epochs=5", "--random_seed=666"),
+        *(
+            "--earlystop_patient=2",
+            "--save_epoch=50",
+            "--model_output_path=models",
+            "--log_output_path=logs",
+            "--log_output_file=a.log",
+            "--lrf=0.01",
+        ),
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "models/v1/checkpoints/best/model.safetensors").exists() and "peak rates" in (tmp_path / "logs/a.log").read_text()
+
+
+MISTAKES = {
+    "nothing to do": ([], "--do_train"),
+    "no such data": (["--do_train", "--data_path", "nowhere"], "nowhere"),
+    "no such model folder": (["--do_train", "--pretrain_model_path", "./nowhere", "--data_path", "SAMPLE"], "./nowhere"),
+    "no such hub model": (["--do_train", "--pretrain_model_path", "nobody/no-model", "--data_path", "SAMPLE"], "nobody/no-model"),
+    "no such device": (["--do_train", "--device", "cuda:9", "--data_path", "SAMPLE"], "cuda:9"),
+    "no such predict file": (["--do_predict", "--predict_file", "nowhere.txt"], "nowhere.txt"),
+    "no checkpoint": (["--do_eval", "--data_path", "SAMPLE"], "checkpoints/best"),
+    "no such checkpoint": (["--do_predict", "--checkpoint", "nowhere", "--predict_file", "texts.txt"], "nowhere"),
+    "unwritable": (["--do_train", "--data_path", "SAMPLE", "--output_dir", "texts.txt"], "texts.txt"),
+    "unknown task": (["--do_train", "--data_path", "SAMPLE", "--task_weights", "mood=1"], "mood"),
+    "too long": (["--do_train", "--data_path", "SAMPLE", "--pretrain_model_path", "SMALL", "--max_length", 999], "--max_length=999"),
+    "too many layers": (["--do_train", "--data_path", "SAMPLE", "--freeze_layers", 9], "--freeze_layers=9"),
+    "unknown score": (["--do_train", "--data_path", "SAMPLE", "--monitor", "bleu", *FAST], "--monitor=bleu"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_exit_code_2_and_nothing_written(name, sample, tmp_path, monkeypatch, capsys):
+    import main
+    from config import Config, UserError, parse_args
+
+    (tmp_path / "texts.txt").write_text("a\n")
+    if "SMALL" in MISTAKES[name][0]:
+        words = train_tokenizer(lambda: ["a b"] * 3, 100)
+        BertModel(BertConfig(vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
+            tmp_path / "small"
+        )
+        words.save_pretrained(tmp_path / "small")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    flags, named = MISTAKES[name]
+    flags = [{"SAMPLE": str(sample), "SMALL": "./small"}.get(flag, str(flag)) for flag in flags]
+    with pytest.raises(UserError) as mistake:
+        main.main(parse_args(Config, flags))
+    assert named in str(mistake.value) and "\n" not in str(mistake.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_mistakes_reach_the_shell_as_one_line_and_code_2(command):
+    for flags in (["--do_train", "--data_path", "nowhere"], ["--do_eval", "--batch_size", "0"], ["--no_such_flag"]):
+        done = command("main.py", *flags)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and not done.stdout
+
+
+def test_help_and_mistakes_load_nothing_heavy(command):
+    done = command("main.py", "--help", env={"PYTHONPROFILEIMPORTTIME": "1"})
+    assert done.returncode == 0 and "--pretrain_model_path" in done.stdout
+    loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert not loaded & {"torch", "transformers", "datasets", "sklearn", "numpy"}
+
+
+def test_sh_scripts_have_unix_endings_and_parse():
+    import subprocess
+
+    for name in ("run.sh", "test.sh", "setup_env.sh", ".ci/run"):
+        assert b"\r" not in (ROOT / name).read_bytes()
+        subprocess.run(["sh", "-n", ROOT / name], check=True)
+
+
+def test_ruff_finds_nothing():
+    import subprocess
+    import sys
+
+    for check in (["check"], ["format", "--check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *check, "."], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout

@@ -1,0 +1,201 @@
+import itertools
+
+import pytest
+import torch
+import torchcrf
+
+from config import Config, UserError
+from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
+from model_utils import CRF, MyModel, build_model, default_lr, may_follow, parameter_groups
+
+TASKS = {
+    "intent": {"type": "classification", "labels": ["a", "b", "c"]},
+    "slots": {"type": "tagging", "labels": ["O", "B-x", "I-x"], "unit": "word"},
+}
+
+
+def crf_case(labels, batch=3, width=4, seed=0, scale=1.0):
+    torch.manual_seed(seed)
+    crf = CRF(labels)
+    for parameter in crf.parameters():
+        torch.nn.init.normal_(parameter, std=scale)
+    lengths = [width, *torch.randint(1, width + 1, (batch - 1,)).tolist()]
+    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
+    return crf, torch.randn(batch, width, len(labels)) * scale, mask, lengths
+
+
+def path_score(crf, emissions, path):
+    score = crf.start_transitions[path[0]] + crf.end_transitions[path[-1]] + sum(emissions[t, tag] for t, tag in enumerate(path))
+    return score + sum(crf.transitions[a, b] for a, b in itertools.pairwise(path))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_crf_likelihood_and_decoding_equal_brute_force(seed):
+    labels = ["O", "B-x", "I-x", "B-y"]
+    crf, emissions, mask, lengths = crf_case(labels, seed=seed)
+    tags = torch.randint(0, 4, mask.shape)
+    likelihood, decoded = crf.log_likelihood(emissions, tags, mask), crf.viterbi(emissions, mask)
+    for row, length in enumerate(lengths):
+        paths = list(itertools.product(range(4), repeat=length))
+        scores = torch.stack([path_score(crf, emissions[row], path) for path in paths])
+        wanted = path_score(crf, emissions[row], tags[row, :length].tolist()) - scores.logsumexp(0)
+        torch.testing.assert_close(likelihood[row], wanted)
+        legal = [all(may_follow(labels[a], labels[b], False) for a, b in zip((0, *path), path)) for path in paths]
+        best = paths[scores.masked_fill(~torch.tensor(legal), -torch.inf).argmax()]
+        assert decoded[row, :length].tolist() == list(best)
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_crf_equals_pytorch_crf_in_value_and_gradient(scale):
+    labels = [f"B-{i}" for i in range(9)]  # no transition is ruled out, so decoding must agree too
+    crf, emissions, mask, lengths = crf_case(labels, batch=16, width=12, scale=scale)
+    reference = torchcrf.CRF(9, batch_first=True)
+    reference.load_state_dict(crf.state_dict())
+    tags, results = torch.randint(0, 9, mask.shape), []
+    for model, likelihood in (
+        (crf, lambda e: crf.log_likelihood(e, tags, mask)),
+        (reference, lambda e: reference(e, tags, mask, reduction="none")),
+    ):
+        e = emissions.clone().requires_grad_()
+        value = likelihood(e)
+        value.sum().backward()
+        results.append([value.detach(), e.grad, *(p.grad for p in model.parameters())])
+    for ours, theirs in zip(*results):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert [row[:n] for row, n in zip(crf.viterbi(emissions, mask).tolist(), lengths)] == reference.decode(emissions, mask)
+
+
+def test_crf_has_finite_gradients_where_transitions_are_forbidden_by_hand():
+    crf, emissions, mask, _ = crf_case(["O", "B-x", "I-x"], scale=1.0)
+    with torch.no_grad():
+        crf.transitions[0, 2] = -1e4
+    emissions = (emissions * 100).requires_grad_()
+    loss = -crf.log_likelihood(emissions, torch.zeros(mask.shape, dtype=torch.long), mask).sum()
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(emissions.grad).all() and torch.isfinite(crf.transitions.grad).all()
+
+
+def test_decoding_never_breaks_bio_or_bioes():
+    for labels, last in ((["O", "B-x", "I-x", "B-y", "I-y"], "OBI"), (["O", "B-x", "I-x", "E-x", "S-x"], "OES")):
+        crf, emissions, mask, lengths = crf_case(labels, batch=40, width=9, scale=3.0)
+        for row, length in zip(crf.viterbi(emissions, mask).tolist(), lengths):
+            names = [labels[i] for i in row[:length]]
+            assert all(may_follow(a, b, "S-x" in labels) for a, b in zip(["O", *names], names)) and names[-1][0] in last
+            if "S-x" in labels:
+                assert not any(a[0] in "BI" and b[0] in "OBS" for a, b in itertools.pairwise(names))
+
+
+def tokenizer():
+    return train_tokenizer(lambda: ["turn on the light", "play a song", "播放音乐", "turn off the song"] * 3, 200)
+
+
+def inputs_of(model_tokenizer, texts):
+    encoded = model_tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=True)
+    mask = encoded["attention_mask"].bool()
+    return {
+        **encoded,
+        "word_starts": torch.arange(1, mask.shape[1]).expand(len(texts), -1),
+        "word_mask": mask[:, 2:].new_ones(len(texts), mask.shape[1] - 1) & mask[:, 1:],
+    }
+
+
+@pytest.mark.parametrize(
+    "options", [dict(), dict(use_crf=True, shared_layers=2), dict(encoder="bilstm"), dict(encoder="bilstm", use_crf=True)]
+)
+def test_a_text_scores_the_same_alone_and_padded(options):
+    torch.manual_seed(0)
+    words = tokenizer()
+    model = build_model(Config(hidden_size=32, num_layers=2, **options), words, TASKS).eval()
+    both = inputs_of(words, ["turn on the light", "play"])
+    alone = {name: tensor[1:] for name, tensor in both.items()}
+    kept = alone["attention_mask"].sum().item()
+    alone = {name: tensor[:, : kept - (name.startswith("word"))] for name, tensor in alone.items()}
+    with torch.inference_mode():
+        together, single = model(both), model(alone)
+    torch.testing.assert_close(together.logits["intent"][1:], single.logits["intent"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together.logits["slots"][1:, : kept - 1], single.logits["slots"], rtol=1e-4, atol=1e-5)
+    numbers, chances = model.decode(single.logits, alone)["slots"]
+    assert numbers.shape == chances.shape == (1, kept - 1) and (chances <= 1).all()
+
+
+def test_losses_are_means_over_labels_and_weighted_by_task():
+    torch.manual_seed(0)
+    words = tokenizer()
+    model = build_model(Config(hidden_size=32, num_layers=1, task_weights="slots=3"), words, TASKS).eval()
+    inputs = inputs_of(words, ["turn on the light", "play"])
+    slots = torch.where(inputs["word_mask"], 1, -100)
+    slots[0, 0] = -100
+    output = model(inputs, {"intent": torch.tensor([2, -100]), "slots": slots})
+    wanted = -output.logits["slots"].log_softmax(-1)[slots >= 0][:, 1].mean()
+    torch.testing.assert_close(output.losses["slots"], wanted)
+    torch.testing.assert_close(output.losses["intent"], -output.logits["intent"].log_softmax(-1)[0, 2])
+    torch.testing.assert_close(output.total_loss, output.losses["intent"] + 3 * wanted)
+    nothing = model(inputs, {"intent": torch.tensor([-100, -100]), "slots": torch.full_like(slots, -100)})
+    assert nothing.total_loss.item() == 0  # a batch without labels has no loss, rather than NaN
+
+
+def test_crf_loss_leaves_out_texts_with_unknown_tags():
+    words = tokenizer()
+    model = build_model(Config(hidden_size=32, num_layers=1, use_crf=True), words, TASKS).eval()
+    inputs = inputs_of(words, ["turn on the light", "play a song"])
+    slots = torch.where(inputs["word_mask"], 1, -100)
+    slots[0, 1] = -100
+    joint = model(inputs, {"slots": slots}).losses["slots"]
+    alone = model({name: tensor[1:] for name, tensor in inputs.items()}, {"slots": slots[1:]}).losses["slots"]
+    torch.testing.assert_close(joint, alone)
+
+
+@pytest.mark.parametrize("layers, frozen", [(0, set()), (1, {"embeddings", "layer.0"}), (-1, {"embeddings", "layer.0", "layer.1"})])
+def test_freezing(layers, frozen):
+    model = build_model(Config(hidden_size=32, num_layers=2, freeze_layers=layers), tokenizer(), TASKS)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad is not any(part in name for part in frozen), name
+    with pytest.raises(UserError, match="freeze_layers"):
+        build_model(Config(hidden_size=32, num_layers=2, freeze_layers=7), tokenizer(), TASKS)
+
+
+def test_parameter_groups_cover_everything_once():
+    config = Config(hidden_size=32, num_layers=1, use_crf=True, lr=1e-4, head_lr=2e-3)
+    model = build_model(config, tokenizer(), TASKS)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = parameter_groups(model, config)
+    seen = [names[id(p)] for group in groups for p in group["params"]]
+    assert sorted(seen) == sorted(names.values())
+    for group in groups:
+        for name in (names[id(p)] for p in group["params"]):
+            assert group["lr"] == (1e-4 if name.startswith("encoder.") else 2e-3)
+            assert (group["weight_decay"] == 0) == (name.endswith("bias") or "LayerNorm" in name or ".crf." in name)
+    assert default_lr(model, config) == 1e-3
+
+
+def test_task_names_that_torch_reserves_and_unknown_weights():
+    tasks = dict.fromkeys(("type", "items", "forward"), TASKS["intent"])
+    model = build_model(Config(hidden_size=32, num_layers=1), tokenizer(), tasks)
+    assert set(model.output_layer.heads.keys()) == set(tasks) and any("heads.type.linear" in key for key in model.state_dict())
+    with pytest.raises(UserError, match="task_weights"):
+        MyModel(model.encoder, 32, tasks, task_weights={"intent": 1.0})
+
+
+def test_a_pretrained_folder_loads_its_weights_and_grows_for_special_tokens(tmp_path):
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    words = tokenizer()
+    torch.manual_seed(3)
+    bert = BertModel(BertConfig(vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64))
+    bert.save_pretrained(tmp_path / "bert")
+    words.save_pretrained(tmp_path / "bert")
+    config = Config(pretrain_model_path=str(tmp_path / "bert"), special_tokens="<e1>,</e1>")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "bert")
+    loaded.add_special_tokens({"additional_special_tokens": ["<e1>", "</e1>"]})
+    model = build_model(config, loaded, TASKS)
+    own = dict(model.encoder.named_parameters())
+    assert own["embeddings.word_embeddings.weight"].shape[0] == len(words) + 2
+    for name, parameter in bert.named_parameters():
+        if "pooler" not in name:
+            assert torch.equal(own[name][: parameter.shape[0]], parameter), name
+    with pytest.raises(UserError, match="embedding"):
+        build_model(Config(pretrain_model_path=str(tmp_path / "bert")), loaded, TASKS)
+    torch.save({}, tmp_path / "bert/pytorch_model.bin")
+    (tmp_path / "bert/model.safetensors").unlink()
+    with pytest.raises(UserError, match="pretrain_model_path"):
+        build_model(Config(pretrain_model_path=str(tmp_path / "bert")), words, TASKS)

@@ -1,0 +1,328 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import read_json
+from safetensors.torch import load_file
+
+import main as main_module
+from config import Config, UserError, seed_torch
+from data_loader import Encoder, LengthSampler, MyDataLoader, MyDataset, build_loaders, load_tokenizer
+from data_process import load_labels
+from model_utils import build_model, parameter_groups
+from run_folder import Interrupted
+from trainer import Trainer, build_optimizer, build_scheduler
+from tricks import build_tricks
+
+
+def make_trainer(config, rows=None):
+    """The trainer that main.py would build."""
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    data = Path(config.data_path)
+    seed_torch(config.random_seed)
+    tasks = load_labels(data)
+    tokenizer = load_tokenizer(config, data / "train.jsonl")
+    encoder = Encoder(tokenizer, tasks, config.max_length)
+    if rows is not None:  # dev is train: to be learnt by heart
+        data_set = MyDataset(data / "train.jsonl", encoder, rows)
+        train_loader, dev_loader = (
+            MyDataLoader(data_set, config.batch_size, config.random_seed),
+            MyDataLoader(data_set, config.eval_batch_size),
+        )
+    else:
+        train_loader, dev_loader = build_loaders(config, data, encoder, torch.device("cpu"))
+    model = build_model(config, tokenizer, tasks)
+    optimizer = build_optimizer(parameter_groups(model, config), "cpu")
+    scheduler = build_scheduler(optimizer, config, -(-len(train_loader) // config.gradient_accumulation_steps))
+    return Trainer(
+        model, tokenizer, tasks, config, torch.device("cpu"), train_loader, dev_loader, optimizer, scheduler, build_tricks(model, config)
+    )
+
+
+def train(config):
+    trainer = make_trainer(config)
+    trainer.resume()
+    trainer.train()
+    return trainer
+
+
+def fingerprints(config):
+    """What must be equal after an interruption: final and best weights, optimizer state, all else that is saved, metrics.jsonl."""
+    last = sorted((config.run_dir / "checkpoints").glob("step_*"))[-1]
+    state = read_json(last / "training.json")
+    return {
+        "last": read_json(last / "manifest.json") | {"args.json": None},
+        "best": read_json(config.run_dir / "checkpoints/best/manifest.json") | {"args.json": None},
+        "progress": state["progress"],
+        "metrics": (config.run_dir / "metrics.jsonl").read_text(),
+    }
+
+
+@pytest.mark.parametrize("options", [dict(), dict(use_crf=True)])
+def test_accumulation_equals_one_large_batch(options, tiny):
+    """4 micro-batches of 8 against one of 32, dropout off: the same gradient, though lengths and label counts differ."""
+    gradients = []
+    for batch_size, steps in ((32, 1), (8, 4)):
+        trainer = make_trainer(tiny(batch_size=32, dropout=0.0, max_grad_norm=0, **options))
+        trainer.train_loader.set_position(0)
+        whole = next(iter(trainer.train_loader)).rows.numpy()
+        data = trainer.train_loader.dataset
+        group = [data.batch(whole[i : i + batch_size]) for i in range(0, 32, batch_size)]
+        totals = {name: sum(trainer.model.count_labels(b.inputs, b.labels)[name] for b in group) for name in trainer.tasks}
+        losses = [trainer.forward_backward(batch, totals)().total_loss.item() for batch in group]
+        assert len(group) == steps
+        gradients.append((sum(losses), {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}))
+    (loss, one), (sum_of_losses, four) = gradients
+    assert sum_of_losses == pytest.approx(loss, rel=1e-5)
+    for name in one:
+        torch.testing.assert_close(four[name], one[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_a_run_with_accumulation_equals_the_run_with_large_batches(tiny, monkeypatch):
+    """The same through train(): the short last group too (60 rows, groups of 32)."""
+    results, plain = [], LengthSampler.__iter__
+    for batch_size, k in ((32, 1), (8, 4)):
+        config = tiny(batch_size=batch_size, gradient_accumulation_steps=k, dropout=0.0, epochs=1, log_steps=1, model_version=f"k{k}")
+        trainer = make_trainer(config)
+        order = [np.arange(32), np.arange(32, 60)]
+        batches = [rows[i : i + batch_size] for rows in order for i in range(0, len(rows), batch_size)]
+        monkeypatch.setattr(
+            LengthSampler, "__iter__", lambda self, batches=batches: iter(batches) if self.seed is not None else plain(self)
+        )
+        trainer.train()
+        results.append([json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()])
+    assert len(results[0]) == len(results[1]) == 3
+    for one, four in zip(*results):
+        assert one.keys() == four.keys()
+        for name in one:
+            assert four[name] == pytest.approx(one[name], rel=2e-3), name
+
+
+@pytest.mark.parametrize("options", [dict(), dict(use_crf=True), dict(encoder="bilstm", use_fgm=True, fgm_eps=0.1, lr=1e-2)])
+def test_twenty_examples_are_learnt_by_heart(options, tiny):
+    trainer = make_trainer(
+        tiny(**{"epochs": 40, "early_stop_patience": 0, "save_epoch": 0, "hidden_size": 64, "batch_size": 5, "dropout": 0.0, **options}),
+        rows=20,
+    )
+    assert trainer.train() == 1.0
+    assert trainer.eval(trainer.dev_loader)["sentence_accuracy"] == 1.0
+
+
+def test_warmup_then_cosine_linear_or_constant():
+    def rates(**options):
+        config = Config(epochs=10, lr=1e-3, **options)
+        optimizer = build_optimizer([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 1.0}], "cpu")
+        scheduler = build_scheduler(optimizer, config, 10)
+        seen = []
+        for _ in range(100):
+            seen.append(scheduler.get_last_lr()[0])
+            optimizer.step()
+            scheduler.step()
+        return seen, scheduler.get_last_lr()[0]
+
+    seen, end = rates(warmup_epochs=2, lrf=0.1)
+    assert seen[:20] == pytest.approx([(i + 1) / 21 for i in range(20)]) and seen[20] == 1.0 and end == pytest.approx(0.1)
+    assert seen[60] == pytest.approx(0.1 + 0.9 * 0.5)
+    seen, end = rates(scheduler="linear", lrf=0.0)
+    assert seen[9] < 1 == seen[10] and seen[55] == pytest.approx(0.5) and end == pytest.approx(0.0, abs=1e-9)
+    seen, end = rates(scheduler="constant", warmup_epochs=0)
+    assert set(seen) == {1.0} and end == 1.0
+
+
+def test_clipping_divides_by_the_norm_and_a_non_finite_gradient_changes_nothing(tiny, caplog):
+    trainer = make_trainer(tiny(max_grad_norm=0.5))
+    reference = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    for p in trainer.trained:
+        p.grad = torch.randn(p.shape, generator=generator)
+    gradients = {id(p): p.grad.clone() for p in trainer.trained}
+    batch = trainer.train_loader.dataset.batch([0, 1])
+    trainer.update([batch])
+    norm = torch.sqrt(sum(g.double().pow(2).sum() for g in gradients.values()))
+    slots = trainer.optimizer.state
+    for p in trainer.trained:  # AdamW's first moment is (1 - beta1) times the clipped gradient
+        torch.testing.assert_close(slots[p]["exp_avg"], 0.1 * gradients[id(p)] * (0.5 / norm).float(), rtol=1e-4, atol=1e-8)
+    assert any(not torch.equal(p, reference[name]) for name, p in trainer.model.named_parameters())
+
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    moments = {p: slots[p]["exp_avg"].clone() for p in trainer.trained}
+    for p in trainer.trained:
+        p.grad = torch.ones_like(p)
+    trainer.trained[0].grad[0] = float("nan")
+    trainer.update([batch])
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+    assert all(torch.equal(slots[p]["exp_avg"], moments[p]) for p in trainer.trained)
+    assert [bool(flag) for flag, _ in trainer.refused] == [False, True] and trainer.refused[1][1] == [0, 1]
+
+
+def test_a_non_finite_loss_is_named_and_a_diverged_run_ends_in_one_line(tiny, monkeypatch):
+    trainer = make_trainer(tiny(epochs=3, log_steps=4))
+    told = []
+    monkeypatch.setattr("trainer.logger.warning", told.append)
+    forward, calls = trainer.model.forward, []
+
+    def poisoned(*args):
+        output = forward(*args)
+        calls.append(1)
+        if len(calls) == 2 or len(calls) > 8:
+            output.total_loss = output.total_loss * float("nan")
+        return output
+
+    monkeypatch.setattr(trainer.model, "forward", poisoned)
+    with pytest.raises(UserError, match="diverged"):
+        trainer.train()
+    assert "not finite" in told[0] and "rows" in told[0]
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_early_stopping_and_the_best_checkpoint(tiny, monkeypatch):
+    config = tiny(epochs=9, early_stop_patience=2, monitor="intent_accuracy")
+    trainer = make_trainer(config)
+    scores, weights = iter([0.2, 0.5, 0.5, 0.4, 0.9]), []
+
+    def scripted(loader):
+        weights.append({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
+        return {"intent_accuracy": next(scores)}
+
+    monkeypatch.setattr(trainer, "eval", scripted)
+    assert trainer.train() == 0.5 and len(weights) == 4  # the tie and the loss are two epochs without a better score
+    assert all(torch.equal(p, weights[1][name]) for name, p in trainer.model.named_parameters())
+    with pytest.raises(UserError, match="monitor=nothing"):
+        make_trainer(tiny(monitor="nothing", model_version="other")).train()
+
+
+def test_a_loss_can_be_monitored(tiny, monkeypatch):
+    trainer = make_trainer(tiny(epochs=3, monitor="slots_loss"))
+    scores = iter([0.5, 0.2, 0.4])
+    monkeypatch.setattr(trainer, "eval", lambda loader: {"slots_loss": next(scores)})
+    assert trainer.train() == 0.2 and trainer.progress.best_epoch == 2
+
+
+@pytest.mark.parametrize("options", [dict(), dict(use_crf=True, encoder="bilstm"), dict(precision="bf16")])
+def test_scores_do_not_depend_on_batch_size_and_predictions_give_the_same_scores(options, tiny, tmp_path):
+    config = tiny(epochs=6, **options)
+    trainer = train(config)
+    data = trainer.dev_loader.dataset
+    scores = [trainer.eval(MyDataLoader(data, size)) for size in (1, 7, 64)]
+    tolerance = dict(rel=1e-5) if not options.get("precision") else dict(rel=0.05)
+    for other in scores[1:]:
+        for name, value in scores[0].items():
+            assert other[name] == pytest.approx(value, **tolerance), name
+    trainer.predict(trainer.dev_loader, tmp_path / "p.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    examples = [data[i] for i in range(len(data))]
+    assert [row["id"] for row in rows] == [e["id"] for e in examples]
+    right = [row["intent"] == e["intent"] and row["slots_tags"] == e["slots"] for row, e in zip(rows, examples)]
+    accuracy = np.mean([row["intent"] == e["intent"] for row, e in zip(rows, examples)])
+    again = trainer.eval(trainer.dev_loader)
+    assert accuracy == pytest.approx(again["intent_accuracy"]) and np.mean(right) == pytest.approx(again["sentence_accuracy"])
+    for row in rows:
+        for entity in row["slots"]:
+            assert row["text"][entity["start"] : entity["end"]] == entity["text"]
+        assert 0 < row["intent_probability"] <= 1
+
+
+def test_long_texts_are_scored_against_their_full_gold(tiny):
+    config = tiny(epochs=1)
+    trainer = make_trainer(config)
+    words = ["play"] * 300
+    example = {"id": "0", "tokens": words, "intent": trainer.tasks["intent"]["labels"][0], "slots": ["O"] * 299 + ["B-city"]}
+    loader = MyDataLoader(MyDataset([example], trainer.train_loader.dataset.encoder), 1)
+    predicted, _, _ = trainer.infer(loader, "")
+    assert len(predicted["slots"][0]) == 300 and predicted["slots"][0][-1] == "O"
+    assert trainer.eval(loader)["slots_recall"] == 0.0 and trainer.eval(loader)["sentence_accuracy"] == 0.0
+
+
+VARIANTS = [
+    dict(),
+    dict(streaming=True, num_workers=2),
+    dict(use_fgm=True, gradient_accumulation_steps=3, use_crf=True),
+    dict(precision="fp16"),
+    dict(streaming=True, encoder="bilstm", shuffle_buffer=16),
+]
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_a_run_that_stops_after_any_step_ends_with_the_same_bytes(options, tiny, monkeypatch):
+    whole = tiny(model_version="whole", **options)
+    train(whole)
+    wanted = fingerprints(whole)
+    total = wanted["progress"]["step"]
+    for stop in range(1, total, 1 if not options else 3):
+        config = tiny(model_version=f"stopped{stop}", **options)
+        trainer = make_trainer(config)
+        trainer.resume()
+        update = trainer.update
+
+        def signalled(group, trainer=trainer, update=update, stop=stop):
+            update(group)
+            if trainer.progress.step + 1 == stop:
+                trainer.signal_number = 15
+
+        monkeypatch.setattr(trainer, "update", signalled)
+        with pytest.raises(Interrupted):
+            trainer.train()
+        seed_torch(99)  # a new process does not inherit random states
+        train(config)
+        assert fingerprints(config) == wanted, f"stopped after step {stop}"
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tiny):
+    whole = tiny(model_version="whole", epochs=3)
+    train(whole)
+    config = tiny(model_version="hurt", epochs=3)
+    train(config)
+    newest = sorted((config.run_dir / "checkpoints").glob("step_*"))[-1]
+    data = bytearray((newest / "training.safetensors").read_bytes())
+    data[-5] ^= 1
+    (newest / "training.safetensors").write_bytes(bytes(data))
+    train(config)
+    assert fingerprints(config) == fingerprints(whole)
+
+
+def test_evaluation_in_training_equals_evaluation_of_the_saved_best_in_a_new_process(tiny, command, tmp_path):
+    config = tiny(epochs=4, use_crf=True)
+    train(config)
+    lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    dev = [{name[4:]: value for name, value in line.items() if name.startswith("dev_")} for line in lines if "dev_loss" in line]
+    best = max(dev, key=lambda scores: scores["sentence_accuracy"])
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(config.run_dir / "checkpoints/best", moved)
+    done = command(
+        "main.py",
+        "--do_eval",
+        "--do_predict",
+        "--data_path",
+        config.data_path,
+        "--checkpoint",
+        moved,
+        "--model_version",
+        "new",
+        "--eval_batch_size",
+        5,
+    )
+    assert done.returncode == 0, done.stderr
+    scores = read_json(tmp_path / "output/new/eval.json")["dev"]
+    for name, value in best.items():
+        assert scores[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_frozen_layers_stay_as_they_are(tiny):
+    config = tiny(freeze_layers=-1, epochs=1)
+    trainer = make_trainer(config)
+    before = {name: p.detach().clone() for name, p in trainer.model.encoder.named_parameters()}
+    head = trainer.model.output_layer.heads["intent"].linear.weight.detach().clone()
+    trainer.train()
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.encoder.named_parameters())
+    assert not torch.equal(head, trainer.model.output_layer.heads["intent"].linear.weight)
+
+
+def test_debug_rehearses_without_touching_the_real_run(tiny):
+    config = tiny(debug=True, do_train=True, do_eval=True, do_predict=True, epochs=1)
+    main_module.main(config)
+    assert config.run_dir.name == "run-debug" and (config.run_dir / "eval.json").exists() and (config.run_dir / "predictions.csv").exists()
+    main_module.main(config)
+    assert load_file(config.run_dir / "checkpoints/best/model.safetensors")
