@@ -39,6 +39,7 @@ class Progress:
     bad_epochs: int = 0  # evaluations since the best
     sums: dict = field(default_factory=dict)  # losses since the last log line
     sum_steps: int = 0
+    sum_refused: int = 0  # of these steps, how many were left out
     metrics_bytes: int = 0  # length of metrics.jsonl
 
 
@@ -116,9 +117,12 @@ class Trainer:
                 last = progress.epoch == config.epochs or self.out_of_patience()
                 if last or (config.save_epoch and progress.epoch % config.save_epoch == 0):
                     self.save_model(f"step_{progress.step:08d}", resumable=True)
+                self.check_signal()
             if self.out_of_patience():
                 logger.info(f"stopped early: {self.monitor} has not risen for {progress.bad_epochs} epochs")
-        if config.epochs:
+        if config.epochs == 0:
+            self.save_model("best")
+        else:
             checkpoint.load_weights(self.model, self.root / "best")
             logger.info(f"best: epoch {progress.best_epoch}, dev {self.monitor} {progress.best_score:.4f}")
         return progress.best_score
@@ -173,6 +177,7 @@ class Trainer:
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.lr = self.scheduler.get_last_lr()[0]
         if self.scaler.get_scale() >= scale:  # after an fp16 overflow the rate waits as well
             self.scheduler.step()
         self.optimizer.zero_grad()
@@ -186,22 +191,31 @@ class Trainer:
             loss = loss.detach().nan_to_num(0.0, 0.0, 0.0)
             self.sums[name] = self.sums[name] + loss if name in self.sums else loss
 
-    def log_losses(self, epoch):
-        """Mean losses since the last line, to metrics.jsonl and TensorBoard; names batches that were refused. The only host sync."""
+    def settle(self):
+        """Brings the sums since the last log line to the host, and names batches that were refused. The only host sync."""
         progress = self.progress
-        steps = progress.sum_steps
-        refused = torch.stack([flag for flag, _ in self.refused]).tolist() if self.refused else []
-        for bad, (_, rows) in zip(refused, self.refused):
+        progress.sums = {name: value.item() for name, value in self.sums.items()}
+        flags = torch.stack([flag for flag, _ in self.refused]).tolist() if self.refused else []
+        for (_, rows), bad in zip(self.refused, flags):
             if bad:
                 shown = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
-                logger.warning(f"up to step {progress.step}: the loss or gradient of rows {shown} was not finite; that step was left out")
-        if steps == self.config.log_steps > 1 and len(refused) == steps and all(refused):
+                logger.warning(f"up to step {progress.step}: the gradient of rows {shown} was not finite; that step was left out")
+        progress.sum_refused += sum(flags)
+        self.refused = []
+
+    def log_losses(self, epoch):
+        """Mean losses since the last line, to metrics.jsonl and TensorBoard."""
+        self.settle()
+        progress = self.progress
+        used = progress.sum_steps - progress.sum_refused
+        if used == 0 and progress.sum_steps > 1:
             raise UserError(
-                f"the last {steps} steps were all not finite: the training has diverged; lower --lr, or use --precision bf16 or fp32"
+                f"none of the last {progress.sum_steps} steps had a finite gradient: the training has diverged; "
+                "lower --lr, or use --precision bf16 or fp32"
             )
-        record = {"step": progress.step, "epoch": epoch, "lr": self.scheduler.get_last_lr()[0]}
-        record |= {name: value.item() / max(1, steps - sum(refused)) for name, value in self.sums.items()}
-        self.sums, self.refused, progress.sum_steps = {}, [], 0
+        record = {"step": progress.step, "epoch": epoch, "lr": self.lr}
+        record |= {name: value / max(1, used) for name, value in progress.sums.items()}
+        self.sums, progress.sums, progress.sum_steps, progress.sum_refused = {}, {}, 0, 0
         self.log(record)
         return record["loss"]
 
@@ -235,7 +249,7 @@ class Trainer:
         """Writes checkpoints/<name>; resumable: with all that the next step depends on, and older ones of its kind rotated out."""
         training = None
         if resumable:
-            self.progress.sums = {key: value.item() for key, value in self.sums.items()}
+            self.settle()
             training = checkpoint.training_state(self.optimizer, self.scheduler, self.scaler, asdict(self.progress))
         checkpoint.save(self.root / name, self.model, self.tokenizer, self.tasks, self.config, training)
         if resumable:

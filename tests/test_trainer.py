@@ -326,3 +326,65 @@ def test_debug_rehearses_without_touching_the_real_run(tiny):
     assert config.run_dir.name == "run-debug" and (config.run_dir / "eval.json").exists() and (config.run_dir / "predictions.csv").exists()
     main_module.main(config)
     assert load_file(config.run_dir / "checkpoints/best/model.safetensors")
+
+
+def test_zero_epochs_evaluate_the_model_as_it_is(tiny):
+    config = tiny(epochs=0, do_train=True, do_eval=True)
+    main_module.main(config)
+    assert 0 <= read_json(config.run_dir / "eval.json")["dev"]["intent_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("when", ["dev evaluation", "last checkpoint"])
+def test_a_signal_outside_the_steps_loses_nothing_either(when, tiny, monkeypatch):
+    whole = tiny(model_version="whole")
+    train(whole)
+    config = tiny(model_version="cut")
+    trainer = make_trainer(config)
+    trainer.resume()
+    method = "infer" if when == "dev evaluation" else "keep_best"
+    original = getattr(trainer, method)
+
+    def signalled(*args):
+        trainer.signal_number = 15
+        return original(*args)
+
+    monkeypatch.setattr(trainer, method, signalled)
+    with pytest.raises(Interrupted):
+        trainer.train()
+    seed_torch(99)
+    train(config)
+    assert fingerprints(config) == fingerprints(whole)
+
+
+def test_steps_that_were_left_out_are_counted_across_a_stop(tiny, monkeypatch):
+    """A mean over the steps that were used: the same whether or not the run stops between a refused step and the log line."""
+    results = []
+    for stop in (None, 3):
+        config = tiny(model_version=f"stop{stop}", epochs=1, log_steps=6)
+        trainer = make_trainer(config)
+        for _ in range(2):
+            trainer.resume()
+            forward = trainer.model.forward
+
+            def poisoned(*args, trainer=trainer, forward=forward):
+                output = forward(*args)
+                if trainer.progress.step == 1 and trainer.model.training:
+                    output.total_loss = output.total_loss * float("inf")
+                return output
+
+            update = trainer.update
+
+            def stopping(group, trainer=trainer, update=update, stop=stop):
+                update(group)
+                if trainer.progress.step + 1 == stop:
+                    trainer.signal_number = 15
+
+            monkeypatch.setattr(trainer.model, "forward", poisoned)
+            monkeypatch.setattr(trainer, "update", stopping)
+            try:
+                trainer.train()
+                break
+            except Interrupted:
+                trainer = make_trainer(config)
+        results.append((config.run_dir / "metrics.jsonl").read_text())
+    assert results[0] == results[1] and json.loads(results[0].splitlines()[0])["step"] == 6
