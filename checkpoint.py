@@ -7,6 +7,7 @@ Edit here when you want to keep more or other checkpoints.
 
 import hashlib
 import json
+import logging
 import os
 import random
 import re
@@ -22,6 +23,7 @@ from transformers import AutoTokenizer
 from config import Config, UserError
 from model_utils import build_model
 
+logger = logging.getLogger("template")
 KEEP = 2  # checkpoints to resume from, beside the best
 
 
@@ -165,7 +167,7 @@ def shape_of(tensors, name):
     return tuple(tensors[name].shape) if name in tensors else "absent"
 
 
-def training_state(optimizer, scheduler, scaler, progress):
+def training_state(optimizer, scheduler, scaler, progress, device):
     """(tensors, JSON values): all that the next step depends on beside the weights. progress: a dict of the trainer's."""
     state = optimizer.state_dict()
     tensors = {f"optimizer.{number}.{name}": tensor for number, slots in state["state"].items() for name, tensor in slots.items()}
@@ -180,14 +182,24 @@ def training_state(optimizer, scheduler, scaler, progress):
         "random_python": random.getstate(),
         "random_numpy": [name, keys.tolist(), *rest],
         "progress": progress,
+        "environment": environment(device),
     }
     return tensors, values
 
 
-def restore_training(folder, optimizer, scheduler, scaler):
+def environment(device):
+    """What equal bytes depend on beside the run itself; a resumed run tells if it has changed."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads()}
+
+
+def restore_training(folder, optimizer, scheduler, scaler, device):
     """Puts back what `training_state` gave, and returns progress."""
     tensors = load_file(folder / "training.safetensors")
     values = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    for name, now in environment(device).items():
+        if (before := values["environment"][name]) != now:
+            logger.warning(f"{name} was {before}, is {now}: the run goes on, but its bytes may differ from one that was never stopped")
     state = {}
     for name, tensor in tensors.items():
         kind, number, *slot = name.split(".")

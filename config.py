@@ -47,6 +47,7 @@ class Config:
     do_eval: bool = option(False, "score the best checkpoint on dev and test, into eval.json")
     do_predict: bool = option(False, "label --predict_file, or else the test part, with the best checkpoint")
     resume: bool = option(False, "go on from the newest good checkpoint of the run folder; start afresh if there is none")
+    force_resume: bool = option(False, "resume although options, data or tokenizer differ from those of the run")
     debug: bool = option(False, "rehearse the whole road on the first 64 examples of each part, with detailed logs")
 
     # Files

@@ -95,8 +95,9 @@ def load_tokenizer(config, train_path):
                 tokenizer.backend_tokenizer.pre_tokenizer
             ):  # RoBERTa's kind: a word begins with a blank
                 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, add_prefix_space=True)
-        except (OSError, ValueError) as error:
-            raise UserError(f"--pretrain_model_path {name}: no tokenizer loads from it ({str(error).strip().splitlines()[0]})") from None
+        except Exception as error:  # a foreign folder can make transformers raise anything
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"--pretrain_model_path {name}: no tokenizer loads from it ({reason})") from None
     missing = [kind for kind in ("pad_token", "unk_token", "cls_token") if getattr(tokenizer, kind) is None]
     if missing or not tokenizer.is_fast:
         raise UserError(f"--pretrain_model_path {name}: its tokenizer has no {', '.join(missing) or 'fast version'}; use a BERT-like model")
@@ -220,8 +221,12 @@ def read_processed(path, start=0, stop=None):
     """The examples of a processed .jsonl between two byte positions, one at a time."""
     with open(path, "rb") as file:
         file.seek(start)
-        for line in file:
-            yield json.loads(line)
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except ValueError:
+                where = f"row {number}" + (f" after byte {start}" if start else "")
+                raise UserError(f"{path}, {where}: not JSON; make the folder anew with data_process.py") from None
             if stop is not None and file.tell() >= stop:
                 return
 
@@ -237,7 +242,7 @@ class MyDataset(Dataset):
     """
 
     def __init__(self, source, encoder, limit=None):
-        self.encoder, self.tasks = encoder, encoder.tasks
+        self.encoder, self.tasks, self.fingerprint = encoder, encoder.tasks, ""
         self.pad_id = encoder.tokenizer.pad_token_id
         if isinstance(source, list):
             self.table = pa.Table.from_batches(list(self.encode(source, "encoding")))
@@ -250,11 +255,7 @@ class MyDataset(Dataset):
     def from_cache(self, path, limit):
         from datasets import Dataset as ArrowDataset
 
-        data = hashlib.sha256()
-        with open(path, "rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                data.update(block)
-        key = hashlib.sha256(f"{data.hexdigest()}{self.encoder.fingerprint()}{limit}".encode()).hexdigest()[:20]
+        key = self.fingerprint = encoded_fingerprint(path, self.encoder, limit)
         cache = path.parent / ".cache" / f"{path.stem}-{key}.arrow"
         if not cache.exists():
             cache.parent.mkdir(exist_ok=True)
@@ -318,6 +319,15 @@ def to_numpy(column):
     chunks = column.chunks
     lengths = np.concatenate([chunk.value_lengths().to_numpy() for chunk in chunks])
     return Ragged(np.concatenate([chunk.flatten().to_numpy() for chunk in chunks]), np.concatenate([[0], lengths.cumsum(dtype=np.int64)]))
+
+
+def encoded_fingerprint(path, encoder, limit):
+    """Changes with the file's bytes and with whatever changes their encoding."""
+    data = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            data.update(block)
+    return hashlib.sha256(f"{data.hexdigest()}{encoder.fingerprint()}{limit}".encode()).hexdigest()[:20]
 
 
 class LengthSampler:
@@ -395,6 +405,7 @@ class MyIterableDataset(IterableDataset):
                 self.num_rows += 1
         self.starts.append(position)
         self.epoch = self.first_pool = 0
+        self.fingerprint = encoded_fingerprint(path, encoder, limit)
 
     def pools(self):
         """The blocks of each pool of this epoch, in order."""

@@ -84,18 +84,29 @@ def main(config):
             trainer.predict(MyDataLoader(predict_set, config.eval_batch_size), config.predict_output or run_dir / "predictions.csv")
 
 
-if __name__ == "__main__":
-    options = parse_args(Config)
+def command(argv=None):
+    """The command line: runs `main` and returns the exit code. A mistake is one line and 2; a signal 128 + its number."""
+    config = parse_args(Config, argv)
+    mistake = None
     try:
-        main(options)
-    except (UserError, OSError) as mistake:
-        sys.exit(print(f"error: {mistake}", file=sys.stderr) or 2)
+        main(config)
+    except (UserError, OSError) as error:
+        mistake = error
     except Interrupted as interrupted:
-        sys.exit(128 + interrupted.signal_number)
+        return 128 + interrupted.signal_number
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        return 128 + signal.SIGINT
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        hint = "lower --batch_size and raise --gradient_accumulation_steps, lower --max_length, or use --precision bf16"
-        sys.exit(print(f"error: the GPU's memory is too small: {hint}; the last checkpoint is intact", file=sys.stderr) or 2)
+        mistake = (
+            "the GPU's memory is too small: lower --batch_size and raise --gradient_accumulation_steps, lower --max_length, "
+            "or use --precision bf16; the last checkpoint is intact"
+        )
+    if mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+    return 2 if mistake else 0
+
+
+if __name__ == "__main__":
+    sys.exit(command())

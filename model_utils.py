@@ -326,12 +326,16 @@ def load_pretrained(name):
     """An encoder from a folder made by save_pretrained, or from the hub; refused if weights are missing."""
     try:
         encoder, found = AutoModel.from_pretrained(name, output_loading_info=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--pretrain_model_path {name}: {str(error).strip().splitlines()[0]}") from None
+    except Exception as error:  # a foreign folder can make transformers raise anything
+        raise UserError(f"--pretrain_model_path {name}: no encoder loads from it ({first_line(error)})") from None
     missing = [key for key in found["missing_keys"] if "pooler" not in key]
     if missing:
         raise UserError(f"--pretrain_model_path {name}: has no weights for {len(missing)} tensors of its own config, such as {missing[0]}")
     return encoder.float()
+
+
+def first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def build_model(config, tokenizer, tasks, checkpoint=None):

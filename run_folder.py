@@ -13,9 +13,20 @@ from config import Config, UserError
 
 # Options that may differ when a run is resumed: they do not change the result. All others must be what they were.
 FREE = {
-    *("do_train", "do_eval", "do_predict", "resume", "debug", "output_dir", "model_version", "log_output_path", "log_output_file"),
+    *(
+        "do_train",
+        "do_eval",
+        "do_predict",
+        "resume",
+        "force_resume",
+        "debug",
+        "output_dir",
+        "model_version",
+        "log_output_path",
+        "log_output_file",
+    ),
     *("checkpoint", "predict_file", "predict_output", "text_column", "text_pair_column"),
-    *("num_workers", "eval_batch_size", "log_steps", "save_epoch", "save_steps", "device"),
+    *("num_workers", "log_steps", "save_epoch", "save_steps", "device"),
 }
 
 
@@ -62,7 +73,13 @@ def refuse_other_run(config, run_dir):
             raise UserError(
                 f"{run_dir} already holds a run: add --resume to go on with it, choose another --model_version, or remove the folder"
             )
-        before, now = asdict(Config.load(args)), asdict(config)
-        differ = [f"{name} was {before[name]!r}, is {now[name]!r}" for name in now if name not in FREE and before[name] != now[name]]
-        if differ:
-            raise UserError(f"{run_dir} cannot be resumed with other options: {'; '.join(differ)}")
+        differ = differences(Config.load(args), config)
+        if differ and not config.force_resume:
+            raise UserError(f"{run_dir} cannot be resumed with other options: {'; '.join(differ)} (--force_resume goes on all the same)")
+
+
+def differences(before, now):
+    """['lr was 0.001, is 0.01', …] of the options that change the result. More epochs change nothing under a constant rate."""
+    free = FREE | ({"epochs"} if now.scheduler == "constant" and now.warmup_epochs is not None and now.epochs >= before.epochs else set())
+    before, now = asdict(before), asdict(now)
+    return [f"{name} was {before[name]!r}, is {now[name]!r}" for name in now if name not in free and before[name] != now[name]]

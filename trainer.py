@@ -41,6 +41,7 @@ class Progress:
     sum_steps: int = 0
     sum_refused: int = 0  # of these steps, how many were left out
     metrics_bytes: int = 0  # length of metrics.jsonl
+    data: str = ""  # what the rows and their encoding are
 
 
 def build_optimizer(groups, device):
@@ -81,7 +82,8 @@ class Trainer:
         self.monitor = config.monitor or metrics.default_monitor(tasks)
         if self.monitor not in (names := metrics.score_names(tasks)):
             raise UserError(f"--monitor={self.monitor} is none of the scores: {', '.join(names)}")
-        self.progress = Progress()
+        self.data = "-".join(loader.dataset.fingerprint for loader in (train_loader, dev_loader) if loader)
+        self.progress = Progress(data=self.data)
         self.sums, self.refused = {}, []  # on the device until the next log line
         self.signal_number = None
         self.trained = [p for p in model.parameters() if p.requires_grad]
@@ -250,7 +252,7 @@ class Trainer:
         training = None
         if resumable:
             self.settle()
-            training = checkpoint.training_state(self.optimizer, self.scheduler, self.scaler, asdict(self.progress))
+            training = checkpoint.training_state(self.optimizer, self.scheduler, self.scaler, asdict(self.progress), self.device)
         checkpoint.save(self.root / name, self.model, self.tokenizer, self.tasks, self.config, training)
         if resumable:
             checkpoint.rotate(self.root)
@@ -265,7 +267,11 @@ class Trainer:
                 continue
             checkpoint.require_labels(folder, self.tasks)
             checkpoint.load_weights(self.model, folder)
-            self.progress = Progress(**checkpoint.restore_training(folder, self.optimizer, self.scheduler, self.scaler))
+            self.progress = Progress(**checkpoint.restore_training(folder, self.optimizer, self.scheduler, self.scaler, self.device))
+            if self.progress.data != self.data and not self.config.force_resume:
+                raise UserError(
+                    f"{folder}: the data or the tokenizer has changed since; train a new --model_version, or add --force_resume"
+                )
             self.sums = {name: torch.tensor(value, device=self.device) for name, value in self.progress.sums.items()}
             with open(metrics_path, "ab") as file:
                 file.truncate(self.progress.metrics_bytes)

@@ -1,0 +1,169 @@
+"""No load executes anything, and no input shifts a tag: canaries, and arbitrary text from hypothesis (SOAK_EXAMPLES sets how much)."""
+
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_trainer import train
+from transformers import BertConfig, BertModel
+
+import checkpoint
+from config import Config, DataConfig, UserError
+from data_loader import Encoder, MyDataset, load_tokenizer
+from data_process import join_tokens, load_labels, process, split_text
+from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
+from model_utils import load_pretrained
+
+EXAMPLES = settings(max_examples=int(os.environ.get("SOAK_EXAMPLES", 60)), deadline=None, suppress_health_check=list(HealthCheck))
+TOKENIZER = train_tokenizer(lambda: ["play a song 播放音乐 é ü 7.7", "stop it now 你好 ok 7.7"] * 3, 200)
+TASKS = {"slots": {"type": "tagging", "labels": ["O", "B-x", "I-x"], "unit": "word"}}
+
+
+class Canary:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+def pretrained(folder):
+    BertModel(BertConfig(vocab_size=200, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return folder
+
+
+def edit_json(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize("kind", ["pytorch_model.bin", "zipped pytorch_model.bin", "model code", "tokenizer code"])
+def test_a_pretrained_folder_cannot_execute(kind, tmp_path):
+    folder, canary = pretrained(tmp_path / "model"), tmp_path / "canary"
+    code = f"open({str(canary)!r}, 'w')\n"
+    if "bin" in kind:
+        (folder / "model.safetensors").unlink()
+        if kind.startswith("zipped"):
+            torch.save({"w": Canary(canary)}, folder / "pytorch_model.bin")
+        else:
+            (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Canary(canary)))
+        with pytest.raises(UserError, match="pretrain_model_path"):
+            load_pretrained(str(folder))
+    elif kind == "model code":
+        (folder / "evil.py").write_text(code)
+        edit_json(folder / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.Config", "AutoModel": "evil.Model"})
+        with pytest.raises(UserError, match="pretrain_model_path"):
+            load_pretrained(str(folder))
+    else:
+        (folder / "evil.py").write_text(code)
+        edit_json(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", None]})
+        try:
+            load_tokenizer(Config(pretrain_model_path=str(folder)), None)
+        except UserError as mistake:
+            assert "pretrain_model_path" in str(mistake)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "training.json", "args.json", "labels.json", "config.json"])
+def test_a_checkpoint_with_a_pickle_in_any_file_is_refused(name, tiny, tmp_path):
+    config = tiny(epochs=1)
+    train(config)
+    folder, canary = checkpoint.steps(config.run_dir / "checkpoints")[0], tmp_path / "canary"
+    (folder / name).write_bytes(pickle.dumps(Canary(canary)))
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.load(folder)
+    manifest = {path.name: checkpoint.sha256(path) for path in folder.iterdir() if path.name != "manifest.json"}
+    checkpoint.write_json(folder / "manifest.json", manifest)  # sealed again, as an attacker would
+    if not name.startswith("training"):
+        with pytest.raises(Exception):  # noqa: B017 -- whatever it says, nothing may run
+            checkpoint.load(folder)
+    else:
+        with pytest.raises(Exception):  # noqa: B017
+            train(config)
+    assert not canary.exists()
+
+
+def test_a_cached_or_processed_file_with_a_pickle_is_no_data(sample, tmp_path):
+    from data_loader import read_processed
+
+    canary = tmp_path / "canary"
+    (tmp_path / "train.jsonl").write_bytes(pickle.dumps(Canary(canary)) + b"\n")
+    with pytest.raises(UserError, match="row 1"):
+        list(read_processed(tmp_path / "train.jsonl"))
+    assert not canary.exists()
+
+
+text = st.text(st.characters(codec="utf-8"), max_size=40)
+words = st.lists(
+    st.one_of(text, st.sampled_from(["", " ", "\u200b", "\ufe0f", "\u3000", "\u00ad", "\x00", "[SEP]", "[UNK]", "##ing", "👍🏽"])),
+    min_size=1,
+    max_size=12,
+)
+
+
+@EXAMPLES
+@given(st.lists(words, min_size=1, max_size=4), st.integers(8, 40))
+def test_tags_never_shift(rows, max_length):
+    """Each kept word sits where its own first sub-token is, in order, whatever the words are."""
+    examples = [{"tokens": tokens, "slots": [["O", "B-x", "I-x"][i % 3] for i in range(len(tokens))]} for tokens in rows]
+    inputs, labels, _ = MyDataset(examples, Encoder(TOKENIZER, TASKS, max_length)).batch(np.arange(len(rows)))
+    for row, example in enumerate(examples):
+        starts = inputs["word_starts"][row][inputs["word_mask"][row]].tolist()
+        assert starts == sorted(set(starts)) and 1 <= len(starts) <= len(example["tokens"])
+        ids = inputs["input_ids"][row].tolist()
+        for number, (word, start) in enumerate(zip(example["tokens"], starts)):
+            alone = TOKENIZER([[word]], is_split_into_words=True)["input_ids"][0][1:-1] or [TOKENIZER.unk_token_id]
+            assert ids[start] == alone[0], repr(word)
+            assert labels["slots"][row, number] == number % 3
+        if max_length == 40 and sum(len(word) + 1 for word in example["tokens"]) < 30:
+            assert len(starts) == len(example["tokens"])
+
+
+@EXAMPLES
+@given(text, st.sampled_from(["word", "character", "character+blank"]))
+def test_offsets_point_into_the_text(value, unit):
+    pieces = split_text(value, unit)
+    assert all(value[start:end] == token for token, start, end in pieces)
+    assert [start for _, start, _ in pieces] == sorted(start for _, start, _ in pieces)
+    kept = {i for _, start, end in pieces for i in range(start, end)}
+    assert all(i in kept or value[i].isspace() for i in range(len(value)))
+    joined, spans = join_tokens([token for token, _, _ in pieces], unit)
+    assert [joined[start:end] for start, end in spans] == [token for token, _, _ in pieces]
+
+
+@EXAMPLES
+@given(
+    st.sampled_from(["train.csv", "train.tsv", "train.jsonl", "train.conll", "train.txt"]),
+    st.one_of(
+        st.binary(max_size=200),
+        text.map(lambda s: s.encode()),
+        st.lists(st.tuples(text, text), min_size=1, max_size=5).map(
+            lambda rows: ("text,label\n" + "".join(f"{a},{b}\n" for a, b in rows)).encode()
+        ),
+    ),
+)
+def test_any_bytes_are_rows_or_a_named_error(tmp_path_factory, name, content):
+    folder = tmp_path_factory.mktemp("fuzz")
+    (folder / name).write_bytes(content)
+    (folder / name.replace("train", "dev")).write_bytes(content)
+    try:
+        process(DataConfig(input=str(folder), output_dir=str(folder / "out")))
+    except UserError as mistake:
+        assert str(folder) in str(mistake) or "task" in str(mistake)
+        assert not (folder / "out").exists()
+    else:
+        assert load_labels(folder / "out")
+
+
+def test_nothing_is_pickled_in_this_repository():
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("huggingface_hands_on/*.py")):
+        source = path.read_text(encoding="utf-8")
+        assert not any(word in source for word in ("pickle", "joblib", "torch.load", "torch.save", "trust_remote_code=True")), path.name
