@@ -1,0 +1,507 @@
+"""Kills, fills, damages and misuses the template, and prints what it survived.
+
+    python benchmarks/soak.py                    all of it, some ten minutes on two cores
+    python benchmarks/soak.py --only kill flip   only the rows whose names contain one of these words
+
+Each trial is a real process, forked from this one after the imports, that runs `main.main` on a tiny model. A run that was
+interrupted must end with the same bytes as one that was left alone: SHA-256 of final and best weights, optimizer state,
+metrics.jsonl, eval.json and predictions.csv.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.update(TQDM_DISABLE="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.utils.tensorboard  # noqa: E402 -- imported once here, not in each of a thousand processes
+from transformers import BertModel, PreTrainedTokenizerFast  # noqa: E402, F401
+
+import checkpoint  # noqa: E402
+import main as main_module  # noqa: E402
+import model_utils  # noqa: E402
+import trainer as trainer_module  # noqa: E402
+from config import DataConfig  # noqa: E402
+from data_process import process  # noqa: E402
+
+WORK = Path(tempfile.mkdtemp(prefix="soak-"))
+RNG = random.Random(0)
+TINY = dict(
+    hidden_size=32,
+    num_layers=1,
+    epochs=3,
+    batch_size=4,
+    vocab_size=400,
+    log_steps=2,
+    lr=3e-3,
+    device="cpu",
+    save_steps=3,
+    resume=True,
+    do_train=True,
+    do_eval=True,
+    do_predict=True,
+    data_path=str(WORK / "data"),
+    output_dir=str(WORK / "runs"),
+    eval_batch_size=8,
+)
+FGM = dict(use_fgm=True, gradient_accumulation_steps=3)
+STREAM = dict(streaming=True, shuffle_buffer=16)
+WORKERS = dict(num_workers=2)
+
+
+def make_data():
+    rows = [json.loads(line) for line in (ROOT / "dataset/sample_raw/en.jsonl").read_text(encoding="utf-8").splitlines()]
+    kept = [
+        row for part, size in (("train", 44), ("dev", 10), ("test", 10)) for row in [row for row in rows if row["split"] == part][:size]
+    ]
+    (WORK / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    with contextlib.redirect_stdout(io.StringIO()):
+        process(DataConfig(input=str(WORK / "raw.jsonl"), output_dir=str(WORK / "data")))
+
+
+# ---- one run in one process ---------------------------------------------------------------------------------------------
+
+
+def flags(name, options):
+    return [f"--{key}={value}" for key, value in {**TINY, "model_version": name, **options}.items()]
+
+
+def start(name, options, prepare=None):
+    """Forks a process of its own group that runs the command line; prepare() is called in it first. Its messages go to NAME.err."""
+    child = os.fork()
+    if child:
+        return child
+    os.setsid()
+    torch.set_num_threads(1)
+    descriptor = os.open(WORK / f"{name}.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 2)
+    os.dup2(descriptor, 1)
+    code = 99
+    try:
+        if prepare:
+            prepare()
+        code = main_module.command(flags(name, options))
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def finish(child):
+    """The exit code of a process, as a shell gives it."""
+    status = os.waitpid(child, 0)[1]
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # workers of a killed run
+    return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+
+
+def run(name, options, prepare=None):
+    return finish(start(name, options, prepare))
+
+
+def digest(name):
+    """{file: SHA-256} of what must be equal. Times are kept elsewhere, and args.json may differ in what changes no result."""
+    folder = WORK / "runs" / name
+    last = checkpoint.steps(folder / "checkpoints")[0]
+    files = [
+        *(last / f for f in ("model.safetensors", "training.safetensors", "training.json")),
+        folder / "checkpoints/best/model.safetensors",
+        *(folder / f for f in ("metrics.jsonl", "eval.json", "predictions.csv")),
+    ]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files} | {"step": last.name}
+
+
+def clean(name):
+    shutil.rmtree(WORK / "runs" / name, ignore_errors=True)
+    (WORK / f"{name}.err").unlink(missing_ok=True)
+
+
+REFERENCES = {}
+
+
+def reference(options, prepare=None, key=None):
+    """(digest, seconds) of a run that is left alone; each kind is run once."""
+    key = key or json.dumps(options, sort_keys=True)
+    if key not in REFERENCES:
+        name, began = f"reference{len(REFERENCES)}", time.monotonic()
+        code = run(name, options, prepare)
+        assert code == 0, (WORK / f"{name}.err").read_text()
+        REFERENCES[key] = digest(name.removesuffix(".err")), time.monotonic() - began
+    return REFERENCES[key]
+
+
+def same(name, options):
+    """Runs on to the end, and says whether the bytes are those of the reference."""
+    code = run(name, options)
+    wanted = reference(options)[0]
+    if code != 0:
+        print((WORK / f"{name}.err").read_text()[-2000:])
+        return False
+    found = digest(name)
+    if found != wanted:
+        print(f"{name}: {[file for file in wanted if found.get(file) != wanted[file]]} differ; {options}")
+    clean(name)
+    return found == wanted
+
+
+# ---- the rows -----------------------------------------------------------------------------------------------------------
+
+
+def kill_at_random_times(trials=200):
+    """SIGKILL at random times: {in memory, streaming} x {plain, FGM + accumulation} x {0, 2 workers}"""
+    kinds = [{**a, **b, **c} for a in ({}, STREAM) for b in ({}, FGM) for c in ({}, WORKERS)]
+    good = 0
+    for trial in range(trials):
+        options, name = kinds[trial % len(kinds)], f"kill{trial}"
+        _, seconds = reference(options)
+        child = start(name, options)
+        time.sleep(RNG.uniform(0.05, 1.0) * seconds)
+        os.killpg(child, signal.SIGKILL)
+        finish(child)
+        good += same(name, options)
+    return good, trials
+
+
+def die_after(step):
+    """In the child: SIGKILL right after that optimizer step of the run."""
+    update = trainer_module.Trainer.update
+
+    def deadly(self, group):
+        update(self, group)
+        if self.progress.step + 1 == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    trainer_module.Trainer.update = deadly
+
+
+def kill_after_each_step(trials=80):
+    """kill after each single step, both loaders"""
+    good = 0
+    for trial in range(trials):
+        options, name, step = ({}, STREAM)[trial % 2], f"step{trial}", trial // 2 % 33 + 1
+        assert run(name, options, lambda step=step: die_after(step)) == 137
+        good += same(name, options)
+    return good, trials
+
+
+def chains_of_kills(trials=10):
+    """chains of five kills in one run"""
+    good = 0
+    for trial in range(trials):
+        options, name = {**({}, STREAM)[trial % 2], **({}, FGM)[trial // 2 % 2]}, f"chain{trial}"
+        last = 33 if not options.get("use_fgm") else 12
+        for step in sorted(RNG.sample(range(1, last + 1), 5)):
+            run(name, options, lambda step=step: die_after(step))
+        good += same(name, options)
+    return good, trials
+
+
+def kill_the_command_line(trials=12):
+    """whole command line killed from outside, --resume repeated"""
+    good, environment = 0, {**os.environ, "OMP_NUM_THREADS": "1"}
+    reference({})
+    for trial in range(trials):
+        name, command = f"command{trial}", [sys.executable, str(ROOT / "main.py")]
+        for _ in range(3):
+            process = subprocess.Popen(
+                [*command, *flags(name, {})], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+            folder = WORK / "runs" / name
+            while process.poll() is None and not (folder / "args.json").exists():
+                time.sleep(0.02)  # past the imports, where there is nothing to lose
+            time.sleep(RNG.uniform(0.0, 1.5))
+            if process.poll() is None:
+                os.killpg(process.pid, RNG.choice([signal.SIGKILL, signal.SIGTERM]))
+            process.wait()
+        good += same(name, {})
+    return good, trials
+
+
+def left_out(trials=None):
+    """each saved item left out on purpose: the harness must notice each one"""
+    restore, noisy_forward = checkpoint.restore_training, model_utils.MyModel.forward
+
+    def noisy():
+        """A user's model that draws from Python's and NumPy's generators too."""
+
+        def forward(self, inputs, labels=None, totals=None):
+            output = noisy_forward(self, inputs, labels, totals)
+            if self.training:
+                output.total_loss = output.total_loss * (1 + 0.1 * random.random() + 0.1 * np.random.rand())
+            return output
+
+        model_utils.MyModel.forward = forward
+
+    def tie():
+        """Every evaluation gives the same score, so that patience counts."""
+        infer = trainer_module.Trainer.eval
+        trainer_module.Trainer.eval = lambda self, loader: {**infer(self, loader), "sentence_accuracy": 0.5}
+
+    def without(change):
+        def restoring(folder, optimizer, scheduler, scaler, device):
+            keep = (torch.get_rng_state(), random.getstate(), np.random.get_state())
+            fresh = optimizer.state_dict(), scheduler.state_dict(), scaler.state_dict()
+            progress = restore(folder, optimizer, scheduler, scaler, device)
+            change(progress, keep, fresh, (optimizer, scheduler, scaler))
+            return progress
+
+        checkpoint.restore_training = restoring
+
+    fp16, patient = dict(precision="fp16"), dict(early_stop_patience=2, epochs=6)
+    items = {
+        "torch's random state": ({}, lambda p, k, f, o: torch.set_rng_state(k[0])),
+        "Python's random state": ({}, lambda p, k, f, o: random.setstate(k[1])),
+        "NumPy's random state": ({}, lambda p, k, f, o: np.random.set_state(k[2])),
+        "optimizer": ({}, lambda p, k, f, o: o[0].load_state_dict(f[0])),
+        "scheduler": ({}, lambda p, k, f, o: o[1].load_state_dict(f[1])),
+        "scaler": (fp16, lambda p, k, f, o: o[2].load_state_dict(f[2])),
+        "step": ({}, lambda p, k, f, o: p.update(step=0)),
+        "epoch": ({}, lambda p, k, f, o: p.update(epoch=0)),
+        "position in the epoch": ({}, lambda p, k, f, o: p.update(batch=0)),
+        "best score": (patient, lambda p, k, f, o: p.update(best_score=None)),
+        "best epoch": (patient, lambda p, k, f, o: p.update(best_epoch=0)),
+        "patience": (patient, lambda p, k, f, o: p.update(bad_epochs=0)),
+        "running losses": ({}, lambda p, k, f, o: p.update(sums={})),
+        "steps in the running losses": ({}, lambda p, k, f, o: p.update(sum_steps=0)),
+        "length of metrics.jsonl": ({}, lambda p, k, f, o: p.update(metrics_bytes=10**6)),
+    }
+    noticed = 0
+    for number, (item, (options, change)) in enumerate(items.items()):
+
+        def prepare(options=options):
+            noisy()
+            if "early_stop_patience" in options:
+                tie()
+
+        wanted = reference(options, prepare, f"noisy{options}")[0]
+        outcomes = []
+        for leave_out in (False, True):  # with all items it must be equal, or the test shows nothing
+            name = f"left{number}{leave_out}"
+            run(
+                name,
+                options,
+                lambda options=options, prepare=prepare: (prepare(), die_after(23 if "early_stop_patience" in options else 17)),
+            )
+            code = run(
+                name,
+                options,
+                lambda leave_out=leave_out, change=change, prepare=prepare: (prepare(), without(change) if leave_out else None),
+            )
+            outcomes.append(code == 0 and digest(name) == wanted)
+            clean(name)
+        if outcomes == [True, False]:
+            noticed += 1
+        else:
+            print(f"left out: {item}: equal with it {outcomes[0]}, equal without it {outcomes[1]}")
+    return noticed, len(items)
+
+
+def other_frequencies(trials=6):
+    """other save and log frequencies: the same weights"""
+    wanted = reference({})[0]
+    good = 0
+    for number, options in enumerate(
+        [dict(save_steps=1), dict(save_steps=0), dict(save_epoch=2), dict(save_epoch=0), dict(log_steps=1), dict(log_steps=100)]
+    ):
+        name = f"frequency{number}"
+        run(name, options)
+        found = digest(name)
+        good += all(
+            found[file] == wanted[file]
+            for file in wanted
+            if "model" in file or file in (f"checkpoints/{wanted['step']}/training.safetensors", "step")
+        )
+    return good, trials
+
+
+def damage(trials=200):
+    """bytes flipped, files truncated or deleted in a checkpoint: noticed, and the one before is used"""
+    name, good = "damage", 0
+    run(name, {}, lambda: die_after(20))
+    root = WORK / "runs" / name / "checkpoints"
+    newest, before = checkpoint.steps(root)[:2]
+    files = sorted(newest.iterdir())
+    for trial in range(trials):
+        path, kind = RNG.choice(files), ("flip", "truncate", "delete")[trial % 3]
+        original = path.read_bytes()
+        if kind == "delete":
+            path.unlink()
+        elif kind == "truncate":
+            path.write_bytes(original[: RNG.randrange(len(original))])
+        else:
+            changed = bytearray(original)
+            changed[RNG.randrange(len(changed))] ^= 1 << RNG.randrange(8)
+            path.write_bytes(bytes(changed))
+        found = next(folder for folder in checkpoint.steps(root) if not checkpoint.damage(folder))
+        good += found == before
+        if trial % 40 == 39:  # and now and then the whole run goes on from there
+            shutil.copytree(WORK / "runs" / name, WORK / "runs" / f"{name}{trial}")
+            good -= not same(f"{name}{trial}", {})
+        path.write_bytes(original)
+    return good, trials
+
+
+def full_disk(trials=12):
+    """disk full: one line, old checkpoints intact, resumes afterwards"""
+    good = 0
+    for trial in range(trials):
+        name = f"full{trial}"
+        run(name, {}, lambda: die_after(12))  # checkpoints of steps 6, 9 and 11, say
+        folder = WORK / "runs" / name
+        whole = {path.name for path in checkpoint.steps(folder / "checkpoints")}
+        limit = RNG.randrange(2_000, 90_000)
+
+        def prepare(limit=limit):
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+        (WORK / f"{name}.err").write_text("")
+        code = run(name, {}, prepare)
+        messages = (WORK / f"{name}.err").read_text()
+        intact = all(checkpoint.damage(path) is None for path in checkpoint.steps(folder / "checkpoints"))
+        one_line = len(re.findall(r"^error: .*$", messages, re.M)) == 1 and "Traceback" not in messages
+        kept = whole & {path.name for path in checkpoint.steps(folder / "checkpoints")}
+        if not (code == 2 and intact and one_line and kept):
+            print(f"{name}: limit {limit}, exit {code}, intact {intact}, one line {one_line}, kept {sorted(kept)}\n{messages[-1500:]}")
+            continue
+        good += same(name, {})
+    return good, trials
+
+
+def signals(trials=30):
+    """SIGTERM and SIGINT in training, first batch, evaluation, save: nothing lost, right exit code, then identical"""
+    good = 0
+    reference({})
+    for trial in range(trials):
+        name, number = f"signal{trial}", (signal.SIGTERM, signal.SIGINT)[trial % 2]
+        done = WORK / f"{name}.steps"
+
+        def prepare(trial=trial, number=number, done=done):
+            place = (trial // 2) % 5
+            trainer = trainer_module.Trainer
+            targets = {
+                0: (trainer, "forward_backward", 1),
+                1: (trainer, "infer", 2),
+                2: (checkpoint, "save", 3),
+                3: (trainer, "update", 15),
+                4: (checkpoint, "rotate", 2),
+            }
+            owner, method, nth = targets[place]
+            original, calls = getattr(owner, method), []
+
+            def signalled(*args, **kwargs):
+                calls.append(1)
+                if len(calls) == nth:
+                    os.kill(os.getpid(), number)
+                return original(*args, **kwargs)
+
+            setattr(owner, method, signalled)
+            update = trainer.update
+
+            def counted(self, group):
+                update(self, group)
+                done.write_text(str(self.progress.step + 1))
+
+            trainer.update = counted
+
+        code = run(name, {}, prepare)
+        saved = int(checkpoint.steps(WORK / "runs" / name / "checkpoints")[0].name[5:])
+        right = code == 128 + number and saved >= int(done.read_text()) - 1
+        if not right:
+            print(f"{name}: exit {code}, wanted {128 + number}; saved step {saved} of {done.read_text()}")
+        good += right and same(name, {})
+    return good, trials
+
+
+def pytest_row(selection, **environment):
+    """Runs tests, and counts them: they are the trials."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *selection], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    passed, failed = (int((re.findall(rf"(\d+) {word}", done.stdout) or [0])[-1]) for word in ("passed", "failed"))
+    if done.returncode:
+        print(done.stdout[-3000:])
+    return passed, passed + failed + (done.returncode != 0 and not failed)  # a broken collection is a failure too
+
+
+def system_calls(trials=None):
+    """SIGKILL at every open, write, fsync, rename, unlink of save and rotation: a verified checkpoint always exists"""
+    return pytest_row(["tests/test_checkpoint.py", "-k", "system_call"])
+
+
+def malformed(trials=None):
+    """malformed inputs and options: one line naming file and row or flag, exit 2, output tree unchanged"""
+    return pytest_row(["tests/test_data_process.py", "tests/test_main.py", "tests/test_config.py", "-k", "bad_input or mistake"])
+
+
+def properties(trials=None):
+    """property-based inputs to the readers and the aligner (hypothesis), 2,000 of each"""
+    passed, total = pytest_row(["tests/test_safety.py", "-k", "shift or offsets or bytes"], SOAK_EXAMPLES="2000")
+    return passed * 2000, total * 2000
+
+
+def canaries(trials=None):
+    """canary in every loadable file: nothing executed"""
+    return pytest_row(["tests/test_safety.py", "-k", "execute or pickle"])
+
+
+ROWS = [
+    kill_at_random_times,
+    kill_after_each_step,
+    chains_of_kills,
+    kill_the_command_line,
+    system_calls,
+    left_out,
+    other_frequencies,
+    damage,
+    full_disk,
+    signals,
+    malformed,
+    properties,
+    canaries,
+]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=[""], help="words that a row's name must contain one of")
+    options = parser.parse_args()
+    make_data()
+    table, began = ["| test | passed | trials | seconds |", "| --- | --- | --- | --- |"], time.monotonic()
+    failed = False
+    for row in ROWS:
+        if any(word in row.__name__ for word in options.only):
+            started = time.monotonic()
+            good, trials = row()
+            failed |= good != trials
+            table.append(f"| {row.__doc__} | {good} | {trials} | {time.monotonic() - started:.0f} |")
+            print(table[-1], flush=True)
+    print("\n" + "\n".join(table) + f"\n\n{time.monotonic() - began:.0f} s; torch {torch.__version__}")
+    shutil.rmtree(WORK, ignore_errors=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
