@@ -33,58 +33,61 @@ def test_a_folder_replaces_another_whole_and_damage_is_noticed(tmp_path):
     assert "manifest" in checkpoint.damage(folder)
 
 
-KILLED = """
-import os, signal, sys
+VICTIM = """
+import os, pathlib, runpy, signal, sys
 sys.path.insert(0, sys.argv[1])
 import checkpoint
-from pathlib import Path
-calls, wanted = 0, int(sys.argv[3])
-def deadly(function):
-    def call(*args, **kwargs):
-        global calls
-        calls += 1
-        if calls == wanted:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-    return call
-root = Path(sys.argv[2])
-fill = lambda text: lambda folder: [(folder / name).write_text(text) for name in "abc"]
-for name in ("open", "fsync", "rename", "mkdir", "unlink", "rmdir"):
-    setattr(os, name, deadly(getattr(os, name)))
-checkpoint.write_folder(root / "best", fill("new"))
-print("survived", calls)
+
+def life(root, nth):
+    calls = [0]
+    def count(event, details):
+        if event in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "fsync", "write"):
+            calls[0] += 1
+            if calls[0] == nth:
+                os.kill(os.getpid(), signal.SIGKILL)
+    fsync, write = os.fsync, pathlib.Path.write_text
+    os.fsync = lambda descriptor: (count("fsync", ()), fsync(descriptor))
+    def half_written(path, text, **options):
+        write(path, text[: len(text) // 2], **options)
+        count("write", ())
+        return write(path, text, **options)
+    pathlib.Path.write_text = half_written
+    sys.addaudithook(count)
+    fill = lambda folder: [(folder / name).write_text("new " + name) for name in "ab"]
+    checkpoint.write_folder(root / "best", fill)
+    checkpoint.write_folder(root / "step_00000003", fill)
+    checkpoint.rotate(root)
+
+for nth in range(1, 500):
+    child = os.fork()
+    if not child:
+        life(pathlib.Path(sys.argv[2]) / str(nth), nth)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+print(nth)
 """
 
 
-def test_killed_at_any_system_call_of_a_save_an_intact_folder_remains(tmp_path):
-    """In one process a fork is killed at its n-th call, for every n; what is left must verify after `sweep`."""
-    script = tmp_path / "killed.py"
-    script.write_text(
-        "import os, sys, runpy\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\nimport checkpoint\n"
-        "for n in range(1, 200):\n"
-        "    child = os.fork()\n"
-        "    if not child:\n"
-        f"        sys.argv = ['x', {str(ROOT)!r}, os.path.join({str(tmp_path)!r}, 'runs', str(n)), str(n)]\n"
-        f"        runpy.run_path({str(tmp_path / 'victim.py')!r}); os._exit(0)\n"
-        "    if os.waitpid(child, 0)[1] == 0: break\n"
-        "print(n)\n"
-    )
-    (tmp_path / "victim.py").write_text(KILLED)
-    for n in range(1, 200):
-        filled(tmp_path / "runs" / str(n) / "best", "old")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+def test_killed_at_any_system_call_of_a_save_intact_folders_remain(tmp_path):
+    """A process is killed at its n-th open, write, fsync, rename or unlink, for every n; best and two others must verify after `sweep`."""
+    runs = tmp_path / "runs"
+    for n in range(1, 500):
+        for name in ("best", "step_00000001", "step_00000002"):
+            filled(runs / str(n) / name, "old")
+    (tmp_path / "victim.py").write_text(VICTIM)
+    done = subprocess.run([sys.executable, tmp_path / "victim.py", ROOT, runs], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    survived = int(done.stdout.split()[-1])
-    assert 15 < survived < 199
-    outcomes = set()
-    for n in range(1, survived + 1):
-        root = tmp_path / "runs" / str(n)
-        checkpoint.sweep(root)
-        assert checkpoint.damage(root / "best") is None, n
-        assert [path.name for path in root.iterdir()] == ["best"], n
-        outcomes.add((root / "best" / ("a.txt" if (root / "best/a.txt").exists() else "a")).read_text())
-    assert outcomes == {"old", "new"}
+    points, outcomes = int(done.stdout.split()[-1]), set()
+    assert 50 < points < 499
+    for n in range(1, points + 1):
+        checkpoint.sweep(runs / str(n))
+        assert checkpoint.damage(runs / str(n) / "best") is None, n
+        outcomes.add((runs / str(n) / "best/a.txt").exists())
+        assert sum(checkpoint.damage(folder) is None for folder in checkpoint.steps(runs / str(n))) >= 2, n
+        assert not [path.name for path in (runs / str(n)).iterdir() if path.name.startswith(".")], n
+    assert outcomes == {True, False}
+    print(f"{points} kill points")
 
 
 def test_rotation_keeps_the_newest(tmp_path):
@@ -216,3 +219,47 @@ def test_a_killed_and_repeated_command_ends_like_one_that_was_left_alone(sample,
     assert (
         command("main.py", *flags[:3], *flags[4:], "--model_version", "whole").returncode == 2
     )  # without --resume a finished run is not overwritten
+
+
+def test_resuming_with_another_result_in_sight_is_refused(tiny, sample, tmp_path, caplog):
+    """Options, data, labels or tokenizer that changed are named; --force_resume goes on; what changes no result is taken."""
+    import shutil
+
+    import main
+
+    data = tmp_path / "data"
+    shutil.copytree(sample, data, ignore=shutil.ignore_patterns(".cache"))
+
+    def run(**options):
+        base = dict(data_path=str(data), do_train=True, resume=True, epochs=1, scheduler="constant", warmup_epochs=0.5)
+        main.main(tiny(**{**base, **options}))
+
+    run()
+    for name, value in dict(
+        lr=0.1, batch_size=4, random_seed=1, use_crf=True, epochs=0, scheduler="cosine", max_length=99, streaming=True
+    ).items():
+        with pytest.raises(UserError, match=rf"{name} was .*force_resume"):
+            run(**{name: value})
+    run(epochs=2, log_steps=1, num_workers=1, save_steps=2, device="auto")
+    assert checkpoint.steps(tiny().run_dir / "checkpoints")[0].name == "step_00000016"
+    lines = (data / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (data / "train.jsonl").write_text("".join([*lines[1:], lines[0]]), encoding="utf-8")
+    with pytest.raises(UserError, match="data or the tokenizer has changed"):
+        run(epochs=3)
+    run(epochs=3, force_resume=True)
+    assert checkpoint.steps(tiny().run_dir / "checkpoints")[0].name == "step_00000024"
+    labels = (data / "labels.json").read_text()
+    (data / "labels.json").write_text(labels.replace('"call"', '"dial"'))
+    with pytest.raises(UserError, match=r"labels of 'intent' have changed since \(call, dial\)"):
+        run(epochs=4, force_resume=True)
+    with pytest.raises(UserError, match=r"only in the data: dial; only in the model: call"):
+        run(do_train=False, do_eval=True)
+
+
+def test_another_thread_count_is_told(tiny, monkeypatch):
+    config, told = tiny(epochs=1), []
+    train(config)
+    monkeypatch.setattr("checkpoint.logger.warning", told.append)
+    monkeypatch.setattr("checkpoint.environment", lambda device: {"torch": "9.9", "device": "cpu", "threads": 64})
+    train(config)
+    assert len(told) == 2 and "torch was" in told[0] and "threads was" in told[1]
