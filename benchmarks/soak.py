@@ -368,26 +368,42 @@ def full_disk(trials=12):
     good = 0
     for trial in range(trials):
         name = f"full{trial}"
-        run(name, {}, lambda: die_after(12))  # checkpoints of steps 6, 9 and 11, say
+        run(name, {}, lambda: die_after(12))
         folder = WORK / "runs" / name
-        whole = {path.name for path in checkpoint.steps(folder / "checkpoints")}
-        limit = RNG.randrange(2_000, 90_000)
-
-        def prepare(limit=limit):
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-
         (WORK / f"{name}.err").write_text("")
-        code = run(name, {}, prepare)
+        mounted = trial % 2 == 0 and small_disk(folder)
+        code = run(name, {}, None if mounted else limit_files)
         messages = (WORK / f"{name}.err").read_text()
-        intact = all(checkpoint.damage(path) is None for path in checkpoint.steps(folder / "checkpoints"))
+        intact = [checkpoint.damage(path) for path in checkpoint.steps(folder / "checkpoints")] == [None, None]
         one_line = len(re.findall(r"^error: .*$", messages, re.M)) == 1 and "Traceback" not in messages
-        kept = whole & {path.name for path in checkpoint.steps(folder / "checkpoints")}
-        if not (code == 2 and intact and one_line and kept):
-            print(f"{name}: limit {limit}, exit {code}, intact {intact}, one line {one_line}, kept {sorted(kept)}\n{messages[-1500:]}")
+        if mounted:
+            shutil.copytree(folder, f"{folder}.copy")
+            subprocess.run(["umount", folder], check=True)
+            shutil.rmtree(folder)
+            os.rename(f"{folder}.copy", folder)
+        if not (code == 2 and intact and one_line):
+            print(f"{name}: mounted {mounted}, exit {code}, intact {intact}, one line {one_line}\n{messages[-1500:]}")
             continue
         good += same(name, {})
     return good, trials
+
+
+def small_disk(folder):
+    """Puts the run folder on a tmpfs with a little room left, where mounting is allowed. -> whether it is."""
+    used = sum(path.stat().st_size // 4096 * 4 + 4 for path in folder.rglob("*"))
+    shutil.copytree(folder, f"{folder}.copy")
+    command = ["mount", "-t", "tmpfs", "-o", f"size={used + RNG.randrange(20, 600)}k", "tmpfs", folder]
+    allowed = subprocess.run(command, capture_output=True).returncode == 0
+    if allowed:
+        shutil.copytree(f"{folder}.copy", folder, dirs_exist_ok=True)
+    shutil.rmtree(f"{folder}.copy")
+    return allowed
+
+
+def limit_files():
+    """In the child: a write beyond some size fails, as on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (RNG.randrange(2_000, 90_000), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def signals(trials=30):
