@@ -172,8 +172,8 @@ def training_state(optimizer, scheduler, scaler, progress, device):
     state = optimizer.state_dict()
     tensors = {f"optimizer.{number}.{name}": tensor for number, slots in state["state"].items() for name, tensor in slots.items()}
     tensors["random.torch"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors |= {f"random.cuda.{i}": rng for i, rng in enumerate(torch.cuda.get_rng_state_all())}
+    if device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
     name, keys, *rest = np.random.get_state()
     values = {
         "optimizer": state["param_groups"],
@@ -214,7 +214,6 @@ def restore_training(folder, optimizer, scheduler, scaler, device):
     name, keys, *rest = values["random_numpy"]
     np.random.set_state((name, np.array(keys, np.uint32), *rest))
     torch.set_rng_state(tensors["random.torch"])
-    cuda = [tensors[name] for name in sorted(tensors) if name.startswith("random.cuda.")]
-    if cuda and torch.cuda.device_count() == len(cuda):
-        torch.cuda.set_rng_state_all(cuda)
+    if device.type == "cuda" and "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"], device)
     return values["progress"]

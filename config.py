@@ -61,6 +61,7 @@ class Config:
     predict_output: str = option("", ".csv or .jsonl to write (default: predictions.csv in the run folder)")
     text_column: str = option("", "column of the text in --predict_file (default: found by its name)")
     text_pair_column: str = option("", "column of the second text in --predict_file")
+    encoding: str = option("auto", "of --predict_file: auto (UTF-8 or UTF-16 by its mark), gb18030, …")
 
     # Model
     pretrain_model_path: str = option(
@@ -125,8 +126,7 @@ class Config:
         require_range(
             self,
             0,
-            "epochs warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps num_workers "
-            "shared_layers fgm_eps random_seed",
+            "epochs warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps num_workers shared_layers fgm_eps",
         )
         require_range(self, 8, "max_length")
         require_range(self, -1, "freeze_layers")
@@ -140,6 +140,9 @@ class Config:
             raise UserError(
                 f"--warmup_epochs={self.warmup_epochs:g} is longer than --epochs={self.epochs}: the rate would never reach its peak"
             )
+        require_seed(self.random_seed)
+        if self.encoder == "bilstm" and self.hidden_size % 2:
+            raise UserError(f"--hidden_size={self.hidden_size} must be even: a BiLSTM halves it between its two directions")
         if self.encoder == "transformer" and not self.pretrain_model_path and self.hidden_size % 32:
             raise UserError(f"--hidden_size={self.hidden_size} must be a multiple of 32, the size of an attention head")
         if self.predict_output and Path(self.predict_output).suffix not in (".csv", ".jsonl"):
@@ -167,7 +170,10 @@ class Config:
         return weights
 
     def save(self, path):
-        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        """Writes the options as JSON; the file is replaced whole."""
+        temporary = Path(path).with_name(f".{Path(path).name}.tmp")
+        temporary.write_text(json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
 
     @classmethod
     def load(cls, path):
@@ -201,6 +207,7 @@ class DataConfig:
     def __post_init__(self):
         if not self.input or not self.output_dir:
             raise UserError("both --input FILE_OR_FOLDER and --output_dir dataset/NAME are needed")
+        require_seed(self.random_seed)
         if not (self.dev_ratio > 0 and self.test_ratio >= 0 and self.dev_ratio + self.test_ratio < 1):
             raise UserError(f"--dev_ratio={self.dev_ratio} and --test_ratio={self.test_ratio} must leave something to train on")
 
@@ -210,6 +217,11 @@ def require_range(config, low, names):
         value = getattr(config, name)
         if value is not None and not low <= value < float("inf"):
             raise UserError(f"--{name}={value} must be a number of at least {low}")
+
+
+def require_seed(seed):
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--random_seed={seed} must be a whole number from 0 to 4294967295")
 
 
 class OneLineParser(argparse.ArgumentParser):

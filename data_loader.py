@@ -18,10 +18,12 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
+from tokenizers import pre_tokenizers
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from config import UserError
+from data_process import check_row
 from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
 
 IGNORE = -100  # what a label is where there is none: torch's ignore_index
@@ -85,16 +87,16 @@ def load_tokenizer(config, train_path):
     name = config.pretrain_model_path
     if not name:
         logger.info(f"no --pretrain_model_path: training a tokenizer on {train_path}")
-        tokenizer = train_tokenizer(lambda: map(text_of, read_processed(train_path)), config.vocab_size)
+        tokenizer = train_tokenizer(lambda: map(text_of, read_processed(train_path, {})), config.vocab_size)
     else:
         if name.startswith((".", os.sep, "~")) and not Path(name).is_dir():
             raise UserError(f"--pretrain_model_path {name}: no such folder")
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-            if tokenizer.is_fast and "ByteLevel" in str(
-                tokenizer.backend_tokenizer.pre_tokenizer
-            ):  # RoBERTa's kind: a word begins with a blank
+            if tokenizer.is_fast and isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
+                # RoBERTa's kind, where a word begins with a blank: the first one, and one given apart, must too
                 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, add_prefix_space=True)
+                tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         except Exception as error:  # a foreign folder can make transformers raise anything
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"--pretrain_model_path {name}: no tokenizer loads from it ({reason})") from None
@@ -172,7 +174,7 @@ class Encoder:
         return encodings
 
     def swallowed(self, encoding, num_words):
-        """Numbers of the words that left no token. Words at the end may be cut instead: they are tried alone."""
+        """Numbers of the words that left no token. Of a text that fills max_length, words behind the last token are cut instead."""
         present = {word for word, sequence in zip(encoding.word_ids, encoding.sequence_ids) if sequence == 0}
         if len(present) == num_words:
             return None
@@ -217,16 +219,18 @@ def length_batches(lengths, rows, batch_size, rng):
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def read_processed(path, start=0, stop=None):
-    """The examples of a processed .jsonl between two byte positions, one at a time."""
+def read_processed(path, tasks, start=0, stop=None):
+    """The examples of a processed .jsonl between two byte positions, one at a time, each checked."""
     with open(path, "rb") as file:
         file.seek(start)
         for number, line in enumerate(file, 1):
+            where = f"{path}, row {number}" + (f" after byte {start}" if start else "")
             try:
-                yield json.loads(line)
-            except ValueError:
-                where = f"row {number}" + (f" after byte {start}" if start else "")
-                raise UserError(f"{path}, {where}: not JSON; make the folder anew with data_process.py") from None
+                example = json.loads(line)
+            except (ValueError, RecursionError):
+                raise UserError(f"{where}: not JSON; make the folder anew with data_process.py") from None
+            check_row(example, tasks, where)
+            yield example
             if stop is not None and file.tell() >= stop:
                 return
 
@@ -235,10 +239,11 @@ def read_processed(path, start=0, stop=None):
 
 
 class MyDataset(Dataset):
-    """A processed file, or a list of examples, tokenised once and kept as Arrow in memory-mapped columns.
+    """A processed file, or a list of examples, tokenised once and kept as Arrow.
 
-    The Arrow file lies in `.cache` beside the data and is named by what it depends on: the data, the tokenizer, the labels,
-    the length. `dataset[i]` is the example as it was read; `dataset.batch(rows)` is a Batch.
+    Numbers are in memory, some bytes a token; the examples themselves stay memory-mapped. The Arrow file lies in `.cache`
+    beside the data and is named by what it depends on: the data, the tokenizer, the labels, the length.
+    `dataset[i]` is the example as it was read; `dataset.batch(rows)` is a Batch.
     """
 
     def __init__(self, source, encoder, limit=None):
@@ -259,11 +264,11 @@ class MyDataset(Dataset):
         cache = path.parent / ".cache" / f"{path.stem}-{key}.arrow"
         if not cache.exists():
             cache.parent.mkdir(exist_ok=True)
-            for stale in cache.parent.glob(f"{path.stem}-*.tmp"):
-                stale.unlink(missing_ok=True)
             building = cache.with_suffix(f".{os.getpid()}.tmp")
-            batches = self.encode(islice(read_processed(path), limit), f"tokenising {path.name}")
-            first = next(batches)
+            batches = self.encode(islice(read_processed(path, self.tasks), limit), f"tokenising {path.name}")
+            first = next(batches, None)
+            if first is None:
+                raise UserError(f"{path}: no examples in it")
             with pa.ipc.new_stream(str(building), first.schema) as writer:
                 writer.write_batch(first)
                 for batch in batches:
@@ -330,6 +335,13 @@ def encoded_fingerprint(path, encoder, limit):
     return hashlib.sha256(f"{data.hexdigest()}{encoder.fingerprint()}{limit}".encode()).hexdigest()[:20]
 
 
+def count_cut(columns, max_length):
+    """How many rows lost words; where only the sub-tokens are known, how many fill the length."""
+    if "num_words" in columns:
+        return int((columns["num_words"] > columns["word_starts"].lengths).sum())
+    return int((columns["input_ids"].lengths >= max_length).sum())
+
+
 class LengthSampler:
     """Row numbers of each batch. shuffled: random batches of similar length, new in each epoch; else longest first."""
 
@@ -367,6 +379,7 @@ class MyDataLoader(DataLoader):
             num_workers=num_workers,
             pin_memory=pin_memory,
             generator=torch.Generator(),
+            worker_init_fn=apart,
         )
 
     def set_position(self, epoch, batch=0):
@@ -376,6 +389,12 @@ class MyDataLoader(DataLoader):
 
 def as_it_is(batch):
     return batch
+
+
+def apart(worker):
+    """A worker leaves the process group, so that Ctrl-C or a SIGTERM to the group lets it serve until the run has saved."""
+    if hasattr(os, "setsid"):
+        os.setsid()
 
 
 # ---- streamed ------------------------------------------------------------------------------------------------------------
@@ -418,7 +437,7 @@ class MyIterableDataset(IterableDataset):
         for number in range(self.first_pool + (worker.id if worker else 0), len(pools), worker.num_workers if worker else 1):
             examples, rows = [], []
             for block in pools[number]:
-                found = list(read_processed(self.path, self.starts[block], self.starts[block + 1]))
+                found = list(read_processed(self.path, self.encoder.tasks, self.starts[block], self.starts[block + 1]))
                 examples += found
                 rows += range(block * self.block, block * self.block + len(found))
             columns = self.encoder(examples)
@@ -433,8 +452,10 @@ class MyIterableDataLoader(DataLoader):
     """Batches of a MyIterableDataset, of its batch size."""
 
     def __init__(self, dataset, num_workers=0, pin_memory=False):
-        super().__init__(dataset, batch_size=None, collate_fn=as_it_is, num_workers=num_workers, generator=torch.Generator())
-        self.skip, self.pinned = 0, pin_memory
+        super().__init__(
+            dataset, batch_size=None, collate_fn=as_it_is, num_workers=num_workers, generator=torch.Generator(), worker_init_fn=apart
+        )
+        self.skip, self.pinned, self.told = 0, pin_memory, False
 
     def set_position(self, epoch, batch=0):
         """As MyDataLoader.set_position: pools before that batch are counted (the file's last block may be short), not read."""
@@ -452,13 +473,17 @@ class MyIterableDataLoader(DataLoader):
         return -(-self.dataset.num_rows // self.dataset.batch_size)
 
     def __iter__(self):
-        skip = self.skip
+        skip, cut = self.skip, 0
         pad_id = self.dataset.encoder.tokenizer.pad_token_id
         for columns, numbers, batches in super().__iter__():
             for rows in batches[skip:]:
                 batch = make_batch(columns, rows, self.dataset.encoder.tasks, pad_id, numbers)
                 yield pin(batch) if self.pinned else batch
             skip = 0
+            cut += count_cut(columns, self.dataset.encoder.max_length)
+        if cut and not self.told:
+            self.told = True
+            logger.warning(f"{self.dataset.path}: {cut} examples of this epoch do not fit --max_length; what is longer is cut")
 
 
 def pin(batch):

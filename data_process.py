@@ -15,8 +15,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import regex
+
 from config import DataConfig, UserError, parse_args
-from readers import READERS, find_format, read_rows
+from readers import READERS, RESERVED, SUFFIXES, find_format, read_rows
 
 PARTS = ("train", "dev", "test")
 PART_NAMES = {
@@ -30,7 +32,6 @@ PART_NAMES = {
     "validation": "dev",
     "eval": "dev",
 }
-NOT_TASKS = ("id", "text", "tokens", "text_pair", "split")
 
 
 # ---- from files to examples with a part ---------------------------------------------------------------------------------
@@ -95,30 +96,16 @@ def read_examples(config):
 def check_examples(examples):
     """Refuses rows that cannot be trained on, and returns the tasks: {name: "classification" | "tagging"}."""
     first = examples[0]
-    names = [key for key in first if key not in (*NOT_TASKS, "at")]
+    names = [key for key in first if key not in RESERVED]
     tasks = {name: "tagging" if isinstance(first[name], list) else "classification" for name in names}
-    for name in names:
-        if "." in name or "=" in name or "," in name:
-            raise UserError(f"{first['at']}: a task cannot be called {name!r} (no '.', '=' or ','); rename the column")
     for example in examples:
         at = example["at"]
         if list(example) != list(first) and set(example) != set(first):
             raise UserError(f"{at}: has {sorted(set(example) - {'at'})}, but {first['at']} has {sorted(set(first) - {'at'})}")
         check_text(example)
+        check_characters(example)
         for name, kind in tasks.items():
-            label = example[name]
-            if kind == "classification":
-                if not isinstance(label, str):
-                    raise UserError(f"{at}: the label {name}={label!r} is not a string")
-                if not label.strip():
-                    raise UserError(f"{at}: the label {name!r} is empty")
-                example[name] = label.strip()
-            elif "tokens" not in example:
-                raise UserError(f"{at}: {name!r} is a list; tags need `tokens`, a list as well")
-            elif not isinstance(label, list) or len(label) != len(example["tokens"]):
-                raise UserError(f"{at}: {len(example['tokens'])} tokens, but {len(label)} tags in {name!r}")
-            elif not all(isinstance(tag, str) and tag for tag in label):
-                raise UserError(f"{at}: every tag in {name!r} must be a string that is not empty")
+            example[name] = check_label(example, name, kind)
         if "split" in example:
             part = PART_NAMES.get(str(example["split"]).lower())
             if part is None:
@@ -127,16 +114,44 @@ def check_examples(examples):
     return tasks
 
 
-def check_text(example):
-    at = example["at"]
+def check_label(example, name, kind):
+    """The label as it is to be kept, or a UserError that says why it cannot be one."""
+    at, label = example["at"], example[name]
+    if kind == "classification":
+        if not isinstance(label, str):
+            raise UserError(f"{at}: the label {name}={label!r} is not a string")
+        if not label.strip():
+            raise UserError(f"{at}: the label {name!r} is empty")
+        return label.strip()
+    if "tokens" not in example:
+        raise UserError(f"{at}: {name!r} is a list; tags need `tokens`, a list as well")
+    if not isinstance(label, list) or not all(isinstance(tag, str) and tag for tag in label):
+        raise UserError(f"{at}: {name!r} must be a list of tags, strings that are not empty")
+    if len(label) != len(example["tokens"]):
+        raise UserError(f"{at}: {len(example['tokens'])} tokens, but {len(label)} tags in {name!r}")
+    return label
+
+
+def check_text(example, may_be_empty=False):
+    """UserError unless the example has a text or tokens that can be used."""
+    at, tokens, text = example["at"], example.get("tokens"), example.get("text")
     if "tokens" in example:
-        tokens = example["tokens"]
         if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
             raise UserError(f"{at}: `tokens` must be a list of one or more strings")
-    elif not isinstance(example["text"], str) or not example["text"].strip():
+    elif not isinstance(text, str):
+        raise UserError(f"{at}: the text {text!r} is not a string")
+    elif not text.strip() and not may_be_empty:
         raise UserError(f"{at}: the text is empty")
     if not isinstance(example.get("text_pair", ""), str):
         raise UserError(f"{at}: text_pair must be a string")
+
+
+def check_characters(example):
+    """UserError for a lone surrogate: JSON can write one, UTF-8 and the tokenizers cannot."""
+    try:
+        json.dumps(example, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{example['at']}: holds half a character (a lone surrogate, \\ud800 to \\udfff); remove it") from None
 
 
 def split_examples(examples, tasks, config):
@@ -170,7 +185,6 @@ def split_examples(examples, tasks, config):
         raise UserError(f"{config.input}: parts {[part for part in PARTS if parts[part]]}, but none to train on")
     if not parts["dev"]:
         parts["train"], parts["dev"] = carve(parts["train"], config.dev_ratio * len(examples), "dev")
-        parts["train"].sort(key=lambda e: e["id"])
     return {part: rows for part, rows in parts.items() if rows}
 
 
@@ -198,16 +212,18 @@ def token_unit(examples):
 
 # ---- text <-> tokens -----------------------------------------------------------------------------------------------------
 
-CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3040-\u30ff\U00020000-\U0003ffff"
-WORD = re.compile(rf"[{CJK}]|[^\W{CJK}]+(?:[^\w\s]+[^\W{CJK}]+)*|[^\w\s]")
+HAN = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
+LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--{HAN}]"
+WORD = rf"(?V1){HAN}|{LETTER}+(?:(?:[-'’.:/@&]|(?<=\d),(?=\d)){LETTER}+)*|[^\s]"
 
 
 def split_text(text, unit):
-    """[(token, start, end)] of a raw text: characters, or words with Chinese characters and outer punctuation apart.
+    """[(token, start, end)] of a raw text: characters, or words with Chinese characters and punctuation apart ("7:30" stays whole).
 
     A text with nothing in it is one empty token, which the loader turns into [UNK].
     """
-    found = WORD.finditer(text) if unit == "word" else re.finditer(r"(?s)." if unit == "character+blank" else r"\S", text)
+    pattern = {"word": WORD, "character": r"\S", "character+blank": r"(?s)."}[unit]
+    found = regex.finditer(pattern, text)
     return [(m.group(), m.start(), m.end()) for m in found] or [("", 0, 0)]
 
 
@@ -215,7 +231,7 @@ def join_tokens(tokens, unit):
     """(text, [(start, end)]): tokens written as a text. Words are parted by a blank, but Chinese is not."""
     text, spans = "", []
     for token in tokens:
-        if unit == "word" and text and token and not (re.match(f"[{CJK}]", text[-1]) or re.match(f"[{CJK}]", token[0])):
+        if unit == "word" and text and token and not (regex.match(HAN, text[-1]) or regex.match(HAN, token[0])):
             text += " "
         spans.append((len(text), len(text) + len(token)))
         text += token
@@ -266,6 +282,9 @@ def report(parts, labels):
             bad = {part: sum(illegal_tags(e[name]) for e in rows) for part, rows in parts.items()}
             if any(bad.values()):
                 odd.append(f"{name}: tags that continue no entity (an I- after O, say): {bad}")
+    repeated = Counter(e["id"] for rows in parts.values() for e in rows)
+    if len(repeated) < repeated.total():
+        odd.append(f"{sum(count > 1 for count in repeated.values())} ids are used more than once")
     texts = {part: Counter(text_key(e) for e in rows) for part, rows in parts.items()}
     for part, counts in texts.items():
         if len(counts) < len(parts[part]):
@@ -288,36 +307,40 @@ def shorten(labels, most=8):
 def write_folder(folder, parts, labels):
     """Writes the processed folder. Each file appears whole or not at all; labels.json comes last."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "labels.json").unlink(missing_ok=True)
     files = {f"{part}.jsonl": (json.dumps(e, ensure_ascii=False) + "\n" for e in rows) for part, rows in parts.items()}
     files["labels.json"] = [json.dumps(labels, ensure_ascii=False, indent=1) + "\n"]
     for name, rows in files.items():
         with open(folder / f".{name}.tmp", "w", encoding="utf-8", newline="\n") as file:
             file.writelines(rows)
+    (folder / "labels.json").unlink(missing_ok=True)
+    for name in files:
         os.replace(folder / f".{name}.tmp", folder / name)
     for part in set(PARTS) - set(parts):
         (folder / f"{part}.jsonl").unlink(missing_ok=True)
 
 
+def require_own_folder(folder, source):
+    """UserError if the output folder holds, or is, anything but an earlier processed folder."""
+    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    ours = {"labels.json", ".cache", *(f"{part}.jsonl" for part in PARTS)}
+    strange = sorted(name for name in inside - ours if not (name.startswith(".") and name.endswith(".tmp")))
+    if not strange and "labels.json" not in inside:
+        strange = sorted(inside & {f"{part}.jsonl" for part in PARTS})
+    if folder.is_file() or strange:
+        raise UserError(f"--output_dir {folder}: holds other things ({shorten(strange) or 'it is a file'}); choose an empty or new folder")
+    if folder.resolve() in (source.resolve(), source.resolve().parent):
+        raise UserError(f"--output_dir {folder}: is where the input lies; choose another folder")
+
+
 def process(config):
     """Raw input -> processed folder, as `config` (a DataConfig) says. Nothing is written unless all of it is good."""
     folder = Path(config.output_dir)
-    strange = (
-        sorted(p.name for p in folder.iterdir() if p.name not in ("labels.json", ".cache", *(f"{part}.jsonl" for part in PARTS)))
-        if folder.is_dir()
-        else []
-    )
-    if folder.is_file() or strange:
-        raise UserError(f"--output_dir {folder}: holds other things ({shorten(strange) or 'it is a file'}); choose an empty or new folder")
+    require_own_folder(folder, Path(config.input))
     examples = read_examples(config)
     tasks = check_examples(examples)
-    used = Counter(str(e.get("id")) for e in examples if "id" in e)
     for number, example in enumerate(examples):
-        at = example.pop("at")
-        identity = str(example.pop("id", number))
-        if used[identity] > 1:
-            raise UserError(f"{at}: the id {identity!r} is used {used[identity]} times")
-        examples[number] = {"id": identity, **example}
+        del example["at"]
+        examples[number] = {"id": str(example.pop("id", number)), **example}
     random_order = random.Random(config.random_seed)
     parts = split_examples(examples, tasks, config)
     if not any("split" in e for e in examples):
@@ -341,7 +364,31 @@ def load_labels(data_path):
         raise UserError(
             f"{data_path}: no labels.json in it; make the folder with: python data_process.py --input RAW --output_dir {data_path}"
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        tasks = json.loads(path.read_text(encoding="utf-8"))
+        known = all(task["type"] in ("classification", "tagging") and len(task["labels"]) > 0 for task in tasks.values())
+    except (ValueError, TypeError, KeyError, AttributeError):
+        known = False
+    if not known or not tasks:
+        raise UserError(f'{path}: must be {{"task": {{"type": "classification" or "tagging", "labels": [...]}}, …}}')
+    for task in tasks.values():
+        if task["type"] == "tagging":
+            task.setdefault("unit", "word")
+    return tasks
+
+
+def check_row(example, tasks, at, needs_labels=True):
+    """UserError unless a row of a processed file, or one to predict on, has what these tasks need."""
+    if not isinstance(example, dict) or not ("text" in example or "tokens" in example):
+        raise UserError(f"{at}: must be a JSON object with `text` or `tokens`")
+    check_text({"at": at, **example}, may_be_empty=not needs_labels)
+    for name, task in tasks.items():
+        if needs_labels and name not in example:
+            raise UserError(f"{at}: has no label for the task {name!r}")
+        if name in example and needs_labels:
+            check_label({"at": at, **example}, name, task["type"])
+        if task["type"] == "tagging" and "tokens" not in example:
+            raise UserError(f"{at}: has no `tokens`, which the task {name!r} tags")
 
 
 def part_of(data_path, part):
@@ -368,16 +415,22 @@ def read_texts(path, config):
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    if path.suffix in (".csv", ".tsv", ".jsonl"):
-        examples = list(READERS[path.suffix[1:]](path, config))
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        examples = list(READERS[SUFFIXES[suffix]](path, config))
+    elif suffix in (".txt", ""):
+        examples = [{"at": f"{path}, row {number}", "text": row} for number, row in read_rows(path, config.encoding)]
     else:
-        examples = [{"at": f"{path}, row {number}", "text": row} for number, row in read_rows(path)]
+        raise UserError(f"{path}: --predict_file must end in .txt, {', '.join(SUFFIXES)}")
     if not examples:
         raise UserError(f"{path}: empty; there is nothing to predict")
-    return [
-        {"id": str(e.pop("id", number))} | {key: value for key, value in e.items() if key in ("text", "tokens", "text_pair")}
-        for number, e in enumerate(examples)
-    ]
+    keys = [[key for key in ("text", "tokens", "text_pair") if key in example] for example in examples]
+    for number, example in enumerate(examples):
+        if keys[number] != keys[0]:
+            raise UserError(f"{example['at']}: has {' and '.join(keys[number])}, but the first row has {' and '.join(keys[0])}")
+        check_row(example, {}, example["at"], needs_labels=False)
+        check_characters(example)
+    return [{"id": str(e.get("id", number)), **{key: e[key] for key in keys[0]}} for number, e in enumerate(examples)]
 
 
 if __name__ == "__main__":

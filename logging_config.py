@@ -17,6 +17,14 @@ class TqdmHandler(logging.StreamHandler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
+def close_log():
+    """Lets go of the log file, if there is one."""
+    logger = logging.getLogger("template")
+    for handler in [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]:
+        logger.removeHandler(handler)
+        handler.close()
+
+
 def get_logger(log_path=None, level=logging.INFO):
     """The project's logger. Calling it again changes its file or level; it never adds a second handler of a kind.
 
@@ -30,11 +38,9 @@ def get_logger(log_path=None, level=logging.INFO):
         console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         logger.addHandler(console)
     if log_path is not None:
-        for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
-            logger.removeHandler(handler)
-            handler.close()
+        close_log()
         Path(log_path).parent.mkdir(parents=True, exist_ok=True)
-        to_file = logging.FileHandler(log_path, encoding="utf-8")
+        to_file = logging.FileHandler(log_path, encoding="utf-8", delay=True)
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(to_file)
     return logger

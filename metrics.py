@@ -3,6 +3,7 @@
 Edit here when you want another metric: add it to the dict of its task type; it appears in eval.json as `<task>_<name>`.
 """
 
+import math
 import warnings
 
 from seqeval.metrics import f1_score, precision_score, recall_score
@@ -12,8 +13,10 @@ from sklearn.metrics import f1_score as class_f1_score
 
 
 def is_better(name, new, old):
-    """Whether a score has risen, or a loss has fallen; anything is better than None."""
-    return old is None or (new < old if name.endswith("loss") else new > old)
+    """Whether a score has risen, or a loss has fallen. Anything is better than None, and any number than NaN."""
+    if old is None or math.isnan(old):
+        return old is None or not math.isnan(new)
+    return new < old if name.endswith("loss") else new > old
 
 
 def classification_scores(gold, predicted):
@@ -32,6 +35,7 @@ def tagging_scores(gold, predicted):
         }
 
 
+# a type of your own that gives one label a text is scored as classification, until it has an entry here
 SCORES = {"classification": classification_scores, "tagging": tagging_scores}
 MAIN_SCORE = {"classification": "accuracy", "tagging": "f1"}
 
@@ -44,7 +48,7 @@ def score(tasks, gold, predicted):
     scores = {
         f"{name}_{metric}": float(value)
         for name, task in tasks.items()
-        for metric, value in SCORES[task["type"]](gold[name], predicted[name]).items()
+        for metric, value in SCORES.get(task["type"], classification_scores)(gold[name], predicted[name]).items()
     }
     right = [
         all(g == p for g, p in zip(golds, predictions))
@@ -64,7 +68,7 @@ def default_monitor(tasks):
     if len(tasks) > 1:
         return "sentence_accuracy"
     name, task = next(iter(tasks.items()))
-    return f"{name}_{MAIN_SCORE[task['type']]}"
+    return f"{name}_{MAIN_SCORE.get(task['type'], 'accuracy')}"
 
 
 def entities(tags, spans, text):

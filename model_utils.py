@@ -193,6 +193,7 @@ class CRF(torchcrf.CRF):
 
     def __init__(self, labels):
         super().__init__(len(labels), batch_first=True)
+        self.calls, self.narrow = 0, True
         bioes = any(label[:2] in ("E-", "S-") for label in labels)
         rules = {
             "forbidden": [[not may_follow(a, b, bioes) for b in labels] for a in labels],
@@ -214,10 +215,12 @@ class CRF(torchcrf.CRF):
         """log of the sum over all paths, (B,), by the forward algorithm."""
         alpha = self.start_transitions + emissions[:, 0]  # (B, C)
         peak = self.transitions.detach().max()
-        narrow = peak - self.transitions.detach().min() < 60  # else exp() would lose terms: add logs
+        if self.calls % (1 if emissions.device.type == "cpu" else 100) == 0:  # on a GPU the host asks rarely: it would wait
+            self.narrow = bool(peak - self.transitions.detach().min() < 60)  # else exp() would lose terms: add logs
+        self.calls += 1
         factors = (self.transitions - peak).exp()
         for t in range(1, emissions.shape[1]):
-            if narrow:
+            if self.narrow:
                 top = alpha.detach().amax(1, keepdim=True)
                 step = ((alpha - top).exp() @ factors).log() + top + peak
             else:
@@ -289,7 +292,7 @@ def build_encoder(config, tokenizer, checkpoint=None):
     if config.encoder == "bilstm":
         return BiLSTM(len(tokenizer), config.hidden_size, config.num_layers, config.dropout, tokenizer.pad_token_id), config.hidden_size
     if checkpoint:
-        encoder = AutoModel.from_config(AutoConfig.from_pretrained(checkpoint))
+        encoder = AutoModel.from_config(AutoConfig.from_pretrained(checkpoint)).float()
     elif config.pretrain_model_path:
         encoder = load_pretrained(config.pretrain_model_path)
         vocab_size = encoder.get_input_embeddings().num_embeddings
@@ -317,6 +320,9 @@ def build_encoder(config, tokenizer, checkpoint=None):
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # our heads read the hidden states; its work would be thrown away
     longest = getattr(encoder.config, "max_position_embeddings", None)
+    positions = next((module for name, module in encoder.named_modules() if name.endswith("position_embeddings")), None)
+    if longest and getattr(positions, "padding_idx", None) is not None:
+        longest -= positions.padding_idx + 1  # RoBERTa's kind counts positions from behind the padding's
     if longest and config.max_length > longest:
         raise UserError(f"--max_length={config.max_length} is more than the {longest} positions of this encoder")
     return encoder, encoder.config.hidden_size
@@ -325,13 +331,13 @@ def build_encoder(config, tokenizer, checkpoint=None):
 def load_pretrained(name):
     """An encoder from a folder made by save_pretrained, or from the hub; refused if weights are missing."""
     try:
-        encoder, found = AutoModel.from_pretrained(name, output_loading_info=True, trust_remote_code=False)
+        encoder, found = AutoModel.from_pretrained(name, output_loading_info=True, trust_remote_code=False, dtype=torch.float32)
     except Exception as error:  # a foreign folder can make transformers raise anything
         raise UserError(f"--pretrain_model_path {name}: no encoder loads from it ({first_line(error)})") from None
     missing = [key for key in found["missing_keys"] if "pooler" not in key]
     if missing:
         raise UserError(f"--pretrain_model_path {name}: has no weights for {len(missing)} tensors of its own config, such as {missing[0]}")
-    return encoder.float()
+    return encoder
 
 
 def first_line(error):
@@ -358,8 +364,9 @@ def freeze(encoder, num_layers):
             )
         place = next(name for name, module in encoder.named_modules() if module is layers)
         for name, module in encoder.named_children():
-            if name != place.split(".")[0]:  # the embeddings, and whatever else is not the stack
-                module.requires_grad_(False)
+            if name == place.split(".")[0]:  # the stack; what comes before it are the embeddings
+                break
+            module.requires_grad_(False)
         for layer in layers[:num_layers]:
             layer.requires_grad_(False)
 

@@ -16,6 +16,7 @@ from config import UserError
 
 TEXT_NAMES = ("text", "sentence", "content", "sentence1", "text_a", "premise", "question", "review", "query", "title", "文本", "内容")
 PAIR_NAMES = ("text_pair", "sentence2", "text_b", "hypothesis", "question2")
+RESERVED = ("id", "text", "tokens", "text_pair", "split", "at")  # what an example holds beside its labels
 LABEL_NAMES = ("label", "labels", "intent", "class", "category", "target", "slots", "tags", "ner", "ner_tags", "标签", "类别")
 
 
@@ -71,7 +72,9 @@ def columns_to_examples(path, table, options):
     known = {text: "text", pair: "text_pair", "id": "id", "split": "split"} | {name: name for name in labels}
     for number, cells in table[1:]:
         if not any(cells):
-            continue
+            if labels:
+                continue
+            cells = [""] * len(header)  # a text to predict on keeps its row
         if len(cells) != len(header):
             raise UserError(f"{path}, row {number}: {len(cells)} cells, but the header has {len(header)}; {listed}")
         example = {known[name]: cell for name, cell in zip(header, cells) if name in known}
@@ -98,6 +101,15 @@ def find_columns(path, names, options, listed):
     labels = find("label_column", [name.strip() for name in wanted.split(",") if name.strip()], LABEL_NAMES)
     if set(labels) & {text, *pair}:
         raise UserError(f"{path}: --label_column names a column of text; {listed}")
+    for name in labels:
+        if name in RESERVED or set(name) & set(".,="):
+            raise UserError(f"{path}: a label column cannot be called {name!r}; rename it")
+    unused = [name for name in names if name not in (text, *pair, *labels, "id", "split")]
+    shown = f", second text from {pair[0]!r}" if pair else ""
+    print(
+        f"{path}: text from {text!r}{shown}, labels from {', '.join(map(repr, labels))}"
+        + (f"; not used: {', '.join(unused)}" if unused else "")
+    )
     return text, pair[0] if pair else None, labels
 
 
@@ -105,13 +117,15 @@ def read_jsonl(path, options):
     """One JSON object a row, with `text` or `tokens`, the labels, and whatever else (left out)."""
     columns, seen = None, []
     for number, row in read_rows(path, options.encoding):
-        if not row.strip():
-            continue
         at = f"{path}, row {number}"
+        if not row.strip():
+            if columns is None or columns[2]:
+                continue
+            row = json.dumps({key: "" for key in columns[:2] if key})  # a text to predict on keeps its row
         try:
             values = json.loads(row)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{at}: not JSON ({error.msg} at column {error.colno})") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{at}: not JSON ({error})") from None
         if not isinstance(values, dict):
             raise UserError(f"{at}: not a JSON object")
         if columns is None:
@@ -184,6 +198,7 @@ def read_seq(path, options):
         yield example
 
 
+SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 READERS = {"csv": read_csv, "tsv": read_tsv, "jsonl": read_jsonl, "conll": read_conll, "seq": read_seq}
 
 
@@ -191,8 +206,8 @@ def find_format(path):
     """The reader's name for a file or folder, by its name and first rows."""
     if path.is_dir():
         return "seq"
-    if path.suffix in (".csv", ".tsv", ".jsonl", ".ndjson"):
-        return path.suffix[1:].replace("nd", "")
+    if path.suffix.lower() in SUFFIXES:
+        return SUFFIXES[path.suffix.lower()]
     with open(path, "rb") as file:
         head = [row for row in file.read(8192).decode("utf-8", "ignore").lstrip("\ufeff").split("\n")[:-1] if row.strip()] or [""]
     if head[0].startswith("{"):

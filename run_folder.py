@@ -4,12 +4,13 @@ Edit here when a run should be named, claimed or refused differently.
 """
 
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
 from filelock import FileLock, Timeout
 
 from config import Config, UserError
+from logging_config import close_log
 
 # Options that may differ when a run is resumed: they do not change the result. All others must be what they were.
 FREE = {
@@ -25,7 +26,7 @@ FREE = {
         "log_output_path",
         "log_output_file",
     ),
-    *("checkpoint", "predict_file", "predict_output", "text_column", "text_pair_column"),
+    *("checkpoint", "predict_file", "predict_output", "text_column", "text_pair_column", "encoding"),
     *("num_workers", "log_steps", "save_epoch", "save_steps", "device"),
 }
 
@@ -55,9 +56,13 @@ def locked(config):
         if config.do_train:
             refuse_other_run(config, run_dir)
         yield run_dir
-    except UserError:
+    except (UserError, OSError):
         if made and not (run_dir / "args.json").exists():
-            shutil.rmtree(made[-1])
+            close_log()
+            shutil.rmtree(run_dir)
+            with suppress(OSError):  # of the folders above, those that we made and that are empty
+                for path in made[1:]:
+                    path.rmdir()
         raise
     finally:
         lock.release()

@@ -20,7 +20,7 @@ fi
 if [ -n "${FORCE_VENV:-}" ] || ! "$PYTHON" -c "$check" $requirements; then
     if [ ! -x .venv/bin/python ]; then
         echo "making .venv, an environment of this folder's own" >&2
-        "$PYTHON" -m venv .venv || { echo "error: python3 -m venv failed; on Debian: apt install python3-venv" >&2; exit 2; }
+        "$PYTHON" -m venv .venv || { rm -rf .venv; echo "error: python3 -m venv failed; on Debian: apt install python3-venv" >&2; exit 2; }
     fi
     PYTHON=$PWD/.venv/bin/python
     if ! cat $requirements | cmp -s - .venv/installed; then

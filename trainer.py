@@ -84,7 +84,7 @@ class Trainer:
             raise UserError(f"--monitor={self.monitor} is none of the scores: {', '.join(names)}")
         self.data = "-".join(loader.dataset.fingerprint for loader in (train_loader, dev_loader) if loader)
         self.progress = Progress(data=self.data)
-        self.sums, self.refused = {}, []  # on the device until the next log line
+        self.sums, self.group_sums, self.refused = {}, {}, []  # on the device until the next log line
         self.signal_number = None
         self.trained = [p for p in model.parameters() if p.requires_grad]
         if config.compile:
@@ -111,15 +111,19 @@ class Trainer:
                 try:
                     self.train_one_epoch(progress.epoch)
                     scores = self.eval(self.dev_loader)
+                    progress.epoch, progress.batch = progress.epoch + 1, 0
+                    self.keep_best(scores)
+                    last = progress.epoch == config.epochs or self.out_of_patience()
+                    if last or (config.save_epoch and progress.epoch % config.save_epoch == 0):
+                        self.save_model(f"step_{progress.step:08d}", resumable=True)
+                    self.check_signal()
                 except Interrupted:
                     self.save_model(f"step_{progress.step:08d}", resumable=True)
                     raise
-                progress.epoch, progress.batch = progress.epoch + 1, 0
-                self.keep_best(scores)
-                last = progress.epoch == config.epochs or self.out_of_patience()
-                if last or (config.save_epoch and progress.epoch % config.save_epoch == 0):
-                    self.save_model(f"step_{progress.step:08d}", resumable=True)
-                self.check_signal()
+                except RuntimeError:
+                    if self.signal_number is None:
+                        raise
+                    raise Interrupted(self.signal_number) from None  # workers died of the same signal: the last checkpoint counts
             if self.out_of_patience():
                 logger.info(f"stopped early: {self.monitor} has not risen for {progress.bad_epochs} epochs")
         if config.epochs == 0:
@@ -140,7 +144,8 @@ class Trainer:
             counts = [self.model.count_labels(batch.inputs, batch.labels) for batch in group]
             totals = {name: sum(count[name] for count in counts).to(self.device, non_blocking=True) for name in counts[0]}
             for batch in group:
-                compute = self.forward_backward(batch.to(self.device), totals)
+                batch = batch.to(self.device)
+                compute = self.forward_backward(batch, totals)
                 for trick in self.tricks:
                     compute = trick.around(compute, batch.inputs)
                 self.add_losses(compute())
@@ -173,6 +178,9 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         norm = get_total_norm([p.grad for p in self.trained if p.grad is not None])
         finite = torch.isfinite(norm)
+        for name, loss in self.group_sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + torch.where(finite, loss, 0.0)
+        self.group_sums = {}
         if self.config.max_grad_norm:
             self.optimizer.grad_scale = (norm / self.config.max_grad_norm).clamp(min=1)
         self.optimizer.found_inf = (~finite).float()
@@ -190,8 +198,7 @@ class Trainer:
 
     def add_losses(self, output):
         for name, loss in (("loss", output.total_loss), *((f"{task}_loss", loss) for task, loss in output.losses.items())):
-            loss = loss.detach().nan_to_num(0.0, 0.0, 0.0)
-            self.sums[name] = self.sums[name] + loss if name in self.sums else loss
+            self.group_sums[name] = self.group_sums.get(name, 0.0) + loss.detach()
 
     def settle(self):
         """Brings the sums since the last log line to the host, and names batches that were refused. The only host sync."""
@@ -252,6 +259,9 @@ class Trainer:
         training = None
         if resumable:
             self.settle()
+            metrics_path = self.config.run_dir / "metrics.jsonl"
+            if metrics_path.exists():
+                checkpoint.sync(metrics_path)
             training = checkpoint.training_state(self.optimizer, self.scheduler, self.scaler, asdict(self.progress), self.device)
         checkpoint.save(self.root / name, self.model, self.tokenizer, self.tasks, self.config, training)
         if resumable:
@@ -274,7 +284,9 @@ class Trainer:
                 )
             self.sums = {name: torch.tensor(value, device=self.device) for name, value in self.progress.sums.items()}
             with open(metrics_path, "ab") as file:
-                file.truncate(self.progress.metrics_bytes)
+                if file.tell() < self.progress.metrics_bytes:
+                    logger.warning(f"{metrics_path} is shorter than it was; the lines that are missing stay so")
+                file.truncate(min(file.tell(), self.progress.metrics_bytes))
             logger.info(f"resumed from {folder}: {self.progress.step} steps done")
             return True
         metrics_path.write_bytes(b"")

@@ -5,16 +5,13 @@ Edit here when your language or domain needs another normalisation or another mo
 
 import re
 import string
-import sys
 import unicodedata
 from collections import Counter
-from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from data_process import CJK
-
+# What BERT's normaliser sets apart: ideographs, but not kana or hangul.
+IDEOGRAPH = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ceaf\U0002f800-\U0002fa1f"
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 
 
@@ -62,4 +59,4 @@ def assemble(vocab, normalizer):
 
 def is_apart(character):
     """Whether BERT's pre-tokeniser always makes the character a word of its own: punctuation and Chinese."""
-    return character in string.punctuation or unicodedata.category(character)[0] == "P" or bool(re.match(f"[{CJK}]", character))
+    return character in string.punctuation or unicodedata.category(character)[0] == "P" or bool(re.match(f"[{IDEOGRAPH}]", character))

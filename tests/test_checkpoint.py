@@ -1,3 +1,4 @@
+import os
 import resource
 import signal
 import subprocess
@@ -263,3 +264,43 @@ def test_another_thread_count_is_told(tiny, monkeypatch):
     monkeypatch.setattr("checkpoint.environment", lambda device: {"torch": "9.9", "device": "cpu", "threads": 64})
     train(config)
     assert len(told) == 2 and "torch was" in told[0] and "threads was" in told[1]
+
+
+def test_a_run_that_fails_takes_away_only_its_own_folder(tiny, tmp_path):
+    config = tiny(do_train=True)
+    with pytest.raises(UserError), locked(config):
+        (config.run_dir.parent / "other").mkdir()
+        raise UserError("no such data")
+    assert [path.name for path in (tmp_path / "output").iterdir()] == ["other"]
+    (tmp_path / "output/other").rmdir()
+    (tmp_path / "output").rmdir()
+    with pytest.raises(OSError), locked(config):
+        raise OSError("no space")
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_signal_to_the_whole_process_group_saves_though_there_are_workers(sample, tmp_path):
+    command = [
+        sys.executable,
+        str(ROOT / "main.py"),
+        "--do_train",
+        "--data_path",
+        sample,
+        "--num_workers",
+        "2",
+        "--epochs",
+        "200",
+        "--hidden_size",
+        "32",
+    ]
+    process = subprocess.Popen(
+        [*map(str, command), "--early_stop_patience", "0"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    metrics = tmp_path / "output/tiny/metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size > 500):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, messages = process.communicate()
+    assert process.returncode == 143 and "Traceback" not in messages, messages
+    newest = checkpoint.steps(tmp_path / "output/tiny/checkpoints")[0]
+    assert checkpoint.damage(newest) is None and messages.count("saving at the next step") == 1

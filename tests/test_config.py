@@ -76,6 +76,9 @@ def test_parse_bool_refuses_what_is_neither():
         ("--max_length 2", "--max_length"),
         ("--freeze_layers some", "--freeze_layers"),
         ("--max_grad_norm inf", "--max_grad_norm"),
+        ("--random_seed -1", "--random_seed"),
+        ("--random_seed 4294967296", "--random_seed"),
+        ("--encoder bilstm --hidden_size 33", "--hidden_size"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_flag(flags, named, capsys):

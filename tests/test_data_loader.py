@@ -158,7 +158,9 @@ def test_a_stream_reads_nothing_before_its_position(many, tokenizer, monkeypatch
 
     loader, read = loader_of("stream", many, tokenizer), []
     monkeypatch.setattr(
-        data_loader, "read_processed", lambda path, start, stop: (read.append(e) or e for e in read_processed(path, start, stop))
+        data_loader,
+        "read_processed",
+        lambda path, tasks, start, stop: (read.append(e) or e for e in read_processed(path, tasks, start, stop)),
     )
     contents(loader, 0)
     everything = len(read)
@@ -191,3 +193,56 @@ def test_devices():
     for name in ("cuda:99", "gpu"):
         with pytest.raises(UserError, match=name):
             to_device(name)
+
+
+def test_a_stream_tells_what_it_cuts(many, tokenizer, monkeypatch):
+    told = []
+    monkeypatch.setattr("data_loader.logger.warning", told.append)
+    loader = MyIterableDataLoader(MyIterableDataset(many, Encoder(tokenizer, TASKS, 8), 8, 64, 5))
+    for epoch in range(2):
+        contents(loader, epoch)
+    assert len(told) == 1 and f"{sum(i * 7 % 12 + 1 > 6 for i in range(203))} examples" in told[0]
+
+
+@pytest.mark.parametrize(
+    "row, named",
+    [
+        ('["a"]', "JSON object"),
+        ('{"text": "a", "intent": "go", "slots": ["O"]}', "`tokens`"),
+        ('{"tokens": ["a"], "slots": ["O"]}', "no label for the task 'intent'"),
+        ('{"tokens": ["a"], "intent": ["go"], "slots": ["O"]}', "not a string"),
+        ('{"tokens": ["a"], "intent": "go", "slots": ["O", "O"]}', "1 tokens, but 2 tags"),
+        ('{"tokens": [], "intent": "go", "slots": []}', "one or more"),
+        ("", "not JSON"),
+    ],
+)
+def test_a_processed_file_that_was_edited_badly_is_one_line(row, named, tokenizer, tmp_path):
+    good = '{"tokens": ["a"], "intent": "go", "slots": ["O"]}'
+    (tmp_path / "train.jsonl").write_text(f"{good}\n{row}\n{good}\n")
+    with pytest.raises(UserError, match=named) as mistake:
+        MyDataset(tmp_path / "train.jsonl", Encoder(tokenizer, TASKS, 32))
+    assert "row 2" in str(mistake.value)
+    (tmp_path / "train.jsonl").write_text("")
+    with pytest.raises(UserError, match="no examples"):
+        MyDataset(tmp_path / "train.jsonl", Encoder(tokenizer, TASKS, 32))
+
+
+@pytest.mark.parametrize("tokenizer_class", ["RobertaTokenizer", "PreTrainedTokenizerFast"])
+def test_byte_level_tokenizers_begin_each_word_with_a_blank(tokenizer_class, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    backend.train_from_iterator(
+        ["abc def"] * 9, trainers.BpeTrainer(special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    )
+    names = dict(cls_token="<s>", pad_token="<pad>", sep_token="</s>", unk_token="<unk>", mask_token="<mask>")
+    PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": tokenizer_class}))
+    loaded = load_tokenizer(Config(pretrain_model_path=str(tmp_path)), None)
+    encoding = loaded([["abc", "abc"]], is_split_into_words=True, add_special_tokens=False).encodings[0]
+    first, second = ([token for token, word in zip(encoding.tokens, encoding.word_ids) if word == number] for number in (0, 1))
+    assert first == second and first[0].startswith("\u0120")

@@ -3,7 +3,7 @@ import json
 import pytest
 from conftest import ROOT, SHARED, read_json
 
-from config import DataConfig, UserError
+from config import Config, DataConfig, UserError
 from data_process import illegal_tags, join_tokens, load_labels, process, read_texts, split_text
 
 
@@ -163,7 +163,12 @@ BAD = {
     "unknown format": ({"train.dat": "hello there\n"}, ["train.dat", "--format"], {}),
     "stray part": ({"train.csv": GOOD, "other.csv": GOOD}, ["other.csv", "train, dev"], {}),
     "unknown split": ({"all.jsonl": '{"text": "a", "label": "x", "split": "later"}\n'}, ["row 1", "'later'"], {}),
-    "ids twice": ({"train.csv": "id,text,label\n1,a,x\n1,b,y\n", "dev.csv": "id,text,label\n2,a,x\n"}, ["row 2", "'1'", "2 times"], {}),
+    "reserved label": ({"train.csv": "content,text\na,x\n"}, ["'text'", "rename"], {"text_column": "content", "label_column": "text"}),
+    "label called at": ({"train.csv": "text,at\na,x\n"}, ["'at'", "rename"], {"label_column": "at"}),
+    "lone surrogate": ({"train.jsonl": '{"text": "\\ud800", "label": "x"}\n'}, ["row 1", "surrogate"], {}),
+    "null tags": ({"train.jsonl": '{"tokens": ["a"], "slots": ["O"]}\n{"tokens": ["a"], "slots": null}\n'}, ["row 2", "'slots'"], {}),
+    "endless number": ({"train.jsonl": '{"text": "a", "label": ' + "9" * 5000 + "}\n"}, ["row 1", "not JSON"], {}),
+    "deep nesting": ({"train.jsonl": "[" * 100_000 + "\n"}, ["row 1", "not JSON"], {}),
     "too few to split": ({"all.csv": GOOD}, ["too few"], {}),
     "no train part": ({"test.csv": GOOD}, ["none to train on"], {}),
     "task with a dot": ({"train.csv": "text,a.b\nx,y\n"}, ["'a.b'"], {"label_column": "a.b"}),
@@ -225,12 +230,32 @@ def test_illegal_tags_are_counted():
 
 def test_texts_to_predict_on(tmp_path):
     write(tmp_path, {"a.txt": "one\n\n三\n", "b.csv": "review,stars\nfine,5\n", "c.jsonl": '{"tokens": ["a", "b"]}\n', "d.txt": ""})
-    options = DataConfig(input="x", output_dir="y")
-    options.label_column = None
+    options = Config()
     assert [e["text"] for e in read_texts(tmp_path / "a.txt", options)] == ["one", "", "三"]
     assert read_texts(tmp_path / "b.csv", options) == [{"id": "0", "text": "fine"}]
     assert read_texts(tmp_path / "c.jsonl", options) == [{"id": "0", "tokens": ["a", "b"]}]
-    for name in ("d.txt", "e.txt"):
+    write(
+        tmp_path,
+        {
+            "f.tsv": "text\n\nx\n",
+            "g.ndjson": '{"text": "a"}\n\n{"text": "b"}\n',
+            "h.CSV": "text\n\nx\n",
+            "i.txt": "你好\n".encode("gb18030"),
+        },
+    )
+    for name, texts in (("f.tsv", ["", "x"]), ("g.ndjson", ["a", "", "b"]), ("h.CSV", ["", "x"])):
+        assert [e["text"] for e in read_texts(tmp_path / name, options)] == texts, name  # a row each, also for a blank one
+    assert read_texts(tmp_path / "i.txt", Config(encoding="gb18030"))[0]["text"] == "你好"
+    write(
+        tmp_path,
+        {
+            "j.xlsx": "x",
+            "k.jsonl": '{"text": null}\n',
+            "l.jsonl": '{"text": "a"}\n{"tokens": ["a"], "text": 1}\n',
+            "m.jsonl": '{"tokens": []}\n',
+        },
+    )
+    for name in ("d.txt", "e.txt", "j.xlsx", "k.jsonl", "l.jsonl", "m.jsonl"):
         with pytest.raises(UserError, match=name):
             read_texts(tmp_path / name, options)
 
@@ -254,3 +279,28 @@ def test_real_sets_need_no_flag_but_input(name, sizes, tmp_path):
     process(DataConfig(input=str(SHARED / name), output_dir=str(tmp_path / name)))
     counts = [(tmp_path / name / f"{part}.jsonl").read_bytes().count(b"\n") for part in ("train", "dev", "test")]
     assert tuple(counts) == sizes and list(read_json(tmp_path / name / "labels.json")) == ["intent", "slots"]
+
+
+def test_repeated_ids_are_told(tmp_path, capsys):
+    parts, _ = run(tmp_path, three({"csv": "id,text,label\n1,a,x\n2,b,y\n"}))
+    assert [e["id"] for e in parts["dev"]] == ["1", "2"] and "2 ids are used more than once" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("output", ["raw", ".", "mine"])
+def test_raw_data_is_never_overwritten(output, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    body = "".join(json.dumps({"guid": i, "sentence": f"t{i}", "label": "xy"[i % 2]}) + "\n" for i in range(30))
+    write(tmp_path, {"raw/train.jsonl": body, "raw/dev.jsonl": body, "mine/train.jsonl": body})
+    with pytest.raises(UserError, match="output_dir"):
+        process(DataConfig(input="raw", output_dir=output))
+    assert (tmp_path / "raw/train.jsonl").read_text() == (tmp_path / "mine/train.jsonl").read_text() == body
+
+
+def test_the_columns_that_are_used_are_told(tmp_path, capsys):
+    run(tmp_path, three({"tsv": "question\tsentence\tlabel\na\tb\tx\nc\td\ty\n"}))
+    assert "text from 'sentence', labels from 'label'; not used: question" in capsys.readouterr().out
+
+
+def test_combining_marks_stay_with_their_letters():
+    words = [token for token, _, _ in split_text("हिन्दी cafe\u0301 boston,denver 1,000", "word")]
+    assert words == ["हिन्दी", "cafe\u0301", "boston", ",", "denver", "1,000"]

@@ -40,6 +40,11 @@ def test_the_first_command_works_right_after_the_clone(command, tmp_path):
     assert [row["text"] for row in labelled] == ["play Yesterday by Adele", "", "明天北京天气怎么样"]
     assert [len(row["slots_tags"]) for row in labelled] == [4, 1, 9]
 
+    for name, body in (("a.csv", "text\n1\n"), ("a.tsv", "query\n1\n"), ("a.jsonl", '{"text": "1"}\n')):
+        (tmp_path / name).write_text(body)
+        assert command("main.py", "--do_predict", "--predict_file", name, "--predict_output", "b.csv").returncode == 0
+        assert (tmp_path / "b.csv").read_text().splitlines()[1].startswith("0,1,")
+
     done = command("main.py", "--do_train", *FAST)
     assert done.returncode == 2 and "--resume" in done.stderr and "--model_version" in done.stderr
     done = command("main.py", "--do_train", "--resume", *FAST, "--lr", "0.01")

@@ -199,3 +199,44 @@ def test_a_pretrained_folder_loads_its_weights_and_grows_for_special_tokens(tmp_
     (tmp_path / "bert/model.safetensors").unlink()
     with pytest.raises(UserError, match="pretrain_model_path"):
         build_model(Config(pretrain_model_path=str(tmp_path / "bert")), words, TASKS)
+
+
+def test_an_encoder_stored_in_half_precision_trains_and_returns_in_full(tmp_path):
+    from transformers import BertConfig, BertModel
+
+    words = tokenizer()
+    bert = BertModel(BertConfig(vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64))
+    bert.half().save_pretrained(tmp_path / "half")
+    model = build_model(Config(pretrain_model_path=str(tmp_path / "half")), words, TASKS)
+    model.encoder.config.save_pretrained(tmp_path / "again")
+    again = build_model(Config(pretrain_model_path="gone"), words, TASKS, checkpoint=tmp_path / "again")
+    assert {p.dtype for p in (*model.parameters(), *again.parameters())} == {torch.float32}
+
+
+def test_robertas_positions_begin_behind_the_padding(tmp_path):
+    from transformers import RobertaConfig, RobertaModel
+
+    words = tokenizer()
+    RobertaModel(
+        RobertaConfig(
+            vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=66, pad_token_id=1
+        )
+    ).save_pretrained(tmp_path)
+    build_model(Config(pretrain_model_path=str(tmp_path), max_length=64), words, TASKS)
+    with pytest.raises(UserError, match="64 positions"):
+        build_model(Config(pretrain_model_path=str(tmp_path), max_length=65), words, TASKS)
+
+
+def test_only_what_comes_before_the_frozen_layers_is_frozen_with_them(tmp_path):
+    from transformers import ModernBertConfig, ModernBertModel
+
+    words = tokenizer()
+    ModernBertModel(
+        ModernBertConfig(
+            vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, pad_token_id=0
+        )
+    ).save_pretrained(tmp_path)
+    model = build_model(Config(pretrain_model_path=str(tmp_path), freeze_layers=1), words, TASKS)
+    trained = {name for name, p in model.encoder.named_parameters() if p.requires_grad}
+    assert "final_norm.weight" in trained and not any(name.startswith(("embeddings", "layers.0.")) for name in trained)
+    assert any(name.startswith("layers.1.") for name in trained)

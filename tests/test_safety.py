@@ -97,7 +97,7 @@ def test_a_cached_or_processed_file_with_a_pickle_is_no_data(sample, tmp_path):
     canary = tmp_path / "canary"
     (tmp_path / "train.jsonl").write_bytes(pickle.dumps(Canary(canary)) + b"\n")
     with pytest.raises(UserError, match="row 1"):
-        list(read_processed(tmp_path / "train.jsonl"))
+        list(read_processed(tmp_path / "train.jsonl", {}))
     assert not canary.exists()
 
 

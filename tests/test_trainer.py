@@ -388,3 +388,46 @@ def test_steps_that_were_left_out_are_counted_across_a_stop(tiny, monkeypatch):
                 trainer = make_trainer(config)
         results.append((config.run_dir / "metrics.jsonl").read_text())
     assert results[0] == results[1] and json.loads(results[0].splitlines()[0])["step"] == 6
+
+
+def test_a_logged_loss_is_the_mean_over_the_steps_that_were_used(tiny):
+    trainer = make_trainer(tiny(log_steps=2))
+    trainer.board = type("Board", (), {"add_scalar": lambda *args: None})()
+    batch = trainer.train_loader.dataset.batch([0, 1])
+    for value in (2.0, 2.0):
+        trainer.group_sums = {"loss": torch.tensor(value)}
+        for p in trainer.trained:
+            p.grad = torch.ones_like(p) * (float("inf") if len(trainer.refused) else 1)
+        trainer.update([batch])
+    assert trainer.log_losses(0) == 2.0
+
+
+def test_nan_is_never_the_best_for_long():
+    from metrics import is_better
+
+    nan = float("nan")
+    assert (
+        is_better("loss", nan, None) and is_better("loss", 9.0, nan) and not is_better("loss", nan, 9.0) and not is_better("f1", nan, nan)
+    )
+    assert is_better("loss", 1.0, 2.0) and not is_better("f1", 1.0, 2.0) and not is_better("f1", 1.0, 1.0)
+
+
+def test_metrics_that_were_lost_leave_no_zeros(tiny):
+    config = tiny(epochs=1)
+    train(config)
+    path = config.run_dir / "metrics.jsonl"
+    first = path.read_bytes().splitlines(keepends=True)[0]
+    path.write_bytes(first)
+    train(config)
+    assert path.read_bytes() == first
+
+
+def test_a_signal_while_the_best_is_saved_is_kept_though_no_save_was_due(tiny, monkeypatch):
+    config = tiny(epochs=3, save_epoch=3)
+    trainer = make_trainer(config)
+    keep = trainer.keep_best
+    monkeypatch.setattr(trainer, "keep_best", lambda scores: (keep(scores), setattr(trainer, "signal_number", 15)))
+    with pytest.raises(Interrupted):
+        trainer.train()
+    again = make_trainer(config)
+    assert again.resume() and (again.progress.epoch, again.progress.batch) == (1, 0)
