@@ -1,0 +1,268 @@
+"""Speed of training and evaluation beside what a user would pick instead: same machine, model, data and batch, interleaved, medians.
+
+    python benchmarks/speed.py --data_path dataset/atis --pretrain_model_path FOLDER [--examples 1500] [--rounds 3] [--only train eval]
+
+Needs a processed folder with `intent` and `slots`, and a quiet machine. Prints a table of examples a second and of the ratio of
+this template to each peer; above 1 means faster.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+import torchcrf
+from seqeval.metrics import f1_score
+from torch import nn
+from transformers import Trainer as HuggingFaceTrainer
+from transformers import TrainerCallback, TrainingArguments, set_seed
+
+from config import Config
+from data_loader import IGNORE, Encoder, MyDataLoader, MyDataset, load_tokenizer
+from data_process import load_labels
+from model_utils import CRF, build_model, parameter_groups
+from trainer import Trainer, build_optimizer, build_scheduler
+from tricks import build_tricks
+
+
+class Bench:
+    """What all systems share: the rows, and a fresh model for each run."""
+
+    def __init__(self, options):
+        self.options, self.data_path = options, Path(options.data_path)
+        self.device = torch.device(options.device)
+        self.tasks = load_labels(self.data_path)
+        self.tokenizer = load_tokenizer(self.config(), None)
+        self.encoder = Encoder(self.tokenizer, self.tasks, 256)
+        self.train_set, self.test_set = (self.dataset(part) for part in ("train", "test"))
+
+    def config(self, **changes):
+        run = dict(output_dir=tempfile.gettempdir(), model_version="speed", epochs=1, batch_size=self.options.batch_size)
+        return Config(data_path=str(self.data_path), pretrain_model_path=self.options.pretrain_model_path, **run, **changes)
+
+    def dataset(self, part):
+        whole = MyDataset(self.data_path / f"{part}.jsonl", self.encoder)
+        rows = np.random.default_rng(0).permutation(len(whole))[: self.options.examples]
+        return MyDataset([whole[int(row)] for row in rows], self.encoder)
+
+    def model(self, **changes):
+        set_seed(0)
+        return build_model(self.config(**changes), self.tokenizer, self.tasks).to(self.device)
+
+    def trainer(self, **changes):
+        config, model = self.config(**changes), self.model(**changes)
+        loader = MyDataLoader(self.train_set, config.batch_size, 0)
+        optimizer = build_optimizer(parameter_groups(model, config), self.device)
+        scheduler = build_scheduler(optimizer, config, len(loader))
+        config.run_dir.mkdir(exist_ok=True)
+        trainer = Trainer(
+            model, self.tokenizer, self.tasks, config, self.device, loader, None, optimizer, scheduler, build_tricks(model, config)
+        )
+        trainer.board = type("Board", (), {"add_scalar": lambda *args: None})()
+        return trainer
+
+    def seconds(self, function):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        function()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    # ---- training: seconds for one pass over the rows, without start-up -------------------------------------------
+
+    def ours(self, **changes):
+        trainer = self.trainer(**changes)
+        return self.seconds(lambda: trainer.train_one_epoch(0))
+
+    def ours_fgm(self):
+        return self.ours(use_fgm=True)
+
+    def bare_loop(self):
+        """Pre-tokenised tensors in memory, sorted by length, clipping, fused AdamW, and nothing else."""
+        model = self.model()
+        model.train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+        loader = MyDataLoader(self.train_set, self.options.batch_size, 0)
+        loader.set_position(0)
+        batches = [batch.to(self.device) for batch in loader]
+
+        def run():
+            for inputs, labels, _ in batches:
+                model(inputs, labels).total_loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+
+        return self.seconds(run)
+
+    def hugging_face(self, sampling="random"):
+        trainer, clock = self.hugging_face_trainer(sampling)
+        trainer.add_callback(clock)
+        trainer.train()
+        return clock.ended - clock.began
+
+    def hugging_face_grouped(self):
+        return self.hugging_face("group_by_length")
+
+    def hugging_face_trainer(self, sampling="random"):
+        class Clock(TrainerCallback):
+            def on_epoch_begin(self, *args, **kwargs):
+                self.began = time.perf_counter()
+
+            def on_epoch_end(self, *args, **kwargs):
+                self.ended = time.perf_counter()
+
+        args = TrainingArguments(
+            output_dir=tempfile.mkdtemp(), num_train_epochs=1, per_device_train_batch_size=self.options.batch_size, per_device_eval_batch_size=32,
+            train_sampling_strategy=sampling, length_column_name="length", save_strategy="no", report_to=[], disable_tqdm=True, logging_steps=20,
+            remove_unused_columns=False, label_names=["intent", "slots"], use_cpu=self.device.type == "cpu", learning_rate=1e-4,
+        )  # fmt: skip
+        rows = [self.as_row(self.train_set, i) for i in range(len(self.train_set))]
+        test = [self.as_row(self.test_set, i) for i in range(len(self.test_set))]
+        trainer = HuggingFaceTrainer(
+            ForHuggingFace(self.model()),
+            args,
+            train_dataset=rows,
+            eval_dataset=test,
+            data_collator=self.collate,
+            compute_metrics=self.scores,
+        )
+        return trainer, Clock()
+
+    @staticmethod
+    def as_row(dataset, i):
+        (inputs, labels, _) = dataset.batch([i])
+        row = {name: tensor[0].tolist() for name, tensor in {**inputs, **labels}.items()}
+        return {**row, "length": len(row["input_ids"])}
+
+    def collate(self, rows):
+        """As DataCollatorForTokenClassification does it: lists, padded to the longest of the batch."""
+        fill = {"slots": IGNORE, "input_ids": self.tokenizer.pad_token_id}
+        batch = {}
+        for name in rows[0]:
+            if name == "length":
+                continue
+            values = [row[name] for row in rows]
+            if isinstance(values[0], list):
+                longest = max(map(len, values))
+                values = [value + [fill.get(name, 0)] * (longest - len(value)) for value in values]
+            batch[name] = torch.tensor(values)
+        return {**batch, "word_mask": batch["word_mask"].bool()}
+
+    # ---- evaluation ------------------------------------------------------------------------------------------------
+
+    def our_eval(self):
+        trainer = self.trainer()
+        return self.seconds(lambda: trainer.eval(MyDataLoader(self.test_set, 128)))
+
+    def hugging_face_eval(self):
+        trainer, _ = self.hugging_face_trainer()
+        return self.seconds(trainer.evaluate)
+
+    def scores(self, output):
+        (intents, slots), (gold_intents, gold_slots) = output.predictions, output.label_ids
+        names, kept = self.tasks["slots"]["labels"], gold_slots != IGNORE
+        gold, found = ([[names[n] for n in row[mask]] for row, mask in zip(tags, kept)] for tags in (gold_slots, slots.argmax(-1)))
+        return {"intent_accuracy": (intents.argmax(-1) == gold_intents).mean(), "slots_f1": f1_score(gold, found, zero_division=0)}
+
+
+class ForHuggingFace(nn.Module):
+    """The same model, with the outputs that Hugging Face's Trainer expects."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, intent, slots, **inputs):
+        output = self.model(inputs, {"intent": intent, "slots": slots})
+        return {"loss": output.total_loss, "logits": (output.logits["intent"], output.logits["slots"])}
+
+
+def compare(bench, systems, count, rounds):
+    """{name: median examples a second}; the systems take turns, and a first round only warms up."""
+    times = {name: [] for name in systems}
+    for number in range(rounds + 1):
+        for name, system in systems.items():
+            times[name].append(system())
+            print(f"  round {number}  {name:<40} {count / times[name][-1]:8.1f} examples/s", flush=True)
+    return {name: count / statistics.median(values[1:]) for name, values in times.items()}
+
+
+def crf_rows(rounds):
+    """Loss + backward and decoding at K=120, B=32, L=50, ragged, beside pytorch-crf; medians of interleaved calls, in ms."""
+    torch.manual_seed(0)
+    crf = CRF([f"B-{i}" for i in range(120)])
+    peer = torchcrf.CRF(120, batch_first=True)
+    peer.load_state_dict(crf.state_dict())
+    emissions, tags = torch.randn(32, 50, 120), torch.randint(0, 120, (32, 50))
+    mask = torch.arange(50) < torch.randint(5, 51, (32, 1)).clamp(max=50)
+    mask[0] = True
+    e = emissions.clone().requires_grad_()
+
+    def timed(function):
+        began = time.perf_counter()
+        function()
+        return 1000 * (time.perf_counter() - began)
+
+    calls = {
+        "loss, ours": lambda: (-crf.log_likelihood(e, tags, mask)).sum().backward(),
+        "loss, pytorch-crf": lambda: (-peer(e, tags, mask)).backward(),
+        "decode, ours": lambda: crf.viterbi(emissions, mask),
+        "decode, pytorch-crf": lambda: peer.decode(emissions, mask),
+    }
+    times = {name: [] for name in calls}
+    for _ in range(10 * rounds):
+        for name, call in calls.items():
+            times[name].append(timed(call))
+    ms = {name: statistics.median(values[2:]) for name, values in times.items()}
+    return [(f"CRF {kind}", ms[f"{kind}, pytorch-crf"], ms[f"{kind}, ours"]) for kind in ("loss", "decode")]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_path", required=True)
+    parser.add_argument("--pretrain_model_path", required=True)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--examples", type=int, default=1500, help="rows of train and of test to use")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", nargs="*", default=["train", "eval", "crf"], choices=["train", "eval", "crf"])
+    options = parser.parse_args()
+    table = []
+    if "crf" in options.only:
+        for name, theirs, ours in crf_rows(options.rounds):
+            table.append(f"| {name}, K=120, B=32, L=50 | pytorch-crf {theirs:.1f} ms | {ours:.1f} ms | {theirs / ours:.2f} |")
+    bench = Bench(options) if {"train", "eval"} & set(options.only) else None
+    if "train" in options.only:
+        systems = {
+            "ours": bench.ours,
+            "bare loop": bench.bare_loop,
+            "Hugging Face Trainer": bench.hugging_face,
+            "Hugging Face Trainer, grouped by length": bench.hugging_face_grouped,
+            "ours with FGM": bench.ours_fgm,
+        }
+        speed = compare(bench, systems, len(bench.train_set), options.rounds)
+        for name in list(systems)[1:]:
+            table.append(f"| training, examples/s | {name} {speed[name]:.1f} | {speed['ours']:.1f} | {speed['ours'] / speed[name]:.2f} |")
+    if "eval" in options.only:
+        speed = compare(
+            bench, {"ours": bench.our_eval, "Hugging Face Trainer": bench.hugging_face_eval}, len(bench.test_set), options.rounds
+        )
+        peer = speed["Hugging Face Trainer"]
+        table.append(
+            f"| evaluation with span scores, examples/s | Hugging Face Trainer {peer:.1f} | {speed['ours']:.1f} | {speed['ours'] / peer:.2f} |"
+        )
+    print(f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads, {options.device}\n")
+    print("\n".join(["| what | peer | this template | ratio |", "| --- | --- | --- | --- |", *table]))
+
+
+if __name__ == "__main__":
+    main()
