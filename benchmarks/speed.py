@@ -121,10 +121,21 @@ class Bench:
                 self.ended = time.perf_counter()
 
         args = TrainingArguments(
-            output_dir=tempfile.mkdtemp(), num_train_epochs=1, per_device_train_batch_size=self.options.batch_size, per_device_eval_batch_size=32,
-            train_sampling_strategy=sampling, length_column_name="length", save_strategy="no", report_to=[], disable_tqdm=True, logging_steps=20,
-            remove_unused_columns=False, label_names=["intent", "slots"], use_cpu=self.device.type == "cpu", learning_rate=1e-4,
-        )  # fmt: skip
+            output_dir=tempfile.mkdtemp(),
+            num_train_epochs=1,
+            per_device_train_batch_size=self.options.batch_size,
+            per_device_eval_batch_size=32,
+            train_sampling_strategy=sampling,
+            length_column_name="length",
+            learning_rate=1e-4,
+            logging_steps=20,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            label_names=["intent", "slots"],
+            use_cpu=self.device.type == "cpu",
+        )
         rows = [self.as_row(self.train_set, i) for i in range(len(self.train_set))]
         test = [self.as_row(self.test_set, i) for i in range(len(self.test_set))]
         trainer = HuggingFaceTrainer(
@@ -256,10 +267,8 @@ def main():
         speed = compare(
             bench, {"ours": bench.our_eval, "Hugging Face Trainer": bench.hugging_face_eval}, len(bench.test_set), options.rounds
         )
-        peer = speed["Hugging Face Trainer"]
-        table.append(
-            f"| evaluation with span scores, examples/s | Hugging Face Trainer {peer:.1f} | {speed['ours']:.1f} | {speed['ours'] / peer:.2f} |"
-        )
+        peer, ours = speed["Hugging Face Trainer"], speed["ours"]
+        table.append(f"| evaluation with span scores, examples/s | Hugging Face Trainer {peer:.1f} | {ours:.1f} | {ours / peer:.2f} |")
     print(f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads, {options.device}\n")
     print("\n".join(["| what | peer | this template | ratio |", "| --- | --- | --- | --- |", *table]))
 
