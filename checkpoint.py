@@ -59,8 +59,11 @@ def write_folder(folder, fill):
         write_json(temporary / "manifest.json", {path.name: sha256(path) for path in files})
         for path in (*files, temporary / "manifest.json", temporary):
             sync(path)
-    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk raises any of these
+    except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        # A full disk raises OSError in Python, RuntimeError in torch, SafetensorError, and a bare Exception in tokenizers.
+        if not isinstance(error, OSError | RuntimeError | SafetensorError) and type(error) is not Exception:
+            raise
         raise UserError(f"{folder}: cannot be written ({error}); earlier checkpoints are as they were") from None
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)

@@ -8,11 +8,12 @@ import time
 import pytest
 import torch
 from conftest import ROOT
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_trainer import make_trainer, train
 
 import checkpoint
 from config import UserError
+from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
 from run_folder import locked
 
 
@@ -98,16 +99,18 @@ def test_rotation_keeps_the_newest(tmp_path):
     assert [path.name for path in checkpoint.steps(tmp_path)] == ["step_00000300", "step_00000040"]
 
 
-def test_a_full_disk_ends_in_one_line_and_the_old_checkpoint_stays(tmp_path):
-    """Beyond RLIMIT_FSIZE a write fails as on a full disk (EFBIG in the place of ENOSPC)."""
-    folder = tmp_path / "best"
+WRITERS = {
+    "safetensors": lambda folder: save_file({"w": torch.zeros(1 << 18)}, folder / "model.safetensors"),
+    "tokenizers": lambda folder: train_tokenizer(lambda: [f"word{i}" for i in range(20_000)] * 2, 30_000).save_pretrained(folder),
+    "json": lambda folder: checkpoint.write_json(folder / "big.json", "x" * 200_000),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_full_disk_ends_in_one_line_and_the_old_checkpoint_stays(writer, tmp_path):
+    """Beyond RLIMIT_FSIZE a write fails as on a full disk (EFBIG in the place of ENOSPC); each library raises its own error."""
+    folder, fill = tmp_path / "best", WRITERS[writer]
     filled(folder, "old")
-
-    def fill(temporary):
-        from safetensors.torch import save_file
-
-        save_file({"w": torch.zeros(1 << 18)}, temporary / "model.safetensors")
-
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
