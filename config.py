@@ -15,6 +15,11 @@ from pathlib import Path
 from typing import get_args, get_origin
 
 
+def is_tagging(kind):
+    """Whether a task of this type has one label a word. Types of your own end in "tagging" then; all others label texts."""
+    return kind.endswith("tagging")
+
+
 class UserError(ValueError):
     """A mistake that the user can correct. `main` prints its one line and exits with code 2, without a traceback."""
 
@@ -35,6 +40,8 @@ def parse_bool(text):
 def parse_layers(text):
     """'True' or 'all' -> -1 (the whole encoder), 'False' -> 0 (nothing), else a number of layers."""
     named = {"true": -1, "all": -1, "false": 0}.get(str(text).lower())
+    if named is None and not str(text).isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of layers nor 'all' nor False")
     return int(text) if named is None else named
 
 
@@ -53,7 +60,9 @@ class Config:
     # Files
     data_path: str = option("dataset/sample", "processed folder, made by data_process.py", group="files")
     output_dir: str = option("output", "runs are kept here", aliases=["model_output_path"])
-    model_version: str = option("", "name of this run: its folder is OUTPUT_DIR/MODEL_VERSION (default: the data folder's name)")
+    model_version: str = option(
+        "", "name of this run: its folder is OUTPUT_DIR/MODEL_VERSION (default: the name of --checkpoint, else of the data folder)"
+    )
     log_output_path: str = option("", "folder of the log file (default: the run folder)")
     log_output_file: str = option("train.log", "name of the log file")
     checkpoint: str = option("", "checkpoint folder to evaluate or predict with, from any machine (default: the run's best)")
@@ -156,7 +165,8 @@ class Config:
     @property
     def run_dir(self):
         """Where this run is kept; a rehearsal (--debug) never touches the real run's folder."""
-        return Path(self.output_dir) / ((self.model_version or Path(self.data_path).resolve().name) + ("-debug" if self.debug else ""))
+        name = self.model_version or Path(self.checkpoint or self.data_path).resolve().name
+        return Path(self.output_dir) / (name + ("-debug" if self.debug else ""))
 
     def task_weights_by_name(self):
         """'intent=1,slots=2' -> {'intent': 1.0, 'slots': 2.0}"""

@@ -22,7 +22,7 @@ from tokenizers import pre_tokenizers
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from tqdm import tqdm
 
-from config import UserError
+from config import UserError, is_tagging
 from data_process import check_row
 from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
 
@@ -86,7 +86,7 @@ def load_tokenizer(config, train_path):
 
     name = config.pretrain_model_path
     if not name:
-        logger.info(f"no --pretrain_model_path: training a tokenizer on {train_path}")
+        logger.info(f"no --pretrain_model_path: the tokenizer is trained on {train_path}")
         tokenizer = train_tokenizer(lambda: map(text_of, read_processed(train_path, {})), config.vocab_size)
     else:
         if name.startswith((".", os.sep, "~")) and not Path(name).is_dir():
@@ -124,7 +124,7 @@ class Encoder:
 
     def __init__(self, tokenizer, tasks, max_length):
         self.tokenizer, self.tasks, self.max_length = tokenizer, tasks, max_length
-        self.tagging = any(task["type"] == "tagging" for task in tasks.values())
+        self.tagging = any(is_tagging(task["type"]) for task in tasks.values())
         self.ids = {name: {label: i for i, label in enumerate(task["labels"])} for name, task in tasks.items()}
 
     def fingerprint(self):
@@ -150,7 +150,7 @@ class Encoder:
             if name not in examples[0]:
                 continue
             ids = self.ids[name]
-            if task["type"] == "tagging":
+            if is_tagging(task["type"]):
                 columns[name] = Ragged.from_lists([[ids.get(tag, IGNORE) for tag in example[name]] for example in examples])
             else:
                 columns[name] = np.array([ids.get(example[name], IGNORE) for example in examples], np.int32)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import regex
 
-from config import DataConfig, UserError, parse_args
+from config import DataConfig, UserError, is_tagging, parse_args
 from readers import READERS, RESERVED, SUFFIXES, find_format, read_rows
 
 PARTS = ("train", "dev", "test")
@@ -117,7 +117,7 @@ def check_examples(examples):
 def check_label(example, name, kind):
     """The label as it is to be kept, or a UserError that says why it cannot be one."""
     at, label = example["at"], example[name]
-    if kind == "classification":
+    if not is_tagging(kind):
         if not isinstance(label, str):
             raise UserError(f"{at}: the label {name}={label!r} is not a string")
         if not label.strip():
@@ -192,12 +192,12 @@ def collect_labels(parts, tasks):
     """labels.json: each task's type and its labels in order, from the training part; of tags, what a token is."""
     info = {}
     for name, kind in tasks.items():
-        seen = {label for e in parts["train"] for label in (e[name] if kind == "tagging" else [e[name]])}
+        seen = {label for e in parts["train"] for label in (e[name] if is_tagging(kind) else [e[name]])}
         labels = sorted(seen, key=lambda label: (label != "O", label))
         if kind == "classification" and len(labels) < 2:
             raise UserError(f"the task {name!r} has the single label {labels[0]!r} in train: there is nothing to learn")
         info[name] = {"type": kind, "labels": labels}
-        if kind == "tagging":
+        if is_tagging(kind):
             info[name]["unit"] = token_unit(parts["train"])
     return info
 
@@ -266,7 +266,7 @@ def report(parts, labels):
     odd = []
     for name, info in labels.items():
         flat = {
-            part: Counter(x for e in rows for x in (e[name] if info["type"] == "tagging" else [e[name]])) for part, rows in parts.items()
+            part: Counter(x for e in rows for x in (e[name] if is_tagging(info["type"]) else [e[name]])) for part, rows in parts.items()
         }
         common = ", ".join(f"{label} {count / flat['train'].total():.0%}" for label, count in flat["train"].most_common(3))
         print(f"task {name}: {info['type']}, {len(info['labels'])} labels ({common}{', …' if len(info['labels']) > 3 else ''})")
@@ -278,7 +278,7 @@ def report(parts, labels):
             if unseen:
                 uses = f"their {sum(unseen.values())} uses will count as wrong"
                 odd.append(f"{name}: {len(unseen)} labels of {part} never occur in train; {uses}: {shorten(unseen)}")
-        if info["type"] == "tagging":
+        if is_tagging(info["type"]):
             bad = {part: sum(illegal_tags(e[name]) for e in rows) for part, rows in parts.items()}
             if any(bad.values()):
                 odd.append(f"{name}: tags that continue no entity (an I- after O, say): {bad}")
@@ -366,13 +366,13 @@ def load_labels(data_path):
         )
     try:
         tasks = json.loads(path.read_text(encoding="utf-8"))
-        known = all(task["type"] in ("classification", "tagging") and len(task["labels"]) > 0 for task in tasks.values())
+        known = all(isinstance(task["type"], str) and len(task["labels"]) > 0 for task in tasks.values())
     except (ValueError, TypeError, KeyError, AttributeError):
         known = False
     if not known or not tasks:
         raise UserError(f'{path}: must be {{"task": {{"type": "classification" or "tagging", "labels": [...]}}, …}}')
     for task in tasks.values():
-        if task["type"] == "tagging":
+        if is_tagging(task["type"]):
             task.setdefault("unit", "word")
     return tasks
 
@@ -387,7 +387,7 @@ def check_row(example, tasks, at, needs_labels=True):
             raise UserError(f"{at}: has no label for the task {name!r}")
         if name in example and needs_labels:
             check_label({"at": at, **example}, name, task["type"])
-        if task["type"] == "tagging" and "tokens" not in example:
+        if is_tagging(task["type"]) and "tokens" not in example:
             raise UserError(f"{at}: has no `tokens`, which the task {name!r} tags")
 
 

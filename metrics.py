@@ -11,6 +11,8 @@ from seqeval.metrics.sequence_labeling import get_entities
 from sklearn.metrics import accuracy_score
 from sklearn.metrics import f1_score as class_f1_score
 
+from config import is_tagging
+
 
 def is_better(name, new, old):
     """Whether a score has risen, or a loss has fallen. Anything is better than None, and any number than NaN."""
@@ -35,9 +37,12 @@ def tagging_scores(gold, predicted):
         }
 
 
-# a type of your own that gives one label a text is scored as classification, until it has an entry here
 SCORES = {"classification": classification_scores, "tagging": tagging_scores}
-MAIN_SCORE = {"classification": "accuracy", "tagging": "f1"}
+
+
+def scores_of(kind):
+    """The function that scores tasks of this type; a type of your own is scored as its kind until it has an entry in SCORES."""
+    return SCORES.get(kind, tagging_scores if is_tagging(kind) else classification_scores)
 
 
 def score(tasks, gold, predicted):
@@ -48,7 +53,7 @@ def score(tasks, gold, predicted):
     scores = {
         f"{name}_{metric}": float(value)
         for name, task in tasks.items()
-        for metric, value in SCORES.get(task["type"], classification_scores)(gold[name], predicted[name]).items()
+        for metric, value in scores_of(task["type"])(gold[name], predicted[name]).items()
     }
     right = [
         all(g == p for g, p in zip(golds, predictions))
@@ -59,7 +64,7 @@ def score(tasks, gold, predicted):
 
 def score_names(tasks):
     """The names of all that `score` and the losses give for these tasks, found by scoring one text."""
-    answers = {name: [["O"]] if task["type"] == "tagging" else [""] for name, task in tasks.items()}
+    answers = {name: [["O"]] if is_tagging(task["type"]) else [""] for name, task in tasks.items()}
     return ["loss", *(f"{name}_loss" for name in tasks), *score(tasks, answers, answers)]
 
 
@@ -68,7 +73,7 @@ def default_monitor(tasks):
     if len(tasks) > 1:
         return "sentence_accuracy"
     name, task = next(iter(tasks.items()))
-    return f"{name}_{MAIN_SCORE.get(task['type'], 'accuracy')}"
+    return f"{name}_{'f1' if is_tagging(task['type']) else 'accuracy'}"
 
 
 def entities(tags, spans, text):

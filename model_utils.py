@@ -1,8 +1,9 @@
 """The model: an encoder, shared layers, one head a task, and the loss that joins them.
 
-Edit here for your own model. A head of your own is one class with the five methods of `ClassificationHead` and one line in
-HEADS; an encoder of your own is a module whose output has `last_hidden_state` (B, L, H) (see `BiLSTM`) and one line in
-`build_encoder`. Nothing else in the repository needs to change.
+Edit here for your own model. A head of your own is one class with the methods of `ClassificationHead` and one line in HEADS;
+its name there is the task's "type" in labels.json (a name that ends in "tagging" if it labels words). An encoder of your own
+is a module whose output has `last_hidden_state` (B, L, H) (see `BiLSTM`) and one line in `build_encoder`.
+Nothing else in the repository needs to change.
 """
 
 import inspect
@@ -77,6 +78,10 @@ class OutputLayer(nn.Module):
         self.shared = nn.ModuleList(
             nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Dropout(dropout)) for _ in range(num_shared_layers)
         )
+        if unknown := {task["type"] for task in tasks.values()} - set(HEADS):
+            raise UserError(
+                f"labels.json: no head for the type {', '.join(sorted(unknown))}; HEADS in model_utils.py has {', '.join(HEADS)}"
+            )
         self.heads = TaskDict({name: HEADS[task["type"]](hidden_size, task, use_crf) for name, task in tasks.items()})
 
     def forward(self, hidden, inputs):

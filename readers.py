@@ -63,7 +63,9 @@ def read_tsv(path, options):
 
 def columns_to_examples(path, table, options):
     """[(row number, cells)], the header first, to examples. Values stay strings: 'NA', 'null' and '007' are what they look like."""
-    header = [name.strip() for name in table[0][1]] if table else []
+    if not table:
+        raise UserError(f"{path}: the file is empty")
+    header = [name.strip() for name in table[0][1]]
     listed = f"its columns are: {', '.join(header)}"
     for name in header:
         if header.count(name) > 1:
@@ -208,6 +210,8 @@ def find_format(path):
         return "seq"
     if path.suffix.lower() in SUFFIXES:
         return SUFFIXES[path.suffix.lower()]
+    if path.suffix.lower() in (".conll", ".bio", ".bioes", ".bmes"):
+        return "conll"
     with open(path, "rb") as file:
         head = [row for row in file.read(8192).decode("utf-8", "ignore").lstrip("\ufeff").split("\n")[:-1] if row.strip()] or [""]
     if head[0].startswith("{"):

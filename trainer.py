@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import checkpoint
 import metrics
-from config import UserError
+from config import UserError, is_tagging
 from data_process import join_tokens, split_text
 from run_folder import Interrupted
 
@@ -106,6 +106,8 @@ class Trainer:
             f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.1f} M parameters on {self.device}; "
             f"{len(self.train_loader.dataset)} examples to train on, {len(self.dev_loader.dataset)} in dev; peak rates {', '.join(rates)}"
         )
+        if config.use_crf and not any(is_tagging(task["type"]) for task in self.tasks.values()):
+            logger.warning("--use_crf has no effect: none of the tasks is tagging")
         with self.signals(), SummaryWriter(config.run_dir / "tensorboard", purge_step=progress.step + 1) as self.board:
             while progress.epoch < config.epochs and not self.out_of_patience():
                 try:
@@ -119,6 +121,7 @@ class Trainer:
                     self.check_signal()
                 except Interrupted:
                     self.save_model(f"step_{progress.step:08d}", resumable=True)
+                    logger.info(f"stopped and saved after step {progress.step}; the same command with --resume goes on")
                     raise
                 except RuntimeError:
                     if self.signal_number is None:
@@ -344,7 +347,7 @@ class Trainer:
             for name, decoded in self.model.decode(output.logits, batch.inputs).items():
                 numbers, chances = (tensor.tolist() for tensor in decoded)
                 for place, row in enumerate(batch.rows.tolist()):
-                    if self.tasks[name]["type"] == "tagging":
+                    if is_tagging(self.tasks[name]["type"]):
                         kept, whole = data.columns["word_starts"].lengths[row], data.columns["num_words"][row]
                         predicted[name][row] = [labels[name][number] for number in numbers[place][:kept]] + ["O"] * (whole - kept)
                     else:
@@ -383,11 +386,11 @@ class Trainer:
         logger.info(f"{len(loader.dataset)} predictions in {path}")
 
     def prediction(self, example, answers):
-        unit = next((task["unit"] for task in self.tasks.values() if task["type"] == "tagging"), "word")
+        unit = next((task["unit"] for task in self.tasks.values() if is_tagging(task["type"])), "word")
         text, spans = (example["text"], example.get("spans")) if "text" in example else join_tokens(example["tokens"], unit)
         row = {"id": example["id"], "text": text} | ({"text_pair": example["text_pair"]} if "text_pair" in example else {})
         for name, (label, probability) in answers.items():
-            if self.tasks[name]["type"] == "tagging":
+            if is_tagging(self.tasks[name]["type"]):
                 row |= {name: metrics.entities(label, spans, text), f"{name}_tags": label}
             else:
                 row |= {name: label, f"{name}_probability": round(probability, 6)}
@@ -396,7 +399,7 @@ class Trainer:
 
 def with_tokens(examples, tasks):
     """Texts to predict on -> examples as the model's tasks need them: a tagging model gets tokens, cut as in its training data."""
-    unit = next((task["unit"] for task in tasks.values() if task["type"] == "tagging"), None)
+    unit = next((task["unit"] for task in tasks.values() if is_tagging(task["type"])), None)
     if unit is None:
         return examples
     for example in examples:

@@ -118,7 +118,7 @@ GOOD = "text,label\na,x\nb,y\n"
 CONLL = "a O\nb B-x\n\nc O\n"
 BAD = {
     "missing file": ({}, ["no such file"], {}),
-    "empty file": ({"train.csv": "", "dev.csv": GOOD}, ["train.csv", "columns"], {}),
+    "empty file": ({"train.csv": "", "dev.csv": GOOD}, ["train.csv", "empty"], {}),
     "header only": ({"train.csv": "text,label\n", "dev.csv": GOOD}, ["train.csv", "no examples"], {}),
     "gb18030": (
         {"train.csv": b"text,label\na,x\n" + "你好,y\n".encode("gb18030"), "dev.csv": GOOD},
@@ -147,7 +147,7 @@ BAD = {
     "tags without tokens": ({"train.jsonl": '{"text": "a b", "tags": ["O", "O"]}\n'}, ["row 1", "tokens"], {}),
     "no tokens": ({"train.jsonl": '{"tokens": [], "tags": []}\n'}, ["row 1", "tokens"], {}),
     "empty tag": ({"train.jsonl": '{"tokens": ["a"], "tags": [""]}\n'}, ["row 1", "tag"], {}),
-    "tag missing": ({"train.conll": "a O\nb\n", "dev.conll": CONLL}, ["train.conll, row 2", "token and a tag"], {"format": "conll"}),
+    "tag missing": ({"train.conll": "a O\nb\n", "dev.conll": CONLL}, ["train.conll, row 2", "token and a tag"], {}),
     "too few intents": ({"train.conll": CONLL, "train.conll.intent": "x\n", "dev.conll": CONLL}, [".intent", "1 rows"], {}),
     "too many intents": (
         {"train.conll": CONLL, "train.conll.intent": "x\ny\nz\n", "dev.conll": CONLL},

@@ -31,7 +31,7 @@ def test_the_first_command_works_right_after_the_clone(command, tmp_path):
         for entity in json.loads(row["slots"]):
             assert row["text"][entity["start"] : entity["end"]] == entity["text"]
     first, last = (done.stderr.splitlines()[i] for i in (0, -1))
-    assert "training a tokenizer" in first and "predictions in" in last  # each message once, on the console
+    assert "the tokenizer is trained" in first and "predictions in" in last  # each message once, on the console
 
     (tmp_path / "mine.txt").write_text("play Yesterday by Adele\n\n明天北京天气怎么样\n", encoding="utf-8")
     done = command("main.py", "--do_predict", "--predict_file", "mine.txt", "--predict_output", "mine.jsonl")

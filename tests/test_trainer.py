@@ -431,3 +431,30 @@ def test_a_signal_while_the_best_is_saved_is_kept_though_no_save_was_due(tiny, m
         trainer.train()
     again = make_trainer(config)
     assert again.resume() and (again.progress.epoch, again.progress.batch) == (1, 0)
+
+
+@pytest.mark.parametrize("own", ["deep_classification", "deep_tagging"])
+def test_a_head_of_your_own_is_one_class_and_one_line(own, tiny, sample, tmp_path, monkeypatch):
+    """A new type, named in HEADS and in labels.json, goes all the way: train, eval, predict; nothing else knows of it."""
+    from model_utils import HEADS, ClassificationHead, TaggingHead
+
+    task, base = ("intent", ClassificationHead) if own == "deep_classification" else ("slots", TaggingHead)
+
+    class Deep(base):
+        def __init__(self, hidden_size, task, use_crf=False):
+            super().__init__(hidden_size, task, use_crf)
+            self.linear = torch.nn.Sequential(torch.nn.Linear(hidden_size, hidden_size), torch.nn.GELU(), self.linear)
+
+    data = tmp_path / "data"
+    shutil.copytree(sample, data)
+    labels = read_json(data / "labels.json")
+    labels[task]["type"] = own
+    (data / "labels.json").write_text(json.dumps(labels))
+    config = tiny(data_path=str(data), do_train=True, do_eval=True, do_predict=True, epochs=1)
+    with pytest.raises(UserError, match=f"no head for the type {own}"):
+        main_module.main(config)
+    monkeypatch.setitem(HEADS, own, Deep)
+    main_module.main(config)
+    scores = read_json(config.run_dir / "eval.json")["test"]
+    assert f"{task}_{'f1' if own == 'deep_tagging' else 'accuracy'}" in scores
+    assert any("heads." + task + ".linear.2" in name for name in load_file(config.run_dir / "checkpoints/best/model.safetensors"))
