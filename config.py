@@ -24,6 +24,11 @@ class UserError(ValueError):
     """A mistake that the user can correct. `main` prints its one line and exits with code 2, without a traceback."""
 
 
+def first_line(error):
+    """What another library's error says, short enough for a one-line message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def option(default, help, group=None, choices=None, aliases=(), parse=None):
     """A dataclass field that becomes a flag. `group` opens a new section of `--help` that lasts until the next one."""
     return field(default=default, metadata=dict(help=help, group=group, choices=choices, aliases=aliases, parse=parse))

@@ -22,7 +22,7 @@ from tokenizers import pre_tokenizers
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from tqdm import tqdm
 
-from config import UserError, is_tagging
+from config import UserError, first_line, is_tagging
 from data_process import check_row
 from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
 
@@ -98,8 +98,7 @@ def load_tokenizer(config, train_path):
                 tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, add_prefix_space=True)
                 tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         except Exception as error:  # a foreign folder can make transformers raise anything
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"--pretrain_model_path {name}: no tokenizer loads from it ({reason})") from None
+            raise UserError(f"--pretrain_model_path {name}: no tokenizer loads from it ({first_line(error)})") from None
     missing = [kind for kind in ("pad_token", "unk_token", "cls_token") if getattr(tokenizer, kind) is None]
     if missing or not tokenizer.is_fast:
         raise UserError(f"--pretrain_model_path {name}: its tokenizer has no {', '.join(missing) or 'fast version'}; use a BERT-like model")

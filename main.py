@@ -36,9 +36,8 @@ def main(config):
         data_process.process(DataConfig(input=str(Path(__file__).parent / "dataset/sample_raw"), output_dir=config.data_path))
 
     with locked(config) as run_dir:
-        logger = get_logger(
-            Path(config.log_output_path or run_dir) / config.log_output_file, logging.DEBUG if config.debug else logging.INFO
-        )
+        log_path = Path(config.log_output_path or run_dir) / config.log_output_file
+        logger = get_logger(log_path, logging.DEBUG if config.debug else logging.INFO)
         seed_torch(config.random_seed, config.deterministic)
         limit = 64 if config.debug else None
 
@@ -69,14 +68,11 @@ def main(config):
 
         if config.do_eval:
             data_process.check_same_labels(data_path, tasks)
-            scores = {
-                part: trainer.eval(MyDataLoader(MyDataset(data_path / f"{part}.jsonl", encoder, limit), config.eval_batch_size))
-                for part in ("dev", "test")
-                if (data_path / f"{part}.jsonl").exists()
-            }
+            scores = {}
+            for path in (path for path in (data_path / "dev.jsonl", data_path / "test.jsonl") if path.exists()):
+                scores[path.stem] = trainer.eval(MyDataLoader(MyDataset(path, encoder, limit), config.eval_batch_size))
+                logger.info(f"{path.stem}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores[path.stem].items()))
             (run_dir / "eval.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-            for part, figures in scores.items():
-                logger.info(f"{part}: " + "  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
 
         if config.do_predict:
             source = with_tokens(texts, tasks) if texts else data_process.part_of(data_path, "test")

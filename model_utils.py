@@ -16,7 +16,7 @@ import torchcrf
 from torch import nn
 from transformers import AutoConfig, AutoModel, BertConfig
 
-from config import UserError
+from config import UserError, first_line
 
 IGNORE = -100  # labels of this value have no loss
 IMPOSSIBLE = -1e4  # score of a transition that decoding must not take
@@ -343,10 +343,6 @@ def load_pretrained(name):
     if missing:
         raise UserError(f"--pretrain_model_path {name}: has no weights for {len(missing)} tensors of its own config, such as {missing[0]}")
     return encoder
-
-
-def first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def build_model(config, tokenizer, tasks, checkpoint=None):
