@@ -48,6 +48,14 @@ def write_json(path, value):
     Path(path).write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
+def seal(folder):
+    """Writes the manifest of a folder's files, and syncs all to the disk."""
+    files = sorted(folder.iterdir())
+    write_json(folder / "manifest.json", {path.name: sha256(path) for path in files})
+    for path in (*files, folder / "manifest.json", folder):
+        sync(path)
+
+
 def write_folder(folder, fill):
     """Calls fill(temporary folder), then puts it in the place of `folder`; an older one stays until the new one is safe."""
     temporary, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
@@ -55,10 +63,7 @@ def write_folder(folder, fill):
     try:
         temporary.mkdir(parents=True)
         fill(temporary)
-        files = sorted(path for path in temporary.iterdir())
-        write_json(temporary / "manifest.json", {path.name: sha256(path) for path in files})
-        for path in (*files, temporary / "manifest.json", temporary):
-            sync(path)
+        seal(temporary)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
         # A full disk raises OSError in Python, RuntimeError in torch, SafetensorError, and a bare Exception in tokenizers.

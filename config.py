@@ -227,6 +227,89 @@ class DataConfig:
             raise UserError(f"--dev_ratio={self.dev_ratio} and --test_ratio={self.test_ratio} must leave something to train on")
 
 
+SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768)}  # layers, width (Turc et al., 2019)
+
+
+@dataclass
+class CorpusConfig:
+    """Options of all that reads texts without labels."""
+
+    input: str = option(
+        "", "texts: a file, a folder of files, or a pattern such as 'texts/*.txt'; plain text, CSV, JSONL, … or a processed folder"
+    )
+    output_dir: str = option("", "folder to write")
+    format: str = option(
+        "auto",
+        "what the input is; auto finds it by its names and first rows",
+        choices=["auto", "txt", "csv", "tsv", "jsonl", "conll", "seq"],
+    )
+    encoding: str = option("auto", "of the input: auto (UTF-8 or UTF-16 by its mark), gb18030, …")
+    text_column: str = option("", "column or key of the text (default: found by its name)")
+    text_pair_column: str = option("", "column or key of a second text")
+    held_out_ratio: float = option(0.05, "share of the texts that is kept apart to measure on, if the input has no dev part")
+
+    def __post_init__(self):
+        if not self.input or not self.output_dir:
+            raise UserError("both --input TEXTS and --output_dir FOLDER are needed")
+        if not 0 < self.held_out_ratio < 1:
+            raise UserError(f"--held_out_ratio={self.held_out_ratio} must lie between 0 and 1")
+
+
+@dataclass
+class TokenizerConfig(CorpusConfig):
+    """Options of `huggingface_hands_on/train_tokenizer_from_scratch.py`."""
+
+    model: str = option(
+        "wordpiece",
+        "wordpiece (BERT), bpe over bytes (RoBERTa), unigram (XLM-RoBERTa) or wordlevel (whole words)",
+        choices=["wordpiece", "bpe", "unigram", "wordlevel"],
+    )
+    vocab_size: int = option(8000, "entries of the vocabulary; of a small corpus it may be fewer")
+    lowercase: bool = option(True, "'Play' and 'play' are one word; accents go too")
+    chinese: bool = option(True, "each Chinese character is a word of its own, as tagging wants it")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_range(self, 300 if self.model == "bpe" else 6, "vocab_size")
+
+
+@dataclass
+class PretrainConfig(CorpusConfig):
+    """Options of `huggingface_hands_on/continue_pretrain_task.py`."""
+
+    pretrain_model_path: str = option("", "encoder to go on from: folder or hub name; with --from_scratch only its tokenizer is taken")
+    from_scratch: bool = option(False, "pretrain a new encoder with the tokenizer of --pretrain_model_path")
+    config: str = option("mini", "size of a new encoder: layers and width of Google's small BERTs", choices=list(SIZES))
+    new_tokens: str = option("", "words of your domain to add to the vocabulary: comma-separated, or a file with one a row")
+    max_length: int = option(128, "length of a block in sub-tokens; longer texts go on in the next block")
+    packing: bool = option(True, "fill each block with as many texts as fit")
+    whole_word: bool = option(True, "mask whole words; Chinese words are told by rjieba")
+    mlm_probability: float = option(0.15, "share of the words that are masked, anew in each epoch")
+    epochs: int = option(10, "passes over the texts", aliases=["num_train_epochs"])
+    batch_size: int = option(32, "blocks in a micro-batch")
+    gradient_accumulation_steps: int = option(1, "micro-batches in one optimizer step")
+    lr: float | None = option(None, "peak learning rate (default: by the encoder's width; 1e-3 from scratch)", aliases=["learning_rate"])
+    weight_decay: float = option(0.01, "AdamW's decoupled decay")
+    early_stop_patience: int = option(3, "stop after so many evaluations without a lower held-out loss; 0: never")
+    eval_steps: int = option(0, "evaluate and save every N optimizer steps; 0: every epoch")
+    device: str = option("auto", "auto takes a GPU if there is one", choices=["auto", "cpu", "cuda"])
+    precision: str = option("fp32", "autocast to half precision", choices=["fp32", "bf16", "fp16"])
+    random_seed: int = option(666, "seed of everything random", aliases=["seed"])
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_range(self, 1, "epochs batch_size gradient_accumulation_steps")
+        require_range(self, 0, "weight_decay early_stop_patience eval_steps")
+        require_range(self, 8, "max_length")
+        require_seed(self.random_seed)
+        if self.lr is not None and not 0 < self.lr < 1:
+            raise UserError(f"--lr={self.lr} must lie between 0 and 1")
+        if not 0 < self.mlm_probability < 1:
+            raise UserError(f"--mlm_probability={self.mlm_probability} must lie between 0 and 1")
+        if not self.pretrain_model_path:
+            raise UserError("--pretrain_model_path is needed: the encoder to go on from, or with --from_scratch the tokenizer's folder")
+
+
 def require_range(config, low, names):
     for name in names.split():
         value = getattr(config, name)

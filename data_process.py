@@ -7,18 +7,21 @@ The folder holds train.jsonl, dev.jsonl, (test.jsonl) and labels.json. An exampl
 Edit here when another check, split or report is wanted; the formats themselves are in readers.py.
 """
 
+import hashlib
 import json
 import os
 import random
 import re
 import sys
 from collections import Counter
+from glob import glob
 from pathlib import Path
+from zlib import crc32
 
 import regex
 
 from config import DataConfig, UserError, is_tagging, parse_args
-from readers import READERS, RESERVED, SUFFIXES, find_format, read_rows
+from readers import READERS, RESERVED, SUFFIXES, find_format, read_txt
 
 PARTS = ("train", "dev", "test")
 PART_NAMES = {
@@ -148,10 +151,7 @@ def check_text(example, may_be_empty=False):
 
 def check_characters(example):
     """UserError for a lone surrogate: JSON can write one, UTF-8 and the tokenizers cannot."""
-    try:
-        json.dumps(example, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{example['at']}: holds half a character (a lone surrogate, \\ud800 to \\udfff); remove it") from None
+    encode(json.dumps(example, ensure_ascii=False), example["at"])
 
 
 def split_examples(examples, tasks, config):
@@ -419,7 +419,7 @@ def read_texts(path, config):
     if suffix in SUFFIXES:
         examples = list(READERS[SUFFIXES[suffix]](path, config))
     elif suffix in (".txt", ""):
-        examples = [{"at": f"{path}, row {number}", "text": row} for number, row in read_rows(path, config.encoding)]
+        examples = list(read_txt(path, config))
     else:
         raise UserError(f"{path}: --predict_file must end in .txt, {', '.join(SUFFIXES)}")
     if not examples:
@@ -431,6 +431,58 @@ def read_texts(path, config):
         check_row(example, {}, example["at"], needs_labels=False)
         check_characters(example)
     return [{"id": str(e.get("id", number)), **{key: e[key] for key in keys[0]}} for number, e in enumerate(examples)]
+
+
+def read_corpus(config):
+    """(train, held out, fingerprint of the files); the first two begin reading a CorpusConfig's texts anew, one at a time.
+
+    A text is a string, or a list of words where the data has `tokens`. Parts are told by the files' names: train to learn
+    from, dev as held out; test is never read. Without a dev part a text is held out by its hash, so equal texts stay together.
+    """
+    pattern = not Path(config.input).exists() and any(sign in config.input for sign in "*?[")
+    sources = [(None, Path(name)) for name in sorted(glob(config.input))] if pattern else find_sources(Path(config.input))
+    if not sources:
+        raise UserError(f"{config.input}: no file has such a name")
+    has_dev, limit = any(part == "dev" for part, _ in sources), config.held_out_ratio * 2**32
+
+    def texts(held_out):
+        for part, path in sources:
+            if part == "test" or (has_dev and held_out != (part == "dev")):
+                continue
+            name = config.format if config.format != "auto" else find_format(path, labelled=False)
+            for example in (read_txt if name == "txt" else READERS[name])(path, config):
+                check_text(example, may_be_empty=True)
+                for text in (example.get("tokens") or example["text"], example.get("text_pair", "")):
+                    whole = text if isinstance(text, str) else " ".join(text)
+                    if not whole.isspace() and whole and (has_dev or held_out == (crc32(encode(whole, example["at"])) < limit)):
+                        yield text
+
+    for held_out, side in ((False, "to learn from"), (True, "to hold out")):
+        if next(texts(held_out), None) is None:
+            raise UserError(f"{config.input}: holds no text {side}; empty rows do not count")
+    digest = hashlib.sha256()
+    for _, path in sources:
+        for one in [path] if path.is_file() else sorted(path.iterdir()):
+            with open(one, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return lambda: texts(False), lambda: texts(True), digest.hexdigest()
+
+
+def encode(text, at):
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{at}: holds half a character (a lone surrogate, \\ud800 to \\udfff); remove it") from None
+
+
+def require_free_folder(folder):
+    """UserError if a folder to write has something in it already, or cannot be made."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"--output_dir {folder}: is not empty; choose a new folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: cannot be made ({error.strerror})") from None
 
 
 if __name__ == "__main__":

@@ -309,19 +309,7 @@ def build_encoder(config, tokenizer, checkpoint=None):
                 f"its embedding {vocab_size} rows; they do not belong together"
             )
     else:
-        encoder = AutoModel.from_config(
-            BertConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=config.hidden_size,
-                num_hidden_layers=config.num_layers,
-                num_attention_heads=config.hidden_size // 32,
-                intermediate_size=4 * config.hidden_size,
-                max_position_embeddings=max(512, config.max_length),
-                pad_token_id=tokenizer.pad_token_id,
-                hidden_dropout_prob=config.dropout,
-                attention_probs_dropout_prob=config.dropout,
-            )
-        )
+        encoder = AutoModel.from_config(bert_config(tokenizer, config.num_layers, config.hidden_size, config.max_length, config.dropout))
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # our heads read the hidden states; its work would be thrown away
     longest = getattr(encoder.config, "max_position_embeddings", None)
@@ -331,6 +319,21 @@ def build_encoder(config, tokenizer, checkpoint=None):
     if longest and config.max_length > longest:
         raise UserError(f"--max_length={config.max_length} is more than the {longest} positions of this encoder")
     return encoder, encoder.config.hidden_size
+
+
+def bert_config(tokenizer, num_layers, hidden_size, max_length, dropout=0.1):
+    """The shape of a BERT that is built from scratch."""
+    return BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=hidden_size // 32,
+        intermediate_size=4 * hidden_size,
+        max_position_embeddings=max(512, max_length),
+        pad_token_id=tokenizer.pad_token_id,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
 
 
 def load_pretrained(name):
@@ -379,7 +382,11 @@ def default_lr(model, config):
     """
     if not config.pretrain_model_path or config.encoder == "bilstm":
         return 1e-3
-    return min(1e-3, 3e-4 * (384 / model.encoder.config.hidden_size) ** 2)
+    return lr_of_width(model.encoder.config.hidden_size)
+
+
+def lr_of_width(hidden_size):
+    return min(1e-3, 3e-4 * (384 / hidden_size) ** 2)
 
 
 def parameter_groups(model, config):

@@ -5,11 +5,13 @@ A reader is a generator `read_<format>(path, options)` of dicts: `text` or `toke
 Edit here when your data has a format of its own: one reader, one line in READERS.
 """
 
+import codecs
 import csv
-import io
 import json
 import re
 import sys
+from contextlib import suppress
+from itertools import chain, zip_longest
 from pathlib import Path
 
 from config import UserError
@@ -20,59 +22,80 @@ RESERVED = ("id", "text", "tokens", "text_pair", "split", "at")  # what an examp
 LABEL_NAMES = ("label", "labels", "intent", "class", "category", "target", "slots", "tags", "ner", "ner_tags", "标签", "类别")
 
 
-def read_text(path, encoding="auto"):
-    """The whole file as a string, without a byte order mark. UserError names the row that does not decode."""
-    raw = Path(path).read_bytes()
+def open_text(path, encoding="auto", newline="\n"):
+    """The file, decoded as it is read and without a byte order mark; only `newline` ends a row ("": what the csv module wants)."""
     if encoding == "auto":
-        encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        with open(path, "rb") as file:
+            encoding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        return raw.decode(encoding)
+        return open(path, encoding=encoding, newline=newline)
     except LookupError:
         raise UserError(f"--encoding {encoding} is not known to Python; try utf-8, gb18030, utf-16 or latin-1") from None
-    except UnicodeDecodeError as error:
-        row = raw[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, row {row}: not {error.encoding}; name the file's encoding, for example --encoding gb18030") from None
+
+
+def undecodable(path, file):
+    """The UserError for a file that does not decode, naming the row."""
+    decoder, row = codecs.getincrementaldecoder(file.encoding)(), 1
+    with open(path, "rb") as raw, suppress(UnicodeDecodeError):
+        for line in raw:
+            decoder.decode(line)
+            row += 1
+    return UserError(f"{path}, row {row}: not {file.encoding}; name the file's encoding, for example --encoding gb18030")
 
 
 def read_rows(path, encoding="auto"):
-    """(row number from 1, row) for each row. Only a line feed ends a row: U+2028, U+0085 and kin stay inside texts."""
-    rows = read_text(path, encoding).split("\n")
-    if rows[-1] == "":
-        rows.pop()
-    return ((number, row.removesuffix("\r")) for number, row in enumerate(rows, 1))
+    """(row number from 1, row), one after another. Only a line feed ends a row: U+2028, U+0085 and kin stay inside texts."""
+    with open_text(path, encoding) as file:
+        try:
+            for number, row in enumerate(file, 1):
+                yield number, row.removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError:
+            raise undecodable(path, file) from None
+
+
+def read_txt(path, options):
+    """A text a row, nothing else."""
+    for number, row in read_rows(path, options.encoding):
+        yield {"at": f"{path}, row {number}", "text": row}
 
 
 def read_csv(path, options, delimiter=","):
     """CSV with a header; quotes as RFC 4180 has them."""
+
+    def table(file):
+        reader, start = csv.reader(file, delimiter=delimiter, strict=True), 1
+        try:
+            for cells in reader:
+                yield start, cells
+                start = reader.line_num + 1
+        except csv.Error as error:
+            raise UserError(f"{path}, row {start}: {error}; look for a quote that is never closed") from None
+        except UnicodeDecodeError:
+            raise undecodable(path, file) from None
+
     csv.field_size_limit(sys.maxsize)
-    reader = csv.reader(io.StringIO(read_text(path, options.encoding), newline=""), delimiter=delimiter, strict=True)
-    table, start = [], 1
-    try:
-        for cells in reader:
-            table.append((start, cells))
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{path}, row {start}: {error}; look for a quote that is never closed") from None
-    return columns_to_examples(path, table, options)
+    with open_text(path, options.encoding, newline="") as file:
+        yield from columns_to_examples(path, table(file), options)
 
 
 def read_tsv(path, options):
     """TSV with a header; a quote is a character like any other, so a stray one swallows nothing."""
-    return columns_to_examples(path, [(number, row.split("\t")) for number, row in read_rows(path, options.encoding)], options)
+    rows = read_rows(path, options.encoding)
+    return columns_to_examples(path, ((number, row.split("\t")) for number, row in rows), options)
 
 
 def columns_to_examples(path, table, options):
-    """[(row number, cells)], the header first, to examples. Values stay strings: 'NA', 'null' and '007' are what they look like."""
-    if not table:
+    """(row number, cells), the header first, to examples. Values stay strings: 'NA', 'null' and '007' are what they look like."""
+    header = [name.strip() for name in next(table, (1, []))[1]]
+    if not any(header):
         raise UserError(f"{path}: the file is empty")
-    header = [name.strip() for name in table[0][1]]
     listed = f"its columns are: {', '.join(header)}"
     for name in header:
         if header.count(name) > 1:
             raise UserError(f"{path}, row 1: two columns are called {name!r}; {listed}")
     text, pair, labels = find_columns(path, header, options, listed)
     known = {text: "text", pair: "text_pair", "id": "id", "split": "split"} | {name: name for name in labels}
-    for number, cells in table[1:]:
+    for number, cells in table:
         if not any(cells):
             if labels:
                 continue
@@ -159,7 +182,7 @@ def read_conll(path, options):
         while intents and not intents[-1]:
             intents.pop()
     tokens, tags, start, count = [], [], 0, 0
-    for number, row in (*read_rows(path, options.encoding), (0, "")):
+    for number, row in chain(read_rows(path, options.encoding), [(0, "")]):
         if row.strip(" \t") and not row.startswith("-DOCSTART-"):
             separator = "\t" if "\t" in row else " "
             head, _, tag = row.rstrip(separator).rpartition(separator)
@@ -187,16 +210,18 @@ def read_seq(path, options):
     names = [name for name in ("seq.in", "seq.out", "label") if (Path(path) / name).exists()]
     if len(names) < 2 or names[0] != "seq.in":
         raise UserError(f"{path}: needs seq.in, and seq.out or label or both")
-    columns = {name: list(read_rows(Path(path) / name, options.encoding)) for name in names}
-    for name in names[1:]:
-        if len(columns[name]) != len(columns["seq.in"]):
-            raise UserError(f"{path}/{name}: {len(columns[name])} rows, but seq.in has {len(columns['seq.in'])}")
-    for index, (number, row) in enumerate(columns["seq.in"]):
-        example = {"at": f"{path}/seq.in, row {number}", "tokens": re.findall(r"[^ \t]+", row)}
+    for rows in zip_longest(*(read_rows(Path(path) / name, options.encoding) for name in names)):
+        if None in rows:
+            counts = {name: sum(1 for _ in read_rows(Path(path) / name, options.encoding)) for name in names}
+            other = next(name for name in names if counts[name] != counts["seq.in"])
+            raise UserError(f"{path}/{other}: {counts[other]} rows, but seq.in has {counts['seq.in']}")
+        number = rows[0][0]
+        columns = {name: row for name, (_, row) in zip(names, rows)}
+        example = {"at": f"{path}/seq.in, row {number}", "tokens": re.findall(r"[^ \t]+", columns["seq.in"])}
         if "label" in names:
-            example["intent"] = columns["label"][index][1].strip()
+            example["intent"] = columns["label"].strip()
         if "seq.out" in names:
-            example["slots"] = re.findall(r"[^ \t]+", columns["seq.out"][index][1])
+            example["slots"] = re.findall(r"[^ \t]+", columns["seq.out"])
         yield example
 
 
@@ -204,8 +229,8 @@ SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 READERS = {"csv": read_csv, "tsv": read_tsv, "jsonl": read_jsonl, "conll": read_conll, "seq": read_seq}
 
 
-def find_format(path):
-    """The reader's name for a file or folder, by its name and first rows."""
+def find_format(path, labelled=True):
+    """The reader's name for a file or folder, by its name and first rows. labelled: whether plain text will not do."""
     if path.is_dir():
         return "seq"
     if path.suffix.lower() in SUFFIXES:
@@ -218,6 +243,8 @@ def find_format(path):
         return "jsonl"
     if all(re.search(r"[ \t](O|[BIESMLU]-\S+)\s*$", row) or row.startswith("-DOCSTART-") for row in head):
         return "conll"
+    if not labelled:
+        return "txt"
     if "\t" in head[0]:
         return "tsv"
     raise UserError(f"{path}: cannot tell its format; name it with --format {{{','.join(READERS)}}}")

@@ -1,0 +1,431 @@
+"""Masked-language-model training on your own texts: adapts an encoder to a domain, or makes a new one.
+
+    python huggingface_hands_on/continue_pretrain_task.py --input TEXTS --pretrain_model_path DIR_OR_HUB --output_dir models/mine
+    … --pretrain_model_path models/tokenizer --from_scratch --config mini      makes a new encoder for that tokenizer
+
+The result is a folder for `main.py --pretrain_model_path models/mine`. A run that was killed goes on with the same command.
+Edit here when another task than masked words should teach the encoder: `mask`, then `MaskedTrainer.compute_loss`.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+from dataclasses import asdict
+from itertools import groupby, islice
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, the house is one floor up
+
+from config import SIZES, PretrainConfig, UserError, first_line, parse_args
+
+IGNORE = -100
+MOST_HELD_OUT = 5000  # blocks to measure on
+
+
+# ---- texts -> blocks -----------------------------------------------------------------------------------------------------
+
+
+def word_numbers(text):
+    """For each character of a text the number of its word, so that the pieces of a word can be masked together.
+
+    Chinese words are those that rjieba finds; each kana, mark of punctuation or other sign is a word.
+    """
+    import numpy as np
+    import regex
+    import rjieba
+
+    from data_process import split_text
+
+    starts = np.zeros(len(text) + 1, int)
+    for _, start, _ in split_text(text, "word"):
+        starts[start] = 1
+    for run in regex.finditer(r"\p{Han}{2,}", text):
+        place = run.start()
+        for word in rjieba.cut(run.group()):
+            starts[place + 1 : place + len(word)] = 0
+            place += len(word)
+    return starts.cumsum()
+
+
+def encode_texts(texts, tokenizer, whole_word):
+    """Yields (token ids, word number of each) for each text, without special tokens. Words given apart stay apart."""
+    from data_process import join_tokens
+
+    texts = iter(texts)
+    while chunk := list(islice(texts, 1000)):
+        for kind, same in groupby(chunk, type):
+            same = list(same)
+            encoded = tokenizer(same, is_split_into_words=kind is list, add_special_tokens=False, verbose=False)
+            for text, encoding in zip(same, encoded.encodings):
+                if not whole_word:
+                    words = range(len(encoding.ids))
+                elif kind is list:
+                    joined, spans = join_tokens(text, "word")
+                    numbers = word_numbers(joined)
+                    words = [int(numbers[spans[word][0]]) for word in encoding.word_ids]
+                else:
+                    numbers = word_numbers(text)
+                    words = [int(numbers[max(start, end - 1)]) for start, end in encoding.offsets]
+                yield encoding.ids, words
+
+
+def blocks(texts, tokenizer, max_length, packing=True, whole_word=True):
+    """Yields {"input_ids", "words"}: [CLS] text [SEP] (text [SEP] …) of at most max_length tokens; "words" is -1 at special tokens.
+
+    Nothing is lost: a text that is too long goes on in the next block.
+    """
+    cls, sep, room = tokenizer.cls_token_id, tokenizer.sep_token_id, max_length - 2
+    ids, words, last = [cls], [-1], 0
+    for text_ids, text_words in encode_texts(texts, tokenizer, whole_word):
+        for start in range(0, len(text_ids), room):
+            part = text_ids[start : start + room]
+            if len(ids) > 1 and (not packing or len(ids) + len(part) + 1 > max_length):
+                yield {"input_ids": ids, "words": words}
+                ids, words, last = [cls], [-1], 0
+            ids = [*ids, *part, sep]
+            words = [*words, *(last + 1 + word for word in text_words[start : start + room]), -1]
+            last = max(words)
+    if len(ids) > 1:
+        yield {"input_ids": ids, "words": words}
+
+
+def mask(collator, rows):
+    """Rows of `blocks` -> a batch with masked input_ids and labels, by Hugging Face's collator.
+
+    It tells words by gaps between the tokens' offsets, so it gets offsets with a gap wherever the word number changes.
+    """
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    ids = pad_sequence([torch.tensor(row["input_ids"]) for row in rows], True, collator.tokenizer.pad_token_id)
+    words = pad_sequence([torch.tensor(row["words"]) for row in rows], True, -1)
+    starts = torch.arange(ids.shape[1]) + words.clamp(min=0)
+    attention = torch.arange(ids.shape[1]) < torch.tensor([len(row["input_ids"]) for row in rows]).unsqueeze(1)
+    inputs, labels = collator.torch_mask_tokens(ids, (words < 0).long(), torch.stack([starts, starts + 1], 2))
+    return {"input_ids": inputs, "attention_mask": attention.long(), "labels": labels}
+
+
+def build_sets(config, tokenizer, collator, texts, key):
+    """(train, held out) as memory-mapped datasets; the words of the held-out one are masked once, so that losses can be compared."""
+    import torch
+    from datasets import Dataset
+
+    def rows(side):
+        return blocks(texts[side](), tokenizer, config.max_length, config.packing, config.whole_word)
+
+    def masked():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.random_seed)
+            for row in islice(rows(1), MOST_HELD_OUT):
+                batch = mask(collator, [row])
+                yield {"input_ids": batch["input_ids"][0].tolist(), "labels": batch["labels"][0].tolist()}
+
+    cache = str(Path(config.output_dir) / ".cache")
+    train = Dataset.from_generator(rows, gen_kwargs={"side": 0}, cache_dir=cache, fingerprint=f"train-{key}")
+    held_out = Dataset.from_generator(masked, cache_dir=cache, fingerprint=f"held-out-{key}")
+    if not any(label != IGNORE for row in held_out for label in row["labels"]):
+        raise UserError(f"{config.input}: too few texts to hold out: not one word of them is masked; raise --held_out_ratio")
+    return train, held_out
+
+
+# ---- model ---------------------------------------------------------------------------------------------------------------
+
+
+def load_model(config):
+    """(model with a head for masked words, tokenizer). UserError if they cannot be trained so."""
+    from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+
+    name = config.pretrain_model_path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # a foreign folder can make transformers raise anything
+        raise UserError(f"--pretrain_model_path {name}: no tokenizer loads from it ({first_line(error)})") from None
+    missing = [kind for kind in ("mask_token", "pad_token", "cls_token", "sep_token") if getattr(tokenizer, kind) is None]
+    if missing or not tokenizer.is_fast:
+        raise UserError(f"--pretrain_model_path {name}: its tokenizer has no {', '.join(missing) or 'fast version'}; use a BERT-like model")
+    if config.from_scratch:
+        from model_utils import bert_config
+
+        return AutoModelForMaskedLM.from_config(bert_config(tokenizer, *SIZES[config.config], config.max_length)), tokenizer
+    try:
+        shape = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:
+        raise UserError(f"--pretrain_model_path {name}: no model in it ({first_line(error)}); --from_scratch makes a new one") from None
+    if type(shape) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise UserError(f"--pretrain_model_path {name}: {shape.model_type} cannot fill in masked words; use an encoder such as BERT")
+    try:
+        model, found = AutoModelForMaskedLM.from_pretrained(name, output_loading_info=True, trust_remote_code=False, dtype="float32")
+    except Exception as error:
+        raise UserError(f"--pretrain_model_path {name}: no encoder loads from it ({first_line(error)})") from None
+    inside = [key for key in found["missing_keys"] if key.startswith(model.base_model_prefix) and "pooler" not in key]
+    if inside:
+        raise UserError(f"--pretrain_model_path {name}: has no weights for {len(inside)} tensors of its own config, such as {inside[0]}")
+    if found["missing_keys"]:
+        print(f"{name} has no head for masked words: it gets a new one, so its perplexity before training says little")
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise UserError(f"--pretrain_model_path {name}: its tokenizer has more entries than its embedding; they do not belong together")
+    longest = getattr(shape, "max_position_embeddings", config.max_length)
+    if config.max_length > longest - (2 if shape.model_type in ("roberta", "xlm-roberta", "camembert") else 0):
+        raise UserError(f"--max_length={config.max_length} is more than the {longest} positions of this encoder")
+    return model, tokenizer
+
+
+def add_words(words, model, tokenizer):
+    """Adds domain words as tokens of their own; each begins as the mean of the sub-tokens that it was cut into. -> how many.
+
+    Words of Chinese characters match anywhere in a text, other words only as whole words.
+    """
+    import regex
+    import torch
+    from tokenizers import AddedToken
+
+    pieces = {}
+    for word in words:
+        ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+        if len(ids) > 1:  # else it is one token already
+            pieces[word] = ids
+    apart = {word: bool(regex.search(r"\p{Han}", word)) for word in pieces}
+    tokenizer.add_tokens([AddedToken(word, single_word=not apart[word], normalized=not apart[word]) for word in pieces])
+    numbers = {tokenizer.convert_tokens_to_ids(word): ids for word, ids in pieces.items()}
+    if numbers:
+        model.resize_token_embeddings(max(len(tokenizer), model.get_input_embeddings().num_embeddings), mean_resizing=False)
+        output = model.get_output_embeddings()
+        tables = {
+            table.data_ptr(): table for table in (model.get_input_embeddings().weight, output.weight, output.bias) if table is not None
+        }
+        with torch.no_grad():
+            for number, ids in numbers.items():
+                for table in tables.values():
+                    table[number] = table[ids].mean(0)
+    return len(numbers)
+
+
+def read_words(source):
+    """'a,b' or a file with a word a row -> [words]"""
+    rows = Path(source).read_text(encoding="utf-8-sig").split("\n") if Path(source).is_file() else source.split(",")
+    return list(dict.fromkeys(row.strip() for row in rows if row.strip()))
+
+
+def build_trainer(model, collator, sets, config):
+    """Hugging Face's Trainer, which computes logits for the masked words only, and perplexity as exp(their mean loss)."""
+    import torch
+    import torch.nn.functional as F
+    from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+
+    import checkpoint
+    from model_utils import lr_of_width
+
+    class MaskedTrainer(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            labels = inputs["labels"]
+            chosen = labels != IGNORE
+            # The big product with the vocabulary sees only what has a label.
+            output = self.accelerator.unwrap_model(model).get_output_embeddings()
+            hook = output.register_forward_pre_hook(lambda _, hidden: (hidden[0][chosen],))
+            try:
+                logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+            finally:
+                hook.remove()
+            losses = F.cross_entropy(logits.float(), labels[chosen], reduction="none")
+            loss = losses.sum() / (chosen.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
+            by_row = torch.zeros(len(labels), 2, device=labels.device)
+            by_row.index_add_(0, chosen.nonzero()[:, 0], torch.stack([losses.detach(), torch.ones_like(losses)], 1))
+            return (loss, {"loss": loss, "by_row": by_row}) if return_outputs else loss
+
+    class Seal(TrainerCallback):
+        """A checkpoint counts once it has its manifest of SHA-256 sums."""
+
+        def on_save(self, args, state, control, **kwargs):
+            checkpoint.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    def collate(rows):
+        if "words" in rows[0]:
+            return mask(collator, rows)
+        columns = {name: torch.nn.utils.rnn.pad_sequence([torch.tensor(row[name]) for row in rows], True, IGNORE) for name in rows[0]}
+        real = columns["input_ids"] != IGNORE
+        return columns | {
+            "input_ids": columns["input_ids"].where(real, torch.tensor(collator.tokenizer.pad_token_id)),
+            "attention_mask": real.long(),
+        }
+
+    def held_out_scores(prediction):
+        total, count = prediction.predictions.astype("float64").sum(0)
+        return {"masked_loss": total / count, "perplexity": math.exp(min(total / count, 700.0)), "masked_tokens": int(count)}
+
+    every = "steps" if config.eval_steps else "epoch"
+    arguments = TrainingArguments(
+        output_dir=str(Path(config.output_dir) / "checkpoints"),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        learning_rate=config.lr or (1e-3 if config.from_scratch else lr_of_width(model.config.hidden_size)),
+        warmup_steps=0.06,  # below 1 it is a share of all steps
+        lr_scheduler_type="linear",
+        weight_decay=config.weight_decay,
+        eval_strategy=every,
+        save_strategy=every,
+        eval_steps=config.eval_steps or None,
+        save_steps=config.eval_steps or 500,
+        save_total_limit=3,
+        load_best_model_at_end=True,
+        metric_for_best_model="masked_loss",
+        greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,
+        logging_steps=20,
+        report_to="none",
+        remove_unused_columns=False,
+        label_names=["labels"],
+        bf16=config.precision == "bf16",
+        fp16=config.precision == "fp16",
+        use_cpu=config.device == "cpu",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        seed=config.random_seed,
+        disable_tqdm=bool(os.environ.get("TQDM_DISABLE")),
+    )
+    if config.device == "cuda" and arguments.device.type != "cuda":
+        raise UserError("--device cuda: no CUDA device here; use --device cpu or auto")
+    callbacks = [Seal()]
+    if config.early_stop_patience:
+        callbacks.append(EarlyStoppingCallback(config.early_stop_patience))
+    trainer = MaskedTrainer(
+        model=model,
+        args=arguments,
+        data_collator=collate,
+        train_dataset=sets[0],
+        eval_dataset=sets[1],
+        compute_metrics=held_out_scores,
+        callbacks=callbacks,
+    )
+    trainer.model_accepts_loss_kwargs = True  # compute_loss divides by the labels of the whole optimizer step
+    return trainer
+
+
+# ---- the run -------------------------------------------------------------------------------------------------------------
+
+
+def claim(config):
+    """Makes the output folder this run's own. UserError if it holds anything but the same run, unfinished."""
+    from filelock import FileLock, Timeout
+
+    from data_process import require_free_folder
+
+    folder = Path(config.output_dir)
+    if (folder / "pretraining.json").exists():
+        raise UserError(f"{folder} already holds a finished model; choose another --output_dir")
+    if (folder / "args.json").exists():
+        before = json.loads((folder / "args.json").read_text(encoding="utf-8"))
+        differ = [f"{name} was {before.get(name)!r}, is {value!r}" for name, value in asdict(config).items() if before.get(name) != value]
+        if differ:
+            raise UserError(f"{folder} holds an unfinished run with other options: {'; '.join(differ)}; choose another --output_dir")
+    else:
+        require_free_folder(folder)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{folder} is in use by another process; choose another --output_dir") from None
+    return lock
+
+
+def newest_checkpoint(root):
+    """The newest checkpoint that is whole, or None; those that a kill or a fault left damaged are removed."""
+    import checkpoint
+
+    for folder in sorted(root.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])):
+        if checkpoint.damage(folder) is None:
+            return str(folder)
+        shutil.rmtree(folder)
+    return None
+
+
+def main(config):
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU; more would be used as one big one
+    from transformers import DataCollatorForLanguageModeling, logging, set_seed
+
+    import checkpoint
+    from data_process import read_corpus
+
+    train, held_out, fingerprint = read_corpus(config)
+    logging.set_verbosity_error()  # what it would say of missing heads is said in load_model
+    set_seed(config.random_seed)
+    model, tokenizer = load_model(config)
+    if words := read_words(config.new_tokens):
+        added = add_words(words, model, tokenizer)
+        print(f"--new_tokens: {added} of {len(words)} words added; the others are single tokens already")
+
+    folder = Path(config.output_dir)
+    with claim(config):
+        checkpoint.write_json(folder / "args.json", asdict(config))
+        # 80 % [MASK], 10 % another token, 10 % as it is (Devlin et al., 2019); the collator does so for whole words too if told late
+        collator = DataCollatorForLanguageModeling(tokenizer, whole_word_mask=config.whole_word, mask_replace_prob=1, random_replace_prob=0)
+        collator.mlm_probability, collator.mask_replace_prob, collator.random_replace_prob = config.mlm_probability, 0.8, 0.1
+        key = hashlib.sha256(f"{fingerprint}{tokenizer.backend_tokenizer.to_str()}{asdict(config)}".encode()).hexdigest()[:20]
+        sets = build_sets(config, tokenizer, collator, (train, held_out), key)
+        trainer = build_trainer(model, collator, sets, config)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        print(f"{parameters / 1e6:.1f} M parameters on {trainer.args.device}; {len(sets[0])} blocks to train on, {len(sets[1])} held out")
+
+        before_path = folder / "before.json"
+        if not before_path.exists():  # of the untouched model: a resumed run has it already
+            checkpoint.write_json(before_path, scores_of(trainer))
+        before = json.loads(before_path.read_text(encoding="utf-8"))
+        print(f"before: {shown(before)}")
+        start = newest_checkpoint(folder / "checkpoints")
+        if start:
+            print(f"going on from {start}")
+        trainer.train(resume_from_checkpoint=start)
+        after = scores_of(trainer)
+        print(
+            f"after {trainer.state.epoch:.1f} epochs, of the best: {shown(after)}: {before['perplexity'] / after['perplexity']:.2f} times lower"
+        )
+
+        trainer.model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        record = {
+            "before": before,
+            "after": after,
+            "epochs": trainer.state.epoch,
+            "blocks": [len(one) for one in sets],
+            "words_added": len(words),
+        }
+        checkpoint.write_json(folder / "pretraining.json", record)  # last: the run is finished
+        for leftover in (folder / "checkpoints", folder / ".cache"):
+            shutil.rmtree(leftover)
+        before_path.unlink()
+        print(f"{folder} is ready: python main.py --do_train --do_eval --pretrain_model_path {folder} --data_path dataset/NAME")
+
+
+def scores_of(trainer):
+    return {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items() if "masked" in name or "perplexity" in name}
+
+
+def shown(scores):
+    return f"held-out perplexity {scores['perplexity']:.2f} (loss {scores['masked_loss']:.4f} over {scores['masked_tokens']} masked tokens)"
+
+
+def command(argv=None):
+    """Runs `main` and returns the exit code. A mistake, a full disk or too small a GPU is one line and 2."""
+    mistake = None
+    try:
+        main(parse_args(PretrainConfig, argv))
+    except (UserError, OSError) as error:
+        mistake = error
+    except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            mistake = "the GPU's memory is too small: lower --batch_size or --max_length; the last checkpoint is intact"
+        elif "PytorchStreamWriter" in str(error) or "No space" in str(error):
+            mistake = f"a checkpoint cannot be written ({first_line(error)}); the one before is intact"
+        else:
+            raise
+    if mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+    return 2 if mistake else 0
+
+
+if __name__ == "__main__":
+    sys.exit(command())
