@@ -312,13 +312,22 @@ def build_encoder(config, tokenizer, checkpoint=None):
         encoder = AutoModel.from_config(bert_config(tokenizer, config.num_layers, config.hidden_size, config.max_length, config.dropout))
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # our heads read the hidden states; its work would be thrown away
-    longest = getattr(encoder.config, "max_position_embeddings", None)
-    positions = next((module for name, module in encoder.named_modules() if name.endswith("position_embeddings")), None)
-    if longest and getattr(positions, "padding_idx", None) is not None:
-        longest -= positions.padding_idx + 1  # RoBERTa's kind counts positions from behind the padding's
-    if longest and config.max_length > longest:
+    if (longest := num_positions(encoder)) and config.max_length > longest:
         raise UserError(f"--max_length={config.max_length} is more than the {longest} positions of this encoder")
     return encoder, encoder.config.hidden_size
+
+
+def first_position(encoder):
+    """The number of the first token's position: 0, but RoBERTa's kind counts from behind the padding's."""
+    positions = next((module for name, module in encoder.named_modules() if name.endswith("position_embeddings")), None)
+    padding = getattr(positions, "padding_idx", None)
+    return 0 if padding is None else padding + 1
+
+
+def num_positions(encoder):
+    """How many tokens fit, or None if there is no limit."""
+    longest = getattr(encoder.config, "max_position_embeddings", None)
+    return longest and longest - first_position(encoder)
 
 
 def bert_config(tokenizer, num_layers, hidden_size, max_length, dropout=0.1):

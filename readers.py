@@ -35,11 +35,11 @@ def open_text(path, encoding="auto", newline="\n"):
 
 def undecodable(path, file):
     """The UserError for a file that does not decode, naming the row."""
-    decoder, row = codecs.getincrementaldecoder(file.encoding)(), 1
+    decoder, row = codecs.getincrementaldecoder(file.encoding)(), 0
     with open(path, "rb") as raw, suppress(UnicodeDecodeError):
         for line in raw:
-            decoder.decode(line)
             row += 1
+            decoder.decode(line)
     return UserError(f"{path}, row {row}: not {file.encoding}; name the file's encoding, for example --encoding gb18030")
 
 

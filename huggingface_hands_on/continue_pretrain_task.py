@@ -8,11 +8,13 @@ Edit here when another task than masked words should teach the encoder: `mask`, 
 """
 
 import hashlib
+import inspect
 import json
 import math
 import os
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import groupby, islice
 from pathlib import Path
@@ -73,39 +75,74 @@ def encode_texts(texts, tokenizer, whole_word):
 
 
 def blocks(texts, tokenizer, max_length, packing=True, whole_word=True):
-    """Yields {"input_ids", "words"}: [CLS] text [SEP] (text [SEP] …) of at most max_length tokens; "words" is -1 at special tokens.
+    """Yields {"input_ids", "words"}: as many of [CLS] text [SEP] as fit into max_length tokens; "words" is -1 at special tokens.
 
-    Nothing is lost: a text that is too long goes on in the next block.
+    Nothing is lost: of a text that is too long the rest is a text of its own.
     """
-    cls, sep, room = tokenizer.cls_token_id, tokenizer.sep_token_id, max_length - 2
-    ids, words, last = [cls], [-1], 0
+    room, ids, words = max_length - 2, [], []
     for text_ids, text_words in encode_texts(texts, tokenizer, whole_word):
         for start in range(0, len(text_ids), room):
-            part = text_ids[start : start + room]
-            if len(ids) > 1 and (not packing or len(ids) + len(part) + 1 > max_length):
+            part = [tokenizer.cls_token_id, *text_ids[start : start + room], tokenizer.sep_token_id]
+            if ids and (not packing or len(ids) + len(part) > max_length):
                 yield {"input_ids": ids, "words": words}
-                ids, words, last = [cls], [-1], 0
-            ids = [*ids, *part, sep]
-            words = [*words, *(last + 1 + word for word in text_words[start : start + room]), -1]
-            last = max(words)
-    if len(ids) > 1:
+                ids, words = [], []
+            first = max(words, default=-1) + 1
+            ids = ids + part
+            words = [*words, -1, *(first + word for word in text_words[start : start + room]), -1]
+    if ids:
         yield {"input_ids": ids, "words": words}
 
 
-def mask(collator, rows):
-    """Rows of `blocks` -> a batch with masked input_ids and labels, by Hugging Face's collator.
-
-    It tells words by gaps between the tokens' offsets, so it gets offsets with a gap wherever the word number changes.
-    """
+def batch_of(rows, tokenizer, first_position=0):
+    """Rows of `blocks`, perhaps with "labels" -> tensors for the model. Texts of a block do not see each other, and each has its
+    positions from the first on, so that packing changes nothing but the speed."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    ids = pad_sequence([torch.tensor(row["input_ids"]) for row in rows], True, collator.tokenizer.pad_token_id)
-    words = pad_sequence([torch.tensor(row["words"]) for row in rows], True, -1)
-    starts = torch.arange(ids.shape[1]) + words.clamp(min=0)
-    attention = torch.arange(ids.shape[1]) < torch.tensor([len(row["input_ids"]) for row in rows]).unsqueeze(1)
-    inputs, labels = collator.torch_mask_tokens(ids, (words < 0).long(), torch.stack([starts, starts + 1], 2))
-    return {"input_ids": inputs, "attention_mask": attention.long(), "labels": labels}
+    fill = {"input_ids": tokenizer.pad_token_id, "words": -2, "labels": IGNORE}
+    batch = {name: pad_sequence([torch.tensor(row[name]) for row in rows], True, fill[name]) for name in rows[0]}
+    begins = (batch["words"] == -1) & (batch["input_ids"] == tokenizer.cls_token_id)
+    text = begins.cumsum(1).masked_fill(batch["words"] == -2, 0)
+    places = torch.arange(begins.shape[1]).expand_as(text)
+    batch["position_ids"] = places - torch.where(begins, places, 0).cummax(1).values + first_position
+    if text.max() == 1:
+        batch["attention_mask"] = text
+    else:
+        batch["attention_mask"] = (text[:, :, None] == text[:, None, :]).unsqueeze(1)  # (B, 1, L, L)
+    return batch
+
+
+def mask(collator, batch):
+    """Masks words of a batch of `batch_of` by Hugging Face's collator, and adds the labels.
+
+    The collator tells words by gaps between the tokens' offsets: it gets offsets with a gap wherever the word number changes.
+    """
+    import torch
+
+    words = batch["words"].clamp(min=-1)
+    starts = torch.arange(words.shape[1]) + words.clamp(min=0)
+    ids, labels = collator.torch_mask_tokens(batch["input_ids"].clone(), (words < 0).long(), torch.stack([starts, starts + 1], 2))
+    return batch | {"input_ids": ids, "labels": labels}
+
+
+def check_packing(model, tokenizer):
+    """UserError if this kind of model lets packed texts see each other."""
+    import torch
+
+    from model_utils import first_position
+
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    texts = [[cls, tokenizer.mask_token_id, sep], [cls, tokenizer.unk_token_id or sep, tokenizer.mask_token_id, sep]]
+    packed = batch_of([{"input_ids": sum(texts, []), "words": [-1, 0, -1, -1, 1, 2, -1]}], tokenizer, first_position(model))
+    training, same = model.training, False
+    model.eval()
+    with torch.no_grad(), suppress(RuntimeError, TypeError):
+        logits = model(**{name: packed[name] for name in ("input_ids", "attention_mask", "position_ids")}).logits[0]
+        apart = torch.cat([model(input_ids=torch.tensor([ids])).logits[0] for ids in texts])
+        same = torch.allclose(logits, apart, atol=1e-3)
+    model.train(training)
+    if not same:
+        raise UserError(f"{model.config.model_type} cannot keep the texts of a block apart; add --no_packing")
 
 
 def build_sets(config, tokenizer, collator, texts, key):
@@ -120,8 +157,8 @@ def build_sets(config, tokenizer, collator, texts, key):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.random_seed)
             for row in islice(rows(1), MOST_HELD_OUT):
-                batch = mask(collator, [row])
-                yield {"input_ids": batch["input_ids"][0].tolist(), "labels": batch["labels"][0].tolist()}
+                batch = mask(collator, batch_of([row], tokenizer))
+                yield {name: batch[name][0].tolist() for name in ("input_ids", "words", "labels")}
 
     cache = str(Path(config.output_dir) / ".cache")
     train = Dataset.from_generator(rows, gen_kwargs={"side": 0}, cache_dir=cache, fingerprint=f"train-{key}")
@@ -138,6 +175,8 @@ def load_model(config):
     """(model with a head for masked words, tokenizer). UserError if they cannot be trained so."""
     from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+
+    from model_utils import num_positions
 
     name = config.pretrain_model_path
     try:
@@ -168,8 +207,7 @@ def load_model(config):
         print(f"{name} has no head for masked words: it gets a new one, so its perplexity before training says little")
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise UserError(f"--pretrain_model_path {name}: its tokenizer has more entries than its embedding; they do not belong together")
-    longest = getattr(shape, "max_position_embeddings", config.max_length)
-    if config.max_length > longest - (2 if shape.model_type in ("roberta", "xlm-roberta", "camembert") else 0):
+    if (longest := num_positions(model)) and config.max_length > longest:
         raise UserError(f"--max_length={config.max_length} is more than the {longest} positions of this encoder")
     return model, tokenizer
 
@@ -217,7 +255,10 @@ def build_trainer(model, collator, sets, config):
     from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
     import checkpoint
-    from model_utils import lr_of_width
+    from model_utils import first_position, lr_of_width
+
+    first = first_position(model)
+    positions = ["position_ids"] if "position_ids" in inspect.signature(model.forward).parameters else []
 
     class MaskedTrainer(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -227,7 +268,7 @@ def build_trainer(model, collator, sets, config):
             output = self.accelerator.unwrap_model(model).get_output_embeddings()
             hook = output.register_forward_pre_hook(lambda _, hidden: (hidden[0][chosen],))
             try:
-                logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits
+                logits = model(**{name: inputs[name] for name in ("input_ids", "attention_mask", *positions)}).logits
             finally:
                 hook.remove()
             losses = F.cross_entropy(logits.float(), labels[chosen], reduction="none")
@@ -243,14 +284,8 @@ def build_trainer(model, collator, sets, config):
             checkpoint.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def collate(rows):
-        if "words" in rows[0]:
-            return mask(collator, rows)
-        columns = {name: torch.nn.utils.rnn.pad_sequence([torch.tensor(row[name]) for row in rows], True, IGNORE) for name in rows[0]}
-        real = columns["input_ids"] != IGNORE
-        return columns | {
-            "input_ids": columns["input_ids"].where(real, torch.tensor(collator.tokenizer.pad_token_id)),
-            "attention_mask": real.long(),
-        }
+        batch = batch_of(rows, collator.tokenizer, first)
+        return batch if "labels" in batch else mask(collator, batch)
 
     def held_out_scores(prediction):
         total, count = prediction.predictions.astype("float64").sum(0)
@@ -357,6 +392,9 @@ def main(config):
     if words := read_words(config.new_tokens):
         added = add_words(words, model, tokenizer)
         print(f"--new_tokens: {added} of {len(words)} words added; the others are single tokens already")
+
+    if config.packing:
+        check_packing(model, tokenizer)
 
     folder = Path(config.output_dir)
     with claim(config):

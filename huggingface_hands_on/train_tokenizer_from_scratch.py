@@ -43,7 +43,11 @@ def train_tokenizer(texts, vocab_size, lowercase=True, model="wordpiece", chines
         # each run (huggingface/tokenizers#1794). Named beforehand as special tokens, they have a fixed order.
         characters = alphabet(texts(), tokenizer.normalizer, vocab_size - len(SPECIAL), chinese)
         inner = [f"##{character}" for character in characters if not (chinese and APART.match(character))]
-        options |= {"special_tokens": [*SPECIAL.values(), *inner], "limit_alphabet": max(1, len(characters))}
+        options |= {
+            "special_tokens": [*SPECIAL.values(), *inner],
+            "limit_alphabet": max(1, len(characters)),
+            "initial_alphabet": characters,
+        }
         tokenizer.train_from_iterator(texts(), trainers.WordPieceTrainer(**options))
         tokenizer = assemble(model, lowercase, chinese, tokenizer.get_vocab())  # anew: the ##pieces are no special tokens
     elif model == "bpe":
@@ -59,7 +63,8 @@ def train_tokenizer(texts, vocab_size, lowercase=True, model="wordpiece", chines
         pair=f"{cls} $A {sep} $B:1 {sep}:1",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **SPECIAL)
 
 
 def assemble(model, lowercase, chinese, vocab=None):
@@ -153,8 +158,8 @@ def main(config):
     from data_process import read_corpus, require_free_folder
 
     folder = Path(config.output_dir)
-    require_free_folder(folder)
     train, held_out, _ = read_corpus(config)
+    require_free_folder(folder)
 
     def texts():
         for text in tqdm(train(), desc="reading", unit=" texts", leave=False, delay=2):
