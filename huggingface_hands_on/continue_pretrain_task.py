@@ -133,7 +133,7 @@ def check_packing(model, tokenizer):
 
     cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
     texts = [[cls, tokenizer.mask_token_id, sep], [cls, tokenizer.unk_token_id or sep, tokenizer.mask_token_id, sep]]
-    packed = batch_of([{"input_ids": sum(texts, []), "words": [-1, 0, -1, -1, 1, 2, -1]}], tokenizer, first_position(model))
+    packed = batch_of([{"input_ids": [*texts[0], *texts[1]], "words": [-1, 0, -1, -1, 1, 2, -1]}], tokenizer, first_position(model))
     training, same = model.training, False
     model.eval()
     with torch.no_grad(), suppress(RuntimeError, TypeError):

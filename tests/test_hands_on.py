@@ -112,7 +112,7 @@ def test_every_format_gives_the_same_texts(tmp_path):
         sides = read_corpus(TokenizerConfig(input=str(tmp_path / name), output_dir="x", held_out_ratio=0.3))[:2]
         seen[name] = [[text if isinstance(text, str) else " ".join(text) for text in side()] for side in sides]
     assert all(sides == seen["a.txt"] for sides in seen.values())
-    assert sorted(sum(seen["a.txt"], [])) == sorted(texts) and not set(seen["a.txt"][0]) & set(seen["a.txt"][1])
+    assert sorted(seen["a.txt"][0] + seen["a.txt"][1]) == sorted(texts) and not set(seen["a.txt"][0]) & set(seen["a.txt"][1])
 
 
 def test_a_folder_with_parts_keeps_its_test_part_unread(sample):
@@ -179,8 +179,8 @@ def corpus(tmp_path_factory):
     texts = [
         f"{verb} the {thing} in the {place}"
         for verb in ("open", "close")
-        for thing in "door window box bag".split()
-        for place in "hall shop house".split()
+        for thing in ("door", "window", "box", "bag")
+        for place in ("hall", "shop", "house")
     ]
     texts = [text + end for text in texts for end in ("", " now", " please", " again")]
     (folder / "texts.txt").write_text("\n".join(texts))
@@ -232,7 +232,7 @@ def test_blocks_lose_nothing(packing, kind, corpus):
     assert all(block["input_ids"].count(tokenizer.cls_token_id) == block["input_ids"].count(tokenizer.sep_token_id) for block in made)
     assert all((word == -1) == (token in special) for block in made for token, word in zip(block["input_ids"], block["words"]))
     plain = [tokenizer(text, add_special_tokens=False, is_split_into_words=kind == "tokens")["input_ids"] for text in texts]
-    assert [token for block in made for token in block["input_ids"] if token not in special] == sum(plain, [])
+    assert [token for block in made for token in block["input_ids"] if token not in special] == [token for ids in plain for token in ids]
     alone = sum(-(-len(ids) // 8) for ids in plain)
     assert len(made) == alone if not packing else len(made) < alone
 
