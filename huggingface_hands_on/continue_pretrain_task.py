@@ -418,9 +418,8 @@ def main(config):
             print(f"going on from {start}")
         trainer.train(resume_from_checkpoint=start)
         after = scores_of(trainer)
-        print(
-            f"after {trainer.state.epoch:.1f} epochs, of the best: {shown(after)}: {before['perplexity'] / after['perplexity']:.2f} times lower"
-        )
+        lower = before["perplexity"] / after["perplexity"]
+        print(f"after {trainer.state.epoch:.1f} epochs, the best: {shown(after)}, {lower:.2f} times lower")
 
         trainer.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
