@@ -90,10 +90,21 @@ class Config:
     dropout: float = option(0.1, "dropout before the heads and in an encoder built from scratch")
     use_crf: bool = option(False, "conditional random field over the words of tagging tasks")
     task_weights: str = option("", "weights of the tasks' losses, such as 'intent=1,slots=2' (default: 1 each)")
+    class_weights: str = option("none", "balanced: rare labels weigh more in the loss, by their counts", choices=["none", "balanced"])
+    label_smoothing: float = option(0.0, "share of the target that is spread over all labels; not with a CRF")
+    focal_gamma: float = option(0.0, "focal loss: easy examples weigh less, the more so the larger it is (2 is usual); not with a CRF")
     freeze_layers: int = option(0, "keep the embeddings and the first N layers as they are; 'all' for the encoder", parse=parse_layers)
 
     # Data
     max_length: int = option(256, "longest input in sub-tokens; what is cut is counted and told", group="data")
+    truncation: str = option(
+        "head",
+        "what is kept of longer texts to classify; head_tail: a quarter of head, the rest of tail",
+        choices=["head", "tail", "head_tail"],
+    )
+    window_stride: int | None = option(
+        None, "longer texts to tag become windows that share so many sub-tokens (default: a quarter of --max_length; -1: they are cut)"
+    )
     streaming: bool = option(False, "read the training file as a stream, in constant memory")
     shuffle_buffer: int = option(8192, "rows shuffled together when streaming")
     num_workers: int = option(0, "processes that prepare batches beside the training; any number gives the same batches")
@@ -140,14 +151,15 @@ class Config:
         require_range(
             self,
             0,
-            "epochs warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps num_workers shared_layers fgm_eps",
+            "epochs warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps num_workers shared_layers "
+            "fgm_eps focal_gamma",
         )
         require_range(self, 8, "max_length")
         require_range(self, -1, "freeze_layers")
         for name in ("lr", "head_lr"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
                 raise UserError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
-        for name in ("dropout", "lrf"):
+        for name in ("dropout", "lrf", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
         if self.warmup_epochs is not None and self.warmup_epochs > self.epochs > 0:
@@ -159,6 +171,8 @@ class Config:
             raise UserError(f"--hidden_size={self.hidden_size} must be even: a BiLSTM halves it between its two directions")
         if self.encoder == "transformer" and not self.pretrain_model_path and self.hidden_size % 32:
             raise UserError(f"--hidden_size={self.hidden_size} must be a multiple of 32, the size of an attention head")
+        if self.window_stride is not None and not -1 <= self.window_stride <= self.max_length // 2:
+            raise UserError(f"--window_stride={self.window_stride} must be at most half of --max_length, or -1")
         if self.predict_output and Path(self.predict_output).suffix not in (".csv", ".jsonl"):
             raise UserError(f"--predict_output={self.predict_output} must end in .csv or .jsonl")
         if os.sep in self.model_version or self.model_version in (".", ".."):
@@ -200,6 +214,9 @@ class Config:
         return cls(**values)
 
 
+FORMATS = ["csv", "tsv", "jsonl", "json", "parquet", "conll", "seq"]
+
+
 @dataclass
 class DataConfig:
     """Options of `data_process.py`."""
@@ -207,7 +224,7 @@ class DataConfig:
     input: str = option("", "file or folder of raw data")
     output_dir: str = option("", "processed folder to write, such as dataset/NAME")
     format: str = option(
-        "auto", "what the input is; auto finds it by its names and first rows", choices=["auto", "csv", "tsv", "jsonl", "conll", "seq"]
+        "auto", "what the input is; auto finds it by its names and first rows; hf: a Hugging Face dataset", choices=["auto", *FORMATS, "hf"]
     )
     encoding: str = option("auto", "of the input: auto (UTF-8 or UTF-16 by its mark), gb18030, …")
     text_column: str = option("", "column or key of the text (default: found by its name)")
@@ -215,16 +232,43 @@ class DataConfig:
     label_column: str = option(
         "", "column or key of the label, or several, comma-separated; each becomes a task (default: found by its name)"
     )
+    label_type: str = option(
+        "", "types of tasks where they should not be guessed, such as 'score=regression,topics=multilabel' (else classification, tagging)"
+    )
+    label_separator: str = option(",", "what parts the labels in a cell of a multilabel column")
+    tag_scheme: str = option(
+        "auto", "how entities' tags are written: auto is BIO, or BIOES if the data has ends", choices=["auto", "bio", "bioes", "keep"]
+    )
+    unit: str = option(
+        "auto", "what a token of a text with spans is (auto: characters if most are Chinese)", choices=["auto", "word", "character"]
+    )
+    n_splits: int = option(0, "make so many folds of train and dev for cross-validation; 0: none")
+    group_column: str = option("", "column whose equal values stay in one fold")
+    check: bool = option(False, "only examine the input, raw or processed, and write nothing")
+    max_length: int = option(256, "for --check: the length that training will use")
+    pretrain_model_path: str = option("", "for --check: the model whose tokenizer training will use")
     dev_ratio: float = option(0.1, "share of examples for dev, if the data has no dev part")
     test_ratio: float = option(0.1, "share of examples for test, if the data is a single part")
     random_seed: int = option(666, "seed of the split", aliases=["seed"])
 
     def __post_init__(self):
-        if not self.input or not self.output_dir:
+        if not self.input or not (self.output_dir or self.check):
             raise UserError("both --input FILE_OR_FOLDER and --output_dir dataset/NAME are needed")
         require_seed(self.random_seed)
+        self.label_types_by_name()
+        if self.n_splits < 0 or self.n_splits == 1:
+            raise UserError(f"--n_splits={self.n_splits} must be at least 2")
+        if self.group_column and not self.n_splits:
+            raise UserError("--group_column needs --n_splits")
         if not (self.dev_ratio > 0 and self.test_ratio >= 0 and self.dev_ratio + self.test_ratio < 1):
             raise UserError(f"--dev_ratio={self.dev_ratio} and --test_ratio={self.test_ratio} must leave something to train on")
+
+    def label_types_by_name(self):
+        """'score=regression,tags=multilabel' -> {'score': 'regression', 'tags': 'multilabel'}"""
+        types = dict(part.strip().rpartition("=")[::2] for part in self.label_type.split(",") if part.strip())
+        if "" in types or not set(types.values()) <= {"classification", "multilabel", "regression", "tagging"}:
+            raise UserError(f"--label_type={self.label_type!r} must look like 'score=regression,topics=multilabel,mood=classification'")
+        return types
 
 
 SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768)}  # layers, width (Turc et al., 2019)
@@ -238,11 +282,7 @@ class CorpusConfig:
         "", "texts: a file, a folder of files, or a pattern such as 'texts/*.txt'; plain text, CSV, JSONL, … or a processed folder"
     )
     output_dir: str = option("", "folder to write")
-    format: str = option(
-        "auto",
-        "what the input is; auto finds it by its names and first rows",
-        choices=["auto", "txt", "csv", "tsv", "jsonl", "conll", "seq"],
-    )
+    format: str = option("auto", "what the input is; auto finds it by its names and first rows", choices=["auto", "txt", *FORMATS, "hf"])
     encoding: str = option("auto", "of the input: auto (UTF-8 or UTF-16 by its mark), gb18030, …")
     text_column: str = option("", "column or key of the text (default: found by its name)")
     text_pair_column: str = option("", "column or key of a second text")

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from tqdm import tqdm
 
 from config import UserError, first_line, is_tagging
-from data_process import check_row
+from data_process import read_processed
 from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
 
 IGNORE = -100  # what a label is where there is none: torch's ignore_index
@@ -87,7 +87,7 @@ def load_tokenizer(config, train_path):
     name = config.pretrain_model_path
     if not name:
         logger.info(f"no --pretrain_model_path: the tokenizer is trained on {train_path}")
-        tokenizer = train_tokenizer(lambda: map(text_of, read_processed(train_path, {})), config.vocab_size)
+        tokenizer = train_tokenizer(lambda: (text_of(example) for _, example in read_processed(train_path, {})), config.vocab_size)
     else:
         if name.startswith((".", os.sep, "~")) and not Path(name).is_dir():
             raise UserError(f"--pretrain_model_path {name}: no such folder")
@@ -114,15 +114,30 @@ def text_of(example):
 # ---- encoding ------------------------------------------------------------------------------------------------------------
 
 
+class Row(NamedTuple):
+    """One input of the model: an example, or a window of one that is too long."""
+
+    example: int  # its number in the list of examples
+    ids: list
+    types: list
+    starts: list  # position of the first sub-token of each word; only for tagging
+    first_word: int = 0
+    cut: int = 0  # sub-tokens that are left out
+
+
 class Encoder:
     """Examples -> columns of numbers, with any fast tokenizer.
 
-    tasks: {name: {"type", "labels"}} as in labels.json. Every word gets exactly one position, also one that the tokenizer
+    tasks: {name: {"type", "labels", …}} as in labels.json. Every word gets exactly one position, also one that the tokenizer
     swallows (a blank, U+200B, U+FE0F): it is read as the unknown token, so that tags never shift.
+    What is longer than max_length: with a tagging task it becomes windows that share `stride` sub-tokens or somewhat fewer
+    (whole words; None: a quarter of max_length; -1: it is cut); else the head, the tail, or a quarter of head and three of
+    tail are kept (Sun et al., 2019, arXiv:1905.05583).
     """
 
-    def __init__(self, tokenizer, tasks, max_length):
-        self.tokenizer, self.tasks, self.max_length = tokenizer, tasks, max_length
+    def __init__(self, tokenizer, tasks, max_length, stride=-1, truncation="head"):
+        self.tokenizer, self.tasks, self.max_length, self.truncation = tokenizer, tasks, max_length, truncation
+        self.stride = max_length // 4 if stride is None else stride
         self.tagging = any(is_tagging(task["type"]) for task in tasks.values())
         self.ids = {name: {label: i for i, label in enumerate(task["labels"])} for name, task in tasks.items()}
 
@@ -130,56 +145,114 @@ class Encoder:
         """Changes with whatever changes the encoding; the cache is named by it."""
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
         del tokenizer["truncation"], tokenizer["padding"]  # set anew by each call
-        version = 1  # raise it when the columns change
-        return hashlib.sha256(json.dumps([version, tokenizer, self.tasks, self.max_length], sort_keys=True).encode()).hexdigest()
+        version = 2  # raise it when the columns change
+        depends = [version, tokenizer, self.tasks, self.max_length, self.stride, self.truncation]
+        return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
     def __call__(self, examples):
-        """{column: Ragged, or an array with one number a row} for a list of examples.
+        """{column: Ragged, or an array with one number a row} for a list of examples; a row is an example or a window of one.
 
-        Columns: input_ids, token_type_ids (sentence pairs), word_starts (tagging), num_words (before cutting), and the tasks.
+        Columns: input_ids, token_type_ids (sentence pairs), word_starts, num_words (before cutting) and first_word (tagging),
+        of (the example's number), cut (sub-tokens left out), and the tasks.
         """
-        encodings = self.tokenize(examples)
-        columns = {"input_ids": Ragged.from_lists([encoding.ids for encoding in encodings])}
+        rows = self.rows(examples)
+        columns = {
+            "input_ids": Ragged.from_lists([row.ids for row in rows]),
+            "of": np.array([row.example for row in rows], np.int64),
+            "cut": np.array([row.cut for row in rows], np.int32),
+        }
         if "text_pair" in examples[0]:
-            columns["token_type_ids"] = Ragged.from_lists([encoding.type_ids for encoding in encodings])
+            columns["token_type_ids"] = Ragged.from_lists([row.types for row in rows])
         if self.tagging:
-            columns["word_starts"] = Ragged.from_lists([word_starts(encoding) for encoding in encodings])
-            columns["num_words"] = np.array([len(example["tokens"]) for example in examples], np.int32)
+            columns["word_starts"] = Ragged.from_lists([row.starts for row in rows])
+            columns["first_word"] = np.array([row.first_word for row in rows], np.int32)
+            whole = [len(examples[row.example]["tokens"]) if row.cut else len(row.starts) for row in rows]
+            columns["num_words"] = np.array(whole, np.int32)
         for name, task in self.tasks.items():
-            if name not in examples[0]:
-                continue
-            ids = self.ids[name]
-            if is_tagging(task["type"]):
-                columns[name] = Ragged.from_lists([[ids.get(tag, IGNORE) for tag in example[name]] for example in examples])
-            else:
-                columns[name] = np.array([ids.get(example[name], IGNORE) for example in examples], np.int32)
+            if name in examples[0]:
+                columns[name] = self.labels(name, task["type"], rows, examples)
         return columns
 
-    def tokenize(self, examples):
-        by_words = "tokens" in examples[0]
+    def labels(self, name, kind, rows, examples):
+        """The column of a task's labels. A window has its own words' tags; the text's label goes with the first window."""
+        ids, values = self.ids[name], [examples[row.example][name] if is_tagging(kind) or not row.first_word else None for row in rows]
+        if is_tagging(kind):
+            tags = []
+            for row, value in zip(rows, values):
+                whole = [IGNORE] * len(examples[row.example]["tokens"]) if value is None else [ids.get(tag, IGNORE) for tag in value]
+                tags.append(whole[row.first_word : row.first_word + len(row.starts)])
+            return Ragged.from_lists(tags)
+        if kind == "multilabel":
+            return Ragged.from_lists([[IGNORE if value is None else int(label in value) for label in ids] for value in values])
+        if kind == "regression":
+            return np.array([np.nan if value is None else value for value in values], np.float32)
+        return np.array([ids.get(value, IGNORE) for value in values], np.int32)
+
+    def rows(self, examples):
+        by_words, paired = "tokens" in examples[0], "text_pair" in examples[0]
         first = [example["tokens" if by_words else "text"] for example in examples]
-        pairs = (
-            [example["text_pair"].split() if by_words else example["text_pair"] for example in examples]
-            if "text_pair" in examples[0]
-            else None
-        )
-        options = dict(is_split_into_words=by_words, truncation="longest_first", max_length=self.max_length)
+        pairs = [example["text_pair"].split() if by_words else example["text_pair"] for example in examples] if paired else None
+        options = dict(is_split_into_words=by_words, verbose=False)
         encodings = list(self.tokenizer(first, pairs, **options).encodings)
         if by_words:
-            swallowed = {i: gaps for i, e in enumerate(encodings) if (gaps := self.swallowed(e, len(first[i])))}
+            swallowed = {i: gaps for i, e in enumerate(encodings) if (gaps := missing_words(e, len(first[i])))}
             for i, gaps in swallowed.items():
-                words = [self.tokenizer.unk_token if w in gaps else word for w, word in enumerate(first[i])]
-                encodings[i] = self.tokenizer([words], [pairs[i]] if pairs else None, **options).encodings[0]
-        return encodings
+                first[i] = [self.tokenizer.unk_token if w in gaps else word for w, word in enumerate(first[i])]
+                encodings[i] = self.tokenizer([first[i]], [pairs[i]] if pairs else None, **options).encodings[0]
+        rows = []
+        for number, encoding in enumerate(encodings):
+            if len(encoding.ids) <= self.max_length:
+                rows.append(Row(number, encoding.ids, encoding.type_ids, word_starts(encoding) if self.tagging else []))
+            elif self.tagging and self.stride >= 0:
+                rows += self.windows(number, encoding)
+            elif self.tagging or paired or self.truncation == "head":
+                cut = dict(options, truncation="longest_first", max_length=self.max_length)
+                short = self.tokenizer([first[number]], [pairs[number]] if pairs else None, **cut).encodings[0]
+                lost = len(encoding.ids) - len(short.ids)
+                rows.append(Row(number, short.ids, short.type_ids, word_starts(short) if self.tagging else [], cut=lost))
+            else:
+                before, inside, after = parts_of(encoding)
+                room = self.max_length - len(before) - len(after)
+                head = room // 4 if self.truncation == "head_tail" else 0
+                kept = [*before, *inside[:head], *inside[len(inside) - room + head :], *after]
+                rows.append(Row(number, [encoding.ids[i] for i in kept], [encoding.type_ids[i] for i in kept], [], cut=len(inside) - room))
+        return rows
 
-    def swallowed(self, encoding, num_words):
-        """Numbers of the words that left no token. Of a text that fills max_length, words behind the last token are cut instead."""
-        present = {word for word, sequence in zip(encoding.word_ids, encoding.sequence_ids) if sequence == 0}
-        if len(present) == num_words:
-            return None
-        if len(encoding.ids) < self.max_length:
-            return set(range(num_words)) - present
-        return set(range(max(present, default=-1) + 1)) - present
+    def windows(self, number, encoding):
+        """The rows of one example whose words are too many: whole words, as many as fit; all with the same second text."""
+        before, inside, after = parts_of(encoding)
+        room = self.max_length - len(before) - len(after)
+        if room < 8:
+            raise UserError(f"--max_length {self.max_length}: a second text leaves no room for the words to tag; raise it")
+        begins = [i for n, i in enumerate(inside) if n == 0 or encoding.word_ids[i] != encoding.word_ids[inside[n - 1]]]
+        begins = [i - inside[0] for i in begins]
+        ends = [*begins[1:], len(inside)]
+        rows, word = [], 0
+        while True:
+            stop = word + 1
+            while stop < len(begins) and ends[stop] - begins[word] <= room:
+                stop += 1
+            kept = [*before, *inside[begins[word] : min(ends[stop - 1], begins[word] + room)], *after]
+            starts = [len(before) + begins[w] - begins[word] for w in range(word, stop)]
+            rows.append(Row(number, [encoding.ids[i] for i in kept], [encoding.type_ids[i] for i in kept], starts, word))
+            if stop == len(begins):
+                return rows
+            following = stop
+            while following - 1 > word and ends[stop - 1] - begins[following - 1] <= self.stride:
+                following -= 1
+            word = following
+
+
+def parts_of(encoding):
+    """Positions before, of and behind the first sequence's tokens."""
+    inside = [i for i, sequence in enumerate(encoding.sequence_ids) if sequence == 0]
+    return list(range(inside[0])), inside, list(range(inside[-1] + 1, len(encoding.ids)))
+
+
+def missing_words(encoding, num_words):
+    """Numbers of the words that left no token."""
+    present = {word for word, sequence in zip(encoding.word_ids, encoding.sequence_ids) if sequence == 0}
+    return None if len(present) == num_words else set(range(num_words)) - present
 
 
 def word_starts(encoding):
@@ -202,11 +275,10 @@ def make_batch(columns, rows, tasks, pad_id, numbers=None):
     labels = {}
     for name in tasks:
         if isinstance(columns.get(name), Ragged):
-            kept = inputs["word_mask"].shape[1]  # tags of words that were cut are no labels
-            tags = columns[name].pad(rows, IGNORE)[0][:, :kept]
-            labels[name] = np.where(inputs["word_mask"], tags, IGNORE)
+            labels[name] = columns[name].pad(rows, IGNORE)[0]
         elif name in columns:
-            labels[name] = columns[name][rows].astype(np.int64)
+            column = columns[name][rows]
+            labels[name] = column if column.dtype == np.float32 else column.astype(np.int64)
     tensors = [{name: torch.from_numpy(array) for name, array in part.items()} for part in (inputs, labels)]
     return Batch(*tensors, torch.from_numpy(np.asarray(rows if numbers is None else numbers[rows])))
 
@@ -216,22 +288,6 @@ def length_batches(lengths, rows, batch_size, rng):
     ordered = rows[np.argsort(lengths[rows], kind="stable")]
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
-
-
-def read_processed(path, tasks, start=0, stop=None):
-    """The examples of a processed .jsonl between two byte positions, one at a time, each checked."""
-    with open(path, "rb") as file:
-        file.seek(start)
-        for number, line in enumerate(file, 1):
-            where = f"{path}, row {number}" + (f" after byte {start}" if start else "")
-            try:
-                example = json.loads(line)
-            except (ValueError, RecursionError):
-                raise UserError(f"{where}: not JSON; make the folder anew with data_process.py") from None
-            check_row(example, tasks, where)
-            yield example
-            if stop is not None and file.tell() >= stop:
-                return
 
 
 # ---- whole in memory -----------------------------------------------------------------------------------------------------
@@ -254,6 +310,8 @@ class MyDataset(Dataset):
             self.table = self.from_cache(Path(source), limit)
         self.columns = {name: to_numpy(self.table[name]) for name in self.table.column_names if name != "example"}
         self.lengths = self.columns["input_ids"].lengths
+        self.of = self.columns["of"]  # the example of each row
+        self.first_rows = np.flatnonzero(np.diff(self.of, prepend=-1))  # of each example
         self.warn_of_cuts(source)
 
     def from_cache(self, path, limit):
@@ -264,7 +322,7 @@ class MyDataset(Dataset):
         if not cache.exists():
             cache.parent.mkdir(exist_ok=True)
             building = cache.with_suffix(f".{os.getpid()}.tmp")
-            batches = self.encode(islice(read_processed(path, self.tasks), limit), f"tokenising {path.name}")
+            batches = self.encode((e for _, e in islice(read_processed(path, self.tasks), limit)), f"tokenising {path.name}")
             first = next(batches, None)
             if first is None:
                 raise UserError(f"{path}: no examples in it")
@@ -276,33 +334,45 @@ class MyDataset(Dataset):
         return ArrowDataset.from_file(str(cache)).data.table
 
     def encode(self, examples, what, size=1000):
-        """Record batches of the encoded columns and, as JSON, of the examples themselves."""
-        examples = iter(examples)
+        """Record batches of the encoded columns and, as JSON in the first row of each, of the examples themselves."""
+        examples, done = iter(examples), 0
         with tqdm(desc=what, unit=" examples", leave=False, delay=2) as bar:
             while chunk := list(islice(examples, size)):
-                arrays = {name: to_arrow(column) for name, column in self.encoder(chunk).items()}
-                arrays["example"] = pa.array([json.dumps(example, ensure_ascii=False) for example in chunk])
+                columns = self.encoder(chunk)
+                first = np.diff(columns["of"], prepend=-1) > 0
+                texts = [json.dumps(chunk[number], ensure_ascii=False) if new else "" for number, new in zip(columns["of"], first)]
+                columns["of"] = columns["of"] + done
+                arrays = {name: to_arrow(column) for name, column in columns.items()} | {"example": pa.array(texts)}
                 yield pa.RecordBatch.from_pydict(arrays)
+                done += len(chunk)
                 bar.update(len(chunk))
 
     def warn_of_cuts(self, source):
         """Nothing is cut in silence."""
         where = "texts" if isinstance(source, list) else source
-        if "num_words" in self.columns:
-            cut = self.columns["num_words"] - self.columns["word_starts"].lengths
-            if cut.any():
-                logger.warning(
-                    f"{where}: {(cut > 0).sum()} of {len(self)} examples are longer than --max_length {self.encoder.max_length}; "
-                    f"their last {cut.sum()} words are not seen and count as O"
-                )
-        elif full := int((self.lengths >= self.encoder.max_length).sum()):
-            logger.warning(f"{where}: {full} of {len(self)} examples fill --max_length {self.encoder.max_length}; what is longer is cut")
+        cut, length = int((self.columns["cut"] > 0).sum()), self.encoder.max_length
+        if cut and "num_words" in self.columns:
+            lost = (self.columns["num_words"] - self.columns["word_starts"].lengths).sum()
+            logger.warning(
+                f"{where}: {cut} of {len(self)} examples are longer than --max_length {length}; "
+                f"their last {lost} words are not seen and count as O"
+            )
+        elif cut:
+            lost = self.columns["cut"].sum()
+            logger.warning(f"{where}: {cut} of {len(self)} examples are longer than --max_length {length}; {lost} sub-tokens are not seen")
+        elif len(self.lengths) > len(self):
+            windows = len(self.lengths) - len(self) + len(np.unique(self.columns["of"][self.columns["first_word"] > 0]))
+            logger.info(f"{where}: examples longer than --max_length {length} are read in {windows} overlapping windows")
 
     def __len__(self):
-        return len(self.lengths)
+        """Examples; of their rows, which may be more, there are len(dataset.lengths)."""
+        return len(self.first_rows)
 
     def __getitem__(self, index):
-        return json.loads(self.table["example"][index].as_py())
+        return json.loads(self.table["example"][int(self.first_rows[index])].as_py())
+
+    def is_first(self, row):
+        return self.first_rows[self.of[row]] == row
 
     def batch(self, rows):
         return make_batch(self.columns, np.asarray(rows), self.tasks, self.pad_id)
@@ -332,13 +402,6 @@ def encoded_fingerprint(path, encoder, limit):
         for block in iter(lambda: file.read(1 << 20), b""):
             data.update(block)
     return hashlib.sha256(f"{data.hexdigest()}{encoder.fingerprint()}{limit}".encode()).hexdigest()[:20]
-
-
-def count_cut(columns, max_length):
-    """How many rows lost words; where only the sub-tokens are known, how many fill the length."""
-    if "num_words" in columns:
-        return int((columns["num_words"] > columns["word_starts"].lengths).sum())
-    return int((columns["input_ids"].lengths >= max_length).sum())
 
 
 class LengthSampler:
@@ -436,7 +499,7 @@ class MyIterableDataset(IterableDataset):
         for number in range(self.first_pool + (worker.id if worker else 0), len(pools), worker.num_workers if worker else 1):
             examples, rows = [], []
             for block in pools[number]:
-                found = list(read_processed(self.path, self.encoder.tasks, self.starts[block], self.starts[block + 1]))
+                found = [e for _, e in read_processed(self.path, self.encoder.tasks, self.starts[block], self.starts[block + 1])]
                 examples += found
                 rows += range(block * self.block, block * self.block + len(found))
             columns = self.encoder(examples)
@@ -479,7 +542,7 @@ class MyIterableDataLoader(DataLoader):
                 batch = make_batch(columns, rows, self.dataset.encoder.tasks, pad_id, numbers)
                 yield pin(batch) if self.pinned else batch
             skip = 0
-            cut += count_cut(columns, self.dataset.encoder.max_length)
+            cut += int((columns["cut"] > 0).sum())
         if cut and not self.told:
             self.told = True
             logger.warning(f"{self.dataset.path}: {cut} examples of this epoch do not fit --max_length; what is longer is cut")
@@ -494,7 +557,8 @@ def build_loaders(config, data_path, encoder, device, limit=None):
     pinned = device.type == "cuda"
     path = Path(data_path) / "train.jsonl"
     if config.streaming:
-        dataset = MyIterableDataset(path, encoder, config.batch_size, config.shuffle_buffer, config.random_seed, limit)
+        cutting = Encoder(encoder.tokenizer, encoder.tasks, encoder.max_length, truncation=encoder.truncation)  # a row an example
+        dataset = MyIterableDataset(path, cutting, config.batch_size, config.shuffle_buffer, config.random_seed, limit)
         train_loader = MyIterableDataLoader(dataset, config.num_workers, pinned)
     else:
         dataset = MyDataset(path, encoder, limit)

@@ -12,7 +12,11 @@ import json
 import os
 import random
 import re
+import shutil
+import statistics
 import sys
+import warnings
+from bisect import bisect_left
 from collections import Counter
 from glob import glob
 from pathlib import Path
@@ -20,8 +24,11 @@ from zlib import crc32
 
 import regex
 
-from config import DataConfig, UserError, is_tagging, parse_args
-from readers import READERS, RESERVED, SUFFIXES, find_format, read_txt
+import doctor
+import labels
+from config import Config, DataConfig, UserError, is_tagging, parse_args
+from doctor import Note
+from readers import READERS, RESERVED, SUFFIXES, find_format, read_txt, suffix_of
 
 PARTS = ("train", "dev", "test")
 PART_NAMES = {
@@ -43,8 +50,8 @@ PART_NAMES = {
 def find_sources(folder):
     """[(part or None, path)] of the data below a file or folder: parts are told by their names, train/dev(valid)/test."""
     if not folder.exists():
-        raise UserError(f"{folder}: no such file or folder")
-    if folder.is_file():
+        raise UserError(f"{folder}: no such file or folder (the name of a Hugging Face dataset needs --format hf)")
+    if folder.is_file() or any((folder / name).exists() for name in ("dataset_dict.json", "dataset_info.json", "state.json")):
         return [(None, folder)]
 
     def data_in(directory):
@@ -81,7 +88,8 @@ def find_sources(folder):
 def read_examples(config):
     """All examples of the input, each with "at" and, if the data has parts, "split". UserError on the first bad row."""
     examples = []
-    for part, path in find_sources(Path(config.input)):
+    sources = [(None, config.input)] if config.format == "hf" else find_sources(Path(config.input))
+    for part, path in sources:
         name = config.format if config.format != "auto" else find_format(path)
         found = list(READERS[name](path, config))
         if not found:
@@ -96,43 +104,104 @@ def read_examples(config):
 # ---- checks, labels, split ----------------------------------------------------------------------------------------------
 
 
-def check_examples(examples):
-    """Refuses rows that cannot be trained on, and returns the tasks: {name: "classification" | "tagging"}."""
-    first = examples[0]
-    names = [key for key in first if key not in RESERVED]
-    tasks = {name: "tagging" if isinstance(first[name], list) else "classification" for name in names}
+def check_examples(examples, config):
+    """Refuses rows that cannot be trained on, and makes their labels what the processed folder holds.
+
+    -> ({task: type}, notes: what was changed on the way, for the doctor's report). A row may lack the labels of some tasks
+    if it has those of another.
+    """
+    first, notes = examples[0], []
+    names = list(dict.fromkeys(key for example in examples for key in example if key not in RESERVED))
+    texts = {"text", "tokens", "text_pair"}
     for example in examples:
         at = example["at"]
-        if list(example) != list(first) and set(example) != set(first):
-            raise UserError(f"{at}: has {sorted(set(example) - {'at'})}, but {first['at']} has {sorted(set(first) - {'at'})}")
+        if (has := texts & example.keys()) != (wanted := texts & first.keys()):
+            raise UserError(f"{at}: has {' and '.join(sorted(has))}, but {first['at']} has {' and '.join(sorted(wanted))}")
         check_text(example)
         check_characters(example)
-        for name, kind in tasks.items():
-            example[name] = check_label(example, name, kind)
         if "split" in example:
             part = PART_NAMES.get(str(example["split"]).lower())
             if part is None:
                 raise UserError(f"{at}: split {example['split']!r} is none of train, dev, test")
             example["split"] = part
-    return tasks
+        for name in names:
+            if len(names) > 1 and isinstance(example.get(name), str) and not example[name].strip():
+                example[name] = None
+    chosen = config.label_types_by_name()
+    if unknown := sorted(set(chosen) - set(names)):
+        raise UserError(f"--label_type names {', '.join(unknown)}, but the labels are {', '.join(names)}")
+    tasks, spans = {}, []
+    for name in names:
+        kind = chosen.get(name) or labels.find_kind(name, [example[name] for example in examples if example.get(name) is not None])
+        if kind == "spans":
+            spans.append(name)
+        elif kind == "list":
+            kind = "tagging" if "tokens" in first or name in labels.TAG_NAMES else "multilabel"
+        tasks[name] = "tagging" if kind == "spans" else kind
+    if spans:
+        notes += spans_to_tokens(examples, spans, config.unit)
+    for example in examples:
+        for name, kind in tasks.items():
+            if kind == "multilabel" and isinstance(example.get(name), str):
+                example[name] = [part for part in example[name].split(config.label_separator) if part.strip()]
+            if example.get(name) is None and len(names) == 1:
+                raise UserError(f"{example['at']}: has no label {name!r} (it is null)")
+            example[name] = labels.check_label(example, name, kind)
+        if all(example[name] is None for name in names):
+            raise UserError(f"{example['at']}: has no label of any task ({', '.join(names)})")
+    for name, kind in tasks.items():
+        if is_tagging(kind):
+            notes += convert_schemes(examples, name, config.tag_scheme)
+    return tasks, notes
 
 
-def check_label(example, name, kind):
-    """The label as it is to be kept, or a UserError that says why it cannot be one."""
-    at, label = example["at"], example[name]
-    if not is_tagging(kind):
-        if not isinstance(label, str):
-            raise UserError(f"{at}: the label {name}={label!r} is not a string")
-        if not label.strip():
-            raise UserError(f"{at}: the label {name!r} is empty")
-        return label.strip()
-    if "tokens" not in example:
-        raise UserError(f"{at}: {name!r} is a list; tags need `tokens`, a list as well")
-    if not isinstance(label, list) or not all(isinstance(tag, str) and tag for tag in label):
-        raise UserError(f"{at}: {name!r} must be a list of tags, strings that are not empty")
-    if len(label) != len(example["tokens"]):
-        raise UserError(f"{at}: {len(example['tokens'])} tokens, but {len(label)} tags in {name!r}")
-    return label
+def spans_to_tokens(examples, names, unit):
+    """Turns labels that are spans over `text` into tags over `tokens`, which it adds; `text` stays. -> notes."""
+    if "text" not in examples[0]:
+        raise UserError(f"{examples[0]['at']}: {names[0]!r} is spans over characters; they need a text, not tokens")
+    if unit == "auto":
+        unit = "character" if labels.mostly_chinese(example["text"] for example in examples[:2000]) else "word"
+    overlapping, inside, blank = [], [], []
+    for example in examples:
+        at, text, spans = example["at"], example["text"], {}
+        for name in names:
+            if example.get(name) is not None:
+                spans[name], dropped = labels.without_overlaps(labels.read_spans(example[name], text, at))
+                overlapping += [f"{at}: {text[start:end]!r} ({label})" for start, end, label in dropped]
+        whole = split_text(text, unit)
+        pieces = labels.cut_at(whole, {border for found in spans.values() for start, end, _ in found for border in (start, end)})
+        if len(pieces) > len(whole):
+            inside.append(at)
+        example["tokens"] = [token for token, _, _ in pieces]
+        for name, found in spans.items():
+            example[name] = labels.spans_to_tags(found, pieces)
+            if sum(tag[0] == "B" for tag in example[name]) < len(found):
+                blank.append(at)
+    return [
+        Note(f"{names[0]}: spans overlap", overlapping, "of each two the longer was kept; nested entities need a task of their own"),
+        Note(f"{names[0]}: spans begin or end inside a word", inside, "the words were cut there; try --unit character"),
+        Note(f"{names[0]}: spans hold nothing but blanks", blank, "they were left out; correct the data"),
+    ]
+
+
+def convert_schemes(examples, name, wanted):
+    """Writes a task's tags in one scheme, file by file; "auto": BIO, or BIOES where all files have it or its kin. -> notes."""
+    files = {}
+    for example in examples:
+        if example[name] is not None:
+            files.setdefault(re.sub(r", \S+ \d+$", "", example["at"]), []).append(example)
+    schemes = {file: labels.find_scheme(example[name] for example in found) for file, found in files.items()}
+    found = set(schemes.values()) - {None}
+    if wanted == "keep" or not found:
+        return []
+    target = wanted if wanted != "auto" else ("bio" if found & {"bio", "iob1"} else "bioes")
+    for file, source in schemes.items():
+        if source and source != target:
+            print(f"{file}: the tags of {name!r} are {source.upper()}, written as {target.upper()}")
+            for example in files[file]:
+                example[name] = labels.convert_tags(example[name], source, target)
+    mixed = [f"{file}: {source.upper()}" for file, source in schemes.items() if source]
+    return [Note(f"{name}: files have different tag schemes", mixed if len(found) > 1 else [], f"all were written as {target.upper()}")]
 
 
 def check_text(example, may_be_empty=False):
@@ -154,22 +223,40 @@ def check_characters(example):
     encode(json.dumps(example, ensure_ascii=False), example["at"])
 
 
+def strata_of(examples, tasks):
+    """(name of the task that splits are stratified by, or None; {id(example): its class, as a string}).
+
+    The first classification task; else sets of labels by the rarest of each, else numbers by their decile.
+    """
+    name = next((name for kind in ("classification", "multilabel", "regression") for name in tasks if tasks[name] == kind), None)
+    if name is None:
+        return None, {}
+    values = {id(e): e[name] for e in examples if e[name] is not None}
+    if tasks[name] == "multilabel":
+        counts = Counter(label for found in values.values() for label in found)
+        values = {key: min(found, key=lambda label: (counts[label], label), default="") for key, found in values.items()}
+    elif tasks[name] == "regression":
+        ordered = sorted(values.values())
+        values = {key: 10 * bisect_left(ordered, value) // len(ordered) for key, value in values.items()}
+    return name, {id(e): str(values.get(id(e))) for e in examples}
+
+
 def split_examples(examples, tasks, config):
-    """{part: examples}: the given split where there is one, else a seeded one, stratified by the first classification task."""
+    """{part: examples}: the given split where there is one, else a seeded one, stratified (see strata_of)."""
     from sklearn.model_selection import train_test_split
 
     parts = {part: [e for e in examples if e.get("split") == part] for part in PARTS}
-    stratify_by = next((name for name, kind in tasks.items() if kind == "classification"), None)
+    stratify_by, strata = strata_of(examples, tasks)
 
     def carve(pool, size, part):
         """Moves `size` examples of the pool to a part; classes too small to share stay in the pool."""
-        counts = Counter(e[stratify_by] for e in pool) if stratify_by else {}
-        alone = [e for e in pool if stratify_by and counts[e[stratify_by]] < 2]
-        shared = [e for e in pool if not (stratify_by and counts[e[stratify_by]] < 2)]
+        counts = Counter(strata[id(e)] for e in pool) if stratify_by else {}
+        alone = [e for e in pool if stratify_by and counts[strata[id(e)]] < 2]
+        shared = [e for e in pool if not (stratify_by and counts[strata[id(e)]] < 2)]
         size = max(1, round(size))
         if size >= len(shared):
             raise UserError(f"{config.input}: {len(pool)} examples are too few to split; give train, dev and test yourself")
-        keys = [e[stratify_by] for e in shared] if stratify_by else None
+        keys = [strata[id(e)] for e in shared] if stratify_by else None
         if keys and min(size, len(shared) - size) < len(set(keys)):
             keys = None
         kept, taken = train_test_split(shared, test_size=size, random_state=config.random_seed, stratify=keys)
@@ -189,14 +276,31 @@ def split_examples(examples, tasks, config):
 
 
 def collect_labels(parts, tasks):
-    """labels.json: each task's type and its labels in order, from the training part; of tags, what a token is."""
+    """labels.json: each task's type and its labels in order with their counts, from the training part.
+
+    Of tags also what a token is ("unit"); of numbers their mean and standard deviation instead of labels.
+    """
     info = {}
     for name, kind in tasks.items():
-        seen = {label for e in parts["train"] for label in (e[name] if is_tagging(kind) else [e[name]])}
-        labels = sorted(seen, key=lambda label: (label != "O", label))
-        if kind == "classification" and len(labels) < 2:
-            raise UserError(f"the task {name!r} has the single label {labels[0]!r} in train: there is nothing to learn")
-        info[name] = {"type": kind, "labels": labels}
+        for part, rows in parts.items():
+            if all(e[name] is None for e in rows):
+                raise UserError(f"{part} has no label of the task {name!r} at all")
+        known = [e[name] for e in parts["train"] if e[name] is not None]
+        if kind == "regression":
+            mean, deviation = statistics.fmean(known), statistics.pstdev(known)
+            if deviation == 0:
+                raise UserError(f"the task {name!r} has the single value {mean:g} in train: there is nothing to learn")
+            info[name] = {"type": kind, "labels": [], "mean": mean, "std": deviation}
+            continue
+        counts = Counter(label for value in known for label in ([value] if kind == "classification" else value))
+        found = sorted(counts, key=lambda label: (label != "O", label))
+        if kind == "classification" and len(found) < 2:
+            raise UserError(f"the task {name!r} has the single label {found[0]!r} in train: there is nothing to learn")
+        if not found:
+            raise UserError(f"the task {name!r} has no label in train: all its lists are empty")
+        info[name] = {"type": kind, "labels": found, "counts": [counts[label] for label in found]}
+        if kind == "multilabel":
+            info[name]["rows"] = len(known)
         if is_tagging(kind):
             info[name]["unit"] = token_unit(parts["train"])
     return info
@@ -238,21 +342,11 @@ def join_tokens(tokens, unit):
     return text, spans
 
 
-# ---- report and output ---------------------------------------------------------------------------------------------------
+# ---- output ------------------------------------------------------------------------------------------------------------
 
 
-def illegal_tags(tags):
-    """How many tags break BIO or BIOES: an I- or E- (or M-) that continues nothing of its own type."""
-    before, bad = "O", 0
-    for tag in tags:
-        if tag[:2] in ("I-", "E-", "M-") and (before[:2] not in ("B-", "I-", "M-") or before[2:] != tag[2:]):
-            bad += 1
-        before = tag
-    return bad
-
-
-def report(parts, labels):
-    """Prints what is in the data, and what is odd about it."""
+def summary(parts, tasks):
+    """Prints what is in the data: sizes, lengths, labels."""
     print(
         f"{'part':<8}{'examples':>9}   length in {'tokens' if 'tokens' in parts['train'][0] else 'characters'}: "
         f"{'median':>6} {'95 %':>6} {'99 %':>6} {'most':>6}"
@@ -263,52 +357,32 @@ def report(parts, labels):
         print(
             f"{part:<8}{len(rows):>9}   {'':<{18 if 'tokens' in rows[0] else 22}} {shown[0]:>6} {shown[1]:>6} {shown[2]:>6} {shown[3]:>6}"
         )
-    odd = []
-    for name, info in labels.items():
-        flat = {
-            part: Counter(x for e in rows for x in (e[name] if is_tagging(info["type"]) else [e[name]])) for part, rows in parts.items()
-        }
-        common = ", ".join(f"{label} {count / flat['train'].total():.0%}" for label, count in flat["train"].most_common(3))
-        print(f"task {name}: {info['type']}, {len(info['labels'])} labels ({common}{', …' if len(info['labels']) > 3 else ''})")
-        once = [label for label, count in flat["train"].items() if count == 1]
-        if once:
-            odd.append(f"{name}: {len(once)} labels occur only once in train: {shorten(once)}")
-        for part in ("dev", "test"):
-            unseen = {label: count for label, count in flat.get(part, {}).items() if label not in flat["train"]}
-            if unseen:
-                uses = f"their {sum(unseen.values())} uses will count as wrong"
-                odd.append(f"{name}: {len(unseen)} labels of {part} never occur in train; {uses}: {shorten(unseen)}")
-        if is_tagging(info["type"]):
-            bad = {part: sum(illegal_tags(e[name]) for e in rows) for part, rows in parts.items()}
-            if any(bad.values()):
-                odd.append(f"{name}: tags that continue no entity (an I- after O, say): {bad}")
-    repeated = Counter(e["id"] for rows in parts.values() for e in rows)
-    if len(repeated) < repeated.total():
-        odd.append(f"{sum(count > 1 for count in repeated.values())} ids are used more than once")
-    texts = {part: Counter(text_key(e) for e in rows) for part, rows in parts.items()}
-    for part, counts in texts.items():
-        if len(counts) < len(parts[part]):
-            odd.append(f"{part}: {len(parts[part]) - len(counts)} examples repeat the text of another")
-        shared = counts.keys() & texts["train"].keys() if part != "train" else ()
-        if shared:
-            odd.append(f"{part}: {len(shared)} texts occur in train too")
-    print("\n".join(["odd:"] + [f"  - {line}" for line in odd]) if odd else "nothing odd found")
+    for name, info in tasks.items():
+        if info["type"] == "regression":
+            print(f"task {name}: regression, mean {info['mean']:.4g}, standard deviation {info['std']:.4g}")
+            continue
+        counts = Counter(dict(zip(info["labels"], info["counts"])))
+        common = ", ".join(f"{label} {count / counts.total():.0%}" for label, count in counts.most_common(3))
+        print(f"task {name}: {info['type']}, {len(counts)} labels ({common}{', …' if len(counts) > 3 else ''})")
+        missing = {part: sum(e[name] is None for e in rows) for part, rows in parts.items()}
+        if any(missing.values()):
+            print(f"task {name}: rows without a label, which this task leaves out: {missing}")
 
 
-def text_key(example):
-    return (*example.get("tokens", ()), example.get("text"), example.get("text_pair"))
-
-
-def shorten(labels, most=8):
-    names = sorted(labels)
+def shorten(names, most=8):
+    names = sorted(names)
     return ", ".join(names[:most]) + (f", … ({len(names) - most} more)" if len(names) > most else "")
 
 
-def write_folder(folder, parts, labels):
+def write_folder(folder, parts, tasks):
     """Writes the processed folder. Each file appears whole or not at all; labels.json comes last."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = {f"{part}.jsonl": (json.dumps(e, ensure_ascii=False) + "\n" for e in rows) for part, rows in parts.items()}
-    files["labels.json"] = [json.dumps(labels, ensure_ascii=False, indent=1) + "\n"]
+    hidden = ("at", "split", "group")
+    files = {
+        f"{part}.jsonl": (json.dumps({key: e[key] for key in e if key not in hidden}, ensure_ascii=False) + "\n" for e in rows)
+        for part, rows in parts.items()
+    }
+    files["labels.json"] = [json.dumps(tasks, ensure_ascii=False, indent=1) + "\n"]
     for name, rows in files.items():
         with open(folder / f".{name}.tmp", "w", encoding="utf-8", newline="\n") as file:
             file.writelines(rows)
@@ -322,7 +396,7 @@ def write_folder(folder, parts, labels):
 def require_own_folder(folder, source):
     """UserError if the output folder holds, or is, anything but an earlier processed folder."""
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    ours = {"labels.json", ".cache", *(f"{part}.jsonl" for part in PARTS)}
+    ours = {"labels.json", ".cache", *(f"{part}.jsonl" for part in PARTS), *(name for name in inside if re.fullmatch(r"fold_\d+", name))}
     strange = sorted(name for name in inside - ours if not (name.startswith(".") and name.endswith(".tmp")))
     if not strange and "labels.json" not in inside:
         strange = sorted(inside & {f"{part}.jsonl" for part in PARTS})
@@ -332,26 +406,103 @@ def require_own_folder(folder, source):
         raise UserError(f"--output_dir {folder}: is where the input lies; choose another folder")
 
 
-def process(config):
-    """Raw input -> processed folder, as `config` (a DataConfig) says. Nothing is written unless all of it is good."""
-    folder = Path(config.output_dir)
-    require_own_folder(folder, Path(config.input))
+def split_folds(parts, tasks, config):
+    """[(train, dev) examples of each fold]: train and dev together, each row in one dev part; stratified, and by groups if asked."""
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
+    pool = [*parts["train"], *parts.get("dev", [])]
+    _, strata = strata_of(pool, tasks)
+    keys = [strata.get(id(e), "") for e in pool]
+    groups = [str(e["group"]) for e in pool] if config.group_column else None
+    if config.n_splits > (many := len(set(groups)) if groups else len(pool)):
+        raise UserError(f"--n_splits {config.n_splits} is more than the {many} {'groups' if groups else 'examples'}")
+    counts = Counter(keys)
+    keys = [key if counts[key] >= config.n_splits else "" for key in keys]  # what is rarer than the folds goes where there is room
+    stratified = len(set(keys)) > 1
+    kind = (StratifiedGroupKFold if stratified else GroupKFold) if groups else (StratifiedKFold if stratified else KFold)
+    folds = kind(config.n_splits, shuffle=True, random_state=config.random_seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes smaller than the folds: told above
+        split = list(folds.split(pool, keys, groups))
+    return [([pool[i] for i in train], [pool[i] for i in dev]) for train, dev in split]
+
+
+def prepare(config):
+    """Raw input, or a processed folder -> (parts, tasks, notes). Every example has "at", which says where it came from."""
+    source = Path(config.input)
+    if config.format == "auto" and (source / "labels.json").exists():
+        tasks, parts = load_labels(source), {}
+        for path in (path for path in (source / f"{part}.jsonl" for part in PARTS) if path.exists()):
+            parts[path.stem] = [{"at": at, **example} for at, example in read_processed(path, tasks)]
+        if "train" not in parts:
+            raise UserError(f"{source}: has labels.json, but no train.jsonl")
+        for name, task in tasks.items():
+            for examples in parts.values():
+                for example in examples:
+                    example.setdefault(name, None)
+            if "counts" not in task:
+                task.update(collect_labels(parts, {name: task["type"]})[name])
+        return parts, tasks, []
     examples = read_examples(config)
-    tasks = check_examples(examples)
-    for number, example in enumerate(examples):
-        del example["at"]
-        examples[number] = {"id": str(example.pop("id", number)), **example}
-    random_order = random.Random(config.random_seed)
-    parts = split_examples(examples, tasks, config)
+    kinds, notes = check_examples(examples, config)
+    examples[:] = [{"at": e.pop("at"), "id": str(e.pop("id", number)), **e} for number, e in enumerate(examples)]
+    parts = split_examples(examples, kinds, config)
     if not any("split" in e for e in examples):
+        random_order = random.Random(config.random_seed)
         for rows in parts.values():
             random_order.shuffle(rows)
-    for example in examples:
-        example.pop("split", None)
-    labels = collect_labels(parts, tasks)
-    write_folder(folder, parts, labels)
-    report(parts, labels)
-    print(f"wrote {folder}: " + ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()))
+    return parts, collect_labels(parts, kinds), notes
+
+
+def process(config):
+    """Raw input -> processed folder, as `config` (a DataConfig) says; with --check, only the report.
+
+    Nothing is written unless all of it is good.
+    """
+    folder = Path(config.output_dir)
+    if not config.check:
+        require_own_folder(folder, Path(config.input))
+    parts, tasks, notes = prepare(config)
+    if config.n_splits and not config.check:
+        write_folds(folder, parts, tasks, config)
+    elif not config.check:
+        write_folder(folder, parts, tasks)
+    summary(parts, tasks)
+    doctor.show(doctor.examine(parts, tasks, build_encoder_for_check(config, parts, tasks), notes))
+    if not config.check:
+        print(f"wrote {folder}: " + ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()))
+
+
+def write_folds(folder, parts, tasks, config):
+    """A processed folder fold_<k> for each fold, and beside them the whole, whose dev part is that of the first fold.
+
+    Labels are those of all folds together, so that the folds' models can be averaged.
+    """
+    folds = split_folds(parts, tasks, config)
+    tasks.update(collect_labels({"train": [*parts["train"], *parts.get("dev", [])]}, {name: task["type"] for name, task in tasks.items()}))
+    rest = {"test": parts["test"]} if "test" in parts else {}
+    for number, (train, dev) in enumerate(folds):
+        write_folder(folder / f"fold_{number}", {"train": train, "dev": dev, **rest}, tasks)
+    for stale in folder.glob("fold_*"):
+        if int(stale.name[5:]) >= len(folds):
+            shutil.rmtree(stale)
+    parts.update(train=folds[0][0], dev=folds[0][1])
+    write_folder(folder, parts, tasks)
+    print(f"{len(folds)} folds in {folder}/fold_0 …; python cross_validate.py --data_path {folder} trains them all")
+
+
+def build_encoder_for_check(config, parts, tasks):
+    """The Encoder that training would use, if --check asks or a model is named; else None: it takes a while."""
+    if not (config.check or config.pretrain_model_path):
+        return None
+    from data_loader import Encoder, load_tokenizer, text_of
+    from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
+
+    if config.pretrain_model_path:
+        tokenizer = load_tokenizer(Config(pretrain_model_path=config.pretrain_model_path), None)
+    else:
+        tokenizer = train_tokenizer(lambda: map(text_of, parts["train"]), Config.vocab_size)
+    return Encoder(tokenizer, tasks, config.max_length)
 
 
 # ---- reading the processed folder ----------------------------------------------------------------------------------------
@@ -366,11 +517,13 @@ def load_labels(data_path):
         )
     try:
         tasks = json.loads(path.read_text(encoding="utf-8"))
-        known = all(isinstance(task["type"], str) and len(task["labels"]) > 0 for task in tasks.values())
+        known = all(
+            isinstance(task["type"], str) and (len(task["labels"]) > 0 or {"mean", "std"} <= task.keys()) for task in tasks.values()
+        )
     except (ValueError, TypeError, KeyError, AttributeError):
         known = False
     if not known or not tasks:
-        raise UserError(f'{path}: must be {{"task": {{"type": "classification" or "tagging", "labels": [...]}}, …}}')
+        raise UserError(f'{path}: must be {{"task": {{"type": one of {", ".join(labels.KINDS)}, "labels": [...]}}, …}}')
     for task in tasks.values():
         if is_tagging(task["type"]):
             task.setdefault("unit", "word")
@@ -378,17 +531,33 @@ def load_labels(data_path):
 
 
 def check_row(example, tasks, at, needs_labels=True):
-    """UserError unless a row of a processed file, or one to predict on, has what these tasks need."""
+    """UserError unless a row of a processed file, or one to predict on, has what these tasks need. A label may be missing (null)."""
     if not isinstance(example, dict) or not ("text" in example or "tokens" in example):
         raise UserError(f"{at}: must be a JSON object with `text` or `tokens`")
     check_text({"at": at, **example}, may_be_empty=not needs_labels)
     for name, task in tasks.items():
-        if needs_labels and name not in example:
-            raise UserError(f"{at}: has no label for the task {name!r}")
-        if name in example and needs_labels:
-            check_label({"at": at, **example}, name, task["type"])
+        if needs_labels:
+            if name not in example:
+                raise UserError(f"{at}: has no label for the task {name!r}; null says that there is none")
+            labels.check_label({"at": at, **example}, name, task["type"])
         if is_tagging(task["type"]) and "tokens" not in example:
             raise UserError(f"{at}: has no `tokens`, which the task {name!r} tags")
+
+
+def read_processed(path, tasks, start=0, stop=None):
+    """(where, example) of a processed .jsonl between two byte positions, one at a time, each checked."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        for number, line in enumerate(file, 1):
+            where = f"{path}, row {number}" + (f" after byte {start}" if start else "")
+            try:
+                example = json.loads(line)
+            except (ValueError, RecursionError):
+                raise UserError(f"{where}: not JSON; make the folder anew with data_process.py") from None
+            check_row(example, tasks, where)
+            yield where, example
+            if stop is not None and file.tell() >= stop:
+                return
 
 
 def part_of(data_path, part):
@@ -415,7 +584,7 @@ def read_texts(path, config):
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    suffix = path.suffix.lower()
+    suffix = suffix_of(path)
     if suffix in SUFFIXES:
         examples = list(READERS[SUFFIXES[suffix]](path, config))
     elif suffix in (".txt", ""):

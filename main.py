@@ -21,6 +21,7 @@ def main(config):
     # Imported here, so that --help and a mistaken flag answer at once.
     import checkpoint
     import data_process
+    import metrics
     from data_loader import Encoder, MyDataLoader, MyDataset, build_loaders, load_tokenizer, to_device
     from model_utils import build_model, parameter_groups
     from trainer import Trainer, build_optimizer, build_scheduler, with_tokens
@@ -45,7 +46,7 @@ def main(config):
             # Data
             tasks = data_process.load_labels(data_path)
             tokenizer = load_tokenizer(config, data_path / "train.jsonl")
-            encoder = Encoder(tokenizer, tasks, config.max_length)
+            encoder = Encoder(tokenizer, tasks, config.max_length, config.window_stride, config.truncation)
             train_loader, dev_loader = build_loaders(config, data_path, encoder, device, limit)
 
             # Model, optimizer, schedule
@@ -63,16 +64,20 @@ def main(config):
         if config.do_eval or config.do_predict:
             # The best checkpoint, as a new process on another machine would load it
             model, tokenizer, tasks, trained = checkpoint.load(Path(config.checkpoint or run_dir / "checkpoints/best"))
-            encoder = Encoder(tokenizer, tasks, trained.max_length)
+            encoder = Encoder(tokenizer, tasks, trained.max_length, trained.window_stride, trained.truncation)
             trainer = Trainer(model, tokenizer, tasks, config, device)
 
         if config.do_eval:
             data_process.check_same_labels(data_path, tasks)
-            scores = {}
+            scores, per_label = {}, {}
             for path in (path for path in (data_path / "dev.jsonl", data_path / "test.jsonl") if path.exists()):
                 scores[path.stem] = trainer.eval(MyDataLoader(MyDataset(path, encoder, limit), config.eval_batch_size))
+                per_label[path.stem] = trainer.per_label
+                for name, found in trainer.per_label.items():
+                    logger.info(f"{path.stem}, {name}:\n{metrics.table(found)}")
                 logger.info(f"{path.stem}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores[path.stem].items()))
-            (run_dir / "eval.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+            for name, value in (("report.json", per_label), ("eval.json", scores)):
+                (run_dir / name).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
         if config.do_predict:
             source = with_tokens(texts, tasks) if texts else data_process.part_of(data_path, "test")

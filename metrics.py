@@ -5,11 +5,14 @@ Edit here when you want another metric: add it to the dict of its task type; it 
 
 import math
 import warnings
+from collections import Counter
 
+from scipy.stats import pearsonr, spearmanr
 from seqeval.metrics import f1_score, precision_score, recall_score
 from seqeval.metrics.sequence_labeling import get_entities
-from sklearn.metrics import accuracy_score
+from sklearn.metrics import accuracy_score, mean_absolute_error
 from sklearn.metrics import f1_score as class_f1_score
+from sklearn.preprocessing import MultiLabelBinarizer
 
 from config import is_tagging
 
@@ -18,12 +21,34 @@ def is_better(name, new, old):
     """Whether a score has risen, or a loss has fallen. Anything is better than None, and any number than NaN."""
     if old is None or math.isnan(old):
         return old is None or not math.isnan(new)
-    return new < old if name.endswith("loss") else new > old
+    return new < old if name.endswith(("loss", "_mae")) else new > old
 
 
 def classification_scores(gold, predicted):
-    """gold, predicted: one label a text. Macro F1 is over all labels that occur in either."""
-    return {"accuracy": accuracy_score(gold, predicted), "macro_f1": class_f1_score(gold, predicted, average="macro", zero_division=0)}
+    """gold, predicted: one label a text. Macro F1 is over all labels that occur in either; micro F1 would be the accuracy."""
+    averages = {f"{kind}_f1": class_f1_score(gold, predicted, average=kind, zero_division=0) for kind in ("macro", "weighted")}
+    return {"accuracy": accuracy_score(gold, predicted)} | averages
+
+
+def multilabel_scores(gold, predicted):
+    """gold, predicted: a list of labels a text. Accuracy: the whole set is right. Micro F1 counts labels, macro F1 averages over them."""
+    binarizer = MultiLabelBinarizer().fit([*gold, *predicted])
+    matrices = [binarizer.transform(lists) for lists in (gold, predicted)]
+    scores = {
+        f"{kind}_f1": class_f1_score(*matrices, average=kind, zero_division=0) if len(binarizer.classes_) else 0.0
+        for kind in ("micro", "macro", "weighted")
+    }
+    return scores | {"accuracy": sum(set(g) == set(p) for g, p in zip(gold, predicted)) / len(gold)}
+
+
+def regression_scores(gold, predicted):
+    """gold, predicted: a number a text. A correlation with a constant is 0."""
+    constant = len(set(gold)) == 1 or len(set(predicted)) == 1
+    return {
+        "pearson": 0.0 if constant else pearsonr(gold, predicted).statistic,
+        "spearman": 0.0 if constant else spearmanr(gold, predicted).statistic,
+        "mae": mean_absolute_error(gold, predicted),
+    }
 
 
 def tagging_scores(gold, predicted):
@@ -37,43 +62,94 @@ def tagging_scores(gold, predicted):
         }
 
 
-SCORES = {"classification": classification_scores, "tagging": tagging_scores}
+SCORES = {
+    "classification": classification_scores,
+    "multilabel": multilabel_scores,
+    "regression": regression_scores,
+    "tagging": tagging_scores,
+}
+MAIN = {"classification": "accuracy", "multilabel": "micro_f1", "regression": "spearman", "tagging": "f1"}
 
 
-def scores_of(kind):
-    """The function that scores tasks of this type; a type of your own is scored as its kind until it has an entry in SCORES."""
-    return SCORES.get(kind, tagging_scores if is_tagging(kind) else classification_scores)
+def kind_of(task):
+    """The kind by which a task is scored; a type of your own is scored as tagging or classification until it has an entry in SCORES."""
+    return task["type"] if task["type"] in SCORES else "tagging" if is_tagging(task["type"]) else "classification"
 
 
 def score(tasks, gold, predicted):
-    """{task}_{metric} for each task, and sentence_accuracy: the share of texts with every task right.
+    """{task}_{metric} for each task, over the texts that have its label (others are None in gold), and over the tasks together:
 
+    sentence_accuracy, the share of texts with every label right that they have (regression left out), and, of several tasks
+    that are not all classification or tagging, mean_score, the mean of their main scores.
     tasks: as in labels.json; gold, predicted: {task: list with an entry for each text}.
     """
-    scores = {
-        f"{name}_{metric}": float(value)
-        for name, task in tasks.items()
-        for metric, value in scores_of(task["type"])(gold[name], predicted[name]).items()
-    }
-    right = [
-        all(g == p for g, p in zip(golds, predictions))
-        for golds, predictions in zip(zip(*(gold[name] for name in tasks)), zip(*(predicted[name] for name in tasks)))
-    ]
-    return scores | {"sentence_accuracy": sum(right) / len(right)}
+    scores, mains = {}, []
+    for name, task in tasks.items():
+        known = [i for i, label in enumerate(gold[name]) if label is not None]
+        if known:
+            found = SCORES[kind_of(task)]([gold[name][i] for i in known], [predicted[name][i] for i in known])
+            scores |= {f"{name}_{metric}": float(value) for metric, value in found.items()}
+            mains.append(scores[f"{name}_{MAIN[kind_of(task)]}"])
+    exact = [name for name, task in tasks.items() if kind_of(task) != "regression"]
+    if exact:
+        columns = zip(zip(*(gold[name] for name in exact)), zip(*(predicted[name] for name in exact)))
+        right = [all(g is None or g == p for g, p in zip(golds, predictions)) for golds, predictions in columns]
+        scores["sentence_accuracy"] = sum(right) / len(right)
+    if len(tasks) > 1 and not all_exact(tasks):
+        scores["mean_score"] = sum(mains) / max(1, len(mains))
+    return scores
+
+
+def report(tasks, gold, predicted):
+    """{task: {label or entity type: {"precision", "recall", "f1", "support"}}}; regression has no labels."""
+    result = {}
+    for name, task in tasks.items():
+        pairs = [(g, p) for g, p in zip(gold[name], predicted[name]) if g is not None]
+        kind = kind_of(task)
+        if kind == "regression" or not pairs:
+            continue
+        right, guessed, there = Counter(), Counter(), Counter()
+        for g, p in pairs:
+            if kind == "tagging":
+                g, p = set(get_entities(g)), set(get_entities(p))
+            else:
+                g, p = ({g}, {p}) if kind == "classification" else (set(g), set(p))
+            for counter, items in ((right, g & p), (guessed, p), (there, g)):
+                counter.update(item[0] if kind == "tagging" else item for item in items)
+        result[name] = {}
+        for label in sorted(there.keys() | guessed.keys()):
+            precision, recall = (right[label] / counter[label] if counter[label] else 0.0 for counter in (guessed, there))
+            f1 = 2 * right[label] / (guessed[label] + there[label])
+            result[name][label] = {"precision": precision, "recall": recall, "f1": f1, "support": there[label]}
+    return result
+
+
+def table(per_label, most=40):
+    """A text table of one task's part of `report`, the most frequent labels first."""
+    ordered = sorted(per_label.items(), key=lambda item: (-item[1]["support"], item[0]))
+    width = max(map(len, per_label), default=5)
+    lines = [f"{'':<{width}}  precision  recall      f1  support"]
+    lines += [f"{name:<{width}}  {s['precision']:9.3f}  {s['recall']:6.3f}  {s['f1']:6.3f}  {s['support']:7}" for name, s in ordered[:most]]
+    return "\n".join(lines + ([f"… and {len(ordered) - most} more"] if len(ordered) > most else []))
+
+
+def all_exact(tasks):
+    return all(kind_of(task) in ("classification", "tagging") for task in tasks.values())
 
 
 def score_names(tasks):
     """The names of all that `score` and the losses give for these tasks, found by scoring one text."""
-    answers = {name: [["O"]] if is_tagging(task["type"]) else [""] for name, task in tasks.items()}
+    blank = {"tagging": ["O"], "multilabel": ["x"], "regression": 0.0, "classification": ""}
+    answers = {name: [blank[kind_of(task)]] for name, task in tasks.items()}
     return ["loss", *(f"{name}_loss" for name in tasks), *score(tasks, answers, answers)]
 
 
 def default_monitor(tasks):
-    """What picks the best checkpoint: sentence accuracy of joint tasks, else the one task's main score."""
+    """What picks the best checkpoint: one task's main score; sentence accuracy of classification and tagging; else mean_score."""
     if len(tasks) > 1:
-        return "sentence_accuracy"
+        return "sentence_accuracy" if all_exact(tasks) else "mean_score"
     name, task = next(iter(tasks.items()))
-    return f"{name}_{'f1' if is_tagging(task['type']) else 'accuracy'}"
+    return f"{name}_{MAIN[kind_of(task)]}"
 
 
 def entities(tags, spans, text):

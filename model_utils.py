@@ -108,29 +108,137 @@ class TaskDict(nn.ModuleDict):
 
 
 class ClassificationHead(nn.Module):
-    """One label a text: (B, H) -> logits (B, C)."""
+    """One label a text: (B, H) -> logits (B, C).
+
+    For imbalanced labels `build_model` may set: label_smoothing (Szegedy et al., 2016), focal_gamma (Lin et al., 2017,
+    arXiv:1708.02002: each loss times (1 - p)^gamma), and class_weights (C,), by which losses are weighted and averaged.
+    """
 
     reads = "text"
+    fits = False  # whether `fit` chooses something on dev
+    label_smoothing, focal_gamma = 0.0, 0.0
 
     def __init__(self, hidden_size, task, use_crf=False):
         super().__init__()
+        self.task = task
         self.linear = nn.Linear(hidden_size, len(task["labels"]))
+        self.register_buffer("class_weights", None, persistent=False)
 
     def forward(self, vectors):
         return self.linear(vectors)
 
     def loss(self, logits, labels, inputs):
         """Sum, not mean, of the cross-entropies of the labels that are there."""
-        return F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+        options = dict(weight=self.class_weights, ignore_index=IGNORE, label_smoothing=self.label_smoothing)
+        if not self.focal_gamma:
+            return F.cross_entropy(logits, labels, reduction="sum", **options)
+        losses = F.cross_entropy(logits, labels, reduction="none", **options)
+        chance = logits.softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        return ((1 - chance) ** self.focal_gamma * losses).sum()
 
     def count(self, labels, inputs):
-        """How many labels `loss` sums over."""
+        """What `loss` is divided by: how many labels it sums over, or the sum of their weights."""
+        known = labels != IGNORE
+        return known.sum() if self.class_weights is None else (self.class_weights[labels.clamp(min=0)] * known).sum()
+
+    def decode(self, logits, inputs):
+        """(answers, their probabilities), each (B,); an answer is a label's number."""
+        probabilities, numbers = logits.softmax(-1).max(-1)
+        return numbers, probabilities
+
+    def named(self, answer, probability):
+        """(label, probability) of one text, as the data has labels, from what `decode` gave for it, as Python values."""
+        return self.task["labels"][answer], probability
+
+    def fit(self, logits, labels):
+        """Chooses on dev, if `fits`: logits, labels: of the whole part."""
+
+    def probabilities(self, logits):
+        """What may be averaged over several models; `from_probabilities` is its inverse as far as `decode` is concerned."""
+        return logits.softmax(-1)
+
+    def from_probabilities(self, probabilities):
+        return probabilities.clamp(min=1e-12).log()
+
+
+class MultilabelHead(ClassificationHead):
+    """Any number of labels a text: (B, H) -> logits (B, C). Labels (B, C) are 0 or 1, or IGNORE where the text has none.
+
+    A label is taken if its probability reaches `threshold`, which is fitted on dev (best micro F1) and kept with the weights.
+    """
+
+    fits = True
+
+    def __init__(self, hidden_size, task, use_crf=False):
+        super().__init__(hidden_size, task)
+        self.register_buffer("threshold", torch.tensor(0.5))
+
+    def loss(self, logits, labels, inputs):
+        """Sum of the binary cross-entropies; class_weights weigh those of labels that are there."""
+        targets = labels.clamp(min=0).float() * (1 - self.label_smoothing) + self.label_smoothing / 2
+        losses = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.class_weights, reduction="none")
+        if self.focal_gamma:
+            losses = losses * (labels - logits.sigmoid()).abs() ** self.focal_gamma
+        return torch.where(labels != IGNORE, losses, 0.0).sum()
+
+    def count(self, labels, inputs):
         return (labels != IGNORE).sum()
 
     def decode(self, logits, inputs):
-        """(label numbers, their probabilities), each (B,)."""
-        probabilities, numbers = logits.softmax(-1).max(-1)
-        return numbers, probabilities
+        """(0 or 1, probabilities), each (B, C)."""
+        probabilities = logits.sigmoid()
+        return probabilities >= self.threshold, probabilities
+
+    def named(self, answer, probability):
+        labels = [label for label, taken in zip(self.task["labels"], answer) if taken]
+        return labels, [chance for chance, taken in zip(probability, answer) if taken]
+
+    def fit(self, logits, labels):
+        known = labels[:, 0] != IGNORE
+        chances, order = logits[known].sigmoid().flatten().sort(descending=True)
+        right = labels[known].flatten()[order].cumsum(0)
+        if len(right) and right[-1] > 0:
+            f1 = 2 * right / (torch.arange(1, len(right) + 1, device=right.device) + right[-1])
+            f1[:-1][chances[:-1] == chances[1:]] = 0  # no threshold parts equal probabilities
+            best = f1.argmax()
+            after = chances[best + 1] if best + 1 < len(chances) else torch.zeros_like(chances[0])
+            self.threshold.copy_((chances[best] + after) / 2)
+
+    def probabilities(self, logits):
+        return logits.sigmoid()
+
+    def from_probabilities(self, probabilities):
+        return probabilities.clamp(1e-7, 1 - 1e-7).logit()
+
+
+class RegressionHead(ClassificationHead):
+    """A number a text: (B, H) -> (B,), in units of the training part's standard deviation from its mean. Labels: NaN if missing."""
+
+    def __init__(self, hidden_size, task, use_crf=False):
+        super().__init__(hidden_size, task | {"labels": [None]})
+
+    def forward(self, vectors):
+        return self.linear(vectors).squeeze(-1)
+
+    def loss(self, logits, labels, inputs):
+        """Sum of the squared errors, scaled."""
+        targets = (labels - self.task["mean"]) / self.task["std"]
+        return torch.where(labels.isnan(), 0.0, (logits - targets.nan_to_num()) ** 2).sum()
+
+    def count(self, labels, inputs):
+        return (~labels.isnan()).sum()
+
+    def decode(self, logits, inputs):
+        numbers = logits.double() * self.task["std"] + self.task["mean"]
+        return numbers, torch.ones_like(numbers)
+
+    def named(self, answer, probability):
+        return answer, None
+
+    def probabilities(self, logits):
+        return logits
+
+    from_probabilities = probabilities
 
 
 class TaggingHead(ClassificationHead):
@@ -155,10 +263,14 @@ class TaggingHead(ClassificationHead):
         return (inputs["word_mask"] & all_known(labels, inputs["word_mask"]).unsqueeze(1)).sum()
 
     def decode(self, logits, inputs):
+        """(tags' numbers, their probabilities), each (B, W)."""
         if self.crf is None:
             return super().decode(logits, inputs)
         tags = self.crf.viterbi(logits, inputs["word_mask"])
         return tags, logits.softmax(-1).gather(2, tags.unsqueeze(2)).squeeze(2)
+
+    def named(self, answer, probability):
+        return [self.task["labels"][number] for number in answer], probability
 
 
 def all_known(labels, mask):
@@ -166,7 +278,7 @@ def all_known(labels, mask):
     return ((labels != IGNORE) | ~mask).all(1)
 
 
-HEADS = {"classification": ClassificationHead, "tagging": TaggingHead}
+HEADS = {"classification": ClassificationHead, "multilabel": MultilabelHead, "regression": RegressionHead, "tagging": TaggingHead}
 
 
 class MyLoss(nn.Module):
@@ -181,7 +293,7 @@ class MyLoss(nn.Module):
         for name, head in heads.items():
             if name in labels:
                 total = head.count(labels[name], inputs) if totals is None else totals[name]
-                losses[name] = head.loss(logits[name], labels[name], inputs) / total.clamp(min=1)
+                losses[name] = head.loss(logits[name], labels[name], inputs) / torch.where(total > 0, total, 1)  # 0 / 1: no labels
         weighted = [self.task_weights.get(name, 1.0) * loss for name, loss in losses.items()]
         return MyModelOutput(sum(weighted), losses, logits)
 
@@ -361,8 +473,26 @@ def build_model(config, tokenizer, tasks, checkpoint=None):
     """MyModel as the options say, on the CPU."""
     encoder, hidden_size = build_encoder(config, tokenizer, checkpoint)
     model = MyModel(encoder, hidden_size, tasks, config.use_crf, config.shared_layers, config.dropout, config.task_weights_by_name())
+    for name, head in model.output_layer.heads.items():
+        balance(name, head, tasks[name], config)
     freeze(model.encoder, config.freeze_layers)
     return model
+
+
+def balance(name, head, task, config):
+    """Sets what the options say of imbalanced labels. "balanced" weights: all / (number of labels * uses of this one), as scikit-learn's;
+    of multilabel tasks: rows without the label / rows with it."""
+    if not isinstance(head, ClassificationHead) or isinstance(head, RegressionHead):
+        return
+    head.label_smoothing, head.focal_gamma = config.label_smoothing, config.focal_gamma
+    if config.class_weights == "balanced":
+        if "counts" not in task:
+            raise UserError(f"--class_weights: labels.json has no counts for {name!r}; make the folder anew with data_process.py")
+        counts = torch.tensor(task["counts"], dtype=torch.float32).clamp(min=1)
+        rows = task.get("rows", 0)
+        head.class_weights = (
+            (rows - counts).clamp(min=1) / counts if isinstance(head, MultilabelHead) else counts.sum() / (len(counts) * counts)
+        )
 
 
 def freeze(encoder, num_layers):

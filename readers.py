@@ -7,6 +7,8 @@ Edit here when your data has a format of its own: one reader, one line in READER
 
 import codecs
 import csv
+import gzip
+import io
 import json
 import re
 import sys
@@ -14,21 +16,43 @@ from contextlib import suppress
 from itertools import chain, zip_longest
 from pathlib import Path
 
-from config import UserError
+from config import UserError, first_line
+from labels import is_spans
 
 TEXT_NAMES = ("text", "sentence", "content", "sentence1", "text_a", "premise", "question", "review", "query", "title", "文本", "内容")
 PAIR_NAMES = ("text_pair", "sentence2", "text_b", "hypothesis", "question2")
-RESERVED = ("id", "text", "tokens", "text_pair", "split", "at")  # what an example holds beside its labels
-LABEL_NAMES = ("label", "labels", "intent", "class", "category", "target", "slots", "tags", "ner", "ner_tags", "标签", "类别")
+RESERVED = ("id", "text", "tokens", "text_pair", "split", "group", "at")  # what an example holds beside its labels
+LABEL_NAMES = (
+    "label",
+    "labels",
+    "entities",
+    "spans",
+    "intent",
+    "class",
+    "category",
+    "target",
+    "slots",
+    "tags",
+    "ner",
+    "ner_tags",
+    "标签",
+    "类别",
+)
+NUMBER_NAMES = ("score", "rating", "stars", "similarity")  # taken for labels where there is none of those
+
+
+def open_bytes(path):
+    """The file's bytes, unpacked if its name ends in .gz."""
+    return gzip.open(path, "rb") if Path(path).suffix.lower() == ".gz" else open(path, "rb")
 
 
 def open_text(path, encoding="auto", newline="\n"):
     """The file, decoded as it is read and without a byte order mark; only `newline` ends a row ("": what the csv module wants)."""
     if encoding == "auto":
-        with open(path, "rb") as file:
+        with open_bytes(path) as file:
             encoding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        return open(path, encoding=encoding, newline=newline)
+        return io.TextIOWrapper(open_bytes(path), encoding=encoding, newline=newline)
     except LookupError:
         raise UserError(f"--encoding {encoding} is not known to Python; try utf-8, gb18030, utf-16 or latin-1") from None
 
@@ -36,7 +60,7 @@ def open_text(path, encoding="auto", newline="\n"):
 def undecodable(path, file):
     """The UserError for a file that does not decode, naming the row."""
     decoder, row = codecs.getincrementaldecoder(file.encoding)(), 0
-    with open(path, "rb") as raw, suppress(UnicodeDecodeError):
+    with open_bytes(path) as raw, suppress(UnicodeDecodeError):
         for line in raw:
             row += 1
             decoder.decode(line)
@@ -95,6 +119,7 @@ def columns_to_examples(path, table, options):
             raise UserError(f"{path}, row 1: two columns are called {name!r}; {listed}")
     text, pair, labels = find_columns(path, header, options, listed)
     known = {text: "text", pair: "text_pair", "id": "id", "split": "split"} | {name: name for name in labels}
+    known |= {group: "group" for group in [getattr(options, "group_column", "")] if group}
     for number, cells in table:
         if not any(cells):
             if labels:
@@ -123,13 +148,17 @@ def find_columns(path, names, options, listed):
     wanted = getattr(options, "label_column", None)
     if wanted is None:  # reading texts to predict on: there are no labels
         return text, pair[0] if pair else None, []
-    labels = find("label_column", [name.strip() for name in wanted.split(",") if name.strip()], LABEL_NAMES)
+    usual = LABEL_NAMES if set(LABEL_NAMES) & set(names) else NUMBER_NAMES
+    labels = find("label_column", [name.strip() for name in wanted.split(",") if name.strip()], usual)
     if set(labels) & {text, *pair}:
         raise UserError(f"{path}: --label_column names a column of text; {listed}")
     for name in labels:
         if name in RESERVED or set(name) & set(".,="):
             raise UserError(f"{path}: a label column cannot be called {name!r}; rename it")
-    unused = [name for name in names if name not in (text, *pair, *labels, "id", "split")]
+    group = getattr(options, "group_column", "")
+    if group and group not in names:
+        raise UserError(f"{path}: no column {group!r} (--group_column); {listed}")
+    unused = [name for name in names if name not in (text, *pair, *labels, group, "id", "split")]
     shown = f", second text from {pair[0]!r}" if pair else ""
     print(
         f"{path}: text from {text!r}{shown}, labels from {', '.join(map(repr, labels))}"
@@ -140,34 +169,111 @@ def find_columns(path, names, options, listed):
 
 def read_jsonl(path, options):
     """One JSON object a row, with `text` or `tokens`, the labels, and whatever else (left out)."""
-    columns, seen = None, []
-    for number, row in read_rows(path, options.encoding):
-        at = f"{path}, row {number}"
-        if not row.strip():
+
+    def objects():
+        for number, row in read_rows(path, options.encoding):
+            at = f"{path}, row {number}"
+            try:
+                yield at, json.loads(row) if row.strip() else None
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{at}: not JSON ({error})") from None
+
+    return objects_to_examples(path, objects(), options)
+
+
+def read_json(path, options):
+    """A list of such objects, or an object with the list under some key ("data", say); or a file of JSONL by another name."""
+    with open_text(path, options.encoding) as file:
+        try:
+            content = json.load(file)
+        except UnicodeDecodeError:
+            raise undecodable(path, file) from None
+        except (ValueError, RecursionError) as error:
+            if getattr(error, "msg", "") == "Extra data":
+                content = None
+            else:
+                raise UserError(f"{path}, row {getattr(error, 'lineno', 1)}: not JSON ({error})") from None
+    if isinstance(content, dict):
+        content = next((value for value in content.values() if isinstance(value, list)), [content])
+    if content is None or not isinstance(content, list):
+        return read_jsonl(path, options)
+    return objects_to_examples(path, ((f"{path}, item {number}", item) for number, item in enumerate(content, 1)), options)
+
+
+def read_parquet(path, options):
+    """A table of columns, read in pieces."""
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        file = ParquetFile(path)
+        rows = (row for batch in file.iter_batches(1000) for row in batch.to_pylist())
+        yield from objects_to_examples(path, ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1)), options)
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path}: not a readable Parquet file ({first_line(error)})") from None
+
+
+def read_dataset(path, options):
+    """A Hugging Face dataset: a folder made by save_to_disk, or what load_dataset takes (a hub name, NAME:CONFIG, a folder).
+
+    The names of ClassLabel features, also in lists, stand for their numbers.
+    """
+    import datasets
+
+    try:
+        if any((Path(path) / name).exists() for name in ("dataset_dict.json", "dataset_info.json", "state.json")):
+            loaded = datasets.load_from_disk(str(path))
+        else:
+            name, _, config = str(path).partition(":")
+            loaded = datasets.load_dataset(name, config or None)
+    except Exception as error:  # a foreign folder or hub can make datasets raise anything
+        raise UserError(f"{path}: no dataset loads from it ({first_line(error)})") from None
+    for split, rows in (loaded if isinstance(loaded, dict) else {None: loaded}).items():
+
+        def named(value, feature):
+            if isinstance(feature, datasets.ClassLabel):
+                return None if value is None or value < 0 else feature.int2str(value)
+            if isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.ClassLabel):
+                return None if value is None else [feature.feature.int2str(one) for one in value]
+            return value
+
+        features = rows.features
+        objects = (
+            (
+                f"{path}, {split or 'row'} {number}",
+                {key: named(value, features[key]) for key, value in row.items()} | ({"split": split} if split else {}),
+            )
+            for number, row in enumerate(rows, 1)
+        )
+        yield from objects_to_examples(path, objects, options)
+
+
+def objects_to_examples(path, objects, options):
+    """(where, dict or None for an empty row) -> examples. A label may be missing or null where there are several."""
+    columns = None
+    for at, values in objects:
+        if values is None:
             if columns is None or columns[2]:
                 continue
-            row = json.dumps({key: "" for key in columns[:2] if key})  # a text to predict on keeps its row
-        try:
-            values = json.loads(row)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{at}: not JSON ({error})") from None
+            values = {key: "" for key in columns[:2] if key}  # a text to predict on keeps its row
         if not isinstance(values, dict):
             raise UserError(f"{at}: not a JSON object")
         if columns is None:
-            seen = list(values)
-            columns = find_columns(path, seen, options, f"its keys are: {', '.join(seen)}")
+            names = [key for key, value in values.items() if key != "tokens" or not is_spans(value)]  # Prodigy's tokens are spans
+            columns = find_columns(path, names, options, f"its keys are: {', '.join(map(str, values))}")
         text, pair, labels = columns
-        example = {"at": at} | {key: values[key] for key in ("id", "split") if key in values}
+        example = {"at": at} | {key: values[key] for key in ("id", "split") if values.get(key) is not None}
+        if group := getattr(options, "group_column", ""):
+            example["group"] = values.get(group)
         for key, name in (
             (text, "tokens" if isinstance(values.get(text), list) else "text"),
             (pair, "text_pair"),
             *((name, name) for name in labels),
         ):
             if key is not None:
-                if key not in values:
+                if key not in values and (key not in labels or len(labels) == 1):
                     raise UserError(f"{at}: no key {key!r}, which the first row has")
-                value = values[key]
-                example[name] = str(value) if isinstance(value, int) and name in labels else value
+                example[name] = values.get(key)
         yield example
 
 
@@ -225,20 +331,39 @@ def read_seq(path, options):
         yield example
 
 
-SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-READERS = {"csv": read_csv, "tsv": read_tsv, "jsonl": read_jsonl, "conll": read_conll, "seq": read_seq}
+SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
+CONLL_SUFFIXES = (".conll", ".bio", ".bioes", ".bmes", ".iob", ".iob2")
+READERS = {
+    "csv": read_csv,
+    "tsv": read_tsv,
+    "jsonl": read_jsonl,
+    "json": read_json,
+    "parquet": read_parquet,
+    "conll": read_conll,
+    "seq": read_seq,
+    "hf": read_dataset,
+}
+
+
+def suffix_of(path):
+    """The suffix that tells the format: in lower case, of data.csv.gz that of data.csv."""
+    path = Path(path)
+    return (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
 def find_format(path, labelled=True):
     """The reader's name for a file or folder, by its name and first rows. labelled: whether plain text will not do."""
     if path.is_dir():
-        return "seq"
-    if path.suffix.lower() in SUFFIXES:
-        return SUFFIXES[path.suffix.lower()]
-    if path.suffix.lower() in (".conll", ".bio", ".bioes", ".bmes"):
+        return "seq" if (path / "seq.in").exists() else "hf"
+    suffix = suffix_of(path)
+    if suffix in SUFFIXES:
+        return SUFFIXES[suffix]
+    if suffix in CONLL_SUFFIXES:
         return "conll"
-    with open(path, "rb") as file:
-        head = [row for row in file.read(8192).decode("utf-8", "ignore").lstrip("\ufeff").split("\n")[:-1] if row.strip()] or [""]
+    with open_bytes(path) as file:
+        raw = file.read(8192)
+    head = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8", "ignore").lstrip("\ufeff").split("\n")
+    head = [row for row in (head[:-1] if len(raw) == 8192 else head) if row.strip()] or [""]
     if head[0].startswith("{"):
         return "jsonl"
     if all(re.search(r"[ \t](O|[BIESMLU]-\S+)\s*$", row) or row.startswith("-DOCSTART-") for row in head):

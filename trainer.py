@@ -22,6 +22,7 @@ import checkpoint
 import metrics
 from config import UserError, is_tagging
 from data_process import join_tokens, split_text
+from labels import place_tokens
 from run_folder import Interrupted
 
 logger = logging.getLogger("template")
@@ -112,7 +113,7 @@ class Trainer:
             while progress.epoch < config.epochs and not self.out_of_patience():
                 try:
                     self.train_one_epoch(progress.epoch)
-                    scores = self.eval(self.dev_loader)
+                    scores = self.eval(self.dev_loader, fit=True)
                     progress.epoch, progress.batch = progress.epoch + 1, 0
                     self.keep_best(scores)
                     last = progress.epoch == config.epochs or self.out_of_patience()
@@ -321,21 +322,43 @@ class Trainer:
         """{task: list of labels or tag lists}, twice -> {score: value}; see metrics.py."""
         return metrics.score(self.tasks, gold, predicted)
 
-    def eval(self, loader):
-        """Scores and mean losses of all examples, against the labels as they are in the file, cut or unknown ones too."""
-        predicted, _, losses = self.infer(loader, "evaluating")
+    def eval(self, loader, fit=False):
+        """Scores and mean losses of all examples, against the labels as they are in the file, cut or unknown ones too.
+
+        fit: first let the heads choose what they choose on dev (a multilabel head its threshold). `per_label` then holds the
+        precision, recall and F1 of each label.
+        """
+        predicted, _, losses = self.infer(loader, "evaluating", fit)
         examples = [loader.dataset[i] for i in range(len(loader.dataset))]
         gold = {name: [example[name] for example in examples] for name in self.tasks}
+        self.per_label = metrics.report(self.tasks, gold, predicted)
         return losses | self.metric_function(gold, predicted)
 
     @torch.inference_mode()
-    def infer(self, loader, what):
-        """({task: labels or tag lists}, {task: probabilities}, {loss: mean}) of a MyDataLoader, in the order of its dataset."""
+    def infer(self, loader, what, fit=False, keep=None):
+        """({task: labels or tag lists}, {task: probabilities}, {loss: mean}) of a MyDataLoader, in the order of its dataset.
+
+        keep: a dict to fill with {task: [what heads average, of each example]}.
+        """
         self.model.eval()
-        data = loader.dataset
-        labels = {name: task["labels"] for name, task in self.tasks.items()}
-        predicted, probabilities = ({name: [None] * len(data) for name in self.tasks} for _ in range(2))
-        sums, counts = {}, {}
+        data, heads = loader.dataset, self.model.output_layer.heads
+        answers = {name: [[] for _ in range(len(data))] for name in self.tasks}  # of each example: (first word, answer, probability)
+        sums, counts, waiting = {}, {}, {name: [] for name, head in heads.items() if fit and head.fits}
+
+        def take(name, batch, logits):
+            tagging = heads[name].reads == "words"
+            numbers, chances = (tensor.tolist() for tensor in heads[name].decode(logits, batch.inputs))
+            kept = None if keep is None else heads[name].probabilities(logits).cpu()
+            for place, row in enumerate(batch.rows.tolist()):
+                first, size = (data.columns["first_word"][row], data.columns["word_starts"].lengths[row]) if tagging else (0, None)
+                if tagging or data.is_first(row):
+                    answer = (numbers[place][:size], chances[place][:size]) if tagging else (numbers[place], chances[place])
+                    answers[name][data.of[row]].append((int(first), *answer))
+                    if kept is not None:
+                        keep.setdefault(name, {}).setdefault(int(data.of[row]), []).append(
+                            (int(first), kept[place][:size] if tagging else kept[place])
+                        )
+
         for batch in tqdm(loader, desc=what, leave=False, delay=2):
             self.check_signal()
             batch = batch.to(self.device)
@@ -344,19 +367,32 @@ class Trainer:
             for name, count in self.model.count_labels(batch.inputs, batch.labels).items():
                 sums[name] = sums.get(name, 0.0) + output.losses[name].double() * count
                 counts[name] = counts.get(name, 0) + count
-            for name, decoded in self.model.decode(output.logits, batch.inputs).items():
-                numbers, chances = (tensor.tolist() for tensor in decoded)
-                for place, row in enumerate(batch.rows.tolist()):
-                    if is_tagging(self.tasks[name]["type"]):
-                        kept, whole = data.columns["word_starts"].lengths[row], data.columns["num_words"][row]
-                        predicted[name][row] = [labels[name][number] for number in numbers[place][:kept]] + ["O"] * (whole - kept)
-                    else:
-                        predicted[name][row] = labels[name][numbers[place]]
-                        probabilities[name][row] = chances[place]
-        losses = {f"{name}_loss": (sums[name] / max(counts[name], 1)).item() for name in sums}
+            for name, logits in output.logits.items():
+                if name in waiting:
+                    waiting[name].append((batch, logits))
+                else:
+                    take(name, batch, logits)
+        for name, batches in waiting.items():
+            heads[name].fit(torch.cat([logits for _, logits in batches]), torch.cat([batch.labels[name] for batch, _ in batches]))
+            for batch, logits in batches:
+                take(name, batch, logits)
+        losses = {f"{name}_loss": (sums[name] / max(counts[name], 1e-12)).item() for name in sums}
         if losses:
             losses = {"loss": sum(self.model.loss.task_weights.get(name, 1.0) * losses[f"{name}_loss"] for name in sums)} | losses
+        predicted, probabilities = {}, {}
+        for name, head in heads.items():
+            named = [head.named(*self.join(name, pieces, data, i)) for i, pieces in enumerate(answers[name])]
+            predicted[name], probabilities[name] = ([one[part] for one in named] for part in (0, 1))
         return predicted, probabilities, losses
+
+    def join(self, name, pieces, data, example):
+        """(answer, probability) of an example from those of its windows; words that were cut are O."""
+        if self.model.output_layer.heads[name].reads != "words":
+            return pieces[0][1:]
+        tags, chances = (stitch([(first, piece[part]) for first, *piece in pieces]) for part in (0, 1))
+        missing = int(data.columns["num_words"][data.first_rows[example]]) - len(tags) if len(pieces) == 1 else 0
+        outside = self.tasks[name]["labels"].index("O") if missing and "O" in self.tasks[name]["labels"] else 0
+        return tags + [outside] * missing, chances + [0.0] * missing
 
     def predict(self, loader, path):
         """Labels every example of a MyDataLoader into a .csv or .jsonl file, in input order; the file appears whole or not at all.
@@ -387,23 +423,38 @@ class Trainer:
 
     def prediction(self, example, answers):
         unit = next((task["unit"] for task in self.tasks.values() if is_tagging(task["type"])), "word")
-        text, spans = (example["text"], example.get("spans")) if "text" in example else join_tokens(example["tokens"], unit)
+        text, spans = (example["text"], None) if "text" in example else join_tokens(example["tokens"], unit)
+        if "text" in example and "tokens" in example:
+            spans = place_tokens(text, example["tokens"])
+            if spans is None:  # tokens that are not from this text
+                text, spans = join_tokens(example["tokens"], unit)
         row = {"id": example["id"], "text": text} | ({"text_pair": example["text_pair"]} if "text_pair" in example else {})
         for name, (label, probability) in answers.items():
             if is_tagging(self.tasks[name]["type"]):
                 row |= {name: metrics.entities(label, spans, text), f"{name}_tags": label}
+            elif probability is None:
+                row[name] = label
             else:
-                row |= {name: label, f"{name}_probability": round(probability, 6)}
+                rounded = [round(one, 6) for one in probability] if isinstance(probability, list) else round(probability, 6)
+                row |= {name: label, f"{name}_probability": rounded}
         return row
+
+
+def stitch(windows):
+    """[(first word, a list with an item a word)] that overlap -> one list; a word of two comes from the one whose edge is farther."""
+    (_, whole), *others = sorted(windows, key=lambda window: window[0])
+    whole = list(whole)
+    for first, items in others:
+        middle = (len(whole) - first + 1) // 2  # of the words that both have
+        whole = whole[: first + middle] + list(items[middle:])
+    return whole
 
 
 def with_tokens(examples, tasks):
     """Texts to predict on -> examples as the model's tasks need them: a tagging model gets tokens, cut as in its training data."""
     unit = next((task["unit"] for task in tasks.values() if is_tagging(task["type"])), None)
-    if unit is None:
-        return examples
-    for example in examples:
-        if "tokens" not in example:
-            pieces = split_text(example["text"], unit)
-            example |= {"tokens": [piece[0] for piece in pieces], "spans": [piece[1:] for piece in pieces]}
+    if unit is not None:
+        for example in examples:
+            if "tokens" not in example:
+                example["tokens"] = [token for token, _, _ in split_text(example["text"], unit)]
     return examples

@@ -4,7 +4,8 @@ import pytest
 from conftest import ROOT, SHARED, read_json
 
 from config import Config, DataConfig, UserError
-from data_process import illegal_tags, join_tokens, load_labels, process, read_texts, split_text
+from data_process import join_tokens, load_labels, process, read_texts, split_text
+from labels import illegal_tags
 
 
 def write(folder, files):
@@ -35,7 +36,7 @@ def test_csv_keeps_quotes_line_breaks_and_what_looks_missing(tmp_path):
     body = 'text,label\n"a, ""b""\nc",x\nNA,null\nnull,x\n007,null\n"line\u2028sep",x\n'
     parts, labels = run(tmp_path, three({"csv": body}))
     assert [e["text"] for e in parts["train"]] == ['a, "b"\nc', "NA", "null", "007", "line\u2028sep"]
-    assert labels == {"label": {"type": "classification", "labels": ["null", "x"]}}
+    assert labels == {"label": {"type": "classification", "labels": ["null", "x"], "counts": [2, 3]}}
 
 
 def test_tsv_keeps_stray_quotes_and_long_fields(tmp_path):
@@ -60,7 +61,7 @@ def test_jsonl_with_tokens_split_and_numbers_as_labels(tmp_path):
     parts, labels = run(tmp_path, {"all.jsonl": "\n".join(map(json.dumps, rows))})
     assert [len(parts[part]) for part in ("train", "dev", "test")] == [2, 2, 2]
     assert parts["dev"][1] == {"id": "3", "tokens": ["a", " "], "label": "1", "tags": ["B-x", "O"]}
-    assert labels["tags"] == {"type": "tagging", "labels": ["O", "B-x"], "unit": "character+blank"}
+    assert labels["tags"] == {"type": "tagging", "labels": ["O", "B-x"], "counts": [2, 2], "unit": "character+blank"}
 
 
 def test_conll_with_blank_tokens_columns_and_intents(tmp_path):
@@ -104,7 +105,7 @@ def test_a_single_file_is_split_stratified_disjoint_and_by_the_seed(tmp_path, ca
 def test_labels_unseen_in_train_are_told_and_left_to_count_as_wrong(tmp_path, capsys):
     _, labels = run(tmp_path, {"train.csv": "text,label\na,x\nb,y\n", "dev.csv": "text,label\nc,new\n"})
     assert labels["label"]["labels"] == ["x", "y"]
-    assert "1 labels of dev never occur in train" in capsys.readouterr().out
+    assert "labels of dev that never occur in train (1)" in capsys.readouterr().out
 
 
 def test_byte_order_marks_and_other_encodings(tmp_path):
@@ -140,7 +141,7 @@ BAD = {
     "key missing": ({"train.jsonl": '{"text": "a", "label": "x"}\n{"text": "b"}\n'}, ["row 2", "'label'"], {}),
     "label of another type": (
         {"train.jsonl": '{"text": "a", "label": "x"}\n{"text": "b", "label": null}\n'},
-        ["row 2", "not a string"],
+        ["row 2", "has no label"],
         {},
     ),
     "tokens and tags": ({"train.jsonl": '{"tokens": ["a", "b"], "tags": ["O"]}\n'}, ["row 1", "2 tokens", "1 tags"], {}),
@@ -224,8 +225,8 @@ def test_join_tokens_and_back():
 
 
 def test_illegal_tags_are_counted():
-    assert illegal_tags(["O", "I-x", "B-x", "I-y", "I-y", "O", "E-x"]) == 3
-    assert illegal_tags(["B-x", "I-x", "E-x", "S-y", "B-x", "I-x"]) == 0
+    assert illegal_tags(["O", "I-x", "B-x", "I-y", "I-y", "O", "E-x"]) == [1, 3, 6]
+    assert illegal_tags(["B-x", "I-x", "E-x", "S-y", "B-x", "I-x"]) == []
 
 
 def test_texts_to_predict_on(tmp_path):
@@ -283,7 +284,7 @@ def test_real_sets_need_no_flag_but_input(name, sizes, tmp_path):
 
 def test_repeated_ids_are_told(tmp_path, capsys):
     parts, _ = run(tmp_path, three({"csv": "id,text,label\n1,a,x\n2,b,y\n"}))
-    assert [e["id"] for e in parts["dev"]] == ["1", "2"] and "2 ids are used more than once" in capsys.readouterr().out
+    assert [e["id"] for e in parts["dev"]] == ["1", "2"] and "ids are used more than once (4)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("output", ["raw", ".", "mine"])

@@ -183,7 +183,7 @@ def test_early_stopping_and_the_best_checkpoint(tiny, monkeypatch):
     trainer = make_trainer(config)
     scores, weights = iter([0.2, 0.5, 0.5, 0.4, 0.9]), []
 
-    def scripted(loader):
+    def scripted(loader, fit):
         weights.append({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
         return {"intent_accuracy": next(scores)}
 

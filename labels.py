@@ -1,0 +1,232 @@
+"""Labels as data holds them: which kind of task they make, whether they can be used, and tag schemes and spans.
+
+Kinds: "classification" (a string), "multilabel" (a list of strings), "regression" (a number), "tagging" (a tag a token).
+Spans over a text's characters become tags over its tokens, so they are tagging too.
+Edit here when labels of another shape, or another tag scheme, should be read.
+"""
+
+import math
+import re
+
+import regex
+
+from config import UserError, is_tagging
+
+KINDS = ("classification", "multilabel", "regression", "tagging")
+TAG_NAMES = ("slots", "tags", "ner", "ner_tags")  # labels of these names are tags, never sets of labels
+
+
+# ---- kinds ---------------------------------------------------------------------------------------------------------------
+
+
+def is_spans(value):
+    """Whether a label is a list of spans, or CLUENER's dict of them."""
+    if isinstance(value, dict):
+        return True
+    return isinstance(value, list) and any(isinstance(one, dict | list) for one in value)
+
+
+def find_kind(name, values):
+    """The kind of task that all these labels (None left out) make."""
+    if any(is_spans(value) for value in values):
+        return "spans"
+    if any(isinstance(value, list) for value in values):
+        return "list"
+    numbers = [value for value in values if isinstance(value, float)]
+    if numbers and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return "regression"
+    if any("." in str(value) for value in values) and all(isinstance(value, str) and is_number(value) for value in values):
+        return "regression"
+    return "classification"
+
+
+def is_number(text):
+    return bool(re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", text))
+
+
+def check_label(example, name, kind):
+    """The label as it is to be kept (None: there is none), or a UserError that says why it cannot be one."""
+    at, label = example["at"], example.get(name)
+    if label is None:
+        return None
+    if is_tagging(kind):
+        if "tokens" not in example:
+            raise UserError(f"{at}: {name!r} is a list; tags need `tokens`, a list as well")
+        if not isinstance(label, list) or not all(isinstance(tag, str) and tag for tag in label):
+            raise UserError(f"{at}: {name!r} must be a list of tags, strings that are not empty")
+        if len(label) != len(example["tokens"]):
+            raise UserError(f"{at}: {len(example['tokens'])} tokens, but {len(label)} tags in {name!r}")
+        return label
+    if kind == "multilabel":
+        label = label if isinstance(label, list) else [label]
+        label = [str(one) if isinstance(one, int) and not isinstance(one, bool) else one for one in label]
+        if not all(isinstance(one, str) and one.strip() for one in label):
+            raise UserError(f"{at}: {name!r} must be a list of labels, strings that are not empty")
+        return sorted({one.strip() for one in label})
+    if kind == "regression":
+        if isinstance(label, bool) or not (isinstance(label, int | float) or (isinstance(label, str) and is_number(label))):
+            raise UserError(f"{at}: the label {name}={label!r} is not a number; --label_type {name}=classification takes it as a name")
+        if not math.isfinite(float(label)):
+            raise UserError(f"{at}: the label {name}={label!r} is not finite")
+        return float(label)
+    label = str(label) if isinstance(label, int | float) and not isinstance(label, bool) else label
+    if not isinstance(label, str):
+        raise UserError(f"{at}: the label {name}={label!r} is not a string")
+    if not label.strip():
+        raise UserError(f"{at}: the label {name!r} is empty")
+    return label.strip()
+
+
+# ---- tag schemes ---------------------------------------------------------------------------------------------------------
+
+
+def find_scheme(tag_lists):
+    """ "bio", "iob1", "bioes", "bmes" or "bilou"; None if the tags are no entities (parts of speech, say).
+
+    IOB1 writes B- only where an entity follows one of its own type directly (Ramshaw and Marcus, 1995).
+    """
+    letters, starts, proper = set(), 0, 0
+    for tags in tag_lists:
+        before = "O"
+        for tag in tags:
+            if tag != "O":
+                if not re.match(r"[BIESMLU]-.", tag):
+                    return None
+                letters.add(tag[0])
+                follows = before[2:] == tag[2:] and before != "O"
+                starts += tag[0] == "I" and not follows
+                proper += tag[0] == "B" and not follows
+            before = tag
+    if not letters:
+        return None
+    if letters & {"L", "U"}:
+        return "bilou"
+    if "M" in letters:
+        return "bmes"
+    if letters & {"E", "S"}:
+        return "bioes"
+    return "iob1" if starts and not proper else "bio"
+
+
+def convert_tags(tags, source, target):
+    """Tags of one scheme written in another; target: "bio" or "bioes"."""
+    letters = {"bmes": {"M": "I"}, "bilou": {"L": "E", "U": "S"}}.get(source, {})
+    tags = [letters.get(tag[0], tag[0]) + tag[1:] for tag in tags]
+    if source == "iob1":
+        tags = [
+            f"B{tag[1:]}" if tag[0] == "I" and (before == "O" or before[2:] != tag[2:]) else tag for before, tag in zip(["O", *tags], tags)
+        ]
+    if source in ("bio", "iob1") and target == "bioes":
+        ends = [after != f"I{tag[1:]}" for tag, after in zip(tags, [*tags[1:], "O"])]
+        tags = [{"B": "S", "I": "E"}.get(tag[0], tag[0]) + tag[1:] if end else tag for tag, end in zip(tags, ends)]
+    if source not in ("bio", "iob1") and target == "bio":
+        tags = [{"S": "B", "E": "I"}.get(tag[0], tag[0]) + tag[1:] for tag in tags]
+    return tags
+
+
+def illegal_tags(tags):
+    """Positions of tags that break BIO or BIOES: an I- or E- (or M-) that continues nothing of its own type."""
+    before, bad = "O", []
+    for place, tag in enumerate(tags):
+        if tag[:2] in ("I-", "E-", "M-") and (before[:2] not in ("B-", "I-", "M-") or before[2:] != tag[2:]):
+            bad.append(place)
+        before = tag
+    return bad
+
+
+# ---- spans ---------------------------------------------------------------------------------------------------------------
+
+
+def read_spans(value, text, at):
+    """[(start, end, label)] over the characters of the text, end exclusive, in the text's order.
+
+    value: [{"start", "end", "label"}], under their other usual names too, [[start, end, label]] (doccano), or CLUENER's
+    {label: {surface: [[first, last]]}}, whose ends are inclusive. A surface in the data must be what lies between its ends.
+    """
+
+    def one_of(item, *names):
+        return next((item[name] for name in names if name in item), None)
+
+    found = []
+    if isinstance(value, dict):
+        for label, surfaces in value.items():
+            if not isinstance(surfaces, dict):
+                raise UserError(f"{at}: entities must be {{label: {{surface: [[first, last]]}}}} or a list of spans")
+            found += [
+                (*(place if len(place) == 2 else (None, None)), label, surface) for surface, places in surfaces.items() for place in places
+            ]
+        found = [(start, end + 1 if isinstance(end, int) else end, label, surface) for start, end, label, surface in found]
+    else:
+        for item in value:
+            if isinstance(item, dict):
+                label = one_of(item, "label", "type", "entity_type", "entity_group", "tag")
+                if isinstance(label, list) and len(label) == 1:
+                    (label,) = label
+                start, end = one_of(item, "start", "start_offset", "start_idx", "begin"), one_of(item, "end", "end_offset", "end_idx")
+                found.append((start, end, label, one_of(item, "text", "entity", "word", "surface", "mention")))
+            else:
+                found.append((*item, None) if len(item) == 3 else (None, None, None, None))
+    spans = []
+    for start, end, label, surface in found:
+        if type(start) is not int or type(end) is not int or not isinstance(label, str) or not label:
+            raise UserError(f"{at}: a span needs a start, an end and a label, found {start!r}, {end!r}, {label!r}")
+        if surface and text[start:end] != surface and text[start : end + 1] == surface:
+            end += 1  # the data counts its ends as inclusive
+        if not 0 <= start < end <= len(text):
+            raise UserError(f"{at}: the span {start} to {end} of {label!r} lies outside the text, which has {len(text)} characters")
+        if surface and text[start:end] != surface:
+            raise UserError(f"{at}: the span {start} to {end} is {text[start:end]!r}, but the data calls it {surface!r}")
+        spans.append((start, end, label))
+    return sorted(set(spans))
+
+
+def without_overlaps(spans):
+    """(spans that share no character, those left out): of two that do, the longer stays, then the earlier."""
+    kept, dropped = [], []
+    for span in sorted(spans, key=lambda span: (span[0] - span[1], span[0], span[2])):
+        clash = any(span[0] < other[1] and other[0] < span[1] for other in kept)
+        (dropped if clash else kept).append(span)
+    return sorted(kept), dropped
+
+
+def cut_at(pieces, borders):
+    """[(token, start, end)] cut further, so that no border lies inside a token."""
+    result = []
+    for token, start, end in pieces:
+        inside = sorted(border for border in borders if start < border < end)
+        for a, b in zip([start, *inside], [*inside, end]):
+            result.append((token[a - start : b - start], a, b))
+    return result
+
+
+def spans_to_tags(spans, pieces):
+    """BIO tags of the pieces [(token, start, end)]; spans are in order, do not overlap, and none ends inside a piece."""
+    tags, number, last = [], 0, None
+    for _, start, end in pieces:
+        while number < len(spans) and spans[number][1] <= start:
+            number += 1
+        span = spans[number] if number < len(spans) and spans[number][0] < end else None
+        tags.append("O" if span is None else f"{'I' if span is last else 'B'}-{span[2]}")
+        last = span
+    return tags
+
+
+def place_tokens(text, tokens):
+    """[(start, end)] of tokens that were cut out of the text in order; None if they were not."""
+    spans, place = [], 0
+    for token in tokens:
+        start = text.find(token, place)
+        if start < 0:
+            return None
+        spans.append((start, start + len(token)))
+        place = start + len(token)
+    return spans
+
+
+def mostly_chinese(texts):
+    """Whether most letters of the texts are Chinese or kana."""
+    letters = chinese = 0
+    for text in texts:
+        letters += len(regex.findall(r"\p{L}", text))
+        chinese += len(regex.findall(r"[\p{Han}\p{Hiragana}\p{Katakana}]", text))
+    return 2 * chinese > letters
