@@ -64,6 +64,7 @@ class Config:
 
     # Files
     data_path: str = option("dataset/sample", "processed folder, made by data_process.py", group="files")
+    fold: int | None = option(None, "train on this fold of --data_path (see data_process.py --n_splits); cross_validate.py takes all")
     output_dir: str = option("output", "runs are kept here", aliases=["model_output_path"])
     model_version: str = option(
         "", "name of this run: its folder is OUTPUT_DIR/MODEL_VERSION (default: the name of --checkpoint, else of the data folder)"
@@ -185,7 +186,13 @@ class Config:
     def run_dir(self):
         """Where this run is kept; a rehearsal (--debug) never touches the real run's folder."""
         name = self.model_version or Path(self.checkpoint or self.data_path).resolve().name
+        name += "" if self.fold is None else f"-fold_{self.fold}"
         return Path(self.output_dir) / (name + ("-debug" if self.debug else ""))
+
+    @property
+    def data_dir(self):
+        """The processed folder to read: --data_path, or a fold in it."""
+        return Path(self.data_path) if self.fold is None else Path(self.data_path) / f"fold_{self.fold}"
 
     def task_weights_by_name(self):
         """'intent=1,slots=2' -> {'intent': 1.0, 'slots': 2.0}"""

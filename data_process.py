@@ -112,7 +112,7 @@ def check_examples(examples, config):
     """
     first, notes = examples[0], []
     names = list(dict.fromkeys(key for example in examples for key in example if key not in RESERVED))
-    texts = {"text", "tokens", "text_pair"}
+    chosen, texts = config.label_types_by_name(), {"text", "tokens", "text_pair"}
     for example in examples:
         at = example["at"]
         if (has := texts & example.keys()) != (wanted := texts & first.keys()):
@@ -125,9 +125,9 @@ def check_examples(examples, config):
                 raise UserError(f"{at}: split {example['split']!r} is none of train, dev, test")
             example["split"] = part
         for name in names:
-            if len(names) > 1 and isinstance(example.get(name), str) and not example[name].strip():
+            empty = isinstance(example.get(name), str) and not example[name].strip()
+            if len(names) > 1 and empty and chosen.get(name) != "multilabel":  # a cell without labels may be just that
                 example[name] = None
-    chosen = config.label_types_by_name()
     if unknown := sorted(set(chosen) - set(names)):
         raise UserError(f"--label_type names {', '.join(unknown)}, but the labels are {', '.join(names)}")
     tasks, spans = {}, []

@@ -13,6 +13,8 @@ import unicodedata
 from collections import Counter, defaultdict
 from typing import NamedTuple
 
+from tqdm import tqdm
+
 from config import is_tagging
 from labels import find_scheme, illegal_tags
 
@@ -235,11 +237,6 @@ def check_labels(parts, tasks):
         if task["type"] == "regression":
             continue
         counts = {part: Counter(x for e in examples for x in labels_in(e[name])) for part, examples in parts.items()}
-        first = {}
-        for examples in parts.values():
-            for e in examples:
-                for label in labels_in(e[name]):
-                    first.setdefault((label, e["at"].rpartition(",")[0]), e["at"])
         train = counts["train"]
 
         def where(label, part, name=name):
@@ -259,12 +256,13 @@ def check_labels(parts, tasks):
         folded = defaultdict(list)
         for label in sorted({label for count in counts.values() for label in count}):
             folded[re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", label).casefold())].append(label)
-        alike = [", ".join(map(repr, group)) for group in folded.values() if len(group) > 1 and not is_tagging(task["type"])]
-        yield Note(
-            f"{name}: labels that differ only in case, blanks or width",
-            [f"{where(g.split(', ')[0][1:-1], next(p for p in parts if counts[p][g.split(', ')[0][1:-1]]))} / {g}" for g in alike],
-            "probably one label: merge them",
-        )
+        alike = [
+            where(rare, next(part for part in parts if counts[part][rare])) + f", and {', '.join(map(repr, group - {rare}))}"
+            for group in map(set, folded.values())
+            if len(group) > 1 and not is_tagging(task["type"])
+            for rare in [min(sorted(group), key=lambda label: sum(count[label] for count in counts.values()))]
+        ]
+        yield Note(f"{name}: labels that differ only in case, blanks or width", alike, "probably one label: merge them")
         odd = [where(label, part) for part in parts for label in sorted(counts[part]) if label.strip().lower() in PLACEHOLDERS]
         yield Note(f"{name}: labels that look like a missing value", odd, "leave the label empty (null) if there is none")
         if task["type"] == "classification" and train:
@@ -289,13 +287,9 @@ def check_labels(parts, tasks):
                             "split anew, stratified, or know why",
                         )
         if task["type"] == "multilabel":
-            yield Note(
-                f"{name}: rows with no label at all",
-                []
-                if sum(not e[name] for e in parts["train"]) > 0.05 * len(parts["train"])
-                else rows_where(parts, lambda e, name=name: e[name] == []),
-                "is that what is meant, or is it missing (null)?",
-            )
+            none = rows_where(parts, lambda e, name=name: e[name] == [])
+            often = sum(not e[name] for e in parts["train"]) > 0.05 * len(parts["train"])
+            yield Note(f"{name}: rows with no label at all", [] if often else none, "is that what is meant, or is it missing (null)?")
             always = [label for label, count in train.items() if count == len(parts["train"]) > 1]
             yield Note(
                 f"{name}: labels that every row has",
@@ -306,26 +300,22 @@ def check_labels(parts, tasks):
 
 def check_numbers(parts, tasks):
     for name, task in tasks.items():
-        if task["type"] == "regression":
-            far = rows_where(
-                parts,
-                lambda e, name=name, task=task: e[name] is not None and abs(e[name] - task["mean"]) > 8 * task["std"] and f"{e[name]:g}",
-            )
-            yield Note(f"{name}: numbers far from all others", far, "a unit or a decimal point may be wrong")
-            for part, examples in parts.items():
-                known = [e[name] for e in examples if e[name] is not None]
-                if len(known) > 1 and len(set(known)) == 1:
-                    yield Note(
-                        f"{name}: all numbers of {part} are the same",
-                        [f"{examples[0]['at']}: {known[0]:g}"],
-                        "no correlation can be computed",
-                    )
-                elif part != "train" and len(known) >= 30 and abs(statistics.fmean(known) - task["mean"]) > 0.5 * task["std"]:
-                    yield Note(
-                        f"{name}: numbers of {part} are others than those of train",
-                        [f"mean {statistics.fmean(known):.4g} and {task['mean']:.4g}"],
-                        "split anew, or know why",
-                    )
+        if task["type"] != "regression":
+            continue
+        train = [e[name] for e in parts["train"] if e[name] is not None]
+        middle = statistics.median(train)
+        spread = 1.4826 * statistics.median(abs(value - middle) for value in train) or task["std"]  # the median deviation, as of a normal
+        everywhere = [(e["at"], e[name]) for examples in parts.values() for e in examples if e[name] is not None]
+        far = [f"{at}: {value:g}" for at, value in everywhere if abs(value - middle) > 10 * spread]
+        yield Note(f"{name}: numbers far from all others", far, "a unit or a decimal point may be wrong")
+        for part, examples in parts.items():
+            known = [e[name] for e in examples if e[name] is not None]
+            if len(known) > 1 and len(set(known)) == 1:
+                where = [f"{examples[0]['at']}: {known[0]:g}"]
+                yield Note(f"{name}: all numbers of {part} are the same", where, "no correlation can be computed")
+            elif part != "train" and len(known) >= 30 and abs(statistics.fmean(known) - task["mean"]) > 0.5 * task["std"]:
+                where = [f"mean {statistics.fmean(known):.4g} and {task['mean']:.4g}"]
+                yield Note(f"{name}: numbers of {part} are others than those of train", where, "split anew, or know why")
 
 
 # ---- tags ----------------------------------------------------------------------------------------------------------------
@@ -453,7 +443,7 @@ def check_encoding(parts, tasks, encoder):
     )
     yield Note("tokens vanish in the tokenizer", vanished, "they are read as [UNK], so tags do not shift; remove them if they mean nothing")
     share = "" if not unknown else f" ({len(unknown) / total:.1%} of the rows)"
-    if len(unknown) > 0.02 * total:
+    if len(unknown) > 0.1 * total:
         yield Note(
             f"characters become [UNK]{share}", unknown, "another tokenizer, or --new_tokens of continue_pretrain_task.py, knows them"
         )
@@ -467,7 +457,9 @@ CHECKS = [check_ids, check_duplicates, check_characters, check_tokens, check_len
 
 def examine(parts, tasks, encoder=None, notes=()):
     """All notes that have rows, those of the processing first."""
-    found = [*notes, *(note for check in CHECKS for note in check(parts, tasks))]
+    found = list(notes)
+    for check in tqdm(CHECKS, desc="examining", leave=False, delay=2):
+        found += check(parts, tasks)
     if encoder is not None:
         found += check_encoding(parts, tasks, encoder)
     return [note for note in found if note.rows]

@@ -30,7 +30,7 @@ def main(config):
     # Everything that can be checked before the slow part
     if not (config.do_train or config.do_eval or config.do_predict):
         raise UserError("nothing to do: add --do_train, --do_eval or --do_predict")
-    device, data_path = to_device(config.device), Path(config.data_path)
+    device, data_path = to_device(config.device), config.data_dir
     texts = data_process.read_texts(config.predict_file, config) if config.do_predict and config.predict_file else None
     needs_data = config.do_train or config.do_eval or not texts
     if needs_data and config.data_path == Config.data_path and not (data_path / "labels.json").exists():
@@ -85,12 +85,12 @@ def main(config):
             trainer.predict(MyDataLoader(predict_set, config.eval_batch_size), config.predict_output or run_dir / "predictions.csv")
 
 
-def command(argv=None):
+def command(argv=None, run=main):
     """The command line: runs `main` and returns the exit code. A mistake is one line and 2; a signal 128 + its number."""
     config = parse_args(Config, argv)
     mistake = None
     try:
-        main(config)
+        run(config)
     except (UserError, OSError) as error:
         mistake = error
     except Interrupted as interrupted:

@@ -272,6 +272,13 @@ class TaggingHead(ClassificationHead):
     def named(self, answer, probability):
         return [self.task["labels"][number] for number in answer], probability
 
+    def probabilities(self, logits):
+        """With a CRF the emissions: models are averaged by their scores, those of paths being sums."""
+        return logits if self.crf else super().probabilities(logits)
+
+    def from_probabilities(self, probabilities):
+        return probabilities if self.crf else super().from_probabilities(probabilities)
+
 
 def all_known(labels, mask):
     """Whether every word of a text has a label, (B,)."""

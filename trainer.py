@@ -401,25 +401,10 @@ class Trainer:
         character offsets into the text column, and its tags.
         """
         predicted, probabilities, _ = self.infer(loader, "predicting")
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.tmp")
-        rows = (
-            self.prediction(loader.dataset[i], {name: (predicted[name][i], probabilities[name][i]) for name in self.tasks})
-            for i in range(len(loader.dataset))
-        )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            if path.suffix == ".jsonl":
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            else:
-                for number, row in enumerate(rows):
-                    row = {name: json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value for name, value in row.items()}
-                    if number == 0:
-                        writer = csv.DictWriter(file, row)
-                        writer.writeheader()
-                    writer.writerow(row)
-        temporary.replace(path)
-        logger.info(f"{len(loader.dataset)} predictions in {path}")
+        data = loader.dataset
+        answers = ({name: (predicted[name][i], probabilities[name][i]) for name in self.tasks} for i in range(len(data)))
+        write_predictions((self.prediction(data[i], answer) for i, answer in enumerate(answers)), path)
+        logger.info(f"{len(data)} predictions in {path}")
 
     def prediction(self, example, answers):
         unit = next((task["unit"] for task in self.tasks.values() if is_tagging(task["type"])), "word")
@@ -438,6 +423,24 @@ class Trainer:
                 rounded = [round(one, 6) for one in probability] if isinstance(probability, list) else round(probability, 6)
                 row |= {name: label, f"{name}_probability": rounded}
         return row
+
+
+def write_predictions(rows, path):
+    """Dicts -> a .csv or .jsonl file that appears whole or not at all. Lists are JSON in a CSV."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(temporary, "w", encoding="utf-8", newline="") as file:
+        if path.suffix == ".jsonl":
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        else:
+            for number, row in enumerate(rows):
+                row = {name: json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value for name, value in row.items()}
+                if number == 0:
+                    writer = csv.DictWriter(file, row)
+                    writer.writeheader()
+                writer.writerow(row)
+    temporary.replace(path)
 
 
 def stitch(windows):

@@ -197,7 +197,7 @@ def test_early_stopping_and_the_best_checkpoint(tiny, monkeypatch):
 def test_a_loss_can_be_monitored(tiny, monkeypatch):
     trainer = make_trainer(tiny(epochs=3, monitor="slots_loss"))
     scores = iter([0.5, 0.2, 0.4])
-    monkeypatch.setattr(trainer, "eval", lambda loader: {"slots_loss": next(scores)})
+    monkeypatch.setattr(trainer, "eval", lambda loader, fit: {"slots_loss": next(scores)})
     assert trainer.train() == 0.2 and trainer.progress.best_epoch == 2
 
 

@@ -1,0 +1,403 @@
+"""Any data: small files of every format, tag scheme and task go raw -> processed -> two epochs -> eval.json -> predictions."""
+
+import csv
+import gzip
+import io
+import json
+import random
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import regex
+from conftest import TINY, read_json
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from seqeval.metrics.sequence_labeling import get_entities
+
+import labels
+from config import Config, DataConfig
+from data_process import process, spans_to_tokens, split_text
+from main import main
+
+rng = random.Random(0)
+SONGS, ROOMS = ["Hey Jude", "Yesterday 😀", "七里香", "Café del Mar", "Let It Be"], ["kitchen", "living room", "客厅", "Büro"]
+
+
+def example(number):
+    """A text with two entities, and a label of every kind."""
+    song, room = rng.choice(SONGS), rng.choice(ROOMS)
+    text = rng.choice(["play {} in the {}", "  stop {}  in {} ", "{}，在{}播放！", "{}\u3000{} ok?"]).format(song, room)
+    spans = [(text.index(song), text.index(song) + len(song), "song"), (text.rindex(room), text.rindex(room) + len(room), "room")]
+    return {
+        "id": str(number),
+        "text": text,
+        "spans": spans,
+        "mood": "good" if "play" in text else "bad",
+        "topics": sorted(rng.sample(["music", "home", "news"], rng.randint(0, 2))),
+        "score": round(rng.gauss(3, 1), 2),
+    }
+
+
+ROWS = [example(number) for number in range(36)]
+PARTS = {"train": ROWS[:20], "dev": ROWS[20:28], "test": ROWS[28:]}
+
+
+def words_and_tags(row, scheme="bio"):
+    pieces = labels.cut_at(split_text(row["text"], "word"), {border for span in row["spans"] for border in span[:2]})
+    tags = labels.spans_to_tags(row["spans"], pieces)
+    if scheme == "iob1":
+        tags = [f"I{tag[1:]}" if tag[0] == "B" and (i == 0 or tags[i - 1][2:] != tag[2:]) else tag for i, tag in enumerate(tags)]
+    elif scheme != "bio":
+        tags = labels.convert_tags(tags, "bio", "bioes")
+        letters = {"bmes": {"I": "M"}, "bilou": {"E": "L", "S": "U"}}.get(scheme, {})
+        tags = [letters.get(tag[0], tag[0]) + tag[1:] for tag in tags]
+    return [token for token, _, _ in pieces], tags
+
+
+# ---- writers of each format: (folder, columns) -> nothing -----------------------------------------------------------------
+
+
+def table(delimiter, name, encoding="utf-8", pack=lambda raw: raw):
+    def write(folder, columns):
+        for part, rows in PARTS.items():
+            out = io.StringIO()
+            writer = csv.writer(out, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
+            writer.writerow(columns)
+            for row in rows:
+                writer.writerow([",".join(cell) if isinstance(cell := value_of(row, column), list) else cell for column in columns])
+            body = out.getvalue()
+            if encoding == "gb18030":
+                body = body.encode(encoding)
+            (folder / f"{part}{name}").write_bytes(pack(body if isinstance(body, bytes) else body.encode(encoding)))
+
+    return write
+
+
+def value_of(row, column):
+    if column == "tokens":
+        return words_and_tags(row)[0]
+    if column == "ner":
+        return words_and_tags(row)[1]
+    if column == "entities":
+        return [{"start": start, "end": end, "label": label} for start, end, label in row["spans"]]
+    if column == "doccano":
+        return [list(span) for span in row["spans"]]
+    if column == "cluener":
+        found = {}
+        for start, end, label in row["spans"]:
+            found.setdefault(label, {}).setdefault(row["text"][start:end], []).append([start, end - 1])
+        return found
+    return row[{"text_pair": "text", "label": "mood"}.get(column, column)]
+
+
+def objects(name, whole=False):
+    def write(folder, columns):
+        for part, rows in PARTS.items():
+            found = [
+                {column.replace("doccano", "label").replace("cluener", "label"): value_of(row, column) for column in columns}
+                for row in rows
+            ]
+            text = (
+                json.dumps({"data": found}, ensure_ascii=False)
+                if whole
+                else "\n".join(json.dumps(one, ensure_ascii=False) for one in found)
+            )
+            (folder / f"{part}{name}").write_bytes((gzip.compress if name.endswith(".gz") else bytes)(text.encode()))
+
+    return write
+
+
+def parquet(folder, columns):
+    for part, rows in PARTS.items():
+        pq.write_table(
+            pa.table({column: [value_of(row, column) for row in rows] for column in columns}), folder / f"{part}-00000-of-00001.parquet"
+        )
+
+
+def hugging_face(folder, columns):
+    """A DatasetDict as save_to_disk leaves it, with ClassLabel features."""
+    found = {}
+    for part, rows in PARTS.items():
+        one = datasets.Dataset.from_list([{column: value_of(row, column) for column in columns} for row in rows])
+        for column in columns:
+            if column == "label":
+                one = (
+                    one.class_encode_column(column)
+                    if part == "nowhere"
+                    else one.cast_column(column, datasets.ClassLabel(names=["bad", "good"]))
+                )
+            if column == "ner":
+                tags = sorted({tag for row in ROWS for tag in words_and_tags(row)[1]})
+                one = one.cast_column(column, datasets.List(datasets.ClassLabel(names=tags)))
+        found["validation" if part == "dev" else part] = one
+    datasets.DatasetDict(found).save_to_disk(str(folder / "saved"))
+
+
+def conll(scheme):
+    def write(folder, columns):
+        for part, rows in PARTS.items():
+            blocks = ("".join(f"{token} X {tag}\n" for token, tag in zip(*words_and_tags(row, scheme))) for row in rows)
+            (folder / f"{part}.{scheme}.txt").write_text("-DOCSTART- X O\n\n" + "\n".join(blocks), encoding="utf-8")
+
+    return write
+
+
+def seq(folder, columns):
+    for part, rows in PARTS.items():
+        (folder / part).mkdir()
+        found = [words_and_tags(row) for row in rows]
+        for name, lines in (
+            ("seq.in", [" ".join(tokens) for tokens, _ in found]),
+            ("seq.out", [" ".join(tags) for _, tags in found]),
+            ("label", [row["mood"] for row in rows]),
+        ):
+            (folder / part / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+TABLE = {  # format, scheme or task: (writer, columns, options of data_process, type of each task)
+    "csv": (table(",", ".csv"), ["text", "label"], {}, {"label": "classification"}),
+    "csv with BOM": (table(",", ".csv", "utf-8-sig"), ["text", "label"], {}, {"label": "classification"}),
+    "csv UTF-16": (table(",", ".csv", "utf-16"), ["text", "label"], {}, {"label": "classification"}),
+    "csv GB18030": (table(",", ".csv", "gb18030"), ["text", "label"], {"encoding": "gb18030"}, {"label": "classification"}),
+    "csv.gz": (table(",", ".csv.gz", pack=gzip.compress), ["text", "label"], {}, {"label": "classification"}),
+    "tsv pairs": (table("\t", ".tsv"), ["text", "text_pair", "label"], {}, {"label": "classification"}),
+    "csv multilabel": (table(",", ".csv"), ["text", "topics"], {"label_column": "topics", "label_type": "topics=multilabel"}, {"topics": "multilabel"}),
+    "csv regression": (table(",", ".csv"), ["text", "score"], {}, {"score": "regression"}),
+    "csv three tasks": (
+        table(",", ".csv"),
+        ["text", "mood", "topics", "score"],
+        {"label_column": "mood,topics,score", "label_type": "topics=multilabel"},
+        {"mood": "classification", "topics": "multilabel", "score": "regression"},
+    ),
+    "jsonl multilabel": (objects(".jsonl"), ["text", "topics"], {"label_column": "topics"}, {"topics": "multilabel"}),
+    "jsonl.gz regression": (objects(".jsonl.gz"), ["text", "score"], {}, {"score": "regression"}),
+    "jsonl spans": (objects(".jsonl"), ["text", "entities"], {}, {"entities": "tagging"}),
+    "jsonl spans in BIOES": (objects(".jsonl"), ["text", "entities"], {"tag_scheme": "bioes"}, {"entities": "tagging"}),
+    "jsonl spans over characters": (objects(".jsonl"), ["text", "entities"], {"unit": "character"}, {"entities": "tagging"}),
+    "doccano": (objects(".jsonl"), ["text", "doccano"], {}, {"label": "tagging"}),
+    "CLUENER": (objects(".json"), ["text", "cluener"], {}, {"label": "tagging"}),
+    "json": (objects(".json", whole=True), ["text", "mood", "entities"], {"label_column": "mood,entities"}, {"mood": "classification", "entities": "tagging"}),
+    "jsonl tokens": (objects(".jsonl"), ["tokens", "ner", "label"], {}, {"label": "classification", "ner": "tagging"}),
+    "parquet": (parquet, ["text", "label"], {}, {"label": "classification"}),
+    "parquet tokens": (parquet, ["tokens", "ner"], {}, {"ner": "tagging"}),
+    "parquet spans": (parquet, ["text", "entities", "score"], {"label_column": "entities,score"}, {"entities": "tagging", "score": "regression"}),
+    "Hugging Face": (hugging_face, ["text", "label"], {}, {"label": "classification"}),
+    "Hugging Face tokens": (hugging_face, ["tokens", "ner", "topics"], {"label_column": "ner,topics", "label_type": "topics=multilabel"}, {"ner": "tagging", "topics": "multilabel"}),
+    "seq": (seq, [], {}, {"intent": "classification", "slots": "tagging"}),
+    **{f"conll {scheme}": (conll(scheme), [], {}, {"slots": "tagging"}) for scheme in ("bio", "iob1", "bioes", "bmes", "bilou")},
+    "conll bio as BIOES": (conll("bio"), [], {"tag_scheme": "bioes"}, {"slots": "tagging"}),
+    "conll bmes as BIO": (conll("bmes"), [], {"tag_scheme": "bio"}, {"slots": "tagging"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_raw_to_predictions(name, tmp_path):
+    write, columns, options, types = TABLE[name]
+    (tmp_path / "raw").mkdir()
+    write(tmp_path / "raw", columns)
+    source = tmp_path / "raw/saved" if (tmp_path / "raw/saved").exists() else tmp_path / "raw"
+    process(DataConfig(input=str(source), output_dir=str(tmp_path / "data"), **options))
+    tasks = read_json(tmp_path / "data/labels.json")
+    assert {name: task["type"] for name, task in tasks.items()} == types
+    gold = [json.loads(line) for line in (tmp_path / "data/test.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(gold) == 8
+    crf = "tagging" in types.values()
+    output = {"output_dir": str(tmp_path / "output"), "model_version": "run", "predict_output": str(tmp_path / "p.jsonl")}
+    main(Config(do_train=True, do_eval=True, do_predict=True, use_crf=crf, data_path=str(tmp_path / "data"), **{**TINY, **output}))
+    scores = read_json(tmp_path / "output/run/eval.json")
+    predicted = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["id"] for row in predicted] == [row["id"] for row in gold]
+    for task, kind in types.items():
+        main_score = {"classification": "accuracy", "multilabel": "micro_f1", "regression": "mae", "tagging": "f1"}[kind]
+        assert f"{task}_{main_score}" in scores["dev"] and f"{task}_{main_score}" in scores["test"]
+        for row, truth, raw in zip(predicted, gold, PARTS["test"]):
+            if kind == "tagging":
+                assert len(row[f"{task}_tags"]) == len(truth["tokens"])
+                assert all(row["text"][one["start"] : one["end"]] == one["text"] for one in row[task])
+                offsets = labels.place_tokens(row["text"], truth["tokens"])
+                spans = [(offsets[first][0], offsets[last][1], label) for label, first, last in get_entities(truth[task])]
+                if "text" in truth:  # the gold entities come back as they were, in the text as it was
+                    assert row["text"] == raw["text"] and spans == raw["spans"]
+                assert [row["text"][start:end].replace(" ", "") for start, end, _ in spans] == [
+                    "".join(raw["text"][start:end].split()) for start, end, _ in raw["spans"]
+                ]
+            elif kind == "classification":
+                assert truth[task] == raw["mood"] and row[task] in tasks[task]["labels"]
+            elif kind == "multilabel":
+                assert truth[task] == raw["topics"] and set(row[task]) <= set(tasks[task]["labels"])
+            else:
+                assert truth[task] == raw["score"] and isinstance(row[task], float)
+
+
+# ---- schemes and spans ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["bio", "iob1", "bioes", "bmes", "bilou"])
+def test_schemes_are_recognised_and_hold_the_same_entities(scheme):
+    written = [words_and_tags(row, scheme)[1] for row in ROWS]
+    written.append({"bio": ["B-a", "B-a", "I-a"], "iob1": ["I-a", "B-a", "I-a"]}.get(scheme, ["S-a", "B-a", "E-a"]))
+    if scheme == "bilou":
+        written[-1] = ["U-a", "B-a", "L-a"]
+    assert labels.find_scheme(written) == scheme
+    plain = [*(words_and_tags(row)[1] for row in ROWS), ["B-a", "B-a", "I-a"]]
+    assert [labels.convert_tags(tags, scheme, "bio") for tags in written] == plain
+    ends = [labels.convert_tags(tags, scheme, "bioes") for tags in written]
+    assert [get_entities(tags) for tags in ends] == [get_entities(tags) for tags in plain]
+    assert labels.find_scheme(ends) == "bioes" and labels.find_scheme([["NN", "VB"]]) is None
+
+
+SPANS = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@st.composite
+def texts_with_spans(draw):
+    text = draw(st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=30)) + draw(
+        st.sampled_from(["a", "é", "中", "😀", "ｗ"])
+    )
+    borders = sorted(draw(st.lists(st.integers(0, len(text)), max_size=8, unique=True)))
+    return text, [(start, end, draw(st.sampled_from("xy"))) for start, end in zip(borders[::2], borders[1::2])]
+
+
+@SPANS
+@given(texts_with_spans(), st.sampled_from(["word", "character"]))
+def test_spans_come_back_as_they_were(given_text, unit):
+    text, spans = given_text
+    example = {"at": "here", "text": text, "slots": [{"start": start, "end": end, "label": label} for start, end, label in spans]}
+    notes = spans_to_tokens([example], ["slots"], unit)
+    offsets = labels.place_tokens(text, example["tokens"])
+    assert offsets is not None and all(text[start:end] == token for (start, end), token in zip(offsets, example["tokens"]))
+    found = [(offsets[first][0], offsets[last][1], label) for label, first, last in get_entities(example["slots"])]
+
+    def stripped(start, end):  # blanks at an entity's border belong to no token
+        inside = [place for place in range(start, end) if regex.match(r"\S", text[place])]
+        return (inside[0], inside[-1] + 1) if inside else None
+
+    wanted = [(*stripped(start, end), label) for start, end, label in spans if stripped(start, end)]
+    assert found == wanted
+    assert len(wanted) == len(spans) or any("blanks" in note.what and note.rows for note in notes)
+
+
+def test_overlapping_spans_are_reported(tmp_path, capsys):
+    spans = [{"start": 0, "end": 8, "label": "song"}, {"start": 4, "end": 8, "label": "person"}]
+    rows = [{"text": f"Hey Jude {number}", "entities": spans, "split": part} for number in range(3) for part in ("train", "dev")]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    process(DataConfig(input=str(tmp_path / "a.jsonl"), output_dir=str(tmp_path / "out")))
+    printed = capsys.readouterr().out
+    assert "spans overlap (6)" in printed and "row 1: 'Jude' (person)" in printed
+    assert json.loads((tmp_path / "out/train.jsonl").read_text().splitlines()[0])["entities"] == ["B-song", "I-song", "O"]
+
+
+@pytest.mark.parametrize(
+    ("entities", "words"),
+    [
+        ([{"start": 0, "end": 99, "label": "x"}], "outside the text"),
+        ([{"start": 3, "end": 3, "label": "x"}], "outside the text"),
+        ([{"start": "0", "end": 3, "label": "x"}], "needs a start"),
+        ([{"start": 0, "end": 3}], "needs a start"),
+        ([[0, 3]], "needs a start"),
+        ([{"start": 0, "end": 3, "label": "x", "text": "Jude"}], "but the data calls it 'Jude'"),
+        ({"song": {"Jude": [[0, 2]]}}, "but the data calls it 'Jude'"),
+        ({"song": 3}, "must be"),
+    ],
+)
+def test_spans_that_cannot_be_are_one_line(entities, words, tmp_path, command):
+    good = {"text": "Hey Jude", "entities": [{"start": 0, "end": 8, "label": "song", "text": "Hey Jude"}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(good) + "\n" + json.dumps({"text": "Hey Jude", "entities": entities}) + "\n")
+    done = command("data_process.py", "--input", "a.jsonl", "--output_dir", "out")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and words in done.stderr and "row 2" in done.stderr, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_inclusive_ends_are_told_by_the_surface():
+    assert labels.read_spans([{"start": 4, "end": 7, "label": "x", "text": "Jude"}], "Hey Jude", "here") == [(4, 8, "x")]
+    assert labels.read_spans({"x": {"Jude": [[4, 7]]}}, "Hey Jude", "here") == [(4, 8, "x")]
+
+
+# ---- missing labels, folds -----------------------------------------------------------------------------------------------
+
+
+def test_rows_may_lack_the_labels_of_some_tasks(tmp_path):
+    rows = []
+    for number in range(40):
+        row = {
+            "text": f"text {number}",
+            "split": ["train", "train", "dev", "test"][number % 4],
+            "mood": ["good", "bad"][number % 2 == 0 or number % 5 == 0],
+        }
+        row |= {"topics": ["a", "b"][: number % 3], "score": number / 4 + 0.5}
+        rows.append(
+            {
+                key: value
+                for key, value in row.items()
+                if key in ("text", "split") or (number % 3, key) not in ((0, "mood"), (1, "topics"), (2, "score"))
+            }
+        )
+    rows[1]["mood"] = None
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [rows[0] | {"mood": "bad", "score": None}, *rows])))
+    options = {"label_column": "mood,topics,score", "label_type": "topics=multilabel,score=regression"}
+    process(DataConfig(input=str(tmp_path / "a.jsonl"), output_dir=str(tmp_path / "data"), **options))
+    dev = [json.loads(line) for line in (tmp_path / "data/dev.jsonl").read_text().splitlines()]
+    assert all(any(row[name] is None for row in dev) for name in ("mood", "topics", "score"))
+    config = Config(
+        do_train=True, do_eval=True, data_path=str(tmp_path / "data"), **TINY, output_dir=str(tmp_path / "output"), model_version="run"
+    )
+    main(config)
+    scores, report = read_json(tmp_path / "output/run/eval.json"), read_json(tmp_path / "output/run/report.json")
+    known = [row for row in dev if row["mood"] is not None]
+    assert sum(label["support"] for label in report["dev"]["mood"].values()) == len(known) < len(dev)
+    assert 0 <= scores["dev"]["mean_score"] <= 1 or scores["dev"]["score_spearman"] < 0
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_folds_are_a_partition_and_stratified(group, tmp_path):
+    lines = ["text,label,who"] + [f"text {n},{'abc'[(n * n) % 3]},u{n // 5}" for n in range(60)] + ["rare,z,u0"]
+    (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
+    more = {"group_column": "who"} if group else {}
+    process(
+        DataConfig(input=str(tmp_path / "a.csv"), output_dir=str(tmp_path / "data"), label_column="label", n_splits=4, test_ratio=0, **more)
+    )
+    whole, tables = sorted(line.split(",")[0] for line in lines[1:]), []
+    for fold in range(4):
+        train, dev = (
+            [json.loads(x)["text"] for x in (tmp_path / f"data/fold_{fold}/{part}.jsonl").read_text().splitlines()]
+            for part in ("train", "dev")
+        )
+        assert sorted(train + dev) == whole and read_json(tmp_path / f"data/fold_{fold}/labels.json") == read_json(
+            tmp_path / "data/labels.json"
+        )
+        tables.append(dev)
+        groups = [{lines[1:][n].split(",")[2] for n in range(61) if lines[1:][n].split(",")[0] in part} for part in (train, dev)]
+        assert not group or not groups[0] & groups[1]
+        counts = [sum(f"{text},{label}" in line for line in lines for text in dev) for label in "ab"]
+        assert group or abs(counts[0] / len(dev) - 1 / 3) < 0.1
+    assert sorted(text for dev in tables for text in dev) == whole  # each row in one dev part
+
+
+def test_cross_validation(tmp_path, command, sample):
+    process(DataConfig(input=str(sample.parent / "tiny"), output_dir=str(tmp_path / "data"), n_splits=3, format="auto", check=False))
+    flags = ["--data_path", "data", "--epochs", 1, "--hidden_size", 32, "--num_layers", 1, "--device", "cpu", "--use_crf"]
+    done = command("cross_validate.py", *flags)
+    assert done.returncode == 0, done.stderr
+    result = read_json(tmp_path / "output/data-folds/folds.json")
+    for part in ("dev", "test"):
+        for name, value in result["mean"][part].items():
+            values = [fold[part][name] for fold in result["folds"]]
+            mean = sum(values) / 3
+            assert value == pytest.approx(mean)
+            assert result["std"][part][name] == pytest.approx((sum((v - mean) ** 2 for v in values) / 2) ** 0.5, abs=1e-12)
+    with open(tmp_path / "output/data-folds/out_of_fold.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    pool = [json.loads(x) for part in ("train", "dev") for x in (tmp_path / f"data/{part}.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert sorted(row["id"] for row in rows) == sorted(row["id"] for row in pool)
+    for fold in range(3):  # each row by the model whose training part has it not
+        seen = {json.loads(x)["id"] for x in (tmp_path / f"data/fold_{fold}/train.jsonl").read_text(encoding="utf-8").splitlines()}
+        assert not seen & {row["id"] for row in rows if row["fold"] == str(fold)}
+    by_id = {row["id"]: row for row in rows}
+    right = sum(by_id[one["id"]]["intent"] == one["intent"] for one in pool)
+    assert result["out_of_fold"]["intent_accuracy"] == pytest.approx(right / len(pool))
+    trained = (tmp_path / "output/data-fold_0/metrics.jsonl").read_bytes()
+    assert command("cross_validate.py", *flags).returncode == 0  # finished folds are not trained again
+    assert (tmp_path / "output/data-fold_0/metrics.jsonl").read_bytes() == trained
+    assert "--n_splits" in command("cross_validate.py", "--data_path", "nowhere").stderr

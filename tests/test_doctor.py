@@ -1,0 +1,247 @@
+"""The doctor: each fault that is put into clean data is named with its row, and clean data leaves it quiet."""
+
+import copy
+import random
+
+import pytest
+from conftest import ROOT, SHARED
+
+import doctor
+from config import DataConfig
+from data_loader import Encoder
+from data_process import collect_labels, prepare, process
+from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
+
+SENTENCE = "please could you bring show find open close start stop the red blue green small large lamp door box song film room"
+WORDS = SENTENCE.split()
+
+
+def made(label, size=60, **more):
+    """{part: examples} of distinct clean texts; label(rng) gives each its label of the task "x"."""
+    rng, parts, seen = random.Random(1), {}, set()
+    for part in ("train", "dev", "test"):
+        parts[part] = []
+        while len(parts[part]) < size:
+            text = " ".join(rng.sample(WORDS, rng.randint(5, 8)))
+            if text not in seen:
+                seen.add(text)
+                row = {"at": f"{part}.csv, row {len(parts[part]) + 2}", "id": f"{part}{len(parts[part])}", "text": text}
+                parts[part].append(row | {name: make(rng) for name, make in more.items()} | {"x": label(rng)})
+    return parts
+
+
+def base(kind):
+    if kind == "tagging":
+        parts, tasks, _ = prepare(DataConfig(input=str(ROOT / "dataset/sample_raw"), check=True))
+        return parts, tasks
+    label = {
+        "classification": lambda rng: rng.choice(["good", "bad"]),
+        "multilabel": lambda rng: sorted(rng.sample(["sport", "news", "art"], rng.randint(1, 2))),
+        "regression": lambda rng: round(rng.gauss(3, 1), 2),
+    }
+    pair = {"text_pair": lambda rng: " ".join(rng.sample(WORDS, 6))} if kind == "pair" else {}
+    parts = made(label["classification" if kind == "pair" else kind], **pair)
+    return parts, None
+
+
+def kinds_of(kind):
+    return {"x": "classification" if kind == "pair" else kind}
+
+
+def change(part="train", row=7, **values):
+    """A fault: the row gets other values; a function is given the row."""
+
+    def fault(parts):
+        example = parts[part][row]
+        example.update({name: value(example, parts) if callable(value) else value for name, value in values.items()})
+        return example["at"]
+
+    return fault
+
+
+def tags(*new):
+    """The row's tokens and slots become these (token, tag) pairs."""
+    return change(tokens=[token for token, _ in new], slots=[tag for _, tag in new])
+
+
+def many(fault_of_row, part, rows):
+    def fault(parts):
+        for row in rows:
+            fault_of_row(parts[part][row], row)
+        return None
+
+    return fault
+
+
+def copy_of(part, row=3, **more):
+    return change("test", 5, text=lambda e, parts: parts[part][row]["text"], x=lambda e, parts: parts[part][row]["x"], **more)
+
+
+FAULTS = {
+    "the same text twice": ("classification", change(text=lambda e, p: p["train"][3]["text"], x=lambda e, p: p["train"][3]["x"]), "again"),
+    "train text in test": ("classification", copy_of("train"), "texts that occur in train too"),
+    "dev text in test": ("classification", copy_of("dev"), "texts that occur in dev too"),
+    "nearly the same text": (
+        "classification",
+        change("test", 5, text=lambda e, p: p["train"][3]["text"].upper() + "!"),
+        "differ only in case",
+    ),
+    "two labels for a text": (
+        "classification",
+        change("dev", 5, text=lambda e, p: p["train"][3]["text"], x=lambda e, p: {"good": "bad", "bad": "good"}[p["train"][3]["x"]]),
+        "the same text has different labels",
+    ),
+    "two tag lists for a text": (
+        "tagging",
+        change(tokens=lambda e, p: p["train"][3]["tokens"], slots=lambda e, p: ["O"] * len(p["train"][3]["tokens"])),
+        "slots: the same text has different labels",
+    ),
+    "an id twice": ("classification", change(id="train3"), "ids are used more than once"),
+    "control character": ("classification", change(text="open the\x07 door and stop"), "control characters"),
+    "undecodable": ("classification", change(text="open the d\ufffdor and stop"), "could not be decoded"),
+    "wrong encoding": ("classification", change(text="open the cafÃ© and stop"), "wrong encoding"),
+    "wrong encoding of Chinese": ("classification", change(text="你好".encode().decode("latin-1") + " open the door"), "wrong encoding"),
+    "invisible": ("classification", change(text="open the\u200bdoor and stop"), "invisible"),
+    "private use": ("classification", change(text="open the \ue123 door and stop"), "private or unassigned"),
+    "HTML tag": ("classification", change(text="open the<br>door and stop"), "markup"),
+    "HTML entity": ("classification", change(text="open the &amp; door and stop"), "markup"),
+    "look-alike letters": ("classification", change(text="open the d\u043e\u043er and stop"), "look-alike"),
+    "full width": ("classification", change(text="open the ｄｏｏｒ and stop"), "full-width"),
+    "blanks around": ("classification", change(text=" open the door and stop it"), "begin or end with blanks"),
+    "missing text": ("classification", change(text="NaN"), "look like a missing value"),
+    "no letter": ("classification", change(text="?!..."), "without a letter"),
+    "far too long": ("classification", change(text="open the door and stop " * 200), "far longer"),
+    "label unseen in train": ("classification", change("test", x="ugly"), "labels of test that never occur in train"),
+    "class of one": ("classification", change(x="rare"), "only once in train"),
+    "label in two spellings": ("classification", change(x="Good"), "differ only in case"),
+    "label that means missing": ("classification", change(x="n/a"), "look like a missing value"),
+    "one label for nearly all": (
+        "classification",
+        many(lambda e, n: e.update(x="good"), "train", range(1, 60)),
+        "nearly all of train is one label",
+    ),
+    "label that dev never tests": (
+        "classification",
+        many(lambda e, n: e.update(x="good"), "dev", range(60)),
+        "labels of train that dev never tests",
+    ),
+    "other labels in test": ("classification", many(lambda e, n: e.update(x="good"), "test", range(60)), "distributed otherwise in test"),
+    "other lengths in test": (
+        "classification",
+        many(lambda e, n: e.update(text=e["text"] + f" {' '.join(reversed(WORDS))} {n}"), "test", range(60)),
+        "test: texts are longer or shorter",
+    ),
+    "pair of equals": ("pair", change(text_pair=lambda e, p: e["text"]), "pair are the same"),
+    "pair swapped": (
+        "pair",
+        change("dev", 5, text=lambda e, p: p["train"][3]["text_pair"], text_pair=lambda e, p: p["train"][3]["text"]),
+        "the other way round",
+    ),
+    "pair half empty": ("pair", change(text_pair=""), "pair is empty"),
+    "far number": ("regression", change(x=4000.0), "numbers far from all others"),
+    "numbers all the same": ("regression", many(lambda e, n: e.update(x=2.5), "dev", range(60)), "all numbers of dev are the same"),
+    "other numbers in test": ("regression", many(lambda e, n: e.update(x=e["x"] + 5), "test", range(60)), "numbers of test are others"),
+    "no label": ("multilabel", change(x=[]), "no label at all"),
+    "label that every row has": (
+        "multilabel",
+        many(lambda e, n: e.update(x=sorted({*e["x"], "art"})), "train", range(60)),
+        "that every row has",
+    ),
+    "I- after O": ("tagging", tags(("play", "O"), ("it", "I-song"), ("now", "O"), ("ok", "O")), "continue no entity"),
+    "tag unseen in train": (
+        "tagging",
+        change("test", slots=lambda e, p: ["B-planet", *e["slots"][1:]]),
+        "slots: labels of test that never occur in train",
+    ),
+    "empty token": ("tagging", tags(("play", "O"), ("", "O"), ("now", "O")), "tokens that are empty"),
+    "blank in a token": ("tagging", tags(("play it", "O"), ("right", "O"), ("now", "O")), "hold blanks"),
+    "entity of many tokens": ("tagging", tags(*((f"w{i}", "I-song" if i else "B-song") for i in range(30))), "fill most of their text"),
+    "entity ends in a comma": (
+        "tagging",
+        tags(("play", "O"), ("hey", "B-song"), ("jude", "I-song"), (",", "I-song"), ("now", "O")),
+        "end with punctuation",
+    ),
+    "no entity in dev": ("tagging", many(lambda e, n: e.update(slots=["O"] * len(e["slots"])), "dev", range(240)), "no entity at all"),
+}
+
+
+def notes_of(kind, fault=None):
+    parts, tasks = base(kind)
+    where = fault(parts) if fault else None
+    if tasks is None or fault:
+        kinds = kinds_of(kind) if tasks is None else {name: task["type"] for name, task in tasks.items()}
+        tasks = collect_labels(parts, kinds)
+    return doctor.examine(parts, tasks), where
+
+
+@pytest.mark.parametrize("kind", ["classification", "pair", "multilabel", "regression", "tagging"])
+def test_clean_data_leaves_the_doctor_quiet(kind):
+    assert notes_of(kind)[0] == []
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_named_with_its_row(name):
+    kind, fault, words = FAULTS[name]
+    notes, where = notes_of(kind, fault)
+    found = [note for note in notes if words in note.what]
+    assert found, [note.what for note in notes]
+    assert where is None or any(row.startswith(where) or where in row for note in found for row in note.rows), found
+    assert all(note.advice and len(note.rows) > 0 for note in notes)
+
+
+def test_slips_of_annotation():
+    parts, tasks = base("tagging")
+    for number in range(12):  # "hey jude" is a song twelve times, then a person, then nothing
+        parts["train"][number].update(tokens=["play", f"w{number}", "hey", "jude"], slots=["O", "O", "B-song", "I-song"])
+    parts["train"][20].update(tokens=["call", "x", "hey", "jude"], slots=["O", "O", "B-person", "I-person"])
+    notes = {note.what: note.rows for note in doctor.examine(parts, tasks)}
+    assert notes["slots: the same words have one type nearly always, and another once"][0].startswith(parts["train"][20]["at"])
+    for number in range(30, 42):
+        parts["train"][number].update(tokens=["play", f"v{number}", "hey", "jude"], slots=["O", "O", "B-song", "I-song"])
+    parts["train"][20].update(tokens=["call", "x", "hey", "jude"], slots=["O"] * 4)
+    notes = {note.what: note.rows for note in doctor.examine(parts, tasks)}
+    assert notes["slots: words that are entities nearly always are O here"] == [f"{parts['train'][20]['at']}: 'hey jude'"]
+
+
+def test_an_open_entity_of_bioes():
+    parts, _ = base("tagging")
+    for part in parts.values():
+        for e in part:
+            e["slots"] = ["S-a" if i == 0 else "O" for i, _ in enumerate(e["slots"])]
+    parts["train"][4]["slots"][1] = "B-a"
+    tasks = collect_labels(parts, {"intent": "classification", "slots": "tagging"})
+    notes = [note for note in doctor.examine(parts, tasks) if "never ended" in note.what]
+    assert notes and notes[0].rows[0].startswith(parts["train"][4]["at"])
+
+
+def test_what_the_tokenizer_does():
+    parts, tasks = base("tagging")
+    tokenizer = train_tokenizer(lambda: (" ".join(e["tokens"]) for e in parts["train"]), 2000)
+    assert doctor.examine(parts, tasks, Encoder(tokenizer, tasks, 256)) == []
+    clean = copy.deepcopy(parts)
+    parts["train"][7].update(tokens=["play", "\ufe0f", "[SEP]"], slots=["O"] * 3)
+    parts["dev"][3].update(tokens=["play"] * 20 + ["it"], slots=["O"] * 20 + ["B-song"])
+    notes = {note.what: note.rows for note in doctor.check_encoding(parts, tasks, Encoder(tokenizer, tasks, 16))}
+    assert any(row.startswith(parts["train"][7]["at"]) for row in notes["tokens vanish in the tokenizer"])
+    assert any(row.startswith(parts["train"][7]["at"]) for row in notes["texts hold the tokenizer's own special tokens"])
+    assert any(row.startswith(parts["dev"][3]["at"]) for row in notes["texts are longer than --max_length 16"])
+    assert any("song 'it'" in row for row in notes["entities lie behind --max_length 16"])
+    english = train_tokenizer(lambda: ["abc " * 3], 100)
+    notes = [note for note in doctor.check_encoding(clean, tasks, Encoder(english, tasks, 256)) if "[UNK]" in note.what]
+    assert notes and len(notes[0].rows) > 1000
+
+
+def test_check_writes_nothing_and_takes_raw_or_processed_data(tmp_path, capsys, sample):
+    process(DataConfig(input=str(ROOT / "dataset/sample_raw"), check=True))
+    assert "doctor: nothing odd found" in capsys.readouterr().out
+    before = {path.name: path.read_bytes() for path in sample.iterdir() if path.is_file()}
+    process(DataConfig(input=str(sample), check=True))
+    assert "doctor:" in capsys.readouterr().out
+    assert before == {path.name: path.read_bytes() for path in sample.iterdir() if path.is_file()}
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="needs the ATIS files in ../shared/data")
+def test_known_faults_of_a_real_set(capsys):
+    process(DataConfig(input=str(SHARED / "atis"), check=True))
+    printed = capsys.readouterr().out
+    assert "intent: labels of test that never occur in train (4)" in printed and "dev: texts that occur in train too (52)" in printed
