@@ -222,7 +222,7 @@ class Encoder:
         """The rows of one example whose words are too many: whole words, as many as fit; all with the same second text."""
         before, inside, after = parts_of(encoding)
         room = self.max_length - len(before) - len(after)
-        if room < 8:
+        if room < 4:
             raise UserError(f"--max_length {self.max_length}: a second text leaves no room for the words to tag; raise it")
         begins = [i for n, i in enumerate(inside) if n == 0 or encoding.word_ids[i] != encoding.word_ids[inside[n - 1]]]
         begins = [i - inside[0] for i in begins]

@@ -246,3 +246,97 @@ def test_byte_level_tokenizers_begin_each_word_with_a_blank(tokenizer_class, tmp
     encoding = loaded([["abc", "abc"]], is_split_into_words=True, add_special_tokens=False).encodings[0]
     first, second = ([token for token, word in zip(encoding.tokens, encoding.word_ids) if word == number] for number in (0, 1))
     assert first == second and first[0].startswith("\u0120")
+
+
+# ---- longer than max_length ----------------------------------------------------------------------------------------------
+
+LONG = {"tokens": [f"{word}" for word in ("abc unbelievable def \u200b 你 ghi jkl 7.7 " * 6).split(" ")[:-1]], "intent": "go"}
+LONG["slots"] = ["B-x" if i % 3 == 0 else "O" for i in range(len(LONG["tokens"]))]
+PAIRS = [(12, 0), (12, 3), (12, 6), (16, 1), (16, 4), (16, 8), (20, 5), (24, 12), (32, 7), (40, 20)]
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize(("length", "stride"), PAIRS)
+def test_windows_hold_every_word_whole_and_its_own_tag(tokenizer, length, stride, paired):
+    short = {"tokens": ["abc", "def"], "intent": "stay", "slots": ["O", "B-x"]}
+    examples = [one | ({"text_pair": "ghi"} if paired else {}) for one in (short, LONG, short)]
+    data = MyDataset(examples, Encoder(tokenizer, TASKS, length, stride))
+    assert len(data) == 3 and data[1] == examples[1] and data[2]["intent"] == "stay"
+    inputs, labels, rows = data.batch(np.arange(len(data.lengths)))
+    assert data.lengths.max() <= length
+    ids = {label: number for number, label in enumerate(TASKS["slots"]["labels"])}
+    ends, seen = [], set()
+    known = [word if word != "\u200b" else "[UNK]" for word in LONG["tokens"]]
+    for row in rows[1:-1].tolist():
+        assert data.of[row] == 1
+        first, size = int(data.columns["first_word"][row]), int(inputs["word_mask"][row].sum())
+        wanted = tokenizer([known[first : first + size]], [["ghi"]] if paired else None, is_split_into_words=True)
+        real = data.lengths[row]
+        assert inputs["input_ids"][row][:real].tolist() == wanted["input_ids"][0]  # what the words alone give
+        assert inputs["token_type_ids"][row][:real].tolist() == (wanted["token_type_ids"][0] if paired else [0] * real)
+        assert labels["slots"][row][:size].tolist() == [ids[tag] for tag in LONG["slots"][first : first + size]]
+        assert labels["intent"][row].item() == (0 if first == 0 else IGNORE)
+        if ends:
+            shared = tokenizer([known[first : ends[-1]]], is_split_into_words=True, add_special_tokens=False) if first < ends[-1] else None
+            assert shared is None or len(shared["input_ids"][0]) <= stride
+        ends.append(first + size)
+        seen |= set(range(first, first + size))
+    assert seen == set(range(len(LONG["tokens"]))) and ends[-1] == len(LONG["tokens"])
+
+
+def test_a_word_longer_than_a_window_still_has_its_place(tokenizer):
+    words = ["abc", "x" * 60, "def"]
+    data = MyDataset([{"tokens": words, "intent": "go", "slots": ["O", "B-x", "O"]}], Encoder(tokenizer, TASKS, 12, 4))
+    tags = {}
+    for row in range(len(data.lengths)):
+        batch = data.batch([row])
+        first = int(data.columns["first_word"][row])
+        tags |= {first + i: tag for i, tag in enumerate(batch.labels["slots"][0][batch.inputs["word_mask"][0]].tolist())}
+    assert tags == {0: 0, 1: 1, 2: 0} and data.lengths.max() <= 12
+
+
+@pytest.mark.parametrize("truncation", ["head", "tail", "head_tail"])
+def test_what_is_kept_of_a_long_text_to_classify(tokenizer, truncation, caplog):
+    import logging
+
+    logging.getLogger("template").propagate = True
+    text = " ".join(["abc"] * 10 + ["def"] * 20 + ["ghi"] * 10)
+    tasks = {"intent": TASKS["intent"]}
+    data = MyDataset(
+        [{"text": text, "intent": "go"}, {"text": "abc", "intent": "go"}], Encoder(tokenizer, tasks, 18, truncation=truncation)
+    )
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    kept = {"head": ids[:16], "tail": ids[-16:], "head_tail": ids[:4] + ids[-12:]}[truncation]
+    assert data.batch([0]).inputs["input_ids"][0].tolist() == [tokenizer.cls_token_id, *kept, tokenizer.sep_token_id]
+    assert f"1 of 2 examples are longer than --max_length 18; {len(ids) - 16} sub-tokens are not seen" in caplog.text
+
+
+def test_streams_cut_and_say_so(tokenizer, tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps({"id": str(i), **LONG}) + "\n" for i in range(5)))
+    config = Config(streaming=True, max_length=16, batch_size=2, window_stride=4)
+    (tmp_path / "dev.jsonl").write_bytes(path.read_bytes())
+    train_loader, dev_loader = __import__("data_loader").build_loaders(
+        config, tmp_path, Encoder(tokenizer, TASKS, 16, 4), torch.device("cpu")
+    )
+    train_loader.set_position(0)
+    assert [len(batch.rows) for batch in train_loader] == [2, 2, 1] or sum(len(batch.rows) for batch in train_loader) == 5
+    assert len(dev_loader.dataset) == 5 < len(dev_loader.dataset.lengths)
+
+
+def test_labels_of_every_kind(tokenizer):
+    tasks = {
+        "topics": {"type": "multilabel", "labels": ["a", "b", "c"]},
+        "score": {"type": "regression", "labels": [], "mean": 0, "std": 1},
+        "intent": TASKS["intent"],
+        "slots": TASKS["slots"],
+    }
+    examples = [
+        {"tokens": ["abc", "def"], "topics": ["c", "a", "new"], "score": 2.5, "intent": None, "slots": None},
+        {"tokens": ["abc"], "topics": None, "score": None, "intent": "stay", "slots": ["B-x"]},
+        {"tokens": ["abc"], "topics": [], "score": -1.0, "intent": "go", "slots": ["O"]},
+    ]
+    labels = MyDataset(examples, Encoder(tokenizer, tasks, 16)).batch([2, 1, 0]).labels
+    assert labels["topics"].tolist() == [[0, 0, 0], [IGNORE] * 3, [1, 0, 1]]
+    assert labels["score"].dtype == torch.float32 and labels["score"][0] == -1 and labels["score"][1].isnan() and labels["score"][2] == 2.5
+    assert labels["intent"].tolist() == [0, 1, IGNORE] and labels["slots"].tolist() == [[0, IGNORE], [1, IGNORE], [IGNORE, IGNORE]]

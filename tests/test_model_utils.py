@@ -1,12 +1,13 @@
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torchcrf
 
 from config import Config, UserError
 from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
-from model_utils import CRF, MyModel, build_model, default_lr, may_follow, parameter_groups
+from model_utils import CRF, HEADS, MyModel, build_model, default_lr, may_follow, parameter_groups
 
 TASKS = {
     "intent": {"type": "classification", "labels": ["a", "b", "c"]},
@@ -240,3 +241,101 @@ def test_only_what_comes_before_the_frozen_layers_is_frozen_with_them(tmp_path):
     trained = {name for name, p in model.encoder.named_parameters() if p.requires_grad}
     assert "final_norm.weight" in trained and not any(name.startswith(("embeddings", "layers.0.")) for name in trained)
     assert any(name.startswith("layers.1.") for name in trained)
+
+
+# ---- heads and losses, against what torch and scikit-learn compute directly -----------------------------------------------
+
+
+def heads_case(kind="classification", size=4, batch=12, **task):
+    torch.manual_seed(0)
+    head = HEADS[kind](8, {"type": kind, "labels": [f"l{i}" for i in range(size)], **task})
+    logits = (torch.randn(batch, size) * 2).requires_grad_()
+    return head, logits, torch.randint(0, size, (batch,))
+
+
+@pytest.mark.parametrize("weights", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weighted_and_smoothed_losses_are_torchs_means(weights, smoothing):
+    head, logits, labels = heads_case()
+    labels[3] = -100
+    head.label_smoothing = smoothing
+    head.class_weights = torch.tensor([0.5, 1.0, 3.0, 0.1]) if weights else None
+    ours = head.loss(logits, labels, None) / head.count(labels, None)
+    wanted = torch.nn.CrossEntropyLoss(weight=head.class_weights, label_smoothing=smoothing)(logits, labels)
+    torch.testing.assert_close(ours, wanted)
+
+
+def test_focal_loss_by_its_formula():
+    head, logits, labels = heads_case()
+    head.focal_gamma = 2.0
+    p = logits.softmax(1)[range(12), labels]
+    torch.testing.assert_close(head.loss(logits, labels, None), (-((1 - p) ** 2) * p.log()).sum())
+    head, logits, _ = heads_case("multilabel")
+    head.focal_gamma = 2.0
+    labels = torch.randint(0, 2, (12, 4))
+    p = torch.where(labels == 1, logits.sigmoid(), 1 - logits.sigmoid())
+    torch.testing.assert_close(head.loss(logits, labels, None), (-((1 - p) ** 2) * p.log()).sum())
+
+
+def test_balanced_weights_are_scikit_learns(tiny):
+    from sklearn.utils.class_weight import compute_class_weight
+
+    labels = ["a"] * 50 + ["b"] * 5 + ["c"] * 10
+    tasks = {"x": {"type": "classification", "labels": ["a", "b", "c"], "counts": [50, 5, 10]}}
+    model = build_model(tiny(class_weights="balanced", label_smoothing=0.1, focal_gamma=1.0), tokenizer(), tasks)
+    head = model.output_layer.heads["x"]
+    wanted = compute_class_weight("balanced", classes=np.array(["a", "b", "c"]), y=labels)
+    assert head.class_weights.tolist() == pytest.approx(wanted.tolist()) and (head.label_smoothing, head.focal_gamma) == (0.1, 1.0)
+    assert "output_layer.heads.x.class_weights" not in model.state_dict()
+    with pytest.raises(UserError, match="no counts"):
+        build_model(tiny(class_weights="balanced"), tokenizer(), {"x": {"type": "classification", "labels": ["a", "b"]}})
+
+
+def test_multilabel_loss_threshold_and_names():
+    head, logits, _ = heads_case("multilabel", size=3, batch=40)
+    labels = torch.randint(0, 2, (40, 3))
+    labels[5] = -100
+    known = labels[:, 0] != -100
+    wanted = torch.nn.functional.binary_cross_entropy_with_logits(logits[known], labels[known].float())
+    torch.testing.assert_close(head.loss(logits, labels, None) / head.count(labels, None), wanted)
+    head.fit(logits.detach(), labels)
+
+    def f1(threshold):
+        taken = logits.sigmoid()[known] >= threshold
+        return (2 * (taken & (labels[known] == 1)).sum() / (taken.sum() + labels[known].sum())).item()
+
+    best = max(f1(chance.item()) for chance in logits.sigmoid()[known].flatten())
+    assert f1(head.threshold.item()) == pytest.approx(best) and 0 < head.threshold < 1
+    numbers, chances = head.decode(logits, None)
+    labels_of, chances_of = head.named(numbers[0].tolist(), chances[0].tolist())
+    assert labels_of == [f"l{i}" for i in range(3) if chances[0, i] >= head.threshold] and len(chances_of) == len(labels_of)
+    before = head.threshold.clone()
+    head.fit(logits.detach(), torch.zeros_like(labels))  # a part without a single label leaves the threshold
+    assert head.threshold == before
+
+
+def test_regression_is_scaled_and_comes_back_in_its_own_units():
+    head = HEADS["regression"](8, {"type": "regression", "labels": [], "mean": 50.0, "std": 10.0})
+    vectors = torch.randn(5, 8)
+    logits, labels = head(vectors), torch.tensor([40.0, 60.0, float("nan"), 55.0, 50.0])
+    assert logits.shape == (5,)
+    known = ~labels.isnan()
+    wanted = torch.nn.functional.mse_loss(logits[known], (labels[known] - 50) / 10)
+    torch.testing.assert_close(head.loss(logits, labels, None) / head.count(labels, None), wanted)
+    head.loss(logits, labels, None).backward()
+    assert torch.isfinite(head.linear.weight.grad).all()
+    torch.testing.assert_close(head.decode(logits, None)[0], logits.double() * 10 + 50)
+    assert head.named(3.5, 1.0) == (3.5, None)
+
+
+@pytest.mark.parametrize("kind", ["classification", "multilabel", "tagging", "crf"])
+def test_the_average_of_equal_models_is_that_model(kind):
+    task = {"type": "tagging" if kind == "crf" else kind, "labels": ["O", "B-x", "I-x"]}
+    torch.manual_seed(1)
+    head = HEADS[task["type"]](8, task, kind == "crf")
+    logits = torch.randn(2, 5, 3) if head.reads == "words" else torch.randn(2, 3)
+    inputs = {"word_mask": torch.ones(2, 5, dtype=torch.bool)}
+    mean = torch.stack([head.probabilities(logits)] * 3).mean(0)
+    again, wanted = head.decode(head.from_probabilities(mean), inputs), head.decode(logits, inputs)
+    assert torch.equal(again[0], wanted[0])
+    torch.testing.assert_close(again[1], wanted[1])

@@ -458,3 +458,64 @@ def test_a_head_of_your_own_is_one_class_and_one_line(own, tiny, sample, tmp_pat
     scores = read_json(config.run_dir / "eval.json")["test"]
     assert f"{task}_{'f1' if own == 'deep_tagging' else 'accuracy'}" in scores
     assert any("heads." + task + ".linear.2" in name for name in load_file(config.run_dir / "checkpoints/best/model.safetensors"))
+
+
+# ---- windows -------------------------------------------------------------------------------------------------------------
+
+
+class WordsAlone(torch.nn.Module):
+    """An encoder that sees each token by itself."""
+
+    def __init__(self, vocab_size, width):
+        super().__init__()
+        self.embeddings = torch.nn.Embedding(vocab_size, width)
+
+    def get_input_embeddings(self):
+        return self.embeddings
+
+    def forward(self, input_ids, attention_mask):
+        return type("Output", (), {"last_hidden_state": self.embeddings(input_ids)})
+
+
+@pytest.mark.parametrize(("length", "stride"), [(8, 0), (8, 2), (8, 4), (10, 1), (10, 5), (12, 3), (12, 6), (14, 4), (16, 8), (24, 7)])
+def test_windows_change_nothing_where_context_does_not_matter(length, stride, tiny):
+    from model_utils import MyModel
+
+    config = tiny()
+    tokenizer = make_trainer(config).tokenizer
+    tasks = load_labels(config.data_path)
+    torch.manual_seed(0)
+    model = MyModel(WordsAlone(len(tokenizer), 32), 32, tasks)
+    results = []
+    for encoder in (Encoder(tokenizer, tasks, 256), Encoder(tokenizer, tasks, length, stride)):
+        data = MyDataset(Path(config.data_path) / "train.jsonl", encoder)
+        trainer = Trainer(model, tokenizer, tasks, config, torch.device("cpu"))
+        predicted, _, _ = trainer.infer(MyDataLoader(data, 7), "")
+        results.append((predicted, trainer.eval(MyDataLoader(data, 7))))
+        rows = len(data.lengths)
+    assert rows > len(data) == 60 or length == 24
+    assert results[0][0] == results[1][0]  # to the last tag
+    assert {name: value for name, value in results[0][1].items() if "loss" not in name} == {
+        name: value for name, value in results[1][1].items() if "loss" not in name
+    }
+    assert results[0][1]["intent_loss"] == pytest.approx(results[1][1]["intent_loss"], rel=1e-5)
+
+
+def test_a_word_of_two_windows_comes_from_the_one_whose_edge_is_farther():
+    from trainer import stitch
+
+    assert stitch([(0, list("aaaaaa")), (4, list("bbbbbb")), (9, list("cc"))]) == list("aaaaabbbbbc")
+    assert stitch([(0, list("aaaa")), (4, list("bb"))]) == list("aaaabb")
+    assert stitch([(3, list("bbbb")), (0, list("aaaaaa"))]) == list("aaaaabb")
+
+
+def test_training_and_predicting_with_windows(tiny, tmp_path):
+    config = tiny(max_length=8, window_stride=3, do_train=True, do_eval=True, do_predict=True, use_crf=True, epochs=1)
+    main_module.main(config)
+    rows = [json.loads(line) for line in (Path(config.data_path) / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    import csv
+
+    with open(config.run_dir / "predictions.csv", encoding="utf-8", newline="") as file:
+        tags = [json.loads(row["slots_tags"]) for row in csv.DictReader(file)]
+    assert [len(row["tokens"]) for row in rows] == [len(one) for one in tags]
+    assert max(len(row["tokens"]) for row in rows) > 8
