@@ -278,7 +278,7 @@ def split_examples(examples, tasks, config):
 def collect_labels(parts, tasks):
     """labels.json: each task's type and its labels in order with their counts, from the training part.
 
-    Of tags also what a token is ("unit"); of numbers their mean and standard deviation instead of labels.
+    Of tags also what a token is ("unit"); of numbers their mean and standard deviation instead of labels; whether texts are pairs.
     """
     info = {}
     for name, kind in tasks.items():
@@ -303,6 +303,9 @@ def collect_labels(parts, tasks):
             info[name]["rows"] = len(known)
         if is_tagging(kind):
             info[name]["unit"] = token_unit(parts["train"])
+    if "text_pair" in parts["train"][0]:
+        for task in info.values():
+            task["pairs"] = True
     return info
 
 
@@ -492,8 +495,9 @@ def write_folds(folder, parts, tasks, config):
 
 
 def build_encoder_for_check(config, parts, tasks):
-    """The Encoder that training would use, if --check asks or a model is named; else None: it takes a while."""
-    if not (config.check or config.pretrain_model_path):
+    """The Encoder that training would use; None for data so large that it would take a while, unless --check asks for it."""
+    if not config.check and sum(map(len, parts.values())) > 50_000:
+        print("what the tokenizer does to data of this size is examined by --check alone")
         return None
     from data_loader import Encoder, load_tokenizer, text_of
     from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer

@@ -109,6 +109,8 @@ class Trainer:
         )
         if config.use_crf and not any(is_tagging(task["type"]) for task in self.tasks.values()):
             logger.warning("--use_crf has no effect: none of the tasks is tagging")
+        elif config.use_crf and (config.class_weights != "none" or config.label_smoothing or config.focal_gamma):
+            logger.warning("--class_weights, --label_smoothing and --focal_gamma have no effect on tagging with --use_crf")
         with self.signals(), SummaryWriter(config.run_dir / "tensorboard", purge_step=progress.step + 1) as self.board:
             while progress.epoch < config.epochs and not self.out_of_patience():
                 try:
@@ -455,6 +457,8 @@ def stitch(windows):
 
 def with_tokens(examples, tasks):
     """Texts to predict on -> examples as the model's tasks need them: a tagging model gets tokens, cut as in its training data."""
+    if any(task.get("pairs") for task in tasks.values()) and "text_pair" not in examples[0]:
+        raise UserError("this model was trained on pairs of texts, but --predict_file has one text a row; add --text_pair_column")
     unit = next((task["unit"] for task in tasks.values() if is_tagging(task["type"])), None)
     if unit is not None:
         for example in examples:

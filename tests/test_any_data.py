@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 
 import labels
-from config import Config, DataConfig
+from config import Config, DataConfig, UserError
 from data_process import process, spans_to_tokens, split_text
 from main import main
 
@@ -401,3 +401,13 @@ def test_cross_validation(tmp_path, command, sample):
     assert command("cross_validate.py", *flags).returncode == 0  # finished folds are not trained again
     assert (tmp_path / "output/data-fold_0/metrics.jsonl").read_bytes() == trained
     assert "--n_splits" in command("cross_validate.py", "--data_path", "nowhere").stderr
+
+
+def test_a_model_of_pairs_wants_pairs(tmp_path):
+    table("\t", ".tsv")(tmp_path, ["text", "text_pair", "label"])
+    process(DataConfig(input=str(tmp_path), output_dir=str(tmp_path / "data")))
+    config = {**TINY, "data_path": str(tmp_path / "data"), "output_dir": str(tmp_path / "output"), "model_version": "run", "epochs": 1}
+    main(Config(do_train=True, **config))
+    (tmp_path / "one.txt").write_text("a text\n")
+    with pytest.raises(UserError, match="trained on pairs"):
+        main(Config(do_predict=True, predict_file=str(tmp_path / "one.txt"), **config))
