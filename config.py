@@ -5,11 +5,13 @@ then read it as `config.<name>` where it is used. `--flag`, `--flag=True`, `--fl
 """
 
 import argparse
+import ctypes
 import dataclasses
 import json
 import os
 import random
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args, get_origin
@@ -402,6 +404,14 @@ def parse_args(config_class, argv=None):
         return config_class(**vars(parser.parse_args(argv)))
     except UserError as error:
         parser.error(str(error))
+
+
+def keep_freed_memory():
+    """Lets glibc keep the memory that a batch frees for the next one, instead of giving it back page by page; faster on a CPU."""
+    with suppress(OSError, AttributeError):  # other systems have no such thing
+        libc = ctypes.CDLL("libc.so.6")
+        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+            libc.mallopt(option, value)
 
 
 def seed_torch(seed, deterministic=False):

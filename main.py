@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from config import Config, DataConfig, UserError, parse_args, seed_torch
+from config import Config, DataConfig, UserError, keep_freed_memory, parse_args, seed_torch
 from logging_config import get_logger
 from run_folder import Interrupted, locked
 
@@ -41,6 +41,9 @@ def main(config):
         logger = get_logger(log_path, logging.DEBUG if config.debug else logging.INFO)
         seed_torch(config.random_seed, config.deterministic)
         limit = 64 if config.debug else None
+
+        if device.type == "cpu":
+            keep_freed_memory()
 
         if config.do_train:
             # Data
@@ -72,8 +75,8 @@ def main(config):
             scores, per_label = {}, {}
             for path in (path for path in (data_path / "dev.jsonl", data_path / "test.jsonl") if path.exists()):
                 scores[path.stem] = trainer.eval(MyDataLoader(MyDataset(path, encoder, limit), config.eval_batch_size))
-                per_label[path.stem] = trainer.per_label
-                for name, found in trainer.per_label.items():
+                per_label[path.stem] = metrics.report(tasks, *trainer.answers)
+                for name, found in per_label[path.stem].items():
                     logger.info(f"{path.stem}, {name}:\n{metrics.table(found)}")
                 logger.info(f"{path.stem}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores[path.stem].items()))
             for name, value in (("report.json", per_label), ("eval.json", scores)):

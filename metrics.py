@@ -4,11 +4,9 @@ Edit here when you want another metric: add it to the dict of its task type; it 
 """
 
 import math
-import warnings
 from collections import Counter
 
 from scipy.stats import pearsonr, spearmanr
-from seqeval.metrics import f1_score, precision_score, recall_score
 from seqeval.metrics.sequence_labeling import get_entities
 from sklearn.metrics import accuracy_score, mean_absolute_error
 from sklearn.metrics import f1_score as class_f1_score
@@ -53,13 +51,21 @@ def regression_scores(gold, predicted):
 
 def tagging_scores(gold, predicted):
     """gold, predicted: one list of tags a text. Entities count as seqeval counts them: type and both borders right."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # seqeval warns of 0/0, which zero_division answers
-        return {
-            "precision": precision_score(gold, predicted, zero_division=0),
-            "recall": recall_score(gold, predicted, zero_division=0),
-            "f1": f1_score(gold, predicted, zero_division=0),
-        }
+    right, guessed, there = (counter.total() for counter in matches("tagging", gold, predicted))
+    return {"precision": right / max(1, guessed), "recall": right / max(1, there), "f1": 2 * right / max(1, guessed + there)}
+
+
+def matches(kind, gold, predicted):
+    """Counters {label or entity type: how many}: right, predicted, in gold."""
+    right, guessed, there = Counter(), Counter(), Counter()
+    for g, p in zip(gold, predicted):
+        if kind == "tagging":
+            g, p = set(get_entities(g)), set(get_entities(p))
+        else:
+            g, p = ({g}, {p}) if kind == "classification" else (set(g), set(p))
+        for counter, items in ((right, g & p), (guessed, p), (there, g)):
+            counter.update(item[0] for item in items) if kind == "tagging" else counter.update(items)
+    return right, guessed, there
 
 
 SCORES = {
@@ -104,23 +110,19 @@ def report(tasks, gold, predicted):
     """{task: {label or entity type: {"precision", "recall", "f1", "support"}}}; regression has no labels."""
     result = {}
     for name, task in tasks.items():
-        pairs = [(g, p) for g, p in zip(gold[name], predicted[name]) if g is not None]
-        kind = kind_of(task)
-        if kind == "regression" or not pairs:
+        known, kind = [i for i, label in enumerate(gold[name]) if label is not None], kind_of(task)
+        if kind == "regression":
             continue
-        right, guessed, there = Counter(), Counter(), Counter()
-        for g, p in pairs:
-            if kind == "tagging":
-                g, p = set(get_entities(g)), set(get_entities(p))
-            else:
-                g, p = ({g}, {p}) if kind == "classification" else (set(g), set(p))
-            for counter, items in ((right, g & p), (guessed, p), (there, g)):
-                counter.update(item[0] if kind == "tagging" else item for item in items)
-        result[name] = {}
-        for label in sorted(there.keys() | guessed.keys()):
-            precision, recall = (right[label] / counter[label] if counter[label] else 0.0 for counter in (guessed, there))
-            f1 = 2 * right[label] / (guessed[label] + there[label])
-            result[name][label] = {"precision": precision, "recall": recall, "f1": f1, "support": there[label]}
+        right, guessed, there = matches(kind, [gold[name][i] for i in known], [predicted[name][i] for i in known])
+        result[name] = {
+            label: {
+                "precision": right[label] / max(1, guessed[label]),
+                "recall": right[label] / max(1, there[label]),
+                "f1": 2 * right[label] / (guessed[label] + there[label]),
+                "support": there[label],
+            }
+            for label in sorted(there.keys() | guessed.keys())
+        }
     return result
 
 

@@ -327,13 +327,13 @@ class Trainer:
     def eval(self, loader, fit=False):
         """Scores and mean losses of all examples, against the labels as they are in the file, cut or unknown ones too.
 
-        fit: first let the heads choose what they choose on dev (a multilabel head its threshold). `per_label` then holds the
-        precision, recall and F1 of each label.
+        fit: first let the heads choose what they choose on dev (a multilabel head its threshold). `answers` then holds
+        (gold, predicted), for metrics.report.
         """
         predicted, _, losses = self.infer(loader, "evaluating", fit)
         examples = [loader.dataset[i] for i in range(len(loader.dataset))]
         gold = {name: [example[name] for example in examples] for name in self.tasks}
-        self.per_label = metrics.report(self.tasks, gold, predicted)
+        self.answers = gold, predicted
         return losses | self.metric_function(gold, predicted)
 
     @torch.inference_mode()

@@ -3,14 +3,21 @@
     python benchmarks/speed.py --data_path dataset/atis --pretrain_model_path FOLDER [--examples 1500] [--rounds 3] [--only train eval]
 
 Needs a processed folder with `intent` and `slots`, and a quiet machine. Prints a table of examples a second and of the ratio of
-this template to each peer; above 1 means faster.
+this template to each peer; above 1 means faster. `--only overhead`: what logs and checkpoints cost of an epoch; `--only growth`: memory
+and speed of reading 100,000 and 2,000,000 rows (some minutes, and 3 GB of temporary disk); `--only start`: from launch to the first step.
 """
 
 import argparse
+import ctypes
+import json
+import os
+import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -23,7 +30,7 @@ from torch import nn
 from transformers import Trainer as HuggingFaceTrainer
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from config import Config
+from config import Config, keep_freed_memory
 from data_loader import IGNORE, Encoder, MyDataLoader, MyDataset, load_tokenizer
 from data_process import load_labels
 from model_utils import CRF, build_model, parameter_groups
@@ -80,7 +87,8 @@ class Bench:
 
     def ours(self, **changes):
         trainer = self.trainer(**changes)
-        return self.seconds(lambda: trainer.train_one_epoch(0))
+        with as_main_does():
+            return self.seconds(lambda: trainer.train_one_epoch(0))
 
     def ours_fgm(self):
         return self.ours(use_fgm=True)
@@ -172,7 +180,48 @@ class Bench:
 
     def our_eval(self):
         trainer = self.trainer()
-        return self.seconds(lambda: trainer.eval(MyDataLoader(self.test_set, 128)))
+        with as_main_does():
+            return self.seconds(lambda: trainer.eval(MyDataLoader(self.test_set, Config.eval_batch_size)))
+
+    # ---- bookkeeping: share of a training epoch that goes to logs, TensorBoard, the progress bar and checkpoints ---
+
+    def overhead(self):
+        """{what: seconds} of one epoch with all of it, as main.py has it; "epoch" is the whole."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        import trainer as room
+
+        spent = {"logs and TensorBoard": 0.0, "progress bar": 0.0, "checkpoints": 0.0}
+
+        def timed(what, function):
+            def call(*args, **kwargs):
+                began = time.perf_counter()
+                try:
+                    return function(*args, **kwargs)
+                finally:
+                    spent[what] += time.perf_counter() - began
+
+            return call
+
+        class TimedBar(room.tqdm):
+            update, set_postfix = timed("progress bar", room.tqdm.update), timed("progress bar", room.tqdm.set_postfix)
+
+        trainer = self.trainer()
+        with tempfile.TemporaryDirectory() as folder, as_main_does():
+            trainer.root = Path(folder)
+            trainer.board = SummaryWriter(folder)
+            trainer.log_losses, trainer.save_model = (
+                timed("logs and TensorBoard", trainer.log_losses),
+                timed("checkpoints", trainer.save_model),
+            )
+            before, room.tqdm = room.tqdm, TimedBar
+            try:
+                spent["epoch"] = self.seconds(
+                    lambda: (trainer.train_one_epoch(0), trainer.save_model("best"), trainer.save_model("step_1", True))
+                )
+            finally:
+                room.tqdm = before
+        return spent
 
     def hugging_face_eval(self):
         trainer, _ = self.hugging_face_trainer()
@@ -183,6 +232,20 @@ class Bench:
         names, kept = self.tasks["slots"]["labels"], gold_slots != IGNORE
         gold, found = ([[names[n] for n in row[mask]] for row, mask in zip(tags, kept)] for tags in (gold_slots, slots.argmax(-1)))
         return {"intent_accuracy": (intents.argmax(-1) == gold_intents).mean(), "slots_f1": f1_score(gold, found, zero_division=0)}
+
+
+@contextmanager
+def as_main_does():
+    """main.py asks glibc to keep freed memory; the peers run without."""
+    keep_freed_memory()
+    try:
+        yield
+    finally:
+        with suppress(OSError, AttributeError):
+            libc = ctypes.CDLL("libc.so.6")
+            for option, value in ((-4, 65536), (-1, 128 << 10), (-2, 128 << 10)):
+                libc.mallopt(option, value)
+            libc.malloc_trim(0)
 
 
 class ForHuggingFace(nn.Module):
@@ -237,6 +300,92 @@ def crf_rows(rounds):
     return [(f"CRF {kind}", ms[f"{kind}, pytorch-crf"], ms[f"{kind}, ours"]) for kind in ("loss", "decode")]
 
 
+ALL = ["train", "eval", "crf", "overhead", "growth", "start"]
+READ = """
+import json, resource, sys, time
+from pathlib import Path
+from config import Config, keep_freed_memory
+from data_loader import Encoder, MyDataLoader, MyDataset, MyIterableDataLoader, MyIterableDataset, load_tokenizer
+from data_process import load_labels
+kind, path, model = sys.argv[1:]
+encoder = Encoder(load_tokenizer(Config(pretrain_model_path=model), None), load_labels(Path(path).parent), 64)
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+began = time.perf_counter()
+if kind == "streaming":
+    loader = MyIterableDataLoader(MyIterableDataset(path, encoder, 32, Config.shuffle_buffer, 0))
+else:
+    loader = MyDataLoader(MyDataset(path, encoder), 32, 0)
+ready = time.perf_counter()
+loader.set_position(0)
+rows = sum(len(batch.rows) for batch in loader)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"base": base, "peak": peak, "ready": ready - began, "rows": rows, "per_second": rows / (time.perf_counter() - ready)}))
+"""
+
+
+def growth(options, sizes=(100_000, 2_000_000)):
+    """Table rows: peak memory and speed of one pass over files of short rows, each in a process of its own."""
+    lines = (Path(options.data_path) / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    words = [json.loads(line)["tokens"] for line in lines]
+    rng, results = random.Random(0), []
+    with tempfile.TemporaryDirectory() as folder:
+        tasks = {"intent": {"type": "classification", "labels": ["a", "b"]}}
+        (Path(folder) / "labels.json").write_text(json.dumps(tasks))
+        for size in sizes:
+            path = Path(folder) / f"rows{size}.jsonl"
+            with open(path, "w", encoding="utf-8") as file:
+                for number in range(size):
+                    file.write(json.dumps({"id": str(number), "text": " ".join(rng.choice(words)), "intent": "ab"[number % 2]}) + "\n")
+            for kind in ("streaming", "in memory"):
+                command = [sys.executable, "-c", READ, kind, str(path), options.pretrain_model_path]
+                root = Path(__file__).resolve().parent.parent
+                done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root, env=os.environ | {"TQDM_DISABLE": "1"})
+                found = json.loads(done.stdout.splitlines()[-1])
+                assert found["rows"] == size
+                results.append(
+                    f"| {kind}, {size:,} rows | peak {found['peak']:.0f} MB ({found['peak'] - found['base']:.0f} above start) | "
+                    f"{found['per_second']:.0f} rows/s | ready after {found['ready']:.1f} s |"
+                )
+                print(results[-1], flush=True)
+    return results
+
+
+def start(rounds):
+    """Table rows: seconds from launch to --help, to a mistake's line, and to the first step on the sample."""
+    root = Path(__file__).resolve().parent.parent
+    rows = []
+
+    def median(command, **options):
+        times = []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            subprocess.run([sys.executable, *command], cwd=root, capture_output=True, **options)
+            times.append(time.perf_counter() - began)
+        return statistics.median(times)
+
+    rows.append(f"| python main.py --help | | {median(['main.py', '--help']):.2f} s | |")
+    rows.append(f"| a mistaken flag | | {median(['main.py', '--no_such_flag']):.2f} s | |")
+    imports = median(["-c", "import torch; from transformers import AutoModel, AutoTokenizer, BertModel"])
+    times = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            flags = ["--do_train", "--log_steps", "1", "--output_dir", folder, "--model_version", "run", "--data_path", f"{folder}/sample"]
+            prepare = [sys.executable, "data_process.py", "--input", "dataset/sample_raw", "--output_dir", f"{folder}/sample"]
+            subprocess.run(prepare, cwd=root, capture_output=True, check=True)
+            began = time.perf_counter()
+            process = subprocess.Popen([sys.executable, "main.py", *flags], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            log = Path(folder) / "run/metrics.jsonl"
+            while not (log.exists() and log.stat().st_size) and process.poll() is None:
+                time.sleep(0.01)
+            times.append(time.perf_counter() - began)
+            process.kill()
+            process.wait()
+    rows.append(
+        f"| launch to the first step, sample | importing torch and transformers {imports:.2f} s | {statistics.median(times):.2f} s | |"
+    )
+    return rows
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", required=True)
@@ -245,13 +394,13 @@ def main():
     parser.add_argument("--examples", type=int, default=1500, help="rows of train and of test to use")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", nargs="*", default=["train", "eval", "crf"], choices=["train", "eval", "crf"])
+    parser.add_argument("--only", nargs="*", default=["train", "eval", "crf"], choices=ALL)
     options = parser.parse_args()
     table = []
     if "crf" in options.only:
         for name, theirs, ours in crf_rows(options.rounds):
             table.append(f"| {name}, K=120, B=32, L=50 | pytorch-crf {theirs:.1f} ms | {ours:.1f} ms | {theirs / ours:.2f} |")
-    bench = Bench(options) if {"train", "eval"} & set(options.only) else None
+    bench = Bench(options) if {"train", "eval", "overhead"} & set(options.only) else None
     if "train" in options.only:
         systems = {
             "ours": bench.ours,
@@ -269,6 +418,17 @@ def main():
         )
         peer, ours = speed["Hugging Face Trainer"], speed["ours"]
         table.append(f"| evaluation with span scores, examples/s | Hugging Face Trainer {peer:.1f} | {ours:.1f} | {ours / peer:.2f} |")
+    if "overhead" in options.only:
+        found = [bench.overhead() for _ in range(options.rounds)]
+        for what in list(found[0])[:-1]:
+            shares = [one[what] / one["epoch"] for one in found]
+            table.append(f"| {what}, share of an epoch of {len(bench.train_set)} rows | | {statistics.median(shares):.2%} | |")
+        shares = [1 - (one["epoch"] - sum(list(one.values())[:-1])) / one["epoch"] for one in found]
+        table.append(f"| together | | {statistics.median(shares):.2%} | |")
+    if "growth" in options.only:
+        table += growth(options)
+    if "start" in options.only:
+        table += start(options.rounds)
     print(f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads, {options.device}\n")
     print("\n".join(["| what | peer | this template | ratio |", "| --- | --- | --- | --- |", *table]))
 

@@ -519,3 +519,47 @@ def test_training_and_predicting_with_windows(tiny, tmp_path):
         tags = [json.loads(row["slots_tags"]) for row in csv.DictReader(file)]
     assert [len(row["tokens"]) for row in rows] == [len(one) for one in tags]
     assert max(len(row["tokens"]) for row in rows) > 8
+
+
+def test_the_losses_are_those_of_the_plain_slow_path(tiny):
+    """No speed was bought with another result: the same batches through pytorch-crf, clip_grad_norm_ and the plainest AdamW."""
+    import torch.nn.functional as F
+    import torchcrf
+
+    config = tiny(use_crf=True, epochs=1, log_steps=1, max_grad_norm=0.5)
+    trainer = make_trainer(config)
+    groups = parameter_groups(trainer.model, config)
+    start = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    trainer.resume()
+    trainer.train()
+    ours = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+    ours = [line["loss"] for line in ours if "loss" in line]
+
+    model = make_trainer(config).model
+    model.load_state_dict(start)
+    head = model.output_layer.heads["slots"]
+    crf = torchcrf.CRF(len(load_labels(config.data_path)["slots"]["labels"]), batch_first=True)
+    crf.start_transitions, crf.end_transitions, crf.transitions = (getattr(head.crf, f"{n}transitions") for n in ("start_", "end_", ""))
+    groups = parameter_groups(model, config)
+    optimizer = torch.optim.AdamW(groups, foreach=False, fused=False)
+    loader = trainer.train_loader
+    scheduler = build_scheduler(optimizer, config, len(loader))
+    loader.set_position(0)
+    torch.set_rng_state(random_state)
+    model.train()
+    plain = []
+    for inputs, labels, _ in loader:
+        logits = model(inputs).logits
+        loss = F.cross_entropy(logits["intent"], labels["intent"])
+        loss = loss - crf(logits["slots"], labels["slots"].clamp(min=0), inputs["word_mask"], reduction="token_mean")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        plain.append(loss.item())
+    assert len(ours) == len(plain) == 8
+    np.testing.assert_allclose(ours, plain, rtol=2e-4)
+    for name, tensor in load_file(sorted((config.run_dir / "checkpoints").glob("step_*"))[-1] / "model.safetensors").items():
+        torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-3, atol=1e-5)
