@@ -45,7 +45,10 @@ def sync(path):
 
 
 def write_json(path, value):
-    Path(path).write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    """Writes a JSON file that appears whole or not at all."""
+    temporary = Path(path).with_name(f".{Path(path).name}.tmp")
+    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def seal(folder):

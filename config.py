@@ -252,7 +252,7 @@ class DataConfig:
         "auto", "what a token of a text with spans is (auto: characters if most are Chinese)", choices=["auto", "word", "character"]
     )
     n_splits: int = option(0, "make so many folds of train and dev for cross-validation; 0: none")
-    group_column: str = option("", "column whose equal values stay in one fold")
+    group_column: str = option("", "column whose equal values stay in one part and one fold")
     check: bool = option(False, "only examine the input, raw or processed, and write nothing")
     max_length: int = option(256, "for --check: the length that training will use")
     pretrain_model_path: str = option("", "for --check: the model whose tokenizer training will use")
@@ -267,8 +267,8 @@ class DataConfig:
         self.label_types_by_name()
         if self.n_splits < 0 or self.n_splits == 1:
             raise UserError(f"--n_splits={self.n_splits} must be at least 2")
-        if self.group_column and not self.n_splits:
-            raise UserError("--group_column needs --n_splits")
+        if not self.label_separator:
+            raise UserError("--label_separator must not be empty")
         if not (self.dev_ratio > 0 and self.test_ratio >= 0 and self.dev_ratio + self.test_ratio < 1):
             raise UserError(f"--dev_ratio={self.dev_ratio} and --test_ratio={self.test_ratio} must leave something to train on")
 

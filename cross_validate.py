@@ -68,7 +68,9 @@ def main(config):
     result = {"folds": [json.loads((one.run_dir / "eval.json").read_text(encoding="utf-8")) for one in folds]}
     for part in result["folds"][0]:
         for name in result["folds"][0][part]:
-            values = [fold[part][name] for fold in result["folds"]]
+            values = [fold[part][name] for fold in result["folds"] if name in fold[part]]
+            if len(values) < len(folds):
+                continue  # a fold without a label of the task
             result.setdefault("mean", {}).setdefault(part, {})[name] = statistics.fmean(values)
             result.setdefault("std", {}).setdefault(part, {})[name] = statistics.stdev(values)
     result["out_of_fold"] = metrics.score(tasks, gold, predicted)
@@ -91,7 +93,7 @@ def average(trainer, test, kept, path):
     """Scores and writes the mean of what the folds' heads gave (see `probabilities` in model_utils.py) for each example."""
     import torch
 
-    from trainer import stitch, write_predictions
+    from trainer import outside, stitch, write_predictions
 
     heads, answers = trainer.model.output_layer.heads, []
     for i in range(len(test)):
@@ -109,7 +111,7 @@ def average(trainer, test, kept, path):
                 numbers, chances = (tensor[0].tolist() for tensor in head.decode(logits, inputs))
             missing = len(test[i]["tokens"]) - len(numbers) if head.reads == "words" else 0
             if missing:  # words that were cut
-                numbers, chances = numbers + [head.task["labels"].index("O")] * missing, chances + [0.0] * missing
+                numbers, chances = numbers + [outside(head.task)] * missing, chances + [0.0] * missing
             answers[i][name] = head.named(numbers, chances)
     write_predictions((trainer.prediction(test[i], answers[i]) for i in range(len(test))), path)
     gold = {name: [test[i][name] for i in range(len(test))] for name in heads}

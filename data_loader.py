@@ -204,8 +204,14 @@ class Encoder:
             if len(encoding.ids) <= self.max_length:
                 rows.append(Row(number, encoding.ids, encoding.type_ids, word_starts(encoding) if self.tagging else []))
             elif self.tagging and self.stride >= 0:
-                rows += self.windows(number, encoding)
+                try:
+                    rows += self.windows(number, encoding)
+                except UserError as mistake:
+                    raise UserError(f"example {examples[number].get('id', number)}: {mistake}") from None
             elif self.tagging or paired or self.truncation == "head":
+                if paired and self.truncation == "head_tail" and not self.tagging:
+                    raise UserError("--truncation head_tail is for single texts; of pairs take head or tail")
+                self.tokenizer.truncation_side = "left" if self.truncation == "tail" and not self.tagging else "right"
                 cut = dict(options, truncation="longest_first", max_length=self.max_length)
                 short = self.tokenizer([first[number]], [pairs[number]] if pairs else None, **cut).encodings[0]
                 lost = len(encoding.ids) - len(short.ids)
@@ -352,7 +358,7 @@ class MyDataset(Dataset):
         where = "texts" if isinstance(source, list) else source
         cut, length = int((self.columns["cut"] > 0).sum()), self.encoder.max_length
         if cut and "num_words" in self.columns:
-            lost = (self.columns["num_words"] - self.columns["word_starts"].lengths).sum()
+            lost = (self.columns["num_words"] - self.columns["word_starts"].lengths)[self.columns["cut"] > 0].sum()
             logger.warning(
                 f"{where}: {cut} of {len(self)} examples are longer than --max_length {length}; "
                 f"their last {lost} words are not seen and count as O"
@@ -362,7 +368,11 @@ class MyDataset(Dataset):
             logger.warning(f"{where}: {cut} of {len(self)} examples are longer than --max_length {length}; {lost} sub-tokens are not seen")
         elif len(self.lengths) > len(self):
             windows = len(self.lengths) - len(self) + len(np.unique(self.columns["of"][self.columns["first_word"] > 0]))
-            logger.info(f"{where}: examples longer than --max_length {length} are read in {windows} overlapping windows")
+            first = any(not is_tagging(task["type"]) for task in self.tasks.values())
+            logger.info(
+                f"{where}: examples longer than --max_length {length} are read in {windows} overlapping windows"
+                + ("; labels of the whole text come from the first" if first else "")
+            )
 
     def __len__(self):
         """Examples; of their rows, which may be more, there are len(dataset.lengths)."""

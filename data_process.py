@@ -47,6 +47,11 @@ PART_NAMES = {
 # ---- from files to examples with a part ---------------------------------------------------------------------------------
 
 
+def part_of_name(path):
+    """The part that a file's name tells: that of train.csv, atis.dev.txt, test-00000-of-00001.parquet; or None."""
+    return next((PART_NAMES[word] for word in re.split(r"[._\-]", path.name.lower()) if word in PART_NAMES), None)
+
+
 def find_sources(folder):
     """[(part or None, path)] of the data below a file or folder: parts are told by their names, train/dev(valid)/test."""
     if not folder.exists():
@@ -74,8 +79,7 @@ def find_sources(folder):
     else:
         sources = []
         for path in data_in(folder):
-            words = [PART_NAMES[word] for word in re.split(r"[._\-]", path.name.lower()) if word in PART_NAMES]
-            sources.append((words[0] if words else None, path))
+            sources.append((part_of_name(path), path))
     if not sources:
         raise UserError(f"{folder}: no data files in it")
     parts = {part for part, _ in sources}
@@ -124,15 +128,21 @@ def check_examples(examples, config):
             if part is None:
                 raise UserError(f"{at}: split {example['split']!r} is none of train, dev, test")
             example["split"] = part
+        if ("split" in example) != ("split" in first):
+            without = at if "split" in first else first["at"]
+            raise UserError(f"{without}: has no part (train, dev, test), but other rows have one")
         for name in names:
             empty = isinstance(example.get(name), str) and not example[name].strip()
-            if len(names) > 1 and empty and chosen.get(name) != "multilabel":  # a cell without labels may be just that
+            if len(names) > 1 and empty and chosen.get(name) != "multilabel":  # a cell without labels is just that
                 example[name] = None
     if unknown := sorted(set(chosen) - set(names)):
         raise UserError(f"--label_type names {', '.join(unknown)}, but the labels are {', '.join(names)}")
     tasks, spans = {}, []
     for name in names:
-        kind = chosen.get(name) or labels.find_kind(name, [example[name] for example in examples if example.get(name) is not None])
+        values = [example[name] for example in examples if example.get(name) is not None]
+        kind = labels.find_kind(name, values) if chosen.get(name, "tagging") == "tagging" else chosen[name]
+        if name not in chosen:
+            notes += odd_numbers(name, kind, examples)
         if kind == "spans":
             spans.append(name)
         elif kind == "list":
@@ -143,9 +153,9 @@ def check_examples(examples, config):
     for example in examples:
         for name, kind in tasks.items():
             if kind == "multilabel" and isinstance(example.get(name), str):
-                example[name] = [part for part in example[name].split(config.label_separator) if part.strip()]
+                example[name] = labels.as_list(example[name], config.label_separator)
             if example.get(name) is None and len(names) == 1:
-                raise UserError(f"{example['at']}: has no label {name!r} (it is null)")
+                raise UserError(f"{example['at']}: has no label {name!r} (it is null); texts without labels are for --predict_file")
             example[name] = labels.check_label(example, name, kind)
         if all(example[name] is None for name in names):
             raise UserError(f"{example['at']}: has no label of any task ({', '.join(names)})")
@@ -153,6 +163,26 @@ def check_examples(examples, config):
         if is_tagging(kind):
             notes += convert_schemes(examples, name, config.tag_scheme)
     return tasks, notes
+
+
+def odd_numbers(name, kind, examples):
+    """Notes on labels of which it is not clear whether they are numbers or names."""
+    known = [(e["at"], e[name]) for e in examples if e.get(name) is not None]
+    if kind == "regression":
+        whole = {float(value) for _, value in known}
+        few = (
+            [f"{known[0][0]}: {', '.join(f'{one:g}' for one in sorted(whole))}"]
+            if len(whole) <= 10 and all(map(float.is_integer, whole))
+            else []
+        )
+        advice = f"if they are names of classes: --label_type {name}=classification"
+        return [Note(f"{name}: numbers of few whole values", few if len(known) >= 20 else [], advice)]
+    if kind == "classification":
+        others = [f"{at}: {value!r}" for at, value in known if not labels.is_number(str(value))]
+        decimals = sum("." in str(value) and labels.is_number(str(value)) for _, value in known)
+        advice = f"if it is a score, leave these empty (with other tasks) or correct them, and add --label_type {name}=regression"
+        return [Note(f"{name}: nearly all labels are numbers, but not these", others if decimals > 0.8 * len(known) else [], advice)]
+    return []
 
 
 def spans_to_tokens(examples, names, unit):
@@ -192,6 +222,19 @@ def convert_schemes(examples, name, wanted):
             files.setdefault(re.sub(r", \S+ \d+$", "", example["at"]), []).append(example)
     schemes = {file: labels.find_scheme(example[name] for example in found) for file, found in files.items()}
     found = set(schemes.values()) - {None}
+    tags = {tag for rows in files.values() for example in rows for tag in example[name]}
+    if wanted != "keep" and not found and "O" in tags and len(tags) > 1:
+        prefixed = [tag for tag in tags if tag == "O" or re.match(r"[BIESMLU]-.", tag)]
+        if len(prefixed) > len(tags) / 2:
+            strange = [f"{e['at']}: {t}" for rows in files.values() for e in rows for t in e[name] if t not in prefixed]
+            return [
+                Note(f"{name}: tags of no scheme among those of one", strange, "no entity can be told while they are there: correct them")
+            ]
+        print(f"the tags of {name!r} have no B- and I-: runs of equal tags are written as entities in BIO")
+        for rows in files.values():
+            for example in rows:
+                example[name] = labels.bare_to_bio(example[name])
+        schemes, found = dict.fromkeys(files, "bio"), {"bio"}
     if wanted == "keep" or not found:
         return []
     target = wanted if wanted != "auto" else ("bio" if found & {"bio", "iob1"} else "bioes")
@@ -243,7 +286,7 @@ def strata_of(examples, tasks):
 
 def split_examples(examples, tasks, config):
     """{part: examples}: the given split where there is one, else a seeded one, stratified (see strata_of)."""
-    from sklearn.model_selection import train_test_split
+    from sklearn.model_selection import GroupShuffleSplit, train_test_split
 
     parts = {part: [e for e in examples if e.get("split") == part] for part in PARTS}
     stratify_by, strata = strata_of(examples, tasks)
@@ -254,7 +297,16 @@ def split_examples(examples, tasks, config):
         alone = [e for e in pool if stratify_by and counts[strata[id(e)]] < 2]
         shared = [e for e in pool if not (stratify_by and counts[strata[id(e)]] < 2)]
         size = max(1, round(size))
+        if config.group_column:
+            splitter = GroupShuffleSplit(1, test_size=min(0.9, size / len(pool)), random_state=config.random_seed)
+            kept, taken = next(splitter.split(pool, groups=[group_of(e) for e in pool]))
+            print(f"no {part} part given: {len(taken)} examples set aside by {config.group_column!r}, seed {config.random_seed}")
+            return [pool[i] for i in kept], [pool[i] for i in taken]
         if size >= len(shared):
+            if len(alone) > len(pool) / 2:
+                raise UserError(
+                    f"{config.input}: most labels of {stratify_by!r} occur only once; of numbers --label_type {stratify_by}=regression"
+                )
             raise UserError(f"{config.input}: {len(pool)} examples are too few to split; give train, dev and test yourself")
         keys = [strata[id(e)] for e in shared] if stratify_by else None
         if keys and min(size, len(shared) - size) < len(set(keys)):
@@ -367,6 +419,9 @@ def summary(parts, tasks):
         counts = Counter(dict(zip(info["labels"], info["counts"])))
         common = ", ".join(f"{label} {count / counts.total():.0%}" for label, count in counts.most_common(3))
         print(f"task {name}: {info['type']}, {len(counts)} labels ({common}{', …' if len(counts) > 3 else ''})")
+        if info["type"] == "multilabel":
+            none = {part: sum(e[name] == [] for e in rows) for part, rows in parts.items()}
+            print(f"task {name}: rows with none of the labels, learnt as such: {none}")
         missing = {part: sum(e[name] is None for e in rows) for part, rows in parts.items()}
         if any(missing.values()):
             print(f"task {name}: rows without a label, which this task leaves out: {missing}")
@@ -409,6 +464,11 @@ def require_own_folder(folder, source):
         raise UserError(f"--output_dir {folder}: is where the input lies; choose another folder")
 
 
+def group_of(example):
+    """What must stay together with this example; one without a group is a group of its own."""
+    return example["at"] if example.get("group") in (None, "") else str(example["group"])
+
+
 def split_folds(parts, tasks, config):
     """[(train, dev) examples of each fold]: train and dev together, each row in one dev part; stratified, and by groups if asked."""
     from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
@@ -416,7 +476,7 @@ def split_folds(parts, tasks, config):
     pool = [*parts["train"], *parts.get("dev", [])]
     _, strata = strata_of(pool, tasks)
     keys = [strata.get(id(e), "") for e in pool]
-    groups = [str(e["group"]) for e in pool] if config.group_column else None
+    groups = [group_of(e) for e in pool] if config.group_column else None
     if config.n_splits > (many := len(set(groups)) if groups else len(pool)):
         raise UserError(f"--n_splits {config.n_splits} is more than the {many} {'groups' if groups else 'examples'}")
     counts = Counter(keys)
@@ -483,6 +543,12 @@ def write_folds(folder, parts, tasks, config):
     """
     folds = split_folds(parts, tasks, config)
     tasks.update(collect_labels({"train": [*parts["train"], *parts.get("dev", [])]}, {name: task["type"] for name, task in tasks.items()}))
+    for number, fold in enumerate(folds):
+        for part, rows in zip(("train", "dev"), fold):
+            if lacking := [name for name in tasks if all(e[name] is None for e in rows)]:
+                raise UserError(
+                    f"--n_splits {config.n_splits}: {part} of fold {number} would have no label of {lacking[0]!r}; take fewer folds"
+                )
     rest = {"test": parts["test"]} if "test" in parts else {}
     for number, (train, dev) in enumerate(folds):
         write_folder(folder / f"fold_{number}", {"train": train, "dev": dev, **rest}, tasks)
@@ -559,6 +625,7 @@ def read_processed(path, tasks, start=0, stop=None):
             except (ValueError, RecursionError):
                 raise UserError(f"{where}: not JSON; make the folder anew with data_process.py") from None
             check_row(example, tasks, where)
+            example.setdefault("id", str(number - 1))
             yield where, example
             if stop is not None and file.tell() >= stop:
                 return
@@ -612,33 +679,52 @@ def read_corpus(config):
     A text is a string, or a list of words where the data has `tokens`. Parts are told by the files' names: train to learn
     from, dev as held out; test is never read. Without a dev part a text is held out by its hash, so equal texts stay together.
     """
-    pattern = not Path(config.input).exists() and any(sign in config.input for sign in "*?[")
-    sources = [(None, Path(name)) for name in sorted(glob(config.input))] if pattern else find_sources(Path(config.input))
+    if config.format == "hf":
+        sources = [(None, Path(config.input))]
+    elif not Path(config.input).exists() and any(sign in config.input for sign in "*?["):
+        sources = [(part_of_name(path), path) for path in map(Path, sorted(glob(config.input))) if path.is_file()]
+    else:
+        sources = find_sources(Path(config.input))
     if not sources:
         raise UserError(f"{config.input}: no file has such a name")
-    has_dev, limit = any(part == "dev" for part, _ in sources), config.held_out_ratio * 2**32
+    limit = config.held_out_ratio * 2**32
+
+    def parted():
+        for part, path in sources:
+            if part != "test":
+                name = config.format if config.format != "auto" else find_format(path, labelled=False)
+                for example in (read_txt if name == "txt" else READERS[name])(path, config):
+                    check_text(example, may_be_empty=True)
+                    yield PART_NAMES.get(str(example.get("split")).lower(), part), example
+
+    has_dev = any(part == "dev" for part, _ in sources) or any(part == "dev" for part, _ in parted())
 
     def texts(held_out):
-        for part, path in sources:
+        for part, example in parted():
             if part == "test" or (has_dev and held_out != (part == "dev")):
                 continue
-            name = config.format if config.format != "auto" else find_format(path, labelled=False)
-            for example in (read_txt if name == "txt" else READERS[name])(path, config):
-                check_text(example, may_be_empty=True)
-                for text in (example.get("tokens") or example["text"], example.get("text_pair", "")):
-                    whole = text if isinstance(text, str) else " ".join(text)
-                    if not whole.isspace() and whole and (has_dev or held_out == (crc32(encode(whole, example["at"])) < limit)):
-                        yield text
+            for text in (example.get("tokens") or example["text"], example.get("text_pair", "")):
+                whole = text if isinstance(text, str) else " ".join(text)
+                by_hash = crc32(encode(whole, example["at"])) < limit
+                if not whole.isspace() and whole and (has_dev or held_out == by_hash):
+                    yield text
 
     for held_out, side in ((False, "to learn from"), (True, "to hold out")):
         if next(texts(held_out), None) is None:
             raise UserError(f"{config.input}: holds no text {side}; empty rows do not count")
     digest = hashlib.sha256()
     for _, path in sources:
-        for one in [path] if path.is_file() else sorted(path.iterdir()):
-            with open(one, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+        for one in [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file()):
+            digest.update(sha256_of(one))
     return lambda: texts(False), lambda: texts(True), digest.hexdigest()
+
+
+def sha256_of(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.digest()
 
 
 def encode(text, at):
@@ -650,7 +736,7 @@ def encode(text, at):
 
 def require_free_folder(folder):
     """UserError if a folder to write has something in it already, or cannot be made."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+    if folder.is_file() or (folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir())):
         raise UserError(f"--output_dir {folder}: is not empty; choose a new folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -11,8 +11,10 @@ import re
 import statistics
 import unicodedata
 from collections import Counter, defaultdict
+from contextlib import suppress
 from typing import NamedTuple
 
+import regex
 from tqdm import tqdm
 
 from config import is_tagging
@@ -20,9 +22,8 @@ from labels import find_scheme, illegal_tags
 
 PLACEHOLDERS = {"nan", "null", "none", "n/a", "na", "nil", "undefined", "-", "--", "?", "unknown", "todo", "tbd", "xxx", "无", "暂无", "空"}
 INVISIBLE = "\u200b\u200c\u2060\ufeff\u00ad\u200e\u200f\u202a\u202b\u202c\u202d\u202e"
-MOJIBAKE = re.compile(
-    "[ÃÂ][\u0080-\u00bf]|â€|[äåæçèé][\u0080-\u00bf\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u2122]{2}|锟斤拷|烫烫烫"
-)
+HIGH = re.compile("[\u0080-\u00ff\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u2122]{2,}")
+LOOK_ALIKE = set("аеорсухіјѕАВЕКМНОРСТХΑΒΕΖΗΙΚΜΝΟΡΤΥΧο")  # Cyrillic and Greek letters that look Latin
 
 
 class Note(NamedTuple):
@@ -126,7 +127,18 @@ def check_characters(parts, tasks):
         return next((c for c in text if unicodedata.category(c) == "Cc" and c not in "\t\n\r"), None)
 
     def invisible(text):
-        return next((c for c in text if c in INVISIBLE), None)
+        joined = regex.search(r"[\p{Arabic}\p{Hebrew}\p{Devanagari}\p{Bengali}\p{Tamil}\p{Telugu}\p{Malayalam}\p{Sinhala}]", text)
+        return next((c for c in text if c in INVISIBLE and not (joined and c in "\u200c\u200e\u200f")), None)
+
+    def mojibake(text):
+        """Characters that are UTF-8 read as Latin-1 or cp1252: written so and read as UTF-8 they make sense."""
+        for run in HIGH.findall(text):
+            for encoding in ("cp1252", "latin-1"):
+                with suppress(UnicodeError):
+                    meant = run.encode(encoding).decode("utf-8")
+                    if len(meant) > 1 or run[0] in "ÃÂâ" or re.search("[\u0080-\u009f]", run):  # French "é »" would be a rare ideograph
+                        return run
+        return next((sign for sign in ("锟斤拷", "烫烫烫") if sign in text), None)
 
     def tags(text):
         hit = re.search(r"</?(?:p|br|div|span|a|b|i|img|td|tr|li)\b[^<>]*>|&(?:[a-z]{2,8}|#\d{2,6});", text)
@@ -134,8 +146,7 @@ def check_characters(parts, tasks):
 
     def mixed_script(text):
         for word in re.findall(r"\w+", text):
-            scripts = {unicodedata.name(c, "").split()[0] for c in word if c.isalpha()}
-            if "LATIN" in scripts and scripts & {"CYRILLIC", "GREEK"} and len(word) > 2:
+            if LOOK_ALIKE & set(word) and re.search("[A-Za-z]", word) and len(word) > 2:
                 return word
         return None
 
@@ -151,17 +162,19 @@ def check_characters(parts, tasks):
         holds(lambda text: "\ufffd" in text and "\ufffd"),
         "read the source again with --encoding",
     )
-    yield Note(
-        "texts decoded with the wrong encoding",
-        holds(lambda text: (hit := MOJIBAKE.search(text)) and hit.group()),
-        "read the source again with --encoding",
-    )
+    yield Note("texts decoded with the wrong encoding", holds(mojibake), "read the source again with --encoding")
     yield Note("invisible characters in texts", holds(invisible), "two texts that look the same differ: remove them")
     yield Note("private or unassigned characters in texts", holds(private), "no tokenizer knows them: replace them")
     yield Note("markup or HTML entities in texts", holds(tags), "html.unescape and a parser make plain text of them")
     yield Note("words mixed of Latin and look-alike letters", holds(mixed_script), "they become other tokens than they look like")
     both = holds(wide) if any(re.search(r"[0-9A-Za-z]", text_of(e)) for examples in parts.values() for e in examples) else []
     yield Note("full-width letters or digits beside half-width ones", both, "NFKC normalisation makes them one")
+    quoted = rows_where(parts, lambda e: any(len(t) > 2 and t[0] == t[-1] == '"' and '""' in t[1:-1] for t in texts_of(e)))
+    yield Note(
+        "texts with the quotes of a CSV around them and doubled inside",
+        quoted,
+        "a TSV written as a CSV is: add --format csv, or unquote them",
+    )
     blanks = rows_where(parts, lambda e: "tokens" not in e and any(t != t.strip() for t in texts_of(e) if t))
     yield Note("texts begin or end with blanks", blanks, "harmless for most tokenizers; strip them to find duplicates")
     yield Note(
@@ -187,6 +200,16 @@ def check_characters(parts, tasks):
     yield Note(
         "one text of a pair is empty", rows_where(parts, lambda e: "text_pair" in e and not e["text_pair"].strip()), "check the export"
     )
+
+
+def check_groups(parts, tasks):
+    places = defaultdict(dict)
+    for part, examples in parts.items():
+        for e in examples:
+            if e.get("group") not in (None, ""):
+                places[str(e["group"])].setdefault(part, e["at"])
+    shared = [f"{group!r}: {', '.join(found.values())}" for group, found in places.items() if len(found) > 1]
+    yield Note("groups that two parts share", shared, "the score would be too good: keep each group in one part")
 
 
 def check_tokens(parts, tasks):
@@ -452,7 +475,7 @@ def check_encoding(parts, tasks, encoder):
     )
 
 
-CHECKS = [check_ids, check_duplicates, check_characters, check_tokens, check_lengths, check_labels, check_numbers, check_tags]
+CHECKS = [check_ids, check_duplicates, check_groups, check_characters, check_tokens, check_lengths, check_labels, check_numbers, check_tags]
 
 
 def examine(parts, tasks, encoder=None, notes=()):

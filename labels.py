@@ -5,8 +5,10 @@ Spans over a text's characters become tags over its tokens, so they are tagging 
 Edit here when labels of another shape, or another tag scheme, should be read.
 """
 
+import ast
 import math
 import re
+from contextlib import suppress
 
 import regex
 
@@ -40,6 +42,14 @@ def find_kind(name, values):
     return "classification"
 
 
+def as_list(cell, separator):
+    """The labels in a cell: a JSON or Python list, or parts between separators."""
+    if cell.strip().startswith("[") and cell.strip().endswith("]"):
+        with suppress(ValueError, SyntaxError):
+            return list(ast.literal_eval(cell.strip()))
+    return [part for part in cell.split(separator) if part.strip()]
+
+
 def is_number(text):
     return bool(re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", text))
 
@@ -47,7 +57,7 @@ def is_number(text):
 def check_label(example, name, kind):
     """The label as it is to be kept (None: there is none), or a UserError that says why it cannot be one."""
     at, label = example["at"], example.get(name)
-    if label is None:
+    if label is None or (isinstance(label, float) and math.isnan(label)):
         return None
     if is_tagging(kind):
         if "tokens" not in example:
@@ -69,7 +79,11 @@ def check_label(example, name, kind):
         if not math.isfinite(float(label)):
             raise UserError(f"{at}: the label {name}={label!r} is not finite")
         return float(label)
-    label = str(label) if isinstance(label, int | float) and not isinstance(label, bool) else label
+    if isinstance(label, bool):
+        return str(label).lower()
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)  # what pandas makes of whole numbers where some are missing
+    label = str(label) if isinstance(label, int | float) else label
     if not isinstance(label, str):
         raise UserError(f"{at}: the label {name}={label!r} is not a string")
     if not label.strip():
@@ -106,6 +120,11 @@ def find_scheme(tag_lists):
     if letters & {"E", "S"}:
         return "bioes"
     return "iob1" if starts and not proper else "bio"
+
+
+def bare_to_bio(tags):
+    """Tags without B- and I-, such as PER and O, as BIO: a run of equal tags is an entity."""
+    return [tag if tag == "O" else f"{'I' if tag == before else 'B'}-{tag}" for before, tag in zip(["O", *tags], tags)]
 
 
 def convert_tags(tags, source, target):

@@ -10,9 +10,9 @@ from scipy.stats import pearsonr, spearmanr
 from seqeval.metrics.sequence_labeling import get_entities
 from sklearn.metrics import accuracy_score, mean_absolute_error
 from sklearn.metrics import f1_score as class_f1_score
-from sklearn.preprocessing import MultiLabelBinarizer
 
 from config import is_tagging
+from labels import find_scheme
 
 
 def is_better(name, new, old):
@@ -30,13 +30,14 @@ def classification_scores(gold, predicted):
 
 def multilabel_scores(gold, predicted):
     """gold, predicted: a list of labels a text. Accuracy: the whole set is right. Micro F1 counts labels, macro F1 averages over them."""
-    binarizer = MultiLabelBinarizer().fit([*gold, *predicted])
-    matrices = [binarizer.transform(lists) for lists in (gold, predicted)]
-    scores = {
-        f"{kind}_f1": class_f1_score(*matrices, average=kind, zero_division=0) if len(binarizer.classes_) else 0.0
-        for kind in ("micro", "macro", "weighted")
+    right, guessed, there = matches("multilabel", gold, predicted)
+    f1 = {label: 2 * right[label] / (guessed[label] + there[label]) for label in guessed.keys() | there.keys()}
+    return {
+        "micro_f1": 2 * right.total() / max(1, guessed.total() + there.total()),
+        "macro_f1": sum(f1.values()) / max(1, len(f1)),
+        "weighted_f1": sum(f1[label] * there[label] for label in f1) / max(1, there.total()),
+        "accuracy": sum(set(g) == set(p) for g, p in zip(gold, predicted)) / len(gold),
     }
-    return scores | {"accuracy": sum(set(g) == set(p) for g, p in zip(gold, predicted)) / len(gold)}
 
 
 def regression_scores(gold, predicted):
@@ -68,18 +69,30 @@ def matches(kind, gold, predicted):
     return right, guessed, there
 
 
+def word_scores(gold, predicted):
+    """As classification, of all words together: for tags that are no entities, such as parts of speech."""
+    return classification_scores(*([tag for tags in side for tag in tags] for side in (gold, predicted)))
+
+
 SCORES = {
+    "words": word_scores,
     "classification": classification_scores,
     "multilabel": multilabel_scores,
     "regression": regression_scores,
     "tagging": tagging_scores,
 }
-MAIN = {"classification": "accuracy", "multilabel": "micro_f1", "regression": "spearman", "tagging": "f1"}
+MAIN = {"words": "accuracy", "classification": "accuracy", "multilabel": "micro_f1", "regression": "spearman", "tagging": "f1"}
 
 
 def kind_of(task):
-    """The kind by which a task is scored; a type of your own is scored as tagging or classification until it has an entry in SCORES."""
-    return task["type"] if task["type"] in SCORES else "tagging" if is_tagging(task["type"]) else "classification"
+    """The kind by which a task is scored; a type of your own is scored as tagging or classification until it has an entry in SCORES.
+
+    "words": tagging whose tags are no entities (no B-, I-, …).
+    """
+    if (is_tagging(task["type"]) and task["type"] not in SCORES) or task["type"] == "tagging":
+        tags = [tag for tag in task.get("labels", ()) if tag != "O"]
+        return "words" if tags and find_scheme([tags]) is None else "tagging"
+    return task["type"] if task["type"] in SCORES else "classification"
 
 
 def score(tasks, gold, predicted):
@@ -97,10 +110,16 @@ def score(tasks, gold, predicted):
             scores |= {f"{name}_{metric}": float(value) for metric, value in found.items()}
             mains.append(scores[f"{name}_{MAIN[kind_of(task)]}"])
     exact = [name for name, task in tasks.items() if kind_of(task) != "regression"]
-    if exact:
-        columns = zip(zip(*(gold[name] for name in exact)), zip(*(predicted[name] for name in exact)))
-        right = [all(g is None or g == p for g, p in zip(golds, predictions)) for golds, predictions in columns]
-        scores["sentence_accuracy"] = sum(right) / len(right)
+
+    def plain(name, label):
+        return set(label) if kind_of(tasks[name]) == "multilabel" and label is not None else label
+
+    rows = [
+        [(plain(name, gold[name][i]), plain(name, predicted[name][i])) for name in exact if gold[name][i] is not None]
+        for i in range(len(next(iter(gold.values()))))
+    ]
+    if rows := [row for row in rows if row]:
+        scores["sentence_accuracy"] = sum(all(g == p for g, p in row) for row in rows) / len(rows)
     if len(tasks) > 1 and not all_exact(tasks):
         scores["mean_score"] = sum(mains) / max(1, len(mains))
     return scores
@@ -113,7 +132,10 @@ def report(tasks, gold, predicted):
         known, kind = [i for i, label in enumerate(gold[name]) if label is not None], kind_of(task)
         if kind == "regression":
             continue
-        right, guessed, there = matches(kind, [gold[name][i] for i in known], [predicted[name][i] for i in known])
+        sides = ([side[name][i] for i in known] for side in (gold, predicted))
+        if kind == "words":
+            kind, sides = "classification", ([tag for tags in side for tag in tags] for side in sides)
+        right, guessed, there = matches(kind, *sides)
         result[name] = {
             label: {
                 "precision": right[label] / max(1, guessed[label]),
@@ -136,12 +158,12 @@ def table(per_label, most=40):
 
 
 def all_exact(tasks):
-    return all(kind_of(task) in ("classification", "tagging") for task in tasks.values())
+    return all(kind_of(task) in ("classification", "tagging", "words") for task in tasks.values())
 
 
 def score_names(tasks):
     """The names of all that `score` and the losses give for these tasks, found by scoring one text."""
-    blank = {"tagging": ["O"], "multilabel": ["x"], "regression": 0.0, "classification": ""}
+    blank = {"tagging": ["O"], "words": ["X"], "multilabel": ["x"], "regression": 0.0, "classification": ""}
     answers = {name: [blank[kind_of(task)]] for name, task in tasks.items()}
     return ["loss", *(f"{name}_loss" for name in tasks), *score(tasks, answers, answers)]
 

@@ -139,7 +139,9 @@ class ClassificationHead(nn.Module):
     def count(self, labels, inputs):
         """What `loss` is divided by: how many labels it sums over, or the sum of their weights."""
         known = labels != IGNORE
-        return known.sum() if self.class_weights is None else (self.class_weights[labels.clamp(min=0)] * known).sum()
+        if self.class_weights is None:
+            return known.sum()
+        return (self.weights_of_host.to(labels.device)[labels.clamp(min=0)] * known).sum()  # on a GPU labels are counted before they move
 
     def decode(self, logits, inputs):
         """(answers, their probabilities), each (B,); an answer is a label's number."""

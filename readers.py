@@ -12,8 +12,11 @@ import io
 import json
 import re
 import sys
+import zlib
 from contextlib import suppress
-from itertools import chain, zip_longest
+from datetime import date, time
+from decimal import Decimal
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 from config import UserError, first_line
@@ -41,9 +44,25 @@ LABEL_NAMES = (
 NUMBER_NAMES = ("score", "rating", "stars", "similarity")  # taken for labels where there is none of those
 
 
+class Unpacked(gzip.GzipFile):
+    """A .gz file whose damage is the user's to know of."""
+
+    def read(self, size=-1):
+        return self.checked(super().read, size)
+
+    def read1(self, size=-1):
+        return self.checked(super().read1, size)
+
+    def checked(self, read, size):
+        try:
+            return read(size)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"{self.name}: not a whole .gz file ({first_line(error)})") from None
+
+
 def open_bytes(path):
     """The file's bytes, unpacked if its name ends in .gz."""
-    return gzip.open(path, "rb") if Path(path).suffix.lower() == ".gz" else open(path, "rb")
+    return Unpacked(path, "rb") if Path(path).suffix.lower() == ".gz" else open(path, "rb")
 
 
 def open_text(path, encoding="auto", newline="\n"):
@@ -60,7 +79,7 @@ def open_text(path, encoding="auto", newline="\n"):
 def undecodable(path, file):
     """The UserError for a file that does not decode, naming the row."""
     decoder, row = codecs.getincrementaldecoder(file.encoding)(), 0
-    with open_bytes(path) as raw, suppress(UnicodeDecodeError):
+    with open_bytes(path) as raw, suppress(UnicodeError):
         for line in raw:
             row += 1
             decoder.decode(line)
@@ -73,7 +92,7 @@ def read_rows(path, encoding="auto"):
         try:
             for number, row in enumerate(file, 1):
                 yield number, row.removesuffix("\n").removesuffix("\r")
-        except UnicodeDecodeError:
+        except UnicodeError:
             raise undecodable(path, file) from None
 
 
@@ -94,7 +113,7 @@ def read_csv(path, options, delimiter=","):
                 start = reader.line_num + 1
         except csv.Error as error:
             raise UserError(f"{path}, row {start}: {error}; look for a quote that is never closed") from None
-        except UnicodeDecodeError:
+        except UnicodeError:
             raise undecodable(path, file) from None
 
     csv.field_size_limit(sys.maxsize)
@@ -186,7 +205,7 @@ def read_json(path, options):
     with open_text(path, options.encoding) as file:
         try:
             content = json.load(file)
-        except UnicodeDecodeError:
+        except UnicodeError:
             raise undecodable(path, file) from None
         except (ValueError, RecursionError) as error:
             if getattr(error, "msg", "") == "Extra data":
@@ -194,7 +213,8 @@ def read_json(path, options):
             else:
                 raise UserError(f"{path}, row {getattr(error, 'lineno', 1)}: not JSON ({error})") from None
     if isinstance(content, dict):
-        content = next((value for value in content.values() if isinstance(value, list)), [content])
+        lists = [value for value in content.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+        content = [content] if not lists or {"tokens", *TEXT_NAMES} & content.keys() else lists[0]
     if content is None or not isinstance(content, list):
         return read_jsonl(path, options)
     return objects_to_examples(path, ((f"{path}, item {number}", item) for number, item in enumerate(content, 1)), options)
@@ -207,8 +227,9 @@ def read_parquet(path, options):
 
     try:
         file = ParquetFile(path)
-        rows = (row for batch in file.iter_batches(1000) for row in batch.to_pylist())
-        yield from objects_to_examples(path, ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1)), options)
+        rows = enumerate((row for batch in file.iter_batches(1000) for row in batch.to_pylist()), 1)
+        objects = ((at, as_json(row, at)) for at, row in ((f"{path}, row {number}", row) for number, row in rows))
+        yield from objects_to_examples(path, objects, options)
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: not a readable Parquet file ({first_line(error)})") from None
 
@@ -241,7 +262,7 @@ def read_dataset(path, options):
         objects = (
             (
                 f"{path}, {split or 'row'} {number}",
-                {key: named(value, features[key]) for key, value in row.items()} | ({"split": split} if split else {}),
+                as_json({key: named(value, features[key]) for key, value in row.items()}, path) | ({"split": split} if split else {}),
             )
             for number, row in enumerate(rows, 1)
         )
@@ -249,19 +270,35 @@ def read_dataset(path, options):
 
 
 def objects_to_examples(path, objects, options):
-    """(where, dict or None for an empty row) -> examples. A label may be missing or null where there are several."""
-    columns = None
-    for at, values in objects:
+    """(where, dict or None for an empty row) -> examples. A label may be missing or null where there are several.
+
+    The first thousand rows say which keys there are.
+    """
+    objects = iter(objects)
+    head = list(islice(objects, 1000))
+    for at, values in head:
+        if not isinstance(values, dict | None):
+            raise UserError(f"{at}: not a JSON object")
+    names = dict.fromkeys(
+        key
+        for _, values in head
+        for key, value in (values or {}).items()
+        if key != "tokens" or not is_spans(value)  # Prodigy's tokens are spans
+    )
+    if not names:
+        return
+    columns = find_columns(path, list(names), options, f"its keys are: {', '.join(map(str, names))}")
+    text, pair, labels = columns
+    usual = {*LABEL_NAMES, *PAIR_NAMES} - names.keys() if labels and not options.label_column else ()
+    for at, values in chain(head, objects):
         if values is None:
-            if columns is None or columns[2]:
+            if labels:
                 continue
             values = {key: "" for key in columns[:2] if key}  # a text to predict on keeps its row
         if not isinstance(values, dict):
             raise UserError(f"{at}: not a JSON object")
-        if columns is None:
-            names = [key for key, value in values.items() if key != "tokens" or not is_spans(value)]  # Prodigy's tokens are spans
-            columns = find_columns(path, names, options, f"its keys are: {', '.join(map(str, values))}")
-        text, pair, labels = columns
+        if late := sorted(usual & values.keys()) if usual else ():
+            raise UserError(f"{at}: has the key {late[0]!r}, which none of the first 1000 rows has; say with --label_column what to use")
         example = {"at": at} | {key: values[key] for key in ("id", "split") if values.get(key) is not None}
         if group := getattr(options, "group_column", ""):
             example["group"] = values.get(group)
@@ -272,9 +309,24 @@ def objects_to_examples(path, objects, options):
         ):
             if key is not None:
                 if key not in values and (key not in labels or len(labels) == 1):
-                    raise UserError(f"{at}: no key {key!r}, which the first row has")
+                    raise UserError(f"{at}: no key {key!r}, which other rows have")
                 example[name] = values.get(key)
         yield example
+
+
+def as_json(value, at):
+    """A value of a table as JSON has it: decimals are numbers, dates their ISO form."""
+    if isinstance(value, list):
+        return [as_json(one, at) for one in value]
+    if isinstance(value, dict):
+        return {key: as_json(one, at) for key, one in value.items()}
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        raise UserError(f"{at}: a column holds bytes, not text; decode it first")
+    return value
 
 
 def read_conll(path, options):
@@ -289,6 +341,8 @@ def read_conll(path, options):
             intents.pop()
     tokens, tags, start, count = [], [], 0, 0
     for number, row in chain(read_rows(path, options.encoding), [(0, "")]):
+        if not tokens and row.startswith("# ") and "=" in row:
+            continue  # a comment, as of CoNLL-U: "# text = …"
         if row.strip(" \t") and not row.startswith("-DOCSTART-"):
             separator = "\t" if "\t" in row else " "
             head, _, tag = row.rstrip(separator).rpartition(separator)
@@ -366,7 +420,7 @@ def find_format(path, labelled=True):
     head = [row for row in (head[:-1] if len(raw) == 8192 else head) if row.strip()] or [""]
     if head[0].startswith("{"):
         return "jsonl"
-    if all(re.search(r"[ \t](O|[BIESMLU]-\S+)\s*$", row) or row.startswith("-DOCSTART-") for row in head):
+    if all(re.search(r"[ \t](O|[BIESMLU]-\S+)\s*$", row) or row.startswith(("-DOCSTART-", "# ")) for row in head):
         return "conll"
     if not labelled:
         return "txt"

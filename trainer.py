@@ -117,6 +117,8 @@ class Trainer:
                     self.train_one_epoch(progress.epoch)
                     scores = self.eval(self.dev_loader, fit=True)
                     progress.epoch, progress.batch = progress.epoch + 1, 0
+                    if self.monitor not in scores:
+                        raise UserError(f"--monitor={self.monitor}: dev has no label that it could be computed from")
                     self.keep_best(scores)
                     last = progress.epoch == config.epochs or self.out_of_patience()
                     if last or (config.save_epoch and progress.epoch % config.save_epoch == 0):
@@ -393,8 +395,7 @@ class Trainer:
             return pieces[0][1:]
         tags, chances = (stitch([(first, piece[part]) for first, *piece in pieces]) for part in (0, 1))
         missing = int(data.columns["num_words"][data.first_rows[example]]) - len(tags) if len(pieces) == 1 else 0
-        outside = self.tasks[name]["labels"].index("O") if missing and "O" in self.tasks[name]["labels"] else 0
-        return tags + [outside] * missing, chances + [0.0] * missing
+        return tags + [outside(self.tasks[name])] * missing, chances + [0.0] * missing
 
     def predict(self, loader, path):
         """Labels every example of a MyDataLoader into a .csv or .jsonl file, in input order; the file appears whole or not at all.
@@ -417,7 +418,9 @@ class Trainer:
                 text, spans = join_tokens(example["tokens"], unit)
         row = {"id": example["id"], "text": text} | ({"text_pair": example["text_pair"]} if "text_pair" in example else {})
         for name, (label, probability) in answers.items():
-            if is_tagging(self.tasks[name]["type"]):
+            if metrics.kind_of(self.tasks[name]) == "words":
+                row[f"{name}_tags"] = label
+            elif is_tagging(self.tasks[name]["type"]):
                 row |= {name: metrics.entities(label, spans, text), f"{name}_tags": label}
             elif probability is None:
                 row[name] = label
@@ -445,6 +448,11 @@ def write_predictions(rows, path):
     temporary.replace(path)
 
 
+def outside(task):
+    """Number of the tag for words that were cut: O, or the first."""
+    return task["labels"].index("O") if "O" in task["labels"] else 0
+
+
 def stitch(windows):
     """[(first word, a list with an item a word)] that overlap -> one list; a word of two comes from the one whose edge is farther."""
     (_, whole), *others = sorted(windows, key=lambda window: window[0])
@@ -459,6 +467,9 @@ def with_tokens(examples, tasks):
     """Texts to predict on -> examples as the model's tasks need them: a tagging model gets tokens, cut as in its training data."""
     if any(task.get("pairs") for task in tasks.values()) and "text_pair" not in examples[0]:
         raise UserError("this model was trained on pairs of texts, but --predict_file has one text a row; add --text_pair_column")
+    if "text_pair" in examples[0] and not any(task.get("pairs") for task in tasks.values()):
+        logger.warning("this model was trained on single texts: the second texts of --predict_file are not read")
+        examples = [{key: value for key, value in example.items() if key != "text_pair"} for example in examples]
     unit = next((task["unit"] for task in tasks.values() if is_tagging(task["type"])), None)
     if unit is not None:
         for example in examples:

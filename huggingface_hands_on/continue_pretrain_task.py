@@ -13,8 +13,9 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import groupby, islice
 from pathlib import Path
@@ -125,30 +126,67 @@ def mask(collator, batch):
     return batch | {"input_ids": ids, "labels": labels}
 
 
-def check_packing(model, tokenizer):
-    """UserError if this kind of model lets packed texts see each other."""
+def check_model(model, tokenizer, max_length, packing):
+    """UserError unless the model computes logits for chosen places alone and, if packing, keeps the texts of a block apart.
+
+    Two texts that fill a block together must get the logits that each gets alone.
+    """
     import torch
 
     from model_utils import first_position
 
-    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
-    texts = [[cls, tokenizer.mask_token_id, sep], [cls, tokenizer.unk_token_id or sep, tokenizer.mask_token_id, sep]]
-    packed = batch_of([{"input_ids": [*texts[0], *texts[1]], "words": [-1, 0, -1, -1, 1, 2, -1]}], tokenizer, first_position(model))
-    training, same = model.training, False
+    generator = torch.Generator().manual_seed(0)
+    half = max(1, max_length // 2 - 2)
+    words = [number for number in range(len(tokenizer)) if number not in tokenizer.all_special_ids] or [tokenizer.mask_token_id]
+    texts = []
+    for _ in range(2):
+        chosen = [words[int(place)] for place in torch.randint(len(words), (half,), generator=generator)]
+        texts.append([tokenizer.cls_token_id, *chosen, tokenizer.sep_token_id])
+    row = {"input_ids": [*texts[0], *texts[1]], "words": 2 * [-1, *range(half), -1]}
+    packed = batch_of([row], tokenizer, first_position(model))
+    training, kind, right = model.training, model.config.model_type, False
     model.eval()
-    with torch.no_grad(), suppress(RuntimeError, TypeError):
-        logits = model(**{name: packed[name] for name in ("input_ids", "attention_mask", "position_ids")}).logits[0]
-        apart = torch.cat([model(input_ids=torch.tensor([ids])).logits[0] for ids in texts])
-        same = torch.allclose(logits, apart, atol=1e-3)
+    with torch.no_grad():
+        try:
+            apart = torch.cat([model(input_ids=torch.tensor([ids])).logits[0] for ids in texts])
+            chosen = torch.zeros(1, len(texts[0]), dtype=torch.bool)
+            chosen[0, 1] = True
+            few = masked_logits(model, {"input_ids": torch.tensor([texts[0]]), "attention_mask": torch.ones_like(chosen).long()}, chosen)
+            right = torch.allclose(few, apart[1:2], atol=1e-3 * float(apart.std()))
+        except Exception as error:  # whatever an unusual architecture raises
+            raise UserError(f"{kind} cannot be trained on masked words here ({first_line(error)}); use a BERT-like model") from None
+        if not right:
+            raise UserError(f"{kind} computes its logits in another way than this command needs; use a BERT-like model")
+        if packing:
+            right = False
+            with suppress(Exception):
+                logits = model(**inputs_of(model, packed)).logits[0]
+                right = torch.allclose(logits, apart, atol=1e-3 * float(apart.std()))
+            if not right:
+                raise UserError(f"{kind} cannot keep the texts of a block apart; add --no_packing")
     model.train(training)
-    if not same:
-        raise UserError(f"{model.config.model_type} cannot keep the texts of a block apart; add --no_packing")
+
+
+def inputs_of(model, batch):
+    """Of a batch, what the model's forward takes."""
+    names = ["input_ids", "attention_mask", "position_ids"]
+    return {name: batch[name] for name in names if name in batch and name in inspect.signature(model.forward).parameters}
+
+
+def masked_logits(model, inputs, chosen):
+    """Logits (N, V) of the chosen places of (B, L) alone: the big product with the vocabulary sees nothing else."""
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, hidden: (hidden[0][chosen],))
+    try:
+        return model(**inputs).logits
+    finally:
+        hook.remove()
 
 
 def build_sets(config, tokenizer, collator, texts, key):
     """(train, held out) as memory-mapped datasets; the words of the held-out one are masked once, so that losses can be compared."""
     import torch
     from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
 
     def rows(side):
         return blocks(texts[side](), tokenizer, config.max_length, config.packing, config.whole_word)
@@ -161,8 +199,16 @@ def build_sets(config, tokenizer, collator, texts, key):
                 yield {name: batch[name][0].tolist() for name in ("input_ids", "words", "labels")}
 
     cache = str(Path(config.output_dir) / ".cache")
-    train = Dataset.from_generator(rows, gen_kwargs={"side": 0}, cache_dir=cache, fingerprint=f"train-{key}")
-    held_out = Dataset.from_generator(masked, cache_dir=cache, fingerprint=f"held-out-{key}")
+    try:
+        train = Dataset.from_generator(rows, gen_kwargs={"side": 0}, cache_dir=cache, fingerprint=f"train-{key}")
+        held_out = Dataset.from_generator(masked, cache_dir=cache, fingerprint=f"held-out-{key}")
+    except DatasetGenerationError as error:  # what was wrong in the texts, or with the disk, is inside
+        cause = error
+        while cause.__cause__ or cause.__context__:
+            cause = cause.__cause__ or cause.__context__
+            if isinstance(cause, UserError | OSError):
+                raise cause from None
+        raise UserError(f"{config.input}: no text leaves a token ({first_line(error)})") from None
     if not any(label != IGNORE for row in held_out for label in row["labels"]):
         raise UserError(f"{config.input}: too few texts to hold out: not one word of them is masked; raise --held_out_ratio")
     return train, held_out
@@ -215,41 +261,58 @@ def load_model(config):
 def add_words(words, model, tokenizer):
     """Adds domain words as tokens of their own; each begins as the mean of the sub-tokens that it was cut into. -> how many.
 
-    Words of Chinese characters match anywhere in a text, other words only as whole words.
+    Words of Chinese characters match anywhere in a text, other words only as whole words. A word of which nothing was known
+    begins at random.
     """
     import regex
     import torch
     from tokenizers import AddedToken
 
-    pieces = {}
+    pieces, normalizer = {}, tokenizer.backend_tokenizer.normalizer
     for word in words:
+        chinese = bool(regex.search(r"\p{Han}", word))
+        word = word if chinese or normalizer is None else normalizer.normalize_str(word).strip()
         ids = tokenizer(word, add_special_tokens=False)["input_ids"]
-        if len(ids) > 1:  # else it is one token already
-            pieces[word] = ids
-    apart = {word: bool(regex.search(r"\p{Han}", word)) for word in pieces}
-    tokenizer.add_tokens([AddedToken(word, single_word=not apart[word], normalized=not apart[word]) for word in pieces])
-    numbers = {tokenizer.convert_tokens_to_ids(word): ids for word, ids in pieces.items()}
+        if len(ids) > 1 or ids == [tokenizer.unk_token_id]:  # else it is one token already
+            pieces[AddedToken(word, single_word=not chinese, normalized=not chinese)] = ids
+    tokenizer.add_tokens(list(pieces))
+    numbers = {tokenizer.convert_tokens_to_ids(token.content): ids for token, ids in pieces.items()}
     if numbers:
-        model.resize_token_embeddings(max(len(tokenizer), model.get_input_embeddings().num_embeddings), mean_resizing=False)
-        output = model.get_output_embeddings()
-        tables = {
-            table.data_ptr(): table for table in (model.get_input_embeddings().weight, output.weight, output.bias) if table is not None
-        }
+        size = max(len(tokenizer), model.get_input_embeddings().num_embeddings)
+        try:
+            model.resize_token_embeddings(size, mean_resizing=False)
+            output = model.get_output_embeddings()
+            assert output.weight.shape[0] == size and (output.bias is None or len(output.bias) == size)
+        except (TypeError, AssertionError):
+            raise UserError(f"--new_tokens: the vocabulary of {model.config.model_type} cannot be made larger here") from None
+        tables = [model.get_input_embeddings().weight, output.weight, *([] if output.bias is None else [output.bias])]
         with torch.no_grad():
-            for number, ids in numbers.items():
-                for table in tables.values():
-                    table[number] = table[ids].mean(0)
+            for table in {table.data_ptr(): table for table in tables}.values():
+                for number, ids in numbers.items():
+                    known = [one for one in ids if one != tokenizer.unk_token_id]
+                    if known:
+                        table[number] = table[known].mean(0)
     return len(numbers)
 
 
-def read_words(source):
+def read_words(source, encoding):
     """'a,b' or a file with a word a row -> [words]"""
-    rows = Path(source).read_text(encoding="utf-8-sig").split("\n") if Path(source).is_file() else source.split(",")
-    return list(dict.fromkeys(row.strip() for row in rows if row.strip()))
+    from readers import read_rows
+
+    words = [part.strip() for part in source.split(",")]
+    with suppress(OSError):  # a long list is no path
+        if Path(source).is_file():
+            words = [row.strip() for _, row in read_rows(source, encoding)]
+        elif len(words) == 1 and (os.sep in source or Path(source).suffix in (".txt", ".csv", ".tsv")):
+            raise UserError(f"--new_tokens {source}: no such file")
+    return list(dict.fromkeys(word for word in words if word))
 
 
-def build_trainer(model, collator, sets, config):
-    """Hugging Face's Trainer, which computes logits for the masked words only, and perplexity as exp(their mean loss)."""
+def build_trainer(model, collator, sets, config, stop=()):
+    """Hugging Face's Trainer, which computes logits for the masked words only, and perplexity as exp(their mean loss).
+
+    stop: a list that a signal's number is put into.
+    """
     import torch
     import torch.nn.functional as F
     from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
@@ -258,19 +321,13 @@ def build_trainer(model, collator, sets, config):
     from model_utils import first_position, lr_of_width
 
     first = first_position(model)
-    positions = ["position_ids"] if "position_ids" in inspect.signature(model.forward).parameters else []
 
     class MaskedTrainer(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             labels = inputs["labels"]
             chosen = labels != IGNORE
-            # The big product with the vocabulary sees only what has a label.
-            output = self.accelerator.unwrap_model(model).get_output_embeddings()
-            hook = output.register_forward_pre_hook(lambda _, hidden: (hidden[0][chosen],))
-            try:
-                logits = model(**{name: inputs[name] for name in ("input_ids", "attention_mask", *positions)}).logits
-            finally:
-                hook.remove()
+            bare = self.accelerator.unwrap_model(model)
+            logits = masked_logits(bare, inputs_of(bare, inputs), chosen)
             losses = F.cross_entropy(logits.float(), labels[chosen], reduction="none")
             loss = losses.sum() / (chosen.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
             by_row = torch.zeros(len(labels), 2, device=labels.device)
@@ -278,7 +335,11 @@ def build_trainer(model, collator, sets, config):
             return (loss, {"loss": loss, "by_row": by_row}) if return_outputs else loss
 
     class Seal(TrainerCallback):
-        """A checkpoint counts once it has its manifest of SHA-256 sums."""
+        """A checkpoint counts once it has its manifest of SHA-256 sums. A signal asks for one at the next step, and for the end."""
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if stop:
+                control.should_save = control.should_training_stop = True
 
         def on_save(self, args, state, control, **kwargs):
             checkpoint.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
@@ -322,8 +383,6 @@ def build_trainer(model, collator, sets, config):
         seed=config.random_seed,
         disable_tqdm=bool(os.environ.get("TQDM_DISABLE")),
     )
-    if config.device == "cuda" and arguments.device.type != "cuda":
-        raise UserError("--device cuda: no CUDA device here; use --device cpu or auto")
     callbacks = [Seal()]
     if config.early_stop_patience:
         callbacks.append(EarlyStoppingCallback(config.early_stop_patience))
@@ -343,20 +402,19 @@ def build_trainer(model, collator, sets, config):
 # ---- the run -------------------------------------------------------------------------------------------------------------
 
 
-def claim(config):
-    """Makes the output folder this run's own. UserError if it holds anything but the same run, unfinished."""
+FREE = ("device", "output_dir")  # options that may change when a run goes on
+
+
+def claim(config, fingerprint):
+    """Makes the output folder this run's own. UserError if it holds anything but the same run, unfinished. -> its lock, held."""
     from filelock import FileLock, Timeout
 
+    import checkpoint
     from data_process import require_free_folder
 
-    folder = Path(config.output_dir)
-    if (folder / "pretraining.json").exists():
-        raise UserError(f"{folder} already holds a finished model; choose another --output_dir")
+    folder, now = Path(config.output_dir), asdict(config) | {"texts, tokenizer and first weights": fingerprint}
     if (folder / "args.json").exists():
-        before = json.loads((folder / "args.json").read_text(encoding="utf-8"))
-        differ = [f"{name} was {before.get(name)!r}, is {value!r}" for name, value in asdict(config).items() if before.get(name) != value]
-        if differ:
-            raise UserError(f"{folder} holds an unfinished run with other options: {'; '.join(differ)}; choose another --output_dir")
+        refuse_finished(folder)
     else:
         require_free_folder(folder)
     lock = FileLock(folder / ".lock")
@@ -364,7 +422,29 @@ def claim(config):
         lock.acquire(timeout=0)
     except Timeout:
         raise UserError(f"{folder} is in use by another process; choose another --output_dir") from None
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror})") from None
+    if newest_checkpoint(folder / "checkpoints"):
+        before = json.loads((folder / "args.json").read_text(encoding="utf-8"))
+        differ = [
+            f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in now if name not in FREE and before.get(name) != now[name]
+        ]
+        if differ:
+            lock.release()
+            raise UserError(f"{folder} holds an unfinished run, but {'; '.join(differ)}: choose another --output_dir")
+    else:
+        for leftover in ("before.json", ".cache", "checkpoints"):
+            shutil.rmtree(folder / leftover, ignore_errors=True)
+            (folder / leftover).unlink(missing_ok=True)
+        checkpoint.write_json(folder / "args.json", now)
     return lock
+
+
+def refuse_finished(folder):
+    if (folder / "pretraining.json").exists():
+        for leftover in ("checkpoints", ".cache"):  # of a run that was killed while it cleaned up
+            shutil.rmtree(folder / leftover, ignore_errors=True)
+        raise UserError(f"{folder} already holds a finished model; choose another --output_dir")
 
 
 def newest_checkpoint(root):
@@ -378,63 +458,90 @@ def newest_checkpoint(root):
     return None
 
 
+def digest_of(model, tokenizer, texts):
+    """Changes with whatever a resumed run must have in common with the one that was stopped."""
+    digest = hashlib.sha256(f"{texts}{tokenizer.backend_tokenizer.to_str()}".encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:20]
+
+
 def main(config):
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU; more would be used as one big one
+    import torch
     from transformers import DataCollatorForLanguageModeling, logging, set_seed
 
     import checkpoint
     from data_process import read_corpus
 
-    train, held_out, fingerprint = read_corpus(config)
+    folder = Path(config.output_dir)
+    refuse_finished(folder)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device here; use --device cpu or auto")
+    words = read_words(config.new_tokens, config.encoding)
+    train, held_out, texts = read_corpus(config)
     logging.set_verbosity_error()  # what it would say of missing heads is said in load_model
     set_seed(config.random_seed)
     model, tokenizer = load_model(config)
-    if words := read_words(config.new_tokens):
-        added = add_words(words, model, tokenizer)
-        print(f"--new_tokens: {added} of {len(words)} words added; the others are single tokens already")
+    added = add_words(words, model, tokenizer)
+    if words:
+        rest = len(words) - added
+        print(f"--new_tokens: {added} words added" + (f"; {rest} are tokens already, or the same as another" if rest else ""))
+    check_model(model, tokenizer, config.max_length, config.packing)
+    fingerprint = digest_of(model, tokenizer, texts)
 
-    if config.packing:
-        check_packing(model, tokenizer)
-
-    folder = Path(config.output_dir)
-    with claim(config):
-        checkpoint.write_json(folder / "args.json", asdict(config))
+    with claim(config, fingerprint), stopped_by_signals() as stop:
         # 80 % [MASK], 10 % another token, 10 % as it is (Devlin et al., 2019); the collator does so for whole words too if told late
         collator = DataCollatorForLanguageModeling(tokenizer, whole_word_mask=config.whole_word, mask_replace_prob=1, random_replace_prob=0)
         collator.mlm_probability, collator.mask_replace_prob, collator.random_replace_prob = config.mlm_probability, 0.8, 0.1
-        key = hashlib.sha256(f"{fingerprint}{tokenizer.backend_tokenizer.to_str()}{asdict(config)}".encode()).hexdigest()[:20]
+        key = hashlib.sha256(f"{fingerprint}{asdict(config)}".encode()).hexdigest()[:20]
         sets = build_sets(config, tokenizer, collator, (train, held_out), key)
-        trainer = build_trainer(model, collator, sets, config)
+        trainer = build_trainer(model, collator, sets, config, stop)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         print(f"{parameters / 1e6:.1f} M parameters on {trainer.args.device}; {len(sets[0])} blocks to train on, {len(sets[1])} held out")
 
-        before_path = folder / "before.json"
+        before_path, start = folder / "before.json", newest_checkpoint(folder / "checkpoints")
         if not before_path.exists():  # of the untouched model: a resumed run has it already
             checkpoint.write_json(before_path, scores_of(trainer))
         before = json.loads(before_path.read_text(encoding="utf-8"))
         print(f"before: {shown(before)}")
-        start = newest_checkpoint(folder / "checkpoints")
         if start:
             print(f"going on from {start}")
         trainer.train(resume_from_checkpoint=start)
+        if stop:
+            print("stopped and saved; the same command goes on")
+            return 128 + stop[0]
         after = scores_of(trainer)
         lower = before["perplexity"] / after["perplexity"]
         print(f"after {trainer.state.epoch:.1f} epochs, the best: {shown(after)}, {lower:.2f} times lower")
 
         trainer.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        record = {
-            "before": before,
-            "after": after,
-            "epochs": trainer.state.epoch,
-            "blocks": [len(one) for one in sets],
-            "words_added": len(words),
-        }
-        checkpoint.write_json(folder / "pretraining.json", record)  # last: the run is finished
+        record = {"before": before, "after": after, "epochs": trainer.state.epoch, "words_added": added}
+        checkpoint.write_json(folder / "pretraining.json", record | {"blocks": [len(one) for one in sets]})  # last: the run is finished
         for leftover in (folder / "checkpoints", folder / ".cache"):
             shutil.rmtree(leftover)
         before_path.unlink()
         print(f"{folder} is ready: python main.py --do_train --do_eval --pretrain_model_path {folder} --data_path dataset/NAME")
+    return 0
+
+
+@contextmanager
+def stopped_by_signals():
+    """A list that SIGTERM and SIGINT put their number into; a second signal ends the process at once."""
+    stop = []
+
+    def remember(number, frame):
+        stop.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        print(f"{signal.Signals(number).name}: saving at the next step; once more ends at once", file=sys.stderr)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def scores_of(trainer):
@@ -449,19 +556,20 @@ def command(argv=None):
     """Runs `main` and returns the exit code. A mistake, a full disk or too small a GPU is one line and 2."""
     mistake = None
     try:
-        main(parse_args(PretrainConfig, argv))
+        return main(parse_args(PretrainConfig, argv))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except (UserError, OSError) as error:
         mistake = error
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":
-            mistake = "the GPU's memory is too small: lower --batch_size or --max_length; the last checkpoint is intact"
+            mistake = "the GPU's memory is too small: begin anew in another --output_dir with a lower --batch_size or --max_length"
         elif "PytorchStreamWriter" in str(error) or "No space" in str(error):
             mistake = f"a checkpoint cannot be written ({first_line(error)}); the one before is intact"
         else:
             raise
-    if mistake:
-        print(f"error: {mistake}", file=sys.stderr)
-    return 2 if mistake else 0
+    print(f"error: {mistake}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -167,14 +167,16 @@ def main(config):
 
     show = sys.stderr.isatty()
     tokenizer = train_tokenizer(texts, config.vocab_size, config.lowercase, config.model, config.chinese, show)
+    counts = quality(tokenizer, tqdm(held_out(), desc="held-out texts", unit=" texts", leave=False, delay=2))
+    if not counts["tokens"]:
+        raise UserError(f"{config.input}: no text leaves a token; they hold nothing but characters that are dropped")
     tokenizer.save_pretrained(folder)
     print(f"{folder}: {config.model}, vocabulary of {len(tokenizer)}")
     if len(tokenizer) > config.vocab_size:
         print(f"that is more than --vocab_size {config.vocab_size}: {config.model} needs so many for the characters alone")
-    counts = quality(tokenizer, tqdm(held_out(), desc="held-out texts", unit=" texts", leave=False, delay=2))
     print(
         f"held out, {counts['texts']} texts: [UNK] {counts['unknown'] / counts['tokens']:.2%} of {counts['tokens']} tokens, "
-        f"{counts['tokens'] / counts['words']:.3f} tokens per word"
+        f"{counts['tokens'] / max(1, counts['words']):.3f} tokens per word"
     )
 
 

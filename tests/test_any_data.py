@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import random
+import shutil
 
 import datasets
 import pyarrow as pa
@@ -411,3 +412,154 @@ def test_a_model_of_pairs_wants_pairs(tmp_path):
     (tmp_path / "one.txt").write_text("a text\n")
     with pytest.raises(UserError, match="trained on pairs"):
         main(Config(do_predict=True, predict_file=str(tmp_path / "one.txt"), **config))
+
+
+# ---- nothing guessed or dropped without a word ----------------------------------------------------------------------------
+
+
+def processed(tmp_path, name, body, **options):
+    (tmp_path / name).write_bytes(body if isinstance(body, bytes) else body.encode())
+    process(DataConfig(input=str(tmp_path / name), output_dir=str(tmp_path / "data"), **options))
+    parts = {
+        path.stem: [json.loads(x) for x in path.read_text(encoding="utf-8").split("\n")[:-1]]
+        for path in (tmp_path / "data").glob("*.jsonl")
+    }
+    return parts, read_json(tmp_path / "data/labels.json")
+
+
+def lines(rows):
+    return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+
+
+def test_a_row_without_a_part_among_rows_with_one(tmp_path):
+    rows = [{"text": f"t{n}", "label": "ab"[n % 2], "split": ["train", "dev", None][n % 3]} for n in range(30)]
+    with pytest.raises(UserError, match="row 3: has no part"):
+        processed(tmp_path, "a.jsonl", lines(rows))
+
+
+def test_the_first_row_does_not_decide_which_tasks_there_are(tmp_path):
+    rows = [{"text": f"t{n}", "intent": "ab"[n % 2], **({"score": n / 4 + 0.1} if n else {})} for n in range(40)]
+    parts, tasks = processed(tmp_path, "a.jsonl", lines(rows), label_column="intent,score")
+    assert tasks["score"]["type"] == "regression" and sum(row["score"] is None for part in parts.values() for row in part) == 1
+    rows = [{"text": f"t{n}", "intent": "ab"[n % 2], **({"label": "x"} if n > 1100 else {})} for n in range(1200)]
+    with pytest.raises(UserError, match="row 1102: has the key 'label'"):
+        processed(tmp_path, "b.jsonl", lines(rows))
+
+
+def test_tags_without_prefixes(tmp_path, capsys):
+    rows = [{"tokens": ["ann", "lee", f"w{n}", "rome"], "ner_tags": ["PER", "PER", "O", "LOC"]} for n in range(30)]
+    parts, _ = processed(tmp_path, "a.jsonl", lines(rows))
+    assert parts["dev"][0]["ner_tags"] == ["B-PER", "I-PER", "O", "B-LOC"] and "have no B- and I-" in capsys.readouterr().out
+    rows = [{"tokens": ["the", f"w{n}", "runs"], "tags": ["DET", "NOUN", "VERB"]} for n in range(30)]
+    shutil.rmtree(tmp_path / "data")
+    processed(tmp_path, "b.jsonl", lines(rows))
+    config = Config(
+        do_train=True,
+        do_eval=True,
+        do_predict=True,
+        data_path=str(tmp_path / "data"),
+        **TINY,
+        output_dir=str(tmp_path / "output"),
+        predict_output=str(tmp_path / "p.jsonl"),
+    )
+    main(config)
+    scores = read_json(config.run_dir / "eval.json")["test"]
+    predicted = [json.loads(x)["tags_tags"] for x in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert scores["tags_accuracy"] == pytest.approx(
+        sum(a == b for row in predicted for a, b in zip(row, ["DET", "NOUN", "VERB"])) / (3 * len(predicted))
+    )
+    assert "tags_f1" not in scores and set(read_json(config.run_dir / "report.json")["test"]["tags"]) >= {"DET", "NOUN", "VERB"}
+
+
+def test_comments_of_conll_and_strange_tags(tmp_path, capsys):
+    body = "\n".join(f"# id {n} domain=train\nann B-PER\nw{n} O\n" for n in range(30))
+    parts, tasks = processed(tmp_path, "a.conll", body)
+    assert parts["train"][0]["tokens"][0] == "ann" and tasks["slots"]["labels"] == ["O", "B-PER"]
+    shutil.rmtree(tmp_path / "data")
+    processed(tmp_path, "b.conll", body.replace("w7 O", "w7 persn").replace("# id", "# x"))
+    assert "tags of no scheme among those of one (1)" in capsys.readouterr().out
+
+
+def test_groups_stay_in_one_part(tmp_path, capsys):
+    body = "text,label,who\n" + "".join(f"text {n},{'ab'[n % 2]},u{n // 6}\n" for n in range(120))
+    parts, _ = processed(tmp_path, "a.csv", body, label_column="label", group_column="who")
+    groups = [{int(row["text"].split()[1]) // 6 for row in rows} for rows in parts.values()]
+    assert len(groups) == 3 and sum(map(len, groups)) == 20
+    (tmp_path / "given").mkdir()
+    for part in ("train", "dev"):
+        (tmp_path / f"given/{part}.csv").write_text("text,label,who\n" + "".join(f"{part} {n},{'ab'[n % 2]},u{n}\n" for n in range(4)))
+    process(DataConfig(input=str(tmp_path / "given"), label_column="label", group_column="who", check=True))
+    assert "groups that two parts share (4)" in capsys.readouterr().out
+
+
+def test_multilabel_cells(tmp_path, capsys):
+    cells = ['"a,b"', "\"['a', 'b']\"", '"[""a"", ""b""]"', '""', "[]", "b"] * 6
+    body = "text,topics\n" + "".join(f"t{n},{cell}\n" for n, cell in enumerate(cells))
+    parts, tasks = processed(tmp_path, "a.csv", body, label_column="topics", label_type="topics=multilabel", dev_ratio=0.2)
+    rows = sorted((row for part in parts.values() for row in part), key=lambda row: int(row["text"][1:]))
+    assert [row["topics"] for row in rows[:6]] == [["a", "b"]] * 3 + [[], [], ["b"]] and tasks["topics"]["labels"] == ["a", "b"]
+    assert "rows with none of the labels" in capsys.readouterr().out
+
+
+def test_values_of_tables(tmp_path, capsys):
+    import datetime
+    from decimal import Decimal
+
+    rows = [
+        {
+            "id": datetime.date(2026, 1, 1 + n),
+            "text": f"t{n}",
+            "score": Decimal(f"{n}.5"),
+            "ok": n % 2 == 0,
+            "grade": float(n % 2) if n else None,
+        }
+        for n in range(30)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    options = {"label_column": "score,ok,grade", "label_type": "grade=classification"}
+    parts, tasks = processed(tmp_path, "a.parquet", (tmp_path / "a.parquet").read_bytes(), **options)
+    assert tasks["score"]["type"] == "regression" and tasks["ok"]["labels"] == ["false", "true"] and tasks["grade"]["labels"] == ["0", "1"]
+    assert parts["train"][0]["id"].startswith("2026-01-")
+    shutil.rmtree(tmp_path / "data")
+    body = "text,score\n" + "".join(f"t{n},{n // 4 + 0.5}\n" for n in range(40)) + "x,n/a\ny,n/a\n"
+    processed(tmp_path, "b.csv", body)
+    assert "score: nearly all labels are numbers, but not these (2)" in capsys.readouterr().out
+    pq.write_table(pa.table({"text": [b"a", b"b"], "label": ["x", "y"]}), tmp_path / "c.parquet")
+    with pytest.raises(UserError, match="bytes"):
+        processed(tmp_path, "c.parquet", (tmp_path / "c.parquet").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "options", "words"),
+    [
+        ("a.csv.gz", gzip.compress(b"text,label\na,x\nb,y\n" * 2000)[:-30], {}, "not a whole .gz"),
+        ("a.csv.gz", b"text,label\na,x\n", {}, "not a whole .gz"),
+        ("a.csv", "text,label\na,x\n", {"encoding": "utf-16"}, "row 1"),
+        ("a.json", '{"version": 1, "labels": ["a"]}', {}, "--text_column"),
+        ("a.csv", "text,label\na,x\n", {"label_separator": ""}, "label_separator"),
+        ("a.csv", "text,label\na,x\n", {"label_type": "label=other"}, "label_type"),
+        ("a.csv", "text,label\na,x\n", {"label_type": "mood=regression"}, "mood"),
+        ("a.csv", "text,label\na,x\n", {"label_type": "label=regression"}, "is not a number"),
+        ("a.csv", "text,label\na,nan\n", {"label_type": "label=regression"}, "is not a number"),
+        ("a.csv", "text,score\na,1.5\nb,1.5\nc,1.5\nd,1.5\n", {"dev_ratio": 0.3, "test_ratio": 0}, "single value"),
+        ("a.csv", "text,label\n" + "a,x\nb,y\n" * 3, {"n_splits": 9, "test_ratio": 0}, "--n_splits 9 is more"),
+        ("a.parquet", b"PAR1", {}, "Parquet"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_one_line(name, body, options, words, tmp_path):
+    with pytest.raises(UserError, match=words) as mistake:
+        processed(tmp_path, name, body, **options)
+    assert "\n" not in str(mistake.value) and not (tmp_path / "data").exists()
+
+
+def test_json_files_of_other_shapes(tmp_path):
+    rows = [{"text": f"t{n}", "label": "ab"[n % 2]} for n in range(30)]
+    for name, content in (("a.json", {"version": 1, "labels": ["a", "b"], "data": rows}), ("b.json", rows)):
+        parts, _ = processed(tmp_path, name, json.dumps(content))
+        assert sum(map(len, parts.values())) == 30
+
+
+def test_spans_may_be_called_tagging(tmp_path):
+    rows = [{"text": f"hey jude {n}", "marks": [{"start": 0, "end": 8, "label": "song"}]} for n in range(30)]
+    _, tasks = processed(tmp_path, "a.jsonl", lines(rows), label_column="marks", label_type="marks=tagging")
+    assert tasks["marks"]["labels"] == ["O", "B-song", "I-song"]

@@ -245,3 +245,11 @@ def test_known_faults_of_a_real_set(capsys):
     process(DataConfig(input=str(SHARED / "atis"), check=True))
     printed = capsys.readouterr().out
     assert "intent: labels of test that never occur in train (4)" in printed and "dev: texts that occur in train too (52)" in printed
+
+
+@pytest.mark.parametrize("text", ["می‌خواهم به خانه بروم و کتاب بخوانم", "«\u00a0c'est l'été\u00a0» dit-il, élève…", "TNFα, IFNγ, 5 μm"])
+def test_what_is_right_in_other_languages_is_left_alone(text):
+    parts, _ = base("classification")
+    parts["train"][4]["text"] = text
+    tasks = collect_labels(parts, {"x": "classification"})
+    assert doctor.examine(parts, tasks) == []

@@ -82,3 +82,15 @@ def test_default_monitors():
     assert metrics.default_monitor(both) == "sentence_accuracy" in metrics.score_names(both)
     mixed = both | {"z": {"type": "regression"}}
     assert metrics.default_monitor(mixed) == "mean_score" in metrics.score_names(mixed)
+
+
+def test_one_label_is_still_multilabel_and_unlabelled_rows_count_nowhere():
+    tasks = {"x": {"type": "multilabel"}}
+    scores = metrics.score(tasks, {"x": [["a"], [], [], []]}, {"x": [["a"], ["a"], [], []]})
+    assert scores["x_micro_f1"] == pytest.approx(2 / 3) and scores["x_accuracy"] == scores["sentence_accuracy"] == 0.75
+    tasks = {"x": {"type": "classification"}, "y": {"type": "regression"}}
+    scores = metrics.score(
+        tasks, {"x": ["a", None, "a", None], "y": [1.0, 2.0, 3.0, 4.0]}, {"x": ["a", "a", "b", "b"], "y": [1.0, 2.0, 3.0, 5.0]}
+    )
+    assert scores["x_accuracy"] == scores["sentence_accuracy"] == 0.5
+    assert metrics.score({"x": {"type": "multilabel"}}, {"x": [["A", "O"]]}, {"x": [["O", "A"]]})["sentence_accuracy"] == 1

@@ -259,7 +259,7 @@ def test_weighted_and_smoothed_losses_are_torchs_means(weights, smoothing):
     head, logits, labels = heads_case()
     labels[3] = -100
     head.label_smoothing = smoothing
-    head.class_weights = torch.tensor([0.5, 1.0, 3.0, 0.1]) if weights else None
+    head.class_weights = head.weights_of_host = torch.tensor([0.5, 1.0, 3.0, 0.1]) if weights else None
     ours = head.loss(logits, labels, None) / head.count(labels, None)
     wanted = torch.nn.CrossEntropyLoss(weight=head.class_weights, label_smoothing=smoothing)(logits, labels)
     torch.testing.assert_close(ours, wanted)
