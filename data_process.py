@@ -303,7 +303,7 @@ def split_examples(examples, tasks, config):
             print(f"no {part} part given: {len(taken)} examples set aside by {config.group_column!r}, seed {config.random_seed}")
             return [pool[i] for i in kept], [pool[i] for i in taken]
         if size >= len(shared):
-            if len(alone) > len(pool) / 2:
+            if len(pool) >= 20 and len(alone) > len(pool) / 2:
                 raise UserError(
                     f"{config.input}: most labels of {stratify_by!r} occur only once; of numbers --label_type {stratify_by}=regression"
                 )
