@@ -116,7 +116,7 @@ class Config:
     epochs: int = option(10, "passes over the training data; 0: none", group="training", aliases=["num_train_epochs"])
     batch_size: int = option(32, "examples in a micro-batch")
     gradient_accumulation_steps: int = option(1, "micro-batches in one optimizer step")
-    eval_batch_size: int = option(128, "examples in a batch of evaluation and prediction; scores do not depend on it")
+    eval_batch_size: int = option(64, "examples in a batch of evaluation and prediction; scores do not depend on it")
     lr: float | None = option(
         None, "peak learning rate of the encoder (default: by its size, see model_utils.default_lr)", aliases=["learning_rate"]
     )

@@ -102,24 +102,22 @@ def score(tasks, gold, predicted):
     that are not all classification or tagging, mean_score, the mean of their main scores.
     tasks: as in labels.json; gold, predicted: {task: list with an entry for each text}.
     """
-    scores, mains = {}, []
-    for name, task in tasks.items():
+    scores, mains, kinds = {}, [], {name: kind_of(task) for name, task in tasks.items()}
+    for name, kind in kinds.items():
         known = [i for i, label in enumerate(gold[name]) if label is not None]
         if known:
-            found = SCORES[kind_of(task)]([gold[name][i] for i in known], [predicted[name][i] for i in known])
+            found = SCORES[kind]([gold[name][i] for i in known], [predicted[name][i] for i in known])
             scores |= {f"{name}_{metric}": float(value) for metric, value in found.items()}
-            mains.append(scores[f"{name}_{MAIN[kind_of(task)]}"])
-    exact = [name for name, task in tasks.items() if kind_of(task) != "regression"]
-
-    def plain(name, label):
-        return set(label) if kind_of(tasks[name]) == "multilabel" and label is not None else label
-
-    rows = [
-        [(plain(name, gold[name][i]), plain(name, predicted[name][i])) for name in exact if gold[name][i] is not None]
-        for i in range(len(next(iter(gold.values()))))
-    ]
-    if rows := [row for row in rows if row]:
-        scores["sentence_accuracy"] = sum(all(g == p for g, p in row) for row in rows) / len(rows)
+            mains.append(scores[f"{name}_{MAIN[kind]}"])
+    wrong, labelled = set(), set()  # numbers of texts
+    for name, kind in kinds.items():
+        for i, (g, p) in enumerate(zip(gold[name], predicted[name])):
+            if g is not None and kind != "regression":
+                labelled.add(i)
+                if set(g) != set(p) if kind == "multilabel" else g != p:
+                    wrong.add(i)
+    if labelled:
+        scores["sentence_accuracy"] = (len(labelled) - len(wrong)) / len(labelled)
     if len(tasks) > 1 and not all_exact(tasks):
         scores["mean_score"] = sum(mains) / max(1, len(mains))
     return scores
