@@ -12,6 +12,7 @@ import os
 import random
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,13 @@ def write_json(path, value):
 def seal(folder):
     """Writes the manifest of a folder's files, and syncs all to the disk."""
     files = sorted(folder.iterdir())
-    write_json(folder / "manifest.json", {path.name: sha256(path) for path in files})
-    for path in (*files, folder / "manifest.json", folder):
+    with ThreadPoolExecutor(4) as pool:  # the disk works on one file while another is summed
+        syncs = [pool.submit(sync, path) for path in files]
+        sums = list(pool.map(sha256, files))
+        for done in syncs:
+            done.result()
+    write_json(folder / "manifest.json", {path.name: sum for path, sum in zip(files, sums)})
+    for path in (folder / "manifest.json", folder):
         sync(path)
 
 

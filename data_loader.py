@@ -58,11 +58,11 @@ class Ragged(NamedTuple):
     def lengths(self):
         return np.diff(self.offsets)
 
-    def pad(self, rows, fill):
-        """(B, W) of the rows, filled up to the longest, and the (B, W) mask of what is real; no loop over rows."""
+    def pad(self, rows, fill, multiple=1):
+        """(B, W) of the rows, filled up to the longest (or a multiple), and the (B, W) mask of what is real; no loop over rows."""
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
-        columns = np.arange(lengths.max(initial=0))
+        columns = np.arange(-(-lengths.max(initial=0) // multiple) * multiple)
         mask = columns < lengths[:, None]
         places = np.where(mask, starts[:, None] + columns, 0)
         return np.where(mask, self.values[places], fill).astype(np.int64), mask
@@ -138,6 +138,7 @@ class Encoder:
     def __init__(self, tokenizer, tasks, max_length, stride=-1, truncation="head"):
         self.tokenizer, self.tasks, self.max_length, self.truncation = tokenizer, tasks, max_length, truncation
         self.stride = max_length // 4 if stride is None else stride
+        self.multiple = 1  # what batches are padded to: 8 suits a GPU's matrix units
         self.tagging = any(is_tagging(task["type"]) for task in tasks.values())
         self.ids = {name: {label: i for i, label in enumerate(task["labels"])} for name, task in tasks.items()}
 
@@ -271,10 +272,10 @@ def word_starts(encoding):
     return starts
 
 
-def make_batch(columns, rows, tasks, pad_id, numbers=None):
-    """Columns and row numbers -> Batch, by index arithmetic; padded only to the longest of these rows."""
-    input_ids, mask = columns["input_ids"].pad(rows, pad_id)
-    token_types = columns["token_type_ids"].pad(rows, 0)[0] if "token_type_ids" in columns else np.zeros_like(input_ids)
+def make_batch(columns, rows, tasks, pad_id, numbers=None, multiple=1):
+    """Columns and row numbers -> Batch, by index arithmetic; tokens padded only to the longest of these rows, or to a multiple."""
+    input_ids, mask = columns["input_ids"].pad(rows, pad_id, multiple)
+    token_types = columns["token_type_ids"].pad(rows, 0, multiple)[0] if "token_type_ids" in columns else np.zeros_like(input_ids)
     inputs = {"input_ids": input_ids, "attention_mask": mask.astype(np.int64), "token_type_ids": token_types}
     if "word_starts" in columns:
         inputs["word_starts"], inputs["word_mask"] = columns["word_starts"].pad(rows, 0)
@@ -385,7 +386,7 @@ class MyDataset(Dataset):
         return self.first_rows[self.of[row]] == row
 
     def batch(self, rows):
-        return make_batch(self.columns, np.asarray(rows), self.tasks, self.pad_id)
+        return make_batch(self.columns, np.asarray(rows), self.tasks, self.pad_id, multiple=self.encoder.multiple)
 
     __getitems__ = batch  # what torch's DataLoader asks for, with the row numbers of a whole batch
 
@@ -549,7 +550,7 @@ class MyIterableDataLoader(DataLoader):
         pad_id = self.dataset.encoder.tokenizer.pad_token_id
         for columns, numbers, batches in super().__iter__():
             for rows in batches[skip:]:
-                batch = make_batch(columns, rows, self.dataset.encoder.tasks, pad_id, numbers)
+                batch = make_batch(columns, rows, self.dataset.encoder.tasks, pad_id, numbers, self.dataset.encoder.multiple)
                 yield pin(batch) if self.pinned else batch
             skip = 0
             cut += int((columns["cut"] > 0).sum())
@@ -565,9 +566,11 @@ def pin(batch):
 def build_loaders(config, data_path, encoder, device, limit=None):
     """(train loader, dev loader) as the options say; `limit`: only so many rows of each."""
     pinned = device.type == "cuda"
+    encoder.multiple = 8 if pinned else 1
     path = Path(data_path) / "train.jsonl"
     if config.streaming:
         cutting = Encoder(encoder.tokenizer, encoder.tasks, encoder.max_length, truncation=encoder.truncation)  # a row an example
+        cutting.multiple = encoder.multiple
         dataset = MyIterableDataset(path, cutting, config.batch_size, config.shuffle_buffer, config.random_seed, limit)
         train_loader = MyIterableDataLoader(dataset, config.num_workers, pinned)
     else:

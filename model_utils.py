@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModel, BertConfig
 from config import UserError, first_line
 
 IGNORE = -100  # labels of this value have no loss
+WIDE_MASK = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert")  # take a (B, 1, L, L) mask as it is
 IMPOSSIBLE = -1e4  # score of a transition that decoding must not take
 
 
@@ -44,12 +45,18 @@ class MyModel(nn.Module):
         self.output_layer = OutputLayer(hidden_size, tasks, use_crf, num_shared_layers, dropout)
         self.loss = MyLoss(task_weights)
         self.takes_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
+        # Of a (B, L) mask transformers asks whether all is real, and on a GPU the host would wait for the answer in each step.
+        self.takes_wide_mask = getattr(getattr(encoder, "config", None), "model_type", None) in WIDE_MASK
+        self.wide_mask_on = "cuda"
 
     def forward(self, inputs, labels=None, totals=None):
         """inputs, labels: as data_loader.Batch has them. totals: how many labels of each task the mean is taken over, if not
         only those of this batch (gradient accumulation: those of the whole group). -> MyModelOutput, with losses if labels."""
         types = {"token_type_ids": inputs["token_type_ids"]} if self.takes_types else {}
-        hidden = self.encoder(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **types).last_hidden_state
+        mask = inputs["attention_mask"]
+        if self.takes_wide_mask and mask.device.type == self.wide_mask_on:
+            mask = mask.bool()[:, None, None, :].expand(-1, -1, mask.shape[1], -1)  # (B, 1, L, L)
+        hidden = self.encoder(input_ids=inputs["input_ids"], attention_mask=mask, **types).last_hidden_state
         logits = self.output_layer(hidden, inputs)
         if labels is None:
             return MyModelOutput(logits=logits)

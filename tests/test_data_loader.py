@@ -340,3 +340,16 @@ def test_labels_of_every_kind(tokenizer):
     assert labels["topics"].tolist() == [[0, 0, 0], [IGNORE] * 3, [1, 0, 1]]
     assert labels["score"].dtype == torch.float32 and labels["score"][0] == -1 and labels["score"][1].isnan() and labels["score"][2] == 2.5
     assert labels["intent"].tolist() == [0, 1, IGNORE] and labels["slots"].tolist() == [[0, IGNORE], [1, IGNORE], [IGNORE, IGNORE]]
+
+
+def test_batches_of_a_gpu_are_padded_to_a_multiple(tokenizer, many):
+    encoder = Encoder(tokenizer, TASKS, 32)
+    plain = MyDataset(many, encoder).batch([3, 4, 5])
+    encoder.multiple = 8
+    wide = MyDataset(many, encoder).batch([3, 4, 5])
+    length = plain.inputs["input_ids"].shape[1]
+    assert wide.inputs["input_ids"].shape[1] == -(-length // 8) * 8 > length
+    assert torch.equal(wide.inputs["input_ids"][:, :length], plain.inputs["input_ids"])
+    assert wide.inputs["attention_mask"].sum() == plain.inputs["attention_mask"].sum()
+    assert all(torch.equal(wide.inputs[name], plain.inputs[name]) for name in ("word_starts", "word_mask"))
+    assert all(torch.equal(wide.labels[name], plain.labels[name]) for name in plain.labels)

@@ -339,3 +339,24 @@ def test_the_average_of_equal_models_is_that_model(kind):
     again, wanted = head.decode(head.from_probabilities(mean), inputs), head.decode(logits, inputs)
     assert torch.equal(again[0], wanted[0])
     torch.testing.assert_close(again[1], wanted[1])
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra", "albert"])
+def test_the_mask_of_a_gpu_gives_what_the_plain_one_gives(kind):
+    from transformers import AutoConfig, AutoModel
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    if kind == "distilbert":
+        sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+    torch.manual_seed(0)
+    shape = AutoConfig.for_model(kind, vocab_size=50, max_position_embeddings=40, pad_token_id=0, initializer_range=0.3, **sizes)
+    model = MyModel(AutoModel.from_config(shape), 32, TASKS).eval()
+    lengths = torch.tensor([9, 4, 6])
+    mask = (torch.arange(16) < lengths[:, None]).long()
+    inputs = {"input_ids": torch.randint(5, 50, (3, 16)) * mask, "attention_mask": mask, "token_type_ids": torch.zeros_like(mask)}
+    inputs |= {"word_starts": torch.arange(1, 4).repeat(3, 1), "word_mask": torch.ones(3, 3, dtype=torch.bool)}
+    plain = model(inputs).logits
+    model.wide_mask_on = "cpu"
+    assert model.takes_wide_mask
+    for name, logits in model(inputs).logits.items():
+        torch.testing.assert_close(logits, plain[name])
