@@ -74,10 +74,9 @@ def check_duplicates(parts, tasks):
     for found in places.values():
         for number, (part, e) in enumerate(found):
             earlier = found[:number]
-            if any(other == part for other, _ in earlier):
-                within[part].append(e["at"])
-            for other in dict.fromkeys(other for other, _ in earlier if other != part):
-                across[other, part].append(e["at"])
+            same = {other: one["at"] for other, one in reversed(earlier)}
+            for other, where in same.items():
+                (within[part] if other == part else across[other, part]).append(f"{e['at']}, as {where}")
             for name in tasks:
                 known = [one for _, one in earlier if one[name] is not None and e[name] is not None]
                 if any(one[name] != e[name] for one in known):
