@@ -5,7 +5,6 @@ SHA-256 sums, and renamed. `best` holds what prediction needs; `step_N` also wha
 Edit here when you want to keep more or other checkpoints.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -22,18 +21,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from config import Config, UserError
+from data_process import sha256
 from model_utils import build_model
 
 logger = logging.getLogger("template")
 KEEP = 2  # checkpoints to resume from, beside the best
-
-
-def sha256(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def sync(path):

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from tqdm import tqdm
 
 from config import UserError, first_line, is_tagging
-from data_process import read_processed
+from data_process import read_processed, sha256
 from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
 
 IGNORE = -100  # what a label is where there is none: torch's ignore_index
@@ -408,11 +408,7 @@ def to_numpy(column):
 
 def encoded_fingerprint(path, encoder, limit):
     """Changes with the file's bytes and with whatever changes their encoding."""
-    data = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            data.update(block)
-    return hashlib.sha256(f"{data.hexdigest()}{encoder.fingerprint()}{limit}".encode()).hexdigest()[:20]
+    return hashlib.sha256(f"{sha256(path)}{encoder.fingerprint()}{limit}".encode()).hexdigest()[:20]
 
 
 class LengthSampler:

@@ -506,7 +506,7 @@ def balance(name, head, task, config):
             raise UserError(f"--class_weights: labels.json has no counts for {name!r}; make the folder anew with data_process.py")
         counts = torch.tensor(task["counts"], dtype=torch.float32).clamp(min=1)
         rows = task.get("rows", 0)
-        head.class_weights = (
+        head.class_weights = head.weights_of_host = (
             (rows - counts).clamp(min=1) / counts if isinstance(head, MultilabelHead) else counts.sum() / (len(counts) * counts)
         )
 

@@ -347,6 +347,7 @@ class Trainer:
         self.model.eval()
         data, heads = loader.dataset, self.model.output_layer.heads
         answers = {name: [[] for _ in range(len(data))] for name in self.tasks}  # of each example: (first word, answer, probability)
+        sizes = data.columns["word_starts"].lengths if "word_starts" in data.columns else None  # words of each row
         sums, counts, waiting = {}, {}, {name: [] for name, head in heads.items() if fit and head.fits}
 
         def take(name, batch, logits):
@@ -354,7 +355,7 @@ class Trainer:
             numbers, chances = (tensor.tolist() for tensor in heads[name].decode(logits, batch.inputs))
             kept = None if keep is None else heads[name].probabilities(logits).cpu()
             for place, row in enumerate(batch.rows.tolist()):
-                first, size = (data.columns["first_word"][row], data.columns["word_starts"].lengths[row]) if tagging else (0, None)
+                first, size = (data.columns["first_word"][row], sizes[row]) if tagging else (0, None)
                 if tagging or data.is_first(row):
                     answer = (numbers[place][:size], chances[place][:size]) if tagging else (numbers[place], chances[place])
                     answers[name][data.of[row]].append((int(first), *answer))

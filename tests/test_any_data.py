@@ -404,6 +404,20 @@ def test_cross_validation(tmp_path, command, sample):
     assert "--n_splits" in command("cross_validate.py", "--data_path", "nowhere").stderr
 
 
+@pytest.mark.parametrize("options", [{"class_weights": "balanced"}, {"focal_gamma": 2.0, "label_smoothing": 0.1}])
+def test_imbalance_options_train_every_kind_of_task(options, tmp_path):
+    table(",", ".csv")(tmp_path, ["text", "mood", "topics", "score"])
+    types = {"label_column": "mood,topics,score", "label_type": "topics=multilabel"}
+    process(DataConfig(input=str(tmp_path), output_dir=str(tmp_path / "data"), **types))
+    config = {**TINY, "data_path": str(tmp_path / "data"), "output_dir": str(tmp_path / "output"), "epochs": 1}
+    main(Config(do_train=True, do_eval=True, model_version="texts", **config, **options))
+    (tmp_path / "raw").mkdir()
+    conll("bio")(tmp_path / "raw", [])
+    process(DataConfig(input=str(tmp_path / "raw"), output_dir=str(tmp_path / "tags")))
+    main(Config(do_train=True, do_eval=True, model_version="tags", **config | {"data_path": str(tmp_path / "tags")}, **options))
+    assert all(read_json(tmp_path / f"output/{name}/eval.json")["dev"]["loss"] > 0 for name in ("texts", "tags"))
+
+
 def test_a_model_of_pairs_wants_pairs(tmp_path):
     table("\t", ".tsv")(tmp_path, ["text", "text_pair", "label"])
     process(DataConfig(input=str(tmp_path), output_dir=str(tmp_path / "data")))

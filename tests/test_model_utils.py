@@ -287,6 +287,8 @@ def test_balanced_weights_are_scikit_learns(tiny):
     wanted = compute_class_weight("balanced", classes=np.array(["a", "b", "c"]), y=labels)
     assert head.class_weights.tolist() == pytest.approx(wanted.tolist()) and (head.label_smoothing, head.focal_gamma) == (0.1, 1.0)
     assert "output_layer.heads.x.class_weights" not in model.state_dict()
+    labels = torch.tensor([0, 1, -100, 2])  # what training divides by: the weights of the labels
+    assert head.count(labels, None).item() == pytest.approx(wanted.sum())
     with pytest.raises(UserError, match="no counts"):
         build_model(tiny(class_weights="balanced"), tokenizer(), {"x": {"type": "classification", "labels": ["a", "b"]}})
 
