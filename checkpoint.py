@@ -1,10 +1,12 @@
 """Checkpoints: folders that are complete or absent, never half; nothing in them that a load could execute.
 
 Tensors are safetensors, everything else JSON. A folder is written beside its place, synced, sealed with a manifest of
-SHA-256 sums, and renamed. `best` holds what prediction needs; `step_N` also what the next training step depends on.
+SHA-256 sums, and renamed; a thread does it, from a copy, while training goes on. `best` holds what prediction needs; `step_N`
+also what the next training step depends on.
 Edit here when you want to keep more or other checkpoints.
 """
 
+import copy
 import json
 import logging
 import os
@@ -25,7 +27,7 @@ from data_process import sha256
 from model_utils import build_model
 
 logger = logging.getLogger("template")
-KEEP = 2  # checkpoints to resume from, beside the best
+KEEP = 2  # checkpoints to resume from, beside the best; one more while training
 
 
 def sync(path):
@@ -119,21 +121,64 @@ def rotate(root):
 # ---- what is in them -----------------------------------------------------------------------------------------------------
 
 
-def save(folder, model, tokenizer, tasks, config, training=None):
-    """Writes a checkpoint. training: (tensors, values) of `training_state`, for one that can be resumed."""
+class Writer:
+    """Writes checkpoints below `root`, one after another, in a thread: `save` returns as soon as it has copied the tensors.
 
-    def fill(temporary):
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, temporary / "model.safetensors")
-        tokenizer.save_pretrained(temporary)
-        if hasattr(model.encoder, "config"):
-            model.encoder.config.save_pretrained(temporary)
-        write_json(temporary / "labels.json", tasks)
-        config.save(temporary / "args.json")
-        if training:
-            save_file(training[0], temporary / "training.safetensors")
-            write_json(temporary / "training.json", training[1])
+    At most two are on their way. One that fails raises its UserError at a later `save`, or at `wait`. `with writer:` waits at its end.
+    """
 
-    write_folder(folder, fill)
+    def __init__(self, root, tokenizer, tasks, config):
+        self.root, self.tokenizer, self.tasks, self.config = root, copy.deepcopy(tokenizer), tasks, config
+        self.thread, self.pending = ThreadPoolExecutor(1), []
+
+    def save(self, name, model, training=None, log=None):
+        """training: (tensors, values) of `training_state`, for a checkpoint that can be resumed.
+        log: a file whose lines must be on the disk before it is."""
+        self.wait(leave=1)
+        weights, encoder = snapshot(model.state_dict()), model.encoder
+        tensors, values = (snapshot(training[0]), copy.deepcopy(training[1])) if training else (None, None)
+
+        def fill(temporary):
+            save_file(weights, temporary / "model.safetensors")
+            self.tokenizer.save_pretrained(temporary)
+            if hasattr(encoder, "config"):
+                encoder.config.save_pretrained(temporary)
+            write_json(temporary / "labels.json", self.tasks)
+            self.config.save(temporary / "args.json")
+            if training:
+                save_file(tensors, temporary / "training.safetensors")
+                write_json(temporary / "training.json", values)
+
+        def write():
+            if training:
+                rotate(self.root)  # before, not after: the file cache can reuse these pages; new ones may cost more than all the rest
+            if log and log.exists():
+                sync(log)
+            write_folder(self.root / name, fill)
+
+        self.pending.append(self.thread.submit(write))
+
+    def wait(self, leave=0):
+        """Until all but the last `leave` are whole on the disk."""
+        while len(self.pending) > leave:
+            self.pending.pop(0).result()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *error):
+        try:
+            self.wait()
+            rotate(self.root)
+        except UserError:
+            if kind is None:
+                raise
+            logger.exception("a checkpoint could not be written")
+
+
+def snapshot(tensors):
+    """Copies on the host, which training no longer changes."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def load(folder):

@@ -80,6 +80,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
         self.root = config.run_dir / "checkpoints"
+        self.writer = checkpoint.Writer(self.root, tokenizer, tasks, config)
         self.monitor = config.monitor or metrics.default_monitor(tasks)
         if self.monitor not in (names := metrics.score_names(tasks)):
             raise UserError(f"--monitor={self.monitor} is none of the scores: {', '.join(names)}")
@@ -111,7 +112,7 @@ class Trainer:
             logger.warning("--use_crf has no effect: none of the tasks is tagging")
         elif config.use_crf and (config.class_weights != "none" or config.label_smoothing or config.focal_gamma):
             logger.warning("--class_weights, --label_smoothing and --focal_gamma have no effect on tagging with --use_crf")
-        with self.signals(), SummaryWriter(config.run_dir / "tensorboard", purge_step=progress.step + 1) as self.board:
+        with self.writer, self.signals(), SummaryWriter(config.run_dir / "tensorboard", purge_step=progress.step + 1) as self.board:
             while progress.epoch < config.epochs and not self.out_of_patience():
                 try:
                     self.train_one_epoch(progress.epoch)
@@ -126,6 +127,7 @@ class Trainer:
                     self.check_signal()
                 except Interrupted:
                     self.save_model(f"step_{progress.step:08d}", resumable=True)
+                    self.writer.wait()
                     logger.info(f"stopped and saved after step {progress.step}; the same command with --resume goes on")
                     raise
                 except RuntimeError:
@@ -134,9 +136,9 @@ class Trainer:
                     raise Interrupted(self.signal_number) from None  # workers died of the same signal: the last checkpoint counts
             if self.out_of_patience():
                 logger.info(f"stopped early: {self.monitor} has not risen for {progress.bad_epochs} epochs")
-        if config.epochs == 0:
-            self.save_model("best")
-        else:
+            if config.epochs == 0:
+                self.save_model("best")
+        if config.epochs > 0:
             checkpoint.load_weights(self.model, self.root / "best")
             logger.info(f"best: epoch {progress.best_epoch}, dev {self.monitor} {progress.best_score:.4f}")
         return progress.best_score
@@ -263,17 +265,12 @@ class Trainer:
         logger.info(f"epoch {progress.epoch}  dev: {shown}")
 
     def save_model(self, name, resumable=False):
-        """Writes checkpoints/<name>; resumable: with all that the next step depends on, and older ones of its kind rotated out."""
+        """Has checkpoints/<name> written while training goes on; resumable: with all that the next step depends on."""
         training = None
         if resumable:
             self.settle()
-            metrics_path = self.config.run_dir / "metrics.jsonl"
-            if metrics_path.exists():
-                checkpoint.sync(metrics_path)
             training = checkpoint.training_state(self.optimizer, self.scheduler, self.scaler, asdict(self.progress), self.device)
-        checkpoint.save(self.root / name, self.model, self.tokenizer, self.tasks, self.config, training)
-        if resumable:
-            checkpoint.rotate(self.root)
+        self.writer.save(name, self.model, training, log=self.config.run_dir / "metrics.jsonl")
 
     def resume(self):
         """Goes on from the newest checkpoint that is whole. -> whether there was one."""

@@ -307,3 +307,29 @@ def test_a_signal_to_the_whole_process_group_saves_though_there_are_workers(samp
     assert process.returncode == 143 and "Traceback" not in messages, messages
     newest = checkpoint.steps(tmp_path / "output/tiny/checkpoints")[0]
     assert checkpoint.damage(newest) is None and messages.count("saving at the next step") == 1
+
+
+def test_a_checkpoint_holds_the_weights_of_its_moment_though_training_goes_on(tiny):
+    trainer = make_trainer(tiny(epochs=1))
+    weight = next(trainer.model.parameters())
+    then = weight.detach().clone()
+    with trainer.writer:
+        for number in range(3):
+            trainer.save_model(f"copy_{number}")
+            with torch.no_grad():
+                weight.mul_(2)
+    name = next(iter(trainer.model.state_dict()))
+    for number in range(3):
+        assert checkpoint.damage(trainer.root / f"copy_{number}") is None
+        assert torch.equal(load_file(trainer.root / f"copy_{number}/model.safetensors")[name], then * 2**number)
+
+
+def test_a_checkpoint_that_fails_in_its_thread_ends_the_run_in_one_line(tiny):
+    trainer = make_trainer(tiny(epochs=1))
+    trainer.root.parent.mkdir(parents=True, exist_ok=True)
+    trainer.root.write_text("a file where the folder should be")
+    with pytest.raises(UserError, match="cannot be written"):
+        trainer.train()
+    trainer.save_model("best")
+    with pytest.raises(UserError, match="cannot be written"):
+        trainer.writer.wait()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torchcrf
+from transformers import AutoModel, BertConfig
 
 from config import Config, UserError
 from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
@@ -362,3 +363,23 @@ def test_the_mask_of_a_gpu_gives_what_the_plain_one_gives(kind):
     assert model.takes_wide_mask
     for name, logits in model(inputs).logits.items():
         torch.testing.assert_close(logits, plain[name])
+
+
+def test_compile_makes_few_graphs_for_all_length_buckets(tiny):
+    """Batches of every width from 6 to 40: with dynamic shapes the encoder is traced once for training and once for evaluation."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    encoder = AutoModel.from_config(
+        BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    )
+    encoder.compile(dynamic=True, backend=counter)
+    for training in (True, False):
+        encoder.train(training)
+        for width in range(6, 41):
+            ids, mask = torch.randint(0, 50, (4 + width % 3, width)), torch.ones(4 + width % 3, width, dtype=torch.long)
+            with torch.set_grad_enabled(training):
+                encoder(input_ids=ids, attention_mask=mask)
+    torch._dynamo.reset()
+    assert counter.frame_count <= 2, counter.frame_count
