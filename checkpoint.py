@@ -221,10 +221,11 @@ def shape_of(tensors, name):
     return tuple(tensors[name].shape) if name in tensors else "absent"
 
 
-def training_state(optimizer, scheduler, scaler, progress, device):
+def training_state(optimizer, scheduler, scaler, tricks, progress, device):
     """(tensors, JSON values): all that the next step depends on beside the weights. progress: a dict of the trainer's."""
     state = optimizer.state_dict()
     tensors = {f"optimizer.{number}.{name}": tensor for number, slots in state["state"].items() for name, tensor in slots.items()}
+    tensors |= {f"tricks.{name}": tensor for name, tensor in tricks.state_dict().items()}
     tensors["random.torch"] = torch.get_rng_state()
     if device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
@@ -247,18 +248,22 @@ def environment(device):
     return {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads()}
 
 
-def restore_training(folder, optimizer, scheduler, scaler, device):
+def restore_training(folder, optimizer, scheduler, scaler, tricks, device):
     """Puts back what `training_state` gave, and returns progress."""
     tensors = load_file(folder / "training.safetensors")
     values = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     for name, now in environment(device).items():
         if (before := values["environment"][name]) != now:
             logger.warning(f"{name} was {before}, is {now}: the run goes on, but its bytes may differ from one that was never stopped")
-    state = {}
+    state, averages = {}, {}
     for name, tensor in tensors.items():
-        kind, number, *slot = name.split(".")
+        kind, _, rest = name.partition(".")
         if kind == "optimizer":
-            state.setdefault(int(number), {})[slot[0]] = tensor
+            number, slot = rest.split(".")
+            state.setdefault(int(number), {})[slot] = tensor
+        elif kind == "tricks":
+            averages[rest] = tensor
+    tricks.load_state_dict(averages)
     groups = [group | {"betas": tuple(group["betas"])} for group in values["optimizer"]]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     scheduler.load_state_dict(values["scheduler"] | {"lr_lambdas": [None] * len(groups)})

@@ -138,7 +138,27 @@ class Config:
 
     # Tricks
     use_fgm: bool = option(False, "adversarial training on the word embeddings (FGM)", group="tricks")
-    fgm_eps: float = option(1.0, "norm of FGM's perturbation")
+    fgm_eps: float = option(1.0, "norm of the perturbation of FGM and PGD")
+    use_pgd: bool = option(False, "the same in several steps (PGD)")
+    pgd_alpha: float = option(0.4, "length of a step of PGD")
+    pgd_steps: int = option(3, "steps of PGD")
+    use_freelb: bool = option(False, "adversarial training on each text's word vectors, averaged over the steps (FreeLB)")
+    freelb_alpha: float = option(0.1, "length of a step of FreeLB")
+    freelb_steps: int = option(3, "steps of FreeLB")
+    use_awp: bool = option(False, "adversarial training on the weights (AWP)")
+    awp_gamma: float = option(0.005, "size of AWP's perturbation, as a share of each matrix's norm")
+    awp_start: float = option(0.2, "share of the epochs before AWP begins")
+    use_smart: bool = option(False, "answers must not change under small adversarial noise (SMART, VAT)")
+    smart_weight: float = option(1.0, "weight of SMART's divergence in the loss")
+    use_rdrop: bool = option(False, "answers must not change under dropout (R-Drop)")
+    rdrop_alpha: float = option(1.0, "weight of R-Drop's divergence in the loss")
+    dropout_samples: int = option(1, "dropout masks under which the heads read each text (multi-sample dropout)")
+    use_ema: bool = option(False, "score and keep an exponential moving average of the weights (EMA)")
+    ema_decay: float = option(0.99, "its decay for each step")
+    use_swa: bool = option(False, "score and keep the mean weights of the last epochs, under a constant rate (SWA)")
+    swa_start: float = option(0.7, "share of training before SWA begins")
+    layer_decay: float = option(1.0, "each layer of the encoder learns at so much of the rate of the one above it")
+    unfreeze_layers: int = option(0, "the encoder is frozen at first; in each epoch so many more layers join, from the top; 0: no")
 
     # Machine
     device: str = option("auto", "auto, cpu, cuda, cuda:0, …", group="machine")
@@ -155,14 +175,15 @@ class Config:
             self,
             0,
             "epochs warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps num_workers shared_layers "
-            "fgm_eps focal_gamma",
+            "fgm_eps pgd_alpha freelb_alpha awp_gamma smart_weight rdrop_alpha focal_gamma unfreeze_layers",
         )
+        require_range(self, 1, "pgd_steps freelb_steps dropout_samples")
         require_range(self, 8, "max_length")
         require_range(self, -1, "freeze_layers")
         for name in ("lr", "head_lr"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
                 raise UserError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
-        for name in ("dropout", "lrf", "label_smoothing"):
+        for name in ("dropout", "lrf", "label_smoothing", "ema_decay", "awp_start", "swa_start", "layer_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
         if self.warmup_epochs is not None and self.warmup_epochs > self.epochs > 0:
@@ -170,6 +191,7 @@ class Config:
                 f"--warmup_epochs={self.warmup_epochs:g} is longer than --epochs={self.epochs}: the rate would never reach its peak"
             )
         require_seed(self.random_seed)
+        self.refuse_senseless_tricks()
         if self.encoder == "bilstm" and self.hidden_size % 2:
             raise UserError(f"--hidden_size={self.hidden_size} must be even: a BiLSTM halves it between its two directions")
         if self.encoder == "transformer" and not self.pretrain_model_path and self.hidden_size % 32:
@@ -190,6 +212,28 @@ class Config:
         name = self.model_version or Path(self.checkpoint or self.data_path).resolve().name
         name += "" if self.fold is None else f"-fold_{self.fold}"
         return Path(self.output_dir) / (name + ("-debug" if self.debug else ""))
+
+    def refuse_senseless_tricks(self):
+        adversaries = [name for name in ("use_fgm", "use_pgd", "use_freelb", "use_awp", "use_smart") if getattr(self, name)]
+        pretrained = self.pretrain_model_path and self.encoder != "bilstm"
+        rules = [
+            (len(adversaries) > 1, f"{' and '.join(f'--{name}' for name in adversaries)} are each an adversary; choose one"),
+            (self.use_ema and self.use_swa, "--use_ema and --use_swa both replace the weights that are scored; choose one"),
+            (self.use_ema and self.ema_decay == 1, "--ema_decay=1 would never move; it must be below 1"),
+            (self.use_swa and self.swa_start == 1, "--swa_start=1 leaves no epoch to average"),
+            (self.layer_decay == 0, "--layer_decay=0 would stop all layers but the last; see --freeze_layers"),
+            (
+                (self.layer_decay < 1 or self.unfreeze_layers) and (not pretrained or self.freeze_layers == -1),
+                "--layer_decay and --unfreeze_layers spare pretrained layers: they need --pretrain_model_path, and layers that are trained",
+            ),
+            (
+                self.unfreeze_layers and (self.use_fgm or self.use_pgd),
+                "--unfreeze_layers leaves the word embeddings frozen at first, but --use_fgm and --use_pgd need their gradient",
+            ),
+        ]
+        for senseless, why in rules:
+            if senseless:
+                raise UserError(why)
 
     @property
     def data_dir(self):

@@ -54,11 +54,10 @@ def main(config):
 
             # Model, optimizer, schedule
             model = build_model(config, tokenizer, tasks).to(device)
-            optimizer = build_optimizer(parameter_groups(model, config), device)
+            tricks = build_tricks(model, config)
+            optimizer = build_optimizer(tricks.groups(parameter_groups(model, config)), device)
             scheduler = build_scheduler(optimizer, config, -(-len(train_loader) // config.gradient_accumulation_steps))
-            trainer = Trainer(
-                model, tokenizer, tasks, config, device, train_loader, dev_loader, optimizer, scheduler, build_tricks(model, config)
-            )
+            trainer = Trainer(model, tokenizer, tasks, config, device, train_loader, dev_loader, optimizer, scheduler, tricks)
 
             # Train
             trainer.resume()

@@ -28,6 +28,7 @@ class MyModelOutput:
     total_loss: torch.Tensor | None = None  # (), the weighted sum of the losses
     losses: dict = field(default_factory=dict)  # {task: ()}, each a mean over its labels
     logits: dict = field(default_factory=dict)  # {task: (B, C) or (B, W, C)}
+    counts: dict = field(default_factory=dict)  # {task: ()}, what each loss was divided by
 
 
 class MyModel(nn.Module):
@@ -57,11 +58,26 @@ class MyModel(nn.Module):
         if self.takes_wide_mask and mask.device.type == self.wide_mask_on:
             mask = mask.bool()[:, None, None, :].expand(-1, -1, mask.shape[1], -1)  # (B, 1, L, L)
         hidden = self.encoder(input_ids=inputs["input_ids"], attention_mask=mask, **types).last_hidden_state
+        return self.read(hidden, inputs, labels, totals)
+
+    def read(self, hidden, inputs, labels, totals):
+        """What the heads make of the encoder's output. -> MyModelOutput"""
         logits = self.output_layer(hidden, inputs)
         if labels is None:
             return MyModelOutput(logits=logits)
         with torch.autocast(hidden.device.type, enabled=False):  # losses and the CRF stay in fp32
             return self.loss(self.output_layer.heads, logits, labels, inputs, totals)
+
+    def divergence(self, one, other, batch):
+        """How far apart two outputs for one batch are: KL(p || q) + KL(q || p), weighted and averaged over labels as the losses are. -> ()"""
+        heads = self.output_layer.heads
+        with torch.autocast(batch.inputs["input_ids"].device.type, enabled=False):
+            return sum(
+                self.loss.task_weights.get(name, 1.0)
+                * heads[name].divergence(one.logits[name], other.logits[name], batch.labels[name], batch.inputs)
+                / count
+                for name, count in one.counts.items()
+            )
 
     def decode(self, logits, inputs):
         """{task: (label numbers, probabilities)} for logits of `forward`; training never pays for it."""
@@ -143,12 +159,27 @@ class ClassificationHead(nn.Module):
         chance = logits.softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         return ((1 - chance) ** self.focal_gamma * losses).sum()
 
+    def known(self, labels, inputs):
+        """Which labels have a loss, in the labels' shape."""
+        return labels != IGNORE
+
     def count(self, labels, inputs):
         """What `loss` is divided by: how many labels it sums over, or the sum of their weights."""
-        known = labels != IGNORE
+        known = self.known(labels, inputs)
         if self.class_weights is None:
             return known.sum()
         return (self.weights_of_host.to(labels.device)[labels.clamp(min=0)] * known).sum()  # on a GPU labels are counted before they move
+
+    def means(self, logits, inputs):
+        """The gradient of the distribution's log normaliser by its logits."""
+        return logits.softmax(-1)
+
+    def divergence(self, one, other, labels, inputs):
+        """KL(p || q) + KL(q || p) of the answers by two logits, summed over what has labels: <means_p - means_q, logits_p - logits_q>,
+        as in any exponential family (Amari, Information Geometry and Its Applications, 2016)."""
+        products = (self.means(one, inputs) - self.means(other, inputs)) * (one - other)
+        known = self.known(labels, inputs)
+        return (products * known.view(*known.shape, *[1] * (products.ndim - known.ndim))).sum()
 
     def decode(self, logits, inputs):
         """(answers, their probabilities), each (B,); an answer is a label's number."""
@@ -191,7 +222,10 @@ class MultilabelHead(ClassificationHead):
         return torch.where(labels != IGNORE, losses, 0.0).sum()
 
     def count(self, labels, inputs):
-        return (labels != IGNORE).sum()
+        return self.known(labels, inputs).sum()
+
+    def means(self, logits, inputs):
+        return logits.sigmoid()
 
     def decode(self, logits, inputs):
         """(0 or 1, probabilities), each (B, C)."""
@@ -234,8 +268,12 @@ class RegressionHead(ClassificationHead):
         targets = (labels - self.task["mean"]) / self.task["std"]
         return torch.where(labels.isnan(), 0.0, (logits - targets.nan_to_num()) ** 2).sum()
 
-    def count(self, labels, inputs):
-        return (~labels.isnan()).sum()
+    def known(self, labels, inputs):
+        return ~labels.isnan()
+
+    def means(self, logits, inputs):
+        """Of a normal distribution of variance 1: the logits."""
+        return logits
 
     def decode(self, logits, inputs):
         numbers = logits.double() * self.task["std"] + self.task["mean"]
@@ -266,10 +304,16 @@ class TaggingHead(ClassificationHead):
         known = all_known(labels, inputs["word_mask"])
         return -(self.crf.log_likelihood(logits, labels.clamp(min=0), inputs["word_mask"]) * known).sum()
 
-    def count(self, labels, inputs):
+    def known(self, labels, inputs):
         if self.crf is None:
-            return super().count(labels, inputs)
-        return (inputs["word_mask"] & all_known(labels, inputs["word_mask"]).unsqueeze(1)).sum()
+            return super().known(labels, inputs)
+        return inputs["word_mask"] & all_known(labels, inputs["word_mask"]).unsqueeze(1)
+
+    def count(self, labels, inputs):
+        return super().count(labels, inputs) if self.crf is None else self.known(labels, inputs).sum()
+
+    def means(self, logits, inputs):
+        return super().means(logits, inputs) if self.crf is None else self.crf.marginals(logits, inputs["word_mask"])
 
     def decode(self, logits, inputs):
         """(tags' numbers, their probabilities), each (B, W)."""
@@ -305,13 +349,14 @@ class MyLoss(nn.Module):
         self.task_weights = task_weights or {}
 
     def forward(self, heads, logits, labels, inputs, totals=None):
-        losses = {}
+        losses, counts = {}, {}
         for name, head in heads.items():
             if name in labels:
                 total = head.count(labels[name], inputs) if totals is None else totals[name]
-                losses[name] = head.loss(logits[name], labels[name], inputs) / torch.where(total > 0, total, 1)  # 0 / 1: no labels
+                counts[name] = torch.where(total > 0, total, 1)  # 0 / 1: no labels
+                losses[name] = head.loss(logits[name], labels[name], inputs) / counts[name]
         weighted = [self.task_weights.get(name, 1.0) * loss for name, loss in losses.items()]
-        return MyModelOutput(sum(weighted), losses, logits)
+        return MyModelOutput(sum(weighted), losses, logits, counts)
 
 
 # ---- CRF -----------------------------------------------------------------------------------------------------------------
@@ -360,6 +405,12 @@ class CRF(torchcrf.CRF):
                 step = (alpha.unsqueeze(2) + self.transitions).logsumexp(1)
             alpha = torch.where(mask[:, t, None], step + emissions[:, t], alpha)
         return (alpha + self.end_transitions).logsumexp(1)
+
+    def marginals(self, emissions, mask):
+        """p(tag of word t = c), (B, W, C), the gradient of the log partition; it can be differentiated again."""
+        with torch.enable_grad():
+            emissions = emissions if emissions.requires_grad else emissions.clone().requires_grad_()
+            return torch.autograd.grad(self.log_partition(emissions, mask).sum(), emissions, create_graph=True)[0]
 
     @torch.no_grad()
     def viterbi(self, emissions, mask):
@@ -516,18 +567,27 @@ def freeze(encoder, num_layers):
     if num_layers == -1:
         encoder.requires_grad_(False)
     elif num_layers:
-        layers = next((module for module in encoder.modules() if isinstance(module, nn.ModuleList)), [])
-        if num_layers > len(layers):
+        places, layers = depths(encoder)
+        if num_layers > layers:
             raise UserError(
-                f"--freeze_layers={num_layers}: this encoder has {len(layers)} layers that can be frozen one by one; 'all' freezes it whole"
+                f"--freeze_layers={num_layers}: this encoder has {layers} layers that can be frozen one by one; 'all' freezes it whole"
             )
-        place = next(name for name, module in encoder.named_modules() if module is layers)
-        for name, module in encoder.named_children():
-            if name == place.split(".")[0]:  # the stack; what comes before it are the embeddings
-                break
-            module.requires_grad_(False)
-        for layer in layers[:num_layers]:
-            layer.requires_grad_(False)
+        for name, parameter in encoder.named_parameters():
+            parameter.requires_grad_(places[name] > num_layers)
+
+
+def depths(encoder):
+    """({parameter's name: depth}, number n of layers): 0 for the embeddings, 1 to n for the layers, n + 1 for what follows them."""
+    place, layers = next(((name, module) for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)), ("", []))
+    children = [name for name, _ in encoder.named_children()]
+    below = children[: children.index(place.split(".")[0])] if place else []  # what stands before the stack are the embeddings
+    found = {}
+    for name, _ in encoder.named_parameters():
+        if place and name.startswith(f"{place}."):
+            found[name] = int(name[len(place) + 1 :].split(".")[0]) + 1
+        else:
+            found[name] = 0 if name.split(".")[0] in below else len(layers) + 1
+    return found, len(layers)
 
 
 def default_lr(model, config):

@@ -24,6 +24,7 @@ from config import UserError, is_tagging
 from data_process import join_tokens, split_text
 from labels import place_tokens
 from run_folder import Interrupted
+from tricks import Tricks
 
 logger = logging.getLogger("template")
 
@@ -51,13 +52,17 @@ def build_optimizer(groups, device):
 
 
 def build_scheduler(optimizer, config, steps_per_epoch):
-    """Linear warmup, then cosine or linear down to --lrf of the peak, or constant; one value for each optimizer step."""
+    """Linear warmup, then cosine or linear down to --lrf of the peak, or constant; one value for each optimizer step.
+
+    With --use_swa the rate stays, from --swa_start of the steps on, what it is there."""
     total = max(1, config.epochs * steps_per_epoch)
     warmup = round((config.epochs / 10 if config.warmup_epochs is None else config.warmup_epochs) * steps_per_epoch)
 
     def factor(step):
         if step < warmup:
             return (step + 1) / (warmup + 1)
+        if config.use_swa:
+            step = min(step, round(config.swa_start * total))
         done = min(1.0, (step - warmup) / max(1, total - warmup))
         left = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}[config.scheduler]
         return config.lrf + (1 - config.lrf) * left
@@ -72,11 +77,11 @@ class Trainer:
     """
 
     def __init__(
-        self, model, tokenizer, tasks, config, device, train_loader=None, dev_loader=None, optimizer=None, scheduler=None, tricks=()
+        self, model, tokenizer, tasks, config, device, train_loader=None, dev_loader=None, optimizer=None, scheduler=None, tricks=None
     ):
         self.model, self.tokenizer, self.tasks, self.config, self.device = (model.to(device), tokenizer, tasks, config, device)
         self.train_loader, self.dev_loader = train_loader, dev_loader
-        self.optimizer, self.scheduler, self.tricks = optimizer, scheduler, tricks
+        self.optimizer, self.scheduler, self.tricks = optimizer, scheduler, Tricks(tricks or ())
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
         self.root = config.run_dir / "checkpoints"
@@ -88,6 +93,7 @@ class Trainer:
         self.progress = Progress(data=self.data)
         self.sums, self.group_sums, self.refused = {}, {}, []  # on the device until the next log line
         self.signal_number = None
+        self.state = optimizer, self.scheduler, self.scaler, self.tricks  # what a checkpoint to resume from has beside the weights
         self.trained = [p for p in model.parameters() if p.requires_grad]
         if config.compile:
             model.encoder.compile(dynamic=True)
@@ -116,11 +122,13 @@ class Trainer:
             while progress.epoch < config.epochs and not self.out_of_patience():
                 try:
                     self.train_one_epoch(progress.epoch)
-                    scores = self.eval(self.dev_loader, fit=True)
-                    progress.epoch, progress.batch = progress.epoch + 1, 0
-                    if self.monitor not in scores:
-                        raise UserError(f"--monitor={self.monitor}: dev has no label that it could be computed from")
-                    self.keep_best(scores)
+                    self.tricks.after_epoch(progress.epoch)
+                    with self.tricks.averaged():
+                        scores = self.eval(self.dev_loader, fit=True)
+                        progress.epoch, progress.batch = progress.epoch + 1, 0
+                        if self.monitor not in scores:
+                            raise UserError(f"--monitor={self.monitor}: dev has no label that it could be computed from")
+                        self.keep_best(scores)
                     last = progress.epoch == config.epochs or self.out_of_patience()
                     if last or (config.save_epoch and progress.epoch % config.save_epoch == 0):
                         self.save_model(f"step_{progress.step:08d}", resumable=True)
@@ -147,6 +155,7 @@ class Trainer:
         """One pass from where the run stands; a group of micro-batches is one optimizer step."""
         progress, size = self.progress, self.config.gradient_accumulation_steps
         self.model.train()
+        self.tricks.before_epoch(epoch)
         self.train_loader.set_position(epoch, progress.batch)
         bar = tqdm(total=len(self.train_loader), initial=progress.batch, desc=f"epoch {epoch + 1}/{self.config.epochs}", leave=False)
         batches = iter(self.train_loader)
@@ -155,10 +164,7 @@ class Trainer:
             totals = {name: sum(count[name] for count in counts).to(self.device, non_blocking=True) for name in counts[0]}
             for batch in group:
                 batch = batch.to(self.device)
-                compute = self.forward_backward(batch, totals)
-                for trick in self.tricks:
-                    compute = trick.around(compute, batch.inputs)
-                self.add_losses(compute())
+                self.add_losses(self.forward_backward(batch, totals)())
             self.update(group)
             progress.step, progress.batch = progress.step + 1, progress.batch + len(group)
             bar.update(len(group))
@@ -170,15 +176,20 @@ class Trainer:
         bar.close()
 
     def forward_backward(self, batch, totals):
-        """One micro-batch's share of its group's loss: called, it adds to the gradients and returns the model's output."""
+        """One micro-batch's share of its group's loss, with all tricks: called, it adds to the gradients and returns the model's output."""
+
+        def forward(exact=False):
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None and not exact):
+                return self.model(batch.inputs, batch.labels, totals)
+
+        forward = self.tricks.around_forward(forward, batch)
 
         def compute():
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                output = self.model(batch.inputs, batch.labels, totals)
+            output = forward()
             self.scaler.scale(output.total_loss).backward()
             return output
 
-        return compute
+        return self.tricks.around(compute, batch)
 
     def update(self, group):
         """Clip, step, schedule, clear. A step whose gradient is not finite changes nothing; no host sync decides that.
@@ -201,6 +212,7 @@ class Trainer:
         if self.scaler.get_scale() >= scale:  # after an fp16 overflow the rate waits as well
             self.scheduler.step()
         self.optimizer.zero_grad()
+        self.tricks.after_step(finite)
         self.progress.sum_steps += 1
         self.refused.append((~finite, [row for batch in group for row in batch.rows.tolist()]))
 
@@ -269,7 +281,7 @@ class Trainer:
         training = None
         if resumable:
             self.settle()
-            training = checkpoint.training_state(self.optimizer, self.scheduler, self.scaler, asdict(self.progress), self.device)
+            training = checkpoint.training_state(*self.state, asdict(self.progress), self.device)
         self.writer.save(name, self.model, training, log=self.config.run_dir / "metrics.jsonl")
 
     def resume(self):
@@ -282,7 +294,7 @@ class Trainer:
                 continue
             checkpoint.require_labels(folder, self.tasks)
             checkpoint.load_weights(self.model, folder)
-            self.progress = Progress(**checkpoint.restore_training(folder, self.optimizer, self.scheduler, self.scaler, self.device))
+            self.progress = Progress(**checkpoint.restore_training(folder, *self.state, self.device))
             if self.progress.data != self.data and not self.config.force_resume:
                 raise UserError(
                     f"{folder}: the data or the tokenizer has changed since; train a new --model_version, or add --force_resume"

@@ -1,18 +1,66 @@
 """Training tricks, each one class of a few lines beside its formula and paper.
 
-A trick has one way in: `around(compute, inputs)` takes the forward and backward of one micro-batch and returns what is to
-be done instead; `compute()` adds to the gradients and returns the model's output. The trainer knows no trick by name.
-Edit here when you want one of your own: a class with `around`, an option in config.py, a line in `build_tricks`.
+All have one way in, the hooks of `Trick`: the trainer calls them and knows no trick by name. Edit here when you want one of your own:
+a subclass of `Trick` with the hooks it needs and a `build`, and its option in config.py. Nothing else needs to change.
+
+Tricks stack in the order in which they stand here, a later one around the earlier ones. Under gradient accumulation each acts on
+every micro-batch by itself; what it adds to the gradients is scaled like the clean loss.
 """
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 
 from config import UserError
+from model_utils import MyModelOutput, depths
 
 
-class FGM:
+class Trick:
+    """What a trick may change. These do nothing; override those you need.
+
+    `forward(exact=False)` -> MyModelOutput of one micro-batch, whose total_loss is what the gradient is taken of (exact: no autocast);
+    `compute()` adds the gradient of a micro-batch and returns its output, for the log. batch: data_loader.Batch.
+    """
+
+    @classmethod
+    def build(cls, model, config):
+        """The trick as the options say, or None if they do not ask for it."""
+
+    def groups(self, groups):
+        """Parameter groups for the optimizer -> what they shall be instead."""
+        return groups
+
+    def before_epoch(self, epoch):
+        """epoch: 0 for the first; called again when a run resumes within it."""
+
+    def around_forward(self, forward, batch):
+        return forward
+
+    def around(self, compute, batch):
+        return compute
+
+    def after_step(self, finite):
+        """After an optimizer step. finite: (), whether it was made; a step whose gradient is not finite changes nothing."""
+
+    def after_epoch(self, epoch):
+        """Before dev is scored; called again if a run was interrupted while scoring."""
+
+    def averaged(self):
+        """A context in which the model has the weights that are to be scored and kept as the best."""
+        return nullcontext()
+
+    def state_dict(self):
+        """{name: tensor} of all that the next step depends on."""
+        return {}
+
+    def load_state_dict(self, tensors):
+        pass
+
+
+# ---- adversarial training: the gradient at a point nearby where the loss is higher ----------------------------------------
+
+
+class FGM(Trick):
     """Fast gradient method: r = eps * g / ||g||_2 with g the gradient of the word embeddings; adds the gradient at x + r.
 
     Miyato et al., Adversarial Training Methods for Semi-Supervised Text Classification, 2017 (arXiv:1605.07725), in the
@@ -22,8 +70,12 @@ class FGM:
     model: its `encoder` (or the model itself) must have `get_input_embeddings`, unless emb_name names the parameter.
     """
 
+    @classmethod
+    def build(cls, model, config):
+        return cls(model, config.fgm_eps) if config.use_fgm else None
+
     def __init__(self, model, eps=1.0, emb_name=None):
-        self.eps, self.saved = eps, None
+        self.model, self.eps, self.alpha, self.saved = model, eps, eps, None
         if emb_name is None:
             self.weight = getattr(model, "encoder", model).get_input_embeddings().weight
         else:
@@ -32,7 +84,7 @@ class FGM:
                 raise UserError(f"emb_name={emb_name!r} must match one embedding matrix, but matches {sorted(found) or 'none'}")
             (self.weight,) = found.values()
         if not self.weight.requires_grad:
-            raise UserError("FGM needs the gradient of the word embeddings, but they are frozen")
+            raise UserError(f"{type(self).__name__} needs the gradient of the word embeddings, but they are frozen")
 
     @torch.no_grad()
     def attack(self, input_ids=None):
@@ -43,24 +95,30 @@ class FGM:
         """
         if self.saved is not None:
             raise RuntimeError("attack() twice without restore()")
-        grad = self.weight.grad
-        if grad is None:
+        if self.weight.grad is None:
             raise RuntimeError("attack() needs the gradient of a backward pass")
-        rows = grad.any(1).nonzero().squeeze(1) if input_ids is None else input_ids.flatten().sort().values
+        rows = self.weight.grad.any(1).nonzero().squeeze(1) if input_ids is None else input_ids.flatten().sort().values
         first = torch.ones_like(rows, dtype=torch.bool)
         first[1:] = rows[1:] != rows[:-1]
-        direction = grad[rows].to(torch.promote_types(grad.dtype, torch.float32)) * first.unsqueeze(1)
-        norm = torch.linalg.vector_norm(direction)
-        usable = torch.isfinite(norm) & (norm > 0)
-        step = torch.where(usable & first.unsqueeze(1), self.eps * direction / norm, 0.0)
-        self.saved = rows, self.weight[rows]
-        self.weight.index_add_(0, rows, step.to(self.weight.dtype))
+        self.saved = rows, first.unsqueeze(1), self.weight[rows]
+        self.r = 0.0
+        self.climb()
+
+    @torch.no_grad()
+    def climb(self):
+        """r <- r + alpha * g / ||g||, back to norm eps if it is longer; the rows of the attack become x + r."""
+        rows, first, values = self.saved
+        direction = self.weight.grad[rows].to(torch.promote_types(self.weight.dtype, torch.float32)) * first
+        r = self.r + self.alpha * unit(direction, torch.linalg.vector_norm(direction))
+        self.r = r * (self.eps / torch.linalg.vector_norm(r).clamp(min=max(self.eps, 1e-12)))
+        self.weight[rows] = values
+        self.weight.index_add_(0, rows, self.r.to(self.weight.dtype))
 
     @torch.no_grad()
     def restore(self):
         """Puts the rows back as they were. Without an attack it does nothing."""
         if self.saved is not None:
-            rows, values = self.saved
+            rows, _, values = self.saved
             self.weight[rows] = values
             self.saved = None
 
@@ -73,11 +131,11 @@ class FGM:
         finally:
             self.restore()
 
-    def around(self, compute, inputs):
+    def around(self, compute, batch):
         def clean_then_adversarial():
             earlier, self.weight.grad = self.weight.grad, None  # r comes from this micro-batch's gradient alone
             output = compute()
-            with self.perturbed(inputs["input_ids"]):
+            with self.perturbed(batch.inputs["input_ids"]):
                 compute()
             if earlier is not None:
                 self.weight.grad += earlier
@@ -86,6 +144,453 @@ class FGM:
         return clean_then_adversarial
 
 
+class PGD(FGM):
+    """Projected gradient descent: K times r <- P(r + alpha * g / ||g||_2), g the gradient at x + r and P onto ||r||_2 <= eps;
+    the gradient at the last x + r is added to the clean one. Madry et al., 2018 (arXiv:1706.06083), on the word embeddings as in FGM."""
+
+    @classmethod
+    def build(cls, model, config):
+        return cls(model, config.fgm_eps, config.pgd_alpha, config.pgd_steps) if config.use_pgd else None
+
+    def __init__(self, model, eps=1.0, alpha=0.4, steps=3, emb_name=None):
+        super().__init__(model, eps, emb_name)
+        self.alpha, self.steps = alpha, steps
+
+    def around(self, compute, batch):
+        def clean_then_adversarial():
+            earlier = take_gradients(self.model)
+            output = compute()
+            with self.perturbed(batch.inputs["input_ids"]):  # the first of the K steps
+                clean = take_gradients(self.model)
+                compute()
+                for _ in range(self.steps - 1):
+                    self.climb()
+                    take_gradients(self.model)
+                    compute()
+            add_gradients(clean)
+            add_gradients(earlier)
+            return output
+
+        return clean_then_adversarial
+
+
+class FreeLB(Trick):
+    """K steps of ascent on noise d on the word vectors of each text, whose K gradients are averaged; there is no clean pass.
+
+    d_0 = U(-1, 1) * magnitude / sqrt(L * H); gradient = 1/K * sum of grad L(x + d_k); d_k+1 = P(d_k + alpha * g / ||g||_F), g the
+    gradient of the loss by d_k and P onto ||d||_F <= eps, all for each text; one dropout mask for all K. Zhu et al., 2020 (arXiv:1909.11764).
+    """
+
+    @classmethod
+    def build(cls, model, config):
+        return cls(model, config.freelb_steps, config.freelb_alpha) if config.use_freelb else None
+
+    def __init__(self, model, steps=3, alpha=0.1, magnitude=0.2, eps=0.6):
+        self.model, self.steps, self.alpha, self.magnitude, self.eps = model, steps, alpha, magnitude, eps
+        self.noise = Noise(model)
+
+    def around(self, compute, batch):
+        def ascend():
+            earlier = take_gradients(self.model)
+            ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"].unsqueeze(2)
+            size = (mask.sum(1, keepdim=True) * self.noise.width) ** 0.5
+            delta = (2 * torch.rand(*ids.shape, self.noise.width, device=ids.device) - 1) * mask * self.magnitude / size
+            outputs, dropout = [], random_state(ids.device)
+            for _ in range(self.steps):
+                set_random_state(dropout, ids.device)
+                with self.noise.added(delta.requires_grad_()):
+                    outputs.append(compute())
+                with torch.no_grad():
+                    delta = delta + self.alpha * unit(delta.grad, norm(delta.grad))
+                    delta = delta * (self.eps / norm(delta).clamp(min=self.eps))
+            found = take_gradients(self.model)
+            add_gradients(earlier)
+            add_gradients(found, 1 / self.steps)
+            return mean_output(outputs, sum(output.total_loss.detach() for output in outputs) / self.steps)
+
+        return ascend
+
+
+class AWP(Trick):
+    """Adversarial weight perturbation: v = gamma * ||w|| * g / ||g|| for each matrix w, g its gradient; the gradient at w + v is used
+    in the place of the one at w. From the epoch `start` on. Wu et al., 2020 (arXiv:2004.05884)."""
+
+    @classmethod
+    def build(cls, model, config):
+        return cls(model, config.awp_gamma, round(config.awp_start * config.epochs)) if config.use_awp else None
+
+    def __init__(self, model, gamma=0.005, start=0):
+        self.model, self.gamma, self.start, self.on = model, gamma, start, start == 0
+
+    def before_epoch(self, epoch):
+        self.on = epoch >= self.start
+
+    @contextmanager
+    def perturbed(self):
+        with torch.no_grad():
+            saved = [(p, p.clone(), p.grad) for p in self.model.parameters() if p.ndim > 1 and p.grad is not None]
+            for p, _, grad in saved:
+                p += self.gamma * torch.linalg.vector_norm(p) * unit(grad, torch.linalg.vector_norm(grad))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for p, before, _ in saved:
+                    p.copy_(before)
+
+    def around(self, compute, batch):
+        def at_a_worse_place():
+            earlier = take_gradients(self.model)
+            output = compute()
+            with self.perturbed():
+                take_gradients(self.model)
+                compute()
+            add_gradients(earlier)
+            return output
+
+        return at_a_worse_place if self.on else compute
+
+
+# ---- consistency: the same text must get the same answer -------------------------------------------------------------------
+
+
+class SMART(Trick):
+    """Adds weight * [KL(p || q) + KL(q || p)], p the answers for x and q those for x + r: smoothness by virtual adversarial noise.
+
+    r = r_0 + step * g / ||g|| for each token, r_0 ~ N(0, 1e-5^2), g the gradient of the divergence by the noise. p and q share their
+    dropout mask. Both are computed in full precision: half precision does not resolve such noise.
+    Jiang et al., 2020 (arXiv:1911.03437); Miyato et al., Virtual Adversarial Training, 2017 (arXiv:1704.03976).
+    """
+
+    @classmethod
+    def build(cls, model, config):
+        return cls(model, config.smart_weight, half=config.precision != "fp32") if config.use_smart else None
+
+    def __init__(self, model, weight=1.0, step=1e-3, sigma=1e-5, half=False):
+        self.model, self.weight, self.step, self.sigma, self.half = model, weight, step, sigma, half
+        self.noise = Noise(model)
+
+    def around_forward(self, forward, batch):
+        def smooth(exact=False):
+            ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"].unsqueeze(2)
+            dropout = random_state(ids.device)
+
+            def again(noise=None):
+                set_random_state(dropout, ids.device)
+                with self.noise.added(noise):
+                    return forward(exact=True)
+
+            output = forward(exact)
+            plain = again() if self.half else output
+            fixed = MyModelOutput(logits={name: logits.detach() for name, logits in plain.logits.items()}, counts=plain.counts)
+            noise = self.sigma * torch.randn(*ids.shape, self.noise.width, device=ids.device) * mask
+            after = random_state(ids.device)
+            divergence = self.model.divergence(again(noise.requires_grad_()), fixed, batch)
+            (gradient,) = torch.autograd.grad(divergence, noise)
+            r = noise.detach() + self.step * unit(gradient, torch.linalg.vector_norm(gradient, dim=2, keepdim=True))
+            output.total_loss = output.total_loss + self.weight * self.model.divergence(again(r), plain, batch)
+            set_random_state(after, ids.device)
+            return output
+
+        return smooth
+
+
+class RDrop(Trick):
+    """Two passes with their own dropout: (L_1 + L_2) / 2 + alpha / 2 * [KL(p_1 || p_2) + KL(p_2 || p_1)], summed over classes.
+
+    Liang et al., 2021 (arXiv:2106.14448), with the mean of the two losses, so that learning rates keep their meaning. The divergence is a
+    mean over labels like the loss; of a CRF it is that of the distributions over paths.
+    """
+
+    @classmethod
+    def build(cls, model, config):
+        return cls(model, config.rdrop_alpha) if config.use_rdrop else None
+
+    def __init__(self, model, alpha=1.0):
+        require_dropout(model, "--use_rdrop compares two dropout masks")
+        self.model, self.alpha = model, alpha
+
+    def around_forward(self, forward, batch):
+        def twice(exact=False):
+            outputs = one, other = forward(exact), forward(exact)
+            mean = (one.total_loss + other.total_loss) / 2
+            return mean_output(outputs, mean + self.alpha / 2 * self.model.divergence(one, other, batch))
+
+        return twice
+
+
+class MultiSampleDropout(Trick):
+    """The heads read the encoder's output under several dropout masks; the losses are averaged. Inoue, 2019 (arXiv:1905.09788)."""
+
+    @classmethod
+    def build(cls, model, config):
+        return cls(model, config.dropout_samples) if config.dropout_samples > 1 else None
+
+    def __init__(self, model, samples=5):
+        if not model.output_layer.dropout.p:
+            raise UserError("--dropout_samples reads under several dropout masks, but --dropout is 0")
+        read = model.read
+
+        def averaged(*args):
+            if not model.training:
+                return read(*args)
+            outputs = [read(*args) for _ in range(samples)]
+            return mean_output(outputs, sum(output.total_loss for output in outputs) / samples)
+
+        model.read = averaged
+
+
+# ---- averages of the weights -----------------------------------------------------------------------------------------------
+
+
+class Average(Trick):
+    """Keeps an average of the trained weights; dev is scored and the best checkpoint kept with it, training goes on without."""
+
+    def __init__(self, model):
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.count = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)  # terms in the average
+
+    @torch.no_grad()
+    def take(self, share):
+        """average <- average + share * (weights - average). share: ()."""
+        for name, p in self.parameters.items():
+            self.average[name].lerp_(p, share.to(p.dtype))
+
+    @contextmanager
+    def averaged(self):
+        swapped = [(p, self.average[name]) for name, p in self.parameters.items()] if self.count > 0 else []
+        own = [p.data for p, _ in swapped]
+        for p, average in swapped:
+            p.data = average
+        try:
+            yield
+        finally:
+            for (p, _), data in zip(swapped, own):
+                p.data = data
+
+    def state_dict(self):
+        return {"count": self.count} | {f"average.{name}": average for name, average in self.average.items()}
+
+    def load_state_dict(self, tensors):
+        self.count.copy_(tensors["count"])
+        for name, average in self.average.items():
+            average.copy_(tensors[f"average.{name}"])
+
+
+class EMA(Average):
+    """Exponential moving average: a <- beta * a + (1 - beta) * w after each step, divided by 1 - beta^t as Adam does it with its moments:
+    a_t = sum of beta^(t-i) * w_i / sum of beta^(t-i). So it never contains the weights from before the first step.
+
+    Polyak and Juditsky, 1992; Kingma and Ba, 2015 (arXiv:1412.6980), section 7.2.
+    """
+
+    @classmethod
+    def build(cls, model, config):
+        return cls(model, config.ema_decay) if config.use_ema else None
+
+    def __init__(self, model, decay=0.999):
+        super().__init__(model)
+        self.decay = decay
+
+    def after_step(self, finite):
+        self.count += finite
+        share = (1 - self.decay) / (1 - self.decay ** self.count.clamp(min=1))
+        self.take(torch.where(finite, share, 0.0))
+
+
+class SWA(Average):
+    """Stochastic weight averaging: a <- (n * a + w) / (n + 1) at the end of each epoch of the tail, where the rate stays constant
+    (see `build_scheduler`). Izmailov et al., 2018 (arXiv:1803.05407)."""
+
+    @classmethod
+    def build(cls, model, config):
+        return cls(model, config.swa_start * config.epochs) if config.use_swa else None
+
+    def __init__(self, model, start=0):
+        super().__init__(model)
+        self.start, self.last = start, -1
+
+    def after_epoch(self, epoch):
+        if epoch + 1 > self.start and epoch > self.last:
+            self.count, self.last = self.count + 1, epoch
+            self.take(1 / self.count)
+
+    def state_dict(self):
+        return super().state_dict() | {"last": torch.tensor(self.last)}
+
+    def load_state_dict(self, tensors):
+        super().load_state_dict(tensors)
+        self.last = int(tensors["last"])
+
+
+# ---- which layers learn, and how fast --------------------------------------------------------------------------------------
+
+
+class LayerwiseDecay(Trick):
+    """The rate falls from layer to layer: lr * decay^(n - l) for layer l of n, lr * decay^n for the embeddings; heads keep theirs.
+
+    Howard and Ruder, 2018 (arXiv:1801.06146), discriminative fine-tuning; the form of Clark et al., ELECTRA, 2020.
+    """
+
+    @classmethod
+    def build(cls, model, config):
+        return cls(model, config.layer_decay) if config.layer_decay < 1 else None
+
+    def __init__(self, model, decay=0.9):
+        named = dict(model.encoder.named_parameters())
+        places, self.layers = depths(model.encoder)
+        self.decay, self.depth = decay, {named[name]: depth for name, depth in places.items()}
+
+    def groups(self, groups):
+        parted = {}
+        for number, group in enumerate(groups):
+            for p in group["params"]:
+                depth = min(self.depth.get(p, self.layers), self.layers)
+                lr = group["lr"] * self.decay ** (self.layers - depth)
+                parted.setdefault((number, depth), {**group, "params": [], "lr": lr})["params"].append(p)
+        return list(parted.values())
+
+
+class GradualUnfreezing(Trick):
+    """The heads learn alone in the first epoch; in each later one `layers` more of the encoder join, from the top; the embeddings
+    last. Howard and Ruder, 2018 (arXiv:1801.06146)."""
+
+    @classmethod
+    def build(cls, model, config):
+        return cls(model, config.unfreeze_layers) if config.unfreeze_layers else None
+
+    def __init__(self, model, layers=1):
+        named = {name: p for name, p in model.encoder.named_parameters() if p.requires_grad}
+        places, self.top = depths(model.encoder)
+        self.layers, self.depth = layers, [(p, places[name]) for name, p in named.items()]
+
+    def before_epoch(self, epoch):
+        for p, depth in self.depth:
+            p.requires_grad_(depth > self.top - self.layers * epoch)
+
+
+# ---- all of them -----------------------------------------------------------------------------------------------------------
+
+
+class Tricks(list):
+    """Several tricks as one, as the trainer sees them: it has the hooks of `Trick`."""
+
+    def groups(self, groups):
+        for trick in self:
+            groups = trick.groups(groups)
+        return groups
+
+    def before_epoch(self, epoch):
+        for trick in self:
+            trick.before_epoch(epoch)
+
+    def around_forward(self, forward, batch):
+        for trick in self:
+            forward = trick.around_forward(forward, batch)
+        return forward
+
+    def around(self, compute, batch):
+        for trick in self:
+            compute = trick.around(compute, batch)
+        return compute
+
+    def after_step(self, finite):
+        for trick in self:
+            trick.after_step(finite)
+
+    def after_epoch(self, epoch):
+        for trick in self:
+            trick.after_epoch(epoch)
+
+    @contextmanager
+    def averaged(self):
+        with ExitStack() as stack:
+            for trick in self:
+                stack.enter_context(trick.averaged())
+            yield
+
+    def state_dict(self):
+        return {f"{type(trick).__name__}.{name}": tensor for trick in self for name, tensor in trick.state_dict().items()}
+
+    def load_state_dict(self, tensors):
+        for trick in self:
+            start = f"{type(trick).__name__}."
+            trick.load_state_dict({name[len(start) :]: tensor for name, tensor in tensors.items() if name.startswith(start)})
+
+
 def build_tricks(model, config):
-    """The tricks that the options switch on, in the order in which they wrap each other."""
-    return [FGM(model, config.fgm_eps)] if config.use_fgm else []
+    """The tricks that the options switch on: every subclass of Trick is asked."""
+    return Tricks(trick for trick in (kind.build(model, config) for kind in kinds(Trick)) if trick)
+
+
+def kinds(base):
+    """All classes below `base`, in the order of this file."""
+    for kind in base.__subclasses__():
+        yield kind
+        yield from kinds(kind)
+
+
+# ---- what they share ---------------------------------------------------------------------------------------------------------
+
+
+class Noise:
+    """Adds noise to the word vectors that the encoder looks up, by a hook that stays; any encoder with `get_input_embeddings` will do."""
+
+    def __init__(self, model):
+        table, self.value = model.encoder.get_input_embeddings(), None
+        self.width = table.embedding_dim
+        table.register_forward_hook(lambda module, inputs, output: output if self.value is None else output + self.value)
+
+    @contextmanager
+    def added(self, value):
+        """value: (B, L, width), or None."""
+        self.value = value
+        try:
+            yield
+        finally:
+            self.value = None
+
+
+def unit(direction, length):
+    """direction / length, and 0 where the length is 0 or not finite."""
+    usable = torch.isfinite(length) & (length > 0)
+    return torch.where(usable, direction / length, 0.0)
+
+
+def norm(delta):
+    """Frobenius norm of each text's noise, (B, 1, 1)."""
+    return torch.linalg.vector_norm(delta, dim=(1, 2), keepdim=True)
+
+
+def take_gradients(model):
+    """The gradients, which the parameters then no longer have."""
+    taken = [(p, p.grad) for p in model.parameters()]
+    for p, _ in taken:
+        p.grad = None
+    return taken
+
+
+def add_gradients(taken, share=1.0):
+    for p, grad in taken:
+        if grad is not None:
+            p.grad = grad.mul_(share) if p.grad is None else p.grad.add_(grad, alpha=share)
+
+
+def mean_output(outputs, total_loss):
+    """One MyModelOutput of several, with the mean of their losses, and this total."""
+    losses = {name: sum(output.losses[name] for output in outputs) / len(outputs) for name in outputs[0].losses}
+    return MyModelOutput(total_loss, losses, outputs[0].logits, outputs[0].counts)
+
+
+def require_dropout(model, why):
+    if not any(isinstance(module, torch.nn.Dropout) and module.p for module in model.modules()):
+        raise UserError(f"{why}, but nothing in this model drops out")
+
+
+def random_state(device):
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_random_state(state, device):
+    torch.cuda.set_rng_state(state, device) if device.type == "cuda" else torch.set_rng_state(state)

@@ -67,12 +67,11 @@ class Bench:
     def trainer(self, **changes):
         config, model = self.config(**changes), self.model(**changes)
         loader = MyDataLoader(self.train_set, config.batch_size, 0)
-        optimizer = build_optimizer(parameter_groups(model, config), self.device)
+        tricks = build_tricks(model, config)
+        optimizer = build_optimizer(tricks.groups(parameter_groups(model, config)), self.device)
         scheduler = build_scheduler(optimizer, config, len(loader))
         config.run_dir.mkdir(exist_ok=True)
-        trainer = Trainer(
-            model, self.tokenizer, self.tasks, config, self.device, loader, None, optimizer, scheduler, build_tricks(model, config)
-        )
+        trainer = Trainer(model, self.tokenizer, self.tasks, config, self.device, loader, None, optimizer, scheduler, tricks)
         trainer.board = type("Board", (), {"add_scalar": lambda *args: None})()
         return trainer
 

@@ -35,11 +35,10 @@ def make_trainer(config, rows=None):
     else:
         train_loader, dev_loader = build_loaders(config, data, encoder, torch.device("cpu"))
     model = build_model(config, tokenizer, tasks)
-    optimizer = build_optimizer(parameter_groups(model, config), "cpu")
+    tricks = build_tricks(model, config)
+    optimizer = build_optimizer(tricks.groups(parameter_groups(model, config)), "cpu")
     scheduler = build_scheduler(optimizer, config, -(-len(train_loader) // config.gradient_accumulation_steps))
-    return Trainer(
-        model, tokenizer, tasks, config, torch.device("cpu"), train_loader, dev_loader, optimizer, scheduler, build_tricks(model, config)
-    )
+    return Trainer(model, tokenizer, tasks, config, torch.device("cpu"), train_loader, dev_loader, optimizer, scheduler, tricks)
 
 
 def train(config):

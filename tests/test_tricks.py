@@ -1,112 +1,547 @@
-"""FGM against gradients written with plain autograd: the perturbation is an input to the forward, no weight is changed."""
+"""Each trick against gradients, or weights, written with plain autograd: perturbations are inputs to the forward, no weight is changed.
+
+Each has a broken version, one line of tricks.py changed, that the same comparison must reject.
+"""
+
+import inspect
+import itertools
+from types import ModuleType
 
 import pytest
 import torch
+import torch.nn.functional as F
+from conftest import read_json
+from safetensors.torch import load_file
+from test_trainer import fingerprints, make_trainer, train
 from torch import nn
+from torch.func import functional_call
+from torch.optim.swa_utils import AveragedModel
+from transformers import BertConfig, BertModel
 
-from config import UserError
-from tricks import FGM
+import checkpoint
+import tricks
+from config import Config, UserError
+from data_loader import Batch
+from model_utils import MyModel, build_model, parameter_groups
+from run_folder import Interrupted
+from trainer import Trainer, build_optimizer, build_scheduler
+from tricks import FGM, Trick, build_tricks
+
+TASKS = {
+    "intent": {"type": "classification", "labels": ["a", "b", "c"]},
+    "slots": {"type": "tagging", "labels": ["O", "B-x", "I-x"], "unit": "word"},
+}
+NAMES = ("fp32", "bf16")
+SAME = {"fp32": 1e-5, "bf16": 2e-3}  # relative errors of whole gradients that are only rounding
 
 
-class Toy(nn.Module):
-    """Embedding, a nonlinear layer, a loss; `noise` is added to the embedding matrix, for the oracle."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.embedding = nn.Embedding(20, 6)
-        self.linear = nn.Linear(6, 3)
-
-    def get_input_embeddings(self):
-        return self.embedding
-
-    def forward(self, ids, labels, noise=0.0):
-        vectors = nn.functional.embedding(ids, self.embedding.weight + noise)
-        return nn.functional.cross_entropy(self.linear(torch.tanh(vectors).mean(1)), labels)
+def tiny_model():
+    torch.manual_seed(0)
+    shape = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, initializer_range=0.2)
+    model = MyModel(BertModel(BertConfig(vocab_size=30, **shape), add_pooling_layer=False), 16, TASKS, use_crf=True)
+    for parameter in model.output_layer.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model.train()
 
 
 def micro_batches(count):
+    """Ragged ones, with words of two sub-tokens, and texts without an intent."""
     generator = torch.Generator().manual_seed(1)
-    return [(torch.randint(0, 12, (4, 5), generator=generator), torch.randint(0, 3, (4,), generator=generator)) for _ in range(count)]
+    batches = []
+    for number in range(count):
+        lengths = torch.randint(4, 9, (5,), generator=generator)
+        mask = torch.arange(8) < lengths.unsqueeze(1)
+        ids = torch.randint(1, 20, (5, 8), generator=generator) * mask
+        words = ((lengths - 2) // 2).clamp(min=1)
+        word_mask = torch.arange(3) < words.unsqueeze(1)
+        intent, slots = (torch.randint(0, 3, size, generator=generator) for size in ((5,), (5, 3)))
+        intent[number % 5] = -100
+        inputs = {"input_ids": ids, "attention_mask": mask.long(), "token_type_ids": torch.zeros_like(ids)}
+        inputs |= {"word_starts": torch.tensor([[1, 3, 5]]) * word_mask, "word_mask": word_mask}
+        batches.append(Batch(inputs, {"intent": intent, "slots": slots.masked_fill(~word_mask, -100)}, torch.arange(5)))
+    return batches
 
 
-def oracle(model, batches, eps):
-    """Sum over micro-batches of grad L(x) + grad L(x + r), r = eps g / ||g||, by autograd.grad."""
-    parameters = list(model.parameters())
-    total = [torch.zeros_like(p) for p in parameters]
-    for ids, labels in batches:
-        clean = torch.autograd.grad(model(ids, labels), parameters)
-        r = eps * clean[0] / clean[0].norm()
-        adversarial = torch.autograd.grad(model(ids, labels, noise=r), parameters)
-        total = [t + a + b for t, a, b in zip(total, clean, adversarial)]
-    return total
+def totals_of(batches):
+    return {
+        "intent": sum((batch.labels["intent"] != -100).sum() for batch in batches),
+        "slots": sum(batch.inputs["word_mask"].sum() for batch in batches),
+    }
 
 
-@pytest.mark.parametrize("count", [1, 4])
-@pytest.mark.parametrize("dtype, autocast", [(torch.float64, False), (torch.float32, False), (torch.float32, True)])
-def test_gradient_equals_the_oracle(count, dtype, autocast):
-    model = Toy().to(dtype)
-    fgm = FGM(model, eps=0.7)
-    before = model.embedding.weight.clone()
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        wanted = oracle(model, micro_batches(count), 0.7)
-        for ids, labels in micro_batches(count):
-            fgm.around(lambda ids=ids, labels=labels: model(ids, labels).backward(), {"input_ids": ids})()
-    tolerance = (
-        dict(rtol=1e-9, atol=1e-12) if dtype == torch.float64 else dict(rtol=2e-2, atol=2e-3) if autocast else dict(rtol=1e-4, atol=1e-6)
-    )
-    for parameter, gradient in zip(model.parameters(), wanted):
-        torch.testing.assert_close(parameter.grad, gradient, **tolerance)
-    assert torch.equal(model.embedding.weight, before)
+def trainer_of(model, make_trick, precision, tmp_path, **options):
+    """A real trainer, without data."""
+    config = Config(precision=precision, output_dir=str(tmp_path), model_version="x", pretrain_model_path="x", lr=1e-2, **options)
+    found = make_trick(model)
+    groups = found.groups(parameter_groups(model, config)) if found else parameter_groups(model, config)
+    optimizer = build_optimizer(groups, "cpu")
+    scheduler = build_scheduler(optimizer, config, 10)
+    return Trainer(model, None, TASKS, config, torch.device("cpu"), None, None, optimizer, scheduler, [found] if found else [])
 
 
-@pytest.mark.parametrize("given", [True, False])
-def test_perturbation_has_norm_eps_and_weights_return_to_the_bit(given):
-    model = Toy()
-    fgm, before = FGM(model, eps=0.3), model.embedding.weight.clone()
-    ids, labels = micro_batches(1)[0]
-    model(ids, labels).backward()
-    fgm.attack(ids if given else None)
-    assert torch.linalg.vector_norm(model.embedding.weight - before).item() == pytest.approx(0.3, rel=1e-5)
-    untouched = [row for row in range(20) if row not in ids]
-    assert untouched and torch.equal(model.embedding.weight[untouched], before[untouched])
-    fgm.restore()
-    assert torch.equal(model.embedding.weight, before)
-    fgm.restore()
-    assert torch.equal(model.embedding.weight, before)
+def relative_error(found, wanted):
+    """||found - wanted|| / ||wanted|| over all parameters."""
+    difference = sum((f - w).double().square().sum() for f, w in zip(found, wanted))
+    return (difference / sum(w.double().square().sum() for w in wanted)).sqrt().item()
 
 
-def test_restored_on_an_error():
-    model = Toy()
-    fgm, before = FGM(model), model.embedding.weight.clone()
-    ids, labels = micro_batches(1)[0]
-    model(ids, labels).backward()
-    with pytest.raises(ZeroDivisionError), fgm.perturbed(ids):
-        assert not torch.equal(model.embedding.weight, before)
-        raise ZeroDivisionError
-    assert torch.equal(model.embedding.weight, before)
+# ---- gradients ---------------------------------------------------------------------------------------------------------------
+
+
+class Oracle:
+    """The tiny model in plain torch: every perturbation is an argument, every loss is written out."""
+
+    def __init__(self, model, totals, precision):
+        self.model, self.totals, self.half = model, totals, precision == "bf16"
+        self.parameters = dict(model.named_parameters())
+
+    def outputs(self, batch, weights=None, noise=0.0, samples=1, half=None):
+        """[(loss, intent logits, emissions)] for each dropout sample of the heads."""
+        half = self.half if half is None else half
+        weights = {**self.parameters, **(weights or {})}
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            table = weights["encoder.embeddings.word_embeddings.weight"]
+            vectors = F.embedding(batch.inputs["input_ids"], table) + noise
+            encoder = {name.removeprefix("encoder."): weight for name, weight in weights.items() if name.startswith("encoder.")}
+            arguments = {"inputs_embeds": vectors, "attention_mask": batch.inputs["attention_mask"]}
+            hidden = functional_call(self.model.encoder, encoder, kwargs=arguments).last_hidden_state
+            return [self.read(hidden, batch, weights) for _ in range(samples)]
+
+    def read(self, hidden, batch, weights):
+        heads = {name.removeprefix("output_layer.heads."): weight for name, weight in weights.items() if "heads" in name}
+        text = F.dropout(hidden[:, 0], 0.1)
+        places = batch.inputs["word_starts"]
+        words = F.dropout(torch.stack([hidden[i, places[i]] for i in range(len(places))]), 0.1)
+        intent = F.linear(text, heads["intent.linear.weight"], heads["intent.linear.bias"]).float()
+        emissions = F.linear(words, heads["slots.linear.weight"], heads["slots.linear.bias"]).float()
+        with torch.autocast("cpu", enabled=False):
+            losses = F.cross_entropy(intent, batch.labels["intent"], reduction="sum") / self.totals["intent"]
+            for i, length in enumerate(batch.inputs["word_mask"].sum(1)):
+                scores = self.paths(emissions[i, :length], heads)
+                right = sum(int(tag) * 3 ** (length - 1 - t) for t, tag in enumerate(batch.labels["slots"][i, :length]))
+                losses = losses - (scores[right] - scores.logsumexp(0)) / self.totals["slots"]
+        return losses, intent, emissions, heads
+
+    @staticmethod
+    def paths(emissions, heads):
+        """The score of every path, one by one."""
+        start, end, between = (heads[f"slots.crf.{name}transitions"] for name in ("start_", "end_", ""))
+        scores = []
+        for path in itertools.product(range(3), repeat=len(emissions)):
+            score = start[path[0]] + end[path[-1]] + sum(emissions[t, tag] for t, tag in enumerate(path))
+            scores.append(score + sum(between[a, b] for a, b in itertools.pairwise(path)))
+        return torch.stack(scores)
+
+    def divergence(self, one, other, batch):
+        """KL both ways, over the intents, and over all paths."""
+
+        def both(p, q):  # log-probabilities
+            return (p.exp() * (p - q)).sum() + (q.exp() * (q - p)).sum()
+
+        known = batch.labels["intent"] != -100
+        total = both(one[1].log_softmax(1)[known], other[1].log_softmax(1)[known]) / self.totals["intent"]
+        for i, length in enumerate(batch.inputs["word_mask"].sum(1)):
+            p, q = (self.paths(output[2][i, :length], output[3]).log_softmax(0) for output in (one, other))
+            total = total + both(p, q) / self.totals["slots"]
+        return total
+
+    def gradient(self, loss, of=None):
+        wanted = list((of or self.parameters).values()) if not isinstance(of, torch.Tensor) else [of]
+        found = torch.autograd.grad(loss, wanted, allow_unused=True)
+        return [torch.zeros_like(w) if f is None else f for f, w in zip(found, wanted)]
+
+
+WORDS = "encoder.embeddings.word_embeddings.weight"
+
+
+def plus(*gradients):
+    return [sum(parts) for parts in zip(*gradients)]
+
+
+def fgm(oracle, batch):
+    clean = oracle.gradient(oracle.outputs(batch)[0][0])
+    g = dict(zip(oracle.parameters, clean))[WORDS]
+    moved = {WORDS: oracle.parameters[WORDS] + 0.7 * g / g.norm()}
+    return plus(clean, oracle.gradient(oracle.outputs(batch, moved)[0][0]))
+
+
+def pgd(oracle, batch):
+    clean = oracle.gradient(oracle.outputs(batch)[0][0])
+    found, r = clean, 0.0
+    for _ in range(3):
+        g = dict(zip(oracle.parameters, found))[WORDS]
+        r = r + 0.5 * g / g.norm()
+        r = r * min(1.0, 0.7 / r.norm().item())
+        found = oracle.gradient(oracle.outputs(batch, {WORDS: oracle.parameters[WORDS] + r})[0][0])
+    return plus(clean, found)
+
+
+def freelb(oracle, batch):
+    mask = batch.inputs["attention_mask"]
+    delta = torch.rand(5, 8, 16) * 2 - 1
+    delta = torch.stack([delta[i] * mask[i, :, None] * 0.4 / (mask[i].sum() * 16).sqrt() for i in range(5)])
+    state, total = torch.get_rng_state(), None
+    for _ in range(3):
+        torch.set_rng_state(state)
+        delta = delta.detach().requires_grad_()
+        loss = oracle.outputs(batch, noise=delta)[0][0]
+        *parameters, g = oracle.gradient(loss, {**oracle.parameters, "delta": delta})
+        total = parameters if total is None else plus(total, parameters)
+        steps = []
+        for i in range(5):
+            one = delta[i] + 0.3 * g[i] / g[i].norm()
+            steps.append(one * min(1.0, 0.5 / one.norm().item()))
+        delta = torch.stack(steps)
+    return [part / 3 for part in total]
+
+
+def awp(oracle, batch):
+    clean = dict(zip(oracle.parameters, oracle.gradient(oracle.outputs(batch)[0][0])))
+    moved = {n: w + 0.1 * w.norm().item() * clean[n] / clean[n].norm() for n, w in oracle.parameters.items() if w.ndim > 1 and clean[n].any()}
+    return oracle.gradient(oracle.outputs(batch, moved)[0][0])
+
+
+def smart(oracle, batch):
+    state, mask = torch.get_rng_state(), batch.inputs["attention_mask"].unsqueeze(2)
+    loss = oracle.outputs(batch)[0][0]
+
+    def again(noise):
+        torch.set_rng_state(state)
+        return oracle.outputs(batch, noise=noise, half=False)[0]
+
+    drawn = torch.get_rng_state()
+    plain = again(0.0)
+    torch.set_rng_state(drawn)
+    noise = (torch.randn(5, 8, 16) * 1e-2 * mask).requires_grad_()
+    end = torch.get_rng_state()
+    fixed = [part.detach() if isinstance(part, torch.Tensor) else part for part in plain]
+    (g,) = torch.autograd.grad(oracle.divergence(again(noise), fixed, batch), noise)
+    norms = g.norm(dim=2, keepdim=True)
+    r = noise.detach() + 0.05 * torch.where(norms > 0, g / norms, 0.0)
+    found = oracle.gradient(loss + 3 * oracle.divergence(again(r), plain, batch))
+    torch.set_rng_state(end)
+    return found
+
+
+def rdrop(oracle, batch):
+    (one,), (other,) = oracle.outputs(batch), oracle.outputs(batch)
+    return oracle.gradient((one[0] + other[0]) / 2 + 2.0 / 2 * oracle.divergence(one, other, batch))
+
+
+def dropout_samples(oracle, batch):
+    return oracle.gradient(sum(output[0] for output in oracle.outputs(batch, samples=4)) / 4)
+
+
+# {trick: (as the trainer gets it, oracle, [line of tricks.py, broken])}
+GRADIENTS = {
+    "plain": (lambda room, model: None, lambda oracle, batch: oracle.gradient(oracle.outputs(batch)[0][0]), []),
+    "FGM": (
+        lambda room, model: room.FGM(model, 0.7),
+        fgm,
+        [
+            ("earlier, self.weight.grad = self.weight.grad, None", "earlier = None"),  # r from what had accumulated
+            ("self.alpha * unit(direction, torch.linalg.vector_norm(direction))", "self.alpha * direction"),
+            ("                self.weight.grad += earlier", "                pass"),
+            ("self.weight[rows] = values\n            self.saved = None", "self.saved = None"),  # never restored
+        ],
+    ),
+    "PGD": (
+        lambda room, model: room.PGD(model, 0.7, 0.5, 3),
+        pgd,
+        [
+            ("range(self.steps - 1)", "range(self.steps)"),
+            ("self.climb()\n                    take_gradients(self.model)", "self.climb()"),  # gradients of all steps add up
+            ("r = self.r + self.alpha", "r = self.alpha"),
+            ("            add_gradients(clean)\n", ""),
+            ("(self.eps / torch.linalg.vector_norm(r).clamp(min=max(self.eps, 1e-12)))", "1"),  # no projection
+        ],
+    ),
+    "FreeLB": (
+        lambda room, model: room.FreeLB(model, 3, 0.3, 0.4, 0.5),
+        freelb,
+        [
+            ("                set_random_state(dropout, ids.device)\n                with self.noise.added(delta", "                with self.noise.added(delta"),
+            ("add_gradients(found, 1 / self.steps)", "add_gradients(found)"),
+            ("unit(delta.grad, norm(delta.grad))", "unit(delta.grad, delta.grad.norm())"),  # over the batch, not each text
+            ("(mask.sum(1, keepdim=True) * self.noise.width)", "(mask.shape[1] * self.noise.width)"),
+        ],
+    ),
+    "AWP": (
+        lambda room, model: room.AWP(model, 0.1),
+        awp,
+        [
+            ("self.gamma * torch.linalg.vector_norm(p) *", "self.gamma *"),
+            ("                    p.copy_(before)", "                    pass"),
+            ("                take_gradients(self.model)\n                compute()\n            add", "                compute()\n            add"),
+            ("if p.ndim > 1 and", "if"),
+        ],
+    ),
+    "SMART": (
+        lambda room, model: room.SMART(model, 3.0, 0.05, 1e-2, model.half_precision),
+        smart,
+        [
+            ("noise.detach() + self.step * unit", "noise.detach() + self.step * 0 * unit"),
+            ("self.weight * self.model.divergence(again(r), plain, batch)", "self.weight * self.model.divergence(again(r), fixed, batch)"),
+            ("                set_random_state(dropout, ids.device)\n                with self.noise.added(noise)", "                with self.noise.added(noise)"),
+            ("torch.linalg.vector_norm(gradient, dim=2, keepdim=True)", "torch.linalg.vector_norm(gradient)"),
+        ],
+    ),
+    "RDrop": (
+        lambda room, model: room.RDrop(model, 2.0),
+        rdrop,
+        [
+            ("self.alpha / 2 * self.model", "self.alpha * self.model"),
+            ("(one.total_loss + other.total_loss) / 2", "one.total_loss"),
+            ("outputs = one, other = forward(exact), forward(exact)", "one = forward(exact); outputs = one, other = one, one"),
+        ],
+    ),
+    "MultiSampleDropout": (
+        lambda room, model: room.MultiSampleDropout(model, 4),
+        dropout_samples,
+        [
+            ("for _ in range(samples)]", "for _ in range(1)]"),
+            ("for output in outputs) / samples)", "for output in outputs))"),
+        ],
+    ),
+}
+
+
+def gradient_error(name, precision, accumulation, room, tmp_path):
+    """How far the trainer's gradient of a group of micro-batches is from the oracle's; and whether the weights are still the same bits."""
+    make, oracle, _ = GRADIENTS[name]
+    model, batches = tiny_model(), micro_batches(accumulation)
+    model.half_precision = precision == "bf16"
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    trainer = trainer_of(model, lambda model: make(room, model), precision, tmp_path)
+    torch.manual_seed(7)
+    for batch in batches:
+        trainer.forward_backward(batch, totals_of(batches))()
+    found = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    same = all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    fresh = tiny_model()
+    plain = Oracle(fresh, totals_of(batches), precision)
+    torch.manual_seed(7)
+    wanted = plus(*[oracle(plain, batch) for batch in batches])
+    return relative_error(found, wanted) + (0 if same else 1)
+
+
+def broken(old, new):
+    """tricks.py with one line changed."""
+    source = inspect.getsource(tricks)
+    assert source.count(old) == 1, f"{source.count(old)} times in tricks.py: {old}"
+    room = ModuleType("broken")
+    exec(compile(source.replace(old, new), "broken", "exec"), room.__dict__)
+    return room
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("precision", NAMES)
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradient_equals_the_oracle(name, precision, accumulation, tmp_path):
+    assert gradient_error(name, precision, accumulation, tricks, tmp_path) < SAME[precision]
+
+
+@pytest.mark.parametrize("precision", NAMES)
+@pytest.mark.parametrize("name, old, new", [(name, *line) for name, (_, _, lines) in GRADIENTS.items() for line in lines])
+def test_a_broken_trick_is_rejected(name, old, new, precision, tmp_path):
+    assert gradient_error(name, precision, 4, broken(old, new), tmp_path) > 2 * SAME[precision]
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 0.0])
-def test_a_direction_without_a_finite_norm_moves_nothing(value):
-    model = Toy()
-    fgm, before = FGM(model), model.embedding.weight.clone()
-    ids, labels = micro_batches(1)[0]
-    model(ids, labels).backward()
-    if value:
-        model.embedding.weight.grad[ids[0, 0], 0] = value
-    else:
-        model.embedding.weight.grad.zero_()
-    fgm.attack(ids)
-    assert torch.equal(model.embedding.weight, before)
+@pytest.mark.parametrize("name", ["FGM", "PGD", "FreeLB", "AWP"])
+def test_a_direction_without_a_finite_norm_moves_nothing(name, value):
+    """The gradient that an adversary climbs is spoilt: its second forward then sees the weights and vectors as they are."""
+    model, (batch,) = tiny_model().eval(), micro_batches(1)
+    trick = {"FGM": tricks.FGM, "PGD": tricks.PGD, "FreeLB": lambda m: tricks.FreeLB(m, magnitude=0.0), "AWP": tricks.AWP}[name](model)
+    losses = []
+
+    def compute():
+        output = model(batch.inputs, batch.labels)
+        losses.append(output.total_loss.item())
+        output.total_loss.backward()
+        for tensor in [*model.parameters(), trick.noise.value] if name == "FreeLB" else model.parameters():
+            if tensor.grad is not None:
+                tensor.grad.fill_(value)
+        return output
+
+    trick.around(compute, batch)()
+    assert len(losses) > 1 and set(losses) == {losses[0]}
 
 
-def test_names_that_match_nothing_or_a_norm_or_a_frozen_matrix_are_refused():
-    model = nn.ModuleDict({"embeddings": nn.Embedding(4, 2), "emb_norm": nn.LayerNorm(2)})
-    assert FGM(model, emb_name="embeddings").weight is model["embeddings"].weight
-    for name in ("word_embedding", "emb_norm"):
-        with pytest.raises(UserError, match=name):
-            FGM(model, emb_name=name)
-    model["embeddings"].weight.requires_grad_(False)
-    with pytest.raises(UserError, match="frozen"):
-        FGM(model, emb_name="embeddings")
+def test_no_divergence_without_dropout_or_noise(tmp_path):
+    model, (batch,) = tiny_model().eval(), micro_batches(1)
+    one, other = model(batch.inputs, batch.labels), model(batch.inputs, batch.labels)
+    assert model.divergence(one, other, batch).item() == 0
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    with pytest.raises(UserError, match="drops out"):
+        tricks.RDrop(model)
+    with pytest.raises(UserError, match="dropout"):
+        tricks.MultiSampleDropout(model)
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "regression", "tagging"])
+def test_divergence_of_other_heads(kind):
+    """Bernoulli, normal and per-word categorical divergences as torch.distributions has them."""
+    from model_utils import HEADS
+
+    torch.manual_seed(0)
+    task = {"type": kind, "labels": ["a", "b", "c"], "mean": 1.0, "std": 2.0}
+    head = HEADS[kind](4, task)
+    one, other = torch.randn(2, *{"multilabel": (5, 3), "regression": (5,), "tagging": (5, 2, 3)}[kind])
+    made = {
+        "multilabel": lambda logits: torch.distributions.Bernoulli(logits=logits),
+        "regression": lambda logits: torch.distributions.Normal(logits, 1.0),
+        "tagging": lambda logits: torch.distributions.Categorical(logits=logits),
+    }[kind]
+    p, q = made(one), made(other)
+    both = torch.distributions.kl_divergence(p, q) + torch.distributions.kl_divergence(q, p)
+    labels = {"multilabel": torch.zeros(5, 3).long(), "regression": torch.zeros(5), "tagging": torch.zeros(5, 2).long()}[kind]
+    labels[2] = float("nan") if kind == "regression" else -100
+    both[2] = 0
+    assert head.divergence(one, other, labels, {}).item() == pytest.approx(both.sum().item(), rel=1e-5)
+
+
+# ---- weights: averages, rates, unfreezing --------------------------------------------------------------------------------------
+
+
+EPS = 1e-3  # of AdamW: with 1e-8 a gradient that is mere rounding, as those of the keys' biases, would move its weight as far as any
+
+
+def weights(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def plain_training(precision, accumulation, steps, rate=None, trains=None):
+    """The weights after each step of a plain loop: gradients by autograd.grad, AdamW for-loop, no clipping. rate, trains: by name."""
+    model, found = tiny_model(), []
+    named = dict(model.named_parameters())
+    groups = [{"params": [p], "lr": rate(n) if rate else 1e-2, "weight_decay": 0.01 if p.ndim > 1 and ".crf." not in n else 0.0} for n, p in named.items()]
+    optimizer = torch.optim.AdamW(groups, eps=EPS, foreach=False)
+    torch.manual_seed(7)
+    for step in range(steps):
+        batches = micro_batches(accumulation)
+        oracle = Oracle(model, totals_of(batches), precision)
+        gradient = plus(*[oracle.gradient(oracle.outputs(batch)[0][0]) for batch in batches])
+        for (name, p), g in zip(named.items(), gradient):
+            p.grad = g if trains is None or trains(name, step) else None
+        optimizer.step()
+        found.append(weights(model))
+    return found
+
+
+def our_training(make_trick, precision, accumulation, steps, tmp_path, epoch_of_a_step=False, spoil=()):
+    """(trainer, weights after each step) of a real trainer; spoil: steps whose gradient is made infinite."""
+    model = tiny_model()
+    options = dict(max_grad_norm=0.0, scheduler="constant", warmup_epochs=0, head_lr=1e-2)
+    trainer, found = trainer_of(model, make_trick, precision, tmp_path, **options), []
+    for group in trainer.optimizer.param_groups:
+        group["eps"] = EPS
+    torch.manual_seed(7)
+    for step in range(steps):
+        batches = micro_batches(accumulation)
+        if epoch_of_a_step:
+            trainer.tricks.before_epoch(step)
+        for batch in batches:
+            trainer.add_losses(trainer.forward_backward(batch, totals_of(batches))())
+        if step in spoil:
+            next(p for p in model.parameters() if p.grad is not None).grad.view(-1)[0] = float("inf")
+        trainer.update(batches)
+        if epoch_of_a_step:
+            trainer.tricks.after_epoch(step)
+        found.append(weights(model))
+    return trainer, found
+
+
+def distance(found, wanted):
+    """How far a move of the weights is from the move that was wanted."""
+    start = weights(tiny_model())
+    return relative_error([f - s for f, s in zip(found, start)], [w - s for w, s in zip(wanted, start)])
+
+
+def averaged_weights(trainer):
+    with trainer.tricks.averaged():
+        return weights(trainer.model)
+
+
+def ema_error(room, precision, accumulation, tmp_path):
+    trainer, seen = our_training(lambda model: room.EMA(model, 0.7), precision, accumulation, 5, tmp_path)
+    plain = plain_training(precision, accumulation, 5)
+    shares = [0.7 ** (4 - i) for i in range(5)]
+    wanted = [sum(share * w for share, w in zip(shares, each)) / sum(shares) for each in zip(*plain)]
+    return distance(seen[-1], plain[-1]) + distance(averaged_weights(trainer), wanted) + distance(weights(trainer.model), plain[-1])
+
+
+def swa_error(room, precision, accumulation, tmp_path):
+    trainer, _ = our_training(lambda model: room.SWA(model, 2), precision, accumulation, 5, tmp_path, epoch_of_a_step=True)
+    plain = plain_training(precision, accumulation, 5)
+    model = tiny_model()
+    library = AveragedModel(model)
+    for seen in plain[2:]:
+        with torch.no_grad():
+            for p, w in zip(model.parameters(), seen):
+                p.copy_(w)
+        library.update_parameters(model)
+    return distance(averaged_weights(trainer), weights(library.module)) + distance(weights(trainer.model), plain[-1])
+
+
+def rate_of(name):
+    """0.5 for each layer below the second and last one; heads at 1e-2."""
+    if not name.startswith("encoder."):
+        return 1e-2
+    return 1e-2 * 0.5 ** (0 if "layer.1." in name else 1 if "layer.0." in name else 2)
+
+
+def layer_decay_error(room, precision, accumulation, tmp_path):
+    _, seen = our_training(lambda model: room.LayerwiseDecay(model, 0.5), precision, accumulation, 3, tmp_path)
+    return distance(seen[-1], plain_training(precision, accumulation, 3, rate=rate_of)[-1])
+
+
+def trains(name, epoch):
+    first = 0 if not name.startswith("encoder.") else 1 if "layer.1." in name else 2 if "layer.0." in name else 3
+    return epoch >= first
+
+
+def unfreezing_error(room, precision, accumulation, tmp_path):
+    _, seen = our_training(lambda model: room.GradualUnfreezing(model, 1), precision, accumulation, 5, tmp_path, epoch_of_a_step=True)
+    plain = plain_training(precision, accumulation, 5, trains=trains)
+    return sum(distance(a, b) for a, b in zip(seen, plain))
+
+
+WEIGHTS = {
+    "EMA": (
+        ema_error,
+        [
+            ("(1 - self.decay) / (1 - self.decay ** self.count.clamp(min=1))", "torch.tensor(1 - self.decay)"),  # the first weights stay in it
+            ("            p.data = average\n", "            pass\n"),
+            ("                p.data = data\n", "                pass\n"),
+        ],
+    ),
+    "SWA": (
+        swa_error,
+        [("self.take(1 / self.count)", "self.take(1 / (self.count + 1))"), ("epoch + 1 > self.start", "epoch > self.start")],
+    ),
+    "LayerwiseDecay": (layer_decay_error, [("(self.layers - depth)", "depth"), ("self.decay ** (self.layers", "self.decay ** (1 + self.layers")]),
+    "GradualUnfreezing": (unfreezing_error, [("self.top - self.layers * epoch", "self.top - 1 - self.layers * epoch"), ("depth > self.top", "depth < self.top")]),
+}
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("precision", NAMES)
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_equal_the_oracle(name, precision, accumulation, tmp_path):
+    assert WEIGHTS[name][0](tricks, precision, accumulation, tmp_path) < 5 * SAME[precision]
+
+
+@pytest.mark.parametrize("precision", NAMES)
+@pytest.mark.parametrize("name, old, new", [(name, *line) for name, (_, lines) in WEIGHTS.items() for line in lines])
+def test_broken_weights_are_rejected(name, old, new, precision, tmp_path):
+    assert WEIGHTS[name][0](broken(old, new), precision, 4, tmp_path) > 20 * SAME[precision]
+
+
+def test_a_step_that_is_not_finite_is_not_averaged(tmp_path):
+    trainer, seen = our_training(lambda model: tricks.EMA(model, 0.7), "fp32", 1, 4, tmp_path, spoil=(1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(seen[0], seen[2])) and not torch.equal(seen[0][0], seen[3][0])
+    wanted = [(0.7 * first + last) / 1.7 for first, last in zip(seen[0], seen[3])]
+    assert distance(averaged_weights(trainer), wanted) < 1e-5 and trainer.tricks[0].count == 2
