@@ -202,8 +202,6 @@ class Config:
             raise UserError(f"--predict_output={self.predict_output} must end in .csv or .jsonl")
         if os.sep in self.model_version or self.model_version in (".", ".."):
             raise UserError(f"--model_version={self.model_version} must be a plain name; --output_dir says where runs are kept")
-        if self.use_fgm and self.freeze_layers:
-            raise UserError("--use_fgm needs the gradient of the word embeddings, which --freeze_layers switches off: drop one of them")
         self.task_weights_by_name()
 
     @property
@@ -227,8 +225,8 @@ class Config:
                 "--layer_decay and --unfreeze_layers spare pretrained layers: they need --pretrain_model_path, and layers that are trained",
             ),
             (
-                self.unfreeze_layers and (self.use_fgm or self.use_pgd),
-                "--unfreeze_layers leaves the word embeddings frozen at first, but --use_fgm and --use_pgd need their gradient",
+                (self.freeze_layers or self.unfreeze_layers) and (self.use_fgm or self.use_pgd),
+                "--use_fgm and --use_pgd need the gradient of the word embeddings, but --freeze_layers and --unfreeze_layers freeze them",
             ),
         ]
         for senseless, why in rules:

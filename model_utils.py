@@ -69,7 +69,7 @@ class MyModel(nn.Module):
             return self.loss(self.output_layer.heads, logits, labels, inputs, totals)
 
     def divergence(self, one, other, batch):
-        """How far apart two outputs for one batch are: KL(p || q) + KL(q || p), weighted and averaged over labels as the losses are. -> ()"""
+        """How far apart two outputs for a batch are: KL(p || q) + KL(q || p), weighted and averaged over labels as the losses are. -> ()"""
         heads = self.output_layer.heads
         with torch.autocast(batch.inputs["input_ids"].device.type, enabled=False):
             return sum(

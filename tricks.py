@@ -178,7 +178,8 @@ class FreeLB(Trick):
     """K steps of ascent on noise d on the word vectors of each text, whose K gradients are averaged; there is no clean pass.
 
     d_0 = U(-1, 1) * magnitude / sqrt(L * H); gradient = 1/K * sum of grad L(x + d_k); d_k+1 = P(d_k + alpha * g / ||g||_F), g the
-    gradient of the loss by d_k and P onto ||d||_F <= eps, all for each text; one dropout mask for all K. Zhu et al., 2020 (arXiv:1909.11764).
+    gradient of the loss by d_k and P onto ||d||_F <= eps, all for each text; one dropout mask for all K.
+    Zhu et al., 2020 (arXiv:1909.11764).
     """
 
     @classmethod

@@ -241,6 +241,9 @@ VARIANTS = [
     dict(use_fgm=True, gradient_accumulation_steps=3, use_crf=True),
     dict(precision="fp16"),
     dict(streaming=True, encoder="bilstm", shuffle_buffer=16),
+    dict(use_ema=True, use_rdrop=True, use_crf=True, dropout_samples=2, gradient_accumulation_steps=2),
+    dict(use_swa=True, swa_start=0.3, use_freelb=True, epochs=3, batch_size=16),
+    dict(use_smart=True, streaming=True, precision="bf16"),
 ]
 
 

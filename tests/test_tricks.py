@@ -10,9 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import read_json
 from safetensors.torch import load_file
-from test_trainer import fingerprints, make_trainer, train
+from test_trainer import make_trainer, train
 from torch import nn
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel
@@ -22,10 +21,10 @@ import checkpoint
 import tricks
 from config import Config, UserError
 from data_loader import Batch
-from model_utils import MyModel, build_model, parameter_groups
+from model_utils import MyModel, parameter_groups
 from run_folder import Interrupted
 from trainer import Trainer, build_optimizer, build_scheduler
-from tricks import FGM, Trick, build_tricks
+from tricks import FGM, Trick
 
 TASKS = {
     "intent": {"type": "classification", "labels": ["a", "b", "c"]},
@@ -197,7 +196,9 @@ def freelb(oracle, batch):
 
 def awp(oracle, batch):
     clean = dict(zip(oracle.parameters, oracle.gradient(oracle.outputs(batch)[0][0])))
-    moved = {n: w + 0.1 * w.norm().item() * clean[n] / clean[n].norm() for n, w in oracle.parameters.items() if w.ndim > 1 and clean[n].any()}
+    moved = {
+        n: w + 0.1 * w.norm().item() * clean[n] / clean[n].norm() for n, w in oracle.parameters.items() if w.ndim > 1 and clean[n].any()
+    }
     return oracle.gradient(oracle.outputs(batch, moved)[0][0])
 
 
@@ -260,7 +261,10 @@ GRADIENTS = {
         lambda room, model: room.FreeLB(model, 3, 0.3, 0.4, 0.5),
         freelb,
         [
-            ("                set_random_state(dropout, ids.device)\n                with self.noise.added(delta", "                with self.noise.added(delta"),
+            (
+                "                set_random_state(dropout, ids.device)\n                with self.noise.added(delta",
+                "                with self.noise.added(delta",
+            ),
             ("add_gradients(found, 1 / self.steps)", "add_gradients(found)"),
             ("unit(delta.grad, norm(delta.grad))", "unit(delta.grad, delta.grad.norm())"),  # over the batch, not each text
             ("(mask.sum(1, keepdim=True) * self.noise.width)", "(mask.shape[1] * self.noise.width)"),
@@ -272,7 +276,10 @@ GRADIENTS = {
         [
             ("self.gamma * torch.linalg.vector_norm(p) *", "self.gamma *"),
             ("                    p.copy_(before)", "                    pass"),
-            ("                take_gradients(self.model)\n                compute()\n            add", "                compute()\n            add"),
+            (
+                "                take_gradients(self.model)\n                compute()\n            add",
+                "                compute()\n            add",
+            ),
             ("if p.ndim > 1 and", "if"),
         ],
     ),
@@ -282,7 +289,10 @@ GRADIENTS = {
         [
             ("noise.detach() + self.step * unit", "noise.detach() + self.step * 0 * unit"),
             ("self.weight * self.model.divergence(again(r), plain, batch)", "self.weight * self.model.divergence(again(r), fixed, batch)"),
-            ("                set_random_state(dropout, ids.device)\n                with self.noise.added(noise)", "                with self.noise.added(noise)"),
+            (
+                "                set_random_state(dropout, ids.device)\n                with self.noise.added(noise)",
+                "                with self.noise.added(noise)",
+            ),
             ("torch.linalg.vector_norm(gradient, dim=2, keepdim=True)", "torch.linalg.vector_norm(gradient)"),
         ],
     ),
@@ -298,10 +308,7 @@ GRADIENTS = {
     "MultiSampleDropout": (
         lambda room, model: room.MultiSampleDropout(model, 4),
         dropout_samples,
-        [
-            ("for _ in range(samples)]", "for _ in range(1)]"),
-            ("for output in outputs) / samples)", "for output in outputs))"),
-        ],
+        [("for _ in range(samples)]", "for _ in range(1)]"), ("for output in outputs) / samples)", "for output in outputs))")],
     ),
 }
 
@@ -417,7 +424,10 @@ def plain_training(precision, accumulation, steps, rate=None, trains=None):
     """The weights after each step of a plain loop: gradients by autograd.grad, AdamW for-loop, no clipping. rate, trains: by name."""
     model, found = tiny_model(), []
     named = dict(model.named_parameters())
-    groups = [{"params": [p], "lr": rate(n) if rate else 1e-2, "weight_decay": 0.01 if p.ndim > 1 and ".crf." not in n else 0.0} for n, p in named.items()]
+    groups = [
+        {"params": [p], "lr": rate(n) if rate else 1e-2, "weight_decay": 0.01 if p.ndim > 1 and ".crf." not in n else 0.0}
+        for n, p in named.items()
+    ]
     optimizer = torch.optim.AdamW(groups, eps=EPS, foreach=False)
     torch.manual_seed(7)
     for step in range(steps):
@@ -513,7 +523,10 @@ WEIGHTS = {
     "EMA": (
         ema_error,
         [
-            ("(1 - self.decay) / (1 - self.decay ** self.count.clamp(min=1))", "torch.tensor(1 - self.decay)"),  # the first weights stay in it
+            (
+                "(1 - self.decay) / (1 - self.decay ** self.count.clamp(min=1))",
+                "torch.tensor(1 - self.decay)",
+            ),  # the first weights stay in it
             ("            p.data = average\n", "            pass\n"),
             ("                p.data = data\n", "                pass\n"),
         ],
@@ -522,8 +535,14 @@ WEIGHTS = {
         swa_error,
         [("self.take(1 / self.count)", "self.take(1 / (self.count + 1))"), ("epoch + 1 > self.start", "epoch > self.start")],
     ),
-    "LayerwiseDecay": (layer_decay_error, [("(self.layers - depth)", "depth"), ("self.decay ** (self.layers", "self.decay ** (1 + self.layers")]),
-    "GradualUnfreezing": (unfreezing_error, [("self.top - self.layers * epoch", "self.top - 1 - self.layers * epoch"), ("depth > self.top", "depth < self.top")]),
+    "LayerwiseDecay": (
+        layer_decay_error,
+        [("(self.layers - depth)", "depth"), ("self.decay ** (self.layers", "self.decay ** (1 + self.layers")],
+    ),
+    "GradualUnfreezing": (
+        unfreezing_error,
+        [("self.top - self.layers * epoch", "self.top - 1 - self.layers * epoch"), ("depth > self.top", "depth < self.top")],
+    ),
 }
 
 
@@ -545,3 +564,186 @@ def test_a_step_that_is_not_finite_is_not_averaged(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(seen[0], seen[2])) and not torch.equal(seen[0][0], seen[3][0])
     wanted = [(0.7 * first + last) / 1.7 for first, last in zip(seen[0], seen[3])]
     assert distance(averaged_weights(trainer), wanted) < 1e-5 and trainer.tricks[0].count == 2
+
+
+def test_all_weights_and_random_states_return_after_a_score(tiny):
+    """Scoring with averaged weights, stopped in the midst of it, leaves the weights that are trained; the best holds the average."""
+    trainer = make_trainer(tiny(epochs=2, use_ema=True))
+    before, check = {}, trainer.check_signal
+
+    def signalled():
+        if not trainer.model.training and trainer.progress.step == 2 * len(trainer.train_loader):
+            before.update(own=trainer.own, scored=weights(trainer.model))
+            trainer.signal_number = 15
+        elif trainer.model.training:
+            trainer.own = weights(trainer.model)
+        check()
+
+    trainer.check_signal = signalled
+    with pytest.raises(Interrupted):
+        trainer.train()
+    assert all(torch.equal(a, b) for a, b in zip(weights(trainer.model), before["own"]))
+    assert not torch.equal(before["own"][0], before["scored"][0])
+    last = checkpoint.steps(trainer.root)[0]
+    saved, training = load_file(last / "model.safetensors"), load_file(last / "training.safetensors")
+    for (name, _), own, average in zip(trainer.model.named_parameters(), before["own"], before["scored"]):
+        assert torch.equal(saved[name], own) and torch.equal(training[f"tricks.EMA.average.{name}"], average)
+
+
+def test_the_best_checkpoint_has_the_averaged_weights_and_their_scores(tiny, tmp_path):
+    from data_loader import MyDataLoader
+
+    for options in (dict(use_ema=True), dict(use_swa=True, swa_start=0.0)):
+        config = tiny(epochs=1, model_version=str(options), **options)
+        trainer = train(config)
+        best = load_file(config.run_dir / "checkpoints/best/model.safetensors")
+        raw = load_file(checkpoint.steps(trainer.root)[0] / "model.safetensors")
+        average = trainer.tricks[0].average
+        assert all(torch.equal(best[name], average[name]) for name in average)
+        same = all(torch.equal(best[name], raw[name]) for name in average)
+        assert same == ("use_swa" in options)  # the mean of one epoch's end is that end
+        model, tokenizer, tasks, _ = checkpoint.load(config.run_dir / "checkpoints/best")
+        scores = Trainer(model, tokenizer, tasks, config, torch.device("cpu")).eval(MyDataLoader(trainer.dev_loader.dataset, 64))
+        assert scores[trainer.monitor] == trainer.progress.best_score
+
+
+def test_the_rate_stays_where_swa_begins():
+    def rates(**options):
+        config = Config(epochs=10, warmup_epochs=1, **options)
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        scheduler, found = build_scheduler(optimizer, config, 10), []
+        for _ in range(100):
+            found.append(scheduler.get_last_lr()[0])
+            optimizer.step()
+            scheduler.step()
+        return found
+
+    plain, swa = rates(), rates(use_swa=True, swa_start=0.6)
+    assert swa[:61] == plain[:61] and set(swa[60:]) == {plain[60]}
+
+
+def test_a_trick_of_your_own_is_one_class_and_one_option(tiny):
+    """Gradients with noise (Neelakantan et al., 2015): nothing but the class and its option knows of it."""
+    seen = []
+
+    class GradientNoise(Trick):
+        @classmethod
+        def build(cls, model, config):
+            return cls(model) if getattr(config, "gradient_noise", False) else None
+
+        def __init__(self, model):
+            self.model = model
+
+        def around(self, compute, batch):
+            def noisy():
+                output = compute()
+                seen.append(batch.rows)
+                for p in self.model.parameters():
+                    if p.grad is not None:
+                        p.grad += 1e-3 * torch.randn_like(p)
+                return output
+
+            return noisy
+
+    config = tiny(epochs=1)
+    config.gradient_noise = True
+    trainer = make_trainer(config)
+    assert [type(trick) for trick in trainer.tricks] == [GradientNoise]
+    trainer.train()
+    assert len(seen) == len(trainer.train_loader)
+
+
+@pytest.mark.parametrize("name", ["FreeLB", "SMART"])
+def test_noise_reaches_a_compiled_encoder(name, tmp_path):
+    """The hook stands before the first trace, so that dynamo sees it: the compiled gradient is the plain one."""
+    gradients = []
+    for compiled in (False, True):
+        model, (batch,) = tiny_model(), micro_batches(1)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # dynamo draws its own masks
+        trick = {"FreeLB": lambda m: tricks.FreeLB(m, 3, 0.3, 0.4, 0.5), "SMART": lambda m: tricks.SMART(m, 3.0, 0.05, 1e-2)}[name]
+        trainer = trainer_of(model, trick, "fp32", tmp_path)
+        if compiled:
+            torch._dynamo.reset()
+            model.encoder.compile(dynamic=True, backend="aot_eager")
+            with torch.no_grad():
+                model(batch.inputs, batch.labels)  # traced without noise first
+        torch.manual_seed(7)
+        trainer.forward_backward(batch, totals_of([batch]))()
+        gradients.append([torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()])
+    torch._dynamo.reset()
+    assert relative_error(gradients[1], gradients[0]) < 1e-4
+
+
+def test_bilstm_and_frozen_words_take_noise(tiny):
+    """FreeLB moves word vectors, not weights, so that a frozen matrix and any encoder will do."""
+    for options in (
+        dict(encoder="bilstm", use_freelb=True),
+        dict(freeze_layers=1, use_freelb=True),
+        dict(encoder="bilstm", use_smart=True),
+    ):
+        trainer = train(tiny(epochs=1, model_version=f"{options}", **options))
+        assert trainer.progress.step == len(trainer.train_loader)
+
+
+# ---- FGM's parts, which people take elsewhere ----------------------------------------------------------------------------------
+
+
+class Toy(nn.Module):
+    """An embedding, a nonlinear layer, a loss."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(20, 6)
+        self.linear = nn.Linear(6, 3)
+
+    def get_input_embeddings(self):
+        return self.embedding
+
+    def forward(self, ids, labels):
+        return F.cross_entropy(self.linear(torch.tanh(self.embedding(ids)).mean(1)), labels)
+
+
+def toy_batch():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 12, (4, 5), generator=generator), torch.randint(0, 3, (4,), generator=generator)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_perturbation_has_norm_eps_and_weights_return_to_the_bit(given):
+    model = Toy()
+    fgm, before = FGM(model, eps=0.3), model.embedding.weight.clone()
+    ids, labels = toy_batch()
+    model(ids, labels).backward()
+    fgm.attack(ids if given else None)
+    assert torch.linalg.vector_norm(model.embedding.weight - before).item() == pytest.approx(0.3, rel=1e-5)
+    untouched = [row for row in range(20) if row not in ids]
+    assert untouched and torch.equal(model.embedding.weight[untouched], before[untouched])
+    fgm.restore()
+    assert torch.equal(model.embedding.weight, before)
+    fgm.restore()
+    assert torch.equal(model.embedding.weight, before)
+
+
+def test_restored_on_an_error():
+    model = Toy()
+    fgm, before = FGM(model), model.embedding.weight.clone()
+    ids, labels = toy_batch()
+    model(ids, labels).backward()
+    with pytest.raises(ZeroDivisionError), fgm.perturbed(ids):
+        assert not torch.equal(model.embedding.weight, before)
+        raise ZeroDivisionError
+    assert torch.equal(model.embedding.weight, before)
+
+
+def test_names_that_match_nothing_or_a_norm_or_a_frozen_matrix_are_refused():
+    model = nn.ModuleDict({"embeddings": nn.Embedding(4, 2), "emb_norm": nn.LayerNorm(2)})
+    assert FGM(model, emb_name="embeddings").weight is model["embeddings"].weight
+    for name in ("word_embedding", "emb_norm"):
+        with pytest.raises(UserError, match=name):
+            FGM(model, emb_name=name)
+    model["embeddings"].weight.requires_grad_(False)
+    with pytest.raises(UserError, match="frozen"):
+        FGM(model, emb_name="embeddings")
