@@ -53,7 +53,7 @@ class Bench:
 
     def config(self, **changes):
         run = dict(output_dir=tempfile.gettempdir(), model_version="speed", epochs=1, batch_size=self.options.batch_size)
-        return Config(data_path=str(self.data_path), pretrain_model_path=self.options.pretrain_model_path, **run, **changes)
+        return Config(data_path=str(self.data_path), pretrain_model_path=self.options.pretrain_model_path, **(run | changes))
 
     def dataset(self, part):
         whole = MyDataset(self.data_path / f"{part}.jsonl", self.encoder)
@@ -61,12 +61,12 @@ class Bench:
         return MyDataset([whole[int(row)] for row in rows], self.encoder)
 
     def model(self, **changes):
-        set_seed(0)
+        set_seed(self.options.seed)
         return build_model(self.config(**changes), self.tokenizer, self.tasks).to(self.device)
 
     def trainer(self, **changes):
         config, model = self.config(**changes), self.model(**changes)
-        loader = MyDataLoader(self.train_set, config.batch_size, 0)
+        loader = MyDataLoader(self.train_set, config.batch_size, self.options.seed)
         tricks = build_tricks(model, config)
         optimizer = build_optimizer(tricks.groups(parameter_groups(model, config)), self.device)
         scheduler = build_scheduler(optimizer, config, len(loader))
@@ -121,7 +121,7 @@ class Bench:
     def hugging_face_grouped(self):
         return self.hugging_face("group_by_length")
 
-    def hugging_face_trainer(self, sampling="random"):
+    def hugging_face_trainer(self, sampling="random", **changes):
         class Clock(TrainerCallback):
             def on_epoch_begin(self, *args, **kwargs):
                 self.began = time.perf_counter()
@@ -129,14 +129,12 @@ class Bench:
             def on_epoch_end(self, *args, **kwargs):
                 self.ended = time.perf_counter()
 
+        options = dict(num_train_epochs=1, learning_rate=1e-4, per_device_train_batch_size=self.options.batch_size) | changes
         args = TrainingArguments(
             output_dir=tempfile.mkdtemp(),
-            num_train_epochs=1,
-            per_device_train_batch_size=self.options.batch_size,
             per_device_eval_batch_size=32,
             train_sampling_strategy=sampling,
             length_column_name="length",
-            learning_rate=1e-4,
             logging_steps=20,
             save_strategy="no",
             report_to=[],
@@ -144,6 +142,7 @@ class Bench:
             remove_unused_columns=False,
             label_names=["intent", "slots"],
             use_cpu=self.device.type == "cpu",
+            **options,
         )
         rows = [self.as_row(self.train_set, i) for i in range(len(self.train_set))]
         test = [self.as_row(self.test_set, i) for i in range(len(self.test_set))]
@@ -220,7 +219,10 @@ class Bench:
         (intents, slots), (gold_intents, gold_slots) = output.predictions, output.label_ids
         names, kept = self.tasks["slots"]["labels"], gold_slots != IGNORE
         gold, found = ([[names[n] for n in row[mask]] for row, mask in zip(tags, kept)] for tags in (gold_slots, slots.argmax(-1)))
-        return {"intent_accuracy": (intents.argmax(-1) == gold_intents).mean(), "slots_f1": f1_score(gold, found, zero_division=0)}
+        right = intents.argmax(-1) == gold_intents
+        whole = [one and tags == gold_tags for one, tags, gold_tags in zip(right, found, gold)]
+        scores = {"intent_accuracy": right.mean(), "slots_f1": f1_score(gold, found, zero_division=0)}
+        return scores | {"sentence_accuracy": np.mean(whole)}
 
 
 @contextmanager
@@ -382,6 +384,7 @@ def main():
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--examples", type=int, default=1500, help="rows of train and of test to use")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="*", default=["train", "eval", "crf"], choices=ALL)
     options = parser.parse_args()

@@ -1,0 +1,92 @@
+"""How soon is this template as good on test as Hugging Face's Trainer is after ten epochs at its defaults?
+
+    python benchmarks/time_to_accuracy.py --data_path dataset/atis --pretrain_model_path FOLDER [--epochs 2] [--seeds 0]
+
+Same encoder, heads, batch size and machine, one after the other. The Trainer: ten epochs at 5e-5 with linear decay, batches of random rows,
+no CRF. This template: `--use_crf` and its defaults in a run of --epochs, whose test sentences are scored every few steps until more of them
+are right than with the Trainer. Counted is the time of training; building the model and scoring are left out for both.
+"""
+
+import argparse
+import time
+
+import torch
+from speed import Bench, as_main_does
+
+from config import Config
+from data_loader import MyDataLoader
+from trainer import Trainer
+
+SCORE = "sentence_accuracy"
+
+
+class Reached(Exception):
+    """The score to beat is beaten."""
+
+
+def peer(bench, epochs):
+    """(seconds of training, score on test) of Hugging Face's Trainer at its defaults."""
+    trainer, _ = bench.hugging_face_trainer(num_train_epochs=epochs, learning_rate=5e-5)
+    seconds = bench.seconds(trainer.train)
+    return seconds, trainer.evaluate()[f"eval_{SCORE}"]
+
+
+def ours(bench, epochs, every, to_beat):
+    """[(seconds of training, steps, score on test)] until the score is above `to_beat`, or the run ends."""
+    trainer = bench.trainer(use_crf=True, epochs=epochs)
+    scorer = Trainer(trainer.model, bench.tokenizer, bench.tasks, trainer.config, bench.device)
+    loader, found, scoring = MyDataLoader(bench.test_set, Config.eval_batch_size), [], 0.0
+
+    def check():
+        nonlocal scoring
+        if trainer.progress.step % every == 0:
+            if bench.device.type == "cuda":
+                torch.cuda.synchronize()
+            paused = time.perf_counter()
+            found.append((paused - began - scoring, trainer.progress.step, scorer.eval(loader)[SCORE]))
+            print(f"  step {found[-1][1]:>4}  {found[-1][0]:6.1f} s  {SCORE} {found[-1][2]:.4f}", flush=True)
+            trainer.model.train()
+            scoring += time.perf_counter() - paused
+            if found[-1][2] > to_beat:
+                raise Reached
+
+    trainer.check_signal = check
+    with as_main_does():
+        began = time.perf_counter()
+        try:
+            for epoch in range(epochs):
+                trainer.train_one_epoch(epoch)
+                trainer.progress.batch = 0
+        except Reached:
+            pass
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_path", required=True)
+    parser.add_argument("--pretrain_model_path", required=True)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--peer_epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=2, help="length of this template's run")
+    parser.add_argument("--every", type=int, default=10, help="score every so many steps")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--examples", type=int, default=10**9)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    rows = []
+    for seed in options.seeds:
+        options.seed = seed
+        bench = Bench(options)
+        seconds, score = peer(bench, options.peer_epochs)
+        print(f"Hugging Face Trainer, {options.peer_epochs} epochs: {seconds:.1f} s, {SCORE} {score:.4f}", flush=True)
+        took, steps, reached = ours(bench, options.epochs, options.every, score)[-1]
+        ratio = f"{seconds / took:.1f} × sooner" if reached > score else "not reached"
+        rows.append(f"| {seed} | {seconds:.1f} s, {score:.4f} | {took:.1f} s, {steps} steps, {reached:.4f} | {ratio} |")
+    print(f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads, {options.device}\n")
+    print(f"| seed | Hugging Face Trainer, {options.peer_epochs} epochs | this template until {SCORE} is higher | |")
+    print("\n".join(["| --- | --- | --- | --- |", *rows]))
+
+
+if __name__ == "__main__":
+    main()
