@@ -30,6 +30,10 @@ import numpy as np
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from config import UserError  # noqa: E402
+
 VARIANTS = {
     **{name: f"use_{name}=True" for name in ("fgm", "pgd", "freelb", "awp", "smart", "rdrop", "ema", "swa")},
     "dropout_samples": "dropout_samples=5",
@@ -61,8 +65,10 @@ def interval(differences, level=0.95):
         places = np.random.default_rng(0).integers(0, count, (10_000, count))
     samples = values[places]
     away, errors = samples.mean(1) - mean, samples.std(1, ddof=1) / count**0.5
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = np.where(errors > 1e-12 * abs(values).max(), away / errors, np.sign(away) * np.inf)
+    tiny = 1e-12 * abs(values).max()  # rounding
+    away[abs(away) < tiny] = 0
+    ratios = np.where(errors > tiny, away / np.maximum(errors, tiny), np.copysign(np.inf, away))
+    ratios[(errors <= tiny) & (away == 0)] = 0
     low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2], method="nearest")
     return mean - high * error, mean - low * error
 
@@ -87,7 +93,7 @@ def flags_of(variant):
     """'ema+lr=5e-4' -> ['--use_ema=True', '--lr=5e-4']"""
     parts = [] if variant == "baseline" else [VARIANTS.get(part, part) for part in variant.split("+")]
     if wrong := [part for part in parts if "=" not in part]:
-        sys.exit(f"error: {wrong[0]} is neither one of {', '.join(VARIANTS)} nor an option such as lr=5e-4")
+        raise UserError(f"{wrong[0]} is neither one of {', '.join(VARIANTS)} nor an option such as lr=5e-4")
     return [f"--{part}" for part in parts]
 
 
@@ -128,17 +134,17 @@ def run(variant, seed, options, runs):
     folder = Path(options.work) / name
     fresh = not folder.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "main.py", "--do_train", "--do_eval", "--resume", "--data_path", options.data_path]
+    command = [sys.executable, str(ROOT / "main.py"), "--do_train", "--do_eval", "--resume", "--data_path", options.data_path]
     command += ["--pretrain_model_path", options.pretrain_model_path, "--output_dir", options.work, "--model_version", name]
     command += ["--random_seed", str(seed), *common, *flags_of(variant)]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs)), "TQDM_DISABLE": "1"}
     log, began = Path(options.work) / f"{name}.log", time.perf_counter()
     with open(log, "a", encoding="utf-8") as file:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, env=threads | dict(os.environ))
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=threads | dict(os.environ))
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise RuntimeError(f"{name} failed: {(log.read_text(encoding='utf-8').strip().splitlines() or ['?'])[-1]} (see {log})")
+        raise UserError(f"{name} failed: {(log.read_text(encoding='utf-8').strip().splitlines() or ['?'])[-1]} (see {log})")
     scores = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
     row = {"variant": variant, "seed": str(seed), "flags": flags}
     row |= {"seconds": f"{time.perf_counter() - began:.1f}", "cpu_seconds": f"{used.ru_utime + used.ru_stime:.1f}"} if fresh else {}
@@ -247,9 +253,9 @@ def main(argv=None):
                 for job in jobs:
                     job.result()
                     bar.update()
-            except RuntimeError as error:
+            except UserError:
                 pool.shutdown(cancel_futures=True)
-                sys.exit(f"error: {error}")
+                raise
     names, lines = summary(runs, variants, seeds, options)
     if options.false_positives:
         for name in names:
@@ -264,4 +270,8 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

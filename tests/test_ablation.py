@@ -1,0 +1,78 @@
+"""benchmarks/ablation.py: its statistics against simulation, and real runs of it."""
+
+import csv
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import ablation
+
+STORED = ROOT / "benchmarks/results/atis/runs.csv"
+
+
+@pytest.mark.parametrize("seeds", [5, 8])
+def test_equal_variants_are_called_different_once_in_twenty_times(seeds):
+    rng, rounds = np.random.default_rng(1), 2000
+    differences = rng.normal(size=(rounds, seeds))
+    wrong = sum(ablation.verdict(ablation.interval(row)) == "significant" for row in differences) / rounds
+    assert 0.02 < wrong < 0.065
+
+
+def test_the_plain_percentile_bootstrap_would_be_rejected():
+    """What the test above is for: at 5 seeds the usual interval is wrong three times as often as it says."""
+    rng, wrong = np.random.default_rng(1), 0
+    for values in rng.normal(size=(500, 5)):
+        means = values[rng.integers(0, 5, (1000, 5))].mean(1)
+        low, high = np.quantile(means, [0.025, 0.975])
+        wrong += low > 0 or high < 0
+    assert wrong / 500 > 0.1
+
+
+def test_a_real_difference_is_found_and_few_seeds_say_nothing():
+    values = np.array([0.9, 1.1, 1.0, 1.2, 0.8])
+    low, high = ablation.interval(values)
+    assert 0 < low < values.mean() < high and ablation.verdict((low, high)) == "significant"
+    assert np.allclose(ablation.interval(values + 3), (low + 3, high + 3)) and np.allclose(ablation.interval(-values), (-high, -low))
+    assert ablation.interval(values[:4]) is None and "fewer" in ablation.verdict(None)
+    assert ablation.verdict(ablation.interval([0.0] * 5)) == "not significant"
+
+
+@pytest.mark.skipif(not STORED.exists(), reason="no stored scores")
+@pytest.mark.parametrize("score", ["intent_accuracy", "slots_f1", "sentence_accuracy"])
+def test_stored_scores_compared_with_themselves(score):
+    rows = list(csv.DictReader(STORED.read_text(encoding="utf-8").splitlines()))
+    scores = [float(row[f"test_{score}"]) for row in rows if row["variant"] == "baseline"]
+    assert ablation.false_positives(scores, 5, rounds=1000) <= 0.065
+
+
+def test_an_ablation_goes_on_where_it_stopped(sample, command, tmp_path):
+    flags = ["benchmarks/ablation.py", "--data_path", sample, "--seeds", 1, "--jobs", 2, "--work", "work", "--results", "results"]
+    flags += ["--tricks", "ema+lr=1e-3", "--options", "--epochs 1 --hidden_size 32 --num_layers 1 --vocab_size 500"]
+    path = tmp_path / "results/runs.csv"
+
+    def rows():
+        return {row["variant"]: row for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines())}
+
+    done = command(*flags)
+    assert done.returncode == 0, done.stderr
+    assert "not significant (fewer than 5 seeds)" in done.stdout and (tmp_path / "results/summary.csv").exists()
+    first = rows()
+    assert set(first) == {"baseline", "ema+lr=1e-3"} and "--use_ema=True --lr=1e-3" in first["ema+lr=1e-3"]["flags"]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith("baseline")), encoding="utf-8")
+    done = command(*flags)
+    again = rows()
+    assert done.returncode == 0 and again["ema+lr=1e-3"] == first["ema+lr=1e-3"]
+    assert {name: value for name, value in again["baseline"].items() if "seconds" not in name} == {
+        name: value for name, value in first["baseline"].items() if "seconds" not in name
+    }
+
+
+@pytest.mark.parametrize("trick, said", [("magic", "magic is neither"), ("ema+swa", "--use_ema and --use_swa")])
+def test_a_variant_that_cannot_be_is_one_line(trick, said, sample, command):
+    done = command("benchmarks/ablation.py", "--data_path", sample, "--seeds", 0 if trick == "magic" else 1, "--tricks", trick)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert done.returncode == 2 and len(lines) == 1 and said in lines[0]
