@@ -3,8 +3,9 @@
     python benchmarks/speed.py --data_path dataset/atis --pretrain_model_path FOLDER [--examples 1500] [--rounds 3] [--only train eval]
 
 Needs a processed folder with `intent` and `slots`, and a quiet machine. Prints a table of examples a second and of the ratio of
-this template to each peer; above 1 means faster. `--only overhead`: what logs and checkpoints cost of an epoch; `--only growth`: memory
-and speed of reading 100,000 and 2,000,000 rows (some minutes, and 3 GB of temporary disk); `--only start`: from launch to the first step.
+this template to each peer; above 1 means faster. `--only overhead`: what logs and checkpoints cost of an epoch; `--only tricks`: what each
+trick costs; `--only growth`: memory and speed of reading 100,000 and 2,000,000 rows (some minutes, and 3 GB of temporary disk);
+`--only start`: from launch to the first step.
 """
 
 import argparse
@@ -291,7 +292,13 @@ def crf_rows(rounds):
     return [(f"CRF {kind}", ms[f"{kind}, pytorch-crf"], ms[f"{kind}, ours"]) for kind in ("loss", "decode")]
 
 
-ALL = ["train", "eval", "crf", "overhead", "growth", "start"]
+ALL = ["train", "eval", "crf", "overhead", "growth", "start", "tricks"]
+TRICKS = {
+    **{f"--use_{name}": {f"use_{name}": True} for name in ("fgm", "pgd", "freelb", "awp", "smart", "rdrop", "ema", "swa")},
+    "--dropout_samples 5": {"dropout_samples": 5},
+    "--layer_decay 0.9": {"layer_decay": 0.9},
+    "--unfreeze_layers 2, first epoch": {"unfreeze_layers": 2},
+}
 READ = """
 import json, resource, sys, time
 from pathlib import Path
@@ -392,7 +399,7 @@ def main():
     if "crf" in options.only:
         for name, theirs, ours in crf_rows(options.rounds):
             table.append(f"| {name}, K=120, B=32, L=50 | pytorch-crf {theirs:.1f} ms | {ours:.1f} ms | {theirs / ours:.2f} |")
-    bench = Bench(options) if {"train", "eval", "overhead"} & set(options.only) else None
+    bench = Bench(options) if {"train", "eval", "overhead", "tricks"} & set(options.only) else None
     if "train" in options.only:
         systems = {
             "ours": bench.ours,
@@ -421,6 +428,12 @@ def main():
         epoch = statistics.median(b for _, b in pairs) / len(bench.train_set) * bench.rows
         what = "logs, TensorBoard, bar, checkpoints, share of an epoch"
         table.append(f"| {what} | {epoch:.1f} s | {extra:.2f} s more | {extra / epoch:.2%} |")
+    if "tricks" in options.only:
+        systems = {"plain": lambda: bench.ours(use_crf=True)}
+        systems |= {name: lambda change=change: bench.ours(use_crf=True, awp_start=0.0, **change) for name, change in TRICKS.items()}
+        speed = compare(bench, systems, len(bench.train_set), options.rounds)
+        for name in TRICKS:
+            table.append(f"| a step with {name} ÷ a plain one, both with a CRF | | | {speed['plain'] / speed[name]:.2f} |")
     if "growth" in options.only:
         table += growth(options)
     if "start" in options.only:
