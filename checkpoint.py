@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from config import Config, UserError
+from config import Config, UserError, first_line
 from data_process import sha256
 from model_utils import build_model
 
@@ -166,14 +166,14 @@ class Writer:
     def __enter__(self):
         return self
 
-    def __exit__(self, kind, *error):
-        try:
-            self.wait()
-            rotate(self.root)
-        except UserError:
-            if kind is None:
-                raise
-            logger.exception("a checkpoint could not be written")
+    def __exit__(self, kind, *_):
+        errors = [error for error in (write.exception() for write in self.pending) if error]  # waits for all of them
+        self.pending = []
+        for error in errors:
+            logger.error(error)
+        if errors and kind is None:
+            raise errors[0]
+        rotate(self.root)
 
 
 def snapshot(tensors):
@@ -263,9 +263,12 @@ def restore_training(folder, optimizer, scheduler, scaler, tricks, device):
             state.setdefault(int(number), {})[slot] = tensor
         elif kind == "tricks":
             averages[rest] = tensor
-    tricks.load_state_dict(averages)
     groups = [group | {"betas": tuple(group["betas"])} for group in values["optimizer"]]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        tricks.load_state_dict(averages)
+    except (ValueError, KeyError) as error:  # with --force_resume the options may have changed
+        raise UserError(f"{folder}: was made with other options that this run cannot go on from ({first_line(error)})") from None
     scheduler.load_state_dict(values["scheduler"] | {"lr_lambdas": [None] * len(groups)})
     scaler.load_state_dict(values["scaler"])
     version, internal, gauss = values["random_python"]

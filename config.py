@@ -219,6 +219,15 @@ class Config:
             (self.use_ema and self.use_swa, "--use_ema and --use_swa both replace the weights that are scored; choose one"),
             (self.use_ema and self.ema_decay == 1, "--ema_decay=1 would never move; it must be below 1"),
             (self.use_swa and self.swa_start == 1, "--swa_start=1 leaves no epoch to average"),
+            (self.use_awp and self.awp_start == 1, "--awp_start=1 leaves no epoch for AWP"),
+            (
+                self.unfreeze_layers and self.compile,
+                "--unfreeze_layers changes what is trained each epoch, and --compile would compile anew; drop one",
+            ),
+            (
+                self.unfreeze_layers and self.epochs == 1,
+                "--unfreeze_layers trains the heads alone in the first epoch; --epochs=1 has no second",
+            ),
             (self.layer_decay == 0, "--layer_decay=0 would stop all layers but the last; see --freeze_layers"),
             (
                 (self.layer_decay < 1 or self.unfreeze_layers) and (not pretrained or self.freeze_layers == -1),

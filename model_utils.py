@@ -165,10 +165,14 @@ class ClassificationHead(nn.Module):
 
     def count(self, labels, inputs):
         """What `loss` is divided by: how many labels it sums over, or the sum of their weights."""
+        return self.share(labels, inputs).sum()
+
+    def share(self, labels, inputs):
+        """What each label weighs in the loss, in the labels' shape: 1, or its class's weight, and 0 if there is none."""
         known = self.known(labels, inputs)
         if self.class_weights is None:
-            return known.sum()
-        return (self.weights_of_host.to(labels.device)[labels.clamp(min=0)] * known).sum()  # on a GPU labels are counted before they move
+            return known
+        return self.weights_of_host.to(labels.device)[labels.clamp(min=0)] * known  # on a GPU labels are counted before they move
 
     def means(self, logits, inputs):
         """The gradient of the distribution's log normaliser by its logits."""
@@ -178,8 +182,8 @@ class ClassificationHead(nn.Module):
         """KL(p || q) + KL(q || p) of the answers by two logits, summed over what has labels: <means_p - means_q, logits_p - logits_q>,
         as in any exponential family (Amari, Information Geometry and Its Applications, 2016)."""
         products = (self.means(one, inputs) - self.means(other, inputs)) * (one - other)
-        known = self.known(labels, inputs)
-        return (products * known.view(*known.shape, *[1] * (products.ndim - known.ndim))).sum()
+        share = self.share(labels, inputs)
+        return (products * share.view(*share.shape, *[1] * (products.ndim - share.ndim))).sum()
 
     def decode(self, logits, inputs):
         """(answers, their probabilities), each (B,); an answer is a label's number."""
@@ -221,8 +225,8 @@ class MultilabelHead(ClassificationHead):
             losses = losses * (labels - logits.sigmoid()).abs() ** self.focal_gamma
         return torch.where(labels != IGNORE, losses, 0.0).sum()
 
-    def count(self, labels, inputs):
-        return self.known(labels, inputs).sum()
+    def share(self, labels, inputs):
+        return self.known(labels, inputs)
 
     def means(self, logits, inputs):
         return logits.sigmoid()
@@ -309,8 +313,8 @@ class TaggingHead(ClassificationHead):
             return super().known(labels, inputs)
         return inputs["word_mask"] & all_known(labels, inputs["word_mask"]).unsqueeze(1)
 
-    def count(self, labels, inputs):
-        return super().count(labels, inputs) if self.crf is None else self.known(labels, inputs).sum()
+    def share(self, labels, inputs):
+        return super().share(labels, inputs) if self.crf is None else self.known(labels, inputs)
 
     def means(self, logits, inputs):
         return super().means(logits, inputs) if self.crf is None else self.crf.marginals(logits, inputs["word_mask"])

@@ -85,6 +85,7 @@ def refuse_other_run(config, run_dir):
 
 def differences(before, now):
     """['lr was 0.001, is 0.01', …] of the options that change the result. More epochs change nothing under a constant rate."""
-    free = FREE | ({"epochs"} if now.scheduler == "constant" and now.warmup_epochs is not None and now.epochs >= before.epochs else set())
+    same_course = now.scheduler == "constant" and now.warmup_epochs is not None and not (now.use_awp or now.use_swa)
+    free = FREE | ({"epochs"} if same_course and now.epochs >= before.epochs else set())
     before, now = asdict(before), asdict(now)
     return [f"{name} was {before[name]!r}, is {now[name]!r}" for name in now if name not in free and before[name] != now[name]]

@@ -8,6 +8,7 @@ import csv
 import json
 import logging
 import math
+import shutil
 import signal
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -62,7 +63,7 @@ def build_scheduler(optimizer, config, steps_per_epoch):
         if step < warmup:
             return (step + 1) / (warmup + 1)
         if config.use_swa:
-            step = min(step, round(config.swa_start * total))
+            step = min(step, max(warmup, round(config.swa_start * total)))
         done = min(1.0, (step - warmup) / max(1, total - warmup))
         left = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}[config.scheduler]
         return config.lrf + (1 - config.lrf) * left
@@ -288,9 +289,11 @@ class Trainer:
         """Goes on from the newest checkpoint that is whole. -> whether there was one."""
         checkpoint.sweep(self.root)
         metrics_path = self.config.run_dir / "metrics.jsonl"
+        damaged = []
         for folder in checkpoint.steps(self.root):
             if reason := checkpoint.damage(folder):
                 logger.warning(f"{folder} is damaged ({reason}); trying the one before")
+                damaged.append(folder)
                 continue
             checkpoint.require_labels(folder, self.tasks)
             checkpoint.load_weights(self.model, folder)
@@ -304,6 +307,8 @@ class Trainer:
                 if file.tell() < self.progress.metrics_bytes:
                     logger.warning(f"{metrics_path} is shorter than it was; the lines that are missing stay so")
                 file.truncate(min(file.tell(), self.progress.metrics_bytes))
+            for useless in damaged:  # else they would count among those that are kept
+                shutil.rmtree(useless)
             logger.info(f"resumed from {folder}: {self.progress.step} steps done")
             return True
         metrics_path.write_bytes(b"")

@@ -7,12 +7,15 @@ Tricks stack in the order in which they stand here, a later one around the earli
 every micro-batch by itself; what it adds to the gradients is scaled like the clean loss.
 """
 
+import logging
 from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 
 from config import UserError
 from model_utils import MyModelOutput, depths
+
+logger = logging.getLogger("template")
 
 
 class Trick:
@@ -218,7 +221,7 @@ class AWP(Trick):
 
     @classmethod
     def build(cls, model, config):
-        return cls(model, config.awp_gamma, round(config.awp_start * config.epochs)) if config.use_awp else None
+        return cls(model, config.awp_gamma, int(config.awp_start * config.epochs)) if config.use_awp else None
 
     def __init__(self, model, gamma=0.005, start=0):
         self.model, self.gamma, self.start, self.on = model, gamma, start, start == 0
@@ -450,7 +453,7 @@ class LayerwiseDecay(Trick):
                 depth = min(self.depth.get(p, self.layers), self.layers)
                 lr = group["lr"] * self.decay ** (self.layers - depth)
                 parted.setdefault((number, depth), {**group, "params": [], "lr": lr})["params"].append(p)
-        return list(parted.values())
+        return [parted[place] for place in sorted(parted, key=lambda place: (place[0], -place[1]))]  # the log shows the first one's rate
 
 
 class GradualUnfreezing(Trick):
@@ -459,7 +462,10 @@ class GradualUnfreezing(Trick):
 
     @classmethod
     def build(cls, model, config):
-        return cls(model, config.unfreeze_layers) if config.unfreeze_layers else None
+        trick = cls(model, config.unfreeze_layers) if config.unfreeze_layers else None
+        if trick and trick.top >= config.unfreeze_layers * (config.epochs - 1):
+            logger.warning(f"--unfreeze_layers={config.unfreeze_layers}: in {config.epochs} epochs the lowest layers will never train")
+        return trick
 
     def __init__(self, model, layers=1):
         named = {name: p for name, p in model.encoder.named_parameters() if p.requires_grad}

@@ -16,8 +16,10 @@ import csv
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -32,7 +34,10 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from filelock import FileLock, Timeout  # noqa: E402
+
 from config import UserError  # noqa: E402
+from data_process import sha256  # noqa: E402
 
 VARIANTS = {
     **{name: f"use_{name}=True" for name in ("fgm", "pgd", "freelb", "awp", "smart", "rdrop", "ema", "swa")},
@@ -47,18 +52,17 @@ FEWEST = 5  # seeds for an interval; with fewer its share of errors is not the o
 
 
 def interval(differences, level=0.95):
-    """(low, high) of the mean of paired differences by the bootstrap-t, or None if they are fewer than FEWEST.
+    """(low, high) of the mean of paired differences by the bootstrap-t; None if they are fewer than FEWEST or all the same.
 
-    The plain percentile bootstrap calls 16 % of differences significant at 5 seeds though nothing differs, this one about 5 %.
+    A bound is infinite if all differences but one are the same. The plain percentile bootstrap calls 16 % of differences significant at
+    5 seeds though nothing differs, this one about 5 %.
     Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5. Up to 5 seeds all resamples are taken, none drawn.
     """
     values = np.asarray(differences, dtype=float)
-    count, mean = len(values), values.mean()
-    error = values.std(ddof=1) / count**0.5 if count > 1 else 0.0
-    if count < FEWEST:
+    count = len(values)
+    if count < FEWEST or np.ptp(values) <= 1e-12 * abs(values).max():
         return None
-    if error == 0:
-        return mean, mean
+    mean, error = values.mean(), values.std(ddof=1) / count**0.5
     if count <= 5:
         places = np.array(list(itertools.product(range(count), repeat=count)))
     else:
@@ -75,7 +79,7 @@ def interval(differences, level=0.95):
 
 def verdict(bounds):
     if bounds is None:
-        return f"not significant (fewer than {FEWEST} seeds)"
+        return "not significant (no interval)"
     return "significant" if bounds[0] > 0 or bounds[1] < 0 else "not significant"
 
 
@@ -89,6 +93,20 @@ def false_positives(scores, seeds, rounds=2000):
 # ---- runs --------------------------------------------------------------------------------------------------------------------
 
 
+def common_flags(options):
+    """The flags of all runs. Those that name the run folder are ours."""
+    flags = shlex.split(options.options)
+    ours = ("--debug", "--fold", "--model_version", "--output_dir", "--model_output_path", "--checkpoint", "--random_seed", "--seed")
+    if taken := [flag for flag in flags if flag.split("=")[0] in ours]:
+        raise UserError(f"--options: {taken[0]} is set by this script")
+    return flags
+
+
+def data_of(options):
+    """What the rows are: runs on other data are not mistaken for these."""
+    return sha256(Path(options.data_path) / "train.jsonl")[:12]
+
+
 def flags_of(variant):
     """'ema+lr=5e-4' -> ['--use_ema=True', '--lr=5e-4']"""
     parts = [] if variant == "baseline" else [VARIANTS.get(part, part) for part in variant.split("+")]
@@ -98,14 +116,30 @@ def flags_of(variant):
 
 
 class Runs:
-    """The runs that are done, as runs.csv has them."""
+    """The runs that are done, as runs.csv has them, and those that are under way."""
 
-    def __init__(self, path):
-        self.path, self.lock = path, threading.Lock()
+    def __init__(self, path, options):
+        self.path, self.lock, self.processes, self.stopped = path, threading.Lock(), set(), False
         self.rows = list(csv.DictReader(open(path, encoding="utf-8"))) if path.exists() else []  # noqa: SIM115
+        self.common = common_flags(options)
+        self.same = {"data": data_of(options), "model": Path(options.pretrain_model_path).name or "from scratch"}
 
-    def find(self, variant, seed, flags):
-        return next((row for row in self.rows if (row["variant"], row["seed"], row["flags"]) == (variant, str(seed), flags)), None)
+    def key(self, variant, seed):
+        return self.same | {"variant": variant, "seed": str(seed), "flags": shlex.join([*self.common, *flags_of(variant)])}
+
+    def find(self, variant, seed):
+        key = self.key(variant, seed)
+        return next((row for row in self.rows if all(row.get(name) == value for name, value in key.items())), None)
+
+    def of(self, variant, seeds):
+        return [row for seed in seeds if (row := self.find(variant, seed))]
+
+    def stop(self):
+        """Asks those that are under way to save and end."""
+        with self.lock:
+            self.stopped = True
+            for process in self.processes:
+                process.terminate()
 
     def add(self, row):
         with self.lock:
@@ -126,27 +160,31 @@ def write_csv(path, rows):
 
 def run(variant, seed, options, runs):
     """One training and evaluation, unless it is done."""
-    common = shlex.split(options.options)
-    flags = shlex.join([*common, *flags_of(variant)])
-    if runs.find(variant, seed, flags):
+    if runs.find(variant, seed):
         return
-    name = f"{variant}-{seed}"
+    name = re.sub(r"[^\w.=+-]+", "_", f"{variant}-{seed}")
     folder = Path(options.work) / name
     fresh = not folder.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(ROOT / "main.py"), "--do_train", "--do_eval", "--resume", "--data_path", options.data_path]
     command += ["--pretrain_model_path", options.pretrain_model_path, "--output_dir", options.work, "--model_version", name]
-    command += ["--random_seed", str(seed), *common, *flags_of(variant)]
+    command += ["--random_seed", str(seed), *runs.common, *flags_of(variant)]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs)), "TQDM_DISABLE": "1"}
     log, began = Path(options.work) / f"{name}.log", time.perf_counter()
     with open(log, "a", encoding="utf-8") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=threads | dict(os.environ))
+        with runs.lock:
+            if runs.stopped:
+                return
+            process = subprocess.Popen(command, stdout=file, stderr=file, env=threads | dict(os.environ))
+            runs.processes.add(process)
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
+        with runs.lock:
+            runs.processes.remove(process)
     if process.returncode:
         raise UserError(f"{name} failed: {(log.read_text(encoding='utf-8').strip().splitlines() or ['?'])[-1]} (see {log})")
     scores = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
-    row = {"variant": variant, "seed": str(seed), "flags": flags}
+    row = runs.key(variant, seed)
     row |= {"seconds": f"{time.perf_counter() - began:.1f}", "cpu_seconds": f"{used.ru_utime + used.ru_stime:.1f}"} if fresh else {}
     row |= {f"{part}_{score}": repr(value) for part in scores for score, value in scores[part].items()}
     runs.add(row)
@@ -157,22 +195,18 @@ def run(variant, seed, options, runs):
 
 
 def summary(runs, variants, seeds, options):
-    """[{column: value}] for each variant; all runs must be done."""
-
-    def rows_of(variant):
-        flags = shlex.join([*shlex.split(options.options), *flags_of(variant)])
-        return [row for seed in seeds if (row := runs.find(variant, seed, flags))]
-
-    base, found = rows_of("baseline"), []
+    """(scores, parts, [{column: value}] for each variant); all runs must be done."""
+    base, found = runs.of("baseline", seeds), []
+    parts = [part for part in ("dev", "test") if any(column.startswith(f"{part}_") and value for column, value in base[0].items())]
     names = options.scores or [
         name
-        for name in (column.removeprefix("test_") for column in base[0] if column.startswith("test_"))
+        for name in (column.removeprefix("dev_") for column in base[0] if column.startswith("dev_"))
         if name.endswith(("accuracy", "f1", "spearman")) and not any(word in name for word in ("macro", "weighted"))
     ]
     for variant in variants:
-        rows = rows_of(variant)
+        rows = runs.of(variant, seeds)
         line = {"variant": variant, "runs": len(rows)}
-        for part, name in itertools.product(("dev", "test"), names):
+        for part, name in itertools.product(parts, names):
             column = f"{part}_{name}"
             values = [100 * float(row[column]) for row in rows]
             line |= {f"{column}_mean": statistics.mean(values), f"{column}_std": statistics.stdev(values) if len(values) > 1 else 0.0}
@@ -186,16 +220,16 @@ def summary(runs, variants, seeds, options):
         cost, of_base = ([float(row[clock]) for row in each if row.get(clock)] for each in (rows, base))
         line["time_ratio"] = statistics.median(cost) / statistics.median(of_base) if cost and of_base else ""
         found.append(line)
-    return names, found
+    return names, parts, found
 
 
-def table(names, lines):
-    """The summary of the test part, as Markdown."""
+def table(part, names, lines):
+    """The summary of a part, as Markdown."""
     rows = [f"| variant | {' | '.join(names)} | time |", "| --- |" + " --- |" * (len(names) + 1)]
     for line in lines:
         cells = []
         for name in names:
-            column = f"test_{name}"
+            column = f"{part}_{name}"
             cell = f"{line[f'{column}_mean']:.2f} ± {line[f'{column}_std']:.2f}"
             if f"{column}_difference" in line:
                 cell += f"; {line[f'{column}_difference']:+.2f}"
@@ -208,8 +242,8 @@ def table(names, lines):
     return "\n".join(rows)
 
 
-def plot(path, names, lines):
-    """Differences to the baseline on test, with their intervals."""
+def plot(path, part, names, lines):
+    """Differences to the baseline, with their intervals."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -218,7 +252,7 @@ def plot(path, names, lines):
     figure = Figure(figsize=(4 * len(names), 1 + 0.4 * len(lines)), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(names), sharey=True, squeeze=False)[0], names):
         for height, line in enumerate(reversed(lines)):
-            middle, low, high = (line[f"test_{name}_{what}"] for what in ("difference", "low", "high"))
+            middle, low, high = (line[f"{part}_{name}_{what}"] for what in ("difference", "low", "high"))
             if low != "":
                 axis.plot([low, high], [height, height], color="tab:blue")
             axis.plot([middle], [height], "o", color="tab:blue")
@@ -241,37 +275,55 @@ def main(argv=None):
     parser.add_argument("--results", default="", help="folder of runs.csv, summary.csv and differences.png (default: --work)")
     parser.add_argument("--false_positives", action="store_true", help="only compare the baseline's stored scores with themselves")
     options = parser.parse_args(argv)
+    if options.seeds < 1 or options.jobs < 1:
+        raise UserError("--seeds and --jobs must be at least 1")
     results = Path(options.results or options.work)
-    runs, variants, seeds = Runs(results / "runs.csv"), ["baseline", *options.tricks], range(1, options.seeds + 1)
+    variants, seeds = ["baseline", *options.tricks], range(1, options.seeds + 1)
     for variant in variants:
         flags_of(variant)
+    results.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(results / ".lock", timeout=0):
+            compare(options, Runs(results / "runs.csv", options), results, variants, seeds)
+    except Timeout:
+        raise UserError(f"{results} is in use by another process; name another folder with --results") from None
+
+
+def compare(options, runs, results, variants, seeds):
+    """Does the runs that are left, then tells."""
     if not options.false_positives:
         todo = [(variant, seed) for seed in seeds for variant in variants]
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         with ThreadPoolExecutor(options.jobs) as pool, tqdm(total=len(todo), desc="runs") as bar:
             jobs = [pool.submit(run, variant, seed, options, runs) for variant, seed in todo]
             try:
                 for job in jobs:
                     job.result()
                     bar.update()
-            except UserError:
+            except BaseException:  # Ctrl-C too: what runs saves and ends, what waits does not begin
+                runs.stop()
                 pool.shutdown(cancel_futures=True)
                 raise
-    names, lines = summary(runs, variants, seeds, options)
+    if len(runs.of("baseline", seeds)) < len(seeds):
+        raise UserError(f"{runs.path} has no baseline with these data, model, options and seeds yet")
+    names, parts, lines = summary(runs, variants, seeds, options)
+    part = parts[-1]
     if options.false_positives:
         for name in names:
-            scores = [float(row[f"test_{name}"]) for row in runs.rows if row["variant"] == "baseline"]
+            scores = [float(row[f"{part}_{name}"]) for row in runs.of("baseline", seeds)]
             print(f"{name}: significant in {false_positives(scores, options.seeds):.1%} of comparisons of the baseline with itself")
         return
     write_csv(results / "summary.csv", lines)
-    plot(results / "differences.png", names, lines)
-    print(
-        f"\ntest, mean ± standard deviation over {options.seeds} seeds; difference to the baseline [95 % interval]\n\n{table(names, lines)}"
-    )
+    plot(results / "differences.png", part, names, lines)
+    print(f"\n{part}, mean ± standard deviation over {options.seeds} seeds; difference to the baseline [95 % interval]\n")
+    print(table(part, names, lines))
 
 
 if __name__ == "__main__":
     try:
         main()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -3,8 +3,9 @@
     python benchmarks/time_to_accuracy.py --data_path dataset/atis --pretrain_model_path FOLDER [--epochs 2] [--seeds 0]
 
 Same encoder, heads, batch size and machine, one after the other. The Trainer: ten epochs at 5e-5 with linear decay, batches of random rows,
-no CRF. This template: `--use_crf` and its defaults in a run of --epochs, whose test sentences are scored every few steps until more of them
-are right than with the Trainer. Counted is the time of training; building the model and scoring are left out for both.
+no CRF. This template: `--use_crf` and its defaults in a run of --epochs, whose test sentences are scored every few steps: when are more of
+them right than with the Trainer for the first time, and are they at the end? Counted is the time of training; building the model and
+scoring are left out for both.
 """
 
 import argparse
@@ -20,10 +21,6 @@ from trainer import Trainer
 SCORE = "sentence_accuracy"
 
 
-class Reached(Exception):
-    """The score to beat is beaten."""
-
-
 def peer(bench, epochs):
     """(seconds of training, score on test) of Hugging Face's Trainer at its defaults."""
     trainer, _ = bench.hugging_face_trainer(num_train_epochs=epochs, learning_rate=5e-5)
@@ -31,15 +28,15 @@ def peer(bench, epochs):
     return seconds, trainer.evaluate()[f"eval_{SCORE}"]
 
 
-def ours(bench, epochs, every, to_beat):
-    """[(seconds of training, steps, score on test)] until the score is above `to_beat`, or the run ends."""
+def ours(bench, epochs, every):
+    """[(seconds of training, steps, score on test)] every few steps and at the end."""
     trainer = bench.trainer(use_crf=True, epochs=epochs)
     scorer = Trainer(trainer.model, bench.tokenizer, bench.tasks, trainer.config, bench.device)
-    loader, found, scoring = MyDataLoader(bench.test_set, Config.eval_batch_size), [], 0.0
+    loader, last, found, scoring = MyDataLoader(bench.test_set, Config.eval_batch_size), epochs * len(trainer.train_loader), [], 0.0
 
     def check():
         nonlocal scoring
-        if trainer.progress.step % every == 0:
+        if trainer.progress.step % every == 0 or trainer.progress.step == last:
             if bench.device.type == "cuda":
                 torch.cuda.synchronize()
             paused = time.perf_counter()
@@ -47,18 +44,13 @@ def ours(bench, epochs, every, to_beat):
             print(f"  step {found[-1][1]:>4}  {found[-1][0]:6.1f} s  {SCORE} {found[-1][2]:.4f}", flush=True)
             trainer.model.train()
             scoring += time.perf_counter() - paused
-            if found[-1][2] > to_beat:
-                raise Reached
 
     trainer.check_signal = check
     with as_main_does():
         began = time.perf_counter()
-        try:
-            for epoch in range(epochs):
-                trainer.train_one_epoch(epoch)
-                trainer.progress.batch = 0
-        except Reached:
-            pass
+        for epoch in range(epochs):
+            trainer.train_one_epoch(epoch)
+            trainer.progress.batch = 0
     return found
 
 
@@ -80,9 +72,13 @@ def main():
         bench = Bench(options)
         seconds, score = peer(bench, options.peer_epochs)
         print(f"Hugging Face Trainer, {options.peer_epochs} epochs: {seconds:.1f} s, {SCORE} {score:.4f}", flush=True)
-        took, steps, reached = ours(bench, options.epochs, options.every, score)[-1]
-        ratio = f"{seconds / took:.1f} × sooner" if reached > score else "not reached"
-        rows.append(f"| {seed} | {seconds:.1f} s, {score:.4f} | {took:.1f} s, {steps} steps, {reached:.4f} | {ratio} |")
+        found = ours(bench, options.epochs, options.every)
+        for what, (took, steps, reached) in (
+            ("first", next((one for one in found if one[2] > score), found[-1])),
+            ("at its end", found[-1]),
+        ):
+            ratio = f"{seconds / took:.1f} × sooner" if reached > score else "not reached"
+            rows.append(f"| {seed} | {seconds:.1f} s, {score:.4f} | {what}: {took:.1f} s, {steps} steps, {reached:.4f} | {ratio} |")
     print(f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads, {options.device}\n")
     print(f"| seed | Hugging Face Trainer, {options.peer_epochs} epochs | this template until {SCORE} is higher | |")
     print("\n".join(["| --- | --- | --- | --- |", *rows]))

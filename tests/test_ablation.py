@@ -1,7 +1,10 @@
 """benchmarks/ablation.py: its statistics against simulation, and real runs of it."""
 
 import csv
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -36,8 +39,9 @@ def test_a_real_difference_is_found_and_few_seeds_say_nothing():
     low, high = ablation.interval(values)
     assert 0 < low < values.mean() < high and ablation.verdict((low, high)) == "significant"
     assert np.allclose(ablation.interval(values + 3), (low + 3, high + 3)) and np.allclose(ablation.interval(-values), (-high, -low))
-    assert ablation.interval(values[:4]) is None and "fewer" in ablation.verdict(None)
-    assert ablation.verdict(ablation.interval([0.0] * 5)) == "not significant"
+    assert ablation.interval(values[:4]) is None and "no interval" in ablation.verdict(None)
+    assert ablation.interval([0.0] * 5) is None and ablation.interval([1.0] * 5) is None
+    assert ablation.interval([1.0, 1.0, 1.0, 1.0, 0.0])[0] == -np.inf
 
 
 @pytest.mark.skipif(not STORED.exists(), reason="no stored scores")
@@ -58,7 +62,7 @@ def test_an_ablation_goes_on_where_it_stopped(sample, command, tmp_path):
 
     done = command(*flags)
     assert done.returncode == 0, done.stderr
-    assert "not significant (fewer than 5 seeds)" in done.stdout and (tmp_path / "results/summary.csv").exists()
+    assert "not significant (no interval)" in done.stdout and (tmp_path / "results/summary.csv").exists()
     first = rows()
     assert set(first) == {"baseline", "ema+lr=1e-3"} and "--use_ema=True --lr=1e-3" in first["ema+lr=1e-3"]["flags"]
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -71,8 +75,29 @@ def test_an_ablation_goes_on_where_it_stopped(sample, command, tmp_path):
     }
 
 
-@pytest.mark.parametrize("trick, said", [("magic", "magic is neither"), ("ema+swa", "--use_ema and --use_swa")])
-def test_a_variant_that_cannot_be_is_one_line(trick, said, sample, command):
-    done = command("benchmarks/ablation.py", "--data_path", sample, "--seeds", 0 if trick == "magic" else 1, "--tricks", trick)
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        ("--tricks magic", "magic is neither"),
+        ("--seeds 0", "--seeds"),
+        ("--options=--debug", "--debug"),
+        ("--false_positives", "no baseline"),
+        ("--tricks ema+swa", "--use_ema and --use_swa"),
+    ],
+)
+def test_a_mistake_is_one_line(flags, said, sample, command):
+    done = command("benchmarks/ablation.py", "--data_path", sample, "--seeds", 1, *flags.split())
     lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert done.returncode == 2 and len(lines) == 1 and said in lines[0]
+    assert done.returncode == 2 and len(lines) == 1 and said in lines[0] and "Traceback" not in done.stderr
+
+
+def test_a_signal_stops_the_runs_and_starts_no_other(sample, tmp_path):
+    flags = ["--data_path", sample, "--seeds", "9", "--options", "--epochs 50 --hidden_size 32 --num_layers 1 --vocab_size 500"]
+    process = subprocess.Popen([sys.executable, ROOT / "benchmarks/ablation.py", *flags], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    log = tmp_path / "output/ablation/baseline-1.log"
+    while not (log.exists() and "epoch 1" in log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    assert "stopped and saved" in log.read_text() and not (tmp_path / "output/ablation/baseline-2.log").exists()
