@@ -122,7 +122,7 @@ class Runs:
         self.path, self.lock, self.processes, self.stopped = path, threading.Lock(), set(), False
         self.rows = list(csv.DictReader(open(path, encoding="utf-8"))) if path.exists() else []  # noqa: SIM115
         self.common = common_flags(options)
-        self.same = {"data": data_of(options), "model": Path(options.pretrain_model_path).name or "from scratch"}
+        self.same = {"data": data_of(options), "model": "/".join(Path(options.pretrain_model_path).parts[-2:]) or "from scratch"}
 
     def key(self, variant, seed):
         return self.same | {"variant": variant, "seed": str(seed), "flags": shlex.join([*self.common, *flags_of(variant)])}

@@ -1,5 +1,6 @@
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -333,3 +334,34 @@ def test_a_checkpoint_that_fails_in_its_thread_ends_the_run_in_one_line(tiny):
     trainer.save_model("best")
     with pytest.raises(UserError, match="cannot be written"):
         trainer.writer.wait()
+
+
+def test_damaged_checkpoints_do_not_crowd_out_the_one_that_is_whole(tiny):
+    """Two newest are damaged: the run goes on from the third, and what is kept in the end is whole."""
+    config = tiny(epochs=3, save_steps=4)
+    train(config)
+    root = config.run_dir / "checkpoints"
+    newest, _, *_ = checkpoint.steps(root)
+    for name in ("step_90000000", "step_90000001"):
+        shutil.copytree(newest, root / name)
+        (root / name / "training.json").write_text("{}")
+    train(config)
+    assert len(checkpoint.steps(root)) == 2 and not any(checkpoint.damage(folder) for folder in checkpoint.steps(root))
+
+
+def test_going_on_with_a_trick_that_was_not_there_is_one_line(tiny):
+    train(tiny(epochs=1))
+    with pytest.raises(UserError, match="other options"):
+        make_trainer(tiny(epochs=2, use_ema=True, force_resume=True)).resume()
+
+
+def test_one_failed_checkpoint_does_not_cut_off_the_next(tiny):
+    """The first fails, the second is still waited for, and the first error is told."""
+    trainer = make_trainer(tiny(epochs=1))
+    with pytest.raises(UserError, match="cannot be written"), trainer.writer:
+        trainer.root.parent.mkdir(parents=True, exist_ok=True)
+        trainer.root.write_text("a file where the folder should be")
+        trainer.save_model("first")
+        trainer.writer.thread.submit(trainer.root.unlink).result()
+        trainer.save_model("second")
+    assert checkpoint.damage(trainer.root / "second") is None

@@ -414,6 +414,22 @@ def test_divergence_of_other_heads(kind):
     assert head.divergence(one, other, labels, {}).item() == pytest.approx(both.sum().item(), rel=1e-5)
 
 
+def test_divergence_weighs_labels_as_the_loss_does():
+    """With class weights each text's divergence counts as much as its loss, and both are divided by the sum of the weights."""
+    model, (batch,) = tiny_model().eval(), micro_batches(1)
+    head = model.output_layer.heads["intent"]
+    head.class_weights = head.weights_of_host = torch.tensor([0.5, 2.0, 7.0])
+    del batch.labels["slots"]
+    one, other = model(batch.inputs, batch.labels), model(batch.inputs, batch.labels)
+    other.logits = {"intent": one.logits["intent"] + torch.randn(5, 3, generator=torch.Generator().manual_seed(0))}
+    labels = batch.labels["intent"]
+    p, q = one.logits["intent"].log_softmax(1), other.logits["intent"].log_softmax(1)
+    each = (p.exp() * (p - q) + q.exp() * (q - p)).sum(1)
+    weight = torch.where(labels == -100, 0.0, torch.tensor([0.5, 2.0, 7.0])[labels.clamp(min=0)])
+    wanted = (each * weight).sum() / weight.sum()
+    assert model.divergence(one, other, batch).item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
 # ---- weights: averages, rates, unfreezing --------------------------------------------------------------------------------------
 
 
@@ -624,6 +640,7 @@ def test_the_rate_stays_where_swa_begins():
 
     plain, swa = rates(), rates(use_swa=True, swa_start=0.6)
     assert swa[:61] == plain[:61] and set(swa[60:]) == {plain[60]}
+    assert set(rates(use_swa=True, swa_start=0.0)[10:]) == {1.0}  # not before the warmup has ended
 
 
 def test_a_trick_of_your_own_is_one_class_and_one_option(tiny):
