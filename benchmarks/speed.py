@@ -297,7 +297,7 @@ TRICKS = {
     **{f"--use_{name}": {f"use_{name}": True} for name in ("fgm", "pgd", "freelb", "awp", "smart", "rdrop", "ema", "swa")},
     "--dropout_samples 5": {"dropout_samples": 5},
     "--layer_decay 0.9": {"layer_decay": 0.9},
-    "--unfreeze_layers 2, first epoch": {"unfreeze_layers": 2},
+    "--unfreeze_layers 2, first epoch": {"unfreeze_layers": 2, "epochs": 3},
 }
 READ = """
 import json, resource, sys, time
