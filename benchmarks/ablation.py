@@ -5,7 +5,7 @@
 A variant is a name of VARIANTS, or options of main.py such as `lr=5e-4`, or several of these joined by `+`. Each run is a process of
 main.py. runs.csv in --results has a line for each that is done, and these are not repeated: started again, the script goes on, with a run
 that was interrupted from its checkpoint. Prints and writes to summary.csv the mean ± standard deviation of each score, the difference to
-the baseline over the same seeds with a confidence interval, and the cost in time; draws differences.png if matplotlib is there.
+the baseline over the same seeds with a confidence interval, and the cost in time; draws differences.png if matplotlib is installed.
 
 With an interval of 95 % about one comparison in twenty is called significant though nothing differs: `--false_positives` shows it on the
 stored scores of the baseline. Who compares many variants will see such ones.

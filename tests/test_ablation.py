@@ -63,6 +63,7 @@ def test_an_ablation_goes_on_where_it_stopped(sample, command, tmp_path):
     done = command(*flags)
     assert done.returncode == 0, done.stderr
     assert "not significant (no interval)" in done.stdout and (tmp_path / "results/summary.csv").exists()
+    assert (tmp_path / "results/differences.png").read_bytes()[:4] == b"\x89PNG"
     first = rows()
     assert set(first) == {"baseline", "ema+lr=1e-3"} and "--use_ema=True --lr=1e-3" in first["ema+lr=1e-3"]["flags"]
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
