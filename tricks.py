@@ -217,13 +217,14 @@ class FreeLB(Trick):
 
 class AWP(Trick):
     """Adversarial weight perturbation: v = gamma * ||w|| * g / ||g|| for each matrix w, g its gradient; the gradient at w + v is used
-    in the place of the one at w. From the epoch `start` on. Wu et al., 2020 (arXiv:2004.05884)."""
+    in the place of the one at w. From the epoch `start` on. Wu et al., 2020 (arXiv:2004.05884), whose 0.005 for image networks trained
+    from scratch is far too much for fine-tuning (benchmarks/RESULTS.md)."""
 
     @classmethod
     def build(cls, model, config):
         return cls(model, config.awp_gamma, int(config.awp_start * config.epochs)) if config.use_awp else None
 
-    def __init__(self, model, gamma=0.005, start=0):
+    def __init__(self, model, gamma=0.0002, start=0):
         self.model, self.gamma, self.start, self.on = model, gamma, start, start == 0
 
     def before_epoch(self, epoch):
