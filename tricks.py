@@ -394,7 +394,7 @@ class EMA(Average):
     def build(cls, model, config):
         return cls(model, config.ema_decay) if config.use_ema else None
 
-    def __init__(self, model, decay=0.999):
+    def __init__(self, model, decay=0.99):
         super().__init__(model)
         self.decay = decay
 

@@ -10,6 +10,7 @@ metrics.jsonl, eval.json and predictions.csv.
 
 import argparse
 import contextlib
+import copy
 import hashlib
 import io
 import json
@@ -260,11 +261,12 @@ def left_out(trials=None):
         trainer_module.Trainer.eval = lambda self, loader, fit=False: {**infer(self, loader, fit), "sentence_accuracy": 0.5}
 
     def without(change):
-        def restoring(folder, optimizer, scheduler, scaler, device):
+        def restoring(folder, optimizer, scheduler, scaler, tricks, device):
             keep = (torch.get_rng_state(), random.getstate(), np.random.get_state())
-            fresh = optimizer.state_dict(), scheduler.state_dict(), scaler.state_dict()
-            progress = restore(folder, optimizer, scheduler, scaler, device)
-            change(progress, keep, fresh, (optimizer, scheduler, scaler))
+            state = optimizer, scheduler, scaler, tricks
+            fresh = copy.deepcopy([one.state_dict() for one in state])
+            progress = restore(folder, *state, device)
+            change(progress, keep, fresh, state)
             return progress
 
         checkpoint.restore_training = restoring
@@ -277,6 +279,7 @@ def left_out(trials=None):
         "optimizer": ({}, lambda p, k, f, o: o[0].load_state_dict(f[0])),
         "scheduler": ({}, lambda p, k, f, o: o[1].load_state_dict(f[1])),
         "scaler": (fp16, lambda p, k, f, o: o[2].load_state_dict(f[2])),
+        "averaged weights": (dict(use_ema=True), lambda p, k, f, o: o[3].load_state_dict(f[3])),
         "step": ({}, lambda p, k, f, o: p.update(step=0)),
         "epoch": ({}, lambda p, k, f, o: p.update(epoch=0)),
         "position in the epoch": ({}, lambda p, k, f, o: p.update(batch=0)),
