@@ -47,7 +47,7 @@ def locked(config):
     lock = FileLock(run_dir / ".lock")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=3)  # the workers of a run that was killed let go a moment after it
     except Timeout:
         raise UserError(f"{run_dir} is in use by another process; wait for it, or name another run with --model_version") from None
     except OSError as error:

@@ -365,16 +365,21 @@ def test_the_mask_of_a_gpu_gives_what_the_plain_one_gives(kind):
         torch.testing.assert_close(logits, plain[name])
 
 
-def test_compile_makes_few_graphs_for_all_length_buckets(tiny):
-    """Batches of every width from 6 to 40: with dynamic shapes the encoder is traced once for training and once for evaluation."""
+def test_compile_makes_few_graphs_for_all_length_buckets(tiny, monkeypatch):
+    """Batches of every width from 6 to 40: as the trainer compiles it, the encoder is traced once for training and once for evaluation."""
+    from test_trainer import make_trainer
     from torch._dynamo.testing import CompileCounterWithBackend
 
+    options = []
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Module, "compile", lambda module, **flags: options.append(flags))
+        make_trainer(tiny(compile=True))
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("eager")
     encoder = AutoModel.from_config(
         BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
     )
-    encoder.compile(dynamic=True, backend=counter)
+    encoder.compile(**options[0], backend=counter)
     for training in (True, False):
         encoder.train(training)
         for width in range(6, 41):

@@ -706,6 +706,12 @@ def test_bilstm_and_frozen_words_take_noise(tiny):
     ):
         trainer = train(tiny(epochs=1, model_version=f"{options}", **options))
         assert trainer.progress.step == len(trainer.train_loader)
+        inputs, noise = next(iter(trainer.train_loader)).inputs, trainer.tricks[0].noise
+        trainer.model.eval()
+        plain = trainer.model(inputs).logits["intent"]
+        with noise.added(0.1):
+            assert not torch.equal(trainer.model(inputs).logits["intent"], plain)
+        assert torch.equal(trainer.model(inputs).logits["intent"], plain)
 
 
 # ---- FGM's parts, which people take elsewhere ----------------------------------------------------------------------------------
