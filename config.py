@@ -89,6 +89,9 @@ class Config:
     num_layers: int = option(3, "layers of an encoder built from scratch")
     vocab_size: int = option(8000, "vocabulary of the tokenizer trained when there is no --pretrain_model_path")
     special_tokens: str = option("", "tokens to add to the tokenizer, comma-separated, such as '<e1>,</e1>'")
+    pooling: str = option(
+        "first", "what classifies a text: its first token, or the mean of its tokens, as sentence encoders learn", choices=["first", "mean"]
+    )
     shared_layers: int = option(0, "hidden layers between the encoder and all heads")
     dropout: float = option(0.1, "dropout before the heads and in an encoder built from scratch")
     use_crf: bool = option(False, "conditional random field over the words of tagging tasks")

@@ -37,13 +37,13 @@ class MyModel(nn.Module):
     tasks: {name: {"type", "labels", …}} as in labels.json.
     """
 
-    def __init__(self, encoder, hidden_size, tasks, use_crf=False, num_shared_layers=0, dropout=0.1, task_weights=None):
+    def __init__(self, encoder, hidden_size, tasks, use_crf=False, num_shared_layers=0, dropout=0.1, task_weights=None, pooling="first"):
         super().__init__()
         unknown = set(task_weights or {}) - set(tasks)
         if unknown:
             raise UserError(f"--task_weights names {', '.join(sorted(unknown))}, but the tasks are {', '.join(tasks)}")
         self.encoder = encoder
-        self.output_layer = OutputLayer(hidden_size, tasks, use_crf, num_shared_layers, dropout)
+        self.output_layer = OutputLayer(hidden_size, tasks, use_crf, num_shared_layers, dropout, pooling)
         self.loss = MyLoss(task_weights)
         self.takes_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
         # Of a (B, L) mask transformers asks whether all is real, and on a GPU the host would wait for the answer in each step.
@@ -91,12 +91,13 @@ class MyModel(nn.Module):
 class OutputLayer(nn.Module):
     """Hidden states (B, L, H) -> {task: logits}. Shared layers first, then a head for each task.
 
-    Heads see one vector for the text, that of the first token ([CLS]) (B, H), and one for each word, that of its first
-    sub-token (B, W, H); nothing is computed for other positions.
+    Heads see one vector for the text (B, H), that of the first token ([CLS]) or the mean over its tokens, and one for each word,
+    that of its first sub-token (B, W, H); nothing is computed for other positions.
     """
 
-    def __init__(self, hidden_size, tasks, use_crf=False, num_shared_layers=0, dropout=0.1):
+    def __init__(self, hidden_size, tasks, use_crf=False, num_shared_layers=0, dropout=0.1, pooling="first"):
         super().__init__()
+        self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
         self.shared = nn.ModuleList(
             nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Dropout(dropout)) for _ in range(num_shared_layers)
@@ -108,7 +109,7 @@ class OutputLayer(nn.Module):
         self.heads = TaskDict({name: HEADS[task["type"]](hidden_size, task, use_crf) for name, task in tasks.items()})
 
     def forward(self, hidden, inputs):
-        vectors = {"text": hidden[:, 0]}
+        vectors = {"text": hidden[:, 0] if self.pooling == "first" else mean_of_tokens(hidden, inputs["attention_mask"])}
         if "word_starts" in inputs:
             places = inputs["word_starts"].unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
             vectors["words"] = hidden.gather(1, places)
@@ -118,6 +119,12 @@ class OutputLayer(nn.Module):
                 vector = layer(vector)
             vectors[kind] = vector
         return {name: head(vectors[head.reads]).float() for name, head in self.heads.items()}
+
+
+def mean_of_tokens(hidden, mask):
+    """Hidden states (B, L, H), mask (B, L) -> their mean over the real tokens (B, H), in fp32."""
+    shares = mask / mask.sum(1, keepdim=True)
+    return (hidden * shares.unsqueeze(-1)).sum(1)
 
 
 class TaskDict(nn.ModuleDict):
@@ -543,7 +550,8 @@ def load_pretrained(name):
 def build_model(config, tokenizer, tasks, checkpoint=None):
     """MyModel as the options say, on the CPU."""
     encoder, hidden_size = build_encoder(config, tokenizer, checkpoint)
-    model = MyModel(encoder, hidden_size, tasks, config.use_crf, config.shared_layers, config.dropout, config.task_weights_by_name())
+    heads = config.use_crf, config.shared_layers, config.dropout, config.task_weights_by_name(), config.pooling
+    model = MyModel(encoder, hidden_size, tasks, *heads)
     for name, head in model.output_layer.heads.items():
         balance(name, head, tasks[name], config)
     freeze(model.encoder, config.freeze_layers)

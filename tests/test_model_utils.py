@@ -8,7 +8,7 @@ from transformers import AutoModel, BertConfig
 
 from config import Config, UserError
 from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
-from model_utils import CRF, HEADS, MyModel, build_model, default_lr, may_follow, parameter_groups
+from model_utils import CRF, HEADS, MyModel, build_model, default_lr, may_follow, mean_of_tokens, parameter_groups
 
 TASKS = {
     "intent": {"type": "classification", "labels": ["a", "b", "c"]},
@@ -102,7 +102,14 @@ def inputs_of(model_tokenizer, texts):
 
 
 @pytest.mark.parametrize(
-    "options", [dict(), dict(use_crf=True, shared_layers=2), dict(encoder="bilstm"), dict(encoder="bilstm", use_crf=True)]
+    "options",
+    [
+        dict(),
+        dict(use_crf=True, shared_layers=2),
+        dict(encoder="bilstm"),
+        dict(encoder="bilstm", use_crf=True, pooling="mean"),
+        dict(pooling="mean"),
+    ],
 )
 def test_a_text_scores_the_same_alone_and_padded(options):
     torch.manual_seed(0)
@@ -118,6 +125,21 @@ def test_a_text_scores_the_same_alone_and_padded(options):
     torch.testing.assert_close(together.logits["slots"][1:, : kept - 1], single.logits["slots"], rtol=1e-4, atol=1e-5)
     numbers, chances = model.decode(single.logits, alone)["slots"]
     assert numbers.shape == chances.shape == (1, kept - 1) and (chances <= 1).all()
+
+
+def test_the_mean_of_a_text_is_that_of_its_real_tokens():
+    torch.manual_seed(0)
+    model = build_model(Config(hidden_size=32, num_layers=1, pooling="mean"), tokenizer(), TASKS).eval()
+    hidden, mask = torch.randn(3, 400, 32).bfloat16(), torch.zeros(3, 400, dtype=torch.long)
+    for i, length in enumerate((1, 2, 391)):
+        mask[i, :length] = 1
+    inputs = {"attention_mask": mask, "word_starts": torch.zeros(3, 1, dtype=torch.long)}
+    means = [sum(hidden[i, j].double() for j in range(400) if mask[i, j]) / mask[i].sum() for i in range(3)]
+    wanted = (
+        torch.stack(means).float() @ model.output_layer.heads["intent"].linear.weight.T + model.output_layer.heads["intent"].linear.bias
+    )
+    torch.testing.assert_close(model.output_layer(hidden.float(), inputs)["intent"], wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mean_of_tokens(hidden, mask), torch.stack(means).float(), rtol=1e-5, atol=1e-5)
 
 
 def test_losses_are_means_over_labels_and_weighted_by_task():
