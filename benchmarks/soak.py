@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -33,6 +34,7 @@ os.environ.update(TQDM_DISABLE="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.utils.tensorboard  # noqa: E402 -- imported once here, not in each of a thousand processes
+from tqdm import tqdm  # noqa: E402
 from transformers import BertModel, PreTrainedTokenizerFast  # noqa: E402, F401
 
 import checkpoint  # noqa: E402
@@ -90,6 +92,7 @@ def start(name, options, prepare=None):
     if child:
         return child
     os.setsid()
+    tqdm.set_lock(threading.RLock())  # its own is shared by all forks: one that is killed while it writes would stop the next for ever
     torch.set_num_threads(1)
     descriptor = os.open(WORK / f"{name}.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 2)
