@@ -188,13 +188,15 @@ def kill_at_random_times(trials=200):
     return good, trials
 
 
-def die_after(step):
-    """In the child: SIGKILL right after that optimizer step of the run."""
+def die_after(step, written=False):
+    """In the child: SIGKILL right after that optimizer step of the run; written: when the checkpoints before it are on the disk."""
     update = trainer_module.Trainer.update
 
     def deadly(self, group):
         update(self, group)
         if self.progress.step + 1 == step:
+            if written:
+                self.writer.wait()
             os.kill(os.getpid(), signal.SIGKILL)
 
     trainer_module.Trainer.update = deadly
@@ -308,7 +310,10 @@ def left_out(trials=None):
             run(
                 name,
                 options,
-                lambda options=options, prepare=prepare: (prepare(), die_after(23 if "early_stop_patience" in options else 17)),
+                lambda options=options, prepare=prepare: (
+                    prepare(),
+                    die_after(23 if "early_stop_patience" in options else 17, written=True),
+                ),
             )
             code = run(
                 name,
@@ -374,8 +379,10 @@ def full_disk(trials=12):
     good = 0
     for trial in range(trials):
         name = f"full{trial}"
-        run(name, {}, lambda: die_after(12))
+        run(name, {}, lambda: die_after(12, written=True))
         folder = WORK / "runs" / name
+        for path in checkpoint.steps(folder / "checkpoints")[2:]:  # so that the next one needs room
+            shutil.rmtree(path)
         (WORK / f"{name}.err").write_text("")
         mounted = trial % 2 == 0 and small_disk(folder)
         code = run(name, {}, None if mounted else limit_files)
@@ -398,7 +405,7 @@ def small_disk(folder):
     """Puts the run folder on a tmpfs with a little room left, where mounting is allowed. -> whether it is."""
     used = sum(path.stat().st_size // 4096 * 4 + 4 for path in folder.rglob("*"))
     shutil.copytree(folder, f"{folder}.copy")
-    command = ["mount", "-t", "tmpfs", "-o", f"size={used + RNG.randrange(20, 600)}k", "tmpfs", folder]
+    command = ["mount", "-t", "tmpfs", "-o", f"size={used + RNG.randrange(20, 300)}k", "tmpfs", folder]
     allowed = subprocess.run(command, capture_output=True).returncode == 0
     if allowed:
         shutil.copytree(f"{folder}.copy", folder, dirs_exist_ok=True)
@@ -426,7 +433,7 @@ def signals(trials=30):
             targets = {
                 0: (trainer, "forward_backward", 1),
                 1: (trainer, "infer", 2),
-                2: (checkpoint, "save", 3),
+                2: (checkpoint.Writer, "save", 3),
                 3: (trainer, "update", 15),
                 4: (checkpoint, "rotate", 2),
             }
