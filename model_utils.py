@@ -550,8 +550,16 @@ def load_pretrained(name):
 def build_model(config, tokenizer, tasks, checkpoint=None):
     """MyModel as the options say, on the CPU."""
     encoder, hidden_size = build_encoder(config, tokenizer, checkpoint)
-    heads = config.use_crf, config.shared_layers, config.dropout, config.task_weights_by_name(), config.pooling
-    model = MyModel(encoder, hidden_size, tasks, *heads)
+    model = MyModel(
+        encoder,
+        hidden_size,
+        tasks,
+        use_crf=config.use_crf,
+        num_shared_layers=config.shared_layers,
+        dropout=config.dropout,
+        task_weights=config.task_weights_by_name(),
+        pooling=config.pooling,
+    )
     for name, head in model.output_layer.heads.items():
         balance(name, head, tasks[name], config)
     freeze(model.encoder, config.freeze_layers)
