@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from config import Config, UserError, first_line
-from data_process import sha256
 from model_utils import build_model
+from processed import sha256
 
 logger = logging.getLogger("template")
 KEEP = 2  # checkpoints to resume from, beside the best; one more while training

@@ -26,8 +26,8 @@ def main(config):
     import checkpoint
     import metrics
     from data_loader import Encoder, MyDataLoader, MyDataset, to_device
-    from data_process import load_labels
     from main import main as run
+    from processed import load_labels
     from trainer import Trainer, write_predictions
 
     data_path = Path(config.data_path)

@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from tqdm import tqdm
 
 from config import UserError, first_line, is_tagging
-from data_process import read_processed, sha256
 from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
+from processed import read_processed, sha256
 
 IGNORE = -100  # what a label is where there is none: torch's ignore_index
 logger = logging.getLogger("template")

@@ -4,10 +4,9 @@
 
 The folder holds train.jsonl, dev.jsonl, (test.jsonl) and labels.json. An example is one line:
 `id`; `text`, or `tokens`; optional `text_pair`; and one key per task: a string, or one tag per token.
-Edit here when another check, split or report is wanted; the formats themselves are in readers.py.
+Edit here when another check or report is wanted; formats are in readers.py, how parts are split off in splits.py.
 """
 
-import hashlib
 import json
 import os
 import random
@@ -15,23 +14,17 @@ import re
 import shutil
 import statistics
 import sys
-import warnings
-from bisect import bisect_left
 from collections import Counter
-from glob import glob
-from itertools import islice
 from pathlib import Path
-from zlib import crc32
-
-import regex
 
 import doctor
 import labels
 from config import Config, DataConfig, UserError, is_tagging, parse_args
 from doctor import Note
+from processed import PARTS, check_characters, check_row, check_text, load_labels, read_processed, shorten, split_text
 from readers import READERS, RESERVED, SUFFIXES, find_format, read_txt, suffix_of
+from splits import split_examples, split_folds
 
-PARTS = ("train", "dev", "test")
 PART_NAMES = {
     "train": "train",
     "training": "train",
@@ -106,7 +99,7 @@ def read_examples(config):
     return examples
 
 
-# ---- checks, labels, split ----------------------------------------------------------------------------------------------
+# ---- checks and labels ---------------------------------------------------------------------------------------------------
 
 
 def check_examples(examples, config):
@@ -248,86 +241,6 @@ def convert_schemes(examples, name, wanted):
     return [Note(f"{name}: files have different tag schemes", mixed if len(found) > 1 else [], f"all were written as {target.upper()}")]
 
 
-def check_text(example, may_be_empty=False):
-    """UserError unless the example has a text or tokens that can be used."""
-    at, tokens, text = example["at"], example.get("tokens"), example.get("text")
-    if "tokens" in example:
-        if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
-            raise UserError(f"{at}: `tokens` must be a list of one or more strings")
-    elif not isinstance(text, str):
-        raise UserError(f"{at}: the text {text!r} is not a string")
-    elif not text.strip() and not may_be_empty:
-        raise UserError(f"{at}: the text is empty")
-    if not isinstance(example.get("text_pair", ""), str):
-        raise UserError(f"{at}: text_pair must be a string")
-
-
-def check_characters(example):
-    """UserError for a lone surrogate: JSON can write one, UTF-8 and the tokenizers cannot."""
-    encode(json.dumps(example, ensure_ascii=False), example["at"])
-
-
-def strata_of(examples, tasks):
-    """(name of the task that splits are stratified by, or None; {id(example): its class, as a string}).
-
-    The first classification task; else sets of labels by the rarest of each, else numbers by their decile.
-    """
-    name = next((name for kind in ("classification", "multilabel", "regression") for name in tasks if tasks[name] == kind), None)
-    if name is None:
-        return None, {}
-    values = {id(e): e[name] for e in examples if e[name] is not None}
-    if tasks[name] == "multilabel":
-        counts = Counter(label for found in values.values() for label in found)
-        values = {key: min(found, key=lambda label: (counts[label], label), default="") for key, found in values.items()}
-    elif tasks[name] == "regression":
-        ordered = sorted(values.values())
-        values = {key: 10 * bisect_left(ordered, value) // len(ordered) for key, value in values.items()}
-    return name, {id(e): str(values.get(id(e))) for e in examples}
-
-
-def split_examples(examples, tasks, config):
-    """{part: examples}: the given split where there is one, else a seeded one, stratified (see strata_of)."""
-    from sklearn.model_selection import GroupShuffleSplit, train_test_split
-
-    parts = {part: [e for e in examples if e.get("split") == part] for part in PARTS}
-    stratify_by, strata = strata_of(examples, tasks)
-
-    def carve(pool, size, part):
-        """Moves `size` examples of the pool to a part; classes too small to share stay in the pool."""
-        counts = Counter(strata[id(e)] for e in pool) if stratify_by else {}
-        alone = [e for e in pool if stratify_by and counts[strata[id(e)]] < 2]
-        shared = [e for e in pool if not (stratify_by and counts[strata[id(e)]] < 2)]
-        size = max(1, round(size))
-        if config.group_column:
-            splitter = GroupShuffleSplit(1, test_size=min(0.9, size / len(pool)), random_state=config.random_seed)
-            kept, taken = next(splitter.split(pool, groups=[group_of(e) for e in pool]))
-            print(f"no {part} part given: {len(taken)} examples set aside by {config.group_column!r}, seed {config.random_seed}")
-            return [pool[i] for i in kept], [pool[i] for i in taken]
-        if size >= len(shared):
-            if len(pool) >= 20 and len(alone) > len(pool) / 2:
-                raise UserError(
-                    f"{config.input}: most labels of {stratify_by!r} occur only once; of numbers --label_type {stratify_by}=regression"
-                )
-            raise UserError(f"{config.input}: {len(pool)} examples are too few to split; give train, dev and test yourself")
-        keys = [strata[id(e)] for e in shared] if stratify_by else None
-        if keys and min(size, len(shared) - size) < len(set(keys)):
-            keys = None
-        kept, taken = train_test_split(shared, test_size=size, random_state=config.random_seed, stratify=keys)
-        how = f"stratified by {stratify_by!r}" if keys else "at random"
-        print(f"no {part} part given: {len(taken)} examples set aside {how}, seed {config.random_seed}")
-        return kept + alone, taken
-
-    if not any(parts.values()):
-        parts["train"] = list(examples)
-        if config.test_ratio:
-            parts["train"], parts["test"] = carve(parts["train"], config.test_ratio * len(examples), "test")
-    if not parts["train"]:
-        raise UserError(f"{config.input}: parts {[part for part in PARTS if parts[part]]}, but none to train on")
-    if not parts["dev"]:
-        parts["train"], parts["dev"] = carve(parts["train"], config.dev_ratio * len(examples), "dev")
-    return {part: rows for part, rows in parts.items() if rows}
-
-
 def collect_labels(parts, tasks):
     """labels.json: each task's type and its labels in order with their counts, from the training part.
 
@@ -370,34 +283,6 @@ def token_unit(examples):
     return "character+blank" if any(token.isspace() for token in tokens) else "character"
 
 
-# ---- text <-> tokens -----------------------------------------------------------------------------------------------------
-
-HAN = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
-LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--{HAN}]"
-WORD = rf"(?V1){HAN}|{LETTER}+(?:(?:[-'’.:/@&]|(?<=\d),(?=\d)){LETTER}+)*|[^\s]"
-
-
-def split_text(text, unit):
-    """[(token, start, end)] of a raw text: characters, or words with Chinese characters and punctuation apart ("7:30" stays whole).
-
-    A text with nothing in it is one empty token, which the loader turns into [UNK].
-    """
-    pattern = {"word": WORD, "character": r"\S", "character+blank": r"(?s)."}[unit]
-    found = regex.finditer(pattern, text)
-    return [(m.group(), m.start(), m.end()) for m in found] or [("", 0, 0)]
-
-
-def join_tokens(tokens, unit):
-    """(text, [(start, end)]): tokens written as a text. Words are parted by a blank, but Chinese is not."""
-    text, spans = "", []
-    for token in tokens:
-        if unit == "word" and text and token and not (regex.match(HAN, text[-1]) or regex.match(HAN, token[0])):
-            text += " "
-        spans.append((len(text), len(text) + len(token)))
-        text += token
-    return text, spans
-
-
 # ---- output ------------------------------------------------------------------------------------------------------------
 
 
@@ -426,11 +311,6 @@ def summary(parts, tasks):
         missing = {part: sum(e[name] is None for e in rows) for part, rows in parts.items()}
         if any(missing.values()):
             print(f"task {name}: rows without a label, which this task leaves out: {missing}")
-
-
-def shorten(names, most=8):
-    names = sorted(names)
-    return ", ".join(names[:most]) + (f", … ({len(names) - most} more)" if len(names) > most else "")
 
 
 def write_folder(folder, parts, tasks):
@@ -463,32 +343,6 @@ def require_own_folder(folder, source):
         raise UserError(f"--output_dir {folder}: holds other things ({shorten(strange) or 'it is a file'}); choose an empty or new folder")
     if folder.resolve() in (source.resolve(), source.resolve().parent):
         raise UserError(f"--output_dir {folder}: is where the input lies; choose another folder")
-
-
-def group_of(example):
-    """What must stay together with this example; one without a group is a group of its own."""
-    return example["at"] if example.get("group") in (None, "") else str(example["group"])
-
-
-def split_folds(parts, tasks, config):
-    """[(train, dev) examples of each fold]: train and dev together, each row in one dev part; stratified, and by groups if asked."""
-    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
-
-    pool = [*parts["train"], *parts.get("dev", [])]
-    _, strata = strata_of(pool, tasks)
-    keys = [strata.get(id(e), "") for e in pool]
-    groups = [group_of(e) for e in pool] if config.group_column else None
-    if config.n_splits > (many := len(set(groups)) if groups else len(pool)):
-        raise UserError(f"--n_splits {config.n_splits} is more than the {many} {'groups' if groups else 'examples'}")
-    counts = Counter(keys)
-    keys = [key if counts[key] >= config.n_splits else "" for key in keys]  # what is rarer than the folds goes where there is room
-    stratified = len(set(keys)) > 1
-    kind = (StratifiedGroupKFold if stratified else GroupKFold) if groups else (StratifiedKFold if stratified else KFold)
-    folds = kind(config.n_splits, shuffle=True, random_state=config.random_seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes smaller than the folds: told above
-        split = list(folds.split(pool, keys, groups))
-    return [([pool[i] for i in train], [pool[i] for i in dev]) for train, dev in split]
 
 
 def prepare(config):
@@ -576,81 +430,6 @@ def build_encoder_for_check(config, parts, tasks):
     return Encoder(tokenizer, tasks, config.max_length)
 
 
-# ---- reading the processed folder ----------------------------------------------------------------------------------------
-
-
-def load_labels(data_path):
-    """labels.json of a processed folder: {task: {"type", "labels", …}}."""
-    path = Path(data_path) / "labels.json"
-    if not path.exists():
-        raise UserError(
-            f"{data_path}: no labels.json in it; make the folder with: python data_process.py --input RAW --output_dir {data_path}"
-        )
-    try:
-        tasks = json.loads(path.read_text(encoding="utf-8"))
-        known = all(
-            isinstance(task["type"], str) and (len(task["labels"]) > 0 or {"mean", "std"} <= task.keys()) for task in tasks.values()
-        )
-    except (ValueError, TypeError, KeyError, AttributeError):
-        known = False
-    if not known or not tasks:
-        raise UserError(f'{path}: must be {{"task": {{"type": one of {", ".join(labels.KINDS)}, "labels": [...]}}, …}}')
-    for task in tasks.values():
-        if is_tagging(task["type"]):
-            task.setdefault("unit", "word")
-    return tasks
-
-
-def check_row(example, tasks, at, needs_labels=True):
-    """UserError unless a row of a processed file, or one to predict on, has what these tasks need. A label may be missing (null)."""
-    if not isinstance(example, dict) or not ("text" in example or "tokens" in example):
-        raise UserError(f"{at}: must be a JSON object with `text` or `tokens`")
-    check_text({"at": at, **example}, may_be_empty=not needs_labels)
-    for name, task in tasks.items():
-        if needs_labels:
-            if name not in example:
-                raise UserError(f"{at}: has no label for the task {name!r}; null says that there is none")
-            labels.check_label({"at": at, **example}, name, task["type"])
-        if is_tagging(task["type"]) and "tokens" not in example:
-            raise UserError(f"{at}: has no `tokens`, which the task {name!r} tags")
-
-
-def read_processed(path, tasks, start=0, stop=None):
-    """(where, example) of a processed .jsonl between two byte positions, one at a time, each checked."""
-    with open(path, "rb") as file:
-        file.seek(start)
-        for number, line in enumerate(file, 1):
-            where = f"{path}, row {number}" + (f" after byte {start}" if start else "")
-            try:
-                example = json.loads(line)
-            except (ValueError, RecursionError):
-                raise UserError(f"{where}: not JSON; make the folder anew with data_process.py") from None
-            check_row(example, tasks, where)
-            example.setdefault("id", str(number - 1))
-            yield where, example
-            if stop is not None and file.tell() >= stop:
-                return
-
-
-def part_of(data_path, part):
-    path = Path(data_path) / f"{part}.jsonl"
-    if not path.exists():
-        raise UserError(f"{path}: no such part; name the texts to predict on with --predict_file")
-    return path
-
-
-def check_same_labels(data_path, tasks):
-    """UserError if a data folder's tasks and labels are not those that a model was trained with."""
-    here = load_labels(data_path)
-    for name in here.keys() | tasks.keys():
-        theirs, ours = (set(side.get(name, {}).get("labels", ())) for side in (here, tasks))
-        if theirs != ours:
-            raise UserError(
-                f"{data_path}: its labels of {name!r} are not the model's: only in the data: {shorten(theirs - ours) or 'none'}; "
-                f"only in the model: {shorten(ours - theirs) or 'none'}"
-            )
-
-
 def read_texts(path, config):
     """Examples to predict on, without labels: a text a row (.txt), or the text columns of CSV, TSV or JSONL."""
     path = Path(path)
@@ -672,80 +451,6 @@ def read_texts(path, config):
         check_row(example, {}, example["at"], needs_labels=False)
         check_characters(example)
     return [{"id": str(e.get("id", number)), **{key: e[key] for key in keys[0]}} for number, e in enumerate(examples)]
-
-
-def read_corpus(config):
-    """(train, held out, fingerprint of the files); the first two begin reading a CorpusConfig's texts anew, one at a time.
-
-    A text is a string, or a list of words where the data has `tokens`. Parts are told by the files' names: train to learn
-    from, dev as held out; test is never read. Without a dev part a text is held out by its hash, so equal texts stay together.
-    """
-    if config.format == "hf":
-        sources = [(None, Path(config.input))]
-    elif not Path(config.input).exists() and any(sign in config.input for sign in "*?["):
-        sources = [(part_of_name(path), path) for path in map(Path, sorted(glob(config.input))) if path.is_file()]
-    else:
-        sources = find_sources(Path(config.input))
-    if not sources:
-        raise UserError(f"{config.input}: no file has such a name")
-    limit = config.held_out_ratio * 2**32
-
-    def parted():
-        for part, path in sources:
-            if part != "test":
-                name = config.format if config.format != "auto" else find_format(path, labelled=False)
-                for example in (read_txt if name == "txt" else READERS[name])(path, config):
-                    check_text(example, may_be_empty=True)
-                    yield PART_NAMES.get(str(example.get("split")).lower(), part), example
-
-    has_dev = any(part == "dev" for part, _ in sources)
-    if any("split" in example for _, example in islice(parted(), 1000)):  # the rows name their parts: are there any for dev?
-        has_dev = has_dev or any(part == "dev" for part, _ in parted())
-
-    def texts(held_out):
-        for part, example in parted():
-            if part == "test" or (has_dev and held_out != (part == "dev")):
-                continue
-            for text in (example.get("tokens") or example["text"], example.get("text_pair", "")):
-                whole = text if isinstance(text, str) else " ".join(text)
-                by_hash = crc32(encode(whole, example["at"])) < limit
-                if not whole.isspace() and whole and (has_dev or held_out == by_hash):
-                    yield text
-
-    for held_out, side in ((False, "to learn from"), (True, "to hold out")):
-        if next(texts(held_out), None) is None:
-            raise UserError(f"{config.input}: holds no text {side}; empty rows do not count")
-    digest = hashlib.sha256()
-    for _, path in sources:
-        for one in [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file()):
-            digest.update(sha256(one).encode())
-    return lambda: texts(False), lambda: texts(True), digest.hexdigest()
-
-
-def sha256(path):
-    """Of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def encode(text, at):
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{at}: holds half a character (a lone surrogate, \\ud800 to \\udfff); remove it") from None
-
-
-def require_free_folder(folder):
-    """UserError if a folder to write has something in it already, or cannot be made."""
-    if folder.is_file() or (folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir())):
-        raise UserError(f"--output_dir {folder}: is not empty; choose a new folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_dir {folder}: cannot be made ({error.strerror})") from None
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ def main(config):
     import checkpoint
     import data_process
     import metrics
+    import processed
     from data_loader import Encoder, MyDataLoader, MyDataset, build_loaders, load_tokenizer, to_device
     from model_utils import build_model, parameter_groups
     from trainer import Trainer, build_optimizer, build_scheduler, with_tokens
@@ -47,7 +48,7 @@ def main(config):
 
         if config.do_train:
             # Data
-            tasks = data_process.load_labels(data_path)
+            tasks = processed.load_labels(data_path)
             tokenizer = load_tokenizer(config, data_path / "train.jsonl")
             encoder = Encoder(tokenizer, tasks, config.max_length, config.window_stride, config.truncation)
             train_loader, dev_loader = build_loaders(config, data_path, encoder, device, limit)
@@ -70,7 +71,7 @@ def main(config):
             trainer = Trainer(model, tokenizer, tasks, config, device)
 
         if config.do_eval:
-            data_process.check_same_labels(data_path, tasks)
+            processed.check_same_labels(data_path, tasks)
             scores, per_label = {}, {}
             for path in (path for path in (data_path / "dev.jsonl", data_path / "test.jsonl") if path.exists()):
                 scores[path.stem] = trainer.eval(MyDataLoader(MyDataset(path, encoder, limit), config.eval_batch_size))
@@ -82,7 +83,7 @@ def main(config):
                 (run_dir / name).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
         if config.do_predict:
-            source = with_tokens(texts, tasks) if texts else data_process.part_of(data_path, "test")
+            source = with_tokens(texts, tasks) if texts else processed.part_of(data_path, "test")
             predict_set = MyDataset(source, encoder, None if texts else limit)
             trainer.predict(MyDataLoader(predict_set, config.eval_batch_size), config.predict_output or run_dir / "predictions.csv")
 

@@ -22,8 +22,8 @@ from tqdm import tqdm
 import checkpoint
 import metrics
 from config import UserError, is_tagging
-from data_process import join_tokens, split_text
 from labels import place_tokens
+from processed import join_tokens, split_text
 from run_folder import Interrupted
 from tricks import Tricks
 

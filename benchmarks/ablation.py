@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 from filelock import FileLock, Timeout  # noqa: E402
 
 from config import UserError  # noqa: E402
-from data_process import sha256  # noqa: E402
+from processed import sha256  # noqa: E402
 
 VARIANTS = {
     **{name: f"use_{name}=True" for name in ("fgm", "pgd", "freelb", "awp", "smart", "rdrop", "ema", "swa")},

@@ -34,8 +34,8 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from config import Config, keep_freed_memory
 from data_loader import IGNORE, Encoder, MyDataLoader, MyDataset, load_tokenizer
-from data_process import load_labels
 from model_utils import CRF, build_model, parameter_groups
+from processed import load_labels
 from trainer import Trainer, build_optimizer, build_scheduler
 from tricks import build_tricks
 
@@ -304,7 +304,7 @@ import json, resource, sys, time
 from pathlib import Path
 from config import Config, keep_freed_memory
 from data_loader import Encoder, MyDataLoader, MyDataset, MyIterableDataLoader, MyIterableDataset, load_tokenizer
-from data_process import load_labels
+from processed import load_labels
 kind, path, model = sys.argv[1:]
 encoder = Encoder(load_tokenizer(Config(pretrain_model_path=model), None), load_labels(Path(path).parent), 64)
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

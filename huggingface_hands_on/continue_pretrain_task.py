@@ -40,7 +40,7 @@ def word_numbers(text):
     import regex
     import rjieba
 
-    from data_process import split_text
+    from processed import split_text
 
     starts = np.zeros(len(text) + 1, int)
     for _, start, _ in split_text(text, "word"):
@@ -55,7 +55,7 @@ def word_numbers(text):
 
 def encode_texts(texts, tokenizer, whole_word):
     """Yields (token ids, word number of each) for each text, without special tokens. Words given apart stay apart."""
-    from data_process import join_tokens
+    from processed import join_tokens
 
     texts = iter(texts)
     while chunk := list(islice(texts, 1000)):
@@ -410,7 +410,7 @@ def claim(config, fingerprint):
     from filelock import FileLock, Timeout
 
     import checkpoint
-    from data_process import require_free_folder
+    from huggingface_hands_on.corpus import require_free_folder
 
     folder, now = Path(config.output_dir), asdict(config) | {"texts, tokenizer and first weights": fingerprint}
     if (folder / "args.json").exists():
@@ -472,7 +472,7 @@ def main(config):
     from transformers import DataCollatorForLanguageModeling, logging, set_seed
 
     import checkpoint
-    from data_process import read_corpus
+    from huggingface_hands_on.corpus import read_corpus
 
     folder = Path(config.output_dir)
     refuse_finished(folder)

@@ -140,7 +140,7 @@ def alphabet(texts, normalizer, size, chinese):
 
 def quality(tokenizer, texts):
     """Counts of "texts", "words", "tokens" and "unknown" tokens. texts: strings, or lists of words, that the training did not see."""
-    from data_process import split_text
+    from processed import split_text
 
     counts = Counter()
     for text in texts:
@@ -155,7 +155,7 @@ def quality(tokenizer, texts):
 def main(config):
     from tqdm import tqdm
 
-    from data_process import read_corpus, require_free_folder
+    from huggingface_hands_on.corpus import read_corpus, require_free_folder
 
     folder = Path(config.output_dir)
     train, held_out, _ = read_corpus(config)

@@ -19,8 +19,9 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 import labels
 from config import Config, DataConfig, UserError
-from data_process import process, spans_to_tokens, split_text
+from data_process import process, spans_to_tokens
 from main import main
+from processed import split_text
 
 rng = random.Random(0)
 SONGS, ROOMS = ["Hey Jude", "Yesterday 😀", "七里香", "Café del Mar", "Let It Be"], ["kitchen", "living room", "客厅", "Büro"]

@@ -4,8 +4,9 @@ import pytest
 from conftest import ROOT, SHARED, read_json
 
 from config import Config, DataConfig, UserError
-from data_process import join_tokens, load_labels, process, read_texts, split_text
+from data_process import process, read_texts
 from labels import illegal_tags
+from processed import join_tokens, load_labels, split_text
 
 
 def write(folder, files):

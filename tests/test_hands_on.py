@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 from config import PretrainConfig, TokenizerConfig, UserError
-from data_process import read_corpus
 from huggingface_hands_on import continue_pretrain_task as pretraining
+from huggingface_hands_on.corpus import read_corpus
 from huggingface_hands_on.train_tokenizer_from_scratch import main as train_command
 from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
 

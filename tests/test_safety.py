@@ -16,9 +16,10 @@ from transformers import BertConfig, BertModel
 import checkpoint
 from config import Config, DataConfig, UserError
 from data_loader import Encoder, MyDataset, load_tokenizer
-from data_process import join_tokens, load_labels, process, split_text
+from data_process import process
 from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
 from model_utils import load_pretrained
+from processed import join_tokens, load_labels, split_text
 
 EXAMPLES = settings(max_examples=int(os.environ.get("SOAK_EXAMPLES", 60)), deadline=None, suppress_health_check=list(HealthCheck))
 TOKENIZER = train_tokenizer(lambda: ["play a song 播放音乐 é ü 7.7", "stop it now 你好 ok 7.7"] * 3, 200)

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 import main as main_module
 from config import Config, UserError, seed_torch
 from data_loader import Encoder, LengthSampler, MyDataLoader, MyDataset, build_loaders, load_tokenizer
-from data_process import load_labels
 from model_utils import build_model, parameter_groups
+from processed import load_labels
 from run_folder import Interrupted
 from trainer import Trainer, build_optimizer, build_scheduler
 from tricks import build_tricks

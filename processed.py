@@ -1,0 +1,165 @@
+"""The processed folder as it is read: its labels, its rows with their checks, and what a token is in a raw text.
+
+labels.json is {task: {"type", "labels", "counts", …}}; train.jsonl, dev.jsonl and test.jsonl hold an example a line (see data_process.py,
+which writes them). This is all that training and prediction know of the data.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import regex
+
+import labels
+from config import UserError, is_tagging
+
+PARTS = ("train", "dev", "test")
+
+
+# ---- text <-> tokens -----------------------------------------------------------------------------------------------------
+
+HAN = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
+LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--{HAN}]"
+WORD = rf"(?V1){HAN}|{LETTER}+(?:(?:[-'’.:/@&]|(?<=\d),(?=\d)){LETTER}+)*|[^\s]"
+
+
+def split_text(text, unit):
+    """[(token, start, end)] of a raw text: characters, or words with Chinese characters and punctuation apart ("7:30" stays whole).
+
+    A text with nothing in it is one empty token, which the loader turns into [UNK].
+    """
+    pattern = {"word": WORD, "character": r"\S", "character+blank": r"(?s)."}[unit]
+    found = regex.finditer(pattern, text)
+    return [(m.group(), m.start(), m.end()) for m in found] or [("", 0, 0)]
+
+
+def join_tokens(tokens, unit):
+    """(text, [(start, end)]): tokens written as a text. Words are parted by a blank, but Chinese is not."""
+    text, spans = "", []
+    for token in tokens:
+        if unit == "word" and text and token and not (regex.match(HAN, text[-1]) or regex.match(HAN, token[0])):
+            text += " "
+        spans.append((len(text), len(text) + len(token)))
+        text += token
+    return text, spans
+
+
+# ---- checks of a row -------------------------------------------------------------------------------------------------------
+
+
+def check_text(example, may_be_empty=False):
+    """UserError unless the example has a text or tokens that can be used."""
+    at, tokens, text = example["at"], example.get("tokens"), example.get("text")
+    if "tokens" in example:
+        if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
+            raise UserError(f"{at}: `tokens` must be a list of one or more strings")
+    elif not isinstance(text, str):
+        raise UserError(f"{at}: the text {text!r} is not a string")
+    elif not text.strip() and not may_be_empty:
+        raise UserError(f"{at}: the text is empty")
+    if not isinstance(example.get("text_pair", ""), str):
+        raise UserError(f"{at}: text_pair must be a string")
+
+
+def check_characters(example):
+    """UserError for a lone surrogate: JSON can write one, UTF-8 and the tokenizers cannot."""
+    encode(json.dumps(example, ensure_ascii=False), example["at"])
+
+
+# ---- reading the processed folder ----------------------------------------------------------------------------------------
+
+
+def load_labels(data_path):
+    """labels.json of a processed folder: {task: {"type", "labels", …}}."""
+    path = Path(data_path) / "labels.json"
+    if not path.exists():
+        raise UserError(
+            f"{data_path}: no labels.json in it; make the folder with: python data_process.py --input RAW --output_dir {data_path}"
+        )
+    try:
+        tasks = json.loads(path.read_text(encoding="utf-8"))
+        known = all(
+            isinstance(task["type"], str) and (len(task["labels"]) > 0 or {"mean", "std"} <= task.keys()) for task in tasks.values()
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):
+        known = False
+    if not known or not tasks:
+        raise UserError(f'{path}: must be {{"task": {{"type": one of {", ".join(labels.KINDS)}, "labels": [...]}}, …}}')
+    for task in tasks.values():
+        if is_tagging(task["type"]):
+            task.setdefault("unit", "word")
+    return tasks
+
+
+def check_row(example, tasks, at, needs_labels=True):
+    """UserError unless a row of a processed file, or one to predict on, has what these tasks need. A label may be missing (null)."""
+    if not isinstance(example, dict) or not ("text" in example or "tokens" in example):
+        raise UserError(f"{at}: must be a JSON object with `text` or `tokens`")
+    check_text({"at": at, **example}, may_be_empty=not needs_labels)
+    for name, task in tasks.items():
+        if needs_labels:
+            if name not in example:
+                raise UserError(f"{at}: has no label for the task {name!r}; null says that there is none")
+            labels.check_label({"at": at, **example}, name, task["type"])
+        if is_tagging(task["type"]) and "tokens" not in example:
+            raise UserError(f"{at}: has no `tokens`, which the task {name!r} tags")
+
+
+def read_processed(path, tasks, start=0, stop=None):
+    """(where, example) of a processed .jsonl between two byte positions, one at a time, each checked."""
+    with open(path, "rb") as file:
+        file.seek(start)
+        for number, line in enumerate(file, 1):
+            where = f"{path}, row {number}" + (f" after byte {start}" if start else "")
+            try:
+                example = json.loads(line)
+            except (ValueError, RecursionError):
+                raise UserError(f"{where}: not JSON; make the folder anew with data_process.py") from None
+            check_row(example, tasks, where)
+            example.setdefault("id", str(number - 1))
+            yield where, example
+            if stop is not None and file.tell() >= stop:
+                return
+
+
+def part_of(data_path, part):
+    path = Path(data_path) / f"{part}.jsonl"
+    if not path.exists():
+        raise UserError(f"{path}: no such part; name the texts to predict on with --predict_file")
+    return path
+
+
+def check_same_labels(data_path, tasks):
+    """UserError if a data folder's tasks and labels are not those that a model was trained with."""
+    here = load_labels(data_path)
+    for name in here.keys() | tasks.keys():
+        theirs, ours = (set(side.get(name, {}).get("labels", ())) for side in (here, tasks))
+        if theirs != ours:
+            raise UserError(
+                f"{data_path}: its labels of {name!r} are not the model's: only in the data: {shorten(theirs - ours) or 'none'}; "
+                f"only in the model: {shorten(ours - theirs) or 'none'}"
+            )
+
+
+# ---- helpers ----------------------------------------------------------------------------------------------------------------
+
+
+def shorten(names, most=8):
+    names = sorted(names)
+    return ", ".join(names[:most]) + (f", … ({len(names) - most} more)" if len(names) > most else "")
+
+
+def sha256(path):
+    """Of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def encode(text, at):
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{at}: holds half a character (a lone surrogate, \\ud800 to \\udfff); remove it") from None
