@@ -8,6 +8,7 @@ import argparse
 import ctypes
 import dataclasses
 import json
+import math
 import os
 import random
 import sys
@@ -50,6 +51,18 @@ def parse_layers(text):
     if named is None and not str(text).isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of layers nor 'all' nor False")
     return int(text) if named is None else named
+
+
+STRENGTHS = {  # option of a trick: the switches it needs
+    "fgm_eps": "use_fgm use_pgd",
+    **dict.fromkeys(("pgd_alpha", "pgd_steps"), "use_pgd"),
+    **dict.fromkeys(("freelb_alpha", "freelb_steps"), "use_freelb"),
+    **dict.fromkeys(("awp_gamma", "awp_start"), "use_awp"),
+    "smart_weight": "use_smart",
+    "rdrop_alpha": "use_rdrop",
+    "ema_decay": "use_ema",
+    "swa_start": "use_swa",
+}
 
 
 @dataclass
@@ -221,8 +234,14 @@ class Config:
             (len(adversaries) > 1, f"{' and '.join(f'--{name}' for name in adversaries)} are each an adversary; choose one"),
             (self.use_ema and self.use_swa, "--use_ema and --use_swa both replace the weights that are scored; choose one"),
             (self.use_ema and self.ema_decay == 1, "--ema_decay=1 would never move; it must be below 1"),
-            (self.use_swa and self.swa_start == 1, "--swa_start=1 leaves no epoch to average"),
-            (self.use_awp and self.awp_start == 1, "--awp_start=1 leaves no epoch for AWP"),
+            (
+                self.use_swa and 0 < self.epochs < math.floor(self.swa_start * self.epochs) + 2,
+                f"--use_swa would average fewer than two of {self.epochs} epochs; lower --swa_start={self.swa_start:g}",
+            ),
+            (
+                self.use_awp and 0 < self.epochs <= math.ceil(self.awp_start * self.epochs - 1e-9),
+                f"--awp_start={self.awp_start:g} leaves none of {self.epochs} epochs for AWP",
+            ),
             (
                 self.unfreeze_layers and self.compile,
                 "--unfreeze_layers changes what is trained each epoch, and --compile would compile anew; drop one",
@@ -240,10 +259,26 @@ class Config:
                 (self.freeze_layers or self.unfreeze_layers) and (self.use_fgm or self.use_pgd),
                 "--use_fgm and --use_pgd need the gradient of the word embeddings, but --freeze_layers and --unfreeze_layers freeze them",
             ),
+            (
+                self.pooling == "mean" and self.encoder == "bilstm",
+                "--pooling=mean: what a BiLSTM classifies from is its two last states; leave it at first",
+            ),
         ]
         for senseless, why in rules:
             if senseless:
                 raise UserError(why)
+
+    def idle(self):
+        """What is said of each option of a trick that has no effect, or leaves its trick without one."""
+        found = []
+        for name, switches in STRENGTHS.items():
+            on, value = any(getattr(self, switch) for switch in switches.split()), getattr(self, name)
+            use = " or ".join(f"--{switch}" for switch in switches.split())
+            if not on and value != getattr(Config, name):
+                found.append(f"--{name}={value:g} has no effect without {use}")
+            if on and value == 0 and not name.endswith("start"):
+                found.append(f"--{name}=0 leaves {use} without effect")
+        return found
 
     @property
     def data_dir(self):

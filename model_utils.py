@@ -598,16 +598,21 @@ def freeze(encoder, num_layers):
 
 def depths(encoder):
     """({parameter's name: depth}, number n of layers): 0 for the embeddings, 1 to n for the layers, n + 1 for what follows them."""
-    place, layers = next(((name, module) for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)), ("", []))
+    lists = [(name, len(module)) for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)]
+    place, layers = lists[0] if lists else ("", 0)
+    parent = place.rpartition(".")[0]
+    stacks = [name for name, length in lists if length == layers and name.rpartition(".")[0] == parent]  # XLM has several, side by side
     children = [name for name, _ in encoder.named_children()]
-    below = children[: children.index(place.split(".")[0])] if place else []  # what stands before the stack are the embeddings
+    # What comes before the stack, or lies beside it in the same module as relative positions do, belongs to the embeddings
+    below = children[: children.index(place.split(".")[0]) + bool(parent)] if place else []
     found = {}
     for name, _ in encoder.named_parameters():
-        if place and name.startswith(f"{place}."):
-            found[name] = int(name[len(place) + 1 :].split(".")[0]) + 1
+        stack = next((stack for stack in stacks if name.startswith(f"{stack}.")), None)
+        if stack:
+            found[name] = int(name[len(stack) + 1 :].split(".")[0]) + 1
         else:
-            found[name] = 0 if name.split(".")[0] in below else len(layers) + 1
-    return found, len(layers)
+            found[name] = 0 if name.split(".")[0] in below else layers + 1
+    return found, layers
 
 
 def default_lr(model, config):

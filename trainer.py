@@ -115,10 +115,14 @@ class Trainer:
             f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.1f} M parameters on {self.device}; "
             f"{len(self.train_loader.dataset)} examples to train on, {len(self.dev_loader.dataset)} in dev; peak rates {', '.join(rates)}"
         )
+        for idle in config.idle():
+            logger.warning(idle)
         if config.use_crf and not any(is_tagging(task["type"]) for task in self.tasks.values()):
             logger.warning("--use_crf has no effect: none of the tasks is tagging")
         elif config.use_crf and (config.class_weights != "none" or config.label_smoothing or config.focal_gamma):
             logger.warning("--class_weights, --label_smoothing and --focal_gamma have no effect on tagging with --use_crf")
+        if config.pooling == "mean" and all(is_tagging(task["type"]) for task in self.tasks.values()):
+            logger.warning("--pooling=mean has no effect: all tasks are tagging")
         with self.writer, self.signals(), SummaryWriter(config.run_dir / "tensorboard", purge_step=progress.step + 1) as self.board:
             while progress.epoch < config.epochs and not self.out_of_patience():
                 try:
@@ -273,7 +277,7 @@ class Trainer:
             progress.best_score, progress.best_epoch, progress.bad_epochs = scores[self.monitor], progress.epoch, 0
             self.save_model("best")
             shown += "  (best)"
-        else:
+        elif progress.epoch > self.tricks.begins():
             progress.bad_epochs += 1
         logger.info(f"epoch {progress.epoch}  dev: {shown}")
 

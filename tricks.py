@@ -1,13 +1,15 @@
 """Training tricks, each one class of a few lines beside its formula and paper.
 
-All have one way in, the hooks of `Trick`: the trainer calls them and knows no trick by name. Edit here when you want one of your own:
-a subclass of `Trick` with the hooks it needs and a `build`, and its option in config.py. Nothing else needs to change.
+All have one way in, the hooks of `Trick`: the training step calls them and knows no trick by name. Edit here when you want one of your
+own: a subclass of `Trick` with the hooks it needs and a `build`, and its option in config.py. Nothing else needs to change.
 
-Tricks stack in the order in which they stand here, a later one around the earlier ones. Under gradient accumulation each acts on
-every micro-batch by itself; what it adds to the gradients is scaled like the clean loss.
+Tricks stack: those that change the loss (`around_forward`) lie within those that change its gradient (`around`), and of each kind a
+later one around those before it in this file. Under gradient accumulation each acts on every micro-batch by itself; what it adds to the
+gradients is scaled like the clean loss.
 """
 
 import logging
+import math
 from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
@@ -28,6 +30,10 @@ class Trick:
     @classmethod
     def build(cls, model, config):
         """The trick as the options say, or None if they do not ask for it."""
+
+    def begins(self):
+        """How many epochs pass before it acts; only after them early stopping counts."""
+        return 0
 
     def groups(self, groups):
         """Parameter groups for the optimizer -> what they shall be instead."""
@@ -222,10 +228,13 @@ class AWP(Trick):
 
     @classmethod
     def build(cls, model, config):
-        return cls(model, config.awp_gamma, int(config.awp_start * config.epochs)) if config.use_awp else None
+        return cls(model, config.awp_gamma, math.ceil(config.awp_start * config.epochs - 1e-9)) if config.use_awp else None
 
     def __init__(self, model, gamma=0.0002, start=0):
         self.model, self.gamma, self.start, self.on = model, gamma, start, start == 0
+
+    def begins(self):
+        return self.start
 
     def before_epoch(self, epoch):
         self.on = epoch >= self.start
@@ -325,7 +334,10 @@ class RDrop(Trick):
 
 
 class MultiSampleDropout(Trick):
-    """The heads read the encoder's output under several dropout masks; the losses are averaged. Inoue, 2019 (arXiv:1905.09788)."""
+    """The heads read the encoder's output under several dropout masks; the losses are averaged. Inoue, 2019 (arXiv:1905.09788).
+
+    R-Drop and SMART compare the answers under the first mask.
+    """
 
     @classmethod
     def build(cls, model, config):
@@ -416,6 +428,9 @@ class SWA(Average):
         super().__init__(model)
         self.start, self.last = start, -1
 
+    def begins(self):
+        return math.floor(self.start)
+
     def after_epoch(self, epoch):
         if epoch + 1 > self.start and epoch > self.last:
             self.count, self.last = self.count + 1, epoch
@@ -464,7 +479,7 @@ class GradualUnfreezing(Trick):
     @classmethod
     def build(cls, model, config):
         trick = cls(model, config.unfreeze_layers) if config.unfreeze_layers else None
-        if trick and trick.top >= config.unfreeze_layers * (config.epochs - 1):
+        if trick and min((depth for _, depth in trick.depth), default=0) <= trick.top - config.unfreeze_layers * (config.epochs - 1):
             logger.warning(f"--unfreeze_layers={config.unfreeze_layers}: in {config.epochs} epochs the lowest layers will never train")
         return trick
 
@@ -483,6 +498,9 @@ class GradualUnfreezing(Trick):
 
 class Tricks(list):
     """Several tricks as one, as the trainer sees them: it has the hooks of `Trick`."""
+
+    def begins(self):
+        return max((trick.begins() for trick in self), default=0)
 
     def groups(self, groups):
         for trick in self:

@@ -294,7 +294,9 @@ def crf_rows(rounds):
 
 ALL = ["train", "eval", "crf", "overhead", "growth", "start", "tricks"]
 TRICKS = {
-    **{f"--use_{name}": {f"use_{name}": True} for name in ("fgm", "pgd", "freelb", "awp", "smart", "rdrop", "ema", "swa")},
+    **{f"--use_{name}": {f"use_{name}": True} for name in ("fgm", "pgd", "freelb", "smart", "rdrop", "ema")},
+    "--use_awp": {"use_awp": True, "awp_start": 0.0},
+    "--use_swa": {"use_swa": True, "swa_start": 0.0, "epochs": 2},
     "--dropout_samples 5": {"dropout_samples": 5},
     "--layer_decay 0.9": {"layer_decay": 0.9},
     "--unfreeze_layers 2, first epoch": {"unfreeze_layers": 2, "epochs": 3},
@@ -430,7 +432,7 @@ def main():
         table.append(f"| {what} | {epoch:.1f} s | {extra:.2f} s more | {extra / epoch:.2%} |")
     if "tricks" in options.only:
         systems = {"plain": lambda: bench.ours(use_crf=True)}
-        systems |= {name: lambda change=change: bench.ours(use_crf=True, awp_start=0.0, **change) for name, change in TRICKS.items()}
+        systems |= {name: lambda change=change: bench.ours(use_crf=True, **change) for name, change in TRICKS.items()}
         speed = compare(bench, systems, len(bench.train_set), options.rounds)
         for name in TRICKS:
             table.append(f"| a step with {name} ÷ a plain one, both with a CRF | | | {speed['plain'] / speed[name]:.2f} |")

@@ -125,7 +125,7 @@ def test_a_full_disk_ends_in_one_line_and_the_old_checkpoint_stays(writer, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
-@pytest.mark.parametrize("options", [dict(), dict(encoder="bilstm", use_crf=True, special_tokens="<e1>", shared_layers=1, pooling="mean")])
+@pytest.mark.parametrize("options", [dict(pooling="mean"), dict(encoder="bilstm", use_crf=True, special_tokens="<e1>", shared_layers=1)])
 def test_a_checkpoint_alone_brings_back_the_model(options, tiny):
     config = tiny(epochs=1, **options)
     trainer = train(config)

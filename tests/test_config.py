@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from config import Config, DataConfig, UserError, parse_args, parse_bool
+from config import STRENGTHS, Config, DataConfig, UserError, parse_args, parse_bool
 
 ORIGINAL = (
     "--pretrain_model_path=bert --device=cuda:0 --do_train=True --batch_size=64 --lr=5e-5 --epochs=100 --use_fgm=True --data_path=data "
@@ -77,6 +77,9 @@ def test_parse_bool_refuses_what_is_neither():
         ("--use_ema --use_swa", "--use_ema and --use_swa"),
         ("--use_ema --ema_decay 1", "--ema_decay"),
         ("--use_swa --swa_start 1", "--swa_start"),
+        ("--use_swa --epochs 3", "--swa_start"),
+        ("--use_awp --epochs 1", "--awp_start"),
+        ("--encoder bilstm --pooling mean", "--pooling"),
         ("--layer_decay 0.9", "--pretrain_model_path"),
         ("--unfreeze_layers 1 --encoder bilstm --pretrain_model_path x", "--pretrain_model_path"),
         ("--unfreeze_layers 1 --use_fgm --pretrain_model_path x", "--use_fgm"),
@@ -97,6 +100,15 @@ def test_a_mistake_is_one_line_that_names_the_flag(flags, named, capsys):
         parse_args(Config, flags.split())
     message = capsys.readouterr().err
     assert stop.value.code == 2 and named in message and message.count("\n") == 1
+
+
+def test_strengths_that_do_nothing_are_told():
+    assert Config(use_pgd=True, fgm_eps=0.5, pgd_alpha=0.2, use_swa=True, swa_start=0.0).idle() == []
+    assert Config(rdrop_alpha=4.0).idle() == ["--rdrop_alpha=4 has no effect without --use_rdrop"]
+    assert Config(fgm_eps=0.5).idle() == ["--fgm_eps=0.5 has no effect without --use_fgm or --use_pgd"]
+    assert Config(use_smart=True, smart_weight=0.0).idle() == ["--smart_weight=0 leaves --use_smart without effect"]
+    switched = {name for name in vars(Config()) if name.startswith("use_")} - {"use_crf"}
+    assert {switch for switches in STRENGTHS.values() for switch in switches.split()} == switched
 
 
 def test_help_teaches_every_flag(capsys):

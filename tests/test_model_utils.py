@@ -8,7 +8,7 @@ from transformers import AutoModel, BertConfig
 
 from config import Config, UserError
 from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
-from model_utils import CRF, HEADS, MyModel, build_model, default_lr, may_follow, mean_of_tokens, parameter_groups
+from model_utils import CRF, HEADS, MyModel, build_model, default_lr, depths, may_follow, mean_of_tokens, parameter_groups
 
 TASKS = {
     "intent": {"type": "classification", "labels": ["a", "b", "c"]},
@@ -103,13 +103,7 @@ def inputs_of(model_tokenizer, texts):
 
 @pytest.mark.parametrize(
     "options",
-    [
-        dict(),
-        dict(use_crf=True, shared_layers=2),
-        dict(encoder="bilstm"),
-        dict(encoder="bilstm", use_crf=True, pooling="mean"),
-        dict(pooling="mean"),
-    ],
+    [dict(), dict(use_crf=True, shared_layers=2), dict(encoder="bilstm"), dict(encoder="bilstm", use_crf=True), dict(pooling="mean")],
 )
 def test_a_text_scores_the_same_alone_and_padded(options):
     torch.manual_seed(0)
@@ -175,6 +169,23 @@ def test_freezing(layers, frozen):
         assert parameter.requires_grad is not any(part in name for part in frozen), name
     with pytest.raises(UserError, match="freeze_layers"):
         build_model(Config(hidden_size=32, num_layers=2, freeze_layers=7), tokenizer(), TASKS)
+
+
+def test_depths_of_other_encoders():
+    """What belongs to no layer counts with the embeddings, so that freezing and decaying reach it."""
+    from transformers import AlbertConfig, AutoModel, DebertaV2Config, MPNetConfig, XLMConfig
+
+    shape = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=50)
+    for settings, layers, low in (
+        (DebertaV2Config(**shape, relative_attention=True, max_relative_positions=16), 2, "encoder.rel_embeddings.weight"),
+        (AlbertConfig(**shape, embedding_size=16), 1, "encoder.embedding_hidden_mapping_in.weight"),
+        (MPNetConfig(**shape), 2, "encoder.relative_attention_bias.weight"),
+        (XLMConfig(emb_dim=32, n_layers=2, n_heads=2, vocab_size=50), 2, "position_embeddings.weight"),
+    ):
+        found, count = depths(AutoModel.from_config(settings))
+        above = {name for name, depth in found.items() if depth > count}
+        assert count == layers and found[low] == 0 and all("pooler" in name for name in above), above
+        assert {depth for depth in found.values() if 0 < depth <= count} == set(range(1, count + 1))
 
 
 def test_parameter_groups_cover_everything_once():

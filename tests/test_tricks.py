@@ -157,11 +157,20 @@ def plus(*gradients):
     return [sum(parts) for parts in zip(*gradients)]
 
 
-def fgm(oracle, batch):
-    clean = oracle.gradient(oracle.outputs(batch)[0][0])
+def plain_loss(oracle, batch, *place, **noise):
+    return oracle.outputs(batch, *place, **noise)[0][0]
+
+
+def rdrop_loss(oracle, batch, *place, **noise):
+    (one,), (other,) = (oracle.outputs(batch, *place, **noise) for _ in range(2))
+    return (one[0] + other[0]) / 2 + 2.0 / 2 * oracle.divergence(one, other, batch)
+
+
+def fgm(oracle, batch, loss=plain_loss):
+    clean = oracle.gradient(loss(oracle, batch))
     g = dict(zip(oracle.parameters, clean))[WORDS]
     moved = {WORDS: oracle.parameters[WORDS] + 0.7 * g / g.norm()}
-    return plus(clean, oracle.gradient(oracle.outputs(batch, moved)[0][0]))
+    return plus(clean, oracle.gradient(loss(oracle, batch, moved)))
 
 
 def pgd(oracle, batch):
@@ -175,7 +184,7 @@ def pgd(oracle, batch):
     return plus(clean, found)
 
 
-def freelb(oracle, batch):
+def freelb(oracle, batch, loss=plain_loss):
     mask = batch.inputs["attention_mask"]
     delta = torch.rand(5, 8, 16) * 2 - 1
     delta = torch.stack([delta[i] * mask[i, :, None] * 0.4 / (mask[i].sum() * 16).sqrt() for i in range(5)])
@@ -183,8 +192,7 @@ def freelb(oracle, batch):
     for _ in range(3):
         torch.set_rng_state(state)
         delta = delta.detach().requires_grad_()
-        loss = oracle.outputs(batch, noise=delta)[0][0]
-        *parameters, g = oracle.gradient(loss, {**oracle.parameters, "delta": delta})
+        *parameters, g = oracle.gradient(loss(oracle, batch, noise=delta), {**oracle.parameters, "delta": delta})
         total = parameters if total is None else plus(total, parameters)
         steps = []
         for i in range(5):
@@ -194,12 +202,12 @@ def freelb(oracle, batch):
     return [part / 3 for part in total]
 
 
-def awp(oracle, batch):
-    clean = dict(zip(oracle.parameters, oracle.gradient(oracle.outputs(batch)[0][0])))
+def awp(oracle, batch, loss=plain_loss):
+    clean = dict(zip(oracle.parameters, oracle.gradient(loss(oracle, batch))))
     moved = {
         n: w + 0.1 * w.norm().item() * clean[n] / clean[n].norm() for n, w in oracle.parameters.items() if w.ndim > 1 and clean[n].any()
     }
-    return oracle.gradient(oracle.outputs(batch, moved)[0][0])
+    return oracle.gradient(loss(oracle, batch, moved))
 
 
 def smart(oracle, batch):
@@ -225,8 +233,7 @@ def smart(oracle, batch):
 
 
 def rdrop(oracle, batch):
-    (one,), (other,) = oracle.outputs(batch), oracle.outputs(batch)
-    return oracle.gradient((one[0] + other[0]) / 2 + 2.0 / 2 * oracle.divergence(one, other, batch))
+    return oracle.gradient(rdrop_loss(oracle, batch))
 
 
 def dropout_samples(oracle, batch):
@@ -309,6 +316,21 @@ GRADIENTS = {
         lambda room, model: room.MultiSampleDropout(model, 4),
         dropout_samples,
         [("for _ in range(samples)]", "for _ in range(1)]"), ("for output in outputs) / samples)", "for output in outputs))")],
+    ),
+    "FGM + RDrop": (
+        lambda room, model: room.Tricks([room.FGM(model, 0.7), room.RDrop(model, 2.0)]),
+        lambda oracle, batch: fgm(oracle, batch, rdrop_loss),
+        [],
+    ),
+    "FreeLB + RDrop": (
+        lambda room, model: room.Tricks([room.FreeLB(model, 3, 0.3, 0.4, 0.5), room.RDrop(model, 2.0)]),
+        lambda oracle, batch: freelb(oracle, batch, rdrop_loss),
+        [],
+    ),
+    "AWP + RDrop": (
+        lambda room, model: room.Tricks([room.AWP(model, 0.1), room.RDrop(model, 2.0)]),
+        lambda oracle, batch: awp(oracle, batch, rdrop_loss),
+        [],
     ),
 }
 
@@ -613,15 +635,15 @@ def test_all_weights_and_random_states_return_after_a_score(tiny):
 def test_the_best_checkpoint_has_the_averaged_weights_and_their_scores(tiny, tmp_path):
     from data_loader import MyDataLoader
 
-    for options in (dict(use_ema=True), dict(use_swa=True, swa_start=0.0)):
-        config = tiny(epochs=1, model_version=str(options), **options)
+    for options in (dict(use_ema=True, epochs=1), dict(use_swa=True, swa_start=0.0, epochs=2)):
+        config = tiny(model_version=str(options), monitor="loss", **options)
         trainer = train(config)
         best = load_file(config.run_dir / "checkpoints/best/model.safetensors")
         raw = load_file(checkpoint.steps(trainer.root)[0] / "model.safetensors")
         average = trainer.tricks[0].average
         assert all(torch.equal(best[name], average[name]) for name in average)
-        same = all(torch.equal(best[name], raw[name]) for name in average)
-        assert same == ("use_swa" in options)  # the mean of one epoch's end is that end
+        assert not all(torch.equal(best[name], raw[name]) for name in average)
+        assert trainer.progress.best_epoch == trainer.progress.epoch  # of what the average was at its end
         model, tokenizer, tasks, _ = checkpoint.load(config.run_dir / "checkpoints/best")
         scores = Trainer(model, tokenizer, tasks, config, torch.device("cpu")).eval(MyDataLoader(trainer.dev_loader.dataset, 64))
         assert scores[trainer.monitor] == trainer.progress.best_score
@@ -641,6 +663,24 @@ def test_the_rate_stays_where_swa_begins():
     plain, swa = rates(), rates(use_swa=True, swa_start=0.6)
     assert swa[:61] == plain[:61] and set(swa[60:]) == {plain[60]}
     assert set(rates(use_swa=True, swa_start=0.0)[10:]) == {1.0}  # not before the warmup has ended
+
+
+def test_no_run_ends_early_before_its_trick_has_begun(tiny):
+    """With a rate of nearly nothing no epoch is better than the first: patience is over as soon as it may count."""
+    stopped = {}
+    for options in ({}, dict(use_awp=True, awp_start=0.5), dict(use_swa=True, swa_start=0.5)):
+        config = tiny(epochs=8, early_stop_patience=2, lr=1e-12, model_version=f"patience{options}", **options)
+        stopped[" ".join(options)] = train(config).progress.epoch
+    assert stopped == {"": 3, "use_awp awp_start": 6, "use_swa swa_start": 6}
+
+
+def test_awp_begins_after_its_share_of_epochs(tiny):
+    for epochs, start in ((3, 1), (10, 2), (30, 6)):
+        awp = tricks.AWP.build(nn.Linear(2, 2), Config(use_awp=True, epochs=epochs))
+        assert awp.begins() == start
+        for epoch in range(epochs):
+            awp.before_epoch(epoch)
+            assert awp.on == (epoch >= start)
 
 
 def test_a_trick_of_your_own_is_one_class_and_one_option(tiny):
