@@ -4,8 +4,10 @@
 
 A variant is a name of VARIANTS, or options of main.py such as `lr=5e-4`, or several of these joined by `+`. Each run is a process of
 main.py. runs.csv in --results has a line for each that is done, and these are not repeated: started again, the script goes on, with a run
-that was interrupted from its checkpoint. Prints and writes to summary.csv the mean ± standard deviation of each score, the difference to
-the baseline over the same seeds with a confidence interval, and the cost in time; draws differences.png if matplotlib is installed.
+that was interrupted from its checkpoint. A run is known by the bytes of its data and model and by all options that change its result, not
+by the code: after editing that, name another --results. Prints and writes to summary.csv the mean ± standard deviation of each score, the
+difference to the baseline over the same seeds with a confidence interval, and the cost in time; draws differences.png if matplotlib is
+installed. Choose by dev; test tells what the choice is worth.
 
 With an interval of 95 % about one comparison in twenty is called significant though nothing differs: `--false_positives` shows it on the
 stored scores of the baseline. Who compares many variants will see such ones.
@@ -13,6 +15,7 @@ stored scores of the baseline. Who compares many variants will see such ones.
 
 import argparse
 import csv
+import hashlib
 import itertools
 import json
 import os
@@ -26,6 +29,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +40,10 @@ sys.path.insert(0, str(ROOT))
 
 from filelock import FileLock, Timeout  # noqa: E402
 
-from config import UserError  # noqa: E402
-from processed import sha256  # noqa: E402
+import metrics  # noqa: E402
+from config import Config, UserError, parse_args  # noqa: E402
+from processed import PARTS, load_labels, sha256  # noqa: E402
+from run_folder import FREE  # noqa: E402
 
 VARIANTS = {
     **{name: f"use_{name}=True" for name in ("fgm", "pgd", "freelb", "awp", "smart", "rdrop", "ema", "swa")},
@@ -93,43 +99,56 @@ def false_positives(scores, seeds, rounds=2000):
 # ---- runs --------------------------------------------------------------------------------------------------------------------
 
 
-def common_flags(options):
-    """The flags of all runs. Those that name the run folder are ours."""
-    flags = shlex.split(options.options)
-    ours = ("--debug", "--fold", "--model_version", "--output_dir", "--model_output_path", "--checkpoint", "--random_seed", "--seed")
-    if taken := [flag for flag in flags if flag.split("=")[0] in ours]:
-        raise UserError(f"--options: {taken[0]} is set by this script")
-    return flags
+OURS = ("data_path", "pretrain_model_path", "debug", "fold", "model_version", "output_dir", "checkpoint", "random_seed")
 
 
-def data_of(options):
-    """What the rows are: runs on other data are not mistaken for these."""
-    return sha256(Path(options.data_path) / "train.jsonl")[:12]
-
-
-def flags_of(variant):
-    """'ema+lr=5e-4' -> ['--use_ema=True', '--lr=5e-4']"""
+def flags_of(variant, options):
+    """'ema+lr=5e-4' -> [all flags of --options, '--use_ema=True', '--lr=5e-4']"""
     parts = [] if variant == "baseline" else [VARIANTS.get(part, part) for part in variant.split("+")]
     if wrong := [part for part in parts if "=" not in part]:
         raise UserError(f"{wrong[0]} is neither one of {', '.join(VARIANTS)} nor an option such as lr=5e-4")
-    return [f"--{part}" for part in parts]
+    return [*shlex.split(options.options), *(f"--{part}" for part in parts)]
+
+
+def settings(variant, options):
+    """{option: value} of a variant's runs, as text, without those that change no result. A mistake is one line, before anything runs."""
+    config = parse_args(Config, ["--pretrain_model_path", options.pretrain_model_path, *flags_of(variant, options)])
+    if idle := config.idle():
+        raise UserError(f"{variant}: {idle[0]}")
+    found, given = asdict(config), asdict(Config(pretrain_model_path=options.pretrain_model_path))
+    if taken := [name for name in OURS if found[name] != given[name]]:
+        raise UserError(f"{variant}: --{taken[0]} is set by this script")
+    return {name: str(value) for name, value in found.items() if name not in FREE and name not in OURS}
+
+
+def digest(folder, names):
+    """Of those files that are there."""
+    sums = [sha256(path) for path in (folder / name for name in names) if path.is_file()]
+    return hashlib.sha256("".join(sums).encode()).hexdigest()[:12]
+
+
+def data_and_model(options):
+    """What, beside the options, a run rests on: {"data": …, "model": …}, the bytes of both; of a model from a hub its name."""
+    model, data = Path(options.pretrain_model_path), Path(options.data_path)
+    load_labels(data)
+    name = "/".join(model.parts[-2:]) or "from scratch"
+    if options.pretrain_model_path and model.is_dir():
+        name += f" {digest(model, sorted(path.name for path in model.iterdir()))}"
+    return {"data": digest(data, ["labels.json", *(f"{part}.jsonl" for part in PARTS)]), "model": name}
 
 
 class Runs:
-    """The runs that are done, as runs.csv has them, and those that are under way."""
+    """The runs that are done, as runs.csv has them, and those that are under way. keys: {variant: what its runs are known by}."""
 
-    def __init__(self, path, options):
-        self.path, self.lock, self.processes, self.stopped = path, threading.Lock(), set(), False
+    def __init__(self, path, keys):
+        self.path, self.keys, self.lock, self.processes, self.stopped = path, keys, threading.Lock(), set(), False
         self.rows = list(csv.DictReader(open(path, encoding="utf-8"))) if path.exists() else []  # noqa: SIM115
-        self.common = common_flags(options)
-        self.same = {"data": data_of(options), "model": "/".join(Path(options.pretrain_model_path).parts[-2:]) or "from scratch"}
-
-    def key(self, variant, seed):
-        return self.same | {"variant": variant, "seed": str(seed), "flags": shlex.join([*self.common, *flags_of(variant)])}
 
     def find(self, variant, seed):
-        key = self.key(variant, seed)
-        return next((row for row in self.rows if all(row.get(name) == value for name, value in key.items())), None)
+        """An option that a run of long ago does not know had then the value that is its default now."""
+        key = self.keys[variant] | {"seed": str(seed)}
+        defaults = {name: str(value) for name, value in asdict(Config()).items()}
+        return next((row for row in self.rows if all((row.get(name) or defaults.get(name)) == key[name] for name in key)), None)
 
     def of(self, variant, seeds):
         return [row for seed in seeds if (row := self.find(variant, seed))]
@@ -166,9 +185,9 @@ def run(variant, seed, options, runs):
     folder = Path(options.work) / name
     fresh = not folder.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(ROOT / "main.py"), "--do_train", "--do_eval", "--resume", "--data_path", options.data_path]
-    command += ["--pretrain_model_path", options.pretrain_model_path, "--output_dir", options.work, "--model_version", name]
-    command += ["--random_seed", str(seed), *runs.common, *flags_of(variant)]
+    command = [sys.executable, str(ROOT / "main.py"), *flags_of(variant, options), "--do_train", "--do_eval", "--resume"]
+    command += ["--data_path", options.data_path, "--pretrain_model_path", options.pretrain_model_path]
+    command += ["--output_dir", options.work, "--model_version", name, "--random_seed", str(seed)]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs)), "TQDM_DISABLE": "1"}
     log, began = Path(options.work) / f"{name}.log", time.perf_counter()
     with open(log, "a", encoding="utf-8") as file:
@@ -184,7 +203,7 @@ def run(variant, seed, options, runs):
     if process.returncode:
         raise UserError(f"{name} failed: {(log.read_text(encoding='utf-8').strip().splitlines() or ['?'])[-1]} (see {log})")
     scores = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
-    row = runs.key(variant, seed)
+    row = {"variant": variant, "seed": str(seed)} | runs.keys[variant]
     row |= {"seconds": f"{time.perf_counter() - began:.1f}", "cpu_seconds": f"{used.ru_utime + used.ru_stime:.1f}"} if fresh else {}
     row |= {f"{part}_{score}": repr(value) for part in scores for score, value in scores[part].items()}
     runs.add(row)
@@ -279,12 +298,15 @@ def main(argv=None):
         raise UserError("--seeds and --jobs must be at least 1")
     results = Path(options.results or options.work)
     variants, seeds = ["baseline", *options.tricks], range(1, options.seeds + 1)
-    for variant in variants:
-        flags_of(variant)
+    known = [name for name in metrics.score_names(load_labels(options.data_path)) if "loss" not in name]
+    if unknown := sorted(set(options.scores or []) - set(known)):
+        raise UserError(f"--scores {unknown[0]} is none of {', '.join(known)}")
+    same = data_and_model(options)
+    keys = {variant: same | settings(variant, options) for variant in variants}
     results.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(results / ".lock", timeout=0):
-            compare(options, Runs(results / "runs.csv", options), results, variants, seeds)
+            compare(options, Runs(results / "runs.csv", keys), results, variants, seeds)
     except Timeout:
         raise UserError(f"{results} is in use by another process; name another folder with --results") from None
 
@@ -315,8 +337,9 @@ def compare(options, runs, results, variants, seeds):
         return
     write_csv(results / "summary.csv", lines)
     plot(results / "differences.png", part, names, lines)
-    print(f"\n{part}, mean ± standard deviation over {options.seeds} seeds; difference to the baseline [95 % interval]\n")
-    print(table(part, names, lines))
+    print(f"\nmean ± standard deviation over {options.seeds} seeds; difference to the baseline [95 % interval]")
+    for part in parts:
+        print(f"\n{part}:\n\n{table(part, names, lines)}")
 
 
 if __name__ == "__main__":
@@ -324,6 +347,6 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.exit(130)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

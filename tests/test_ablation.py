@@ -1,10 +1,12 @@
 """benchmarks/ablation.py: its statistics against simulation, and real runs of it."""
 
 import csv
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,8 +50,9 @@ def test_a_real_difference_is_found_and_few_seeds_say_nothing():
 @pytest.mark.parametrize("score", ["intent_accuracy", "slots_f1", "sentence_accuracy"])
 def test_stored_scores_compared_with_themselves(score):
     rows = list(csv.DictReader(STORED.read_text(encoding="utf-8").splitlines()))
-    scores = [float(row[f"test_{score}"]) for row in rows if row["variant"] == "baseline"]
-    assert ablation.false_positives(scores, 5, rounds=1000) <= 0.065
+    baseline = {"variant": "baseline", "epochs": "10", "pooling": "first", "precision": "fp32", "batch_size": "32"}
+    scores = [float(row[f"test_{score}"]) for row in rows if baseline.items() <= row.items()]
+    assert len(scores) == 5 and ablation.false_positives(scores, 5, rounds=1000) <= 0.065
 
 
 def test_an_ablation_goes_on_where_it_stopped(sample, command, tmp_path):
@@ -65,7 +68,9 @@ def test_an_ablation_goes_on_where_it_stopped(sample, command, tmp_path):
     assert "not significant (no interval)" in done.stdout and (tmp_path / "results/summary.csv").exists()
     assert (tmp_path / "results/differences.png").read_bytes()[:4] == b"\x89PNG"
     first = rows()
-    assert set(first) == {"baseline", "ema+lr=1e-3"} and "--use_ema=True --lr=1e-3" in first["ema+lr=1e-3"]["flags"]
+    assert set(first) == {"baseline", "ema+lr=1e-3"} and "--epochs" not in first["baseline"]
+    assert (first["ema+lr=1e-3"]["use_ema"], first["ema+lr=1e-3"]["lr"], first["baseline"]["epochs"]) == ("True", "0.001", "1")
+    assert done.stdout.index("\ndev:") < done.stdout.index("\ntest:")
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     path.write_text("".join(line for line in lines if not line.startswith("baseline")), encoding="utf-8")
     done = command(*flags)
@@ -76,12 +81,48 @@ def test_an_ablation_goes_on_where_it_stopped(sample, command, tmp_path):
     }
 
 
+def test_runs_are_known_by_what_they_rest_on(sample, tmp_path):
+    """The same options written otherwise are the same runs; other bytes of dev, of the model, or another default are not."""
+    data, model = tmp_path / "data", tmp_path / "models/mine"
+    shutil.copytree(sample, data)
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+
+    def keys(*variants, flags=""):
+        options = SimpleNamespace(data_path=str(data), pretrain_model_path=str(model), options=flags)
+        return {variant: ablation.data_and_model(options) | ablation.settings(variant, options) for variant in variants}
+
+    first = keys("baseline", "fgm", "layer_decay")
+    runs = ablation.Runs(tmp_path / "runs.csv", first)
+    runs.add({"variant": "baseline", "seed": "1"} | first["baseline"])
+    runs.add({"variant": "baseline", "seed": "1", **keys("baseline", flags="--use_fgm")["baseline"], "pooling": ""})  # older than --pooling
+
+    def found(variant, **changed):
+        again = ablation.Runs(tmp_path / "runs.csv", keys(variant) | changed)
+        return again.find(variant, 1)
+
+    assert found("baseline")["use_fgm"] == "False" and found("fgm")["use_fgm"] == "True" and found("layer_decay") is None
+    assert found("lr=1e-4") is None and found("fgm+pooling=mean") is None and found("num_workers=2") == found("baseline")
+    for path in (data / "dev.jsonl", model / "config.json"):
+        before = path.read_text(encoding="utf-8")
+        path.write_text(before + "\n", encoding="utf-8")
+        assert found("baseline") is None
+        path.write_text(before, encoding="utf-8")
+    assert found("baseline") is not None
+
+
 @pytest.mark.parametrize(
     "flags, said",
     [
         ("--tricks magic", "magic is neither"),
         ("--seeds 0", "--seeds"),
         ("--options=--debug", "--debug"),
+        ("--tricks ema fold=1", "--fold"),
+        ("--tricks random_seed=3", "--random_seed"),
+        ("--tricks dropuot=0.1", "--dropuot"),
+        ("--tricks rdrop_alpha=4", "--use_rdrop"),
+        ("--scores slots_f2", "slots_f2"),
+        ("--data_path nowhere", "labels.json"),
         ("--false_positives", "no baseline"),
         ("--tricks ema+swa", "--use_ema and --use_swa"),
     ],
