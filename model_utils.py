@@ -458,25 +458,27 @@ def may_follow(before, tag, bioes):
 
 
 class BiLSTM(nn.Module):
-    """An encoder without transformers: embeddings and a bidirectional LSTM. It shows what an encoder of your own needs."""
+    """An encoder without transformers: embeddings and bidirectional LSTMs. It shows what an encoder of your own needs.
+
+    The layers are modules of their own: cuDNN's dropout between layers of one LSTM has a state that no checkpoint holds.
+    """
 
     def __init__(self, vocab_size, hidden_size, num_layers, dropout, pad_id):
         super().__init__()
         self.embeddings = nn.Embedding(vocab_size, hidden_size, padding_idx=pad_id)
         self.dropout = nn.Dropout(dropout)
-        self.lstm = nn.LSTM(
-            hidden_size, hidden_size // 2, num_layers, batch_first=True, bidirectional=True, dropout=dropout if num_layers > 1 else 0.0
-        )
+        self.layers = nn.ModuleList(nn.LSTM(hidden_size, hidden_size // 2, batch_first=True, bidirectional=True) for _ in range(num_layers))
 
     def get_input_embeddings(self):
         return self.embeddings
 
     def forward(self, input_ids, attention_mask):
         lengths = attention_mask.sum(1).cpu()  # packed, so that padding never enters the backward pass
-        packed = nn.utils.rnn.pack_padded_sequence(
-            self.dropout(self.embeddings(input_ids)), lengths, batch_first=True, enforce_sorted=False
-        )
-        hidden, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=input_ids.shape[1])
+        vectors = self.dropout(self.embeddings(input_ids))
+        packed, _ = self.layers[0](nn.utils.rnn.pack_padded_sequence(vectors, lengths, batch_first=True, enforce_sorted=False))
+        for layer in self.layers[1:]:
+            packed, _ = layer(packed._replace(data=self.dropout(packed.data)))
+        hidden, _ = nn.utils.rnn.pad_packed_sequence(packed, batch_first=True, total_length=input_ids.shape[1])
         hidden = hidden.unflatten(2, (2, -1))
         first = torch.cat([hidden[range(len(lengths)), lengths - 1, 0], hidden[:, 0, 1]], 1)  # the whole text, both ways
         return SimpleNamespace(last_hidden_state=torch.cat([first.unsqueeze(1), hidden.flatten(2)[:, 1:]], 1))

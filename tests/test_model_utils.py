@@ -8,7 +8,7 @@ from transformers import AutoModel, BertConfig
 
 from config import Config, UserError
 from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
-from model_utils import CRF, HEADS, MyModel, build_model, default_lr, depths, may_follow, mean_of_tokens, parameter_groups
+from model_utils import CRF, HEADS, BiLSTM, MyModel, build_model, default_lr, depths, may_follow, mean_of_tokens, parameter_groups
 
 TASKS = {
     "intent": {"type": "classification", "labels": ["a", "b", "c"]},
@@ -233,6 +233,26 @@ def test_a_pretrained_folder_loads_its_weights_and_grows_for_special_tokens(tmp_
     (tmp_path / "bert/model.safetensors").unlink()
     with pytest.raises(UserError, match="pretrain_model_path"):
         build_model(Config(pretrain_model_path=str(tmp_path / "bert")), words, TASKS)
+
+
+def test_a_bilstm_is_torchs_lstm_of_several_layers():
+    """Also its dropout, whose masks come from torch's generator, which a checkpoint holds."""
+    torch.manual_seed(0)
+    model = BiLSTM(50, 16, 3, 0.5, pad_id=0)
+    whole = torch.nn.LSTM(16, 8, 3, batch_first=True, bidirectional=True, dropout=0.5)
+    weights = {name.replace("l0", f"l{k}"): p for k, layer in enumerate(model.layers) for name, p in layer.state_dict().items()}
+    whole.load_state_dict(weights)
+    mask = torch.arange(7) < torch.tensor([[7], [3], [5]])
+    ids = torch.randint(1, 50, (3, 7)) * mask
+    for module in (model, whole):
+        module.train()
+    torch.manual_seed(1)
+    found = model(ids, mask.long()).last_hidden_state
+    torch.manual_seed(1)
+    vectors = torch.nn.functional.dropout(model.embeddings(ids), 0.5)
+    packed = torch.nn.utils.rnn.pack_padded_sequence(vectors, mask.sum(1), batch_first=True, enforce_sorted=False)
+    wanted, _ = torch.nn.utils.rnn.pad_packed_sequence(whole(packed)[0], batch_first=True)
+    assert torch.equal(found[:, 1:], wanted[:, 1:])
 
 
 def test_an_encoder_stored_in_half_precision_trains_and_returns_in_full(tmp_path):
