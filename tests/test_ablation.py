@@ -26,6 +26,13 @@ def test_equal_variants_are_called_different_once_in_twenty_times(seeds):
     assert 0.02 < wrong < 0.065
 
 
+@pytest.mark.parametrize("seeds, share", [(5, 0.8), (8, 0.98)])
+def test_a_difference_of_two_deviations_is_mostly_found(seeds, share):
+    """The paired t-test, which trusts in normal differences, would find 0.92 and 1.00 of them; the bootstrap-t unsmoothed 0.74 and 0.96."""
+    differences = 2 + np.random.default_rng(2).normal(size=(500, seeds))
+    assert np.mean([ablation.verdict(ablation.interval(row)) == "significant" for row in differences]) > share
+
+
 def test_the_plain_percentile_bootstrap_would_be_rejected():
     """What the test above is for: at 5 seeds the usual interval is wrong three times as often as it says."""
     rng, wrong = np.random.default_rng(1), 0
@@ -43,7 +50,7 @@ def test_a_real_difference_is_found_and_few_seeds_say_nothing():
     assert np.allclose(ablation.interval(values + 3), (low + 3, high + 3)) and np.allclose(ablation.interval(-values), (-high, -low))
     assert ablation.interval(values[:4]) is None and "no interval" in ablation.verdict(None)
     assert ablation.interval([0.0] * 5) is None and ablation.interval([1.0] * 5) is None
-    assert ablation.interval([1.0, 1.0, 1.0, 1.0, 0.0])[0] == -np.inf
+    assert np.isfinite(ablation.interval([1.0, 1.0, 1.0, 1.0, 0.0])).all()
 
 
 @pytest.mark.skipif(not STORED.exists(), reason="no stored scores")
