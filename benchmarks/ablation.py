@@ -273,7 +273,7 @@ def plot(path, part, names, lines):
             axis.plot([middle], [height], "o", color="tab:blue")
         axis.axvline(0, color="gray", linewidth=0.8)
         axis.set_yticks(range(len(lines)), [line["variant"] for line in reversed(lines)])
-        axis.set_title(f"{name}, points")
+        axis.set_title(f"{part} {name}, points")
     figure.savefig(path, dpi=120)
 
 
