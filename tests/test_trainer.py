@@ -565,3 +565,20 @@ def test_the_losses_are_those_of_the_plain_slow_path(tiny):
     np.testing.assert_allclose(ours, plain, rtol=2e-4)
     for name, tensor in load_file(sorted((config.run_dir / "checkpoints").glob("step_*"))[-1] / "model.safetensors").items():
         torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-3, atol=1e-5)
+
+
+def test_options_without_effect_are_told(tiny, caplog):
+    tagging = {"slots": {"type": "tagging", "labels": ["O", "B-x"], "unit": "word"}}
+    for options, tasks, said in (
+        (dict(rdrop_alpha=4.0), None, "--rdrop_alpha=4 has no effect without --use_rdrop"),
+        (dict(pooling="mean"), tagging, "--pooling=mean has no effect"),
+        (dict(use_rdrop=True, rdrop_alpha=4.0), None, ""),
+        (dict(pooling="mean"), None, ""),
+    ):
+        trainer = make_trainer(tiny(epochs=0, model_version=f"{options} {said[:9]}", **options))
+        trainer.tasks = tasks or trainer.tasks
+        caplog.clear()
+        with caplog.at_level("WARNING", logger="template"):
+            trainer.train()
+        warned = [record.getMessage() for record in caplog.records if "effect" in record.getMessage()]
+        assert len(warned) == bool(said) and all(said in one for one in warned)
