@@ -14,6 +14,7 @@ import random
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +49,13 @@ def write_json(path, value):
 
 def seal(folder):
     """Writes the manifest of a folder's files, and syncs all to the disk."""
-    files = sorted(folder.iterdir())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "manifest.json")
     with ThreadPoolExecutor(4) as pool:  # the disk works on one file while another is summed
         syncs = [pool.submit(sync, path) for path in files]
         sums = list(pool.map(sha256, files))
         for done in syncs:
             done.result()
-    write_json(folder / "manifest.json", {path.name: sum for path, sum in zip(files, sums)})
+    write_json(folder / "manifest.json", {path.relative_to(folder).as_posix(): sum for path, sum in zip(files, sums)})
     for path in (folder / "manifest.json", folder):
         sync(path)
 
@@ -185,14 +186,37 @@ def load(folder):
     """(model, tokenizer, tasks, config) of a checkpoint, on the CPU; needs no data and no hub. UserError if it is damaged."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no checkpoint there; train first (--do_train), or name one with --checkpoint")
-    if reason := damage(folder):
-        raise UserError(f"{folder}: damaged checkpoint, {reason}; use another one or train again")
+    require_whole(folder)
     config = Config.load(folder / "args.json")
     tasks = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # a foreign folder can make transformers raise anything
+        raise UserError(f"{folder}: no tokenizer loads from it ({first_line(error)})") from None
     model = build_model(config, tokenizer, tasks, checkpoint=folder)
     load_weights(model, folder)
     return model, tokenizer, tasks, config
+
+
+def require_whole(folder):
+    """UserError if a checkpoint is damaged, which names those beside it that are whole."""
+    reason = damage(folder)
+    if reason is None:
+        return
+    whole = [path for path in (folder.parent / "best", *steps(folder.parent)) if path != folder and not damage(path)]
+    if not whole:
+        raise UserError(f"{folder}: damaged checkpoint, {reason}, and none beside it is whole; train again")
+    weights = weights_sum(folder)
+    same = [path for path in whole if weights and weights_sum(path) == weights]
+    listed = ", ".join(path.name + (" (the very same weights)" if path in same else "") for path in whole)
+    chosen = (same or whole)[0]
+    raise UserError(f"{folder}: damaged checkpoint, {reason}; whole beside it: {listed}. To use one: --checkpoint {chosen}")
+
+
+def weights_sum(folder):
+    """SHA-256 of a checkpoint's weights as its manifest has it; None if that cannot be read."""
+    with suppress(OSError, ValueError, AttributeError):
+        return json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("model.safetensors")
 
 
 def load_weights(model, folder):
@@ -222,24 +246,56 @@ def shape_of(tensors, name):
 
 
 def training_state(optimizer, scheduler, scaler, tricks, progress, device):
-    """(tensors, JSON values): all that the next step depends on beside the weights. progress: a dict of the trainer's."""
-    state = optimizer.state_dict()
-    tensors = {f"optimizer.{number}.{name}": tensor for number, slots in state["state"].items() for name, tensor in slots.items()}
+    """(tensors, JSON values): all that the next step depends on beside the weights. progress: a dict of the trainer's.
+
+    Any optimizer and scheduler of torch's kind will do, if what it remembers is tensors, numbers and strings.
+    """
+    tensors, numbers = {}, {}  # the optimizer's state: tensors, and what else it remembers of each parameter
+    for number, slots in optimizer.state_dict()["state"].items():
+        for name, value in slots.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer.{number}.{name}"] = value
+            else:
+                numbers.setdefault(str(number), {})[name] = value
     tensors |= {f"tricks.{name}": tensor for name, tensor in tricks.state_dict().items()}
     tensors["random.torch"] = torch.get_rng_state()
     if device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
     name, keys, *rest = np.random.get_state()
     values = {
-        "optimizer": state["param_groups"],
-        "scheduler": {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"},
+        "optimizer": [{name: as_json(value) for name, value in group.items()} for group in optimizer.state_dict()["param_groups"]],
+        "optimizer_state": numbers,
+        "scheduler": {name: as_json(value) for name, value in scheduler.state_dict().items()},
         "scaler": scaler.state_dict(),
         "random_python": random.getstate(),
         "random_numpy": [name, keys.tolist(), *rest],
         "progress": progress,
         "environment": environment(device),
     }
+    try:
+        json.dumps(values)
+    except TypeError as error:
+        raise UserError(
+            f"{type(optimizer).__name__} or {type(scheduler).__name__} remembers what a checkpoint cannot hold ({error}); "
+            "only tensors, numbers, strings, and lists and dicts of them can be saved"
+        ) from None
     return tensors, values
+
+
+def as_json(value):
+    """Tensors, also in lists, as the numbers or lists that JSON can hold; all else as it is."""
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    return value.tolist() if isinstance(value, torch.Tensor) else value
+
+
+def as_before(value, now):
+    """What JSON gave back, as the type that the object has now: JSON has neither tuples nor tensors."""
+    if isinstance(now, torch.Tensor):
+        return torch.tensor(value, dtype=now.dtype, device=now.device)
+    if isinstance(now, list | tuple) and len(now) == len(value):
+        return type(now)(as_before(*pair) for pair in zip(value, now))
+    return value
 
 
 def environment(device):
@@ -255,7 +311,8 @@ def restore_training(folder, optimizer, scheduler, scaler, tricks, device):
     for name, now in environment(device).items():
         if (before := values["environment"][name]) != now:
             logger.warning(f"{name} was {before}, is {now}: the run goes on, but its bytes may differ from one that was never stopped")
-    state, averages = {}, {}
+    state = {int(number): dict(slots) for number, slots in values.get("optimizer_state", {}).items()}
+    averages = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         if kind == "optimizer":
@@ -263,13 +320,17 @@ def restore_training(folder, optimizer, scheduler, scaler, tricks, device):
             state.setdefault(int(number), {})[slot] = tensor
         elif kind == "tricks":
             averages[rest] = tensor
-    groups = [group | {"betas": tuple(group["betas"])} for group in values["optimizer"]]
     try:
+        groups = [
+            {name: as_before(value, group.get(name)) for name, value in before.items()}
+            for before, group in zip(values["optimizer"], optimizer.state_dict()["param_groups"], strict=True)
+        ]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
+        course = {name: as_before(values["scheduler"].get(name, now), now) for name, now in scheduler.state_dict().items()}
+        scheduler.load_state_dict(course)
         tricks.load_state_dict(averages)
     except (ValueError, KeyError) as error:  # with --force_resume the options may have changed
         raise UserError(f"{folder}: was made with other options that this run cannot go on from ({first_line(error)})") from None
-    scheduler.load_state_dict(values["scheduler"] | {"lr_lambdas": [None] * len(groups)})
     scaler.load_state_dict(values["scaler"])
     version, internal, gauss = values["random_python"]
     random.setstate((version, tuple(internal), gauss))

@@ -7,6 +7,7 @@ then read it as `config.<name>` where it is used. `--flag`, `--flag=True`, `--fl
 import argparse
 import ctypes
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -30,6 +31,31 @@ class UserError(ValueError):
 def first_line(error):
     """What another library's error says, short enough for a one-line message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+ROOT = Path(__file__).resolve().parent  # of the repository
+
+OS_ADVICE = {
+    errno.ENOSPC: "free some space, or choose another place",
+    errno.EFBIG: "free some space, or choose another place",
+    errno.EDQUOT: "free some space, or choose another place",
+    errno.EACCES: "make it readable and writable for you, or choose another place",
+    errno.EPERM: "make it readable and writable for you, or choose another place",
+    errno.EROFS: "it cannot be written there: choose another place",
+    errno.EEXIST: "something of that name is in the way: move or remove it",
+    errno.ENOTDIR: "a part of that path is a file: move it, or choose another place",
+    errno.EISDIR: "that is a folder: name a file",
+    errno.ENOENT: "check the name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+
+
+def os_error_line(error):
+    """An error of the operating system as one line: which file, what is wrong, what to do."""
+    if error.filename is None or error.strerror is None:
+        return first_line(error)
+    advice = OS_ADVICE.get(error.errno)
+    return f"{error.filename2 or error.filename}: {error.strerror.lower()}" + (f"; {advice}" if advice else "")
 
 
 def option(default, help, group=None, choices=None, aliases=(), parse=None):
@@ -282,8 +308,11 @@ class Config:
 
     @property
     def data_dir(self):
-        """The processed folder to read: --data_path, or a fold in it."""
-        return Path(self.data_path) if self.fold is None else Path(self.data_path) / f"fold_{self.fold}"
+        """The processed folder to read: --data_path, or a fold in it. The sample is the repository's own, wherever this was started."""
+        path = Path(self.data_path)
+        if self.data_path == Config.data_path and not path.exists():
+            path = ROOT / path
+        return path if self.fold is None else path / f"fold_{self.fold}"
 
     def task_weights_by_name(self):
         """'intent=1,slots=2' -> {'intent': 1.0, 'slots': 2.0}"""

@@ -11,7 +11,8 @@ import hashlib
 import json
 import logging
 import os
-from itertools import islice
+from contextlib import suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from tokenizers import pre_tokenizers
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from tqdm import tqdm
 
-from config import UserError, first_line, is_tagging
+from config import UserError, first_line, is_tagging, os_error_line
 from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
 from processed import read_processed, sha256
 
@@ -304,7 +305,8 @@ class MyDataset(Dataset):
     """A processed file, or a list of examples, tokenised once and kept as Arrow.
 
     Numbers are in memory, some bytes a token; the examples themselves stay memory-mapped. The Arrow file lies in `.cache`
-    beside the data and is named by what it depends on: the data, the tokenizer, the labels, the length.
+    beside the data and is named by what it depends on (the data, the tokenizer, the labels, the length) and by its own SHA-256:
+    one that is damaged is made anew. Where none can be written, everything is kept in memory.
     `dataset[i]` is the example as it was read; `dataset.batch(rows)` is a Batch.
     """
 
@@ -325,20 +327,34 @@ class MyDataset(Dataset):
         from datasets import Dataset as ArrowDataset
 
         key = self.fingerprint = encoded_fingerprint(path, self.encoder, limit)
-        cache = path.parent / ".cache" / f"{path.stem}-{key}.arrow"
-        if not cache.exists():
-            cache.parent.mkdir(exist_ok=True)
-            building = cache.with_suffix(f".{os.getpid()}.tmp")
-            batches = self.encode((e for _, e in islice(read_processed(path, self.tasks), limit)), f"tokenising {path.name}")
-            first = next(batches, None)
-            if first is None:
-                raise UserError(f"{path}: no examples in it")
-            with pa.ipc.new_stream(str(building), first.schema) as writer:
-                writer.write_batch(first)
-                for batch in batches:
-                    writer.write_batch(batch)
-            os.replace(building, cache)
-        return ArrowDataset.from_file(str(cache)).data.table
+        folder, name = path.parent / ".cache", f"{path.stem}-{key}"
+        building = folder / f"{name}.{os.getpid()}.tmp"
+        try:
+            cache = find_cache(folder, name)
+            if cache is None:
+                folder.mkdir(exist_ok=True)
+                batches = self.encode_file(path, limit)
+                first = next(batches)
+                with pa.OSFile(str(building), "wb") as file, pa.ipc.new_stream(file, first.schema) as writer:
+                    writer.write_batch(first)
+                    for batch in batches:
+                        writer.write_batch(batch)
+                cache = folder / f"{name}.{sha256(building)[:16]}.arrow"
+                os.replace(building, cache)
+            return ArrowDataset.from_file(str(cache)).data.table
+        except OSError as error:
+            with suppress(OSError):
+                building.unlink(missing_ok=True)
+            logger.warning(f"no token cache ({os_error_line(error)}); tokens are kept in memory, and made anew by each run")
+            return pa.Table.from_batches(list(self.encode_file(path, limit)))
+
+    def encode_file(self, path, limit):
+        """The record batches of a processed file; UserError if it has no example."""
+        batches = self.encode((e for _, e in islice(read_processed(path, self.tasks), limit)), f"tokenising {path.name}")
+        first = next(batches, None)
+        if first is None:
+            raise UserError(f"{path}: no examples in it")
+        return chain([first], batches)
 
     def encode(self, examples, what, size=1000):
         """Record batches of the encoded columns and, as JSON in the first row of each, of the examples themselves."""
@@ -389,6 +405,16 @@ class MyDataset(Dataset):
         return make_batch(self.columns, np.asarray(rows), self.tasks, self.pad_id, multiple=self.encoder.multiple)
 
     __getitems__ = batch  # what torch's DataLoader asks for, with the row numbers of a whole batch
+
+
+def find_cache(folder, name):
+    """The token cache of that name whose bytes are what its name says, or None; damaged ones are told and removed."""
+    for path in sorted(folder.glob(f"{name}.*.arrow")):
+        if sha256(path)[:16] == path.name.split(".")[-2]:
+            return path
+        logger.warning(f"{path}: the token cache is damaged and is made anew")
+        path.unlink()
+    return None
 
 
 def to_arrow(column):

@@ -17,9 +17,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from filelock import FileLock
+
 import doctor
 import labels
-from config import Config, DataConfig, UserError, is_tagging, parse_args
+from config import ROOT, Config, DataConfig, UserError, is_tagging, os_error_line, parse_args
 from doctor import Note
 from processed import PARTS, check_characters, check_row, check_text, load_labels, read_processed, shorten, split_text
 from readers import READERS, RESERVED, SUFFIXES, find_format, read_txt, suffix_of
@@ -131,6 +133,9 @@ def check_examples(examples, config):
                 example[name] = None
     if unknown := sorted(set(chosen) - set(names)):
         raise UserError(f"--label_type names {', '.join(unknown)}, but the labels are {', '.join(names)}")
+    for name in names:
+        if name not in chosen:
+            notes += drop_dashes(examples, name, alone=len(names) == 1)
     tasks, spans = {}, []
     for name in names:
         values = [example[name] for example in examples if example.get(name) is not None]
@@ -157,6 +162,24 @@ def check_examples(examples, config):
         if is_tagging(kind):
             notes += convert_schemes(examples, name, config.tag_scheme)
     return tasks, notes
+
+
+def drop_dashes(examples, name, alone):
+    """Takes the label "-" among words, as OCNLI and SNLI write it, for no label: of a single task the row is left out. -> notes.
+
+    Beside other signs ("+") it is a label like any other.
+    """
+    found = {e[name] for e in examples if isinstance(e.get(name), str)} - {"-"}
+    dashed = [e for e in examples if e.get(name) == "-"]
+    if not dashed or len(found) < 2 or not all(re.search(r"\w", label) for label in found):
+        return []
+    if alone:
+        examples[:] = [e for e in examples if e.get(name) != "-"]
+    for example in dashed:
+        example[name] = None
+    done = "these rows are left out" if alone else "they count as unlabelled"
+    advice = f"{done}; if it is a class: --label_type {name}=classification"
+    return [Note(f"{name}: the label '-' means that there is no gold label", [e["at"] for e in dashed], advice)]
 
 
 def odd_numbers(name, kind, examples):
@@ -391,6 +414,16 @@ def process(config):
         print(f"wrote {folder}: " + ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()))
 
 
+def make_sample(folder):
+    """Makes the sample's processed folder if there is none; of several processes at once only one does."""
+    if (folder / "labels.json").exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if not (folder / "labels.json").exists():
+            process(DataConfig(input=str(ROOT / "dataset/sample_raw"), output_dir=str(folder)))
+
+
 def write_folds(folder, parts, tasks, config):
     """A processed folder fold_<k> for each fold, and beside them the whole, whose dev part is that of the first fold.
 
@@ -457,4 +490,5 @@ if __name__ == "__main__":
     try:
         process(parse_args(DataConfig))
     except (UserError, OSError) as mistake:
-        sys.exit(print(f"error: {mistake}", file=sys.stderr) or 2)
+        line = os_error_line(mistake) if isinstance(mistake, OSError) else mistake
+        sys.exit(print(f"error: {line}", file=sys.stderr) or 2)

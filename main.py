@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from config import Config, DataConfig, UserError, keep_freed_memory, parse_args, seed_torch
+from config import Config, UserError, keep_freed_memory, os_error_line, parse_args, seed_torch
 from logging_config import get_logger
 from run_folder import Interrupted, locked
 
@@ -34,8 +34,8 @@ def main(config):
     device, data_path = to_device(config.device), config.data_dir
     texts = data_process.read_texts(config.predict_file, config) if config.do_predict and config.predict_file else None
     needs_data = config.do_train or config.do_eval or not texts
-    if needs_data and config.data_path == Config.data_path and not (data_path / "labels.json").exists():
-        data_process.process(DataConfig(input=str(Path(__file__).parent / "dataset/sample_raw"), output_dir=config.data_path))
+    if needs_data and config.data_path == Config.data_path and config.fold is None:
+        data_process.make_sample(data_path)
 
     with locked(config) as run_dir:
         log_path = Path(config.log_output_path or run_dir) / config.log_output_file
@@ -94,8 +94,10 @@ def command(argv=None, run=main):
     mistake = None
     try:
         run(config)
-    except (UserError, OSError) as error:
+    except UserError as error:
         mistake = error
+    except OSError as error:
+        mistake = os_error_line(error)
     except Interrupted as interrupted:
         return 128 + interrupted.signal_number
     except KeyboardInterrupt:

@@ -489,10 +489,16 @@ def build_encoder(config, tokenizer, checkpoint=None):
     if config.encoder == "bilstm":
         return BiLSTM(len(tokenizer), config.hidden_size, config.num_layers, config.dropout, tokenizer.pad_token_id), config.hidden_size
     if checkpoint:
-        encoder = AutoModel.from_config(AutoConfig.from_pretrained(checkpoint)).float()
+        try:
+            shape = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+            encoder = AutoModel.from_config(shape, trust_remote_code=False).float()
+        except Exception as error:  # a foreign folder can make transformers raise anything
+            raise UserError(f"{checkpoint}: no encoder loads from it ({first_line(error)})") from None
     elif config.pretrain_model_path:
         encoder = load_pretrained(config.pretrain_model_path)
-        vocab_size = encoder.get_input_embeddings().num_embeddings
+        vocab_size = getattr(encoder.get_input_embeddings(), "num_embeddings", None)
+        if vocab_size is None:
+            raise UserError(f"{config.pretrain_model_path}: {encoder.config.model_type} reads no text; take an encoder such as BERT")
         if config.special_tokens:
             encoder.resize_token_embeddings(max(len(tokenizer), vocab_size))
         elif len(tokenizer) > vocab_size:
@@ -501,12 +507,33 @@ def build_encoder(config, tokenizer, checkpoint=None):
                 f"its embedding {vocab_size} rows; they do not belong together"
             )
     else:
-        encoder = AutoModel.from_config(bert_config(tokenizer, config.num_layers, config.hidden_size, config.max_length, config.dropout))
+        shape = bert_config(tokenizer, config.num_layers, config.hidden_size, config.max_length, config.dropout)
+        encoder = AutoModel.from_config(shape, trust_remote_code=False)
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # our heads read the hidden states; its work would be thrown away
+    if config.pretrain_model_path and not checkpoint:
+        check_encoder(encoder, tokenizer, config.pretrain_model_path)
     if (longest := num_positions(encoder)) and config.max_length > longest:
         raise UserError(f"--max_length={config.max_length} is more than the {longest} positions of this encoder")
     return encoder, encoder.config.hidden_size
+
+
+def check_encoder(encoder, tokenizer, name):
+    """UserError unless an encoder reads a batch as MyModel gives it and answers with a vector a token."""
+    ids = torch.tensor([[tokenizer.cls_token_id, tokenizer.unk_token_id], [tokenizer.cls_token_id, tokenizer.pad_token_id]])
+    mask = torch.tensor([[1, 1], [1, 0]])
+    training, kind = encoder.training, getattr(encoder.config, "model_type", type(encoder).__name__)
+    advice = "take an encoder such as BERT, RoBERTa, DeBERTa or ModernBERT"
+    encoder.eval()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        except Exception as error:  # whatever an unusual architecture raises
+            raise UserError(f"--pretrain_model_path {name}: {kind} cannot read a text alone ({first_line(error)}); {advice}") from None
+    encoder.train(training)
+    width = getattr(encoder.config, "hidden_size", None)
+    if hidden.shape != (2, 2, width):
+        raise UserError(f"--pretrain_model_path {name}: {kind} gives {tuple(hidden.shape)} for 2 texts of 2 tokens; {advice}")
 
 
 def first_position(encoder):
@@ -519,7 +546,7 @@ def first_position(encoder):
 def num_positions(encoder):
     """How many tokens fit, or None if there is no limit."""
     longest = getattr(encoder.config, "max_position_embeddings", None)
-    return longest and longest - first_position(encoder)
+    return longest - first_position(encoder) if longest and longest > 0 else None  # XLNet's -1 means that there is none
 
 
 def bert_config(tokenizer, num_layers, hidden_size, max_length, dropout=0.1):

@@ -339,6 +339,9 @@ def read_conll(path, options):
         intents = [row.strip() for _, row in read_rows(f"{path}.intent", options.encoding)]
         while intents and not intents[-1]:
             intents.pop()
+    glued = has_glued_places(path, options.encoding)
+    if glued:
+        print(f"{path}: each character has its place in its word glued to it (科0 技1), which is removed")
     tokens, tags, start, count = [], [], 0, 0
     for number, row in chain(read_rows(path, options.encoding), [(0, "")]):
         if not tokens and row.startswith("# ") and "=" in row:
@@ -350,7 +353,7 @@ def read_conll(path, options):
             if not token or not tag:
                 raise UserError(f"{path}, row {number}: needs a token and a tag, found {row!r}")
             start = start if tokens else number
-            tokens.append(token)
+            tokens.append(token[0] if glued else token)
             tags.append(tag)
         elif tokens:
             if intents is not None and count >= len(intents):
@@ -363,6 +366,20 @@ def read_conll(path, options):
             tokens, tags, count = [], [], count + 1
     if intents is not None and count != len(intents):
         raise UserError(f"{path}.intent: {len(intents)} rows, but {path} has {count} sentences")
+
+
+def has_glued_places(path, encoding):
+    """Whether every token of a CoNLL file is a character and its place in its word, as in Weibo NER: 科0 技1 全0 方1 位2."""
+    before, count = -1, 0
+    for _, row in read_rows(path, encoding):
+        if not row.strip() or row.startswith("-DOCSTART-"):
+            before = -1
+            continue
+        match = re.fullmatch(r"(?s)\S(\d+)", re.split(r"[ \t]", row, maxsplit=1)[0])
+        if match is None or int(match[1]) not in (0, before + 1):
+            return False
+        before, count = int(match[1]), count + 1
+    return count > 1
 
 
 def read_seq(path, options):

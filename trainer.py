@@ -152,6 +152,7 @@ class Trainer:
             if config.epochs == 0:
                 self.save_model("best")
         if config.epochs > 0:
+            checkpoint.require_whole(self.root / "best")
             checkpoint.load_weights(self.model, self.root / "best")
             logger.info(f"best: epoch {progress.best_epoch}, dev {self.monitor} {progress.best_score:.4f}")
         return progress.best_score
@@ -197,29 +198,41 @@ class Trainer:
         return self.tricks.around(compute, batch)
 
     def update(self, group):
-        """Clip, step, schedule, clear. A step whose gradient is not finite changes nothing; no host sync decides that.
-
-        Clipping is a factor that the fused optimizer divides by on its way; `found_inf` tells it to do nothing.
-        """
+        """Clip, step, schedule, clear. A step whose gradient is not finite changes nothing."""
         self.scaler.unscale_(self.optimizer)
         norm = get_total_norm([p.grad for p in self.trained if p.grad is not None])
         finite = torch.isfinite(norm)
         for name, loss in self.group_sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + torch.where(finite, loss, 0.0)
         self.group_sums = {}
-        if self.config.max_grad_norm:
-            self.optimizer.grad_scale = (norm / self.config.max_grad_norm).clamp(min=1)
-        self.optimizer.found_inf = (~finite).float()
         scale = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
+        self.step_optimizer(norm, finite)
         self.scaler.update()
-        self.lr = self.scheduler.get_last_lr()[0]
+        self.lr = float(self.scheduler.get_last_lr()[0])
         if self.scaler.get_scale() >= scale:  # after an fp16 overflow the rate waits as well
             self.scheduler.step()
         self.optimizer.zero_grad()
         self.tricks.after_step(finite)
         self.progress.sum_steps += 1
         self.refused.append((~finite, [row for batch in group for row in batch.rows.tolist()]))
+
+    def step_optimizer(self, norm, finite):
+        """One step of any optimizer, its gradient clipped to --max_grad_norm, and none if the gradient is not finite.
+
+        Fused Adam and AdamW do both on the device: they divide by `grad_scale` on their way, and `found_inf` tells them to do nothing.
+        For every other optimizer the host waits for the answer. (Fused SGD reads them too, but a first step that is left out would
+        leave its momentum uninitialised.)
+        """
+        divisor = (norm / self.config.max_grad_norm).clamp(min=1) if self.config.max_grad_norm else None
+        if isinstance(self.optimizer, torch.optim.Adam) and getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            if divisor is not None:
+                self.optimizer.grad_scale = divisor
+            self.optimizer.found_inf = (~finite).float()
+            self.scaler.step(self.optimizer)
+        elif finite:
+            if divisor is not None:
+                torch._foreach_div_([p.grad for p in self.trained if p.grad is not None], divisor)
+            self.scaler.step(self.optimizer)
 
     # ---- logs -------------------------------------------------------------------------------------------------------
 

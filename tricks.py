@@ -13,6 +13,7 @@ import math
 from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
+import torch.nn.functional as F
 
 from config import UserError
 from model_utils import MyModelOutput, depths
@@ -564,9 +565,31 @@ class Noise:
     """Adds noise to the word vectors that the encoder looks up, by a hook that stays; any encoder with `get_input_embeddings` will do."""
 
     def __init__(self, model):
-        table, self.value = model.encoder.get_input_embeddings(), None
+        encoder, self.value = model.encoder, None
+        if getattr(getattr(encoder, "config", None), "is_encoder_decoder", False):
+            encoder = encoder.get_encoder()  # BART looks words up in tables of its encoder and of its decoder
+        table = encoder.get_input_embeddings()
         self.width = table.embedding_dim
-        table.register_forward_hook(lambda module, inputs, output: output if self.value is None else output + self.value)
+        self.require_lookup(model.encoder, table)
+        table.register_forward_hook(self.add)
+
+    @staticmethod
+    def require_lookup(encoder, table):
+        """UserError unless the encoder looks its words up in `table`, as (B, L, width); XLNet does so as (L, B, width)."""
+        shapes, training, ids = [], encoder.training, torch.ones(1, 3, dtype=torch.long, device=table.weight.device)
+        hook = table.register_forward_hook(lambda table, inputs, output: shapes.append(output.shape[:2]))
+        encoder.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            encoder(input_ids=ids, attention_mask=ids)
+        encoder.train(training)
+        hook.remove()
+        if not shapes or shapes[0][0] != 1:
+            raise UserError("--use_smart and --use_freelb cannot add noise to this encoder's word vectors; try --use_fgm")
+
+    def add(self, table, inputs, output):
+        if self.value is None:
+            return output
+        return output + F.pad(self.value, (0, 0, 0, output.shape[1] - self.value.shape[1]))  # Longformer makes its input longer
 
     @contextmanager
     def added(self, value):

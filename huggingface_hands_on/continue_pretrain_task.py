@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, the house is one floor up
 
-from config import SIZES, PretrainConfig, UserError, first_line, parse_args
+from config import SIZES, PretrainConfig, UserError, first_line, os_error_line, parse_args
 
 IGNORE = -100
 MOST_HELD_OUT = 5000  # blocks to measure on
@@ -188,6 +188,8 @@ def build_sets(config, tokenizer, collator, texts, key):
     from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
 
+    import checkpoint
+
     def rows(side):
         return blocks(texts[side](), tokenizer, config.max_length, config.packing, config.whole_word)
 
@@ -198,10 +200,15 @@ def build_sets(config, tokenizer, collator, texts, key):
                 batch = mask(collator, batch_of([row], tokenizer))
                 yield {name: batch[name][0].tolist() for name in ("input_ids", "words", "labels")}
 
-    cache = str(Path(config.output_dir) / ".cache")
+    cache = Path(config.output_dir) / ".cache"
+    if cache.exists() and (reason := checkpoint.damage(cache)):  # without a manifest it is of a run that was killed early
+        if (cache / "manifest.json").exists():
+            print(f"{cache}: damaged ({reason}); the texts are cut into blocks anew")
+        shutil.rmtree(cache)
     try:
-        train = Dataset.from_generator(rows, gen_kwargs={"side": 0}, cache_dir=cache, fingerprint=f"train-{key}")
-        held_out = Dataset.from_generator(masked, cache_dir=cache, fingerprint=f"held-out-{key}")
+        train = Dataset.from_generator(rows, gen_kwargs={"side": 0}, cache_dir=str(cache), fingerprint=f"train-{key}")
+        held_out = Dataset.from_generator(masked, cache_dir=str(cache), fingerprint=f"held-out-{key}")
+        checkpoint.seal(cache)
     except DatasetGenerationError as error:  # what was wrong in the texts, or with the disk, is inside
         cause = error
         while cause.__cause__ or cause.__context__:
@@ -235,7 +242,8 @@ def load_model(config):
     if config.from_scratch:
         from model_utils import bert_config
 
-        return AutoModelForMaskedLM.from_config(bert_config(tokenizer, *SIZES[config.config], config.max_length)), tokenizer
+        shape = bert_config(tokenizer, *SIZES[config.config], config.max_length)
+        return AutoModelForMaskedLM.from_config(shape, trust_remote_code=False), tokenizer
     try:
         shape = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
@@ -559,8 +567,10 @@ def command(argv=None):
         return main(parse_args(PretrainConfig, argv))
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except (UserError, OSError) as error:
+    except UserError as error:
         mistake = error
+    except OSError as error:
+        mistake = os_error_line(error)
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":
             mistake = "the GPU's memory is too small: begin anew in another --output_dir with a lower --batch_size or --max_length"

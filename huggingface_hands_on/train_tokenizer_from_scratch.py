@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, the house is one floor up
 
-from config import TokenizerConfig, UserError, first_line, parse_args
+from config import TokenizerConfig, UserError, first_line, os_error_line, parse_args
 
 # What BERT's normaliser sets apart: ideographs, but not kana or hangul.
 IDEOGRAPH = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ceaf\U0002f800-\U0002fa1f"
@@ -184,4 +184,5 @@ if __name__ == "__main__":
     try:
         main(parse_args(TokenizerConfig))
     except (UserError, OSError) as mistake:
-        sys.exit(print(f"error: {mistake}", file=sys.stderr) or 2)
+        line = os_error_line(mistake) if isinstance(mistake, OSError) else mistake
+        sys.exit(print(f"error: {line}", file=sys.stderr) or 2)

@@ -57,10 +57,11 @@ def tiny(sample, tmp_path):
 def command(tmp_path):
     """command('main.py', '--flag', …) -> the finished process, run as a user would from an empty folder."""
 
-    def run(script, *flags, cwd=tmp_path, env=None):
+    def run(script, *flags, cwd=tmp_path, env=None, input=None):
         return subprocess.run(
             [sys.executable, str(ROOT / script), *map(str, flags)],
             cwd=cwd,
+            input=input,
             capture_output=True,
             text=True,
             timeout=300,

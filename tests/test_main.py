@@ -16,12 +16,13 @@ def test_the_first_command_works_right_after_the_clone(command, tmp_path):
     done = command("main.py", "--do_train", "--do_eval", "--do_predict", *FAST)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "output/sample"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["output"]  # the sample is made in the repository, not here
     names = {path.name for path in run.iterdir()}
     assert names >= {"args.json", "train.log", "metrics.jsonl", "tensorboard", "checkpoints", "eval.json", "predictions.csv"}
     scores = read_json(run / "eval.json")
     assert set(scores) == {"dev", "test"}
     assert set(scores["test"]) >= {"intent_accuracy", "intent_macro_f1", "slots_precision", "slots_recall", "slots_f1", "sentence_accuracy"}
-    gold = [json.loads(line) for line in (tmp_path / "dataset/sample/test.jsonl").read_text(encoding="utf-8").splitlines()]
+    gold = [json.loads(line) for line in (ROOT / "dataset/sample/test.jsonl").read_text(encoding="utf-8").splitlines()]
     with open(run / "predictions.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == [example["id"] for example in gold]

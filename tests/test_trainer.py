@@ -5,9 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from conftest import read_json
+from lion_pytorch import Lion
 from safetensors.torch import load_file
 
+import checkpoint
 import main as main_module
 from config import Config, UserError, seed_torch
 from data_loader import Encoder, LengthSampler, MyDataLoader, MyDataset, build_loaders, load_tokenizer
@@ -18,8 +21,8 @@ from trainer import Trainer, build_optimizer, build_scheduler
 from tricks import build_tricks
 
 
-def make_trainer(config, rows=None):
-    """The trainer that main.py would build."""
+def make_trainer(config, rows=None, own_optimizer=None):
+    """The trainer that main.py would build; own_optimizer: parameter groups -> another optimizer."""
     config.run_dir.mkdir(parents=True, exist_ok=True)
     data = Path(config.data_path)
     seed_torch(config.random_seed)
@@ -36,13 +39,14 @@ def make_trainer(config, rows=None):
         train_loader, dev_loader = build_loaders(config, data, encoder, torch.device("cpu"))
     model = build_model(config, tokenizer, tasks)
     tricks = build_tricks(model, config)
-    optimizer = build_optimizer(tricks.groups(parameter_groups(model, config)), "cpu")
+    make = own_optimizer or (lambda groups: build_optimizer(groups, "cpu"))
+    optimizer = make(tricks.groups(parameter_groups(model, config)))
     scheduler = build_scheduler(optimizer, config, -(-len(train_loader) // config.gradient_accumulation_steps))
     return Trainer(model, tokenizer, tasks, config, torch.device("cpu"), train_loader, dev_loader, optimizer, scheduler, tricks)
 
 
-def train(config):
-    trainer = make_trainer(config)
+def train(config, **own):
+    trainer = make_trainer(config, **own)
     trainer.resume()
     trainer.train()
     return trainer
@@ -155,6 +159,143 @@ def test_clipping_divides_by_the_norm_and_a_non_finite_gradient_changes_nothing(
     assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
     assert all(torch.equal(slots[p]["exp_avg"], moments[p]) for p in trainer.trained)
     assert [bool(flag) for flag, _ in trainer.refused] == [False, True] and trainer.refused[1][1] == [0, 1]
+
+
+OPTIMIZERS = {  # each without a closure; SparseAdam refuses gradients that are not sparse
+    **{
+        name: getattr(torch.optim, name)
+        for name in ("ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Muon", "NAdam", "RAdam", "RMSprop", "Rprop")
+    },
+    "SGD": lambda groups: torch.optim.SGD(groups, momentum=0.9),
+    "fused SGD": lambda groups: torch.optim.SGD(groups, momentum=0.9, fused=True),
+    "fused Adam": lambda groups: torch.optim.Adam(groups, fused=True),
+    "AdamW, rates as tensors": lambda groups: torch.optim.AdamW(
+        [{**group, "lr": torch.tensor(group["lr"])} for group in groups], foreach=False
+    ),
+    "Adafactor of transformers": lambda groups: transformers.Adafactor(groups, scale_parameter=False, relative_step=False),
+    "Lion of lion-pytorch": Lion,
+}
+
+
+def matrices_only(groups):
+    """Muon takes nothing but matrices."""
+    for p in (p for group in groups for p in group["params"]):
+        p.requires_grad_(p.ndim == 2)
+    return [{**group, "params": kept} for group in groups if (kept := [p for p in group["params"] if p.ndim == 2])]
+
+
+def test_every_optimizer_of_torch_is_here():
+    kinds = {name for name in dir(torch.optim) if isinstance(kind := getattr(torch.optim, name), type)}
+    kinds = {name for name in kinds if issubclass(getattr(torch.optim, name), torch.optim.Optimizer)}
+    assert kinds - set(OPTIMIZERS) == {"Optimizer", "SparseAdam", "LBFGS"}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_any_optimizer_is_clipped_guarded_and_resumed(name, tiny, monkeypatch):
+    def own(groups):
+        return OPTIMIZERS[name](matrices_only(groups) if name == "Muon" else groups)
+
+    trainer = make_trainer(tiny(max_grad_norm=0.5), own_optimizer=own)
+    model = trainer.model
+    copies = [{**group, "params": [p.detach().clone().requires_grad_() for p in group["params"]]} for group in trainer.optimizer.param_groups]
+    pairs = [
+        (p, copy) for group, plain in zip(trainer.optimizer.param_groups, copies) for p, copy in zip(group["params"], plain["params"])
+    ]
+    wanted = type(trainer.optimizer)(copies)  # its options are in the groups
+    generator = torch.Generator().manual_seed(0)
+    batch = trainer.train_loader.dataset.batch([0, 1])
+    for _ in range(2):
+        for p, copy in pairs:
+            p.grad = torch.randn(p.shape, generator=generator)
+            copy.grad = p.grad.clone()
+        rates = [float(group["lr"]) for group in trainer.optimizer.param_groups]
+        torch.nn.utils.clip_grad_norm_([copy for _, copy in pairs], 0.5)
+        for group, lr in zip(wanted.param_groups, rates):
+            group["lr"] = torch.tensor(lr) if isinstance(group["lr"], torch.Tensor) else lr
+        wanted.step()
+        trainer.update([batch])
+        for p, copy in pairs:
+            torch.testing.assert_close(p, copy, rtol=1e-4, atol=1e-7)
+    state = {k: v.clone() for k, v in checkpoint.training_state(*trainer.state, {}, trainer.device)[0].items() if k.startswith("optimizer")}
+    before = {key: p.detach().clone() for key, p in model.named_parameters()}
+    for bad in (float("nan"), float("inf")):
+        for p, _ in pairs:
+            p.grad = torch.ones_like(p)
+        pairs[0][0].grad.view(-1)[0] = bad
+        trainer.update([batch])
+    after = checkpoint.training_state(*trainer.state, {}, trainer.device)[0]
+    assert all(torch.equal(p, before[key]) for key, p in model.named_parameters())
+    assert all(torch.equal(after[key], tensor) for key, tensor in state.items())
+
+    whole, stopped = tiny(model_version="whole", epochs=1), tiny(model_version="stopped", epochs=1)
+    train(whole, own_optimizer=own)
+    trainer = make_trainer(stopped, own_optimizer=own)
+    trainer.resume()
+    stop_after(trainer, 3, monkeypatch)
+    with pytest.raises(Interrupted):
+        trainer.train()
+    seed_torch(99)
+    train(stopped, own_optimizer=own)
+    assert fingerprints(stopped) == fingerprints(whole)
+
+
+def test_the_first_step_of_fused_sgd_may_be_left_out(tiny):
+    """Its kernel would leave the momentum as uninitialised memory."""
+    trainer = make_trainer(tiny(), own_optimizer=OPTIMIZERS["fused SGD"])
+    batch = trainer.train_loader.dataset.batch([0, 1])
+    for value in (float("nan"), 1.0):
+        for p in trainer.trained:
+            p.grad = torch.full_like(p, value)
+        trainer.update([batch])
+    assert all(torch.isfinite(p).all() and slots["momentum_buffer"].abs().max() <= 1 for p, slots in trainer.optimizer.state.items())
+
+
+@pytest.mark.parametrize("kind", ["CosineAnnealingWarmRestarts", "OneCycleLR", "SequentialLR", "LambdaLR"])
+def test_any_schedule_is_resumed(kind, tiny, monkeypatch):
+    def own_schedule(trainer):
+        schedules, optimizer = torch.optim.lr_scheduler, trainer.optimizer
+        trainer.scheduler = {
+            "CosineAnnealingWarmRestarts": lambda: schedules.CosineAnnealingWarmRestarts(optimizer, 3),
+            "OneCycleLR": lambda: schedules.OneCycleLR(optimizer, [1e-3] * len(optimizer.param_groups), total_steps=20),
+            "SequentialLR": lambda: schedules.SequentialLR(
+                optimizer, [schedules.ConstantLR(optimizer, 0.1), schedules.ExponentialLR(optimizer, 0.9)], [2]
+            ),
+            "LambdaLR": lambda: schedules.LambdaLR(optimizer, lambda step: 0.9**step),
+        }[kind]()
+        trainer.state = optimizer, trainer.scheduler, *trainer.state[2:]
+        return trainer
+
+    whole, stopped = tiny(model_version="whole", epochs=1), tiny(model_version="stopped", epochs=1)
+    trainer = own_schedule(make_trainer(whole))
+    trainer.resume()
+    trainer.train()
+    trainer = own_schedule(make_trainer(stopped))
+    stop_after(trainer, 3, monkeypatch)
+    with pytest.raises(Interrupted):
+        trainer.train()
+    trainer = own_schedule(make_trainer(stopped))
+    assert trainer.resume()
+    trainer.train()
+    assert fingerprints(stopped) == fingerprints(whole)
+
+
+def test_what_a_checkpoint_cannot_hold_is_one_line(tiny):
+    trainer = make_trainer(tiny())
+    trainer.optimizer.param_groups[0]["hook"] = print
+    with pytest.raises(UserError, match="AdamW or LambdaLR remembers what a checkpoint cannot hold"):
+        trainer.save_model("step_00000000", resumable=True)
+
+
+def stop_after(trainer, step, monkeypatch):
+    """SIGTERM, as it were, during that optimizer step."""
+    update = trainer.update
+
+    def signalled(group):
+        update(group)
+        if trainer.progress.step + 1 == step:
+            trainer.signal_number = 15
+
+    monkeypatch.setattr(trainer, "update", signalled)
 
 
 def test_a_non_finite_loss_is_named_and_a_diverged_run_ends_in_one_line(tiny, monkeypatch):
