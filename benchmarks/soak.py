@@ -486,7 +486,8 @@ def system_calls(trials=None):
 
 def malformed(trials=None):
     """malformed inputs and options: one line naming file and row or flag, exit 2, output tree unchanged"""
-    return pytest_row(["tests/test_data_process.py", "tests/test_main.py", "tests/test_config.py", "-k", "bad_input or mistake"])
+    rooms = ("data_process", "main", "config", "model_utils")
+    return pytest_row([*(f"tests/test_{room}.py" for room in rooms), "-k", "bad_input or mistake"])
 
 
 def properties(trials=None):

@@ -365,3 +365,39 @@ def test_one_failed_checkpoint_does_not_cut_off_the_next(tiny):
         trainer.writer.thread.submit(trainer.root.unlink).result()
         trainer.save_model("second")
     assert checkpoint.damage(trainer.root / "second") is None
+
+
+def hurt(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 4
+    path.write_bytes(bytes(data))
+
+
+def test_a_damaged_best_names_the_checkpoints_that_are_whole(tiny, command, sample):
+    config = tiny(epochs=1)
+    train(config)
+    folder = config.run_dir / "checkpoints"
+    (step,) = checkpoint.steps(folder)
+    hurt(folder / "best/model.safetensors")
+    flags = ["--do_eval", "--data_path", sample, "--output_dir", config.output_dir, "--model_version", "run"]
+    done = command("main.py", *flags)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert "model.safetensors is not what was written" in line and f"{step.name} (the very same weights)" in line
+    assert line.endswith(f"--checkpoint {step}")
+    done = command("main.py", *flags, "--checkpoint", step)  # the command that it names
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(UserError, match="very same weights"):  # a finished run that is resumed loads its best too
+        train(config)
+    hurt(step / "model.safetensors")
+    with pytest.raises(UserError, match="none beside it is whole; train again"):
+        checkpoint.load(folder / "best")
+
+
+def test_a_checkpoint_of_other_weights_is_not_called_the_same(tiny):
+    config = tiny(epochs=1, use_ema=True)
+    train(config)
+    hurt(config.run_dir / "checkpoints/best/config.json")
+    with pytest.raises(UserError) as mistake:
+        checkpoint.load(config.run_dir / "checkpoints/best")
+    assert "step_00000008" in str(mistake.value) and "very same" not in str(mistake.value)

@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from config import STRENGTHS, Config, DataConfig, UserError, parse_args, parse_bool
+from config import STRENGTHS, Config, DataConfig, UserError, os_error_line, parse_args, parse_bool
 
 ORIGINAL = (
     "--pretrain_model_path=bert --device=cuda:0 --do_train=True --batch_size=64 --lr=5e-5 --epochs=100 --use_fgm=True --data_path=data "
@@ -132,3 +132,18 @@ def test_saved_options_come_back_and_unknown_ones_are_refused(tmp_path):
 def test_ratios_must_leave_something_to_train_on():
     with pytest.raises(UserError):
         DataConfig(input="a", output_dir="b", dev_ratio=0.6, test_ratio=0.4)
+
+
+def test_an_error_of_the_operating_system_names_the_file_and_what_to_do(tmp_path):
+    (tmp_path / "file").write_text("")
+    for action, named, advice in (
+        (lambda: (tmp_path / "file").mkdir(), "file", "in the way"),
+        (lambda: (tmp_path / "none").read_text(), "none", "check the name"),
+        (lambda: (tmp_path / "file" / "a").mkdir(), "a", "part of that path is a file"),
+        (lambda: tmp_path.read_text(), tmp_path.name, "name a file"),
+    ):
+        with pytest.raises(OSError) as error:
+            action()
+        line = os_error_line(error.value)
+        assert str(tmp_path) in line and named in line and advice in line and "Errno" not in line and "\n" not in line
+    assert os_error_line(OSError("something\nelse")) == "something"

@@ -1,4 +1,7 @@
 import json
+import logging
+import resource
+import signal
 
 import numpy as np
 import pytest
@@ -69,8 +72,6 @@ def test_every_word_has_exactly_one_position_even_those_the_tokenizer_swallows(t
 
 
 def test_what_is_cut_is_counted_and_its_tags_are_no_labels(tokenizer, caplog):
-    import logging
-
     logging.getLogger("template").propagate = True
     words = ["abc"] * 5 + ["\u200b"] + ["unbelievable"] + ["abc"] * 30
     data = MyDataset(
@@ -297,8 +298,6 @@ def test_a_word_longer_than_a_window_still_has_its_place(tokenizer):
 
 @pytest.mark.parametrize("truncation", ["head", "tail", "head_tail"])
 def test_what_is_kept_of_a_long_text_to_classify(tokenizer, truncation, caplog):
-    import logging
-
     logging.getLogger("template").propagate = True
     text = " ".join(["abc"] * 10 + ["def"] * 20 + ["ghi"] * 10)
     tasks = {"intent": TASKS["intent"]}
@@ -353,3 +352,58 @@ def test_batches_of_a_gpu_are_padded_to_a_multiple(tokenizer, many):
     assert wide.inputs["attention_mask"].sum() == plain.inputs["attention_mask"].sum()
     assert all(torch.equal(wide.inputs[name], plain.inputs[name]) for name in ("word_starts", "word_mask"))
     assert all(torch.equal(wide.labels[name], plain.labels[name]) for name in plain.labels)
+
+
+@pytest.mark.parametrize("kind", ["flip", "truncate", "empty"])
+def test_a_damaged_cache_is_told_and_made_anew(kind, tokenizer, many, tmp_path, caplog):
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(many.read_bytes())
+    encoder = Encoder(tokenizer, TASKS, 32)
+    whole = MyDataset(path, encoder)
+    (cache,) = (tmp_path / ".cache").iterdir()
+    good, rng = cache.read_bytes(), np.random.default_rng(0)
+    logging.getLogger("template").propagate = True
+    for _ in range(5):
+        bad = bytearray(good)
+        if kind == "flip":
+            bad[rng.integers(len(bad))] ^= 1 << int(rng.integers(8))
+        else:
+            bad = bad[: rng.integers(len(bad)) if kind == "truncate" else 0]
+        cache.unlink()  # `whole` still maps the good one
+        cache.write_bytes(bad)
+        caplog.clear()
+        again = MyDataset(path, encoder)
+        assert "damaged" in caplog.text and cache.read_bytes() == good
+        rows = np.arange(203)
+        assert torch.equal(again.batch(rows).inputs["input_ids"], whole.batch(rows).inputs["input_ids"])
+        assert again[202] == whole[202]
+
+
+@pytest.mark.parametrize("kind", ["a file in its place", "a broken link"])
+def test_where_no_cache_can_be_made_tokens_stay_in_memory(kind, tokenizer, many, tmp_path, caplog):
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(many.read_bytes())
+    if kind == "a broken link":
+        (tmp_path / ".cache").symlink_to(tmp_path / "nowhere")
+    else:
+        (tmp_path / ".cache").write_text("")
+    logging.getLogger("template").propagate = True
+    data = MyDataset(path, Encoder(tokenizer, TASKS, 32))
+    assert len(data) == 203 and data[7]["id"] == "7"
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert str(tmp_path / ".cache") in line and "in the way" in line and "in memory" in line and "Errno" not in line
+
+
+def test_a_full_disk_leaves_no_half_a_cache(tokenizer, many, tmp_path, caplog):
+    """Beyond RLIMIT_FSIZE a write fails as on a full disk."""
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(many.read_bytes())
+    logging.getLogger("template").propagate = True
+    before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        assert len(MyDataset(path, Encoder(tokenizer, TASKS, 32))) == 203
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert "in memory" in caplog.text and not list((tmp_path / ".cache").iterdir())

@@ -306,3 +306,47 @@ def test_the_columns_that_are_used_are_told(tmp_path, capsys):
 def test_combining_marks_stay_with_their_letters():
     words = [token for token, _, _ in split_text("हिन्दी cafe\u0301 boston,denver 1,000", "word")]
     assert words == ["हिन्दी", "cafe\u0301", "boston", ",", "denver", "1,000"]
+
+
+WEIBO = "科0 B-ORG.NAM\n技1 I-ORG.NAM\n20 O\n21 O\n\n全0 O\n方1 O\n位2 O\n10 O\n"
+
+
+def test_characters_with_their_place_glued_to_them_are_told_and_freed(tmp_path, capsys):
+    for body in (WEIBO, WEIBO.replace(" ", "\t")):
+        parts, _ = run(tmp_path, {f"weiboNER.conll.{part}": body for part in ("train", "dev")})
+        assert [e["tokens"] for e in parts["train"]] == [["科", "技", "2", "2"], ["全", "方", "位", "1"]]
+        assert "which is removed" in capsys.readouterr().out
+    plain = WEIBO.replace("位2", "位x2")  # one token that is not of this kind: nothing is guessed, but it is told
+    parts, _ = run(tmp_path, {f"weiboNER.conll.{part}": plain for part in ("train", "dev")})
+    assert parts["train"][0]["tokens"] == ["科0", "技1", "20", "21"]
+    assert "tokens are characters with a number glued to them (4): " in capsys.readouterr().out
+
+
+def test_ordinary_tokens_that_end_in_numbers_are_left_alone(tmp_path, capsys):
+    parts, _ = run(tmp_path, {f"{part}.conll": "A1 B-x\nB2 I-x\n\nQ4 O\n" for part in ("train", "dev")})
+    assert parts["train"][0]["tokens"] == ["A1", "B2"] and "glued" not in capsys.readouterr().out
+
+
+def nli(*labels):
+    return "".join(json.dumps({"sentence1": f"a {i}", "sentence2": "b", "label": label}) + "\n" for i, label in enumerate(labels))
+
+
+def test_a_dash_among_words_is_no_gold_label(tmp_path, capsys):
+    body = nli("neutral", "-", "entailment", "contradiction")
+    parts, labels = run(tmp_path, {f"{part}.jsonl": body for part in ("train", "dev")})
+    assert labels["label"]["labels"] == ["contradiction", "entailment", "neutral"]
+    assert [len(rows) for rows in parts.values()] == [3, 3] and [e["text"] for e in parts["train"]] == ["a 0", "a 2", "a 3"]
+    out = capsys.readouterr().out
+    assert "no gold label (2): " in out and "train.jsonl, row 2" in out and "left out" in out
+    _, labels = run(tmp_path, {f"{part}.jsonl": body for part in ("train", "dev")}, label_type="label=classification")
+    assert "-" in labels["label"]["labels"]
+
+
+def test_a_dash_is_unlabelled_beside_other_tasks_and_a_label_beside_other_signs(tmp_path):
+    two = "".join(json.dumps({"text": f"t{i}", "label": "-y"[i % 2], "intent": "ab"[i % 2]}) + "\n" for i in range(6))
+    body = two.replace('"label": "y"', '"label": "yes"') + json.dumps({"text": "t9", "label": "no", "intent": "a"}) + "\n"
+    parts, labels = run(tmp_path, {f"{part}.jsonl": body for part in ("train", "dev")})
+    assert labels["label"]["labels"] == ["no", "yes"] and [e["label"] for e in parts["train"]][:2] == [None, "yes"]
+    for labelled in (nli("+", "-", "+"), nli("+", "0", "-")):
+        _, labels = run(tmp_path, {f"{part}.jsonl": labelled for part in ("train", "dev")})
+        assert "-" in labels["label"]["labels"]

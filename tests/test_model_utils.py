@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torchcrf
+import transformers
+from test_trainer import make_trainer
 from transformers import AutoModel, BertConfig
 
 from config import Config, UserError
@@ -440,3 +442,58 @@ def test_compile_makes_few_graphs_for_all_length_buckets(tiny, monkeypatch):
                 encoder(input_ids=ids, attention_mask=mask)
     torch._dynamo.reset()
     assert counter.frame_count <= 2, counter.frame_count
+
+
+def save_encoder(folder, config):
+    """A small encoder of random weights with a tokenizer of its vocabulary, as save_pretrained leaves them."""
+    words = train_tokenizer(lambda: ["play a song now"] * 3, 100)
+    config.vocab_size = len(words)
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(config, trust_remote_code=False).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return str(folder)
+
+
+SMALL = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+REFUSED = {
+    "T5": (lambda: transformers.T5Config(d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2), "t5 cannot read a text alone"),
+    "LayoutLM": (lambda: transformers.LayoutLMConfig(**SMALL), "layoutlm cannot read a text alone"),
+    "X-MOD": (lambda: transformers.XmodConfig(**SMALL, languages=["en_XX", "zh_CN"]), "xmod cannot read a text alone"),
+    "ViT": (lambda: transformers.ViTConfig(**SMALL), "vit reads no text"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_mistaken_encoder_is_one_line(name, tiny, tmp_path):
+    config, said = REFUSED[name]
+    folder = save_encoder(tmp_path / "encoder", config())
+    with pytest.raises(UserError) as mistake:
+        make_trainer(tiny(pretrain_model_path=folder))
+    assert said in str(mistake.value) and "take an encoder such as BERT" in str(mistake.value) and "\n" not in str(mistake.value)
+
+
+WORKING = {
+    "XLNet": lambda: transformers.XLNetConfig(d_model=32, n_layer=1, n_head=2, d_inner=64),
+    "BART": lambda: transformers.BartConfig(
+        **dict(d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2),
+        **dict(encoder_ffn_dim=64, decoder_ffn_dim=64, scale_embedding=True),
+    ),
+    "Longformer": lambda: transformers.LongformerConfig(**SMALL, attention_window=8),
+}
+
+
+@pytest.mark.parametrize("name", WORKING)
+@pytest.mark.parametrize("trick", ["use_fgm", "use_smart", "use_freelb"])
+def test_unusual_encoders_train_with_adversaries_or_refuse_in_one_line(name, trick, tiny, tmp_path):
+    config = tiny(pretrain_model_path=save_encoder(tmp_path / "encoder", WORKING[name]()), epochs=1, max_length=64, **{trick: True})
+    if name == "XLNet" and trick != "use_fgm":
+        with pytest.raises(UserError, match="cannot add noise to this encoder's word vectors"):
+            make_trainer(config)
+        return
+    trainer = make_trainer(config)
+    assert trainer.train() is not None
+    model, data = trainer.model.eval(), trainer.dev_loader.dataset
+    with torch.no_grad():
+        together = model(data.batch(range(8)).inputs).logits["intent"]
+        alone = torch.cat([model(data.batch([row]).inputs).logits["intent"] for row in range(8)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)

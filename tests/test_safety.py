@@ -1,8 +1,14 @@
 """No load executes anything, and no input shifts a tag: canaries, and arbitrary text from hypothesis (SOAK_EXAMPLES sets how much)."""
 
+import ast
+import contextlib
+import io
 import json
 import os
 import pickle
+import subprocess
+import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,9 +20,11 @@ from test_trainer import train
 from transformers import BertConfig, BertModel
 
 import checkpoint
-from config import Config, DataConfig, UserError
+from config import Config, DataConfig, PretrainConfig, UserError, parse_args
 from data_loader import Encoder, MyDataset, load_tokenizer
 from data_process import process
+from huggingface_hands_on.continue_pretrain_task import load_model
+from huggingface_hands_on.continue_pretrain_task import main as pretrain
 from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
 from model_utils import load_pretrained
 from processed import join_tokens, load_labels, split_text
@@ -71,6 +79,111 @@ def test_a_pretrained_folder_cannot_execute(kind, tmp_path):
         except UserError as mistake:
             assert "pretrain_model_path" in str(mistake)
     assert not canary.exists()
+
+
+EVIL = {
+    "config.json": dict(
+        model_type="evil", auto_map={**{name: f"evil.{name}" for name in ("AutoConfig", "AutoModel", "AutoModelForMaskedLM")}}
+    ),
+    "tokenizer_config.json": dict(tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]}),
+}
+
+
+def poison(folder, canary, name):
+    """Makes a folder ask for code that lies beside its files, as trust_remote_code would run it."""
+    (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\n")
+    edit_json(folder / name, **EVIL[name])
+
+
+@pytest.fixture
+def yes(monkeypatch):
+    """Standard input that says yes to whatever is asked."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 99))
+
+
+@pytest.mark.parametrize("name", EVIL)
+@pytest.mark.parametrize("load", ["checkpoint", "tokenizer", "encoder", "pretraining", "pretraining from scratch"])
+def test_code_beside_a_model_is_never_executed_though_standard_input_says_yes(load, name, yes, tiny, tmp_path):
+    canary = tmp_path / "canary"
+    if load == "checkpoint":
+        config = tiny(epochs=0)
+        train(config)
+        folder = config.run_dir / "checkpoints/best"
+        poison(folder, canary, name)
+        checkpoint.seal(folder)  # sealed again, as an attacker would
+        loading = partial(checkpoint.load, folder)
+    else:
+        folder = pretrained(tmp_path / "model")
+        poison(folder, canary, name)
+        options = PretrainConfig(input="x", output_dir="y", pretrain_model_path=str(folder), from_scratch="scratch" in load)
+        loading = {
+            "tokenizer": partial(load_tokenizer, Config(pretrain_model_path=str(folder)), None),
+            "encoder": partial(load_pretrained, str(folder)),
+        }.get(load, partial(load_model, options))
+    with contextlib.suppress(UserError):  # a folder may load all the same, by the library's own code
+        loading()
+    assert not canary.exists()
+
+
+def test_a_strangers_checkpoint_executes_nothing_and_is_one_line(tiny, command, tmp_path):
+    config = tiny(epochs=0)
+    train(config)
+    folder, canary = config.run_dir / "checkpoints/best", tmp_path / "canary"
+    poison(folder, canary, "config.json")
+    checkpoint.seal(folder)
+    (tmp_path / "texts.txt").write_text("play a song\n")
+    done = command("main.py", "--do_predict", "--checkpoint", folder, "--predict_file", "texts.txt", input="y\n" * 9)
+    assert done.returncode == 2 and not canary.exists() and "[y/N]" not in done.stdout + done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ") and "no encoder loads from it" in line]) == 1
+
+
+def test_a_dataset_folder_with_a_script_does_not_execute_it(yes, tmp_path):
+    folder, canary = tmp_path / "evil", tmp_path / "canary"
+    folder.mkdir()
+    (folder / "evil.py").write_text(f"open({str(canary)!r}, 'w')\n")
+    with pytest.raises(UserError, match="no dataset loads"):
+        process(DataConfig(input=str(folder), output_dir=str(tmp_path / "out"), format="hf"))
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
+def test_a_pretraining_checkpoint_with_a_pickle_is_not_executed(name, tmp_path):
+    texts, canary = tmp_path / "texts.txt", tmp_path / "canary"
+    texts.write_text("".join(f"play a song now {n}\n" for n in range(60)))
+    flags = ["--input", texts, "--output_dir", tmp_path / "out", "--pretrain_model_path", pretrained(tmp_path / "model"), "--epochs", 2]
+    flags += ["--eval_steps", 1, "--batch_size", 2, "--max_length", 16, "--device", "cpu", "--held_out_ratio", 0.5]
+    config = parse_args(PretrainConfig, list(map(str, flags)))
+    killed = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+import checkpoint
+from huggingface_hands_on.continue_pretrain_task import command
+sealed = checkpoint.seal
+checkpoint.seal = lambda folder: (sealed(folder), os._exit(7) if folder.name.startswith("checkpoint-") else None)
+command({list(map(str, flags))!r})
+"""
+    done = subprocess.run([sys.executable, "-c", killed], capture_output=True, text=True, timeout=120)  # dies after its first checkpoint
+    assert done.returncode == 7, done.stderr
+    (newest,) = (tmp_path / "out/checkpoints").glob("checkpoint-*")
+    assert (newest / name).exists()
+    (newest / name).write_bytes(pickle.dumps(Canary(canary)))
+    checkpoint.seal(newest)
+    with contextlib.suppress(Exception):  # whatever it says, nothing may run
+        pretrain(config)
+    assert not canary.exists()
+
+
+def test_every_loader_says_that_it_trusts_no_code():
+    """from_pretrained and from_config would ask on standard input whether to run a folder's code; load_dataset no longer runs any."""
+    calls = 0
+    for path in (path for path in (*ROOT.glob("*.py"), *ROOT.glob("*/*.py")) if path.parent.name != "tests"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("from_pretrained", "from_config"):
+                calls += 1
+                said = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert said.get("trust_remote_code") == "False", f"{path.name}, line {node.lineno}: {ast.unparse(node)}"
+            assert not (isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).endswith("pipeline")), path.name
+    assert calls > 7
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "training.json", "args.json", "labels.json", "config.json"])

@@ -185,7 +185,7 @@ def matrices_only(groups):
 
 
 def test_every_optimizer_of_torch_is_here():
-    kinds = {name for name in dir(torch.optim) if isinstance(kind := getattr(torch.optim, name), type)}
+    kinds = {name for name in dir(torch.optim) if isinstance(getattr(torch.optim, name), type)}
     kinds = {name for name in kinds if issubclass(getattr(torch.optim, name), torch.optim.Optimizer)}
     assert kinds - set(OPTIMIZERS) == {"Optimizer", "SparseAdam", "LBFGS"}
 
@@ -197,10 +197,10 @@ def test_any_optimizer_is_clipped_guarded_and_resumed(name, tiny, monkeypatch):
 
     trainer = make_trainer(tiny(max_grad_norm=0.5), own_optimizer=own)
     model = trainer.model
-    copies = [{**group, "params": [p.detach().clone().requires_grad_() for p in group["params"]]} for group in trainer.optimizer.param_groups]
-    pairs = [
-        (p, copy) for group, plain in zip(trainer.optimizer.param_groups, copies) for p, copy in zip(group["params"], plain["params"])
+    copies = [
+        {**group, "params": [p.detach().clone().requires_grad_() for p in group["params"]]} for group in trainer.optimizer.param_groups
     ]
+    pairs = [(p, copy) for group, plain in zip(trainer.optimizer.param_groups, copies) for p, copy in zip(group["params"], plain["params"])]
     wanted = type(trainer.optimizer)(copies)  # its options are in the groups
     generator = torch.Generator().manual_seed(0)
     batch = trainer.train_loader.dataset.batch([0, 1])
