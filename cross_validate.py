@@ -16,18 +16,20 @@ import statistics
 import sys
 from pathlib import Path
 
-from config import UserError
+from engine.command_line import UserError
 from logging_config import get_logger
 
 
 def main(config):
     import torch
 
-    import checkpoint
     import metrics
-    from data_loader import Encoder, MyDataLoader, MyDataset, to_device
+    from data_loader import MyDataLoader, MyDataset
+    from engine.device import to_device
+    from engine.features import Featurizer
     from main import main as run
-    from processed import load_labels
+    from model_utils import load_checkpoint
+    from preprocess.schema import load_labels
     from trainer import Trainer, write_predictions
 
     data_path = Path(config.data_path)
@@ -36,7 +38,9 @@ def main(config):
         raise UserError(
             f"{data_path}: no folds in it; make them with: python data_process.py --input DATA --output_dir {data_path} --n_splits 5"
         )
-    folds = [dataclasses.replace(config, fold=k, do_train=True, do_eval=True, do_predict=False, resume=True) for k in numbers]
+    folds = [
+        dataclasses.replace(config, fold=k, do_train=True, do_eval=True, do_predict=False, resume=True) for k in numbers
+    ]
     for one in folds:
         run(one)
 
@@ -45,10 +49,17 @@ def main(config):
     folder.mkdir(parents=True, exist_ok=True)
     logger = get_logger(folder / "train.log", logging.INFO)
     device, limit = to_device(config.device), 64 if config.debug else None
-    gold, predicted, rows, kept, decisions, test = {name: [] for name in tasks}, {name: [] for name in tasks}, [], [], [], None
+    gold, predicted, rows, kept, decisions, test = (
+        {name: [] for name in tasks},
+        {name: [] for name in tasks},
+        [],
+        [],
+        [],
+        None,
+    )
     for one in folds:
-        model, tokenizer, _, trained = checkpoint.load(one.run_dir / "checkpoints/best")
-        encoder = Encoder(tokenizer, tasks, trained.max_length, trained.window_stride, trained.truncation)
+        model, tokenizer, _, trained = load_checkpoint(one.run_dir / "checkpoints/best")
+        encoder = Featurizer(tokenizer, tasks, trained.max_length, trained.window_stride, trained.truncation)
         trainer = Trainer(model, tokenizer, tasks, one, device)
         dev = MyDataset(data_path / f"fold_{one.fold}/dev.jsonl", encoder, limit)
         answers, chances, _ = trainer.infer(MyDataLoader(dev, config.eval_batch_size), f"fold {one.fold}: dev")
@@ -63,7 +74,9 @@ def main(config):
             kept.append({})
             trainer.infer(MyDataLoader(test, config.eval_batch_size), f"fold {one.fold}: test", keep=kept[-1])
             heads = model.output_layer.heads.items()
-            decisions.append({n: {k: v for k, v in head.state_dict().items() if not k.startswith("linear.")} for n, head in heads})
+            decisions.append(
+                {n: {k: v for k, v in head.state_dict().items() if not k.startswith("linear.")} for n, head in heads}
+            )
     write_predictions(rows, folder / "out_of_fold.csv")
     result = {"folds": [json.loads((one.run_dir / "eval.json").read_text(encoding="utf-8")) for one in folds]}
     for part in result["folds"][0]:
@@ -76,14 +89,19 @@ def main(config):
     result["out_of_fold"] = metrics.score(tasks, gold, predicted)
     if test is not None:
         for name, head in model.output_layer.heads.items():
-            means = {key: torch.stack([one[name][key].cpu().float() for one in decisions]).mean(0) for key in decisions[0][name]}
+            means = {
+                key: torch.stack([one[name][key].cpu().float() for one in decisions]).mean(0)
+                for key in decisions[0][name]
+            }
             head.load_state_dict(means, strict=False)
         result["test_of_all_folds"] = average(trainer, test, kept, folder / "predictions.csv")
     (folder / "folds.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for part in result["mean"]:
         for name in result["mean"][part]:
             if not name.endswith("loss"):
-                logger.info(f"{part} {name}: {result['mean'][part][name]:.4f} ± {result['std'][part][name]:.4f} over {len(folds)} folds")
+                logger.info(
+                    f"{part} {name}: {result['mean'][part][name]:.4f} ± {result['std'][part][name]:.4f} over {len(folds)} folds"
+                )
     for what in ("out_of_fold", "test_of_all_folds"):
         if what in result:
             logger.info(f"{what}: " + "  ".join(f"{name} {value:.4f}" for name, value in result[what].items()))
@@ -93,7 +111,7 @@ def average(trainer, test, kept, path):
     """Scores and writes the mean of what the folds' heads gave (see `probabilities` in model_utils.py) for each example."""
     import torch
 
-    from trainer import outside, stitch, write_predictions
+    from trainer import merge_windows, outside_id, write_predictions
 
     heads, answers = trainer.model.output_layer.heads, []
     for i in range(len(test)):
@@ -103,15 +121,21 @@ def average(trainer, test, kept, path):
             for fold in kept:
                 pieces = fold[name][i]
                 found.append(
-                    torch.stack(stitch([(first, list(piece)) for first, piece in pieces])) if head.reads == "words" else pieces[0][1]
+                    torch.stack(merge_windows([(first, list(piece)) for first, piece in pieces]))
+                    if head.reads == "words"
+                    else pieces[0][1]
                 )
             logits = head.from_probabilities(torch.stack(found).mean(0)).unsqueeze(0).to(trainer.device)
-            inputs = {"word_mask": torch.ones(logits.shape[:2], dtype=torch.bool, device=trainer.device)} if head.reads == "words" else {}
+            inputs = (
+                {"word_mask": torch.ones(logits.shape[:2], dtype=torch.bool, device=trainer.device)}
+                if head.reads == "words"
+                else {}
+            )
             with torch.inference_mode():
                 numbers, chances = (tensor[0].tolist() for tensor in head.decode(logits, inputs))
             missing = len(test[i]["tokens"]) - len(numbers) if head.reads == "words" else 0
             if missing:  # words that were cut
-                numbers, chances = numbers + [outside(head.task)] * missing, chances + [0.0] * missing
+                numbers, chances = numbers + [outside_id(head.task)] * missing, chances + [0.0] * missing
             answers[i][name] = head.named(numbers, chances)
     write_predictions((trainer.prediction(test[i], answers[i]) for i in range(len(test))), path)
     gold = {name: [test[i][name] for i in range(len(test))] for name in heads}
@@ -119,6 +143,6 @@ def average(trainer, test, kept, path):
 
 
 if __name__ == "__main__":
-    from main import command
+    from huggingface_hands_on.continue_pretrain_task import command
 
     sys.exit(command(run=main))

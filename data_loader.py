@@ -4,10 +4,9 @@ A batch is `Batch(inputs, labels, rows)`. inputs: `input_ids`, `attention_mask`,
 `word_starts`, the position of each word's first sub-token, and `word_mask` (B, W). labels: {task: (B,) or (B, W)}, with
 IGNORE where there is none. rows: each example's number in its file.
 The order of batches is a function of (seed, epoch) alone, whatever the number of workers, so a run can go on anywhere.
-Edit here when your model needs another input or your task another kind of label: `Encoder`, then `make_batch`.
+Edit here when your model needs another input or your task another kind of label: `Featurizer`, then `make_batch`.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -19,15 +18,16 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
-from tokenizers import pre_tokenizers
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from tqdm import tqdm
 
-from config import UserError, first_line, is_tagging, os_error_line
-from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
-from processed import read_processed, sha256
+from engine.command_line import UserError, os_error_line
+from engine.features import Featurizer, Ragged, encoded_fingerprint, to_arrow, to_numpy
+from engine.files import sha256
+from engine.tags import IGNORE, is_tagging
+from engine.text import text_of
+from preprocess.schema import read_processed
 
-IGNORE = -100  # what a label is where there is none: torch's ignore_index
 logger = logging.getLogger("template")
 
 
@@ -43,240 +43,15 @@ class Batch(NamedTuple):
         return Batch(move(self.inputs), move(self.labels), self.rows)
 
 
-class Ragged(NamedTuple):
-    """A column of rows of different lengths: row i is values[offsets[i]:offsets[i + 1]]."""
-
-    values: np.ndarray
-    offsets: np.ndarray  # (rows + 1,)
-
-    @classmethod
-    def from_lists(cls, lists):
-        lengths = np.fromiter((len(item) for item in lists), np.int64, len(lists))
-        values = np.fromiter((value for item in lists for value in item), np.int32, lengths.sum())
-        return cls(values, np.concatenate([[0], lengths.cumsum()]))
-
-    @property
-    def lengths(self):
-        return np.diff(self.offsets)
-
-    def pad(self, rows, fill, multiple=1):
-        """(B, W) of the rows, filled up to the longest (or a multiple), and the (B, W) mask of what is real; no loop over rows."""
-        starts = self.offsets[rows]
-        lengths = self.offsets[rows + 1] - starts
-        columns = np.arange(-(-lengths.max(initial=0) // multiple) * multiple)
-        mask = columns < lengths[:, None]
-        places = np.where(mask, starts[:, None] + columns, 0)
-        return np.where(mask, self.values[places], fill).astype(np.int64), mask
-
-
-def to_device(name):
-    """'auto', 'cpu', 'cuda:0', … -> torch.device, or a UserError if this machine has no such one."""
-    try:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device {name} is not a device; use auto, cpu, cuda or cuda:0") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        build = "" if torch.version.cuda else "; this torch is a CPU build"
-        raise UserError(f"--device {name}: {torch.cuda.device_count()} CUDA devices here{build}; use --device cpu or auto")
-    return device
-
-
-def load_tokenizer(config, train_path):
-    """The pretrained model's tokenizer, or one trained on the training texts. UserError if it cannot serve."""
-    from transformers import AutoTokenizer
-
-    name = config.pretrain_model_path
-    if not name:
-        logger.info(f"no --pretrain_model_path: the tokenizer is trained on {train_path}")
-        tokenizer = train_tokenizer(lambda: (text_of(example) for _, example in read_processed(train_path, {})), config.vocab_size)
-    else:
-        if name.startswith((".", os.sep, "~")) and not Path(name).is_dir():
-            raise UserError(f"--pretrain_model_path {name}: no such folder")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-            if tokenizer.is_fast and isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
-                # RoBERTa's kind, where a word begins with a blank: the first one, and one given apart, must too
-                tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, add_prefix_space=True)
-                tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        except Exception as error:  # a foreign folder can make transformers raise anything
-            raise UserError(f"--pretrain_model_path {name}: no tokenizer loads from it ({first_line(error)})") from None
-    missing = [kind for kind in ("pad_token", "unk_token", "cls_token") if getattr(tokenizer, kind) is None]
-    if missing or not tokenizer.is_fast:
-        raise UserError(f"--pretrain_model_path {name}: its tokenizer has no {', '.join(missing) or 'fast version'}; use a BERT-like model")
-    if config.special_tokens:
-        tokenizer.add_special_tokens({"additional_special_tokens": [token.strip() for token in config.special_tokens.split(",")]})
-    return tokenizer
-
-
-def text_of(example):
-    return " ".join(example["tokens"]) if "tokens" in example else " ".join(filter(None, (example["text"], example.get("text_pair"))))
-
-
 # ---- encoding ------------------------------------------------------------------------------------------------------------
-
-
-class Row(NamedTuple):
-    """One input of the model: an example, or a window of one that is too long."""
-
-    example: int  # its number in the list of examples
-    ids: list
-    types: list
-    starts: list  # position of the first sub-token of each word; only for tagging
-    first_word: int = 0
-    cut: int = 0  # sub-tokens that are left out
-
-
-class Encoder:
-    """Examples -> columns of numbers, with any fast tokenizer.
-
-    tasks: {name: {"type", "labels", …}} as in labels.json. Every word gets exactly one position, also one that the tokenizer
-    swallows (a blank, U+200B, U+FE0F): it is read as the unknown token, so that tags never shift.
-    What is longer than max_length: with a tagging task it becomes windows that share `stride` sub-tokens or somewhat fewer
-    (whole words; None: a quarter of max_length; -1: it is cut); else the head, the tail, or a quarter of head and three of
-    tail are kept (Sun et al., 2019, arXiv:1905.05583).
-    """
-
-    def __init__(self, tokenizer, tasks, max_length, stride=-1, truncation="head"):
-        self.tokenizer, self.tasks, self.max_length, self.truncation = tokenizer, tasks, max_length, truncation
-        self.stride = max_length // 4 if stride is None else stride
-        self.multiple = 1  # what batches are padded to: 8 suits a GPU's matrix units
-        self.tagging = any(is_tagging(task["type"]) for task in tasks.values())
-        self.ids = {name: {label: i for i, label in enumerate(task["labels"])} for name, task in tasks.items()}
-
-    def fingerprint(self):
-        """Changes with whatever changes the encoding; the cache is named by it."""
-        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        del tokenizer["truncation"], tokenizer["padding"]  # set anew by each call
-        version = 2  # raise it when the columns change
-        depends = [version, tokenizer, self.tasks, self.max_length, self.stride, self.truncation]
-        return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
-
-    def __call__(self, examples):
-        """{column: Ragged, or an array with one number a row} for a list of examples; a row is an example or a window of one.
-
-        Columns: input_ids, token_type_ids (sentence pairs), word_starts, num_words (before cutting) and first_word (tagging),
-        of (the example's number), cut (sub-tokens left out), and the tasks.
-        """
-        rows = self.rows(examples)
-        columns = {
-            "input_ids": Ragged.from_lists([row.ids for row in rows]),
-            "of": np.array([row.example for row in rows], np.int64),
-            "cut": np.array([row.cut for row in rows], np.int32),
-        }
-        if "text_pair" in examples[0]:
-            columns["token_type_ids"] = Ragged.from_lists([row.types for row in rows])
-        if self.tagging:
-            columns["word_starts"] = Ragged.from_lists([row.starts for row in rows])
-            columns["first_word"] = np.array([row.first_word for row in rows], np.int32)
-            whole = [len(examples[row.example]["tokens"]) if row.cut else len(row.starts) for row in rows]
-            columns["num_words"] = np.array(whole, np.int32)
-        for name, task in self.tasks.items():
-            if name in examples[0]:
-                columns[name] = self.labels(name, task["type"], rows, examples)
-        return columns
-
-    def labels(self, name, kind, rows, examples):
-        """The column of a task's labels. A window has its own words' tags; the text's label goes with the first window."""
-        ids, values = self.ids[name], [examples[row.example][name] if is_tagging(kind) or not row.first_word else None for row in rows]
-        if is_tagging(kind):
-            tags = []
-            for row, value in zip(rows, values):
-                whole = [IGNORE] * len(examples[row.example]["tokens"]) if value is None else [ids.get(tag, IGNORE) for tag in value]
-                tags.append(whole[row.first_word : row.first_word + len(row.starts)])
-            return Ragged.from_lists(tags)
-        if kind == "multilabel":
-            return Ragged.from_lists([[IGNORE if value is None else int(label in value) for label in ids] for value in values])
-        if kind == "regression":
-            return np.array([np.nan if value is None else value for value in values], np.float32)
-        return np.array([ids.get(value, IGNORE) for value in values], np.int32)
-
-    def rows(self, examples):
-        by_words, paired = "tokens" in examples[0], "text_pair" in examples[0]
-        first = [example["tokens" if by_words else "text"] for example in examples]
-        pairs = [example["text_pair"].split() if by_words else example["text_pair"] for example in examples] if paired else None
-        options = dict(is_split_into_words=by_words, verbose=False)
-        encodings = list(self.tokenizer(first, pairs, **options).encodings)
-        if by_words:
-            swallowed = {i: gaps for i, e in enumerate(encodings) if (gaps := missing_words(e, len(first[i])))}
-            for i, gaps in swallowed.items():
-                first[i] = [self.tokenizer.unk_token if w in gaps else word for w, word in enumerate(first[i])]
-                encodings[i] = self.tokenizer([first[i]], [pairs[i]] if pairs else None, **options).encodings[0]
-        rows = []
-        for number, encoding in enumerate(encodings):
-            if len(encoding.ids) <= self.max_length:
-                rows.append(Row(number, encoding.ids, encoding.type_ids, word_starts(encoding) if self.tagging else []))
-            elif self.tagging and self.stride >= 0:
-                try:
-                    rows += self.windows(number, encoding)
-                except UserError as mistake:
-                    raise UserError(f"example {examples[number].get('id', number)}: {mistake}") from None
-            elif self.tagging or paired or self.truncation == "head":
-                if paired and self.truncation == "head_tail" and not self.tagging:
-                    raise UserError("--truncation head_tail is for single texts; of pairs take head or tail")
-                self.tokenizer.truncation_side = "left" if self.truncation == "tail" and not self.tagging else "right"
-                cut = dict(options, truncation="longest_first", max_length=self.max_length)
-                short = self.tokenizer([first[number]], [pairs[number]] if pairs else None, **cut).encodings[0]
-                lost = len(encoding.ids) - len(short.ids)
-                rows.append(Row(number, short.ids, short.type_ids, word_starts(short) if self.tagging else [], cut=lost))
-            else:
-                before, inside, after = parts_of(encoding)
-                room = self.max_length - len(before) - len(after)
-                head = room // 4 if self.truncation == "head_tail" else 0
-                kept = [*before, *inside[:head], *inside[len(inside) - room + head :], *after]
-                rows.append(Row(number, [encoding.ids[i] for i in kept], [encoding.type_ids[i] for i in kept], [], cut=len(inside) - room))
-        return rows
-
-    def windows(self, number, encoding):
-        """The rows of one example whose words are too many: whole words, as many as fit; all with the same second text."""
-        before, inside, after = parts_of(encoding)
-        room = self.max_length - len(before) - len(after)
-        if room < 4:
-            raise UserError(f"--max_length {self.max_length}: a second text leaves no room for the words to tag; raise it")
-        begins = [i for n, i in enumerate(inside) if n == 0 or encoding.word_ids[i] != encoding.word_ids[inside[n - 1]]]
-        begins = [i - inside[0] for i in begins]
-        ends = [*begins[1:], len(inside)]
-        rows, word = [], 0
-        while True:
-            stop = word + 1
-            while stop < len(begins) and ends[stop] - begins[word] <= room:
-                stop += 1
-            kept = [*before, *inside[begins[word] : min(ends[stop - 1], begins[word] + room)], *after]
-            starts = [len(before) + begins[w] - begins[word] for w in range(word, stop)]
-            rows.append(Row(number, [encoding.ids[i] for i in kept], [encoding.type_ids[i] for i in kept], starts, word))
-            if stop == len(begins):
-                return rows
-            following = stop
-            while following - 1 > word and ends[stop - 1] - begins[following - 1] <= self.stride:
-                following -= 1
-            word = following
-
-
-def parts_of(encoding):
-    """Positions before, of and behind the first sequence's tokens."""
-    inside = [i for i, sequence in enumerate(encoding.sequence_ids) if sequence == 0]
-    return list(range(inside[0])), inside, list(range(inside[-1] + 1, len(encoding.ids)))
-
-
-def missing_words(encoding, num_words):
-    """Numbers of the words that left no token."""
-    present = {word for word, sequence in zip(encoding.word_ids, encoding.sequence_ids) if sequence == 0}
-    return None if len(present) == num_words else set(range(num_words)) - present
-
-
-def word_starts(encoding):
-    """Positions of the first sub-token of each word of the first sequence."""
-    starts, before = [], None
-    for position, (word, sequence) in enumerate(zip(encoding.word_ids, encoding.sequence_ids)):
-        if sequence == 0 and word is not None and word != before:
-            starts.append(position)
-            before = word
-    return starts
 
 
 def make_batch(columns, rows, tasks, pad_id, numbers=None, multiple=1):
     """Columns and row numbers -> Batch, by index arithmetic; tokens padded only to the longest of these rows, or to a multiple."""
     input_ids, mask = columns["input_ids"].pad(rows, pad_id, multiple)
-    token_types = columns["token_type_ids"].pad(rows, 0, multiple)[0] if "token_type_ids" in columns else np.zeros_like(input_ids)
+    token_types = (
+        columns["token_type_ids"].pad(rows, 0, multiple)[0] if "token_type_ids" in columns else np.zeros_like(input_ids)
+    )
     inputs = {"input_ids": input_ids, "attention_mask": mask.astype(np.int64), "token_type_ids": token_types}
     if "word_starts" in columns:
         inputs["word_starts"], inputs["word_mask"] = columns["word_starts"].pad(rows, 0)
@@ -345,12 +120,16 @@ class MyDataset(Dataset):
         except OSError as error:
             with suppress(OSError):
                 building.unlink(missing_ok=True)
-            logger.warning(f"no token cache ({os_error_line(error)}); tokens are kept in memory, and made anew by each run")
+            logger.warning(
+                f"no token cache ({os_error_line(error)}); tokens are kept in memory, and made anew by each run"
+            )
             return pa.Table.from_batches(list(self.encode_file(path, limit)))
 
     def encode_file(self, path, limit):
         """The record batches of a processed file; UserError if it has no example."""
-        batches = self.encode((e for _, e in islice(read_processed(path, self.tasks), limit)), f"tokenising {path.name}")
+        batches = self.encode(
+            (e for _, e in islice(read_processed(path, self.tasks), limit)), f"tokenising {path.name}"
+        )
         first = next(batches, None)
         if first is None:
             raise UserError(f"{path}: no examples in it")
@@ -363,7 +142,10 @@ class MyDataset(Dataset):
             while chunk := list(islice(examples, size)):
                 columns = self.encoder(chunk)
                 first = np.diff(columns["of"], prepend=-1) > 0
-                texts = [json.dumps(chunk[number], ensure_ascii=False) if new else "" for number, new in zip(columns["of"], first)]
+                texts = [
+                    json.dumps(chunk[number], ensure_ascii=False) if new else ""
+                    for number, new in zip(columns["of"], first)
+                ]
                 columns["of"] = columns["of"] + done
                 arrays = {name: to_arrow(column) for name, column in columns.items()} | {"example": pa.array(texts)}
                 yield pa.RecordBatch.from_pydict(arrays)
@@ -382,7 +164,9 @@ class MyDataset(Dataset):
             )
         elif cut:
             lost = self.columns["cut"].sum()
-            logger.warning(f"{where}: {cut} of {len(self)} examples are longer than --max_length {length}; {lost} sub-tokens are not seen")
+            logger.warning(
+                f"{where}: {cut} of {len(self)} examples are longer than --max_length {length}; {lost} sub-tokens are not seen"
+            )
         elif len(self.lengths) > len(self):
             windows = len(self.lengths) - len(self) + len(np.unique(self.columns["of"][self.columns["first_word"] > 0]))
             first = any(not is_tagging(task["type"]) for task in self.tasks.values())
@@ -417,26 +201,6 @@ def find_cache(folder, name):
     return None
 
 
-def to_arrow(column):
-    if isinstance(column, Ragged):
-        return pa.ListArray.from_arrays(pa.array(column.offsets, pa.int32()), pa.array(column.values))
-    return pa.array(column)
-
-
-def to_numpy(column):
-    """Arrow column -> Ragged or array."""
-    if not pa.types.is_list(column.type):
-        return column.to_numpy()
-    chunks = column.chunks
-    lengths = np.concatenate([chunk.value_lengths().to_numpy() for chunk in chunks])
-    return Ragged(np.concatenate([chunk.flatten().to_numpy() for chunk in chunks]), np.concatenate([[0], lengths.cumsum(dtype=np.int64)]))
-
-
-def encoded_fingerprint(path, encoder, limit):
-    """Changes with the file's bytes and with whatever changes their encoding."""
-    return hashlib.sha256(f"{sha256(path)}{encoder.fingerprint()}{limit}".encode()).hexdigest()[:20]
-
-
 class LengthSampler:
     """Row numbers of each batch. shuffled: random batches of similar length, new in each epoch; else longest first."""
 
@@ -458,7 +222,9 @@ class LengthSampler:
             rows = rng.permutation(len(self.lengths))
             pool = self.POOL * self.batch_size
             batches = [
-                batch for i in range(0, len(rows), pool) for batch in length_batches(self.lengths, rows[i : i + pool], self.batch_size, rng)
+                batch
+                for i in range(0, len(rows), pool)
+                for batch in length_batches(self.lengths, rows[i : i + pool], self.batch_size, rng)
             ]
         return iter(batches[self.start :])
 
@@ -474,7 +240,7 @@ class MyDataLoader(DataLoader):
             num_workers=num_workers,
             pin_memory=pin_memory,
             generator=torch.Generator(),
-            worker_init_fn=apart,
+            worker_init_fn=detach_worker,
         )
 
     def set_position(self, epoch, batch=0):
@@ -486,7 +252,7 @@ def as_it_is(batch):
     return batch
 
 
-def apart(worker):
+def detach_worker(worker):
     """A worker leaves the process group, so that Ctrl-C or a SIGTERM to the group lets it serve until the run has saved."""
     if hasattr(os, "setsid"):
         os.setsid()
@@ -509,7 +275,10 @@ class MyIterableDataset(IterableDataset):
         self.block = batch_size * max(1, min(8, shuffle_buffer // (4 * batch_size)))  # rows read together
         self.blocks_in_pool = max(1, shuffle_buffer // self.block)
         self.starts, self.num_rows = [], 0
-        with open(path, "rb") as file, tqdm(desc=f"indexing {Path(path).name}", unit=" rows", leave=False, delay=2) as bar:
+        with (
+            open(path, "rb") as file,
+            tqdm(desc=f"indexing {Path(path).name}", unit=" rows", leave=False, delay=2) as bar,
+        ):
             position = 0
             for line in islice(file, limit):
                 if self.num_rows % self.block == 0:
@@ -529,15 +298,26 @@ class MyIterableDataset(IterableDataset):
     def __iter__(self):
         pools = self.pools()
         worker = get_worker_info()
-        for number in range(self.first_pool + (worker.id if worker else 0), len(pools), worker.num_workers if worker else 1):
+        for number in range(
+            self.first_pool + (worker.id if worker else 0), len(pools), worker.num_workers if worker else 1
+        ):
             examples, rows = [], []
             for block in pools[number]:
-                found = [e for _, e in read_processed(self.path, self.encoder.tasks, self.starts[block], self.starts[block + 1])]
+                found = [
+                    e
+                    for _, e in read_processed(
+                        self.path, self.encoder.tasks, self.starts[block], self.starts[block + 1]
+                    )
+                ]
                 examples += found
                 rows += range(block * self.block, block * self.block + len(found))
             columns = self.encoder(examples)
             rng = np.random.default_rng([self.seed, self.epoch, number])
-            yield (columns, np.array(rows), length_batches(columns["input_ids"].lengths, rng.permutation(len(rows)), self.batch_size, rng))
+            yield (
+                columns,
+                np.array(rows),
+                length_batches(columns["input_ids"].lengths, rng.permutation(len(rows)), self.batch_size, rng),
+            )
 
     def __len__(self):
         return self.num_rows
@@ -548,7 +328,12 @@ class MyIterableDataLoader(DataLoader):
 
     def __init__(self, dataset, num_workers=0, pin_memory=False):
         super().__init__(
-            dataset, batch_size=None, collate_fn=as_it_is, num_workers=num_workers, generator=torch.Generator(), worker_init_fn=apart
+            dataset,
+            batch_size=None,
+            collate_fn=as_it_is,
+            num_workers=num_workers,
+            generator=torch.Generator(),
+            worker_init_fn=detach_worker,
         )
         self.skip, self.pinned, self.told = 0, pin_memory, False
 
@@ -572,17 +357,27 @@ class MyIterableDataLoader(DataLoader):
         pad_id = self.dataset.encoder.tokenizer.pad_token_id
         for columns, numbers, batches in super().__iter__():
             for rows in batches[skip:]:
-                batch = make_batch(columns, rows, self.dataset.encoder.tasks, pad_id, numbers, self.dataset.encoder.multiple)
+                batch = make_batch(
+                    columns, rows, self.dataset.encoder.tasks, pad_id, numbers, self.dataset.encoder.multiple
+                )
                 yield pin(batch) if self.pinned else batch
             skip = 0
             cut += int((columns["cut"] > 0).sum())
         if cut and not self.told:
             self.told = True
-            logger.warning(f"{self.dataset.path}: {cut} examples of this epoch do not fit --max_length; what is longer is cut")
+            logger.warning(
+                f"{self.dataset.path}: {cut} examples of this epoch do not fit --max_length; what is longer is cut"
+            )
 
 
 def pin(batch):
     return Batch(*({name: tensor.pin_memory() for name, tensor in part.items()} for part in batch[:2]), batch.rows)
+
+
+def training_texts(path):
+    """The texts of a processed file, one at a time, for a tokenizer to learn from."""
+    for _, example in read_processed(path, {}):
+        yield text_of(example, with_pair=True)
 
 
 def build_loaders(config, data_path, encoder, device, limit=None):
@@ -591,7 +386,9 @@ def build_loaders(config, data_path, encoder, device, limit=None):
     encoder.multiple = 8 if pinned else 1
     path = Path(data_path) / "train.jsonl"
     if config.streaming:
-        cutting = Encoder(encoder.tokenizer, encoder.tasks, encoder.max_length, truncation=encoder.truncation)  # a row an example
+        cutting = Featurizer(
+            encoder.tokenizer, encoder.tasks, encoder.max_length, truncation=encoder.truncation
+        )  # a row an example
         cutting.multiple = encoder.multiple
         dataset = MyIterableDataset(path, cutting, config.batch_size, config.shuffle_buffer, config.random_seed, limit)
         train_loader = MyIterableDataLoader(dataset, config.num_workers, pinned)

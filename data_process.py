@@ -15,17 +15,86 @@ import shutil
 import statistics
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
-import doctor
-import labels
-from config import ROOT, Config, DataConfig, UserError, is_tagging, os_error_line, parse_args
-from doctor import Note
-from processed import PARTS, check_characters, check_row, check_text, load_labels, read_processed, shorten, split_text
-from readers import READERS, RESERVED, SUFFIXES, find_format, read_txt, suffix_of
-from splits import split_examples, split_folds
+from config import ROOT, Config
+from engine.command_line import UserError, option, os_error_line, parse_args, require_seed
+from engine.tags import find_scheme, is_tagging
+from engine.text import split_text
+from preprocess import checks, labels
+from preprocess.checks import Note
+from preprocess.readers import FORMATS, READERS, RESERVED, SUFFIXES, find_format, read_txt, suffix_of
+from preprocess.schema import PARTS, check_characters, check_row, check_text, load_labels, read_processed, shorten
+from preprocess.splits import split_examples, split_folds
+
+
+@dataclass
+class DataConfig:
+    """Options of `data_process.py`."""
+
+    input: str = option("", "file or folder of raw data")
+    output_dir: str = option("", "processed folder to write, such as dataset/NAME")
+    format: str = option(
+        "auto",
+        "what the input is; auto finds it by its names and first rows; hf: a Hugging Face dataset",
+        choices=["auto", *FORMATS, "hf"],
+    )
+    encoding: str = option("auto", "of the input: auto (UTF-8 or UTF-16 by its mark), gb18030, …")
+    text_column: str = option("", "column or key of the text (default: found by its name)")
+    text_pair_column: str = option("", "column or key of the second text of a pair")
+    label_column: str = option(
+        "", "column or key of the label, or several, comma-separated; each becomes a task (default: found by its name)"
+    )
+    label_type: str = option(
+        "",
+        "types of tasks where they should not be guessed, such as 'score=regression,topics=multilabel' (else classification, tagging)",
+    )
+    label_separator: str = option(",", "what parts the labels in a cell of a multilabel column")
+    tag_scheme: str = option(
+        "auto",
+        "how entities' tags are written: auto is BIO, or BIOES if the data has ends",
+        choices=["auto", "bio", "bioes", "keep"],
+    )
+    unit: str = option(
+        "auto",
+        "what a token of a text with spans is (auto: characters if most are Chinese)",
+        choices=["auto", "word", "character"],
+    )
+    n_splits: int = option(0, "make so many folds of train and dev for cross-validation; 0: none")
+    group_column: str = option("", "column whose equal values stay in one part and one fold")
+    check: bool = option(False, "only examine the input, raw or processed, and write nothing")
+    max_length: int = option(256, "for --check: the length that training will use")
+    pretrain_model_path: str = option("", "for --check: the model whose tokenizer training will use")
+    dev_ratio: float = option(0.1, "share of examples for dev, if the data has no dev part")
+    test_ratio: float = option(0.1, "share of examples for test, if the data is a single part")
+    random_seed: int = option(666, "seed of the split", aliases=["seed"])
+
+    def __post_init__(self):
+        if not self.input or not (self.output_dir or self.check):
+            raise UserError("both --input FILE_OR_FOLDER and --output_dir dataset/NAME are needed")
+        require_seed(self.random_seed)
+        self.label_types_by_name()
+        if self.n_splits < 0 or self.n_splits == 1:
+            raise UserError(f"--n_splits={self.n_splits} must be at least 2")
+        if not self.label_separator:
+            raise UserError("--label_separator must not be empty")
+        if not (self.dev_ratio > 0 and self.test_ratio >= 0 and self.dev_ratio + self.test_ratio < 1):
+            raise UserError(
+                f"--dev_ratio={self.dev_ratio} and --test_ratio={self.test_ratio} must leave something to train on"
+            )
+
+    def label_types_by_name(self):
+        """'score=regression,tags=multilabel' -> {'score': 'regression', 'tags': 'multilabel'}"""
+        types = dict(part.strip().rpartition("=")[::2] for part in self.label_type.split(",") if part.strip())
+        if "" in types or not set(types.values()) <= {"classification", "multilabel", "regression", "tagging"}:
+            raise UserError(
+                f"--label_type={self.label_type!r} must look like 'score=regression,topics=multilabel,mood=classification'"
+            )
+        return types
+
 
 PART_NAMES = {
     "train": "train",
@@ -52,7 +121,9 @@ def find_sources(folder):
     """[(part or None, path)] of the data below a file or folder: parts are told by their names, train/dev(valid)/test."""
     if not folder.exists():
         raise UserError(f"{folder}: no such file or folder (the name of a Hugging Face dataset needs --format hf)")
-    if folder.is_file() or any((folder / name).exists() for name in ("dataset_dict.json", "dataset_info.json", "state.json")):
+    if folder.is_file() or any(
+        (folder / name).exists() for name in ("dataset_dict.json", "dataset_info.json", "state.json")
+    ):
         return [(None, folder)]
 
     def data_in(directory):
@@ -68,7 +139,9 @@ def find_sources(folder):
         ]
 
     directories = [
-        (PART_NAMES[path.name.lower()], path) for path in sorted(folder.iterdir()) if path.is_dir() and path.name.lower() in PART_NAMES
+        (PART_NAMES[path.name.lower()], path)
+        for path in sorted(folder.iterdir())
+        if path.is_dir() and path.name.lower() in PART_NAMES
     ]
     if directories:
         sources = [(part, path) for part, directory in directories for path in data_in(directory)]
@@ -81,7 +154,9 @@ def find_sources(folder):
     parts = {part for part, _ in sources}
     if None in parts and len(parts) > 1:
         stray = next(path for part, path in sources if part is None)
-        raise UserError(f"{stray}: belongs to none of train, dev (valid), test, as its neighbours do; rename or remove it")
+        raise UserError(
+            f"{stray}: belongs to none of train, dev (valid), test, as its neighbours do; rename or remove it"
+        )
     return sorted(sources, key=lambda source: PARTS.index(source[0] or "train"))
 
 
@@ -116,7 +191,9 @@ def check_examples(examples, config):
     for example in examples:
         at = example["at"]
         if (has := texts & example.keys()) != (wanted := texts & first.keys()):
-            raise UserError(f"{at}: has {' and '.join(sorted(has))}, but {first['at']} has {' and '.join(sorted(wanted))}")
+            raise UserError(
+                f"{at}: has {' and '.join(sorted(has))}, but {first['at']} has {' and '.join(sorted(wanted))}"
+            )
         check_text(example)
         check_characters(example)
         if "split" in example:
@@ -154,7 +231,9 @@ def check_examples(examples, config):
             if kind == "multilabel" and isinstance(example.get(name), str):
                 example[name] = labels.as_list(example[name], config.label_separator)
             if example.get(name) is None and len(names) == 1:
-                raise UserError(f"{example['at']}: has no label {name!r} (it is null); texts without labels are for --predict_file")
+                raise UserError(
+                    f"{example['at']}: has no label {name!r} (it is null); texts without labels are for --predict_file"
+                )
             example[name] = labels.check_label(example, name, kind)
         if all(example[name] is None for name in names):
             raise UserError(f"{example['at']}: has no label of any task ({', '.join(names)})")
@@ -198,7 +277,13 @@ def odd_numbers(name, kind, examples):
         others = [f"{at}: {value!r}" for at, value in known if not labels.is_number(str(value))]
         decimals = sum("." in str(value) and labels.is_number(str(value)) for _, value in known)
         advice = f"if it is a score, leave these empty (with other tasks) or correct them, and add --label_type {name}=regression"
-        return [Note(f"{name}: nearly all labels are numbers, but not these", others if decimals > 0.8 * len(known) else [], advice)]
+        return [
+            Note(
+                f"{name}: nearly all labels are numbers, but not these",
+                others if decimals > 0.8 * len(known) else [],
+                advice,
+            )
+        ]
     return []
 
 
@@ -216,7 +301,9 @@ def spans_to_tokens(examples, names, unit):
                 spans[name], dropped = labels.without_overlaps(labels.read_spans(example[name], text, at))
                 overlapping += [f"{at}: {text[start:end]!r} ({label})" for start, end, label in dropped]
         whole = split_text(text, unit)
-        pieces = labels.cut_at(whole, {border for found in spans.values() for start, end, _ in found for border in (start, end)})
+        pieces = labels.cut_at(
+            whole, {border for found in spans.values() for start, end, _ in found for border in (start, end)}
+        )
         if len(pieces) > len(whole):
             inside.append(at)
         example["tokens"] = [token for token, _, _ in pieces]
@@ -225,7 +312,11 @@ def spans_to_tokens(examples, names, unit):
             if sum(tag[0] == "B" for tag in example[name]) < len(found):
                 blank.append(at)
     return [
-        Note(f"{names[0]}: spans overlap", overlapping, "of each two the longer was kept; nested entities need a task of their own"),
+        Note(
+            f"{names[0]}: spans overlap",
+            overlapping,
+            "of each two the longer was kept; nested entities need a task of their own",
+        ),
         Note(f"{names[0]}: spans begin or end inside a word", inside, "the words were cut there; try --unit character"),
         Note(f"{names[0]}: spans hold nothing but blanks", blank, "they were left out; correct the data"),
     ]
@@ -237,7 +328,7 @@ def convert_schemes(examples, name, wanted):
     for example in examples:
         if example[name] is not None:
             files.setdefault(re.sub(r", \S+ \d+$", "", example["at"]), []).append(example)
-    schemes = {file: labels.find_scheme(example[name] for example in found) for file, found in files.items()}
+    schemes = {file: find_scheme(example[name] for example in found) for file, found in files.items()}
     found = set(schemes.values()) - {None}
     tags = {tag for rows in files.values() for example in rows for tag in example[name]}
     if wanted != "keep" and not found and "O" in tags and len(tags) > 1:
@@ -245,7 +336,11 @@ def convert_schemes(examples, name, wanted):
         if len(prefixed) > len(tags) / 2:
             strange = [f"{e['at']}: {t}" for rows in files.values() for e in rows for t in e[name] if t not in prefixed]
             return [
-                Note(f"{name}: tags of no scheme among those of one", strange, "no entity can be told while they are there: correct them")
+                Note(
+                    f"{name}: tags of no scheme among those of one",
+                    strange,
+                    "no entity can be told while they are there: correct them",
+                )
             ]
         print(f"the tags of {name!r} have no B- and I-: runs of equal tags are written as entities in BIO")
         for rows in files.values():
@@ -261,7 +356,13 @@ def convert_schemes(examples, name, wanted):
             for example in files[file]:
                 example[name] = labels.convert_tags(example[name], source, target)
     mixed = [f"{file}: {source.upper()}" for file, source in schemes.items() if source]
-    return [Note(f"{name}: files have different tag schemes", mixed if len(found) > 1 else [], f"all were written as {target.upper()}")]
+    return [
+        Note(
+            f"{name}: files have different tag schemes",
+            mixed if len(found) > 1 else [],
+            f"all were written as {target.upper()}",
+        )
+    ]
 
 
 def collect_labels(parts, tasks):
@@ -336,12 +437,14 @@ def summary(parts, tasks):
             print(f"task {name}: rows without a label, which this task leaves out: {missing}")
 
 
-def write_folder(folder, parts, tasks):
+def write_processed(folder, parts, tasks):
     """Writes the processed folder. Each file appears whole or not at all; labels.json comes last."""
     folder.mkdir(parents=True, exist_ok=True)
     hidden = ("at", "split", "group")
     files = {
-        f"{part}.jsonl": (json.dumps({key: e[key] for key in e if key not in hidden}, ensure_ascii=False) + "\n" for e in rows)
+        f"{part}.jsonl": (
+            json.dumps({key: e[key] for key in e if key not in hidden}, ensure_ascii=False) + "\n" for e in rows
+        )
         for part, rows in parts.items()
     }
     files["labels.json"] = [json.dumps(tasks, ensure_ascii=False, indent=1) + "\n"]
@@ -358,12 +461,19 @@ def write_folder(folder, parts, tasks):
 def require_own_folder(folder, source):
     """UserError if the output folder holds, or is, anything but an earlier processed folder."""
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    ours = {"labels.json", ".cache", *(f"{part}.jsonl" for part in PARTS), *(name for name in inside if re.fullmatch(r"fold_\d+", name))}
+    ours = {
+        "labels.json",
+        ".cache",
+        *(f"{part}.jsonl" for part in PARTS),
+        *(name for name in inside if re.fullmatch(r"fold_\d+", name)),
+    }
     strange = sorted(name for name in inside - ours if not (name.startswith(".") and name.endswith(".tmp")))
     if not strange and "labels.json" not in inside:
         strange = sorted(inside & {f"{part}.jsonl" for part in PARTS})
     if folder.is_file() or strange:
-        raise UserError(f"--output_dir {folder}: holds other things ({shorten(strange) or 'it is a file'}); choose an empty or new folder")
+        raise UserError(
+            f"--output_dir {folder}: holds other things ({shorten(strange) or 'it is a file'}); choose an empty or new folder"
+        )
     if folder.resolve() in (source.resolve(), source.resolve().parent):
         raise UserError(f"--output_dir {folder}: is where the input lies; choose another folder")
 
@@ -407,9 +517,9 @@ def process(config):
     if config.n_splits and not config.check:
         write_folds(folder, parts, tasks, config)
     elif not config.check:
-        write_folder(folder, parts, tasks)
+        write_processed(folder, parts, tasks)
     summary(parts, tasks)
-    doctor.show(doctor.examine(parts, tasks, build_encoder_for_check(config, parts, tasks), notes))
+    checks.show(checks.examine(parts, tasks, build_encoder_for_check(config, parts, tasks), notes))
     if not config.check:
         print(f"wrote {folder}: " + ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()))
 
@@ -430,7 +540,11 @@ def write_folds(folder, parts, tasks, config):
     Labels are those of all folds together, so that the folds' models can be averaged.
     """
     folds = split_folds(parts, tasks, config)
-    tasks.update(collect_labels({"train": [*parts["train"], *parts.get("dev", [])]}, {name: task["type"] for name, task in tasks.items()}))
+    tasks.update(
+        collect_labels(
+            {"train": [*parts["train"], *parts.get("dev", [])]}, {name: task["type"] for name, task in tasks.items()}
+        )
+    )
     for number, fold in enumerate(folds):
         for part, rows in zip(("train", "dev"), fold):
             if lacking := [name for name in tasks if all(e[name] is None for e in rows)]:
@@ -439,28 +553,31 @@ def write_folds(folder, parts, tasks, config):
                 )
     rest = {"test": parts["test"]} if "test" in parts else {}
     for number, (train, dev) in enumerate(folds):
-        write_folder(folder / f"fold_{number}", {"train": train, "dev": dev, **rest}, tasks)
+        write_processed(folder / f"fold_{number}", {"train": train, "dev": dev, **rest}, tasks)
     for stale in folder.glob("fold_*"):
         if int(stale.name[5:]) >= len(folds):
             shutil.rmtree(stale)
     parts.update(train=folds[0][0], dev=folds[0][1])
-    write_folder(folder, parts, tasks)
+    write_processed(folder, parts, tasks)
     print(f"{len(folds)} folds in {folder}/fold_0 …; python cross_validate.py --data_path {folder} trains them all")
 
 
 def build_encoder_for_check(config, parts, tasks):
-    """The Encoder that training would use; None for data so large that it would take a while, unless --check asks for it."""
+    """The Featurizer that training would use; None for data so large that it would take a while, unless --check asks for it."""
     if not config.check and sum(map(len, parts.values())) > 50_000:
         print("what the tokenizer does to data of this size is examined by --check alone")
         return None
-    from data_loader import Encoder, load_tokenizer, text_of
-    from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
+    from engine.features import Featurizer
+    from engine.text import text_of
+    from engine.tokenizer import load_tokenizer, train_tokenizer
 
     if config.pretrain_model_path:
         tokenizer = load_tokenizer(Config(pretrain_model_path=config.pretrain_model_path), None)
     else:
-        tokenizer = train_tokenizer(lambda: map(text_of, parts["train"]), Config.vocab_size)
-    return Encoder(tokenizer, tasks, config.max_length)
+        tokenizer = train_tokenizer(
+            lambda: (text_of(example, with_pair=True) for example in parts["train"]), Config.vocab_size
+        )
+    return Featurizer(tokenizer, tasks, config.max_length)
 
 
 def read_texts(path, config):
@@ -480,7 +597,9 @@ def read_texts(path, config):
     keys = [[key for key in ("text", "tokens", "text_pair") if key in example] for example in examples]
     for number, example in enumerate(examples):
         if keys[number] != keys[0]:
-            raise UserError(f"{example['at']}: has {' and '.join(keys[number])}, but the first row has {' and '.join(keys[0])}")
+            raise UserError(
+                f"{example['at']}: has {' and '.join(keys[number])}, but the first row has {' and '.join(keys[0])}"
+            )
         check_row(example, {}, example["at"], needs_labels=False)
         check_characters(example)
     return [{"id": str(e.get("id", number)), **{key: e[key] for key in keys[0]}} for number, e in enumerate(examples)]

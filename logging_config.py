@@ -9,20 +9,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from engine.run_folder import close_log
+
 
 class TqdmHandler(logging.StreamHandler):
     """Writes above a running progress bar instead of through it."""
 
     def emit(self, record):
         tqdm.write(self.format(record), file=sys.stderr)
-
-
-def close_log():
-    """Lets go of the log file, if there is one."""
-    logger = logging.getLogger("template")
-    for handler in [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]:
-        logger.removeHandler(handler)
-        handler.close()
 
 
 def get_logger(log_path=None, level=logging.INFO):

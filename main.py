@@ -12,20 +12,24 @@ import signal
 import sys
 from pathlib import Path
 
-from config import Config, UserError, keep_freed_memory, os_error_line, parse_args, seed_torch
+from config import Config, seed_torch
+from engine.command_line import UserError, os_error_line, parse_args
+from engine.device import keep_freed_memory
+from engine.run_folder import Interrupted, claim_run_dir
 from logging_config import get_logger
-from run_folder import Interrupted, locked
 
 
 def main(config):
     # Imported here, so that --help and a mistaken flag answer at once.
-    import checkpoint
     import data_process
     import metrics
-    import processed
-    from data_loader import Encoder, MyDataLoader, MyDataset, build_loaders, load_tokenizer, to_device
-    from model_utils import build_model, parameter_groups
-    from trainer import Trainer, build_optimizer, build_scheduler, with_tokens
+    from data_loader import MyDataLoader, MyDataset, build_loaders, training_texts
+    from engine.device import to_device
+    from engine.features import Featurizer
+    from engine.tokenizer import load_tokenizer
+    from model_utils import build_model, load_checkpoint, parameter_groups
+    from preprocess import schema
+    from trainer import Trainer, build_optimizer, build_scheduler, prepare_inputs
     from tricks import build_tricks
 
     # Everything that can be checked before the slow part
@@ -37,7 +41,7 @@ def main(config):
     if needs_data and config.data_path == Config.data_path and config.fold is None:
         data_process.make_sample(data_path)
 
-    with locked(config) as run_dir:
+    with claim_run_dir(config) as run_dir:
         log_path = Path(config.log_output_path or run_dir) / config.log_output_file
         logger = get_logger(log_path, logging.DEBUG if config.debug else logging.INFO)
         seed_torch(config.random_seed, config.deterministic)
@@ -48,9 +52,9 @@ def main(config):
 
         if config.do_train:
             # Data
-            tasks = processed.load_labels(data_path)
-            tokenizer = load_tokenizer(config, data_path / "train.jsonl")
-            encoder = Encoder(tokenizer, tasks, config.max_length, config.window_stride, config.truncation)
+            tasks = schema.load_labels(data_path)
+            tokenizer = load_tokenizer(config, lambda: training_texts(data_path / "train.jsonl"))
+            encoder = Featurizer(tokenizer, tasks, config.max_length, config.window_stride, config.truncation)
             train_loader, dev_loader = build_loaders(config, data_path, encoder, device, limit)
 
             # Model, optimizer, schedule
@@ -58,7 +62,9 @@ def main(config):
             tricks = build_tricks(model, config)
             optimizer = build_optimizer(tricks.groups(parameter_groups(model, config)), device)
             scheduler = build_scheduler(optimizer, config, -(-len(train_loader) // config.gradient_accumulation_steps))
-            trainer = Trainer(model, tokenizer, tasks, config, device, train_loader, dev_loader, optimizer, scheduler, tricks)
+            trainer = Trainer(
+                model, tokenizer, tasks, config, device, train_loader, dev_loader, optimizer, scheduler, tricks
+            )
 
             # Train
             trainer.resume()
@@ -66,26 +72,30 @@ def main(config):
 
         if config.do_eval or config.do_predict:
             # The best checkpoint, as a new process on another machine would load it
-            model, tokenizer, tasks, trained = checkpoint.load(Path(config.checkpoint or run_dir / "checkpoints/best"))
-            encoder = Encoder(tokenizer, tasks, trained.max_length, trained.window_stride, trained.truncation)
+            model, tokenizer, tasks, trained = load_checkpoint(Path(config.checkpoint or run_dir / "checkpoints/best"))
+            encoder = Featurizer(tokenizer, tasks, trained.max_length, trained.window_stride, trained.truncation)
             trainer = Trainer(model, tokenizer, tasks, config, device)
 
         if config.do_eval:
-            processed.check_same_labels(data_path, tasks)
+            schema.check_same_labels(data_path, tasks)
             scores, per_label = {}, {}
             for path in (path for path in (data_path / "dev.jsonl", data_path / "test.jsonl") if path.exists()):
                 scores[path.stem] = trainer.eval(MyDataLoader(MyDataset(path, encoder, limit), config.eval_batch_size))
                 per_label[path.stem] = metrics.report(tasks, *trainer.answers)
                 for name, found in per_label[path.stem].items():
                     logger.info(f"{path.stem}, {name}:\n{metrics.table(found)}")
-                logger.info(f"{path.stem}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores[path.stem].items()))
+                logger.info(
+                    f"{path.stem}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores[path.stem].items())
+                )
             for name, value in (("report.json", per_label), ("eval.json", scores)):
                 (run_dir / name).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
         if config.do_predict:
-            source = with_tokens(texts, tasks) if texts else processed.part_of(data_path, "test")
+            source = prepare_inputs(texts, tasks) if texts else schema.part_of(data_path, "test")
             predict_set = MyDataset(source, encoder, None if texts else limit)
-            trainer.predict(MyDataLoader(predict_set, config.eval_batch_size), config.predict_output or run_dir / "predictions.csv")
+            trainer.predict(
+                MyDataLoader(predict_set, config.eval_batch_size), config.predict_output or run_dir / "predictions.csv"
+            )
 
 
 def command(argv=None, run=main):

@@ -11,8 +11,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from sklearn.metrics import accuracy_score, mean_absolute_error
 from sklearn.metrics import f1_score as class_f1_score
 
-from config import is_tagging
-from labels import find_scheme
+from engine.tags import find_scheme, is_tagging
 
 
 def is_better(name, new, old):
@@ -24,7 +23,9 @@ def is_better(name, new, old):
 
 def classification_scores(gold, predicted):
     """gold, predicted: one label a text. Macro F1 is over all labels that occur in either; micro F1 would be the accuracy."""
-    averages = {f"{kind}_f1": class_f1_score(gold, predicted, average=kind, zero_division=0) for kind in ("macro", "weighted")}
+    averages = {
+        f"{kind}_f1": class_f1_score(gold, predicted, average=kind, zero_division=0) for kind in ("macro", "weighted")
+    }
     return {"accuracy": accuracy_score(gold, predicted)} | averages
 
 
@@ -53,7 +54,11 @@ def regression_scores(gold, predicted):
 def tagging_scores(gold, predicted):
     """gold, predicted: one list of tags a text. Entities count as seqeval counts them: type and both borders right."""
     right, guessed, there = (counter.total() for counter in matches("tagging", gold, predicted))
-    return {"precision": right / max(1, guessed), "recall": right / max(1, there), "f1": 2 * right / max(1, guessed + there)}
+    return {
+        "precision": right / max(1, guessed),
+        "recall": right / max(1, there),
+        "f1": 2 * right / max(1, guessed + there),
+    }
 
 
 def matches(kind, gold, predicted):
@@ -81,7 +86,13 @@ SCORES = {
     "regression": regression_scores,
     "tagging": tagging_scores,
 }
-MAIN = {"words": "accuracy", "classification": "accuracy", "multilabel": "micro_f1", "regression": "spearman", "tagging": "f1"}
+MAIN = {
+    "words": "accuracy",
+    "classification": "accuracy",
+    "multilabel": "micro_f1",
+    "regression": "spearman",
+    "tagging": "f1",
+}
 
 
 def kind_of(task):
@@ -151,7 +162,10 @@ def table(per_label, most=40):
     ordered = sorted(per_label.items(), key=lambda item: (-item[1]["support"], item[0]))
     width = max(map(len, per_label), default=5)
     lines = [f"{'':<{width}}  precision  recall      f1  support"]
-    lines += [f"{name:<{width}}  {s['precision']:9.3f}  {s['recall']:6.3f}  {s['f1']:6.3f}  {s['support']:7}" for name, s in ordered[:most]]
+    lines += [
+        f"{name:<{width}}  {s['precision']:9.3f}  {s['recall']:6.3f}  {s['f1']:6.3f}  {s['support']:7}"
+        for name, s in ordered[:most]
+    ]
     return "\n".join(lines + ([f"… and {len(ordered) - most} more"] if len(ordered) > most else []))
 
 
@@ -177,6 +191,11 @@ def default_monitor(tasks):
 def entities(tags, spans, text):
     """[{label, text, start, end}] of a list of tags; spans: each token's (start, end) in the text."""
     return [
-        {"label": label, "text": text[spans[first][0] : spans[last][1]], "start": spans[first][0], "end": spans[last][1]}
+        {
+            "label": label,
+            "text": text[spans[first][0] : spans[last][1]],
+            "start": spans[first][0],
+            "end": spans[last][1],
+        }
         for label, first, last in get_entities(tags)
     ]

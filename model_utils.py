@@ -7,20 +7,31 @@ Nothing else in the repository needs to change.
 """
 
 import inspect
+import json
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-import torchcrf
 from torch import nn
-from transformers import AutoConfig, AutoModel, BertConfig
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from config import UserError, first_line
+from config import Config
+from engine.checkpoint import load_weights, require_whole
+from engine.command_line import UserError, first_line
+from engine.crf import CRF
+from engine.encoders import bert_config, check_encoder, layer_ids, load_pretrained, lr_of_width, num_positions
+from engine.tags import IGNORE
 
-IGNORE = -100  # labels of this value have no loss
-WIDE_MASK = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert")  # take a (B, 1, L, L) mask as it is
-IMPOSSIBLE = -1e4  # score of a transition that decoding must not take
+WIDE_MASK = (
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "distilbert",
+    "electra",
+    "albert",
+)  # take a (B, 1, L, L) mask as it is
 
 
 @dataclass
@@ -31,13 +42,29 @@ class MyModelOutput:
     counts: dict = field(default_factory=dict)  # {task: ()}, what each loss was divided by
 
 
+def mean_output(outputs, total_loss):
+    """One MyModelOutput of several, with the mean of their losses, and this total."""
+    losses = {name: sum(output.losses[name] for output in outputs) / len(outputs) for name in outputs[0].losses}
+    return MyModelOutput(total_loss, losses, outputs[0].logits, outputs[0].counts)
+
+
 class MyModel(nn.Module):
-    """Encoder -> OutputLayer -> MyLoss. Holds any encoder; is no subclass of one, so pretrained weights load as they are.
+    """Featurizer -> OutputLayer -> MyLoss. Holds any encoder; is no subclass of one, so pretrained weights load as they are.
 
     tasks: {name: {"type", "labels", …}} as in labels.json.
     """
 
-    def __init__(self, encoder, hidden_size, tasks, use_crf=False, num_shared_layers=0, dropout=0.1, task_weights=None, pooling="first"):
+    def __init__(
+        self,
+        encoder,
+        hidden_size,
+        tasks,
+        use_crf=False,
+        num_shared_layers=0,
+        dropout=0.1,
+        task_weights=None,
+        pooling="first",
+    ):
         super().__init__()
         unknown = set(task_weights or {}) - set(tasks)
         if unknown:
@@ -85,7 +112,9 @@ class MyModel(nn.Module):
 
     def count_labels(self, inputs, labels):
         """{task: how many labels have a loss}, the number that `loss` divides by; computed where the batch lies."""
-        return {name: head.count(labels[name], inputs) for name, head in self.output_layer.heads.items() if name in labels}
+        return {
+            name: head.count(labels[name], inputs) for name, head in self.output_layer.heads.items() if name in labels
+        }
 
 
 class OutputLayer(nn.Module):
@@ -100,7 +129,8 @@ class OutputLayer(nn.Module):
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
         self.shared = nn.ModuleList(
-            nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Dropout(dropout)) for _ in range(num_shared_layers)
+            nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Dropout(dropout))
+            for _ in range(num_shared_layers)
         )
         if unknown := {task["type"] for task in tasks.values()} - set(HEADS):
             raise UserError(
@@ -109,7 +139,9 @@ class OutputLayer(nn.Module):
         self.heads = TaskDict({name: HEADS[task["type"]](hidden_size, task, use_crf) for name, task in tasks.items()})
 
     def forward(self, hidden, inputs):
-        vectors = {"text": hidden[:, 0] if self.pooling == "first" else mean_of_tokens(hidden, inputs["attention_mask"])}
+        vectors = {
+            "text": hidden[:, 0] if self.pooling == "first" else mean_of_tokens(hidden, inputs["attention_mask"])
+        }
         if "word_starts" in inputs:
             places = inputs["word_starts"].unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
             vectors["words"] = hidden.gather(1, places)
@@ -179,7 +211,9 @@ class ClassificationHead(nn.Module):
         known = self.known(labels, inputs)
         if self.class_weights is None:
             return known
-        return self.weights_of_host.to(labels.device)[labels.clamp(min=0)] * known  # on a GPU labels are counted before they move
+        return (
+            self.weights_of_host.to(labels.device)[labels.clamp(min=0)] * known
+        )  # on a GPU labels are counted before they move
 
     def means(self, logits, inputs):
         """The gradient of the distribution's log normaliser by its logits."""
@@ -349,7 +383,12 @@ def all_known(labels, mask):
     return ((labels != IGNORE) | ~mask).all(1)
 
 
-HEADS = {"classification": ClassificationHead, "multilabel": MultilabelHead, "regression": RegressionHead, "tagging": TaggingHead}
+HEADS = {
+    "classification": ClassificationHead,
+    "multilabel": MultilabelHead,
+    "regression": RegressionHead,
+    "tagging": TaggingHead,
+}
 
 
 class MyLoss(nn.Module):
@@ -373,87 +412,6 @@ class MyLoss(nn.Module):
 # ---- CRF -----------------------------------------------------------------------------------------------------------------
 
 
-class CRF(torchcrf.CRF):
-    """pytorch-crf's linear-chain CRF: its parameters and its results, computed a whole time step at once.
-
-    Masks are (B, W) with every row a prefix of ones, at least one long. Lafferty et al., ICML 2001.
-    labels: the tags' names; transitions that BIO or BIOES rule out are never taken when decoding.
-    """
-
-    def __init__(self, labels):
-        super().__init__(len(labels), batch_first=True)
-        self.calls, self.narrow = 0, True
-        bioes = any(label[:2] in ("E-", "S-") for label in labels)
-        rules = {
-            "forbidden": [[not may_follow(a, b, bioes) for b in labels] for a in labels],
-            "forbidden_start": [not may_follow("O", b, bioes) for b in labels],
-            "forbidden_end": [not may_follow(a, "O", bioes) for a in labels],
-        }
-        for name, rule in rules.items():
-            self.register_buffer(name, torch.tensor(rule), persistent=False)
-
-    def log_likelihood(self, emissions, tags, mask):
-        """log p(tags | emissions) of each text, (B,). emissions (B, W, C) in fp32, tags (B, W), mask (B, W)."""
-        last = mask.sum(1, keepdim=True) - 1
-        score = (emissions.gather(2, tags.unsqueeze(2)).squeeze(2) * mask).sum(1)
-        score = score + (self.transitions[tags[:, :-1], tags[:, 1:]] * mask[:, 1:]).sum(1)
-        score = score + self.start_transitions[tags[:, 0]] + self.end_transitions[tags.gather(1, last).squeeze(1)]
-        return score - self.log_partition(emissions, mask)
-
-    def log_partition(self, emissions, mask):
-        """log of the sum over all paths, (B,), by the forward algorithm."""
-        alpha = self.start_transitions + emissions[:, 0]  # (B, C)
-        peak = self.transitions.detach().max()
-        if self.calls % (1 if emissions.device.type == "cpu" else 100) == 0:  # on a GPU the host asks rarely: it would wait
-            self.narrow = bool(peak - self.transitions.detach().min() < 60)  # else exp() would lose terms: add logs
-        self.calls += 1
-        factors = (self.transitions - peak).exp()
-        for t in range(1, emissions.shape[1]):
-            if self.narrow:
-                top = alpha.detach().amax(1, keepdim=True)
-                step = ((alpha - top).exp() @ factors).log() + top + peak
-            else:
-                step = (alpha.unsqueeze(2) + self.transitions).logsumexp(1)
-            alpha = torch.where(mask[:, t, None], step + emissions[:, t], alpha)
-        return (alpha + self.end_transitions).logsumexp(1)
-
-    def marginals(self, emissions, mask):
-        """p(tag of word t = c), (B, W, C), the gradient of the log partition; it can be differentiated again."""
-        with torch.enable_grad():
-            emissions = emissions if emissions.requires_grad else emissions.clone().requires_grad_()
-            return torch.autograd.grad(self.log_partition(emissions, mask).sum(), emissions, create_graph=True)[0]
-
-    @torch.no_grad()
-    def viterbi(self, emissions, mask):
-        """The best path of each text that breaks no rule of the scheme, (B, W); 0 where the mask is."""
-        batch, width, num_tags = emissions.shape
-        into = self.transitions.masked_fill(self.forbidden, IMPOSSIBLE).T.contiguous()  # into[j, i]: from i to j
-        score = self.start_transitions.masked_fill(self.forbidden_start, IMPOSSIBLE) + emissions[:, 0]
-        scores, paths = [score], score.new_empty(batch, num_tags, num_tags)
-        for t in range(1, width):
-            torch.add(score.unsqueeze(1), into, out=paths)
-            score = torch.where(mask[:, t, None], paths.amax(2) + emissions[:, t], score)
-            scores.append(score)
-        tag = (score + self.end_transitions.masked_fill(self.forbidden_end, IMPOSSIBLE)).argmax(1)
-        tags = [tag]
-        for t in range(width - 1, 0, -1):  # walk back, all texts at once
-            before = (scores[t - 1] + into[tag]).argmax(1)
-            tag = torch.where(mask[:, t], before, tag)
-            tags.append(tag)
-        return torch.stack(tags[::-1], 1) * mask
-
-
-def may_follow(before, tag, bioes):
-    """Whether `tag` may come after `before`; "O" stands for the ends of a text.
-
-    BIO: an I- continues a B- or I- of its type. BIOES (BMES): besides, an entity that is open must be closed by an E-.
-    """
-    is_open = before[:2] in ("B-", "I-", "M-")
-    if tag[:2] in ("I-", "E-", "M-"):
-        return is_open and before[2:] == tag[2:]
-    return not (bioes and is_open)
-
-
 # ---- building ------------------------------------------------------------------------------------------------------------
 
 
@@ -467,7 +425,9 @@ class BiLSTM(nn.Module):
         super().__init__()
         self.embeddings = nn.Embedding(vocab_size, hidden_size, padding_idx=pad_id)
         self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(nn.LSTM(hidden_size, hidden_size // 2, batch_first=True, bidirectional=True) for _ in range(num_layers))
+        self.layers = nn.ModuleList(
+            nn.LSTM(hidden_size, hidden_size // 2, batch_first=True, bidirectional=True) for _ in range(num_layers)
+        )
 
     def get_input_embeddings(self):
         return self.embeddings
@@ -475,19 +435,25 @@ class BiLSTM(nn.Module):
     def forward(self, input_ids, attention_mask):
         lengths = attention_mask.sum(1).cpu()  # packed, so that padding never enters the backward pass
         vectors = self.dropout(self.embeddings(input_ids))
-        packed, _ = self.layers[0](nn.utils.rnn.pack_padded_sequence(vectors, lengths, batch_first=True, enforce_sorted=False))
+        packed, _ = self.layers[0](
+            nn.utils.rnn.pack_padded_sequence(vectors, lengths, batch_first=True, enforce_sorted=False)
+        )
         for layer in self.layers[1:]:
             packed, _ = layer(packed._replace(data=self.dropout(packed.data)))
         hidden, _ = nn.utils.rnn.pad_packed_sequence(packed, batch_first=True, total_length=input_ids.shape[1])
         hidden = hidden.unflatten(2, (2, -1))
-        first = torch.cat([hidden[range(len(lengths)), lengths - 1, 0], hidden[:, 0, 1]], 1)  # the whole text, both ways
+        first = torch.cat(
+            [hidden[range(len(lengths)), lengths - 1, 0], hidden[:, 0, 1]], 1
+        )  # the whole text, both ways
         return SimpleNamespace(last_hidden_state=torch.cat([first.unsqueeze(1), hidden.flatten(2)[:, 1:]], 1))
 
 
 def build_encoder(config, tokenizer, checkpoint=None):
     """(encoder, its width H). `checkpoint`: a folder of ours, whose weights are loaded afterwards; nothing else is read then."""
     if config.encoder == "bilstm":
-        return BiLSTM(len(tokenizer), config.hidden_size, config.num_layers, config.dropout, tokenizer.pad_token_id), config.hidden_size
+        return BiLSTM(
+            len(tokenizer), config.hidden_size, config.num_layers, config.dropout, tokenizer.pad_token_id
+        ), config.hidden_size
     if checkpoint:
         try:
             shape = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
@@ -498,7 +464,9 @@ def build_encoder(config, tokenizer, checkpoint=None):
         encoder = load_pretrained(config.pretrain_model_path)
         vocab_size = getattr(encoder.get_input_embeddings(), "num_embeddings", None)
         if vocab_size is None:
-            raise UserError(f"{config.pretrain_model_path}: {encoder.config.model_type} reads no text; take an encoder such as BERT")
+            raise UserError(
+                f"{config.pretrain_model_path}: {encoder.config.model_type} reads no text; take an encoder such as BERT"
+            )
         if config.special_tokens:
             encoder.resize_token_embeddings(max(len(tokenizer), vocab_size))
         elif len(tokenizer) > vocab_size:
@@ -516,64 +484,6 @@ def build_encoder(config, tokenizer, checkpoint=None):
     if (longest := num_positions(encoder)) and config.max_length > longest:
         raise UserError(f"--max_length={config.max_length} is more than the {longest} positions of this encoder")
     return encoder, encoder.config.hidden_size
-
-
-def check_encoder(encoder, tokenizer, name):
-    """UserError unless an encoder reads a batch as MyModel gives it and answers with a vector a token."""
-    ids = torch.tensor([[tokenizer.cls_token_id, tokenizer.unk_token_id], [tokenizer.cls_token_id, tokenizer.pad_token_id]])
-    mask = torch.tensor([[1, 1], [1, 0]])
-    training, kind = encoder.training, getattr(encoder.config, "model_type", type(encoder).__name__)
-    advice = "take an encoder such as BERT, RoBERTa, DeBERTa or ModernBERT"
-    encoder.eval()
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        try:
-            hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        except Exception as error:  # whatever an unusual architecture raises
-            raise UserError(f"--pretrain_model_path {name}: {kind} cannot read a text alone ({first_line(error)}); {advice}") from None
-    encoder.train(training)
-    width = getattr(encoder.config, "hidden_size", None)
-    if hidden.shape != (2, 2, width):
-        raise UserError(f"--pretrain_model_path {name}: {kind} gives {tuple(hidden.shape)} for 2 texts of 2 tokens; {advice}")
-
-
-def first_position(encoder):
-    """The number of the first token's position: 0, but RoBERTa's kind counts from behind the padding's."""
-    positions = next((module for name, module in encoder.named_modules() if name.endswith("position_embeddings")), None)
-    padding = getattr(positions, "padding_idx", None)
-    return 0 if padding is None else padding + 1
-
-
-def num_positions(encoder):
-    """How many tokens fit, or None if there is no limit."""
-    longest = getattr(encoder.config, "max_position_embeddings", None)
-    return longest - first_position(encoder) if longest and longest > 0 else None  # XLNet's -1 means that there is none
-
-
-def bert_config(tokenizer, num_layers, hidden_size, max_length, dropout=0.1):
-    """The shape of a BERT that is built from scratch."""
-    return BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        num_hidden_layers=num_layers,
-        num_attention_heads=hidden_size // 32,
-        intermediate_size=4 * hidden_size,
-        max_position_embeddings=max(512, max_length),
-        pad_token_id=tokenizer.pad_token_id,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-    )
-
-
-def load_pretrained(name):
-    """An encoder from a folder made by save_pretrained, or from the hub; refused if weights are missing."""
-    try:
-        encoder, found = AutoModel.from_pretrained(name, output_loading_info=True, trust_remote_code=False, dtype=torch.float32)
-    except Exception as error:  # a foreign folder can make transformers raise anything
-        raise UserError(f"--pretrain_model_path {name}: no encoder loads from it ({first_line(error)})") from None
-    missing = [key for key in found["missing_keys"] if "pooler" not in key]
-    if missing:
-        raise UserError(f"--pretrain_model_path {name}: has no weights for {len(missing)} tensors of its own config, such as {missing[0]}")
-    return encoder
 
 
 def build_model(config, tokenizer, tasks, checkpoint=None):
@@ -603,11 +513,15 @@ def balance(name, head, task, config):
     head.label_smoothing, head.focal_gamma = config.label_smoothing, config.focal_gamma
     if config.class_weights == "balanced":
         if "counts" not in task:
-            raise UserError(f"--class_weights: labels.json has no counts for {name!r}; make the folder anew with data_process.py")
+            raise UserError(
+                f"--class_weights: labels.json has no counts for {name!r}; make the folder anew with data_process.py"
+            )
         counts = torch.tensor(task["counts"], dtype=torch.float32).clamp(min=1)
         rows = task.get("rows", 0)
         head.class_weights = head.weights_of_host = (
-            (rows - counts).clamp(min=1) / counts if isinstance(head, MultilabelHead) else counts.sum() / (len(counts) * counts)
+            (rows - counts).clamp(min=1) / counts
+            if isinstance(head, MultilabelHead)
+            else counts.sum() / (len(counts) * counts)
         )
 
 
@@ -616,32 +530,13 @@ def freeze(encoder, num_layers):
     if num_layers == -1:
         encoder.requires_grad_(False)
     elif num_layers:
-        places, layers = depths(encoder)
+        places, layers = layer_ids(encoder)
         if num_layers > layers:
             raise UserError(
                 f"--freeze_layers={num_layers}: this encoder has {layers} layers that can be frozen one by one; 'all' freezes it whole"
             )
         for name, parameter in encoder.named_parameters():
             parameter.requires_grad_(places[name] > num_layers)
-
-
-def depths(encoder):
-    """({parameter's name: depth}, number n of layers): 0 for the embeddings, 1 to n for the layers, n + 1 for what follows them."""
-    lists = [(name, len(module)) for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)]
-    place, layers = lists[0] if lists else ("", 0)
-    parent = place.rpartition(".")[0]
-    stacks = [name for name, length in lists if length == layers and name.rpartition(".")[0] == parent]  # XLM has several, side by side
-    children = [name for name, _ in encoder.named_children()]
-    # What comes before the stack, or lies beside it in the same module as relative positions do, belongs to the embeddings
-    below = children[: children.index(place.split(".")[0]) + bool(parent)] if place else []
-    found = {}
-    for name, _ in encoder.named_parameters():
-        stack = next((stack for stack in stacks if name.startswith(f"{stack}.")), None)
-        if stack:
-            found[name] = int(name[len(stack) + 1 :].split(".")[0]) + 1
-        else:
-            found[name] = 0 if name.split(".")[0] in below else layers + 1
-    return found, layers
 
 
 def default_lr(model, config):
@@ -654,10 +549,6 @@ def default_lr(model, config):
     return lr_of_width(model.encoder.config.hidden_size)
 
 
-def lr_of_width(hidden_size):
-    return min(1e-3, 3e-4 * (384 / hidden_size) ** 2)
-
-
 def parameter_groups(model, config):
     """Groups for AdamW: {encoder, heads} x {decay, no decay}. Biases, norms and the CRF do not decay; heads learn at head_lr."""
     lr = config.lr or default_lr(model, config)
@@ -668,7 +559,28 @@ def parameter_groups(model, config):
         if parameter.requires_grad:
             is_head, decays = not name.startswith("encoder."), parameter.ndim > 1 and ".crf." not in name
             group = groups.setdefault(
-                (is_head, decays), {"params": [], "lr": head_lr if is_head else lr, "weight_decay": config.weight_decay if decays else 0.0}
+                (is_head, decays),
+                {
+                    "params": [],
+                    "lr": head_lr if is_head else lr,
+                    "weight_decay": config.weight_decay if decays else 0.0,
+                },
             )
             group["params"].append(parameter)
     return list(groups.values())
+
+
+def load_checkpoint(folder):
+    """(model, tokenizer, tasks, config) of a checkpoint, on the CPU; needs no data and no hub. UserError if it is damaged."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no checkpoint there; train first (--do_train), or name one with --checkpoint")
+    require_whole(folder)
+    config = Config.load(folder / "args.json")
+    tasks = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # a foreign folder can make transformers raise anything
+        raise UserError(f"{folder}: no tokenizer loads from it ({first_line(error)})") from None
+    model = build_model(config, tokenizer, tasks, checkpoint=folder)
+    load_weights(model, folder)
+    return model, tokenizer, tasks, config

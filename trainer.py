@@ -19,12 +19,12 @@ import torch
 from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
-import checkpoint
 import metrics
-from config import UserError, is_tagging
-from labels import place_tokens
-from processed import join_tokens, split_text
-from run_folder import Interrupted
+from engine import checkpoint, files
+from engine.command_line import UserError
+from engine.run_folder import Interrupted
+from engine.tags import is_tagging
+from engine.text import join_tokens, place_tokens, split_text
 from tricks import Tricks
 
 logger = logging.getLogger("template")
@@ -78,9 +78,25 @@ class Trainer:
     """
 
     def __init__(
-        self, model, tokenizer, tasks, config, device, train_loader=None, dev_loader=None, optimizer=None, scheduler=None, tricks=None
+        self,
+        model,
+        tokenizer,
+        tasks,
+        config,
+        device,
+        train_loader=None,
+        dev_loader=None,
+        optimizer=None,
+        scheduler=None,
+        tricks=None,
     ):
-        self.model, self.tokenizer, self.tasks, self.config, self.device = (model.to(device), tokenizer, tasks, config, device)
+        self.model, self.tokenizer, self.tasks, self.config, self.device = (
+            model.to(device),
+            tokenizer,
+            tasks,
+            config,
+            device,
+        )
         self.train_loader, self.dev_loader = train_loader, dev_loader
         self.optimizer, self.scheduler, self.tricks = optimizer, scheduler, Tricks(tricks or ())
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -94,7 +110,12 @@ class Trainer:
         self.progress = Progress(data=self.data)
         self.sums, self.group_sums, self.refused = {}, {}, []  # on the device until the next log line
         self.signal_number = None
-        self.state = optimizer, self.scheduler, self.scaler, self.tricks  # what a checkpoint to resume from has beside the weights
+        self.state = (
+            optimizer,
+            self.scheduler,
+            self.scaler,
+            self.tricks,
+        )  # what a checkpoint to resume from has beside the weights
         self.trained = [p for p in model.parameters() if p.requires_grad]
         if config.compile:
             model.encoder.compile(dynamic=True)
@@ -115,15 +136,21 @@ class Trainer:
             f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.1f} M parameters on {self.device}; "
             f"{len(self.train_loader.dataset)} examples to train on, {len(self.dev_loader.dataset)} in dev; peak rates {', '.join(rates)}"
         )
-        for idle in config.idle():
+        for idle in config.unused_options():
             logger.warning(idle)
         if config.use_crf and not any(is_tagging(task["type"]) for task in self.tasks.values()):
             logger.warning("--use_crf has no effect: none of the tasks is tagging")
         elif config.use_crf and (config.class_weights != "none" or config.label_smoothing or config.focal_gamma):
-            logger.warning("--class_weights, --label_smoothing and --focal_gamma have no effect on tagging with --use_crf")
+            logger.warning(
+                "--class_weights, --label_smoothing and --focal_gamma have no effect on tagging with --use_crf"
+            )
         if config.pooling == "mean" and all(is_tagging(task["type"]) for task in self.tasks.values()):
             logger.warning("--pooling=mean has no effect: all tasks are tagging")
-        with self.writer, self.signals(), SummaryWriter(config.run_dir / "tensorboard", purge_step=progress.step + 1) as self.board:
+        with (
+            self.writer,
+            self.signals(),
+            SummaryWriter(config.run_dir / "tensorboard", purge_step=progress.step + 1) as self.board,
+        ):
             while progress.epoch < config.epochs and not self.out_of_patience():
                 try:
                     self.train_one_epoch(progress.epoch)
@@ -132,7 +159,9 @@ class Trainer:
                         scores = self.eval(self.dev_loader, fit=True)
                         progress.epoch, progress.batch = progress.epoch + 1, 0
                         if self.monitor not in scores:
-                            raise UserError(f"--monitor={self.monitor}: dev has no label that it could be computed from")
+                            raise UserError(
+                                f"--monitor={self.monitor}: dev has no label that it could be computed from"
+                            )
                         self.keep_best(scores)
                     last = progress.epoch == config.epochs or self.out_of_patience()
                     if last or (config.save_epoch and progress.epoch % config.save_epoch == 0):
@@ -146,7 +175,9 @@ class Trainer:
                 except RuntimeError:
                     if self.signal_number is None:
                         raise
-                    raise Interrupted(self.signal_number) from None  # workers died of the same signal: the last checkpoint counts
+                    raise Interrupted(
+                        self.signal_number
+                    ) from None  # workers died of the same signal: the last checkpoint counts
             if self.out_of_patience():
                 logger.info(f"stopped early: {self.monitor} has not risen for {progress.bad_epochs} epochs")
             if config.epochs == 0:
@@ -163,11 +194,18 @@ class Trainer:
         self.model.train()
         self.tricks.before_epoch(epoch)
         self.train_loader.set_position(epoch, progress.batch)
-        bar = tqdm(total=len(self.train_loader), initial=progress.batch, desc=f"epoch {epoch + 1}/{self.config.epochs}", leave=False)
+        bar = tqdm(
+            total=len(self.train_loader),
+            initial=progress.batch,
+            desc=f"epoch {epoch + 1}/{self.config.epochs}",
+            leave=False,
+        )
         batches = iter(self.train_loader)
         while group := list(islice(batches, size)):
             counts = [self.model.count_labels(batch.inputs, batch.labels) for batch in group]
-            totals = {name: sum(count[name] for count in counts).to(self.device, non_blocking=True) for name in counts[0]}
+            totals = {
+                name: sum(count[name] for count in counts).to(self.device, non_blocking=True) for name in counts[0]
+            }
             for batch in group:
                 batch = batch.to(self.device)
                 self.add_losses(self.forward_backward(batch, totals)())
@@ -188,14 +226,14 @@ class Trainer:
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None and not exact):
                 return self.model(batch.inputs, batch.labels, totals)
 
-        forward = self.tricks.around_forward(forward, batch)
+        forward = self.tricks.wrap_forward(forward, batch)
 
         def compute():
             output = forward()
             self.scaler.scale(output.total_loss).backward()
             return output
 
-        return self.tricks.around(compute, batch)
+        return self.tricks.wrap_backward(compute, batch)
 
     def update(self, group):
         """Clip, step, schedule, clear. A step whose gradient is not finite changes nothing."""
@@ -224,7 +262,9 @@ class Trainer:
         leave its momentum uninitialised.)
         """
         divisor = (norm / self.config.max_grad_norm).clamp(min=1) if self.config.max_grad_norm else None
-        if isinstance(self.optimizer, torch.optim.Adam) and getattr(self.optimizer, "_step_supports_amp_scaling", False):
+        if isinstance(self.optimizer, torch.optim.Adam) and getattr(
+            self.optimizer, "_step_supports_amp_scaling", False
+        ):
             if divisor is not None:
                 self.optimizer.grad_scale = divisor
             self.optimizer.found_inf = (~finite).float()
@@ -237,10 +277,13 @@ class Trainer:
     # ---- logs -------------------------------------------------------------------------------------------------------
 
     def add_losses(self, output):
-        for name, loss in (("loss", output.total_loss), *((f"{task}_loss", loss) for task, loss in output.losses.items())):
+        for name, loss in (
+            ("loss", output.total_loss),
+            *((f"{task}_loss", loss) for task, loss in output.losses.items()),
+        ):
             self.group_sums[name] = self.group_sums.get(name, 0.0) + loss.detach()
 
-    def settle(self):
+    def sync_losses(self):
         """Brings the sums since the last log line to the host, and names batches that were refused. The only host sync."""
         progress = self.progress
         progress.sums = {name: value.item() for name, value in self.sums.items()}
@@ -248,13 +291,15 @@ class Trainer:
         for (_, rows), bad in zip(self.refused, flags):
             if bad:
                 shown = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
-                logger.warning(f"up to step {progress.step}: the gradient of rows {shown} was not finite; that step was left out")
+                logger.warning(
+                    f"up to step {progress.step}: the gradient of rows {shown} was not finite; that step was left out"
+                )
         progress.sum_refused += sum(flags)
         self.refused = []
 
     def log_losses(self, epoch):
         """Mean losses since the last line, to metrics.jsonl and TensorBoard."""
-        self.settle()
+        self.sync_losses()
         progress = self.progress
         used = progress.sum_steps - progress.sum_refused
         if used == 0 and progress.sum_steps > 1:
@@ -284,13 +329,16 @@ class Trainer:
     def keep_best(self, scores):
         """Logs dev scores, and saves the model if it is the best so far (a tie keeps the earlier)."""
         progress = self.progress
-        self.log({"step": progress.step, "epoch": progress.epoch - 1} | {f"dev_{name}": score for name, score in scores.items()})
+        self.log(
+            {"step": progress.step, "epoch": progress.epoch - 1}
+            | {f"dev_{name}": score for name, score in scores.items()}
+        )
         shown = "  ".join(f"{name} {score:.4f}" for name, score in scores.items())
         if metrics.is_better(self.monitor, scores[self.monitor], progress.best_score):
             progress.best_score, progress.best_epoch, progress.bad_epochs = scores[self.monitor], progress.epoch, 0
             self.save_model("best")
             shown += "  (best)"
-        elif progress.epoch > self.tricks.begins():
+        elif progress.epoch > self.tricks.start_epoch():
             progress.bad_epochs += 1
         logger.info(f"epoch {progress.epoch}  dev: {shown}")
 
@@ -298,17 +346,17 @@ class Trainer:
         """Has checkpoints/<name> written while training goes on; resumable: with all that the next step depends on."""
         training = None
         if resumable:
-            self.settle()
+            self.sync_losses()
             training = checkpoint.training_state(*self.state, asdict(self.progress), self.device)
         self.writer.save(name, self.model, training, log=self.config.run_dir / "metrics.jsonl")
 
     def resume(self):
         """Goes on from the newest checkpoint that is whole. -> whether there was one."""
-        checkpoint.sweep(self.root)
+        files.clean_temporaries(self.root)
         metrics_path = self.config.run_dir / "metrics.jsonl"
         damaged = []
         for folder in checkpoint.steps(self.root):
-            if reason := checkpoint.damage(folder):
+            if reason := files.verify(folder):
                 logger.warning(f"{folder} is damaged ({reason}); trying the one before")
                 damaged.append(folder)
                 continue
@@ -377,7 +425,9 @@ class Trainer:
         """
         self.model.eval()
         data, heads = loader.dataset, self.model.output_layer.heads
-        answers = {name: [[] for _ in range(len(data))] for name in self.tasks}  # of each example: (first word, answer, probability)
+        answers = {
+            name: [[] for _ in range(len(data))] for name in self.tasks
+        }  # of each example: (first word, answer, probability)
         sizes = data.columns["word_starts"].lengths if "word_starts" in data.columns else None  # words of each row
         sums, counts, waiting = {}, {}, {name: [] for name, head in heads.items() if fit and head.fits}
 
@@ -388,7 +438,9 @@ class Trainer:
             for place, row in enumerate(batch.rows.tolist()):
                 first, size = (data.columns["first_word"][row], sizes[row]) if tagging else (0, None)
                 if tagging or data.is_first(row):
-                    answer = (numbers[place][:size], chances[place][:size]) if tagging else (numbers[place], chances[place])
+                    answer = (
+                        (numbers[place][:size], chances[place][:size]) if tagging else (numbers[place], chances[place])
+                    )
                     answers[name][data.of[row]].append((int(first), *answer))
                     if kept is not None:
                         keep.setdefault(name, {}).setdefault(int(data.of[row]), []).append(
@@ -409,12 +461,16 @@ class Trainer:
                 else:
                     take(name, batch, logits)
         for name, batches in waiting.items():
-            heads[name].fit(torch.cat([logits for _, logits in batches]), torch.cat([batch.labels[name] for batch, _ in batches]))
+            heads[name].fit(
+                torch.cat([logits for _, logits in batches]), torch.cat([batch.labels[name] for batch, _ in batches])
+            )
             for batch, logits in batches:
                 take(name, batch, logits)
         losses = {f"{name}_loss": (sums[name] / max(counts[name], 1e-12)).item() for name in sums}
         if losses:
-            losses = {"loss": sum(self.model.loss.task_weights.get(name, 1.0) * losses[f"{name}_loss"] for name in sums)} | losses
+            losses = {
+                "loss": sum(self.model.loss.task_weights.get(name, 1.0) * losses[f"{name}_loss"] for name in sums)
+            } | losses
         predicted, probabilities = {}, {}
         for name, head in heads.items():
             named = [head.named(*self.join(name, pieces, data, i)) for i, pieces in enumerate(answers[name])]
@@ -425,9 +481,9 @@ class Trainer:
         """(answer, probability) of an example from those of its windows; words that were cut are O."""
         if self.model.output_layer.heads[name].reads != "words":
             return pieces[0][1:]
-        tags, chances = (stitch([(first, piece[part]) for first, *piece in pieces]) for part in (0, 1))
+        tags, chances = (merge_windows([(first, piece[part]) for first, *piece in pieces]) for part in (0, 1))
         missing = int(data.columns["num_words"][data.first_rows[example]]) - len(tags) if len(pieces) == 1 else 0
-        return tags + [outside(self.tasks[name])] * missing, chances + [0.0] * missing
+        return tags + [outside_id(self.tasks[name])] * missing, chances + [0.0] * missing
 
     def predict(self, loader, path):
         """Labels every example of a MyDataLoader into a .csv or .jsonl file, in input order; the file appears whole or not at all.
@@ -437,7 +493,9 @@ class Trainer:
         """
         predicted, probabilities, _ = self.infer(loader, "predicting")
         data = loader.dataset
-        answers = ({name: (predicted[name][i], probabilities[name][i]) for name in self.tasks} for i in range(len(data)))
+        answers = (
+            {name: (predicted[name][i], probabilities[name][i]) for name in self.tasks} for i in range(len(data))
+        )
         write_predictions((self.prediction(data[i], answer) for i, answer in enumerate(answers)), path)
         logger.info(f"{len(data)} predictions in {path}")
 
@@ -448,7 +506,9 @@ class Trainer:
             spans = place_tokens(text, example["tokens"])
             if spans is None:  # tokens that are not from this text
                 text, spans = join_tokens(example["tokens"], unit)
-        row = {"id": example["id"], "text": text} | ({"text_pair": example["text_pair"]} if "text_pair" in example else {})
+        row = {"id": example["id"], "text": text} | (
+            {"text_pair": example["text_pair"]} if "text_pair" in example else {}
+        )
         for name, (label, probability) in answers.items():
             if metrics.kind_of(self.tasks[name]) == "words":
                 row[f"{name}_tags"] = label
@@ -457,7 +517,9 @@ class Trainer:
             elif probability is None:
                 row[name] = label
             else:
-                rounded = [round(one, 6) for one in probability] if isinstance(probability, list) else round(probability, 6)
+                rounded = (
+                    [round(one, 6) for one in probability] if isinstance(probability, list) else round(probability, 6)
+                )
                 row |= {name: label, f"{name}_probability": rounded}
         return row
 
@@ -472,7 +534,10 @@ def write_predictions(rows, path):
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         else:
             for number, row in enumerate(rows):
-                row = {name: json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value for name, value in row.items()}
+                row = {
+                    name: json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
+                    for name, value in row.items()
+                }
                 if number == 0:
                     writer = csv.DictWriter(file, row)
                     writer.writeheader()
@@ -480,12 +545,12 @@ def write_predictions(rows, path):
     temporary.replace(path)
 
 
-def outside(task):
+def outside_id(task):
     """Number of the tag for words that were cut: O, or the first."""
     return task["labels"].index("O") if "O" in task["labels"] else 0
 
 
-def stitch(windows):
+def merge_windows(windows):
     """[(first word, a list with an item a word)] that overlap -> one list; a word of two comes from the one whose edge is farther."""
     (_, whole), *others = sorted(windows, key=lambda window: window[0])
     whole = list(whole)
@@ -495,10 +560,12 @@ def stitch(windows):
     return whole
 
 
-def with_tokens(examples, tasks):
+def prepare_inputs(examples, tasks):
     """Texts to predict on -> examples as the model's tasks need them: a tagging model gets tokens, cut as in its training data."""
     if any(task.get("pairs") for task in tasks.values()) and "text_pair" not in examples[0]:
-        raise UserError("this model was trained on pairs of texts, but --predict_file has one text a row; add --text_pair_column")
+        raise UserError(
+            "this model was trained on pairs of texts, but --predict_file has one text a row; add --text_pair_column"
+        )
     if "text_pair" in examples[0] and not any(task.get("pairs") for task in tasks.values()):
         logger.warning("this model was trained on single texts: the second texts of --predict_file are not read")
         examples = [{key: value for key, value in example.items() if key != "text_pair"} for example in examples]

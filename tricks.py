@@ -3,7 +3,7 @@
 All have one way in, the hooks of `Trick`: the training step calls them and knows no trick by name. Edit here when you want one of your
 own: a subclass of `Trick` with the hooks it needs and a `build`, and its option in config.py. Nothing else needs to change.
 
-Tricks stack: those that change the loss (`around_forward`) lie within those that change its gradient (`around`), and of each kind a
+Tricks stack: those that change the loss (`wrap_forward`) lie within those that change its gradient (`around`), and of each kind a
 later one around those before it in this file. Under gradient accumulation each acts on every micro-batch by itself; what it adds to the
 gradients is scaled like the clean loss.
 """
@@ -13,10 +13,20 @@ import math
 from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
-import torch.nn.functional as F
 
-from config import UserError
-from model_utils import MyModelOutput, depths
+from engine.command_line import UserError
+from engine.encoders import layer_ids
+from engine.perturb import (
+    Noise,
+    add_gradients,
+    norm,
+    random_state,
+    require_dropout,
+    set_random_state,
+    take_gradients,
+    unit,
+)
+from model_utils import MyModelOutput, mean_output
 
 logger = logging.getLogger("template")
 
@@ -32,7 +42,7 @@ class Trick:
     def build(cls, model, config):
         """The trick as the options say, or None if they do not ask for it."""
 
-    def begins(self):
+    def start_epoch(self):
         """How many epochs pass before it acts; only after them early stopping counts."""
         return 0
 
@@ -43,10 +53,10 @@ class Trick:
     def before_epoch(self, epoch):
         """epoch: 0 for the first; called again when a run resumes within it."""
 
-    def around_forward(self, forward, batch):
+    def wrap_forward(self, forward, batch):
         return forward
 
-    def around(self, compute, batch):
+    def wrap_backward(self, compute, batch):
         return compute
 
     def after_step(self, finite):
@@ -91,7 +101,9 @@ class FGM(Trick):
         else:
             found = {name: p for name, p in model.named_parameters() if emb_name in name and p.ndim == 2}
             if len(found) != 1:
-                raise UserError(f"emb_name={emb_name!r} must match one embedding matrix, but matches {sorted(found) or 'none'}")
+                raise UserError(
+                    f"emb_name={emb_name!r} must match one embedding matrix, but matches {sorted(found) or 'none'}"
+                )
             (self.weight,) = found.values()
         if not self.weight.requires_grad:
             raise UserError(f"{type(self).__name__} needs the gradient of the word embeddings, but they are frozen")
@@ -112,10 +124,10 @@ class FGM(Trick):
         first[1:] = rows[1:] != rows[:-1]
         self.saved = rows, first.unsqueeze(1), self.weight[rows]
         self.r = 0.0
-        self.climb()
+        self.ascend()
 
     @torch.no_grad()
-    def climb(self):
+    def ascend(self):
         """r <- r + alpha * g / ||g||, back to norm eps if it is longer; the rows of the attack become x + r."""
         rows, first, values = self.saved
         direction = self.weight.grad[rows].to(torch.promote_types(self.weight.dtype, torch.float32)) * first
@@ -141,7 +153,7 @@ class FGM(Trick):
         finally:
             self.restore()
 
-    def around(self, compute, batch):
+    def wrap_backward(self, compute, batch):
         def clean_then_adversarial():
             earlier, self.weight.grad = self.weight.grad, None  # r comes from this micro-batch's gradient alone
             output = compute()
@@ -166,7 +178,7 @@ class PGD(FGM):
         super().__init__(model, eps, emb_name)
         self.alpha, self.steps = alpha, steps
 
-    def around(self, compute, batch):
+    def wrap_backward(self, compute, batch):
         def clean_then_adversarial():
             earlier = take_gradients(self.model)
             output = compute()
@@ -174,7 +186,7 @@ class PGD(FGM):
                 clean = take_gradients(self.model)
                 compute()
                 for _ in range(self.steps - 1):
-                    self.climb()
+                    self.ascend()
                     take_gradients(self.model)
                     compute()
             add_gradients(clean)
@@ -200,7 +212,7 @@ class FreeLB(Trick):
         self.model, self.steps, self.alpha, self.magnitude, self.eps = model, steps, alpha, magnitude, eps
         self.noise = Noise(model)
 
-    def around(self, compute, batch):
+    def wrap_backward(self, compute, batch):
         def ascend():
             earlier = take_gradients(self.model)
             ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"].unsqueeze(2)
@@ -229,12 +241,14 @@ class AWP(Trick):
 
     @classmethod
     def build(cls, model, config):
-        return cls(model, config.awp_gamma, math.ceil(config.awp_start * config.epochs - 1e-9)) if config.use_awp else None
+        return (
+            cls(model, config.awp_gamma, math.ceil(config.awp_start * config.epochs - 1e-9)) if config.use_awp else None
+        )
 
     def __init__(self, model, gamma=0.0002, start=0):
         self.model, self.gamma, self.start, self.on = model, gamma, start, start == 0
 
-    def begins(self):
+    def start_epoch(self):
         return self.start
 
     def before_epoch(self, epoch):
@@ -253,7 +267,7 @@ class AWP(Trick):
                 for p, before, _ in saved:
                     p.copy_(before)
 
-    def around(self, compute, batch):
+    def wrap_backward(self, compute, batch):
         def at_a_worse_place():
             earlier = take_gradients(self.model)
             output = compute()
@@ -285,7 +299,7 @@ class SMART(Trick):
         self.model, self.weight, self.step, self.sigma, self.half = model, weight, step, sigma, half
         self.noise = Noise(model)
 
-    def around_forward(self, forward, batch):
+    def wrap_forward(self, forward, batch):
         def smooth(exact=False):
             ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"].unsqueeze(2)
             dropout = random_state(ids.device)
@@ -297,7 +311,9 @@ class SMART(Trick):
 
             output = forward(exact)
             plain = again() if self.half else output
-            fixed = MyModelOutput(logits={name: logits.detach() for name, logits in plain.logits.items()}, counts=plain.counts)
+            fixed = MyModelOutput(
+                logits={name: logits.detach() for name, logits in plain.logits.items()}, counts=plain.counts
+            )
             noise = self.sigma * torch.randn(*ids.shape, self.noise.width, device=ids.device) * mask
             after = random_state(ids.device)
             divergence = self.model.divergence(again(noise.requires_grad_()), fixed, batch)
@@ -325,7 +341,7 @@ class RDrop(Trick):
         require_dropout(model, "--use_rdrop compares two dropout masks")
         self.model, self.alpha = model, alpha
 
-    def around_forward(self, forward, batch):
+    def wrap_forward(self, forward, batch):
         def twice(exact=False):
             outputs = one, other = forward(exact), forward(exact)
             mean = (one.total_loss + other.total_loss) / 2
@@ -367,7 +383,9 @@ class Average(Trick):
     def __init__(self, model):
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.count = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)  # terms in the average
+        self.count = torch.zeros(
+            (), dtype=torch.float64, device=next(model.parameters()).device
+        )  # terms in the average
 
     @torch.no_grad()
     def take(self, share):
@@ -429,7 +447,7 @@ class SWA(Average):
         super().__init__(model)
         self.start, self.last = start, -1
 
-    def begins(self):
+    def start_epoch(self):
         return math.floor(self.start)
 
     def after_epoch(self, epoch):
@@ -460,7 +478,7 @@ class LayerwiseDecay(Trick):
 
     def __init__(self, model, decay=0.9):
         named = dict(model.encoder.named_parameters())
-        places, self.layers = depths(model.encoder)
+        places, self.layers = layer_ids(model.encoder)
         self.decay, self.depth = decay, {named[name]: depth for name, depth in places.items()}
 
     def groups(self, groups):
@@ -470,7 +488,9 @@ class LayerwiseDecay(Trick):
                 depth = min(self.depth.get(p, self.layers), self.layers)
                 lr = group["lr"] * self.decay ** (self.layers - depth)
                 parted.setdefault((number, depth), {**group, "params": [], "lr": lr})["params"].append(p)
-        return [parted[place] for place in sorted(parted, key=lambda place: (place[0], -place[1]))]  # the log shows the first one's rate
+        return [
+            parted[place] for place in sorted(parted, key=lambda place: (place[0], -place[1]))
+        ]  # the log shows the first one's rate
 
 
 class GradualUnfreezing(Trick):
@@ -480,13 +500,17 @@ class GradualUnfreezing(Trick):
     @classmethod
     def build(cls, model, config):
         trick = cls(model, config.unfreeze_layers) if config.unfreeze_layers else None
-        if trick and min((depth for _, depth in trick.depth), default=0) <= trick.top - config.unfreeze_layers * (config.epochs - 1):
-            logger.warning(f"--unfreeze_layers={config.unfreeze_layers}: in {config.epochs} epochs the lowest layers will never train")
+        if trick and min((depth for _, depth in trick.depth), default=0) <= trick.top - config.unfreeze_layers * (
+            config.epochs - 1
+        ):
+            logger.warning(
+                f"--unfreeze_layers={config.unfreeze_layers}: in {config.epochs} epochs the lowest layers will never train"
+            )
         return trick
 
     def __init__(self, model, layers=1):
         named = {name: p for name, p in model.encoder.named_parameters() if p.requires_grad}
-        places, self.top = depths(model.encoder)
+        places, self.top = layer_ids(model.encoder)
         self.layers, self.depth = layers, [(p, places[name]) for name, p in named.items()]
 
     def before_epoch(self, epoch):
@@ -500,8 +524,8 @@ class GradualUnfreezing(Trick):
 class Tricks(list):
     """Several tricks as one, as the trainer sees them: it has the hooks of `Trick`."""
 
-    def begins(self):
-        return max((trick.begins() for trick in self), default=0)
+    def start_epoch(self):
+        return max((trick.start_epoch() for trick in self), default=0)
 
     def groups(self, groups):
         for trick in self:
@@ -512,14 +536,14 @@ class Tricks(list):
         for trick in self:
             trick.before_epoch(epoch)
 
-    def around_forward(self, forward, batch):
+    def wrap_forward(self, forward, batch):
         for trick in self:
-            forward = trick.around_forward(forward, batch)
+            forward = trick.wrap_forward(forward, batch)
         return forward
 
-    def around(self, compute, batch):
+    def wrap_backward(self, compute, batch):
         for trick in self:
-            compute = trick.around(compute, batch)
+            compute = trick.wrap_backward(compute, batch)
         return compute
 
     def after_step(self, finite):
@@ -538,12 +562,16 @@ class Tricks(list):
             yield
 
     def state_dict(self):
-        return {f"{type(trick).__name__}.{name}": tensor for trick in self for name, tensor in trick.state_dict().items()}
+        return {
+            f"{type(trick).__name__}.{name}": tensor for trick in self for name, tensor in trick.state_dict().items()
+        }
 
     def load_state_dict(self, tensors):
         for trick in self:
             start = f"{type(trick).__name__}."
-            trick.load_state_dict({name[len(start) :]: tensor for name, tensor in tensors.items() if name.startswith(start)})
+            trick.load_state_dict(
+                {name[len(start) :]: tensor for name, tensor in tensors.items() if name.startswith(start)}
+            )
 
 
 def build_tricks(model, config):
@@ -559,87 +587,3 @@ def kinds(base):
 
 
 # ---- what they share ---------------------------------------------------------------------------------------------------------
-
-
-class Noise:
-    """Adds noise to the word vectors that the encoder looks up, by a hook that stays; any encoder with `get_input_embeddings` will do."""
-
-    def __init__(self, model):
-        encoder, self.value = model.encoder, None
-        if getattr(getattr(encoder, "config", None), "is_encoder_decoder", False):
-            encoder = encoder.get_encoder()  # BART looks words up in tables of its encoder and of its decoder
-        table = encoder.get_input_embeddings()
-        self.width = table.embedding_dim
-        self.require_lookup(model.encoder, table)
-        table.register_forward_hook(self.add)
-
-    @staticmethod
-    def require_lookup(encoder, table):
-        """UserError unless the encoder looks its words up in `table`, as (B, L, width); XLNet does so as (L, B, width)."""
-        shapes, training, ids = [], encoder.training, torch.ones(1, 3, dtype=torch.long, device=table.weight.device)
-        hook = table.register_forward_hook(lambda table, inputs, output: shapes.append(output.shape[:2]))
-        encoder.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            encoder(input_ids=ids, attention_mask=ids)
-        encoder.train(training)
-        hook.remove()
-        if not shapes or shapes[0][0] != 1:
-            raise UserError("--use_smart and --use_freelb cannot add noise to this encoder's word vectors; try --use_fgm")
-
-    def add(self, table, inputs, output):
-        if self.value is None:
-            return output
-        return output + F.pad(self.value, (0, 0, 0, output.shape[1] - self.value.shape[1]))  # Longformer makes its input longer
-
-    @contextmanager
-    def added(self, value):
-        """value: (B, L, width), or None."""
-        self.value = value
-        try:
-            yield
-        finally:
-            self.value = None
-
-
-def unit(direction, length):
-    """direction / length, and 0 where the length is 0 or not finite."""
-    usable = torch.isfinite(length) & (length > 0)
-    return torch.where(usable, direction / length, 0.0)
-
-
-def norm(delta):
-    """Frobenius norm of each text's noise, (B, 1, 1)."""
-    return torch.linalg.vector_norm(delta, dim=(1, 2), keepdim=True)
-
-
-def take_gradients(model):
-    """The gradients, which the parameters then no longer have."""
-    taken = [(p, p.grad) for p in model.parameters()]
-    for p, _ in taken:
-        p.grad = None
-    return taken
-
-
-def add_gradients(taken, share=1.0):
-    for p, grad in taken:
-        if grad is not None:
-            p.grad = grad.mul_(share) if p.grad is None else p.grad.add_(grad, alpha=share)
-
-
-def mean_output(outputs, total_loss):
-    """One MyModelOutput of several, with the mean of their losses, and this total."""
-    losses = {name: sum(output.losses[name] for output in outputs) / len(outputs) for name in outputs[0].losses}
-    return MyModelOutput(total_loss, losses, outputs[0].logits, outputs[0].counts)
-
-
-def require_dropout(model, why):
-    if not any(isinstance(module, torch.nn.Dropout) and module.p for module in model.modules()):
-        raise UserError(f"{why}, but nothing in this model drops out")
-
-
-def random_state(device):
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def set_random_state(state, device):
-    torch.cuda.set_rng_state(state, device) if device.type == "cuda" else torch.set_rng_state(state)

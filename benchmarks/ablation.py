@@ -41,9 +41,10 @@ sys.path.insert(0, str(ROOT))
 from filelock import FileLock, Timeout  # noqa: E402
 
 import metrics  # noqa: E402
-from config import Config, UserError, parse_args  # noqa: E402
-from processed import PARTS, load_labels, sha256  # noqa: E402
-from run_folder import FREE  # noqa: E402
+from config import RESUME_SAFE, Config  # noqa: E402
+from engine.command_line import UserError, parse_args  # noqa: E402
+from engine.files import sha256  # noqa: E402
+from preprocess.schema import PARTS, load_labels  # noqa: E402
 
 VARIANTS = {
     **{name: f"use_{name}=True" for name in ("fgm", "pgd", "freelb", "awp", "smart", "rdrop", "ema", "swa")},
@@ -109,12 +110,12 @@ def flags_of(variant, options):
 def settings(variant, options):
     """{option: value} of a variant's runs, as text, without those that change no result. A mistake is one line, before anything runs."""
     config = parse_args(Config, ["--pretrain_model_path", options.pretrain_model_path, *flags_of(variant, options)])
-    if idle := config.idle():
+    if idle := config.unused_options():
         raise UserError(f"{variant}: {idle[0]}")
     found, given = asdict(config), asdict(Config(pretrain_model_path=options.pretrain_model_path))
     if taken := [name for name in OURS if found[name] != given[name]]:
         raise UserError(f"{variant}: --{taken[0]} is set by this script")
-    return {name: str(value) for name, value in found.items() if name not in FREE and name not in OURS}
+    return {name: str(value) for name, value in found.items() if name not in RESUME_SAFE and name not in OURS}
 
 
 def digest(folder, names):
@@ -144,7 +145,9 @@ class Runs:
         """An option that a run of long ago does not know had then the value that is its default now."""
         key = self.keys[variant] | {"seed": str(seed)}
         defaults = {name: str(value) for name, value in asdict(Config()).items()}
-        return next((row for row in self.rows if all((row.get(name) or defaults.get(name)) == key[name] for name in key)), None)
+        return next(
+            (row for row in self.rows if all((row.get(name) or defaults.get(name)) == key[name] for name in key)), None
+        )
 
     def of(self, variant, seeds):
         return [row for seed in seeds if (row := self.find(variant, seed))]
@@ -181,7 +184,14 @@ def run(variant, seed, options, runs):
     folder = Path(options.work) / name
     fresh = not folder.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(ROOT / "main.py"), *flags_of(variant, options), "--do_train", "--do_eval", "--resume"]
+    command = [
+        sys.executable,
+        str(ROOT / "main.py"),
+        *flags_of(variant, options),
+        "--do_train",
+        "--do_eval",
+        "--resume",
+    ]
     command += ["--data_path", options.data_path, "--pretrain_model_path", options.pretrain_model_path]
     command += ["--output_dir", options.work, "--model_version", name, "--random_seed", str(seed)]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs)), "TQDM_DISABLE": "1"}
@@ -197,10 +207,16 @@ def run(variant, seed, options, runs):
         with runs.lock:
             runs.processes.remove(process)
     if process.returncode:
-        raise UserError(f"{name} failed: {(log.read_text(encoding='utf-8').strip().splitlines() or ['?'])[-1]} (see {log})")
+        raise UserError(
+            f"{name} failed: {(log.read_text(encoding='utf-8').strip().splitlines() or ['?'])[-1]} (see {log})"
+        )
     scores = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
     row = {"variant": variant, "seed": str(seed)} | runs.keys[variant]
-    row |= {"seconds": f"{time.perf_counter() - began:.1f}", "cpu_seconds": f"{used.ru_utime + used.ru_stime:.1f}"} if fresh else {}
+    row |= (
+        {"seconds": f"{time.perf_counter() - began:.1f}", "cpu_seconds": f"{used.ru_utime + used.ru_stime:.1f}"}
+        if fresh
+        else {}
+    )
     row |= {f"{part}_{score}": repr(value) for part in scores for score, value in scores[part].items()}
     runs.add(row)
     shutil.rmtree(folder)
@@ -212,7 +228,11 @@ def run(variant, seed, options, runs):
 def summary(runs, variants, seeds, options):
     """(scores, parts, [{column: value}] for each variant); all runs must be done."""
     base, found = runs.of("baseline", seeds), []
-    parts = [part for part in ("dev", "test") if any(column.startswith(f"{part}_") and value for column, value in base[0].items())]
+    parts = [
+        part
+        for part in ("dev", "test")
+        if any(column.startswith(f"{part}_") and value for column, value in base[0].items())
+    ]
     names = options.scores or [
         name
         for name in (column.removeprefix("dev_") for column in base[0] if column.startswith("dev_"))
@@ -224,12 +244,21 @@ def summary(runs, variants, seeds, options):
         for part, name in itertools.product(parts, names):
             column = f"{part}_{name}"
             values = [100 * float(row[column]) for row in rows]
-            line |= {f"{column}_mean": statistics.mean(values), f"{column}_std": statistics.stdev(values) if len(values) > 1 else 0.0}
+            line |= {
+                f"{column}_mean": statistics.mean(values),
+                f"{column}_std": statistics.stdev(values) if len(values) > 1 else 0.0,
+            }
             if variant != "baseline":
                 partner = {row["seed"]: 100 * float(row[column]) for row in base}
-                differences = [value - partner[row["seed"]] for row, value in zip(rows, values) if row["seed"] in partner]
+                differences = [
+                    value - partner[row["seed"]] for row, value in zip(rows, values) if row["seed"] in partner
+                ]
                 low, high = interval(differences) or ("", "")
-                line |= {f"{column}_difference": statistics.mean(differences), f"{column}_low": low, f"{column}_high": high}
+                line |= {
+                    f"{column}_difference": statistics.mean(differences),
+                    f"{column}_low": low,
+                    f"{column}_high": high,
+                }
                 line[f"{column}_verdict"] = verdict(interval(differences))
         clock = "cpu_seconds" if options.jobs > 1 else "seconds"  # side by side, runs slow each other down
         cost, of_base = ([float(row[clock]) for row in each if row.get(clock)] for each in (rows, base))
@@ -281,14 +310,24 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", required=True)
     parser.add_argument("--pretrain_model_path", default="")
-    parser.add_argument("--tricks", nargs="*", default=[], help=f"variants: {', '.join(VARIANTS)}, option=value, or several joined by +")
+    parser.add_argument(
+        "--tricks", nargs="*", default=[], help=f"variants: {', '.join(VARIANTS)}, option=value, or several joined by +"
+    )
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--options", default="", help="options of main.py for all runs, the baseline too, such as '--use_crf --epochs 5'")
+    parser.add_argument(
+        "--options",
+        default="",
+        help="options of main.py for all runs, the baseline too, such as '--use_crf --epochs 5'",
+    )
     parser.add_argument("--scores", nargs="*", help="which scores to compare (default: accuracies and F1)")
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side; their cost is then CPU time")
     parser.add_argument("--work", default="output/ablation", help="where runs are kept until they are done")
-    parser.add_argument("--results", default="", help="folder of runs.csv, summary.csv and differences.png (default: --work)")
-    parser.add_argument("--false_positives", action="store_true", help="only compare the baseline's stored scores with themselves")
+    parser.add_argument(
+        "--results", default="", help="folder of runs.csv, summary.csv and differences.png (default: --work)"
+    )
+    parser.add_argument(
+        "--false_positives", action="store_true", help="only compare the baseline's stored scores with themselves"
+    )
     options = parser.parse_args(argv)
     if options.seeds < 1 or options.jobs < 1:
         raise UserError("--seeds and --jobs must be at least 1")
@@ -329,7 +368,9 @@ def compare(options, runs, results, variants, seeds):
     if options.false_positives:
         for name in names:
             scores = [float(row[f"{part}_{name}"]) for row in runs.of("baseline", seeds)]
-            print(f"{name}: significant in {false_positives(scores, options.seeds):.1%} of comparisons of the baseline with itself")
+            print(
+                f"{name}: significant in {false_positives(scores, options.seeds):.1%} of comparisons of the baseline with itself"
+            )
         return
     write_csv(results / "summary.csv", lines)
     plot(results / "differences.png", part, names, lines)

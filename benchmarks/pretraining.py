@@ -64,32 +64,59 @@ def pretrain(seed):
 def fine_tune(share, seed, pretrained):
     name = f"{'pretrained' if pretrained else 'scratch'}-{share:g}-{seed}"
     model = ["--pretrain_model_path", work / f"encoder-{seed}"] if pretrained else SIZE[options.config]
-    flags = ["--do_train", "--do_eval", "--resume", "--data_path", work / f"data-{share:g}-{seed}", "--output_dir", work / "runs"]
-    flags += ["--model_version", name, "--random_seed", seed, "--epochs", options.epochs if share == 1 else options.epochs_of_shares]
+    flags = [
+        "--do_train",
+        "--do_eval",
+        "--resume",
+        "--data_path",
+        work / f"data-{share:g}-{seed}",
+        "--output_dir",
+        work / "runs",
+    ]
+    flags += [
+        "--model_version",
+        name,
+        "--random_seed",
+        seed,
+        "--epochs",
+        options.epochs if share == 1 else options.epochs_of_shares,
+    ]
     run(work / f"runs/{name}/eval.json", work / f"logs/{name}", "main.py", *flags, *model)
 
 
 def table():
     def scores(share, arm):
-        return [json.loads((work / f"runs/{arm}-{share:g}-{seed}/eval.json").read_text())["test"] for seed in options.seeds]
+        return [
+            json.loads((work / f"runs/{arm}-{share:g}-{seed}/eval.json").read_text())["test"] for seed in options.seeds
+        ]
 
-    names = [name for name in scores(options.shares[0], "scratch")[0] if name.endswith(("accuracy", "_f1")) and "macro" not in name]
+    names = [
+        name
+        for name in scores(options.shares[0], "scratch")[0]
+        if name.endswith(("accuracy", "_f1")) and "macro" not in name
+    ]
     print(f"| share of the labels | encoder | {' | '.join(names)} |\n| --- | --- |{' --- |' * len(names)}")
     for share in options.shares:
         for arm in ("scratch", "pretrained"):
             cells = [[100 * one[name] for one in scores(share, arm)] for name in names]
-            shown = (f"{statistics.mean(cell):.2f} ± {statistics.stdev(cell) if len(cell) > 1 else 0:.2f}" for cell in cells)
+            shown = (
+                f"{statistics.mean(cell):.2f} ± {statistics.stdev(cell) if len(cell) > 1 else 0:.2f}" for cell in cells
+            )
             print(f"| {share:.0%} | {arm} | {' | '.join(shown)} |")
     for seed in options.seeds:
         figures = json.loads((work / f"encoder-{seed}/pretraining.json").read_text())
-        print(f"seed {seed}: held-out perplexity {figures['before']['perplexity']:.0f} -> {figures['after']['perplexity']:.1f}")
+        print(
+            f"seed {seed}: held-out perplexity {figures['before']['perplexity']:.0f} -> {figures['after']['perplexity']:.1f}"
+        )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", required=True, help="processed folder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--shares", type=float, nargs="+", default=[1, 0.1], help="shares of the training rows that keep their labels")
+    parser.add_argument(
+        "--shares", type=float, nargs="+", default=[1, 0.1], help="shares of the training rows that keep their labels"
+    )
     parser.add_argument("--config", default="mini", choices=list(SIZE))
     parser.add_argument("--pretrain_epochs", type=int, default=20)
     parser.add_argument("--pretrain_batch_size", type=int, default=8)
@@ -100,7 +127,13 @@ if __name__ == "__main__":
     options = parser.parse_args()
     data, work = Path(options.data_path).resolve(), Path(options.work).resolve()
     work.mkdir(parents=True, exist_ok=True)
-    tokenizer = [ROOT / "huggingface_hands_on/train_tokenizer_from_scratch.py", "--input", data, "--output_dir", work / "tokenizer"]
+    tokenizer = [
+        ROOT / "huggingface_hands_on/train_tokenizer_from_scratch.py",
+        "--input",
+        data,
+        "--output_dir",
+        work / "tokenizer",
+    ]
     run(work / "tokenizer/tokenizer.json", work / "logs/tokenizer", *tokenizer)
     for share in options.shares:
         for seed in options.seeds:

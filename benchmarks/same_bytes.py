@@ -39,7 +39,11 @@ ROADS = {
 
 def run(command, cwd):
     done = subprocess.run(
-        [sys.executable, *command], cwd=cwd, capture_output=True, text=True, env={**os.environ, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
+        [sys.executable, *command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"},
     )
     if done.returncode:
         sys.exit(f"{' '.join(map(str, command))} in {cwd}: exit {done.returncode}\n{done.stderr[-3000:]}")
@@ -80,7 +84,9 @@ def main():
     options = parser.parse_args()
     options.atis = options.atis and Path(options.atis).resolve()
     commits = [
-        subprocess.run(["git", "rev-parse", commit], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        subprocess.run(
+            ["git", "rev-parse", commit], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
         for commit in options.commits
     ]
     first, *others = (sums_of(commit, options) for commit in commits)

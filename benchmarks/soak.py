@@ -31,18 +31,18 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.update(TQDM_DISABLE="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
+import checkpoint  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.utils.tensorboard  # noqa: E402 -- imported once here, not in each of a thousand processes
 from tqdm import tqdm  # noqa: E402
 from transformers import BertModel, PreTrainedTokenizerFast  # noqa: E402, F401
 
-import checkpoint  # noqa: E402
 import main as main_module  # noqa: E402
 import model_utils  # noqa: E402
 import trainer as trainer_module  # noqa: E402
-from config import DataConfig  # noqa: E402
-from data_process import process  # noqa: E402
+from data_process import DataConfig, process  # noqa: E402
+from engine import files  # noqa: E402
 
 WORK = Path(tempfile.mkdtemp(prefix="soak-"))
 RNG = random.Random(0)
@@ -70,9 +70,13 @@ WORKERS = dict(num_workers=2)
 
 
 def make_data():
-    rows = [json.loads(line) for line in (ROOT / "dataset/sample_raw/en.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line) for line in (ROOT / "dataset/sample_raw/en.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     kept = [
-        row for part, size in (("train", 44), ("dev", 10), ("test", 10)) for row in [row for row in rows if row["split"] == part][:size]
+        row
+        for part, size in (("train", 44), ("dev", 10), ("test", 10))
+        for row in [row for row in rows if row["split"] == part][:size]
     ]
     (WORK / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     with contextlib.redirect_stdout(io.StringIO()):
@@ -92,7 +96,9 @@ def start(name, options, prepare=None):
     if child:
         return child
     os.setsid()
-    tqdm.set_lock(threading.RLock())  # its own is shared by all forks: one that is killed while it writes would stop the next for ever
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its own is shared by all forks: one that is killed while it writes would stop the next for ever
     torch.set_num_threads(1)
     descriptor = os.open(WORK / f"{name}.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 2)
@@ -134,7 +140,9 @@ def digest(name):
         folder / "checkpoints/best/model.safetensors",
         *(folder / f for f in ("metrics.jsonl", "eval.json", "predictions.csv")),
     ]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files} | {"step": last.name}
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files} | {
+        "step": last.name
+    }
 
 
 def clean(name):
@@ -232,7 +240,11 @@ def kill_the_command_line(trials=12):
         name, command = f"command{trial}", [sys.executable, str(ROOT / "main.py")]
         for _ in range(3):
             process = subprocess.Popen(
-                [*command, *flags(name, {})], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+                [*command, *flags(name, {})],
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
             )
             folder = WORK / "runs" / name
             while process.poll() is None and not (folder / "args.json").exists():
@@ -263,7 +275,10 @@ def left_out(trials=None):
     def tie():
         """Every evaluation gives the same score, so that patience counts."""
         infer = trainer_module.Trainer.eval
-        trainer_module.Trainer.eval = lambda self, loader, fit=False: {**infer(self, loader, fit), "sentence_accuracy": 0.5}
+        trainer_module.Trainer.eval = lambda self, loader, fit=False: {
+            **infer(self, loader, fit),
+            "sentence_accuracy": 0.5,
+        }
 
     def without(change):
         def restoring(folder, optimizer, scheduler, scaler, tricks, device):
@@ -318,7 +333,10 @@ def left_out(trials=None):
             code = run(
                 name,
                 options,
-                lambda leave_out=leave_out, change=change, prepare=prepare: (prepare(), without(change) if leave_out else None),
+                lambda leave_out=leave_out, change=change, prepare=prepare: (
+                    prepare(),
+                    without(change) if leave_out else None,
+                ),
             )
             outcomes.append(code == 0 and digest(name) == wanted)
             clean(name)
@@ -334,7 +352,14 @@ def other_frequencies(trials=6):
     wanted = reference({})[0]
     good = 0
     for number, options in enumerate(
-        [dict(save_steps=1), dict(save_steps=0), dict(save_epoch=2), dict(save_epoch=0), dict(log_steps=1), dict(log_steps=100)]
+        [
+            dict(save_steps=1),
+            dict(save_steps=0),
+            dict(save_epoch=2),
+            dict(save_epoch=0),
+            dict(log_steps=1),
+            dict(log_steps=100),
+        ]
     ):
         name = f"frequency{number}"
         run(name, options)
@@ -365,7 +390,7 @@ def damage(trials=200):
             changed = bytearray(original)
             changed[RNG.randrange(len(changed))] ^= 1 << RNG.randrange(8)
             path.write_bytes(bytes(changed))
-        found = next(folder for folder in checkpoint.steps(root) if not checkpoint.damage(folder))
+        found = next(folder for folder in checkpoint.steps(root) if not files.verify(folder))
         good += found == before
         if trial % 40 == 39:  # and now and then the whole run goes on from there
             shutil.copytree(WORK / "runs" / name, WORK / "runs" / f"{name}{trial}")
@@ -387,7 +412,7 @@ def full_disk(trials=12):
         mounted = trial % 2 == 0 and small_disk(folder)
         code = run(name, {}, None if mounted else limit_files)
         messages = (WORK / f"{name}.err").read_text()
-        intact = [checkpoint.damage(path) for path in checkpoint.steps(folder / "checkpoints")] == [None, None]
+        intact = [files.verify(path) for path in checkpoint.steps(folder / "checkpoints")] == [None, None]
         one_line = len(re.findall(r"^error: .*$", messages, re.M)) == 1 and "Traceback" not in messages
         if mounted:
             shutil.copytree(folder, f"{folder}.copy")
@@ -416,7 +441,9 @@ def small_disk(folder):
 def limit_files():
     """In the child: a write beyond some size fails, as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (RNG.randrange(2_000, 90_000), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (RNG.randrange(2_000, 90_000), resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    )
 
 
 def signals(trials=30):
@@ -467,7 +494,11 @@ def signals(trials=30):
 def pytest_row(selection, **environment):
     """Runs tests, and counts them: they are the trials."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *selection], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
+        [sys.executable, "-m", "pytest", *selection],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
     )
     passed, failed = (int((re.findall(rf"(\d+) {word}", done.stdout) or [0])[-1]) for word in ("passed", "failed"))
     if done.returncode:
@@ -478,7 +509,10 @@ def pytest_row(selection, **environment):
 def system_calls(trials=None):
     """SIGKILL at every open, write, fsync, rename, unlink of save and rotation: a verified checkpoint always exists"""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-s", "tests/test_checkpoint.py", "-k", "system_call"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "pytest", "-s", "tests/test_checkpoint.py", "-k", "system_call"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     points = int((re.findall(r"(\d+) kill points", done.stdout) or [0])[-1])
     return points, points + (done.returncode != 0)

@@ -32,10 +32,14 @@ from torch import nn
 from transformers import Trainer as HuggingFaceTrainer
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
-from config import Config, keep_freed_memory
-from data_loader import IGNORE, Encoder, MyDataLoader, MyDataset, load_tokenizer
-from model_utils import CRF, build_model, parameter_groups
-from processed import load_labels
+from config import Config
+from data_loader import IGNORE, MyDataLoader, MyDataset
+from engine.crf import CRF
+from engine.device import keep_freed_memory
+from engine.features import Featurizer
+from engine.tokenizer import load_tokenizer
+from model_utils import build_model, parameter_groups
+from preprocess.schema import load_labels
 from trainer import Trainer, build_optimizer, build_scheduler
 from tricks import build_tricks
 
@@ -48,13 +52,17 @@ class Bench:
         self.device = torch.device(options.device)
         self.tasks = load_labels(self.data_path)
         self.tokenizer = load_tokenizer(self.config(), None)
-        self.encoder = Encoder(self.tokenizer, self.tasks, 256)
+        self.encoder = Featurizer(self.tokenizer, self.tasks, 256)
         self.train_set, self.test_set = (self.dataset(part) for part in ("train", "test"))
         self.rows = sum(self.tasks["intent"]["counts"])  # of the whole training part
 
     def config(self, **changes):
-        run = dict(output_dir=tempfile.gettempdir(), model_version="speed", epochs=1, batch_size=self.options.batch_size)
-        return Config(data_path=str(self.data_path), pretrain_model_path=self.options.pretrain_model_path, **(run | changes))
+        run = dict(
+            output_dir=tempfile.gettempdir(), model_version="speed", epochs=1, batch_size=self.options.batch_size
+        )
+        return Config(
+            data_path=str(self.data_path), pretrain_model_path=self.options.pretrain_model_path, **(run | changes)
+        )
 
     def dataset(self, part):
         whole = MyDataset(self.data_path / f"{part}.jsonl", self.encoder)
@@ -72,7 +80,9 @@ class Bench:
         optimizer = build_optimizer(tricks.groups(parameter_groups(model, config)), self.device)
         scheduler = build_scheduler(optimizer, config, len(loader))
         config.run_dir.mkdir(exist_ok=True)
-        trainer = Trainer(model, self.tokenizer, self.tasks, config, self.device, loader, None, optimizer, scheduler, tricks)
+        trainer = Trainer(
+            model, self.tokenizer, self.tasks, config, self.device, loader, None, optimizer, scheduler, tricks
+        )
         trainer.board = type("Board", (), {"add_scalar": lambda *args: None})()
         return trainer
 
@@ -130,7 +140,9 @@ class Bench:
             def on_epoch_end(self, *args, **kwargs):
                 self.ended = time.perf_counter()
 
-        options = dict(num_train_epochs=1, learning_rate=1e-4, per_device_train_batch_size=self.options.batch_size) | changes
+        options = (
+            dict(num_train_epochs=1, learning_rate=1e-4, per_device_train_batch_size=self.options.batch_size) | changes
+        )
         args = TrainingArguments(
             output_dir=tempfile.mkdtemp(),
             per_device_eval_batch_size=32,
@@ -204,7 +216,9 @@ class Bench:
                 trainer.writer.wait()
                 trainer.sums, trainer.refused, trainer.progress.batch = {}, [], 0
 
-            for step in range(3):  # Adam's moments exist, memory is touched, old checkpoints are rotated out, as in all later epochs
+            for step in range(
+                3
+            ):  # Adam's moments exist, memory is touched, old checkpoints are rotated out, as in all later epochs
                 run(step)
             before, room.tqdm = room.tqdm, functools.partial(room.tqdm, disable=not bookkeeping)
             try:
@@ -219,7 +233,9 @@ class Bench:
     def scores(self, output):
         (intents, slots), (gold_intents, gold_slots) = output.predictions, output.label_ids
         names, kept = self.tasks["slots"]["labels"], gold_slots != IGNORE
-        gold, found = ([[names[n] for n in row[mask]] for row, mask in zip(tags, kept)] for tags in (gold_slots, slots.argmax(-1)))
+        gold, found = (
+            [[names[n] for n in row[mask]] for row, mask in zip(tags, kept)] for tags in (gold_slots, slots.argmax(-1))
+        )
         right = intents.argmax(-1) == gold_intents
         whole = [one and tags == gold_tags for one, tags, gold_tags in zip(right, found, gold)]
         scores = {"intent_accuracy": right.mean(), "slots_f1": f1_score(gold, found, zero_division=0)}
@@ -304,11 +320,14 @@ TRICKS = {
 READ = """
 import json, resource, sys, time
 from pathlib import Path
-from config import Config, keep_freed_memory
-from data_loader import Encoder, MyDataLoader, MyDataset, MyIterableDataLoader, MyIterableDataset, load_tokenizer
-from processed import load_labels
+from config import Config
+from engine.device import keep_freed_memory
+from engine.features import Featurizer
+from data_loader import MyDataLoader, MyDataset, MyIterableDataLoader, MyIterableDataset
+from engine.tokenizer import load_tokenizer
+from preprocess.schema import load_labels
 kind, path, model = sys.argv[1:]
-encoder = Encoder(load_tokenizer(Config(pretrain_model_path=model), None), load_labels(Path(path).parent), 64)
+encoder = Featurizer(load_tokenizer(Config(pretrain_model_path=model), None), load_labels(Path(path).parent), 64)
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 began = time.perf_counter()
 if kind == "streaming":
@@ -335,11 +354,21 @@ def growth(options, sizes=(100_000, 2_000_000)):
             path = Path(folder) / f"rows{size}.jsonl"
             with open(path, "w", encoding="utf-8") as file:
                 for number in range(size):
-                    file.write(json.dumps({"id": str(number), "text": " ".join(rng.choice(words)), "intent": "ab"[number % 2]}) + "\n")
+                    file.write(
+                        json.dumps({"id": str(number), "text": " ".join(rng.choice(words)), "intent": "ab"[number % 2]})
+                        + "\n"
+                    )
             for kind in ("streaming", "in memory"):
                 command = [sys.executable, "-c", READ, kind, str(path), options.pretrain_model_path]
                 root = Path(__file__).resolve().parent.parent
-                done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root, env=os.environ | {"TQDM_DISABLE": "1"})
+                done = subprocess.run(
+                    command,
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                    cwd=root,
+                    env=os.environ | {"TQDM_DISABLE": "1"},
+                )
                 found = json.loads(done.stdout.splitlines()[-1])
                 assert found["rows"] == size
                 results.append(
@@ -369,11 +398,30 @@ def start(rounds):
     times = []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
-            flags = ["--do_train", "--log_steps", "1", "--output_dir", folder, "--model_version", "run", "--data_path", f"{folder}/sample"]
-            prepare = [sys.executable, "data_process.py", "--input", "dataset/sample_raw", "--output_dir", f"{folder}/sample"]
+            flags = [
+                "--do_train",
+                "--log_steps",
+                "1",
+                "--output_dir",
+                folder,
+                "--model_version",
+                "run",
+                "--data_path",
+                f"{folder}/sample",
+            ]
+            prepare = [
+                sys.executable,
+                "data_process.py",
+                "--input",
+                "dataset/sample_raw",
+                "--output_dir",
+                f"{folder}/sample",
+            ]
             subprocess.run(prepare, cwd=root, capture_output=True, check=True)
             began = time.perf_counter()
-            process = subprocess.Popen([sys.executable, "main.py", *flags], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                [sys.executable, "main.py", *flags], cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
             log = Path(folder) / "run/metrics.jsonl"
             while not (log.exists() and log.stat().st_size) and process.poll() is None:
                 time.sleep(0.01)
@@ -400,7 +448,9 @@ def main():
     table = []
     if "crf" in options.only:
         for name, theirs, ours in crf_rows(options.rounds):
-            table.append(f"| {name}, K=120, B=32, L=50 | pytorch-crf {theirs:.1f} ms | {ours:.1f} ms | {theirs / ours:.2f} |")
+            table.append(
+                f"| {name}, K=120, B=32, L=50 | pytorch-crf {theirs:.1f} ms | {ours:.1f} ms | {theirs / ours:.2f} |"
+            )
     bench = Bench(options) if {"train", "eval", "overhead", "tricks"} & set(options.only) else None
     if "train" in options.only:
         systems = {
@@ -412,13 +462,20 @@ def main():
         }
         speed = compare(bench, systems, len(bench.train_set), options.rounds)
         for name in list(systems)[1:]:
-            table.append(f"| training, examples/s | {name} {speed[name]:.1f} | {speed['ours']:.1f} | {speed['ours'] / speed[name]:.2f} |")
+            table.append(
+                f"| training, examples/s | {name} {speed[name]:.1f} | {speed['ours']:.1f} | {speed['ours'] / speed[name]:.2f} |"
+            )
     if "eval" in options.only:
         speed = compare(
-            bench, {"ours": bench.our_eval, "Hugging Face Trainer": bench.hugging_face_eval}, len(bench.test_set), options.rounds
+            bench,
+            {"ours": bench.our_eval, "Hugging Face Trainer": bench.hugging_face_eval},
+            len(bench.test_set),
+            options.rounds,
         )
         peer, ours = speed["Hugging Face Trainer"], speed["ours"]
-        table.append(f"| evaluation with span scores, examples/s | Hugging Face Trainer {peer:.1f} | {ours:.1f} | {ours / peer:.2f} |")
+        table.append(
+            f"| evaluation with span scores, examples/s | Hugging Face Trainer {peer:.1f} | {ours:.1f} | {ours / peer:.2f} |"
+        )
     if "overhead" in options.only:
         pairs = []
         for number in range(options.rounds):
@@ -435,7 +492,9 @@ def main():
         systems |= {name: lambda change=change: bench.ours(use_crf=True, **change) for name, change in TRICKS.items()}
         speed = compare(bench, systems, len(bench.train_set), options.rounds)
         for name in TRICKS:
-            table.append(f"| a step with {name} ÷ a plain one, both with a CRF | | | {speed['plain'] / speed[name]:.2f} |")
+            table.append(
+                f"| a step with {name} ÷ a plain one, both with a CRF | | | {speed['plain'] / speed[name]:.2f} |"
+            )
     if "growth" in options.only:
         table += growth(options)
     if "start" in options.only:

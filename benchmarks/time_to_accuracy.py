@@ -32,7 +32,12 @@ def ours(bench, epochs, every):
     """[(seconds of training, steps, score on test)] every few steps and at the end."""
     trainer = bench.trainer(use_crf=True, epochs=epochs)
     scorer = Trainer(trainer.model, bench.tokenizer, bench.tasks, trainer.config, bench.device)
-    loader, last, found, scoring = MyDataLoader(bench.test_set, Config.eval_batch_size), epochs * len(trainer.train_loader), [], 0.0
+    loader, last, found, scoring = (
+        MyDataLoader(bench.test_set, Config.eval_batch_size),
+        epochs * len(trainer.train_loader),
+        [],
+        0.0,
+    )
 
     def check():
         nonlocal scoring
@@ -78,7 +83,9 @@ def main():
             ("at its end", found[-1]),
         ):
             ratio = f"{seconds / took:.1f} × sooner" if reached > score else "not reached"
-            rows.append(f"| {seed} | {seconds:.1f} s, {score:.4f} | {what}: {took:.1f} s, {steps} steps, {reached:.4f} | {ratio} |")
+            rows.append(
+                f"| {seed} | {seconds:.1f} s, {score:.4f} | {what}: {took:.1f} s, {steps} steps, {reached:.4f} | {ratio} |"
+            )
     print(f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads, {options.device}\n")
     print(f"| seed | Hugging Face Trainer, {options.peer_epochs} epochs | this template until {SCORE} is higher | |")
     print("\n".join(["| --- | --- | --- | --- |", *rows]))

@@ -16,13 +16,69 @@ import shutil
 import signal
 import sys
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import groupby, islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, the house is one floor up
 
-from config import SIZES, PretrainConfig, UserError, first_line, os_error_line, parse_args
+from engine import files
+from engine.command_line import UserError, first_line, option, os_error_line, parse_args, require_range, require_seed
+from huggingface_hands_on.corpus import CorpusConfig
+
+SIZES = {
+    "tiny": (2, 128),
+    "mini": (4, 256),
+    "small": (4, 512),
+    "medium": (8, 512),
+    "base": (12, 768),
+}  # layers, width (Turc et al., 2019)
+
+
+@dataclass
+class PretrainConfig(CorpusConfig):
+    """Options of `huggingface_hands_on/continue_pretrain_task.py`."""
+
+    pretrain_model_path: str = option(
+        "", "encoder to go on from: folder or hub name; with --from_scratch only its tokenizer is taken"
+    )
+    from_scratch: bool = option(False, "pretrain a new encoder with the tokenizer of --pretrain_model_path")
+    config: str = option("mini", "size of a new encoder: layers and width of Google's small BERTs", choices=list(SIZES))
+    new_tokens: str = option(
+        "", "words of your domain to add to the vocabulary: comma-separated, or a file with one a row"
+    )
+    max_length: int = option(128, "length of a block in sub-tokens; longer texts go on in the next block")
+    packing: bool = option(True, "fill each block with as many texts as fit")
+    whole_word: bool = option(True, "mask whole words; Chinese words are told by rjieba")
+    mlm_probability: float = option(0.15, "share of the words that are masked, anew in each epoch")
+    epochs: int = option(10, "passes over the texts", aliases=["num_train_epochs"])
+    batch_size: int = option(32, "blocks in a micro-batch")
+    gradient_accumulation_steps: int = option(1, "micro-batches in one optimizer step")
+    lr: float | None = option(
+        None, "peak learning rate (default: by the encoder's width; 1e-3 from scratch)", aliases=["learning_rate"]
+    )
+    weight_decay: float = option(0.01, "AdamW's decoupled decay")
+    early_stop_patience: int = option(3, "stop after so many evaluations without a lower held-out loss; 0: never")
+    eval_steps: int = option(0, "evaluate and save every N optimizer steps; 0: every epoch")
+    device: str = option("auto", "auto takes a GPU if there is one", choices=["auto", "cpu", "cuda"])
+    precision: str = option("fp32", "autocast to half precision", choices=["fp32", "bf16", "fp16"])
+    random_seed: int = option(666, "seed of everything random", aliases=["seed"])
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_range(self, 1, "epochs batch_size gradient_accumulation_steps")
+        require_range(self, 0, "weight_decay early_stop_patience eval_steps")
+        require_range(self, 8, "max_length")
+        require_seed(self.random_seed)
+        if self.lr is not None and not 0 < self.lr < 1:
+            raise UserError(f"--lr={self.lr} must lie between 0 and 1")
+        if not 0 < self.mlm_probability < 1:
+            raise UserError(f"--mlm_probability={self.mlm_probability} must lie between 0 and 1")
+        if not self.pretrain_model_path:
+            raise UserError(
+                "--pretrain_model_path is needed: the encoder to go on from, or with --from_scratch the tokenizer's folder"
+            )
+
 
 IGNORE = -100
 MOST_HELD_OUT = 5000  # blocks to measure on
@@ -40,7 +96,7 @@ def word_numbers(text):
     import regex
     import rjieba
 
-    from processed import split_text
+    from engine.text import split_text
 
     starts = np.zeros(len(text) + 1, int)
     for _, start, _ in split_text(text, "word"):
@@ -55,7 +111,7 @@ def word_numbers(text):
 
 def encode_texts(texts, tokenizer, whole_word):
     """Yields (token ids, word number of each) for each text, without special tokens. Words given apart stay apart."""
-    from processed import join_tokens
+    from engine.text import join_tokens
 
     texts = iter(texts)
     while chunk := list(islice(texts, 1000)):
@@ -122,7 +178,9 @@ def mask(collator, batch):
 
     words = batch["words"].clamp(min=-1)
     starts = torch.arange(words.shape[1]) + words.clamp(min=0)
-    ids, labels = collator.torch_mask_tokens(batch["input_ids"].clone(), (words < 0).long(), torch.stack([starts, starts + 1], 2))
+    ids, labels = collator.torch_mask_tokens(
+        batch["input_ids"].clone(), (words < 0).long(), torch.stack([starts, starts + 1], 2)
+    )
     return batch | {"input_ids": ids, "labels": labels}
 
 
@@ -133,11 +191,13 @@ def check_model(model, tokenizer, max_length, packing):
     """
     import torch
 
-    from model_utils import first_position
+    from engine.encoders import first_position
 
     generator = torch.Generator().manual_seed(0)
     half = max(1, max_length // 2 - 2)
-    words = [number for number in range(len(tokenizer)) if number not in tokenizer.all_special_ids] or [tokenizer.mask_token_id]
+    words = [number for number in range(len(tokenizer)) if number not in tokenizer.all_special_ids] or [
+        tokenizer.mask_token_id
+    ]
     texts = []
     for _ in range(2):
         chosen = [words[int(place)] for place in torch.randint(len(words), (half,), generator=generator)]
@@ -151,10 +211,14 @@ def check_model(model, tokenizer, max_length, packing):
             apart = torch.cat([model(input_ids=torch.tensor([ids])).logits[0] for ids in texts])
             chosen = torch.zeros(1, len(texts[0]), dtype=torch.bool)
             chosen[0, 1] = True
-            few = masked_logits(model, {"input_ids": torch.tensor([texts[0]]), "attention_mask": torch.ones_like(chosen).long()}, chosen)
+            few = masked_logits(
+                model, {"input_ids": torch.tensor([texts[0]]), "attention_mask": torch.ones_like(chosen).long()}, chosen
+            )
             right = torch.allclose(few, apart[1:2], atol=1e-3 * float(apart.std()))
         except Exception as error:  # whatever an unusual architecture raises
-            raise UserError(f"{kind} cannot be trained on masked words here ({first_line(error)}); use a BERT-like model") from None
+            raise UserError(
+                f"{kind} cannot be trained on masked words here ({first_line(error)}); use a BERT-like model"
+            ) from None
         if not right:
             raise UserError(f"{kind} computes its logits in another way than this command needs; use a BERT-like model")
         if packing:
@@ -170,7 +234,9 @@ def check_model(model, tokenizer, max_length, packing):
 def inputs_of(model, batch):
     """Of a batch, what the model's forward takes."""
     names = ["input_ids", "attention_mask", "position_ids"]
-    return {name: batch[name] for name in names if name in batch and name in inspect.signature(model.forward).parameters}
+    return {
+        name: batch[name] for name in names if name in batch and name in inspect.signature(model.forward).parameters
+    }
 
 
 def masked_logits(model, inputs, chosen):
@@ -188,8 +254,6 @@ def build_sets(config, tokenizer, collator, texts, key):
     from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
 
-    import checkpoint
-
     def rows(side):
         return blocks(texts[side](), tokenizer, config.max_length, config.packing, config.whole_word)
 
@@ -201,14 +265,14 @@ def build_sets(config, tokenizer, collator, texts, key):
                 yield {name: batch[name][0].tolist() for name in ("input_ids", "words", "labels")}
 
     cache = Path(config.output_dir) / ".cache"
-    if cache.exists() and (reason := checkpoint.damage(cache)):  # without a manifest it is of a run that was killed early
+    if cache.exists() and (reason := files.verify(cache)):  # without a manifest it is of a run that was killed early
         if (cache / "manifest.json").exists():
             print(f"{cache}: damaged ({reason}); the texts are cut into blocks anew")
         shutil.rmtree(cache)
     try:
         train = Dataset.from_generator(rows, gen_kwargs={"side": 0}, cache_dir=str(cache), fingerprint=f"train-{key}")
         held_out = Dataset.from_generator(masked, cache_dir=str(cache), fingerprint=f"held-out-{key}")
-        checkpoint.seal(cache)
+        files.seal(cache)
     except DatasetGenerationError as error:  # what was wrong in the texts, or with the disk, is inside
         cause = error
         while cause.__cause__ or cause.__context__:
@@ -217,7 +281,9 @@ def build_sets(config, tokenizer, collator, texts, key):
                 raise cause from None
         raise UserError(f"{config.input}: no text leaves a token ({first_line(error)})") from None
     if not any(label != IGNORE for row in held_out for label in row["labels"]):
-        raise UserError(f"{config.input}: too few texts to hold out: not one word of them is masked; raise --held_out_ratio")
+        raise UserError(
+            f"{config.input}: too few texts to hold out: not one word of them is masked; raise --held_out_ratio"
+        )
     return train, held_out
 
 
@@ -229,38 +295,52 @@ def load_model(config):
     from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
-    from model_utils import num_positions
+    from engine.encoders import num_positions
 
     name = config.pretrain_model_path
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # a foreign folder can make transformers raise anything
         raise UserError(f"--pretrain_model_path {name}: no tokenizer loads from it ({first_line(error)})") from None
-    missing = [kind for kind in ("mask_token", "pad_token", "cls_token", "sep_token") if getattr(tokenizer, kind) is None]
+    missing = [
+        kind for kind in ("mask_token", "pad_token", "cls_token", "sep_token") if getattr(tokenizer, kind) is None
+    ]
     if missing or not tokenizer.is_fast:
-        raise UserError(f"--pretrain_model_path {name}: its tokenizer has no {', '.join(missing) or 'fast version'}; use a BERT-like model")
+        raise UserError(
+            f"--pretrain_model_path {name}: its tokenizer has no {', '.join(missing) or 'fast version'}; use a BERT-like model"
+        )
     if config.from_scratch:
-        from model_utils import bert_config
+        from engine.encoders import bert_config
 
         shape = bert_config(tokenizer, *SIZES[config.config], config.max_length)
         return AutoModelForMaskedLM.from_config(shape, trust_remote_code=False), tokenizer
     try:
         shape = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"--pretrain_model_path {name}: no model in it ({first_line(error)}); --from_scratch makes a new one") from None
+        raise UserError(
+            f"--pretrain_model_path {name}: no model in it ({first_line(error)}); --from_scratch makes a new one"
+        ) from None
     if type(shape) not in MODEL_FOR_MASKED_LM_MAPPING:
-        raise UserError(f"--pretrain_model_path {name}: {shape.model_type} cannot fill in masked words; use an encoder such as BERT")
+        raise UserError(
+            f"--pretrain_model_path {name}: {shape.model_type} cannot fill in masked words; use an encoder such as BERT"
+        )
     try:
-        model, found = AutoModelForMaskedLM.from_pretrained(name, output_loading_info=True, trust_remote_code=False, dtype="float32")
+        model, found = AutoModelForMaskedLM.from_pretrained(
+            name, output_loading_info=True, trust_remote_code=False, dtype="float32"
+        )
     except Exception as error:
         raise UserError(f"--pretrain_model_path {name}: no encoder loads from it ({first_line(error)})") from None
     inside = [key for key in found["missing_keys"] if key.startswith(model.base_model_prefix) and "pooler" not in key]
     if inside:
-        raise UserError(f"--pretrain_model_path {name}: has no weights for {len(inside)} tensors of its own config, such as {inside[0]}")
+        raise UserError(
+            f"--pretrain_model_path {name}: has no weights for {len(inside)} tensors of its own config, such as {inside[0]}"
+        )
     if found["missing_keys"]:
         print(f"{name} has no head for masked words: it gets a new one, so its perplexity before training says little")
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise UserError(f"--pretrain_model_path {name}: its tokenizer has more entries than its embedding; they do not belong together")
+        raise UserError(
+            f"--pretrain_model_path {name}: its tokenizer has more entries than its embedding; they do not belong together"
+        )
     if (longest := num_positions(model)) and config.max_length > longest:
         raise UserError(f"--max_length={config.max_length} is more than the {longest} positions of this encoder")
     return model, tokenizer
@@ -292,7 +372,9 @@ def add_words(words, model, tokenizer):
             output = model.get_output_embeddings()
             assert output.weight.shape[0] == size and (output.bias is None or len(output.bias) == size)
         except (TypeError, AssertionError):
-            raise UserError(f"--new_tokens: the vocabulary of {model.config.model_type} cannot be made larger here") from None
+            raise UserError(
+                f"--new_tokens: the vocabulary of {model.config.model_type} cannot be made larger here"
+            ) from None
         tables = [model.get_input_embeddings().weight, output.weight, *([] if output.bias is None else [output.bias])]
         with torch.no_grad():
             for table in {table.data_ptr(): table for table in tables}.values():
@@ -305,7 +387,7 @@ def add_words(words, model, tokenizer):
 
 def read_words(source, encoding):
     """'a,b' or a file with a word a row -> [words]"""
-    from readers import read_rows
+    from preprocess.readers import read_rows
 
     words = [part.strip() for part in source.split(",")]
     with suppress(OSError):  # a long list is no path
@@ -325,8 +407,7 @@ def build_trainer(model, collator, sets, config, stop=()):
     import torch.nn.functional as F
     from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
-    import checkpoint
-    from model_utils import first_position, lr_of_width
+    from engine.encoders import first_position, lr_of_width
 
     first = first_position(model)
 
@@ -350,7 +431,7 @@ def build_trainer(model, collator, sets, config, stop=()):
                 control.should_save = control.should_training_stop = True
 
         def on_save(self, args, state, control, **kwargs):
-            checkpoint.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            files.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def collate(rows):
         batch = batch_of(rows, collator.tokenizer, first)
@@ -358,7 +439,11 @@ def build_trainer(model, collator, sets, config, stop=()):
 
     def held_out_scores(prediction):
         total, count = prediction.predictions.astype("float64").sum(0)
-        return {"masked_loss": total / count, "perplexity": math.exp(min(total / count, 700.0)), "masked_tokens": int(count)}
+        return {
+            "masked_loss": total / count,
+            "perplexity": math.exp(min(total / count, 700.0)),
+            "masked_tokens": int(count),
+        }
 
     every = "steps" if config.eval_steps else "epoch"
     arguments = TrainingArguments(
@@ -410,14 +495,13 @@ def build_trainer(model, collator, sets, config, stop=()):
 # ---- the run -------------------------------------------------------------------------------------------------------------
 
 
-FREE = ("device", "output_dir")  # options that may change when a run goes on
+RESUME_SAFE = ("device", "output_dir")  # options that may change when a run goes on
 
 
 def claim(config, fingerprint):
     """Makes the output folder this run's own. UserError if it holds anything but the same run, unfinished. -> its lock, held."""
     from filelock import FileLock, Timeout
 
-    import checkpoint
     from huggingface_hands_on.corpus import require_free_folder
 
     folder, now = Path(config.output_dir), asdict(config) | {"texts, tokenizer and first weights": fingerprint}
@@ -435,7 +519,9 @@ def claim(config, fingerprint):
     if newest_checkpoint(folder / "checkpoints"):
         before = json.loads((folder / "args.json").read_text(encoding="utf-8"))
         differ = [
-            f"{name} was {before.get(name)!r}, is {now[name]!r}" for name in now if name not in FREE and before.get(name) != now[name]
+            f"{name} was {before.get(name)!r}, is {now[name]!r}"
+            for name in now
+            if name not in RESUME_SAFE and before.get(name) != now[name]
         ]
         if differ:
             lock.release()
@@ -444,7 +530,7 @@ def claim(config, fingerprint):
         for leftover in ("before.json", ".cache", "checkpoints"):
             shutil.rmtree(folder / leftover, ignore_errors=True)
             (folder / leftover).unlink(missing_ok=True)
-        checkpoint.write_json(folder / "args.json", now)
+        files.write_json(folder / "args.json", now)
     return lock
 
 
@@ -457,10 +543,9 @@ def refuse_finished(folder):
 
 def newest_checkpoint(root):
     """The newest checkpoint that is whole, or None; those that a kill or a fault left damaged are removed."""
-    import checkpoint
 
     for folder in sorted(root.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])):
-        if checkpoint.damage(folder) is None:
+        if files.verify(folder) is None:
             return str(folder)
         shutil.rmtree(folder)
     return None
@@ -479,7 +564,6 @@ def main(config):
     import torch
     from transformers import DataCollatorForLanguageModeling, logging, set_seed
 
-    import checkpoint
     from huggingface_hands_on.corpus import read_corpus
 
     folder = Path(config.output_dir)
@@ -494,23 +578,34 @@ def main(config):
     added = add_words(words, model, tokenizer)
     if words:
         rest = len(words) - added
-        print(f"--new_tokens: {added} words added" + (f"; {rest} are tokens already, or the same as another" if rest else ""))
+        print(
+            f"--new_tokens: {added} words added"
+            + (f"; {rest} are tokens already, or the same as another" if rest else "")
+        )
     check_model(model, tokenizer, config.max_length, config.packing)
     fingerprint = digest_of(model, tokenizer, texts)
 
     with claim(config, fingerprint), stopped_by_signals() as stop:
         # 80 % [MASK], 10 % another token, 10 % as it is (Devlin et al., 2019); the collator does so for whole words too if told late
-        collator = DataCollatorForLanguageModeling(tokenizer, whole_word_mask=config.whole_word, mask_replace_prob=1, random_replace_prob=0)
-        collator.mlm_probability, collator.mask_replace_prob, collator.random_replace_prob = config.mlm_probability, 0.8, 0.1
+        collator = DataCollatorForLanguageModeling(
+            tokenizer, whole_word_mask=config.whole_word, mask_replace_prob=1, random_replace_prob=0
+        )
+        collator.mlm_probability, collator.mask_replace_prob, collator.random_replace_prob = (
+            config.mlm_probability,
+            0.8,
+            0.1,
+        )
         key = hashlib.sha256(f"{fingerprint}{asdict(config)}".encode()).hexdigest()[:20]
         sets = build_sets(config, tokenizer, collator, (train, held_out), key)
         trainer = build_trainer(model, collator, sets, config, stop)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        print(f"{parameters / 1e6:.1f} M parameters on {trainer.args.device}; {len(sets[0])} blocks to train on, {len(sets[1])} held out")
+        print(
+            f"{parameters / 1e6:.1f} M parameters on {trainer.args.device}; {len(sets[0])} blocks to train on, {len(sets[1])} held out"
+        )
 
         before_path, start = folder / "before.json", newest_checkpoint(folder / "checkpoints")
         if not before_path.exists():  # of the untouched model: a resumed run has it already
-            checkpoint.write_json(before_path, scores_of(trainer))
+            files.write_json(before_path, scores_of(trainer))
         before = json.loads(before_path.read_text(encoding="utf-8"))
         print(f"before: {shown(before)}")
         if start:
@@ -526,11 +621,15 @@ def main(config):
         trainer.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         record = {"before": before, "after": after, "epochs": trainer.state.epoch, "words_added": added}
-        checkpoint.write_json(folder / "pretraining.json", record | {"blocks": [len(one) for one in sets]})  # last: the run is finished
+        files.write_json(
+            folder / "pretraining.json", record | {"blocks": [len(one) for one in sets]}
+        )  # last: the run is finished
         for leftover in (folder / "checkpoints", folder / ".cache"):
             shutil.rmtree(leftover)
         before_path.unlink()
-        print(f"{folder} is ready: python main.py --do_train --do_eval --pretrain_model_path {folder} --data_path dataset/NAME")
+        print(
+            f"{folder} is ready: python main.py --do_train --do_eval --pretrain_model_path {folder} --data_path dataset/NAME"
+        )
     return 0
 
 
@@ -553,7 +652,11 @@ def stopped_by_signals():
 
 
 def scores_of(trainer):
-    return {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items() if "masked" in name or "perplexity" in name}
+    return {
+        name.removeprefix("eval_"): value
+        for name, value in trainer.evaluate().items()
+        if "masked" in name or "perplexity" in name
+    }
 
 
 def shown(scores):

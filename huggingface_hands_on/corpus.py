@@ -1,15 +1,43 @@
 """Texts to train a tokenizer or to pretrain on, read one at a time from any format that data_process.py reads."""
 
 import hashlib
+from dataclasses import dataclass
 from glob import glob
 from itertools import islice
 from pathlib import Path
 from zlib import crc32
 
-from config import UserError
 from data_process import PART_NAMES, find_sources, part_of_name
-from processed import check_text, encode, sha256
-from readers import READERS, find_format, read_txt
+from engine.command_line import UserError, option
+from engine.files import sha256
+from preprocess.readers import FORMATS, READERS, find_format, read_txt
+from preprocess.schema import check_text, encode
+
+
+@dataclass
+class CorpusConfig:
+    """Options of all that reads texts without labels."""
+
+    input: str = option(
+        "",
+        "texts: a file, a folder of files, or a pattern such as 'texts/*.txt'; plain text, CSV, JSONL, … or a processed folder",
+    )
+    output_dir: str = option("", "folder to write")
+    format: str = option(
+        "auto", "what the input is; auto finds it by its names and first rows", choices=["auto", "txt", *FORMATS, "hf"]
+    )
+    encoding: str = option("auto", "of the input: auto (UTF-8 or UTF-16 by its mark), gb18030, …")
+    text_column: str = option("", "column or key of the text (default: found by its name)")
+    text_pair_column: str = option("", "column or key of a second text")
+    held_out_ratio: float = option(
+        0.05, "share of the texts that is kept apart to measure on, if the input has no dev part"
+    )
+
+    def __post_init__(self):
+        if not self.input or not self.output_dir:
+            raise UserError("both --input TEXTS and --output_dir FOLDER are needed")
+        if not 0 < self.held_out_ratio < 1:
+            raise UserError(f"--held_out_ratio={self.held_out_ratio} must lie between 0 and 1")
 
 
 def read_corpus(config):
@@ -37,7 +65,9 @@ def read_corpus(config):
                     yield PART_NAMES.get(str(example.get("split")).lower(), part), example
 
     has_dev = any(part == "dev" for part, _ in sources)
-    if any("split" in example for _, example in islice(parted(), 1000)):  # the rows name their parts: are there any for dev?
+    if any(
+        "split" in example for _, example in islice(parted(), 1000)
+    ):  # the rows name their parts: are there any for dev?
         has_dev = has_dev or any(part == "dev" for part, _ in parted())
 
     def texts(held_out):

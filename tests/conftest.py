@@ -15,8 +15,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # torch would take all cores in each of them
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
-from config import Config, DataConfig  # noqa: E402
-from data_process import process  # noqa: E402
+from config import Config  # noqa: E402
+from data_process import DataConfig, process  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
 TINY = dict(hidden_size=32, num_layers=1, epochs=2, batch_size=8, vocab_size=500, log_steps=2, lr=3e-3, device="cpu")
@@ -48,7 +48,15 @@ def tiny(sample, tmp_path):
     """tiny(**options) -> a Config of a small fast run on `sample`, with a folder of its own."""
 
     def make(**options):
-        return Config(**{**TINY, "data_path": str(sample), "output_dir": str(tmp_path / "output"), "model_version": "run", **options})
+        return Config(
+            **{
+                **TINY,
+                "data_path": str(sample),
+                "output_dir": str(tmp_path / "output"),
+                "model_version": "run",
+                **options,
+            }
+        )
 
     return make
 

@@ -47,7 +47,9 @@ def test_a_real_difference_is_found_and_few_seeds_say_nothing():
     values = np.array([0.9, 1.1, 1.0, 1.2, 0.8])
     low, high = ablation.interval(values)
     assert 0 < low < values.mean() < high and ablation.verdict((low, high)) == "significant"
-    assert np.allclose(ablation.interval(values + 3), (low + 3, high + 3)) and np.allclose(ablation.interval(-values), (-high, -low))
+    assert np.allclose(ablation.interval(values + 3), (low + 3, high + 3)) and np.allclose(
+        ablation.interval(-values), (-high, -low)
+    )
     assert ablation.interval(values[:4]) is None and "no interval" in ablation.verdict(None)
     assert ablation.interval([0.0] * 5) is None and ablation.interval([1.0] * 5) is None
     assert np.isfinite(ablation.interval([1.0, 1.0, 1.0, 1.0, 0.0])).all()
@@ -63,7 +65,19 @@ def test_stored_scores_compared_with_themselves(score):
 
 
 def test_an_ablation_goes_on_where_it_stopped(sample, command, tmp_path):
-    flags = ["benchmarks/ablation.py", "--data_path", sample, "--seeds", 1, "--jobs", 2, "--work", "work", "--results", "results"]
+    flags = [
+        "benchmarks/ablation.py",
+        "--data_path",
+        sample,
+        "--seeds",
+        1,
+        "--jobs",
+        2,
+        "--work",
+        "work",
+        "--results",
+        "results",
+    ]
     flags += ["--tricks", "ema+lr=1e-3", "--options", "--epochs 1 --hidden_size 32 --num_layers 1 --vocab_size 500"]
     path = tmp_path / "results/runs.csv"
 
@@ -76,7 +90,11 @@ def test_an_ablation_goes_on_where_it_stopped(sample, command, tmp_path):
     assert (tmp_path / "results/differences.png").read_bytes()[:4] == b"\x89PNG"
     first = rows()
     assert set(first) == {"baseline", "ema+lr=1e-3"} and "--epochs" not in first["baseline"]
-    assert (first["ema+lr=1e-3"]["use_ema"], first["ema+lr=1e-3"]["lr"], first["baseline"]["epochs"]) == ("True", "0.001", "1")
+    assert (first["ema+lr=1e-3"]["use_ema"], first["ema+lr=1e-3"]["lr"], first["baseline"]["epochs"]) == (
+        "True",
+        "0.001",
+        "1",
+    )
     assert done.stdout.index("\ndev:") < done.stdout.index("\ntest:")
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     path.write_text("".join(line for line in lines if not line.startswith("baseline")), encoding="utf-8")
@@ -102,14 +120,20 @@ def test_runs_are_known_by_what_they_rest_on(sample, tmp_path):
     first = keys("baseline", "fgm", "layer_decay")
     runs = ablation.Runs(tmp_path / "runs.csv", first)
     runs.add({"variant": "baseline", "seed": "1"} | first["baseline"])
-    runs.add({"variant": "baseline", "seed": "1", **keys("baseline", flags="--use_fgm")["baseline"], "pooling": ""})  # older than --pooling
+    runs.add(
+        {"variant": "baseline", "seed": "1", **keys("baseline", flags="--use_fgm")["baseline"], "pooling": ""}
+    )  # older than --pooling
 
     def found(variant, **changed):
         again = ablation.Runs(tmp_path / "runs.csv", keys(variant) | changed)
         return again.find(variant, 1)
 
-    assert found("baseline")["use_fgm"] == "False" and found("fgm")["use_fgm"] == "True" and found("layer_decay") is None
-    assert found("lr=1e-4") is None and found("fgm+pooling=mean") is None and found("num_workers=2") == found("baseline")
+    assert (
+        found("baseline")["use_fgm"] == "False" and found("fgm")["use_fgm"] == "True" and found("layer_decay") is None
+    )
+    assert (
+        found("lr=1e-4") is None and found("fgm+pooling=mean") is None and found("num_workers=2") == found("baseline")
+    )
     for path in (data / "dev.jsonl", model / "config.json"):
         before = path.read_text(encoding="utf-8")
         path.write_text(before + "\n", encoding="utf-8")
@@ -141,8 +165,17 @@ def test_a_mistake_is_one_line(flags, said, sample, command):
 
 
 def test_a_signal_stops_the_runs_and_starts_no_other(sample, tmp_path):
-    flags = ["--data_path", sample, "--seeds", "9", "--options", "--epochs 50 --hidden_size 32 --num_layers 1 --vocab_size 500"]
-    process = subprocess.Popen([sys.executable, ROOT / "benchmarks/ablation.py", *flags], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    flags = [
+        "--data_path",
+        sample,
+        "--seeds",
+        "9",
+        "--options",
+        "--epochs 50 --hidden_size 32 --num_layers 1 --vocab_size 500",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "benchmarks/ablation.py", *flags], cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
     log = tmp_path / "output/ablation/baseline-1.log"
     while not (log.exists() and "epoch 1" in log.read_text()):
         assert process.poll() is None

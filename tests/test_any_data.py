@@ -17,21 +17,29 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 
-import labels
-from config import Config, DataConfig, UserError
-from data_process import process, spans_to_tokens
+from config import Config
+from data_process import DataConfig, process, spans_to_tokens
+from engine import tags, text
+from engine.command_line import UserError
+from engine.text import split_text
 from main import main
-from processed import split_text
+from preprocess import labels
 
 rng = random.Random(0)
-SONGS, ROOMS = ["Hey Jude", "Yesterday 😀", "七里香", "Café del Mar", "Let It Be"], ["kitchen", "living room", "客厅", "Büro"]
+SONGS, ROOMS = (
+    ["Hey Jude", "Yesterday 😀", "七里香", "Café del Mar", "Let It Be"],
+    ["kitchen", "living room", "客厅", "Büro"],
+)
 
 
 def example(number):
     """A text with two entities, and a label of every kind."""
     song, room = rng.choice(SONGS), rng.choice(ROOMS)
     text = rng.choice(["play {} in the {}", "  stop {}  in {} ", "{}，在{}播放！", "{}\u3000{} ok?"]).format(song, room)
-    spans = [(text.index(song), text.index(song) + len(song), "song"), (text.rindex(room), text.rindex(room) + len(room), "room")]
+    spans = [
+        (text.index(song), text.index(song) + len(song), "song"),
+        (text.rindex(room), text.rindex(room) + len(room), "room"),
+    ]
     return {
         "id": str(number),
         "text": text,
@@ -50,7 +58,10 @@ def words_and_tags(row, scheme="bio"):
     pieces = labels.cut_at(split_text(row["text"], "word"), {border for span in row["spans"] for border in span[:2]})
     tags = labels.spans_to_tags(row["spans"], pieces)
     if scheme == "iob1":
-        tags = [f"I{tag[1:]}" if tag[0] == "B" and (i == 0 or tags[i - 1][2:] != tag[2:]) else tag for i, tag in enumerate(tags)]
+        tags = [
+            f"I{tag[1:]}" if tag[0] == "B" and (i == 0 or tags[i - 1][2:] != tag[2:]) else tag
+            for i, tag in enumerate(tags)
+        ]
     elif scheme != "bio":
         tags = labels.convert_tags(tags, "bio", "bioes")
         letters = {"bmes": {"I": "M"}, "bilou": {"E": "L", "S": "U"}}.get(scheme, {})
@@ -68,7 +79,9 @@ def table(delimiter, name, encoding="utf-8", pack=lambda raw: raw):
             writer = csv.writer(out, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_MINIMAL)
             writer.writerow(columns)
             for row in rows:
-                writer.writerow([",".join(cell) if isinstance(cell := value_of(row, column), list) else cell for column in columns])
+                writer.writerow(
+                    [",".join(cell) if isinstance(cell := value_of(row, column), list) else cell for column in columns]
+                )
             body = out.getvalue()
             if encoding == "gb18030":
                 body = body.encode(encoding)
@@ -98,7 +111,10 @@ def objects(name, whole=False):
     def write(folder, columns):
         for part, rows in PARTS.items():
             found = [
-                {column.replace("doccano", "label").replace("cluener", "label"): value_of(row, column) for column in columns}
+                {
+                    column.replace("doccano", "label").replace("cluener", "label"): value_of(row, column)
+                    for column in columns
+                }
                 for row in rows
             ]
             text = (
@@ -114,7 +130,8 @@ def objects(name, whole=False):
 def parquet(folder, columns):
     for part, rows in PARTS.items():
         pq.write_table(
-            pa.table({column: [value_of(row, column) for row in rows] for column in columns}), folder / f"{part}-00000-of-00001.parquet"
+            pa.table({column: [value_of(row, column) for row in rows] for column in columns}),
+            folder / f"{part}-00000-of-00001.parquet",
         )
 
 
@@ -152,7 +169,7 @@ def seq(folder, columns):
         found = [words_and_tags(row) for row in rows]
         for name, lines in (
             ("seq.in", [" ".join(tokens) for tokens, _ in found]),
-            ("seq.out", [" ".join(tags) for _, tags in found]),
+            ("seq.out", [" ".join(row_tags) for _, row_tags in found]),
             ("label", [row["mood"] for row in rows]),
         ):
             (folder / part / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -206,20 +223,37 @@ def test_raw_to_predictions(name, tmp_path):
     gold = [json.loads(line) for line in (tmp_path / "data/test.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(gold) == 8
     crf = "tagging" in types.values()
-    output = {"output_dir": str(tmp_path / "output"), "model_version": "run", "predict_output": str(tmp_path / "p.jsonl")}
-    main(Config(do_train=True, do_eval=True, do_predict=True, use_crf=crf, data_path=str(tmp_path / "data"), **{**TINY, **output}))
+    output = {
+        "output_dir": str(tmp_path / "output"),
+        "model_version": "run",
+        "predict_output": str(tmp_path / "p.jsonl"),
+    }
+    main(
+        Config(
+            do_train=True,
+            do_eval=True,
+            do_predict=True,
+            use_crf=crf,
+            data_path=str(tmp_path / "data"),
+            **{**TINY, **output},
+        )
+    )
     scores = read_json(tmp_path / "output/run/eval.json")
     predicted = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["id"] for row in predicted] == [row["id"] for row in gold]
     for task, kind in types.items():
-        main_score = {"classification": "accuracy", "multilabel": "micro_f1", "regression": "mae", "tagging": "f1"}[kind]
+        main_score = {"classification": "accuracy", "multilabel": "micro_f1", "regression": "mae", "tagging": "f1"}[
+            kind
+        ]
         assert f"{task}_{main_score}" in scores["dev"] and f"{task}_{main_score}" in scores["test"]
         for row, truth, raw in zip(predicted, gold, PARTS["test"]):
             if kind == "tagging":
                 assert len(row[f"{task}_tags"]) == len(truth["tokens"])
                 assert all(row["text"][one["start"] : one["end"]] == one["text"] for one in row[task])
-                offsets = labels.place_tokens(row["text"], truth["tokens"])
-                spans = [(offsets[first][0], offsets[last][1], label) for label, first, last in get_entities(truth[task])]
+                offsets = text.place_tokens(row["text"], truth["tokens"])
+                spans = [
+                    (offsets[first][0], offsets[last][1], label) for label, first, last in get_entities(truth[task])
+                ]
                 if "text" in truth:  # the gold entities come back as they were, in the text as it was
                     assert row["text"] == raw["text"] and spans == raw["spans"]
                 assert [row["text"][start:end].replace(" ", "") for start, end, _ in spans] == [
@@ -242,12 +276,12 @@ def test_schemes_are_recognised_and_hold_the_same_entities(scheme):
     written.append({"bio": ["B-a", "B-a", "I-a"], "iob1": ["I-a", "B-a", "I-a"]}.get(scheme, ["S-a", "B-a", "E-a"]))
     if scheme == "bilou":
         written[-1] = ["U-a", "B-a", "L-a"]
-    assert labels.find_scheme(written) == scheme
+    assert tags.find_scheme(written) == scheme
     plain = [*(words_and_tags(row)[1] for row in ROWS), ["B-a", "B-a", "I-a"]]
     assert [labels.convert_tags(tags, scheme, "bio") for tags in written] == plain
     ends = [labels.convert_tags(tags, scheme, "bioes") for tags in written]
     assert [get_entities(tags) for tags in ends] == [get_entities(tags) for tags in plain]
-    assert labels.find_scheme(ends) == "bioes" and labels.find_scheme([["NN", "VB"]]) is None
+    assert tags.find_scheme(ends) == "bioes" and tags.find_scheme([["NN", "VB"]]) is None
 
 
 SPANS = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -266,10 +300,16 @@ def texts_with_spans(draw):
 @given(texts_with_spans(), st.sampled_from(["word", "character"]))
 def test_spans_come_back_as_they_were(given_text, unit):
     text, spans = given_text
-    example = {"at": "here", "text": text, "slots": [{"start": start, "end": end, "label": label} for start, end, label in spans]}
+    example = {
+        "at": "here",
+        "text": text,
+        "slots": [{"start": start, "end": end, "label": label} for start, end, label in spans],
+    }
     notes = spans_to_tokens([example], ["slots"], unit)
-    offsets = labels.place_tokens(text, example["tokens"])
-    assert offsets is not None and all(text[start:end] == token for (start, end), token in zip(offsets, example["tokens"]))
+    offsets = text.place_tokens(text, example["tokens"])
+    assert offsets is not None and all(
+        text[start:end] == token for (start, end), token in zip(offsets, example["tokens"])
+    )
     found = [(offsets[first][0], offsets[last][1], label) for label, first, last in get_entities(example["slots"])]
 
     def stripped(start, end):  # blanks at an entity's border belong to no token
@@ -283,12 +323,20 @@ def test_spans_come_back_as_they_were(given_text, unit):
 
 def test_overlapping_spans_are_reported(tmp_path, capsys):
     spans = [{"start": 0, "end": 8, "label": "song"}, {"start": 4, "end": 8, "label": "person"}]
-    rows = [{"text": f"Hey Jude {number}", "entities": spans, "split": part} for number in range(3) for part in ("train", "dev")]
+    rows = [
+        {"text": f"Hey Jude {number}", "entities": spans, "split": part}
+        for number in range(3)
+        for part in ("train", "dev")
+    ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     process(DataConfig(input=str(tmp_path / "a.jsonl"), output_dir=str(tmp_path / "out")))
     printed = capsys.readouterr().out
     assert "spans overlap (6)" in printed and "row 1: 'Jude' (person)" in printed
-    assert json.loads((tmp_path / "out/train.jsonl").read_text().splitlines()[0])["entities"] == ["B-song", "I-song", "O"]
+    assert json.loads((tmp_path / "out/train.jsonl").read_text().splitlines()[0])["entities"] == [
+        "B-song",
+        "I-song",
+        "O",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -306,14 +354,20 @@ def test_overlapping_spans_are_reported(tmp_path, capsys):
 )
 def test_spans_that_cannot_be_are_one_line(entities, words, tmp_path, command):
     good = {"text": "Hey Jude", "entities": [{"start": 0, "end": 8, "label": "song", "text": "Hey Jude"}]}
-    (tmp_path / "a.jsonl").write_text(json.dumps(good) + "\n" + json.dumps({"text": "Hey Jude", "entities": entities}) + "\n")
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps(good) + "\n" + json.dumps({"text": "Hey Jude", "entities": entities}) + "\n"
+    )
     done = command("data_process.py", "--input", "a.jsonl", "--output_dir", "out")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and words in done.stderr and "row 2" in done.stderr, done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and words in done.stderr and "row 2" in done.stderr, (
+        done.stderr
+    )
     assert not (tmp_path / "out").exists()
 
 
 def test_inclusive_ends_are_told_by_the_surface():
-    assert labels.read_spans([{"start": 4, "end": 7, "label": "x", "text": "Jude"}], "Hey Jude", "here") == [(4, 8, "x")]
+    assert labels.read_spans([{"start": 4, "end": 7, "label": "x", "text": "Jude"}], "Hey Jude", "here") == [
+        (4, 8, "x")
+    ]
     assert labels.read_spans({"x": {"Jude": [[4, 7]]}}, "Hey Jude", "here") == [(4, 8, "x")]
 
 
@@ -343,7 +397,12 @@ def test_rows_may_lack_the_labels_of_some_tasks(tmp_path):
     dev = [json.loads(line) for line in (tmp_path / "data/dev.jsonl").read_text().splitlines()]
     assert all(any(row[name] is None for row in dev) for name in ("mood", "topics", "score"))
     config = Config(
-        do_train=True, do_eval=True, data_path=str(tmp_path / "data"), **TINY, output_dir=str(tmp_path / "output"), model_version="run"
+        do_train=True,
+        do_eval=True,
+        data_path=str(tmp_path / "data"),
+        **TINY,
+        output_dir=str(tmp_path / "output"),
+        model_version="run",
     )
     main(config)
     scores, report = read_json(tmp_path / "output/run/eval.json"), read_json(tmp_path / "output/run/report.json")
@@ -358,7 +417,14 @@ def test_folds_are_a_partition_and_stratified(group, tmp_path):
     (tmp_path / "a.csv").write_text("\n".join(lines) + "\n")
     more = {"group_column": "who"} if group else {}
     process(
-        DataConfig(input=str(tmp_path / "a.csv"), output_dir=str(tmp_path / "data"), label_column="label", n_splits=4, test_ratio=0, **more)
+        DataConfig(
+            input=str(tmp_path / "a.csv"),
+            output_dir=str(tmp_path / "data"),
+            label_column="label",
+            n_splits=4,
+            test_ratio=0,
+            **more,
+        )
     )
     whole, tables = sorted(line.split(",")[0] for line in lines[1:]), []
     for fold in range(4):
@@ -370,7 +436,10 @@ def test_folds_are_a_partition_and_stratified(group, tmp_path):
             tmp_path / "data/labels.json"
         )
         tables.append(dev)
-        groups = [{lines[1:][n].split(",")[2] for n in range(61) if lines[1:][n].split(",")[0] in part} for part in (train, dev)]
+        groups = [
+            {lines[1:][n].split(",")[2] for n in range(61) if lines[1:][n].split(",")[0] in part}
+            for part in (train, dev)
+        ]
         assert not group or not groups[0] & groups[1]
         counts = [sum(f"{text},{label}" in line for line in lines for text in dev) for label in "ab"]
         assert group or abs(counts[0] / len(dev) - 1 / 3) < 0.1
@@ -378,8 +447,24 @@ def test_folds_are_a_partition_and_stratified(group, tmp_path):
 
 
 def test_cross_validation(tmp_path, command, sample):
-    process(DataConfig(input=str(sample.parent / "tiny"), output_dir=str(tmp_path / "data"), n_splits=3, format="auto", check=False))
-    flags = ["--data_path", "data", "--epochs", 1, "--hidden_size", 32, "--num_layers", 1, "--device", "cpu", "--use_crf"]
+    process(
+        DataConfig(
+            input=str(sample.parent / "tiny"), output_dir=str(tmp_path / "data"), n_splits=3, format="auto", check=False
+        )
+    )
+    flags = [
+        "--data_path",
+        "data",
+        "--epochs",
+        1,
+        "--hidden_size",
+        32,
+        "--num_layers",
+        1,
+        "--device",
+        "cpu",
+        "--use_crf",
+    ]
     done = command("cross_validate.py", *flags)
     assert done.returncode == 0, done.stderr
     result = read_json(tmp_path / "output/data-folds/folds.json")
@@ -388,13 +473,22 @@ def test_cross_validation(tmp_path, command, sample):
             values = [fold[part][name] for fold in result["folds"]]
             mean = sum(values) / 3
             assert value == pytest.approx(mean)
-            assert result["std"][part][name] == pytest.approx((sum((v - mean) ** 2 for v in values) / 2) ** 0.5, abs=1e-12)
+            assert result["std"][part][name] == pytest.approx(
+                (sum((v - mean) ** 2 for v in values) / 2) ** 0.5, abs=1e-12
+            )
     with open(tmp_path / "output/data-folds/out_of_fold.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    pool = [json.loads(x) for part in ("train", "dev") for x in (tmp_path / f"data/{part}.jsonl").read_text(encoding="utf-8").splitlines()]
+    pool = [
+        json.loads(x)
+        for part in ("train", "dev")
+        for x in (tmp_path / f"data/{part}.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert sorted(row["id"] for row in rows) == sorted(row["id"] for row in pool)
     for fold in range(3):  # each row by the model whose training part has it not
-        seen = {json.loads(x)["id"] for x in (tmp_path / f"data/fold_{fold}/train.jsonl").read_text(encoding="utf-8").splitlines()}
+        seen = {
+            json.loads(x)["id"]
+            for x in (tmp_path / f"data/fold_{fold}/train.jsonl").read_text(encoding="utf-8").splitlines()
+        }
         assert not seen & {row["id"] for row in rows if row["fold"] == str(fold)}
     by_id = {row["id"]: row for row in rows}
     right = sum(by_id[one["id"]]["intent"] == one["intent"] for one in pool)
@@ -415,14 +509,28 @@ def test_imbalance_options_train_every_kind_of_task(options, tmp_path):
     (tmp_path / "raw").mkdir()
     conll("bio")(tmp_path / "raw", [])
     process(DataConfig(input=str(tmp_path / "raw"), output_dir=str(tmp_path / "tags")))
-    main(Config(do_train=True, do_eval=True, model_version="tags", **config | {"data_path": str(tmp_path / "tags")}, **options))
+    main(
+        Config(
+            do_train=True,
+            do_eval=True,
+            model_version="tags",
+            **config | {"data_path": str(tmp_path / "tags")},
+            **options,
+        )
+    )
     assert all(read_json(tmp_path / f"output/{name}/eval.json")["dev"]["loss"] > 0 for name in ("texts", "tags"))
 
 
 def test_a_model_of_pairs_wants_pairs(tmp_path):
     table("\t", ".tsv")(tmp_path, ["text", "text_pair", "label"])
     process(DataConfig(input=str(tmp_path), output_dir=str(tmp_path / "data")))
-    config = {**TINY, "data_path": str(tmp_path / "data"), "output_dir": str(tmp_path / "output"), "model_version": "run", "epochs": 1}
+    config = {
+        **TINY,
+        "data_path": str(tmp_path / "data"),
+        "output_dir": str(tmp_path / "output"),
+        "model_version": "run",
+        "epochs": 1,
+    }
     main(Config(do_train=True, **config))
     (tmp_path / "one.txt").write_text("a text\n")
     with pytest.raises(UserError, match="trained on pairs"):
@@ -455,7 +563,10 @@ def test_a_row_without_a_part_among_rows_with_one(tmp_path):
 def test_the_first_row_does_not_decide_which_tasks_there_are(tmp_path):
     rows = [{"text": f"t{n}", "intent": "ab"[n % 2], **({"score": n / 4 + 0.1} if n else {})} for n in range(40)]
     parts, tasks = processed(tmp_path, "a.jsonl", lines(rows), label_column="intent,score")
-    assert tasks["score"]["type"] == "regression" and sum(row["score"] is None for part in parts.values() for row in part) == 1
+    assert (
+        tasks["score"]["type"] == "regression"
+        and sum(row["score"] is None for part in parts.values() for row in part) == 1
+    )
     rows = [{"text": f"t{n}", "intent": "ab"[n % 2], **({"label": "x"} if n > 1100 else {})} for n in range(1200)]
     with pytest.raises(UserError, match="row 1102: has the key 'label'"):
         processed(tmp_path, "b.jsonl", lines(rows))
@@ -464,7 +575,10 @@ def test_the_first_row_does_not_decide_which_tasks_there_are(tmp_path):
 def test_tags_without_prefixes(tmp_path, capsys):
     rows = [{"tokens": ["ann", "lee", f"w{n}", "rome"], "ner_tags": ["PER", "PER", "O", "LOC"]} for n in range(30)]
     parts, _ = processed(tmp_path, "a.jsonl", lines(rows))
-    assert parts["dev"][0]["ner_tags"] == ["B-PER", "I-PER", "O", "B-LOC"] and "have no B- and I-" in capsys.readouterr().out
+    assert (
+        parts["dev"][0]["ner_tags"] == ["B-PER", "I-PER", "O", "B-LOC"]
+        and "have no B- and I-" in capsys.readouterr().out
+    )
     rows = [{"tokens": ["the", f"w{n}", "runs"], "tags": ["DET", "NOUN", "VERB"]} for n in range(30)]
     shutil.rmtree(tmp_path / "data")
     processed(tmp_path, "b.jsonl", lines(rows))
@@ -483,7 +597,11 @@ def test_tags_without_prefixes(tmp_path, capsys):
     assert scores["tags_accuracy"] == pytest.approx(
         sum(a == b for row in predicted for a, b in zip(row, ["DET", "NOUN", "VERB"])) / (3 * len(predicted))
     )
-    assert "tags_f1" not in scores and set(read_json(config.run_dir / "report.json")["test"]["tags"]) >= {"DET", "NOUN", "VERB"}
+    assert "tags_f1" not in scores and set(read_json(config.run_dir / "report.json")["test"]["tags"]) >= {
+        "DET",
+        "NOUN",
+        "VERB",
+    }
 
 
 def test_comments_of_conll_and_strange_tags(tmp_path, capsys):
@@ -502,7 +620,9 @@ def test_groups_stay_in_one_part(tmp_path, capsys):
     assert len(groups) == 3 and sum(map(len, groups)) == 20
     (tmp_path / "given").mkdir()
     for part in ("train", "dev"):
-        (tmp_path / f"given/{part}.csv").write_text("text,label,who\n" + "".join(f"{part} {n},{'ab'[n % 2]},u{n}\n" for n in range(4)))
+        (tmp_path / f"given/{part}.csv").write_text(
+            "text,label,who\n" + "".join(f"{part} {n},{'ab'[n % 2]},u{n}\n" for n in range(4))
+        )
     process(DataConfig(input=str(tmp_path / "given"), label_column="label", group_column="who", check=True))
     assert "groups that two parts share (4)" in capsys.readouterr().out
 
@@ -510,9 +630,14 @@ def test_groups_stay_in_one_part(tmp_path, capsys):
 def test_multilabel_cells(tmp_path, capsys):
     cells = ['"a,b"', "\"['a', 'b']\"", '"[""a"", ""b""]"', '""', "[]", "b"] * 6
     body = "text,topics\n" + "".join(f"t{n},{cell}\n" for n, cell in enumerate(cells))
-    parts, tasks = processed(tmp_path, "a.csv", body, label_column="topics", label_type="topics=multilabel", dev_ratio=0.2)
+    parts, tasks = processed(
+        tmp_path, "a.csv", body, label_column="topics", label_type="topics=multilabel", dev_ratio=0.2
+    )
     rows = sorted((row for part in parts.values() for row in part), key=lambda row: int(row["text"][1:]))
-    assert [row["topics"] for row in rows[:6]] == [["a", "b"]] * 3 + [[], [], ["b"]] and tasks["topics"]["labels"] == ["a", "b"]
+    assert [row["topics"] for row in rows[:6]] == [["a", "b"]] * 3 + [[], [], ["b"]] and tasks["topics"]["labels"] == [
+        "a",
+        "b",
+    ]
     assert "rows with none of the labels" in capsys.readouterr().out
 
 
@@ -533,7 +658,11 @@ def test_values_of_tables(tmp_path, capsys):
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     options = {"label_column": "score,ok,grade", "label_type": "grade=classification"}
     parts, tasks = processed(tmp_path, "a.parquet", (tmp_path / "a.parquet").read_bytes(), **options)
-    assert tasks["score"]["type"] == "regression" and tasks["ok"]["labels"] == ["false", "true"] and tasks["grade"]["labels"] == ["0", "1"]
+    assert (
+        tasks["score"]["type"] == "regression"
+        and tasks["ok"]["labels"] == ["false", "true"]
+        and tasks["grade"]["labels"] == ["0", "1"]
+    )
     assert parts["train"][0]["id"].startswith("2026-01-")
     shutil.rmtree(tmp_path / "data")
     body = "text,score\n" + "".join(f"t{n},{n // 4 + 0.5}\n" for n in range(40)) + "x,n/a\ny,n/a\n"

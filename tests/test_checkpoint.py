@@ -12,34 +12,35 @@ from conftest import ROOT
 from safetensors.torch import load_file, save_file
 from test_trainer import make_trainer, train
 
-import checkpoint
-from config import UserError
-from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
-from run_folder import locked
+from engine import checkpoint, files
+from engine.command_line import UserError
+from engine.run_folder import claim_run_dir
+from engine.tokenizer import train_tokenizer
+from model_utils import load_checkpoint
 
 
 def filled(folder, text):
-    checkpoint.write_folder(folder, lambda temporary: (temporary / "a.txt").write_text(text))
+    files.replace_folder(folder, lambda temporary: (temporary / "a.txt").write_text(text))
 
 
 def test_a_folder_replaces_another_whole_and_damage_is_noticed(tmp_path):
     folder = tmp_path / "best"
     for text in ("one", "two"):
         filled(folder, text)
-        assert (folder / "a.txt").read_text() == text and checkpoint.damage(folder) is None
+        assert (folder / "a.txt").read_text() == text and files.verify(folder) is None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best"]
     (folder / "a.txt").write_text("twO")
-    assert "a.txt" in checkpoint.damage(folder)
+    assert "a.txt" in files.verify(folder)
     (folder / "a.txt").unlink()
-    assert "missing" in checkpoint.damage(folder)
+    assert "missing" in files.verify(folder)
     (folder / "manifest.json").write_text("{")
-    assert "manifest" in checkpoint.damage(folder)
+    assert "manifest" in files.verify(folder)
 
 
 VICTIM = """
 import os, pathlib, runpy, signal, sys
 sys.path.insert(0, sys.argv[1])
-import checkpoint
+from engine import checkpoint, files
 
 def life(root, nth):
     calls = [0]
@@ -57,8 +58,8 @@ def life(root, nth):
     pathlib.Path.write_text = half_written
     sys.addaudithook(count)
     fill = lambda folder: [(folder / name).write_text("new " + name) for name in "ab"]
-    checkpoint.write_folder(root / "best", fill)
-    checkpoint.write_folder(root / "step_00000003", fill)
+    files.replace_folder(root / "best", fill)
+    files.replace_folder(root / "step_00000003", fill)
     checkpoint.rotate(root)
 
 for nth in range(1, 500):
@@ -73,21 +74,23 @@ print(nth)
 
 
 def test_killed_at_any_system_call_of_a_save_intact_folders_remain(tmp_path):
-    """A process is killed at its n-th open, write, fsync, rename or unlink, for every n; best and two others must verify after `sweep`."""
+    """A process is killed at its n-th open, write, fsync, rename or unlink, for every n; best and two others must verify."""
     runs = tmp_path / "runs"
     for n in range(1, 500):
         for name in ("best", "step_00000001", "step_00000002"):
             filled(runs / str(n) / name, "old")
     (tmp_path / "victim.py").write_text(VICTIM)
-    done = subprocess.run([sys.executable, tmp_path / "victim.py", ROOT, runs], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "victim.py", ROOT, runs], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     points, outcomes = int(done.stdout.split()[-1]), set()
     assert 50 < points < 499
     for n in range(1, points + 1):
-        checkpoint.sweep(runs / str(n))
-        assert checkpoint.damage(runs / str(n) / "best") is None, n
+        files.clean_temporaries(runs / str(n))
+        assert files.verify(runs / str(n) / "best") is None, n
         outcomes.add((runs / str(n) / "best/a.txt").exists())
-        assert sum(checkpoint.damage(folder) is None for folder in checkpoint.steps(runs / str(n))) >= 2, n
+        assert sum(files.verify(folder) is None for folder in checkpoint.steps(runs / str(n))) >= 2, n
         assert not [path.name for path in (runs / str(n)).iterdir() if path.name.startswith(".")], n
     assert outcomes == {True, False}
     print(f"{points} kill points")
@@ -102,8 +105,10 @@ def test_rotation_keeps_the_newest(tmp_path):
 
 WRITERS = {
     "safetensors": lambda folder: save_file({"w": torch.zeros(1 << 18)}, folder / "model.safetensors"),
-    "tokenizers": lambda folder: train_tokenizer(lambda: [f"word{i}" for i in range(20_000)] * 2, 30_000).save_pretrained(folder),
-    "json": lambda folder: checkpoint.write_json(folder / "big.json", "x" * 200_000),
+    "tokenizers": lambda folder: train_tokenizer(
+        lambda: [f"word{i}" for i in range(20_000)] * 2, 30_000
+    ).save_pretrained(folder),
+    "json": lambda folder: files.write_json(folder / "big.json", "x" * 200_000),
 }
 
 
@@ -117,19 +122,21 @@ def test_a_full_disk_ends_in_one_line_and_the_old_checkpoint_stays(writer, tmp_p
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     try:
         with pytest.raises(UserError, match="cannot be written"):
-            checkpoint.write_folder(folder, fill)
+            files.replace_folder(folder, fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
-    assert checkpoint.damage(folder) is None and (folder / "a.txt").read_text() == "old"
+    assert files.verify(folder) is None and (folder / "a.txt").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
 
 
-@pytest.mark.parametrize("options", [dict(pooling="mean"), dict(encoder="bilstm", use_crf=True, special_tokens="<e1>", shared_layers=1)])
+@pytest.mark.parametrize(
+    "options", [dict(pooling="mean"), dict(encoder="bilstm", use_crf=True, special_tokens="<e1>", shared_layers=1)]
+)
 def test_a_checkpoint_alone_brings_back_the_model(options, tiny):
     config = tiny(epochs=1, **options)
     trainer = train(config)
-    model, tokenizer, tasks, loaded = checkpoint.load(config.run_dir / "checkpoints/best")
+    model, tokenizer, tasks, loaded = load_checkpoint(config.run_dir / "checkpoints/best")
     assert loaded == config and tasks == trainer.tasks
     assert tokenizer.get_vocab() == trainer.tokenizer.get_vocab()
     for name, tensor in trainer.model.state_dict().items():
@@ -148,9 +155,9 @@ def test_another_models_weights_and_damage_are_refused(tiny):
         checkpoint.load_weights(with_crf.model, best)
     (best / "labels.json").write_text("{}")
     with pytest.raises(UserError, match=r"labels\.json is not what was written"):
-        checkpoint.load(best)
+        load_checkpoint(best)
     with pytest.raises(UserError, match="no checkpoint there"):
-        checkpoint.load(config.run_dir / "nowhere")
+        load_checkpoint(config.run_dir / "nowhere")
 
 
 def test_nothing_in_a_checkpoint_can_execute(tiny):
@@ -167,11 +174,11 @@ def test_two_processes_cannot_share_a_run_folder_and_a_kill_frees_it(tiny, tmp_p
     code = "import filelock, sys, time; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); time.sleep(60)"
     holder = subprocess.Popen([sys.executable, "-c", code, config.run_dir / ".lock"], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="in use"), locked(config):
+    with pytest.raises(UserError, match="in use"), claim_run_dir(config):
         pass
     holder.kill()
     holder.wait()
-    with locked(config) as run_dir:
+    with claim_run_dir(config) as run_dir:
         assert run_dir == config.run_dir
 
 
@@ -264,21 +271,23 @@ def test_resuming_with_another_result_in_sight_is_refused(tiny, sample, tmp_path
 def test_another_thread_count_is_told(tiny, monkeypatch):
     config, told = tiny(epochs=1), []
     train(config)
-    monkeypatch.setattr("checkpoint.logger.warning", told.append)
-    monkeypatch.setattr("checkpoint.environment", lambda device: {"torch": "9.9", "device": "cpu", "threads": 64})
+    monkeypatch.setattr("engine.checkpoint.logger.warning", told.append)
+    monkeypatch.setattr(
+        "engine.checkpoint.environment", lambda device: {"torch": "9.9", "device": "cpu", "threads": 64}
+    )
     train(config)
     assert len(told) == 2 and "torch was" in told[0] and "threads was" in told[1]
 
 
 def test_a_run_that_fails_takes_away_only_its_own_folder(tiny, tmp_path):
     config = tiny(do_train=True)
-    with pytest.raises(UserError), locked(config):
+    with pytest.raises(UserError), claim_run_dir(config):
         (config.run_dir.parent / "other").mkdir()
         raise UserError("no such data")
     assert [path.name for path in (tmp_path / "output").iterdir()] == ["other"]
     (tmp_path / "output/other").rmdir()
     (tmp_path / "output").rmdir()
-    with pytest.raises(OSError), locked(config):
+    with pytest.raises(OSError), claim_run_dir(config):
         raise OSError("no space")
     assert not (tmp_path / "output").exists()
 
@@ -298,7 +307,11 @@ def test_a_signal_to_the_whole_process_group_saves_though_there_are_workers(samp
         "32",
     ]
     process = subprocess.Popen(
-        [*map(str, command), "--early_stop_patience", "0"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*map(str, command), "--early_stop_patience", "0"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     metrics = tmp_path / "output/tiny/metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_size > 500):
@@ -307,7 +320,7 @@ def test_a_signal_to_the_whole_process_group_saves_though_there_are_workers(samp
     _, messages = process.communicate()
     assert process.returncode == 143 and "Traceback" not in messages, messages
     newest = checkpoint.steps(tmp_path / "output/tiny/checkpoints")[0]
-    assert checkpoint.damage(newest) is None and messages.count("saving at the next step") == 1
+    assert files.verify(newest) is None and messages.count("saving at the next step") == 1
 
 
 def test_a_checkpoint_holds_the_weights_of_its_moment_though_training_goes_on(tiny):
@@ -321,7 +334,7 @@ def test_a_checkpoint_holds_the_weights_of_its_moment_though_training_goes_on(ti
                 weight.mul_(2)
     name = next(iter(trainer.model.state_dict()))
     for number in range(3):
-        assert checkpoint.damage(trainer.root / f"copy_{number}") is None
+        assert files.verify(trainer.root / f"copy_{number}") is None
         assert torch.equal(load_file(trainer.root / f"copy_{number}/model.safetensors")[name], then * 2**number)
 
 
@@ -346,7 +359,7 @@ def test_damaged_checkpoints_do_not_crowd_out_the_one_that_is_whole(tiny):
         shutil.copytree(newest, root / name)
         (root / name / "training.json").write_text("{}")
     train(config)
-    assert len(checkpoint.steps(root)) == 2 and not any(checkpoint.damage(folder) for folder in checkpoint.steps(root))
+    assert len(checkpoint.steps(root)) == 2 and not any(files.verify(folder) for folder in checkpoint.steps(root))
 
 
 def test_going_on_with_a_trick_that_was_not_there_is_one_line(tiny):
@@ -364,7 +377,7 @@ def test_one_failed_checkpoint_does_not_cut_off_the_next(tiny):
         trainer.save_model("first")
         trainer.writer.thread.submit(trainer.root.unlink).result()
         trainer.save_model("second")
-    assert checkpoint.damage(trainer.root / "second") is None
+    assert files.verify(trainer.root / "second") is None
 
 
 def hurt(path):
@@ -391,7 +404,7 @@ def test_a_damaged_best_names_the_checkpoints_that_are_whole(tiny, command, samp
         train(config)
     hurt(step / "model.safetensors")
     with pytest.raises(UserError, match="none beside it is whole; train again"):
-        checkpoint.load(folder / "best")
+        load_checkpoint(folder / "best")
 
 
 def test_a_checkpoint_of_other_weights_is_not_called_the_same(tiny):
@@ -399,5 +412,5 @@ def test_a_checkpoint_of_other_weights_is_not_called_the_same(tiny):
     train(config)
     hurt(config.run_dir / "checkpoints/best/config.json")
     with pytest.raises(UserError) as mistake:
-        checkpoint.load(config.run_dir / "checkpoints/best")
+        load_checkpoint(config.run_dir / "checkpoints/best")
     assert "step_00000008" in str(mistake.value) and "very same" not in str(mistake.value)

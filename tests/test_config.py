@@ -2,7 +2,9 @@ import argparse
 
 import pytest
 
-from config import STRENGTHS, Config, DataConfig, UserError, os_error_line, parse_args, parse_bool
+from config import STRENGTHS, Config
+from data_process import DataConfig
+from engine.command_line import UserError, os_error_line, parse_args, parse_bool
 
 ORIGINAL = (
     "--pretrain_model_path=bert --device=cuda:0 --do_train=True --batch_size=64 --lr=5e-5 --epochs=100 --use_fgm=True --data_path=data "
@@ -13,7 +15,13 @@ ORIGINAL = (
 def test_the_originals_launch_line_means_what_it_says():
     config = parse_args(Config, ORIGINAL.split())
     assert (config.do_train, config.use_fgm, config.do_eval) == (True, True, False)
-    assert (config.lr, config.epochs, config.warmup_epochs, config.random_seed, config.batch_size) == (5e-5, 100, 5.0, 666, 64)
+    assert (config.lr, config.epochs, config.warmup_epochs, config.random_seed, config.batch_size) == (
+        5e-5,
+        100,
+        5.0,
+        666,
+        64,
+    )
     config = parse_args(
         Config,
         [
@@ -28,8 +36,19 @@ def test_the_originals_launch_line_means_what_it_says():
             "--log_output_file=a.log",
         ],
     )
-    assert (config.debug, config.lrf, config.early_stop_patience, config.save_epoch, config.freeze_layers) == (False, 0.1, 3, 2, -1)
-    assert (config.fgm_eps, config.output_dir, config.log_output_path, config.log_output_file) == (0.5, "out", "logs", "a.log")
+    assert (config.debug, config.lrf, config.early_stop_patience, config.save_epoch, config.freeze_layers) == (
+        False,
+        0.1,
+        3,
+        2,
+        -1,
+    )
+    assert (config.fgm_eps, config.output_dir, config.log_output_path, config.log_output_file) == (
+        0.5,
+        "out",
+        "logs",
+        "a.log",
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,10 +122,12 @@ def test_a_mistake_is_one_line_that_names_the_flag(flags, named, capsys):
 
 
 def test_strengths_that_do_nothing_are_told():
-    assert Config(use_pgd=True, fgm_eps=0.5, pgd_alpha=0.2, use_swa=True, swa_start=0.0).idle() == []
-    assert Config(rdrop_alpha=4.0).idle() == ["--rdrop_alpha=4 has no effect without --use_rdrop"]
-    assert Config(fgm_eps=0.5).idle() == ["--fgm_eps=0.5 has no effect without --use_fgm or --use_pgd"]
-    assert Config(use_smart=True, smart_weight=0.0).idle() == ["--smart_weight=0 leaves --use_smart without effect"]
+    assert Config(use_pgd=True, fgm_eps=0.5, pgd_alpha=0.2, use_swa=True, swa_start=0.0).unused_options() == []
+    assert Config(rdrop_alpha=4.0).unused_options() == ["--rdrop_alpha=4 has no effect without --use_rdrop"]
+    assert Config(fgm_eps=0.5).unused_options() == ["--fgm_eps=0.5 has no effect without --use_fgm or --use_pgd"]
+    assert Config(use_smart=True, smart_weight=0.0).unused_options() == [
+        "--smart_weight=0 leaves --use_smart without effect"
+    ]
     switched = {name for name in vars(Config()) if name.startswith("use_")} - {"use_crf"}
     assert {switch for switches in STRENGTHS.values() for switch in switches.split()} == switched
 

@@ -7,20 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from config import Config, UserError
-from data_loader import (
-    IGNORE,
-    Encoder,
-    MyDataLoader,
-    MyDataset,
-    MyIterableDataLoader,
-    MyIterableDataset,
-    Ragged,
-    load_tokenizer,
-    read_processed,
-    to_device,
-)
-from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
+from config import Config
+from data_loader import IGNORE, MyDataLoader, MyDataset, MyIterableDataLoader, MyIterableDataset, training_texts
+from engine.command_line import UserError
+from engine.device import to_device
+from engine.features import Featurizer, Ragged
+from engine.tokenizer import load_tokenizer, train_tokenizer
+from preprocess.schema import read_processed
 
 TASKS = {
     "intent": {"type": "classification", "labels": ["go", "stay"]},
@@ -40,17 +33,42 @@ def many(tmp_path_factory):
     with open(path, "w") as file:
         for i in range(203):
             words = ["abc"] * (1 + i * 7 % 12)
-            file.write(json.dumps({"id": str(i), "tokens": words, "intent": ["go", "stay"][i % 2], "slots": ["O"] * len(words)}) + "\n")
+            file.write(
+                json.dumps(
+                    {"id": str(i), "tokens": words, "intent": ["go", "stay"][i % 2], "slots": ["O"] * len(words)}
+                )
+                + "\n"
+            )
     return path
 
 
 def test_ragged_pads_to_the_longest_of_the_chosen_rows():
     column = Ragged.from_lists([[1, 2, 3], [], [4], [5, 6]])
     padded, mask = column.pad(np.array([3, 1, 2]), -1)
-    assert padded.tolist() == [[5, 6], [-1, -1], [4, -1]] and mask.tolist() == [[True, True], [False, False], [True, False]]
+    assert padded.tolist() == [[5, 6], [-1, -1], [4, -1]] and mask.tolist() == [
+        [True, True],
+        [False, False],
+        [True, False],
+    ]
 
 
-ODD = ["abc", " ", "", "\u200b", "\ufe0f", "\u3000", "\u00ad", "\x00", "7.7", "unbelievable", "你", "👍🏽", "[SEP]", "é", "def"]
+ODD = [
+    "abc",
+    " ",
+    "",
+    "\u200b",
+    "\ufe0f",
+    "\u3000",
+    "\u00ad",
+    "\x00",
+    "7.7",
+    "unbelievable",
+    "你",
+    "👍🏽",
+    "[SEP]",
+    "é",
+    "def",
+]
 
 
 def test_every_word_has_exactly_one_position_even_those_the_tokenizer_swallows(tokenizer):
@@ -59,7 +77,7 @@ def test_every_word_has_exactly_one_position_even_those_the_tokenizer_swallows(t
         {"tokens": ["\u200b"], "intent": "go", "slots": ["B-x"]},
         {"tokens": ["abc", "\u200b"], "intent": "go", "slots": ["O", "B-x"]},
     ]
-    data = MyDataset(examples, Encoder(tokenizer, TASKS, 64))
+    data = MyDataset(examples, Featurizer(tokenizer, TASKS, 64))
     inputs, labels, _ = data.batch([0, 1, 2])
     assert inputs["word_mask"].sum(1).tolist() == [len(ODD), 1, 2]
     for row, example in enumerate(examples):
@@ -75,8 +93,11 @@ def test_what_is_cut_is_counted_and_its_tags_are_no_labels(tokenizer, caplog):
     logging.getLogger("template").propagate = True
     words = ["abc"] * 5 + ["\u200b"] + ["unbelievable"] + ["abc"] * 30
     data = MyDataset(
-        [{"tokens": words, "intent": "go", "slots": ["B-x"] * len(words)}, {"tokens": ["abc"], "intent": "go", "slots": ["O"]}],
-        Encoder(tokenizer, TASKS, 16),
+        [
+            {"tokens": words, "intent": "go", "slots": ["B-x"] * len(words)},
+            {"tokens": ["abc"], "intent": "go", "slots": ["O"]},
+        ],
+        Featurizer(tokenizer, TASKS, 16),
     )
     inputs, labels, _ = data.batch([0, 1])
     kept = int(inputs["word_mask"][0].sum())
@@ -89,10 +110,12 @@ def test_sentence_pairs_have_types_and_unknown_labels_are_ignored(tokenizer):
     tasks = {"intent": TASKS["intent"]}
     data = MyDataset(
         [{"text": "abc def", "text_pair": "ghi", "intent": "go"}, {"text": "abc", "text_pair": "abc", "intent": "new"}],
-        Encoder(tokenizer, tasks, 32),
+        Featurizer(tokenizer, tasks, 32),
     )
     inputs, labels, rows = data.batch([1, 0])
-    wanted = tokenizer(["abc", "abc def"], ["abc", "ghi"], padding=True, return_tensors="pt", return_token_type_ids=True)
+    wanted = tokenizer(
+        ["abc", "abc def"], ["abc", "ghi"], padding=True, return_tensors="pt", return_token_type_ids=True
+    )
     for name in ("input_ids", "token_type_ids", "attention_mask"):
         assert torch.equal(inputs[name], wanted[name]), name
     assert labels["intent"].tolist() == [IGNORE, 0] and rows.tolist() == [1, 0]
@@ -104,7 +127,7 @@ def test_the_cache_is_used_and_depends_on_data_and_length(tokenizer, many, tmp_p
     path.write_bytes(many.read_bytes())
 
     def built(length):
-        MyDataset(path, Encoder(tokenizer, TASKS, length))
+        MyDataset(path, Featurizer(tokenizer, TASKS, length))
         return {file.name: file.stat().st_mtime_ns for file in (tmp_path / ".cache").iterdir()}
 
     first = built(32)
@@ -112,12 +135,12 @@ def test_the_cache_is_used_and_depends_on_data_and_length(tokenizer, many, tmp_p
     assert len(built(16)) == 2
     path.write_bytes(many.read_bytes().replace(b'"abc", "abc"', b'"abc", "def"'))
     assert len(built(32)) == 3
-    data = MyDataset(path, Encoder(tokenizer, TASKS, 32))
+    data = MyDataset(path, Featurizer(tokenizer, TASKS, 32))
     assert data[7]["id"] == "7" and len(data[7]["tokens"]) == data.columns["num_words"][7]
 
 
 def loader_of(kind, path, tokenizer, workers=0, seed=5, buffer=64):
-    encoder = Encoder(tokenizer, TASKS, 32)
+    encoder = Featurizer(tokenizer, TASKS, 32)
     if kind == "memory":
         return MyDataLoader(MyDataset(path, encoder), 8, seed, workers)
     return MyIterableDataLoader(MyIterableDataset(path, encoder, 8, buffer, seed), workers)
@@ -181,11 +204,14 @@ def test_length_batches_waste_little_and_evaluation_goes_longest_first(many, tok
 
 @pytest.mark.parametrize(
     "options, named",
-    [(dict(pretrain_model_path="./nowhere"), "no such folder"), (dict(pretrain_model_path="no/such-model"), "no/such-model")],
+    [
+        (dict(pretrain_model_path="./nowhere"), "no such folder"),
+        (dict(pretrain_model_path="no/such-model"), "no/such-model"),
+    ],
 )
 def test_a_tokenizer_that_cannot_be_had_is_one_line(options, named, many):
     with pytest.raises(UserError, match=named) as mistake:
-        load_tokenizer(Config(**options), many)
+        load_tokenizer(Config(**options), lambda: training_texts(many))
     assert "\n" not in str(mistake.value)
 
 
@@ -199,7 +225,7 @@ def test_devices():
 def test_a_stream_tells_what_it_cuts(many, tokenizer, monkeypatch):
     told = []
     monkeypatch.setattr("data_loader.logger.warning", told.append)
-    loader = MyIterableDataLoader(MyIterableDataset(many, Encoder(tokenizer, TASKS, 8), 8, 64, 5))
+    loader = MyIterableDataLoader(MyIterableDataset(many, Featurizer(tokenizer, TASKS, 8), 8, 64, 5))
     for epoch in range(2):
         contents(loader, epoch)
     assert len(told) == 1 and f"{sum(i * 7 % 12 + 1 > 6 for i in range(203))} examples" in told[0]
@@ -221,11 +247,11 @@ def test_a_processed_file_that_was_edited_badly_is_one_line(row, named, tokenize
     good = '{"tokens": ["a"], "intent": "go", "slots": ["O"]}'
     (tmp_path / "train.jsonl").write_text(f"{good}\n{row}\n{good}\n")
     with pytest.raises(UserError, match=named) as mistake:
-        MyDataset(tmp_path / "train.jsonl", Encoder(tokenizer, TASKS, 32))
+        MyDataset(tmp_path / "train.jsonl", Featurizer(tokenizer, TASKS, 32))
     assert "row 2" in str(mistake.value)
     (tmp_path / "train.jsonl").write_text("")
     with pytest.raises(UserError, match="no examples"):
-        MyDataset(tmp_path / "train.jsonl", Encoder(tokenizer, TASKS, 32))
+        MyDataset(tmp_path / "train.jsonl", Featurizer(tokenizer, TASKS, 32))
 
 
 @pytest.mark.parametrize("tokenizer_class", ["RobertaTokenizer", "PreTrainedTokenizerFast"])
@@ -237,7 +263,8 @@ def test_byte_level_tokenizers_begin_each_word_with_a_blank(tokenizer_class, tmp
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     backend.train_from_iterator(
-        ["abc def"] * 9, trainers.BpeTrainer(special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        ["abc def"] * 9,
+        trainers.BpeTrainer(special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
     )
     names = dict(cls_token="<s>", pad_token="<pad>", sep_token="</s>", unk_token="<unk>", mask_token="<mask>")
     PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(tmp_path)
@@ -245,13 +272,18 @@ def test_byte_level_tokenizers_begin_each_word_with_a_blank(tokenizer_class, tmp
     path.write_text(json.dumps({**json.loads(path.read_text()), "tokenizer_class": tokenizer_class}))
     loaded = load_tokenizer(Config(pretrain_model_path=str(tmp_path)), None)
     encoding = loaded([["abc", "abc"]], is_split_into_words=True, add_special_tokens=False).encodings[0]
-    first, second = ([token for token, word in zip(encoding.tokens, encoding.word_ids) if word == number] for number in (0, 1))
+    first, second = (
+        [token for token, word in zip(encoding.tokens, encoding.word_ids) if word == number] for number in (0, 1)
+    )
     assert first == second and first[0].startswith("\u0120")
 
 
 # ---- longer than max_length ----------------------------------------------------------------------------------------------
 
-LONG = {"tokens": [f"{word}" for word in ("abc unbelievable def \u200b 你 ghi jkl 7.7 " * 6).split(" ")[:-1]], "intent": "go"}
+LONG = {
+    "tokens": [f"{word}" for word in ("abc unbelievable def \u200b 你 ghi jkl 7.7 " * 6).split(" ")[:-1]],
+    "intent": "go",
+}
 LONG["slots"] = ["B-x" if i % 3 == 0 else "O" for i in range(len(LONG["tokens"]))]
 PAIRS = [(12, 0), (12, 3), (12, 6), (16, 1), (16, 4), (16, 8), (20, 5), (24, 12), (32, 7), (40, 20)]
 
@@ -261,7 +293,7 @@ PAIRS = [(12, 0), (12, 3), (12, 6), (16, 1), (16, 4), (16, 8), (20, 5), (24, 12)
 def test_windows_hold_every_word_whole_and_its_own_tag(tokenizer, length, stride, paired):
     short = {"tokens": ["abc", "def"], "intent": "stay", "slots": ["O", "B-x"]}
     examples = [one | ({"text_pair": "ghi"} if paired else {}) for one in (short, LONG, short)]
-    data = MyDataset(examples, Encoder(tokenizer, TASKS, length, stride))
+    data = MyDataset(examples, Featurizer(tokenizer, TASKS, length, stride))
     assert len(data) == 3 and data[1] == examples[1] and data[2]["intent"] == "stay"
     inputs, labels, rows = data.batch(np.arange(len(data.lengths)))
     assert data.lengths.max() <= length
@@ -278,7 +310,11 @@ def test_windows_hold_every_word_whole_and_its_own_tag(tokenizer, length, stride
         assert labels["slots"][row][:size].tolist() == [ids[tag] for tag in LONG["slots"][first : first + size]]
         assert labels["intent"][row].item() == (0 if first == 0 else IGNORE)
         if ends:
-            shared = tokenizer([known[first : ends[-1]]], is_split_into_words=True, add_special_tokens=False) if first < ends[-1] else None
+            shared = (
+                tokenizer([known[first : ends[-1]]], is_split_into_words=True, add_special_tokens=False)
+                if first < ends[-1]
+                else None
+            )
             assert shared is None or len(shared["input_ids"][0]) <= stride
         ends.append(first + size)
         seen |= set(range(first, first + size))
@@ -287,12 +323,16 @@ def test_windows_hold_every_word_whole_and_its_own_tag(tokenizer, length, stride
 
 def test_a_word_longer_than_a_window_still_has_its_place(tokenizer):
     words = ["abc", "x" * 60, "def"]
-    data = MyDataset([{"tokens": words, "intent": "go", "slots": ["O", "B-x", "O"]}], Encoder(tokenizer, TASKS, 12, 4))
+    data = MyDataset(
+        [{"tokens": words, "intent": "go", "slots": ["O", "B-x", "O"]}], Featurizer(tokenizer, TASKS, 12, 4)
+    )
     tags = {}
     for row in range(len(data.lengths)):
         batch = data.batch([row])
         first = int(data.columns["first_word"][row])
-        tags |= {first + i: tag for i, tag in enumerate(batch.labels["slots"][0][batch.inputs["word_mask"][0]].tolist())}
+        tags |= {
+            first + i: tag for i, tag in enumerate(batch.labels["slots"][0][batch.inputs["word_mask"][0]].tolist())
+        }
     assert tags == {0: 0, 1: 1, 2: 0} and data.lengths.max() <= 12
 
 
@@ -302,7 +342,8 @@ def test_what_is_kept_of_a_long_text_to_classify(tokenizer, truncation, caplog):
     text = " ".join(["abc"] * 10 + ["def"] * 20 + ["ghi"] * 10)
     tasks = {"intent": TASKS["intent"]}
     data = MyDataset(
-        [{"text": text, "intent": "go"}, {"text": "abc", "intent": "go"}], Encoder(tokenizer, tasks, 18, truncation=truncation)
+        [{"text": text, "intent": "go"}, {"text": "abc", "intent": "go"}],
+        Featurizer(tokenizer, tasks, 18, truncation=truncation),
     )
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     kept = {"head": ids[:16], "tail": ids[-16:], "head_tail": ids[:4] + ids[-12:]}[truncation]
@@ -316,10 +357,12 @@ def test_streams_cut_and_say_so(tokenizer, tmp_path):
     config = Config(streaming=True, max_length=16, batch_size=2, window_stride=4)
     (tmp_path / "dev.jsonl").write_bytes(path.read_bytes())
     train_loader, dev_loader = __import__("data_loader").build_loaders(
-        config, tmp_path, Encoder(tokenizer, TASKS, 16, 4), torch.device("cpu")
+        config, tmp_path, Featurizer(tokenizer, TASKS, 16, 4), torch.device("cpu")
     )
     train_loader.set_position(0)
-    assert [len(batch.rows) for batch in train_loader] == [2, 2, 1] or sum(len(batch.rows) for batch in train_loader) == 5
+    assert [len(batch.rows) for batch in train_loader] == [2, 2, 1] or sum(
+        len(batch.rows) for batch in train_loader
+    ) == 5
     assert len(dev_loader.dataset) == 5 < len(dev_loader.dataset.lengths)
 
 
@@ -335,14 +378,23 @@ def test_labels_of_every_kind(tokenizer):
         {"tokens": ["abc"], "topics": None, "score": None, "intent": "stay", "slots": ["B-x"]},
         {"tokens": ["abc"], "topics": [], "score": -1.0, "intent": "go", "slots": ["O"]},
     ]
-    labels = MyDataset(examples, Encoder(tokenizer, tasks, 16)).batch([2, 1, 0]).labels
+    labels = MyDataset(examples, Featurizer(tokenizer, tasks, 16)).batch([2, 1, 0]).labels
     assert labels["topics"].tolist() == [[0, 0, 0], [IGNORE] * 3, [1, 0, 1]]
-    assert labels["score"].dtype == torch.float32 and labels["score"][0] == -1 and labels["score"][1].isnan() and labels["score"][2] == 2.5
-    assert labels["intent"].tolist() == [0, 1, IGNORE] and labels["slots"].tolist() == [[0, IGNORE], [1, IGNORE], [IGNORE, IGNORE]]
+    assert (
+        labels["score"].dtype == torch.float32
+        and labels["score"][0] == -1
+        and labels["score"][1].isnan()
+        and labels["score"][2] == 2.5
+    )
+    assert labels["intent"].tolist() == [0, 1, IGNORE] and labels["slots"].tolist() == [
+        [0, IGNORE],
+        [1, IGNORE],
+        [IGNORE, IGNORE],
+    ]
 
 
 def test_batches_of_a_gpu_are_padded_to_a_multiple(tokenizer, many):
-    encoder = Encoder(tokenizer, TASKS, 32)
+    encoder = Featurizer(tokenizer, TASKS, 32)
     plain = MyDataset(many, encoder).batch([3, 4, 5])
     encoder.multiple = 8
     wide = MyDataset(many, encoder).batch([3, 4, 5])
@@ -358,7 +410,7 @@ def test_batches_of_a_gpu_are_padded_to_a_multiple(tokenizer, many):
 def test_a_damaged_cache_is_told_and_made_anew(kind, tokenizer, many, tmp_path, caplog):
     path = tmp_path / "train.jsonl"
     path.write_bytes(many.read_bytes())
-    encoder = Encoder(tokenizer, TASKS, 32)
+    encoder = Featurizer(tokenizer, TASKS, 32)
     whole = MyDataset(path, encoder)
     (cache,) = (tmp_path / ".cache").iterdir()
     good, rng = cache.read_bytes(), np.random.default_rng(0)
@@ -388,7 +440,7 @@ def test_where_no_cache_can_be_made_tokens_stay_in_memory(kind, tokenizer, many,
     else:
         (tmp_path / ".cache").write_text("")
     logging.getLogger("template").propagate = True
-    data = MyDataset(path, Encoder(tokenizer, TASKS, 32))
+    data = MyDataset(path, Featurizer(tokenizer, TASKS, 32))
     assert len(data) == 203 and data[7]["id"] == "7"
     (line,) = [record.getMessage() for record in caplog.records]
     assert str(tmp_path / ".cache") in line and "in the way" in line and "in memory" in line and "Errno" not in line
@@ -402,7 +454,7 @@ def test_a_full_disk_leaves_no_half_a_cache(tokenizer, many, tmp_path, caplog):
     before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:
-        assert len(MyDataset(path, Encoder(tokenizer, TASKS, 32))) == 203
+        assert len(MyDataset(path, Featurizer(tokenizer, TASKS, 32))) == 203
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)

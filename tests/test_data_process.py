@@ -3,10 +3,12 @@ import json
 import pytest
 from conftest import ROOT, SHARED, read_json
 
-from config import Config, DataConfig, UserError
-from data_process import process, read_texts
-from labels import illegal_tags
-from processed import join_tokens, load_labels, split_text
+from config import Config
+from data_process import DataConfig, process, read_texts
+from engine.command_line import UserError
+from engine.tags import illegal_tags
+from engine.text import join_tokens, split_text
+from preprocess.schema import load_labels
 
 
 def write(folder, files):
@@ -48,7 +50,9 @@ def test_tsv_keeps_stray_quotes_and_long_fields(tmp_path):
 
 def test_columns_by_name_pairs_and_several_tasks(tmp_path):
     body = "who,q1,q2,topic,mood\nme,a,b,t1,good\nme,c,d,t2,bad\n"
-    parts, labels = run(tmp_path, three({"csv": body}), text_column="q1", text_pair_column="q2", label_column="topic,mood")
+    parts, labels = run(
+        tmp_path, three({"csv": body}), text_column="q1", text_pair_column="q2", label_column="topic,mood"
+    )
     assert parts["train"][0] == {"id": "0", "text": "a", "text_pair": "b", "topic": "t1", "mood": "good"}
     assert list(labels) == ["topic", "mood"]
 
@@ -82,10 +86,19 @@ def test_seq_folders(tmp_path):
     files = {
         f"{part}/{name}": body
         for part in ("train", "dev", "test")
-        for name, body in {"seq.in": "go to  york\nplay it\n", "seq.out": "O O B-city\nO O\n", "label": "travel\nmusic\n"}.items()
+        for name, body in {
+            "seq.in": "go to  york\nplay it\n",
+            "seq.out": "O O B-city\nO O\n",
+            "label": "travel\nmusic\n",
+        }.items()
     }
     parts, labels = run(tmp_path, files)
-    assert parts["train"][0] == {"id": "0", "tokens": ["go", "to", "york"], "intent": "travel", "slots": ["O", "O", "B-city"]}
+    assert parts["train"][0] == {
+        "id": "0",
+        "tokens": ["go", "to", "york"],
+        "intent": "travel",
+        "slots": ["O", "O", "B-city"],
+    }
     assert labels["slots"]["unit"] == "word"
 
 
@@ -145,18 +158,30 @@ BAD = {
         ["row 2", "has no label"],
         {},
     ),
-    "tokens and tags": ({"train.jsonl": '{"tokens": ["a", "b"], "tags": ["O"]}\n'}, ["row 1", "2 tokens", "1 tags"], {}),
+    "tokens and tags": (
+        {"train.jsonl": '{"tokens": ["a", "b"], "tags": ["O"]}\n'},
+        ["row 1", "2 tokens", "1 tags"],
+        {},
+    ),
     "tags without tokens": ({"train.jsonl": '{"text": "a b", "tags": ["O", "O"]}\n'}, ["row 1", "tokens"], {}),
     "no tokens": ({"train.jsonl": '{"tokens": [], "tags": []}\n'}, ["row 1", "tokens"], {}),
     "empty tag": ({"train.jsonl": '{"tokens": ["a"], "tags": [""]}\n'}, ["row 1", "tag"], {}),
     "tag missing": ({"train.conll": "a O\nb\n", "dev.conll": CONLL}, ["train.conll, row 2", "token and a tag"], {}),
-    "too few intents": ({"train.conll": CONLL, "train.conll.intent": "x\n", "dev.conll": CONLL}, [".intent", "1 rows"], {}),
+    "too few intents": (
+        {"train.conll": CONLL, "train.conll.intent": "x\n", "dev.conll": CONLL},
+        [".intent", "1 rows"],
+        {},
+    ),
     "too many intents": (
         {"train.conll": CONLL, "train.conll.intent": "x\ny\nz\n", "dev.conll": CONLL},
         [".intent", "3 rows", "2 sentences"],
         {},
     ),
-    "seq lengths": ({"train/seq.in": "a b\nc\n", "train/seq.out": "O O\n", "train/label": "x\ny\n"}, ["seq.out", "1 rows", "2"], {}),
+    "seq lengths": (
+        {"train/seq.in": "a b\nc\n", "train/seq.out": "O O\n", "train/label": "x\ny\n"},
+        ["seq.out", "1 rows", "2"],
+        {},
+    ),
     "seq tags": (
         {"train/seq.in": "a b\nc\n", "train/seq.out": "O\nO\n", "train/label": "x\ny\n"},
         ["seq.in, row 1", "2 tokens", "1 tags"],
@@ -165,16 +190,28 @@ BAD = {
     "unknown format": ({"train.dat": "hello there\n"}, ["train.dat", "--format"], {}),
     "stray part": ({"train.csv": GOOD, "other.csv": GOOD}, ["other.csv", "train, dev"], {}),
     "unknown split": ({"all.jsonl": '{"text": "a", "label": "x", "split": "later"}\n'}, ["row 1", "'later'"], {}),
-    "reserved label": ({"train.csv": "content,text\na,x\n"}, ["'text'", "rename"], {"text_column": "content", "label_column": "text"}),
+    "reserved label": (
+        {"train.csv": "content,text\na,x\n"},
+        ["'text'", "rename"],
+        {"text_column": "content", "label_column": "text"},
+    ),
     "label called at": ({"train.csv": "text,at\na,x\n"}, ["'at'", "rename"], {"label_column": "at"}),
     "lone surrogate": ({"train.jsonl": '{"text": "\\ud800", "label": "x"}\n'}, ["row 1", "surrogate"], {}),
-    "null tags": ({"train.jsonl": '{"tokens": ["a"], "slots": ["O"]}\n{"tokens": ["a"], "slots": null}\n'}, ["row 2", "'slots'"], {}),
+    "null tags": (
+        {"train.jsonl": '{"tokens": ["a"], "slots": ["O"]}\n{"tokens": ["a"], "slots": null}\n'},
+        ["row 2", "'slots'"],
+        {},
+    ),
     "endless number": ({"train.jsonl": '{"text": "a", "label": ' + "9" * 5000 + "}\n"}, ["row 1", "not JSON"], {}),
     "deep nesting": ({"train.jsonl": "[" * 100_000 + "\n"}, ["row 1", "not JSON"], {}),
     "too few to split": ({"all.csv": GOOD}, ["too few"], {}),
     "no train part": ({"test.csv": GOOD}, ["none to train on"], {}),
     "task with a dot": ({"train.csv": "text,a.b\nx,y\n"}, ["'a.b'"], {"label_column": "a.b"}),
-    "different keys": ({"train.csv": GOOD, "dev.csv": "text,label,text_pair\na,x,b\n"}, ["dev.csv, row 2", "text_pair"], {}),
+    "different keys": (
+        {"train.csv": GOOD, "dev.csv": "text,label,text_pair\na,x,b\n"},
+        ["dev.csv, row 2", "text_pair"],
+        {},
+    ),
 }
 
 
@@ -203,7 +240,8 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["订一张去New York的票, 谢谢!", "it's 7.7 o'clock, ok?", "  a\u200bb 👍🏽 é ", "日本語テスト", "a_b c++ d.c.", ""]
+    "text",
+    ["订一张去New York的票, 谢谢!", "it's 7.7 o'clock, ok?", "  a\u200bb 👍🏽 é ", "日本語テスト", "a_b c++ d.c.", ""],
 )
 @pytest.mark.parametrize("unit", ["word", "character", "character+blank"])
 def test_split_text_gives_offsets_into_the_text(text, unit):
@@ -231,7 +269,10 @@ def test_illegal_tags_are_counted():
 
 
 def test_texts_to_predict_on(tmp_path):
-    write(tmp_path, {"a.txt": "one\n\n三\n", "b.csv": "review,stars\nfine,5\n", "c.jsonl": '{"tokens": ["a", "b"]}\n', "d.txt": ""})
+    write(
+        tmp_path,
+        {"a.txt": "one\n\n三\n", "b.csv": "review,stars\nfine,5\n", "c.jsonl": '{"tokens": ["a", "b"]}\n', "d.txt": ""},
+    )
     options = Config()
     assert [e["text"] for e in read_texts(tmp_path / "a.txt", options)] == ["one", "", "三"]
     assert read_texts(tmp_path / "b.csv", options) == [{"id": "0", "text": "fine"}]
@@ -246,7 +287,9 @@ def test_texts_to_predict_on(tmp_path):
         },
     )
     for name, texts in (("f.tsv", ["", "x"]), ("g.ndjson", ["a", "", "b"]), ("h.CSV", ["", "x"])):
-        assert [e["text"] for e in read_texts(tmp_path / name, options)] == texts, name  # a row each, also for a blank one
+        assert [e["text"] for e in read_texts(tmp_path / name, options)] == texts, (
+            name
+        )  # a row each, also for a blank one
     assert read_texts(tmp_path / "i.txt", Config(encoding="gb18030"))[0]["text"] == "你好"
     write(
         tmp_path,
@@ -285,7 +328,10 @@ def test_real_sets_need_no_flag_but_input(name, sizes, tmp_path):
 
 def test_repeated_ids_are_told(tmp_path, capsys):
     parts, _ = run(tmp_path, three({"csv": "id,text,label\n1,a,x\n2,b,y\n"}))
-    assert [e["id"] for e in parts["dev"]] == ["1", "2"] and "ids are used more than once (4)" in capsys.readouterr().out
+    assert [e["id"] for e in parts["dev"]] == [
+        "1",
+        "2",
+    ] and "ids are used more than once (4)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("output", ["raw", ".", "mine"])
@@ -328,14 +374,20 @@ def test_ordinary_tokens_that_end_in_numbers_are_left_alone(tmp_path, capsys):
 
 
 def nli(*labels):
-    return "".join(json.dumps({"sentence1": f"a {i}", "sentence2": "b", "label": label}) + "\n" for i, label in enumerate(labels))
+    return "".join(
+        json.dumps({"sentence1": f"a {i}", "sentence2": "b", "label": label}) + "\n" for i, label in enumerate(labels)
+    )
 
 
 def test_a_dash_among_words_is_no_gold_label(tmp_path, capsys):
     body = nli("neutral", "-", "entailment", "contradiction")
     parts, labels = run(tmp_path, {f"{part}.jsonl": body for part in ("train", "dev")})
     assert labels["label"]["labels"] == ["contradiction", "entailment", "neutral"]
-    assert [len(rows) for rows in parts.values()] == [3, 3] and [e["text"] for e in parts["train"]] == ["a 0", "a 2", "a 3"]
+    assert [len(rows) for rows in parts.values()] == [3, 3] and [e["text"] for e in parts["train"]] == [
+        "a 0",
+        "a 2",
+        "a 3",
+    ]
     out = capsys.readouterr().out
     assert "no gold label (2): " in out and "train.jsonl, row 2" in out and "left out" in out
     _, labels = run(tmp_path, {f"{part}.jsonl": body for part in ("train", "dev")}, label_type="label=classification")
@@ -344,7 +396,9 @@ def test_a_dash_among_words_is_no_gold_label(tmp_path, capsys):
 
 def test_a_dash_is_unlabelled_beside_other_tasks_and_a_label_beside_other_signs(tmp_path):
     two = "".join(json.dumps({"text": f"t{i}", "label": "-y"[i % 2], "intent": "ab"[i % 2]}) + "\n" for i in range(6))
-    body = two.replace('"label": "y"', '"label": "yes"') + json.dumps({"text": "t9", "label": "no", "intent": "a"}) + "\n"
+    body = (
+        two.replace('"label": "y"', '"label": "yes"') + json.dumps({"text": "t9", "label": "no", "intent": "a"}) + "\n"
+    )
     parts, labels = run(tmp_path, {f"{part}.jsonl": body for part in ("train", "dev")})
     assert labels["label"]["labels"] == ["no", "yes"] and [e["label"] for e in parts["train"]][:2] == [None, "yes"]
     for labelled in (nli("+", "-", "+"), nli("+", "0", "-")):

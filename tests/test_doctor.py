@@ -6,13 +6,14 @@ import random
 import pytest
 from conftest import ROOT, SHARED
 
-import doctor
-from config import DataConfig
-from data_loader import Encoder
-from data_process import collect_labels, prepare, process
-from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
+from data_process import DataConfig, collect_labels, prepare, process
+from engine.features import Featurizer
+from engine.tokenizer import train_tokenizer
+from preprocess import checks
 
-SENTENCE = "please could you bring show find open close start stop the red blue green small large lamp door box song film room"
+SENTENCE = (
+    "please could you bring show find open close start stop the red blue green small large lamp door box song film room"
+)
 WORDS = SENTENCE.split()
 
 
@@ -74,11 +75,17 @@ def many(fault_of_row, part, rows):
 
 
 def copy_of(part, row=3, **more):
-    return change("test", 5, text=lambda e, parts: parts[part][row]["text"], x=lambda e, parts: parts[part][row]["x"], **more)
+    return change(
+        "test", 5, text=lambda e, parts: parts[part][row]["text"], x=lambda e, parts: parts[part][row]["x"], **more
+    )
 
 
 FAULTS = {
-    "the same text twice": ("classification", change(text=lambda e, p: p["train"][3]["text"], x=lambda e, p: p["train"][3]["x"]), "again"),
+    "the same text twice": (
+        "classification",
+        change(text=lambda e, p: p["train"][3]["text"], x=lambda e, p: p["train"][3]["x"]),
+        "again",
+    ),
     "train text in test": ("classification", copy_of("train"), "texts that occur in train too"),
     "dev text in test": ("classification", copy_of("dev"), "texts that occur in dev too"),
     "nearly the same text": (
@@ -88,7 +95,12 @@ FAULTS = {
     ),
     "two labels for a text": (
         "classification",
-        change("dev", 5, text=lambda e, p: p["train"][3]["text"], x=lambda e, p: {"good": "bad", "bad": "good"}[p["train"][3]["x"]]),
+        change(
+            "dev",
+            5,
+            text=lambda e, p: p["train"][3]["text"],
+            x=lambda e, p: {"good": "bad", "bad": "good"}[p["train"][3]["x"]],
+        ),
         "the same text has different labels",
     ),
     "two tag lists for a text": (
@@ -100,7 +112,11 @@ FAULTS = {
     "control character": ("classification", change(text="open the\x07 door and stop"), "control characters"),
     "undecodable": ("classification", change(text="open the d\ufffdor and stop"), "could not be decoded"),
     "wrong encoding": ("classification", change(text="open the cafÃ© and stop"), "wrong encoding"),
-    "wrong encoding of Chinese": ("classification", change(text="你好".encode().decode("latin-1") + " open the door"), "wrong encoding"),
+    "wrong encoding of Chinese": (
+        "classification",
+        change(text="你好".encode().decode("latin-1") + " open the door"),
+        "wrong encoding",
+    ),
     "invisible": ("classification", change(text="open the\u200bdoor and stop"), "invisible"),
     "private use": ("classification", change(text="open the \ue123 door and stop"), "private or unassigned"),
     "HTML tag": ("classification", change(text="open the<br>door and stop"), "markup"),
@@ -125,7 +141,11 @@ FAULTS = {
         many(lambda e, n: e.update(x="good"), "dev", range(60)),
         "labels of train that dev never tests",
     ),
-    "other labels in test": ("classification", many(lambda e, n: e.update(x="good"), "test", range(60)), "distributed otherwise in test"),
+    "other labels in test": (
+        "classification",
+        many(lambda e, n: e.update(x="good"), "test", range(60)),
+        "distributed otherwise in test",
+    ),
     "other lengths in test": (
         "classification",
         many(lambda e, n: e.update(text=e["text"] + f" {' '.join(reversed(WORDS))} {n}"), "test", range(60)),
@@ -139,8 +159,16 @@ FAULTS = {
     ),
     "pair half empty": ("pair", change(text_pair=""), "pair is empty"),
     "far number": ("regression", change(x=4000.0), "numbers far from all others"),
-    "numbers all the same": ("regression", many(lambda e, n: e.update(x=2.5), "dev", range(60)), "all numbers of dev are the same"),
-    "other numbers in test": ("regression", many(lambda e, n: e.update(x=e["x"] + 5), "test", range(60)), "numbers of test are others"),
+    "numbers all the same": (
+        "regression",
+        many(lambda e, n: e.update(x=2.5), "dev", range(60)),
+        "all numbers of dev are the same",
+    ),
+    "other numbers in test": (
+        "regression",
+        many(lambda e, n: e.update(x=e["x"] + 5), "test", range(60)),
+        "numbers of test are others",
+    ),
     "no label": ("multilabel", change(x=[]), "no label at all"),
     "label that every row has": (
         "multilabel",
@@ -155,13 +183,21 @@ FAULTS = {
     ),
     "empty token": ("tagging", tags(("play", "O"), ("", "O"), ("now", "O")), "tokens that are empty"),
     "blank in a token": ("tagging", tags(("play it", "O"), ("right", "O"), ("now", "O")), "hold blanks"),
-    "entity of many tokens": ("tagging", tags(*((f"w{i}", "I-song" if i else "B-song") for i in range(30))), "fill most of their text"),
+    "entity of many tokens": (
+        "tagging",
+        tags(*((f"w{i}", "I-song" if i else "B-song") for i in range(30))),
+        "fill most of their text",
+    ),
     "entity ends in a comma": (
         "tagging",
         tags(("play", "O"), ("hey", "B-song"), ("jude", "I-song"), (",", "I-song"), ("now", "O")),
         "end with punctuation",
     ),
-    "no entity in dev": ("tagging", many(lambda e, n: e.update(slots=["O"] * len(e["slots"])), "dev", range(240)), "no entity at all"),
+    "no entity in dev": (
+        "tagging",
+        many(lambda e, n: e.update(slots=["O"] * len(e["slots"])), "dev", range(240)),
+        "no entity at all",
+    ),
 }
 
 
@@ -171,7 +207,7 @@ def notes_of(kind, fault=None):
     if tasks is None or fault:
         kinds = kinds_of(kind) if tasks is None else {name: task["type"] for name, task in tasks.items()}
         tasks = collect_labels(parts, kinds)
-    return doctor.examine(parts, tasks), where
+    return checks.examine(parts, tasks), where
 
 
 @pytest.mark.parametrize("kind", ["classification", "pair", "multilabel", "regression", "tagging"])
@@ -192,15 +228,23 @@ def test_a_fault_is_named_with_its_row(name):
 def test_slips_of_annotation():
     parts, tasks = base("tagging")
     for number in range(12):  # "hey jude" is a song twelve times, then a person, then nothing
-        parts["train"][number].update(tokens=["play", f"w{number}", "hey", "jude"], slots=["O", "O", "B-song", "I-song"])
+        parts["train"][number].update(
+            tokens=["play", f"w{number}", "hey", "jude"], slots=["O", "O", "B-song", "I-song"]
+        )
     parts["train"][20].update(tokens=["call", "x", "hey", "jude"], slots=["O", "O", "B-person", "I-person"])
-    notes = {note.what: note.rows for note in doctor.examine(parts, tasks)}
-    assert notes["slots: the same words have one type nearly always, and another once"][0].startswith(parts["train"][20]["at"])
+    notes = {note.what: note.rows for note in checks.examine(parts, tasks)}
+    assert notes["slots: the same words have one type nearly always, and another once"][0].startswith(
+        parts["train"][20]["at"]
+    )
     for number in range(30, 42):
-        parts["train"][number].update(tokens=["play", f"v{number}", "hey", "jude"], slots=["O", "O", "B-song", "I-song"])
+        parts["train"][number].update(
+            tokens=["play", f"v{number}", "hey", "jude"], slots=["O", "O", "B-song", "I-song"]
+        )
     parts["train"][20].update(tokens=["call", "x", "hey", "jude"], slots=["O"] * 4)
-    notes = {note.what: note.rows for note in doctor.examine(parts, tasks)}
-    assert notes["slots: words that are entities nearly always are O here"] == [f"{parts['train'][20]['at']}: 'hey jude'"]
+    notes = {note.what: note.rows for note in checks.examine(parts, tasks)}
+    assert notes["slots: words that are entities nearly always are O here"] == [
+        f"{parts['train'][20]['at']}: 'hey jude'"
+    ]
 
 
 def test_an_open_entity_of_bioes():
@@ -210,24 +254,28 @@ def test_an_open_entity_of_bioes():
             e["slots"] = ["S-a" if i == 0 else "O" for i, _ in enumerate(e["slots"])]
     parts["train"][4]["slots"][1] = "B-a"
     tasks = collect_labels(parts, {"intent": "classification", "slots": "tagging"})
-    notes = [note for note in doctor.examine(parts, tasks) if "never ended" in note.what]
+    notes = [note for note in checks.examine(parts, tasks) if "never ended" in note.what]
     assert notes and notes[0].rows[0].startswith(parts["train"][4]["at"])
 
 
 def test_what_the_tokenizer_does():
     parts, tasks = base("tagging")
     tokenizer = train_tokenizer(lambda: (" ".join(e["tokens"]) for e in parts["train"]), 2000)
-    assert doctor.examine(parts, tasks, Encoder(tokenizer, tasks, 256)) == []
+    assert checks.examine(parts, tasks, Featurizer(tokenizer, tasks, 256)) == []
     clean = copy.deepcopy(parts)
     parts["train"][7].update(tokens=["play", "\ufe0f", "[SEP]"], slots=["O"] * 3)
     parts["dev"][3].update(tokens=["play"] * 20 + ["it"], slots=["O"] * 20 + ["B-song"])
-    notes = {note.what: note.rows for note in doctor.check_encoding(parts, tasks, Encoder(tokenizer, tasks, 16))}
+    notes = {note.what: note.rows for note in checks.check_encoding(parts, tasks, Featurizer(tokenizer, tasks, 16))}
     assert any(row.startswith(parts["train"][7]["at"]) for row in notes["tokens vanish in the tokenizer"])
-    assert any(row.startswith(parts["train"][7]["at"]) for row in notes["texts hold the tokenizer's own special tokens"])
+    assert any(
+        row.startswith(parts["train"][7]["at"]) for row in notes["texts hold the tokenizer's own special tokens"]
+    )
     assert any(row.startswith(parts["dev"][3]["at"]) for row in notes["texts are longer than --max_length 16"])
     assert any("song 'it'" in row for row in notes["entities lie behind --max_length 16"])
     english = train_tokenizer(lambda: ["abc " * 3], 100)
-    notes = [note for note in doctor.check_encoding(clean, tasks, Encoder(english, tasks, 256)) if "[UNK]" in note.what]
+    notes = [
+        note for note in checks.check_encoding(clean, tasks, Featurizer(english, tasks, 256)) if "[UNK]" in note.what
+    ]
     assert notes and len(notes[0].rows) > 1000
 
 
@@ -244,12 +292,17 @@ def test_check_writes_nothing_and_takes_raw_or_processed_data(tmp_path, capsys, 
 def test_known_faults_of_a_real_set(capsys):
     process(DataConfig(input=str(SHARED / "atis"), check=True))
     printed = capsys.readouterr().out
-    assert "intent: labels of test that never occur in train (4)" in printed and "dev: texts that occur in train too (52)" in printed
+    assert (
+        "intent: labels of test that never occur in train (4)" in printed
+        and "dev: texts that occur in train too (52)" in printed
+    )
 
 
-@pytest.mark.parametrize("text", ["می‌خواهم به خانه بروم و کتاب بخوانم", "«\u00a0c'est l'été\u00a0» dit-il, élève…", "TNFα, IFNγ, 5 μm"])
+@pytest.mark.parametrize(
+    "text", ["می‌خواهم به خانه بروم و کتاب بخوانم", "«\u00a0c'est l'été\u00a0» dit-il, élève…", "TNFα, IFNγ, 5 μm"]
+)
 def test_what_is_right_in_other_languages_is_left_alone(text):
     parts, _ = base("classification")
     parts["train"][4]["text"] = text
     tasks = collect_labels(parts, {"x": "classification"})
-    assert doctor.examine(parts, tasks) == []
+    assert checks.examine(parts, tasks) == []

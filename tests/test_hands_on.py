@@ -16,11 +16,14 @@ from conftest import ROOT, read_json
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
-from config import PretrainConfig, TokenizerConfig, UserError
+from data_loader import detach_worker
+from engine.command_line import UserError
+from engine.tokenizer import train_tokenizer
 from huggingface_hands_on import continue_pretrain_task as pretraining
+from huggingface_hands_on.continue_pretrain_task import PretrainConfig
 from huggingface_hands_on.corpus import read_corpus
+from huggingface_hands_on.train_tokenizer_from_scratch import TokenizerConfig
 from huggingface_hands_on.train_tokenizer_from_scratch import main as train_command
-from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
 
 MODELS = ["wordpiece", "bpe", "unigram", "wordlevel"]
 TEXTS = [
@@ -53,7 +56,9 @@ def test_round_trip_and_offsets(model, chinese, tmp_path):
         encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
         assert tokenizer.unk_token_id not in encoded["input_ids"]
         assert bare(tokenizer.decode(encoded["input_ids"], skip_special_tokens=True)) == bare(text)
-        spans = [span for span, special in zip(encoded["offset_mapping"], encoded["special_tokens_mask"]) if not special]
+        spans = [
+            span for span, special in zip(encoded["offset_mapping"], encoded["special_tokens_mask"]) if not special
+        ]
         covered = {place for start, end in spans for place in range(start, end)}
         assert covered >= {place for place, character in enumerate(text) if bare(character)}
         assert spans == sorted(spans)
@@ -85,7 +90,10 @@ def test_the_vocabulary_keeps_to_its_size(size):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_equal_texts_give_equal_bytes(model, tmp_path, command):
-    rows = [json.loads(line)["tokens"] for line in (ROOT / "dataset/sample_raw/en.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)["tokens"]
+        for line in (ROOT / "dataset/sample_raw/en.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     (tmp_path / "a.txt").write_text("\n".join(map(" ".join, rows)), encoding="utf-8")
     written = []
     for number in range(3):  # in processes of their own: hashes differ between processes
@@ -102,8 +110,12 @@ def test_every_format_gives_the_same_texts(tmp_path):
     (tmp_path / "b.txt").write_text("\n".join(texts), encoding="utf-16")
     (tmp_path / "c.tsv").write_text("n\ttext\n" + "".join(f"1\t{text}\n" for text in texts), encoding="utf-8")
     (tmp_path / "d.jsonl").write_text("".join(json.dumps({"content": text}) + "\n" for text in texts), encoding="utf-8")
-    (tmp_path / "e.jsonl").write_text("".join(json.dumps({"tokens": row, "slots": ["O"] * len(row)}) + "\n" for row in words))
-    (tmp_path / "f.conll").write_text("\n".join("".join(f"{word}\tO\n" for word in row) for row in words), encoding="utf-8")
+    (tmp_path / "e.jsonl").write_text(
+        "".join(json.dumps({"tokens": row, "slots": ["O"] * len(row)}) + "\n" for row in words)
+    )
+    (tmp_path / "f.conll").write_text(
+        "\n".join("".join(f"{word}\tO\n" for word in row) for row in words), encoding="utf-8"
+    )
     (tmp_path / "shards").mkdir()
     for number in range(3):
         (tmp_path / f"shards/{number}.txt").write_text("\n".join(texts[number * 7 : number * 7 + 7]), encoding="utf-8")
@@ -112,7 +124,9 @@ def test_every_format_gives_the_same_texts(tmp_path):
         sides = read_corpus(TokenizerConfig(input=str(tmp_path / name), output_dir="x", held_out_ratio=0.3))[:2]
         seen[name] = [[text if isinstance(text, str) else " ".join(text) for text in side()] for side in sides]
     assert all(sides == seen["a.txt"] for sides in seen.values())
-    assert sorted(seen["a.txt"][0] + seen["a.txt"][1]) == sorted(texts) and not set(seen["a.txt"][0]) & set(seen["a.txt"][1])
+    assert sorted(seen["a.txt"][0] + seen["a.txt"][1]) == sorted(texts) and not set(seen["a.txt"][0]) & set(
+        seen["a.txt"][1]
+    )
 
 
 def test_a_folder_with_parts_keeps_its_test_part_unread(sample):
@@ -122,7 +136,9 @@ def test_a_folder_with_parts_keeps_its_test_part_unread(sample):
         assert list(side()) == [row["tokens"] for row in rows]
 
 
-@pytest.mark.parametrize(("name", "head", "row"), [("a.txt", "", "%s"), ("a.jsonl", "", '{"text": "%s"}'), ("a.csv", "text,n\n", "%s,1")])
+@pytest.mark.parametrize(
+    ("name", "head", "row"), [("a.txt", "", "%s"), ("a.jsonl", "", '{"text": "%s"}'), ("a.csv", "text,n\n", "%s,1")]
+)
 def test_texts_are_read_in_constant_memory(name, head, row, tmp_path):
     (tmp_path / name).write_text(head + "".join(row % f"{number:080d}" + "\n" for number in range(100_000)))
     tracemalloc.start()
@@ -206,8 +222,12 @@ def corpus(tmp_path_factory):
 @pytest.fixture
 def options(corpus, tmp_path):
     def make(**more):
-        given = dict(input=str(corpus / "texts.txt"), pretrain_model_path=str(corpus / "bert"), output_dir=str(tmp_path / "out"))
-        return PretrainConfig(**{**given, "max_length": 16, "batch_size": 4, "device": "cpu", "epochs": 2, "lr": 3e-3, **more})
+        given = dict(
+            input=str(corpus / "texts.txt"), pretrain_model_path=str(corpus / "bert"), output_dir=str(tmp_path / "out")
+        )
+        return PretrainConfig(
+            **{**given, "max_length": 16, "batch_size": 4, "device": "cpu", "epochs": 2, "lr": 3e-3, **more}
+        )
 
     return make
 
@@ -215,7 +235,9 @@ def options(corpus, tmp_path):
 def collator_of(tokenizer, **more):
     from transformers import DataCollatorForLanguageModeling
 
-    collator = DataCollatorForLanguageModeling(tokenizer, whole_word_mask=True, mask_replace_prob=1, random_replace_prob=0)
+    collator = DataCollatorForLanguageModeling(
+        tokenizer, whole_word_mask=True, mask_replace_prob=1, random_replace_prob=0
+    )
     collator.mask_replace_prob, collator.random_replace_prob = 0.8, 0.1
     return collator
 
@@ -224,15 +246,33 @@ def collator_of(tokenizer, **more):
 @pytest.mark.parametrize("kind", ["text", "tokens"])
 def test_blocks_lose_nothing(packing, kind, corpus):
     tokenizer = AutoTokenizer.from_pretrained(corpus / "bert")
-    texts = ["open the door now", "a", "close the box in the hall please again and again and again and again and again", "door", "open it"]
+    texts = [
+        "open the door now",
+        "a",
+        "close the box in the hall please again and again and again and again and again",
+        "door",
+        "open it",
+    ]
     texts = [text if kind == "text" else text.split() for text in texts]
     made = list(pretraining.blocks(texts, tokenizer, 10, packing))
     special = {tokenizer.cls_token_id, tokenizer.sep_token_id}
-    assert all(len(block["input_ids"]) == len(block["words"]) <= 10 and block["input_ids"][0] == tokenizer.cls_token_id for block in made)
-    assert all(block["input_ids"].count(tokenizer.cls_token_id) == block["input_ids"].count(tokenizer.sep_token_id) for block in made)
-    assert all((word == -1) == (token in special) for block in made for token, word in zip(block["input_ids"], block["words"]))
-    plain = [tokenizer(text, add_special_tokens=False, is_split_into_words=kind == "tokens")["input_ids"] for text in texts]
-    assert [token for block in made for token in block["input_ids"] if token not in special] == [token for ids in plain for token in ids]
+    assert all(
+        len(block["input_ids"]) == len(block["words"]) <= 10 and block["input_ids"][0] == tokenizer.cls_token_id
+        for block in made
+    )
+    assert all(
+        block["input_ids"].count(tokenizer.cls_token_id) == block["input_ids"].count(tokenizer.sep_token_id)
+        for block in made
+    )
+    assert all(
+        (word == -1) == (token in special) for block in made for token, word in zip(block["input_ids"], block["words"])
+    )
+    plain = [
+        tokenizer(text, add_special_tokens=False, is_split_into_words=kind == "tokens")["input_ids"] for text in texts
+    ]
+    assert [token for block in made for token in block["input_ids"] if token not in special] == [
+        token for ids in plain for token in ids
+    ]
     alone = sum(-(-len(ids) // 8) for ids in plain)
     assert len(made) == alone if not packing else len(made) < alone
 
@@ -257,8 +297,11 @@ def test_packing_changes_nothing_but_the_speed(kind):
     trainer = pretraining.build_trainer(model, collator_of(tokenizer), (packed, packed), config)
     model.eval()
     sums = []
-    for rows in (packed, apart):  # every word has a label here
-        rows = [row | {"labels": [token if word >= 0 else -100 for token, word in zip(row["input_ids"], row["words"])]} for row in rows]
+    for rows in (packed, detach_worker):  # every word has a label here
+        rows = [
+            row | {"labels": [token if word >= 0 else -100 for token, word in zip(row["input_ids"], row["words"])]}
+            for row in rows
+        ]
         sums.append(trainer.compute_loss(model, trainer.data_collator(rows), num_items_in_batch=1))
     torch.testing.assert_close(*sums)
 
@@ -280,7 +323,9 @@ def test_words_of_a_block():
 
 @pytest.mark.parametrize("kind", ["text", "tokens"])
 def test_whole_words_are_masked(kind):
-    tokenizer = train_tokenizer(lambda: ["播放周杰伦的歌", "unbelievable lights of the kitchens", "abcdefghijklmnopqrstuvwxyz" * 2] * 2, 90)
+    tokenizer = train_tokenizer(
+        lambda: ["播放周杰伦的歌", "unbelievable lights of the kitchens", "abcdefghijklmnopqrstuvwxyz" * 2] * 2, 90
+    )
     text = "播放周杰伦的歌 unbelievable kitchens"
     given = text if kind == "text" else [*text.split()[0], *text.split()[1:]]
     rows = list(pretraining.blocks([given] * 3000, tokenizer, 40, packing=True))
@@ -296,7 +341,9 @@ def test_whole_words_are_masked(kind):
             words, masked = words + 1, masked + all(hits)
         assert not any(h for h, w in zip(hit, row["words"]) if w == -1)
     assert partly == 0 and words == 6 * 3000 and abs(masked / words - 0.15) < 0.01
-    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row["input_ids"]) for row in rows], True, tokenizer.pad_token_id)
+    ids = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(row["input_ids"]) for row in rows], True, tokenizer.pad_token_id
+    )
     assert torch.equal(batch["labels"][chosen], ids[chosen]) and torch.equal(batch["input_ids"][~chosen], ids[~chosen])
     replaced = (batch["input_ids"] == tokenizer.mask_token_id)[chosen].float().mean().item()
     kept = (batch["input_ids"] == ids)[chosen].float().mean().item()
@@ -319,7 +366,9 @@ def held_out_oracle(config, model):
             begins = [place for place, token in enumerate(batch["input_ids"][0]) if token == tokenizer.cls_token_id]
             for start, stop in zip(begins, [*begins[1:], None]):  # each text of a block alone
                 logits = model(input_ids=batch["input_ids"][:, start:stop]).logits.double()
-                total += F.cross_entropy(logits[0], batch["labels"][0, start:stop], ignore_index=-100, reduction="sum").item()
+                total += F.cross_entropy(
+                    logits[0], batch["labels"][0, start:stop], ignore_index=-100, reduction="sum"
+                ).item()
             count += (batch["labels"] != -100).sum().item()
     return total / count, count
 
@@ -334,7 +383,15 @@ def test_perplexity_falls_and_starts_where_the_untouched_model_is(options, corpu
         assert figures[side]["perplexity"] == pytest.approx(torch.tensor(loss).exp().item(), rel=1e-4)
     assert figures["after"]["perplexity"] < figures["before"]["perplexity"] / 3
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "args.json", "pretraining.json", ".lock")
+        *(
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "args.json",
+            "pretraining.json",
+            ".lock",
+        )
     }
     with pytest.raises(UserError, match="already holds a finished model"):
         pretraining.main(config)
@@ -362,12 +419,25 @@ def test_the_training_loss_is_that_of_the_whole_logits(options, corpus):
 
 def start(folder, *flags):
     return subprocess.Popen(
-        [sys.executable, str(ROOT / PRETRAIN), *map(str, flags)], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, str(ROOT / PRETRAIN), *map(str, flags)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
 def test_killed_and_started_again_it_goes_on(corpus, tmp_path):
-    flags = ["--input", corpus / "texts.txt", "--pretrain_model_path", corpus / "bert", "--max_length", 16, "--batch_size", 2]
+    flags = [
+        "--input",
+        corpus / "texts.txt",
+        "--pretrain_model_path",
+        corpus / "bert",
+        "--max_length",
+        16,
+        "--batch_size",
+        2,
+    ]
     flags += ["--epochs", 6, "--eval_steps", 5, "--lr", 3e-3, "--early_stop_patience", 0, "--device", "cpu"]
     whole = start(tmp_path, *flags, "--output_dir", "whole")
     assert whole.communicate()[0] and whole.returncode == 0
@@ -429,30 +499,53 @@ def test_from_texts_to_a_fine_tuned_model(sample, tmp_path, command):
             "--output_dir",
             "encoder",
         ],
-        ["main.py", "--do_train", "--do_eval", "--data_path", sample, "--pretrain_model_path", "encoder", "--model_version", "mine"],
+        [
+            "main.py",
+            "--do_train",
+            "--do_eval",
+            "--data_path",
+            sample,
+            "--pretrain_model_path",
+            "encoder",
+            "--model_version",
+            "mine",
+        ],
     ]
-    more = [[], ["--epochs", 1, "--batch_size", 4, "--device", "cpu", "--new_tokens", "living room"], ["--epochs", 1, "--device", "cpu"]]
+    more = [
+        [],
+        ["--epochs", 1, "--batch_size", 4, "--device", "cpu", "--new_tokens", "living room"],
+        ["--epochs", 1, "--device", "cpu"],
+    ]
     for flags, extra in zip(steps, more):
         done = command(*flags, *extra)
         assert done.returncode == 0, done.stderr
-    assert len(AutoTokenizer.from_pretrained(tmp_path / "encoder")) == read_json(tmp_path / "encoder/config.json")["vocab_size"]
+    assert (
+        len(AutoTokenizer.from_pretrained(tmp_path / "encoder"))
+        == read_json(tmp_path / "encoder/config.json")["vocab_size"]
+    )
     assert "dev" in read_json(tmp_path / "output/mine/eval.json")
     ours = load_file(tmp_path / "encoder/model.safetensors")["bert.embeddings.word_embeddings.weight"]
     assert (
-        load_file(tmp_path / "output/mine/checkpoints/best/model.safetensors")["encoder.embeddings.word_embeddings.weight"].shape
+        load_file(tmp_path / "output/mine/checkpoints/best/model.safetensors")[
+            "encoder.embeddings.word_embeddings.weight"
+        ].shape
         == ours.shape
     )
 
 
 def test_models_that_cannot_fill_in_words_are_refused(corpus, tmp_path, options):
     tokenizer = AutoTokenizer.from_pretrained(corpus / "bert")
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path / "gpt")
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1)).save_pretrained(
+        tmp_path / "gpt"
+    )
     tokenizer.save_pretrained(tmp_path / "gpt")
     with pytest.raises(UserError, match="gpt2 cannot fill in masked words"):
         pretraining.main(options(pretrain_model_path=str(tmp_path / "gpt")))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (corpus / "bert" / name).read_text()
-        (tmp_path / "gpt" / name).write_text(text.replace('"mask_token": "[MASK]",', "").replace('"mask_token":"[MASK]",', ""))
+        (tmp_path / "gpt" / name).write_text(
+            text.replace('"mask_token": "[MASK]",', "").replace('"mask_token":"[MASK]",', "")
+        )
     with pytest.raises(UserError, match="its tokenizer has no mask_token"):
         pretraining.main(options(pretrain_model_path=str(tmp_path / "gpt")))
     with pytest.raises(UserError, match="--from_scratch makes a new one"):
@@ -473,10 +566,14 @@ def test_the_test_part_is_read_in_no_form(tmp_path):
     (tmp_path / "files").mkdir()
     for part, rows in texts.items():
         (tmp_path / f"files/{part}.txt").write_text("\n".join(rows))
-    table = [{"text": text, "split": {"dev": "validation"}.get(part, part)} for part, rows in texts.items() for text in rows]
+    table = [
+        {"text": text, "split": {"dev": "validation"}.get(part, part)} for part, rows in texts.items() for text in rows
+    ]
     (tmp_path / "a.csv").write_text("text,split\n" + "".join(f"{row['text']},{row['split']}\n" for row in table))
     sets = {part: datasets.Dataset.from_dict({"text": rows}) for part, rows in texts.items()}
-    datasets.DatasetDict(train=sets["train"], validation=sets["dev"], test=sets["test"]).save_to_disk(str(tmp_path / "saved"))
+    datasets.DatasetDict(train=sets["train"], validation=sets["dev"], test=sets["test"]).save_to_disk(
+        str(tmp_path / "saved")
+    )
     for name in ("files", "files/*.txt", "a.csv", "saved"):
         train, held_out, _ = read_corpus(TokenizerConfig(input=str(tmp_path / name), output_dir="x"))
         assert sorted(train()) == texts["train"] and sorted(held_out()) == texts["dev"], name
@@ -488,7 +585,9 @@ def test_new_words_from_files_and_lists(corpus, tmp_path):
     assert len(pretraining.read_words(",".join(f"word{n}" for n in range(900)), "auto")) == 900
     with pytest.raises(UserError, match="no such file"):
         pretraining.read_words(str(tmp_path / "none.txt"), "auto")
-    model, _ = pretraining.load_model(PretrainConfig(input="x", output_dir="x", pretrain_model_path=str(corpus / "bert"), max_length=64))
+    model, _ = pretraining.load_model(
+        PretrainConfig(input="x", output_dir="x", pretrain_model_path=str(corpus / "bert"), max_length=64)
+    )
     words = train_tokenizer(lambda: (corpus / "texts.txt").read_text().split("\n"), 200, model="wordlevel")
     before = len(words)
     model.resize_token_embeddings(len(words), mean_resizing=False)
@@ -499,7 +598,18 @@ def test_new_words_from_files_and_lists(corpus, tmp_path):
 
 def test_other_texts_are_not_gone_on_with(corpus, tmp_path):
     (tmp_path / "t.txt").write_text((corpus / "texts.txt").read_text())
-    flags = ["--input", "t.txt", "--pretrain_model_path", corpus / "bert", "--max_length", 16, "--batch_size", 2, "--device", "cpu"]
+    flags = [
+        "--input",
+        "t.txt",
+        "--pretrain_model_path",
+        corpus / "bert",
+        "--max_length",
+        16,
+        "--batch_size",
+        2,
+        "--device",
+        "cpu",
+    ]
     flags += ["--epochs", 60, "--eval_steps", 5, "--early_stop_patience", 0, "--output_dir", "out"]
     first = start(tmp_path, *flags)
     deadline = time.time() + 120
@@ -512,13 +622,24 @@ def test_other_texts_are_not_gone_on_with(corpus, tmp_path):
     (tmp_path / "t.txt").write_text((corpus / "texts.txt").read_text() + "\nquite another text\n")
     again = start(tmp_path, *flags)
     printed = again.communicate()[0]
-    assert again.returncode == 2 and "texts, tokenizer and first weights was" in printed and printed.count("\n") <= 2, printed
+    assert again.returncode == 2 and "texts, tokenizer and first weights was" in printed and printed.count("\n") <= 2, (
+        printed
+    )
 
 
 def test_a_bad_row_far_down_and_texts_of_nothing_are_one_line(corpus, tmp_path, command):
     (tmp_path / "late.txt").write_bytes(b"open the door now\n" * 10 + b"close the box %d\n" * 3000 + b"bad \xff row\n")
     (tmp_path / "zero.txt").write_text("\u200b\n\u200b \u200b\n" * 40, encoding="utf-8")
-    base = ["--pretrain_model_path", corpus / "bert", "--output_dir", "out", "--max_length", 16, "--held_out_ratio", 0.5]
+    base = [
+        "--pretrain_model_path",
+        corpus / "bert",
+        "--output_dir",
+        "out",
+        "--max_length",
+        16,
+        "--held_out_ratio",
+        0.5,
+    ]
     for name, words in (("late.txt", "row 3011: not utf-8"), ("zero.txt", "token")):
         done = command(PRETRAIN, "--input", name, *base)
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and words in done.stderr, done.stderr

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT, read_json
 from transformers import BertConfig, BertModel
 
-from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
+from engine.tokenizer import train_tokenizer
 
 FAST = ["--hidden_size", 32, "--num_layers", 1, "--epochs", 1]
 
@@ -16,12 +16,29 @@ def test_the_first_command_works_right_after_the_clone(command, tmp_path):
     done = command("main.py", "--do_train", "--do_eval", "--do_predict", *FAST)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "output/sample"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["output"]  # the sample is made in the repository, not here
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "output"
+    ]  # the sample is made in the repository, not here
     names = {path.name for path in run.iterdir()}
-    assert names >= {"args.json", "train.log", "metrics.jsonl", "tensorboard", "checkpoints", "eval.json", "predictions.csv"}
+    assert names >= {
+        "args.json",
+        "train.log",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "eval.json",
+        "predictions.csv",
+    }
     scores = read_json(run / "eval.json")
     assert set(scores) == {"dev", "test"}
-    assert set(scores["test"]) >= {"intent_accuracy", "intent_macro_f1", "slots_precision", "slots_recall", "slots_f1", "sentence_accuracy"}
+    assert set(scores["test"]) >= {
+        "intent_accuracy",
+        "intent_macro_f1",
+        "slots_precision",
+        "slots_recall",
+        "slots_f1",
+        "sentence_accuracy",
+    }
     gold = [json.loads(line) for line in (ROOT / "dataset/sample/test.jsonl").read_text(encoding="utf-8").splitlines()]
     with open(run / "predictions.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -55,11 +72,21 @@ def test_the_first_command_works_right_after_the_clone(command, tmp_path):
 def test_the_originals_launch_line_runs_unchanged_but_for_device_and_paths(command, sample, tmp_path):
     words = train_tokenizer(lambda: ["play a song", "播放音乐"] * 3, 200)
     BertModel(
-        BertConfig(vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+        BertConfig(
+            vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+        )
     ).save_pretrained(tmp_path / "bert")
     words.save_pretrained(tmp_path / "bert")
     done = command(
-        *("main.py", "--pretrain_model_path=bert", "--device=cpu", "--do_train=True", "--batch_size=64", "--lr=5e-5", "--epochs=100"),
+        *(
+            "main.py",
+            "--pretrain_model_path=bert",
+            "--device=cpu",
+            "--do_train=True",
+            "--batch_size=64",
+            "--lr=5e-5",
+            "--epochs=100",
+        ),
         *("--use_fgm=True", f"--data_path={sample}", "--model_version=v1", "--warm_up_epochs=5", "--random_seed=666"),
         *(
             "--earlystop_patient=2",
@@ -71,21 +98,32 @@ def test_the_originals_launch_line_runs_unchanged_but_for_device_and_paths(comma
         ),
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "models/v1/checkpoints/best/model.safetensors").exists() and "peak rates" in (tmp_path / "logs/a.log").read_text()
+    assert (tmp_path / "models/v1/checkpoints/best/model.safetensors").exists() and "peak rates" in (
+        tmp_path / "logs/a.log"
+    ).read_text()
 
 
 MISTAKES = {
     "nothing to do": ([], "--do_train"),
     "no such data": (["--do_train", "--data_path", "nowhere"], "nowhere"),
-    "no such model folder": (["--do_train", "--pretrain_model_path", "./nowhere", "--data_path", "SAMPLE"], "./nowhere"),
-    "no such hub model": (["--do_train", "--pretrain_model_path", "nobody/no-model", "--data_path", "SAMPLE"], "nobody/no-model"),
+    "no such model folder": (
+        ["--do_train", "--pretrain_model_path", "./nowhere", "--data_path", "SAMPLE"],
+        "./nowhere",
+    ),
+    "no such hub model": (
+        ["--do_train", "--pretrain_model_path", "nobody/no-model", "--data_path", "SAMPLE"],
+        "nobody/no-model",
+    ),
     "no such device": (["--do_train", "--device", "cuda:9", "--data_path", "SAMPLE"], "cuda:9"),
     "no such predict file": (["--do_predict", "--predict_file", "nowhere.txt"], "nowhere.txt"),
     "no checkpoint": (["--do_eval", "--data_path", "SAMPLE"], "checkpoints/best"),
     "no such checkpoint": (["--do_predict", "--checkpoint", "nowhere", "--predict_file", "texts.txt"], "nowhere"),
     "unwritable": (["--do_train", "--data_path", "SAMPLE", "--output_dir", "texts.txt"], "texts.txt"),
     "unknown task": (["--do_train", "--data_path", "SAMPLE", "--task_weights", "mood=1"], "mood"),
-    "too long": (["--do_train", "--data_path", "SAMPLE", "--pretrain_model_path", "SMALL", "--max_length", 999], "--max_length=999"),
+    "too long": (
+        ["--do_train", "--data_path", "SAMPLE", "--pretrain_model_path", "SMALL", "--max_length", 999],
+        "--max_length=999",
+    ),
     "too many layers": (["--do_train", "--data_path", "SAMPLE", "--freeze_layers", 9], "--freeze_layers=9"),
     "unknown score": (["--do_train", "--data_path", "SAMPLE", "--monitor", "bleu", *FAST], "--monitor=bleu"),
 }
@@ -94,14 +132,15 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_exit_code_2_and_nothing_written(name, sample, tmp_path, monkeypatch, capsys):
     import main
-    from config import Config, UserError, parse_args
+    from config import Config
+    from engine.command_line import UserError, parse_args
 
     (tmp_path / "texts.txt").write_text("a\n")
     if "SMALL" in MISTAKES[name][0]:
         words = train_tokenizer(lambda: ["a b"] * 3, 100)
-        BertModel(BertConfig(vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
-            tmp_path / "small"
-        )
+        BertModel(
+            BertConfig(vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+        ).save_pretrained(tmp_path / "small")
         words.save_pretrained(tmp_path / "small")
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
@@ -116,7 +155,12 @@ def test_a_mistake_is_one_line_exit_code_2_and_nothing_written(name, sample, tmp
 def test_mistakes_reach_the_shell_as_one_line_and_code_2(command):
     for flags in (["--do_train", "--data_path", "nowhere"], ["--do_eval", "--batch_size", "0"], ["--no_such_flag"]):
         done = command("main.py", *flags)
-        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and not done.stdout
+        assert (
+            done.returncode == 2
+            and done.stderr.startswith("error: ")
+            and done.stderr.count("\n") == 1
+            and not done.stdout
+        )
 
 
 def test_help_and_mistakes_load_nothing_heavy(command):

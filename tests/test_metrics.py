@@ -57,7 +57,9 @@ def test_entities_by_type():
     report = metrics.report({"x": {"type": "tagging"}}, {"x": gold}, {"x": predicted})["x"]
     wanted = entity_report(gold, predicted, output_dict=True)
     for label in "ab":
-        assert report[label] == pytest.approx(dict(zip(("precision", "recall", "f1", "support"), wanted[label].values())))
+        assert report[label] == pytest.approx(
+            dict(zip(("precision", "recall", "f1", "support"), wanted[label].values()))
+        )
     assert metrics.score({"x": {"type": "tagging"}}, {"x": gold}, {"x": predicted})["x_f1"] == pytest.approx(
         wanted["micro avg"]["f1-score"]
     )
@@ -90,7 +92,11 @@ def test_one_label_is_still_multilabel_and_unlabelled_rows_count_nowhere():
     assert scores["x_micro_f1"] == pytest.approx(2 / 3) and scores["x_accuracy"] == scores["sentence_accuracy"] == 0.75
     tasks = {"x": {"type": "classification"}, "y": {"type": "regression"}}
     scores = metrics.score(
-        tasks, {"x": ["a", None, "a", None], "y": [1.0, 2.0, 3.0, 4.0]}, {"x": ["a", "a", "b", "b"], "y": [1.0, 2.0, 3.0, 5.0]}
+        tasks,
+        {"x": ["a", None, "a", None], "y": [1.0, 2.0, 3.0, 4.0]},
+        {"x": ["a", "a", "b", "b"], "y": [1.0, 2.0, 3.0, 5.0]},
     )
     assert scores["x_accuracy"] == scores["sentence_accuracy"] == 0.5
-    assert metrics.score({"x": {"type": "multilabel"}}, {"x": [["A", "O"]]}, {"x": [["O", "A"]]})["sentence_accuracy"] == 1
+    assert (
+        metrics.score({"x": {"type": "multilabel"}}, {"x": [["A", "O"]]}, {"x": [["O", "A"]]})["sentence_accuracy"] == 1
+    )

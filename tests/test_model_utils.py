@@ -8,9 +8,13 @@ import transformers
 from test_trainer import make_trainer
 from transformers import AutoModel, BertConfig
 
-from config import Config, UserError
-from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
-from model_utils import CRF, HEADS, BiLSTM, MyModel, build_model, default_lr, depths, may_follow, mean_of_tokens, parameter_groups
+from config import Config
+from engine.command_line import UserError
+from engine.crf import CRF
+from engine.encoders import layer_ids
+from engine.tags import may_follow
+from engine.tokenizer import train_tokenizer
+from model_utils import HEADS, BiLSTM, MyModel, build_model, default_lr, mean_of_tokens, parameter_groups
 
 TASKS = {
     "intent": {"type": "classification", "labels": ["a", "b", "c"]},
@@ -29,7 +33,11 @@ def crf_case(labels, batch=3, width=4, seed=0, scale=1.0):
 
 
 def path_score(crf, emissions, path):
-    score = crf.start_transitions[path[0]] + crf.end_transitions[path[-1]] + sum(emissions[t, tag] for t, tag in enumerate(path))
+    score = (
+        crf.start_transitions[path[0]]
+        + crf.end_transitions[path[-1]]
+        + sum(emissions[t, tag] for t, tag in enumerate(path))
+    )
     return score + sum(crf.transitions[a, b] for a, b in itertools.pairwise(path))
 
 
@@ -66,7 +74,9 @@ def test_crf_equals_pytorch_crf_in_value_and_gradient(scale):
         results.append([value.detach(), e.grad, *(p.grad for p in model.parameters())])
     for ours, theirs in zip(*results):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    assert [row[:n] for row, n in zip(crf.viterbi(emissions, mask).tolist(), lengths)] == reference.decode(emissions, mask)
+    assert [row[:n] for row, n in zip(crf.viterbi(emissions, mask).tolist(), lengths)] == reference.decode(
+        emissions, mask
+    )
 
 
 def test_crf_has_finite_gradients_where_transitions_are_forbidden_by_hand():
@@ -105,7 +115,13 @@ def inputs_of(model_tokenizer, texts):
 
 @pytest.mark.parametrize(
     "options",
-    [dict(), dict(use_crf=True, shared_layers=2), dict(encoder="bilstm"), dict(encoder="bilstm", use_crf=True), dict(pooling="mean")],
+    [
+        dict(),
+        dict(use_crf=True, shared_layers=2),
+        dict(encoder="bilstm"),
+        dict(encoder="bilstm", use_crf=True),
+        dict(pooling="mean"),
+    ],
 )
 def test_a_text_scores_the_same_alone_and_padded(options):
     torch.manual_seed(0)
@@ -164,7 +180,9 @@ def test_crf_loss_leaves_out_texts_with_unknown_tags():
     torch.testing.assert_close(joint, alone)
 
 
-@pytest.mark.parametrize("layers, frozen", [(0, set()), (1, {"embeddings", "layer.0"}), (-1, {"embeddings", "layer.0", "layer.1"})])
+@pytest.mark.parametrize(
+    "layers, frozen", [(0, set()), (1, {"embeddings", "layer.0"}), (-1, {"embeddings", "layer.0", "layer.1"})]
+)
 def test_freezing(layers, frozen):
     model = build_model(Config(hidden_size=32, num_layers=2, freeze_layers=layers), tokenizer(), TASKS)
     for name, parameter in model.named_parameters():
@@ -179,12 +197,16 @@ def test_depths_of_other_encoders():
 
     shape = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=50)
     for settings, layers, low in (
-        (DebertaV2Config(**shape, relative_attention=True, max_relative_positions=16), 2, "encoder.rel_embeddings.weight"),
+        (
+            DebertaV2Config(**shape, relative_attention=True, max_relative_positions=16),
+            2,
+            "encoder.rel_embeddings.weight",
+        ),
         (AlbertConfig(**shape, embedding_size=16), 1, "encoder.embedding_hidden_mapping_in.weight"),
         (MPNetConfig(**shape), 2, "encoder.relative_attention_bias.weight"),
         (XLMConfig(emb_dim=32, n_layers=2, n_heads=2, vocab_size=50), 2, "position_embeddings.weight"),
     ):
-        found, count = depths(AutoModel.from_config(settings))
+        found, count = layer_ids(AutoModel.from_config(settings))
         above = {name for name, depth in found.items() if depth > count}
         assert count == layers and found[low] == 0 and all("pooler" in name for name in above), above
         assert {depth for depth in found.values() if 0 < depth <= count} == set(range(1, count + 1))
@@ -207,7 +229,9 @@ def test_parameter_groups_cover_everything_once():
 def test_task_names_that_torch_reserves_and_unknown_weights():
     tasks = dict.fromkeys(("type", "items", "forward"), TASKS["intent"])
     model = build_model(Config(hidden_size=32, num_layers=1), tokenizer(), tasks)
-    assert set(model.output_layer.heads.keys()) == set(tasks) and any("heads.type.linear" in key for key in model.state_dict())
+    assert set(model.output_layer.heads.keys()) == set(tasks) and any(
+        "heads.type.linear" in key for key in model.state_dict()
+    )
     with pytest.raises(UserError, match="task_weights"):
         MyModel(model.encoder, 32, tasks, task_weights={"intent": 1.0})
 
@@ -217,7 +241,11 @@ def test_a_pretrained_folder_loads_its_weights_and_grows_for_special_tokens(tmp_
 
     words = tokenizer()
     torch.manual_seed(3)
-    bert = BertModel(BertConfig(vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64))
+    bert = BertModel(
+        BertConfig(
+            vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+        )
+    )
     bert.save_pretrained(tmp_path / "bert")
     words.save_pretrained(tmp_path / "bert")
     config = Config(pretrain_model_path=str(tmp_path / "bert"), special_tokens="<e1>,</e1>")
@@ -242,7 +270,9 @@ def test_a_bilstm_is_torchs_lstm_of_several_layers():
     torch.manual_seed(0)
     model = BiLSTM(50, 16, 3, 0.5, pad_id=0)
     whole = torch.nn.LSTM(16, 8, 3, batch_first=True, bidirectional=True, dropout=0.5)
-    weights = {name.replace("l0", f"l{k}"): p for k, layer in enumerate(model.layers) for name, p in layer.state_dict().items()}
+    weights = {
+        name.replace("l0", f"l{k}"): p for k, layer in enumerate(model.layers) for name, p in layer.state_dict().items()
+    }
     whole.load_state_dict(weights)
     mask = torch.arange(7) < torch.tensor([[7], [3], [5]])
     ids = torch.randint(1, 50, (3, 7)) * mask
@@ -261,7 +291,11 @@ def test_an_encoder_stored_in_half_precision_trains_and_returns_in_full(tmp_path
     from transformers import BertConfig, BertModel
 
     words = tokenizer()
-    bert = BertModel(BertConfig(vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64))
+    bert = BertModel(
+        BertConfig(
+            vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+        )
+    )
     bert.half().save_pretrained(tmp_path / "half")
     model = build_model(Config(pretrain_model_path=str(tmp_path / "half")), words, TASKS)
     model.encoder.config.save_pretrained(tmp_path / "again")
@@ -275,7 +309,12 @@ def test_robertas_positions_begin_behind_the_padding(tmp_path):
     words = tokenizer()
     RobertaModel(
         RobertaConfig(
-            vocab_size=len(words), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=66, pad_token_id=1
+            vocab_size=len(words),
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=66,
+            pad_token_id=1,
         )
     ).save_pretrained(tmp_path)
     build_model(Config(pretrain_model_path=str(tmp_path), max_length=64), words, TASKS)
@@ -289,7 +328,12 @@ def test_only_what_comes_before_the_frozen_layers_is_frozen_with_them(tmp_path):
     words = tokenizer()
     ModernBertModel(
         ModernBertConfig(
-            vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, pad_token_id=0
+            vocab_size=len(words),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            pad_token_id=0,
         )
     ).save_pretrained(tmp_path)
     model = build_model(Config(pretrain_model_path=str(tmp_path), freeze_layers=1), words, TASKS)
@@ -340,12 +384,17 @@ def test_balanced_weights_are_scikit_learns(tiny):
     model = build_model(tiny(class_weights="balanced", label_smoothing=0.1, focal_gamma=1.0), tokenizer(), tasks)
     head = model.output_layer.heads["x"]
     wanted = compute_class_weight("balanced", classes=np.array(["a", "b", "c"]), y=labels)
-    assert head.class_weights.tolist() == pytest.approx(wanted.tolist()) and (head.label_smoothing, head.focal_gamma) == (0.1, 1.0)
+    assert head.class_weights.tolist() == pytest.approx(wanted.tolist()) and (
+        head.label_smoothing,
+        head.focal_gamma,
+    ) == (0.1, 1.0)
     assert "output_layer.heads.x.class_weights" not in model.state_dict()
     labels = torch.tensor([0, 1, -100, 2])  # what training divides by: the weights of the labels
     assert head.count(labels, None).item() == pytest.approx(wanted.sum())
     with pytest.raises(UserError, match="no counts"):
-        build_model(tiny(class_weights="balanced"), tokenizer(), {"x": {"type": "classification", "labels": ["a", "b"]}})
+        build_model(
+            tiny(class_weights="balanced"), tokenizer(), {"x": {"type": "classification", "labels": ["a", "b"]}}
+        )
 
 
 def test_multilabel_loss_threshold_and_names():
@@ -365,7 +414,9 @@ def test_multilabel_loss_threshold_and_names():
     assert f1(head.threshold.item()) == pytest.approx(best) and 0 < head.threshold < 1
     numbers, chances = head.decode(logits, None)
     labels_of, chances_of = head.named(numbers[0].tolist(), chances[0].tolist())
-    assert labels_of == [f"l{i}" for i in range(3) if chances[0, i] >= head.threshold] and len(chances_of) == len(labels_of)
+    assert labels_of == [f"l{i}" for i in range(3) if chances[0, i] >= head.threshold] and len(chances_of) == len(
+        labels_of
+    )
     before = head.threshold.clone()
     head.fit(logits.detach(), torch.zeros_like(labels))  # a part without a single label leaves the threshold
     assert head.threshold == before
@@ -406,11 +457,17 @@ def test_the_mask_of_a_gpu_gives_what_the_plain_one_gives(kind):
     if kind == "distilbert":
         sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
     torch.manual_seed(0)
-    shape = AutoConfig.for_model(kind, vocab_size=50, max_position_embeddings=40, pad_token_id=0, initializer_range=0.3, **sizes)
+    shape = AutoConfig.for_model(
+        kind, vocab_size=50, max_position_embeddings=40, pad_token_id=0, initializer_range=0.3, **sizes
+    )
     model = MyModel(AutoModel.from_config(shape), 32, TASKS).eval()
     lengths = torch.tensor([9, 4, 6])
     mask = (torch.arange(16) < lengths[:, None]).long()
-    inputs = {"input_ids": torch.randint(5, 50, (3, 16)) * mask, "attention_mask": mask, "token_type_ids": torch.zeros_like(mask)}
+    inputs = {
+        "input_ids": torch.randint(5, 50, (3, 16)) * mask,
+        "attention_mask": mask,
+        "token_type_ids": torch.zeros_like(mask),
+    }
     inputs |= {"word_starts": torch.arange(1, 4).repeat(3, 1), "word_mask": torch.ones(3, 3, dtype=torch.bool)}
     plain = model(inputs).logits
     model.wide_mask_on = "cpu"
@@ -456,7 +513,10 @@ def save_encoder(folder, config):
 
 SMALL = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
 REFUSED = {
-    "T5": (lambda: transformers.T5Config(d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2), "t5 cannot read a text alone"),
+    "T5": (
+        lambda: transformers.T5Config(d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2),
+        "t5 cannot read a text alone",
+    ),
     "LayoutLM": (lambda: transformers.LayoutLMConfig(**SMALL), "layoutlm cannot read a text alone"),
     "X-MOD": (lambda: transformers.XmodConfig(**SMALL, languages=["en_XX", "zh_CN"]), "xmod cannot read a text alone"),
     "ViT": (lambda: transformers.ViTConfig(**SMALL), "vit reads no text"),
@@ -469,7 +529,11 @@ def test_a_mistaken_encoder_is_one_line(name, tiny, tmp_path):
     folder = save_encoder(tmp_path / "encoder", config())
     with pytest.raises(UserError) as mistake:
         make_trainer(tiny(pretrain_model_path=folder))
-    assert said in str(mistake.value) and "take an encoder such as BERT" in str(mistake.value) and "\n" not in str(mistake.value)
+    assert (
+        said in str(mistake.value)
+        and "take an encoder such as BERT" in str(mistake.value)
+        and "\n" not in str(mistake.value)
+    )
 
 
 WORKING = {
@@ -485,7 +549,12 @@ WORKING = {
 @pytest.mark.parametrize("name", WORKING)
 @pytest.mark.parametrize("trick", ["use_fgm", "use_smart", "use_freelb"])
 def test_unusual_encoders_train_with_adversaries_or_refuse_in_one_line(name, trick, tiny, tmp_path):
-    config = tiny(pretrain_model_path=save_encoder(tmp_path / "encoder", WORKING[name]()), epochs=1, max_length=64, **{trick: True})
+    config = tiny(
+        pretrain_model_path=save_encoder(tmp_path / "encoder", WORKING[name]()),
+        epochs=1,
+        max_length=64,
+        **{trick: True},
+    )
     if name == "XLNet" and trick != "use_fgm":
         with pytest.raises(UserError, match="cannot add noise to this encoder's word vectors"):
             make_trainer(config)

@@ -19,17 +19,23 @@ from hypothesis import strategies as st
 from test_trainer import train
 from transformers import BertConfig, BertModel
 
-import checkpoint
-from config import Config, DataConfig, PretrainConfig, UserError, parse_args
-from data_loader import Encoder, MyDataset, load_tokenizer
-from data_process import process
-from huggingface_hands_on.continue_pretrain_task import load_model
+from config import Config
+from data_loader import MyDataset
+from data_process import DataConfig, process
+from engine import checkpoint, files
+from engine.command_line import UserError, parse_args
+from engine.encoders import load_pretrained
+from engine.features import Featurizer
+from engine.text import join_tokens, split_text
+from engine.tokenizer import load_tokenizer, train_tokenizer
+from huggingface_hands_on.continue_pretrain_task import PretrainConfig, load_model
 from huggingface_hands_on.continue_pretrain_task import main as pretrain
-from huggingface_hands_on.train_tokenizer_from_scratch import train_tokenizer
-from model_utils import load_pretrained
-from processed import join_tokens, load_labels, split_text
+from model_utils import load_checkpoint
+from preprocess.schema import load_labels
 
-EXAMPLES = settings(max_examples=int(os.environ.get("SOAK_EXAMPLES", 60)), deadline=None, suppress_health_check=list(HealthCheck))
+EXAMPLES = settings(
+    max_examples=int(os.environ.get("SOAK_EXAMPLES", 60)), deadline=None, suppress_health_check=list(HealthCheck)
+)
 TOKENIZER = train_tokenizer(lambda: ["play a song 播放音乐 é ü 7.7", "stop it now 你好 ok 7.7"] * 3, 200)
 TASKS = {"slots": {"type": "tagging", "labels": ["O", "B-x", "I-x"], "unit": "word"}}
 
@@ -45,7 +51,9 @@ class Canary:
 
 
 def pretrained(folder):
-    BertModel(BertConfig(vocab_size=200, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=200, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)).save_pretrained(
+        folder
+    )
     TOKENIZER.save_pretrained(folder)
     return folder
 
@@ -68,12 +76,16 @@ def test_a_pretrained_folder_cannot_execute(kind, tmp_path):
             load_pretrained(str(folder))
     elif kind == "model code":
         (folder / "evil.py").write_text(code)
-        edit_json(folder / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.Config", "AutoModel": "evil.Model"})
+        edit_json(
+            folder / "config.json", model_type="evil", auto_map={"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
+        )
         with pytest.raises(UserError, match="pretrain_model_path"):
             load_pretrained(str(folder))
     else:
         (folder / "evil.py").write_text(code)
-        edit_json(folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", None]})
+        edit_json(
+            folder / "tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", None]}
+        )
         try:
             load_tokenizer(Config(pretrain_model_path=str(folder)), None)
         except UserError as mistake:
@@ -83,7 +95,8 @@ def test_a_pretrained_folder_cannot_execute(kind, tmp_path):
 
 EVIL = {
     "config.json": dict(
-        model_type="evil", auto_map={**{name: f"evil.{name}" for name in ("AutoConfig", "AutoModel", "AutoModelForMaskedLM")}}
+        model_type="evil",
+        auto_map={**{name: f"evil.{name}" for name in ("AutoConfig", "AutoModel", "AutoModelForMaskedLM")}},
     ),
     "tokenizer_config.json": dict(tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]}),
 }
@@ -110,12 +123,14 @@ def test_code_beside_a_model_is_never_executed_though_standard_input_says_yes(lo
         train(config)
         folder = config.run_dir / "checkpoints/best"
         poison(folder, canary, name)
-        checkpoint.seal(folder)  # sealed again, as an attacker would
-        loading = partial(checkpoint.load, folder)
+        files.seal(folder)  # sealed again, as an attacker would
+        loading = partial(load_checkpoint, folder)
     else:
         folder = pretrained(tmp_path / "model")
         poison(folder, canary, name)
-        options = PretrainConfig(input="x", output_dir="y", pretrain_model_path=str(folder), from_scratch="scratch" in load)
+        options = PretrainConfig(
+            input="x", output_dir="y", pretrain_model_path=str(folder), from_scratch="scratch" in load
+        )
         loading = {
             "tokenizer": partial(load_tokenizer, Config(pretrain_model_path=str(folder)), None),
             "encoder": partial(load_pretrained, str(folder)),
@@ -130,11 +145,20 @@ def test_a_strangers_checkpoint_executes_nothing_and_is_one_line(tiny, command, 
     train(config)
     folder, canary = config.run_dir / "checkpoints/best", tmp_path / "canary"
     poison(folder, canary, "config.json")
-    checkpoint.seal(folder)
+    files.seal(folder)
     (tmp_path / "texts.txt").write_text("play a song\n")
     done = command("main.py", "--do_predict", "--checkpoint", folder, "--predict_file", "texts.txt", input="y\n" * 9)
     assert done.returncode == 2 and not canary.exists() and "[y/N]" not in done.stdout + done.stderr
-    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ") and "no encoder loads from it" in line]) == 1
+    assert (
+        len(
+            [
+                line
+                for line in done.stderr.splitlines()
+                if line.startswith("error: ") and "no encoder loads from it" in line
+            ]
+        )
+        == 1
+    )
 
 
 def test_a_dataset_folder_with_a_script_does_not_execute_it(yes, tmp_path):
@@ -150,24 +174,35 @@ def test_a_dataset_folder_with_a_script_does_not_execute_it(yes, tmp_path):
 def test_a_pretraining_checkpoint_with_a_pickle_is_not_executed(name, tmp_path):
     texts, canary = tmp_path / "texts.txt", tmp_path / "canary"
     texts.write_text("".join(f"play a song now {n}\n" for n in range(60)))
-    flags = ["--input", texts, "--output_dir", tmp_path / "out", "--pretrain_model_path", pretrained(tmp_path / "model"), "--epochs", 2]
+    flags = [
+        "--input",
+        texts,
+        "--output_dir",
+        tmp_path / "out",
+        "--pretrain_model_path",
+        pretrained(tmp_path / "model"),
+        "--epochs",
+        2,
+    ]
     flags += ["--eval_steps", 1, "--batch_size", 2, "--max_length", 16, "--device", "cpu", "--held_out_ratio", 0.5]
     config = parse_args(PretrainConfig, list(map(str, flags)))
     killed = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-import checkpoint
+from engine import checkpoint
 from huggingface_hands_on.continue_pretrain_task import command
-sealed = checkpoint.seal
-checkpoint.seal = lambda folder: (sealed(folder), os._exit(7) if folder.name.startswith("checkpoint-") else None)
+sealed = files.seal
+files.seal = lambda folder: (sealed(folder), os._exit(7) if folder.name.startswith("checkpoint-") else None)
 command({list(map(str, flags))!r})
 """
-    done = subprocess.run([sys.executable, "-c", killed], capture_output=True, text=True, timeout=120)  # dies after its first checkpoint
+    done = subprocess.run(
+        [sys.executable, "-c", killed], capture_output=True, text=True, timeout=120
+    )  # dies after its first checkpoint
     assert done.returncode == 7, done.stderr
     (newest,) = (tmp_path / "out/checkpoints").glob("checkpoint-*")
     assert (newest / name).exists()
     (newest / name).write_bytes(pickle.dumps(Canary(canary)))
-    checkpoint.seal(newest)
+    files.seal(newest)
     with contextlib.suppress(Exception):  # whatever it says, nothing may run
         pretrain(config)
     assert not canary.exists()
@@ -178,27 +213,35 @@ def test_every_loader_says_that_it_trusts_no_code():
     calls = 0
     for path in (path for path in (*ROOT.glob("*.py"), *ROOT.glob("*/*.py")) if path.parent.name != "tests"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("from_pretrained", "from_config"):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in ("from_pretrained", "from_config")
+            ):
                 calls += 1
                 said = {word.arg: ast.unparse(word.value) for word in node.keywords}
                 assert said.get("trust_remote_code") == "False", f"{path.name}, line {node.lineno}: {ast.unparse(node)}"
-            assert not (isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).endswith("pipeline")), path.name
+            assert not (isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).endswith("pipeline")), (
+                path.name
+            )
     assert calls > 7
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "training.json", "args.json", "labels.json", "config.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "training.safetensors", "training.json", "args.json", "labels.json", "config.json"]
+)
 def test_a_checkpoint_with_a_pickle_in_any_file_is_refused(name, tiny, tmp_path):
     config = tiny(epochs=1)
     train(config)
     folder, canary = checkpoint.steps(config.run_dir / "checkpoints")[0], tmp_path / "canary"
     (folder / name).write_bytes(pickle.dumps(Canary(canary)))
     with pytest.raises(UserError, match="damaged"):
-        checkpoint.load(folder)
-    manifest = {path.name: checkpoint.sha256(path) for path in folder.iterdir() if path.name != "manifest.json"}
-    checkpoint.write_json(folder / "manifest.json", manifest)  # sealed again, as an attacker would
+        load_checkpoint(folder)
+    manifest = {path.name: files.sha256(path) for path in folder.iterdir() if path.name != "manifest.json"}
+    files.write_json(folder / "manifest.json", manifest)  # sealed again, as an attacker would
     if not name.startswith("training"):
         with pytest.raises(Exception):  # noqa: B017 -- whatever it says, nothing may run
-            checkpoint.load(folder)
+            load_checkpoint(folder)
     else:
         with pytest.raises(Exception):  # noqa: B017
             train(config)
@@ -206,7 +249,7 @@ def test_a_checkpoint_with_a_pickle_in_any_file_is_refused(name, tiny, tmp_path)
 
 
 def test_a_cached_or_processed_file_with_a_pickle_is_no_data(sample, tmp_path):
-    from data_loader import read_processed
+    from preprocess.schema import read_processed
 
     canary = tmp_path / "canary"
     (tmp_path / "train.jsonl").write_bytes(pickle.dumps(Canary(canary)) + b"\n")
@@ -217,7 +260,10 @@ def test_a_cached_or_processed_file_with_a_pickle_is_no_data(sample, tmp_path):
 
 text = st.text(st.characters(codec="utf-8"), max_size=40)
 words = st.lists(
-    st.one_of(text, st.sampled_from(["", " ", "\u200b", "\ufe0f", "\u3000", "\u00ad", "\x00", "[SEP]", "[UNK]", "##ing", "👍🏽"])),
+    st.one_of(
+        text,
+        st.sampled_from(["", " ", "\u200b", "\ufe0f", "\u3000", "\u00ad", "\x00", "[SEP]", "[UNK]", "##ing", "👍🏽"]),
+    ),
     min_size=1,
     max_size=12,
 )
@@ -227,8 +273,10 @@ words = st.lists(
 @given(st.lists(words, min_size=1, max_size=4), st.integers(8, 40))
 def test_tags_never_shift(rows, max_length):
     """Each kept word sits where its own first sub-token is, in order, whatever the words are."""
-    examples = [{"tokens": tokens, "slots": [["O", "B-x", "I-x"][i % 3] for i in range(len(tokens))]} for tokens in rows]
-    inputs, labels, _ = MyDataset(examples, Encoder(TOKENIZER, TASKS, max_length)).batch(np.arange(len(rows)))
+    examples = [
+        {"tokens": tokens, "slots": [["O", "B-x", "I-x"][i % 3] for i in range(len(tokens))]} for tokens in rows
+    ]
+    inputs, labels, _ = MyDataset(examples, Featurizer(TOKENIZER, TASKS, max_length)).batch(np.arange(len(rows)))
     for row, example in enumerate(examples):
         starts = inputs["word_starts"][row][inputs["word_mask"][row]].tolist()
         assert starts == sorted(set(starts)) and 1 <= len(starts) <= len(example["tokens"])
@@ -280,4 +328,6 @@ def test_any_bytes_are_rows_or_a_named_error(tmp_path_factory, name, content):
 def test_nothing_is_pickled_in_this_repository():
     for path in (*ROOT.glob("*.py"), *ROOT.glob("huggingface_hands_on/*.py")):
         source = path.read_text(encoding="utf-8")
-        assert not any(word in source for word in ("pickle", "joblib", "torch.load", "torch.save", "trust_remote_code=True")), path.name
+        assert not any(
+            word in source for word in ("pickle", "joblib", "torch.load", "torch.save", "trust_remote_code=True")
+        ), path.name

@@ -10,13 +10,16 @@ from conftest import read_json
 from lion_pytorch import Lion
 from safetensors.torch import load_file
 
-import checkpoint
 import main as main_module
-from config import Config, UserError, seed_torch
-from data_loader import Encoder, LengthSampler, MyDataLoader, MyDataset, build_loaders, load_tokenizer
+from config import Config, seed_torch
+from data_loader import LengthSampler, MyDataLoader, MyDataset, build_loaders, training_texts
+from engine import checkpoint
+from engine.command_line import UserError
+from engine.features import Featurizer
+from engine.run_folder import Interrupted
+from engine.tokenizer import load_tokenizer
 from model_utils import build_model, parameter_groups
-from processed import load_labels
-from run_folder import Interrupted
+from preprocess.schema import load_labels
 from trainer import Trainer, build_optimizer, build_scheduler
 from tricks import build_tricks
 
@@ -27,8 +30,8 @@ def make_trainer(config, rows=None, own_optimizer=None):
     data = Path(config.data_path)
     seed_torch(config.random_seed)
     tasks = load_labels(data)
-    tokenizer = load_tokenizer(config, data / "train.jsonl")
-    encoder = Encoder(tokenizer, tasks, config.max_length)
+    tokenizer = load_tokenizer(config, lambda: training_texts(data / "train.jsonl"))
+    encoder = Featurizer(tokenizer, tasks, config.max_length)
     if rows is not None:  # dev is train: to be learnt by heart
         data_set = MyDataset(data / "train.jsonl", encoder, rows)
         train_loader, dev_loader = (
@@ -42,7 +45,9 @@ def make_trainer(config, rows=None, own_optimizer=None):
     make = own_optimizer or (lambda groups: build_optimizer(groups, "cpu"))
     optimizer = make(tricks.groups(parameter_groups(model, config)))
     scheduler = build_scheduler(optimizer, config, -(-len(train_loader) // config.gradient_accumulation_steps))
-    return Trainer(model, tokenizer, tasks, config, torch.device("cpu"), train_loader, dev_loader, optimizer, scheduler, tricks)
+    return Trainer(
+        model, tokenizer, tasks, config, torch.device("cpu"), train_loader, dev_loader, optimizer, scheduler, tricks
+    )
 
 
 def train(config, **own):
@@ -74,10 +79,14 @@ def test_accumulation_equals_one_large_batch(options, tiny):
         whole = next(iter(trainer.train_loader)).rows.numpy()
         data = trainer.train_loader.dataset
         group = [data.batch(whole[i : i + batch_size]) for i in range(0, 32, batch_size)]
-        totals = {name: sum(trainer.model.count_labels(b.inputs, b.labels)[name] for b in group) for name in trainer.tasks}
+        totals = {
+            name: sum(trainer.model.count_labels(b.inputs, b.labels)[name] for b in group) for name in trainer.tasks
+        }
         losses = [trainer.forward_backward(batch, totals)().total_loss.item() for batch in group]
         assert len(group) == steps
-        gradients.append((sum(losses), {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}))
+        gradients.append(
+            (sum(losses), {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None})
+        )
     (loss, one), (sum_of_losses, four) = gradients
     assert sum_of_losses == pytest.approx(loss, rel=1e-5)
     for name in one:
@@ -88,12 +97,21 @@ def test_a_run_with_accumulation_equals_the_run_with_large_batches(tiny, monkeyp
     """The same through train(): the short last group too (60 rows, groups of 32)."""
     results, plain = [], LengthSampler.__iter__
     for batch_size, k in ((32, 1), (8, 4)):
-        config = tiny(batch_size=batch_size, gradient_accumulation_steps=k, dropout=0.0, epochs=1, log_steps=1, model_version=f"k{k}")
+        config = tiny(
+            batch_size=batch_size,
+            gradient_accumulation_steps=k,
+            dropout=0.0,
+            epochs=1,
+            log_steps=1,
+            model_version=f"k{k}",
+        )
         trainer = make_trainer(config)
         order = [np.arange(32), np.arange(32, 60)]
         batches = [rows[i : i + batch_size] for rows in order for i in range(0, len(rows), batch_size)]
         monkeypatch.setattr(
-            LengthSampler, "__iter__", lambda self, batches=batches: iter(batches) if self.seed is not None else plain(self)
+            LengthSampler,
+            "__iter__",
+            lambda self, batches=batches: iter(batches) if self.seed is not None else plain(self),
         )
         trainer.train()
         results.append([json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()])
@@ -104,10 +122,22 @@ def test_a_run_with_accumulation_equals_the_run_with_large_batches(tiny, monkeyp
             assert four[name] == pytest.approx(one[name], rel=2e-3), name
 
 
-@pytest.mark.parametrize("options", [dict(), dict(use_crf=True), dict(encoder="bilstm", use_fgm=True, fgm_eps=0.1, lr=1e-2)])
+@pytest.mark.parametrize(
+    "options", [dict(), dict(use_crf=True), dict(encoder="bilstm", use_fgm=True, fgm_eps=0.1, lr=1e-2)]
+)
 def test_twenty_examples_are_learnt_by_heart(options, tiny):
     trainer = make_trainer(
-        tiny(**{"epochs": 40, "early_stop_patience": 0, "save_epoch": 0, "hidden_size": 64, "batch_size": 5, "dropout": 0.0, **options}),
+        tiny(
+            **{
+                "epochs": 40,
+                "early_stop_patience": 0,
+                "save_epoch": 0,
+                "hidden_size": 64,
+                "batch_size": 5,
+                "dropout": 0.0,
+                **options,
+            }
+        ),
         rows=20,
     )
     assert trainer.train() == 1.0
@@ -127,7 +157,9 @@ def test_warmup_then_cosine_linear_or_constant():
         return seen, scheduler.get_last_lr()[0]
 
     seen, end = rates(warmup_epochs=2, lrf=0.1)
-    assert seen[:20] == pytest.approx([(i + 1) / 21 for i in range(20)]) and seen[20] == 1.0 and end == pytest.approx(0.1)
+    assert (
+        seen[:20] == pytest.approx([(i + 1) / 21 for i in range(20)]) and seen[20] == 1.0 and end == pytest.approx(0.1)
+    )
     assert seen[60] == pytest.approx(0.1 + 0.9 * 0.5)
     seen, end = rates(scheduler="linear", lrf=0.0)
     assert seen[9] < 1 == seen[10] and seen[55] == pytest.approx(0.5) and end == pytest.approx(0.0, abs=1e-9)
@@ -147,7 +179,9 @@ def test_clipping_divides_by_the_norm_and_a_non_finite_gradient_changes_nothing(
     norm = torch.sqrt(sum(g.double().pow(2).sum() for g in gradients.values()))
     slots = trainer.optimizer.state
     for p in trainer.trained:  # AdamW's first moment is (1 - beta1) times the clipped gradient
-        torch.testing.assert_close(slots[p]["exp_avg"], 0.1 * gradients[id(p)] * (0.5 / norm).float(), rtol=1e-4, atol=1e-8)
+        torch.testing.assert_close(
+            slots[p]["exp_avg"], 0.1 * gradients[id(p)] * (0.5 / norm).float(), rtol=1e-4, atol=1e-8
+        )
     assert any(not torch.equal(p, reference[name]) for name, p in trainer.model.named_parameters())
 
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
@@ -164,7 +198,20 @@ def test_clipping_divides_by_the_norm_and_a_non_finite_gradient_changes_nothing(
 OPTIMIZERS = {  # each without a closure; SparseAdam refuses gradients that are not sparse
     **{
         name: getattr(torch.optim, name)
-        for name in ("ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Muon", "NAdam", "RAdam", "RMSprop", "Rprop")
+        for name in (
+            "ASGD",
+            "Adadelta",
+            "Adafactor",
+            "Adagrad",
+            "Adam",
+            "AdamW",
+            "Adamax",
+            "Muon",
+            "NAdam",
+            "RAdam",
+            "RMSprop",
+            "Rprop",
+        )
     },
     "SGD": lambda groups: torch.optim.SGD(groups, momentum=0.9),
     "fused SGD": lambda groups: torch.optim.SGD(groups, momentum=0.9, fused=True),
@@ -172,7 +219,9 @@ OPTIMIZERS = {  # each without a closure; SparseAdam refuses gradients that are 
     "AdamW, rates as tensors": lambda groups: torch.optim.AdamW(
         [{**group, "lr": torch.tensor(group["lr"])} for group in groups], foreach=False
     ),
-    "Adafactor of transformers": lambda groups: transformers.Adafactor(groups, scale_parameter=False, relative_step=False),
+    "Adafactor of transformers": lambda groups: transformers.Adafactor(
+        groups, scale_parameter=False, relative_step=False
+    ),
     "Lion of lion-pytorch": Lion,
 }
 
@@ -198,9 +247,14 @@ def test_any_optimizer_is_clipped_guarded_and_resumed(name, tiny, monkeypatch):
     trainer = make_trainer(tiny(max_grad_norm=0.5), own_optimizer=own)
     model = trainer.model
     copies = [
-        {**group, "params": [p.detach().clone().requires_grad_() for p in group["params"]]} for group in trainer.optimizer.param_groups
+        {**group, "params": [p.detach().clone().requires_grad_() for p in group["params"]]}
+        for group in trainer.optimizer.param_groups
     ]
-    pairs = [(p, copy) for group, plain in zip(trainer.optimizer.param_groups, copies) for p, copy in zip(group["params"], plain["params"])]
+    pairs = [
+        (p, copy)
+        for group, plain in zip(trainer.optimizer.param_groups, copies)
+        for p, copy in zip(group["params"], plain["params"])
+    ]
     wanted = type(trainer.optimizer)(copies)  # its options are in the groups
     generator = torch.Generator().manual_seed(0)
     batch = trainer.train_loader.dataset.batch([0, 1])
@@ -216,7 +270,11 @@ def test_any_optimizer_is_clipped_guarded_and_resumed(name, tiny, monkeypatch):
         trainer.update([batch])
         for p, copy in pairs:
             torch.testing.assert_close(p, copy, rtol=1e-4, atol=1e-7)
-    state = {k: v.clone() for k, v in checkpoint.training_state(*trainer.state, {}, trainer.device)[0].items() if k.startswith("optimizer")}
+    state = {
+        k: v.clone()
+        for k, v in checkpoint.training_state(*trainer.state, {}, trainer.device)[0].items()
+        if k.startswith("optimizer")
+    }
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     for bad in (float("nan"), float("inf")):
         for p, _ in pairs:
@@ -247,7 +305,10 @@ def test_the_first_step_of_fused_sgd_may_be_left_out(tiny):
         for p in trainer.trained:
             p.grad = torch.full_like(p, value)
         trainer.update([batch])
-    assert all(torch.isfinite(p).all() and slots["momentum_buffer"].abs().max() <= 1 for p, slots in trainer.optimizer.state.items())
+    assert all(
+        torch.isfinite(p).all() and slots["momentum_buffer"].abs().max() <= 1
+        for p, slots in trainer.optimizer.state.items()
+    )
 
 
 @pytest.mark.parametrize("kind", ["CosineAnnealingWarmRestarts", "OneCycleLR", "SequentialLR", "LambdaLR"])
@@ -358,7 +419,9 @@ def test_scores_do_not_depend_on_batch_size_and_predictions_give_the_same_scores
     right = [row["intent"] == e["intent"] and row["slots_tags"] == e["slots"] for row, e in zip(rows, examples)]
     accuracy = np.mean([row["intent"] == e["intent"] for row, e in zip(rows, examples)])
     again = trainer.eval(trainer.dev_loader)
-    assert accuracy == pytest.approx(again["intent_accuracy"]) and np.mean(right) == pytest.approx(again["sentence_accuracy"])
+    assert accuracy == pytest.approx(again["intent_accuracy"]) and np.mean(right) == pytest.approx(
+        again["sentence_accuracy"]
+    )
     for row in rows:
         for entity in row["slots"]:
             assert row["text"][entity["start"] : entity["end"]] == entity["text"]
@@ -369,7 +432,12 @@ def test_long_texts_are_scored_against_their_full_gold(tiny):
     config = tiny(epochs=1)
     trainer = make_trainer(config)
     words = ["play"] * 300
-    example = {"id": "0", "tokens": words, "intent": trainer.tasks["intent"]["labels"][0], "slots": ["O"] * 299 + ["B-city"]}
+    example = {
+        "id": "0",
+        "tokens": words,
+        "intent": trainer.tasks["intent"]["labels"][0],
+        "slots": ["O"] * 299 + ["B-city"],
+    }
     loader = MyDataLoader(MyDataset([example], trainer.train_loader.dataset.encoder), 1)
     predicted, _, _ = trainer.infer(loader, "")
     assert len(predicted["slots"][0]) == 300 and predicted["slots"][0][-1] == "O"
@@ -430,7 +498,11 @@ def test_evaluation_in_training_equals_evaluation_of_the_saved_best_in_a_new_pro
     config = tiny(epochs=4, use_crf=True)
     train(config)
     lines = [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
-    dev = [{name[4:]: value for name, value in line.items() if name.startswith("dev_")} for line in lines if "dev_loss" in line]
+    dev = [
+        {name[4:]: value for name, value in line.items() if name.startswith("dev_")}
+        for line in lines
+        if "dev_loss" in line
+    ]
     best = max(dev, key=lambda scores: scores["sentence_accuracy"])
     moved = tmp_path / "elsewhere"
     shutil.copytree(config.run_dir / "checkpoints/best", moved)
@@ -466,7 +538,11 @@ def test_frozen_layers_stay_as_they_are(tiny):
 def test_debug_rehearses_without_touching_the_real_run(tiny):
     config = tiny(debug=True, do_train=True, do_eval=True, do_predict=True, epochs=1)
     main_module.main(config)
-    assert config.run_dir.name == "run-debug" and (config.run_dir / "eval.json").exists() and (config.run_dir / "predictions.csv").exists()
+    assert (
+        config.run_dir.name == "run-debug"
+        and (config.run_dir / "eval.json").exists()
+        and (config.run_dir / "predictions.csv").exists()
+    )
     main_module.main(config)
     assert load_file(config.run_dir / "checkpoints/best/model.safetensors")
 
@@ -550,7 +626,10 @@ def test_nan_is_never_the_best_for_long():
 
     nan = float("nan")
     assert (
-        is_better("loss", nan, None) and is_better("loss", 9.0, nan) and not is_better("loss", nan, 9.0) and not is_better("f1", nan, nan)
+        is_better("loss", nan, None)
+        and is_better("loss", 9.0, nan)
+        and not is_better("loss", nan, 9.0)
+        and not is_better("f1", nan, nan)
     )
     assert is_better("loss", 1.0, 2.0) and not is_better("f1", 1.0, 2.0) and not is_better("f1", 1.0, 1.0)
 
@@ -600,7 +679,10 @@ def test_a_head_of_your_own_is_one_class_and_one_line(own, tiny, sample, tmp_pat
     main_module.main(config)
     scores = read_json(config.run_dir / "eval.json")["test"]
     assert f"{task}_{'f1' if own == 'deep_tagging' else 'accuracy'}" in scores
-    assert any("heads." + task + ".linear.2" in name for name in load_file(config.run_dir / "checkpoints/best/model.safetensors"))
+    assert any(
+        "heads." + task + ".linear.2" in name
+        for name in load_file(config.run_dir / "checkpoints/best/model.safetensors")
+    )
 
 
 # ---- windows -------------------------------------------------------------------------------------------------------------
@@ -620,7 +702,9 @@ class WordsAlone(torch.nn.Module):
         return type("Output", (), {"last_hidden_state": self.embeddings(input_ids)})
 
 
-@pytest.mark.parametrize(("length", "stride"), [(8, 0), (8, 2), (8, 4), (10, 1), (10, 5), (12, 3), (12, 6), (14, 4), (16, 8), (24, 7)])
+@pytest.mark.parametrize(
+    ("length", "stride"), [(8, 0), (8, 2), (8, 4), (10, 1), (10, 5), (12, 3), (12, 6), (14, 4), (16, 8), (24, 7)]
+)
 def test_windows_change_nothing_where_context_does_not_matter(length, stride, tiny):
     from model_utils import MyModel
 
@@ -630,7 +714,7 @@ def test_windows_change_nothing_where_context_does_not_matter(length, stride, ti
     torch.manual_seed(0)
     model = MyModel(WordsAlone(len(tokenizer), 32), 32, tasks)
     results = []
-    for encoder in (Encoder(tokenizer, tasks, 256), Encoder(tokenizer, tasks, length, stride)):
+    for encoder in (Featurizer(tokenizer, tasks, 256), Featurizer(tokenizer, tasks, length, stride)):
         data = MyDataset(Path(config.data_path) / "train.jsonl", encoder)
         trainer = Trainer(model, tokenizer, tasks, config, torch.device("cpu"))
         predicted, _, _ = trainer.infer(MyDataLoader(data, 7), "")
@@ -645,17 +729,19 @@ def test_windows_change_nothing_where_context_does_not_matter(length, stride, ti
 
 
 def test_a_word_of_two_windows_comes_from_the_one_whose_edge_is_farther():
-    from trainer import stitch
+    from trainer import merge_windows
 
-    assert stitch([(0, list("aaaaaa")), (4, list("bbbbbb")), (9, list("cc"))]) == list("aaaaabbbbbc")
-    assert stitch([(0, list("aaaa")), (4, list("bb"))]) == list("aaaabb")
-    assert stitch([(3, list("bbbb")), (0, list("aaaaaa"))]) == list("aaaaabb")
+    assert merge_windows([(0, list("aaaaaa")), (4, list("bbbbbb")), (9, list("cc"))]) == list("aaaaabbbbbc")
+    assert merge_windows([(0, list("aaaa")), (4, list("bb"))]) == list("aaaabb")
+    assert merge_windows([(3, list("bbbb")), (0, list("aaaaaa"))]) == list("aaaaabb")
 
 
 def test_training_and_predicting_with_windows(tiny, tmp_path):
     config = tiny(max_length=8, window_stride=3, do_train=True, do_eval=True, do_predict=True, use_crf=True, epochs=1)
     main_module.main(config)
-    rows = [json.loads(line) for line in (Path(config.data_path) / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line) for line in (Path(config.data_path) / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     import csv
 
     with open(config.run_dir / "predictions.csv", encoding="utf-8", newline="") as file:
@@ -683,7 +769,9 @@ def test_the_losses_are_those_of_the_plain_slow_path(tiny):
     model.load_state_dict(start)
     head = model.output_layer.heads["slots"]
     crf = torchcrf.CRF(len(load_labels(config.data_path)["slots"]["labels"]), batch_first=True)
-    crf.start_transitions, crf.end_transitions, crf.transitions = (getattr(head.crf, f"{n}transitions") for n in ("start_", "end_", ""))
+    crf.start_transitions, crf.end_transitions, crf.transitions = (
+        getattr(head.crf, f"{n}transitions") for n in ("start_", "end_", "")
+    )
     groups = parameter_groups(model, config)
     optimizer = torch.optim.AdamW(groups, foreach=False, fused=False)
     loader = trainer.train_loader
@@ -704,7 +792,9 @@ def test_the_losses_are_those_of_the_plain_slow_path(tiny):
         plain.append(loss.item())
     assert len(ours) == len(plain) == 8
     np.testing.assert_allclose(ours, plain, rtol=2e-4)
-    for name, tensor in load_file(sorted((config.run_dir / "checkpoints").glob("step_*"))[-1] / "model.safetensors").items():
+    for name, tensor in load_file(
+        sorted((config.run_dir / "checkpoints").glob("step_*"))[-1] / "model.safetensors"
+    ).items():
         torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-3, atol=1e-5)
 
 

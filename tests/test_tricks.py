@@ -17,12 +17,13 @@ from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel
 from transformers import BertConfig, BertModel
 
-import checkpoint
 import tricks
-from config import Config, UserError
+from config import Config
 from data_loader import Batch
-from model_utils import MyModel, parameter_groups
-from run_folder import Interrupted
+from engine import checkpoint
+from engine.command_line import UserError
+from engine.run_folder import Interrupted
+from model_utils import MyModel, load_checkpoint, parameter_groups
 from trainer import Trainer, build_optimizer, build_scheduler
 from tricks import FGM, Trick
 
@@ -36,7 +37,9 @@ SAME = {"fp32": 1e-5, "bf16": 2e-3, "fp16": 2e-3}  # relative errors of whole gr
 
 def tiny_model():
     torch.manual_seed(0)
-    shape = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, initializer_range=0.2)
+    shape = dict(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, initializer_range=0.2
+    )
     model = MyModel(BertModel(BertConfig(vocab_size=30, **shape), add_pooling_layer=False), 16, TASKS, use_crf=True)
     for parameter in model.output_layer.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -70,12 +73,16 @@ def totals_of(batches):
 
 def trainer_of(model, make_trick, precision, tmp_path, **options):
     """A real trainer, without data."""
-    config = Config(precision=precision, output_dir=str(tmp_path), model_version="x", pretrain_model_path="x", lr=1e-2, **options)
+    config = Config(
+        precision=precision, output_dir=str(tmp_path), model_version="x", pretrain_model_path="x", lr=1e-2, **options
+    )
     found = make_trick(model)
     groups = found.groups(parameter_groups(model, config)) if found else parameter_groups(model, config)
     optimizer = build_optimizer(groups, "cpu")
     scheduler = build_scheduler(optimizer, config, 10)
-    return Trainer(model, None, TASKS, config, torch.device("cpu"), None, None, optimizer, scheduler, [found] if found else [])
+    return Trainer(
+        model, None, TASKS, config, torch.device("cpu"), None, None, optimizer, scheduler, [found] if found else []
+    )
 
 
 def relative_error(found, wanted):
@@ -91,7 +98,11 @@ class Oracle:
     """The tiny model in plain torch: every perturbation is an argument, every loss is written out."""
 
     def __init__(self, model, totals, precision):
-        self.model, self.totals, self.half = model, totals, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        self.model, self.totals, self.half = (
+            model,
+            totals,
+            {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision),
+        )
         self.parameters = dict(model.named_parameters())
 
     def outputs(self, batch, weights=None, noise=0.0, samples=1, half=None):
@@ -101,13 +112,17 @@ class Oracle:
         with torch.autocast("cpu", half or None, enabled=bool(half)):
             table = weights["encoder.embeddings.word_embeddings.weight"]
             vectors = F.embedding(batch.inputs["input_ids"], table) + noise
-            encoder = {name.removeprefix("encoder."): weight for name, weight in weights.items() if name.startswith("encoder.")}
+            encoder = {
+                name.removeprefix("encoder."): weight for name, weight in weights.items() if name.startswith("encoder.")
+            }
             arguments = {"inputs_embeds": vectors, "attention_mask": batch.inputs["attention_mask"]}
             hidden = functional_call(self.model.encoder, encoder, kwargs=arguments).last_hidden_state
             return [self.read(hidden, batch, weights) for _ in range(samples)]
 
     def read(self, hidden, batch, weights):
-        heads = {name.removeprefix("output_layer.heads."): weight for name, weight in weights.items() if "heads" in name}
+        heads = {
+            name.removeprefix("output_layer.heads."): weight for name, weight in weights.items() if "heads" in name
+        }
         text = F.dropout(hidden[:, 0], 0.1)
         places = batch.inputs["word_starts"]
         words = F.dropout(torch.stack([hidden[i, places[i]] for i in range(len(places))]), 0.1)
@@ -205,7 +220,9 @@ def freelb(oracle, batch, loss=plain_loss):
 def awp(oracle, batch, loss=plain_loss):
     clean = dict(zip(oracle.parameters, oracle.gradient(loss(oracle, batch))))
     moved = {
-        n: w + 0.1 * w.norm().item() * clean[n] / clean[n].norm() for n, w in oracle.parameters.items() if w.ndim > 1 and clean[n].any()
+        n: w + 0.1 * w.norm().item() * clean[n] / clean[n].norm()
+        for n, w in oracle.parameters.items()
+        if w.ndim > 1 and clean[n].any()
     }
     return oracle.gradient(loss(oracle, batch, moved))
 
@@ -258,7 +275,10 @@ GRADIENTS = {
         pgd,
         [
             ("range(self.steps - 1)", "range(self.steps)"),
-            ("self.climb()\n                    take_gradients(self.model)", "self.climb()"),  # gradients of all steps add up
+            (
+                "self.ascend()\n                    take_gradients(self.model)",
+                "self.ascend()",
+            ),  # gradients of all steps add up
             ("r = self.r + self.alpha", "r = self.alpha"),
             ("            add_gradients(clean)\n", ""),
             ("(self.eps / torch.linalg.vector_norm(r).clamp(min=max(self.eps, 1e-12)))", "1"),  # no projection
@@ -273,7 +293,10 @@ GRADIENTS = {
                 "                with self.noise.added(delta",
             ),
             ("add_gradients(found, 1 / self.steps)", "add_gradients(found)"),
-            ("unit(delta.grad, norm(delta.grad))", "unit(delta.grad, delta.grad.norm())"),  # over the batch, not each text
+            (
+                "unit(delta.grad, norm(delta.grad))",
+                "unit(delta.grad, delta.grad.norm())",
+            ),  # over the batch, not each text
             ("(mask.sum(1, keepdim=True) * self.noise.width)", "(mask.shape[1] * self.noise.width)"),
         ],
     ),
@@ -295,7 +318,10 @@ GRADIENTS = {
         smart,
         [
             ("noise.detach() + self.step * unit", "noise.detach() + self.step * 0 * unit"),
-            ("self.weight * self.model.divergence(again(r), plain, batch)", "self.weight * self.model.divergence(again(r), fixed, batch)"),
+            (
+                "self.weight * self.model.divergence(again(r), plain, batch)",
+                "self.weight * self.model.divergence(again(r), fixed, batch)",
+            ),
             (
                 "                set_random_state(dropout, ids.device)\n                with self.noise.added(noise)",
                 "                with self.noise.added(noise)",
@@ -309,13 +335,19 @@ GRADIENTS = {
         [
             ("self.alpha / 2 * self.model", "self.alpha * self.model"),
             ("(one.total_loss + other.total_loss) / 2", "one.total_loss"),
-            ("outputs = one, other = forward(exact), forward(exact)", "one = forward(exact); outputs = one, other = one, one"),
+            (
+                "outputs = one, other = forward(exact), forward(exact)",
+                "one = forward(exact); outputs = one, other = one, one",
+            ),
         ],
     ),
     "MultiSampleDropout": (
         lambda room, model: room.MultiSampleDropout(model, 4),
         dropout_samples,
-        [("for _ in range(samples)]", "for _ in range(1)]"), ("for output in outputs) / samples)", "for output in outputs))")],
+        [
+            ("for _ in range(samples)]", "for _ in range(1)]"),
+            ("for output in outputs) / samples)", "for output in outputs))"),
+        ],
     ),
     "FGM + RDrop": (
         lambda room, model: room.Tricks([room.FGM(model, 0.7), room.RDrop(model, 2.0)]),
@@ -375,7 +407,9 @@ def test_gradient_equals_the_oracle(name, precision, accumulation, tmp_path):
 
 
 @pytest.mark.parametrize("precision", NAMES)
-@pytest.mark.parametrize("name, old, new", [(name, *line) for name, (_, _, lines) in GRADIENTS.items() for line in lines])
+@pytest.mark.parametrize(
+    "name, old, new", [(name, *line) for name, (_, _, lines) in GRADIENTS.items() for line in lines]
+)
 def test_a_broken_trick_is_rejected(name, old, new, precision, tmp_path):
     assert gradient_error(name, precision, 4, broken(old, new), tmp_path) > 2 * SAME[precision]
 
@@ -385,7 +419,12 @@ def test_a_broken_trick_is_rejected(name, old, new, precision, tmp_path):
 def test_a_direction_without_a_finite_norm_moves_nothing(name, value):
     """The gradient that an adversary climbs is spoilt: its second forward then sees the weights and vectors as they are."""
     model, (batch,) = tiny_model().eval(), micro_batches(1)
-    trick = {"FGM": tricks.FGM, "PGD": tricks.PGD, "FreeLB": lambda m: tricks.FreeLB(m, magnitude=0.0), "AWP": tricks.AWP}[name](model)
+    trick = {
+        "FGM": tricks.FGM,
+        "PGD": tricks.PGD,
+        "FreeLB": lambda m: tricks.FreeLB(m, magnitude=0.0),
+        "AWP": tricks.AWP,
+    }[name](model)
     losses = []
 
     def compute():
@@ -397,7 +436,7 @@ def test_a_direction_without_a_finite_norm_moves_nothing(name, value):
                 tensor.grad.fill_(value)
         return output
 
-    trick.around(compute, batch)()
+    trick.wrap_backward(compute, batch)()
     assert len(losses) > 1 and set(losses) == {losses[0]}
 
 
@@ -430,7 +469,11 @@ def test_divergence_of_other_heads(kind):
     }[kind]
     p, q = made(one), made(other)
     both = torch.distributions.kl_divergence(p, q) + torch.distributions.kl_divergence(q, p)
-    labels = {"multilabel": torch.zeros(5, 3).long(), "regression": torch.zeros(5), "tagging": torch.zeros(5, 2).long()}[kind]
+    labels = {
+        "multilabel": torch.zeros(5, 3).long(),
+        "regression": torch.zeros(5),
+        "tagging": torch.zeros(5, 2).long(),
+    }[kind]
     labels[2] = float("nan") if kind == "regression" else -100
     both[2] = 0
     assert head.divergence(one, other, labels, {}).item() == pytest.approx(both.sum().item(), rel=1e-5)
@@ -467,7 +510,11 @@ def plain_training(precision, accumulation, steps, rate=None, trains=None):
     model, found = tiny_model(), []
     named = dict(model.named_parameters())
     groups = [
-        {"params": [p], "lr": rate(n) if rate else 1e-2, "weight_decay": 0.01 if p.ndim > 1 and ".crf." not in n else 0.0}
+        {
+            "params": [p],
+            "lr": rate(n) if rate else 1e-2,
+            "weight_decay": 0.01 if p.ndim > 1 and ".crf." not in n else 0.0,
+        }
         for n, p in named.items()
     ]
     optimizer = torch.optim.AdamW(groups, eps=EPS, foreach=False)
@@ -522,11 +569,17 @@ def ema_error(room, precision, accumulation, tmp_path):
     plain = plain_training(precision, accumulation, 5)
     shares = [0.7 ** (4 - i) for i in range(5)]
     wanted = [sum(share * w for share, w in zip(shares, each)) / sum(shares) for each in zip(*plain)]
-    return distance(seen[-1], plain[-1]) + distance(averaged_weights(trainer), wanted) + distance(weights(trainer.model), plain[-1])
+    return (
+        distance(seen[-1], plain[-1])
+        + distance(averaged_weights(trainer), wanted)
+        + distance(weights(trainer.model), plain[-1])
+    )
 
 
 def swa_error(room, precision, accumulation, tmp_path):
-    trainer, _ = our_training(lambda model: room.SWA(model, 2), precision, accumulation, 5, tmp_path, epoch_of_a_step=True)
+    trainer, _ = our_training(
+        lambda model: room.SWA(model, 2), precision, accumulation, 5, tmp_path, epoch_of_a_step=True
+    )
     plain = plain_training(precision, accumulation, 5)
     model = tiny_model()
     library = AveragedModel(model)
@@ -556,7 +609,9 @@ def trains(name, epoch):
 
 
 def unfreezing_error(room, precision, accumulation, tmp_path):
-    _, seen = our_training(lambda model: room.GradualUnfreezing(model, 1), precision, accumulation, 5, tmp_path, epoch_of_a_step=True)
+    _, seen = our_training(
+        lambda model: room.GradualUnfreezing(model, 1), precision, accumulation, 5, tmp_path, epoch_of_a_step=True
+    )
     plain = plain_training(precision, accumulation, 5, trains=trains)
     return sum(distance(a, b) for a, b in zip(seen, plain))
 
@@ -575,7 +630,10 @@ WEIGHTS = {
     ),
     "SWA": (
         swa_error,
-        [("self.take(1 / self.count)", "self.take(1 / (self.count + 1))"), ("epoch + 1 > self.start", "epoch > self.start")],
+        [
+            ("self.take(1 / self.count)", "self.take(1 / (self.count + 1))"),
+            ("epoch + 1 > self.start", "epoch > self.start"),
+        ],
     ),
     "LayerwiseDecay": (
         layer_decay_error,
@@ -583,7 +641,10 @@ WEIGHTS = {
     ),
     "GradualUnfreezing": (
         unfreezing_error,
-        [("self.top - self.layers * epoch", "self.top - 1 - self.layers * epoch"), ("depth > self.top", "depth < self.top")],
+        [
+            ("self.top - self.layers * epoch", "self.top - 1 - self.layers * epoch"),
+            ("depth > self.top", "depth < self.top"),
+        ],
     ),
 }
 
@@ -644,8 +705,10 @@ def test_the_best_checkpoint_has_the_averaged_weights_and_their_scores(tiny, tmp
         assert all(torch.equal(best[name], average[name]) for name in average)
         assert not all(torch.equal(best[name], raw[name]) for name in average)
         assert trainer.progress.best_epoch == trainer.progress.epoch  # of what the average was at its end
-        model, tokenizer, tasks, _ = checkpoint.load(config.run_dir / "checkpoints/best")
-        scores = Trainer(model, tokenizer, tasks, config, torch.device("cpu")).eval(MyDataLoader(trainer.dev_loader.dataset, 64))
+        model, tokenizer, tasks, _ = load_checkpoint(config.run_dir / "checkpoints/best")
+        scores = Trainer(model, tokenizer, tasks, config, torch.device("cpu")).eval(
+            MyDataLoader(trainer.dev_loader.dataset, 64)
+        )
         assert scores[trainer.monitor] == trainer.progress.best_score
 
 
@@ -677,7 +740,7 @@ def test_no_run_ends_early_before_its_trick_has_begun(tiny):
 def test_awp_begins_after_its_share_of_epochs(tiny):
     for epochs, start in ((3, 1), (10, 2), (30, 6)):
         awp = tricks.AWP.build(nn.Linear(2, 2), Config(use_awp=True, epochs=epochs))
-        assert awp.begins() == start
+        assert awp.start_epoch() == start
         for epoch in range(epochs):
             awp.before_epoch(epoch)
             assert awp.on == (epoch >= start)
@@ -695,7 +758,7 @@ def test_a_trick_of_your_own_is_one_class_and_one_option(tiny):
         def __init__(self, model):
             self.model = model
 
-        def around(self, compute, batch):
+        def wrap_backward(self, compute, batch):
             def noisy():
                 output = compute()
                 seen.append(batch.rows)
@@ -723,7 +786,10 @@ def test_noise_reaches_a_compiled_encoder(name, tmp_path):
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # dynamo draws its own masks
-        trick = {"FreeLB": lambda m: tricks.FreeLB(m, 3, 0.3, 0.4, 0.5), "SMART": lambda m: tricks.SMART(m, 3.0, 0.05, 1e-2)}[name]
+        trick = {
+            "FreeLB": lambda m: tricks.FreeLB(m, 3, 0.3, 0.4, 0.5),
+            "SMART": lambda m: tricks.SMART(m, 3.0, 0.05, 1e-2),
+        }[name]
         trainer = trainer_of(model, trick, "fp32", tmp_path)
         if compiled:
             torch._dynamo.reset()

@@ -102,7 +102,10 @@ def make_sentence(language, part, intent, templates, values, rng):
 
 
 def main(folder=Path(__file__).parent, seed=666):
-    for language, templates, values, separator in (("zh", ZH_TEMPLATES, ZH_VALUES, " "), ("en", EN_TEMPLATES, EN_VALUES, ";")):
+    for language, templates, values, separator in (
+        ("zh", ZH_TEMPLATES, ZH_VALUES, " "),
+        ("en", EN_TEMPLATES, EN_VALUES, ";"),
+    ):
         rng = random.Random(f"{language}{seed}")
         templates = {intent: divide(table, " / ") for intent, table in templates.items()}
         values = {slot: divide(table, separator) for slot, table in values.items()}

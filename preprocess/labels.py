@@ -12,7 +12,8 @@ from contextlib import suppress
 
 import regex
 
-from config import UserError, is_tagging
+from engine.command_line import UserError
+from engine.tags import is_tagging
 
 KINDS = ("classification", "multilabel", "regression", "tagging")
 TAG_NAMES = ("slots", "tags", "ner", "ner_tags")  # labels of these names are tags, never sets of labels
@@ -37,7 +38,9 @@ def find_kind(name, values):
     numbers = [value for value in values if isinstance(value, float)]
     if numbers and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return "regression"
-    if any("." in str(value) for value in values) and all(isinstance(value, str) and is_number(value) for value in values):
+    if any("." in str(value) for value in values) and all(
+        isinstance(value, str) and is_number(value) for value in values
+    ):
         return "regression"
     return "classification"
 
@@ -74,8 +77,12 @@ def check_label(example, name, kind):
             raise UserError(f"{at}: {name!r} must be a list of labels, strings that are not empty")
         return sorted({one.strip() for one in label})
     if kind == "regression":
-        if isinstance(label, bool) or not (isinstance(label, int | float) or (isinstance(label, str) and is_number(label))):
-            raise UserError(f"{at}: the label {name}={label!r} is not a number; --label_type {name}=classification takes it as a name")
+        if isinstance(label, bool) or not (
+            isinstance(label, int | float) or (isinstance(label, str) and is_number(label))
+        ):
+            raise UserError(
+                f"{at}: the label {name}={label!r} is not a number; --label_type {name}=classification takes it as a name"
+            )
         if not math.isfinite(float(label)):
             raise UserError(f"{at}: the label {name}={label!r} is not finite")
         return float(label)
@@ -94,34 +101,6 @@ def check_label(example, name, kind):
 # ---- tag schemes ---------------------------------------------------------------------------------------------------------
 
 
-def find_scheme(tag_lists):
-    """ "bio", "iob1", "bioes", "bmes" or "bilou"; None if the tags are no entities (parts of speech, say).
-
-    IOB1 writes B- only where an entity follows one of its own type directly (Ramshaw and Marcus, 1995).
-    """
-    letters, starts, proper = set(), 0, 0
-    for tags in tag_lists:
-        before = "O"
-        for tag in tags:
-            if tag != "O":
-                if not re.match(r"[BIESMLU]-.", tag):
-                    return None
-                letters.add(tag[0])
-                follows = before[2:] == tag[2:] and before != "O"
-                starts += tag[0] == "I" and not follows
-                proper += tag[0] == "B" and not follows
-            before = tag
-    if not letters:
-        return None
-    if letters & {"L", "U"}:
-        return "bilou"
-    if "M" in letters:
-        return "bmes"
-    if letters & {"E", "S"}:
-        return "bioes"
-    return "iob1" if starts and not proper else "bio"
-
-
 def bare_to_bio(tags):
     """Tags without B- and I-, such as PER and O, as BIO: a run of equal tags is an entity."""
     return [tag if tag == "O" else f"{'I' if tag == before else 'B'}-{tag}" for before, tag in zip(["O", *tags], tags)]
@@ -133,7 +112,8 @@ def convert_tags(tags, source, target):
     tags = [letters.get(tag[0], tag[0]) + tag[1:] for tag in tags]
     if source == "iob1":
         tags = [
-            f"B{tag[1:]}" if tag[0] == "I" and (before == "O" or before[2:] != tag[2:]) else tag for before, tag in zip(["O", *tags], tags)
+            f"B{tag[1:]}" if tag[0] == "I" and (before == "O" or before[2:] != tag[2:]) else tag
+            for before, tag in zip(["O", *tags], tags)
         ]
     if source in ("bio", "iob1") and target == "bioes":
         ends = [after != f"I{tag[1:]}" for tag, after in zip(tags, [*tags[1:], "O"])]
@@ -141,16 +121,6 @@ def convert_tags(tags, source, target):
     if source not in ("bio", "iob1") and target == "bio":
         tags = [{"S": "B", "E": "I"}.get(tag[0], tag[0]) + tag[1:] for tag in tags]
     return tags
-
-
-def illegal_tags(tags):
-    """Positions of tags that break BIO or BIOES: an I- or E- (or M-) that continues nothing of its own type."""
-    before, bad = "O", []
-    for place, tag in enumerate(tags):
-        if tag[:2] in ("I-", "E-", "M-") and (before[:2] not in ("B-", "I-", "M-") or before[2:] != tag[2:]):
-            bad.append(place)
-        before = tag
-    return bad
 
 
 # ---- spans ---------------------------------------------------------------------------------------------------------------
@@ -172,16 +142,23 @@ def read_spans(value, text, at):
             if not isinstance(surfaces, dict):
                 raise UserError(f"{at}: entities must be {{label: {{surface: [[first, last]]}}}} or a list of spans")
             found += [
-                (*(place if len(place) == 2 else (None, None)), label, surface) for surface, places in surfaces.items() for place in places
+                (*(place if len(place) == 2 else (None, None)), label, surface)
+                for surface, places in surfaces.items()
+                for place in places
             ]
-        found = [(start, end + 1 if isinstance(end, int) else end, label, surface) for start, end, label, surface in found]
+        found = [
+            (start, end + 1 if isinstance(end, int) else end, label, surface) for start, end, label, surface in found
+        ]
     else:
         for item in value:
             if isinstance(item, dict):
                 label = one_of(item, "label", "type", "entity_type", "entity_group", "tag")
                 if isinstance(label, list) and len(label) == 1:
                     (label,) = label
-                start, end = one_of(item, "start", "start_offset", "start_idx", "begin"), one_of(item, "end", "end_offset", "end_idx")
+                start, end = (
+                    one_of(item, "start", "start_offset", "start_idx", "begin"),
+                    one_of(item, "end", "end_offset", "end_idx"),
+                )
                 found.append((start, end, label, one_of(item, "text", "entity", "word", "surface", "mention")))
             else:
                 found.append((*item, None) if len(item) == 3 else (None, None, None, None))
@@ -192,9 +169,13 @@ def read_spans(value, text, at):
         if surface and text[start:end] != surface and text[start : end + 1] == surface:
             end += 1  # the data counts its ends as inclusive
         if not 0 <= start < end <= len(text):
-            raise UserError(f"{at}: the span {start} to {end} of {label!r} lies outside the text, which has {len(text)} characters")
+            raise UserError(
+                f"{at}: the span {start} to {end} of {label!r} lies outside the text, which has {len(text)} characters"
+            )
         if surface and text[start:end] != surface:
-            raise UserError(f"{at}: the span {start} to {end} is {text[start:end]!r}, but the data calls it {surface!r}")
+            raise UserError(
+                f"{at}: the span {start} to {end} is {text[start:end]!r}, but the data calls it {surface!r}"
+            )
         spans.append((start, end, label))
     return sorted(set(spans))
 
@@ -228,18 +209,6 @@ def spans_to_tags(spans, pieces):
         tags.append("O" if span is None else f"{'I' if span is last else 'B'}-{span[2]}")
         last = span
     return tags
-
-
-def place_tokens(text, tokens):
-    """[(start, end)] of tokens that were cut out of the text in order; None if they were not."""
-    spans, place = [], 0
-    for token in tokens:
-        start = text.find(token, place)
-        if start < 0:
-            return None
-        spans.append((start, start + len(token)))
-        place = start + len(token)
-    return spans
 
 
 def mostly_chinese(texts):

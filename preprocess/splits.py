@@ -4,8 +4,8 @@ import warnings
 from bisect import bisect_left
 from collections import Counter
 
-from config import UserError
-from processed import PARTS
+from engine.command_line import UserError
+from preprocess.schema import PARTS
 
 
 def strata_of(examples, tasks):
@@ -13,13 +13,17 @@ def strata_of(examples, tasks):
 
     The first classification task; else sets of labels by the rarest of each, else numbers by their decile.
     """
-    name = next((name for kind in ("classification", "multilabel", "regression") for name in tasks if tasks[name] == kind), None)
+    name = next(
+        (name for kind in ("classification", "multilabel", "regression") for name in tasks if tasks[name] == kind), None
+    )
     if name is None:
         return None, {}
     values = {id(e): e[name] for e in examples if e[name] is not None}
     if tasks[name] == "multilabel":
         counts = Counter(label for found in values.values() for label in found)
-        values = {key: min(found, key=lambda label: (counts[label], label), default="") for key, found in values.items()}
+        values = {
+            key: min(found, key=lambda label: (counts[label], label), default="") for key, found in values.items()
+        }
     elif tasks[name] == "regression":
         ordered = sorted(values.values())
         values = {key: 10 * bisect_left(ordered, value) // len(ordered) for key, value in values.items()}
@@ -42,14 +46,18 @@ def split_examples(examples, tasks, config):
         if config.group_column:
             splitter = GroupShuffleSplit(1, test_size=min(0.9, size / len(pool)), random_state=config.random_seed)
             kept, taken = next(splitter.split(pool, groups=[group_of(e) for e in pool]))
-            print(f"no {part} part given: {len(taken)} examples set aside by {config.group_column!r}, seed {config.random_seed}")
+            print(
+                f"no {part} part given: {len(taken)} examples set aside by {config.group_column!r}, seed {config.random_seed}"
+            )
             return [pool[i] for i in kept], [pool[i] for i in taken]
         if size >= len(shared):
             if len(pool) >= 20 and len(alone) > len(pool) / 2:
                 raise UserError(
                     f"{config.input}: most labels of {stratify_by!r} occur only once; of numbers --label_type {stratify_by}=regression"
                 )
-            raise UserError(f"{config.input}: {len(pool)} examples are too few to split; give train, dev and test yourself")
+            raise UserError(
+                f"{config.input}: {len(pool)} examples are too few to split; give train, dev and test yourself"
+            )
         keys = [strata[id(e)] for e in shared] if stratify_by else None
         if keys and min(size, len(shared) - size) < len(set(keys)):
             keys = None
@@ -85,9 +93,13 @@ def split_folds(parts, tasks, config):
     if config.n_splits > (many := len(set(groups)) if groups else len(pool)):
         raise UserError(f"--n_splits {config.n_splits} is more than the {many} {'groups' if groups else 'examples'}")
     counts = Counter(keys)
-    keys = [key if counts[key] >= config.n_splits else "" for key in keys]  # what is rarer than the folds goes where there is room
+    keys = [
+        key if counts[key] >= config.n_splits else "" for key in keys
+    ]  # what is rarer than the folds goes where there is room
     stratified = len(set(keys)) > 1
-    kind = (StratifiedGroupKFold if stratified else GroupKFold) if groups else (StratifiedKFold if stratified else KFold)
+    kind = (
+        (StratifiedGroupKFold if stratified else GroupKFold) if groups else (StratifiedKFold if stratified else KFold)
+    )
     folds = kind(config.n_splits, shuffle=True, random_state=config.random_seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes smaller than the folds: told above

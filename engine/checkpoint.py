@@ -9,103 +9,21 @@ Edit here when you want to keep more or other checkpoints.
 import copy
 import json
 import logging
-import os
 import random
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
 
-from config import Config, UserError, first_line
-from model_utils import build_model
-from processed import sha256
+from engine.command_line import UserError, first_line
+from engine.files import replace_folder, sync, verify, write_json
 
 logger = logging.getLogger("template")
 KEEP = 2  # checkpoints to resume from, beside the best; one more while training
-
-
-def sync(path):
-    """Flushes a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path, value):
-    """Writes a JSON file that appears whole or not at all."""
-    temporary = Path(path).with_name(f".{Path(path).name}.tmp")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def seal(folder):
-    """Writes the manifest of a folder's files, and syncs all to the disk."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "manifest.json")
-    with ThreadPoolExecutor(4) as pool:  # the disk works on one file while another is summed
-        syncs = [pool.submit(sync, path) for path in files]
-        sums = list(pool.map(sha256, files))
-        for done in syncs:
-            done.result()
-    write_json(folder / "manifest.json", {path.relative_to(folder).as_posix(): sum for path, sum in zip(files, sums)})
-    for path in (folder / "manifest.json", folder):
-        sync(path)
-
-
-def write_folder(folder, fill):
-    """Calls fill(temporary folder), then puts it in the place of `folder`; an older one stays until the new one is safe."""
-    temporary, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        fill(temporary)
-        seal(temporary)
-    except Exception as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        # A full disk raises OSError in Python, RuntimeError in torch, SafetensorError, and a bare Exception in tokenizers.
-        if not isinstance(error, OSError | RuntimeError | SafetensorError) and type(error) is not Exception:
-            raise
-        raise UserError(f"{folder}: cannot be written ({error}); earlier checkpoints are as they were") from None
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(folder, old)
-    os.rename(temporary, folder)
-    sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def sweep(root):
-    """Clears what a killed run left half-way: temporaries go; a folder that was being replaced returns if its successor is missing."""
-    for old in root.glob(".*.old"):
-        place = old.with_name(old.name[1:-4])
-        if place.exists():
-            shutil.rmtree(old)
-        else:
-            os.rename(old, place)
-    for temporary in root.glob(".*.tmp"):
-        shutil.rmtree(temporary)
-
-
-def damage(folder):
-    """Why a checkpoint cannot be trusted, or None if every file is what it was when written."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return f"no readable manifest ({type(error).__name__})"
-    for name, expected in manifest.items():
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if sha256(folder / name) != expected:
-            return f"{name} is not what was written"
-    return None
 
 
 def steps(root):
@@ -152,10 +70,12 @@ class Writer:
 
         def write():
             if training:
-                rotate(self.root)  # before, not after: the file cache can reuse these pages; new ones may cost more than all the rest
+                rotate(
+                    self.root
+                )  # before, not after: the file cache can reuse these pages; new ones may cost more than all the rest
             if log and log.exists():
                 sync(log)
-            write_folder(self.root / name, fill)
+            replace_folder(self.root / name, fill)
 
         self.pending.append(self.thread.submit(write))
 
@@ -182,35 +102,21 @@ def snapshot(tensors):
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
-def load(folder):
-    """(model, tokenizer, tasks, config) of a checkpoint, on the CPU; needs no data and no hub. UserError if it is damaged."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no checkpoint there; train first (--do_train), or name one with --checkpoint")
-    require_whole(folder)
-    config = Config.load(folder / "args.json")
-    tasks = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # a foreign folder can make transformers raise anything
-        raise UserError(f"{folder}: no tokenizer loads from it ({first_line(error)})") from None
-    model = build_model(config, tokenizer, tasks, checkpoint=folder)
-    load_weights(model, folder)
-    return model, tokenizer, tasks, config
-
-
 def require_whole(folder):
     """UserError if a checkpoint is damaged, which names those beside it that are whole."""
-    reason = damage(folder)
+    reason = verify(folder)
     if reason is None:
         return
-    whole = [path for path in (folder.parent / "best", *steps(folder.parent)) if path != folder and not damage(path)]
+    whole = [path for path in (folder.parent / "best", *steps(folder.parent)) if path != folder and not verify(path)]
     if not whole:
         raise UserError(f"{folder}: damaged checkpoint, {reason}, and none beside it is whole; train again")
     weights = weights_sum(folder)
     same = [path for path in whole if weights and weights_sum(path) == weights]
     listed = ", ".join(path.name + (" (the very same weights)" if path in same else "") for path in whole)
     chosen = (same or whole)[0]
-    raise UserError(f"{folder}: damaged checkpoint, {reason}; whole beside it: {listed}. To use one: --checkpoint {chosen}")
+    raise UserError(
+        f"{folder}: damaged checkpoint, {reason}; whole beside it: {listed}. To use one: --checkpoint {chosen}"
+    )
 
 
 def weights_sum(folder):
@@ -238,7 +144,9 @@ def require_labels(folder, tasks):
         old, new = (side.get(name, {}).get("labels", []) for side in (theirs, tasks))
         if old != new:
             differ = sorted(set(old) ^ set(new)) or ["their order"]
-            raise UserError(f"{folder}: the labels of {name!r} have changed since ({', '.join(differ[:8])}); train a new --model_version")
+            raise UserError(
+                f"{folder}: the labels of {name!r} have changed since ({', '.join(differ[:8])}); train a new --model_version"
+            )
 
 
 def shape_of(tensors, name):
@@ -263,7 +171,9 @@ def training_state(optimizer, scheduler, scaler, tricks, progress, device):
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
     name, keys, *rest = np.random.get_state()
     values = {
-        "optimizer": [{name: as_json(value) for name, value in group.items()} for group in optimizer.state_dict()["param_groups"]],
+        "optimizer": [
+            {name: as_json(value) for name, value in group.items()} for group in optimizer.state_dict()["param_groups"]
+        ],
         "optimizer_state": numbers,
         "scheduler": {name: as_json(value) for name, value in scheduler.state_dict().items()},
         "scaler": scaler.state_dict(),
@@ -310,7 +220,9 @@ def restore_training(folder, optimizer, scheduler, scaler, tricks, device):
     values = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     for name, now in environment(device).items():
         if (before := values["environment"][name]) != now:
-            logger.warning(f"{name} was {before}, is {now}: the run goes on, but its bytes may differ from one that was never stopped")
+            logger.warning(
+                f"{name} was {before}, is {now}: the run goes on, but its bytes may differ from one that was never stopped"
+            )
     state = {int(number): dict(slots) for number, slots in values.get("optimizer_state", {}).items()}
     averages = {}
     for name, tensor in tensors.items():
@@ -326,11 +238,15 @@ def restore_training(folder, optimizer, scheduler, scaler, tricks, device):
             for before, group in zip(values["optimizer"], optimizer.state_dict()["param_groups"], strict=True)
         ]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-        course = {name: as_before(values["scheduler"].get(name, now), now) for name, now in scheduler.state_dict().items()}
+        course = {
+            name: as_before(values["scheduler"].get(name, now), now) for name, now in scheduler.state_dict().items()
+        }
         scheduler.load_state_dict(course)
         tricks.load_state_dict(averages)
     except (ValueError, KeyError) as error:  # with --force_resume the options may have changed
-        raise UserError(f"{folder}: was made with other options that this run cannot go on from ({first_line(error)})") from None
+        raise UserError(
+            f"{folder}: was made with other options that this run cannot go on from ({first_line(error)})"
+        ) from None
     scaler.load_state_dict(values["scaler"])
     version, internal, gauss = values["random_python"]
     random.setstate((version, tuple(internal), gauss))

@@ -19,10 +19,23 @@ from decimal import Decimal
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 
-from config import UserError, first_line
-from labels import is_spans
+from engine.command_line import UserError, first_line
+from preprocess.labels import is_spans
 
-TEXT_NAMES = ("text", "sentence", "content", "sentence1", "text_a", "premise", "question", "review", "query", "title", "文本", "内容")
+TEXT_NAMES = (
+    "text",
+    "sentence",
+    "content",
+    "sentence1",
+    "text_a",
+    "premise",
+    "question",
+    "review",
+    "query",
+    "title",
+    "文本",
+    "内容",
+)
 PAIR_NAMES = ("text_pair", "sentence2", "text_b", "hypothesis", "question2")
 RESERVED = ("id", "text", "tokens", "text_pair", "split", "group", "at")  # what an example holds beside its labels
 LABEL_NAMES = (
@@ -73,7 +86,9 @@ def open_text(path, encoding="auto", newline="\n"):
     try:
         return io.TextIOWrapper(open_bytes(path), encoding=encoding, newline=newline)
     except LookupError:
-        raise UserError(f"--encoding {encoding} is not known to Python; try utf-8, gb18030, utf-16 or latin-1") from None
+        raise UserError(
+            f"--encoding {encoding} is not known to Python; try utf-8, gb18030, utf-16 or latin-1"
+        ) from None
 
 
 def undecodable(path, file):
@@ -83,7 +98,9 @@ def undecodable(path, file):
         for line in raw:
             row += 1
             decoder.decode(line)
-    return UserError(f"{path}, row {row}: not {file.encoding}; name the file's encoding, for example --encoding gb18030")
+    return UserError(
+        f"{path}, row {row}: not {file.encoding}; name the file's encoding, for example --encoding gb18030"
+    )
 
 
 def read_rows(path, encoding="auto"):
@@ -213,11 +230,15 @@ def read_json(path, options):
             else:
                 raise UserError(f"{path}, row {getattr(error, 'lineno', 1)}: not JSON ({error})") from None
     if isinstance(content, dict):
-        lists = [value for value in content.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+        lists = [
+            value for value in content.values() if isinstance(value, list) and value and isinstance(value[0], dict)
+        ]
         content = [content] if not lists or {"tokens", *TEXT_NAMES} & content.keys() else lists[0]
     if content is None or not isinstance(content, list):
         return read_jsonl(path, options)
-    return objects_to_examples(path, ((f"{path}, item {number}", item) for number, item in enumerate(content, 1)), options)
+    return objects_to_examples(
+        path, ((f"{path}, item {number}", item) for number, item in enumerate(content, 1)), options
+    )
 
 
 def read_parquet(path, options):
@@ -262,7 +283,8 @@ def read_dataset(path, options):
         objects = (
             (
                 f"{path}, {split or 'row'} {number}",
-                as_json({key: named(value, features[key]) for key, value in row.items()}, path) | ({"split": split} if split else {}),
+                as_json({key: named(value, features[key]) for key, value in row.items()}, path)
+                | ({"split": split} if split else {}),
             )
             for number, row in enumerate(rows, 1)
         )
@@ -298,7 +320,9 @@ def objects_to_examples(path, objects, options):
         if not isinstance(values, dict):
             raise UserError(f"{at}: not a JSON object")
         if late := sorted(usual & values.keys()) if usual else ():
-            raise UserError(f"{at}: has the key {late[0]!r}, which none of the first 1000 rows has; say with --label_column what to use")
+            raise UserError(
+                f"{at}: has the key {late[0]!r}, which none of the first 1000 rows has; say with --label_column what to use"
+            )
         example = {"at": at} | {key: values[key] for key in ("id", "split") if values.get(key) is not None}
         if group := getattr(options, "group_column", ""):
             example["group"] = values.get(group)
@@ -357,7 +381,9 @@ def read_conll(path, options):
             tags.append(tag)
         elif tokens:
             if intents is not None and count >= len(intents):
-                raise UserError(f"{path}.intent: {len(intents)} rows, but {path} has more sentences (the next begins in row {start})")
+                raise UserError(
+                    f"{path}.intent: {len(intents)} rows, but {path} has more sentences (the next begins in row {start})"
+                )
             yield (
                 {"at": f"{path}, row {start}", "tokens": tokens}
                 | ({"intent": intents[count]} if intents is not None else {})
@@ -433,7 +459,11 @@ def find_format(path, labelled=True):
         return "conll"
     with open_bytes(path) as file:
         raw = file.read(8192)
-    head = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8", "ignore").lstrip("\ufeff").split("\n")
+    head = (
+        raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8", "ignore")
+        .lstrip("\ufeff")
+        .split("\n")
+    )
     head = [row for row in (head[:-1] if len(raw) == 8192 else head) if row.strip()] or [""]
     if head[0].startswith("{"):
         return "jsonl"
@@ -444,3 +474,6 @@ def find_format(path, labelled=True):
     if "\t" in head[0]:
         return "tsv"
     raise UserError(f"{path}: cannot tell its format; name it with --format {{{','.join(READERS)}}}")
+
+
+FORMATS = ["csv", "tsv", "jsonl", "json", "parquet", "conll", "seq"]

@@ -4,44 +4,17 @@ labels.json is {task: {"type", "labels", "counts", …}}; train.jsonl, dev.jsonl
 which writes them). This is all that training and prediction know of the data.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
-import regex
-
-import labels
-from config import UserError, is_tagging
+from engine.command_line import UserError
+from engine.tags import is_tagging
+from preprocess import labels
 
 PARTS = ("train", "dev", "test")
 
 
 # ---- text <-> tokens -----------------------------------------------------------------------------------------------------
-
-HAN = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
-LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--{HAN}]"
-WORD = rf"(?V1){HAN}|{LETTER}+(?:(?:[-'’.:/@&]|(?<=\d),(?=\d)){LETTER}+)*|[^\s]"
-
-
-def split_text(text, unit):
-    """[(token, start, end)] of a raw text: characters, or words with Chinese characters and punctuation apart ("7:30" stays whole).
-
-    A text with nothing in it is one empty token, which the loader turns into [UNK].
-    """
-    pattern = {"word": WORD, "character": r"\S", "character+blank": r"(?s)."}[unit]
-    found = regex.finditer(pattern, text)
-    return [(m.group(), m.start(), m.end()) for m in found] or [("", 0, 0)]
-
-
-def join_tokens(tokens, unit):
-    """(text, [(start, end)]): tokens written as a text. Words are parted by a blank, but Chinese is not."""
-    text, spans = "", []
-    for token in tokens:
-        if unit == "word" and text and token and not (regex.match(HAN, text[-1]) or regex.match(HAN, token[0])):
-            text += " "
-        spans.append((len(text), len(text) + len(token)))
-        text += token
-    return text, spans
 
 
 # ---- checks of a row -------------------------------------------------------------------------------------------------------
@@ -79,7 +52,8 @@ def load_labels(data_path):
     try:
         tasks = json.loads(path.read_text(encoding="utf-8"))
         known = all(
-            isinstance(task["type"], str) and (len(task["labels"]) > 0 or {"mean", "std"} <= task.keys()) for task in tasks.values()
+            isinstance(task["type"], str) and (len(task["labels"]) > 0 or {"mean", "std"} <= task.keys())
+            for task in tasks.values()
         )
     except (ValueError, TypeError, KeyError, AttributeError):
         known = False
@@ -147,15 +121,6 @@ def check_same_labels(data_path, tasks):
 def shorten(names, most=8):
     names = sorted(names)
     return ", ".join(names[:most]) + (f", … ({len(names) - most} more)" if len(names) > most else "")
-
-
-def sha256(path):
-    """Of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def encode(text, at):

@@ -3,32 +3,14 @@
 Edit here when a run should be named, claimed or refused differently.
 """
 
+import json
+import logging
 import shutil
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 
 from filelock import FileLock, Timeout
 
-from config import Config, UserError
-from logging_config import close_log
-
-# Options that may differ when a run is resumed: they do not change the result. All others must be what they were.
-FREE = {
-    *(
-        "do_train",
-        "do_eval",
-        "do_predict",
-        "resume",
-        "force_resume",
-        "debug",
-        "output_dir",
-        "model_version",
-        "log_output_path",
-        "log_output_file",
-    ),
-    *("checkpoint", "predict_file", "predict_output", "text_column", "text_pair_column", "encoding"),
-    *("num_workers", "log_steps", "save_epoch", "save_steps", "device"),
-}
+from engine.command_line import UserError
 
 
 class Interrupted(Exception):
@@ -39,9 +21,17 @@ class Interrupted(Exception):
         self.signal_number = signal_number
 
 
+def close_log():
+    """Lets go of the log file, if there is one."""
+    logger = logging.getLogger("template")
+    for handler in [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]:
+        logger.removeHandler(handler)
+        handler.close()
+
+
 @contextmanager
-def locked(config):
-    """`with locked(config) as run_dir:` — the folder exists, can be written, is ours alone, and holds no other run."""
+def claim_run_dir(config):
+    """`with claim_run_dir(config) as run_dir:` — the folder exists, can be written, is ours alone, and holds no other run."""
     run_dir = config.run_dir
     made = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     lock = FileLock(run_dir / ".lock")
@@ -49,7 +39,9 @@ def locked(config):
         run_dir.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=3)  # the workers of a run that was killed let go a moment after it
     except Timeout:
-        raise UserError(f"{run_dir} is in use by another process; wait for it, or name another run with --model_version") from None
+        raise UserError(
+            f"{run_dir} is in use by another process; wait for it, or name another run with --model_version"
+        ) from None
     except OSError as error:
         raise UserError(f"{run_dir} cannot be written ({error.strerror}); choose another --output_dir") from None
     try:
@@ -78,14 +70,8 @@ def refuse_other_run(config, run_dir):
             raise UserError(
                 f"{run_dir} already holds a run: add --resume to go on with it, choose another --model_version, or remove the folder"
             )
-        differ = differences(Config.load(args), config)
+        differ = config.differences(json.loads(args.read_text(encoding="utf-8")))
         if differ and not config.force_resume:
-            raise UserError(f"{run_dir} cannot be resumed with other options: {'; '.join(differ)} (--force_resume goes on all the same)")
-
-
-def differences(before, now):
-    """['lr was 0.001, is 0.01', …] of the options that change the result. More epochs change nothing under a constant rate."""
-    same_course = now.scheduler == "constant" and now.warmup_epochs is not None and not (now.use_awp or now.use_swa)
-    free = FREE | ({"epochs"} if same_course and now.epochs >= before.epochs else set())
-    before, now = asdict(before), asdict(now)
-    return [f"{name} was {before[name]!r}, is {now[name]!r}" for name in now if name not in free and before[name] != now[name]]
+            raise UserError(
+                f"{run_dir} cannot be resumed with other options: {'; '.join(differ)} (--force_resume goes on all the same)"
+            )

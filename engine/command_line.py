@@ -1,0 +1,117 @@
+"""A command line out of a dataclass: each field is a flag. And mistakes of the user: one line, exit code 2."""
+
+import argparse
+import dataclasses
+import errno
+import sys
+from dataclasses import field
+from typing import get_args, get_origin
+
+
+class UserError(ValueError):
+    """A mistake that the user can correct. `main` prints its one line and exits with code 2, without a traceback."""
+
+
+def first_line(error):
+    """What another library's error says, short enough for a one-line message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+OS_ADVICE = {
+    errno.ENOSPC: "free some space, or choose another place",
+    errno.EFBIG: "free some space, or choose another place",
+    errno.EDQUOT: "free some space, or choose another place",
+    errno.EACCES: "make it readable and writable for you, or choose another place",
+    errno.EPERM: "make it readable and writable for you, or choose another place",
+    errno.EROFS: "it cannot be written there: choose another place",
+    errno.EEXIST: "something of that name is in the way: move or remove it",
+    errno.ENOTDIR: "a part of that path is a file: move it, or choose another place",
+    errno.EISDIR: "that is a folder: name a file",
+    errno.ENOENT: "check the name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+
+
+def os_error_line(error):
+    """An error of the operating system as one line: which file, what is wrong, what to do."""
+    if error.filename is None or error.strerror is None:
+        return first_line(error)
+    advice = OS_ADVICE.get(error.errno)
+    return f"{error.filename2 or error.filename}: {error.strerror.lower()}" + (f"; {advice}" if advice else "")
+
+
+def option(default, help, group=None, choices=None, aliases=(), parse=None):
+    """A dataclass field that becomes a flag. `group` opens a new section of `--help` that lasts until the next one."""
+    return field(default=default, metadata=dict(help=help, group=group, choices=choices, aliases=aliases, parse=parse))
+
+
+def parse_bool(text):
+    """'True', 'yes', '1', … -> True and 'False', 'no', '0', … -> False (plain `type=bool` reads 'False' as true)."""
+    value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(str(text).lower())
+    if value is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return value
+
+
+def parse_layers(text):
+    """'True' or 'all' -> -1 (the whole encoder), 'False' -> 0 (nothing), else a number of layers."""
+    named = {"true": -1, "all": -1, "false": 0}.get(str(text).lower())
+    if named is None and not str(text).isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of layers nor 'all' nor False")
+    return int(text) if named is None else named
+
+
+def require_range(config, low, names):
+    for name in names.split():
+        value = getattr(config, name)
+        if value is not None and not low <= value < float("inf"):
+            raise UserError(f"--{name}={value} must be a number of at least {low}")
+
+
+def require_seed(seed):
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--random_seed={seed} must be a whole number from 0 to 4294967295")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"error: {message} (--help lists all flags)\n")
+
+
+def parse_args(config_class, argv=None):
+    """Builds an argparse parser from a dataclass of `option`s and returns the filled dataclass; a mistake exits with 2."""
+    parser = OneLineParser(
+        description=sys.modules["__main__"].__doc__,
+        usage="%(prog)s [--flag VALUE] ...",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120),
+    )
+    section = parser
+    for f in dataclasses.fields(config_class):
+        meta = f.metadata
+        if meta["group"]:
+            section = parser.add_argument_group(meta["group"])
+        flags = [f"--{name}" for name in (f.name, *meta["aliases"])]
+        shown = "" if f.default in (None, "", False) else f" [{f.default}]"
+        described = dict(dest=f.name, default=f.default, help=meta["help"] + shown)
+        if f.type is bool:
+            section.add_argument(*flags, type=parse_bool, nargs="?", const=True, metavar="BOOL", **described)
+            section.add_argument(
+                f"--no_{f.name}",
+                dest=f.name,
+                action="store_const",
+                const=False,
+                default=f.default,
+                help=argparse.SUPPRESS,
+            )
+        else:
+            kind = (
+                next(t for t in get_args(f.type) if t is not type(None))
+                if get_origin(f.type) or get_args(f.type)
+                else f.type
+            )
+            section.add_argument(*flags, type=meta["parse"] or kind, choices=meta["choices"], **described)
+    try:
+        return config_class(**vars(parser.parse_args(argv)))
+    except UserError as error:
+        parser.error(str(error))

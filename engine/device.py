@@ -1,0 +1,30 @@
+"""Which device, and what it needs."""
+
+import ctypes
+from contextlib import suppress
+
+import torch
+
+from engine.command_line import UserError
+
+
+def to_device(name):
+    """'auto', 'cpu', 'cuda:0', … -> torch.device, or a UserError if this machine has no such one."""
+    try:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name} is not a device; use auto, cpu, cuda or cuda:0") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        build = "" if torch.version.cuda else "; this torch is a CPU build"
+        raise UserError(
+            f"--device {name}: {torch.cuda.device_count()} CUDA devices here{build}; use --device cpu or auto"
+        )
+    return device
+
+
+def keep_freed_memory():
+    """Lets glibc keep the memory that a batch frees for the next one, instead of giving it back page by page; faster on a CPU."""
+    with suppress(OSError, AttributeError):  # other systems have no such thing
+        libc = ctypes.CDLL("libc.so.6")
+        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+            libc.mallopt(option, value)

@@ -1,0 +1,246 @@
+"""Examples -> columns of numbers, with any fast tokenizer: one row is an example, or a window of one that is too long."""
+
+import hashlib
+import json
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from engine.command_line import UserError
+from engine.files import sha256
+from engine.tags import IGNORE, is_tagging
+
+
+class Ragged(NamedTuple):
+    """A column of rows of different lengths: row i is values[offsets[i]:offsets[i + 1]]."""
+
+    values: np.ndarray
+    offsets: np.ndarray  # (rows + 1,)
+
+    @classmethod
+    def from_lists(cls, lists):
+        lengths = np.fromiter((len(item) for item in lists), np.int64, len(lists))
+        values = np.fromiter((value for item in lists for value in item), np.int32, lengths.sum())
+        return cls(values, np.concatenate([[0], lengths.cumsum()]))
+
+    @property
+    def lengths(self):
+        return np.diff(self.offsets)
+
+    def pad(self, rows, fill, multiple=1):
+        """(B, W) of the rows, filled up to the longest (or a multiple), and the (B, W) mask of what is real; no loop over rows."""
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - starts
+        columns = np.arange(-(-lengths.max(initial=0) // multiple) * multiple)
+        mask = columns < lengths[:, None]
+        places = np.where(mask, starts[:, None] + columns, 0)
+        return np.where(mask, self.values[places], fill).astype(np.int64), mask
+
+
+class Row(NamedTuple):
+    """One input of the model: an example, or a window of one that is too long."""
+
+    example: int  # its number in the list of examples
+    ids: list
+    types: list
+    starts: list  # position of the first sub-token of each word; only for tagging
+    first_word: int = 0
+    cut: int = 0  # sub-tokens that are left out
+
+
+class Featurizer:
+    """Examples -> columns of numbers, with any fast tokenizer.
+
+    tasks: {name: {"type", "labels", …}} as in labels.json. Every word gets exactly one position, also one that the tokenizer
+    swallows (a blank, U+200B, U+FE0F): it is read as the unknown token, so that tags never shift.
+    What is longer than max_length: with a tagging task it becomes windows that share `stride` sub-tokens or somewhat fewer
+    (whole words; None: a quarter of max_length; -1: it is cut); else the head, the tail, or a quarter of head and three of
+    tail are kept (Sun et al., 2019, arXiv:1905.05583).
+    """
+
+    def __init__(self, tokenizer, tasks, max_length, stride=-1, truncation="head"):
+        self.tokenizer, self.tasks, self.max_length, self.truncation = tokenizer, tasks, max_length, truncation
+        self.stride = max_length // 4 if stride is None else stride
+        self.multiple = 1  # what batches are padded to: 8 suits a GPU's matrix units
+        self.tagging = any(is_tagging(task["type"]) for task in tasks.values())
+        self.ids = {name: {label: i for i, label in enumerate(task["labels"])} for name, task in tasks.items()}
+
+    def fingerprint(self):
+        """Changes with whatever changes the encoding; the cache is named by it."""
+        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        del tokenizer["truncation"], tokenizer["padding"]  # set anew by each call
+        version = 2  # raise it when the columns change
+        depends = [version, tokenizer, self.tasks, self.max_length, self.stride, self.truncation]
+        return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+    def __call__(self, examples):
+        """{column: Ragged, or an array with one number a row} for a list of examples; a row is an example or a window of one.
+
+        Columns: input_ids, token_type_ids (sentence pairs), word_starts, num_words (before cutting) and first_word (tagging),
+        of (the example's number), cut (sub-tokens left out), and the tasks.
+        """
+        rows = self.rows(examples)
+        columns = {
+            "input_ids": Ragged.from_lists([row.ids for row in rows]),
+            "of": np.array([row.example for row in rows], np.int64),
+            "cut": np.array([row.cut for row in rows], np.int32),
+        }
+        if "text_pair" in examples[0]:
+            columns["token_type_ids"] = Ragged.from_lists([row.types for row in rows])
+        if self.tagging:
+            columns["word_starts"] = Ragged.from_lists([row.starts for row in rows])
+            columns["first_word"] = np.array([row.first_word for row in rows], np.int32)
+            whole = [len(examples[row.example]["tokens"]) if row.cut else len(row.starts) for row in rows]
+            columns["num_words"] = np.array(whole, np.int32)
+        for name, task in self.tasks.items():
+            if name in examples[0]:
+                columns[name] = self.labels(name, task["type"], rows, examples)
+        return columns
+
+    def labels(self, name, kind, rows, examples):
+        """The column of a task's labels. A window has its own words' tags; the text's label goes with the first window."""
+        ids, values = (
+            self.ids[name],
+            [examples[row.example][name] if is_tagging(kind) or not row.first_word else None for row in rows],
+        )
+        if is_tagging(kind):
+            tags = []
+            for row, value in zip(rows, values):
+                whole = (
+                    [IGNORE] * len(examples[row.example]["tokens"])
+                    if value is None
+                    else [ids.get(tag, IGNORE) for tag in value]
+                )
+                tags.append(whole[row.first_word : row.first_word + len(row.starts)])
+            return Ragged.from_lists(tags)
+        if kind == "multilabel":
+            return Ragged.from_lists(
+                [[IGNORE if value is None else int(label in value) for label in ids] for value in values]
+            )
+        if kind == "regression":
+            return np.array([np.nan if value is None else value for value in values], np.float32)
+        return np.array([ids.get(value, IGNORE) for value in values], np.int32)
+
+    def rows(self, examples):
+        by_words, paired = "tokens" in examples[0], "text_pair" in examples[0]
+        first = [example["tokens" if by_words else "text"] for example in examples]
+        pairs = (
+            [example["text_pair"].split() if by_words else example["text_pair"] for example in examples]
+            if paired
+            else None
+        )
+        options = dict(is_split_into_words=by_words, verbose=False)
+        encodings = list(self.tokenizer(first, pairs, **options).encodings)
+        if by_words:
+            swallowed = {i: gaps for i, e in enumerate(encodings) if (gaps := missing_words(e, len(first[i])))}
+            for i, gaps in swallowed.items():
+                first[i] = [self.tokenizer.unk_token if w in gaps else word for w, word in enumerate(first[i])]
+                encodings[i] = self.tokenizer([first[i]], [pairs[i]] if pairs else None, **options).encodings[0]
+        rows = []
+        for number, encoding in enumerate(encodings):
+            if len(encoding.ids) <= self.max_length:
+                rows.append(Row(number, encoding.ids, encoding.type_ids, word_starts(encoding) if self.tagging else []))
+            elif self.tagging and self.stride >= 0:
+                try:
+                    rows += self.windows(number, encoding)
+                except UserError as mistake:
+                    raise UserError(f"example {examples[number].get('id', number)}: {mistake}") from None
+            elif self.tagging or paired or self.truncation == "head":
+                if paired and self.truncation == "head_tail" and not self.tagging:
+                    raise UserError("--truncation head_tail is for single texts; of pairs take head or tail")
+                self.tokenizer.truncation_side = "left" if self.truncation == "tail" and not self.tagging else "right"
+                cut = dict(options, truncation="longest_first", max_length=self.max_length)
+                short = self.tokenizer([first[number]], [pairs[number]] if pairs else None, **cut).encodings[0]
+                lost = len(encoding.ids) - len(short.ids)
+                rows.append(
+                    Row(number, short.ids, short.type_ids, word_starts(short) if self.tagging else [], cut=lost)
+                )
+            else:
+                before, inside, after = parts_of(encoding)
+                room = self.max_length - len(before) - len(after)
+                head = room // 4 if self.truncation == "head_tail" else 0
+                kept = [*before, *inside[:head], *inside[len(inside) - room + head :], *after]
+                rows.append(
+                    Row(
+                        number,
+                        [encoding.ids[i] for i in kept],
+                        [encoding.type_ids[i] for i in kept],
+                        [],
+                        cut=len(inside) - room,
+                    )
+                )
+        return rows
+
+    def windows(self, number, encoding):
+        """The rows of one example whose words are too many: whole words, as many as fit; all with the same second text."""
+        before, inside, after = parts_of(encoding)
+        room = self.max_length - len(before) - len(after)
+        if room < 4:
+            raise UserError(
+                f"--max_length {self.max_length}: a second text leaves no room for the words to tag; raise it"
+            )
+        begins = [i for n, i in enumerate(inside) if n == 0 or encoding.word_ids[i] != encoding.word_ids[inside[n - 1]]]
+        begins = [i - inside[0] for i in begins]
+        ends = [*begins[1:], len(inside)]
+        rows, word = [], 0
+        while True:
+            stop = word + 1
+            while stop < len(begins) and ends[stop] - begins[word] <= room:
+                stop += 1
+            kept = [*before, *inside[begins[word] : min(ends[stop - 1], begins[word] + room)], *after]
+            starts = [len(before) + begins[w] - begins[word] for w in range(word, stop)]
+            rows.append(
+                Row(number, [encoding.ids[i] for i in kept], [encoding.type_ids[i] for i in kept], starts, word)
+            )
+            if stop == len(begins):
+                return rows
+            following = stop
+            while following - 1 > word and ends[stop - 1] - begins[following - 1] <= self.stride:
+                following -= 1
+            word = following
+
+
+def parts_of(encoding):
+    """Positions before, of and behind the first sequence's tokens."""
+    inside = [i for i, sequence in enumerate(encoding.sequence_ids) if sequence == 0]
+    return list(range(inside[0])), inside, list(range(inside[-1] + 1, len(encoding.ids)))
+
+
+def missing_words(encoding, num_words):
+    """Numbers of the words that left no token."""
+    present = {word for word, sequence in zip(encoding.word_ids, encoding.sequence_ids) if sequence == 0}
+    return None if len(present) == num_words else set(range(num_words)) - present
+
+
+def word_starts(encoding):
+    """Positions of the first sub-token of each word of the first sequence."""
+    starts, before = [], None
+    for position, (word, sequence) in enumerate(zip(encoding.word_ids, encoding.sequence_ids)):
+        if sequence == 0 and word is not None and word != before:
+            starts.append(position)
+            before = word
+    return starts
+
+
+def to_arrow(column):
+    if isinstance(column, Ragged):
+        return pa.ListArray.from_arrays(pa.array(column.offsets, pa.int32()), pa.array(column.values))
+    return pa.array(column)
+
+
+def to_numpy(column):
+    """Arrow column -> Ragged or array."""
+    if not pa.types.is_list(column.type):
+        return column.to_numpy()
+    chunks = column.chunks
+    lengths = np.concatenate([chunk.value_lengths().to_numpy() for chunk in chunks])
+    return Ragged(
+        np.concatenate([chunk.flatten().to_numpy() for chunk in chunks]),
+        np.concatenate([[0], lengths.cumsum(dtype=np.int64)]),
+    )
+
+
+def encoded_fingerprint(path, encoder, limit):
+    """Changes with the file's bytes and with whatever changes their encoding."""
+    return hashlib.sha256(f"{sha256(path)}{encoder.fingerprint()}{limit}".encode()).hexdigest()[:20]

@@ -1,0 +1,98 @@
+"""Files and folders that are complete or absent, and known by their SHA-256."""
+
+import hashlib
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from engine.command_line import UserError
+
+
+def sha256(path):
+    """Of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sync(path):
+    """Flushes a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path, value):
+    """Writes a JSON file that appears whole or not at all."""
+    temporary = Path(path).with_name(f".{Path(path).name}.tmp")
+    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def replace_folder(folder, fill):
+    """Calls fill(temporary folder), then puts it in the place of `folder`; an older one stays until the new one is safe."""
+    temporary, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        seal(temporary)
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        # A full disk raises OSError in Python, RuntimeError in torch, SafetensorError, and a bare Exception in tokenizers.
+        if not isinstance(error, OSError | RuntimeError | SafetensorError) and type(error) is not Exception:
+            raise
+        raise UserError(f"{folder}: cannot be written ({error}); earlier checkpoints are as they were") from None
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(folder, old)
+    os.rename(temporary, folder)
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def seal(folder):
+    """Writes the manifest of a folder's files, and syncs all to the disk."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "manifest.json")
+    with ThreadPoolExecutor(4) as pool:  # the disk works on one file while another is summed
+        syncs = [pool.submit(sync, path) for path in files]
+        sums = list(pool.map(sha256, files))
+        for done in syncs:
+            done.result()
+    write_json(folder / "manifest.json", {path.relative_to(folder).as_posix(): sum for path, sum in zip(files, sums)})
+    for path in (folder / "manifest.json", folder):
+        sync(path)
+
+
+def verify(folder):
+    """Why a checkpoint cannot be trusted, or None if every file is what it was when written."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return f"no readable manifest ({type(error).__name__})"
+    for name, expected in manifest.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if sha256(folder / name) != expected:
+            return f"{name} is not what was written"
+    return None
+
+
+def clean_temporaries(root):
+    """Clears what a killed run left half-way: temporaries go; a folder that was being replaced returns if its successor is missing."""
+    for old in root.glob(".*.old"):
+        place = old.with_name(old.name[1:-4])
+        if place.exists():
+            shutil.rmtree(old)
+        else:
+            os.rename(old, place)
+    for temporary in root.glob(".*.tmp"):
+        shutil.rmtree(temporary)

@@ -1,0 +1,59 @@
+"""Tags of words: schemes such as BIO and BIOES, and what may follow what in them."""
+
+import re
+
+IGNORE = -100  # what a label is where there is none: torch's ignore_index
+
+
+def is_tagging(kind):
+    """Whether a task of this type has one label a word. Types of your own end in "tagging" then; all others label texts."""
+    return kind.endswith("tagging")
+
+
+def find_scheme(tag_lists):
+    """ "bio", "iob1", "bioes", "bmes" or "bilou"; None if the tags are no entities (parts of speech, say).
+
+    IOB1 writes B- only where an entity follows one of its own type directly (Ramshaw and Marcus, 1995).
+    """
+    letters, starts, proper = set(), 0, 0
+    for tags in tag_lists:
+        before = "O"
+        for tag in tags:
+            if tag != "O":
+                if not re.match(r"[BIESMLU]-.", tag):
+                    return None
+                letters.add(tag[0])
+                follows = before[2:] == tag[2:] and before != "O"
+                starts += tag[0] == "I" and not follows
+                proper += tag[0] == "B" and not follows
+            before = tag
+    if not letters:
+        return None
+    if letters & {"L", "U"}:
+        return "bilou"
+    if "M" in letters:
+        return "bmes"
+    if letters & {"E", "S"}:
+        return "bioes"
+    return "iob1" if starts and not proper else "bio"
+
+
+def may_follow(before, tag, bioes):
+    """Whether `tag` may come after `before`; "O" stands for the ends of a text.
+
+    BIO: an I- continues a B- or I- of its type. BIOES (BMES): besides, an entity that is open must be closed by an E-.
+    """
+    is_open = before[:2] in ("B-", "I-", "M-")
+    if tag[:2] in ("I-", "E-", "M-"):
+        return is_open and before[2:] == tag[2:]
+    return not (bioes and is_open)
+
+
+def illegal_tags(tags):
+    """Positions of tags that break BIO or BIOES: an I- or E- (or M-) that continues nothing of its own type."""
+    before, bad = "O", []
+    for place, tag in enumerate(tags):
+        if tag[:2] in ("I-", "E-", "M-") and (before[:2] not in ("B-", "I-", "M-") or before[2:] != tag[2:]):
+            bad.append(place)
+        before = tag
+    return bad

@@ -1,0 +1,51 @@
+"""Text <-> tokens."""
+
+import regex
+
+HAN = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
+
+
+LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--{HAN}]"
+
+
+WORD = rf"(?V1){HAN}|{LETTER}+(?:(?:[-'’.:/@&]|(?<=\d),(?=\d)){LETTER}+)*|[^\s]"
+
+
+def split_text(text, unit):
+    """[(token, start, end)] of a raw text: characters, or words with Chinese characters and punctuation apart ("7:30" stays whole).
+
+    A text with nothing in it is one empty token, which the loader turns into [UNK].
+    """
+    pattern = {"word": WORD, "character": r"\S", "character+blank": r"(?s)."}[unit]
+    found = regex.finditer(pattern, text)
+    return [(m.group(), m.start(), m.end()) for m in found] or [("", 0, 0)]
+
+
+def join_tokens(tokens, unit):
+    """(text, [(start, end)]): tokens written as a text. Words are parted by a blank, but Chinese is not."""
+    text, spans = "", []
+    for token in tokens:
+        if unit == "word" and text and token and not (regex.match(HAN, text[-1]) or regex.match(HAN, token[0])):
+            text += " "
+        spans.append((len(text), len(text) + len(token)))
+        text += token
+    return text, spans
+
+
+def place_tokens(text, tokens):
+    """[(start, end)] of tokens that were cut out of the text in order; None if they were not."""
+    spans, place = [], 0
+    for token in tokens:
+        start = text.find(token, place)
+        if start < 0:
+            return None
+        spans.append((start, start + len(token)))
+        place = start + len(token)
+    return spans
+
+
+def text_of(example, with_pair=False):
+    """The text of an example, its tokens joined by blanks; with_pair: and its second text."""
+    if "tokens" in example:
+        return " ".join(example["tokens"])
+    return " ".join(filter(None, (example["text"], example.get("text_pair")))) if with_pair else example["text"]

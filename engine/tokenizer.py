@@ -1,0 +1,187 @@
+"""Tokenizers: loading a pretrained one, and training one from texts."""
+
+import io
+import logging
+import os
+import random
+from collections import Counter
+from pathlib import Path
+
+import regex
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from engine.command_line import UserError, first_line
+
+logger = logging.getLogger("template")
+
+
+# What BERT's normaliser sets apart: ideographs, but not kana or hangul.
+IDEOGRAPH = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ceaf\U0002f800-\U0002fa1f"
+
+
+APART = regex.compile(
+    rf"[{IDEOGRAPH}\p{{P}}$+<=>^`|~]"
+)  # characters that are always words of their own: with ASCII's symbols
+
+
+SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+
+
+def load_tokenizer(config, texts):
+    """The pretrained model's tokenizer, or one trained on the texts (see `train_tokenizer`). UserError if it cannot serve."""
+    from transformers import AutoTokenizer
+
+    name = config.pretrain_model_path
+    if not name:
+        logger.info("no --pretrain_model_path: the tokenizer is trained on the training texts")
+        tokenizer = train_tokenizer(texts, config.vocab_size)
+    else:
+        if name.startswith((".", os.sep, "~")) and not Path(name).is_dir():
+            raise UserError(f"--pretrain_model_path {name}: no such folder")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            if tokenizer.is_fast and isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
+                # RoBERTa's kind, where a word begins with a blank: the first one, and one given apart, must too
+                tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, add_prefix_space=True)
+                tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        except Exception as error:  # a foreign folder can make transformers raise anything
+            raise UserError(f"--pretrain_model_path {name}: no tokenizer loads from it ({first_line(error)})") from None
+    missing = [kind for kind in ("pad_token", "unk_token", "cls_token") if getattr(tokenizer, kind) is None]
+    if missing or not tokenizer.is_fast:
+        raise UserError(
+            f"--pretrain_model_path {name}: its tokenizer has no {', '.join(missing) or 'fast version'}; use a BERT-like model"
+        )
+    if config.special_tokens:
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": [token.strip() for token in config.special_tokens.split(",")]}
+        )
+    return tokenizer
+
+
+def train_tokenizer(texts, vocab_size, lowercase=True, model="wordpiece", chinese=True, show_progress=False):
+    """Texts -> a fast transformers tokenizer with BERT's special tokens and [CLS] A [SEP] B [SEP].
+
+    texts: a function that returns a fresh iterator of strings; it may be called twice and nothing is kept. Equal texts give
+    equal bytes. A text cut into words beforehand gets the same pieces as the text itself: each word begins anew.
+    model: "wordpiece" (BERT's) and "wordlevel" (whole words), where what was seen once is left out, so that the embedding of
+    [UNK] is trained too; "bpe" over bytes (RoBERTa's), which knows every text; "unigram" (XLM-RoBERTa's).
+    chinese: each Chinese character is a word of its own; without, runs of them are cut as the model learns to.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = assemble(model, lowercase, chinese)
+    options = {"vocab_size": vocab_size, "special_tokens": list(SPECIAL.values()), "show_progress": show_progress}
+    if model == "wordpiece":
+        # The trainer numbers the ##pieces of single characters by a hash, so ties between merges would fall differently in
+        # each run (huggingface/tokenizers#1794). Named beforehand as special tokens, they have a fixed order.
+        characters = alphabet(texts(), tokenizer.normalizer, vocab_size - len(SPECIAL), chinese)
+        inner = [f"##{character}" for character in characters if not (chinese and APART.match(character))]
+        options |= {
+            "special_tokens": [*SPECIAL.values(), *inner],
+            "limit_alphabet": max(1, len(characters)),
+            "initial_alphabet": characters,
+        }
+        tokenizer.train_from_iterator(texts(), trainers.WordPieceTrainer(**options))
+        tokenizer = assemble(
+            model, lowercase, chinese, tokenizer.get_vocab()
+        )  # anew: the ##pieces are no special tokens
+    elif model == "bpe":
+        tokenizer.train_from_iterator(
+            texts(), trainers.BpeTrainer(**options, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        )
+    elif model == "unigram":
+        pieces = unigram_pieces(texts(), tokenizer.normalizer, vocab_size - len(SPECIAL))
+        tokenizer = assemble(model, lowercase, chinese, [(token, 0.0) for token in SPECIAL.values()] + pieces)
+    else:
+        tokenizer.train_from_iterator(texts(), trainers.WordLevelTrainer(**options, min_frequency=2))
+    cls, sep = (SPECIAL[name] for name in ("cls_token", "sep_token"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
+    )
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **SPECIAL)
+
+
+def assemble(model, lowercase, chinese, vocab=None):
+    """A Tokenizer that cuts and joins as the model needs it, with nothing learned but `vocab`.
+
+    All cut at blanks and around punctuation first. A decoded text has no blanks between Chinese characters.
+    """
+    unknown = SPECIAL["unk_token"]
+    pieces, decoder = [], decoders.WordPiece()
+    if model == "wordpiece":
+        body = models.WordPiece(vocab or {}, unk_token=unknown)
+    elif model == "wordlevel":
+        body = models.WordLevel(vocab or {}, unk_token=unknown)
+    elif model == "bpe":
+        body, pieces, decoder = (
+            models.BPE(),
+            [pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)],
+            decoders.ByteLevel(),
+        )
+    else:
+        body = models.Unigram(vocab, list(SPECIAL.values()).index(unknown)) if vocab else models.Unigram()
+        pieces, decoder = [pre_tokenizers.Metaspace()], decoders.Metaspace()
+    join = [decoders.Fuse(), decoders.Replace(Regex(f"(?<=[{IDEOGRAPH}]) (?=[{IDEOGRAPH}])"), "")]
+    tokenizer = Tokenizer(body)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, handle_chinese_chars=chinese)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), *pieces])
+    tokenizer.decoder = decoders.Sequence([decoder, *join])
+    return tokenizer
+
+
+def unigram_pieces(texts, normalizer, size):
+    """[(piece, log probability)] as SentencePiece learns them (Kudo, 2018), from a sample of 200,000 texts where there are more.
+
+    The trainer of `tokenizers` gives other pieces in each run, and none for a word that is part of no other word.
+    """
+    import sentencepiece
+
+    rng, sample, cut = random.Random(0), [], pre_tokenizers.BertPreTokenizer()
+    for number, text in enumerate(texts):  # a reservoir: each text has the same chance to stay
+        if number < 200_000:
+            sample.append(text)
+        elif (place := rng.randrange(number + 1)) < len(sample):
+            sample[place] = text
+    trained = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(
+                " ".join(word for word, _ in cut.pre_tokenize_str(normalizer.normalize_str(text))) for text in sample
+            ),
+            model_writer=trained,
+            vocab_size=size + 1,  # with its own unknown piece
+            hard_vocab_limit=False,
+            normalization_rule_name="identity",
+            **{"unk_id": 0, "bos_id": -1, "eos_id": -1, "pad_id": -1},
+            max_sentence_length=1_000_000,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(f"--model unigram cannot be trained on these texts: {first_line(error)}") from None
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
+    return [(pieces.id_to_piece(number), pieces.get_score(number)) for number in range(1, len(pieces))]
+
+
+def alphabet(texts, normalizer, size, chinese):
+    """The characters that are seen more than once, in order; if a vocabulary of `size` cannot hold all, the most frequent."""
+    raw, counts = Counter(), Counter()
+    for text in texts:
+        raw.update(text)
+    for character, count in raw.items():
+        for normalized in normalizer.normalize_str(character).strip():
+            counts[normalized] += count
+    kept = []
+    for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        size -= 1 if chinese and APART.match(character) else 2  # a character inside words is there twice, as X and ##X
+        if count > 1 and size >= 0:
+            kept.append(character)
+    return sorted(kept)
