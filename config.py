@@ -1,7 +1,7 @@
-"""Every option of the command line, in one typed dataclass per command, and the checks on them.
+"""The options of `main.py`, in one typed dataclass that *is* its command line, and the checks on them.
 
-A field *is* its flag: name, type, default, line of help. Edit here when you want a new option: add one field,
-then read it as `config.<name>` where it is used. `--flag`, `--flag=True`, `--flag=False` and `--no_flag` all work.
+Edit here when you want a new option: add one field (name, type, default, line of help), then read it as `config.<name>`
+where it is used. `--flag`, `--flag=True`, `--flag=False` and `--no_flag` all work.
 """
 
 import dataclasses
@@ -14,29 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.command_line import UserError, option, parse_layers, require_range, require_seed
+from engine.files import write_json
+from engine.run_folder import changed_options
+from engine.tags import is_tagging
 
 logger = logging.getLogger("template")
 ROOT = Path(__file__).resolve().parent  # of the repository
 
-
-STRENGTHS = {  # option of a trick: the switches it needs
-    "fgm_eps": "use_fgm use_pgd",
-    **dict.fromkeys(("pgd_alpha", "pgd_steps"), "use_pgd"),
-    **dict.fromkeys(("freelb_alpha", "freelb_steps"), "use_freelb"),
-    **dict.fromkeys(("awp_gamma", "awp_start"), "use_awp"),
-    "smart_weight": "use_smart",
-    "rdrop_alpha": "use_rdrop",
-    "ema_decay": "use_ema",
-    "swa_start": "use_swa",
-}
-
-
 # Options that may differ when a run is resumed: they do not change the result. All others must be what they were.
 RESUME_SAFE = frozenset(
-    "do_train do_eval do_predict resume force_resume debug output_dir model_version log_output_path log_output_file checkpoint "
-    "predict_file predict_output text_column text_pair_column encoding num_workers log_steps save_epoch save_steps device".split(
-        " "
-    )
+    """do_train do_eval do_predict resume force_resume debug output_dir model_version log_output_path log_output_file
+    checkpoint predict_file predict_output text_column text_pair_column encoding num_workers log_steps save_epoch save_steps
+    device""".split()
 )
 
 
@@ -48,27 +37,20 @@ class Config:
     do_train: bool = option(False, "train, and keep the best and the last checkpoints", group="what to do")
     do_eval: bool = option(False, "score the best checkpoint on dev and test, into eval.json")
     do_predict: bool = option(False, "label --predict_file, or else the test part, with the best checkpoint")
-    resume: bool = option(
-        False, "go on from the newest good checkpoint of the run folder; start afresh if there is none"
-    )
+    resume: bool = option(False, "go on from the newest good checkpoint of the run folder, or start if there is none")
     force_resume: bool = option(False, "resume although options, data or tokenizer differ from those of the run")
-    debug: bool = option(False, "rehearse the whole road on the first 64 examples of each part, with detailed logs")
+    debug: bool = option(False, "trial run: all steps on the first 64 examples of each part, with detailed logs")
 
     # Files
     data_path: str = option("dataset/sample", "processed folder, made by data_process.py", group="files")
-    fold: int | None = option(
-        None, "train on this fold of --data_path (see data_process.py --n_splits); cross_validate.py takes all"
-    )
+    fold: int | None = option(None, "train on this fold of --data_path; cross_validate.py trains all of them")
     output_dir: str = option("output", "runs are kept here", aliases=["model_output_path"])
     model_version: str = option(
-        "",
-        "name of this run: its folder is OUTPUT_DIR/MODEL_VERSION (default: the name of --checkpoint, else of the data folder)",
+        "", "name of this run, a folder in --output_dir (default: that of --checkpoint or the data)"
     )
     log_output_path: str = option("", "folder of the log file (default: the run folder)")
     log_output_file: str = option("train.log", "name of the log file")
-    checkpoint: str = option(
-        "", "checkpoint folder to evaluate or predict with, from any machine (default: the run's best)"
-    )
+    checkpoint: str = option("", "checkpoint folder to evaluate or predict with (default: best of the run)")
     predict_file: str = option("", "what to label: .txt (a text a line), .csv, .tsv or .jsonl (default: the test part)")
     predict_output: str = option("", ".csv or .jsonl to write (default: predictions.csv in the run folder)")
     text_column: str = option("", "column of the text in --predict_file (default: found by its name)")
@@ -76,52 +58,35 @@ class Config:
     encoding: str = option("auto", "of --predict_file: auto (UTF-8 or UTF-16 by its mark), gb18030, …")
 
     # Model
-    pretrain_model_path: str = option(
-        "", "folder made by save_pretrained, or a hub name; empty: a small encoder from scratch", group="model"
-    )
-    encoder: str = option(
-        "transformer", "bilstm needs no transformer; it reads the same tokens", choices=["transformer", "bilstm"]
-    )
+    pretrain_model_path: str = option("", "save_pretrained folder or hub name; empty: from scratch", group="model")
+    encoder: str = option("transformer", "bilstm: an encoder without transformers", choices=["transformer", "bilstm"])
     hidden_size: int = option(256, "width of an encoder built from scratch")
     num_layers: int = option(3, "layers of an encoder built from scratch")
     vocab_size: int = option(8000, "vocabulary of the tokenizer trained when there is no --pretrain_model_path")
     special_tokens: str = option("", "tokens to add to the tokenizer, comma-separated, such as '<e1>,</e1>'")
-    pooling: str = option(
-        "first",
-        "what classifies a text: its first token, or the mean of its tokens, as sentence encoders learn",
-        choices=["first", "mean"],
-    )
+    pooling: str = option("first", "a text is classified by its first token, or their mean", choices=["first", "mean"])
     shared_layers: int = option(0, "hidden layers between the encoder and all heads")
     dropout: float = option(0.1, "dropout before the heads and in an encoder built from scratch")
     use_crf: bool = option(False, "conditional random field over the words of tagging tasks")
     task_weights: str = option("", "weights of the tasks' losses, such as 'intent=1,slots=2' (default: 1 each)")
-    class_weights: str = option(
-        "none", "balanced: rare labels weigh more in the loss, by their counts", choices=["none", "balanced"]
-    )
+    class_weights: str = option("none", "balanced: rare labels weigh more in the loss", choices=["none", "balanced"])
     label_smoothing: float = option(0.0, "share of the target that is spread over all labels; not with a CRF")
-    focal_gamma: float = option(
-        0.0, "focal loss: easy examples weigh less, the more so the larger it is (2 is usual); not with a CRF"
-    )
-    freeze_layers: int = option(
-        0, "keep the embeddings and the first N layers as they are; 'all' for the encoder", parse=parse_layers
-    )
+    focal_gamma: float = option(0.0, "focal loss: easy examples weigh less, with 2 as a usual value; not with a CRF")
+    freeze_layers: int = option(0, "keep the embeddings and the first N layers; 'all': the encoder", parse=parse_layers)
 
     # Data
-    max_length: int = option(256, "longest input in sub-tokens; what is cut is counted and told", group="data")
+    max_length: int = option(256, "longest input in sub-tokens; what is cut is counted and logged", group="data")
     truncation: str = option(
         "head",
         "what is kept of longer texts to classify; head_tail: a quarter of head, the rest of tail",
         choices=["head", "tail", "head_tail"],
     )
     window_stride: int | None = option(
-        None,
-        "longer texts to tag become windows that share so many sub-tokens (default: a quarter of --max_length; -1: they are cut)",
+        None, "sub-tokens that windows of longer texts to tag share (default: max_length / 4; -1: cut)"
     )
     streaming: bool = option(False, "read the training file as a stream, in constant memory")
     shuffle_buffer: int = option(8192, "rows shuffled together when streaming")
-    num_workers: int = option(
-        0, "processes that prepare batches beside the training; any number gives the same batches"
-    )
+    num_workers: int = option(0, "processes that prepare batches; any number gives the same batches")
 
     # Training
     epochs: int = option(10, "passes over the training data; 0: none", group="training", aliases=["num_train_epochs"])
@@ -129,23 +94,17 @@ class Config:
     gradient_accumulation_steps: int = option(1, "micro-batches in one optimizer step")
     eval_batch_size: int = option(64, "examples in a batch of evaluation and prediction; scores do not depend on it")
     lr: float | None = option(
-        None,
-        "peak learning rate of the encoder (default: by its size, see model_utils.default_lr)",
-        aliases=["learning_rate"],
+        None, "peak learning rate of the encoder (default: by its width)", aliases=["learning_rate"]
     )
-    head_lr: float | None = option(
-        None, "of heads and CRF (default: 10 times --lr; equal to it when training from scratch)"
-    )
-    scheduler: str = option("cosine", "course of the rate after warmup", choices=["cosine", "linear", "constant"])
+    head_lr: float | None = option(None, "of heads and CRF (default: 10 times --lr; equal to it from scratch)")
+    scheduler: str = option("cosine", "learning rate schedule after warmup", choices=["cosine", "linear", "constant"])
     warmup_epochs: float | None = option(
-        None, "the rate rises linearly for so long (default: a tenth of --epochs)", aliases=["warm_up_epochs"]
+        None, "linear warmup (default: a tenth of --epochs)", aliases=["warm_up_epochs"]
     )
     lrf: float = option(0.01, "final rate as a fraction of the peak")
     weight_decay: float = option(0.01, "AdamW's decoupled decay; none on biases, norms and the CRF")
     max_grad_norm: float = option(1.0, "clip the gradient of each step to this norm; 0: never")
-    monitor: str = option(
-        "", "dev score that picks the best checkpoint, such as intent_accuracy, slots_f1, loss (default: by task)"
-    )
+    monitor: str = option("", "dev score that picks the best checkpoint, such as slots_f1, loss (default: by task)")
     early_stop_patience: int = option(
         5,
         "stop after so many epochs without a better score; 0: never",
@@ -157,33 +116,27 @@ class Config:
 
     # Tricks
     use_fgm: bool = option(False, "adversarial training on the word embeddings (FGM)", group="tricks")
-    fgm_eps: float = option(1.0, "norm of the perturbation of FGM and PGD")
+    fgm_eps: float = option(1.0, "norm of the perturbation of FGM and PGD", needs="use_fgm use_pgd")
     use_pgd: bool = option(False, "the same in several steps (PGD)")
-    pgd_alpha: float = option(0.4, "length of a step of PGD")
-    pgd_steps: int = option(3, "steps of PGD")
-    use_freelb: bool = option(
-        False, "adversarial training on each text's word vectors, averaged over the steps (FreeLB)"
-    )
-    freelb_alpha: float = option(0.1, "length of a step of FreeLB")
-    freelb_steps: int = option(3, "steps of FreeLB")
+    pgd_alpha: float = option(0.4, "length of a step of PGD", needs="use_pgd")
+    pgd_steps: int = option(3, "steps of PGD", needs="use_pgd")
+    use_freelb: bool = option(False, "adversarial training on word vectors, averaged over the steps (FreeLB)")
+    freelb_alpha: float = option(0.1, "length of a step of FreeLB", needs="use_freelb")
+    freelb_steps: int = option(3, "steps of FreeLB", needs="use_freelb")
     use_awp: bool = option(False, "adversarial training on the weights (AWP)")
-    awp_gamma: float = option(0.0002, "size of AWP's perturbation, as a share of each matrix's norm")
-    awp_start: float = option(0.2, "share of the epochs before AWP begins")
+    awp_gamma: float = option(0.0002, "size of AWP's perturbation, as a share of each matrix's norm", needs="use_awp")
+    awp_start: float = option(0.2, "share of the epochs before AWP begins", needs="use_awp")
     use_smart: bool = option(False, "answers must not change under small adversarial noise (SMART, VAT)")
-    smart_weight: float = option(1.0, "weight of SMART's divergence in the loss")
+    smart_weight: float = option(1.0, "weight of SMART's divergence in the loss", needs="use_smart")
     use_rdrop: bool = option(False, "answers must not change under dropout (R-Drop)")
-    rdrop_alpha: float = option(1.0, "weight of R-Drop's divergence in the loss")
+    rdrop_alpha: float = option(1.0, "weight of R-Drop's divergence in the loss", needs="use_rdrop")
     dropout_samples: int = option(1, "dropout masks under which the heads read each text (multi-sample dropout)")
     use_ema: bool = option(False, "score and keep an exponential moving average of the weights (EMA)")
-    ema_decay: float = option(
-        0.99, "its decay for each step: 0.99 averages over the last hundred or so; take less if a run is short"
-    )
+    ema_decay: float = option(0.99, "its decay a step: 0.99 averages over about a hundred steps", needs="use_ema")
     use_swa: bool = option(False, "score and keep the mean weights of the last epochs, under a constant rate (SWA)")
-    swa_start: float = option(0.7, "share of training before SWA begins")
-    layer_decay: float = option(1.0, "each layer of the encoder learns at so much of the rate of the one above it")
-    unfreeze_layers: int = option(
-        0, "the encoder is frozen at first; in each epoch so many more layers join, from the top; 0: no"
-    )
+    swa_start: float = option(0.7, "share of training before SWA begins", needs="use_swa")
+    layer_decay: float = option(1.0, "each encoder layer learns at this share of the rate of the layer above it")
+    unfreeze_layers: int = option(0, "begin with a frozen encoder; each epoch N more layers train, from the top; 0: no")
 
     # Machine
     device: str = option("auto", "auto, cpu, cuda, cuda:0, …", group="machine")
@@ -195,119 +148,86 @@ class Config:
     deterministic: bool = option(False, "on a GPU: deterministic algorithms only, somewhat slower")
 
     def __post_init__(self):
-        require_range(
-            self,
-            1,
-            "hidden_size num_layers vocab_size batch_size gradient_accumulation_steps eval_batch_size log_steps shuffle_buffer",
+        at_least_one = (
+            "hidden_size num_layers vocab_size batch_size gradient_accumulation_steps eval_batch_size log_steps"
         )
-        require_range(
-            self,
-            0,
-            "epochs warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps num_workers shared_layers "
-            "fgm_eps pgd_alpha freelb_alpha awp_gamma smart_weight rdrop_alpha focal_gamma unfreeze_layers",
+        require_range(self, 1, at_least_one + " shuffle_buffer pgd_steps freelb_steps dropout_samples")
+        not_negative = (
+            "epochs warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps num_workers"
         )
-        require_range(self, 1, "pgd_steps freelb_steps dropout_samples")
+        require_range(self, 0, not_negative + " shared_layers fgm_eps pgd_alpha freelb_alpha awp_gamma smart_weight")
+        require_range(self, 0, "rdrop_alpha focal_gamma unfreeze_layers")
         require_range(self, 8, "max_length")
         require_range(self, -1, "freeze_layers")
-        for name in ("lr", "head_lr"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
-                raise UserError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
         for name in ("dropout", "lrf", "label_smoothing", "ema_decay", "awp_start", "swa_start", "layer_decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
-        if self.warmup_epochs is not None and self.warmup_epochs > self.epochs > 0:
-            raise UserError(
-                f"--warmup_epochs={self.warmup_epochs:g} is longer than --epochs={self.epochs}: the rate would never reach its peak"
-            )
+        for name in ("lr", "head_lr"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
+                raise UserError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
         require_seed(self.random_seed)
-        self.refuse_senseless_tricks()
+        self.refuse_contradictions()
+        self.refuse_contradicting_tricks()
+        self.task_weights_by_name()
+
+    def refuse_contradictions(self):
+        if self.warmup_epochs is not None and self.warmup_epochs > self.epochs > 0:
+            longer = f"--warmup_epochs={self.warmup_epochs:g} is longer than --epochs={self.epochs}"
+            raise UserError(f"{longer}: the rate would never reach its peak")
         if self.encoder == "bilstm" and self.hidden_size % 2:
-            raise UserError(
-                f"--hidden_size={self.hidden_size} must be even: a BiLSTM halves it between its two directions"
-            )
+            raise UserError(f"--hidden_size={self.hidden_size} must be even: each direction of a BiLSTM has half of it")
         if self.encoder == "transformer" and not self.pretrain_model_path and self.hidden_size % 32:
             raise UserError(f"--hidden_size={self.hidden_size} must be a multiple of 32, the size of an attention head")
+        if self.pooling == "mean" and self.encoder == "bilstm":
+            raise UserError("--pooling=mean: a BiLSTM classifies from its two last states; leave it at first")
         if self.window_stride is not None and not -1 <= self.window_stride <= self.max_length // 2:
             raise UserError(f"--window_stride={self.window_stride} must be at most half of --max_length, or -1")
         if self.predict_output and Path(self.predict_output).suffix not in (".csv", ".jsonl"):
             raise UserError(f"--predict_output={self.predict_output} must end in .csv or .jsonl")
         if os.sep in self.model_version or self.model_version in (".", ".."):
+            name = f"--model_version={self.model_version}"
+            raise UserError(f"{name} must be a plain name; --output_dir says where runs are kept")
+
+    def refuse_contradicting_tricks(self):
+        adversaries = ("use_fgm", "use_pgd", "use_freelb", "use_awp", "use_smart")
+        adversaries = [f"--{name}" for name in adversaries if getattr(self, name)]
+        pretrained = self.pretrain_model_path and self.encoder != "bilstm"
+        if len(adversaries) > 1:
+            raise UserError(f"{' and '.join(adversaries)} are each an adversary; choose one")
+        if self.use_ema and self.use_swa:
+            raise UserError("--use_ema and --use_swa both replace the weights that are scored; choose one")
+        if self.use_ema and self.ema_decay == 1:
+            raise UserError("--ema_decay=1 would never move; it must be below 1")
+        if self.use_swa and 0 < self.epochs < math.floor(self.swa_start * self.epochs) + 2:
+            fewer = f"--use_swa would average fewer than two of {self.epochs} epochs"
+            raise UserError(f"{fewer}; lower --swa_start={self.swa_start:g}")
+        if self.use_awp and 0 < self.epochs <= math.ceil(self.awp_start * self.epochs - 1e-9):
+            raise UserError(f"--awp_start={self.awp_start:g} leaves none of {self.epochs} epochs for AWP")
+        if self.unfreeze_layers and self.compile:
             raise UserError(
-                f"--model_version={self.model_version} must be a plain name; --output_dir says where runs are kept"
+                "--unfreeze_layers trains other layers in each epoch: --compile would compile anew; drop one"
             )
-        self.task_weights_by_name()
+        if self.unfreeze_layers and self.epochs == 1:
+            raise UserError("--unfreeze_layers trains the heads alone in the first epoch; --epochs=1 has no second")
+        if self.layer_decay == 0:
+            raise UserError("--layer_decay=0 would stop all layers but the last; see --freeze_layers")
+        if (self.layer_decay < 1 or self.unfreeze_layers) and (not pretrained or self.freeze_layers == -1):
+            needed = "need --pretrain_model_path, and layers that are trained"
+            raise UserError(f"--layer_decay and --unfreeze_layers spare pretrained layers: they {needed}")
+        if (self.freeze_layers or self.unfreeze_layers) and (self.use_fgm or self.use_pgd):
+            frozen = "--freeze_layers and --unfreeze_layers freeze them"
+            raise UserError(f"--use_fgm and --use_pgd need the gradient of the word embeddings, but {frozen}")
 
     @property
     def run_dir(self):
-        """Where this run is kept; a rehearsal (--debug) never touches the real run's folder."""
+        """Where this run is kept; a trial run (--debug) never touches the real run's folder."""
         name = self.model_version or Path(self.checkpoint or self.data_path).resolve().name
         name += "" if self.fold is None else f"-fold_{self.fold}"
         return Path(self.output_dir) / (name + ("-debug" if self.debug else ""))
 
-    def refuse_senseless_tricks(self):
-        adversaries = [
-            name for name in ("use_fgm", "use_pgd", "use_freelb", "use_awp", "use_smart") if getattr(self, name)
-        ]
-        pretrained = self.pretrain_model_path and self.encoder != "bilstm"
-        rules = [
-            (
-                len(adversaries) > 1,
-                f"{' and '.join(f'--{name}' for name in adversaries)} are each an adversary; choose one",
-            ),
-            (
-                self.use_ema and self.use_swa,
-                "--use_ema and --use_swa both replace the weights that are scored; choose one",
-            ),
-            (self.use_ema and self.ema_decay == 1, "--ema_decay=1 would never move; it must be below 1"),
-            (
-                self.use_swa and 0 < self.epochs < math.floor(self.swa_start * self.epochs) + 2,
-                f"--use_swa would average fewer than two of {self.epochs} epochs; lower --swa_start={self.swa_start:g}",
-            ),
-            (
-                self.use_awp and 0 < self.epochs <= math.ceil(self.awp_start * self.epochs - 1e-9),
-                f"--awp_start={self.awp_start:g} leaves none of {self.epochs} epochs for AWP",
-            ),
-            (
-                self.unfreeze_layers and self.compile,
-                "--unfreeze_layers changes what is trained each epoch, and --compile would compile anew; drop one",
-            ),
-            (
-                self.unfreeze_layers and self.epochs == 1,
-                "--unfreeze_layers trains the heads alone in the first epoch; --epochs=1 has no second",
-            ),
-            (self.layer_decay == 0, "--layer_decay=0 would stop all layers but the last; see --freeze_layers"),
-            (
-                (self.layer_decay < 1 or self.unfreeze_layers) and (not pretrained or self.freeze_layers == -1),
-                "--layer_decay and --unfreeze_layers spare pretrained layers: they need --pretrain_model_path, and layers that are trained",
-            ),
-            (
-                (self.freeze_layers or self.unfreeze_layers) and (self.use_fgm or self.use_pgd),
-                "--use_fgm and --use_pgd need the gradient of the word embeddings, but --freeze_layers and --unfreeze_layers freeze them",
-            ),
-            (
-                self.pooling == "mean" and self.encoder == "bilstm",
-                "--pooling=mean: what a BiLSTM classifies from is its two last states; leave it at first",
-            ),
-        ]
-        for senseless, why in rules:
-            if senseless:
-                raise UserError(why)
-
-    def unused_options(self):
-        """What is said of each option of a trick that has no effect, or leaves its trick without one."""
-        found = []
-        for name, switches in STRENGTHS.items():
-            on, value = any(getattr(self, switch) for switch in switches.split()), getattr(self, name)
-            use = " or ".join(f"--{switch}" for switch in switches.split())
-            if not on and value != getattr(Config, name):
-                found.append(f"--{name}={value:g} has no effect without {use}")
-            if on and value == 0 and not name.endswith("start"):
-                found.append(f"--{name}=0 leaves {use} without effect")
-        return found
-
     @property
     def data_dir(self):
-        """The processed folder to read: --data_path, or a fold in it. The sample is the repository's own, wherever this was started."""
+        """The processed folder to read: --data_path, or a fold in it. The sample is always the repository's own."""
         path = Path(self.data_path)
         if self.data_path == Config.data_path and not path.exists():
             path = ROOT / path
@@ -324,41 +244,50 @@ class Config:
             raise UserError(f"--task_weights={self.task_weights!r}: weights must be finite and not negative")
         return weights
 
+    def unused_options(self, kinds=("tagging", "classification")):
+        """A line for each option that has no effect, or leaves another one without. kinds: the types of the tasks."""
+        unused = []
+        for option_field in dataclasses.fields(self):
+            name, value, switches = option_field.name, getattr(self, option_field.name), option_field.metadata["needs"]
+            use = " or ".join(f"--{switch}" for switch in switches)
+            on = any(getattr(self, switch) for switch in switches)
+            if switches and not on and value != option_field.default:
+                unused.append(f"--{name}={value:g} has no effect without {use}")
+            if on and value == 0 and not name.endswith("start"):
+                unused.append(f"--{name}=0 leaves {use} without effect")
+        if self.use_crf and "tagging" not in kinds:
+            unused.append("--use_crf has no effect: none of the tasks is tagging")
+        elif self.use_crf and (self.class_weights != "none" or self.label_smoothing or self.focal_gamma):
+            imbalance = "--class_weights, --label_smoothing and --focal_gamma"
+            unused.append(f"{imbalance} have no effect on tagging with --use_crf")
+        if self.pooling == "mean" and all(is_tagging(kind) for kind in kinds):
+            unused.append("--pooling=mean has no effect: all tasks are tagging")
+        return unused
+
     def save(self, path):
-        """Writes the options as JSON; the file is replaced whole."""
-        temporary = Path(path).with_name(f".{Path(path).name}.tmp")
-        temporary.write_text(
-            json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-        os.replace(temporary, path)
+        """Writes the options as JSON."""
+        write_json(path, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, path):
         """Options as `save` wrote them. Those that this version no longer has are told and left out."""
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-        if unknown := sorted(set(values) - {f.name for f in dataclasses.fields(cls)}):
-            logger.warning(
-                f"{path}: options that no longer exist are left out: {', '.join(f'{name}={values[name]!r}' for name in unknown)}"
-            )
+        unknown = sorted(set(values) - {option_field.name for option_field in dataclasses.fields(cls)})
+        if unknown:
+            gone = ", ".join(f"{name}={values[name]!r}" for name in unknown)
+            logger.warning(f"{path}: these options no longer exist and are left out: {gone}")
         return cls(**{name: value for name, value in values.items() if name not in unknown})
 
-    def differences(self, before):
-        """['lr was 0.001, is 0.01', …] of the options that change the result; before: those of a run, as `save` wrote them.
+    def changes_since(self, before):
+        """['lr was 0.001, is 0.01', …] of the options that change the result. before: those of a run, as `save` wrote
+        them.
 
         More epochs change nothing under a constant rate. An option that the run did not have yet was at its default.
         """
-        same_course = (
-            self.scheduler == "constant" and self.warmup_epochs is not None and not (self.use_awp or self.use_swa)
-        )
-        free = RESUME_SAFE | ({"epochs"} if same_course and self.epochs >= before["epochs"] else set())
-        now = dataclasses.asdict(self)
-        before = {f.name: f.default for f in dataclasses.fields(self)} | before
-        gone = [f"{name} was {before[name]!r}, which no longer exists" for name in sorted(before.keys() - now.keys())]
-        return gone + [
-            f"{name} was {before[name]!r}, is {now[name]!r}"
-            for name in now
-            if name not in free and before[name] != now[name]
-        ]
+        constant = self.scheduler == "constant" and self.warmup_epochs is not None
+        longer = constant and not (self.use_awp or self.use_swa) and self.epochs >= before["epochs"]
+        before = {option_field.name: option_field.default for option_field in dataclasses.fields(self)} | before
+        return changed_options(before, dataclasses.asdict(self), RESUME_SAFE | ({"epochs"} if longer else set()))
 
 
 def seed_torch(seed, deterministic=False):

@@ -1,16 +1,16 @@
 """Examples -> token ids -> batches of similar length, from memory (MyDataset) or from a stream (MyIterableDataset).
 
-A batch is `Batch(inputs, labels, rows)`. inputs: `input_ids`, `attention_mask`, `token_type_ids` (B, L); for tagging also
-`word_starts`, the position of each word's first sub-token, and `word_mask` (B, W). labels: {task: (B,) or (B, W)}, with
-IGNORE where there is none. rows: each example's number in its file.
+A batch is `Batch(inputs, labels, rows)`. inputs: `input_ids`, `attention_mask`, `token_type_ids` (B, L); for tagging
+also `word_starts`, the position of each word's first sub-token, and `word_mask` (B, W). labels: {task: (B,) or (B, W)},
+with IGNORE where there is none. rows: each example's number in its file.
 The order of batches is a function of (seed, epoch) alone, whatever the number of workers, so a run can go on anywhere.
-Edit here when your model needs another input or your task another kind of label: `Featurizer`, then `make_batch`.
+Edit here when your model needs another input or your task another kind of label: engine/features.py, then `make_batch`.
 """
 
+import copy
 import json
 import logging
 import os
-from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -21,11 +21,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from tqdm import tqdm
 
-from engine.command_line import UserError, os_error_line
-from engine.features import Featurizer, Ragged, encoded_fingerprint, to_arrow, to_numpy
-from engine.files import sha256
+from engine.command_line import UserError
+from engine.features import Ragged, encoded_fingerprint, to_arrow, to_numpy
 from engine.tags import IGNORE, is_tagging
 from engine.text import text_of
+from engine.token_cache import cached_table
 from preprocess.schema import read_processed
 
 logger = logging.getLogger("template")
@@ -43,11 +43,9 @@ class Batch(NamedTuple):
         return Batch(move(self.inputs), move(self.labels), self.rows)
 
 
-# ---- encoding ------------------------------------------------------------------------------------------------------------
-
-
 def make_batch(columns, rows, tasks, pad_id, numbers=None, multiple=1):
-    """Columns and row numbers -> Batch, by index arithmetic; tokens padded only to the longest of these rows, or to a multiple."""
+    """Columns and row numbers -> Batch, by index arithmetic; tokens padded only to the longest of these rows, or to a
+    multiple."""
     input_ids, mask = columns["input_ids"].pad(rows, pad_id, multiple)
     token_types = (
         columns["token_type_ids"].pad(rows, 0, multiple)[0] if "token_type_ids" in columns else np.zeros_like(input_ids)
@@ -67,69 +65,44 @@ def make_batch(columns, rows, tasks, pad_id, numbers=None, multiple=1):
 
 
 def length_batches(lengths, rows, batch_size, rng):
-    """Shuffled `rows` -> batches of similar length, in random order. Ties stay as shuffled, so batches differ by epoch."""
+    """Shuffled `rows` -> batches of similar length, in random order. Ties stay as shuffled, so batches differ by
+    epoch."""
     ordered = rows[np.argsort(lengths[rows], kind="stable")]
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-# ---- whole in memory -----------------------------------------------------------------------------------------------------
+# ---- whole in memory -------------------------------------------------------------------------------------------------
 
 
 class MyDataset(Dataset):
     """A processed file, or a list of examples, tokenised once and kept as Arrow.
 
-    Numbers are in memory, some bytes a token; the examples themselves stay memory-mapped. The Arrow file lies in `.cache`
-    beside the data and is named by what it depends on (the data, the tokenizer, the labels, the length) and by its own SHA-256:
-    one that is damaged is made anew. Where none can be written, everything is kept in memory.
-    `dataset[i]` is the example as it was read; `dataset.batch(rows)` is a Batch.
+    Numbers are in memory, some bytes a token; the examples themselves stay memory-mapped, in `.cache` beside the data.
+    An example that is too long may have several rows. `dataset[i]` is the example as it was read; `dataset.batch(rows)`
+    is a Batch.
     """
 
-    def __init__(self, source, encoder, limit=None):
-        self.encoder, self.tasks, self.fingerprint = encoder, encoder.tasks, ""
-        self.pad_id = encoder.tokenizer.pad_token_id
+    def __init__(self, source, featurizer, limit=None):
+        self.featurizer, self.tasks, self.fingerprint = featurizer, featurizer.tasks, ""
+        self.pad_id = featurizer.tokenizer.pad_token_id
         if isinstance(source, list):
             self.table = pa.Table.from_batches(list(self.encode(source, "encoding")))
         else:
-            self.table = self.from_cache(Path(source), limit)
+            path = Path(source)
+            self.fingerprint = encoded_fingerprint(path, featurizer, limit)
+            name = f"{path.stem}-{self.fingerprint}"
+            self.table = cached_table(path.parent / ".cache", name, lambda: self.encode_file(path, limit))
         self.columns = {name: to_numpy(self.table[name]) for name in self.table.column_names if name != "example"}
         self.lengths = self.columns["input_ids"].lengths
-        self.of = self.columns["of"]  # the example of each row
-        self.first_rows = np.flatnonzero(np.diff(self.of, prepend=-1))  # of each example
+        self.example_index = self.columns["example_index"]  # of each row
+        self.first_rows = np.flatnonzero(np.diff(self.example_index, prepend=-1))  # of each example
         self.warn_of_cuts(source)
-
-    def from_cache(self, path, limit):
-        from datasets import Dataset as ArrowDataset
-
-        key = self.fingerprint = encoded_fingerprint(path, self.encoder, limit)
-        folder, name = path.parent / ".cache", f"{path.stem}-{key}"
-        building = folder / f"{name}.{os.getpid()}.tmp"
-        try:
-            cache = find_cache(folder, name)
-            if cache is None:
-                folder.mkdir(exist_ok=True)
-                batches = self.encode_file(path, limit)
-                first = next(batches)
-                with pa.OSFile(str(building), "wb") as file, pa.ipc.new_stream(file, first.schema) as writer:
-                    writer.write_batch(first)
-                    for batch in batches:
-                        writer.write_batch(batch)
-                cache = folder / f"{name}.{sha256(building)[:16]}.arrow"
-                os.replace(building, cache)
-            return ArrowDataset.from_file(str(cache)).data.table
-        except OSError as error:
-            with suppress(OSError):
-                building.unlink(missing_ok=True)
-            logger.warning(
-                f"no token cache ({os_error_line(error)}); tokens are kept in memory, and made anew by each run"
-            )
-            return pa.Table.from_batches(list(self.encode_file(path, limit)))
 
     def encode_file(self, path, limit):
         """The record batches of a processed file; UserError if it has no example."""
-        batches = self.encode(
-            (e for _, e in islice(read_processed(path, self.tasks), limit)), f"tokenising {path.name}"
-        )
+        examples = (example for _, example in islice(read_processed(path, self.tasks), limit))
+        batches = self.encode(examples, f"tokenising {path.name}")
         first = next(batches, None)
         if first is None:
             raise UserError(f"{path}: no examples in it")
@@ -140,13 +113,11 @@ class MyDataset(Dataset):
         examples, done = iter(examples), 0
         with tqdm(desc=what, unit=" examples", leave=False, delay=2) as bar:
             while chunk := list(islice(examples, size)):
-                columns = self.encoder(chunk)
-                first = np.diff(columns["of"], prepend=-1) > 0
-                texts = [
-                    json.dumps(chunk[number], ensure_ascii=False) if new else ""
-                    for number, new in zip(columns["of"], first)
-                ]
-                columns["of"] = columns["of"] + done
+                columns = self.featurizer(chunk)
+                index = columns["example_index"]
+                is_first = np.diff(index, prepend=-1) > 0
+                texts = [json.dumps(chunk[i], ensure_ascii=False) if new else "" for i, new in zip(index, is_first)]
+                columns["example_index"] = index + done
                 arrays = {name: to_arrow(column) for name, column in columns.items()} | {"example": pa.array(texts)}
                 yield pa.RecordBatch.from_pydict(arrays)
                 done += len(chunk)
@@ -154,25 +125,22 @@ class MyDataset(Dataset):
 
     def warn_of_cuts(self, source):
         """Nothing is cut in silence."""
+        columns, length = self.columns, self.featurizer.max_length
         where = "texts" if isinstance(source, list) else source
-        cut, length = int((self.columns["cut"] > 0).sum()), self.encoder.max_length
-        if cut and "num_words" in self.columns:
-            lost = (self.columns["num_words"] - self.columns["word_starts"].lengths)[self.columns["cut"] > 0].sum()
-            logger.warning(
-                f"{where}: {cut} of {len(self)} examples are longer than --max_length {length}; "
-                f"their last {lost} words are not seen and count as O"
-            )
-        elif cut:
-            lost = self.columns["cut"].sum()
-            logger.warning(
-                f"{where}: {cut} of {len(self)} examples are longer than --max_length {length}; {lost} sub-tokens are not seen"
-            )
+        is_cut = columns["num_cut"] > 0
+        longer = f"{where}: {is_cut.sum()} of {len(self)} examples are longer than --max_length {length}"
+        if is_cut.any() and "num_words" in columns:
+            lost = (columns["num_words"] - columns["word_starts"].lengths)[is_cut].sum()
+            logger.warning(f"{longer}; their last {lost} words are not seen and count as O")
+        elif is_cut.any():
+            logger.warning(f"{longer}; {columns['num_cut'].sum()} sub-tokens are not seen")
         elif len(self.lengths) > len(self):
-            windows = len(self.lengths) - len(self) + len(np.unique(self.columns["of"][self.columns["first_word"] > 0]))
-            first = any(not is_tagging(task["type"]) for task in self.tasks.values())
+            in_windows = len(np.unique(self.example_index[columns["first_word"] > 0]))
+            windows = len(self.lengths) - len(self) + in_windows
+            text_labels = any(not is_tagging(task["type"]) for task in self.tasks.values())
             logger.info(
                 f"{where}: examples longer than --max_length {length} are read in {windows} overlapping windows"
-                + ("; labels of the whole text come from the first" if first else "")
+                + ("; labels of the whole text come from the first" if text_labels else "")
             )
 
     def __len__(self):
@@ -183,22 +151,14 @@ class MyDataset(Dataset):
         return json.loads(self.table["example"][int(self.first_rows[index])].as_py())
 
     def is_first(self, row):
-        return self.first_rows[self.of[row]] == row
+        return self.first_rows[self.example_index[row]] == row
 
     def batch(self, rows):
-        return make_batch(self.columns, np.asarray(rows), self.tasks, self.pad_id, multiple=self.encoder.multiple)
+        return make_batch(
+            self.columns, np.asarray(rows), self.tasks, self.pad_id, multiple=self.featurizer.pad_to_multiple
+        )
 
     __getitems__ = batch  # what torch's DataLoader asks for, with the row numbers of a whole batch
-
-
-def find_cache(folder, name):
-    """The token cache of that name whose bytes are what its name says, or None; damaged ones are told and removed."""
-    for path in sorted(folder.glob(f"{name}.*.arrow")):
-        if sha256(path)[:16] == path.name.split(".")[-2]:
-            return path
-        logger.warning(f"{path}: the token cache is damaged and is made anew")
-        path.unlink()
-    return None
 
 
 class LengthSampler:
@@ -253,12 +213,13 @@ def as_it_is(batch):
 
 
 def detach_worker(worker):
-    """A worker leaves the process group, so that Ctrl-C or a SIGTERM to the group lets it serve until the run has saved."""
+    """A worker leaves the process group, so that Ctrl-C or a SIGTERM to the group lets it serve until the run has
+    saved."""
     if hasattr(os, "setsid"):
         os.setsid()
 
 
-# ---- streamed ------------------------------------------------------------------------------------------------------------
+# ---- streamed --------------------------------------------------------------------------------------------------------
 
 
 class MyIterableDataset(IterableDataset):
@@ -270,15 +231,13 @@ class MyIterableDataset(IterableDataset):
     an order that does not depend on their number.
     """
 
-    def __init__(self, path, encoder, batch_size, shuffle_buffer, seed, limit=None):
-        self.path, self.encoder, self.batch_size, self.seed = path, encoder, batch_size, seed
+    def __init__(self, path, featurizer, batch_size, shuffle_buffer, seed, limit=None):
+        self.path, self.featurizer, self.batch_size, self.seed = path, featurizer, batch_size, seed
         self.block = batch_size * max(1, min(8, shuffle_buffer // (4 * batch_size)))  # rows read together
         self.blocks_in_pool = max(1, shuffle_buffer // self.block)
         self.starts, self.num_rows = [], 0
-        with (
-            open(path, "rb") as file,
-            tqdm(desc=f"indexing {Path(path).name}", unit=" rows", leave=False, delay=2) as bar,
-        ):
+        bar = tqdm(desc=f"indexing {Path(path).name}", unit=" rows", leave=False, delay=2)
+        with open(path, "rb") as file, bar:
             position = 0
             for line in islice(file, limit):
                 if self.num_rows % self.block == 0:
@@ -288,7 +247,7 @@ class MyIterableDataset(IterableDataset):
                 self.num_rows += 1
         self.starts.append(position)
         self.epoch = self.first_pool = 0
-        self.fingerprint = encoded_fingerprint(path, encoder, limit)
+        self.fingerprint = encoded_fingerprint(path, featurizer, limit)
 
     def pools(self):
         """The blocks of each pool of this epoch, in order."""
@@ -296,28 +255,20 @@ class MyIterableDataset(IterableDataset):
         return [order[i : i + self.blocks_in_pool] for i in range(0, len(order), self.blocks_in_pool)]
 
     def __iter__(self):
-        pools = self.pools()
-        worker = get_worker_info()
-        for number in range(
-            self.first_pool + (worker.id if worker else 0), len(pools), worker.num_workers if worker else 1
-        ):
+        pools, worker = self.pools(), get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for number in range(self.first_pool + first, len(pools), step):
             examples, rows = [], []
             for block in pools[number]:
-                found = [
-                    e
-                    for _, e in read_processed(
-                        self.path, self.encoder.tasks, self.starts[block], self.starts[block + 1]
-                    )
-                ]
-                examples += found
-                rows += range(block * self.block, block * self.block + len(found))
-            columns = self.encoder(examples)
+                lines = read_processed(self.path, self.featurizer.tasks, self.starts[block], self.starts[block + 1])
+                block_examples = [example for _, example in lines]
+                examples += block_examples
+                rows += range(block * self.block, block * self.block + len(block_examples))
+            columns = self.featurizer(examples)
             rng = np.random.default_rng([self.seed, self.epoch, number])
-            yield (
-                columns,
-                np.array(rows),
-                length_batches(columns["input_ids"].lengths, rng.permutation(len(rows)), self.batch_size, rng),
-            )
+            order = rng.permutation(len(rows))
+            batches = length_batches(columns["input_ids"].lengths, order, self.batch_size, rng)
+            yield columns, np.array(rows), batches
 
     def __len__(self):
         return self.num_rows
@@ -335,10 +286,11 @@ class MyIterableDataLoader(DataLoader):
             generator=torch.Generator(),
             worker_init_fn=detach_worker,
         )
-        self.skip, self.pinned, self.told = 0, pin_memory, False
+        self.skip, self.pinned, self.warned = 0, pin_memory, False
 
     def set_position(self, epoch, batch=0):
-        """As MyDataLoader.set_position: pools before that batch are counted (the file's last block may be short), not read."""
+        """As MyDataLoader.set_position: pools before that batch are counted (the file's last block may be short), not
+        read."""
         data, self.skip = self.dataset, batch
         data.epoch, data.first_pool = epoch, 0
         for blocks in data.pools():
@@ -353,21 +305,18 @@ class MyIterableDataLoader(DataLoader):
         return -(-self.dataset.num_rows // self.dataset.batch_size)
 
     def __iter__(self):
-        skip, cut = self.skip, 0
-        pad_id = self.dataset.encoder.tokenizer.pad_token_id
+        skip, num_cut, featurizer = self.skip, 0, self.dataset.featurizer
+        pad_id, multiple = featurizer.tokenizer.pad_token_id, featurizer.pad_to_multiple
         for columns, numbers, batches in super().__iter__():
             for rows in batches[skip:]:
-                batch = make_batch(
-                    columns, rows, self.dataset.encoder.tasks, pad_id, numbers, self.dataset.encoder.multiple
-                )
+                batch = make_batch(columns, rows, featurizer.tasks, pad_id, numbers, multiple)
                 yield pin(batch) if self.pinned else batch
             skip = 0
-            cut += int((columns["cut"] > 0).sum())
-        if cut and not self.told:
-            self.told = True
-            logger.warning(
-                f"{self.dataset.path}: {cut} examples of this epoch do not fit --max_length; what is longer is cut"
-            )
+            num_cut += int((columns["num_cut"] > 0).sum())
+        if num_cut and not self.warned:
+            self.warned = True
+            path = self.dataset.path
+            logger.warning(f"{path}: {num_cut} examples of this epoch do not fit --max_length; what is longer is cut")
 
 
 def pin(batch):
@@ -380,19 +329,18 @@ def training_texts(path):
         yield text_of(example, with_pair=True)
 
 
-def build_loaders(config, data_path, encoder, device, limit=None):
+def build_loaders(config, data_path, featurizer, device, limit=None):
     """(train loader, dev loader) as the options say; `limit`: only so many rows of each."""
     pinned = device.type == "cuda"
-    encoder.multiple = 8 if pinned else 1
+    featurizer.pad_to_multiple = 8 if pinned else 1
     path = Path(data_path) / "train.jsonl"
     if config.streaming:
-        cutting = Featurizer(
-            encoder.tokenizer, encoder.tasks, encoder.max_length, truncation=encoder.truncation
-        )  # a row an example
-        cutting.multiple = encoder.multiple
-        dataset = MyIterableDataset(path, cutting, config.batch_size, config.shuffle_buffer, config.random_seed, limit)
+        one_row = copy.copy(featurizer)
+        one_row.stride = -1  # no windows: an example is a row
+        dataset = MyIterableDataset(path, one_row, config.batch_size, config.shuffle_buffer, config.random_seed, limit)
         train_loader = MyIterableDataLoader(dataset, config.num_workers, pinned)
     else:
-        dataset = MyDataset(path, encoder, limit)
+        dataset = MyDataset(path, featurizer, limit)
         train_loader = MyDataLoader(dataset, config.batch_size, config.random_seed, config.num_workers, pinned)
-    return train_loader, MyDataLoader(MyDataset(Path(data_path) / "dev.jsonl", encoder, limit), config.eval_batch_size)
+    dev_set = MyDataset(Path(data_path) / "dev.jsonl", featurizer, limit)
+    return train_loader, MyDataLoader(dev_set, config.eval_batch_size)

@@ -1,91 +1,48 @@
-"""Training tricks, each one class of a few lines beside its formula and paper.
+"""Training tricks, each one class beside its formula and paper.
 
-All have one way in, the hooks of `Trick`: the training step calls them and knows no trick by name. Edit here when you want one of your
-own: a subclass of `Trick` with the hooks it needs and a `build`, and its option in config.py. Nothing else needs to change.
+The training step calls the hooks of `Trick` (engine/trick.py) and knows no trick by name. Edit here when you want one
+of your own: a subclass of `Trick` with the hooks it needs and a `build`, its place in TRICKS at the end of this file,
+and its option in config.py.
 
-Tricks stack: those that change the loss (`wrap_forward`) lie within those that change its gradient (`around`), and of each kind a
-later one around those before it in this file. Under gradient accumulation each acts on every micro-batch by itself; what it adds to the
-gradients is scaled like the clean loss.
+Tricks stack: those that change the loss (`wrap_forward`) lie within those that change its gradient (`wrap_backward`),
+and of each kind a later one in TRICKS wraps those before it. Under gradient accumulation each acts on every micro-batch
+by itself; what it adds to the gradients is scaled like the clean loss.
 """
 
 import logging
 import math
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 
 from engine.command_line import UserError
 from engine.encoders import layer_ids
 from engine.perturb import (
-    Noise,
+    WordNoise,
     add_gradients,
-    norm,
+    norm_by_text,
     random_state,
     require_dropout,
+    safe_normalize,
     set_random_state,
     take_gradients,
-    unit,
 )
+from engine.trick import Trick, Tricks
 from model_utils import MyModelOutput, mean_output
 
 logger = logging.getLogger("template")
 
 
-class Trick:
-    """What a trick may change. These do nothing; override those you need.
-
-    `forward(exact=False)` -> MyModelOutput of one micro-batch, whose total_loss is what the gradient is taken of (exact: no autocast);
-    `compute()` adds the gradient of a micro-batch and returns its output, for the log. batch: data_loader.Batch.
-    """
-
-    @classmethod
-    def build(cls, model, config):
-        """The trick as the options say, or None if they do not ask for it."""
-
-    def start_epoch(self):
-        """How many epochs pass before it acts; only after them early stopping counts."""
-        return 0
-
-    def groups(self, groups):
-        """Parameter groups for the optimizer -> what they shall be instead."""
-        return groups
-
-    def before_epoch(self, epoch):
-        """epoch: 0 for the first; called again when a run resumes within it."""
-
-    def wrap_forward(self, forward, batch):
-        return forward
-
-    def wrap_backward(self, compute, batch):
-        return compute
-
-    def after_step(self, finite):
-        """After an optimizer step. finite: (), whether it was made; a step whose gradient is not finite changes nothing."""
-
-    def after_epoch(self, epoch):
-        """Before dev is scored; called again if a run was interrupted while scoring."""
-
-    def averaged(self):
-        """A context in which the model has the weights that are to be scored and kept as the best."""
-        return nullcontext()
-
-    def state_dict(self):
-        """{name: tensor} of all that the next step depends on."""
-        return {}
-
-    def load_state_dict(self, tensors):
-        pass
-
-
-# ---- adversarial training: the gradient at a point nearby where the loss is higher ----------------------------------------
+# ---- adversarial training: the gradient at a point nearby where the loss is higher -----------------------------------
 
 
 class FGM(Trick):
-    """Fast gradient method: r = eps * g / ||g||_2 with g the gradient of the word embeddings; adds the gradient at x + r.
+    """Fast gradient method: r = eps * g / ||g||_2 with g the gradient of the word embeddings; adds the gradient at x +
+    r.
 
     Miyato et al., Adversarial Training Methods for Semi-Supervised Text Classification, 2017 (arXiv:1605.07725), in the
-    community's form: one norm over the whole embedding matrix. Only rows of tokens in the batch have a gradient, so only
-    these are read, changed and put back, to the bit.
+    community's form: one norm over the whole embedding matrix. Only rows of tokens in the batch have a gradient, so
+    only these are read, changed and put back, to the bit.
 
     model: its `encoder` (or the model itself) must have `get_input_embeddings`, unless emb_name names the parameter.
     """
@@ -110,10 +67,11 @@ class FGM(Trick):
 
     @torch.no_grad()
     def attack(self, input_ids=None):
-        """Moves the embeddings by r. input_ids: the batch's tokens, any shape; None: look for the rows that have a gradient.
+        """Moves the embeddings by r. input_ids: the batch's tokens, any shape; None: look for the rows that have a
+        gradient.
 
-        Without host synchronisation: a token that occurs twice is moved once, by masking instead of `unique`. A gradient
-        whose norm is zero or not finite gives no direction, and nothing is moved.
+        Without host synchronisation: a token that occurs twice is moved once, by masking instead of `unique`. A
+        gradient whose norm is zero or not finite gives no direction, and nothing is moved.
         """
         if self.saved is not None:
             raise RuntimeError("attack() twice without restore()")
@@ -131,7 +89,7 @@ class FGM(Trick):
         """r <- r + alpha * g / ||g||, back to norm eps if it is longer; the rows of the attack become x + r."""
         rows, first, values = self.saved
         direction = self.weight.grad[rows].to(torch.promote_types(self.weight.dtype, torch.float32)) * first
-        r = self.r + self.alpha * unit(direction, torch.linalg.vector_norm(direction))
+        r = self.r + self.alpha * safe_normalize(direction, torch.linalg.vector_norm(direction))
         self.r = r * (self.eps / torch.linalg.vector_norm(r).clamp(min=max(self.eps, 1e-12)))
         self.weight[rows] = values
         self.weight.index_add_(0, rows, self.r.to(self.weight.dtype))
@@ -153,22 +111,20 @@ class FGM(Trick):
         finally:
             self.restore()
 
-    def wrap_backward(self, compute, batch):
-        def clean_then_adversarial():
-            earlier, self.weight.grad = self.weight.grad, None  # r comes from this micro-batch's gradient alone
-            output = compute()
-            with self.perturbed(batch.inputs["input_ids"]):
-                compute()
-            if earlier is not None:
-                self.weight.grad += earlier
-            return output
-
-        return clean_then_adversarial
+    def wrap_backward(self, forward_backward, batch):
+        earlier, self.weight.grad = self.weight.grad, None  # r comes from this micro-batch's gradient alone
+        output = forward_backward()
+        with self.perturbed(batch.inputs["input_ids"]):
+            forward_backward()
+        if earlier is not None:
+            self.weight.grad += earlier
+        return output
 
 
 class PGD(FGM):
-    """Projected gradient descent: K times r <- P(r + alpha * g / ||g||_2), g the gradient at x + r and P onto ||r||_2 <= eps;
-    the gradient at the last x + r is added to the clean one. Madry et al., 2018 (arXiv:1706.06083), on the word embeddings as in FGM."""
+    """Projected gradient descent: K times r <- P(r + alpha * g / ||g||_2), g the gradient at x + r and P onto ||r||_2
+    <= eps; the gradient at the last x + r is added to the clean one. Madry et al., 2018 (arXiv:1706.06083), on the word
+    embeddings as in FGM."""
 
     @classmethod
     def build(cls, model, config):
@@ -178,30 +134,28 @@ class PGD(FGM):
         super().__init__(model, eps, emb_name)
         self.alpha, self.steps = alpha, steps
 
-    def wrap_backward(self, compute, batch):
-        def clean_then_adversarial():
-            earlier = take_gradients(self.model)
-            output = compute()
-            with self.perturbed(batch.inputs["input_ids"]):  # the first of the K steps
-                clean = take_gradients(self.model)
-                compute()
-                for _ in range(self.steps - 1):
-                    self.ascend()
-                    take_gradients(self.model)
-                    compute()
-            add_gradients(clean)
-            add_gradients(earlier)
-            return output
-
-        return clean_then_adversarial
+    def wrap_backward(self, forward_backward, batch):
+        earlier = take_gradients(self.model)
+        output = forward_backward()
+        with self.perturbed(batch.inputs["input_ids"]):  # the first of the K steps
+            clean = take_gradients(self.model)
+            forward_backward()
+            for _ in range(self.steps - 1):
+                self.ascend()
+                take_gradients(self.model)
+                forward_backward()
+        add_gradients(clean)
+        add_gradients(earlier)
+        return output
 
 
 class FreeLB(Trick):
-    """K steps of ascent on noise d on the word vectors of each text, whose K gradients are averaged; there is no clean pass.
+    """K steps of ascent on noise d on the word vectors of each text, whose K gradients are averaged; there is no clean
+    pass.
 
-    d_0 = U(-1, 1) * magnitude / sqrt(L * H); gradient = 1/K * sum of grad L(x + d_k); d_k+1 = P(d_k + alpha * g / ||g||_F), g the
-    gradient of the loss by d_k and P onto ||d||_F <= eps, all for each text; one dropout mask for all K.
-    Zhu et al., 2020 (arXiv:1909.11764).
+    d_0 = U(-1, 1) * magnitude / sqrt(L * H); gradient = 1/K * sum of grad L(x + d_k); d_k+1 = P(d_k + alpha * g /
+    ||g||_F), g the gradient of the loss by d_k and P onto ||d||_F <= eps, all for each text; one dropout mask for all
+    K. Zhu et al., 2020 (arXiv:1909.11764).
     """
 
     @classmethod
@@ -210,34 +164,31 @@ class FreeLB(Trick):
 
     def __init__(self, model, steps=3, alpha=0.1, magnitude=0.2, eps=0.6):
         self.model, self.steps, self.alpha, self.magnitude, self.eps = model, steps, alpha, magnitude, eps
-        self.noise = Noise(model)
+        self.noise = WordNoise(model)
 
-    def wrap_backward(self, compute, batch):
-        def ascend():
-            earlier = take_gradients(self.model)
-            ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"].unsqueeze(2)
-            size = (mask.sum(1, keepdim=True) * self.noise.width) ** 0.5
-            delta = (2 * torch.rand(*ids.shape, self.noise.width, device=ids.device) - 1) * mask * self.magnitude / size
-            outputs, dropout = [], random_state(ids.device)
-            for _ in range(self.steps):
-                set_random_state(dropout, ids.device)
-                with self.noise.added(delta.requires_grad_()):
-                    outputs.append(compute())
-                with torch.no_grad():
-                    delta = delta + self.alpha * unit(delta.grad, norm(delta.grad))
-                    delta = delta * (self.eps / norm(delta).clamp(min=self.eps))
-            found = take_gradients(self.model)
-            add_gradients(earlier)
-            add_gradients(found, 1 / self.steps)
-            return mean_output(outputs, sum(output.total_loss.detach() for output in outputs) / self.steps)
-
-        return ascend
+    def wrap_backward(self, forward_backward, batch):
+        earlier = take_gradients(self.model)
+        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"].unsqueeze(2)
+        size = (mask.sum(1, keepdim=True) * self.noise.width) ** 0.5
+        delta = (2 * torch.rand(*ids.shape, self.noise.width, device=ids.device) - 1) * mask * self.magnitude / size
+        outputs, dropout = [], random_state(ids.device)
+        for _ in range(self.steps):
+            set_random_state(dropout, ids.device)
+            with self.noise.added(delta.requires_grad_()):
+                outputs.append(forward_backward())
+            with torch.no_grad():
+                delta = delta + self.alpha * safe_normalize(delta.grad, norm_by_text(delta.grad))
+                delta = delta * (self.eps / norm_by_text(delta).clamp(min=self.eps))
+        gradients = take_gradients(self.model)
+        add_gradients(earlier)
+        add_gradients(gradients, 1 / self.steps)
+        return mean_output(outputs, sum(output.total_loss.detach() for output in outputs) / self.steps)
 
 
 class AWP(Trick):
-    """Adversarial weight perturbation: v = gamma * ||w|| * g / ||g|| for each matrix w, g its gradient; the gradient at w + v is used
-    in the place of the one at w. From the epoch `start` on. Wu et al., 2020 (arXiv:2004.05884), whose 0.005 for image networks trained
-    from scratch is far too much for fine-tuning (benchmarks/RESULTS.md)."""
+    """Adversarial weight perturbation: v = gamma * ||w|| * g / ||g|| for each matrix w, g its gradient; the gradient at
+    w + v is used in the place of the one at w. From the epoch `start` on. Wu et al., 2020 (arXiv:2004.05884), whose
+    0.005 for image networks trained from scratch is far too much for fine-tuning (benchmarks/RESULTS.md)."""
 
     @classmethod
     def build(cls, model, config):
@@ -259,7 +210,7 @@ class AWP(Trick):
         with torch.no_grad():
             saved = [(p, p.clone(), p.grad) for p in self.model.parameters() if p.ndim > 1 and p.grad is not None]
             for p, _, grad in saved:
-                p += self.gamma * torch.linalg.vector_norm(p) * unit(grad, torch.linalg.vector_norm(grad))
+                p += self.gamma * torch.linalg.vector_norm(p) * safe_normalize(grad, torch.linalg.vector_norm(grad))
         try:
             yield
         finally:
@@ -267,27 +218,27 @@ class AWP(Trick):
                 for p, before, _ in saved:
                     p.copy_(before)
 
-    def wrap_backward(self, compute, batch):
-        def at_a_worse_place():
-            earlier = take_gradients(self.model)
-            output = compute()
-            with self.perturbed():
-                take_gradients(self.model)
-                compute()
-            add_gradients(earlier)
-            return output
+    def wrap_backward(self, forward_backward, batch):
+        if not self.on:
+            return forward_backward()
+        earlier = take_gradients(self.model)
+        output = forward_backward()
+        with self.perturbed():
+            take_gradients(self.model)
+            forward_backward()
+        add_gradients(earlier)
+        return output
 
-        return at_a_worse_place if self.on else compute
 
-
-# ---- consistency: the same text must get the same answer -------------------------------------------------------------------
+# ---- consistency: the same text must get the same answer -------------------------------------------------------------
 
 
 class SMART(Trick):
-    """Adds weight * [KL(p || q) + KL(q || p)], p the answers for x and q those for x + r: smoothness by virtual adversarial noise.
+    """Adds weight * [KL(p || q) + KL(q || p)], p the answers for x and q those for x + r: smoothness by virtual
+    adversarial noise.
 
-    r = r_0 + step * g / ||g|| for each token, r_0 ~ N(0, 1e-5^2), g the gradient of the divergence by the noise. p and q share their
-    dropout mask. Both are computed in full precision: half precision does not resolve such noise.
+    r = r_0 + step * g / ||g|| for each token, r_0 ~ N(0, 1e-5^2), g the gradient of the divergence by the noise. p and
+    q share their dropout mask. Both are computed in full precision: half precision does not resolve such noise.
     Jiang et al., 2020 (arXiv:1911.03437); Miyato et al., Virtual Adversarial Training, 2017 (arXiv:1704.03976).
     """
 
@@ -296,41 +247,40 @@ class SMART(Trick):
         return cls(model, config.smart_weight, half=config.precision != "fp32") if config.use_smart else None
 
     def __init__(self, model, weight=1.0, step=1e-3, sigma=1e-5, half=False):
-        self.model, self.weight, self.step, self.sigma, self.half = model, weight, step, sigma, half
-        self.noise = Noise(model)
+        self.model, self.weight, self.step, self.sigma, self.half_precision = model, weight, step, sigma, half
+        self.noise = WordNoise(model)
 
-    def wrap_forward(self, forward, batch):
-        def smooth(exact=False):
-            ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"].unsqueeze(2)
-            dropout = random_state(ids.device)
+    def wrap_forward(self, forward, batch, exact=False):
+        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"].unsqueeze(2)
+        dropout = random_state(ids.device)
+        output = forward(exact=exact)
+        clean = self.forward_with_noise(forward, None, dropout) if self.half_precision else output
+        logits = {name: logits.detach() for name, logits in clean.logits.items()}
+        fixed = MyModelOutput(logits=logits, counts=clean.counts)
+        noise = self.sigma * torch.randn(*ids.shape, self.noise.width, device=ids.device) * mask
+        after = random_state(ids.device)
+        noisy = self.forward_with_noise(forward, noise.requires_grad_(), dropout)
+        (gradient,) = torch.autograd.grad(self.model.divergence(noisy, fixed, batch), noise)
+        length = torch.linalg.vector_norm(gradient, dim=2, keepdim=True)
+        r = noise.detach() + self.step * safe_normalize(gradient, length)
+        noisy = self.forward_with_noise(forward, r, dropout)
+        output.total_loss = output.total_loss + self.weight * self.model.divergence(noisy, clean, batch)
+        set_random_state(after, ids.device)
+        return output
 
-            def again(noise=None):
-                set_random_state(dropout, ids.device)
-                with self.noise.added(noise):
-                    return forward(exact=True)
-
-            output = forward(exact)
-            plain = again() if self.half else output
-            fixed = MyModelOutput(
-                logits={name: logits.detach() for name, logits in plain.logits.items()}, counts=plain.counts
-            )
-            noise = self.sigma * torch.randn(*ids.shape, self.noise.width, device=ids.device) * mask
-            after = random_state(ids.device)
-            divergence = self.model.divergence(again(noise.requires_grad_()), fixed, batch)
-            (gradient,) = torch.autograd.grad(divergence, noise)
-            r = noise.detach() + self.step * unit(gradient, torch.linalg.vector_norm(gradient, dim=2, keepdim=True))
-            output.total_loss = output.total_loss + self.weight * self.model.divergence(again(r), plain, batch)
-            set_random_state(after, ids.device)
-            return output
-
-        return smooth
+    def forward_with_noise(self, forward, noise, dropout):
+        """The forward pass with noise on the word vectors, under the dropout mask of that random state."""
+        set_random_state(dropout, next(self.model.parameters()).device)
+        with self.noise.added(noise):
+            return forward(exact=True)
 
 
 class RDrop(Trick):
-    """Two passes with their own dropout: (L_1 + L_2) / 2 + alpha / 2 * [KL(p_1 || p_2) + KL(p_2 || p_1)], summed over classes.
+    """Two passes with their own dropout: (L_1 + L_2) / 2 + alpha / 2 * [KL(p_1 || p_2) + KL(p_2 || p_1)], summed over
+    classes.
 
-    Liang et al., 2021 (arXiv:2106.14448), with the mean of the two losses, so that learning rates keep their meaning. The divergence is a
-    mean over labels like the loss; of a CRF it is that of the distributions over paths.
+    Liang et al., 2021 (arXiv:2106.14448), with the mean of the two losses, so that learning rates keep their meaning.
+    The divergence is a mean over labels like the loss; of a CRF it is that of the distributions over paths.
     """
 
     @classmethod
@@ -341,17 +291,15 @@ class RDrop(Trick):
         require_dropout(model, "--use_rdrop compares two dropout masks")
         self.model, self.alpha = model, alpha
 
-    def wrap_forward(self, forward, batch):
-        def twice(exact=False):
-            outputs = one, other = forward(exact), forward(exact)
-            mean = (one.total_loss + other.total_loss) / 2
-            return mean_output(outputs, mean + self.alpha / 2 * self.model.divergence(one, other, batch))
-
-        return twice
+    def wrap_forward(self, forward, batch, exact=False):
+        outputs = first, second = forward(exact=exact), forward(exact=exact)
+        mean = (first.total_loss + second.total_loss) / 2
+        return mean_output(outputs, mean + self.alpha / 2 * self.model.divergence(first, second, batch))
 
 
 class MultiSampleDropout(Trick):
-    """The heads read the encoder's output under several dropout masks; the losses are averaged. Inoue, 2019 (arXiv:1905.09788).
+    """The heads read the encoder's output under several dropout masks; the losses are averaged. Inoue, 2019
+    (arXiv:1905.09788).
 
     R-Drop and SMART compare the answers under the first mask.
     """
@@ -363,22 +311,15 @@ class MultiSampleDropout(Trick):
     def __init__(self, model, samples=5):
         if not model.output_layer.dropout.p:
             raise UserError("--dropout_samples reads under several dropout masks, but --dropout is 0")
-        read = model.read
-
-        def averaged(*args):
-            if not model.training:
-                return read(*args)
-            outputs = [read(*args) for _ in range(samples)]
-            return mean_output(outputs, sum(output.total_loss for output in outputs) / samples)
-
-        model.read = averaged
+        model.dropout_samples = samples
 
 
-# ---- averages of the weights -----------------------------------------------------------------------------------------------
+# ---- averages of the weights -----------------------------------------------------------------------------------------
 
 
 class Average(Trick):
-    """Keeps an average of the trained weights; dev is scored and the best checkpoint kept with it, training goes on without."""
+    """Keeps an average of the trained weights; dev is scored and the best checkpoint kept with it, training goes on
+    without."""
 
     def __init__(self, model):
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -388,13 +329,13 @@ class Average(Trick):
         )  # terms in the average
 
     @torch.no_grad()
-    def take(self, share):
+    def update(self, share):
         """average <- average + share * (weights - average). share: ()."""
         for name, p in self.parameters.items():
             self.average[name].lerp_(p, share.to(p.dtype))
 
     @contextmanager
-    def averaged(self):
+    def swap_weights(self):
         swapped = [(p, self.average[name]) for name, p in self.parameters.items()] if self.count > 0 else []
         own = [p.data for p, _ in swapped]
         for p, average in swapped:
@@ -415,8 +356,9 @@ class Average(Trick):
 
 
 class EMA(Average):
-    """Exponential moving average: a <- beta * a + (1 - beta) * w after each step, divided by 1 - beta^t as Adam does it with its moments:
-    a_t = sum of beta^(t-i) * w_i / sum of beta^(t-i). So it never contains the weights from before the first step.
+    """Exponential moving average: a <- beta * a + (1 - beta) * w after each step, divided by 1 - beta^t as Adam does it
+    with its moments: a_t = sum of beta^(t-i) * w_i / sum of beta^(t-i). So it never contains the weights from before
+    the first step.
 
     Polyak and Juditsky, 1992; Kingma and Ba, 2015 (arXiv:1412.6980), section 7.2.
     """
@@ -432,12 +374,12 @@ class EMA(Average):
     def after_step(self, finite):
         self.count += finite
         share = (1 - self.decay) / (1 - self.decay ** self.count.clamp(min=1))
-        self.take(torch.where(finite, share, 0.0))
+        self.update(torch.where(finite, share, 0.0))
 
 
 class SWA(Average):
-    """Stochastic weight averaging: a <- (n * a + w) / (n + 1) at the end of each epoch of the tail, where the rate stays constant
-    (see `build_scheduler`). Izmailov et al., 2018 (arXiv:1803.05407)."""
+    """Stochastic weight averaging: a <- (n * a + w) / (n + 1) at the end of each epoch of the tail, where the rate
+    stays constant (see `build_scheduler`). Izmailov et al., 2018 (arXiv:1803.05407)."""
 
     @classmethod
     def build(cls, model, config):
@@ -453,7 +395,7 @@ class SWA(Average):
     def after_epoch(self, epoch):
         if epoch + 1 > self.start and epoch > self.last:
             self.count, self.last = self.count + 1, epoch
-            self.take(1 / self.count)
+            self.update(1 / self.count)
 
     def state_dict(self):
         return super().state_dict() | {"last": torch.tensor(self.last)}
@@ -463,11 +405,12 @@ class SWA(Average):
         self.last = int(tensors["last"])
 
 
-# ---- which layers learn, and how fast --------------------------------------------------------------------------------------
+# ---- which layers learn, and how fast --------------------------------------------------------------------------------
 
 
 class LayerwiseDecay(Trick):
-    """The rate falls from layer to layer: lr * decay^(n - l) for layer l of n, lr * decay^n for the embeddings; heads keep theirs.
+    """The rate falls from layer to layer: lr * decay^(n - l) for layer l of n, lr * decay^n for the embeddings; heads
+    keep theirs.
 
     Howard and Ruder, 2018 (arXiv:1801.06146), discriminative fine-tuning; the form of Clark et al., ELECTRA, 2020.
     """
@@ -478,112 +421,51 @@ class LayerwiseDecay(Trick):
 
     def __init__(self, model, decay=0.9):
         named = dict(model.encoder.named_parameters())
-        places, self.layers = layer_ids(model.encoder)
-        self.decay, self.depth = decay, {named[name]: depth for name, depth in places.items()}
+        layers, self.num_layers = layer_ids(model.encoder)
+        self.decay, self.layer = decay, {named[name]: layer for name, layer in layers.items()}
 
-    def groups(self, groups):
-        parted = {}
+    def param_groups(self, groups):
+        by_layer = {}
         for number, group in enumerate(groups):
             for p in group["params"]:
-                depth = min(self.depth.get(p, self.layers), self.layers)
-                lr = group["lr"] * self.decay ** (self.layers - depth)
-                parted.setdefault((number, depth), {**group, "params": [], "lr": lr})["params"].append(p)
-        return [
-            parted[place] for place in sorted(parted, key=lambda place: (place[0], -place[1]))
-        ]  # the log shows the first one's rate
+                layer = min(self.layer.get(p, self.num_layers), self.num_layers)
+                lr = group["lr"] * self.decay ** (self.num_layers - layer)
+                by_layer.setdefault((number, layer), {**group, "params": [], "lr": lr})["params"].append(p)
+        # From the top layer down: the log shows the rate of the first group
+        return [by_layer[key] for key in sorted(by_layer, key=lambda key: (key[0], -key[1]))]
 
 
 class GradualUnfreezing(Trick):
-    """The heads learn alone in the first epoch; in each later one `layers` more of the encoder join, from the top; the embeddings
-    last. Howard and Ruder, 2018 (arXiv:1801.06146)."""
+    """The heads learn alone in the first epoch; in each later one `layers` more of the encoder join, from the top; the
+    embeddings last. Howard and Ruder, 2018 (arXiv:1801.06146)."""
 
     @classmethod
     def build(cls, model, config):
-        trick = cls(model, config.unfreeze_layers) if config.unfreeze_layers else None
-        if trick and min((depth for _, depth in trick.depth), default=0) <= trick.top - config.unfreeze_layers * (
-            config.epochs - 1
-        ):
-            logger.warning(
-                f"--unfreeze_layers={config.unfreeze_layers}: in {config.epochs} epochs the lowest layers will never train"
-            )
+        if not config.unfreeze_layers:
+            return None
+        trick = cls(model, config.unfreeze_layers)
+        lowest = min((layer for _, layer in trick.layers), default=0)
+        if lowest <= trick.num_layers - config.unfreeze_layers * (config.epochs - 1):
+            few = f"--unfreeze_layers={config.unfreeze_layers}: in {config.epochs} epochs"
+            logger.warning(f"{few} the lowest layers will never train")
         return trick
 
-    def __init__(self, model, layers=1):
+    def __init__(self, model, step=1):
         named = {name: p for name, p in model.encoder.named_parameters() if p.requires_grad}
-        places, self.top = layer_ids(model.encoder)
-        self.layers, self.depth = layers, [(p, places[name]) for name, p in named.items()]
+        layers, self.num_layers = layer_ids(model.encoder)
+        self.step, self.layers = step, [(p, layers[name]) for name, p in named.items()]
 
     def before_epoch(self, epoch):
-        for p, depth in self.depth:
-            p.requires_grad_(depth > self.top - self.layers * epoch)
+        for p, layer in self.layers:
+            p.requires_grad_(layer > self.num_layers - self.step * epoch)
 
 
-# ---- all of them -----------------------------------------------------------------------------------------------------------
+# ---- all of them ---------------------------------------------------------------------------------------------------
 
-
-class Tricks(list):
-    """Several tricks as one, as the trainer sees them: it has the hooks of `Trick`."""
-
-    def start_epoch(self):
-        return max((trick.start_epoch() for trick in self), default=0)
-
-    def groups(self, groups):
-        for trick in self:
-            groups = trick.groups(groups)
-        return groups
-
-    def before_epoch(self, epoch):
-        for trick in self:
-            trick.before_epoch(epoch)
-
-    def wrap_forward(self, forward, batch):
-        for trick in self:
-            forward = trick.wrap_forward(forward, batch)
-        return forward
-
-    def wrap_backward(self, compute, batch):
-        for trick in self:
-            compute = trick.wrap_backward(compute, batch)
-        return compute
-
-    def after_step(self, finite):
-        for trick in self:
-            trick.after_step(finite)
-
-    def after_epoch(self, epoch):
-        for trick in self:
-            trick.after_epoch(epoch)
-
-    @contextmanager
-    def averaged(self):
-        with ExitStack() as stack:
-            for trick in self:
-                stack.enter_context(trick.averaged())
-            yield
-
-    def state_dict(self):
-        return {
-            f"{type(trick).__name__}.{name}": tensor for trick in self for name, tensor in trick.state_dict().items()
-        }
-
-    def load_state_dict(self, tensors):
-        for trick in self:
-            start = f"{type(trick).__name__}."
-            trick.load_state_dict(
-                {name[len(start) :]: tensor for name, tensor in tensors.items() if name.startswith(start)}
-            )
+# In the order in which they apply
+TRICKS = [FGM, PGD, FreeLB, AWP, SMART, RDrop, MultiSampleDropout, EMA, SWA, LayerwiseDecay, GradualUnfreezing]
 
 
 def build_tricks(model, config):
-    """The tricks that the options switch on: every subclass of Trick is asked."""
-    return Tricks(trick for trick in (kind.build(model, config) for kind in kinds(Trick)) if trick)
-
-
-def kinds(base):
-    """All classes below `base`, in the order of this file."""
-    for kind in base.__subclasses__():
-        yield kind
-        yield from kinds(kind)
-
-
-# ---- what they share ---------------------------------------------------------------------------------------------------------
+    """The tricks that the options switch on."""
+    return Tricks(trick for trick in (kind.build(model, config) for kind in TRICKS) if trick)

@@ -38,7 +38,8 @@ from engine.crf import CRF
 from engine.device import keep_freed_memory
 from engine.features import Featurizer
 from engine.tokenizer import load_tokenizer
-from model_utils import build_model, parameter_groups
+from model_utils import build_model
+from engine.optimization import parameter_groups
 from preprocess.schema import load_labels
 from trainer import Trainer, build_optimizer, build_scheduler
 from tricks import build_tricks

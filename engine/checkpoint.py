@@ -1,8 +1,8 @@
 """Checkpoints: folders that are complete or absent, never half; nothing in them that a load could execute.
 
 Tensors are safetensors, everything else JSON. A folder is written beside its place, synced, sealed with a manifest of
-SHA-256 sums, and renamed; a thread does it, from a copy, while training goes on. `best` holds what prediction needs; `step_N`
-also what the next training step depends on.
+SHA-256 sums, and renamed; a thread does it, from a copy, while training goes on. `best` holds what prediction needs;
+`step_N` also what the next training step depends on.
 Edit here when you want to keep more or other checkpoints.
 """
 
@@ -20,30 +20,32 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.command_line import UserError, first_line
-from engine.files import replace_folder, sync, verify, write_json
+from engine.files import clean_temporaries, replace_folder, sync, verify, write_json
 
 logger = logging.getLogger("template")
 KEEP = 2  # checkpoints to resume from, beside the best; one more while training
 
 
-def steps(root):
+def step_folders(root):
     """The checkpoints to resume from, newest first."""
     found = [path for path in root.glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
     return sorted(found, key=lambda path: -int(path.name[5:]))
 
 
 def rotate(root):
-    for path in steps(root)[KEEP:]:
+    for path in step_folders(root)[KEEP:]:
         shutil.rmtree(path)
 
 
-# ---- what is in them -----------------------------------------------------------------------------------------------------
+# ---- what is in them -------------------------------------------------------------------------------------------------
 
 
 class Writer:
-    """Writes checkpoints below `root`, one after another, in a thread: `save` returns as soon as it has copied the tensors.
+    """Writes checkpoints below `root`, one after another, in a thread: `save` returns as soon as it has copied the
+    tensors.
 
-    At most two are on their way. One that fails raises its UserError at a later `save`, or at `wait`. `with writer:` waits at its end.
+    At most two are on their way. One that fails raises its UserError at a later `save`, or at `wait`. `with writer:`
+    waits at its end.
     """
 
     def __init__(self, root, tokenizer, tasks, config):
@@ -102,12 +104,27 @@ def snapshot(tensors):
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
+def newest_whole(root):
+    """(the newest checkpoint to resume from that is whole, or None; those that are newer and damaged)."""
+    clean_temporaries(root)
+    damaged = []
+    for folder in step_folders(root):
+        reason = verify(folder)
+        if reason is None:
+            return folder, damaged
+        logger.warning(f"{folder} is damaged ({reason}); trying the one before")
+        damaged.append(folder)
+    return None, damaged
+
+
 def require_whole(folder):
     """UserError if a checkpoint is damaged, which names those beside it that are whole."""
     reason = verify(folder)
     if reason is None:
         return
-    whole = [path for path in (folder.parent / "best", *steps(folder.parent)) if path != folder and not verify(path)]
+    whole = [
+        path for path in (folder.parent / "best", *step_folders(folder.parent)) if path != folder and not verify(path)
+    ]
     if not whole:
         raise UserError(f"{folder}: damaged checkpoint, {reason}, and none beside it is whole; train again")
     weights = weights_sum(folder)
@@ -220,9 +237,8 @@ def restore_training(folder, optimizer, scheduler, scaler, tricks, device):
     values = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     for name, now in environment(device).items():
         if (before := values["environment"][name]) != now:
-            logger.warning(
-                f"{name} was {before}, is {now}: the run goes on, but its bytes may differ from one that was never stopped"
-            )
+            differ = "its bytes may differ from those of a run that was never stopped"
+            logger.warning(f"{name} was {before}, is {now}: the run goes on, but {differ}")
     state = {int(number): dict(slots) for number, slots in values.get("optimizer_state", {}).items()}
     averages = {}
     for name, tensor in tensors.items():

@@ -3,9 +3,12 @@
 import argparse
 import dataclasses
 import errno
+import signal
 import sys
 from dataclasses import field
 from typing import get_args, get_origin
+
+from engine.signals import Interrupted
 
 
 class UserError(ValueError):
@@ -40,9 +43,14 @@ def os_error_line(error):
     return f"{error.filename2 or error.filename}: {error.strerror.lower()}" + (f"; {advice}" if advice else "")
 
 
-def option(default, help, group=None, choices=None, aliases=(), parse=None):
-    """A dataclass field that becomes a flag. `group` opens a new section of `--help` that lasts until the next one."""
-    return field(default=default, metadata=dict(help=help, group=group, choices=choices, aliases=aliases, parse=parse))
+def option(default, help, group=None, choices=None, aliases=(), parse=None, needs=""):
+    """A dataclass field that becomes a flag.
+
+    group: opens a section of `--help` that lasts until the next one. needs: the switches, of which one must be on for this
+    option to have an effect.
+    """
+    metadata = dict(help=help, group=group, choices=choices, aliases=aliases, parse=parse, needs=needs.split())
+    return field(default=default, metadata=metadata)
 
 
 def parse_bool(text):
@@ -79,7 +87,8 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def parse_args(config_class, argv=None):
-    """Builds an argparse parser from a dataclass of `option`s and returns the filled dataclass; a mistake exits with 2."""
+    """Builds an argparse parser from a dataclass of `option`s and returns the filled dataclass; a mistake exits with
+    2."""
     parser = OneLineParser(
         description=sys.modules["__main__"].__doc__,
         usage="%(prog)s [--flag VALUE] ...",
@@ -115,3 +124,36 @@ def parse_args(config_class, argv=None):
         return config_class(**vars(parser.parse_args(argv)))
     except UserError as error:
         parser.error(str(error))
+
+
+OUT_OF_MEMORY = (
+    "the GPU's memory is too small: lower --batch_size and raise --gradient_accumulation_steps, lower --max_length, "
+    "or use --precision bf16; the last checkpoint is intact"
+)
+
+
+def run_command(main, config_class, argv=None):
+    """Runs main(config) with the flags of the command line. -> the exit code, that of `main` or 0.
+
+    A mistake, a full disk and too small a GPU are one line and 2; a signal is 128 and its number.
+    """
+    config = parse_args(config_class, argv)
+    try:
+        return main(config) or 0
+    except Interrupted as interrupted:
+        return 128 + interrupted.signal_number
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except UserError as error:
+        mistake = error
+    except OSError as error:
+        mistake = os_error_line(error)
+    except RuntimeError as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            mistake = OUT_OF_MEMORY
+        elif "PytorchStreamWriter" in str(error) or "No space" in str(error):
+            mistake = f"a checkpoint cannot be written ({first_line(error)}); the one before is intact"
+        else:
+            raise
+    print(f"error: {mistake}", file=sys.stderr)
+    return 2

@@ -27,21 +27,22 @@ class CRF(torchcrf.CRF):
         for name, rule in rules.items():
             self.register_buffer(name, torch.tensor(rule), persistent=False)
 
-    def log_likelihood(self, emissions, tags, mask):
-        """log p(tags | emissions) of each text, (B,). emissions (B, W, C) in fp32, tags (B, W), mask (B, W)."""
+    def path_score(self, emissions, tags, mask):
+        """The score of each text's tags, (B,); log p(tags | emissions) is this minus `log_partition`.
+
+        emissions (B, W, C) in fp32, tags (B, W), mask (B, W).
+        """
         last = mask.sum(1, keepdim=True) - 1
         score = (emissions.gather(2, tags.unsqueeze(2)).squeeze(2) * mask).sum(1)
         score = score + (self.transitions[tags[:, :-1], tags[:, 1:]] * mask[:, 1:]).sum(1)
-        score = score + self.start_transitions[tags[:, 0]] + self.end_transitions[tags.gather(1, last).squeeze(1)]
-        return score - self.log_partition(emissions, mask)
+        return score + self.start_transitions[tags[:, 0]] + self.end_transitions[tags.gather(1, last).squeeze(1)]
 
     def log_partition(self, emissions, mask):
         """log of the sum over all paths, (B,), by the forward algorithm."""
         alpha = self.start_transitions + emissions[:, 0]  # (B, C)
         peak = self.transitions.detach().max()
-        if (
-            self.calls % (1 if emissions.device.type == "cpu" else 100) == 0
-        ):  # on a GPU the host asks rarely: it would wait
+        every = 1 if emissions.device.type == "cpu" else 100  # on a GPU the host asks rarely: it would wait
+        if self.calls % every == 0:
             self.narrow = bool(peak - self.transitions.detach().min() < 60)  # else exp() would lose terms: add logs
         self.calls += 1
         factors = (self.transitions - peak).exp()

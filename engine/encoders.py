@@ -2,9 +2,56 @@
 
 import torch
 from torch import nn
-from transformers import AutoModel, BertConfig
+from transformers import AutoConfig, AutoModel, BertConfig
 
 from engine.command_line import UserError, first_line
+
+WIDE_MASK = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert")
+
+
+def takes_wide_mask(encoder):
+    """Whether an encoder takes an attention mask of (B, 1, L, L) as it is."""
+    return getattr(getattr(encoder, "config", None), "model_type", None) in WIDE_MASK
+
+
+def build_transformer(config, tokenizer, checkpoint=None):
+    """An encoder as the options say. checkpoint: a folder of ours that tells its shape; its weights are loaded
+    afterwards."""
+    if checkpoint:
+        try:
+            shape = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+            encoder = AutoModel.from_config(shape, trust_remote_code=False).float()
+        except Exception as error:  # a foreign folder can make transformers raise anything
+            raise UserError(f"{checkpoint}: no encoder loads from it ({first_line(error)})") from None
+    elif config.pretrain_model_path:
+        encoder = load_pretrained(config.pretrain_model_path)
+        fit_vocabulary(encoder, tokenizer, config)
+    else:
+        shape = bert_config(tokenizer, config.num_layers, config.hidden_size, config.max_length, config.dropout)
+        encoder = AutoModel.from_config(shape, trust_remote_code=False)
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # our heads read the hidden states; its work would be thrown away
+    if config.pretrain_model_path and not checkpoint:
+        check_encoder(encoder, tokenizer, config.pretrain_model_path)
+    if (longest := num_positions(encoder)) and config.max_length > longest:
+        raise UserError(f"--max_length={config.max_length} is more than the {longest} positions of this encoder")
+    return encoder
+
+
+def fit_vocabulary(encoder, tokenizer, config):
+    """Grows the word embeddings for --special_tokens. UserError if tokenizer and encoder do not belong together."""
+    num_embeddings = getattr(encoder.get_input_embeddings(), "num_embeddings", None)
+    if num_embeddings is None:
+        raise UserError(
+            f"{config.pretrain_model_path}: {encoder.config.model_type} reads no text; take an encoder such as BERT"
+        )
+    if config.special_tokens:
+        encoder.resize_token_embeddings(max(len(tokenizer), num_embeddings))
+    elif len(tokenizer) > num_embeddings:
+        raise UserError(
+            f"{config.pretrain_model_path}: its tokenizer has {len(tokenizer)} entries, "
+            f"its embedding {num_embeddings} rows; they do not belong together"
+        )
 
 
 def load_pretrained(name):
@@ -76,25 +123,38 @@ def num_positions(encoder):
 
 
 def layer_ids(encoder):
-    """({parameter's name: depth}, number n of layers): 0 for the embeddings, 1 to n for the layers, n + 1 for what follows them."""
+    """({name of a parameter: layer}, number n of layers): 0 for the embeddings, 1 to n for the layers, n + 1 for what
+    follows."""
     lists = [(name, len(module)) for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)]
-    place, layers = lists[0] if lists else ("", 0)
-    parent = place.rpartition(".")[0]
-    stacks = [
-        name for name, length in lists if length == layers and name.rpartition(".")[0] == parent
-    ]  # XLM has several, side by side
+    first, num_layers = lists[0] if lists else ("", 0)
+    parent = first.rpartition(".")[0]
+    # XLM has several lists of layers, side by side
+    stacks = [name for name, length in lists if length == num_layers and name.rpartition(".")[0] == parent]
     children = [name for name, _ in encoder.named_children()]
-    # What comes before the stack, or lies beside it in the same module as relative positions do, belongs to the embeddings
-    below = children[: children.index(place.split(".")[0]) + bool(parent)] if place else []
-    found = {}
+    # What comes before the layers, or lies beside them in the same module as relative positions do, belongs to the
+    # embeddings
+    below = children[: children.index(first.split(".")[0]) + bool(parent)] if first else []
+    layers = {}
     for name, _ in encoder.named_parameters():
         stack = next((stack for stack in stacks if name.startswith(f"{stack}.")), None)
         if stack:
-            found[name] = int(name[len(stack) + 1 :].split(".")[0]) + 1
+            layers[name] = int(name[len(stack) + 1 :].split(".")[0]) + 1
         else:
-            found[name] = 0 if name.split(".")[0] in below else layers + 1
-    return found, layers
+            layers[name] = 0 if name.split(".")[0] in below else num_layers + 1
+    return layers, num_layers
 
 
-def lr_of_width(hidden_size):
-    return min(1e-3, 3e-4 * (384 / hidden_size) ** 2)
+def freeze_layers(encoder, num_frozen):
+    """Takes the gradient from the embeddings and the first `num_frozen` layers; -1: from the whole encoder; 0: from
+    nothing."""
+    if num_frozen == -1:
+        encoder.requires_grad_(False)
+    elif num_frozen:
+        layers, num_layers = layer_ids(encoder)
+        if num_frozen > num_layers:
+            raise UserError(
+                f"--freeze_layers={num_frozen}: this encoder has {num_layers} layers that can be frozen one by one; "
+                "'all' freezes it whole"
+            )
+        for name, parameter in encoder.named_parameters():
+            parameter.requires_grad_(layers[name] > num_frozen)

@@ -1,4 +1,5 @@
-"""Examples -> columns of numbers, with any fast tokenizer: one row is an example, or a window of one that is too long."""
+"""Examples -> columns of numbers, with any fast tokenizer: one row is an example, or a window of one that is too
+long."""
 
 import hashlib
 import json
@@ -29,7 +30,8 @@ class Ragged(NamedTuple):
         return np.diff(self.offsets)
 
     def pad(self, rows, fill, multiple=1):
-        """(B, W) of the rows, filled up to the longest (or a multiple), and the (B, W) mask of what is real; no loop over rows."""
+        """(B, W) of the rows, filled up to the longest (or a multiple), and the (B, W) mask of what is real; no loop
+        over rows."""
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
         columns = np.arange(-(-lengths.max(initial=0) // multiple) * multiple)
@@ -38,167 +40,183 @@ class Ragged(NamedTuple):
         return np.where(mask, self.values[places], fill).astype(np.int64), mask
 
 
-class Row(NamedTuple):
+class Feature(NamedTuple):
     """One input of the model: an example, or a window of one that is too long."""
 
     example: int  # its number in the list of examples
-    ids: list
-    types: list
-    starts: list  # position of the first sub-token of each word; only for tagging
+    input_ids: list
+    token_types: list
+    word_starts: list  # position of the first sub-token of each word; only for tagging
     first_word: int = 0
-    cut: int = 0  # sub-tokens that are left out
+    num_cut: int = 0  # sub-tokens that are left out
 
 
 class Featurizer:
     """Examples -> columns of numbers, with any fast tokenizer.
 
-    tasks: {name: {"type", "labels", …}} as in labels.json. Every word gets exactly one position, also one that the tokenizer
-    swallows (a blank, U+200B, U+FE0F): it is read as the unknown token, so that tags never shift.
-    What is longer than max_length: with a tagging task it becomes windows that share `stride` sub-tokens or somewhat fewer
-    (whole words; None: a quarter of max_length; -1: it is cut); else the head, the tail, or a quarter of head and three of
-    tail are kept (Sun et al., 2019, arXiv:1905.05583).
+    tasks: {name: {"type", "labels", …}} as in labels.json. Every word gets exactly one position, also one that the
+    tokenizer swallows (a blank, U+200B, U+FE0F): it is read as the unknown token, so that tags never shift.
+    What is longer than max_length: with a tagging task it becomes windows that share `stride` sub-tokens or somewhat
+    fewer (whole words; None: a quarter of max_length; -1: it is cut); else the head, the tail, or a quarter of head and
+    three of tail are kept (Sun et al., 2019, arXiv:1905.05583).
     """
 
     def __init__(self, tokenizer, tasks, max_length, stride=-1, truncation="head"):
         self.tokenizer, self.tasks, self.max_length, self.truncation = tokenizer, tasks, max_length, truncation
         self.stride = max_length // 4 if stride is None else stride
-        self.multiple = 1  # what batches are padded to: 8 suits a GPU's matrix units
+        self.pad_to_multiple = 1  # 8 suits a GPU's matrix units
         self.tagging = any(is_tagging(task["type"]) for task in tasks.values())
-        self.ids = {name: {label: i for i, label in enumerate(task["labels"])} for name, task in tasks.items()}
+        self.label_ids = {name: {label: i for i, label in enumerate(task["labels"])} for name, task in tasks.items()}
 
     def fingerprint(self):
         """Changes with whatever changes the encoding; the cache is named by it."""
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
         del tokenizer["truncation"], tokenizer["padding"]  # set anew by each call
-        version = 2  # raise it when the columns change
+        version = 3  # raise it when the columns change
         depends = [version, tokenizer, self.tasks, self.max_length, self.stride, self.truncation]
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
     def __call__(self, examples):
-        """{column: Ragged, or an array with one number a row} for a list of examples; a row is an example or a window of one.
+        """{column: Ragged, or an array with one number a row} for a list of examples; a row is a Feature.
 
-        Columns: input_ids, token_type_ids (sentence pairs), word_starts, num_words (before cutting) and first_word (tagging),
-        of (the example's number), cut (sub-tokens left out), and the tasks.
+        Columns: input_ids, token_type_ids (sentence pairs), example_index, num_cut, the tasks, and for tagging
+        word_starts, num_words (before cutting) and first_word.
         """
-        rows = self.rows(examples)
+        features = self.features(examples)
         columns = {
-            "input_ids": Ragged.from_lists([row.ids for row in rows]),
-            "of": np.array([row.example for row in rows], np.int64),
-            "cut": np.array([row.cut for row in rows], np.int32),
+            "input_ids": Ragged.from_lists([feature.input_ids for feature in features]),
+            "example_index": np.array([feature.example for feature in features], np.int64),
+            "num_cut": np.array([feature.num_cut for feature in features], np.int32),
         }
         if "text_pair" in examples[0]:
-            columns["token_type_ids"] = Ragged.from_lists([row.types for row in rows])
+            columns["token_type_ids"] = Ragged.from_lists([feature.token_types for feature in features])
         if self.tagging:
-            columns["word_starts"] = Ragged.from_lists([row.starts for row in rows])
-            columns["first_word"] = np.array([row.first_word for row in rows], np.int32)
-            whole = [len(examples[row.example]["tokens"]) if row.cut else len(row.starts) for row in rows]
-            columns["num_words"] = np.array(whole, np.int32)
+            columns["word_starts"] = Ragged.from_lists([feature.word_starts for feature in features])
+            columns["first_word"] = np.array([feature.first_word for feature in features], np.int32)
+            num_words = [
+                len(examples[feature.example]["tokens"]) if feature.num_cut else len(feature.word_starts)
+                for feature in features
+            ]
+            columns["num_words"] = np.array(num_words, np.int32)
         for name, task in self.tasks.items():
             if name in examples[0]:
-                columns[name] = self.labels(name, task["type"], rows, examples)
+                columns[name] = self.labels(name, task["type"], features, examples)
         return columns
 
-    def labels(self, name, kind, rows, examples):
-        """The column of a task's labels. A window has its own words' tags; the text's label goes with the first window."""
-        ids, values = (
-            self.ids[name],
-            [examples[row.example][name] if is_tagging(kind) or not row.first_word else None for row in rows],
-        )
+    def labels(self, name, kind, features, examples):
+        """The column of a task's labels. A window has its own words' tags; the text's label goes with the first
+        window."""
+        label_ids = self.label_ids[name]
         if is_tagging(kind):
-            tags = []
-            for row, value in zip(rows, values):
-                whole = (
-                    [IGNORE] * len(examples[row.example]["tokens"])
-                    if value is None
-                    else [ids.get(tag, IGNORE) for tag in value]
-                )
-                tags.append(whole[row.first_word : row.first_word + len(row.starts)])
-            return Ragged.from_lists(tags)
+            tag_ids = []
+            for feature in features:
+                tags, num_words = examples[feature.example][name], len(examples[feature.example]["tokens"])
+                ids = [IGNORE] * num_words if tags is None else [label_ids.get(tag, IGNORE) for tag in tags]
+                tag_ids.append(ids[feature.first_word : feature.first_word + len(feature.word_starts)])
+            return Ragged.from_lists(tag_ids)
+        values = [None if feature.first_word else examples[feature.example][name] for feature in features]
         if kind == "multilabel":
             return Ragged.from_lists(
-                [[IGNORE if value is None else int(label in value) for label in ids] for value in values]
+                [[IGNORE if value is None else int(label in value) for label in label_ids] for value in values]
             )
         if kind == "regression":
             return np.array([np.nan if value is None else value for value in values], np.float32)
-        return np.array([ids.get(value, IGNORE) for value in values], np.int32)
+        return np.array([label_ids.get(value, IGNORE) for value in values], np.int32)
 
-    def rows(self, examples):
-        by_words, paired = "tokens" in examples[0], "text_pair" in examples[0]
-        first = [example["tokens" if by_words else "text"] for example in examples]
-        pairs = (
-            [example["text_pair"].split() if by_words else example["text_pair"] for example in examples]
-            if paired
-            else None
-        )
-        options = dict(is_split_into_words=by_words, verbose=False)
-        encodings = list(self.tokenizer(first, pairs, **options).encodings)
-        if by_words:
-            swallowed = {i: gaps for i, e in enumerate(encodings) if (gaps := missing_words(e, len(first[i])))}
-            for i, gaps in swallowed.items():
-                first[i] = [self.tokenizer.unk_token if w in gaps else word for w, word in enumerate(first[i])]
-                encodings[i] = self.tokenizer([first[i]], [pairs[i]] if pairs else None, **options).encodings[0]
-        rows = []
+    def features(self, examples):
+        """The Features of a list of examples, in order."""
+        first, second, encodings = self.tokenize(examples)
+        features = []
         for number, encoding in enumerate(encodings):
             if len(encoding.ids) <= self.max_length:
-                rows.append(Row(number, encoding.ids, encoding.type_ids, word_starts(encoding) if self.tagging else []))
+                starts = word_starts(encoding) if self.tagging else []
+                features.append(Feature(number, encoding.ids, encoding.type_ids, starts))
             elif self.tagging and self.stride >= 0:
                 try:
-                    rows += self.windows(number, encoding)
+                    features += self.windows(number, encoding)
                 except UserError as mistake:
                     raise UserError(f"example {examples[number].get('id', number)}: {mistake}") from None
-            elif self.tagging or paired or self.truncation == "head":
-                if paired and self.truncation == "head_tail" and not self.tagging:
-                    raise UserError("--truncation head_tail is for single texts; of pairs take head or tail")
-                self.tokenizer.truncation_side = "left" if self.truncation == "tail" and not self.tagging else "right"
-                cut = dict(options, truncation="longest_first", max_length=self.max_length)
-                short = self.tokenizer([first[number]], [pairs[number]] if pairs else None, **cut).encodings[0]
-                lost = len(encoding.ids) - len(short.ids)
-                rows.append(
-                    Row(number, short.ids, short.type_ids, word_starts(short) if self.tagging else [], cut=lost)
-                )
+            elif self.tagging or second or self.truncation == "head":
+                features.append(self.truncated(number, first[number], second and second[number], encoding))
             else:
-                before, inside, after = parts_of(encoding)
-                room = self.max_length - len(before) - len(after)
-                head = room // 4 if self.truncation == "head_tail" else 0
-                kept = [*before, *inside[:head], *inside[len(inside) - room + head :], *after]
-                rows.append(
-                    Row(
-                        number,
-                        [encoding.ids[i] for i in kept],
-                        [encoding.type_ids[i] for i in kept],
-                        [],
-                        cut=len(inside) - room,
-                    )
-                )
-        return rows
+                features.append(self.without_middle(number, encoding))
+        return features
+
+    def tokenize(self, examples):
+        """(first texts, second texts or None, their encodings); words that left no token are the unknown token."""
+        by_words, paired = "tokens" in examples[0], "text_pair" in examples[0]
+        first = [example["tokens" if by_words else "text"] for example in examples]
+        second = None
+        if paired:
+            second = [example["text_pair"].split() if by_words else example["text_pair"] for example in examples]
+        options = dict(is_split_into_words=by_words, verbose=False)
+        encodings = list(self.tokenizer(first, second, **options).encodings)
+        if by_words:
+            swallowed = {i: words for i, e in enumerate(encodings) if (words := missing_words(e, len(first[i])))}
+            for i, words in swallowed.items():
+                first[i] = [self.tokenizer.unk_token if w in words else word for w, word in enumerate(first[i])]
+                encodings[i] = self.tokenizer([first[i]], second and [second[i]], **options).encodings[0]
+        return first, second, encodings
+
+    def truncated(self, number, first, second, encoding):
+        """The Feature of an example that is too long, cut at its end, or at its beginning with --truncation tail."""
+        if second is not None and self.truncation == "head_tail" and not self.tagging:
+            raise UserError("--truncation head_tail is for single texts; of pairs take head or tail")
+        self.tokenizer.truncation_side = "left" if self.truncation == "tail" and not self.tagging else "right"
+        options = dict(is_split_into_words=isinstance(first, list), verbose=False, max_length=self.max_length)
+        second = None if second is None else [second]
+        short = self.tokenizer([first], second, truncation="longest_first", **options).encodings[0]
+        starts = word_starts(short) if self.tagging else []
+        return Feature(number, short.ids, short.type_ids, starts, num_cut=len(encoding.ids) - len(short.ids))
+
+    def without_middle(self, number, encoding):
+        """The Feature of a single text that is too long: its tail, or with --truncation head_tail a quarter of head
+        too."""
+        before, inside, after = parts_of(encoding)
+        room = self.max_length - len(before) - len(after)
+        head = room // 4 if self.truncation == "head_tail" else 0
+        kept = [*before, *inside[:head], *inside[len(inside) - room + head :], *after]
+        token_types = [encoding.type_ids[i] for i in kept]
+        return Feature(number, [encoding.ids[i] for i in kept], token_types, [], num_cut=len(inside) - room)
 
     def windows(self, number, encoding):
-        """The rows of one example whose words are too many: whole words, as many as fit; all with the same second text."""
+        """The Features of one example with too many words: whole words, as many as fit; all with the same second
+        text."""
         before, inside, after = parts_of(encoding)
         room = self.max_length - len(before) - len(after)
         if room < 4:
             raise UserError(
                 f"--max_length {self.max_length}: a second text leaves no room for the words to tag; raise it"
             )
-        begins = [i for n, i in enumerate(inside) if n == 0 or encoding.word_ids[i] != encoding.word_ids[inside[n - 1]]]
-        begins = [i - inside[0] for i in begins]
+        word_ids = encoding.word_ids
+        begins = [i - inside[0] for n, i in enumerate(inside) if n == 0 or word_ids[i] != word_ids[inside[n - 1]]]
         ends = [*begins[1:], len(inside)]
-        rows, word = [], 0
+        features, word = [], 0
         while True:
             stop = word + 1
             while stop < len(begins) and ends[stop] - begins[word] <= room:
                 stop += 1
             kept = [*before, *inside[begins[word] : min(ends[stop - 1], begins[word] + room)], *after]
             starts = [len(before) + begins[w] - begins[word] for w in range(word, stop)]
-            rows.append(
-                Row(number, [encoding.ids[i] for i in kept], [encoding.type_ids[i] for i in kept], starts, word)
-            )
+            token_types = [encoding.type_ids[i] for i in kept]
+            features.append(Feature(number, [encoding.ids[i] for i in kept], token_types, starts, word))
             if stop == len(begins):
-                return rows
+                return features
             following = stop
             while following - 1 > word and ends[stop - 1] - begins[following - 1] <= self.stride:
                 following -= 1
             word = following
+
+
+def merge_windows(windows):
+    """[(first word, a list with an item a word)] that overlap -> one list; a word of two comes from the one whose edge
+    is farther."""
+    (_, merged), *others = sorted(windows, key=lambda window: window[0])
+    merged = list(merged)
+    for first, items in others:
+        middle = (len(merged) - first + 1) // 2  # of the words that both have
+        merged = merged[: first + middle] + list(items[middle:])
+    return merged
 
 
 def parts_of(encoding):
@@ -241,6 +259,6 @@ def to_numpy(column):
     )
 
 
-def encoded_fingerprint(path, encoder, limit):
+def encoded_fingerprint(path, featurizer, limit):
     """Changes with the file's bytes and with whatever changes their encoding."""
-    return hashlib.sha256(f"{sha256(path)}{encoder.fingerprint()}{limit}".encode()).hexdigest()[:20]
+    return hashlib.sha256(f"{sha256(path)}{featurizer.fingerprint()}{limit}".encode()).hexdigest()[:20]

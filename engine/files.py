@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -30,15 +31,28 @@ def sync(path):
         os.close(descriptor)
 
 
-def write_json(path, value):
-    """Writes a JSON file that appears whole or not at all."""
-    temporary = Path(path).with_name(f".{Path(path).name}.tmp")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+@contextmanager
+def appearing_whole(path):
+    """A text file to write, which appears under its name when all of it is written, or not at all."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            yield file
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)
 
 
+def write_json(path, value):
+    """Writes a JSON file that appears whole or not at all."""
+    with appearing_whole(path) as file:
+        file.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
 def replace_folder(folder, fill):
-    """Calls fill(temporary folder), then puts it in the place of `folder`; an older one stays until the new one is safe."""
+    """Calls fill(temporary folder), then puts it in the place of `folder`, which stays until the new one is safe."""
     temporary, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -47,7 +61,7 @@ def replace_folder(folder, fill):
         seal(temporary)
     except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        # A full disk raises OSError in Python, RuntimeError in torch, SafetensorError, and a bare Exception in tokenizers.
+        # A full disk raises OSError in Python, RuntimeError in torch, SafetensorError, a bare Exception in tokenizers
         if not isinstance(error, OSError | RuntimeError | SafetensorError) and type(error) is not Exception:
             raise
         raise UserError(f"{folder}: cannot be written ({error}); earlier checkpoints are as they were") from None
@@ -87,7 +101,8 @@ def verify(folder):
 
 
 def clean_temporaries(root):
-    """Clears what a killed run left half-way: temporaries go; a folder that was being replaced returns if its successor is missing."""
+    """Clears what a killed run left half-way: temporaries go; a folder that was being replaced returns if its successor
+    is missing."""
     for old in root.glob(".*.old"):
         place = old.with_name(old.name[1:-4])
         if place.exists():

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from engine.command_line import UserError
 
 
-class Noise:
-    """Adds noise to the word vectors that the encoder looks up, by a hook that stays; any encoder with `get_input_embeddings` will do."""
+class WordNoise:
+    """Adds noise to the word vectors that the encoder looks up, by a hook that stays; any encoder with
+    `get_input_embeddings` will do."""
 
     def __init__(self, model):
         encoder, self.value = model.encoder, None
@@ -22,7 +23,8 @@ class Noise:
 
     @staticmethod
     def require_lookup(encoder, table):
-        """UserError unless the encoder looks its words up in `table`, as (B, L, width); XLNet does so as (L, B, width)."""
+        """UserError unless the encoder looks its words up in `table`, as (B, L, width); XLNet does so as (L, B,
+        width)."""
         shapes, training, ids = [], encoder.training, torch.ones(1, 3, dtype=torch.long, device=table.weight.device)
         hook = table.register_forward_hook(lambda table, inputs, output: shapes.append(output.shape[:2]))
         encoder.eval()
@@ -38,9 +40,8 @@ class Noise:
     def add(self, table, inputs, output):
         if self.value is None:
             return output
-        return output + F.pad(
-            self.value, (0, 0, 0, output.shape[1] - self.value.shape[1])
-        )  # Longformer makes its input longer
+        longer = output.shape[1] - self.value.shape[1]  # Longformer pads its input behind the text
+        return output + F.pad(self.value, (0, 0, 0, longer))
 
     @contextmanager
     def added(self, value):
@@ -52,13 +53,13 @@ class Noise:
             self.value = None
 
 
-def unit(direction, length):
+def safe_normalize(direction, length):
     """direction / length, and 0 where the length is 0 or not finite."""
     usable = torch.isfinite(length) & (length > 0)
     return torch.where(usable, direction / length, 0.0)
 
 
-def norm(delta):
+def norm_by_text(delta):
     """Frobenius norm of each text's noise, (B, 1, 1)."""
     return torch.linalg.vector_norm(delta, dim=(1, 2), keepdim=True)
 

@@ -34,7 +34,8 @@ SPECIAL = {
 
 
 def load_tokenizer(config, texts):
-    """The pretrained model's tokenizer, or one trained on the texts (see `train_tokenizer`). UserError if it cannot serve."""
+    """The pretrained model's tokenizer, or one trained on the texts (see `train_tokenizer`). UserError if it cannot
+    serve."""
     from transformers import AutoTokenizer
 
     name = config.pretrain_model_path
@@ -67,10 +68,10 @@ def load_tokenizer(config, texts):
 def train_tokenizer(texts, vocab_size, lowercase=True, model="wordpiece", chinese=True, show_progress=False):
     """Texts -> a fast transformers tokenizer with BERT's special tokens and [CLS] A [SEP] B [SEP].
 
-    texts: a function that returns a fresh iterator of strings; it may be called twice and nothing is kept. Equal texts give
-    equal bytes. A text cut into words beforehand gets the same pieces as the text itself: each word begins anew.
-    model: "wordpiece" (BERT's) and "wordlevel" (whole words), where what was seen once is left out, so that the embedding of
-    [UNK] is trained too; "bpe" over bytes (RoBERTa's), which knows every text; "unigram" (XLM-RoBERTa's).
+    texts: a function that returns a fresh iterator of strings; it may be called twice and nothing is kept. Equal texts
+    give equal bytes. A text cut into words beforehand gets the same pieces as the text itself: each word begins anew.
+    model: "wordpiece" (BERT's) and "wordlevel" (whole words), where what was seen once is left out, so that the
+    embedding of [UNK] is trained too; "bpe" over bytes (RoBERTa's), which knows every text; "unigram" (XLM-RoBERTa's).
     chinese: each Chinese character is a word of its own; without, runs of them are cut as the model learns to.
     """
     from transformers import PreTrainedTokenizerFast
@@ -78,8 +79,8 @@ def train_tokenizer(texts, vocab_size, lowercase=True, model="wordpiece", chines
     tokenizer = assemble(model, lowercase, chinese)
     options = {"vocab_size": vocab_size, "special_tokens": list(SPECIAL.values()), "show_progress": show_progress}
     if model == "wordpiece":
-        # The trainer numbers the ##pieces of single characters by a hash, so ties between merges would fall differently in
-        # each run (huggingface/tokenizers#1794). Named beforehand as special tokens, they have a fixed order.
+        # The trainer numbers the ##pieces of single characters by a hash, so ties between merges would fall differently
+        # in each run (huggingface/tokenizers#1794). Named beforehand as special tokens, they have a fixed order.
         characters = alphabet(texts(), tokenizer.normalizer, vocab_size - len(SPECIAL), chinese)
         inner = [f"##{character}" for character in characters if not (chinese and APART.match(character))]
         options |= {
@@ -139,7 +140,8 @@ def assemble(model, lowercase, chinese, vocab=None):
 
 
 def unigram_pieces(texts, normalizer, size):
-    """[(piece, log probability)] as SentencePiece learns them (Kudo, 2018), from a sample of 200,000 texts where there are more.
+    """[(piece, log probability)] as SentencePiece learns them (Kudo, 2018), from a sample of 200,000 texts where there
+    are more.
 
     The trainer of `tokenizers` gives other pieces in each run, and none for a word that is part of no other word.
     """
@@ -172,7 +174,8 @@ def unigram_pieces(texts, normalizer, size):
 
 
 def alphabet(texts, normalizer, size, chinese):
-    """The characters that are seen more than once, in order; if a vocabulary of `size` cannot hold all, the most frequent."""
+    """The characters that are seen more than once, in order; if a vocabulary of `size` cannot hold all, the most
+    frequent."""
     raw, counts = Counter(), Counter()
     for text in texts:
         raw.update(text)

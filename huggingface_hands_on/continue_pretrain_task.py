@@ -407,7 +407,8 @@ def build_trainer(model, collator, sets, config, stop=()):
     import torch.nn.functional as F
     from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
-    from engine.encoders import first_position, lr_of_width
+    from engine.encoders import first_position
+    from engine.optimization import lr_of_width
 
     first = first_position(model)
 

@@ -38,7 +38,7 @@ def test_a_folder_replaces_another_whole_and_damage_is_noticed(tmp_path):
 
 
 VICTIM = """
-import os, pathlib, runpy, signal, sys
+import builtins, io, os, pathlib, runpy, signal, sys
 sys.path.insert(0, sys.argv[1])
 from engine import checkpoint, files
 
@@ -49,13 +49,15 @@ def life(root, nth):
             calls[0] += 1
             if calls[0] == nth:
                 os.kill(os.getpid(), signal.SIGKILL)
-    fsync, write = os.fsync, pathlib.Path.write_text
+    fsync, real_open = os.fsync, open
     os.fsync = lambda descriptor: (count("fsync", ()), fsync(descriptor))
-    def half_written(path, text, **options):
-        write(path, text[: len(text) // 2], **options)
-        count("write", ())
-        return write(path, text, **options)
-    pathlib.Path.write_text = half_written
+    def killed_half_way(path, mode="r", *args, **options):
+        file = real_open(path, mode, *args, **options)
+        if mode == "w":
+            write = file.write
+            file.write = lambda text: (write(text[: len(text) // 2]), file.flush(), count("write", ()), write(text[len(text) // 2 :]))
+        return file
+    builtins.open = io.open = killed_half_way
     sys.addaudithook(count)
     fill = lambda folder: [(folder / name).write_text("new " + name) for name in "ab"]
     files.replace_folder(root / "best", fill)

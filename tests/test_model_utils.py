@@ -14,7 +14,8 @@ from engine.crf import CRF
 from engine.encoders import layer_ids
 from engine.tags import may_follow
 from engine.tokenizer import train_tokenizer
-from model_utils import HEADS, BiLSTM, MyModel, build_model, default_lr, mean_of_tokens, parameter_groups
+from model_utils import HEADS, BiLSTM, MyModel, build_model, mean_of_tokens
+from engine.optimization import default_lr, parameter_groups
 
 TASKS = {
     "intent": {"type": "classification", "labels": ["a", "b", "c"]},

@@ -23,7 +23,8 @@ from data_loader import Batch
 from engine import checkpoint
 from engine.command_line import UserError
 from engine.run_folder import Interrupted
-from model_utils import MyModel, load_checkpoint, parameter_groups
+from model_utils import MyModel, load_checkpoint
+from engine.optimization import parameter_groups
 from trainer import Trainer, build_optimizer, build_scheduler
 from tricks import FGM, Trick
 

@@ -1,0 +1,97 @@
+"""What all heads have in common. A head of your own, in model_utils.py, writes `forward`, `loss` and `decode`."""
+
+import torch
+from torch import nn
+
+from engine.command_line import UserError
+from engine.tags import IGNORE
+
+
+class Head(nn.Module):
+    """What all heads have in common: a linear layer from vectors to logits.
+
+    A head of your own must have `forward`, `loss` and `decode`. The other methods have defaults that suit labels which
+    are numbers with IGNORE where there is none, and logits of which softmax makes a distribution; override those that
+    differ.
+    """
+
+    level = "text"  # what it gets: "text", a vector a text (B, H), or "words", a vector a word (B, W, H)
+    needs_calibration = False  # whether `calibrate` chooses something on dev
+
+    def __init__(self, hidden_size, task, num_logits=None):
+        super().__init__()
+        self.task = task
+        self.linear = nn.Linear(hidden_size, num_logits or len(task["labels"]))
+
+    def forward(self, vectors):
+        """(B, H) or (B, W, H) -> logits, with C in the place of H."""
+        return self.linear(vectors)
+
+    def loss(self, logits, labels, inputs):
+        """Sum, not mean, of the losses of the labels that are there. -> ()"""
+        raise NotImplementedError
+
+    def decode(self, logits, inputs):
+        """(answers, their probabilities), each (B,) or (B, W) or (B, C): what `to_labels` takes."""
+        raise NotImplementedError
+
+    def to_labels(self, answer, probability):
+        """(label, probability) of one text, as the data has labels, from its part of what `decode` gave, as Python
+        values."""
+        return self.task["labels"][answer], probability
+
+    def label_mask(self, labels, inputs):
+        """Which labels have a loss, in the labels' shape."""
+        return labels != IGNORE
+
+    def label_weights(self, labels, inputs):
+        """How much each label weighs in the loss, in the labels' shape; their sum is what `loss` is divided by."""
+        return self.label_mask(labels, inputs)
+
+    def calibrate(self, logits, labels):
+        """Chooses something on dev, if `needs_calibration`. logits, labels: of the whole part."""
+
+    def set_imbalance(self, task_name, config):
+        """Takes --class_weights, --label_smoothing and --focal_gamma over, if they mean something to this head."""
+
+    def expected_statistics(self, logits, inputs):
+        """The gradient of the distribution's log normaliser by its logits: of a softmax its probabilities."""
+        return logits.softmax(-1)
+
+    def divergence(self, first, second, labels, inputs):
+        """KL(p || q) + KL(q || p) of the distributions by two logits, summed over what has labels.
+
+        It is <statistics_p - statistics_q, logits_p - logits_q>, as in any exponential family (Amari, Information
+        Geometry and Its Applications, 2016).
+        """
+        statistics = self.expected_statistics(first, inputs) - self.expected_statistics(second, inputs)
+        products = statistics * (first - second)
+        weights = self.label_weights(labels, inputs)
+        return (products * weights.view(*weights.shape, *[1] * (products.ndim - weights.ndim))).sum()
+
+    def to_average(self, logits):
+        """What may be averaged over several models: probabilities."""
+        return logits.softmax(-1)
+
+    def from_average(self, average):
+        """Logits that `decode` can read, from a mean of what `to_average` gave."""
+        return average.clamp(min=1e-12).log()
+
+
+class ImbalanceOptions:
+    """For imbalanced labels: label_smoothing (Szegedy et al., 2016), focal_gamma (Lin et al., 2017, arXiv:1708.02002:
+    each loss times (1 - p)^gamma) and class_weights (C,)."""
+
+    label_smoothing, focal_gamma, class_weights, class_weights_on_host = 0.0, 0.0, None, None
+
+    def set_imbalance(self, task_name, config):
+        self.label_smoothing, self.focal_gamma = config.label_smoothing, config.focal_gamma
+        if config.class_weights == "balanced":
+            if "counts" not in self.task:
+                raise UserError(
+                    f"--class_weights: labels.json has no counts for {task_name!r}; "
+                    "make the folder anew with data_process.py"
+                )
+            weights = self.balanced_weights(torch.tensor(self.task["counts"], dtype=torch.float32).clamp(min=1))
+            self.register_buffer("class_weights", weights, persistent=False)
+            self.class_weights_on_host = weights  # on a GPU labels are counted before they move there

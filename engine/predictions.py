@@ -1,0 +1,185 @@
+"""What the heads answer, put together for each text, and written to a file."""
+
+import csv
+import json
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from seqeval.metrics.sequence_labeling import get_entities
+
+from engine.command_line import UserError
+from engine.features import merge_windows
+from engine.files import appearing_whole
+from engine.tags import find_scheme, is_tagging
+from engine.text import join_tokens, place_tokens, split_text
+
+logger = logging.getLogger("template")
+
+
+class Predictions(NamedTuple):
+    """Each {task: a list with an entry for each example}."""
+
+    labels: dict  # labels, or lists of tags
+    probabilities: dict
+    averages: dict  # what may be averaged over several models, if asked for: see `to_average` of the heads
+
+
+class Answers:
+    """Collects what the heads decode for the rows of a MyDataset; an example's windows are put together again.
+
+    calibrate: decode a task only when all its logits are known, and let its head choose on them what it chooses on dev.
+    """
+
+    def __init__(self, heads, data, calibrate=False, keep_averages=False):
+        self.heads, self.data, self.keep_averages = heads, data, keep_averages
+        self.waiting = {name: [] for name, head in heads.items() if calibrate and head.needs_calibration}
+        self.pieces = {name: [[] for _ in range(len(data))] for name in heads}
+        self.num_words = data.columns["word_starts"].lengths if "word_starts" in data.columns else None  # of each row
+
+    def add(self, batch, logits):
+        for name, task_logits in logits.items():
+            if name in self.waiting:
+                self.waiting[name].append((batch, task_logits))
+            else:
+                self.decode(name, batch, task_logits)
+
+    def decode(self, name, batch, logits):
+        """Keeps, of each example, (first word, answer, probability, what may be averaged) of its rows."""
+        data, head = self.data, self.heads[name]
+        by_words = head.level == "words"
+        answers, probabilities = (tensor.tolist() for tensor in head.decode(logits, batch.inputs))
+        averages = head.to_average(logits).cpu() if self.keep_averages else [None] * len(answers)
+        for i, row in enumerate(batch.rows.tolist()):
+            if by_words:
+                first, size = int(data.columns["first_word"][row]), self.num_words[row]
+                average = averages[i] if averages[i] is None else averages[i][:size]
+                piece = (first, answers[i][:size], probabilities[i][:size], average)
+            elif data.is_first(row):
+                piece = (0, answers[i], probabilities[i], averages[i])
+            else:
+                continue
+            self.pieces[name][data.example_index[row]].append(piece)
+
+    def finish(self):
+        """-> Predictions"""
+        for name, batches in self.waiting.items():
+            labels = torch.cat([batch.labels[name] for batch, _ in batches])
+            self.heads[name].calibrate(torch.cat([logits for _, logits in batches]), labels)
+            for batch, logits in batches:
+                self.decode(name, batch, logits)
+        labels, probabilities, averages = {}, {}, {}
+        for name, head in self.heads.items():
+            merged = [self.merge(name, i) for i in range(len(self.data))]
+            named = [head.to_labels(answer, probability) for answer, probability, _ in merged]
+            labels[name], probabilities[name] = ([pair[part] for pair in named] for part in (0, 1))
+            averages[name] = [average for _, _, average in merged]
+        return Predictions(labels, probabilities, averages)
+
+    def merge(self, name, example):
+        """(answer, probability, what may be averaged) of an example from its rows; words that were cut are O."""
+        pieces, head, data = self.pieces[name][example], self.heads[name], self.data
+        if head.level != "words":
+            return pieces[0][1:]
+        tag_ids, probabilities = (merge_windows([(piece[0], piece[part]) for piece in pieces]) for part in (1, 2))
+        average = (
+            torch.stack(merge_windows([(piece[0], list(piece[3])) for piece in pieces])) if self.keep_averages else None
+        )
+        cut = int(data.columns["num_words"][data.first_rows[example]]) - len(tag_ids) if len(pieces) == 1 else 0
+        return *add_cut_words(tag_ids, probabilities, cut, head.task), average
+
+
+def add_cut_words(tag_ids, probabilities, num_cut, task):
+    """Tags and probabilities of a text whose last words were cut: these are O."""
+    return tag_ids + [outside_id(task)] * num_cut, probabilities + [0.0] * num_cut
+
+
+def outside_id(task):
+    """The number of the tag O, or of the first tag."""
+    return task["labels"].index("O") if "O" in task["labels"] else 0
+
+
+def names_entities(task):
+    """Whether the tags of a tagging task are entities (B-, I-, …), not classes of words such as parts of speech."""
+    tags = [tag for tag in task.get("labels", ()) if tag != "O"]
+    return not tags or find_scheme([tags]) is not None
+
+
+def entities(tags, spans, text):
+    """[{label, text, start, end}] of a list of tags; spans: each token's (start, end) in the text."""
+    return [
+        {
+            "label": label,
+            "text": text[spans[first][0] : spans[last][1]],
+            "start": spans[first][0],
+            "end": spans[last][1],
+        }
+        for label, first, last in get_entities(tags)
+    ]
+
+
+def prepare_inputs(examples, tasks):
+    """Texts to predict on -> examples as these tasks need them: for tagging with tokens, cut as in the training data."""
+    if any(task.get("pairs") for task in tasks.values()) and "text_pair" not in examples[0]:
+        raise UserError(
+            "this model was trained on pairs of texts, but --predict_file has one text a row; add --text_pair_column"
+        )
+    if "text_pair" in examples[0] and not any(task.get("pairs") for task in tasks.values()):
+        logger.warning("this model was trained on single texts: the second texts of --predict_file are not read")
+        examples = [{key: value for key, value in example.items() if key != "text_pair"} for example in examples]
+    unit = token_unit(tasks)
+    if unit is not None:
+        for example in examples:
+            if "tokens" not in example:
+                example["tokens"] = [token for token, _, _ in split_text(example["text"], unit)]
+    return examples
+
+
+def token_unit(tasks):
+    """What a token is to the tagging tasks: "word", "character" or "character+blank"; None if there are none."""
+    return next((task["unit"] for task in tasks.values() if is_tagging(task["type"])), None)
+
+
+def prediction_row(example, answers, tasks):
+    """What is written of an example. answers: {task: (label or tags, probability)}.
+
+    Columns: id, text, (text_pair,) and for each task its label and probability, or its entities, with text and character
+    offsets into the text column, and its tags.
+    """
+    text, spans = example.get("text"), None
+    if text is not None and "tokens" in example:
+        spans = place_tokens(text, example["tokens"])
+    if text is None or ("tokens" in example and spans is None):  # there is none, or the tokens are not from it
+        text, spans = join_tokens(example["tokens"], token_unit(tasks) or "word")
+    row = {"id": example["id"], "text": text}
+    if "text_pair" in example:
+        row["text_pair"] = example["text_pair"]
+    for name, (label, probability) in answers.items():
+        if is_tagging(tasks[name]["type"]):
+            if names_entities(tasks[name]):
+                row[name] = entities(label, spans, text)
+            row[f"{name}_tags"] = label
+        else:
+            row[name] = label
+            if probability is not None:
+                several = isinstance(probability, list)
+                row[f"{name}_probability"] = [round(p, 6) for p in probability] if several else round(probability, 6)
+    return row
+
+
+def write_predictions(rows, path):
+    """Dicts -> a .csv or .jsonl file that appears whole or not at all. Lists are JSON in a CSV."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with appearing_whole(path) as file:
+        if path.suffix == ".jsonl":
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            return
+        writer = None
+        for row in rows:
+            cells = {k: json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for k, v in row.items()}
+            if writer is None:
+                writer = csv.DictWriter(file, cells)
+                writer.writeheader()
+            writer.writerow(cells)

@@ -1,0 +1,40 @@
+"""SIGTERM and SIGINT stop a run between two steps, once what it needs to go on is saved."""
+
+import signal
+
+
+class Interrupted(Exception):
+    """A signal came, and everything is saved. `signal_number` says which it was."""
+
+    def __init__(self, signal_number):
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+class StopSignals:
+    """`with StopSignals(say) as stop:` — inside, the first signal only sets `stop.number`; a second one ends the
+    process.
+
+    say: a function for the line that tells of it.
+    """
+
+    def __init__(self, say=print):
+        self.say, self.number, self.handlers = say, None, {}
+
+    def __enter__(self):
+        self.handlers = {number: signal.signal(number, self.remember) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def remember(self, number, frame):
+        self.number = number
+        signal.signal(number, signal.SIG_DFL)
+        self.say(f"{signal.Signals(number).name}: saving at the next step boundary; once more ends at once")
+
+    def check(self):
+        """Raises Interrupted if a signal has come."""
+        if self.number is not None:
+            raise Interrupted(self.number)

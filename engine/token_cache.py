@@ -1,0 +1,51 @@
+"""Tables of numbers kept as Arrow files beside the data, verified before use."""
+
+import logging
+import os
+from contextlib import suppress
+from itertools import chain
+
+import pyarrow as pa
+
+from engine.command_line import os_error_line
+from engine.files import sha256
+
+logger = logging.getLogger("template")
+
+
+def cached_table(folder, name, make_batches):
+    """The Arrow table of make_batches(), an iterator of one or more record batches, memory-mapped from `folder`.
+
+    The file is named by `name`, which says what the table depends on, and by its own SHA-256: one that is damaged is made
+    anew. Where none can be written, the table is kept in memory.
+    """
+    from datasets import Dataset as ArrowDataset
+
+    temporary = folder / f"{name}.{os.getpid()}.tmp"
+    try:
+        cache = find_cache(folder, name)
+        if cache is None:
+            folder.mkdir(exist_ok=True)
+            batches = make_batches()
+            first = next(batches)
+            with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_stream(file, first.schema) as writer:
+                for batch in chain([first], batches):
+                    writer.write_batch(batch)
+            cache = folder / f"{name}.{sha256(temporary)[:16]}.arrow"
+            os.replace(temporary, cache)
+        return ArrowDataset.from_file(str(cache)).data.table
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        logger.warning(f"no token cache ({os_error_line(error)}); tokens are kept in memory, and made anew by each run")
+        return pa.Table.from_batches(list(make_batches()))
+
+
+def find_cache(folder, name):
+    """The file of that name whose bytes are what its name says, or None; damaged ones are logged and removed."""
+    for path in sorted(folder.glob(f"{name}.*.arrow")):
+        if sha256(path)[:16] == path.name.split(".")[-2]:
+            return path
+        logger.warning(f"{path}: the token cache is damaged and is made anew")
+        path.unlink()
+    return None
