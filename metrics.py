@@ -1,4 +1,5 @@
-"""Scores in the field's terms, from names of labels (never numbers), so that anyone can recompute them from predictions.csv.
+"""Scores in the field's terms, from names of labels (never numbers), so that anyone can recompute them from
+predictions.csv.
 
 Edit here when you want another metric: add it to the dict of its task type; it appears in eval.json as `<task>_<name>`.
 """
@@ -7,11 +8,13 @@ import math
 from collections import Counter
 
 from scipy.stats import pearsonr, spearmanr
+from seqeval.metrics import classification_report as entity_report
 from seqeval.metrics.sequence_labeling import get_entities
-from sklearn.metrics import accuracy_score, mean_absolute_error
-from sklearn.metrics import f1_score as class_f1_score
+from sklearn.metrics import accuracy_score, classification_report, f1_score, mean_absolute_error
+from sklearn.preprocessing import MultiLabelBinarizer
 
-from engine.tags import find_scheme, is_tagging
+from engine.predictions import names_entities
+from engine.tags import is_tagging
 
 
 def is_better(name, new, old):
@@ -22,15 +25,17 @@ def is_better(name, new, old):
 
 
 def classification_scores(gold, predicted):
-    """gold, predicted: one label a text. Macro F1 is over all labels that occur in either; micro F1 would be the accuracy."""
+    """gold, predicted: one label a text. Macro F1 is over all labels that occur in either; micro F1 would be the
+    accuracy."""
     averages = {
-        f"{kind}_f1": class_f1_score(gold, predicted, average=kind, zero_division=0) for kind in ("macro", "weighted")
+        f"{kind}_f1": f1_score(gold, predicted, average=kind, zero_division=0) for kind in ("macro", "weighted")
     }
     return {"accuracy": accuracy_score(gold, predicted)} | averages
 
 
 def multilabel_scores(gold, predicted):
-    """gold, predicted: a list of labels a text. Accuracy: the whole set is right. Micro F1 counts labels, macro F1 averages over them."""
+    """gold, predicted: a list of labels a text. Accuracy: the whole set is right. Micro F1 counts labels, macro F1
+    averages over them."""
     right, guessed, there = matches("multilabel", gold, predicted)
     f1 = {label: 2 * right[label] / (guessed[label] + there[label]) for label in guessed.keys() | there.keys()}
     return {
@@ -96,21 +101,19 @@ MAIN = {
 
 
 def kind_of(task):
-    """The kind by which a task is scored; a type of your own is scored as tagging or classification until it has an entry in SCORES.
-
-    "words": tagging whose tags are no entities (no B-, I-, …).
-    """
+    """The kind by which a task is scored; a type of your own is scored as tagging or classification until it has an
+    entry in SCORES. "words": tagging whose tags are no entities (no B-, I-, …)."""
     if (is_tagging(task["type"]) and task["type"] not in SCORES) or task["type"] == "tagging":
-        tags = [tag for tag in task.get("labels", ()) if tag != "O"]
-        return "words" if tags and find_scheme([tags]) is None else "tagging"
+        return "tagging" if names_entities(task) else "words"
     return task["type"] if task["type"] in SCORES else "classification"
 
 
 def score(tasks, gold, predicted):
-    """{task}_{metric} for each task, over the texts that have its label (others are None in gold), and over the tasks together:
+    """{task}_{metric} for each task, over the texts that have its label (others are None in gold), and over the tasks
+    together:
 
-    sentence_accuracy, the share of texts with every label right that they have (regression left out), and, of several tasks
-    that are not all classification or tagging, mean_score, the mean of their main scores.
+    sentence_accuracy, the share of texts with every label right that they have (regression left out), and, of several
+    tasks that are not all classification or tagging, mean_score, the mean of their main scores.
     tasks: as in labels.json; gold, predicted: {task: list with an entry for each text}.
     """
     scores, mains, kinds = {}, [], {name: kind_of(task) for name, task in tasks.items()}
@@ -138,23 +141,41 @@ def report(tasks, gold, predicted):
     """{task: {label or entity type: {"precision", "recall", "f1", "support"}}}; regression has no labels."""
     result = {}
     for name, task in tasks.items():
-        known, kind = [i for i, label in enumerate(gold[name]) if label is not None], kind_of(task)
-        if kind == "regression":
-            continue
-        sides = ([side[name][i] for i in known] for side in (gold, predicted))
-        if kind == "words":
-            kind, sides = "classification", ([tag for tags in side for tag in tags] for side in sides)
-        right, guessed, there = matches(kind, *sides)
-        result[name] = {
-            label: {
-                "precision": right[label] / max(1, guessed[label]),
-                "recall": right[label] / max(1, there[label]),
-                "f1": 2 * right[label] / (guessed[label] + there[label]),
-                "support": there[label],
+        kind = kind_of(task)
+        if kind != "regression":
+            labelled = [i for i, label in enumerate(gold[name]) if label is not None]
+            by_label = report_of(kind, *([side[name][i] for i in labelled] for side in (gold, predicted)))
+            result[name] = {
+                label: {
+                    "precision": float(values["precision"]),
+                    "recall": float(values["recall"]),
+                    "f1": float(values["f1-score"]),
+                    "support": int(values["support"]),
+                }
+                for label, values in sorted(by_label.items())
             }
-            for label in sorted(there.keys() | guessed.keys())
-        }
     return result
+
+
+def report_of(kind, gold, predicted):
+    """{label or entity type: scores}, as scikit-learn and seqeval count them."""
+    options = dict(output_dict=True, zero_division=0)
+    if kind == "tagging":
+        labels = {entity[0] for tags in (*gold, *predicted) for entity in get_entities(tags)}
+        found = entity_report(gold, predicted, **options) if labels else {}
+        return {label: found[label] for label in labels}
+    if kind == "words":
+        gold, predicted = ([tag for tags in side for tag in tags] for side in (gold, predicted))
+    if kind == "multilabel":
+        labels = sorted({label for labels in (*gold, *predicted) for label in labels})
+        binarizer = MultiLabelBinarizer(classes=labels)
+        gold, predicted = binarizer.fit_transform(gold), binarizer.transform(predicted)
+        numbers = list(range(len(labels)))
+        found = classification_report(gold, predicted, labels=numbers, target_names=labels, **options) if labels else {}
+    else:
+        labels = sorted({*gold, *predicted})
+        found = classification_report(gold, predicted, labels=labels, **options) if labels else {}
+    return {label: found[label] for label in labels}
 
 
 def table(per_label, most=40):
@@ -181,21 +202,9 @@ def score_names(tasks):
 
 
 def default_monitor(tasks):
-    """What picks the best checkpoint: one task's main score; sentence accuracy of classification and tagging; else mean_score."""
+    """What picks the best checkpoint: one task's main score; sentence accuracy of classification and tagging; else
+    mean_score."""
     if len(tasks) > 1:
         return "sentence_accuracy" if all_exact(tasks) else "mean_score"
     name, task = next(iter(tasks.items()))
     return f"{name}_{MAIN[kind_of(task)]}"
-
-
-def entities(tags, spans, text):
-    """[{label, text, start, end}] of a list of tags; spans: each token's (start, end) in the text."""
-    return [
-        {
-            "label": label,
-            "text": text[spans[first][0] : spans[last][1]],
-            "start": spans[first][0],
-            "end": spans[last][1],
-        }
-        for label, first, last in get_entities(tags)
-    ]
