@@ -78,7 +78,8 @@ class Trainer:
         scheduler=None,
         tricks=None,
     ):
-        self.model, self.tasks, self.config, self.device = model.to(device), tasks, config, device
+        self.model, self.tokenizer, self.tasks = model.to(device), tokenizer, tasks
+        self.config, self.device = config, device
         self.train_loader, self.dev_loader = train_loader, dev_loader
         self.optimizer, self.scheduler, self.tricks = optimizer, scheduler, Tricks(tricks or ())
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")

@@ -31,7 +31,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.update(TQDM_DISABLE="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
-import checkpoint  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.utils.tensorboard  # noqa: E402 -- imported once here, not in each of a thousand processes
@@ -41,8 +40,10 @@ from transformers import BertModel, PreTrainedTokenizerFast  # noqa: E402, F401
 import main as main_module  # noqa: E402
 import model_utils  # noqa: E402
 import trainer as trainer_module  # noqa: E402
+from config import Config  # noqa: E402
 from data_process import DataConfig, process  # noqa: E402
-from engine import files  # noqa: E402
+from engine import checkpoint, files  # noqa: E402
+from engine.command_line import run_command  # noqa: E402
 
 WORK = Path(tempfile.mkdtemp(prefix="soak-"))
 RNG = random.Random(0)
@@ -107,7 +108,7 @@ def start(name, options, prepare=None):
     try:
         if prepare:
             prepare()
-        code = main_module.command(flags(name, options))
+        code = run_command(main_module.main, Config, flags(name, options))
     except SystemExit as stop:
         code = stop.code
     except BaseException:
@@ -134,7 +135,7 @@ def run(name, options, prepare=None):
 def digest(name):
     """{file: SHA-256} of what must be equal. Times are kept elsewhere, and args.json may differ in what changes no result."""
     folder = WORK / "runs" / name
-    last = checkpoint.steps(folder / "checkpoints")[0]
+    last = checkpoint.step_folders(folder / "checkpoints")[0]
     files = [
         *(last / f for f in ("model.safetensors", "training.safetensors", "training.json")),
         folder / "checkpoints/best/model.safetensors",
@@ -198,7 +199,7 @@ def kill_at_random_times(trials=200):
 
 def die_after(step, written=False):
     """In the child: SIGKILL right after that optimizer step of the run; written: when the checkpoints before it are on the disk."""
-    update = trainer_module.Trainer.update
+    update = trainer_module.Trainer.optimizer_step
 
     def deadly(self, group):
         update(self, group)
@@ -207,7 +208,7 @@ def die_after(step, written=False):
                 self.writer.wait()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    trainer_module.Trainer.update = deadly
+    trainer_module.Trainer.optimizer_step = deadly
 
 
 def kill_after_each_step(trials=80):
@@ -264,8 +265,8 @@ def left_out(trials=None):
     def noisy():
         """A user's model that draws from Python's and NumPy's generators too."""
 
-        def forward(self, inputs, labels=None, totals=None):
-            output = noisy_forward(self, inputs, labels, totals)
+        def forward(self, inputs, labels=None, label_counts=None):
+            output = noisy_forward(self, inputs, labels, label_counts)
             if self.training:
                 output.total_loss = output.total_loss * (1 + 0.1 * random.random() + 0.1 * np.random.rand())
             return output
@@ -274,11 +275,13 @@ def left_out(trials=None):
 
     def tie():
         """Every evaluation gives the same score, so that patience counts."""
-        infer = trainer_module.Trainer.eval
-        trainer_module.Trainer.eval = lambda self, loader, fit=False: {
-            **infer(self, loader, fit),
-            "sentence_accuracy": 0.5,
-        }
+        evaluate = trainer_module.Trainer.eval
+
+        def tied(self, loader, calibrate=False):
+            evaluation = evaluate(self, loader, calibrate)
+            return evaluation._replace(scores={**evaluation.scores, "sentence_accuracy": 0.5})
+
+        trainer_module.Trainer.eval = tied
 
     def without(change):
         def restoring(folder, optimizer, scheduler, scaler, tricks, device):
@@ -377,7 +380,7 @@ def damage(trials=200):
     name, good = "damage", 0
     run(name, {}, lambda: die_after(20))
     root = WORK / "runs" / name / "checkpoints"
-    newest, before = checkpoint.steps(root)[:2]
+    newest, before = checkpoint.step_folders(root)[:2]
     files = sorted(newest.iterdir())
     for trial in range(trials):
         path, kind = RNG.choice(files), ("flip", "truncate", "delete")[trial % 3]
@@ -390,7 +393,7 @@ def damage(trials=200):
             changed = bytearray(original)
             changed[RNG.randrange(len(changed))] ^= 1 << RNG.randrange(8)
             path.write_bytes(bytes(changed))
-        found = next(folder for folder in checkpoint.steps(root) if not files.verify(folder))
+        found = next(folder for folder in checkpoint.step_folders(root) if not files.verify(folder))
         good += found == before
         if trial % 40 == 39:  # and now and then the whole run goes on from there
             shutil.copytree(WORK / "runs" / name, WORK / "runs" / f"{name}{trial}")
@@ -406,13 +409,13 @@ def full_disk(trials=12):
         name = f"full{trial}"
         run(name, {}, lambda: die_after(12, written=True))
         folder = WORK / "runs" / name
-        for path in checkpoint.steps(folder / "checkpoints")[2:]:  # so that the next one needs room
+        for path in checkpoint.step_folders(folder / "checkpoints")[2:]:  # so that the next one needs room
             shutil.rmtree(path)
         (WORK / f"{name}.err").write_text("")
         mounted = trial % 2 == 0 and small_disk(folder)
         code = run(name, {}, None if mounted else limit_files)
         messages = (WORK / f"{name}.err").read_text()
-        intact = [files.verify(path) for path in checkpoint.steps(folder / "checkpoints")] == [None, None]
+        intact = [files.verify(path) for path in checkpoint.step_folders(folder / "checkpoints")] == [None, None]
         one_line = len(re.findall(r"^error: .*$", messages, re.M)) == 1 and "Traceback" not in messages
         if mounted:
             shutil.copytree(folder, f"{folder}.copy")
@@ -458,10 +461,10 @@ def signals(trials=30):
             place = (trial // 2) % 5
             trainer = trainer_module.Trainer
             targets = {
-                0: (trainer, "forward_backward", 1),
+                0: (trainer, "backward", 1),
                 1: (trainer, "infer", 2),
                 2: (checkpoint.Writer, "save", 3),
-                3: (trainer, "update", 15),
+                3: (trainer, "optimizer_step", 15),
                 4: (checkpoint, "rotate", 2),
             }
             owner, method, nth = targets[place]
@@ -474,16 +477,16 @@ def signals(trials=30):
                 return original(*args, **kwargs)
 
             setattr(owner, method, signalled)
-            update = trainer.update
+            update = trainer.optimizer_step
 
             def counted(self, group):
                 update(self, group)
                 done.write_text(str(self.progress.step + 1))
 
-            trainer.update = counted
+            trainer.optimizer_step = counted
 
         code = run(name, {}, prepare)
-        saved = int(checkpoint.steps(WORK / "runs" / name / "checkpoints")[0].name[5:])
+        saved = int(checkpoint.step_folders(WORK / "runs" / name / "checkpoints")[0].name[5:])
         right = code == 128 + number and saved >= int(done.read_text()) - 1
         if not right:
             print(f"{name}: exit {code}, wanted {128 + number}; saved step {saved} of {done.read_text()}")

@@ -33,13 +33,15 @@ from transformers import Trainer as HuggingFaceTrainer
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from config import Config
-from data_loader import IGNORE, MyDataLoader, MyDataset
+from data_loader import MyDataLoader, MyDataset
 from engine.crf import CRF
 from engine.device import keep_freed_memory
 from engine.features import Featurizer
+from engine.optimization import parameter_groups
+from engine.progress import RunningLosses
+from engine.tags import IGNORE
 from engine.tokenizer import load_tokenizer
 from model_utils import build_model
-from engine.optimization import parameter_groups
 from preprocess.schema import load_labels
 from trainer import Trainer, build_optimizer, build_scheduler
 from tricks import build_tricks
@@ -53,7 +55,7 @@ class Bench:
         self.device = torch.device(options.device)
         self.tasks = load_labels(self.data_path)
         self.tokenizer = load_tokenizer(self.config(), None)
-        self.encoder = Featurizer(self.tokenizer, self.tasks, 256)
+        self.featurizer = Featurizer(self.tokenizer, self.tasks, 256)
         self.train_set, self.test_set = (self.dataset(part) for part in ("train", "test"))
         self.rows = sum(self.tasks["intent"]["counts"])  # of the whole training part
 
@@ -66,9 +68,9 @@ class Bench:
         )
 
     def dataset(self, part):
-        whole = MyDataset(self.data_path / f"{part}.jsonl", self.encoder)
+        whole = MyDataset(self.data_path / f"{part}.jsonl", self.featurizer)
         rows = np.random.default_rng(0).permutation(len(whole))[: self.options.examples]
-        return MyDataset([whole[int(row)] for row in rows], self.encoder)
+        return MyDataset([whole[int(row)] for row in rows], self.featurizer)
 
     def model(self, **changes):
         set_seed(self.options.seed)
@@ -78,7 +80,7 @@ class Bench:
         config, model = self.config(**changes), self.model(**changes)
         loader = MyDataLoader(self.train_set, config.batch_size, self.options.seed)
         tricks = build_tricks(model, config)
-        optimizer = build_optimizer(tricks.groups(parameter_groups(model, config)), self.device)
+        optimizer = build_optimizer(tricks.param_groups(parameter_groups(model, config)), self.device)
         scheduler = build_scheduler(optimizer, config, len(loader))
         config.run_dir.mkdir(exist_ok=True)
         trainer = Trainer(
@@ -215,7 +217,7 @@ class Bench:
                     trainer.save_model(f"step_{step}", resumable=True)
                 trainer.train_one_epoch(0)
                 trainer.writer.wait()
-                trainer.sums, trainer.refused, trainer.progress.batch = {}, [], 0
+                trainer.losses, trainer.progress.batch = RunningLosses(trainer.progress, self.device), 0
 
             for step in range(
                 3
@@ -296,7 +298,7 @@ def crf_rows(rounds):
         return 1000 * (time.perf_counter() - began)
 
     calls = {
-        "loss, ours": lambda: (-crf.log_likelihood(e, tags, mask)).sum().backward(),
+        "loss, ours": lambda: (crf.log_partition(e, mask) - crf.path_score(e, tags, mask)).sum().backward(),
         "loss, pytorch-crf": lambda: (-peer(e, tags, mask)).backward(),
         "decode, ours": lambda: crf.viterbi(emissions, mask),
         "decode, pytorch-crf": lambda: peer.decode(emissions, mask),
@@ -328,13 +330,13 @@ from data_loader import MyDataLoader, MyDataset, MyIterableDataLoader, MyIterabl
 from engine.tokenizer import load_tokenizer
 from preprocess.schema import load_labels
 kind, path, model = sys.argv[1:]
-encoder = Featurizer(load_tokenizer(Config(pretrain_model_path=model), None), load_labels(Path(path).parent), 64)
+featurizer = Featurizer(load_tokenizer(Config(pretrain_model_path=model), None), load_labels(Path(path).parent), 64)
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 began = time.perf_counter()
 if kind == "streaming":
-    loader = MyIterableDataLoader(MyIterableDataset(path, encoder, 32, Config.shuffle_buffer, 0))
+    loader = MyIterableDataLoader(MyIterableDataset(path, featurizer, 32, Config.shuffle_buffer, 0))
 else:
-    loader = MyDataLoader(MyDataset(path, encoder), 32, 0)
+    loader = MyDataLoader(MyDataset(path, featurizer), 32, 0)
 ready = time.perf_counter()
 loader.set_position(0)
 rows = sum(len(batch.rows) for batch in loader)

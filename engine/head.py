@@ -82,7 +82,11 @@ class ImbalanceOptions:
     """For imbalanced labels: label_smoothing (Szegedy et al., 2016), focal_gamma (Lin et al., 2017, arXiv:1708.02002:
     each loss times (1 - p)^gamma) and class_weights (C,)."""
 
-    label_smoothing, focal_gamma, class_weights, class_weights_on_host = 0.0, 0.0, None, None
+    label_smoothing, focal_gamma, class_weights_on_host = 0.0, 0.0, None
+
+    def __init__(self, hidden_size, task):
+        super().__init__(hidden_size, task)
+        self.register_buffer("class_weights", None, persistent=False)
 
     def set_imbalance(self, task_name, config):
         self.label_smoothing, self.focal_gamma = config.label_smoothing, config.focal_gamma
@@ -93,5 +97,4 @@ class ImbalanceOptions:
                     "make the folder anew with data_process.py"
                 )
             weights = self.balanced_weights(torch.tensor(self.task["counts"], dtype=torch.float32).clamp(min=1))
-            self.register_buffer("class_weights", weights, persistent=False)
-            self.class_weights_on_host = weights  # on a GPU labels are counted before they move there
+            self.class_weights = self.class_weights_on_host = weights  # on a GPU labels are counted before they move there

@@ -92,7 +92,7 @@ def test_killed_at_any_system_call_of_a_save_intact_folders_remain(tmp_path):
         files.clean_temporaries(runs / str(n))
         assert files.verify(runs / str(n) / "best") is None, n
         outcomes.add((runs / str(n) / "best/a.txt").exists())
-        assert sum(files.verify(folder) is None for folder in checkpoint.steps(runs / str(n))) >= 2, n
+        assert sum(files.verify(folder) is None for folder in checkpoint.step_folders(runs / str(n))) >= 2, n
         assert not [path.name for path in (runs / str(n)).iterdir() if path.name.startswith(".")], n
     assert outcomes == {True, False}
     print(f"{points} kill points")
@@ -102,7 +102,7 @@ def test_rotation_keeps_the_newest(tmp_path):
     for step in (5, 40, 300):
         filled(tmp_path / f"step_{step:08d}", "x")
     checkpoint.rotate(tmp_path)
-    assert [path.name for path in checkpoint.steps(tmp_path)] == ["step_00000300", "step_00000040"]
+    assert [path.name for path in checkpoint.step_folders(tmp_path)] == ["step_00000300", "step_00000040"]
 
 
 WRITERS = {
@@ -255,13 +255,13 @@ def test_resuming_with_another_result_in_sight_is_refused(tiny, sample, tmp_path
         with pytest.raises(UserError, match=rf"{name} was .*force_resume"):
             run(**{name: value})
     run(epochs=2, log_steps=1, num_workers=1, save_steps=2, device="auto")
-    assert checkpoint.steps(tiny().run_dir / "checkpoints")[0].name == "step_00000016"
+    assert checkpoint.step_folders(tiny().run_dir / "checkpoints")[0].name == "step_00000016"
     lines = (data / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (data / "train.jsonl").write_text("".join([*lines[1:], lines[0]]), encoding="utf-8")
     with pytest.raises(UserError, match="data or the tokenizer has changed"):
         run(epochs=3)
     run(epochs=3, force_resume=True)
-    assert checkpoint.steps(tiny().run_dir / "checkpoints")[0].name == "step_00000024"
+    assert checkpoint.step_folders(tiny().run_dir / "checkpoints")[0].name == "step_00000024"
     labels = (data / "labels.json").read_text()
     (data / "labels.json").write_text(labels.replace('"call"', '"dial"'))
     with pytest.raises(UserError, match=r"labels of 'intent' have changed since \(call, dial\)"):
@@ -321,7 +321,7 @@ def test_a_signal_to_the_whole_process_group_saves_though_there_are_workers(samp
     os.killpg(process.pid, signal.SIGTERM)
     _, messages = process.communicate()
     assert process.returncode == 143 and "Traceback" not in messages, messages
-    newest = checkpoint.steps(tmp_path / "output/tiny/checkpoints")[0]
+    newest = checkpoint.step_folders(tmp_path / "output/tiny/checkpoints")[0]
     assert files.verify(newest) is None and messages.count("saving at the next step") == 1
 
 
@@ -336,14 +336,14 @@ def test_a_checkpoint_holds_the_weights_of_its_moment_though_training_goes_on(ti
                 weight.mul_(2)
     name = next(iter(trainer.model.state_dict()))
     for number in range(3):
-        assert files.verify(trainer.root / f"copy_{number}") is None
-        assert torch.equal(load_file(trainer.root / f"copy_{number}/model.safetensors")[name], then * 2**number)
+        assert files.verify(trainer.checkpoints / f"copy_{number}") is None
+        assert torch.equal(load_file(trainer.checkpoints / f"copy_{number}/model.safetensors")[name], then * 2**number)
 
 
 def test_a_checkpoint_that_fails_in_its_thread_ends_the_run_in_one_line(tiny):
     trainer = make_trainer(tiny(epochs=1))
-    trainer.root.parent.mkdir(parents=True, exist_ok=True)
-    trainer.root.write_text("a file where the folder should be")
+    trainer.checkpoints.parent.mkdir(parents=True, exist_ok=True)
+    trainer.checkpoints.write_text("a file where the folder should be")
     with pytest.raises(UserError, match="cannot be written"):
         trainer.train()
     trainer.save_model("best")
@@ -356,12 +356,14 @@ def test_damaged_checkpoints_do_not_crowd_out_the_one_that_is_whole(tiny):
     config = tiny(epochs=3, save_steps=4)
     train(config)
     root = config.run_dir / "checkpoints"
-    newest, _, *_ = checkpoint.steps(root)
+    newest, _, *_ = checkpoint.step_folders(root)
     for name in ("step_90000000", "step_90000001"):
         shutil.copytree(newest, root / name)
         (root / name / "training.json").write_text("{}")
     train(config)
-    assert len(checkpoint.steps(root)) == 2 and not any(files.verify(folder) for folder in checkpoint.steps(root))
+    assert len(checkpoint.step_folders(root)) == 2 and not any(
+        files.verify(folder) for folder in checkpoint.step_folders(root)
+    )
 
 
 def test_going_on_with_a_trick_that_was_not_there_is_one_line(tiny):
@@ -374,12 +376,12 @@ def test_one_failed_checkpoint_does_not_cut_off_the_next(tiny):
     """The first fails, the second is still waited for, and the first error is told."""
     trainer = make_trainer(tiny(epochs=1))
     with pytest.raises(UserError, match="cannot be written"), trainer.writer:
-        trainer.root.parent.mkdir(parents=True, exist_ok=True)
-        trainer.root.write_text("a file where the folder should be")
+        trainer.checkpoints.parent.mkdir(parents=True, exist_ok=True)
+        trainer.checkpoints.write_text("a file where the folder should be")
         trainer.save_model("first")
-        trainer.writer.thread.submit(trainer.root.unlink).result()
+        trainer.writer.thread.submit(trainer.checkpoints.unlink).result()
         trainer.save_model("second")
-    assert files.verify(trainer.root / "second") is None
+    assert files.verify(trainer.checkpoints / "second") is None
 
 
 def hurt(path):
@@ -392,7 +394,7 @@ def test_a_damaged_best_names_the_checkpoints_that_are_whole(tiny, command, samp
     config = tiny(epochs=1)
     train(config)
     folder = config.run_dir / "checkpoints"
-    (step,) = checkpoint.steps(folder)
+    (step,) = checkpoint.step_folders(folder)
     hurt(folder / "best/model.safetensors")
     flags = ["--do_eval", "--data_path", sample, "--output_dir", config.output_dir, "--model_version", "run"]
     done = command("main.py", *flags)

@@ -1,8 +1,11 @@
 import argparse
+import dataclasses
+import json
+import logging
 
 import pytest
 
-from config import STRENGTHS, Config
+from config import Config
 from data_process import DataConfig
 from engine.command_line import UserError, os_error_line, parse_args, parse_bool
 
@@ -129,7 +132,7 @@ def test_strengths_that_do_nothing_are_told():
         "--smart_weight=0 leaves --use_smart without effect"
     ]
     switched = {name for name in vars(Config()) if name.startswith("use_")} - {"use_crf"}
-    assert {switch for switches in STRENGTHS.values() for switch in switches.split()} == switched
+    assert {switch for option in dataclasses.fields(Config) for switch in option.metadata["needs"]} == switched
 
 
 def test_help_teaches_every_flag(capsys):
@@ -141,13 +144,31 @@ def test_help_teaches_every_flag(capsys):
         assert f"--{name}" in text
 
 
-def test_saved_options_come_back_and_unknown_ones_are_refused(tmp_path):
+def test_saved_options_come_back(tmp_path):
     config = Config(lr=3e-4, use_crf=True, task_weights="intent=2")
     config.save(tmp_path / "args.json")
     assert Config.load(tmp_path / "args.json") == config and config.task_weights_by_name() == {"intent": 2.0}
-    (tmp_path / "args.json").write_text('{"no_such_option": 1}')
-    with pytest.raises(UserError, match="no_such_option"):
-        Config.load(tmp_path / "args.json")
+
+
+def test_an_option_that_no_longer_exists_is_left_out_when_predicting_and_refused_when_resuming(tmp_path, caplog):
+    Config(lr=3e-4).save(tmp_path / "args.json")
+    before = json.loads((tmp_path / "args.json").read_text()) | {"use_magic": 3}
+    del before["use_crf"]  # and one that is newer than the run
+    (tmp_path / "args.json").write_text(json.dumps(before))
+    logging.getLogger("template").propagate = True
+    assert Config.load(tmp_path / "args.json") == Config(lr=3e-4)
+    assert "no longer exist and are left out: use_magic=3" in caplog.text
+    assert Config(lr=3e-4).changes_since(before) == ["use_magic was 3, which no longer exists"]
+    assert Config(lr=3e-4, use_crf=True).changes_since(before)[1:] == ["use_crf was False, is True"]
+
+
+def test_options_that_mean_nothing_to_the_tasks_are_told():
+    assert Config(pooling="mean").unused_options(["tagging"]) == ["--pooling=mean has no effect: all tasks are tagging"]
+    assert Config(pooling="mean").unused_options(["tagging", "classification"]) == []
+    (line,) = Config(use_crf=True).unused_options(["classification"])
+    assert "none of the tasks is tagging" in line
+    (line,) = Config(use_crf=True, focal_gamma=2.0).unused_options(["tagging"])
+    assert "no effect on tagging with --use_crf" in line
 
 
 def test_ratios_must_leave_something_to_train_on():

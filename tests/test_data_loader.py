@@ -140,10 +140,10 @@ def test_the_cache_is_used_and_depends_on_data_and_length(tokenizer, many, tmp_p
 
 
 def loader_of(kind, path, tokenizer, workers=0, seed=5, buffer=64):
-    encoder = Featurizer(tokenizer, TASKS, 32)
+    featurizer = Featurizer(tokenizer, TASKS, 32)
     if kind == "memory":
-        return MyDataLoader(MyDataset(path, encoder), 8, seed, workers)
-    return MyIterableDataLoader(MyIterableDataset(path, encoder, 8, buffer, seed), workers)
+        return MyDataLoader(MyDataset(path, featurizer), 8, seed, workers)
+    return MyIterableDataLoader(MyIterableDataset(path, featurizer, 8, buffer, seed), workers)
 
 
 def contents(loader, epoch, batch=0):
@@ -301,7 +301,7 @@ def test_windows_hold_every_word_whole_and_its_own_tag(tokenizer, length, stride
     ends, seen = [], set()
     known = [word if word != "\u200b" else "[UNK]" for word in LONG["tokens"]]
     for row in rows[1:-1].tolist():
-        assert data.of[row] == 1
+        assert data.example_index[row] == 1
         first, size = int(data.columns["first_word"][row]), int(inputs["word_mask"][row].sum())
         wanted = tokenizer([known[first : first + size]], [["ghi"]] if paired else None, is_split_into_words=True)
         real = data.lengths[row]
@@ -394,10 +394,10 @@ def test_labels_of_every_kind(tokenizer):
 
 
 def test_batches_of_a_gpu_are_padded_to_a_multiple(tokenizer, many):
-    encoder = Featurizer(tokenizer, TASKS, 32)
-    plain = MyDataset(many, encoder).batch([3, 4, 5])
-    encoder.multiple = 8
-    wide = MyDataset(many, encoder).batch([3, 4, 5])
+    featurizer = Featurizer(tokenizer, TASKS, 32)
+    plain = MyDataset(many, featurizer).batch([3, 4, 5])
+    featurizer.pad_to_multiple = 8
+    wide = MyDataset(many, featurizer).batch([3, 4, 5])
     length = plain.inputs["input_ids"].shape[1]
     assert wide.inputs["input_ids"].shape[1] == -(-length // 8) * 8 > length
     assert torch.equal(wide.inputs["input_ids"][:, :length], plain.inputs["input_ids"])
@@ -410,8 +410,8 @@ def test_batches_of_a_gpu_are_padded_to_a_multiple(tokenizer, many):
 def test_a_damaged_cache_is_told_and_made_anew(kind, tokenizer, many, tmp_path, caplog):
     path = tmp_path / "train.jsonl"
     path.write_bytes(many.read_bytes())
-    encoder = Featurizer(tokenizer, TASKS, 32)
-    whole = MyDataset(path, encoder)
+    featurizer = Featurizer(tokenizer, TASKS, 32)
+    whole = MyDataset(path, featurizer)
     (cache,) = (tmp_path / ".cache").iterdir()
     good, rng = cache.read_bytes(), np.random.default_rng(0)
     logging.getLogger("template").propagate = True
@@ -424,7 +424,7 @@ def test_a_damaged_cache_is_told_and_made_anew(kind, tokenizer, many, tmp_path, 
         cache.unlink()  # `whole` still maps the good one
         cache.write_bytes(bad)
         caplog.clear()
-        again = MyDataset(path, encoder)
+        again = MyDataset(path, featurizer)
         assert "damaged" in caplog.text and cache.read_bytes() == good
         rows = np.arange(203)
         assert torch.equal(again.batch(rows).inputs["input_ids"], whole.batch(rows).inputs["input_ids"])

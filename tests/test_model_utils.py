@@ -12,15 +12,19 @@ from config import Config
 from engine.command_line import UserError
 from engine.crf import CRF
 from engine.encoders import layer_ids
+from engine.optimization import default_lr, parameter_groups
 from engine.tags import may_follow
 from engine.tokenizer import train_tokenizer
 from model_utils import HEADS, BiLSTM, MyModel, build_model, mean_of_tokens
-from engine.optimization import default_lr, parameter_groups
 
 TASKS = {
     "intent": {"type": "classification", "labels": ["a", "b", "c"]},
     "slots": {"type": "tagging", "labels": ["O", "B-x", "I-x"], "unit": "word"},
 }
+
+
+def log_likelihood(crf, emissions, tags, mask):
+    return crf.path_score(emissions, tags, mask) - crf.log_partition(emissions, mask)
 
 
 def crf_case(labels, batch=3, width=4, seed=0, scale=1.0):
@@ -47,7 +51,7 @@ def test_crf_likelihood_and_decoding_equal_brute_force(seed):
     labels = ["O", "B-x", "I-x", "B-y"]
     crf, emissions, mask, lengths = crf_case(labels, seed=seed)
     tags = torch.randint(0, 4, mask.shape)
-    likelihood, decoded = crf.log_likelihood(emissions, tags, mask), crf.viterbi(emissions, mask)
+    likelihood, decoded = log_likelihood(crf, emissions, tags, mask), crf.viterbi(emissions, mask)
     for row, length in enumerate(lengths):
         paths = list(itertools.product(range(4), repeat=length))
         scores = torch.stack([path_score(crf, emissions[row], path) for path in paths])
@@ -66,7 +70,7 @@ def test_crf_equals_pytorch_crf_in_value_and_gradient(scale):
     reference.load_state_dict(crf.state_dict())
     tags, results = torch.randint(0, 9, mask.shape), []
     for model, likelihood in (
-        (crf, lambda e: crf.log_likelihood(e, tags, mask)),
+        (crf, lambda e: log_likelihood(crf, e, tags, mask)),
         (reference, lambda e: reference(e, tags, mask, reduction="none")),
     ):
         e = emissions.clone().requires_grad_()
@@ -85,7 +89,7 @@ def test_crf_has_finite_gradients_where_transitions_are_forbidden_by_hand():
     with torch.no_grad():
         crf.transitions[0, 2] = -1e4
     emissions = (emissions * 100).requires_grad_()
-    loss = -crf.log_likelihood(emissions, torch.zeros(mask.shape, dtype=torch.long), mask).sum()
+    loss = -log_likelihood(crf, emissions, torch.zeros(mask.shape, dtype=torch.long), mask).sum()
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(emissions.grad).all() and torch.isfinite(crf.transitions.grad).all()
 
@@ -136,8 +140,8 @@ def test_a_text_scores_the_same_alone_and_padded(options):
         together, single = model(both), model(alone)
     torch.testing.assert_close(together.logits["intent"][1:], single.logits["intent"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(together.logits["slots"][1:, : kept - 1], single.logits["slots"], rtol=1e-4, atol=1e-5)
-    numbers, chances = model.decode(single.logits, alone)["slots"]
-    assert numbers.shape == chances.shape == (1, kept - 1) and (chances <= 1).all()
+    label_ids, probabilities = model.decode(single.logits, alone)["slots"]
+    assert label_ids.shape == probabilities.shape == (1, kept - 1) and (probabilities <= 1).all()
 
 
 def test_the_mean_of_a_text_is_that_of_its_real_tokens():
@@ -359,8 +363,8 @@ def test_weighted_and_smoothed_losses_are_torchs_means(weights, smoothing):
     head, logits, labels = heads_case()
     labels[3] = -100
     head.label_smoothing = smoothing
-    head.class_weights = head.weights_of_host = torch.tensor([0.5, 1.0, 3.0, 0.1]) if weights else None
-    ours = head.loss(logits, labels, None) / head.count(labels, None)
+    head.class_weights = head.class_weights_on_host = torch.tensor([0.5, 1.0, 3.0, 0.1]) if weights else None
+    ours = head.loss(logits, labels, None) / head.label_weights(labels, None).sum()
     wanted = torch.nn.CrossEntropyLoss(weight=head.class_weights, label_smoothing=smoothing)(logits, labels)
     torch.testing.assert_close(ours, wanted)
 
@@ -391,7 +395,7 @@ def test_balanced_weights_are_scikit_learns(tiny):
     ) == (0.1, 1.0)
     assert "output_layer.heads.x.class_weights" not in model.state_dict()
     labels = torch.tensor([0, 1, -100, 2])  # what training divides by: the weights of the labels
-    assert head.count(labels, None).item() == pytest.approx(wanted.sum())
+    assert head.label_weights(labels, None).sum().item() == pytest.approx(wanted.sum())
     with pytest.raises(UserError, match="no counts"):
         build_model(
             tiny(class_weights="balanced"), tokenizer(), {"x": {"type": "classification", "labels": ["a", "b"]}}
@@ -404,8 +408,8 @@ def test_multilabel_loss_threshold_and_names():
     labels[5] = -100
     known = labels[:, 0] != -100
     wanted = torch.nn.functional.binary_cross_entropy_with_logits(logits[known], labels[known].float())
-    torch.testing.assert_close(head.loss(logits, labels, None) / head.count(labels, None), wanted)
-    head.fit(logits.detach(), labels)
+    torch.testing.assert_close(head.loss(logits, labels, None) / head.label_weights(labels, None).sum(), wanted)
+    head.calibrate(logits.detach(), labels)
 
     def f1(threshold):
         taken = logits.sigmoid()[known] >= threshold
@@ -413,13 +417,13 @@ def test_multilabel_loss_threshold_and_names():
 
     best = max(f1(chance.item()) for chance in logits.sigmoid()[known].flatten())
     assert f1(head.threshold.item()) == pytest.approx(best) and 0 < head.threshold < 1
-    numbers, chances = head.decode(logits, None)
-    labels_of, chances_of = head.named(numbers[0].tolist(), chances[0].tolist())
-    assert labels_of == [f"l{i}" for i in range(3) if chances[0, i] >= head.threshold] and len(chances_of) == len(
-        labels_of
-    )
+    label_ids, probabilities = head.decode(logits, None)
+    labels_of, probabilities_of = head.to_labels(label_ids[0].tolist(), probabilities[0].tolist())
+    assert labels_of == [f"l{i}" for i in range(3) if probabilities[0, i] >= head.threshold] and len(
+        probabilities_of
+    ) == len(labels_of)
     before = head.threshold.clone()
-    head.fit(logits.detach(), torch.zeros_like(labels))  # a part without a single label leaves the threshold
+    head.calibrate(logits.detach(), torch.zeros_like(labels))  # a part without a single label leaves the threshold
     assert head.threshold == before
 
 
@@ -430,22 +434,22 @@ def test_regression_is_scaled_and_comes_back_in_its_own_units():
     assert logits.shape == (5,)
     known = ~labels.isnan()
     wanted = torch.nn.functional.mse_loss(logits[known], (labels[known] - 50) / 10)
-    torch.testing.assert_close(head.loss(logits, labels, None) / head.count(labels, None), wanted)
+    torch.testing.assert_close(head.loss(logits, labels, None) / head.label_weights(labels, None).sum(), wanted)
     head.loss(logits, labels, None).backward()
     assert torch.isfinite(head.linear.weight.grad).all()
     torch.testing.assert_close(head.decode(logits, None)[0], logits.double() * 10 + 50)
-    assert head.named(3.5, 1.0) == (3.5, None)
+    assert head.to_labels(3.5, 1.0) == (3.5, None)
 
 
 @pytest.mark.parametrize("kind", ["classification", "multilabel", "tagging", "crf"])
 def test_the_average_of_equal_models_is_that_model(kind):
     task = {"type": "tagging" if kind == "crf" else kind, "labels": ["O", "B-x", "I-x"]}
     torch.manual_seed(1)
-    head = HEADS[task["type"]](8, task, kind == "crf")
-    logits = torch.randn(2, 5, 3) if head.reads == "words" else torch.randn(2, 3)
+    head = HEADS["crf_tagging" if kind == "crf" else kind](8, task)
+    logits = torch.randn(2, 5, 3) if head.level == "words" else torch.randn(2, 3)
     inputs = {"word_mask": torch.ones(2, 5, dtype=torch.bool)}
-    mean = torch.stack([head.probabilities(logits)] * 3).mean(0)
-    again, wanted = head.decode(head.from_probabilities(mean), inputs), head.decode(logits, inputs)
+    mean = torch.stack([head.to_average(logits)] * 3).mean(0)
+    again, wanted = head.decode(head.from_average(mean), inputs), head.decode(logits, inputs)
     assert torch.equal(again[0], wanted[0])
     torch.testing.assert_close(again[1], wanted[1])
 

@@ -233,7 +233,7 @@ def test_every_loader_says_that_it_trusts_no_code():
 def test_a_checkpoint_with_a_pickle_in_any_file_is_refused(name, tiny, tmp_path):
     config = tiny(epochs=1)
     train(config)
-    folder, canary = checkpoint.steps(config.run_dir / "checkpoints")[0], tmp_path / "canary"
+    folder, canary = checkpoint.step_folders(config.run_dir / "checkpoints")[0], tmp_path / "canary"
     (folder / name).write_bytes(pickle.dumps(Canary(canary)))
     with pytest.raises(UserError, match="damaged"):
         load_checkpoint(folder)

@@ -15,13 +15,13 @@ from config import Config, seed_torch
 from data_loader import LengthSampler, MyDataLoader, MyDataset, build_loaders, training_texts
 from engine import checkpoint
 from engine.command_line import UserError
-from engine.features import Featurizer
-from engine.run_folder import Interrupted
-from engine.tokenizer import load_tokenizer
-from model_utils import build_model
+from engine.features import Featurizer, merge_windows
 from engine.optimization import parameter_groups
+from engine.signals import Interrupted
+from engine.tokenizer import load_tokenizer
+from model_utils import MyModelOutput, build_model
 from preprocess.schema import load_labels
-from trainer import Trainer, build_optimizer, build_scheduler
+from trainer import Evaluation, Trainer, build_optimizer, build_scheduler
 from tricks import build_tricks
 
 
@@ -44,11 +44,16 @@ def make_trainer(config, rows=None, own_optimizer=None):
     model = build_model(config, tokenizer, tasks)
     tricks = build_tricks(model, config)
     make = own_optimizer or (lambda groups: build_optimizer(groups, "cpu"))
-    optimizer = make(tricks.groups(parameter_groups(model, config)))
+    optimizer = make(tricks.param_groups(parameter_groups(model, config)))
     scheduler = build_scheduler(optimizer, config, -(-len(train_loader) // config.gradient_accumulation_steps))
     return Trainer(
         model, tokenizer, tasks, config, torch.device("cpu"), train_loader, dev_loader, optimizer, scheduler, tricks
     )
+
+
+def forward_backward(trainer, batch, label_counts):
+    """Adds one micro-batch's gradient, with all tricks, as `train_one_epoch` does. -> MyModelOutput"""
+    return trainer.tricks.forward_backward(trainer.forward, trainer.backward, batch, label_counts)
 
 
 def train(config, **own):
@@ -83,7 +88,7 @@ def test_accumulation_equals_one_large_batch(options, tiny):
         totals = {
             name: sum(trainer.model.count_labels(b.inputs, b.labels)[name] for b in group) for name in trainer.tasks
         }
-        losses = [trainer.forward_backward(batch, totals)().total_loss.item() for batch in group]
+        losses = [forward_backward(trainer, batch, totals).total_loss.item() for batch in group]
         assert len(group) == steps
         gradients.append(
             (sum(losses), {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None})
@@ -142,7 +147,7 @@ def test_twenty_examples_are_learnt_by_heart(options, tiny):
         rows=20,
     )
     assert trainer.train() == 1.0
-    assert trainer.eval(trainer.dev_loader)["sentence_accuracy"] == 1.0
+    assert trainer.eval(trainer.dev_loader).scores["sentence_accuracy"] == 1.0
 
 
 def test_warmup_then_cosine_linear_or_constant():
@@ -176,7 +181,7 @@ def test_clipping_divides_by_the_norm_and_a_non_finite_gradient_changes_nothing(
         p.grad = torch.randn(p.shape, generator=generator)
     gradients = {id(p): p.grad.clone() for p in trainer.trained}
     batch = trainer.train_loader.dataset.batch([0, 1])
-    trainer.update([batch])
+    trainer.optimizer_step([batch])
     norm = torch.sqrt(sum(g.double().pow(2).sum() for g in gradients.values()))
     slots = trainer.optimizer.state
     for p in trainer.trained:  # AdamW's first moment is (1 - beta1) times the clipped gradient
@@ -190,10 +195,12 @@ def test_clipping_divides_by_the_norm_and_a_non_finite_gradient_changes_nothing(
     for p in trainer.trained:
         p.grad = torch.ones_like(p)
     trainer.trained[0].grad[0] = float("nan")
-    trainer.update([batch])
+    trainer.optimizer_step([batch])
     assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
     assert all(torch.equal(slots[p]["exp_avg"], moments[p]) for p in trainer.trained)
-    assert [bool(flag) for flag, _ in trainer.refused] == [False, True] and trainer.refused[1][1] == [0, 1]
+    assert [bool(flag) for flag, _ in trainer.losses.unseen_steps] == [False, True] and trainer.losses.unseen_steps[1][
+        1
+    ] == [0, 1]
 
 
 OPTIMIZERS = {  # each without a closure; SparseAdam refuses gradients that are not sparse
@@ -268,12 +275,12 @@ def test_any_optimizer_is_clipped_guarded_and_resumed(name, tiny, monkeypatch):
         for group, lr in zip(wanted.param_groups, rates):
             group["lr"] = torch.tensor(lr) if isinstance(group["lr"], torch.Tensor) else lr
         wanted.step()
-        trainer.update([batch])
+        trainer.optimizer_step([batch])
         for p, copy in pairs:
             torch.testing.assert_close(p, copy, rtol=1e-4, atol=1e-7)
     state = {
         k: v.clone()
-        for k, v in checkpoint.training_state(*trainer.state, {}, trainer.device)[0].items()
+        for k, v in checkpoint.training_state(*trainer.training_state, {}, trainer.device)[0].items()
         if k.startswith("optimizer")
     }
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
@@ -281,8 +288,8 @@ def test_any_optimizer_is_clipped_guarded_and_resumed(name, tiny, monkeypatch):
         for p, _ in pairs:
             p.grad = torch.ones_like(p)
         pairs[0][0].grad.view(-1)[0] = bad
-        trainer.update([batch])
-    after = checkpoint.training_state(*trainer.state, {}, trainer.device)[0]
+        trainer.optimizer_step([batch])
+    after = checkpoint.training_state(*trainer.training_state, {}, trainer.device)[0]
     assert all(torch.equal(p, before[key]) for key, p in model.named_parameters())
     assert all(torch.equal(after[key], tensor) for key, tensor in state.items())
 
@@ -305,7 +312,7 @@ def test_the_first_step_of_fused_sgd_may_be_left_out(tiny):
     for value in (float("nan"), 1.0):
         for p in trainer.trained:
             p.grad = torch.full_like(p, value)
-        trainer.update([batch])
+        trainer.optimizer_step([batch])
     assert all(
         torch.isfinite(p).all() and slots["momentum_buffer"].abs().max() <= 1
         for p, slots in trainer.optimizer.state.items()
@@ -324,7 +331,6 @@ def test_any_schedule_is_resumed(kind, tiny, monkeypatch):
             ),
             "LambdaLR": lambda: schedules.LambdaLR(optimizer, lambda step: 0.9**step),
         }[kind]()
-        trainer.state = optimizer, trainer.scheduler, *trainer.state[2:]
         return trainer
 
     whole, stopped = tiny(model_version="whole", epochs=1), tiny(model_version="stopped", epochs=1)
@@ -350,14 +356,14 @@ def test_what_a_checkpoint_cannot_hold_is_one_line(tiny):
 
 def stop_after(trainer, step, monkeypatch):
     """SIGTERM, as it were, during that optimizer step."""
-    update = trainer.update
+    step_of = trainer.optimizer_step
 
     def signalled(group):
-        update(group)
+        step_of(group)
         if trainer.progress.step + 1 == step:
-            trainer.signal_number = 15
+            trainer.stop.number = 15
 
-    monkeypatch.setattr(trainer, "update", signalled)
+    monkeypatch.setattr(trainer, "optimizer_step", signalled)
 
 
 def test_a_non_finite_loss_is_named_and_a_diverged_run_ends_in_one_line(tiny, monkeypatch):
@@ -385,9 +391,9 @@ def test_early_stopping_and_the_best_checkpoint(tiny, monkeypatch):
     trainer = make_trainer(config)
     scores, weights = iter([0.2, 0.5, 0.5, 0.4, 0.9]), []
 
-    def scripted(loader, fit):
+    def scripted(loader, calibrate):
         weights.append({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
-        return {"intent_accuracy": next(scores)}
+        return Evaluation({"intent_accuracy": next(scores)}, {}, {})
 
     monkeypatch.setattr(trainer, "eval", scripted)
     assert trainer.train() == 0.5 and len(weights) == 4  # the tie and the loss are two epochs without a better score
@@ -399,7 +405,7 @@ def test_early_stopping_and_the_best_checkpoint(tiny, monkeypatch):
 def test_a_loss_can_be_monitored(tiny, monkeypatch):
     trainer = make_trainer(tiny(epochs=3, monitor="slots_loss"))
     scores = iter([0.5, 0.2, 0.4])
-    monkeypatch.setattr(trainer, "eval", lambda loader, fit: {"slots_loss": next(scores)})
+    monkeypatch.setattr(trainer, "eval", lambda loader, calibrate: Evaluation({"slots_loss": next(scores)}, {}, {}))
     assert trainer.train() == 0.2 and trainer.progress.best_epoch == 2
 
 
@@ -408,7 +414,7 @@ def test_scores_do_not_depend_on_batch_size_and_predictions_give_the_same_scores
     config = tiny(epochs=6, **options)
     trainer = train(config)
     data = trainer.dev_loader.dataset
-    scores = [trainer.eval(MyDataLoader(data, size)) for size in (1, 7, 64)]
+    scores = [trainer.eval(MyDataLoader(data, size)).scores for size in (1, 7, 64)]
     tolerance = dict(rel=1e-5) if not options.get("precision") else dict(rel=0.05)
     for other in scores[1:]:
         for name, value in scores[0].items():
@@ -419,7 +425,7 @@ def test_scores_do_not_depend_on_batch_size_and_predictions_give_the_same_scores
     assert [row["id"] for row in rows] == [e["id"] for e in examples]
     right = [row["intent"] == e["intent"] and row["slots_tags"] == e["slots"] for row, e in zip(rows, examples)]
     accuracy = np.mean([row["intent"] == e["intent"] for row, e in zip(rows, examples)])
-    again = trainer.eval(trainer.dev_loader)
+    again = trainer.eval(trainer.dev_loader).scores
     assert accuracy == pytest.approx(again["intent_accuracy"]) and np.mean(right) == pytest.approx(
         again["sentence_accuracy"]
     )
@@ -439,10 +445,12 @@ def test_long_texts_are_scored_against_their_full_gold(tiny):
         "intent": trainer.tasks["intent"]["labels"][0],
         "slots": ["O"] * 299 + ["B-city"],
     }
-    loader = MyDataLoader(MyDataset([example], trainer.train_loader.dataset.encoder), 1)
-    predicted, _, _ = trainer.infer(loader, "")
+    loader = MyDataLoader(MyDataset([example], trainer.train_loader.dataset.featurizer), 1)
+    predicted = trainer.infer(loader, "")[0].labels
     assert len(predicted["slots"][0]) == 300 and predicted["slots"][0][-1] == "O"
-    assert trainer.eval(loader)["slots_recall"] == 0.0 and trainer.eval(loader)["sentence_accuracy"] == 0.0
+    assert (
+        trainer.eval(loader).scores["slots_recall"] == 0.0 and trainer.eval(loader).scores["sentence_accuracy"] == 0.0
+    )
 
 
 VARIANTS = [
@@ -467,14 +475,14 @@ def test_a_run_that_stops_after_any_step_ends_with_the_same_bytes(options, tiny,
         config = tiny(model_version=f"stopped{stop}", **options)
         trainer = make_trainer(config)
         trainer.resume()
-        update = trainer.update
+        step_of = trainer.optimizer_step
 
-        def signalled(group, trainer=trainer, update=update, stop=stop):
-            update(group)
+        def signalled(group, trainer=trainer, step_of=step_of, stop=stop):
+            step_of(group)
             if trainer.progress.step + 1 == stop:
-                trainer.signal_number = 15
+                trainer.stop.number = 15
 
-        monkeypatch.setattr(trainer, "update", signalled)
+        monkeypatch.setattr(trainer, "optimizer_step", signalled)
         with pytest.raises(Interrupted):
             trainer.train()
         seed_torch(99)  # a new process does not inherit random states
@@ -565,7 +573,7 @@ def test_a_signal_outside_the_steps_loses_nothing_either(when, tiny, monkeypatch
     original = getattr(trainer, method)
 
     def signalled(*args):
-        trainer.signal_number = 15
+        trainer.stop.number = 15
         return original(*args)
 
     monkeypatch.setattr(trainer, method, signalled)
@@ -592,15 +600,15 @@ def test_steps_that_were_left_out_are_counted_across_a_stop(tiny, monkeypatch):
                     output.total_loss = output.total_loss * float("inf")
                 return output
 
-            update = trainer.update
+            step_of = trainer.optimizer_step
 
-            def stopping(group, trainer=trainer, update=update, stop=stop):
-                update(group)
+            def stopping(group, trainer=trainer, step_of=step_of, stop=stop):
+                step_of(group)
                 if trainer.progress.step + 1 == stop:
-                    trainer.signal_number = 15
+                    trainer.stop.number = 15
 
             monkeypatch.setattr(trainer.model, "forward", poisoned)
-            monkeypatch.setattr(trainer, "update", stopping)
+            monkeypatch.setattr(trainer, "optimizer_step", stopping)
             try:
                 trainer.train()
                 break
@@ -615,10 +623,10 @@ def test_a_logged_loss_is_the_mean_over_the_steps_that_were_used(tiny):
     trainer.board = type("Board", (), {"add_scalar": lambda *args: None})()
     batch = trainer.train_loader.dataset.batch([0, 1])
     for value in (2.0, 2.0):
-        trainer.group_sums = {"loss": torch.tensor(value)}
+        trainer.losses.add(MyModelOutput(torch.tensor(value)))
         for p in trainer.trained:
-            p.grad = torch.ones_like(p) * (float("inf") if len(trainer.refused) else 1)
-        trainer.update([batch])
+            p.grad = torch.ones_like(p) * (float("inf") if len(trainer.losses.unseen_steps) else 1)
+        trainer.optimizer_step([batch])
     assert trainer.log_losses(0) == 2.0
 
 
@@ -649,7 +657,7 @@ def test_a_signal_while_the_best_is_saved_is_kept_though_no_save_was_due(tiny, m
     config = tiny(epochs=3, save_epoch=3)
     trainer = make_trainer(config)
     keep = trainer.keep_best
-    monkeypatch.setattr(trainer, "keep_best", lambda scores: (keep(scores), setattr(trainer, "signal_number", 15)))
+    monkeypatch.setattr(trainer, "keep_best", lambda scores: (keep(scores), setattr(trainer.stop, "number", 15)))
     with pytest.raises(Interrupted):
         trainer.train()
     again = make_trainer(config)
@@ -664,8 +672,8 @@ def test_a_head_of_your_own_is_one_class_and_one_line(own, tiny, sample, tmp_pat
     task, base = ("intent", ClassificationHead) if own == "deep_classification" else ("slots", TaggingHead)
 
     class Deep(base):
-        def __init__(self, hidden_size, task, use_crf=False):
-            super().__init__(hidden_size, task, use_crf)
+        def __init__(self, hidden_size, task):
+            super().__init__(hidden_size, task)
             self.linear = torch.nn.Sequential(torch.nn.Linear(hidden_size, hidden_size), torch.nn.GELU(), self.linear)
 
     data = tmp_path / "data"
@@ -718,8 +726,8 @@ def test_windows_change_nothing_where_context_does_not_matter(length, stride, ti
     for encoder in (Featurizer(tokenizer, tasks, 256), Featurizer(tokenizer, tasks, length, stride)):
         data = MyDataset(Path(config.data_path) / "train.jsonl", encoder)
         trainer = Trainer(model, tokenizer, tasks, config, torch.device("cpu"))
-        predicted, _, _ = trainer.infer(MyDataLoader(data, 7), "")
-        results.append((predicted, trainer.eval(MyDataLoader(data, 7))))
+        predicted = trainer.infer(MyDataLoader(data, 7), "")[0].labels
+        results.append((predicted, trainer.eval(MyDataLoader(data, 7)).scores))
         rows = len(data.lengths)
     assert rows > len(data) == 60 or length == 24
     assert results[0][0] == results[1][0]  # to the last tag
@@ -730,8 +738,6 @@ def test_windows_change_nothing_where_context_does_not_matter(length, stride, ti
 
 
 def test_a_word_of_two_windows_comes_from_the_one_whose_edge_is_farther():
-    from trainer import merge_windows
-
     assert merge_windows([(0, list("aaaaaa")), (4, list("bbbbbb")), (9, list("cc"))]) == list("aaaaabbbbbc")
     assert merge_windows([(0, list("aaaa")), (4, list("bb"))]) == list("aaaabb")
     assert merge_windows([(3, list("bbbb")), (0, list("aaaaaa"))]) == list("aaaaabb")
@@ -797,20 +803,3 @@ def test_the_losses_are_those_of_the_plain_slow_path(tiny):
         sorted((config.run_dir / "checkpoints").glob("step_*"))[-1] / "model.safetensors"
     ).items():
         torch.testing.assert_close(tensor, model.state_dict()[name], rtol=1e-3, atol=1e-5)
-
-
-def test_options_without_effect_are_told(tiny, caplog):
-    tagging = {"slots": {"type": "tagging", "labels": ["O", "B-x"], "unit": "word"}}
-    for options, tasks, said in (
-        (dict(rdrop_alpha=4.0), None, "--rdrop_alpha=4 has no effect without --use_rdrop"),
-        (dict(pooling="mean"), tagging, "--pooling=mean has no effect"),
-        (dict(use_rdrop=True, rdrop_alpha=4.0), None, ""),
-        (dict(pooling="mean"), None, ""),
-    ):
-        trainer = make_trainer(tiny(epochs=0, model_version=f"{options} {said[:9]}", **options))
-        trainer.tasks = tasks or trainer.tasks
-        caplog.clear()
-        with caplog.at_level("WARNING", logger="template"):
-            trainer.train()
-        warned = [record.getMessage() for record in caplog.records if "effect" in record.getMessage()]
-        assert len(warned) == bool(said) and all(said in one for one in warned)

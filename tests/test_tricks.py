@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from test_trainer import make_trainer, train
+from test_trainer import forward_backward, make_trainer, train
 from torch import nn
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel
@@ -22,9 +22,9 @@ from config import Config
 from data_loader import Batch
 from engine import checkpoint
 from engine.command_line import UserError
-from engine.run_folder import Interrupted
-from model_utils import MyModel, load_checkpoint
 from engine.optimization import parameter_groups
+from engine.signals import Interrupted
+from model_utils import MyModel, load_checkpoint
 from trainer import Trainer, build_optimizer, build_scheduler
 from tricks import FGM, Trick
 
@@ -77,13 +77,11 @@ def trainer_of(model, make_trick, precision, tmp_path, **options):
     config = Config(
         precision=precision, output_dir=str(tmp_path), model_version="x", pretrain_model_path="x", lr=1e-2, **options
     )
-    found = make_trick(model)
-    groups = found.groups(parameter_groups(model, config)) if found else parameter_groups(model, config)
-    optimizer = build_optimizer(groups, "cpu")
+    made = make_trick(model)
+    switched_on = tricks.Tricks(made if isinstance(made, list) else [made] if made else [])
+    optimizer = build_optimizer(switched_on.param_groups(parameter_groups(model, config)), "cpu")
     scheduler = build_scheduler(optimizer, config, 10)
-    return Trainer(
-        model, None, TASKS, config, torch.device("cpu"), None, None, optimizer, scheduler, [found] if found else []
-    )
+    return Trainer(model, None, TASKS, config, torch.device("cpu"), None, None, optimizer, scheduler, switched_on)
 
 
 def relative_error(found, wanted):
@@ -266,8 +264,8 @@ GRADIENTS = {
         fgm,
         [
             ("earlier, self.weight.grad = self.weight.grad, None", "earlier = None"),  # r from what had accumulated
-            ("self.alpha * unit(direction, torch.linalg.vector_norm(direction))", "self.alpha * direction"),
-            ("                self.weight.grad += earlier", "                pass"),
+            ("self.alpha * safe_normalize(direction, torch.linalg.vector_norm(direction))", "self.alpha * direction"),
+            ("            self.weight.grad += earlier", "            pass"),
             ("self.weight[rows] = values\n            self.saved = None", "self.saved = None"),  # never restored
         ],
     ),
@@ -277,11 +275,11 @@ GRADIENTS = {
         [
             ("range(self.steps - 1)", "range(self.steps)"),
             (
-                "self.ascend()\n                    take_gradients(self.model)",
+                "self.ascend()\n                take_gradients(self.model)",
                 "self.ascend()",
             ),  # gradients of all steps add up
             ("r = self.r + self.alpha", "r = self.alpha"),
-            ("            add_gradients(clean)\n", ""),
+            ("        add_gradients(clean)\n", ""),
             ("(self.eps / torch.linalg.vector_norm(r).clamp(min=max(self.eps, 1e-12)))", "1"),  # no projection
         ],
     ),
@@ -290,13 +288,13 @@ GRADIENTS = {
         freelb,
         [
             (
-                "                set_random_state(dropout, ids.device)\n                with self.noise.added(delta",
-                "                with self.noise.added(delta",
+                "            set_random_state(dropout, ids.device)\n            with self.noise.added(delta",
+                "            with self.noise.added(delta",
             ),
-            ("add_gradients(found, 1 / self.steps)", "add_gradients(found)"),
+            ("add_gradients(gradients, 1 / self.steps)", "add_gradients(gradients)"),
             (
-                "unit(delta.grad, norm(delta.grad))",
-                "unit(delta.grad, delta.grad.norm())",
+                "safe_normalize(delta.grad, norm_by_text(delta.grad))",
+                "safe_normalize(delta.grad, delta.grad.norm())",
             ),  # over the batch, not each text
             ("(mask.sum(1, keepdim=True) * self.noise.width)", "(mask.shape[1] * self.noise.width)"),
         ],
@@ -308,8 +306,8 @@ GRADIENTS = {
             ("self.gamma * torch.linalg.vector_norm(p) *", "self.gamma *"),
             ("                    p.copy_(before)", "                    pass"),
             (
-                "                take_gradients(self.model)\n                compute()\n            add",
-                "                compute()\n            add",
+                "            take_gradients(self.model)\n            forward_backward()\n        add",
+                "            forward_backward()\n        add",
             ),
             ("if p.ndim > 1 and", "if"),
         ],
@@ -318,14 +316,14 @@ GRADIENTS = {
         lambda room, model: room.SMART(model, 3.0, 0.05, 1e-2, model.half_precision),
         smart,
         [
-            ("noise.detach() + self.step * unit", "noise.detach() + self.step * 0 * unit"),
+            ("noise.detach() + self.step * safe", "noise.detach() + self.step * 0 * safe"),
             (
-                "self.weight * self.model.divergence(again(r), plain, batch)",
-                "self.weight * self.model.divergence(again(r), fixed, batch)",
+                "self.weight * self.model.divergence(noisy, clean, batch)",
+                "self.weight * self.model.divergence(noisy, fixed, batch)",
             ),
             (
-                "                set_random_state(dropout, ids.device)\n                with self.noise.added(noise)",
-                "                with self.noise.added(noise)",
+                "        set_random_state(dropout, next(self.model.parameters()).device)\n        with self.noise.added(noise)",
+                "        with self.noise.added(noise)",
             ),
             ("torch.linalg.vector_norm(gradient, dim=2, keepdim=True)", "torch.linalg.vector_norm(gradient)"),
         ],
@@ -335,10 +333,10 @@ GRADIENTS = {
         rdrop,
         [
             ("self.alpha / 2 * self.model", "self.alpha * self.model"),
-            ("(one.total_loss + other.total_loss) / 2", "one.total_loss"),
+            ("(first.total_loss + second.total_loss) / 2", "first.total_loss"),
             (
-                "outputs = one, other = forward(exact), forward(exact)",
-                "one = forward(exact); outputs = one, other = one, one",
+                "outputs = first, second = forward(exact=exact), forward(exact=exact)",
+                "first = forward(exact=exact); outputs = first, second = first, first",
             ),
         ],
     ),
@@ -346,22 +344,22 @@ GRADIENTS = {
         lambda room, model: room.MultiSampleDropout(model, 4),
         dropout_samples,
         [
-            ("for _ in range(samples)]", "for _ in range(1)]"),
-            ("for output in outputs) / samples)", "for output in outputs))"),
+            ("model.dropout_samples = samples", "model.dropout_samples = 1"),
+            ("model.dropout_samples = samples", "model.dropout_samples = samples - 1"),
         ],
     ),
     "FGM + RDrop": (
-        lambda room, model: room.Tricks([room.FGM(model, 0.7), room.RDrop(model, 2.0)]),
+        lambda room, model: [room.FGM(model, 0.7), room.RDrop(model, 2.0)],
         lambda oracle, batch: fgm(oracle, batch, rdrop_loss),
         [],
     ),
     "FreeLB + RDrop": (
-        lambda room, model: room.Tricks([room.FreeLB(model, 3, 0.3, 0.4, 0.5), room.RDrop(model, 2.0)]),
+        lambda room, model: [room.FreeLB(model, 3, 0.3, 0.4, 0.5), room.RDrop(model, 2.0)],
         lambda oracle, batch: freelb(oracle, batch, rdrop_loss),
         [],
     ),
     "AWP + RDrop": (
-        lambda room, model: room.Tricks([room.AWP(model, 0.1), room.RDrop(model, 2.0)]),
+        lambda room, model: [room.AWP(model, 0.1), room.RDrop(model, 2.0)],
         lambda oracle, batch: awp(oracle, batch, rdrop_loss),
         [],
     ),
@@ -380,7 +378,7 @@ def gradient_error(name, precision, accumulation, room, tmp_path):
     )  # the usual 65536 would begin with an overflow
     torch.manual_seed(7)
     for batch in batches:
-        trainer.forward_backward(batch, totals_of(batches))()
+        forward_backward(trainer, batch, totals_of(batches))
     trainer.scaler.unscale_(trainer.optimizer)
     found = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     same = all(torch.equal(p, before[n]) for n, p in model.named_parameters())
@@ -437,7 +435,7 @@ def test_a_direction_without_a_finite_norm_moves_nothing(name, value):
                 tensor.grad.fill_(value)
         return output
 
-    trick.wrap_backward(compute, batch)()
+    trick.wrap_backward(compute, batch)
     assert len(losses) > 1 and set(losses) == {losses[0]}
 
 
@@ -484,7 +482,7 @@ def test_divergence_weighs_labels_as_the_loss_does():
     """With class weights each text's divergence counts as much as its loss, and both are divided by the sum of the weights."""
     model, (batch,) = tiny_model().eval(), micro_batches(1)
     head = model.output_layer.heads["intent"]
-    head.class_weights = head.weights_of_host = torch.tensor([0.5, 2.0, 7.0])
+    head.class_weights = head.class_weights_on_host = torch.tensor([0.5, 2.0, 7.0])
     del batch.labels["slots"]
     one, other = model(batch.inputs, batch.labels), model(batch.inputs, batch.labels)
     other.logits = {"intent": one.logits["intent"] + torch.randn(5, 3, generator=torch.Generator().manual_seed(0))}
@@ -544,10 +542,10 @@ def our_training(make_trick, precision, accumulation, steps, tmp_path, epoch_of_
         if epoch_of_a_step:
             trainer.tricks.before_epoch(step)
         for batch in batches:
-            trainer.add_losses(trainer.forward_backward(batch, totals_of(batches))())
+            trainer.losses.add(forward_backward(trainer, batch, totals_of(batches)))
         if step in spoil:
             next(p for p in model.parameters() if p.grad is not None).grad.view(-1)[0] = float("inf")
-        trainer.update(batches)
+        trainer.optimizer_step(batches)
         if epoch_of_a_step:
             trainer.tricks.after_epoch(step)
         found.append(weights(model))
@@ -561,7 +559,7 @@ def distance(found, wanted):
 
 
 def averaged_weights(trainer):
-    with trainer.tricks.averaged():
+    with trainer.tricks.swap_weights():
         return weights(trainer.model)
 
 
@@ -632,19 +630,19 @@ WEIGHTS = {
     "SWA": (
         swa_error,
         [
-            ("self.take(1 / self.count)", "self.take(1 / (self.count + 1))"),
+            ("self.update(1 / self.count)", "self.update(1 / (self.count + 1))"),
             ("epoch + 1 > self.start", "epoch > self.start"),
         ],
     ),
     "LayerwiseDecay": (
         layer_decay_error,
-        [("(self.layers - depth)", "depth"), ("self.decay ** (self.layers", "self.decay ** (1 + self.layers")],
+        [("(self.num_layers - layer)", "layer"), ("self.decay ** (self.num", "self.decay ** (1 + self.num")],
     ),
     "GradualUnfreezing": (
         unfreezing_error,
         [
-            ("self.top - self.layers * epoch", "self.top - 1 - self.layers * epoch"),
-            ("depth > self.top", "depth < self.top"),
+            ("self.num_layers - self.step * epoch", "self.num_layers - 1 - self.step * epoch"),
+            ("layer > self.num_layers", "layer < self.num_layers"),
         ],
     ),
 }
@@ -673,22 +671,22 @@ def test_a_step_that_is_not_finite_is_not_averaged(tmp_path):
 def test_all_weights_and_random_states_return_after_a_score(tiny):
     """Scoring with averaged weights, stopped in the midst of it, leaves the weights that are trained; the best holds the average."""
     trainer = make_trainer(tiny(epochs=2, use_ema=True))
-    before, check = {}, trainer.check_signal
+    before, check = {}, trainer.stop.check
 
     def signalled():
         if not trainer.model.training and trainer.progress.step == 2 * len(trainer.train_loader):
             before.update(own=trainer.own, scored=weights(trainer.model))
-            trainer.signal_number = 15
+            trainer.stop.number = 15
         elif trainer.model.training:
             trainer.own = weights(trainer.model)
         check()
 
-    trainer.check_signal = signalled
+    trainer.stop.check = signalled
     with pytest.raises(Interrupted):
         trainer.train()
     assert all(torch.equal(a, b) for a, b in zip(weights(trainer.model), before["own"]))
     assert not torch.equal(before["own"][0], before["scored"][0])
-    last = checkpoint.steps(trainer.root)[0]
+    last = checkpoint.step_folders(trainer.checkpoints)[0]
     saved, training = load_file(last / "model.safetensors"), load_file(last / "training.safetensors")
     for (name, _), own, average in zip(trainer.model.named_parameters(), before["own"], before["scored"]):
         assert torch.equal(saved[name], own) and torch.equal(training[f"tricks.EMA.average.{name}"], average)
@@ -701,16 +699,16 @@ def test_the_best_checkpoint_has_the_averaged_weights_and_their_scores(tiny, tmp
         config = tiny(model_version=str(options), monitor="loss", **options)
         trainer = train(config)
         best = load_file(config.run_dir / "checkpoints/best/model.safetensors")
-        raw = load_file(checkpoint.steps(trainer.root)[0] / "model.safetensors")
+        raw = load_file(checkpoint.step_folders(trainer.checkpoints)[0] / "model.safetensors")
         average = trainer.tricks[0].average
         assert all(torch.equal(best[name], average[name]) for name in average)
         assert not all(torch.equal(best[name], raw[name]) for name in average)
         assert trainer.progress.best_epoch == trainer.progress.epoch  # of what the average was at its end
         model, tokenizer, tasks, _ = load_checkpoint(config.run_dir / "checkpoints/best")
-        scores = Trainer(model, tokenizer, tasks, config, torch.device("cpu")).eval(
+        evaluation = Trainer(model, tokenizer, tasks, config, torch.device("cpu")).eval(
             MyDataLoader(trainer.dev_loader.dataset, 64)
         )
-        assert scores[trainer.monitor] == trainer.progress.best_score
+        assert evaluation.scores[trainer.monitor] == trainer.progress.best_score
 
 
 def test_the_rate_stays_where_swa_begins():
@@ -747,8 +745,8 @@ def test_awp_begins_after_its_share_of_epochs(tiny):
             assert awp.on == (epoch >= start)
 
 
-def test_a_trick_of_your_own_is_one_class_and_one_option(tiny):
-    """Gradients with noise (Neelakantan et al., 2015): nothing but the class and its option knows of it."""
+def test_a_trick_of_your_own_is_one_class_and_its_place_in_the_list(tiny, monkeypatch):
+    """Gradients with noise (Neelakantan et al., 2015): nothing but the class, TRICKS and its option knows of it."""
     seen = []
 
     class GradientNoise(Trick):
@@ -759,17 +757,15 @@ def test_a_trick_of_your_own_is_one_class_and_one_option(tiny):
         def __init__(self, model):
             self.model = model
 
-        def wrap_backward(self, compute, batch):
-            def noisy():
-                output = compute()
-                seen.append(batch.rows)
-                for p in self.model.parameters():
-                    if p.grad is not None:
-                        p.grad += 1e-3 * torch.randn_like(p)
-                return output
+        def wrap_backward(self, forward_backward, batch):
+            output = forward_backward()
+            seen.append(batch.rows)
+            for p in self.model.parameters():
+                if p.grad is not None:
+                    p.grad += 1e-3 * torch.randn_like(p)
+            return output
 
-            return noisy
-
+    monkeypatch.setattr(tricks, "TRICKS", [*tricks.TRICKS, GradientNoise])
     config = tiny(epochs=1)
     config.gradient_noise = True
     trainer = make_trainer(config)
@@ -798,7 +794,7 @@ def test_noise_reaches_a_compiled_encoder(name, tmp_path):
             with torch.no_grad():
                 model(batch.inputs, batch.labels)  # traced without noise first
         torch.manual_seed(7)
-        trainer.forward_backward(batch, totals_of([batch]))()
+        forward_backward(trainer, batch, totals_of([batch]))
         gradients.append([torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()])
     torch._dynamo.reset()
     assert relative_error(gradients[1], gradients[0]) < 1e-4
@@ -816,7 +812,7 @@ def test_bilstm_and_frozen_words_take_noise(tiny):
         inputs, noise = next(iter(trainer.train_loader)).inputs, trainer.tricks[0].noise
         trainer.model.eval()
         plain = trainer.model(inputs).logits["intent"]
-        with noise.added(0.1):
+        with noise.added(torch.full((*inputs["input_ids"].shape, noise.width), 0.1)):
             assert not torch.equal(trainer.model(inputs).logits["intent"], plain)
         assert torch.equal(trainer.model(inputs).logits["intent"], plain)
 

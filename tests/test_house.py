@@ -1,0 +1,101 @@
+"""The layout: who may import whom, how long files, functions and lines are, how deep a call goes."""
+
+import ast
+import sys
+from pathlib import Path
+
+from conftest import ROOT
+from test_trainer import make_trainer
+
+MAIN_ROAD = ("main", "config", "data_process", "data_loader", "model_utils", "trainer", "tricks", "logging_config")
+TOP_LEVEL = {*MAIN_ROAD, "metrics", "cross_validate"}
+BELOW = ("engine", "preprocess", "huggingface_hands_on")
+LIBRARY = [path for folder in (ROOT, *(ROOT / name for name in BELOW)) for path in sorted(folder.glob("*.py"))]
+
+
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path, modules):
+    """The modules of this repository that a file imports, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+    return {name for name in found if name in modules and name not in BELOW}
+
+
+MODULES = {module_of(path): path for path in LIBRARY}
+IMPORTS = {module: imports_of(path, MODULES) for module, path in MODULES.items()}
+
+
+def test_the_top_level_is_what_people_edit():
+    assert {path.stem for path in ROOT.glob("*.py")} == TOP_LEVEL
+    hidden = {"output"}  # what runs leave
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith((".", "_"))} - hidden
+    assert folders == {"engine", "preprocess", "huggingface_hands_on", "dataset", "tests", "benchmarks", "docs"}
+
+
+def test_machinery_imports_nothing_from_above():
+    """Top level -> preprocess/ -> engine/, never back."""
+    for module, imported in IMPORTS.items():
+        allowed = {"engine": ("engine.",), "preprocess": ("engine.", "preprocess.")}.get(module.split(".")[0])
+        if allowed:
+            assert all(name.startswith(allowed) for name in imported), f"{module} imports {sorted(imported)}"
+        elif not module.startswith("huggingface_hands_on"):
+            assert not any(name.startswith("huggingface_hands_on") for name in imported), module
+
+
+def test_no_imports_run_in_a_circle():
+    done, path = set(), []
+
+    def visit(module):
+        assert module not in path, " -> ".join([*path, module])
+        if module not in done:
+            path.append(module)
+            for name in sorted(IMPORTS[module] - {module}):
+                visit(name)
+            done.add(path.pop())
+
+    for module in MODULES:
+        visit(module)
+
+
+def test_files_functions_and_lines_are_short():
+    length = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
+    assert sum(length[module] for module in MAIN_ROAD) <= 2300
+    assert all(length[module] <= 450 for module in TOP_LEVEL)
+    assert sum(length.values()) <= 5700
+    for path in (*LIBRARY, *ROOT.glob("tests/*.py"), *ROOT.glob("benchmarks/*.py")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            assert len(line) <= 120, f"{path.name}, line {number}"
+    for path in LIBRARY:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                assert lines <= 50, f"{path.name}: {node.name} has {lines} lines"
+
+
+def test_from_main_to_the_forward_algorithm_there_are_at_most_eight_frames(tiny):
+    """`main` calls Trainer.train; from there the stack is counted when the CRF's forward algorithm runs."""
+    trainer, depths = make_trainer(tiny(use_crf=True, epochs=1)), []
+
+    def profile(frame, event, argument):
+        if event == "call" and frame.f_code.co_name == "log_partition" and not depths:
+            names = []
+            while frame and frame.f_code.co_name != "train":
+                if Path(frame.f_code.co_filename).is_relative_to(ROOT):
+                    names.append(frame.f_code.co_name)
+                frame = frame.f_back
+            depths.append(["main", "train", *reversed(names)])
+
+    sys.setprofile(profile)
+    try:
+        trainer.train()
+    finally:
+        sys.setprofile(None)
+    assert len(depths[0]) <= 8, " -> ".join(depths[0])
