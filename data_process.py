@@ -4,15 +4,12 @@
 
 The folder holds train.jsonl, dev.jsonl, (test.jsonl) and labels.json. An example is one line:
 `id`; `text`, or `tokens`; optional `text_pair`; and one key per task: a string, or one tag per token.
-Edit here when another check or report is wanted; formats are in readers.py, how parts are split off in splits.py.
+Edit here when a stage should do something else. The stages are in preprocess/: formats in readers.py, labels in
+labelling.py, splits in splits.py, what would hurt training in checks.py.
 """
 
-import json
-import os
 import random
-import re
 import shutil
-import statistics
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -21,13 +18,20 @@ from pathlib import Path
 from filelock import FileLock
 
 from config import ROOT, Config
-from engine.command_line import UserError, option, os_error_line, parse_args, require_seed
-from engine.tags import find_scheme, is_tagging
-from engine.text import split_text
-from preprocess import checks, labels
-from preprocess.checks import Note
-from preprocess.readers import FORMATS, READERS, RESERVED, SUFFIXES, find_format, read_txt, suffix_of
-from preprocess.schema import PARTS, check_characters, check_row, check_text, load_labels, read_processed, shorten
+from engine.command_line import UserError, option, require_seed, run_command
+from preprocess import checks
+from preprocess.labelling import check_examples, collect_labels
+from preprocess.readers import FORMATS, READERS, SUFFIXES, read_txt, suffix_of
+from preprocess.schema import (
+    PARTS,
+    check_characters,
+    check_row,
+    load_labels,
+    read_processed,
+    require_own_folder,
+    write_processed,
+)
+from preprocess.sources import read_examples
 from preprocess.splits import split_examples, split_folds
 
 
@@ -52,7 +56,7 @@ class DataConfig:
         "",
         "types of tasks where they should not be guessed, such as 'score=regression,topics=multilabel' (else classification, tagging)",
     )
-    label_separator: str = option(",", "what parts the labels in a cell of a multilabel column")
+    label_separator: str = option(",", "what separates the labels in a cell of a multilabel column")
     tag_scheme: str = option(
         "auto",
         "how entities' tags are written: auto is BIO, or BIOES if the data has ends",
@@ -96,318 +100,13 @@ class DataConfig:
         return types
 
 
-PART_NAMES = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "dev": "dev",
-    "valid": "dev",
-    "val": "dev",
-    "validation": "dev",
-    "eval": "dev",
-}
+# ---- from files to examples with a part ------------------------------------------------------------------------------
 
 
-# ---- from files to examples with a part ---------------------------------------------------------------------------------
+# ---- checks and labels -----------------------------------------------------------------------------------------------
 
 
-def part_of_name(path):
-    """The part that a file's name tells: that of train.csv, atis.dev.txt, test-00000-of-00001.parquet; or None."""
-    return next((PART_NAMES[word] for word in re.split(r"[._\-]", path.name.lower()) if word in PART_NAMES), None)
-
-
-def find_sources(folder):
-    """[(part or None, path)] of the data below a file or folder: parts are told by their names, train/dev(valid)/test."""
-    if not folder.exists():
-        raise UserError(f"{folder}: no such file or folder (the name of a Hugging Face dataset needs --format hf)")
-    if folder.is_file() or any(
-        (folder / name).exists() for name in ("dataset_dict.json", "dataset_info.json", "state.json")
-    ):
-        return [(None, folder)]
-
-    def data_in(directory):
-        if (directory / "seq.in").exists():
-            return [directory]
-        return [
-            path
-            for path in sorted(directory.iterdir())
-            if path.is_file()
-            and not path.name.startswith((".", "README"))
-            and path.suffix not in (".intent", ".py", ".md")
-            and path.name != "labels.json"
-        ]
-
-    directories = [
-        (PART_NAMES[path.name.lower()], path)
-        for path in sorted(folder.iterdir())
-        if path.is_dir() and path.name.lower() in PART_NAMES
-    ]
-    if directories:
-        sources = [(part, path) for part, directory in directories for path in data_in(directory)]
-    else:
-        sources = []
-        for path in data_in(folder):
-            sources.append((part_of_name(path), path))
-    if not sources:
-        raise UserError(f"{folder}: no data files in it")
-    parts = {part for part, _ in sources}
-    if None in parts and len(parts) > 1:
-        stray = next(path for part, path in sources if part is None)
-        raise UserError(
-            f"{stray}: belongs to none of train, dev (valid), test, as its neighbours do; rename or remove it"
-        )
-    return sorted(sources, key=lambda source: PARTS.index(source[0] or "train"))
-
-
-def read_examples(config):
-    """All examples of the input, each with "at" and, if the data has parts, "split". UserError on the first bad row."""
-    examples = []
-    sources = [(None, config.input)] if config.format == "hf" else find_sources(Path(config.input))
-    for part, path in sources:
-        name = config.format if config.format != "auto" else find_format(path)
-        found = list(READERS[name](path, config))
-        if not found:
-            raise UserError(f"{path}: no examples in it")
-        for example in found:
-            if part:
-                example["split"] = part
-            examples.append(example)
-    return examples
-
-
-# ---- checks and labels ---------------------------------------------------------------------------------------------------
-
-
-def check_examples(examples, config):
-    """Refuses rows that cannot be trained on, and makes their labels what the processed folder holds.
-
-    -> ({task: type}, notes: what was changed on the way, for the doctor's report). A row may lack the labels of some tasks
-    if it has those of another.
-    """
-    first, notes = examples[0], []
-    names = list(dict.fromkeys(key for example in examples for key in example if key not in RESERVED))
-    chosen, texts = config.label_types_by_name(), {"text", "tokens", "text_pair"}
-    for example in examples:
-        at = example["at"]
-        if (has := texts & example.keys()) != (wanted := texts & first.keys()):
-            raise UserError(
-                f"{at}: has {' and '.join(sorted(has))}, but {first['at']} has {' and '.join(sorted(wanted))}"
-            )
-        check_text(example)
-        check_characters(example)
-        if "split" in example:
-            part = PART_NAMES.get(str(example["split"]).lower())
-            if part is None:
-                raise UserError(f"{at}: split {example['split']!r} is none of train, dev, test")
-            example["split"] = part
-        if ("split" in example) != ("split" in first):
-            without = at if "split" in first else first["at"]
-            raise UserError(f"{without}: has no part (train, dev, test), but other rows have one")
-        for name in names:
-            empty = isinstance(example.get(name), str) and not example[name].strip()
-            if len(names) > 1 and empty and chosen.get(name) != "multilabel":  # a cell without labels is just that
-                example[name] = None
-    if unknown := sorted(set(chosen) - set(names)):
-        raise UserError(f"--label_type names {', '.join(unknown)}, but the labels are {', '.join(names)}")
-    for name in names:
-        if name not in chosen:
-            notes += drop_dashes(examples, name, alone=len(names) == 1)
-    tasks, spans = {}, []
-    for name in names:
-        values = [example[name] for example in examples if example.get(name) is not None]
-        kind = labels.find_kind(name, values) if chosen.get(name, "tagging") == "tagging" else chosen[name]
-        if name not in chosen:
-            notes += odd_numbers(name, kind, examples)
-        if kind == "spans":
-            spans.append(name)
-        elif kind == "list":
-            kind = "tagging" if "tokens" in first or name in labels.TAG_NAMES else "multilabel"
-        tasks[name] = "tagging" if kind == "spans" else kind
-    if spans:
-        notes += spans_to_tokens(examples, spans, config.unit)
-    for example in examples:
-        for name, kind in tasks.items():
-            if kind == "multilabel" and isinstance(example.get(name), str):
-                example[name] = labels.as_list(example[name], config.label_separator)
-            if example.get(name) is None and len(names) == 1:
-                raise UserError(
-                    f"{example['at']}: has no label {name!r} (it is null); texts without labels are for --predict_file"
-                )
-            example[name] = labels.check_label(example, name, kind)
-        if all(example[name] is None for name in names):
-            raise UserError(f"{example['at']}: has no label of any task ({', '.join(names)})")
-    for name, kind in tasks.items():
-        if is_tagging(kind):
-            notes += convert_schemes(examples, name, config.tag_scheme)
-    return tasks, notes
-
-
-def drop_dashes(examples, name, alone):
-    """Takes the label "-" among words, as OCNLI and SNLI write it, for no label: of a single task the row is left out. -> notes.
-
-    Beside other signs ("+") it is a label like any other.
-    """
-    found = {e[name] for e in examples if isinstance(e.get(name), str)} - {"-"}
-    dashed = [e for e in examples if e.get(name) == "-"]
-    if not dashed or len(found) < 2 or not all(re.search(r"\w", label) for label in found):
-        return []
-    if alone:
-        examples[:] = [e for e in examples if e.get(name) != "-"]
-    for example in dashed:
-        example[name] = None
-    done = "these rows are left out" if alone else "they count as unlabelled"
-    advice = f"{done}; if it is a class: --label_type {name}=classification"
-    return [Note(f"{name}: the label '-' means that there is no gold label", [e["at"] for e in dashed], advice)]
-
-
-def odd_numbers(name, kind, examples):
-    """Notes on labels of which it is not clear whether they are numbers or names."""
-    known = [(e["at"], e[name]) for e in examples if e.get(name) is not None]
-    if kind == "regression":
-        whole = {float(value) for _, value in known}
-        few = (
-            [f"{known[0][0]}: {', '.join(f'{one:g}' for one in sorted(whole))}"]
-            if len(whole) <= 10 and all(map(float.is_integer, whole))
-            else []
-        )
-        advice = f"if they are names of classes: --label_type {name}=classification"
-        return [Note(f"{name}: numbers of few whole values", few if len(known) >= 20 else [], advice)]
-    if kind == "classification":
-        others = [f"{at}: {value!r}" for at, value in known if not labels.is_number(str(value))]
-        decimals = sum("." in str(value) and labels.is_number(str(value)) for _, value in known)
-        advice = f"if it is a score, leave these empty (with other tasks) or correct them, and add --label_type {name}=regression"
-        return [
-            Note(
-                f"{name}: nearly all labels are numbers, but not these",
-                others if decimals > 0.8 * len(known) else [],
-                advice,
-            )
-        ]
-    return []
-
-
-def spans_to_tokens(examples, names, unit):
-    """Turns labels that are spans over `text` into tags over `tokens`, which it adds; `text` stays. -> notes."""
-    if "text" not in examples[0]:
-        raise UserError(f"{examples[0]['at']}: {names[0]!r} is spans over characters; they need a text, not tokens")
-    if unit == "auto":
-        unit = "character" if labels.mostly_chinese(example["text"] for example in examples[:2000]) else "word"
-    overlapping, inside, blank = [], [], []
-    for example in examples:
-        at, text, spans = example["at"], example["text"], {}
-        for name in names:
-            if example.get(name) is not None:
-                spans[name], dropped = labels.without_overlaps(labels.read_spans(example[name], text, at))
-                overlapping += [f"{at}: {text[start:end]!r} ({label})" for start, end, label in dropped]
-        whole = split_text(text, unit)
-        pieces = labels.cut_at(
-            whole, {border for found in spans.values() for start, end, _ in found for border in (start, end)}
-        )
-        if len(pieces) > len(whole):
-            inside.append(at)
-        example["tokens"] = [token for token, _, _ in pieces]
-        for name, found in spans.items():
-            example[name] = labels.spans_to_tags(found, pieces)
-            if sum(tag[0] == "B" for tag in example[name]) < len(found):
-                blank.append(at)
-    return [
-        Note(
-            f"{names[0]}: spans overlap",
-            overlapping,
-            "of each two the longer was kept; nested entities need a task of their own",
-        ),
-        Note(f"{names[0]}: spans begin or end inside a word", inside, "the words were cut there; try --unit character"),
-        Note(f"{names[0]}: spans hold nothing but blanks", blank, "they were left out; correct the data"),
-    ]
-
-
-def convert_schemes(examples, name, wanted):
-    """Writes a task's tags in one scheme, file by file; "auto": BIO, or BIOES where all files have it or its kin. -> notes."""
-    files = {}
-    for example in examples:
-        if example[name] is not None:
-            files.setdefault(re.sub(r", \S+ \d+$", "", example["at"]), []).append(example)
-    schemes = {file: find_scheme(example[name] for example in found) for file, found in files.items()}
-    found = set(schemes.values()) - {None}
-    tags = {tag for rows in files.values() for example in rows for tag in example[name]}
-    if wanted != "keep" and not found and "O" in tags and len(tags) > 1:
-        prefixed = [tag for tag in tags if tag == "O" or re.match(r"[BIESMLU]-.", tag)]
-        if len(prefixed) > len(tags) / 2:
-            strange = [f"{e['at']}: {t}" for rows in files.values() for e in rows for t in e[name] if t not in prefixed]
-            return [
-                Note(
-                    f"{name}: tags of no scheme among those of one",
-                    strange,
-                    "no entity can be told while they are there: correct them",
-                )
-            ]
-        print(f"the tags of {name!r} have no B- and I-: runs of equal tags are written as entities in BIO")
-        for rows in files.values():
-            for example in rows:
-                example[name] = labels.bare_to_bio(example[name])
-        schemes, found = dict.fromkeys(files, "bio"), {"bio"}
-    if wanted == "keep" or not found:
-        return []
-    target = wanted if wanted != "auto" else ("bio" if found & {"bio", "iob1"} else "bioes")
-    for file, source in schemes.items():
-        if source and source != target:
-            print(f"{file}: the tags of {name!r} are {source.upper()}, written as {target.upper()}")
-            for example in files[file]:
-                example[name] = labels.convert_tags(example[name], source, target)
-    mixed = [f"{file}: {source.upper()}" for file, source in schemes.items() if source]
-    return [
-        Note(
-            f"{name}: files have different tag schemes",
-            mixed if len(found) > 1 else [],
-            f"all were written as {target.upper()}",
-        )
-    ]
-
-
-def collect_labels(parts, tasks):
-    """labels.json: each task's type and its labels in order with their counts, from the training part.
-
-    Of tags also what a token is ("unit"); of numbers their mean and standard deviation instead of labels; whether texts are pairs.
-    """
-    info = {}
-    for name, kind in tasks.items():
-        for part, rows in parts.items():
-            if all(e[name] is None for e in rows):
-                raise UserError(f"{part} has no label of the task {name!r} at all")
-        known = [e[name] for e in parts["train"] if e[name] is not None]
-        if kind == "regression":
-            mean, deviation = statistics.fmean(known), statistics.pstdev(known)
-            if deviation == 0:
-                raise UserError(f"the task {name!r} has the single value {mean:g} in train: there is nothing to learn")
-            info[name] = {"type": kind, "labels": [], "mean": mean, "std": deviation}
-            continue
-        counts = Counter(label for value in known for label in ([value] if kind == "classification" else value))
-        found = sorted(counts, key=lambda label: (label != "O", label))
-        if kind == "classification" and len(found) < 2:
-            raise UserError(f"the task {name!r} has the single label {found[0]!r} in train: there is nothing to learn")
-        if not found:
-            raise UserError(f"the task {name!r} has no label in train: all its lists are empty")
-        info[name] = {"type": kind, "labels": found, "counts": [counts[label] for label in found]}
-        if kind == "multilabel":
-            info[name]["rows"] = len(known)
-        if is_tagging(kind):
-            info[name]["unit"] = token_unit(parts["train"])
-    if "text_pair" in parts["train"][0]:
-        for task in info.values():
-            task["pairs"] = True
-    return info
-
-
-def token_unit(examples):
-    """How a raw text is to be cut into tokens like these: "word", "character", or "character+blank"."""
-    tokens = {token for e in examples for token in e["tokens"]}
-    if any(len(token) > 1 for token in tokens):
-        return "word"
-    return "character+blank" if any(token.isspace() for token in tokens) else "character"
-
-
-# ---- output ------------------------------------------------------------------------------------------------------------
+# ---- output ----------------------------------------------------------------------------------------------------------
 
 
 def summary(parts, tasks):
@@ -437,49 +136,9 @@ def summary(parts, tasks):
             print(f"task {name}: rows without a label, which this task leaves out: {missing}")
 
 
-def write_processed(folder, parts, tasks):
-    """Writes the processed folder. Each file appears whole or not at all; labels.json comes last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    hidden = ("at", "split", "group")
-    files = {
-        f"{part}.jsonl": (
-            json.dumps({key: e[key] for key in e if key not in hidden}, ensure_ascii=False) + "\n" for e in rows
-        )
-        for part, rows in parts.items()
-    }
-    files["labels.json"] = [json.dumps(tasks, ensure_ascii=False, indent=1) + "\n"]
-    for name, rows in files.items():
-        with open(folder / f".{name}.tmp", "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(rows)
-    (folder / "labels.json").unlink(missing_ok=True)
-    for name in files:
-        os.replace(folder / f".{name}.tmp", folder / name)
-    for part in set(PARTS) - set(parts):
-        (folder / f"{part}.jsonl").unlink(missing_ok=True)
-
-
-def require_own_folder(folder, source):
-    """UserError if the output folder holds, or is, anything but an earlier processed folder."""
-    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    ours = {
-        "labels.json",
-        ".cache",
-        *(f"{part}.jsonl" for part in PARTS),
-        *(name for name in inside if re.fullmatch(r"fold_\d+", name)),
-    }
-    strange = sorted(name for name in inside - ours if not (name.startswith(".") and name.endswith(".tmp")))
-    if not strange and "labels.json" not in inside:
-        strange = sorted(inside & {f"{part}.jsonl" for part in PARTS})
-    if folder.is_file() or strange:
-        raise UserError(
-            f"--output_dir {folder}: holds other things ({shorten(strange) or 'it is a file'}); choose an empty or new folder"
-        )
-    if folder.resolve() in (source.resolve(), source.resolve().parent):
-        raise UserError(f"--output_dir {folder}: is where the input lies; choose another folder")
-
-
 def prepare(config):
-    """Raw input, or a processed folder -> (parts, tasks, notes). Every example has "at", which says where it came from."""
+    """Raw input, or a processed folder -> (parts, tasks, notes). Every example has "at", which says where it came
+    from."""
     source = Path(config.input)
     if config.format == "auto" and (source / "labels.json").exists():
         tasks, parts = load_labels(source), {}
@@ -563,7 +222,8 @@ def write_folds(folder, parts, tasks, config):
 
 
 def build_encoder_for_check(config, parts, tasks):
-    """The Featurizer that training would use; None for data so large that it would take a while, unless --check asks for it."""
+    """The Featurizer that training would use; None for data so large that it would take a while, unless --check asks
+    for it."""
     if not config.check and sum(map(len, parts.values())) > 50_000:
         print("what the tokenizer does to data of this size is examined by --check alone")
         return None
@@ -606,8 +266,4 @@ def read_texts(path, config):
 
 
 if __name__ == "__main__":
-    try:
-        process(parse_args(DataConfig))
-    except (UserError, OSError) as mistake:
-        line = os_error_line(mistake) if isinstance(mistake, OSError) else mistake
-        sys.exit(print(f"error: {line}", file=sys.stderr) or 2)
+    sys.exit(run_command(process, DataConfig))

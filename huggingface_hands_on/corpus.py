@@ -7,11 +7,11 @@ from itertools import islice
 from pathlib import Path
 from zlib import crc32
 
-from data_process import PART_NAMES, find_sources, part_of_name
 from engine.command_line import UserError, option
 from engine.files import sha256
 from preprocess.readers import FORMATS, READERS, find_format, read_txt
 from preprocess.schema import check_text, encode
+from preprocess.sources import PART_NAMES, find_sources, part_of_name
 
 
 @dataclass

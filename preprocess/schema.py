@@ -5,6 +5,8 @@ which writes them). This is all that training and prediction know of the data.
 """
 
 import json
+import os
+import re
 from pathlib import Path
 
 from engine.command_line import UserError
@@ -128,3 +130,44 @@ def encode(text, at):
         return text.encode()
     except UnicodeEncodeError:
         raise UserError(f"{at}: holds half a character (a lone surrogate, \\ud800 to \\udfff); remove it") from None
+
+
+def write_processed(folder, parts, tasks):
+    """Writes the processed folder. Each file appears whole or not at all; labels.json comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    hidden = ("at", "split", "group")
+    files = {
+        f"{part}.jsonl": (
+            json.dumps({key: e[key] for key in e if key not in hidden}, ensure_ascii=False) + "\n" for e in rows
+        )
+        for part, rows in parts.items()
+    }
+    files["labels.json"] = [json.dumps(tasks, ensure_ascii=False, indent=1) + "\n"]
+    for name, rows in files.items():
+        with open(folder / f".{name}.tmp", "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(rows)
+    (folder / "labels.json").unlink(missing_ok=True)
+    for name in files:
+        os.replace(folder / f".{name}.tmp", folder / name)
+    for part in set(PARTS) - set(parts):
+        (folder / f"{part}.jsonl").unlink(missing_ok=True)
+
+
+def require_own_folder(folder, source):
+    """UserError if the output folder holds, or is, anything but an earlier processed folder."""
+    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    ours = {
+        "labels.json",
+        ".cache",
+        *(f"{part}.jsonl" for part in PARTS),
+        *(name for name in inside if re.fullmatch(r"fold_\d+", name)),
+    }
+    strange = sorted(name for name in inside - ours if not (name.startswith(".") and name.endswith(".tmp")))
+    if not strange and "labels.json" not in inside:
+        strange = sorted(inside & {f"{part}.jsonl" for part in PARTS})
+    if folder.is_file() or strange:
+        raise UserError(
+            f"--output_dir {folder}: holds other things ({shorten(strange) or 'it is a file'}); choose an empty or new folder"
+        )
+    if folder.resolve() in (source.resolve(), source.resolve().parent):
+        raise UserError(f"--output_dir {folder}: is where the input lies; choose another folder")

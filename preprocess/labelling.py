@@ -1,0 +1,242 @@
+"""Examples as they were read -> examples as the processed folder holds them: checked, their labels brought into one form."""
+
+import re
+import statistics
+from collections import Counter
+
+from engine.command_line import UserError
+from engine.tags import find_scheme, is_tagging
+from engine.text import split_text
+from preprocess import labels
+from preprocess.checks import Note
+from preprocess.readers import RESERVED
+from preprocess.schema import check_characters, check_text
+from preprocess.sources import PART_NAMES
+
+
+def check_examples(examples, config):
+    """Refuses rows that cannot be trained on, and makes their labels what the processed folder holds.
+
+    -> ({task: type}, notes: what was changed on the way, for the doctor's report). A row may lack the labels of some tasks
+    if it has those of another.
+    """
+    first, notes = examples[0], []
+    names = list(dict.fromkeys(key for example in examples for key in example if key not in RESERVED))
+    chosen, texts = config.label_types_by_name(), {"text", "tokens", "text_pair"}
+    for example in examples:
+        at = example["at"]
+        if (has := texts & example.keys()) != (wanted := texts & first.keys()):
+            raise UserError(
+                f"{at}: has {' and '.join(sorted(has))}, but {first['at']} has {' and '.join(sorted(wanted))}"
+            )
+        check_text(example)
+        check_characters(example)
+        if "split" in example:
+            part = PART_NAMES.get(str(example["split"]).lower())
+            if part is None:
+                raise UserError(f"{at}: split {example['split']!r} is none of train, dev, test")
+            example["split"] = part
+        if ("split" in example) != ("split" in first):
+            without = at if "split" in first else first["at"]
+            raise UserError(f"{without}: has no part (train, dev, test), but other rows have one")
+        for name in names:
+            empty = isinstance(example.get(name), str) and not example[name].strip()
+            if len(names) > 1 and empty and chosen.get(name) != "multilabel":  # a cell without labels is just that
+                example[name] = None
+    if unknown := sorted(set(chosen) - set(names)):
+        raise UserError(f"--label_type names {', '.join(unknown)}, but the labels are {', '.join(names)}")
+    for name in names:
+        if name not in chosen:
+            notes += drop_dashes(examples, name, alone=len(names) == 1)
+    tasks, spans = {}, []
+    for name in names:
+        values = [example[name] for example in examples if example.get(name) is not None]
+        kind = labels.find_kind(name, values) if chosen.get(name, "tagging") == "tagging" else chosen[name]
+        if name not in chosen:
+            notes += odd_numbers(name, kind, examples)
+        if kind == "spans":
+            spans.append(name)
+        elif kind == "list":
+            kind = "tagging" if "tokens" in first or name in labels.TAG_NAMES else "multilabel"
+        tasks[name] = "tagging" if kind == "spans" else kind
+    if spans:
+        notes += spans_to_tokens(examples, spans, config.unit)
+    for example in examples:
+        for name, kind in tasks.items():
+            if kind == "multilabel" and isinstance(example.get(name), str):
+                example[name] = labels.as_list(example[name], config.label_separator)
+            if example.get(name) is None and len(names) == 1:
+                raise UserError(
+                    f"{example['at']}: has no label {name!r} (it is null); texts without labels are for --predict_file"
+                )
+            example[name] = labels.check_label(example, name, kind)
+        if all(example[name] is None for name in names):
+            raise UserError(f"{example['at']}: has no label of any task ({', '.join(names)})")
+    for name, kind in tasks.items():
+        if is_tagging(kind):
+            notes += convert_schemes(examples, name, config.tag_scheme)
+    return tasks, notes
+
+
+def drop_dashes(examples, name, alone):
+    """Takes the label "-" among words, as OCNLI and SNLI write it, for no label: of a single task the row is left out. -> notes.
+
+    Beside other signs ("+") it is a label like any other.
+    """
+    found = {e[name] for e in examples if isinstance(e.get(name), str)} - {"-"}
+    dashed = [e for e in examples if e.get(name) == "-"]
+    if not dashed or len(found) < 2 or not all(re.search(r"\w", label) for label in found):
+        return []
+    if alone:
+        examples[:] = [e for e in examples if e.get(name) != "-"]
+    for example in dashed:
+        example[name] = None
+    done = "these rows are left out" if alone else "they count as unlabelled"
+    advice = f"{done}; if it is a class: --label_type {name}=classification"
+    return [Note(f"{name}: the label '-' means that there is no gold label", [e["at"] for e in dashed], advice)]
+
+
+def odd_numbers(name, kind, examples):
+    """Notes on labels of which it is not clear whether they are numbers or names."""
+    known = [(e["at"], e[name]) for e in examples if e.get(name) is not None]
+    if kind == "regression":
+        whole = {float(value) for _, value in known}
+        few = (
+            [f"{known[0][0]}: {', '.join(f'{one:g}' for one in sorted(whole))}"]
+            if len(whole) <= 10 and all(map(float.is_integer, whole))
+            else []
+        )
+        advice = f"if they are names of classes: --label_type {name}=classification"
+        return [Note(f"{name}: numbers of few whole values", few if len(known) >= 20 else [], advice)]
+    if kind == "classification":
+        others = [f"{at}: {value!r}" for at, value in known if not labels.is_number(str(value))]
+        decimals = sum("." in str(value) and labels.is_number(str(value)) for _, value in known)
+        advice = f"if it is a score, leave these empty (with other tasks) or correct them, and add --label_type {name}=regression"
+        return [
+            Note(
+                f"{name}: nearly all labels are numbers, but not these",
+                others if decimals > 0.8 * len(known) else [],
+                advice,
+            )
+        ]
+    return []
+
+
+def spans_to_tokens(examples, names, unit):
+    """Turns labels that are spans over `text` into tags over `tokens`, which it adds; `text` stays. -> notes."""
+    if "text" not in examples[0]:
+        raise UserError(f"{examples[0]['at']}: {names[0]!r} is spans over characters; they need a text, not tokens")
+    if unit == "auto":
+        unit = "character" if labels.mostly_chinese(example["text"] for example in examples[:2000]) else "word"
+    overlapping, inside, blank = [], [], []
+    for example in examples:
+        at, text, spans = example["at"], example["text"], {}
+        for name in names:
+            if example.get(name) is not None:
+                spans[name], dropped = labels.without_overlaps(labels.read_spans(example[name], text, at))
+                overlapping += [f"{at}: {text[start:end]!r} ({label})" for start, end, label in dropped]
+        whole = split_text(text, unit)
+        pieces = labels.cut_at(
+            whole, {border for found in spans.values() for start, end, _ in found for border in (start, end)}
+        )
+        if len(pieces) > len(whole):
+            inside.append(at)
+        example["tokens"] = [token for token, _, _ in pieces]
+        for name, found in spans.items():
+            example[name] = labels.spans_to_tags(found, pieces)
+            if sum(tag[0] == "B" for tag in example[name]) < len(found):
+                blank.append(at)
+    return [
+        Note(
+            f"{names[0]}: spans overlap",
+            overlapping,
+            "of each two the longer was kept; nested entities need a task of their own",
+        ),
+        Note(f"{names[0]}: spans begin or end inside a word", inside, "the words were cut there; try --unit character"),
+        Note(f"{names[0]}: spans hold nothing but blanks", blank, "they were left out; correct the data"),
+    ]
+
+
+def convert_schemes(examples, name, wanted):
+    """Writes a task's tags in one scheme, file by file; "auto": BIO, or BIOES where all files have it or its kin. -> notes."""
+    files = {}
+    for example in examples:
+        if example[name] is not None:
+            files.setdefault(re.sub(r", \S+ \d+$", "", example["at"]), []).append(example)
+    schemes = {file: find_scheme(example[name] for example in found) for file, found in files.items()}
+    found = set(schemes.values()) - {None}
+    tags = {tag for rows in files.values() for example in rows for tag in example[name]}
+    if wanted != "keep" and not found and "O" in tags and len(tags) > 1:
+        prefixed = [tag for tag in tags if tag == "O" or re.match(r"[BIESMLU]-.", tag)]
+        if len(prefixed) > len(tags) / 2:
+            strange = [f"{e['at']}: {t}" for rows in files.values() for e in rows for t in e[name] if t not in prefixed]
+            return [
+                Note(
+                    f"{name}: tags of no scheme among those of one",
+                    strange,
+                    "no entity can be told while they are there: correct them",
+                )
+            ]
+        print(f"the tags of {name!r} have no B- and I-: runs of equal tags are written as entities in BIO")
+        for rows in files.values():
+            for example in rows:
+                example[name] = labels.bare_to_bio(example[name])
+        schemes, found = dict.fromkeys(files, "bio"), {"bio"}
+    if wanted == "keep" or not found:
+        return []
+    target = wanted if wanted != "auto" else ("bio" if found & {"bio", "iob1"} else "bioes")
+    for file, source in schemes.items():
+        if source and source != target:
+            print(f"{file}: the tags of {name!r} are {source.upper()}, written as {target.upper()}")
+            for example in files[file]:
+                example[name] = labels.convert_tags(example[name], source, target)
+    mixed = [f"{file}: {source.upper()}" for file, source in schemes.items() if source]
+    return [
+        Note(
+            f"{name}: files have different tag schemes",
+            mixed if len(found) > 1 else [],
+            f"all were written as {target.upper()}",
+        )
+    ]
+
+
+def collect_labels(parts, tasks):
+    """labels.json: each task's type and its labels in order with their counts, from the training part.
+
+    Of tags also what a token is ("unit"); of numbers their mean and standard deviation instead of labels; whether texts are pairs.
+    """
+    info = {}
+    for name, kind in tasks.items():
+        for part, rows in parts.items():
+            if all(e[name] is None for e in rows):
+                raise UserError(f"{part} has no label of the task {name!r} at all")
+        known = [e[name] for e in parts["train"] if e[name] is not None]
+        if kind == "regression":
+            mean, deviation = statistics.fmean(known), statistics.pstdev(known)
+            if deviation == 0:
+                raise UserError(f"the task {name!r} has the single value {mean:g} in train: there is nothing to learn")
+            info[name] = {"type": kind, "labels": [], "mean": mean, "std": deviation}
+            continue
+        counts = Counter(label for value in known for label in ([value] if kind == "classification" else value))
+        found = sorted(counts, key=lambda label: (label != "O", label))
+        if kind == "classification" and len(found) < 2:
+            raise UserError(f"the task {name!r} has the single label {found[0]!r} in train: there is nothing to learn")
+        if not found:
+            raise UserError(f"the task {name!r} has no label in train: all its lists are empty")
+        info[name] = {"type": kind, "labels": found, "counts": [counts[label] for label in found]}
+        if kind == "multilabel":
+            info[name]["rows"] = len(known)
+        if is_tagging(kind):
+            info[name]["unit"] = token_unit(parts["train"])
+    if "text_pair" in parts["train"][0]:
+        for task in info.values():
+            task["pairs"] = True
+    return info
+
+
+def token_unit(examples):
+    """How a raw text is to be cut into tokens like these: "word", "character", or "character+blank"."""
+    tokens = {token for e in examples for token in e["tokens"]}
+    if any(len(token) > 1 for token in tokens):
+        return "word"
+    return "character+blank" if any(token.isspace() for token in tokens) else "character"

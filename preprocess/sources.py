@@ -1,0 +1,84 @@
+"""Which files the raw data lies in, and which part each of them is."""
+
+import re
+from pathlib import Path
+
+from engine.command_line import UserError
+from preprocess.readers import READERS, find_format
+from preprocess.schema import PARTS
+
+PART_NAMES = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "dev": "dev",
+    "valid": "dev",
+    "val": "dev",
+    "validation": "dev",
+    "eval": "dev",
+}
+
+
+def part_of_name(path):
+    """The part that a file's name tells: that of train.csv, atis.dev.txt, test-00000-of-00001.parquet; or None."""
+    return next((PART_NAMES[word] for word in re.split(r"[._\-]", path.name.lower()) if word in PART_NAMES), None)
+
+
+def find_sources(folder):
+    """[(part or None, path)] of the data below a file or folder: parts are told by their names, train/dev(valid)/test."""
+    if not folder.exists():
+        raise UserError(f"{folder}: no such file or folder (the name of a Hugging Face dataset needs --format hf)")
+    if folder.is_file() or any(
+        (folder / name).exists() for name in ("dataset_dict.json", "dataset_info.json", "state.json")
+    ):
+        return [(None, folder)]
+
+    def data_in(directory):
+        if (directory / "seq.in").exists():
+            return [directory]
+        return [
+            path
+            for path in sorted(directory.iterdir())
+            if path.is_file()
+            and not path.name.startswith((".", "README"))
+            and path.suffix not in (".intent", ".py", ".md")
+            and path.name != "labels.json"
+        ]
+
+    directories = [
+        (PART_NAMES[path.name.lower()], path)
+        for path in sorted(folder.iterdir())
+        if path.is_dir() and path.name.lower() in PART_NAMES
+    ]
+    if directories:
+        sources = [(part, path) for part, directory in directories for path in data_in(directory)]
+    else:
+        sources = []
+        for path in data_in(folder):
+            sources.append((part_of_name(path), path))
+    if not sources:
+        raise UserError(f"{folder}: no data files in it")
+    parts = {part for part, _ in sources}
+    if None in parts and len(parts) > 1:
+        stray = next(path for part, path in sources if part is None)
+        raise UserError(
+            f"{stray}: belongs to none of train, dev (valid), test, as its neighbours do; rename or remove it"
+        )
+    return sorted(sources, key=lambda source: PARTS.index(source[0] or "train"))
+
+
+def read_examples(config):
+    """All examples of the input, each with "at" and, if the data has parts, "split". UserError on the first bad row."""
+    examples = []
+    sources = [(None, config.input)] if config.format == "hf" else find_sources(Path(config.input))
+    for part, path in sources:
+        name = config.format if config.format != "auto" else find_format(path)
+        found = list(READERS[name](path, config))
+        if not found:
+            raise UserError(f"{path}: no examples in it")
+        for example in found:
+            if part:
+                example["split"] = part
+            examples.append(example)
+    return examples
