@@ -11,7 +11,6 @@ labelling.py, splits in splits.py, what would hurt training in checks.py.
 import random
 import shutil
 import sys
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,16 +20,8 @@ from config import ROOT, Config
 from engine.command_line import UserError, option, require_seed, run_command
 from preprocess import checks
 from preprocess.labelling import check_examples, collect_labels
-from preprocess.readers import FORMATS, READERS, SUFFIXES, read_txt, suffix_of
-from preprocess.schema import (
-    PARTS,
-    check_characters,
-    check_row,
-    load_labels,
-    read_processed,
-    require_own_folder,
-    write_processed,
-)
+from preprocess.readers import FORMATS
+from preprocess.schema import PARTS, load_labels, read_processed, require_own_folder, summary, write_processed
 from preprocess.sources import read_examples
 from preprocess.splits import split_examples, split_folds
 
@@ -109,59 +100,37 @@ class DataConfig:
 # ---- output ----------------------------------------------------------------------------------------------------------
 
 
-def summary(parts, tasks):
-    """Prints what is in the data: sizes, lengths, labels."""
-    print(
-        f"{'part':<8}{'examples':>9}   length in {'tokens' if 'tokens' in parts['train'][0] else 'characters'}: "
-        f"{'median':>6} {'95 %':>6} {'99 %':>6} {'most':>6}"
-    )
-    for part, rows in parts.items():
-        lengths = sorted(len(e.get("tokens") or e["text"]) for e in rows)
-        shown = [lengths[min(len(lengths) - 1, int(share * len(lengths)))] for share in (0.5, 0.95, 0.99, 1)]
-        print(
-            f"{part:<8}{len(rows):>9}   {'':<{18 if 'tokens' in rows[0] else 22}} {shown[0]:>6} {shown[1]:>6} {shown[2]:>6} {shown[3]:>6}"
-        )
-    for name, info in tasks.items():
-        if info["type"] == "regression":
-            print(f"task {name}: regression, mean {info['mean']:.4g}, standard deviation {info['std']:.4g}")
-            continue
-        counts = Counter(dict(zip(info["labels"], info["counts"])))
-        common = ", ".join(f"{label} {count / counts.total():.0%}" for label, count in counts.most_common(3))
-        print(f"task {name}: {info['type']}, {len(counts)} labels ({common}{', …' if len(counts) > 3 else ''})")
-        if info["type"] == "multilabel":
-            none = {part: sum(e[name] == [] for e in rows) for part, rows in parts.items()}
-            print(f"task {name}: rows with none of the labels, learnt as such: {none}")
-        missing = {part: sum(e[name] is None for e in rows) for part, rows in parts.items()}
-        if any(missing.values()):
-            print(f"task {name}: rows without a label, which this task leaves out: {missing}")
-
-
 def prepare(config):
-    """Raw input, or a processed folder -> (parts, tasks, notes). Every example has "at", which says where it came
-    from."""
+    """Raw input, or a processed folder -> (parts, tasks, notes). Every example has "_where" it came from."""
     source = Path(config.input)
     if config.format == "auto" and (source / "labels.json").exists():
-        tasks, parts = load_labels(source), {}
-        for path in (path for path in (source / f"{part}.jsonl" for part in PARTS) if path.exists()):
-            parts[path.stem] = [{"at": at, **example} for at, example in read_processed(path, tasks)]
-        if "train" not in parts:
-            raise UserError(f"{source}: has labels.json, but no train.jsonl")
-        for name, task in tasks.items():
-            for examples in parts.values():
-                for example in examples:
-                    example.setdefault(name, None)
-            if "counts" not in task:
-                task.update(collect_labels(parts, {name: task["type"]})[name])
-        return parts, tasks, []
+        return (*read_again(source), [])
     examples = read_examples(config)
     kinds, notes = check_examples(examples, config)
-    examples[:] = [{"at": e.pop("at"), "id": str(e.pop("id", number)), **e} for number, e in enumerate(examples)]
+    examples[:] = [
+        {"_where": e.pop("_where"), "id": str(e.pop("id", number)), **e} for number, e in enumerate(examples)
+    ]
     parts = split_examples(examples, kinds, config)
     if not any("split" in e for e in examples):
         random_order = random.Random(config.random_seed)
         for rows in parts.values():
             random_order.shuffle(rows)
     return parts, collect_labels(parts, kinds), notes
+
+
+def read_again(folder):
+    """(parts, tasks) of a processed folder."""
+    tasks, parts = load_labels(folder), {}
+    for path in (path for path in (folder / f"{part}.jsonl" for part in PARTS) if path.exists()):
+        parts[path.stem] = [{"_where": where, **example} for where, example in read_processed(path, tasks)]
+    if "train" not in parts:
+        raise UserError(f"{folder}: has labels.json, but no train.jsonl")
+    for name, task in tasks.items():
+        for example in (example for examples in parts.values() for example in examples):
+            example.setdefault(name, None)
+        if "counts" not in task:
+            task.update(collect_labels(parts, {name: task["type"]})[name])
+    return parts, tasks
 
 
 def process(config):
@@ -178,7 +147,7 @@ def process(config):
     elif not config.check:
         write_processed(folder, parts, tasks)
     summary(parts, tasks)
-    checks.show(checks.examine(parts, tasks, build_encoder_for_check(config, parts, tasks), notes))
+    checks.show(checks.examine(parts, tasks, featurizer_for_checks(config, parts, tasks), notes))
     if not config.check:
         print(f"wrote {folder}: " + ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()))
 
@@ -199,17 +168,13 @@ def write_folds(folder, parts, tasks, config):
     Labels are those of all folds together, so that the folds' models can be averaged.
     """
     folds = split_folds(parts, tasks, config)
-    tasks.update(
-        collect_labels(
-            {"train": [*parts["train"], *parts.get("dev", [])]}, {name: task["type"] for name, task in tasks.items()}
-        )
-    )
+    kinds = {name: task["type"] for name, task in tasks.items()}
+    tasks.update(collect_labels({"train": [*parts["train"], *parts.get("dev", [])]}, kinds))
     for number, fold in enumerate(folds):
         for part, rows in zip(("train", "dev"), fold):
             if lacking := [name for name in tasks if all(e[name] is None for e in rows)]:
-                raise UserError(
-                    f"--n_splits {config.n_splits}: {part} of fold {number} would have no label of {lacking[0]!r}; take fewer folds"
-                )
+                empty = f"{part} of fold {number} would have no label of {lacking[0]!r}"
+                raise UserError(f"--n_splits {config.n_splits}: {empty}; take fewer folds")
     rest = {"test": parts["test"]} if "test" in parts else {}
     for number, (train, dev) in enumerate(folds):
         write_processed(folder / f"fold_{number}", {"train": train, "dev": dev, **rest}, tasks)
@@ -221,9 +186,8 @@ def write_folds(folder, parts, tasks, config):
     print(f"{len(folds)} folds in {folder}/fold_0 …; python cross_validate.py --data_path {folder} trains them all")
 
 
-def build_encoder_for_check(config, parts, tasks):
-    """The Featurizer that training would use; None for data so large that it would take a while, unless --check asks
-    for it."""
+def featurizer_for_checks(config, parts, tasks):
+    """The Featurizer that training would use; None for data so large that it takes a while, unless --check asks for it."""
     if not config.check and sum(map(len, parts.values())) > 50_000:
         print("what the tokenizer does to data of this size is examined by --check alone")
         return None
@@ -238,31 +202,6 @@ def build_encoder_for_check(config, parts, tasks):
             lambda: (text_of(example, with_pair=True) for example in parts["train"]), Config.vocab_size
         )
     return Featurizer(tokenizer, tasks, config.max_length)
-
-
-def read_texts(path, config):
-    """Examples to predict on, without labels: a text a row (.txt), or the text columns of CSV, TSV or JSONL."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    suffix = suffix_of(path)
-    if suffix in SUFFIXES:
-        examples = list(READERS[SUFFIXES[suffix]](path, config))
-    elif suffix in (".txt", ""):
-        examples = list(read_txt(path, config))
-    else:
-        raise UserError(f"{path}: --predict_file must end in .txt, {', '.join(SUFFIXES)}")
-    if not examples:
-        raise UserError(f"{path}: empty; there is nothing to predict")
-    keys = [[key for key in ("text", "tokens", "text_pair") if key in example] for example in examples]
-    for number, example in enumerate(examples):
-        if keys[number] != keys[0]:
-            raise UserError(
-                f"{example['at']}: has {' and '.join(keys[number])}, but the first row has {' and '.join(keys[0])}"
-            )
-        check_row(example, {}, example["at"], needs_labels=False)
-        check_characters(example)
-    return [{"id": str(e.get("id", number)), **{key: e[key] for key in keys[0]}} for number, e in enumerate(examples)]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from logging_config import get_logger
 def main(config):
     # Imported here, so that --help and a mistaken flag answer at once
     from data_loader import MyDataLoader, MyDataset, build_loaders, training_texts
-    from data_process import make_sample, read_texts
+    from data_process import make_sample
     from engine.device import keep_freed_memory, to_device
     from engine.features import Featurizer
     from engine.optimization import parameter_groups
@@ -29,6 +29,7 @@ def main(config):
     from metrics import report, table
     from model_utils import build_model, load_checkpoint
     from preprocess.schema import check_same_labels, load_labels, part_of
+    from preprocess.sources import read_texts
     from trainer import Trainer, build_optimizer, build_scheduler
     from tricks import build_tricks
 

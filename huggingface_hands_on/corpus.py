@@ -76,7 +76,7 @@ def read_corpus(config):
                 continue
             for text in (example.get("tokens") or example["text"], example.get("text_pair", "")):
                 whole = text if isinstance(text, str) else " ".join(text)
-                by_hash = crc32(encode(whole, example["at"])) < limit
+                by_hash = crc32(encode(whole, example["_where"])) < limit
                 if not whole.isspace() and whole and (has_dev or held_out == by_hash):
                     yield text
 

@@ -1,6 +1,6 @@
 """What in the data would hurt, told before hours are spent: `python data_process.py --check --input DATA`, and after each processing.
 
-A check is a generator `check_<what>(parts, tasks)` of Notes, in CHECKS. parts: {part: examples with "at", where each came from};
+A check is a generator `check_<what>(parts, tasks)` of Notes, in CHECKS. parts: {part: examples with "_where", where each came from};
 tasks: as in labels.json. A note with no rows is not shown, so clean data leaves the doctor quiet.
 Edit here when your data has faults of its own: one function, one line in CHECKS.
 """
@@ -71,7 +71,7 @@ def plain(example):
 def rows_where(parts, test):
     """[where: what was found] of the examples for which test(example) is true; a string says what was found."""
     return [
-        e["at"] + (f": {found}" if isinstance(found, str) else "")
+        e["_where"] + (f": {found}" if isinstance(found, str) else "")
         for examples in parts.values()
         for e in examples
         if (found := test(e))
@@ -95,13 +95,15 @@ def check_duplicates(parts, tasks):
     for found in places.values():
         for number, (part, e) in enumerate(found):
             earlier = found[:number]
-            same = {other: one["at"] for other, one in reversed(earlier)}
+            same = {other: one["_where"] for other, one in reversed(earlier)}
             for other, where in same.items():
-                (within[part] if other == part else across[other, part]).append(f"{e['at']}, as {where}")
+                (within[part] if other == part else across[other, part]).append(f"{e['_where']}, as {where}")
             for name in tasks:
                 known = [one for _, one in earlier if one[name] is not None and e[name] is not None]
                 if any(one[name] != e[name] for one in known):
-                    conflicts[name].append(f"{e['at']} and {known[0]['at']}: {e[name]!r} and {known[0][name]!r}"[:160])
+                    conflicts[name].append(
+                        f"{e['_where']} and {known[0]['_where']}: {e[name]!r} and {known[0][name]!r}"[:160]
+                    )
     for part, rows in within.items():
         yield Note(
             f"{part}: the text of another example again",
@@ -119,7 +121,7 @@ def check_duplicates(parts, tasks):
             f"{name}: the same text has different labels", rows, "decide which is right; a model cannot learn both"
         )
     similar = [
-        f"{e['at']} and {found[0][1]['at']}"
+        f"{e['_where']} and {found[0][1]['_where']}"
         for found in near.values()
         for part, e in found[1:]
         if part != found[0][0] and key_of(e) != key_of(found[0][1])
@@ -133,7 +135,7 @@ def check_duplicates(parts, tasks):
         for e in examples:
             if e.get("text_pair") is not None:
                 if pairs[e["text_pair"], e.get("text")] and e["text_pair"] != e.get("text"):
-                    swapped.append(e["at"])
+                    swapped.append(e["_where"])
                 pairs[e.get("text"), e["text_pair"]] += 1
     yield Note(
         "pairs that occur the other way round too",
@@ -147,7 +149,7 @@ def check_ids(parts, tasks):
     for examples in parts.values():
         for e in examples:
             if e["id"] in seen:
-                rows.append(f"{e['at']}: {e['id']}")
+                rows.append(f"{e['_where']}: {e['id']}")
             seen.add(e["id"])
     yield Note("ids are used more than once", rows, "predictions could not be told apart by id")
 
@@ -264,7 +266,7 @@ def check_groups(parts, tasks):
     for part, examples in parts.items():
         for e in examples:
             if e.get("group") not in (None, ""):
-                places[str(e["group"])].setdefault(part, e["at"])
+                places[str(e["group"])].setdefault(part, e["_where"])
     shared = [f"{group!r}: {', '.join(found.values())}" for group, found in places.items() if len(found) > 1]
     yield Note("groups that two parts share", shared, "the score would be too good: keep each group in one part")
 
@@ -299,7 +301,7 @@ def check_lengths(parts, tasks):
     spread = 1.4826 * statistics.median(abs(value - middle) for value in logs) or 0.2
     limit = math.exp(middle + 6 * max(spread, 0.3))
     long = [
-        f"{e['at']}: {n}"
+        f"{e['_where']}: {n}"
         for part, examples in parts.items()
         for e, n in zip(examples, lengths[part])
         if n > max(limit, 30)
@@ -340,7 +342,7 @@ def check_labels(parts, tasks):
         train = counts["train"]
 
         def where(label, part, name=name):
-            return next(f"{e['at']}: {label!r}" for e in parts[part] if label in labels_in(e[name]))
+            return next(f"{e['_where']}: {label!r}" for e in parts[part] if label in labels_in(e[name]))
 
         for part in parts:
             unseen = [where(label, part) for label in sorted(counts[part].keys() - train.keys())]
@@ -431,13 +433,13 @@ def check_numbers(parts, tasks):
         spread = (
             1.4826 * statistics.median(abs(value - middle) for value in train) or task["std"]
         )  # the median deviation, as of a normal
-        everywhere = [(e["at"], e[name]) for examples in parts.values() for e in examples if e[name] is not None]
+        everywhere = [(e["_where"], e[name]) for examples in parts.values() for e in examples if e[name] is not None]
         far = [f"{at}: {value:g}" for at, value in everywhere if abs(value - middle) > 10 * spread]
         yield Note(f"{name}: numbers far from all others", far, "a unit or a decimal point may be wrong")
         for part, examples in parts.items():
             known = [e[name] for e in examples if e[name] is not None]
             if len(known) > 1 and len(set(known)) == 1:
-                where = [f"{examples[0]['at']}: {known[0]:g}"]
+                where = [f"{examples[0]['_where']}: {known[0]:g}"]
                 yield Note(f"{name}: all numbers of {part} are the same", where, "no correlation can be computed")
             elif (
                 part != "train" and len(known) >= 30 and abs(statistics.fmean(known) - task["mean"]) > 0.5 * task["std"]
@@ -475,7 +477,7 @@ def check_tags(parts, tasks):
                 if tags is None:
                     continue
                 illegal += [
-                    f"{e['at']}: token {place + 1} {e['tokens'][place]!r} {tags[place]}"
+                    f"{e['_where']}: token {place + 1} {e['tokens'][place]!r} {tags[place]}"
                     for place in illegal_tags(tags)[:1]
                 ]
                 if bioes:
@@ -484,17 +486,17 @@ def check_tags(parts, tasks):
                         for i, (tag, after) in enumerate(zip(tags, [*tags[1:], "O"]))
                         if tag[:2] in ("B-", "I-") and after[:2] not in ("I-", "E-")
                     ]
-                    unfinished += [f"{e['at']}: token {open_at[0] + 1} {tags[open_at[0]]}"] if open_at else []
+                    unfinished += [f"{e['_where']}: token {open_at[0] + 1} {tags[open_at[0]]}"] if open_at else []
                 for label, first, last in spans_of(tags):
                     surface = e["tokens"][first : last + 1]
-                    seen[tuple(surface)][label].append(e["at"])
+                    seen[tuple(surface)][label].append(e["_where"])
                     if last - first >= 20 and last - first > 0.5 * len(tags):
-                        long.append(f"{e['at']}: {label}, {last - first + 1} tokens")
+                        long.append(f"{e['_where']}: {label}, {last - first + 1} tokens")
                     if len(surface) > 1 and any(
                         t and not any(c.isalnum() for c in t) and t not in "()[]《》“”\"'$#@.%+"
                         for t in (surface[0], surface[-1])
                     ):
-                        edges.append(f"{e['at']}: {label} {' '.join(surface)!r}")
+                        edges.append(f"{e['_where']}: {label} {' '.join(surface)!r}")
         yield Note(
             f"{name}: tags that continue no entity",
             illegal,
@@ -536,7 +538,7 @@ def check_tags(parts, tasks):
                     for surface in by_first.get(token, ()) if tag == "O" else ():
                         stop = place + len(surface)
                         if tuple(e["tokens"][place:stop]) == surface and set(e[name][place:stop]) == {"O"}:
-                            plain_uses[surface].append(f"{e['at']}: {' '.join(surface)!r}")
+                            plain_uses[surface].append(f"{e['_where']}: {' '.join(surface)!r}")
         for surface, rows in plain_uses.items():
             if len(rows) <= 0.05 * singles[surface]:
                 missed += rows
@@ -546,7 +548,7 @@ def check_tags(parts, tasks):
         bare = [part for part, examples in parts.items() if all(set(e[name] or "O") <= {"O"} for e in examples)]
         yield Note(
             f"{name}: a part has no entity at all",
-            [f"{parts[part][0]['at']}: {part}" for part in bare],
+            [f"{parts[part][0]['_where']}: {part}" for part in bare],
             "its F1 can only be 0",
         )
 
@@ -579,20 +581,20 @@ def check_encoding(parts, tasks, encoder):
                 )
                 total += 1
                 if len(encoding.ids) > room:
-                    cut.append(f"{e['at']}: {len(encoding.ids) + 2} sub-tokens")
+                    cut.append(f"{e['_where']}: {len(encoding.ids) + 2} sub-tokens")
                     kept = {word for word in encoding.word_ids[:room] if word is not None} if "tokens" in e else set()
                     for name, task in tasks.items():
                         if is_tagging(task["type"]) and e[name]:
                             lost = [span for span in spans_of(e[name]) if span[2] not in kept]
                             entities += (
-                                [f"{e['at']}: {lost[0][0]} {' '.join(given[lost[0][1] : lost[0][2] + 1])!r}"]
+                                [f"{e['_where']}: {lost[0][0]} {' '.join(given[lost[0][1] : lost[0][2] + 1])!r}"]
                                 if lost
                                 else []
                             )
                 if "tokens" in e:
                     present = set(encoding.word_ids)
                     gone = [ascii(word) for number, word in enumerate(given) if number not in present]
-                    vanished += [f"{e['at']}: {gone[0]}"] if gone else []
+                    vanished += [f"{e['_where']}: {gone[0]}"] if gone else []
                 if tokenizer.unk_token_id in encoding.ids:
                     place = encoding.offsets[encoding.ids.index(tokenizer.unk_token_id)]
                     word = (
@@ -600,9 +602,9 @@ def check_encoding(parts, tasks, encoder):
                         if "tokens" in e
                         else given[place[0] : place[1]]
                     )
-                    unknown.append(f"{e['at']}: {word!r}")
+                    unknown.append(f"{e['_where']}: {word!r}")
                 hit = next((token for token in special if token in text_of(e)), None)
-                markers += [f"{e['at']}: {hit}"] if hit else []
+                markers += [f"{e['_where']}: {hit}"] if hit else []
     yield Note(
         f"texts are longer than --max_length {length}",
         cut,

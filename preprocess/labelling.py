@@ -24,10 +24,10 @@ def check_examples(examples, config):
     names = list(dict.fromkeys(key for example in examples for key in example if key not in RESERVED))
     chosen, texts = config.label_types_by_name(), {"text", "tokens", "text_pair"}
     for example in examples:
-        at = example["at"]
+        at = example["_where"]
         if (has := texts & example.keys()) != (wanted := texts & first.keys()):
             raise UserError(
-                f"{at}: has {' and '.join(sorted(has))}, but {first['at']} has {' and '.join(sorted(wanted))}"
+                f"{at}: has {' and '.join(sorted(has))}, but {first['_where']} has {' and '.join(sorted(wanted))}"
             )
         check_text(example)
         check_characters(example)
@@ -37,7 +37,7 @@ def check_examples(examples, config):
                 raise UserError(f"{at}: split {example['split']!r} is none of train, dev, test")
             example["split"] = part
         if ("split" in example) != ("split" in first):
-            without = at if "split" in first else first["at"]
+            without = at if "split" in first else first["_where"]
             raise UserError(f"{without}: has no part (train, dev, test), but other rows have one")
         for name in names:
             empty = isinstance(example.get(name), str) and not example[name].strip()
@@ -67,11 +67,11 @@ def check_examples(examples, config):
                 example[name] = labels.as_list(example[name], config.label_separator)
             if example.get(name) is None and len(names) == 1:
                 raise UserError(
-                    f"{example['at']}: has no label {name!r} (it is null); texts without labels are for --predict_file"
+                    f"{example['_where']}: has no label {name!r} (it is null); texts without labels are for --predict_file"
                 )
             example[name] = labels.check_label(example, name, kind)
         if all(example[name] is None for name in names):
-            raise UserError(f"{example['at']}: has no label of any task ({', '.join(names)})")
+            raise UserError(f"{example['_where']}: has no label of any task ({', '.join(names)})")
     for name, kind in tasks.items():
         if is_tagging(kind):
             notes += convert_schemes(examples, name, config.tag_scheme)
@@ -93,12 +93,12 @@ def drop_dashes(examples, name, alone):
         example[name] = None
     done = "these rows are left out" if alone else "they count as unlabelled"
     advice = f"{done}; if it is a class: --label_type {name}=classification"
-    return [Note(f"{name}: the label '-' means that there is no gold label", [e["at"] for e in dashed], advice)]
+    return [Note(f"{name}: the label '-' means that there is no gold label", [e["_where"] for e in dashed], advice)]
 
 
 def odd_numbers(name, kind, examples):
     """Notes on labels of which it is not clear whether they are numbers or names."""
-    known = [(e["at"], e[name]) for e in examples if e.get(name) is not None]
+    known = [(e["_where"], e[name]) for e in examples if e.get(name) is not None]
     if kind == "regression":
         whole = {float(value) for _, value in known}
         few = (
@@ -125,12 +125,12 @@ def odd_numbers(name, kind, examples):
 def spans_to_tokens(examples, names, unit):
     """Turns labels that are spans over `text` into tags over `tokens`, which it adds; `text` stays. -> notes."""
     if "text" not in examples[0]:
-        raise UserError(f"{examples[0]['at']}: {names[0]!r} is spans over characters; they need a text, not tokens")
+        raise UserError(f"{examples[0]['_where']}: {names[0]!r} is spans over characters; they need a text, not tokens")
     if unit == "auto":
         unit = "character" if labels.mostly_chinese(example["text"] for example in examples[:2000]) else "word"
     overlapping, inside, blank = [], [], []
     for example in examples:
-        at, text, spans = example["at"], example["text"], {}
+        at, text, spans = example["_where"], example["text"], {}
         for name in names:
             if example.get(name) is not None:
                 spans[name], dropped = labels.without_overlaps(labels.read_spans(example[name], text, at))
@@ -162,14 +162,16 @@ def convert_schemes(examples, name, wanted):
     files = {}
     for example in examples:
         if example[name] is not None:
-            files.setdefault(re.sub(r", \S+ \d+$", "", example["at"]), []).append(example)
+            files.setdefault(re.sub(r", \S+ \d+$", "", example["_where"]), []).append(example)
     schemes = {file: find_scheme(example[name] for example in found) for file, found in files.items()}
     found = set(schemes.values()) - {None}
     tags = {tag for rows in files.values() for example in rows for tag in example[name]}
     if wanted != "keep" and not found and "O" in tags and len(tags) > 1:
         prefixed = [tag for tag in tags if tag == "O" or re.match(r"[BIESMLU]-.", tag)]
         if len(prefixed) > len(tags) / 2:
-            strange = [f"{e['at']}: {t}" for rows in files.values() for e in rows for t in e[name] if t not in prefixed]
+            strange = [
+                f"{e['_where']}: {t}" for rows in files.values() for e in rows for t in e[name] if t not in prefixed
+            ]
             return [
                 Note(
                     f"{name}: tags of no scheme among those of one",

@@ -59,7 +59,7 @@ def is_number(text):
 
 def check_label(example, name, kind):
     """The label as it is to be kept (None: there is none), or a UserError that says why it cannot be one."""
-    at, label = example["at"], example.get(name)
+    at, label = example["_where"], example.get(name)
     if label is None or (isinstance(label, float) and math.isnan(label)):
         return None
     if is_tagging(kind):

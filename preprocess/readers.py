@@ -1,7 +1,7 @@
 """Readers: raw files of one format each -> examples, one after another. data_process.py calls them.
 
 A reader is a generator `read_<format>(path, options)` of dicts: `text` or `tokens`, the labels, maybe `text_pair`, `id` and
-`split`, and "at", which says where the example came from, for messages.
+`split`, and "_where", which says where the example came from, for messages.
 Edit here when your data has a format of its own: one reader, one line in READERS.
 """
 
@@ -37,7 +37,7 @@ TEXT_NAMES = (
     "内容",
 )
 PAIR_NAMES = ("text_pair", "sentence2", "text_b", "hypothesis", "question2")
-RESERVED = ("id", "text", "tokens", "text_pair", "split", "group", "at")  # what an example holds beside its labels
+RESERVED = ("id", "text", "tokens", "text_pair", "split", "group", "_where")  # what an example holds beside its labels
 LABEL_NAMES = (
     "label",
     "labels",
@@ -116,7 +116,7 @@ def read_rows(path, encoding="auto"):
 def read_txt(path, options):
     """A text a row, nothing else."""
     for number, row in read_rows(path, options.encoding):
-        yield {"at": f"{path}, row {number}", "text": row}
+        yield {"_where": f"{path}, row {number}", "text": row}
 
 
 def read_csv(path, options, delimiter=","):
@@ -164,7 +164,7 @@ def columns_to_examples(path, table, options):
         if len(cells) != len(header):
             raise UserError(f"{path}, row {number}: {len(cells)} cells, but the header has {len(header)}; {listed}")
         example = {known[name]: cell for name, cell in zip(header, cells) if name in known}
-        yield {"at": f"{path}, row {number}", **example}
+        yield {"_where": f"{path}, row {number}", **example}
 
 
 def find_columns(path, names, options, listed):
@@ -323,7 +323,7 @@ def objects_to_examples(path, objects, options):
             raise UserError(
                 f"{at}: has the key {late[0]!r}, which none of the first 1000 rows has; say with --label_column what to use"
             )
-        example = {"at": at} | {key: values[key] for key in ("id", "split") if values.get(key) is not None}
+        example = {"_where": at} | {key: values[key] for key in ("id", "split") if values.get(key) is not None}
         if group := getattr(options, "group_column", ""):
             example["group"] = values.get(group)
         for key, name in (
@@ -385,7 +385,7 @@ def read_conll(path, options):
                     f"{path}.intent: {len(intents)} rows, but {path} has more sentences (the next begins in row {start})"
                 )
             yield (
-                {"at": f"{path}, row {start}", "tokens": tokens}
+                {"_where": f"{path}, row {start}", "tokens": tokens}
                 | ({"intent": intents[count]} if intents is not None else {})
                 | {"slots": tags}
             )
@@ -420,7 +420,7 @@ def read_seq(path, options):
             raise UserError(f"{path}/{other}: {counts[other]} rows, but seq.in has {counts['seq.in']}")
         number = rows[0][0]
         columns = {name: row for name, (_, row) in zip(names, rows)}
-        example = {"at": f"{path}/seq.in, row {number}", "tokens": re.findall(r"[^ \t]+", columns["seq.in"])}
+        example = {"_where": f"{path}/seq.in, row {number}", "tokens": re.findall(r"[^ \t]+", columns["seq.in"])}
         if "label" in names:
             example["intent"] = columns["label"].strip()
         if "seq.out" in names:

@@ -7,6 +7,7 @@ which writes them). This is all that training and prediction know of the data.
 import json
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 from engine.command_line import UserError
@@ -24,7 +25,7 @@ PARTS = ("train", "dev", "test")
 
 def check_text(example, may_be_empty=False):
     """UserError unless the example has a text or tokens that can be used."""
-    at, tokens, text = example["at"], example.get("tokens"), example.get("text")
+    at, tokens, text = example["_where"], example.get("tokens"), example.get("text")
     if "tokens" in example:
         if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
             raise UserError(f"{at}: `tokens` must be a list of one or more strings")
@@ -38,7 +39,7 @@ def check_text(example, may_be_empty=False):
 
 def check_characters(example):
     """UserError for a lone surrogate: JSON can write one, UTF-8 and the tokenizers cannot."""
-    encode(json.dumps(example, ensure_ascii=False), example["at"])
+    encode(json.dumps(example, ensure_ascii=False), example["_where"])
 
 
 # ---- reading the processed folder ----------------------------------------------------------------------------------------
@@ -71,12 +72,12 @@ def check_row(example, tasks, at, needs_labels=True):
     """UserError unless a row of a processed file, or one to predict on, has what these tasks need. A label may be missing (null)."""
     if not isinstance(example, dict) or not ("text" in example or "tokens" in example):
         raise UserError(f"{at}: must be a JSON object with `text` or `tokens`")
-    check_text({"at": at, **example}, may_be_empty=not needs_labels)
+    check_text({"_where": at, **example}, may_be_empty=not needs_labels)
     for name, task in tasks.items():
         if needs_labels:
             if name not in example:
                 raise UserError(f"{at}: has no label for the task {name!r}; null says that there is none")
-            labels.check_label({"at": at, **example}, name, task["type"])
+            labels.check_label({"_where": at, **example}, name, task["type"])
         if is_tagging(task["type"]) and "tokens" not in example:
             raise UserError(f"{at}: has no `tokens`, which the task {name!r} tags")
 
@@ -135,7 +136,7 @@ def encode(text, at):
 def write_processed(folder, parts, tasks):
     """Writes the processed folder. Each file appears whole or not at all; labels.json comes last."""
     folder.mkdir(parents=True, exist_ok=True)
-    hidden = ("at", "split", "group")
+    hidden = ("_where", "split", "group")
     files = {
         f"{part}.jsonl": (
             json.dumps({key: e[key] for key in e if key not in hidden}, ensure_ascii=False) + "\n" for e in rows
@@ -171,3 +172,29 @@ def require_own_folder(folder, source):
         )
     if folder.resolve() in (source.resolve(), source.resolve().parent):
         raise UserError(f"--output_dir {folder}: is where the input lies; choose another folder")
+
+
+def summary(parts, tasks):
+    """Prints what is in the data: sizes, lengths, labels."""
+    print(
+        f"{'part':<8}{'examples':>9}   length in {'tokens' if 'tokens' in parts['train'][0] else 'characters'}: "
+        f"{'median':>6} {'95 %':>6} {'99 %':>6} {'most':>6}"
+    )
+    for part, rows in parts.items():
+        lengths = sorted(len(e.get("tokens") or e["text"]) for e in rows)
+        shown = [lengths[min(len(lengths) - 1, int(share * len(lengths)))] for share in (0.5, 0.95, 0.99, 1)]
+        width = 18 if "tokens" in rows[0] else 22
+        print(f"{part:<8}{len(rows):>9}   {'':<{width}} " + " ".join(f"{length:>6}" for length in shown))
+    for name, info in tasks.items():
+        if info["type"] == "regression":
+            print(f"task {name}: regression, mean {info['mean']:.4g}, standard deviation {info['std']:.4g}")
+            continue
+        counts = Counter(dict(zip(info["labels"], info["counts"])))
+        common = ", ".join(f"{label} {count / counts.total():.0%}" for label, count in counts.most_common(3))
+        print(f"task {name}: {info['type']}, {len(counts)} labels ({common}{', …' if len(counts) > 3 else ''})")
+        if info["type"] == "multilabel":
+            none = {part: sum(e[name] == [] for e in rows) for part, rows in parts.items()}
+            print(f"task {name}: rows with none of the labels, learnt as such: {none}")
+        missing = {part: sum(e[name] is None for e in rows) for part, rows in parts.items()}
+        if any(missing.values()):
+            print(f"task {name}: rows without a label, which this task leaves out: {missing}")

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from engine.command_line import UserError
-from preprocess.readers import READERS, find_format
-from preprocess.schema import PARTS
+from preprocess.readers import READERS, SUFFIXES, find_format, read_txt, suffix_of
+from preprocess.schema import PARTS, check_characters, check_row
 
 PART_NAMES = {
     "train": "train",
@@ -69,7 +69,7 @@ def find_sources(folder):
 
 
 def read_examples(config):
-    """All examples of the input, each with "at" and, if the data has parts, "split". UserError on the first bad row."""
+    """All examples of the input, each with "_where" and, if the data has parts, "split". UserError on the first bad row."""
     examples = []
     sources = [(None, config.input)] if config.format == "hf" else find_sources(Path(config.input))
     for part, path in sources:
@@ -82,3 +82,28 @@ def read_examples(config):
                 example["split"] = part
             examples.append(example)
     return examples
+
+
+def read_texts(path, config):
+    """Examples to predict on, without labels: a text a row (.txt), or the text columns of CSV, TSV or JSONL."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    suffix = suffix_of(path)
+    if suffix in SUFFIXES:
+        examples = list(READERS[SUFFIXES[suffix]](path, config))
+    elif suffix in (".txt", ""):
+        examples = list(read_txt(path, config))
+    else:
+        raise UserError(f"{path}: --predict_file must end in .txt, {', '.join(SUFFIXES)}")
+    if not examples:
+        raise UserError(f"{path}: empty; there is nothing to predict")
+    keys = [[key for key in ("text", "tokens", "text_pair") if key in example] for example in examples]
+    for number, example in enumerate(examples):
+        if keys[number] != keys[0]:
+            raise UserError(
+                f"{example['_where']}: has {' and '.join(keys[number])}, but the first row has {' and '.join(keys[0])}"
+            )
+        check_row(example, {}, example["_where"], needs_labels=False)
+        check_characters(example)
+    return [{"id": str(e.get("id", number)), **{key: e[key] for key in keys[0]}} for number, e in enumerate(examples)]

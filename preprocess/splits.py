@@ -79,7 +79,7 @@ def split_examples(examples, tasks, config):
 
 def group_of(example):
     """What must stay together with this example; one without a group is a group of its own."""
-    return example["at"] if example.get("group") in (None, "") else str(example["group"])
+    return example["_where"] if example.get("group") in (None, "") else str(example["group"])
 
 
 def split_folds(parts, tasks, config):

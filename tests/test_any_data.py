@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 
 from config import Config
-from data_process import DataConfig, process, spans_to_tokens
-from engine import tags, text
+from data_process import DataConfig, process
+from engine import tags
+from engine.text import place_tokens
 from engine.command_line import UserError
 from engine.text import split_text
 from main import main
 from preprocess import labels
+from preprocess.labelling import spans_to_tokens
 
 rng = random.Random(0)
 SONGS, ROOMS = (
@@ -250,7 +252,7 @@ def test_raw_to_predictions(name, tmp_path):
             if kind == "tagging":
                 assert len(row[f"{task}_tags"]) == len(truth["tokens"])
                 assert all(row["text"][one["start"] : one["end"]] == one["text"] for one in row[task])
-                offsets = text.place_tokens(row["text"], truth["tokens"])
+                offsets = place_tokens(row["text"], truth["tokens"])
                 spans = [
                     (offsets[first][0], offsets[last][1], label) for label, first, last in get_entities(truth[task])
                 ]
@@ -301,12 +303,12 @@ def texts_with_spans(draw):
 def test_spans_come_back_as_they_were(given_text, unit):
     text, spans = given_text
     example = {
-        "at": "here",
+        "_where": "here",
         "text": text,
         "slots": [{"start": start, "end": end, "label": label} for start, end, label in spans],
     }
     notes = spans_to_tokens([example], ["slots"], unit)
-    offsets = text.place_tokens(text, example["tokens"])
+    offsets = place_tokens(text, example["tokens"])
     assert offsets is not None and all(
         text[start:end] == token for (start, end), token in zip(offsets, example["tokens"])
     )

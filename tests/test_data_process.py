@@ -4,11 +4,12 @@ import pytest
 from conftest import ROOT, SHARED, read_json
 
 from config import Config
-from data_process import DataConfig, process, read_texts
+from data_process import DataConfig, process
 from engine.command_line import UserError
 from engine.tags import illegal_tags
 from engine.text import join_tokens, split_text
 from preprocess.schema import load_labels
+from preprocess.sources import read_texts
 
 
 def write(folder, files):
@@ -195,7 +196,7 @@ BAD = {
         ["'text'", "rename"],
         {"text_column": "content", "label_column": "text"},
     ),
-    "label called at": ({"train.csv": "text,at\na,x\n"}, ["'at'", "rename"], {"label_column": "at"}),
+    "label called _where": ({"train.csv": "text,_where\na,x\n"}, ["'_where'", "rename"], {"label_column": "_where"}),
     "lone surrogate": ({"train.jsonl": '{"text": "\\ud800", "label": "x"}\n'}, ["row 1", "surrogate"], {}),
     "null tags": (
         {"train.jsonl": '{"tokens": ["a"], "slots": ["O"]}\n{"tokens": ["a"], "slots": null}\n'},

@@ -6,10 +6,11 @@ import random
 import pytest
 from conftest import ROOT, SHARED
 
-from data_process import DataConfig, collect_labels, prepare, process
+from data_process import DataConfig, prepare, process
 from engine.features import Featurizer
 from engine.tokenizer import train_tokenizer
 from preprocess import checks
+from preprocess.labelling import collect_labels
 
 SENTENCE = (
     "please could you bring show find open close start stop the red blue green small large lamp door box song film room"
@@ -26,7 +27,11 @@ def made(label, size=60, **more):
             text = " ".join(rng.sample(WORDS, rng.randint(5, 8)))
             if text not in seen:
                 seen.add(text)
-                row = {"at": f"{part}.csv, row {len(parts[part]) + 2}", "id": f"{part}{len(parts[part])}", "text": text}
+                row = {
+                    "_where": f"{part}.csv, row {len(parts[part]) + 2}",
+                    "id": f"{part}{len(parts[part])}",
+                    "text": text,
+                }
                 parts[part].append(row | {name: make(rng) for name, make in more.items()} | {"x": label(rng)})
     return parts
 
@@ -55,7 +60,7 @@ def change(part="train", row=7, **values):
     def fault(parts):
         example = parts[part][row]
         example.update({name: value(example, parts) if callable(value) else value for name, value in values.items()})
-        return example["at"]
+        return example["_where"]
 
     return fault
 
@@ -234,7 +239,7 @@ def test_slips_of_annotation():
     parts["train"][20].update(tokens=["call", "x", "hey", "jude"], slots=["O", "O", "B-person", "I-person"])
     notes = {note.what: note.rows for note in checks.examine(parts, tasks)}
     assert notes["slots: the same words have one type nearly always, and another once"][0].startswith(
-        parts["train"][20]["at"]
+        parts["train"][20]["_where"]
     )
     for number in range(30, 42):
         parts["train"][number].update(
@@ -243,7 +248,7 @@ def test_slips_of_annotation():
     parts["train"][20].update(tokens=["call", "x", "hey", "jude"], slots=["O"] * 4)
     notes = {note.what: note.rows for note in checks.examine(parts, tasks)}
     assert notes["slots: words that are entities nearly always are O here"] == [
-        f"{parts['train'][20]['at']}: 'hey jude'"
+        f"{parts['train'][20]['_where']}: 'hey jude'"
     ]
 
 
@@ -255,7 +260,7 @@ def test_an_open_entity_of_bioes():
     parts["train"][4]["slots"][1] = "B-a"
     tasks = collect_labels(parts, {"intent": "classification", "slots": "tagging"})
     notes = [note for note in checks.examine(parts, tasks) if "never ended" in note.what]
-    assert notes and notes[0].rows[0].startswith(parts["train"][4]["at"])
+    assert notes and notes[0].rows[0].startswith(parts["train"][4]["_where"])
 
 
 def test_what_the_tokenizer_does():
@@ -266,11 +271,11 @@ def test_what_the_tokenizer_does():
     parts["train"][7].update(tokens=["play", "\ufe0f", "[SEP]"], slots=["O"] * 3)
     parts["dev"][3].update(tokens=["play"] * 20 + ["it"], slots=["O"] * 20 + ["B-song"])
     notes = {note.what: note.rows for note in checks.check_encoding(parts, tasks, Featurizer(tokenizer, tasks, 16))}
-    assert any(row.startswith(parts["train"][7]["at"]) for row in notes["tokens vanish in the tokenizer"])
+    assert any(row.startswith(parts["train"][7]["_where"]) for row in notes["tokens vanish in the tokenizer"])
     assert any(
-        row.startswith(parts["train"][7]["at"]) for row in notes["texts hold the tokenizer's own special tokens"]
+        row.startswith(parts["train"][7]["_where"]) for row in notes["texts hold the tokenizer's own special tokens"]
     )
-    assert any(row.startswith(parts["dev"][3]["at"]) for row in notes["texts are longer than --max_length 16"])
+    assert any(row.startswith(parts["dev"][3]["_where"]) for row in notes["texts are longer than --max_length 16"])
     assert any("song 'it'" in row for row in notes["entities lie behind --max_length 16"])
     english = train_tokenizer(lambda: ["abc " * 3], 100)
     notes = [
