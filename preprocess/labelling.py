@@ -17,7 +17,7 @@ from preprocess.sources import PART_NAMES
 def check_examples(examples, config):
     """Refuses rows that cannot be trained on, and makes their labels what the processed folder holds.
 
-    -> ({task: type}, notes: what was changed on the way, for the doctor's report). A row may lack the labels of some tasks
+    -> ({task: type}, notes: what was changed on the way, for the data checks). A row may lack the labels of some tasks
     if it has those of another.
     """
     first, notes = examples[0], []

@@ -1,4 +1,4 @@
-"""The doctor: each fault that is put into clean data is named with its row, and clean data leaves it quiet."""
+"""The checks: each fault that is put into clean data is named with its row, and clean data leaves it quiet."""
 
 import copy
 import random
@@ -216,7 +216,7 @@ def notes_of(kind, fault=None):
 
 
 @pytest.mark.parametrize("kind", ["classification", "pair", "multilabel", "regression", "tagging"])
-def test_clean_data_leaves_the_doctor_quiet(kind):
+def test_clean_data_has_no_notes(kind):
     assert notes_of(kind)[0] == []
 
 
@@ -286,10 +286,10 @@ def test_what_the_tokenizer_does():
 
 def test_check_writes_nothing_and_takes_raw_or_processed_data(tmp_path, capsys, sample):
     process(DataConfig(input=str(ROOT / "dataset/sample_raw"), check=True))
-    assert "doctor: nothing odd found" in capsys.readouterr().out
+    assert "checks: nothing odd found" in capsys.readouterr().out
     before = {path.name: path.read_bytes() for path in sample.iterdir() if path.is_file()}
     process(DataConfig(input=str(sample), check=True))
-    assert "doctor:" in capsys.readouterr().out
+    assert "checks:" in capsys.readouterr().out
     assert before == {path.name: path.read_bytes() for path in sample.iterdir() if path.is_file()}
 
 
