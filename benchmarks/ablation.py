@@ -1,16 +1,19 @@
-"""Does a trick help on my data? A baseline and variants of it over several seeds, with what they gain and what they cost.
+"""Does a trick help on my data? A baseline and variants of it over several seeds, with what they gain and what they
+cost.
 
-    python benchmarks/ablation.py --data_path dataset/NAME --pretrain_model_path FOLDER --tricks fgm ema --seeds 5 --options="--use_crf"
+    python benchmarks/ablation.py --data_path dataset/NAME --pretrain_model_path FOLDER --tricks fgm ema --seeds 5
+    --options="--use_crf"
 
-A variant is a name of VARIANTS, or options of main.py such as `lr=5e-4`, or several of these joined by `+`. Each run is a process of
-main.py. runs.csv in --results has a line for each that is done, and these are not repeated: started again, the script goes on, with a run
-that was interrupted from its checkpoint. A run is known by the bytes of its data and model and by all options that change its result, not
-by the code: after editing that, name another --results. Prints and writes to summary.csv the mean ± standard deviation of each score, the
-difference to the baseline over the same seeds with a confidence interval, and the cost in time; draws differences.png if matplotlib is
-installed. Choose by dev; test tells what the choice is worth.
+A variant is a name of VARIANTS, or options of main.py such as `lr=5e-4`, or several of these joined by `+`. Each run is
+a process of main.py. runs.csv in --results has a line for each that is done, and these are not repeated: started again,
+the script goes on, with a run that was interrupted from its checkpoint. A run is known by the bytes of its data and
+model and by all options that change its result, not by the code: after editing that, name another --results. Prints and
+writes to summary.csv the mean ± standard deviation of each score, the difference to the baseline over the same seeds
+with a confidence interval, and the cost in time; draws differences.png if matplotlib is installed. Choose by dev; test
+tells what the choice is worth.
 
-With an interval of 95 % about one comparison in twenty is called significant though nothing differs: `--false_positives` shows it on the
-stored scores of the baseline. Who compares many variants will see such ones.
+With an interval of 95 % about one comparison in twenty is called significant though nothing differs:
+`--false_positives` shows it on the stored scores of the baseline. Who compares many variants will see such ones.
 """
 
 import argparse
@@ -55,17 +58,18 @@ VARIANTS = {
 FEWEST = 5  # seeds for an interval; with fewer its share of errors is not the one it claims
 
 
-# ---- statistics --------------------------------------------------------------------------------------------------------------
+# ---- statistics ------------------------------------------------------------------------------------------------------
 
 
 def interval(differences, level=0.95, draws=10_000):
-    """(low, high) of the mean of paired differences by the smoothed bootstrap-t; None if they are fewer than FEWEST or all the same.
+    """(low, high) of the mean of paired differences by the smoothed bootstrap-t; None if they are fewer than FEWEST or
+    all the same.
 
-    Samples are drawn from the differences, each moved by normal noise of Silverman's bandwidth; so few differences as people have seeds
-    would else give samples that hardly vary, and endless intervals. At 5 seeds the plain percentile bootstrap calls 16 % of differences
-    significant though nothing differs, this one 5 %.
-    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5; Polansky and Schucany, Kernel Smoothing to Improve Bootstrap
-    Confidence Intervals, 1997; Silverman, Density Estimation, 1986, equation 3.28.
+    Samples are drawn from the differences, each moved by normal noise of Silverman's bandwidth; so few differences as
+    people have seeds would else give samples that hardly vary, and endless intervals. At 5 seeds the plain percentile
+    bootstrap calls 16 % of differences significant though nothing differs, this one 5 %.
+    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5; Polansky and Schucany, Kernel Smoothing
+    to Improve Bootstrap Confidence Intervals, 1997; Silverman, Density Estimation, 1986, equation 3.28.
     """
     values = np.asarray(differences, dtype=float)
     count = len(values)
@@ -93,7 +97,7 @@ def false_positives(scores, seeds, rounds=2000):
     return sum(verdict(interval(one - other)) == "significant" for one, other in drawn) / rounds
 
 
-# ---- runs --------------------------------------------------------------------------------------------------------------------
+# ---- runs ------------------------------------------------------------------------------------------------------------
 
 
 OURS = ("data_path", "pretrain_model_path", "debug", "fold", "model_version", "output_dir", "checkpoint", "random_seed")
@@ -108,7 +112,8 @@ def flags_of(variant, options):
 
 
 def settings(variant, options):
-    """{option: value} of a variant's runs, as text, without those that change no result. A mistake is one line, before anything runs."""
+    """{option: value} of a variant's runs, as text, without those that change no result. A mistake is one line, before
+    anything runs."""
     config = parse_args(Config, ["--pretrain_model_path", options.pretrain_model_path, *flags_of(variant, options)])
     if idle := config.unused_options():
         raise UserError(f"{variant}: {idle[0]}")
@@ -125,7 +130,8 @@ def digest(folder, names):
 
 
 def data_and_model(options):
-    """What, beside the options, a run rests on: {"data": …, "model": …}, the bytes of both; of a model from a hub its name."""
+    """What, beside the options, a run rests on: {"data": …, "model": …}, the bytes of both; of a model from a hub its
+    name."""
     model, data = Path(options.pretrain_model_path), Path(options.data_path)
     load_labels(data)
     name = "/".join(model.parts[-2:]) or "from scratch"
@@ -135,7 +141,8 @@ def data_and_model(options):
 
 
 class Runs:
-    """The runs that are done, as runs.csv has them, and those that are under way. keys: {variant: what its runs are known by}."""
+    """The runs that are done, as runs.csv has them, and those that are under way. keys: {variant: what its runs are
+    known by}."""
 
     def __init__(self, path, keys):
         self.path, self.keys, self.lock, self.processes, self.stopped = path, keys, threading.Lock(), set(), False
@@ -222,7 +229,7 @@ def run(variant, seed, options, runs):
     shutil.rmtree(folder)
 
 
-# ---- what they say -------------------------------------------------------------------------------------------------------------
+# ---- what they say ---------------------------------------------------------------------------------------------------
 
 
 def summary(runs, variants, seeds, options):

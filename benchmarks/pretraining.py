@@ -1,9 +1,10 @@
-"""Does pretraining on the task's own texts help? An encoder from scratch, with and without it, on all labels and on few.
+"""Does pretraining on the task's own texts help? An encoder from scratch, with and without it, on all labels and on
+few.
 
     python benchmarks/pretraining.py --data_path dataset/cais --seeds 1 2 3 --shares 1 0.1
 
-Each run is a process of its own and is kept in --work; started again, finished runs are not repeated. Prints test scores,
-mean ± standard deviation over the seeds. The texts of dev are held out, those of test are never read.
+Each run is a process of its own and is kept in --work; started again, finished runs are not repeated. Prints test
+scores, mean ± standard deviation over the seeds. The texts of dev are held out, those of test are never read.
 """
 
 import argparse

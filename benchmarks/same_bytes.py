@@ -1,9 +1,11 @@
-"""Whether two commits compute the same: each trains, evaluates and predicts the same roads, and the SHA-256 sums are compared.
+"""Whether two commits compute the same: each trains, evaluates and predicts the same roads, and the SHA-256 sums are
+compared.
 
     python benchmarks/same_bytes.py BEFORE AFTER --atis RAW_ATIS_FOLDER --pretrain_model_path MODEL_FOLDER
 
-For a change that should change nothing, such as a rename. Each commit is checked out beside the repository's other worktrees,
-into a temporary folder, and run with this Python. Compared: weights of `best`, metrics.jsonl, eval.json, predictions.csv. Without
+For a change that should change nothing, such as a rename. Each commit is checked out beside the repository's other
+worktrees, into a temporary folder, and run with this Python. Compared: weights of `best`, metrics.jsonl, eval.json,
+predictions.csv. Without
 --atis only the roads on the sample are taken. Sums of a commit are kept in --cache and not computed twice.
 """
 

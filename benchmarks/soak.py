@@ -3,9 +3,9 @@
     python benchmarks/soak.py                    all of it, some ten minutes on two cores
     python benchmarks/soak.py --only kill flip   only the rows whose names contain one of these words
 
-Each trial is a real process, forked from this one after the imports, that runs `main.main` on a tiny model. A run that was
-interrupted must end with the same bytes as one that was left alone: SHA-256 of final and best weights, optimizer state,
-metrics.jsonl, eval.json and predictions.csv.
+Each trial is a real process, forked from this one after the imports, that runs `main.main` on a tiny model. A run that
+was interrupted must end with the same bytes as one that was left alone: SHA-256 of final and best weights, optimizer
+state, metrics.jsonl, eval.json and predictions.csv.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def make_data():
         process(DataConfig(input=str(WORK / "raw.jsonl"), output_dir=str(WORK / "data")))
 
 
-# ---- one run in one process ---------------------------------------------------------------------------------------------
+# ---- one run in one process ------------------------------------------------------------------------------------------
 
 
 def flags(name, options):
@@ -92,7 +92,8 @@ def flags(name, options):
 
 
 def start(name, options, prepare=None):
-    """Forks a process of its own group that runs the command line; prepare() is called in it first. Its messages go to NAME.err."""
+    """Forks a process of its own group that runs the command line; prepare() is called in it first. Its messages go to
+    NAME.err."""
     child = os.fork()
     if child:
         return child
@@ -133,7 +134,8 @@ def run(name, options, prepare=None):
 
 
 def digest(name):
-    """{file: SHA-256} of what must be equal. Times are kept elsewhere, and args.json may differ in what changes no result."""
+    """{file: SHA-256} of what must be equal. Times are kept elsewhere, and args.json may differ in what changes no
+    result."""
     folder = WORK / "runs" / name
     last = checkpoint.step_folders(folder / "checkpoints")[0]
     files = [
@@ -179,7 +181,7 @@ def same(name, options):
     return found == wanted
 
 
-# ---- the rows -----------------------------------------------------------------------------------------------------------
+# ---- the rows --------------------------------------------------------------------------------------------------------
 
 
 def kill_at_random_times(trials=200):
@@ -198,7 +200,8 @@ def kill_at_random_times(trials=200):
 
 
 def die_after(step, written=False):
-    """In the child: SIGKILL right after that optimizer step of the run; written: when the checkpoints before it are on the disk."""
+    """In the child: SIGKILL right after that optimizer step of the run; written: when the checkpoints before it are on
+    the disk."""
     update = trainer_module.Trainer.optimizer_step
 
     def deadly(self, group):

@@ -1,11 +1,13 @@
-"""Speed of training and evaluation beside what a user would pick instead: same machine, model, data and batch, interleaved, medians.
+"""Speed of training and evaluation beside what a user would pick instead: same machine, model, data and batch,
+interleaved, medians.
 
-    python benchmarks/speed.py --data_path dataset/atis --pretrain_model_path FOLDER [--examples 1500] [--rounds 3] [--only train eval]
+    python benchmarks/speed.py --data_path dataset/atis --pretrain_model_path FOLDER [--examples 1500] [--rounds 3]
+    [--only train eval]
 
-Needs a processed folder with `intent` and `slots`, and a quiet machine. Prints a table of examples a second and of the ratio of
-this template to each peer; above 1 means faster. `--only overhead`: what logs and checkpoints cost of an epoch; `--only tricks`: what each
-trick costs; `--only growth`: memory and speed of reading 100,000 and 2,000,000 rows (some minutes, and 3 GB of temporary disk);
-`--only start`: from launch to the first step.
+Needs a processed folder with `intent` and `slots`, and a quiet machine. Prints a table of examples a second and of the
+ratio of this template to each peer; above 1 means faster. `--only overhead`: what logs and checkpoints cost of an
+epoch; `--only tricks`: what each trick costs; `--only growth`: memory and speed of reading 100,000 and 2,000,000 rows
+(some minutes, and 3 GB of temporary disk); `--only start`: from launch to the first step.
 """
 
 import argparse
@@ -202,7 +204,8 @@ class Bench:
     # ---- bookkeeping: logs, TensorBoard, the progress bar and checkpoints -------------------------------------------
 
     def pass_with(self, bookkeeping):
-        """Seconds of one pass over the rows, with a best and a resumable checkpoint written beside it and all logs, or with nothing."""
+        """Seconds of one pass over the rows, with a best and a resumable checkpoint written beside it and all logs, or
+        with nothing."""
         from torch.utils.tensorboard import SummaryWriter
 
         import trainer as room
@@ -282,7 +285,8 @@ def compare(bench, systems, count, rounds):
 
 
 def crf_rows(rounds):
-    """Loss + backward and decoding at K=120, B=32, L=50, ragged, beside pytorch-crf; medians of interleaved calls, in ms."""
+    """Loss + backward and decoding at K=120, B=32, L=50, ragged, beside pytorch-crf; medians of interleaved calls, in
+    ms."""
     torch.manual_seed(0)
     crf = CRF([f"B-{i}" for i in range(120)])
     peer = torchcrf.CRF(120, batch_first=True)

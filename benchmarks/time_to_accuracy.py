@@ -2,10 +2,10 @@
 
     python benchmarks/time_to_accuracy.py --data_path dataset/atis --pretrain_model_path FOLDER [--epochs 2] [--seeds 0]
 
-Same encoder, heads, batch size and machine, one after the other. The Trainer: ten epochs at 5e-5 with linear decay, batches of random rows,
-no CRF. This template: `--use_crf` and its defaults in a run of --epochs, whose test sentences are scored every few steps: when are more of
-them right than with the Trainer for the first time, and are they at the end? Counted is the time of training; building the model and
-scoring are left out for both.
+Same encoder, heads, batch size and machine, one after the other. The Trainer: ten epochs at 5e-5 with linear decay,
+batches of random rows, no CRF. This template: `--use_crf` and its defaults in a run of --epochs, whose test sentences
+are scored every few steps: when are more of them right than with the Trainer for the first time, and are they at the
+end? Counted is the time of training; building the model and scoring are left out for both.
 """
 
 import argparse

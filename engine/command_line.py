@@ -46,8 +46,8 @@ def os_error_line(error):
 def option(default, help, group=None, choices=None, aliases=(), parse=None, needs=""):
     """A dataclass field that becomes a flag.
 
-    group: opens a section of `--help` that lasts until the next one. needs: the switches, of which one must be on for this
-    option to have an effect.
+    group: opens a section of `--help` that lasts until the next one. needs: the switches, of which one must be on for
+    this option to have an effect.
     """
     metadata = dict(help=help, group=group, choices=choices, aliases=aliases, parse=parse, needs=needs.split())
     return field(default=default, metadata=metadata)

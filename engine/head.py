@@ -97,4 +97,5 @@ class ImbalanceOptions:
                     "make the folder anew with data_process.py"
                 )
             weights = self.balanced_weights(torch.tensor(self.task["counts"], dtype=torch.float32).clamp(min=1))
-            self.class_weights = self.class_weights_on_host = weights  # on a GPU labels are counted before they move there
+            # on a GPU labels are counted before they move there
+            self.class_weights = self.class_weights_on_host = weights

@@ -120,7 +120,8 @@ def entities(tags, spans, text):
 
 
 def prepare_inputs(examples, tasks):
-    """Texts to predict on -> examples as these tasks need them: for tagging with tokens, cut as in the training data."""
+    """Texts to predict on -> examples as these tasks need them: for tagging with tokens, cut as in the training
+    data."""
     if any(task.get("pairs") for task in tasks.values()) and "text_pair" not in examples[0]:
         raise UserError(
             "this model was trained on pairs of texts, but --predict_file has one text a row; add --text_pair_column"
@@ -144,8 +145,8 @@ def token_unit(tasks):
 def prediction_row(example, answers, tasks):
     """What is written of an example. answers: {task: (label or tags, probability)}.
 
-    Columns: id, text, (text_pair,) and for each task its label and probability, or its entities, with text and character
-    offsets into the text column, and its tags.
+    Columns: id, text, (text_pair,) and for each task its label and probability, or its entities, with text and
+    character offsets into the text column, and its tags.
     """
     text, spans = example.get("text"), None
     if text is not None and "tokens" in example:

@@ -51,10 +51,5 @@ def may_follow(before, tag, bioes):
 
 
 def illegal_tags(tags):
-    """Positions of tags that break BIO or BIOES: an I- or E- (or M-) that continues nothing of its own type."""
-    before, bad = "O", []
-    for place, tag in enumerate(tags):
-        if tag[:2] in ("I-", "E-", "M-") and (before[:2] not in ("B-", "I-", "M-") or before[2:] != tag[2:]):
-            bad.append(place)
-        before = tag
-    return bad
+    """Positions of tags that break BIO or BIOES: an I-, E- or M- that continues nothing of its own type."""
+    return [i for i, (before, tag) in enumerate(zip(["O", *tags], tags)) if not may_follow(before, tag, bioes=False)]

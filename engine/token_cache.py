@@ -16,8 +16,8 @@ logger = logging.getLogger("template")
 def cached_table(folder, name, make_batches):
     """The Arrow table of make_batches(), an iterator of one or more record batches, memory-mapped from `folder`.
 
-    The file is named by `name`, which says what the table depends on, and by its own SHA-256: one that is damaged is made
-    anew. Where none can be written, the table is kept in memory.
+    The file is named by `name`, which says what the table depends on, and by its own SHA-256: one that is damaged is
+    made anew. Where none can be written, the table is kept in memory.
     """
     from datasets import Dataset as ArrowDataset
 

@@ -1,10 +1,12 @@
 """Masked-language-model training on your own texts: adapts an encoder to a domain, or makes a new one.
 
-    python huggingface_hands_on/continue_pretrain_task.py --input TEXTS --pretrain_model_path DIR_OR_HUB --output_dir models/mine
-    … --pretrain_model_path models/tokenizer --from_scratch --config mini      makes a new encoder for that tokenizer
+    python huggingface_hands_on/continue_pretrain_task.py --input TEXTS --pretrain_model_path DIR_OR_HUB --output_dir
+    models/mine … --pretrain_model_path models/tokenizer --from_scratch --config mini      makes a new encoder for that
+    tokenizer
 
-The result is a folder for `main.py --pretrain_model_path models/mine`. A run that was killed goes on with the same command.
-Edit here when another task than masked words should teach the encoder: `mask`, then `MaskedTrainer.compute_loss`.
+The result is a folder for `main.py --pretrain_model_path models/mine`. A run that was killed goes on with the same
+command. Edit here when another task than masked words should teach the encoder: `mask`, then
+`MaskedTrainer.compute_loss`.
 """
 
 import hashlib
@@ -84,7 +86,7 @@ IGNORE = -100
 MOST_HELD_OUT = 5000  # blocks to measure on
 
 
-# ---- texts -> blocks -----------------------------------------------------------------------------------------------------
+# ---- texts -> blocks -------------------------------------------------------------------------------------------------
 
 
 def word_numbers(text):
@@ -132,7 +134,8 @@ def encode_texts(texts, tokenizer, whole_word):
 
 
 def blocks(texts, tokenizer, max_length, packing=True, whole_word=True):
-    """Yields {"input_ids", "words"}: as many of [CLS] text [SEP] as fit into max_length tokens; "words" is -1 at special tokens.
+    """Yields {"input_ids", "words"}: as many of [CLS] text [SEP] as fit into max_length tokens; "words" is -1 at
+    special tokens.
 
     Nothing is lost: of a text that is too long the rest is a text of its own.
     """
@@ -151,8 +154,8 @@ def blocks(texts, tokenizer, max_length, packing=True, whole_word=True):
 
 
 def batch_of(rows, tokenizer, first_position=0):
-    """Rows of `blocks`, perhaps with "labels" -> tensors for the model. Texts of a block do not see each other, and each has its
-    positions from the first on, so that packing changes nothing but the speed."""
+    """Rows of `blocks`, perhaps with "labels" -> tensors for the model. Texts of a block do not see each other, and
+    each has its positions from the first on, so that packing changes nothing but the speed."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -172,7 +175,8 @@ def batch_of(rows, tokenizer, first_position=0):
 def mask(collator, batch):
     """Masks words of a batch of `batch_of` by Hugging Face's collator, and adds the labels.
 
-    The collator tells words by gaps between the tokens' offsets: it gets offsets with a gap wherever the word number changes.
+    The collator tells words by gaps between the tokens' offsets: it gets offsets with a gap wherever the word number
+    changes.
     """
     import torch
 
@@ -185,7 +189,8 @@ def mask(collator, batch):
 
 
 def check_model(model, tokenizer, max_length, packing):
-    """UserError unless the model computes logits for chosen places alone and, if packing, keeps the texts of a block apart.
+    """UserError unless the model computes logits for chosen places alone and, if packing, keeps the texts of a block
+    apart.
 
     Two texts that fill a block together must get the logits that each gets alone.
     """
@@ -249,7 +254,8 @@ def masked_logits(model, inputs, chosen):
 
 
 def build_sets(config, tokenizer, collator, texts, key):
-    """(train, held out) as memory-mapped datasets; the words of the held-out one are masked once, so that losses can be compared."""
+    """(train, held out) as memory-mapped datasets; the words of the held-out one are masked once, so that losses can be
+    compared."""
     import torch
     from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
@@ -287,7 +293,7 @@ def build_sets(config, tokenizer, collator, texts, key):
     return train, held_out
 
 
-# ---- model ---------------------------------------------------------------------------------------------------------------
+# ---- model -----------------------------------------------------------------------------------------------------------
 
 
 def load_model(config):
@@ -347,10 +353,11 @@ def load_model(config):
 
 
 def add_words(words, model, tokenizer):
-    """Adds domain words as tokens of their own; each begins as the mean of the sub-tokens that it was cut into. -> how many.
+    """Adds domain words as tokens of their own; each begins as the mean of the sub-tokens that it was cut into. -> how
+    many.
 
-    Words of Chinese characters match anywhere in a text, other words only as whole words. A word of which nothing was known
-    begins at random.
+    Words of Chinese characters match anywhere in a text, other words only as whole words. A word of which nothing was
+    known begins at random.
     """
     import regex
     import torch
@@ -425,7 +432,8 @@ def build_trainer(model, collator, sets, config, stop=()):
             return (loss, {"loss": loss, "by_row": by_row}) if return_outputs else loss
 
     class Seal(TrainerCallback):
-        """A checkpoint counts once it has its manifest of SHA-256 sums. A signal asks for one at the next step, and for the end."""
+        """A checkpoint counts once it has its manifest of SHA-256 sums. A signal asks for one at the next step, and for
+        the end."""
 
         def on_step_end(self, args, state, control, **kwargs):
             if stop:
@@ -493,14 +501,15 @@ def build_trainer(model, collator, sets, config, stop=()):
     return trainer
 
 
-# ---- the run -------------------------------------------------------------------------------------------------------------
+# ---- the run ---------------------------------------------------------------------------------------------------------
 
 
 RESUME_SAFE = ("device", "output_dir")  # options that may change when a run goes on
 
 
 def claim(config, fingerprint):
-    """Makes the output folder this run's own. UserError if it holds anything but the same run, unfinished. -> its lock, held."""
+    """Makes the output folder this run's own. UserError if it holds anything but the same run, unfinished. -> its lock,
+    held."""
     from filelock import FileLock, Timeout
 
     from huggingface_hands_on.corpus import require_free_folder
@@ -587,7 +596,8 @@ def main(config):
     fingerprint = digest_of(model, tokenizer, texts)
 
     with claim(config, fingerprint), stopped_by_signals() as stop:
-        # 80 % [MASK], 10 % another token, 10 % as it is (Devlin et al., 2019); the collator does so for whole words too if told late
+        # 80 % [MASK], 10 % another token, 10 % as it is (Devlin et al., 2019); the collator does so for whole words too
+        # if told late
         collator = DataCollatorForLanguageModeling(
             tokenizer, whole_word_mask=config.whole_word, mask_replace_prob=1, random_replace_prob=0
         )

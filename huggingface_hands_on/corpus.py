@@ -41,10 +41,12 @@ class CorpusConfig:
 
 
 def read_corpus(config):
-    """(train, held out, fingerprint of the files); the first two begin reading a CorpusConfig's texts anew, one at a time.
+    """(train, held out, fingerprint of the files); the first two begin reading a CorpusConfig's texts anew, one at a
+    time.
 
-    A text is a string, or a list of words where the data has `tokens`. Parts are told by the files' names: train to learn
-    from, dev as held out; test is never read. Without a dev part a text is held out by its hash, so equal texts stay together.
+    A text is a string, or a list of words where the data has `tokens`. Parts are told by the files' names: train to
+    learn from, dev as held out; test is never read. Without a dev part a text is held out by its hash, so equal texts
+    stay together.
     """
     if config.format == "hf":
         sources = [(None, Path(config.input))]

@@ -1,9 +1,10 @@
 """A tokenizer of your own, from texts. `main.py` trains one too when there is no pretrained model.
 
-    python huggingface_hands_on/train_tokenizer_from_scratch.py --input TEXTS --output_dir models/tokenizer --vocab_size 8000
+    python huggingface_hands_on/train_tokenizer_from_scratch.py --input TEXTS --output_dir models/tokenizer --vocab_size
+    8000
 
-TEXTS: a file, a folder of files, or a quoted pattern; plain text (a text a row), CSV, JSONL, CoNLL, or a processed folder.
-Edit here when your language or domain needs another normalisation or another way to cut words.
+TEXTS: a file, a folder of files, or a quoted pattern; plain text (a text a row), CSV, JSONL, CoNLL, or a processed
+folder. Edit here when your language or domain needs another normalisation or another way to cut words.
 """
 
 import sys
@@ -37,7 +38,8 @@ class TokenizerConfig(CorpusConfig):
 
 
 def quality(tokenizer, texts):
-    """Counts of "texts", "words", "tokens" and "unknown" tokens. texts: strings, or lists of words, that the training did not see."""
+    """Counts of "texts", "words", "tokens" and "unknown" tokens. texts: strings, or lists of words, that the training
+    did not see."""
     from engine.text import split_text
 
     counts = Counter()

@@ -1,4 +1,5 @@
-"""Examples as they were read -> examples as the processed folder holds them: checked, their labels brought into one form."""
+"""Examples as they were read -> examples as the processed folder holds them: checked, their labels brought into one
+form."""
 
 import re
 import statistics
@@ -20,66 +21,74 @@ def check_examples(examples, config):
     -> ({task: type}, notes: what was changed on the way, for the data checks). A row may lack the labels of some tasks
     if it has those of another.
     """
-    first, notes = examples[0], []
     names = list(dict.fromkeys(key for example in examples for key in example if key not in RESERVED))
-    chosen, texts = config.label_types_by_name(), {"text", "tokens", "text_pair"}
+    chosen, notes = config.label_types_by_name(), []
+    if unknown := sorted(set(chosen) - set(names)):
+        raise UserError(f"--label_type names {', '.join(unknown)}, but the labels are {', '.join(names)}")
     for example in examples:
-        at = example["_where"]
-        if (has := texts & example.keys()) != (wanted := texts & first.keys()):
-            raise UserError(
-                f"{at}: has {' and '.join(sorted(has))}, but {first['_where']} has {' and '.join(sorted(wanted))}"
-            )
-        check_text(example)
-        check_characters(example)
-        if "split" in example:
-            part = PART_NAMES.get(str(example["split"]).lower())
-            if part is None:
-                raise UserError(f"{at}: split {example['split']!r} is none of train, dev, test")
-            example["split"] = part
-        if ("split" in example) != ("split" in first):
-            without = at if "split" in first else first["_where"]
-            raise UserError(f"{without}: has no part (train, dev, test), but other rows have one")
+        check_shape(example, examples[0])
         for name in names:
             empty = isinstance(example.get(name), str) and not example[name].strip()
             if len(names) > 1 and empty and chosen.get(name) != "multilabel":  # a cell without labels is just that
                 example[name] = None
-    if unknown := sorted(set(chosen) - set(names)):
-        raise UserError(f"--label_type names {', '.join(unknown)}, but the labels are {', '.join(names)}")
     for name in names:
         if name not in chosen:
             notes += drop_dashes(examples, name, alone=len(names) == 1)
-    tasks, spans = {}, []
+    kinds = {}
     for name in names:
         values = [example[name] for example in examples if example.get(name) is not None]
-        kind = labels.find_kind(name, values) if chosen.get(name, "tagging") == "tagging" else chosen[name]
+        kinds[name] = labels.find_kind(name, values) if chosen.get(name, "tagging") == "tagging" else chosen[name]
         if name not in chosen:
-            notes += odd_numbers(name, kind, examples)
-        if kind == "spans":
-            spans.append(name)
-        elif kind == "list":
-            kind = "tagging" if "tokens" in first or name in labels.TAG_NAMES else "multilabel"
-        tasks[name] = "tagging" if kind == "spans" else kind
-    if spans:
+            notes += odd_numbers(name, kinds[name], examples)
+        if kinds[name] == "list":
+            tags = "tokens" in examples[0] or name in labels.TAG_NAMES
+            kinds[name] = "tagging" if tags else "multilabel"
+    if spans := [name for name, kind in kinds.items() if kind == "spans"]:
         notes += spans_to_tokens(examples, spans, config.unit)
+    tasks = {name: "tagging" if kind == "spans" else kind for name, kind in kinds.items()}
     for example in examples:
-        for name, kind in tasks.items():
-            if kind == "multilabel" and isinstance(example.get(name), str):
-                example[name] = labels.as_list(example[name], config.label_separator)
-            if example.get(name) is None and len(names) == 1:
-                raise UserError(
-                    f"{example['_where']}: has no label {name!r} (it is null); texts without labels are for --predict_file"
-                )
-            example[name] = labels.check_label(example, name, kind)
-        if all(example[name] is None for name in names):
-            raise UserError(f"{example['_where']}: has no label of any task ({', '.join(names)})")
+        check_labels(example, tasks, config.label_separator)
     for name, kind in tasks.items():
         if is_tagging(kind):
             notes += convert_schemes(examples, name, config.tag_scheme)
     return tasks, notes
 
 
+def check_shape(example, first):
+    """UserError unless an example has the texts and the kind of part that the first one has."""
+    where, texts = example["_where"], {"text", "tokens", "text_pair"}
+    if (has := texts & example.keys()) != (wanted := texts & first.keys()):
+        here, there = " and ".join(sorted(has)), " and ".join(sorted(wanted))
+        raise UserError(f"{where}: has {here}, but {first['_where']} has {there}")
+    check_text(example)
+    check_characters(example)
+    if "split" in example:
+        part = PART_NAMES.get(str(example["split"]).lower())
+        if part is None:
+            raise UserError(f"{where}: split {example['split']!r} is none of train, dev, test")
+        example["split"] = part
+    if ("split" in example) != ("split" in first):
+        without = where if "split" in first else first["_where"]
+        raise UserError(f"{without}: has no part (train, dev, test), but other rows have one")
+
+
+def check_labels(example, tasks, separator):
+    """Makes an example's labels what is kept. UserError unless it has one that can be used."""
+    where = example["_where"]
+    for name, kind in tasks.items():
+        if kind == "multilabel" and isinstance(example.get(name), str):
+            example[name] = labels.as_list(example[name], separator)
+        if example.get(name) is None and len(tasks) == 1:
+            null = f"has no label {name!r} (it is null)"
+            raise UserError(f"{where}: {null}; texts without labels are for --predict_file")
+        example[name] = labels.check_label(example, name, kind)
+    if all(example[name] is None for name in tasks):
+        raise UserError(f"{where}: has no label of any task ({', '.join(tasks)})")
+
+
 def drop_dashes(examples, name, alone):
-    """Takes the label "-" among words, as OCNLI and SNLI write it, for no label: of a single task the row is left out. -> notes.
+    """Takes the label "-" among words, as OCNLI and SNLI write it, for no label: of a single task the row is left out.
+    -> notes.
 
     Beside other signs ("+") it is a label like any other.
     """
@@ -158,7 +167,8 @@ def spans_to_tokens(examples, names, unit):
 
 
 def convert_schemes(examples, name, wanted):
-    """Writes a task's tags in one scheme, file by file; "auto": BIO, or BIOES where all files have it or its kin. -> notes."""
+    """Writes a task's tags in one scheme, file by file; "auto": BIO, or BIOES where all files have it or its kin. ->
+    notes."""
     files = {}
     for example in examples:
         if example[name] is not None:
@@ -205,7 +215,8 @@ def convert_schemes(examples, name, wanted):
 def collect_labels(parts, tasks):
     """labels.json: each task's type and its labels in order with their counts, from the training part.
 
-    Of tags also what a token is ("unit"); of numbers their mean and standard deviation instead of labels; whether texts are pairs.
+    Of tags also what a token is ("unit"); of numbers their mean and standard deviation instead of labels; whether texts
+    are pairs.
     """
     info = {}
     for name, kind in tasks.items():

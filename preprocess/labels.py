@@ -1,7 +1,7 @@
 """Labels as data holds them: which kind of task they make, whether they can be used, and tag schemes and spans.
 
-Kinds: "classification" (a string), "multilabel" (a list of strings), "regression" (a number), "tagging" (a tag a token).
-Spans over a text's characters become tags over its tokens, so they are tagging too.
+Kinds: "classification" (a string), "multilabel" (a list of strings), "regression" (a number), "tagging" (a tag a
+token). Spans over a text's characters become tags over its tokens, so they are tagging too.
 Edit here when labels of another shape, or another tag scheme, should be read.
 """
 
@@ -19,7 +19,7 @@ KINDS = ("classification", "multilabel", "regression", "tagging")
 TAG_NAMES = ("slots", "tags", "ner", "ner_tags")  # labels of these names are tags, never sets of labels
 
 
-# ---- kinds ---------------------------------------------------------------------------------------------------------------
+# ---- kinds -----------------------------------------------------------------------------------------------------------
 
 
 def is_spans(value):
@@ -98,7 +98,7 @@ def check_label(example, name, kind):
     return label.strip()
 
 
-# ---- tag schemes ---------------------------------------------------------------------------------------------------------
+# ---- tag schemes -----------------------------------------------------------------------------------------------------
 
 
 def bare_to_bio(tags):
@@ -123,61 +123,59 @@ def convert_tags(tags, source, target):
     return tags
 
 
-# ---- spans ---------------------------------------------------------------------------------------------------------------
+# ---- spans -----------------------------------------------------------------------------------------------------------
 
 
-def read_spans(value, text, at):
+def read_spans(value, text, where):
     """[(start, end, label)] over the characters of the text, end exclusive, in the text's order.
 
     value: [{"start", "end", "label"}], under their other usual names too, [[start, end, label]] (doccano), or CLUENER's
-    {label: {surface: [[first, last]]}}, whose ends are inclusive. A surface in the data must be what lies between its ends.
+    {label: {surface: [[first, last]]}}, whose ends are inclusive. A surface in the data must be what lies between its
+    ends.
     """
-
-    def one_of(item, *names):
-        return next((item[name] for name in names if name in item), None)
-
-    found = []
-    if isinstance(value, dict):
-        for label, surfaces in value.items():
-            if not isinstance(surfaces, dict):
-                raise UserError(f"{at}: entities must be {{label: {{surface: [[first, last]]}}}} or a list of spans")
-            found += [
-                (*(place if len(place) == 2 else (None, None)), label, surface)
-                for surface, places in surfaces.items()
-                for place in places
-            ]
-        found = [
-            (start, end + 1 if isinstance(end, int) else end, label, surface) for start, end, label, surface in found
-        ]
-    else:
-        for item in value:
-            if isinstance(item, dict):
-                label = one_of(item, "label", "type", "entity_type", "entity_group", "tag")
-                if isinstance(label, list) and len(label) == 1:
-                    (label,) = label
-                start, end = (
-                    one_of(item, "start", "start_offset", "start_idx", "begin"),
-                    one_of(item, "end", "end_offset", "end_idx"),
-                )
-                found.append((start, end, label, one_of(item, "text", "entity", "word", "surface", "mention")))
-            else:
-                found.append((*item, None) if len(item) == 3 else (None, None, None, None))
+    parts = parts_of_dict(value, where) if isinstance(value, dict) else [parts_of_span(item) for item in value]
     spans = []
-    for start, end, label, surface in found:
+    for start, end, label, surface in parts:
         if type(start) is not int or type(end) is not int or not isinstance(label, str) or not label:
-            raise UserError(f"{at}: a span needs a start, an end and a label, found {start!r}, {end!r}, {label!r}")
+            raise UserError(f"{where}: a span needs a start, an end and a label, found {start!r}, {end!r}, {label!r}")
         if surface and text[start:end] != surface and text[start : end + 1] == surface:
             end += 1  # the data counts its ends as inclusive
         if not 0 <= start < end <= len(text):
-            raise UserError(
-                f"{at}: the span {start} to {end} of {label!r} lies outside the text, which has {len(text)} characters"
-            )
+            outside = f"lies outside the text, which has {len(text)} characters"
+            raise UserError(f"{where}: the span {start} to {end} of {label!r} {outside}")
         if surface and text[start:end] != surface:
-            raise UserError(
-                f"{at}: the span {start} to {end} is {text[start:end]!r}, but the data calls it {surface!r}"
-            )
+            called = f"is {text[start:end]!r}, but the data calls it {surface!r}"
+            raise UserError(f"{where}: the span {start} to {end} {called}")
         spans.append((start, end, label))
     return sorted(set(spans))
+
+
+def parts_of_dict(value, where):
+    """[(start, end, label, surface)] of CLUENER's {label: {surface: [[first, last]]}}."""
+    parts = []
+    for label, surfaces in value.items():
+        if not isinstance(surfaces, dict):
+            raise UserError(f"{where}: entities must be {{label: {{surface: [[first, last]]}}}} or a list of spans")
+        for surface, ranges in surfaces.items():
+            for first_last in ranges:
+                start, last = first_last if len(first_last) == 2 else (None, None)
+                parts.append((start, last + 1 if isinstance(last, int) else last, label, surface))
+    return parts
+
+
+def parts_of_span(item):
+    """(start, end, label, surface or None) of one span; None for what is not there."""
+    if not isinstance(item, dict):
+        return (*item, None) if len(item) == 3 else (None, None, None, None)
+
+    def first_of(*names):
+        return next((item[name] for name in names if name in item), None)
+
+    label = first_of("label", "type", "entity_type", "entity_group", "tag")
+    if isinstance(label, list) and len(label) == 1:
+        (label,) = label
+    start, end = first_of("start", "start_offset", "start_idx", "begin"), first_of("end", "end_offset", "end_idx")
+    return start, end, label, first_of("text", "entity", "word", "surface", "mention")
 
 
 def without_overlaps(spans):
@@ -200,7 +198,8 @@ def cut_at(pieces, borders):
 
 
 def spans_to_tags(spans, pieces):
-    """BIO tags of the pieces [(token, start, end)]; spans are in order, do not overlap, and none ends inside a piece."""
+    """BIO tags of the pieces [(token, start, end)]; spans are in order, do not overlap, and none ends inside a
+    piece."""
     tags, number, last = [], 0, None
     for _, start, end in pieces:
         while number < len(spans) and spans[number][1] <= start:

@@ -1,7 +1,7 @@
 """Readers: raw files of one format each -> examples, one after another. data_process.py calls them.
 
-A reader is a generator `read_<format>(path, options)` of dicts: `text` or `tokens`, the labels, maybe `text_pair`, `id` and
-`split`, and "_where", which says where the example came from, for messages.
+A reader is a generator `read_<format>(path, options)` of dicts: `text` or `tokens`, the labels, maybe `text_pair`, `id`
+and `split`, and "_where", which says where the example came from, for messages.
 Edit here when your data has a format of its own: one reader, one line in READERS.
 """
 
@@ -79,7 +79,8 @@ def open_bytes(path):
 
 
 def open_text(path, encoding="auto", newline="\n"):
-    """The file, decoded as it is read and without a byte order mark; only `newline` ends a row ("": what the csv module wants)."""
+    """The file, decoded as it is read and without a byte order mark; only `newline` ends a row ("": what the csv module
+    wants)."""
     if encoding == "auto":
         with open_bytes(path) as file:
             encoding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
@@ -104,7 +105,8 @@ def undecodable(path, file):
 
 
 def read_rows(path, encoding="auto"):
-    """(row number from 1, row), one after another. Only a line feed ends a row: U+2028, U+0085 and kin stay inside texts."""
+    """(row number from 1, row), one after another. Only a line feed ends a row: U+2028, U+0085 and kin stay inside
+    texts."""
     with open_text(path, encoding) as file:
         try:
             for number, row in enumerate(file, 1):
@@ -145,7 +147,8 @@ def read_tsv(path, options):
 
 
 def columns_to_examples(path, table, options):
-    """(row number, cells), the header first, to examples. Values stay strings: 'NA', 'null' and '007' are what they look like."""
+    """(row number, cells), the header first, to examples. Values stay strings: 'NA', 'null' and '007' are what they
+    look like."""
     header = [name.strip() for name in next(table, (1, []))[1]]
     if not any(header):
         raise UserError(f"{path}: the file is empty")
@@ -218,7 +221,8 @@ def read_jsonl(path, options):
 
 
 def read_json(path, options):
-    """A list of such objects, or an object with the list under some key ("data", say); or a file of JSONL by another name."""
+    """A list of such objects, or an object with the list under some key ("data", say); or a file of JSONL by another
+    name."""
     with open_text(path, options.encoding) as file:
         try:
             content = json.load(file)
@@ -256,7 +260,8 @@ def read_parquet(path, options):
 
 
 def read_dataset(path, options):
-    """A Hugging Face dataset: a folder made by save_to_disk, or what load_dataset takes (a hub name, NAME:CONFIG, a folder).
+    """A Hugging Face dataset: a folder made by save_to_disk, or what load_dataset takes (a hub name, NAME:CONFIG, a
+    folder).
 
     The names of ClassLabel features, also in lists, stand for their numbers.
     """
@@ -354,7 +359,8 @@ def as_json(value, at):
 
 
 def read_conll(path, options):
-    """One token and its tag a row, a blank row between sentences; an intent file beside it (PATH.intent), one a sentence.
+    """One token and its tag a row, a blank row between sentences; an intent file beside it (PATH.intent), one a
+    sentence.
 
     The token is the first column, the tag the last. A token may itself be a blank: `' ' + ' ' + 'O'`.
     """

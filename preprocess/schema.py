@@ -1,7 +1,7 @@
 """The processed folder as it is read: its labels, its rows with their checks, and what a token is in a raw text.
 
-labels.json is {task: {"type", "labels", "counts", …}}; train.jsonl, dev.jsonl and test.jsonl hold an example a line (see data_process.py,
-which writes them). This is all that training and prediction know of the data.
+labels.json is {task: {"type", "labels", "counts", …}}; train.jsonl, dev.jsonl and test.jsonl hold an example a line
+(see data_process.py, which writes them). This is all that training and prediction know of the data.
 """
 
 import json
@@ -17,10 +17,10 @@ from preprocess import labels
 PARTS = ("train", "dev", "test")
 
 
-# ---- text <-> tokens -----------------------------------------------------------------------------------------------------
+# ---- text <-> tokens -------------------------------------------------------------------------------------------------
 
 
-# ---- checks of a row -------------------------------------------------------------------------------------------------------
+# ---- checks of a row -------------------------------------------------------------------------------------------------
 
 
 def check_text(example, may_be_empty=False):
@@ -42,7 +42,7 @@ def check_characters(example):
     encode(json.dumps(example, ensure_ascii=False), example["_where"])
 
 
-# ---- reading the processed folder ----------------------------------------------------------------------------------------
+# ---- reading the processed folder ------------------------------------------------------------------------------------
 
 
 def load_labels(data_path):
@@ -69,7 +69,8 @@ def load_labels(data_path):
 
 
 def check_row(example, tasks, at, needs_labels=True):
-    """UserError unless a row of a processed file, or one to predict on, has what these tasks need. A label may be missing (null)."""
+    """UserError unless a row of a processed file, or one to predict on, has what these tasks need. A label may be
+    missing (null)."""
     if not isinstance(example, dict) or not ("text" in example or "tokens" in example):
         raise UserError(f"{at}: must be a JSON object with `text` or `tokens`")
     check_text({"_where": at, **example}, may_be_empty=not needs_labels)
@@ -118,7 +119,7 @@ def check_same_labels(data_path, tasks):
             )
 
 
-# ---- helpers ----------------------------------------------------------------------------------------------------------------
+# ---- helpers ---------------------------------------------------------------------------------------------------------
 
 
 def shorten(names, most=8):

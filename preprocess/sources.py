@@ -26,7 +26,8 @@ def part_of_name(path):
 
 
 def find_sources(folder):
-    """[(part or None, path)] of the data below a file or folder: parts are told by their names, train/dev(valid)/test."""
+    """[(part or None, path)] of the data below a file or folder: parts are told by their names,
+    train/dev(valid)/test."""
     if not folder.exists():
         raise UserError(f"{folder}: no such file or folder (the name of a Hugging Face dataset needs --format hf)")
     if folder.is_file() or any(
@@ -69,7 +70,8 @@ def find_sources(folder):
 
 
 def read_examples(config):
-    """All examples of the input, each with "_where" and, if the data has parts, "split". UserError on the first bad row."""
+    """All examples of the input, each with "_where" and, if the data has parts, "split". UserError on the first bad
+    row."""
     examples = []
     sources = [(None, config.input)] if config.format == "hf" else find_sources(Path(config.input))
     for part, path in sources:

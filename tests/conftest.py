@@ -1,4 +1,5 @@
-"""What several rooms' tests share. Run them all with `sh test.sh`, or one room with `python -m pytest tests/test_trainer.py`."""
+"""What several rooms' tests share. Run them all with `sh test.sh`, or one room with `python -m pytest
+tests/test_trainer.py`."""
 
 import json
 import os

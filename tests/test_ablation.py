@@ -28,7 +28,8 @@ def test_equal_variants_are_called_different_once_in_twenty_times(seeds):
 
 @pytest.mark.parametrize("seeds, share", [(5, 0.8), (8, 0.98)])
 def test_a_difference_of_two_deviations_is_mostly_found(seeds, share):
-    """The paired t-test, which trusts in normal differences, would find 0.92 and 1.00 of them; the bootstrap-t unsmoothed 0.74 and 0.96."""
+    """The paired t-test, which trusts in normal differences, would find 0.92 and 1.00 of them; the bootstrap-t
+    unsmoothed 0.74 and 0.96."""
     differences = 2 + np.random.default_rng(2).normal(size=(500, seeds))
     assert np.mean([ablation.verdict(ablation.interval(row)) == "significant" for row in differences]) > share
 
@@ -107,7 +108,8 @@ def test_an_ablation_goes_on_where_it_stopped(sample, command, tmp_path):
 
 
 def test_runs_are_known_by_what_they_rest_on(sample, tmp_path):
-    """The same options written otherwise are the same runs; other bytes of dev, of the model, or another default are not."""
+    """The same options written otherwise are the same runs; other bytes of dev, of the model, or another default are
+    not."""
     data, model = tmp_path / "data", tmp_path / "models/mine"
     shutil.copytree(sample, data)
     model.mkdir(parents=True)

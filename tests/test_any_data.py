@@ -1,4 +1,5 @@
-"""Any data: small files of every format, tag scheme and task go raw -> processed -> two epochs -> eval.json -> predictions."""
+"""Any data: small files of every format, tag scheme and task go raw -> processed -> two epochs -> eval.json ->
+predictions."""
 
 import csv
 import gzip
@@ -71,7 +72,7 @@ def words_and_tags(row, scheme="bio"):
     return [token for token, _, _ in pieces], tags
 
 
-# ---- writers of each format: (folder, columns) -> nothing -----------------------------------------------------------------
+# ---- writers of each format: (folder, columns) -> nothing ------------------------------------------------------------
 
 
 def table(delimiter, name, encoding="utf-8", pack=lambda raw: raw):
@@ -269,7 +270,7 @@ def test_raw_to_predictions(name, tmp_path):
                 assert truth[task] == raw["score"] and isinstance(row[task], float)
 
 
-# ---- schemes and spans ---------------------------------------------------------------------------------------------------
+# ---- schemes and spans -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheme", ["bio", "iob1", "bioes", "bmes", "bilou"])
@@ -373,7 +374,7 @@ def test_inclusive_ends_are_told_by_the_surface():
     assert labels.read_spans({"x": {"Jude": [[4, 7]]}}, "Hey Jude", "here") == [(4, 8, "x")]
 
 
-# ---- missing labels, folds -----------------------------------------------------------------------------------------------
+# ---- missing labels, folds -------------------------------------------------------------------------------------------
 
 
 def test_rows_may_lack_the_labels_of_some_tasks(tmp_path):
@@ -539,7 +540,7 @@ def test_a_model_of_pairs_wants_pairs(tmp_path):
         main(Config(do_predict=True, predict_file=str(tmp_path / "one.txt"), **config))
 
 
-# ---- nothing guessed or dropped without a word ----------------------------------------------------------------------------
+# ---- nothing guessed or dropped without a word -----------------------------------------------------------------------
 
 
 def processed(tmp_path, name, body, **options):

@@ -76,7 +76,8 @@ print(nth)
 
 
 def test_killed_at_any_system_call_of_a_save_intact_folders_remain(tmp_path):
-    """A process is killed at its n-th open, write, fsync, rename or unlink, for every n; best and two others must verify."""
+    """A process is killed at its n-th open, write, fsync, rename or unlink, for every n; best and two others must
+    verify."""
     runs = tmp_path / "runs"
     for n in range(1, 500):
         for name in ("best", "step_00000001", "step_00000002"):
@@ -116,7 +117,8 @@ WRITERS = {
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_full_disk_ends_in_one_line_and_the_old_checkpoint_stays(writer, tmp_path):
-    """Beyond RLIMIT_FSIZE a write fails as on a full disk (EFBIG in the place of ENOSPC); each library raises its own error."""
+    """Beyond RLIMIT_FSIZE a write fails as on a full disk (EFBIG in the place of ENOSPC); each library raises its own
+    error."""
     folder, fill = tmp_path / "best", WRITERS[writer]
     filled(folder, "old")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -236,7 +238,8 @@ def test_a_killed_and_repeated_command_ends_like_one_that_was_left_alone(sample,
 
 
 def test_resuming_with_another_result_in_sight_is_refused(tiny, sample, tmp_path, caplog):
-    """Options, data, labels or tokenizer that changed are named; --force_resume goes on; what changes no result is taken."""
+    """Options, data, labels or tokenizer that changed are named; --force_resume goes on; what changes no result is
+    taken."""
     import shutil
 
     import main

@@ -278,7 +278,7 @@ def test_byte_level_tokenizers_begin_each_word_with_a_blank(tokenizer_class, tmp
     assert first == second and first[0].startswith("\u0120")
 
 
-# ---- longer than max_length ----------------------------------------------------------------------------------------------
+# ---- longer than max_length ------------------------------------------------------------------------------------------
 
 LONG = {
     "tokens": [f"{word}" for word in ("abc unbelievable def \u200b 你 ghi jkl 7.7 " * 6).split(" ")[:-1]],

@@ -44,7 +44,7 @@ def bare(text):
     return re.sub(r"[\s\u200d]", "", text)
 
 
-# ---- tokenizer -----------------------------------------------------------------------------------------------------------
+# ---- tokenizer -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chinese", [True, False])
@@ -185,7 +185,7 @@ def test_a_mistake_is_one_line(content, flags, message, tmp_path, command):
         assert not (tmp_path / "out").exists() and (tmp_path / "full/precious").read_text() == "mine"
 
 
-# ---- continued pretraining -----------------------------------------------------------------------------------------------
+# ---- continued pretraining -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -556,7 +556,7 @@ def test_models_that_cannot_fill_in_words_are_refused(corpus, tmp_path, options)
     assert not (tmp_path / "out").exists()
 
 
-# ---- what a careful reader found ------------------------------------------------------------------------------------------
+# ---- what a careful reader found -------------------------------------------------------------------------------------
 
 
 def test_the_test_part_is_read_in_no_form(tmp_path):

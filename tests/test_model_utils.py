@@ -347,7 +347,7 @@ def test_only_what_comes_before_the_frozen_layers_is_frozen_with_them(tmp_path):
     assert any(name.startswith("layers.1.") for name in trained)
 
 
-# ---- heads and losses, against what torch and scikit-learn compute directly -----------------------------------------------
+# ---- heads and losses, against what torch and scikit-learn compute directly ------------------------------------------
 
 
 def heads_case(kind="classification", size=4, batch=12, **task):
@@ -482,7 +482,8 @@ def test_the_mask_of_a_gpu_gives_what_the_plain_one_gives(kind):
 
 
 def test_compile_makes_few_graphs_for_all_length_buckets(tiny, monkeypatch):
-    """Batches of every width from 6 to 40: as the trainer compiles it, the encoder is traced once for training and once for evaluation."""
+    """Batches of every width from 6 to 40: as the trainer compiles it, the encoder is traced once for training and once
+    for evaluation."""
     from test_trainer import make_trainer
     from torch._dynamo.testing import CompileCounterWithBackend
 

@@ -1,4 +1,5 @@
-"""No load executes anything, and no input shifts a tag: canaries, and arbitrary text from hypothesis (SOAK_EXAMPLES sets how much)."""
+"""No load executes anything, and no input shifts a tag: canaries, and arbitrary text from hypothesis (SOAK_EXAMPLES
+sets how much)."""
 
 import ast
 import contextlib
@@ -209,7 +210,8 @@ command({list(map(str, flags))!r})
 
 
 def test_every_loader_says_that_it_trusts_no_code():
-    """from_pretrained and from_config would ask on standard input whether to run a folder's code; load_dataset no longer runs any."""
+    """from_pretrained and from_config would ask on standard input whether to run a folder's code; load_dataset no
+    longer runs any."""
     calls = 0
     for path in (path for path in (*ROOT.glob("*.py"), *ROOT.glob("*/*.py")) if path.parent.name != "tests"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

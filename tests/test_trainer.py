@@ -64,7 +64,8 @@ def train(config, **own):
 
 
 def fingerprints(config):
-    """What must be equal after an interruption: final and best weights, optimizer state, all else that is saved, metrics.jsonl."""
+    """What must be equal after an interruption: final and best weights, optimizer state, all else that is saved,
+    metrics.jsonl."""
     last = sorted((config.run_dir / "checkpoints").glob("step_*"))[-1]
     state = read_json(last / "training.json")
     return {
@@ -77,7 +78,8 @@ def fingerprints(config):
 
 @pytest.mark.parametrize("options", [dict(), dict(use_crf=True)])
 def test_accumulation_equals_one_large_batch(options, tiny):
-    """4 micro-batches of 8 against one of 32, dropout off: the same gradient, though lengths and label counts differ."""
+    """4 micro-batches of 8 against one of 32, dropout off: the same gradient, though lengths and label counts
+    differ."""
     gradients = []
     for batch_size, steps in ((32, 1), (8, 4)):
         trainer = make_trainer(tiny(batch_size=32, dropout=0.0, max_grad_norm=0, **options))
@@ -585,7 +587,8 @@ def test_a_signal_outside_the_steps_loses_nothing_either(when, tiny, monkeypatch
 
 
 def test_steps_that_were_left_out_are_counted_across_a_stop(tiny, monkeypatch):
-    """A mean over the steps that were used: the same whether or not the run stops between a refused step and the log line."""
+    """A mean over the steps that were used: the same whether or not the run stops between a refused step and the log
+    line."""
     results = []
     for stop in (None, 3):
         config = tiny(model_version=f"stop{stop}", epochs=1, log_steps=6)
@@ -666,7 +669,8 @@ def test_a_signal_while_the_best_is_saved_is_kept_though_no_save_was_due(tiny, m
 
 @pytest.mark.parametrize("own", ["deep_classification", "deep_tagging"])
 def test_a_head_of_your_own_is_one_class_and_one_line(own, tiny, sample, tmp_path, monkeypatch):
-    """A new type, named in HEADS and in labels.json, goes all the way: train, eval, predict; nothing else knows of it."""
+    """A new type, named in HEADS and in labels.json, goes all the way: train, eval, predict; nothing else knows of
+    it."""
     from model_utils import HEADS, ClassificationHead, TaggingHead
 
     task, base = ("intent", ClassificationHead) if own == "deep_classification" else ("slots", TaggingHead)
@@ -694,7 +698,7 @@ def test_a_head_of_your_own_is_one_class_and_one_line(own, tiny, sample, tmp_pat
     )
 
 
-# ---- windows -------------------------------------------------------------------------------------------------------------
+# ---- windows ---------------------------------------------------------------------------------------------------------
 
 
 class WordsAlone(torch.nn.Module):
@@ -758,7 +762,8 @@ def test_training_and_predicting_with_windows(tiny, tmp_path):
 
 
 def test_the_losses_are_those_of_the_plain_slow_path(tiny):
-    """No speed was bought with another result: the same batches through pytorch-crf, clip_grad_norm_ and the plainest AdamW."""
+    """No speed was bought with another result: the same batches through pytorch-crf, clip_grad_norm_ and the plainest
+    AdamW."""
     import torch.nn.functional as F
     import torchcrf
 

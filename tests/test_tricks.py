@@ -1,4 +1,5 @@
-"""Each trick against gradients, or weights, written with plain autograd: perturbations are inputs to the forward, no weight is changed.
+"""Each trick against gradients, or weights, written with plain autograd: perturbations are inputs to the forward, no
+weight is changed.
 
 Each has a broken version, one line of tricks.py changed, that the same comparison must reject.
 """
@@ -90,7 +91,7 @@ def relative_error(found, wanted):
     return (difference / sum(w.double().square().sum() for w in wanted)).sqrt().item()
 
 
-# ---- gradients ---------------------------------------------------------------------------------------------------------------
+# ---- gradients -------------------------------------------------------------------------------------------------------
 
 
 class Oracle:
@@ -367,7 +368,8 @@ GRADIENTS = {
 
 
 def gradient_error(name, precision, accumulation, room, tmp_path):
-    """How far the trainer's gradient of a group of micro-batches is from the oracle's; and whether the weights are still the same bits."""
+    """How far the trainer's gradient of a group of micro-batches is from the oracle's; and whether the weights are
+    still the same bits."""
     make, oracle, _ = GRADIENTS[name]
     model, batches = tiny_model(), micro_batches(accumulation)
     model.half_precision = precision != "fp32"
@@ -416,7 +418,8 @@ def test_a_broken_trick_is_rejected(name, old, new, precision, tmp_path):
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 0.0])
 @pytest.mark.parametrize("name", ["FGM", "PGD", "FreeLB", "AWP"])
 def test_a_direction_without_a_finite_norm_moves_nothing(name, value):
-    """The gradient that an adversary climbs is spoilt: its second forward then sees the weights and vectors as they are."""
+    """The gradient that an adversary climbs is spoilt: its second forward then sees the weights and vectors as they
+    are."""
     model, (batch,) = tiny_model().eval(), micro_batches(1)
     trick = {
         "FGM": tricks.FGM,
@@ -479,7 +482,8 @@ def test_divergence_of_other_heads(kind):
 
 
 def test_divergence_weighs_labels_as_the_loss_does():
-    """With class weights each text's divergence counts as much as its loss, and both are divided by the sum of the weights."""
+    """With class weights each text's divergence counts as much as its loss, and both are divided by the sum of the
+    weights."""
     model, (batch,) = tiny_model().eval(), micro_batches(1)
     head = model.output_layer.heads["intent"]
     head.class_weights = head.class_weights_on_host = torch.tensor([0.5, 2.0, 7.0])
@@ -494,7 +498,7 @@ def test_divergence_weighs_labels_as_the_loss_does():
     assert model.divergence(one, other, batch).item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
-# ---- weights: averages, rates, unfreezing --------------------------------------------------------------------------------------
+# ---- weights: averages, rates, unfreezing ----------------------------------------------------------------------------
 
 
 EPS = 1e-3  # of AdamW: with 1e-8 a gradient that is mere rounding, as those of the keys' biases, would move its weight as far as any
@@ -505,7 +509,8 @@ def weights(model):
 
 
 def plain_training(precision, accumulation, steps, rate=None, trains=None):
-    """The weights after each step of a plain loop: gradients by autograd.grad, AdamW for-loop, no clipping. rate, trains: by name."""
+    """The weights after each step of a plain loop: gradients by autograd.grad, AdamW for-loop, no clipping. rate,
+    trains: by name."""
     model, found = tiny_model(), []
     named = dict(model.named_parameters())
     groups = [
@@ -669,7 +674,8 @@ def test_a_step_that_is_not_finite_is_not_averaged(tmp_path):
 
 
 def test_all_weights_and_random_states_return_after_a_score(tiny):
-    """Scoring with averaged weights, stopped in the midst of it, leaves the weights that are trained; the best holds the average."""
+    """Scoring with averaged weights, stopped in the midst of it, leaves the weights that are trained; the best holds
+    the average."""
     trainer = make_trainer(tiny(epochs=2, use_ema=True))
     before, check = {}, trainer.stop.check
 
@@ -817,7 +823,7 @@ def test_bilstm_and_frozen_words_take_noise(tiny):
         assert torch.equal(trainer.model(inputs).logits["intent"], plain)
 
 
-# ---- FGM's parts, which people take elsewhere ----------------------------------------------------------------------------------
+# ---- FGM's parts, which people take elsewhere ------------------------------------------------------------------------
 
 
 class Toy(nn.Module):
