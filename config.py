@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parent  # of the repository
 # Options that may differ when a run is resumed: they do not change the result. All others must be what they were.
 RESUME_SAFE = frozenset(
     """do_train do_eval do_predict resume force_resume debug output_dir model_version log_output_path log_output_file
-    checkpoint predict_file predict_output text_column text_pair_column encoding num_workers log_steps save_epoch save_steps
-    device""".split()
+    checkpoint predict_file predict_output text_column text_pair_column encoding num_workers log_steps save_epoch
+    save_steps device""".split()
 )
 
 

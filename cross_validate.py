@@ -27,12 +27,9 @@ def main(config):
     data_path = config.data_dir
     numbers = sorted(int(path.name[5:]) for path in data_path.glob("fold_*"))
     if not numbers:
-        made = f"python data_process.py --input DATA --output_dir {data_path} --n_splits 5"
-        raise UserError(f"{data_path}: no folds in it; make them with: {made}")
-    folds = [
-        dataclasses.replace(config, fold=number, do_train=True, do_eval=True, do_predict=False, resume=True)
-        for number in numbers
-    ]
+        raise UserError(f"{data_path}: no folds in it; make them with data_process.py --n_splits 5")
+    options = dict(do_train=True, do_eval=True, do_predict=False, resume=True)
+    folds = [dataclasses.replace(config, fold=number, **options) for number in numbers]
     train_folds(folds)
 
     tasks = load_labels(data_path)

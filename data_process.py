@@ -45,7 +45,8 @@ class DataConfig:
     )
     label_type: str = option(
         "",
-        "types of tasks where they should not be guessed, such as 'score=regression,topics=multilabel' (else classification, tagging)",
+        "types of tasks where they should not be guessed, such as 'score=regression,topics=multilabel' (else "
+        "classification, tagging)",
     )
     label_separator: str = option(",", "what separates the labels in a cell of a multilabel column")
     tag_scheme: str = option(
@@ -86,7 +87,8 @@ class DataConfig:
         types = dict(part.strip().rpartition("=")[::2] for part in self.label_type.split(",") if part.strip())
         if "" in types or not set(types.values()) <= {"classification", "multilabel", "regression", "tagging"}:
             raise UserError(
-                f"--label_type={self.label_type!r} must look like 'score=regression,topics=multilabel,mood=classification'"
+                f"--label_type={self.label_type!r} must look like "
+                "'score=regression,topics=multilabel,mood=classification'"
             )
         return types
 

@@ -18,22 +18,20 @@ from engine.files import write_json
 from engine.run_folder import claim_run_dir
 from logging_config import get_logger
 
+logger = logging.getLogger("template")
+
 
 def main(config):
     # Imported here, so that --help and a mistaken flag answer at once
-    from data_loader import MyDataLoader, MyDataset, build_loaders, training_texts
+    from data_loader import MyDataLoader, MyDataset
     from data_process import make_sample
     from engine.device import keep_freed_memory, to_device
     from engine.features import Featurizer
-    from engine.optimization import parameter_groups
     from engine.predictions import prepare_inputs
-    from engine.tokenizer import load_tokenizer
-    from metrics import report, table
-    from model_utils import build_model, load_checkpoint
-    from preprocess.schema import check_same_labels, load_labels, part_of
+    from model_utils import load_checkpoint
+    from preprocess.schema import check_same_labels, part_of
     from preprocess.sources import read_texts
-    from trainer import Trainer, build_optimizer, build_scheduler
-    from tricks import build_tricks
+    from trainer import Trainer
 
     # Everything that can be checked before the slow part
     if not (config.do_train or config.do_eval or config.do_predict):
@@ -46,30 +44,14 @@ def main(config):
 
     with claim_run_dir(config) as run_dir:
         log_path = Path(config.log_output_path or run_dir) / config.log_output_file
-        logger = get_logger(log_path, logging.DEBUG if config.debug else logging.INFO)
+        get_logger(log_path, logging.DEBUG if config.debug else logging.INFO)
         seed_torch(config.random_seed, config.deterministic)
         limit = 64 if config.debug else None
         if device.type == "cpu":
             keep_freed_memory()
 
         if config.do_train:
-            # Data
-            tasks = load_labels(data_path)
-            for line in config.unused_options([task["type"] for task in tasks.values()]):
-                logger.warning(line)
-            tokenizer = load_tokenizer(config, lambda: training_texts(data_path / "train.jsonl"))
-            featurizer = Featurizer(tokenizer, tasks, config.max_length, config.window_stride, config.truncation)
-            train_loader, dev_loader = build_loaders(config, data_path, featurizer, device, limit)
-
-            # Model, optimizer, schedule
-            model = build_model(config, tokenizer, tasks).to(device)
-            tricks = build_tricks(model, config)
-            optimizer = build_optimizer(tricks.param_groups(parameter_groups(model, config)), device)
-            scheduler = build_scheduler(optimizer, config, -(-len(train_loader) // config.gradient_accumulation_steps))
-            loaders = (train_loader, dev_loader)
-            trainer = Trainer(model, tokenizer, tasks, config, device, *loaders, optimizer, scheduler, tricks)
-
-            # Train
+            trainer = build_trainer(config, device, limit)
             trainer.resume()
             trainer.train()
 
@@ -81,22 +63,58 @@ def main(config):
 
         if config.do_eval:
             check_same_labels(data_path, tasks)
-            scores, per_label = {}, {}
-            for path in (path for path in (data_path / "dev.jsonl", data_path / "test.jsonl") if path.exists()):
-                loader = MyDataLoader(MyDataset(path, featurizer, limit), config.eval_batch_size)
-                scores[path.stem], gold, predicted = trainer.eval(loader)
-                per_label[path.stem] = report(tasks, gold, predicted)
-                for name, scores_of_labels in per_label[path.stem].items():
-                    logger.info(f"{path.stem}, {name}:\n{table(scores_of_labels)}")
-                shown = "  ".join(f"{name} {value:.4f}" for name, value in scores[path.stem].items())
-                logger.info(f"{path.stem}: {shown}")
-            write_json(run_dir / "report.json", per_label)
-            write_json(run_dir / "eval.json", scores)
+            parts = [path for path in (data_path / "dev.jsonl", data_path / "test.jsonl") if path.exists()]
+            evaluate(trainer, {path.stem: MyDataset(path, featurizer, limit) for path in parts}, run_dir)
 
         if config.do_predict:
             source = prepare_inputs(texts, tasks) if texts else part_of(data_path, "test")
             loader = MyDataLoader(MyDataset(source, featurizer, None if texts else limit), config.eval_batch_size)
             trainer.predict(loader, config.predict_output or run_dir / "predictions.csv")
+
+
+def build_trainer(config, device, limit=None):
+    """Data, model, optimizer and schedule -> Trainer. limit: only so many examples of each part."""
+    from data_loader import build_loaders, training_texts
+    from engine.features import Featurizer
+    from engine.optimization import parameter_groups
+    from engine.tokenizer import load_tokenizer
+    from model_utils import build_model
+    from preprocess.schema import load_labels
+    from trainer import Trainer, build_optimizer, build_scheduler
+    from tricks import build_tricks
+
+    # Data
+    data_path = config.data_dir
+    tasks = load_labels(data_path)
+    for line in config.unused_options([task["type"] for task in tasks.values()]):
+        logger.warning(line)
+    tokenizer = load_tokenizer(config, lambda: training_texts(data_path / "train.jsonl"))
+    featurizer = Featurizer(tokenizer, tasks, config.max_length, config.window_stride, config.truncation)
+    train_loader, dev_loader = build_loaders(config, data_path, featurizer, device, limit)
+
+    # Model, optimizer, schedule
+    model = build_model(config, tokenizer, tasks).to(device)
+    tricks = build_tricks(model, config)
+    optimizer = build_optimizer(tricks.param_groups(parameter_groups(model, config)), device)
+    scheduler = build_scheduler(optimizer, config, -(-len(train_loader) // config.gradient_accumulation_steps))
+
+    return Trainer(model, tokenizer, tasks, config, device, train_loader, dev_loader, optimizer, scheduler, tricks)
+
+
+def evaluate(trainer, data_sets, run_dir):
+    """Scores each part, into the log, eval.json and report.json. data_sets: {part: MyDataset}"""
+    from data_loader import MyDataLoader
+    from metrics import report, table
+
+    scores, per_label = {}, {}
+    for part, data_set in data_sets.items():
+        scores[part], gold, predicted = trainer.eval(MyDataLoader(data_set, trainer.config.eval_batch_size))
+        per_label[part] = report(trainer.tasks, gold, predicted)
+        for name, scores_of_labels in per_label[part].items():
+            logger.info(f"{part}, {name}:\n{table(scores_of_labels)}")
+        logger.info(f"{part}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores[part].items()))
+    write_json(run_dir / "report.json", per_label)
+    write_json(run_dir / "eval.json", scores)
 
 
 if __name__ == "__main__":

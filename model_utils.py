@@ -41,23 +41,15 @@ def mean_output(outputs, total_loss):
 
 
 class MyModel(nn.Module):
-    """Encoder -> OutputLayer -> MyLoss. It holds any encoder and is a subclass of none, so pretrained weights load as
-    they are.
+    """Encoder -> OutputLayer -> MyLoss. It holds any encoder and is a subclass of none: weights load as they are.
 
     tasks: {name: {"type", "labels", …}} as in labels.json.
     """
 
     def __init__(
-        self,
-        encoder,
-        hidden_size,
-        tasks,
-        use_crf=False,
-        num_shared_layers=0,
-        dropout=0.1,
-        task_weights=None,
+        self, encoder, hidden_size, tasks, use_crf=False, num_shared_layers=0, dropout=0.1, task_weights=None,
         pooling="first",
-    ):
+    ):  # fmt: skip
         super().__init__()
         unknown = set(task_weights or {}) - set(tasks)
         if unknown:
@@ -67,8 +59,7 @@ class MyModel(nn.Module):
         self.loss = MyLoss(task_weights)
         self.dropout_samples = 1  # see MultiSampleDropout in tricks.py
         self.takes_token_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
-        # Of a (B, L) mask transformers asks whether all is real, and on a GPU the host would wait for the answer in
-        # each step.
+        # Of a (B, L) mask transformers asks whether all is real: on a GPU the host would wait for the answer
         self.takes_wide_mask = takes_wide_mask(encoder)
         self.wide_mask_on = "cuda"
 

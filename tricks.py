@@ -1,8 +1,8 @@
 """Training tricks, each one class beside its formula and paper.
 
 The training step calls the hooks of `Trick` (engine/trick.py) and knows no trick by name. Edit here when you want one
-of your own: a subclass of `Trick` with the hooks it needs and a `build`, its place in TRICKS at the end of this file,
-and its option in config.py.
+of your own: a subclass of `Trick` with the hooks it needs and its `switch`, its place in TRICKS at the end of this
+file, and its option in config.py.
 
 Tricks stack: those that change the loss (`wrap_forward`) lie within those that change its gradient (`wrap_backward`),
 and of each kind a later one in TRICKS wraps those before it. Under gradient accumulation each acts on every micro-batch
@@ -16,17 +16,9 @@ from contextlib import contextmanager
 import torch
 
 from engine.command_line import UserError
+from engine.device import random_state, set_random_state
 from engine.encoders import layer_ids
-from engine.perturb import (
-    WordNoise,
-    add_gradients,
-    norm_by_text,
-    random_state,
-    require_dropout,
-    safe_normalize,
-    set_random_state,
-    take_gradients,
-)
+from engine.perturb import WordNoise, add_gradients, norm_by_text, require_dropout, safe_normalize, take_gradients
 from engine.trick import Trick, Tricks
 from model_utils import MyModelOutput, mean_output
 
@@ -37,8 +29,7 @@ logger = logging.getLogger("template")
 
 
 class FGM(Trick):
-    """Fast gradient method: r = eps * g / ||g||_2 with g the gradient of the word embeddings; adds the gradient at x +
-    r.
+    """Fast gradient method: adds the gradient at x + r, r = eps * g / ||g||_2, g the gradient of the word embeddings.
 
     Miyato et al., Adversarial Training Methods for Semi-Supervised Text Classification, 2017 (arXiv:1605.07725), in the
     community's form: one norm over the whole embedding matrix. Only rows of tokens in the batch have a gradient, so
@@ -47,28 +38,24 @@ class FGM(Trick):
     model: its `encoder` (or the model itself) must have `get_input_embeddings`, unless emb_name names the parameter.
     """
 
-    @classmethod
-    def build(cls, model, config):
-        return cls(model, config.fgm_eps) if config.use_fgm else None
+    switch, options = "use_fgm", ("fgm_eps",)
 
     def __init__(self, model, eps=1.0, emb_name=None):
         self.model, self.eps, self.alpha, self.saved = model, eps, eps, None
         if emb_name is None:
             self.weight = getattr(model, "encoder", model).get_input_embeddings().weight
         else:
-            found = {name: p for name, p in model.named_parameters() if emb_name in name and p.ndim == 2}
-            if len(found) != 1:
-                raise UserError(
-                    f"emb_name={emb_name!r} must match one embedding matrix, but matches {sorted(found) or 'none'}"
-                )
-            (self.weight,) = found.values()
+            matching = {name: p for name, p in model.named_parameters() if emb_name in name and p.ndim == 2}
+            if len(matching) != 1:
+                several = sorted(matching) or "none"
+                raise UserError(f"emb_name={emb_name!r} must match one embedding matrix, but matches {several}")
+            (self.weight,) = matching.values()
         if not self.weight.requires_grad:
             raise UserError(f"{type(self).__name__} needs the gradient of the word embeddings, but they are frozen")
 
     @torch.no_grad()
     def attack(self, input_ids=None):
-        """Moves the embeddings by r. input_ids: the batch's tokens, any shape; None: look for the rows that have a
-        gradient.
+        """Moves the embeddings by r. input_ids: the batch's tokens, any shape; None: all rows that have a gradient.
 
         Without host synchronisation: a token that occurs twice is moved once, by masking instead of `unique`. A
         gradient whose norm is zero or not finite gives no direction, and nothing is moved.
@@ -126,9 +113,7 @@ class PGD(FGM):
     <= eps; the gradient at the last x + r is added to the clean one. Madry et al., 2018 (arXiv:1706.06083), on the word
     embeddings as in FGM."""
 
-    @classmethod
-    def build(cls, model, config):
-        return cls(model, config.fgm_eps, config.pgd_alpha, config.pgd_steps) if config.use_pgd else None
+    switch, options = "use_pgd", ("fgm_eps", "pgd_alpha", "pgd_steps")
 
     def __init__(self, model, eps=1.0, alpha=0.4, steps=3, emb_name=None):
         super().__init__(model, eps, emb_name)
@@ -158,9 +143,7 @@ class FreeLB(Trick):
     K. Zhu et al., 2020 (arXiv:1909.11764).
     """
 
-    @classmethod
-    def build(cls, model, config):
-        return cls(model, config.freelb_steps, config.freelb_alpha) if config.use_freelb else None
+    switch, options = "use_freelb", ("freelb_steps", "freelb_alpha")
 
     def __init__(self, model, steps=3, alpha=0.1, magnitude=0.2, eps=0.6):
         self.model, self.steps, self.alpha, self.magnitude, self.eps = model, steps, alpha, magnitude, eps
@@ -283,9 +266,7 @@ class RDrop(Trick):
     The divergence is a mean over labels like the loss; of a CRF it is that of the distributions over paths.
     """
 
-    @classmethod
-    def build(cls, model, config):
-        return cls(model, config.rdrop_alpha) if config.use_rdrop else None
+    switch, options = "use_rdrop", ("rdrop_alpha",)
 
     def __init__(self, model, alpha=1.0):
         require_dropout(model, "--use_rdrop compares two dropout masks")
@@ -363,9 +344,7 @@ class EMA(Average):
     Polyak and Juditsky, 1992; Kingma and Ba, 2015 (arXiv:1412.6980), section 7.2.
     """
 
-    @classmethod
-    def build(cls, model, config):
-        return cls(model, config.ema_decay) if config.use_ema else None
+    switch, options = "use_ema", ("ema_decay",)
 
     def __init__(self, model, decay=0.99):
         super().__init__(model)

@@ -376,7 +376,8 @@ def compare(options, runs, results, variants, seeds):
         for name in names:
             scores = [float(row[f"{part}_{name}"]) for row in runs.of("baseline", seeds)]
             print(
-                f"{name}: significant in {false_positives(scores, options.seeds):.1%} of comparisons of the baseline with itself"
+                f"{name}: significant in {false_positives(scores, options.seeds):.1%} of comparisons of the "
+                "baseline with itself"
             )
         return
     write_csv(results / "summary.csv", lines)

@@ -107,7 +107,8 @@ def table():
     for seed in options.seeds:
         figures = json.loads((work / f"encoder-{seed}/pretraining.json").read_text())
         print(
-            f"seed {seed}: held-out perplexity {figures['before']['perplexity']:.0f} -> {figures['after']['perplexity']:.1f}"
+            f"seed {seed}: held-out perplexity {figures['before']['perplexity']:.0f} -> "
+            f"{figures['after']['perplexity']:.1f}"
         )
 
 

@@ -28,11 +28,14 @@ ROADS = {
     "sample, streaming": "--epochs 3 --streaming --shuffle_buffer 256",
     "sample, BiLSTM, windows, accumulation, EMA": "--epochs 2 --encoder bilstm --max_length 12 --use_crf "
     "--gradient_accumulation_steps 3 --batch_size 8 --use_ema",
-    "sample, bf16, SMART, R-Drop, mean pooling": "--epochs 1 --hidden_size 64 --precision bf16 --use_smart --use_rdrop --pooling mean "
+    "sample, bf16, SMART, R-Drop, mean pooling": "--epochs 1 --hidden_size 64 --precision bf16 --use_smart "
+    "--use_rdrop --pooling mean "
     "--class_weights balanced --label_smoothing 0.1 --focal_gamma 2",
-    "sample, fp16, FreeLB, SWA, dropout samples, shared layers": "--epochs 4 --hidden_size 64 --precision fp16 --use_freelb --use_swa "
+    "sample, fp16, FreeLB, SWA, dropout samples, shared layers": "--epochs 4 --hidden_size 64 --precision fp16 "
+    "--use_freelb --use_swa "
     "--swa_start 0.4 --dropout_samples 2 --shared_layers 1 --use_crf",
-    "sample, AWP, linear decay": "--epochs 2 --hidden_size 64 --use_awp --awp_start 0 --scheduler linear --warmup_epochs 1",
+    "sample, AWP, linear decay": "--epochs 2 --hidden_size 64 --use_awp --awp_start 0 --scheduler linear "
+    "--warmup_epochs 1",
     "ATIS": "--epochs 2 --data_path {data} --pretrain_model_path {model}",
     "ATIS, CRF, layer decay, frozen layers": "--epochs 1 --data_path {data} --pretrain_model_path {model} "
     "--use_crf --layer_decay 0.9 --freeze_layers 2",

@@ -345,7 +345,8 @@ ready = time.perf_counter()
 loader.set_position(0)
 rows = sum(len(batch.rows) for batch in loader)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps({"base": base, "peak": peak, "ready": ready - began, "rows": rows, "per_second": rows / (time.perf_counter() - ready)}))
+speed = rows / (time.perf_counter() - ready)
+print(json.dumps({"base": base, "peak": peak, "ready": ready - began, "rows": rows, "per_second": speed}))
 """
 
 
@@ -379,7 +380,8 @@ def growth(options, sizes=(100_000, 2_000_000)):
                 found = json.loads(done.stdout.splitlines()[-1])
                 assert found["rows"] == size
                 results.append(
-                    f"| {kind}, {size:,} rows | peak {found['peak']:.0f} MB ({found['peak'] - found['base']:.0f} above start) | "
+                    f"| {kind}, {size:,} rows | peak {found['peak']:.0f} MB ({found['peak'] - found['base']:.0f} "
+                    "above start) | "
                     f"{found['per_second']:.0f} rows/s | ready after {found['ready']:.1f} s |"
                 )
                 print(results[-1], flush=True)
@@ -436,7 +438,8 @@ def start(rounds):
             process.kill()
             process.wait()
     rows.append(
-        f"| launch to the first step, sample | importing torch and transformers {imports:.2f} s | {statistics.median(times):.2f} s | |"
+        f"| launch to the first step, sample | importing torch and transformers {imports:.2f} s | "
+        f"{statistics.median(times):.2f} s | |"
     )
     return rows
 
@@ -470,7 +473,8 @@ def main():
         speed = compare(bench, systems, len(bench.train_set), options.rounds)
         for name in list(systems)[1:]:
             table.append(
-                f"| training, examples/s | {name} {speed[name]:.1f} | {speed['ours']:.1f} | {speed['ours'] / speed[name]:.2f} |"
+                f"| training, examples/s | {name} {speed[name]:.1f} | {speed['ours']:.1f} | "
+                f"{speed['ours'] / speed[name]:.2f} |"
             )
     if "eval" in options.only:
         speed = compare(
@@ -481,7 +485,8 @@ def main():
         )
         peer, ours = speed["Hugging Face Trainer"], speed["ours"]
         table.append(
-            f"| evaluation with span scores, examples/s | Hugging Face Trainer {peer:.1f} | {ours:.1f} | {ours / peer:.2f} |"
+            f"| evaluation with span scores, examples/s | Hugging Face Trainer {peer:.1f} | {ours:.1f} | "
+            f"{ours / peer:.2f} |"
         )
     if "overhead" in options.only:
         pairs = []

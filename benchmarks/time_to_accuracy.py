@@ -84,7 +84,8 @@ def main():
         ):
             ratio = f"{seconds / took:.1f} × sooner" if reached > score else "not reached"
             rows.append(
-                f"| {seed} | {seconds:.1f} s, {score:.4f} | {what}: {took:.1f} s, {steps} steps, {reached:.4f} | {ratio} |"
+                f"| {seed} | {seconds:.1f} s, {score:.4f} | {what}: {took:.1f} s, {steps} steps, {reached:.4f} | "
+                f"{ratio} |"
             )
     print(f"\ntorch {torch.__version__}, {torch.get_num_threads()} threads, {options.device}\n")
     print(f"| seed | Hugging Face Trainer, {options.peer_epochs} epochs | this template until {SCORE} is higher | |")

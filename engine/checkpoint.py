@@ -162,7 +162,8 @@ def require_labels(folder, tasks):
         if old != new:
             differ = sorted(set(old) ^ set(new)) or ["their order"]
             raise UserError(
-                f"{folder}: the labels of {name!r} have changed since ({', '.join(differ[:8])}); train a new --model_version"
+                f"{folder}: the labels of {name!r} have changed since ({', '.join(differ[:8])}); train a new "
+                "--model_version"
             )
 
 
@@ -203,7 +204,8 @@ def training_state(optimizer, scheduler, scaler, tricks, progress, device):
         json.dumps(values)
     except TypeError as error:
         raise UserError(
-            f"{type(optimizer).__name__} or {type(scheduler).__name__} remembers what a checkpoint cannot hold ({error}); "
+            f"{type(optimizer).__name__} or {type(scheduler).__name__} remembers what a checkpoint cannot hold "
+            f"({error}); "
             "only tensors, numbers, strings, and lists and dicts of them can be saved"
         ) from None
     return tensors, values

@@ -65,7 +65,8 @@ def load_pretrained(name):
     missing = [key for key in found["missing_keys"] if "pooler" not in key]
     if missing:
         raise UserError(
-            f"--pretrain_model_path {name}: has no weights for {len(missing)} tensors of its own config, such as {missing[0]}"
+            f"--pretrain_model_path {name}: has no weights for {len(missing)} tensors of its own config, such as "
+            f"{missing[0]}"
         )
     return encoder
 

@@ -81,11 +81,3 @@ def add_gradients(taken, share=1.0):
 def require_dropout(model, why):
     if not any(isinstance(module, torch.nn.Dropout) and module.p for module in model.modules()):
         raise UserError(f"{why}, but nothing in this model drops out")
-
-
-def random_state(device):
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def set_random_state(state, device):
-    torch.cuda.set_rng_state(state, device) if device.type == "cuda" else torch.set_rng_state(state)

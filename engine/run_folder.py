@@ -71,7 +71,8 @@ def refuse_other_run(config, run_dir):
         changes = config.changes_since(json.loads(args.read_text(encoding="utf-8")))
         if changes and not config.force_resume:
             raise UserError(
-                f"{run_dir} cannot be resumed with other options: {'; '.join(changes)} (--force_resume goes on all the same)"
+                f"{run_dir} cannot be resumed with other options: {'; '.join(changes)} (--force_resume goes on "
+                "all the same)"
             )
 
 

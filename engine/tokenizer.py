@@ -56,7 +56,8 @@ def load_tokenizer(config, texts):
     missing = [kind for kind in ("pad_token", "unk_token", "cls_token") if getattr(tokenizer, kind) is None]
     if missing or not tokenizer.is_fast:
         raise UserError(
-            f"--pretrain_model_path {name}: its tokenizer has no {', '.join(missing) or 'fast version'}; use a BERT-like model"
+            f"--pretrain_model_path {name}: its tokenizer has no {', '.join(missing) or 'fast version'}; use a "
+            "BERT-like model"
         )
     if config.special_tokens:
         tokenizer.add_special_tokens(

@@ -5,11 +5,17 @@ from functools import partial
 
 
 class Trick:
-    """What a trick may change. These hooks do nothing; override those you need. batch: data_loader.Batch."""
+    """What a trick may change. The hooks do nothing; override those you need. batch: data_loader.Batch."""
+
+    switch = ""  # the option that switches it on
+    options = ()  # the options that are its arguments, after the model
 
     @classmethod
     def build(cls, model, config):
         """The trick as the options say, or None if they do not ask for it."""
+        if not getattr(config, cls.switch):
+            return None
+        return cls(model, *(getattr(config, name) for name in cls.options))
 
     def start_epoch(self):
         """How many epochs pass before it acts; early stopping counts from then."""

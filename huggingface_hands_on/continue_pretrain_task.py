@@ -1,8 +1,8 @@
 """Masked-language-model training on your own texts: adapts an encoder to a domain, or makes a new one.
 
-    python huggingface_hands_on/continue_pretrain_task.py --input TEXTS --pretrain_model_path DIR_OR_HUB --output_dir
-    models/mine … --pretrain_model_path models/tokenizer --from_scratch --config mini      makes a new encoder for that
-    tokenizer
+    python huggingface_hands_on/continue_pretrain_task.py --input TEXTS --pretrain_model_path DIR_OR_HUB \\
+        --output_dir models/mine
+    … --pretrain_model_path models/tokenizer --from_scratch --config mini      makes a new encoder for that tokenizer
 
 The result is a folder for `main.py --pretrain_model_path models/mine`. A run that was killed goes on with the same
 command. Edit here when another task than masked words should teach the encoder: `mask`, then
@@ -10,31 +10,27 @@ command. Edit here when another task than masked words should teach the encoder:
 """
 
 import hashlib
-import inspect
 import json
-import math
 import os
 import shutil
-import signal
 import sys
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, the house is one floor up
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, the repository is one folder up
 
 from engine import files
-from engine.command_line import UserError, first_line, option, os_error_line, parse_args, require_range, require_seed
+from engine.command_line import UserError, first_line, option, require_range, require_seed, run_command
+from engine.run_folder import changed_options, lock_folder
+from engine.signals import StopSignals
+from engine.tags import IGNORE
 from huggingface_hands_on.corpus import CorpusConfig
 
-SIZES = {
-    "tiny": (2, 128),
-    "mini": (4, 256),
-    "small": (4, 512),
-    "medium": (8, 512),
-    "base": (12, 768),
-}  # layers, width (Turc et al., 2019)
+# layers, width (Turc et al., 2019)
+SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768)}
 
 
 @dataclass
@@ -51,7 +47,7 @@ class PretrainConfig(CorpusConfig):
     )
     max_length: int = option(128, "length of a block in sub-tokens; longer texts go on in the next block")
     packing: bool = option(True, "fill each block with as many texts as fit")
-    whole_word: bool = option(True, "mask whole words; Chinese words are told by rjieba")
+    whole_word: bool = option(True, "mask whole words; Chinese words as rjieba cuts them")
     mlm_probability: float = option(0.15, "share of the words that are masked, anew in each epoch")
     epochs: int = option(10, "passes over the texts", aliases=["num_train_epochs"])
     batch_size: int = option(32, "blocks in a micro-batch")
@@ -78,11 +74,11 @@ class PretrainConfig(CorpusConfig):
             raise UserError(f"--mlm_probability={self.mlm_probability} must lie between 0 and 1")
         if not self.pretrain_model_path:
             raise UserError(
-                "--pretrain_model_path is needed: the encoder to go on from, or with --from_scratch the tokenizer's folder"
+                "--pretrain_model_path is needed: the encoder to go on from, or with --from_scratch the "
+                "tokenizer's folder"
             )
 
 
-IGNORE = -100
 MOST_HELD_OUT = 5000  # blocks to measure on
 
 
@@ -197,6 +193,7 @@ def check_model(model, tokenizer, max_length, packing):
     import torch
 
     from engine.encoders import first_position
+    from huggingface_hands_on.masked_training import inputs_of, masked_logits
 
     generator = torch.Generator().manual_seed(0)
     half = max(1, max_length // 2 - 2)
@@ -234,23 +231,6 @@ def check_model(model, tokenizer, max_length, packing):
             if not right:
                 raise UserError(f"{kind} cannot keep the texts of a block apart; add --no_packing")
     model.train(training)
-
-
-def inputs_of(model, batch):
-    """Of a batch, what the model's forward takes."""
-    names = ["input_ids", "attention_mask", "position_ids"]
-    return {
-        name: batch[name] for name in names if name in batch and name in inspect.signature(model.forward).parameters
-    }
-
-
-def masked_logits(model, inputs, chosen):
-    """Logits (N, V) of the chosen places of (B, L) alone: the big product with the vocabulary sees nothing else."""
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, hidden: (hidden[0][chosen],))
-    try:
-        return model(**inputs).logits
-    finally:
-        hook.remove()
 
 
 def build_sets(config, tokenizer, collator, texts, key):
@@ -298,58 +278,56 @@ def build_sets(config, tokenizer, collator, texts, key):
 
 def load_model(config):
     """(model with a head for masked words, tokenizer). UserError if they cannot be trained so."""
-    from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-    from engine.encoders import num_positions
+    from engine.encoders import bert_config
 
     name = config.pretrain_model_path
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # a foreign folder can make transformers raise anything
         raise UserError(f"--pretrain_model_path {name}: no tokenizer loads from it ({first_line(error)})") from None
-    missing = [
-        kind for kind in ("mask_token", "pad_token", "cls_token", "sep_token") if getattr(tokenizer, kind) is None
-    ]
+    needed = ("mask_token", "pad_token", "cls_token", "sep_token")
+    missing = [kind for kind in needed if getattr(tokenizer, kind) is None]
     if missing or not tokenizer.is_fast:
-        raise UserError(
-            f"--pretrain_model_path {name}: its tokenizer has no {', '.join(missing) or 'fast version'}; use a BERT-like model"
-        )
+        lacking = f"its tokenizer has no {', '.join(missing) or 'fast version'}"
+        raise UserError(f"--pretrain_model_path {name}: {lacking}; use a BERT-like model")
     if config.from_scratch:
-        from engine.encoders import bert_config
-
         shape = bert_config(tokenizer, *SIZES[config.config], config.max_length)
         return AutoModelForMaskedLM.from_config(shape, trust_remote_code=False), tokenizer
+    return load_encoder(config, tokenizer), tokenizer
+
+
+def load_encoder(config, tokenizer):
+    """A pretrained model with a head for masked words, a new one if it came without."""
+    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+
+    from engine.encoders import num_positions
+
+    name, named = config.pretrain_model_path, f"--pretrain_model_path {config.pretrain_model_path}"
     try:
         shape = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
-        raise UserError(
-            f"--pretrain_model_path {name}: no model in it ({first_line(error)}); --from_scratch makes a new one"
-        ) from None
+        raise UserError(f"{named}: no model in it ({first_line(error)}); --from_scratch makes a new one") from None
     if type(shape) not in MODEL_FOR_MASKED_LM_MAPPING:
-        raise UserError(
-            f"--pretrain_model_path {name}: {shape.model_type} cannot fill in masked words; use an encoder such as BERT"
-        )
+        raise UserError(f"{named}: {shape.model_type} cannot fill in masked words; use an encoder such as BERT")
     try:
-        model, found = AutoModelForMaskedLM.from_pretrained(
-            name, output_loading_info=True, trust_remote_code=False, dtype="float32"
-        )
+        options = dict(output_loading_info=True, dtype="float32")
+        model, info = AutoModelForMaskedLM.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:
-        raise UserError(f"--pretrain_model_path {name}: no encoder loads from it ({first_line(error)})") from None
-    inside = [key for key in found["missing_keys"] if key.startswith(model.base_model_prefix) and "pooler" not in key]
-    if inside:
-        raise UserError(
-            f"--pretrain_model_path {name}: has no weights for {len(inside)} tensors of its own config, such as {inside[0]}"
-        )
-    if found["missing_keys"]:
+        raise UserError(f"{named}: no encoder loads from it ({first_line(error)})") from None
+    prefix = model.base_model_prefix
+    missing = [key for key in info["missing_keys"] if key.startswith(prefix) and "pooler" not in key]
+    if missing:
+        raise UserError(f"{named}: has no weights for {len(missing)} tensors of its own config, such as {missing[0]}")
+    if info["missing_keys"]:
         print(f"{name} has no head for masked words: it gets a new one, so its perplexity before training says little")
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise UserError(
-            f"--pretrain_model_path {name}: its tokenizer has more entries than its embedding; they do not belong together"
-        )
+        raise UserError(f"{named}: its tokenizer has more entries than its embedding; they do not belong together")
     if (longest := num_positions(model)) and config.max_length > longest:
         raise UserError(f"--max_length={config.max_length} is more than the {longest} positions of this encoder")
-    return model, tokenizer
+    return model
 
 
 def add_words(words, model, tokenizer):
@@ -405,97 +383,28 @@ def read_words(source, encoding):
     return list(dict.fromkeys(word for word in words if word))
 
 
-def build_trainer(model, collator, sets, config, stop=()):
-    """Hugging Face's Trainer, which computes logits for the masked words only, and perplexity as exp(their mean loss).
-
-    stop: a list that a signal's number is put into.
-    """
-    import torch
-    import torch.nn.functional as F
-    from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+def build_trainer(model, collator, sets, config, stop=None):
+    """Hugging Face's Trainer for masked words. stop: an engine.signals.StopSignals."""
+    from transformers import EarlyStoppingCallback
 
     from engine.encoders import first_position
-    from engine.optimization import lr_of_width
+    from huggingface_hands_on.masked_training import MaskedTrainer, SealCheckpoints, held_out_scores, training_arguments
 
     first = first_position(model)
-
-    class MaskedTrainer(Trainer):
-        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            labels = inputs["labels"]
-            chosen = labels != IGNORE
-            bare = self.accelerator.unwrap_model(model)
-            logits = masked_logits(bare, inputs_of(bare, inputs), chosen)
-            losses = F.cross_entropy(logits.float(), labels[chosen], reduction="none")
-            loss = losses.sum() / (chosen.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch)
-            by_row = torch.zeros(len(labels), 2, device=labels.device)
-            by_row.index_add_(0, chosen.nonzero()[:, 0], torch.stack([losses.detach(), torch.ones_like(losses)], 1))
-            return (loss, {"loss": loss, "by_row": by_row}) if return_outputs else loss
-
-    class Seal(TrainerCallback):
-        """A checkpoint counts once it has its manifest of SHA-256 sums. A signal asks for one at the next step, and for
-        the end."""
-
-        def on_step_end(self, args, state, control, **kwargs):
-            if stop:
-                control.should_save = control.should_training_stop = True
-
-        def on_save(self, args, state, control, **kwargs):
-            files.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def collate(rows):
         batch = batch_of(rows, collator.tokenizer, first)
         return batch if "labels" in batch else mask(collator, batch)
 
-    def held_out_scores(prediction):
-        total, count = prediction.predictions.astype("float64").sum(0)
-        return {
-            "masked_loss": total / count,
-            "perplexity": math.exp(min(total / count, 700.0)),
-            "masked_tokens": int(count),
-        }
-
-    every = "steps" if config.eval_steps else "epoch"
-    arguments = TrainingArguments(
-        output_dir=str(Path(config.output_dir) / "checkpoints"),
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        learning_rate=config.lr or (1e-3 if config.from_scratch else lr_of_width(model.config.hidden_size)),
-        warmup_steps=0.06,  # below 1 it is a share of all steps
-        lr_scheduler_type="linear",
-        weight_decay=config.weight_decay,
-        eval_strategy=every,
-        save_strategy=every,
-        eval_steps=config.eval_steps or None,
-        save_steps=config.eval_steps or 500,
-        save_total_limit=3,
-        load_best_model_at_end=True,
-        metric_for_best_model="masked_loss",
-        greater_is_better=False,
-        restore_callback_states_from_checkpoint=True,
-        logging_steps=20,
-        report_to="none",
-        remove_unused_columns=False,
-        label_names=["labels"],
-        bf16=config.precision == "bf16",
-        fp16=config.precision == "fp16",
-        use_cpu=config.device == "cpu",
-        dataloader_pin_memory=torch.cuda.is_available(),
-        seed=config.random_seed,
-        disable_tqdm=bool(os.environ.get("TQDM_DISABLE")),
-    )
-    callbacks = [Seal()]
-    if config.early_stop_patience:
-        callbacks.append(EarlyStoppingCallback(config.early_stop_patience))
+    patience = config.early_stop_patience
     trainer = MaskedTrainer(
         model=model,
-        args=arguments,
+        args=training_arguments(config, model.config.hidden_size),
         data_collator=collate,
         train_dataset=sets[0],
         eval_dataset=sets[1],
         compute_metrics=held_out_scores,
-        callbacks=callbacks,
+        callbacks=[SealCheckpoints(stop), *([EarlyStoppingCallback(patience)] if patience else [])],
     )
     trainer.model_accepts_loss_kwargs = True  # compute_loss divides by the labels of the whole optimizer step
     return trainer
@@ -507,11 +416,9 @@ def build_trainer(model, collator, sets, config, stop=()):
 RESUME_SAFE = ("device", "output_dir")  # options that may change when a run goes on
 
 
+@contextmanager
 def claim(config, fingerprint):
-    """Makes the output folder this run's own. UserError if it holds anything but the same run, unfinished. -> its lock,
-    held."""
-    from filelock import FileLock, Timeout
-
+    """Makes the output folder this run's own. UserError if it holds anything but the same run, unfinished."""
     from huggingface_hands_on.corpus import require_free_folder
 
     folder, now = Path(config.output_dir), asdict(config) | {"texts, tokenizer and first weights": fingerprint}
@@ -519,29 +426,19 @@ def claim(config, fingerprint):
         refuse_finished(folder)
     else:
         require_free_folder(folder)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"{folder} is in use by another process; choose another --output_dir") from None
-    except OSError as error:
-        raise UserError(f"--output_dir {folder}: cannot be written ({error.strerror})") from None
-    if newest_checkpoint(folder / "checkpoints"):
-        before = json.loads((folder / "args.json").read_text(encoding="utf-8"))
-        differ = [
-            f"{name} was {before.get(name)!r}, is {now[name]!r}"
-            for name in now
-            if name not in RESUME_SAFE and before.get(name) != now[name]
-        ]
-        if differ:
-            lock.release()
-            raise UserError(f"{folder} holds an unfinished run, but {'; '.join(differ)}: choose another --output_dir")
-    else:
-        for leftover in ("before.json", ".cache", "checkpoints"):
-            shutil.rmtree(folder / leftover, ignore_errors=True)
-            (folder / leftover).unlink(missing_ok=True)
-        files.write_json(folder / "args.json", now)
-    return lock
+    with lock_folder(folder, "choose another --output_dir"):
+        if newest_checkpoint(folder / "checkpoints"):
+            before = json.loads((folder / "args.json").read_text(encoding="utf-8"))
+            if changes := changed_options(before, now, RESUME_SAFE):
+                raise UserError(
+                    f"{folder} holds an unfinished run, but {'; '.join(changes)}: choose another --output_dir"
+                )
+        else:
+            for leftover in ("before.json", ".cache", "checkpoints"):
+                shutil.rmtree(folder / leftover, ignore_errors=True)
+                (folder / leftover).unlink(missing_ok=True)
+            files.write_json(folder / "args.json", now)
+        yield
 
 
 def refuse_finished(folder):
@@ -572,17 +469,16 @@ def digest_of(model, tokenizer, texts):
 def main(config):
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU; more would be used as one big one
     import torch
-    from transformers import DataCollatorForLanguageModeling, logging, set_seed
+    from transformers import logging, set_seed
 
     from huggingface_hands_on.corpus import read_corpus
 
-    folder = Path(config.output_dir)
-    refuse_finished(folder)
+    refuse_finished(Path(config.output_dir))
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device here; use --device cpu or auto")
     words = read_words(config.new_tokens, config.encoding)
     train, held_out, texts = read_corpus(config)
-    logging.set_verbosity_error()  # what it would say of missing heads is said in load_model
+    logging.set_verbosity_error()  # what it would log about missing heads is checked in load_model
     set_seed(config.random_seed)
     model, tokenizer = load_model(config)
     added = add_words(words, model, tokenizer)
@@ -594,72 +490,61 @@ def main(config):
         )
     check_model(model, tokenizer, config.max_length, config.packing)
     fingerprint = digest_of(model, tokenizer, texts)
-
-    with claim(config, fingerprint), stopped_by_signals() as stop:
-        # 80 % [MASK], 10 % another token, 10 % as it is (Devlin et al., 2019); the collator does so for whole words too
-        # if told late
-        collator = DataCollatorForLanguageModeling(
-            tokenizer, whole_word_mask=config.whole_word, mask_replace_prob=1, random_replace_prob=0
-        )
-        collator.mlm_probability, collator.mask_replace_prob, collator.random_replace_prob = (
-            config.mlm_probability,
-            0.8,
-            0.1,
-        )
-        key = hashlib.sha256(f"{fingerprint}{asdict(config)}".encode()).hexdigest()[:20]
-        sets = build_sets(config, tokenizer, collator, (train, held_out), key)
-        trainer = build_trainer(model, collator, sets, config, stop)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        print(
-            f"{parameters / 1e6:.1f} M parameters on {trainer.args.device}; {len(sets[0])} blocks to train on, {len(sets[1])} held out"
-        )
-
-        before_path, start = folder / "before.json", newest_checkpoint(folder / "checkpoints")
-        if not before_path.exists():  # of the untouched model: a resumed run has it already
-            files.write_json(before_path, scores_of(trainer))
-        before = json.loads(before_path.read_text(encoding="utf-8"))
-        print(f"before: {shown(before)}")
-        if start:
-            print(f"going on from {start}")
-        trainer.train(resume_from_checkpoint=start)
-        if stop:
-            print("stopped and saved; the same command goes on")
-            return 128 + stop[0]
-        after = scores_of(trainer)
-        lower = before["perplexity"] / after["perplexity"]
-        print(f"after {trainer.state.epoch:.1f} epochs, the best: {shown(after)}, {lower:.2f} times lower")
-
-        trainer.model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        record = {"before": before, "after": after, "epochs": trainer.state.epoch, "words_added": added}
-        files.write_json(
-            folder / "pretraining.json", record | {"blocks": [len(one) for one in sets]}
-        )  # last: the run is finished
-        for leftover in (folder / "checkpoints", folder / ".cache"):
-            shutil.rmtree(leftover)
-        before_path.unlink()
-        print(
-            f"{folder} is ready: python main.py --do_train --do_eval --pretrain_model_path {folder} --data_path dataset/NAME"
-        )
-    return 0
+    with claim(config, fingerprint), StopSignals(partial(print, file=sys.stderr)) as stop:
+        pretrain(config, model, tokenizer, (train, held_out), fingerprint, stop, added)
 
 
-@contextmanager
-def stopped_by_signals():
-    """A list that SIGTERM and SIGINT put their number into; a second signal ends the process at once."""
-    stop = []
+def pretrain(config, model, tokenizer, texts, fingerprint, stop, words_added):
+    """The training itself, from the newest checkpoint if there is one, and its result in --output_dir."""
+    folder = Path(config.output_dir)
+    collator = masking_collator(config, tokenizer)
+    key = hashlib.sha256(f"{fingerprint}{asdict(config)}".encode()).hexdigest()[:20]
+    sets = build_sets(config, tokenizer, collator, texts, key)
+    trainer = build_trainer(model, collator, sets, config, stop)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    blocks = f"{len(sets[0])} blocks to train on, {len(sets[1])} held out"
+    print(f"{millions:.1f} M parameters on {trainer.args.device}; {blocks}")
 
-    def remember(number, frame):
-        stop.append(number)
-        signal.signal(number, signal.SIG_DFL)
-        print(f"{signal.Signals(number).name}: saving at the next step; once more ends at once", file=sys.stderr)
+    before_path, start = folder / "before.json", newest_checkpoint(folder / "checkpoints")
+    if not before_path.exists():  # of the untouched model: a resumed run has it already
+        files.write_json(before_path, scores_of(trainer))
+    before = json.loads(before_path.read_text(encoding="utf-8"))
+    print(f"before: {shown(before)}")
+    if start:
+        print(f"going on from {start}")
+    trainer.train(resume_from_checkpoint=start)
+    if stop.number:
+        print("stopped and saved; the same command goes on")
+        stop.check()
+    after = scores_of(trainer)
+    lower = before["perplexity"] / after["perplexity"]
+    print(f"after {trainer.state.epoch:.1f} epochs, the best: {shown(after)}, {lower:.2f} times lower")
 
-    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    trainer.model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    record = {"before": before, "after": after, "epochs": trainer.state.epoch, "words_added": words_added}
+    record["blocks"] = [len(part) for part in sets]
+    files.write_json(folder / "pretraining.json", record)  # last: the run is finished
+    for leftover in (folder / "checkpoints", folder / ".cache"):
+        shutil.rmtree(leftover)
+    before_path.unlink()
+    command = f"python main.py --do_train --do_eval --pretrain_model_path {folder} --data_path dataset/NAME"
+    print(f"{folder} is ready: {command}")
+
+
+def masking_collator(config, tokenizer):
+    """80 % [MASK], 10 % another token, 10 % as it is (Devlin et al., 2019), of whole words too."""
+    from transformers import DataCollatorForLanguageModeling
+
+    kinds = dict(whole_word_mask=config.whole_word, mask_replace_prob=1, random_replace_prob=0)
+    collator = DataCollatorForLanguageModeling(tokenizer, **kinds)
+    # Set afterwards, as it refuses to replace whole words by other tokens
+    collator.mlm_probability, collator.mask_replace_prob, collator.random_replace_prob = (
+        config.mlm_probability,
+        0.8,
+        0.1,
+    )
+    return collator
 
 
 def scores_of(trainer):
@@ -671,29 +556,12 @@ def scores_of(trainer):
 
 
 def shown(scores):
-    return f"held-out perplexity {scores['perplexity']:.2f} (loss {scores['masked_loss']:.4f} over {scores['masked_tokens']} masked tokens)"
+    loss = f"loss {scores['masked_loss']:.4f} over {scores['masked_tokens']} masked tokens"
+    return f"held-out perplexity {scores['perplexity']:.2f} ({loss})"
 
 
 def command(argv=None):
-    """Runs `main` and returns the exit code. A mistake, a full disk or too small a GPU is one line and 2."""
-    mistake = None
-    try:
-        return main(parse_args(PretrainConfig, argv))
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except UserError as error:
-        mistake = error
-    except OSError as error:
-        mistake = os_error_line(error)
-    except RuntimeError as error:
-        if type(error).__name__ == "OutOfMemoryError":
-            mistake = "the GPU's memory is too small: begin anew in another --output_dir with a lower --batch_size or --max_length"
-        elif "PytorchStreamWriter" in str(error) or "No space" in str(error):
-            mistake = f"a checkpoint cannot be written ({first_line(error)}); the one before is intact"
-        else:
-            raise
-    print(f"error: {mistake}", file=sys.stderr)
-    return 2
+    return run_command(main, PretrainConfig, argv)
 
 
 if __name__ == "__main__":

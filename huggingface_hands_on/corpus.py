@@ -20,7 +20,8 @@ class CorpusConfig:
 
     input: str = option(
         "",
-        "texts: a file, a folder of files, or a pattern such as 'texts/*.txt'; plain text, CSV, JSONL, … or a processed folder",
+        "texts: a file, a folder of files, or a pattern such as 'texts/*.txt'; plain text, CSV, JSONL, … or a "
+        "processed folder",
     )
     output_dir: str = option("", "folder to write")
     format: str = option(

@@ -12,9 +12,9 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, the house is one floor up
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, the repository is one folder up
 
-from engine.command_line import UserError, option, os_error_line, parse_args, require_range
+from engine.command_line import UserError, option, require_range, run_command
 from engine.tokenizer import train_tokenizer
 from huggingface_hands_on.corpus import CorpusConfig
 
@@ -80,14 +80,11 @@ def main(config):
             f"that is more than --vocab_size {config.vocab_size}: {config.model} needs so many for the characters alone"
         )
     print(
-        f"held out, {counts['texts']} texts: [UNK] {counts['unknown'] / counts['tokens']:.2%} of {counts['tokens']} tokens, "
+        f"held out, {counts['texts']} texts: [UNK] {counts['unknown'] / counts['tokens']:.2%} of "
+        f"{counts['tokens']} tokens, "
         f"{counts['tokens'] / max(1, counts['words']):.3f} tokens per word"
     )
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args(TokenizerConfig))
-    except (UserError, OSError) as mistake:
-        line = os_error_line(mistake) if isinstance(mistake, OSError) else mistake
-        sys.exit(print(f"error: {line}", file=sys.stderr) or 2)
+    sys.exit(run_command(main, TokenizerConfig))

@@ -120,7 +120,8 @@ def odd_numbers(name, kind, examples):
     if kind == "classification":
         others = [f"{at}: {value!r}" for at, value in known if not labels.is_number(str(value))]
         decimals = sum("." in str(value) and labels.is_number(str(value)) for _, value in known)
-        advice = f"if it is a score, leave these empty (with other tasks) or correct them, and add --label_type {name}=regression"
+        leave = "if it is a score, leave these empty (with other tasks) or correct them"
+        advice = f"{leave}, and add --label_type {name}=regression"
         return [
             Note(
                 f"{name}: nearly all labels are numbers, but not these",

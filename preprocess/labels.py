@@ -81,7 +81,8 @@ def check_label(example, name, kind):
             isinstance(label, int | float) or (isinstance(label, str) and is_number(label))
         ):
             raise UserError(
-                f"{at}: the label {name}={label!r} is not a number; --label_type {name}=classification takes it as a name"
+                f"{at}: the label {name}={label!r} is not a number; --label_type {name}=classification takes it "
+                "as a name"
             )
         if not math.isfinite(float(label)):
             raise UserError(f"{at}: the label {name}={label!r} is not finite")

@@ -326,7 +326,8 @@ def objects_to_examples(path, objects, options):
             raise UserError(f"{at}: not a JSON object")
         if late := sorted(usual & values.keys()) if usual else ():
             raise UserError(
-                f"{at}: has the key {late[0]!r}, which none of the first 1000 rows has; say with --label_column what to use"
+                f"{at}: has the key {late[0]!r}, which none of the first 1000 rows has; say with --label_column "
+                "what to use"
             )
         example = {"_where": at} | {key: values[key] for key in ("id", "split") if values.get(key) is not None}
         if group := getattr(options, "group_column", ""):
@@ -388,7 +389,8 @@ def read_conll(path, options):
         elif tokens:
             if intents is not None and count >= len(intents):
                 raise UserError(
-                    f"{path}.intent: {len(intents)} rows, but {path} has more sentences (the next begins in row {start})"
+                    f"{path}.intent: {len(intents)} rows, but {path} has more sentences (the next begins in row "
+                    f"{start})"
                 )
             yield (
                 {"_where": f"{path}, row {start}", "tokens": tokens}
@@ -401,7 +403,7 @@ def read_conll(path, options):
 
 
 def has_glued_places(path, encoding):
-    """Whether every token of a CoNLL file is a character and its place in its word, as in Weibo NER: 科0 技1 全0 方1 位2."""
+    """Whether every token of a CoNLL file is a character and its place in its word, as in Weibo NER: 科0 技1."""
     before, count = -1, 0
     for _, row in read_rows(path, encoding):
         if not row.strip() or row.startswith("-DOCSTART-"):

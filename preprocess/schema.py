@@ -50,7 +50,8 @@ def load_labels(data_path):
     path = Path(data_path) / "labels.json"
     if not path.exists():
         raise UserError(
-            f"{data_path}: no labels.json in it; make the folder with: python data_process.py --input RAW --output_dir {data_path}"
+            f"{data_path}: no labels.json in it; make the folder with: python data_process.py --input RAW "
+            f"--output_dir {data_path}"
         )
     try:
         tasks = json.loads(path.read_text(encoding="utf-8"))
@@ -114,7 +115,8 @@ def check_same_labels(data_path, tasks):
         theirs, ours = (set(side.get(name, {}).get("labels", ())) for side in (here, tasks))
         if theirs != ours:
             raise UserError(
-                f"{data_path}: its labels of {name!r} are not the model's: only in the data: {shorten(theirs - ours) or 'none'}; "
+                f"{data_path}: its labels of {name!r} are not the model's: only in the data: "
+                f"{shorten(theirs - ours) or 'none'}; "
                 f"only in the model: {shorten(ours - theirs) or 'none'}"
             )
 
@@ -169,7 +171,8 @@ def require_own_folder(folder, source):
         strange = sorted(inside & {f"{part}.jsonl" for part in PARTS})
     if folder.is_file() or strange:
         raise UserError(
-            f"--output_dir {folder}: holds other things ({shorten(strange) or 'it is a file'}); choose an empty or new folder"
+            f"--output_dir {folder}: holds other things ({shorten(strange) or 'it is a file'}); choose an empty "
+            "or new folder"
         )
     if folder.resolve() in (source.resolve(), source.resolve().parent):
         raise UserError(f"--output_dir {folder}: is where the input lies; choose another folder")

@@ -48,13 +48,15 @@ def split_examples(examples, tasks, config):
             splitter = GroupShuffleSplit(1, test_size=min(0.9, size / len(pool)), random_state=config.random_seed)
             kept, taken = next(splitter.split(pool, groups=[group_of(e) for e in pool]))
             print(
-                f"no {part} part given: {len(taken)} examples set aside by {config.group_column!r}, seed {config.random_seed}"
+                f"no {part} part given: {len(taken)} examples set aside by {config.group_column!r}, seed "
+                f"{config.random_seed}"
             )
             return [pool[i] for i in kept], [pool[i] for i in taken]
         if size >= len(shared):
             if len(pool) >= 20 and len(alone) > len(pool) / 2:
                 raise UserError(
-                    f"{config.input}: most labels of {stratify_by!r} occur only once; of numbers --label_type {stratify_by}=regression"
+                    f"{config.input}: most labels of {stratify_by!r} occur only once; of numbers --label_type "
+                    f"{stratify_by}=regression"
                 )
             raise UserError(
                 f"{config.input}: {len(pool)} examples are too few to split; give train, dev and test yourself"

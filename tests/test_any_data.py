@@ -21,9 +21,8 @@ from seqeval.metrics.sequence_labeling import get_entities
 from config import Config
 from data_process import DataConfig, process
 from engine import tags
-from engine.text import place_tokens
 from engine.command_line import UserError
-from engine.text import split_text
+from engine.text import place_tokens, split_text
 from main import main
 from preprocess import labels
 from preprocess.labelling import spans_to_tokens

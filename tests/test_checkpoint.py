@@ -55,7 +55,12 @@ def life(root, nth):
         file = real_open(path, mode, *args, **options)
         if mode == "w":
             write = file.write
-            file.write = lambda text: (write(text[: len(text) // 2]), file.flush(), count("write", ()), write(text[len(text) // 2 :]))
+            def half_way(text):
+                write(text[: len(text) // 2])
+                file.flush()
+                count("write", ())
+                return write(text[len(text) // 2 :])
+            file.write = half_way
         return file
     builtins.open = io.open = killed_half_way
     sys.addaudithook(count)
@@ -175,7 +180,13 @@ def test_nothing_in_a_checkpoint_can_execute(tiny):
 def test_two_processes_cannot_share_a_run_folder_and_a_kill_frees_it(tiny, tmp_path):
     config = tiny(do_train=True)
     config.run_dir.mkdir(parents=True)
-    code = "import filelock, sys, time; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); time.sleep(60)"
+    code = """
+import filelock, sys, time
+lock = filelock.FileLock(sys.argv[1])
+lock.acquire()
+print("held", flush=True)
+time.sleep(60)
+"""
     holder = subprocess.Popen([sys.executable, "-c", code, config.run_dir / ".lock"], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(UserError, match="in use"), claim_run_dir(config):

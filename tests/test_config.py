@@ -10,7 +10,8 @@ from data_process import DataConfig
 from engine.command_line import UserError, os_error_line, parse_args, parse_bool
 
 ORIGINAL = (
-    "--pretrain_model_path=bert --device=cuda:0 --do_train=True --batch_size=64 --lr=5e-5 --epochs=100 --use_fgm=True --data_path=data "
+    "--pretrain_model_path=bert --device=cuda:0 --do_train=True --batch_size=64 --lr=5e-5 --epochs=100 "
+    "--use_fgm=True --data_path=data "
     "--model_version=v1 --warm_up_epochs=5 --random_seed=666"
 )
 

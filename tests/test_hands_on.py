@@ -16,7 +16,6 @@ from conftest import ROOT, read_json
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
-from data_loader import detach_worker
 from engine.command_line import UserError
 from engine.tokenizer import train_tokenizer
 from huggingface_hands_on import continue_pretrain_task as pretraining
@@ -297,7 +296,7 @@ def test_packing_changes_nothing_but_the_speed(kind):
     trainer = pretraining.build_trainer(model, collator_of(tokenizer), (packed, packed), config)
     model.eval()
     sums = []
-    for rows in (packed, detach_worker):  # every word has a label here
+    for rows in (packed, apart):  # every word has a label here
         rows = [
             row | {"labels": [token if word >= 0 else -100 for token, word in zip(row["input_ids"], row["words"])]}
             for row in rows

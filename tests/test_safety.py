@@ -190,7 +190,7 @@ def test_a_pretraining_checkpoint_with_a_pickle_is_not_executed(name, tmp_path):
     killed = f"""
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from engine import checkpoint
+from engine import files
 from huggingface_hands_on.continue_pretrain_task import command
 sealed = files.seal
 files.seal = lambda folder: (sealed(folder), os._exit(7) if folder.name.startswith("checkpoint-") else None)

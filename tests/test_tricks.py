@@ -323,7 +323,8 @@ GRADIENTS = {
                 "self.weight * self.model.divergence(noisy, fixed, batch)",
             ),
             (
-                "        set_random_state(dropout, next(self.model.parameters()).device)\n        with self.noise.added(noise)",
+                "        set_random_state(dropout, next(self.model.parameters()).device)\n        with "
+                "self.noise.added(noise)",
                 "        with self.noise.added(noise)",
             ),
             ("torch.linalg.vector_norm(gradient, dim=2, keepdim=True)", "torch.linalg.vector_norm(gradient)"),
@@ -501,7 +502,9 @@ def test_divergence_weighs_labels_as_the_loss_does():
 # ---- weights: averages, rates, unfreezing ----------------------------------------------------------------------------
 
 
-EPS = 1e-3  # of AdamW: with 1e-8 a gradient that is mere rounding, as those of the keys' biases, would move its weight as far as any
+# AdamW's: with 1e-8 a gradient that is mere rounding, as those of the keys' biases, would move its weight as far
+# as any other
+EPS = 1e-3
 
 
 def weights(model):
