@@ -47,9 +47,16 @@ class MyModel(nn.Module):
     """
 
     def __init__(
-        self, encoder, hidden_size, tasks, use_crf=False, num_shared_layers=0, dropout=0.1, task_weights=None,
+        self,
+        encoder,
+        hidden_size,
+        tasks,
+        use_crf=False,
+        num_shared_layers=0,
+        dropout=0.1,
+        task_weights=None,
         pooling="first",
-    ):  # fmt: skip
+    ):
         super().__init__()
         unknown = set(task_weights or {}) - set(tasks)
         if unknown:
@@ -367,8 +374,7 @@ class MyLoss(nn.Module):
 class BiLSTM(nn.Module):
     """An encoder without transformers: embeddings and bidirectional LSTMs. It shows what an encoder of your own needs.
 
-    The layers are modules of their own: cuDNN's dropout between layers of one LSTM has a state that no checkpoint
-    holds.
+    The layers are modules of their own: the dropout between layers of one LSTM has a state that no checkpoint holds.
     """
 
     def __init__(self, vocab_size, hidden_size, num_layers, dropout, pad_id):

@@ -37,7 +37,8 @@ SONGS, ROOMS = (
 def example(number):
     """A text with two entities, and a label of every kind."""
     song, room = rng.choice(SONGS), rng.choice(ROOMS)
-    text = rng.choice(["play {} in the {}", "  stop {}  in {} ", "{}，在{}播放！", "{}\u3000{} ok?"]).format(song, room)
+    pattern = rng.choice(["play {} in the {}", "  stop {}  in {} ", "{}，在{}播放！", "{}\u3000{} ok?"])
+    text = pattern.format(song, room)
     spans = [
         (text.index(song), text.index(song) + len(song), "song"),
         (text.rindex(room), text.rindex(room) + len(room), "room"),
@@ -181,10 +182,20 @@ TABLE = {  # format, scheme or task: (writer, columns, options of data_process, 
     "csv": (table(",", ".csv"), ["text", "label"], {}, {"label": "classification"}),
     "csv with BOM": (table(",", ".csv", "utf-8-sig"), ["text", "label"], {}, {"label": "classification"}),
     "csv UTF-16": (table(",", ".csv", "utf-16"), ["text", "label"], {}, {"label": "classification"}),
-    "csv GB18030": (table(",", ".csv", "gb18030"), ["text", "label"], {"encoding": "gb18030"}, {"label": "classification"}),
+    "csv GB18030": (
+        table(",", ".csv", "gb18030"),
+        ["text", "label"],
+        {"encoding": "gb18030"},
+        {"label": "classification"},
+    ),
     "csv.gz": (table(",", ".csv.gz", pack=gzip.compress), ["text", "label"], {}, {"label": "classification"}),
     "tsv pairs": (table("\t", ".tsv"), ["text", "text_pair", "label"], {}, {"label": "classification"}),
-    "csv multilabel": (table(",", ".csv"), ["text", "topics"], {"label_column": "topics", "label_type": "topics=multilabel"}, {"topics": "multilabel"}),
+    "csv multilabel": (
+        table(",", ".csv"),
+        ["text", "topics"],
+        {"label_column": "topics", "label_type": "topics=multilabel"},
+        {"topics": "multilabel"},
+    ),
     "csv regression": (table(",", ".csv"), ["text", "score"], {}, {"score": "regression"}),
     "csv three tasks": (
         table(",", ".csv"),
@@ -196,21 +207,44 @@ TABLE = {  # format, scheme or task: (writer, columns, options of data_process, 
     "jsonl.gz regression": (objects(".jsonl.gz"), ["text", "score"], {}, {"score": "regression"}),
     "jsonl spans": (objects(".jsonl"), ["text", "entities"], {}, {"entities": "tagging"}),
     "jsonl spans in BIOES": (objects(".jsonl"), ["text", "entities"], {"tag_scheme": "bioes"}, {"entities": "tagging"}),
-    "jsonl spans over characters": (objects(".jsonl"), ["text", "entities"], {"unit": "character"}, {"entities": "tagging"}),
+    "jsonl spans over characters": (
+        objects(".jsonl"),
+        ["text", "entities"],
+        {"unit": "character"},
+        {"entities": "tagging"},
+    ),
     "doccano": (objects(".jsonl"), ["text", "doccano"], {}, {"label": "tagging"}),
     "CLUENER": (objects(".json"), ["text", "cluener"], {}, {"label": "tagging"}),
-    "json": (objects(".json", whole=True), ["text", "mood", "entities"], {"label_column": "mood,entities"}, {"mood": "classification", "entities": "tagging"}),
+    "json": (
+        objects(".json", whole=True),
+        ["text", "mood", "entities"],
+        {"label_column": "mood,entities"},
+        {"mood": "classification", "entities": "tagging"},
+    ),
     "jsonl tokens": (objects(".jsonl"), ["tokens", "ner", "label"], {}, {"label": "classification", "ner": "tagging"}),
     "parquet": (parquet, ["text", "label"], {}, {"label": "classification"}),
     "parquet tokens": (parquet, ["tokens", "ner"], {}, {"ner": "tagging"}),
-    "parquet spans": (parquet, ["text", "entities", "score"], {"label_column": "entities,score"}, {"entities": "tagging", "score": "regression"}),
+    "parquet spans": (
+        parquet,
+        ["text", "entities", "score"],
+        {"label_column": "entities,score"},
+        {"entities": "tagging", "score": "regression"},
+    ),
     "Hugging Face": (hugging_face, ["text", "label"], {}, {"label": "classification"}),
-    "Hugging Face tokens": (hugging_face, ["tokens", "ner", "topics"], {"label_column": "ner,topics", "label_type": "topics=multilabel"}, {"ner": "tagging", "topics": "multilabel"}),
+    "Hugging Face tokens": (
+        hugging_face,
+        ["tokens", "ner", "topics"],
+        {"label_column": "ner,topics", "label_type": "topics=multilabel"},
+        {"ner": "tagging", "topics": "multilabel"},
+    ),
     "seq": (seq, [], {}, {"intent": "classification", "slots": "tagging"}),
-    **{f"conll {scheme}": (conll(scheme), [], {}, {"slots": "tagging"}) for scheme in ("bio", "iob1", "bioes", "bmes", "bilou")},
+    **{
+        f"conll {scheme}": (conll(scheme), [], {}, {"slots": "tagging"})
+        for scheme in ("bio", "iob1", "bioes", "bmes", "bilou")
+    },
     "conll bio as BIOES": (conll("bio"), [], {"tag_scheme": "bioes"}, {"slots": "tagging"}),
     "conll bmes as BIO": (conll("bmes"), [], {"tag_scheme": "bio"}, {"slots": "tagging"}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -691,7 +725,7 @@ def test_values_of_tables(tmp_path, capsys):
         ("a.csv", "text,label\n" + "a,x\nb,y\n" * 3, {"n_splits": 9, "test_ratio": 0}, "--n_splits 9 is more"),
         ("a.parquet", b"PAR1", {}, "Parquet"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_is_one_line(name, body, options, words, tmp_path):
     with pytest.raises(UserError, match=words) as mistake:
         processed(tmp_path, name, body, **options)
