@@ -118,20 +118,20 @@ def score(tasks, gold, predicted):
     """
     scores, mains, kinds = {}, [], {name: kind_of(task) for name, task in tasks.items()}
     for name, kind in kinds.items():
-        known = [i for i, label in enumerate(gold[name]) if label is not None]
-        if known:
-            found = SCORES[kind]([gold[name][i] for i in known], [predicted[name][i] for i in known])
-            scores |= {f"{name}_{metric}": float(value) for metric, value in found.items()}
+        labelled = [i for i, label in enumerate(gold[name]) if label is not None]
+        if labelled:
+            values = SCORES[kind]([gold[name][i] for i in labelled], [predicted[name][i] for i in labelled])
+            scores |= {f"{name}_{metric}": float(value) for metric, value in values.items()}
             mains.append(scores[f"{name}_{MAIN[kind]}"])
-    wrong, labelled = set(), set()  # numbers of texts
+    wrong, with_labels = set(), set()  # numbers of texts
     for name, kind in kinds.items():
         for i, (g, p) in enumerate(zip(gold[name], predicted[name])):
             if g is not None and kind != "regression":
-                labelled.add(i)
+                with_labels.add(i)
                 if set(g) != set(p) if kind == "multilabel" else g != p:
                     wrong.add(i)
-    if labelled:
-        scores["sentence_accuracy"] = (len(labelled) - len(wrong)) / len(labelled)
+    if with_labels:
+        scores["sentence_accuracy"] = (len(with_labels) - len(wrong)) / len(with_labels)
     if len(tasks) > 1 and not all_exact(tasks):
         scores["mean_score"] = sum(mains) / max(1, len(mains))
     return scores

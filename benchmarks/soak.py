@@ -384,9 +384,9 @@ def damage(trials=200):
     run(name, {}, lambda: die_after(20))
     root = WORK / "runs" / name / "checkpoints"
     newest, before = checkpoint.step_folders(root)[:2]
-    files = sorted(newest.iterdir())
+    paths = sorted(newest.iterdir())
     for trial in range(trials):
-        path, kind = RNG.choice(files), ("flip", "truncate", "delete")[trial % 3]
+        path, kind = RNG.choice(paths), ("flip", "truncate", "delete")[trial % 3]
         original = path.read_bytes()
         if kind == "delete":
             path.unlink()
@@ -526,8 +526,8 @@ def system_calls(trials=None):
 
 def malformed(trials=None):
     """malformed inputs and options: one line naming file and row or flag, exit 2, output tree unchanged"""
-    rooms = ("data_process", "main", "config", "model_utils")
-    return pytest_row([*(f"tests/test_{room}.py" for room in rooms), "-k", "bad_input or mistake"])
+    modules = ("data_process", "main", "config", "model_utils")
+    return pytest_row([*(f"tests/test_{module}.py" for module in modules), "-k", "bad_input or mistake"])
 
 
 def properties(trials=None):

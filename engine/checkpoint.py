@@ -148,7 +148,7 @@ def load_weights(model, folder):
     wrong = sorted(set(tensors) ^ set(own)) or [name for name in own if own[name].shape != tensors[name].shape]
     if wrong:
         raise UserError(
-            f"{folder}: is of another model: {len(wrong)} tensors differ, such as {wrong[0]} "
+            f"{folder}: holds another model: {len(wrong)} tensors differ, such as {wrong[0]} "
             f"({shape_of(tensors, wrong[0])} there, {shape_of(own, wrong[0])} here)"
         )
     model.load_state_dict(tensors)

@@ -23,7 +23,7 @@ def split_text(text, unit):
 
 
 def join_tokens(tokens, unit):
-    """(text, [(start, end)]): tokens written as a text. Words are parted by a blank, but Chinese is not."""
+    """(text, [(start, end)]): tokens written as a text. Words have a blank between them, Chinese has none."""
     text, spans = "", []
     for token in tokens:
         if unit == "word" and text and token and not (regex.match(HAN, text[-1]) or regex.match(HAN, token[0])):

@@ -364,7 +364,7 @@ def add_words(words, model, tokenizer):
         with torch.no_grad():
             for table in {table.data_ptr(): table for table in tables}.values():
                 for number, ids in numbers.items():
-                    known = [one for one in ids if one != tokenizer.unk_token_id]
+                    known = [item for item in ids if item != tokenizer.unk_token_id]
                     if known:
                         table[number] = table[known].mean(0)
     return len(numbers)

@@ -45,7 +45,7 @@ def read_corpus(config):
     """(train, held out, fingerprint of the files); the first two begin reading a CorpusConfig's texts anew, one at a
     time.
 
-    A text is a string, or a list of words where the data has `tokens`. Parts are told by the files' names: train to
+    A text is a string, or a list of words where the data has `tokens`. Parts follow from the files' names: train to
     learn from, dev as held out; test is never read. Without a dev part a text is held out by its hash, so equal texts
     stay together.
     """
@@ -59,7 +59,7 @@ def read_corpus(config):
         raise UserError(f"{config.input}: no file has such a name")
     limit = config.held_out_ratio * 2**32
 
-    def parted():
+    def with_parts():
         for part, path in sources:
             if part != "test":
                 name = config.format if config.format != "auto" else find_format(path, labelled=False)
@@ -69,12 +69,12 @@ def read_corpus(config):
 
     has_dev = any(part == "dev" for part, _ in sources)
     if any(
-        "split" in example for _, example in islice(parted(), 1000)
+        "split" in example for _, example in islice(with_parts(), 1000)
     ):  # the rows name their parts: are there any for dev?
-        has_dev = has_dev or any(part == "dev" for part, _ in parted())
+        has_dev = has_dev or any(part == "dev" for part, _ in with_parts())
 
     def texts(held_out):
-        for part, example in parted():
+        for part, example in with_parts():
             if part == "test" or (has_dev and held_out != (part == "dev")):
                 continue
             for text in (example.get("tokens") or example["text"], example.get("text_pair", "")):
@@ -88,8 +88,8 @@ def read_corpus(config):
             raise UserError(f"{config.input}: holds no text {side}; empty rows do not count")
     digest = hashlib.sha256()
     for _, path in sources:
-        for one in [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file()):
-            digest.update(sha256(one).encode())
+        for item in [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file()):
+            digest.update(sha256(item).encode())
     return lambda: texts(False), lambda: texts(True), digest.hexdigest()
 
 

@@ -107,25 +107,22 @@ def drop_dashes(examples, name, alone):
 
 def odd_numbers(name, kind, examples):
     """Notes on labels of which it is not clear whether they are numbers or names."""
-    known = [(e["_where"], e[name]) for e in examples if e.get(name) is not None]
+    labelled = [(e["_where"], e[name]) for e in examples if e.get(name) is not None]
     if kind == "regression":
-        whole = {float(value) for _, value in known}
-        few = (
-            [f"{known[0][0]}: {', '.join(f'{one:g}' for one in sorted(whole))}"]
-            if len(whole) <= 10 and all(map(float.is_integer, whole))
-            else []
-        )
+        values = sorted({float(value) for _, value in labelled})
+        few = len(values) <= 10 and all(map(float.is_integer, values)) and len(labelled) >= 20
+        rows = [f"{labelled[0][0]}: {', '.join(f'{value:g}' for value in values)}"] if few else []
         advice = f"if they are names of classes: --label_type {name}=classification"
-        return [Note(f"{name}: numbers of few whole values", few if len(known) >= 20 else [], advice)]
+        return [Note(f"{name}: numbers of few whole values", rows, advice)]
     if kind == "classification":
-        others = [f"{at}: {value!r}" for at, value in known if not labels.is_number(str(value))]
-        decimals = sum("." in str(value) and labels.is_number(str(value)) for _, value in known)
+        others = [f"{where}: {value!r}" for where, value in labelled if not labels.is_number(str(value))]
+        decimals = sum("." in str(value) and labels.is_number(str(value)) for _, value in labelled)
         leave = "if it is a score, leave these empty (with other tasks) or correct them"
         advice = f"{leave}, and add --label_type {name}=regression"
         return [
             Note(
                 f"{name}: nearly all labels are numbers, but not these",
-                others if decimals > 0.8 * len(known) else [],
+                others if decimals > 0.8 * len(labelled) else [],
                 advice,
             )
         ]
@@ -140,22 +137,22 @@ def spans_to_tokens(examples, names, unit):
         unit = "character" if labels.mostly_chinese(example["text"] for example in examples[:2000]) else "word"
     overlapping, inside, blank = [], [], []
     for example in examples:
-        at, text, spans = example["_where"], example["text"], {}
+        where, text, spans = example["_where"], example["text"], {}
         for name in names:
             if example.get(name) is not None:
-                spans[name], dropped = labels.without_overlaps(labels.read_spans(example[name], text, at))
-                overlapping += [f"{at}: {text[start:end]!r} ({label})" for start, end, label in dropped]
+                spans[name], dropped = labels.without_overlaps(labels.read_spans(example[name], text, where))
+                overlapping += [f"{where}: {text[start:end]!r} ({label})" for start, end, label in dropped]
         whole = split_text(text, unit)
         pieces = labels.cut_at(
             whole, {border for found in spans.values() for start, end, _ in found for border in (start, end)}
         )
         if len(pieces) > len(whole):
-            inside.append(at)
+            inside.append(where)
         example["tokens"] = [token for token, _, _ in pieces]
         for name, found in spans.items():
             example[name] = labels.spans_to_tags(found, pieces)
             if sum(tag[0] == "B" for tag in example[name]) < len(found):
-                blank.append(at)
+                blank.append(where)
     return [
         Note(
             f"{names[0]}: spans overlap",

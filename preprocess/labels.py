@@ -26,7 +26,7 @@ def is_spans(value):
     """Whether a label is a list of spans, or CLUENER's dict of them."""
     if isinstance(value, dict):
         return True
-    return isinstance(value, list) and any(isinstance(one, dict | list) for one in value)
+    return isinstance(value, list) and any(isinstance(item, dict | list) for item in value)
 
 
 def find_kind(name, values):
@@ -59,33 +59,33 @@ def is_number(text):
 
 def check_label(example, name, kind):
     """The label as it is to be kept (None: there is none), or a UserError that says why it cannot be one."""
-    at, label = example["_where"], example.get(name)
+    where, label = example["_where"], example.get(name)
     if label is None or (isinstance(label, float) and math.isnan(label)):
         return None
     if is_tagging(kind):
         if "tokens" not in example:
-            raise UserError(f"{at}: {name!r} is a list; tags need `tokens`, a list as well")
+            raise UserError(f"{where}: {name!r} is a list; tags need `tokens`, a list as well")
         if not isinstance(label, list) or not all(isinstance(tag, str) and tag for tag in label):
-            raise UserError(f"{at}: {name!r} must be a list of tags, strings that are not empty")
+            raise UserError(f"{where}: {name!r} must be a list of tags, strings that are not empty")
         if len(label) != len(example["tokens"]):
-            raise UserError(f"{at}: {len(example['tokens'])} tokens, but {len(label)} tags in {name!r}")
+            raise UserError(f"{where}: {len(example['tokens'])} tokens, but {len(label)} tags in {name!r}")
         return label
     if kind == "multilabel":
         label = label if isinstance(label, list) else [label]
-        label = [str(one) if isinstance(one, int) and not isinstance(one, bool) else one for one in label]
-        if not all(isinstance(one, str) and one.strip() for one in label):
-            raise UserError(f"{at}: {name!r} must be a list of labels, strings that are not empty")
-        return sorted({one.strip() for one in label})
+        label = [str(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in label]
+        if not all(isinstance(item, str) and item.strip() for item in label):
+            raise UserError(f"{where}: {name!r} must be a list of labels, strings that are not empty")
+        return sorted({item.strip() for item in label})
     if kind == "regression":
         if isinstance(label, bool) or not (
             isinstance(label, int | float) or (isinstance(label, str) and is_number(label))
         ):
             raise UserError(
-                f"{at}: the label {name}={label!r} is not a number; --label_type {name}=classification takes it "
+                f"{where}: the label {name}={label!r} is not a number; --label_type {name}=classification takes it "
                 "as a name"
             )
         if not math.isfinite(float(label)):
-            raise UserError(f"{at}: the label {name}={label!r} is not finite")
+            raise UserError(f"{where}: the label {name}={label!r} is not finite")
         return float(label)
     if isinstance(label, bool):
         return str(label).lower()
@@ -93,9 +93,9 @@ def check_label(example, name, kind):
         label = int(label)  # what pandas makes of whole numbers where some are missing
     label = str(label) if isinstance(label, int | float) else label
     if not isinstance(label, str):
-        raise UserError(f"{at}: the label {name}={label!r} is not a string")
+        raise UserError(f"{where}: the label {name}={label!r} is not a string")
     if not label.strip():
-        raise UserError(f"{at}: the label {name!r} is empty")
+        raise UserError(f"{where}: the label {name!r} is empty")
     return label.strip()
 
 

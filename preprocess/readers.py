@@ -211,11 +211,11 @@ def read_jsonl(path, options):
 
     def objects():
         for number, row in read_rows(path, options.encoding):
-            at = f"{path}, row {number}"
+            where = f"{path}, row {number}"
             try:
-                yield at, json.loads(row) if row.strip() else None
+                yield where, json.loads(row) if row.strip() else None
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{at}: not JSON ({error})") from None
+                raise UserError(f"{where}: not JSON ({error})") from None
 
     return objects_to_examples(path, objects(), options)
 
@@ -253,7 +253,9 @@ def read_parquet(path, options):
     try:
         file = ParquetFile(path)
         rows = enumerate((row for batch in file.iter_batches(1000) for row in batch.to_pylist()), 1)
-        objects = ((at, as_json(row, at)) for at, row in ((f"{path}, row {number}", row) for number, row in rows))
+        objects = (
+            (where, as_json(row, where)) for where, row in ((f"{path}, row {number}", row) for number, row in rows)
+        )
         yield from objects_to_examples(path, objects, options)
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: not a readable Parquet file ({first_line(error)})") from None
@@ -281,7 +283,7 @@ def read_dataset(path, options):
             if isinstance(feature, datasets.ClassLabel):
                 return None if value is None or value < 0 else feature.int2str(value)
             if isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.ClassLabel):
-                return None if value is None else [feature.feature.int2str(one) for one in value]
+                return None if value is None else [feature.feature.int2str(item) for item in value]
             return value
 
         features = rows.features
@@ -303,9 +305,9 @@ def objects_to_examples(path, objects, options):
     """
     objects = iter(objects)
     head = list(islice(objects, 1000))
-    for at, values in head:
+    for where, values in head:
         if not isinstance(values, dict | None):
-            raise UserError(f"{at}: not a JSON object")
+            raise UserError(f"{where}: not a JSON object")
     names = dict.fromkeys(
         key
         for _, values in head
@@ -317,19 +319,19 @@ def objects_to_examples(path, objects, options):
     columns = find_columns(path, list(names), options, f"its keys are: {', '.join(map(str, names))}")
     text, pair, labels = columns
     usual = {*LABEL_NAMES, *PAIR_NAMES} - names.keys() if labels and not options.label_column else ()
-    for at, values in chain(head, objects):
+    for where, values in chain(head, objects):
         if values is None:
             if labels:
                 continue
             values = {key: "" for key in columns[:2] if key}  # a text to predict on keeps its row
         if not isinstance(values, dict):
-            raise UserError(f"{at}: not a JSON object")
+            raise UserError(f"{where}: not a JSON object")
         if late := sorted(usual & values.keys()) if usual else ():
             raise UserError(
-                f"{at}: has the key {late[0]!r}, which none of the first 1000 rows has; say with --label_column "
+                f"{where}: has the key {late[0]!r}, which none of the first 1000 rows has; say with --label_column "
                 "what to use"
             )
-        example = {"_where": at} | {key: values[key] for key in ("id", "split") if values.get(key) is not None}
+        example = {"_where": where} | {key: values[key] for key in ("id", "split") if values.get(key) is not None}
         if group := getattr(options, "group_column", ""):
             example["group"] = values.get(group)
         for key, name in (
@@ -339,23 +341,23 @@ def objects_to_examples(path, objects, options):
         ):
             if key is not None:
                 if key not in values and (key not in labels or len(labels) == 1):
-                    raise UserError(f"{at}: no key {key!r}, which other rows have")
+                    raise UserError(f"{where}: no key {key!r}, which other rows have")
                 example[name] = values.get(key)
         yield example
 
 
-def as_json(value, at):
+def as_json(value, where):
     """A value of a table as JSON has it: decimals are numbers, dates their ISO form."""
     if isinstance(value, list):
-        return [as_json(one, at) for one in value]
+        return [as_json(item, where) for item in value]
     if isinstance(value, dict):
-        return {key: as_json(one, at) for key, one in value.items()}
+        return {key: as_json(item, where) for key, item in value.items()}
     if isinstance(value, Decimal):
         return float(value)
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, bytes):
-        raise UserError(f"{at}: a column holds bytes, not text; decode it first")
+        raise UserError(f"{where}: a column holds bytes, not text; decode it first")
     return value
 
 

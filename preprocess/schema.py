@@ -25,16 +25,16 @@ PARTS = ("train", "dev", "test")
 
 def check_text(example, may_be_empty=False):
     """UserError unless the example has a text or tokens that can be used."""
-    at, tokens, text = example["_where"], example.get("tokens"), example.get("text")
+    where, tokens, text = example["_where"], example.get("tokens"), example.get("text")
     if "tokens" in example:
         if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
-            raise UserError(f"{at}: `tokens` must be a list of one or more strings")
+            raise UserError(f"{where}: `tokens` must be a list of one or more strings")
     elif not isinstance(text, str):
-        raise UserError(f"{at}: the text {text!r} is not a string")
+        raise UserError(f"{where}: the text {text!r} is not a string")
     elif not text.strip() and not may_be_empty:
-        raise UserError(f"{at}: the text is empty")
+        raise UserError(f"{where}: the text is empty")
     if not isinstance(example.get("text_pair", ""), str):
-        raise UserError(f"{at}: text_pair must be a string")
+        raise UserError(f"{where}: text_pair must be a string")
 
 
 def check_characters(example):
@@ -69,19 +69,19 @@ def load_labels(data_path):
     return tasks
 
 
-def check_row(example, tasks, at, needs_labels=True):
+def check_row(example, tasks, where, needs_labels=True):
     """UserError unless a row of a processed file, or one to predict on, has what these tasks need. A label may be
     missing (null)."""
     if not isinstance(example, dict) or not ("text" in example or "tokens" in example):
-        raise UserError(f"{at}: must be a JSON object with `text` or `tokens`")
-    check_text({"_where": at, **example}, may_be_empty=not needs_labels)
+        raise UserError(f"{where}: must be a JSON object with `text` or `tokens`")
+    check_text({"_where": where, **example}, may_be_empty=not needs_labels)
     for name, task in tasks.items():
         if needs_labels:
             if name not in example:
-                raise UserError(f"{at}: has no label for the task {name!r}; null says that there is none")
-            labels.check_label({"_where": at, **example}, name, task["type"])
+                raise UserError(f"{where}: has no label for the task {name!r}; null says that there is none")
+            labels.check_label({"_where": where, **example}, name, task["type"])
         if is_tagging(task["type"]) and "tokens" not in example:
-            raise UserError(f"{at}: has no `tokens`, which the task {name!r} tags")
+            raise UserError(f"{where}: has no `tokens`, which the task {name!r} tags")
 
 
 def read_processed(path, tasks, start=0, stop=None):
@@ -129,11 +129,11 @@ def shorten(names, most=8):
     return ", ".join(names[:most]) + (f", … ({len(names) - most} more)" if len(names) > most else "")
 
 
-def encode(text, at):
+def encode(text, where):
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{at}: holds half a character (a lone surrogate, \\ud800 to \\udfff); remove it") from None
+        raise UserError(f"{where}: holds half a character (a lone surrogate, \\ud800 to \\udfff); remove it") from None
 
 
 def write_processed(folder, parts, tasks):

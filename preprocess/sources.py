@@ -26,7 +26,7 @@ def part_of_name(path):
 
 
 def find_sources(folder):
-    """[(part or None, path)] of the data below a file or folder: parts are told by their names,
+    """[(part or None, path)] of the data below a file or folder: their names say which part they are,
     train/dev(valid)/test."""
     if not folder.exists():
         raise UserError(f"{folder}: no such file or folder (the name of a Hugging Face dataset needs --format hf)")
