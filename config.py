@@ -279,8 +279,7 @@ class Config:
         return cls(**{name: value for name, value in values.items() if name not in unknown})
 
     def changes_since(self, before):
-        """['lr was 0.001, is 0.01', …] of the options that change the result. before: those of a run, as `save` wrote
-        them.
+        """['lr was 0.001, is 0.01', …] of the options that change the result. before: those of a run.
 
         More epochs change nothing under a constant rate. An option that the run did not have yet was at its default.
         """

@@ -44,8 +44,7 @@ class Batch(NamedTuple):
 
 
 def make_batch(columns, rows, tasks, pad_id, numbers=None, multiple=1):
-    """Columns and row numbers -> Batch, by index arithmetic; tokens padded only to the longest of these rows, or to a
-    multiple."""
+    """Columns and row numbers -> Batch, by index arithmetic; tokens are padded to the longest of these rows."""
     input_ids, mask = columns["input_ids"].pad(rows, pad_id, multiple)
     token_types = (
         columns["token_type_ids"].pad(rows, 0, multiple)[0] if "token_type_ids" in columns else np.zeros_like(input_ids)
@@ -65,8 +64,7 @@ def make_batch(columns, rows, tasks, pad_id, numbers=None, multiple=1):
 
 
 def length_batches(lengths, rows, batch_size, rng):
-    """Shuffled `rows` -> batches of similar length, in random order. Ties stay as shuffled, so batches differ by
-    epoch."""
+    """Shuffled `rows` -> batches of similar length, in random order. Ties stay as they were shuffled."""
     ordered = rows[np.argsort(lengths[rows], kind="stable")]
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
@@ -213,8 +211,7 @@ def as_it_is(batch):
 
 
 def detach_worker(worker):
-    """A worker leaves the process group, so that Ctrl-C or a SIGTERM to the group lets it serve until the run has
-    saved."""
+    """A worker leaves the process group, so that Ctrl-C lets it serve until the run has saved."""
     if hasattr(os, "setsid"):
         os.setsid()
 
@@ -289,8 +286,7 @@ class MyIterableDataLoader(DataLoader):
         self.skip, self.pinned, self.warned = 0, pin_memory, False
 
     def set_position(self, epoch, batch=0):
-        """As MyDataLoader.set_position: pools before that batch are counted (the file's last block may be short), not
-        read."""
+        """As MyDataLoader.set_position: pools before that batch are counted, not read."""
         data, self.skip = self.dataset, batch
         data.epoch, data.first_pool = epoch, 0
         for blocks in data.pools():

@@ -189,8 +189,7 @@ def write_folds(folder, parts, tasks, config):
 
 
 def featurizer_for_checks(config, parts, tasks):
-    """The Featurizer that training would use; None for data so large that it takes a while, unless --check asks for
-    it."""
+    """The Featurizer that training would use; None for much data, unless --check asks for it."""
     if not config.check and sum(map(len, parts.values())) > 50_000:
         print("what the tokenizer does to data of this size is examined by --check alone")
         return None

@@ -1,11 +1,9 @@
-"""Fine-tunes a BERT-like encoder, or a small one from scratch, on text classification, tagging, or several tasks
-jointly.
+"""Fine-tunes a BERT-like encoder, or a small one from scratch, on classification, tagging, or several tasks jointly.
 
     python main.py --do_train --do_eval --do_predict
     python main.py --do_train --do_eval --data_path dataset/NAME --pretrain_model_path bert-base-uncased
 
-This file is the table of contents: each step is one call into the module that does it. Edit here when the order
-changes.
+This file is the table of contents: each step is one call. Edit here when the order changes.
 """
 
 import logging

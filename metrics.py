@@ -25,8 +25,7 @@ def is_better(name, new, old):
 
 
 def classification_scores(gold, predicted):
-    """gold, predicted: one label a text. Macro F1 is over all labels that occur in either; micro F1 would be the
-    accuracy."""
+    """gold, predicted: one label a text. Macro F1 is over all labels that occur in either."""
     averages = {
         f"{kind}_f1": f1_score(gold, predicted, average=kind, zero_division=0) for kind in ("macro", "weighted")
     }
@@ -202,8 +201,7 @@ def score_names(tasks):
 
 
 def default_monitor(tasks):
-    """What picks the best checkpoint: one task's main score; sentence accuracy of classification and tagging; else
-    mean_score."""
+    """What picks the best checkpoint: one task's main score; else sentence accuracy or mean_score."""
     if len(tasks) > 1:
         return "sentence_accuracy" if all_exact(tasks) else "mean_score"
     name, task = next(iter(tasks.items()))

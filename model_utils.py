@@ -122,8 +122,7 @@ class OutputLayer(nn.Module):
     """Hidden states (B, L, H) -> {task: logits}. Shared layers first, then a head for each task.
 
     Heads of level "text" get one vector a text (B, H): that of the first token ([CLS]), or the mean over its tokens.
-    Heads of level "words" get one a word (B, W, H): that of its first sub-token. Nothing is computed for other
-    positions.
+    Heads of level "words" get one a word (B, W, H): that of its first sub-token.
     """
 
     def __init__(self, hidden_size, tasks, use_crf=False, num_shared_layers=0, dropout=0.1, pooling="first"):
@@ -200,11 +199,9 @@ class ClassificationHead(ImbalanceOptions, Head):
 
 
 class MultilabelHead(ImbalanceOptions, Head):
-    """Any number of labels a text: (B, H) -> logits (B, C). Labels (B, C) are 0 or 1, or IGNORE where the text has
-    none.
+    """Any number of labels a text: (B, H) -> logits (B, C). Labels (B, C) are 0, 1 or IGNORE.
 
-    A label is taken if its probability reaches `threshold`, which is fitted on dev (best micro F1) and saved with the
-    weights.
+    A label is taken if its probability reaches `threshold`, fitted on dev (best micro F1) and saved with the weights.
     """
 
     needs_calibration = True
@@ -256,8 +253,7 @@ class MultilabelHead(ImbalanceOptions, Head):
 
 
 class RegressionHead(Head):
-    """A number a text: (B, H) -> (B,), in standard deviations of the training part from its mean. Labels: NaN if
-    missing."""
+    """A number a text: (B, H) -> (B,), in standard deviations from the mean of train. Labels: NaN if missing."""
 
     def __init__(self, hidden_size, task):
         super().__init__(hidden_size, task, num_logits=1)
@@ -433,8 +429,7 @@ def build_model(config, tokenizer, tasks, checkpoint=None):
 
 
 def load_checkpoint(folder):
-    """(model, tokenizer, tasks, config) of a checkpoint, on the CPU; needs no data and no hub. UserError if it is
-    damaged."""
+    """(model, tokenizer, tasks, config) of a checkpoint, on the CPU; needs no data and no hub."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no checkpoint there; train first (--do_train), or name one with --checkpoint")

@@ -142,8 +142,7 @@ class Trainer:
         return progress.best_score
 
     def train_one_epoch(self, epoch):
-        """One pass over the training data, from where the run stands; a group of micro-batches is one optimizer
-        step."""
+        """One pass over the training data, from where the run stands; a group of batches is a step."""
         progress, config = self.progress, self.config
         self.model.train()
         self.tricks.before_epoch(epoch)

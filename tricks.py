@@ -299,8 +299,7 @@ class MultiSampleDropout(Trick):
 
 
 class Average(Trick):
-    """Keeps an average of the trained weights; dev is scored and the best checkpoint kept with it, training goes on
-    without."""
+    """Keeps an average of the trained weights; dev is scored with it, training goes on without."""
 
     def __init__(self, model):
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -41,8 +41,7 @@ def rotate(root):
 
 
 class Writer:
-    """Writes checkpoints below `root`, one after another, in a thread: `save` returns as soon as it has copied the
-    tensors.
+    """Writes checkpoints below `root`, one after another, in a thread: `save` returns once it has copied them.
 
     At most two are on their way. One that fails raises its UserError at a later `save`, or at `wait`. `with writer:`
     waits at its end.

@@ -87,8 +87,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def parse_args(config_class, argv=None):
-    """Builds an argparse parser from a dataclass of `option`s and returns the filled dataclass; a mistake exits with
-    2."""
+    """Builds an argparse parser from a dataclass of `option`s, and fills it; a mistake exits with 2."""
     parser = OneLineParser(
         description=sys.modules["__main__"].__doc__,
         usage="%(prog)s [--flag VALUE] ...",

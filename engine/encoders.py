@@ -15,8 +15,7 @@ def takes_wide_mask(encoder):
 
 
 def build_transformer(config, tokenizer, checkpoint=None):
-    """An encoder as the options say. checkpoint: a folder of ours that tells its shape; its weights are loaded
-    afterwards."""
+    """An encoder as the options say. checkpoint: a folder of ours that tells its shape, not its weights."""
     if checkpoint:
         try:
             shape = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
@@ -124,8 +123,7 @@ def num_positions(encoder):
 
 
 def layer_ids(encoder):
-    """({name of a parameter: layer}, number n of layers): 0 for the embeddings, 1 to n for the layers, n + 1 for what
-    follows."""
+    """({name of a parameter: layer}, number n of layers): 0: embeddings, 1 to n: layers, n + 1: after them."""
     lists = [(name, len(module)) for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)]
     first, num_layers = lists[0] if lists else ("", 0)
     parent = first.rpartition(".")[0]
@@ -146,8 +144,7 @@ def layer_ids(encoder):
 
 
 def freeze_layers(encoder, num_frozen):
-    """Takes the gradient from the embeddings and the first `num_frozen` layers; -1: from the whole encoder; 0: from
-    nothing."""
+    """Takes the gradient from the embeddings and the first `num_frozen` layers; -1: from all; 0: from none."""
     if num_frozen == -1:
         encoder.requires_grad_(False)
     elif num_frozen:

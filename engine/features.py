@@ -1,5 +1,4 @@
-"""Examples -> columns of numbers, with any fast tokenizer: one row is an example, or a window of one that is too
-long."""
+"""Examples -> columns of numbers, with any fast tokenizer: a row is an example or a window of one."""
 
 import hashlib
 import json
@@ -30,8 +29,7 @@ class Ragged(NamedTuple):
         return np.diff(self.offsets)
 
     def pad(self, rows, fill, multiple=1):
-        """(B, W) of the rows, filled up to the longest (or a multiple), and the (B, W) mask of what is real; no loop
-        over rows."""
+        """(B, W) of the rows, filled up to the longest (or a multiple), and the (B, W) mask of what is real."""
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
         columns = np.arange(-(-lengths.max(initial=0) // multiple) * multiple)
@@ -104,8 +102,7 @@ class Featurizer:
         return columns
 
     def labels(self, name, kind, features, examples):
-        """The column of a task's labels. A window has its own words' tags; the text's label goes with the first
-        window."""
+        """The column of a task's labels. A window has its own words' tags; its label goes with the first one."""
         label_ids = self.label_ids[name]
         if is_tagging(kind):
             tag_ids = []
@@ -170,8 +167,7 @@ class Featurizer:
         return Feature(number, short.ids, short.type_ids, starts, num_cut=len(encoding.ids) - len(short.ids))
 
     def without_middle(self, number, encoding):
-        """The Feature of a single text that is too long: its tail, or with --truncation head_tail a quarter of head
-        too."""
+        """The Feature of a single text that is too long: its tail, or with head_tail a quarter of head too."""
         before, inside, after = parts_of(encoding)
         room = self.max_length - len(before) - len(after)
         head = room // 4 if self.truncation == "head_tail" else 0
@@ -180,8 +176,7 @@ class Featurizer:
         return Feature(number, [encoding.ids[i] for i in kept], token_types, [], num_cut=len(inside) - room)
 
     def windows(self, number, encoding):
-        """The Features of one example with too many words: whole words, as many as fit; all with the same second
-        text."""
+        """The Features of one example with too many words: whole words, as many as fit, and the second text."""
         before, inside, after = parts_of(encoding)
         room = self.max_length - len(before) - len(after)
         if room < 4:

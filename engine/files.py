@@ -101,8 +101,7 @@ def verify(folder):
 
 
 def clean_temporaries(root):
-    """Clears what a killed run left half-way: temporaries go; a folder that was being replaced returns if its successor
-    is missing."""
+    """Clears what a killed run left half-way: temporaries go; a folder without its successor returns."""
     for old in root.glob(".*.old"):
         place = old.with_name(old.name[1:-4])
         if place.exists():

@@ -36,8 +36,7 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def to_labels(self, answer, probability):
-        """(label, probability) of one text, as the data has labels, from its part of what `decode` gave, as Python
-        values."""
+        """(label, probability) of one text, from its part of what `decode` gave, as Python values."""
         return self.task["labels"][answer], probability
 
     def label_mask(self, labels, inputs):

@@ -18,8 +18,7 @@ def default_lr(model, config):
 
 
 def parameter_groups(model, config):
-    """Groups for AdamW: {encoder, heads} x {decay, no decay}. Biases, norms and the CRF do not decay; heads learn at
-    head_lr."""
+    """Groups for AdamW: {encoder, heads} x {decay, no decay}. Biases, norms and the CRF do not decay."""
     lr = config.lr or default_lr(model, config)
     from_scratch = not config.pretrain_model_path or config.encoder == "bilstm"
     head_lr = config.head_lr or (lr if from_scratch else min(10 * lr, 1e-2))

@@ -23,8 +23,7 @@ class WordNoise:
 
     @staticmethod
     def require_lookup(encoder, table):
-        """UserError unless the encoder looks its words up in `table`, as (B, L, width); XLNet does so as (L, B,
-        width)."""
+        """UserError unless the encoder looks its words up in `table`, as (B, L, width), unlike XLNet."""
         shapes, training, ids = [], encoder.training, torch.ones(1, 3, dtype=torch.long, device=table.weight.device)
         hook = table.register_forward_hook(lambda table, inputs, output: shapes.append(output.shape[:2]))
         encoder.eval()

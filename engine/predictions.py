@@ -120,8 +120,7 @@ def entities(tags, spans, text):
 
 
 def prepare_inputs(examples, tasks):
-    """Texts to predict on -> examples as these tasks need them: for tagging with tokens, cut as in the training
-    data."""
+    """Texts to predict on -> examples as these tasks need them: for tagging with tokens."""
     if any(task.get("pairs") for task in tasks.values()) and "text_pair" not in examples[0]:
         raise UserError(
             "this model was trained on pairs of texts, but --predict_file has one text a row; add --text_pair_column"

@@ -1,5 +1,4 @@
-"""The run folder: one run each, one process at a time, never overwritten by mistake, and no trace of a run that never
-began."""
+"""The run folder: one run each, one process at a time, never overwritten by mistake."""
 
 import json
 import logging
@@ -57,8 +56,7 @@ def claim_run_dir(config):
 
 
 def refuse_other_run(config, run_dir):
-    """UserError if the folder holds a run, unless it is to be resumed with the same options. A trial run starts
-    anew."""
+    """UserError if the folder holds a run, unless it is to be resumed with the same options."""
     args = run_dir / "args.json"
     if config.debug:
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)

@@ -6,8 +6,7 @@ IGNORE = -100  # what a label is where there is none: torch's ignore_index
 
 
 def is_tagging(kind):
-    """Whether a task of this type has one label a word. Types of your own end in "tagging" then; all others label
-    texts."""
+    """Whether a task of this type has one label a word. Types of your own end in "tagging" then."""
     return kind.endswith("tagging")
 
 

@@ -12,8 +12,7 @@ WORD = rf"(?V1){HAN}|{LETTER}+(?:(?:[-'’.:/@&]|(?<=\d),(?=\d)){LETTER}+)*|[^\s
 
 
 def split_text(text, unit):
-    """[(token, start, end)] of a raw text: characters, or words with Chinese characters and punctuation apart ("7:30"
-    stays whole).
+    """[(token, start, end)] of a raw text: characters, or words, with each Chinese character and sign by itself.
 
     A text with nothing in it is one empty token, which the loader turns into [UNK].
     """

@@ -34,8 +34,7 @@ SPECIAL = {
 
 
 def load_tokenizer(config, texts):
-    """The pretrained model's tokenizer, or one trained on the texts (see `train_tokenizer`). UserError if it cannot
-    serve."""
+    """The pretrained model's tokenizer, or one trained on the texts (see `train_tokenizer`)."""
     from transformers import AutoTokenizer
 
     name = config.pretrain_model_path
@@ -175,8 +174,7 @@ def unigram_pieces(texts, normalizer, size):
 
 
 def alphabet(texts, normalizer, size, chinese):
-    """The characters that are seen more than once, in order; if a vocabulary of `size` cannot hold all, the most
-    frequent."""
+    """The characters that are seen more than once, in order; at most `size`, the most frequent."""
     raw, counts = Counter(), Counter()
     for text in texts:
         raw.update(text)

@@ -41,8 +41,7 @@ class Trick:
         return forward_backward()
 
     def after_step(self, finite):
-        """After an optimizer step. finite: (), whether it was made; a step whose gradient is not finite changes
-        nothing."""
+        """After an optimizer step. finite: (), whether it changed the weights."""
 
     def after_epoch(self, epoch):
         """Before dev is scored; called again if a run was interrupted while scoring."""
@@ -75,8 +74,7 @@ class Tricks(list):
             trick.before_epoch(epoch)
 
     def forward_backward(self, forward, backward, batch, label_counts):
-        """What the trainer does without tricks, output = forward(batch, label_counts); backward(output), wrapped by
-        each."""
+        """What the trainer does without tricks, forward, then backward, wrapped by each."""
         step = partial(self.innermost, partial(forward, batch, label_counts), backward, batch)
         for trick in self:
             step = partial(trick.wrap_backward, step, batch)

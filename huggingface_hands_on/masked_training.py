@@ -45,8 +45,7 @@ class MaskedTrainer(Trainer):
 
 
 class SealCheckpoints(TrainerCallback):
-    """A checkpoint counts once it has its manifest of SHA-256 sums. A signal asks for one at the next step, and for the
-    end."""
+    """A checkpoint counts once it has its manifest of SHA-256 sums. A signal asks for one, and for the end."""
 
     def __init__(self, stop=None):
         self.stop = stop

@@ -1,7 +1,6 @@
 """A tokenizer of your own, from texts. `main.py` trains one too when there is no pretrained model.
 
-    python huggingface_hands_on/train_tokenizer_from_scratch.py --input TEXTS --output_dir models/tokenizer --vocab_size
-    8000
+    python huggingface_hands_on/train_tokenizer_from_scratch.py --input TEXTS --output_dir models/tokenizer
 
 TEXTS: a file, a folder of files, or a quoted pattern; plain text (a text a row), CSV, JSONL, CoNLL, or a processed
 folder. Edit here when your language or domain needs another normalisation or another way to cut words.

@@ -1,5 +1,4 @@
-"""What in the data would hurt, found before hours are spent: `python data_process.py --check --input DATA`, and after
-each run.
+"""What in the data would hurt, found before hours are spent: `python data_process.py --check --input DATA`.
 
 A check is a generator `check_<what>(parts, tasks)` of Notes, in CHECKS. parts: {part: examples with "_where", which
 says where each came from}; tasks: as in labels.json. A note without rows is not shown, so of clean data nothing is.

@@ -1,5 +1,4 @@
-"""Examples as they were read -> examples as the processed folder holds them: checked, their labels brought into one
-form."""
+"""Examples as they were read -> examples as the processed folder holds them: checked, in one form."""
 
 import re
 import statistics
@@ -165,8 +164,7 @@ def spans_to_tokens(examples, names, unit):
 
 
 def convert_schemes(examples, name, wanted):
-    """Writes a task's tags in one scheme, file by file; "auto": BIO, or BIOES where all files have it or its kin. ->
-    notes."""
+    """Writes a task's tags in one scheme, file by file; "auto": BIO, or BIOES where all files have it. -> notes."""
     files = {}
     for example in examples:
         if example[name] is not None:

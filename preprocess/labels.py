@@ -199,8 +199,7 @@ def cut_at(pieces, borders):
 
 
 def spans_to_tags(spans, pieces):
-    """BIO tags of the pieces [(token, start, end)]; spans are in order, do not overlap, and none ends inside a
-    piece."""
+    """BIO tags of the pieces [(token, start, end)]; spans are in order, without overlaps."""
     tags, number, last = [], 0, None
     for _, start, end in pieces:
         while number < len(spans) and spans[number][1] <= start:

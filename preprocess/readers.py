@@ -79,8 +79,7 @@ def open_bytes(path):
 
 
 def open_text(path, encoding="auto", newline="\n"):
-    """The file, decoded as it is read and without a byte order mark; only `newline` ends a row ("": what the csv module
-    wants)."""
+    """The file, decoded as it is read and without a byte order mark; only `newline` ends a row."""
     if encoding == "auto":
         with open_bytes(path) as file:
             encoding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
@@ -105,8 +104,7 @@ def undecodable(path, file):
 
 
 def read_rows(path, encoding="auto"):
-    """(row number from 1, row), one after another. Only a line feed ends a row: U+2028, U+0085 and kin stay inside
-    texts."""
+    """(row number from 1, row), one after another. Only a line feed ends a row: U+2028 and U+0085 stay in texts."""
     with open_text(path, encoding) as file:
         try:
             for number, row in enumerate(file, 1):
@@ -147,8 +145,7 @@ def read_tsv(path, options):
 
 
 def columns_to_examples(path, table, options):
-    """(row number, cells), the header first, to examples. Values stay strings: 'NA', 'null' and '007' are what they
-    look like."""
+    """(row number, cells), the header first, to examples. Values stay strings: also 'NA', 'null' and '007'."""
     header = [name.strip() for name in next(table, (1, []))[1]]
     if not any(header):
         raise UserError(f"{path}: the file is empty")

@@ -70,8 +70,7 @@ def find_sources(folder):
 
 
 def read_examples(config):
-    """All examples of the input, each with "_where" and, if the data has parts, "split". UserError on the first bad
-    row."""
+    """All examples of the input, each with "_where" and, if the data has parts, "split"."""
     examples = []
     sources = [(None, config.input)] if config.format == "hf" else find_sources(Path(config.input))
     for part, path in sources:

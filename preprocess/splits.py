@@ -1,5 +1,4 @@
-"""Which example goes to train, dev or test, or to which fold of a cross-validation: seeded, stratified, groups kept
-whole."""
+"""Which example goes to train, dev or test, or to which fold of a cross-validation: seeded, stratified."""
 
 import warnings
 from bisect import bisect_left
@@ -86,8 +85,7 @@ def group_of(example):
 
 
 def split_folds(parts, tasks, config):
-    """[(train, dev) examples of each fold]: train and dev together, each row in one dev part; stratified, and by groups
-    if asked."""
+    """[(train, dev) examples of each fold]: train and dev together, each row in one dev part."""
     from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
     pool = [*parts["train"], *parts.get("dev", [])]
