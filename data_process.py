@@ -93,15 +93,6 @@ class DataConfig:
         return types
 
 
-# ---- from files to examples with a part ------------------------------------------------------------------------------
-
-
-# ---- checks and labels -----------------------------------------------------------------------------------------------
-
-
-# ---- output ----------------------------------------------------------------------------------------------------------
-
-
 def prepare(config):
     """Raw input, or a processed folder -> (parts, tasks, notes). Every example has "_where" it came from."""
     source = Path(config.input)

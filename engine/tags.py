@@ -15,7 +15,7 @@ def find_scheme(tag_lists):
 
     IOB1 writes B- only where an entity follows one of its own type directly (Ramshaw and Marcus, 1995).
     """
-    letters, starts, proper = set(), 0, 0
+    letters, i_starts, b_starts = set(), 0, 0  # entities that begin with I-, and with B-, after none of their type
     for tags in tag_lists:
         before = "O"
         for tag in tags:
@@ -24,8 +24,8 @@ def find_scheme(tag_lists):
                     return None
                 letters.add(tag[0])
                 follows = before[2:] == tag[2:] and before != "O"
-                starts += tag[0] == "I" and not follows
-                proper += tag[0] == "B" and not follows
+                i_starts += tag[0] == "I" and not follows
+                b_starts += tag[0] == "B" and not follows
             before = tag
     if not letters:
         return None
@@ -35,7 +35,7 @@ def find_scheme(tag_lists):
         return "bmes"
     if letters & {"E", "S"}:
         return "bioes"
-    return "iob1" if starts and not proper else "bio"
+    return "iob1" if i_starts and not b_starts else "bio"
 
 
 def may_follow(before, tag, bioes):

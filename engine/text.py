@@ -3,11 +3,7 @@
 import regex
 
 HAN = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
-
-
 LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--{HAN}]"
-
-
 WORD = rf"(?V1){HAN}|{LETTER}+(?:(?:[-'’.:/@&]|(?<=\d),(?=\d)){LETTER}+)*|[^\s]"
 
 
@@ -17,8 +13,7 @@ def split_text(text, unit):
     A text with nothing in it is one empty token, which the loader turns into [UNK].
     """
     pattern = {"word": WORD, "character": r"\S", "character+blank": r"(?s)."}[unit]
-    found = regex.finditer(pattern, text)
-    return [(m.group(), m.start(), m.end()) for m in found] or [("", 0, 0)]
+    return [(m.group(), m.start(), m.end()) for m in regex.finditer(pattern, text)] or [("", 0, 0)]
 
 
 def join_tokens(tokens, unit):
@@ -34,13 +29,13 @@ def join_tokens(tokens, unit):
 
 def place_tokens(text, tokens):
     """[(start, end)] of tokens that were cut out of the text in order; None if they were not."""
-    spans, place = [], 0
+    spans, position = [], 0
     for token in tokens:
-        start = text.find(token, place)
+        start = text.find(token, position)
         if start < 0:
             return None
         spans.append((start, start + len(token)))
-        place = start + len(token)
+        position = start + len(token)
     return spans
 
 

@@ -1,23 +1,21 @@
-"""The processed folder as it is read: its labels, its rows with their checks, and what a token is in a raw text.
+"""The processed folder: its rows with their checks, its labels, how it is read and written.
 
 labels.json is {task: {"type", "labels", "counts", …}}; train.jsonl, dev.jsonl and test.jsonl hold an example a line
-(see data_process.py, which writes them). This is all that training and prediction know of the data.
+(see data_process.py). This is all that training and prediction know of the data.
 """
 
 import json
-import os
 import re
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 
 from engine.command_line import UserError
+from engine.files import appearing_whole
 from engine.tags import is_tagging
 from preprocess import labels
 
 PARTS = ("train", "dev", "test")
-
-
-# ---- text <-> tokens -------------------------------------------------------------------------------------------------
 
 
 # ---- checks of a row -------------------------------------------------------------------------------------------------
@@ -55,13 +53,13 @@ def load_labels(data_path):
         )
     try:
         tasks = json.loads(path.read_text(encoding="utf-8"))
-        known = all(
+        valid = all(
             isinstance(task["type"], str) and (len(task["labels"]) > 0 or {"mean", "std"} <= task.keys())
             for task in tasks.values()
         )
     except (ValueError, TypeError, KeyError, AttributeError):
-        known = False
-    if not known or not tasks:
+        valid = False
+    if not valid or not tasks:
         raise UserError(f'{path}: must be {{"task": {{"type": one of {", ".join(labels.KINDS)}, "labels": [...]}}, …}}')
     for task in tasks.values():
         if is_tagging(task["type"]):
@@ -140,19 +138,14 @@ def write_processed(folder, parts, tasks):
     """Writes the processed folder. Each file appears whole or not at all; labels.json comes last."""
     folder.mkdir(parents=True, exist_ok=True)
     hidden = ("_where", "split", "group")
-    files = {
-        f"{part}.jsonl": (
-            json.dumps({key: e[key] for key in e if key not in hidden}, ensure_ascii=False) + "\n" for e in rows
-        )
-        for part, rows in parts.items()
-    }
-    files["labels.json"] = [json.dumps(tasks, ensure_ascii=False, indent=1) + "\n"]
-    for name, rows in files.items():
-        with open(folder / f".{name}.tmp", "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(rows)
-    (folder / "labels.json").unlink(missing_ok=True)
-    for name in files:
-        os.replace(folder / f".{name}.tmp", folder / name)
+    with ExitStack() as files:  # nothing appears before all of it is written; labels.json, the first here, comes last
+        labels_file = files.enter_context(appearing_whole(folder / "labels.json"))
+        labels_file.write(json.dumps(tasks, ensure_ascii=False, indent=1) + "\n")
+        for part, rows in parts.items():
+            file = files.enter_context(appearing_whole(folder / f"{part}.jsonl"))
+            for e in rows:
+                file.write(json.dumps({key: e[key] for key in e if key not in hidden}, ensure_ascii=False) + "\n")
+        (folder / "labels.json").unlink(missing_ok=True)
     for part in set(PARTS) - set(parts):
         (folder / f"{part}.jsonl").unlink(missing_ok=True)
 

@@ -277,7 +277,7 @@ def test_blocks_lose_nothing(packing, kind, corpus):
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert"])
-def test_packing_changes_nothing_but_the_speed(kind):
+def test_packing_changes_nothing_but_the_speed(kind, tmp_path):
     from transformers import AutoConfig
 
     tokenizer = train_tokenizer(lambda: TEXTS, 300)
@@ -290,7 +290,7 @@ def test_packing_changes_nothing_but_the_speed(kind):
     )
     model = AutoModelForMaskedLM.from_config(shape)
     pretraining.check_model(model, tokenizer, 38, True)
-    config = PretrainConfig(input="x", output_dir="x", pretrain_model_path="x", device="cpu")
+    config = PretrainConfig(input="x", output_dir=str(tmp_path), pretrain_model_path="x", device="cpu")
     packed, apart = (list(pretraining.blocks(TEXTS[:7], tokenizer, 38, packing)) for packing in (True, False))
     assert len(packed) < len(apart) == 7
     trainer = pretraining.build_trainer(model, collator_of(tokenizer), (packed, packed), config)
