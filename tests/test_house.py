@@ -87,7 +87,10 @@ def test_from_main_to_the_forward_algorithm_there_are_at_most_eight_frames(tiny)
         if event == "call" and frame.f_code.co_name == "log_partition" and not depths:
             names = []
             while frame and frame.f_code.co_name != "train":
-                if Path(frame.f_code.co_filename).is_relative_to(ROOT):
+                path = Path(frame.f_code.co_filename)
+                if path.is_relative_to(ROOT) and not path.relative_to(ROOT).parts[0].startswith(
+                    "."
+                ):  # .venv is not ours
                     names.append(frame.f_code.co_name)
                 frame = frame.f_back
             depths.append(["main", "train", *reversed(names)])
