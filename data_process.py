@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from config import ROOT, Config
 from engine.command_line import UserError, option, require_seed, run_command
+from engine.text import text_of
 from preprocess import checks
 from preprocess.labelling import check_examples, collect_labels
 from preprocess.readers import FORMATS
@@ -97,7 +98,7 @@ def prepare(config):
     """Raw input, or a processed folder -> (parts, tasks, notes). Every example has "_where" it came from."""
     source = Path(config.input)
     if config.format == "auto" and (source / "labels.json").exists():
-        return (*read_again(source), [])
+        return (*read_processed_folder(source), [])
     examples = read_examples(config)
     kinds, notes = check_examples(examples, config)
     examples[:] = [
@@ -111,11 +112,12 @@ def prepare(config):
     return parts, collect_labels(parts, kinds), notes
 
 
-def read_again(folder):
-    """(parts, tasks) of a processed folder."""
+def read_processed_folder(folder):
+    """(parts, tasks) of a processed folder, to be examined again."""
     tasks, parts = load_labels(folder), {}
-    for path in (path for path in (folder / f"{part}.jsonl" for part in PARTS) if path.exists()):
-        parts[path.stem] = [{"_where": where, **example} for where, example in read_processed(path, tasks)]
+    for part in PARTS:
+        if (path := folder / f"{part}.jsonl").exists():
+            parts[part] = [{"_where": where, **example} for where, example in read_processed(path, tasks)]
     if "train" not in parts:
         raise UserError(f"{folder}: has labels.json, but no train.jsonl")
     for name, task in tasks.items():
@@ -185,7 +187,6 @@ def featurizer_for_checks(config, parts, tasks):
         print("what the tokenizer does to data of this size is examined by --check alone")
         return None
     from engine.features import Featurizer
-    from engine.text import text_of
     from engine.tokenizer import load_tokenizer, train_tokenizer
 
     if config.pretrain_model_path:

@@ -12,11 +12,10 @@ import statistics
 import unicodedata
 from collections import Counter, defaultdict
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import regex
-from scipy.stats import ks_2samp
-from seqeval.metrics.sequence_labeling import get_entities
 from tqdm import tqdm
 
 from engine.tags import find_scheme, illegal_tags, is_tagging, may_follow
@@ -30,7 +29,7 @@ JOINED_SCRIPTS = regex.compile(
 HIGH = re.compile("[\u0080-\u00ff\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u2122]{2,}")
 MARKUP = re.compile(r"</?(?:p|br|div|span|a|b|i|img|td|tr|li)\b[^<>]*>|&(?:[a-z]{2,8}|#\d{2,6});")
 LOOK_ALIKE = set("аеорсухіјѕАВЕКМНОРСТХΑΒΕΖΗΙΚΜΝΟΡΤΥΧο")  # Cyrillic and Greek letters that look Latin
-MOST_LIKE = 1.4826  # times the median deviation: the standard deviation, if the values are normal
+TO_STD = 1.4826  # times the median deviation: the standard deviation, if the values are normal
 
 
 class Note(NamedTuple):
@@ -55,14 +54,18 @@ def plain(example):
     return "".join(c for c in text if c == "\n" or unicodedata.category(c)[0] in "LNM") if len(text) > 8 else text
 
 
+def all_examples(parts):
+    return [e for examples in parts.values() for e in examples]
+
+
+def other_parts(parts):
+    return [part for part in parts if part != "train"]
+
+
 def rows_where(parts, test):
-    """[where: what was found] of the examples for which test(example) is true; a string says what was found."""
-    return [
-        e["_where"] + (f": {found}" if isinstance(found, str) else "")
-        for examples in parts.values()
-        for e in examples
-        if (found := test(e))
-    ]
+    """[where, and what test(example) says if that is a string] of the examples for which it is true."""
+    tested = [(e["_where"], test(e)) for e in all_examples(parts)]
+    return [f"{where}: {result}" if isinstance(result, str) else where for where, result in tested if result]
 
 
 def labels_in(value):
@@ -73,55 +76,69 @@ def labels_in(value):
 
 
 def check_duplicates(parts, tasks):
-    same_text, near = defaultdict(list), defaultdict(list)
+    same_text, similar = defaultdict(list), defaultdict(list)
     for part, examples in parts.items():
         for e in examples:
             same_text[key_of(e)].append((part, e))
-            near[plain(e)].append((part, e))
-    within, across, conflicts = defaultdict(list), defaultdict(list), defaultdict(list)
-    for copies in same_text.values():
+            similar[plain(e)].append((part, e))
+    yield from repeated_texts(same_text.values())
+    yield from conflicting_labels(same_text.values(), tasks)
+    rows = [
+        f"{e['_where']} and {copies[0][1]['_where']}"
+        for copies in similar.values()
+        for part, e in copies[1:]
+        if part != copies[0][0] and key_of(e) != key_of(copies[0][1])
+    ]
+    what = "texts of two parts differ only in case, blanks or punctuation"
+    yield Note(what, rows, "nearly a leak: keep each in one part")
+
+
+def repeated_texts(groups):
+    """Notes on equal texts in one part and in two. groups: [[(part, example)] of equal texts]"""
+    within, across = defaultdict(list), defaultdict(list)
+    for copies in groups:
         for number, (part, e) in enumerate(copies):
-            earlier = copies[:number]
-            for other, where in {other: copy["_where"] for other, copy in reversed(earlier)}.items():
+            first_in = {other: copy["_where"] for other, copy in reversed(copies[:number])}
+            for other, where in first_in.items():
                 (within[part] if other == part else across[other, part]).append(f"{e['_where']}, as {where}")
-            for name in tasks:
-                labelled = [copy for _, copy in earlier if copy[name] is not None and e[name] is not None]
-                if any(copy[name] != e[name] for copy in labelled):
-                    first = labelled[0]
-                    detail = f"{e['_where']} and {first['_where']}: {e[name]!r} and {first[name]!r}"
-                    conflicts[name].append(detail[:160])
     for part, rows in within.items():
         advice = "remove them, or keep them if they are as frequent in use"
         yield Note(f"{part}: the text of another example again", rows, advice)
     for (first, second), rows in across.items():
         advice = "the score would be too good: remove them from one of the parts"
         yield Note(f"{second}: texts that occur in {first} too", rows, advice)
+
+
+def conflicting_labels(groups, tasks):
+    conflicts = defaultdict(list)
+    for copies in groups:
+        for number, (_, e) in enumerate(copies):
+            for name in tasks:
+                labelled = [copy for _, copy in copies[:number] if copy[name] is not None and e[name] is not None]
+                if any(copy[name] != e[name] for copy in labelled):
+                    first = labelled[0]
+                    detail = f"{e['_where']} and {first['_where']}: {e[name]!r} and {first[name]!r}"
+                    conflicts[name].append(detail[:160])
     for name, rows in conflicts.items():
         advice = "decide which is right; a model cannot learn both"
         yield Note(f"{name}: the same text has different labels", rows, advice)
-    similar = [
-        f"{e['_where']} and {copies[0][1]['_where']}"
-        for copies in near.values()
-        for part, e in copies[1:]
-        if part != copies[0][0] and key_of(e) != key_of(copies[0][1])
-    ]
-    advice = "nearly a leak: keep each in one part"
-    yield Note("texts of two parts differ only in case, blanks or punctuation", similar, advice)
 
 
 def check_swapped_pairs(parts, tasks):
-    pairs, swapped = Counter(), []
-    for e in (e for examples in parts.values() for e in examples if e.get("text_pair") is not None):
-        if pairs[e["text_pair"], e.get("text")] and e["text_pair"] != e.get("text"):
-            swapped.append(e["_where"])
-        pairs[e.get("text"), e["text_pair"]] += 1
+    pairs, swapped = set(), []
+    for e in all_examples(parts):
+        first, second = e.get("text"), e.get("text_pair")
+        if second is not None:
+            if (second, first) in pairs and first != second:
+                swapped.append(e["_where"])
+            pairs.add((first, second))
     advice = "fine for a symmetric task; else check which order is meant"
     yield Note("pairs that occur the other way round too", swapped, advice)
 
 
 def check_ids(parts, tasks):
     seen, rows = set(), []
-    for e in (e for examples in parts.values() for e in examples):
+    for e in all_examples(parts):
         if e["id"] in seen:
             rows.append(f"{e['_where']}: {e['id']}")
         seen.add(e["id"])
@@ -158,8 +175,9 @@ def private(text):
 
 
 def markup(text):
-    hit = MARKUP.search(text)
-    return hit.group() if hit and (hit.group()[0] == "<" or html.unescape(hit.group()) != hit.group()) else None
+    match = MARKUP.search(text)
+    is_markup = match and (match.group()[0] == "<" or html.unescape(match.group()) != match.group())
+    return match.group() if is_markup else None
 
 
 def mixed_script(text):
@@ -187,14 +205,15 @@ IN_TEXTS = [  # what is found in a text, how it is called, what to do
 
 
 def check_characters(parts, tasks):
+    half_width = any(re.search(r"[0-9A-Za-z]", text_of(e)) for e in all_examples(parts))
     for test, what, advice in IN_TEXTS:
+        if test is not full_width or half_width:
+            yield Note(what, rows_where(parts, partial(first_hit, test)), advice)
 
-        def found(e, test=test):
-            return next((ascii(hit) for text in texts_of(e) if (hit := test(text))), None)
 
-        every = (text_of(e) for examples in parts.values() for e in examples)
-        if test is not full_width or any(re.search(r"[0-9A-Za-z]", text) for text in every):
-            yield Note(what, rows_where(parts, found), advice)
+def first_hit(test, e):
+    """What a test finds in a text of an example, so that it can be seen; or None."""
+    return next((ascii(hit) for text in texts_of(e) if (hit := test(text))), None)
 
 
 def is_quoted(e):
@@ -251,38 +270,50 @@ def check_groups(parts, tasks):
 
 
 def check_tokens(parts, tasks):
-    def with_token(test):
-        return rows_where(parts, lambda e: next((ascii(t) for t in e.get("tokens", ()) if test(t)), None))
-
     empty = rows_where(parts, lambda e: "" in e.get("tokens", ()) and "an empty token")
     yield Note("tokens that are empty", empty, "they become [UNK]; check how the text was cut")
     tokens = [token for e in parts["train"][:1000] for token in e.get("tokens", ())]
     if sum(bool(re.fullmatch(r"\S\d+", token)) for token in tokens) > 0.5 * len(tokens):
-        glued = with_token(lambda t: re.fullmatch(r"[^\W\da-zA-Z]\d+", t))
-        yield Note("tokens are characters with a number glued to them", glued, "remove it, or no tokenizer knows them")
+        rows = rows_where(parts, lambda e: first_token(e, r"[^\W\da-zA-Z]\d+", repr))
+        yield Note("tokens are characters with a number glued to them", rows, "remove it, or no tokenizer knows them")
     if any(len(token) > 1 for token in tokens):
-        blank = with_token(lambda t: t and (t.isspace() or re.search(r"\S\s+\S", t)))
-        yield Note("tokens that are or hold blanks", blank, "a tag may be a column too far: check the separator")
+        rows = rows_where(parts, lambda e: first_token(e, r"(?s)\s+|.*\S\s+\S.*", ascii))
+        yield Note("tokens that are or hold blanks", rows, "a tag may be a column too far: check the separator")
+
+
+def first_token(e, pattern, shown):
+    """The first token of a pattern, as it is to be shown; or None."""
+    return next((shown(token) for token in e.get("tokens", ()) if re.fullmatch(pattern, token)), None)
+
+
+def outlier_spread(values, middle):
+    """The median deviation as a standard deviation: outliers hardly move it."""
+    return TO_STD * statistics.median(abs(value - middle) for value in values)
 
 
 def check_lengths(parts, tasks):
     lengths = {part: [len(e.get("tokens") or e["text"]) for e in examples] for part, examples in parts.items()}
-    train = lengths["train"]
-    logs = [math.log(1 + n) for n in train]
+    logs = [math.log(1 + n) for n in lengths["train"]]
     middle = statistics.median(logs)
-    spread = MOST_LIKE * statistics.median(abs(value - middle) for value in logs) or 0.2
-    limit = max(30, math.exp(middle + 6 * max(spread, 0.3)))
+    limit = max(30, math.exp(middle + 6 * max(outlier_spread(logs, middle) or 0.2, 0.3)))
     sized = [(e["_where"], n) for part, examples in parts.items() for e, n in zip(examples, lengths[part])]
     long = [f"{where}: {n}" for where, n in sized if n > limit]
     yield Note("texts far longer than the others", long, "a row that was never ended, or several texts in one?")
-    for part, others in lengths.items():
-        if part != "train" and min(len(others), len(train)) >= 30:
-            distance = ks_2samp(train, others, method="asymp").statistic
-            unlikely = 1.95 * math.sqrt((len(train) + len(others)) / (len(train) * len(others)))
-            if distance > max(0.15, unlikely):
-                detail = f"median {statistics.median(train):g} in train, {statistics.median(others):g} in {part}"
-                advice = "the parts are not of one kind: split anew, or know why"
-                yield Note(f"{part}: texts are longer or shorter than in train", [detail], advice)
+    for part in other_parts(parts):
+        yield from compare_lengths(lengths["train"], lengths[part], part)
+
+
+def compare_lengths(train, others, part):
+    """A note if the lengths of a part are of another distribution than those of train (Kolmogorov-Smirnov)."""
+    from scipy.stats import ks_2samp  # imported here, as it takes a second that --help need not wait for
+
+    if min(len(others), len(train)) >= 30:
+        distance = ks_2samp(train, others, method="asymp").statistic
+        unlikely = 1.95 * math.sqrt((len(train) + len(others)) / (len(train) * len(others)))
+        if distance > max(0.15, unlikely):
+            detail = f"median {statistics.median(train):g} in train, {statistics.median(others):g} in {part}"
+            advice = "the parts are of different kinds: split again, or know why"
+            yield Note(f"{part}: texts are longer or shorter than in train", [detail], advice)
 
 
 # ---- labels --------------------------------------------------------------------------------------------------------
@@ -315,7 +346,7 @@ def check_label_names(name, task, parts, counts):
     yield Note(f"{name}: labels that occur only once in train", once, advice)
     untested = [label for label in sorted(train) if "dev" in parts and train[label] >= 20 and not counts["dev"][label]]
     rows = [label_where(name, label, parts["train"]) for label in untested]
-    yield Note(f"{name}: labels of train that dev never tests", rows, "split anew, stratified")
+    yield Note(f"{name}: labels of train that dev never tests", rows, "split again, stratified")
     if not is_tagging(task["type"]):
         alike = labels_alike(name, parts, counts)
         yield Note(f"{name}: labels that differ only in case, blanks or width", alike, "probably one label: merge them")
@@ -346,15 +377,15 @@ def check_class_balance(name, parts, counts):
         detail = f"{label_where(name, label, parts['train'])} {most / train.total():.1%}"
         advice = "look at macro F1, not accuracy; try --class_weights balanced"
         yield Note(f"{name}: nearly all of train is one label", [detail], advice)
-    for part in parts:
-        if part != "train" and min(counts[part].total(), train.total()) >= 30:
-            shares = {x: (train[x] / train.total(), counts[part][x] / counts[part].total()) for x in train}
-            shared = {x: pair for x, pair in shares.items() if counts[part][x]}
-            if sum(abs(a - b) for a, b in shared.values()) / 2 > 0.2:
-                worst = max(shared, key=lambda x: abs(shared[x][0] - shared[x][1]))
-                detail = f"{worst!r} is {shared[worst][0]:.0%} of train, {shared[worst][1]:.0%} of {part}"
-                what = f"{name}: labels are distributed otherwise in {part} than in train"
-                yield Note(what, [detail], "split anew, stratified, or know why")
+    for part in other_parts(parts):
+        other = counts[part]
+        if min(other.total(), train.total()) >= 30:
+            shares = {x: (train[x] / train.total(), other[x] / other.total()) for x in train if other[x]}
+            if sum(abs(a - b) for a, b in shares.values()) / 2 > 0.2:
+                worst = max(shares, key=lambda x: abs(shares[x][0] - shares[x][1]))
+                detail = f"{worst!r} is {shares[worst][0]:.0%} of train, {shares[worst][1]:.0%} of {part}"
+                what = f"{name}: labels are distributed differently in {part} than in train"
+                yield Note(what, [detail], "split again, stratified, or know why")
 
 
 def check_label_sets(name, parts, train):
@@ -369,25 +400,28 @@ def check_label_sets(name, parts, train):
 
 def check_numbers(parts, tasks):
     for name, task in tasks.items():
-        if task["type"] != "regression":
-            continue
-        train = [e[name] for e in parts["train"] if e[name] is not None]
-        middle = statistics.median(train)
-        spread = MOST_LIKE * statistics.median(abs(value - middle) for value in train) or task["std"]
-        numbers = [(e["_where"], e[name]) for rows in parts.values() for e in rows if e[name] is not None]
-        far = [f"{where}: {value:g}" for where, value in numbers if abs(value - middle) > 10 * spread]
-        yield Note(f"{name}: numbers far from all others", far, "a unit or a decimal point may be wrong")
-        for part, examples in parts.items():
-            values = [e[name] for e in examples if e[name] is not None]
-            if len(values) > 1 and len(set(values)) == 1:
-                rows = [f"{examples[0]['_where']}: {values[0]:g}"]
-                yield Note(f"{name}: all numbers of {part} are the same", rows, "no correlation can be computed")
-            elif part != "train" and len(values) >= 30:
-                mean = statistics.fmean(values)
-                if abs(mean - task["mean"]) > 0.5 * task["std"]:
-                    rows = [f"mean {mean:.4g} and {task['mean']:.4g}"]
-                    what = f"{name}: numbers of {part} are others than those of train"
-                    yield Note(what, rows, "split anew, or know why")
+        if task["type"] == "regression":
+            labelled = {part: [e for e in rows if e[name] is not None] for part, rows in parts.items()}
+            train = [e[name] for e in labelled["train"]]
+            middle = statistics.median(train)
+            limit = 10 * (outlier_spread(train, middle) or task["std"])
+            far = [f"{e['_where']}: {e[name]:g}" for e in all_examples(labelled) if abs(e[name] - middle) > limit]
+            yield Note(f"{name}: numbers far from all others", far, "a unit or a decimal point may be wrong")
+            for part, examples in parts.items():
+                values = [e[name] for e in labelled[part]]
+                yield from compare_numbers(name, task, part, values, examples[0]["_where"])
+
+
+def compare_numbers(name, task, part, values, where):
+    """Notes on the numbers of a part: all the same, or others than train has."""
+    if len(values) > 1 and len(set(values)) == 1:
+        rows = [f"{where}: {values[0]:g}"]
+        yield Note(f"{name}: all numbers of {part} are the same", rows, "no correlation can be computed")
+    elif part != "train" and len(values) >= 30:
+        mean = statistics.fmean(values)
+        if abs(mean - task["mean"]) > 0.5 * task["std"]:
+            rows = [f"mean {mean:.4g} and {task['mean']:.4g}"]
+            yield Note(f"{name}: numbers of {part} differ from those of train", rows, "split again, or know why")
 
 
 # ---- tags ----------------------------------------------------------------------------------------------------------
@@ -396,13 +430,20 @@ def check_numbers(parts, tasks):
 def check_tags(parts, tasks):
     for name, task in tasks.items():
         if is_tagging(task["type"]) and find_scheme([task["labels"]]) is not None:
-            tagged = [e for examples in parts.values() for e in examples if e[name] is not None]
+            tagged = [e for e in all_examples(parts) if e[name] is not None]
             yield from check_scheme(name, task, tagged)
             yield from check_borders(name, tagged)
             yield from check_consistency(name, tagged)
             bare = [part for part, examples in parts.items() if all(set(e[name] or "O") <= {"O"} for e in examples)]
             rows = [f"{parts[part][0]['_where']}: {part}" for part in bare]
             yield Note(f"{name}: a part has no entity at all", rows, "its F1 can only be 0")
+
+
+def entities_of(e, name):
+    """(type, first token, last token, tokens) of an example's entities."""
+    from seqeval.metrics.sequence_labeling import get_entities  # imported here, as it brings scikit-learn
+
+    return [(label, first, last, e["tokens"][first : last + 1]) for label, first, last in get_entities(e[name])]
 
 
 def check_scheme(name, task, tagged):
@@ -425,8 +466,8 @@ def check_scheme(name, task, tagged):
 def check_borders(name, tagged):
     long, edges, total = [], [], 0
     for e in tagged:
-        for label, first, last in get_entities(e[name]):
-            words, total = e["tokens"][first : last + 1], total + 1
+        for label, first, last, words in entities_of(e, name):
+            total += 1
             if last - first >= 20 and last - first > 0.5 * len(e[name]):
                 long.append(f"{e['_where']}: {label}, {last - first + 1} tokens")
             if len(words) > 1 and any(map(is_punctuation, (words[0], words[-1]))):
@@ -446,8 +487,8 @@ def check_consistency(name, tagged):
     """The same words tagged in different ways."""
     seen = defaultdict(lambda: defaultdict(list))  # words -> type -> where
     for e in tagged:
-        for label, first, last in get_entities(e[name]):
-            seen[tuple(e["tokens"][first : last + 1])][label].append(e["_where"])
+        for label, _, _, words in entities_of(e, name):
+            seen[tuple(words)][label].append(e["_where"])
     rare = []
     for words, kinds in seen.items():
         label, rows = min(kinds.items(), key=lambda item: (len(item[1]), item[0]))
@@ -482,26 +523,24 @@ def forgotten(name, tagged, seen):
 def check_encoding(parts, tasks, featurizer):
     """What the tokenizer does to the data: what is longer than max_length, what vanishes, what it does not know."""
     tokenizer, length = featurizer.tokenizer, featurizer.max_length
-    rows, total = defaultdict(list), 0
+    rows, examples = defaultdict(list), all_examples(parts)
     special = {token for token in tokenizer.all_special_tokens if token.strip()}
-    every = [e for examples in parts.values() for e in examples]
-    for start in range(0, len(every), 1000):
-        chunk = every[start : start + 1000]
+    for start in range(0, len(examples), 1000):
+        chunk = examples[start : start + 1000]
         words = [e["tokens"] if "tokens" in e else e["text"] for e in chunk]
         options = dict(is_split_into_words="tokens" in chunk[0], add_special_tokens=False, verbose=False)
         for e, encoding in zip(chunk, tokenizer(words, **options).encodings):
-            total += 1
             for what, detail in encoding_faults(e, encoding, tokenizer, length, tasks, special):
                 rows[what].append(f"{e['_where']}: {detail}")
     advice = "raise it; else tagging uses windows and classification --truncation"
     yield Note(f"texts are longer than --max_length {length}", rows["long"], advice)
     advice = "windows (--window_stride) read them; a larger --max_length is faster"
-    yield Note(f"entities lie behind --max_length {length}", rows["entity"], advice)
+    yield Note(f"entities lie beyond --max_length {length}", rows["entity"], advice)
     advice = "they are read as [UNK], so tags do not shift; remove them if they mean nothing"
     yield Note("tokens vanish in the tokenizer", rows["vanished"], advice)
-    if len(rows["unknown"]) > 0.1 * total:
+    if len(rows["unknown"]) > 0.1 * len(examples):
         advice = "another tokenizer, or --new_tokens of continue_pretrain_task.py, knows them"
-        share = f" ({len(rows['unknown']) / total:.1%} of the rows)"
+        share = f" ({len(rows['unknown']) / len(examples):.1%} of the rows)"
         yield Note(f"characters become [UNK]{share}", rows["unknown"], advice)
     advice = "they are read as such: --special_tokens is the way to add markers"
     yield Note("texts hold the tokenizer's own special tokens", rows["special"], advice)
@@ -517,9 +556,9 @@ def encoding_faults(e, encoding, tokenizer, length, tasks, special):
         kept = {word for word in encoding.word_ids[:room] if word is not None} if tokens else set()
         for name, task in tasks.items():
             if is_tagging(task["type"]) and e[name]:
-                lost = [entity for entity in get_entities(e[name]) if entity[2] not in kept]
-                for label, first, last in lost[:1]:
-                    yield "entity", f"{label} {' '.join(tokens[first : last + 1])!r}"
+                lost = [(label, words) for label, _, last, words in entities_of(e, name) if last not in kept]
+                for label, words in lost[:1]:
+                    yield "entity", f"{label} {' '.join(words)!r}"
     if tokens:
         present = set(encoding.word_ids)
         for token in [ascii(token) for i, token in enumerate(tokens) if i not in present][:1]:
@@ -549,12 +588,12 @@ CHECKS = [
 
 def examine(parts, tasks, featurizer=None, notes=()):
     """All notes that have rows, those of the processing first."""
-    found = list(notes)
+    notes = list(notes)
     for check in tqdm(CHECKS, desc="data checks", leave=False, delay=2):
-        found += check(parts, tasks)
+        notes += check(parts, tasks)
     if featurizer is not None:
-        found += check_encoding(parts, tasks, featurizer)
-    return [note for note in found if note.rows]
+        notes += check_encoding(parts, tasks, featurizer)
+    return [note for note in notes if note.rows]
 
 
 def show(notes, most=3):

@@ -30,18 +30,12 @@ def check_examples(examples, config):
             empty = isinstance(example.get(name), str) and not example[name].strip()
             if len(names) > 1 and empty and chosen.get(name) != "multilabel":  # a cell without labels is just that
                 example[name] = None
-    for name in names:
-        if name not in chosen:
-            notes += drop_dashes(examples, name, alone=len(names) == 1)
-    kinds = {}
-    for name in names:
-        values = [example[name] for example in examples if example.get(name) is not None]
-        kinds[name] = labels.find_kind(name, values) if chosen.get(name, "tagging") == "tagging" else chosen[name]
-        if name not in chosen:
-            notes += odd_numbers(name, kinds[name], examples)
-        if kinds[name] == "list":
-            tags = "tokens" in examples[0] or name in labels.TAG_NAMES
-            kinds[name] = "tagging" if tags else "multilabel"
+    guessed = [name for name in names if name not in chosen]
+    for name in guessed:
+        notes += drop_dashes(examples, name, alone=len(names) == 1)
+    kinds = {name: kind_of_task(name, examples, chosen.get(name)) for name in names}
+    for name in guessed:
+        notes += odd_numbers(name, kinds[name], examples)
     if spans := [name for name, kind in kinds.items() if kind == "spans"]:
         notes += spans_to_tokens(examples, spans, config.unit)
     tasks = {name: "tagging" if kind == "spans" else kind for name, kind in kinds.items()}
@@ -51,6 +45,16 @@ def check_examples(examples, config):
         if is_tagging(kind):
             notes += convert_schemes(examples, name, config.tag_scheme)
     return tasks, notes
+
+
+def kind_of_task(name, examples, chosen):
+    """The type of a task, or "spans": as chosen with --label_type, else as its labels look."""
+    if chosen not in (None, "tagging"):
+        return chosen
+    kind = labels.find_kind([example[name] for example in examples if example.get(name) is not None])
+    if kind == "list":
+        return "tagging" if "tokens" in examples[0] or name in labels.TAG_NAMES else "multilabel"
+    return kind
 
 
 def check_shape(example, first):
@@ -91,9 +95,9 @@ def drop_dashes(examples, name, alone):
 
     Beside other signs ("+") it is a label like any other.
     """
-    found = {e[name] for e in examples if isinstance(e.get(name), str)} - {"-"}
+    others = {e[name] for e in examples if isinstance(e.get(name), str)} - {"-"}
     dashed = [e for e in examples if e.get(name) == "-"]
-    if not dashed or len(found) < 2 or not all(re.search(r"\w", label) for label in found):
+    if not dashed or len(others) < 2 or not all(re.search(r"\w", label) for label in others):
         return []
     if alone:
         examples[:] = [e for e in examples if e.get(name) != "-"]
@@ -118,13 +122,8 @@ def odd_numbers(name, kind, examples):
         decimals = sum("." in str(value) and labels.is_number(str(value)) for _, value in labelled)
         leave = "if it is a score, leave these empty (with other tasks) or correct them"
         advice = f"{leave}, and add --label_type {name}=regression"
-        return [
-            Note(
-                f"{name}: nearly all labels are numbers, but not these",
-                others if decimals > 0.8 * len(labelled) else [],
-                advice,
-            )
-        ]
+        rows = others if decimals > 0.8 * len(labelled) else []
+        return [Note(f"{name}: nearly all labels are numbers, but not these", rows, advice)]
     return []
 
 
@@ -141,71 +140,64 @@ def spans_to_tokens(examples, names, unit):
             if example.get(name) is not None:
                 spans[name], dropped = labels.without_overlaps(labels.read_spans(example[name], text, where))
                 overlapping += [f"{where}: {text[start:end]!r} ({label})" for start, end, label in dropped]
-        whole = split_text(text, unit)
-        pieces = labels.cut_at(
-            whole, {border for found in spans.values() for start, end, _ in found for border in (start, end)}
-        )
-        if len(pieces) > len(whole):
+        borders = {border for task_spans in spans.values() for start, end, _ in task_spans for border in (start, end)}
+        words = split_text(text, unit)
+        pieces = labels.split_at_borders(words, borders)
+        if len(pieces) > len(words):
             inside.append(where)
         example["tokens"] = [token for token, _, _ in pieces]
-        for name, found in spans.items():
-            example[name] = labels.spans_to_tags(found, pieces)
-            if sum(tag[0] == "B" for tag in example[name]) < len(found):
+        for name, task_spans in spans.items():
+            example[name] = labels.spans_to_tags(task_spans, pieces)
+            if sum(tag[0] == "B" for tag in example[name]) < len(task_spans):
                 blank.append(where)
+    name, longer = names[0], "of each two the longer was kept; nested entities need a task of their own"
     return [
-        Note(
-            f"{names[0]}: spans overlap",
-            overlapping,
-            "of each two the longer was kept; nested entities need a task of their own",
-        ),
-        Note(f"{names[0]}: spans begin or end inside a word", inside, "the words were cut there; try --unit character"),
-        Note(f"{names[0]}: spans hold nothing but blanks", blank, "they were left out; correct the data"),
+        Note(f"{name}: spans overlap", overlapping, longer),
+        Note(f"{name}: spans begin or end inside a word", inside, "the words were cut there; try --unit character"),
+        Note(f"{name}: spans hold nothing but blanks", blank, "they were left out; correct the data"),
     ]
 
 
 def convert_schemes(examples, name, wanted):
-    """Writes a task's tags in one scheme, file by file; "auto": BIO, or BIOES where all files have it. -> notes."""
+    """Writes a task's tags in one scheme, file by file. -> notes.
+
+    wanted: "keep", a scheme, or "auto": BIO, or BIOES where all files have it, BMES or BILOU.
+    """
+    if wanted == "keep":
+        return []
     files = {}
     for example in examples:
         if example[name] is not None:
             files.setdefault(re.sub(r", \S+ \d+$", "", example["_where"]), []).append(example)
-    schemes = {file: find_scheme(example[name] for example in found) for file, found in files.items()}
-    found = set(schemes.values()) - {None}
-    tags = {tag for rows in files.values() for example in rows for tag in example[name]}
-    if wanted != "keep" and not found and "O" in tags and len(tags) > 1:
-        prefixed = [tag for tag in tags if tag == "O" or re.match(r"[BIESMLU]-.", tag)]
+    schemes = {file: find_scheme(example[name] for example in rows) for file, rows in files.items()}
+    if not any(schemes.values()):
+        tagged = [example for rows in files.values() for example in rows]
+        tags = {tag for example in tagged for tag in example[name]}
+        prefixed = {tag for tag in tags if tag == "O" or re.match(r"[BIESMLU]-.", tag)}
+        if "O" not in tags or len(tags) == 1:
+            return []
         if len(prefixed) > len(tags) / 2:
-            strange = [
-                f"{e['_where']}: {t}" for rows in files.values() for e in rows for t in e[name] if t not in prefixed
-            ]
-            return [
-                Note(
-                    f"{name}: tags of no scheme among those of one",
-                    strange,
-                    "no entity can be told while they are there: correct them",
-                )
-            ]
+            strange = [f"{e['_where']}: {tag}" for e in tagged for tag in e[name] if tag not in prefixed]
+            advice = "entities cannot be recognised while they are there: correct them"
+            return [Note(f"{name}: tags of no scheme among those of one", strange, advice)]
         print(f"the tags of {name!r} have no B- and I-: runs of equal tags are written as entities in BIO")
-        for rows in files.values():
-            for example in rows:
-                example[name] = labels.bare_to_bio(example[name])
-        schemes, found = dict.fromkeys(files, "bio"), {"bio"}
-    if wanted == "keep" or not found:
-        return []
-    target = wanted if wanted != "auto" else ("bio" if found & {"bio", "iob1"} else "bioes")
+        for example in tagged:
+            example[name] = labels.runs_to_bio(example[name])
+        schemes = dict.fromkeys(files, "bio")
+    return convert_files(files, schemes, name, wanted)
+
+
+def convert_files(files, schemes, name, wanted):
+    """Writes the tags of each file, of the scheme that was found in it, in the one that is wanted. -> notes."""
+    present = set(schemes.values()) - {None}
+    target = wanted if wanted != "auto" else ("bio" if present & {"bio", "iob1"} else "bioes")
     for file, source in schemes.items():
         if source and source != target:
             print(f"{file}: the tags of {name!r} are {source.upper()}, written as {target.upper()}")
             for example in files[file]:
                 example[name] = labels.convert_tags(example[name], source, target)
-    mixed = [f"{file}: {source.upper()}" for file, source in schemes.items() if source]
-    return [
-        Note(
-            f"{name}: files have different tag schemes",
-            mixed if len(found) > 1 else [],
-            f"all were written as {target.upper()}",
-        )
-    ]
+    mixed = [f"{file}: {source.upper()}" for file, source in schemes.items() if source] if len(present) > 1 else []
+    return [Note(f"{name}: files have different tag schemes", mixed, f"all were written as {target.upper()}")]
 
 
 def collect_labels(parts, tasks):
@@ -219,22 +211,22 @@ def collect_labels(parts, tasks):
         for part, rows in parts.items():
             if all(e[name] is None for e in rows):
                 raise UserError(f"{part} has no label of the task {name!r} at all")
-        known = [e[name] for e in parts["train"] if e[name] is not None]
+        values = [e[name] for e in parts["train"] if e[name] is not None]
         if kind == "regression":
-            mean, deviation = statistics.fmean(known), statistics.pstdev(known)
+            mean, deviation = statistics.fmean(values), statistics.pstdev(values)
             if deviation == 0:
                 raise UserError(f"the task {name!r} has the single value {mean:g} in train: there is nothing to learn")
             info[name] = {"type": kind, "labels": [], "mean": mean, "std": deviation}
             continue
-        counts = Counter(label for value in known for label in ([value] if kind == "classification" else value))
-        found = sorted(counts, key=lambda label: (label != "O", label))
-        if kind == "classification" and len(found) < 2:
-            raise UserError(f"the task {name!r} has the single label {found[0]!r} in train: there is nothing to learn")
-        if not found:
+        counts = Counter(label for value in values for label in ([value] if kind == "classification" else value))
+        names = sorted(counts, key=lambda label: (label != "O", label))
+        if kind == "classification" and len(names) < 2:
+            raise UserError(f"the task {name!r} has the single label {names[0]!r} in train: there is nothing to learn")
+        if not names:
             raise UserError(f"the task {name!r} has no label in train: all its lists are empty")
-        info[name] = {"type": kind, "labels": found, "counts": [counts[label] for label in found]}
+        info[name] = {"type": kind, "labels": names, "counts": [counts[label] for label in names]}
         if kind == "multilabel":
-            info[name]["rows"] = len(known)
+            info[name]["rows"] = len(values)
         if is_tagging(kind):
             info[name]["unit"] = token_unit(parts["train"])
     if "text_pair" in parts["train"][0]:

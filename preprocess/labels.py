@@ -29,7 +29,7 @@ def is_spans(value):
     return isinstance(value, list) and any(isinstance(item, dict | list) for item in value)
 
 
-def find_kind(name, values):
+def find_kind(values):
     """The kind of task that all these labels (None left out) make."""
     if any(is_spans(value) for value in values):
         return "spans"
@@ -63,30 +63,36 @@ def check_label(example, name, kind):
     if label is None or (isinstance(label, float) and math.isnan(label)):
         return None
     if is_tagging(kind):
-        if "tokens" not in example:
-            raise UserError(f"{where}: {name!r} is a list; tags need `tokens`, a list as well")
-        if not isinstance(label, list) or not all(isinstance(tag, str) and tag for tag in label):
-            raise UserError(f"{where}: {name!r} must be a list of tags, strings that are not empty")
-        if len(label) != len(example["tokens"]):
-            raise UserError(f"{where}: {len(example['tokens'])} tokens, but {len(label)} tags in {name!r}")
-        return label
+        return check_tags(label, name, where, example.get("tokens"))
     if kind == "multilabel":
         label = label if isinstance(label, list) else [label]
         label = [str(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in label]
         if not all(isinstance(item, str) and item.strip() for item in label):
             raise UserError(f"{where}: {name!r} must be a list of labels, strings that are not empty")
         return sorted({item.strip() for item in label})
-    if kind == "regression":
-        if isinstance(label, bool) or not (
-            isinstance(label, int | float) or (isinstance(label, str) and is_number(label))
-        ):
-            raise UserError(
-                f"{where}: the label {name}={label!r} is not a number; --label_type {name}=classification takes it "
-                "as a name"
-            )
-        if not math.isfinite(float(label)):
-            raise UserError(f"{where}: the label {name}={label!r} is not finite")
-        return float(label)
+    return check_number(label, name, where) if kind == "regression" else check_class(label, name, where)
+
+
+def check_tags(label, name, where, tokens):
+    if tokens is None:
+        raise UserError(f"{where}: {name!r} is a list; tags need `tokens`, a list as well")
+    if not isinstance(label, list) or not all(isinstance(tag, str) and tag for tag in label):
+        raise UserError(f"{where}: {name!r} must be a list of tags, strings that are not empty")
+    if len(label) != len(tokens):
+        raise UserError(f"{where}: {len(tokens)} tokens, but {len(label)} tags in {name!r}")
+    return label
+
+
+def check_number(label, name, where):
+    if isinstance(label, bool) or not (isinstance(label, int | float) or (isinstance(label, str) and is_number(label))):
+        advice = f"--label_type {name}=classification takes it as a name"
+        raise UserError(f"{where}: the label {name}={label!r} is not a number; {advice}")
+    if not math.isfinite(float(label)):
+        raise UserError(f"{where}: the label {name}={label!r} is not finite")
+    return float(label)
+
+
+def check_class(label, name, where):
     if isinstance(label, bool):
         return str(label).lower()
     if isinstance(label, float) and label.is_integer():
@@ -102,7 +108,7 @@ def check_label(example, name, kind):
 # ---- tag schemes -----------------------------------------------------------------------------------------------------
 
 
-def bare_to_bio(tags):
+def runs_to_bio(tags):
     """Tags without B- and I-, such as PER and O, as BIO: a run of equal tags is an entity."""
     return [tag if tag == "O" else f"{'I' if tag == before else 'B'}-{tag}" for before, tag in zip(["O", *tags], tags)]
 
@@ -134,9 +140,10 @@ def read_spans(value, text, where):
     {label: {surface: [[first, last]]}}, whose ends are inclusive. A surface in the data must be what lies between its
     ends.
     """
-    parts = parts_of_dict(value, where) if isinstance(value, dict) else [parts_of_span(item) for item in value]
     spans = []
-    for start, end, label, surface in parts:
+    for start, end, label, surface in (
+        fields_of_dict(value, where) if isinstance(value, dict) else map(fields_of, value)
+    ):
         if type(start) is not int or type(end) is not int or not isinstance(label, str) or not label:
             raise UserError(f"{where}: a span needs a start, an end and a label, found {start!r}, {end!r}, {label!r}")
         if surface and text[start:end] != surface and text[start : end + 1] == surface:
@@ -151,32 +158,32 @@ def read_spans(value, text, where):
     return sorted(set(spans))
 
 
-def parts_of_dict(value, where):
+def fields_of_dict(value, where):
     """[(start, end, label, surface)] of CLUENER's {label: {surface: [[first, last]]}}."""
-    parts = []
     for label, surfaces in value.items():
         if not isinstance(surfaces, dict):
             raise UserError(f"{where}: entities must be {{label: {{surface: [[first, last]]}}}} or a list of spans")
         for surface, ranges in surfaces.items():
             for first_last in ranges:
                 start, last = first_last if len(first_last) == 2 else (None, None)
-                parts.append((start, last + 1 if isinstance(last, int) else last, label, surface))
-    return parts
+                yield start, last + 1 if isinstance(last, int) else last, label, surface
 
 
-def parts_of_span(item):
+def first_of(item, names):
+    """The value of the first of these keys that is there, or None."""
+    return next((item[name] for name in names if name in item), None)
+
+
+def fields_of(item):
     """(start, end, label, surface or None) of one span; None for what is not there."""
     if not isinstance(item, dict):
         return (*item, None) if len(item) == 3 else (None, None, None, None)
-
-    def first_of(*names):
-        return next((item[name] for name in names if name in item), None)
-
-    label = first_of("label", "type", "entity_type", "entity_group", "tag")
+    label = first_of(item, ("label", "type", "entity_type", "entity_group", "tag"))
     if isinstance(label, list) and len(label) == 1:
         (label,) = label
-    start, end = first_of("start", "start_offset", "start_idx", "begin"), first_of("end", "end_offset", "end_idx")
-    return start, end, label, first_of("text", "entity", "word", "surface", "mention")
+    start = first_of(item, ("start", "start_offset", "start_idx", "begin"))
+    end = first_of(item, ("end", "end_offset", "end_idx"))
+    return start, end, label, first_of(item, ("text", "entity", "word", "surface", "mention"))
 
 
 def without_overlaps(spans):
@@ -188,7 +195,7 @@ def without_overlaps(spans):
     return sorted(kept), dropped
 
 
-def cut_at(pieces, borders):
+def split_at_borders(pieces, borders):
     """[(token, start, end)] cut further, so that no border lies inside a token."""
     result = []
     for token, start, end in pieces:

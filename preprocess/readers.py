@@ -16,45 +16,18 @@ import zlib
 from contextlib import suppress
 from datetime import date, time
 from decimal import Decimal
-from itertools import chain, islice, zip_longest
+from itertools import chain, count, islice, zip_longest
 from pathlib import Path
 
 from engine.command_line import UserError, first_line
 from preprocess.labels import is_spans
 
-TEXT_NAMES = (
-    "text",
-    "sentence",
-    "content",
-    "sentence1",
-    "text_a",
-    "premise",
-    "question",
-    "review",
-    "query",
-    "title",
-    "文本",
-    "内容",
-)
-PAIR_NAMES = ("text_pair", "sentence2", "text_b", "hypothesis", "question2")
+# The usual names of columns and keys. Where several are present, the first in these lists is the text.
+TEXT_NAMES = "text sentence content sentence1 text_a premise question review query title 文本 内容".split()
+PAIR_NAMES = "text_pair sentence2 text_b hypothesis question2".split()
+LABEL_NAMES = "label labels entities spans intent class category target slots tags ner ner_tags 标签 类别".split()
+NUMBER_NAMES = "score rating stars similarity".split()  # taken for labels where there is none of those
 RESERVED = ("id", "text", "tokens", "text_pair", "split", "group", "_where")  # what an example holds beside its labels
-LABEL_NAMES = (
-    "label",
-    "labels",
-    "entities",
-    "spans",
-    "intent",
-    "class",
-    "category",
-    "target",
-    "slots",
-    "tags",
-    "ner",
-    "ner_tags",
-    "标签",
-    "类别",
-)
-NUMBER_NAMES = ("score", "rating", "stars", "similarity")  # taken for labels where there is none of those
 
 
 class Unpacked(gzip.GzipFile):
@@ -86,9 +59,8 @@ def open_text(path, encoding="auto", newline="\n"):
     try:
         return io.TextIOWrapper(open_bytes(path), encoding=encoding, newline=newline)
     except LookupError:
-        raise UserError(
-            f"--encoding {encoding} is not known to Python; try utf-8, gb18030, utf-16 or latin-1"
-        ) from None
+        unknown = f"--encoding {encoding} is not known to Python"
+        raise UserError(f"{unknown}; try utf-8, gb18030, utf-16 or latin-1") from None
 
 
 def undecodable(path, file):
@@ -119,23 +91,24 @@ def read_txt(path, options):
         yield {"_where": f"{path}, row {number}", "text": row}
 
 
-def read_csv(path, options, delimiter=","):
+def read_csv(path, options):
     """CSV with a header; quotes as RFC 4180 has them."""
-
-    def table(file):
-        reader, start = csv.reader(file, delimiter=delimiter, strict=True), 1
-        try:
-            for cells in reader:
-                yield start, cells
-                start = reader.line_num + 1
-        except csv.Error as error:
-            raise UserError(f"{path}, row {start}: {error}; look for a quote that is never closed") from None
-        except UnicodeError:
-            raise undecodable(path, file) from None
-
     csv.field_size_limit(sys.maxsize)
     with open_text(path, options.encoding, newline="") as file:
-        yield from columns_to_examples(path, table(file), options)
+        yield from columns_to_examples(path, read_cells(path, file), options)
+
+
+def read_cells(path, file):
+    """(row number, cells) of a CSV file that is open."""
+    reader, start = csv.reader(file, strict=True), 1
+    try:
+        for cells in reader:
+            yield start, cells
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, row {start}: {error}; look for a quote that is never closed") from None
+    except UnicodeError:
+        raise undecodable(path, file) from None
 
 
 def read_tsv(path, options):
@@ -154,8 +127,9 @@ def columns_to_examples(path, table, options):
         if header.count(name) > 1:
             raise UserError(f"{path}, row 1: two columns are called {name!r}; {listed}")
     text, pair, labels = find_columns(path, header, options, listed)
-    known = {text: "text", pair: "text_pair", "id": "id", "split": "split"} | {name: name for name in labels}
-    known |= {group: "group" for group in [getattr(options, "group_column", "")] if group}
+    keys = {text: "text", pair: "text_pair", "id": "id", "split": "split"} | {name: name for name in labels}
+    if group := getattr(options, "group_column", ""):
+        keys[group] = "group"
     for number, cells in table:
         if not any(cells):
             if labels:
@@ -163,58 +137,57 @@ def columns_to_examples(path, table, options):
             cells = [""] * len(header)  # a text to predict on keeps its row
         if len(cells) != len(header):
             raise UserError(f"{path}, row {number}: {len(cells)} cells, but the header has {len(header)}; {listed}")
-        example = {known[name]: cell for name, cell in zip(header, cells) if name in known}
+        example = {keys[name]: cell for name, cell in zip(header, cells) if name in keys}
         yield {"_where": f"{path}, row {number}", **example}
 
 
 def find_columns(path, names, options, listed):
     """(text, text pair or None, labels): as the options say, else by their usual names."""
-
-    def find(flag, wanted, usual, needed=True):
-        for name in wanted:
-            if name not in names:
-                raise UserError(f"{path}: no column {name!r} (--{flag}); {listed}")
-        found = wanted or [name for name in usual if name in names][: 1 if flag != "label_column" else None]
-        if needed and not found:
-            raise UserError(f"{path}: cannot tell which column is meant; add --{flag}; {listed}")
-        return found
-
-    text = find("text_column", [options.text_column] if options.text_column else [], ("tokens", *TEXT_NAMES))[0]
-    pair = find("text_pair_column", [options.text_pair_column] if options.text_pair_column else [], PAIR_NAMES, False)
+    choices = (path, names, listed)
+    (text,) = pick("text_column", [options.text_column], ["tokens", *TEXT_NAMES], *choices)[:1]
+    pair = pick("text_pair_column", [options.text_pair_column], PAIR_NAMES, *choices, needed=False)[:1]
     wanted = getattr(options, "label_column", None)
     if wanted is None:  # reading texts to predict on: there are no labels
         return text, pair[0] if pair else None, []
     usual = LABEL_NAMES if set(LABEL_NAMES) & set(names) else NUMBER_NAMES
-    labels = find("label_column", [name.strip() for name in wanted.split(",") if name.strip()], usual)
+    labels = pick("label_column", [name.strip() for name in wanted.split(",")], usual, *choices)
     if set(labels) & {text, *pair}:
         raise UserError(f"{path}: --label_column names a column of text; {listed}")
     for name in labels:
         if name in RESERVED or set(name) & set(".,="):
             raise UserError(f"{path}: a label column cannot be called {name!r}; rename it")
-    group = getattr(options, "group_column", "")
-    if group and group not in names:
-        raise UserError(f"{path}: no column {group!r} (--group_column); {listed}")
-    unused = [name for name in names if name not in (text, *pair, *labels, group, "id", "split")]
+    group = pick("group_column", [getattr(options, "group_column", "")], (), *choices, needed=False)
+    unused = [name for name in names if name not in (text, *pair, *labels, *group, "id", "split")]
     shown = f", second text from {pair[0]!r}" if pair else ""
-    print(
-        f"{path}: text from {text!r}{shown}, labels from {', '.join(map(repr, labels))}"
-        + (f"; not used: {', '.join(unused)}" if unused else "")
-    )
+    left_out = f"; not used: {', '.join(unused)}" if unused else ""
+    print(f"{path}: text from {text!r}{shown}, labels from {', '.join(map(repr, labels))}{left_out}")
     return text, pair[0] if pair else None, labels
+
+
+def pick(flag, wanted, usual, path, names, listed, needed=True):
+    """The columns that an option names, else all those of the usual names that are there."""
+    wanted = [name for name in wanted if name]
+    for name in wanted:
+        if name not in names:
+            raise UserError(f"{path}: no column {name!r} (--{flag}); {listed}")
+    columns = wanted or [name for name in usual if name in names]
+    if needed and not columns:
+        raise UserError(f"{path}: cannot tell which column is meant; add --{flag}; {listed}")
+    return columns
 
 
 def read_jsonl(path, options):
     """One JSON object a row, with `text` or `tokens`, the labels, and whatever else (left out)."""
+    return objects_to_examples(path, read_objects(path, options.encoding), options)
 
-    def objects():
-        for number, row in read_rows(path, options.encoding):
-            where = f"{path}, row {number}"
-            try:
-                yield where, json.loads(row) if row.strip() else None
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{where}: not JSON ({error})") from None
 
-    return objects_to_examples(path, objects(), options)
+def read_objects(path, encoding):
+    for number, row in read_rows(path, encoding):
+        where = f"{path}, row {number}"
+        try:
+            yield where, json.loads(row) if row.strip() else None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not JSON ({error})") from None
 
 
 def read_json(path, options):
@@ -237,9 +210,8 @@ def read_json(path, options):
         content = [content] if not lists or {"tokens", *TEXT_NAMES} & content.keys() else lists[0]
     if content is None or not isinstance(content, list):
         return read_jsonl(path, options)
-    return objects_to_examples(
-        path, ((f"{path}, item {number}", item) for number, item in enumerate(content, 1)), options
-    )
+    items = ((f"{path}, item {number}", item) for number, item in enumerate(content, 1))
+    return objects_to_examples(path, items, options)
 
 
 def read_parquet(path, options):
@@ -249,25 +221,28 @@ def read_parquet(path, options):
 
     try:
         file = ParquetFile(path)
-        rows = enumerate((row for batch in file.iter_batches(1000) for row in batch.to_pylist()), 1)
-        objects = (
-            (where, as_json(row, where)) for where, row in ((f"{path}, row {number}", row) for number, row in rows)
-        )
+        rows = (row for batch in file.iter_batches(1000) for row in batch.to_pylist())
+        places = (f"{path}, row {number}" for number in count(1))
+        objects = ((where, as_json(row, where)) for where, row in zip(places, rows))
         yield from objects_to_examples(path, objects, options)
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: not a readable Parquet file ({first_line(error)})") from None
 
 
+def is_saved_dataset(path):
+    """Whether a folder was made by save_to_disk of Hugging Face datasets."""
+    return any((Path(path) / name).exists() for name in ("dataset_dict.json", "dataset_info.json", "state.json"))
+
+
 def read_dataset(path, options):
-    """A Hugging Face dataset: a folder made by save_to_disk, or what load_dataset takes (a hub name, NAME:CONFIG, a
-    folder).
+    """A Hugging Face dataset: made by save_to_disk, or what load_dataset takes (a hub name, NAME:CONFIG, a folder).
 
     The names of ClassLabel features, also in lists, stand for their numbers.
     """
     import datasets
 
     try:
-        if any((Path(path) / name).exists() for name in ("dataset_dict.json", "dataset_info.json", "state.json")):
+        if is_saved_dataset(path):
             loaded = datasets.load_from_disk(str(path))
         else:
             name, _, config = str(path).partition(":")
@@ -275,24 +250,25 @@ def read_dataset(path, options):
     except Exception as error:  # a foreign folder or hub can make datasets raise anything
         raise UserError(f"{path}: no dataset loads from it ({first_line(error)})") from None
     for split, rows in (loaded if isinstance(loaded, dict) else {None: loaded}).items():
+        yield from objects_to_examples(path, dataset_objects(path, split, rows), options)
 
-        def named(value, feature):
-            if isinstance(feature, datasets.ClassLabel):
-                return None if value is None or value < 0 else feature.int2str(value)
-            if isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.ClassLabel):
-                return None if value is None else [feature.feature.int2str(item) for item in value]
-            return value
 
-        features = rows.features
-        objects = (
-            (
-                f"{path}, {split or 'row'} {number}",
-                as_json({key: named(value, features[key]) for key, value in row.items()}, path)
-                | ({"split": split} if split else {}),
-            )
-            for number, row in enumerate(rows, 1)
-        )
-        yield from objects_to_examples(path, objects, options)
+def dataset_objects(path, split, rows):
+    """(where, dict) of the rows of a dataset."""
+    for number, row in enumerate(rows, 1):
+        values = {key: class_names(value, rows.features[key]) for key, value in row.items()}
+        yield f"{path}, {split or 'row'} {number}", as_json(values, path) | ({"split": split} if split else {})
+
+
+def class_names(value, feature):
+    """The name or names that the numbers of a ClassLabel stand for; other values as they are."""
+    from datasets import ClassLabel, List
+
+    if isinstance(feature, ClassLabel):
+        return None if value is None or value < 0 else feature.int2str(value)
+    if isinstance(feature, List) and isinstance(feature.feature, ClassLabel):
+        return None if value is None else [feature.feature.int2str(item) for item in value]
+    return value
 
 
 def objects_to_examples(path, objects, options):
@@ -313,34 +289,28 @@ def objects_to_examples(path, objects, options):
     )
     if not names:
         return
-    columns = find_columns(path, list(names), options, f"its keys are: {', '.join(map(str, names))}")
-    text, pair, labels = columns
-    usual = {*LABEL_NAMES, *PAIR_NAMES} - names.keys() if labels and not options.label_column else ()
+    text, pair, labels = find_columns(path, list(names), options, f"its keys are: {', '.join(map(str, names))}")
+    later = {*LABEL_NAMES, *PAIR_NAMES} - names.keys() if labels and not options.label_column else set()
     for where, values in chain(head, objects):
         if values is None:
             if labels:
                 continue
-            values = {key: "" for key in columns[:2] if key}  # a text to predict on keeps its row
+            values = {key: "" for key in (text, pair) if key}  # a text to predict on keeps its row
         if not isinstance(values, dict):
             raise UserError(f"{where}: not a JSON object")
-        if late := sorted(usual & values.keys()) if usual else ():
-            raise UserError(
-                f"{where}: has the key {late[0]!r}, which none of the first 1000 rows has; say with --label_column "
-                "what to use"
-            )
+        if late := sorted(later & values.keys()):
+            unseen = f"has the key {late[0]!r}, which none of the first 1000 rows has"
+            raise UserError(f"{where}: {unseen}; say with --label_column what to use")
+        required = [text, *([pair] if pair else []), *(labels if len(labels) == 1 else [])]
+        if absent := [key for key in required if key not in values]:
+            raise UserError(f"{where}: no key {absent[0]!r}, which other rows have")
         example = {"_where": where} | {key: values[key] for key in ("id", "split") if values.get(key) is not None}
         if group := getattr(options, "group_column", ""):
             example["group"] = values.get(group)
-        for key, name in (
-            (text, "tokens" if isinstance(values.get(text), list) else "text"),
-            (pair, "text_pair"),
-            *((name, name) for name in labels),
-        ):
-            if key is not None:
-                if key not in values and (key not in labels or len(labels) == 1):
-                    raise UserError(f"{where}: no key {key!r}, which other rows have")
-                example[name] = values.get(key)
-        yield example
+        example["tokens" if isinstance(values[text], list) else "text"] = values[text]
+        if pair is not None:
+            example["text_pair"] = values[pair]
+        yield example | {name: values.get(name) for name in labels}
 
 
 def as_json(value, where):
@@ -372,7 +342,7 @@ def read_conll(path, options):
     glued = has_glued_places(path, options.encoding)
     if glued:
         print(f"{path}: each character has its place in its word glued to it (科0 技1), which is removed")
-    tokens, tags, start, count = [], [], 0, 0
+    tokens, tags, start, num_sentences = [], [], 0, 0
     for number, row in chain(read_rows(path, options.encoding), [(0, "")]):
         if not tokens and row.startswith("# ") and "=" in row:
             continue  # a comment, as of CoNLL-U: "# text = …"
@@ -386,24 +356,19 @@ def read_conll(path, options):
             tokens.append(token[0] if glued else token)
             tags.append(tag)
         elif tokens:
-            if intents is not None and count >= len(intents):
-                raise UserError(
-                    f"{path}.intent: {len(intents)} rows, but {path} has more sentences (the next begins in row "
-                    f"{start})"
-                )
-            yield (
-                {"_where": f"{path}, row {start}", "tokens": tokens}
-                | ({"intent": intents[count]} if intents is not None else {})
-                | {"slots": tags}
-            )
-            tokens, tags, count = [], [], count + 1
-    if intents is not None and count != len(intents):
-        raise UserError(f"{path}.intent: {len(intents)} rows, but {path} has {count} sentences")
+            if intents is not None and num_sentences >= len(intents):
+                more = f"more sentences (the next begins in row {start})"
+                raise UserError(f"{path}.intent: {len(intents)} rows, but {path} has {more}")
+            intent = {"intent": intents[num_sentences]} if intents is not None else {}
+            yield {"_where": f"{path}, row {start}", "tokens": tokens, **intent, "slots": tags}
+            tokens, tags, num_sentences = [], [], num_sentences + 1
+    if intents is not None and num_sentences != len(intents):
+        raise UserError(f"{path}.intent: {len(intents)} rows, but {path} has {num_sentences} sentences")
 
 
 def has_glued_places(path, encoding):
     """Whether every token of a CoNLL file is a character and its place in its word, as in Weibo NER: 科0 技1."""
-    before, count = -1, 0
+    before, num_tokens = -1, 0
     for _, row in read_rows(path, encoding):
         if not row.strip() or row.startswith("-DOCSTART-"):
             before = -1
@@ -411,8 +376,8 @@ def has_glued_places(path, encoding):
         match = re.fullmatch(r"(?s)\S(\d+)", re.split(r"[ \t]", row, maxsplit=1)[0])
         if match is None or int(match[1]) not in (0, before + 1):
             return False
-        before, count = int(match[1]), count + 1
-    return count > 1
+        before, num_tokens = int(match[1]), num_tokens + 1
+    return num_tokens > 1
 
 
 def read_seq(path, options):
@@ -466,12 +431,10 @@ def find_format(path, labelled=True):
         return "conll"
     with open_bytes(path) as file:
         raw = file.read(8192)
-    head = (
-        raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8", "ignore")
-        .lstrip("\ufeff")
-        .split("\n")
-    )
-    head = [row for row in (head[:-1] if len(raw) == 8192 else head) if row.strip()] or [""]
+    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+    rows = raw.decode(encoding, "ignore").lstrip("\ufeff").split("\n")
+    whole_rows = rows[:-1] if len(raw) == 8192 else rows
+    head = [row for row in whole_rows if row.strip()] or [""]
     if head[0].startswith("{"):
         return "jsonl"
     if all(re.search(r"[ \t](O|[BIESMLU]-\S+)\s*$", row) or row.startswith(("-DOCSTART-", "# ")) for row in head):

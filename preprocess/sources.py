@@ -4,19 +4,13 @@ import re
 from pathlib import Path
 
 from engine.command_line import UserError
-from preprocess.readers import READERS, SUFFIXES, find_format, read_txt, suffix_of
+from preprocess.readers import READERS, SUFFIXES, find_format, is_saved_dataset, read_txt, suffix_of
 from preprocess.schema import PARTS, check_characters, check_row
 
 PART_NAMES = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "dev": "dev",
-    "valid": "dev",
-    "val": "dev",
-    "validation": "dev",
-    "eval": "dev",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("dev", "valid", "val", "validation", "eval"), "dev"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
 
 
@@ -25,48 +19,39 @@ def part_of_name(path):
     return next((PART_NAMES[word] for word in re.split(r"[._\-]", path.name.lower()) if word in PART_NAMES), None)
 
 
-def find_sources(folder):
-    """[(part or None, path)] of the data below a file or folder: their names say which part they are,
-    train/dev(valid)/test."""
-    if not folder.exists():
-        raise UserError(f"{folder}: no such file or folder (the name of a Hugging Face dataset needs --format hf)")
-    if folder.is_file() or any(
-        (folder / name).exists() for name in ("dataset_dict.json", "dataset_info.json", "state.json")
-    ):
-        return [(None, folder)]
-
-    def data_in(directory):
-        if (directory / "seq.in").exists():
-            return [directory]
-        return [
-            path
-            for path in sorted(directory.iterdir())
-            if path.is_file()
-            and not path.name.startswith((".", "README"))
-            and path.suffix not in (".intent", ".py", ".md")
-            and path.name != "labels.json"
-        ]
-
-    directories = [
-        (PART_NAMES[path.name.lower()], path)
+def data_files(folder):
+    """The files with data in a folder; a folder in the form of seq.in, seq.out and label is one source."""
+    if (folder / "seq.in").exists():
+        return [folder]
+    return [
+        path
         for path in sorted(folder.iterdir())
-        if path.is_dir() and path.name.lower() in PART_NAMES
+        if path.is_file()
+        and not path.name.startswith((".", "README"))
+        and path.suffix not in (".intent", ".py", ".md")
+        and path.name != "labels.json"
     ]
-    if directories:
-        sources = [(part, path) for part, directory in directories for path in data_in(directory)]
-    else:
-        sources = []
-        for path in data_in(folder):
-            sources.append((part_of_name(path), path))
+
+
+def find_sources(source):
+    """[(part or None, path)] of the data in a file or folder; their names, such as train.csv, say the part."""
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder (the name of a Hugging Face dataset needs --format hf)")
+    if source.is_file() or is_saved_dataset(source):
+        return [(None, source)]
+    folders = [path for path in sorted(source.iterdir()) if path.is_dir() and path.name.lower() in PART_NAMES]
+    sources = [(PART_NAMES[folder.name.lower()], path) for folder in folders for path in data_files(folder)]
+    if not folders:
+        sources = [(part_of_name(path), path) for path in data_files(source)]
     if not sources:
-        raise UserError(f"{folder}: no data files in it")
+        raise UserError(f"{source}: no data files in it")
     parts = {part for part, _ in sources}
     if None in parts and len(parts) > 1:
         stray = next(path for part, path in sources if part is None)
         raise UserError(
             f"{stray}: belongs to none of train, dev (valid), test, as its neighbours do; rename or remove it"
         )
-    return sorted(sources, key=lambda source: PARTS.index(source[0] or "train"))
+    return sorted(sources, key=lambda part_and_path: PARTS.index(part_and_path[0] or "train"))
 
 
 def read_examples(config):
@@ -75,13 +60,13 @@ def read_examples(config):
     sources = [(None, config.input)] if config.format == "hf" else find_sources(Path(config.input))
     for part, path in sources:
         name = config.format if config.format != "auto" else find_format(path)
-        found = list(READERS[name](path, config))
-        if not found:
+        from_path = list(READERS[name](path, config))
+        if not from_path:
             raise UserError(f"{path}: no examples in it")
-        for example in found:
-            if part:
+        if part:
+            for example in from_path:
                 example["split"] = part
-            examples.append(example)
+        examples += from_path
     return examples
 
 

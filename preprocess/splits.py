@@ -20,9 +20,9 @@ def strata_of(examples, tasks):
         return None, {}
     values = {id(e): e[name] for e in examples if e[name] is not None}
     if tasks[name] == "multilabel":
-        counts = Counter(label for found in values.values() for label in found)
+        counts = Counter(label for labels in values.values() for label in labels)
         values = {
-            key: min(found, key=lambda label: (counts[label], label), default="") for key, found in values.items()
+            key: min(labels, key=lambda label: (counts[label], label), default="") for key, labels in values.items()
         }
     elif tasks[name] == "regression":
         ordered = sorted(values.values())
@@ -32,51 +32,47 @@ def strata_of(examples, tasks):
 
 def split_examples(examples, tasks, config):
     """{part: examples}: the given split where there is one, else a seeded one, stratified (see strata_of)."""
-    from sklearn.model_selection import GroupShuffleSplit, train_test_split
-
     parts = {part: [e for e in examples if e.get("split") == part] for part in PARTS}
     stratify_by, strata = strata_of(examples, tasks)
-
-    def carve(pool, size, part):
-        """Moves `size` examples of the pool to a part; classes too small to share stay in the pool."""
-        counts = Counter(strata[id(e)] for e in pool) if stratify_by else {}
-        alone = [e for e in pool if stratify_by and counts[strata[id(e)]] < 2]
-        shared = [e for e in pool if not (stratify_by and counts[strata[id(e)]] < 2)]
-        size = max(1, round(size))
-        if config.group_column:
-            splitter = GroupShuffleSplit(1, test_size=min(0.9, size / len(pool)), random_state=config.random_seed)
-            kept, taken = next(splitter.split(pool, groups=[group_of(e) for e in pool]))
-            print(
-                f"no {part} part given: {len(taken)} examples set aside by {config.group_column!r}, seed "
-                f"{config.random_seed}"
-            )
-            return [pool[i] for i in kept], [pool[i] for i in taken]
-        if size >= len(shared):
-            if len(pool) >= 20 and len(alone) > len(pool) / 2:
-                raise UserError(
-                    f"{config.input}: most labels of {stratify_by!r} occur only once; of numbers --label_type "
-                    f"{stratify_by}=regression"
-                )
-            raise UserError(
-                f"{config.input}: {len(pool)} examples are too few to split; give train, dev and test yourself"
-            )
-        keys = [strata[id(e)] for e in shared] if stratify_by else None
-        if keys and min(size, len(shared) - size) < len(set(keys)):
-            keys = None
-        kept, taken = train_test_split(shared, test_size=size, random_state=config.random_seed, stratify=keys)
-        how = f"stratified by {stratify_by!r}" if keys else "at random"
-        print(f"no {part} part given: {len(taken)} examples set aside {how}, seed {config.random_seed}")
-        return kept + alone, taken
-
     if not any(parts.values()):
         parts["train"] = list(examples)
         if config.test_ratio:
-            parts["train"], parts["test"] = carve(parts["train"], config.test_ratio * len(examples), "test")
+            size = config.test_ratio * len(examples)
+            parts["train"], parts["test"] = set_aside(parts["train"], size, "test", stratify_by, strata, config)
     if not parts["train"]:
         raise UserError(f"{config.input}: parts {[part for part in PARTS if parts[part]]}, but none to train on")
     if not parts["dev"]:
-        parts["train"], parts["dev"] = carve(parts["train"], config.dev_ratio * len(examples), "dev")
+        size = config.dev_ratio * len(examples)
+        parts["train"], parts["dev"] = set_aside(parts["train"], size, "dev", stratify_by, strata, config)
     return {part: rows for part, rows in parts.items() if rows}
+
+
+def set_aside(examples, size, part, stratify_by, strata, config):
+    """(examples that stay, about `size` examples for a part), by groups if asked, else stratified if possible."""
+    from sklearn.model_selection import GroupShuffleSplit, train_test_split
+
+    size, seed = max(1, round(size)), config.random_seed
+    if config.group_column:
+        splitter = GroupShuffleSplit(1, test_size=min(0.9, size / len(examples)), random_state=seed)
+        kept, taken = next(splitter.split(examples, groups=[group_of(e) for e in examples]))
+        print(f"no {part} part given: {len(taken)} examples set aside by {config.group_column!r}, seed {seed}")
+        return [examples[i] for i in kept], [examples[i] for i in taken]
+    counts = Counter(strata.get(id(e)) for e in examples)
+    rare = [e for e in examples if stratify_by and counts[strata[id(e)]] < 2]  # too few to share: these stay
+    shared = [e for e in examples if not stratify_by or counts[strata[id(e)]] >= 2]
+    if size >= len(shared):
+        if len(examples) >= 20 and len(rare) > len(examples) / 2:
+            once = f"most labels of {stratify_by!r} occur only once"
+            raise UserError(f"{config.input}: {once}; of numbers --label_type {stratify_by}=regression")
+        few = f"{len(examples)} examples are too few to split"
+        raise UserError(f"{config.input}: {few}; give train, dev and test yourself")
+    keys = [strata[id(e)] for e in shared] if stratify_by else None
+    if keys and min(size, len(shared) - size) < len(set(keys)):
+        keys = None
+    kept, taken = train_test_split(shared, test_size=size, random_state=seed, stratify=keys)
+    how = f"stratified by {stratify_by!r}" if keys else "at random"
+    print(f"no {part} part given: {len(taken)} examples set aside {how}, seed {seed}")
+    return kept + rare, taken
 
 
 def group_of(example):
@@ -92,18 +88,16 @@ def split_folds(parts, tasks, config):
     _, strata = strata_of(pool, tasks)
     keys = [strata.get(id(e), "") for e in pool]
     groups = [group_of(e) for e in pool] if config.group_column else None
-    if config.n_splits > (many := len(set(groups)) if groups else len(pool)):
-        raise UserError(f"--n_splits {config.n_splits} is more than the {many} {'groups' if groups else 'examples'}")
+    most = len(set(groups)) if groups else len(pool)
+    if config.n_splits > most:
+        raise UserError(f"--n_splits {config.n_splits} is more than the {most} {'groups' if groups else 'examples'}")
     counts = Counter(keys)
-    keys = [
-        key if counts[key] >= config.n_splits else "" for key in keys
-    ]  # what is rarer than the folds goes where there is room
-    stratified = len(set(keys)) > 1
-    kind = (
-        (StratifiedGroupKFold if stratified else GroupKFold) if groups else (StratifiedKFold if stratified else KFold)
-    )
-    folds = kind(config.n_splits, shuffle=True, random_state=config.random_seed)
+    # Classes with fewer examples than folds go where there is room
+    keys = [key if counts[key] >= config.n_splits else "" for key in keys]
+    stratified, plain = (StratifiedGroupKFold, GroupKFold) if groups else (StratifiedKFold, KFold)
+    splitter = stratified if len(set(keys)) > 1 else plain
+    folds = splitter(config.n_splits, shuffle=True, random_state=config.random_seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes smaller than the folds: told above
+        warnings.simplefilter("ignore")  # of classes smaller than the folds: see above
         split = list(folds.split(pool, keys, groups))
     return [([pool[i] for i in train], [pool[i] for i in dev]) for train, dev in split]

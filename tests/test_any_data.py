@@ -58,7 +58,9 @@ PARTS = {"train": ROWS[:20], "dev": ROWS[20:28], "test": ROWS[28:]}
 
 
 def words_and_tags(row, scheme="bio"):
-    pieces = labels.cut_at(split_text(row["text"], "word"), {border for span in row["spans"] for border in span[:2]})
+    pieces = labels.split_at_borders(
+        split_text(row["text"], "word"), {border for span in row["spans"] for border in span[:2]}
+    )
     tags = labels.spans_to_tags(row["spans"], pieces)
     if scheme == "iob1":
         tags = [

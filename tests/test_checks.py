@@ -149,7 +149,7 @@ FAULTS = {
     "other labels in test": (
         "classification",
         many(lambda e, n: e.update(x="good"), "test", range(60)),
-        "distributed otherwise in test",
+        "distributed differently in test",
     ),
     "other lengths in test": (
         "classification",
@@ -172,7 +172,7 @@ FAULTS = {
     "other numbers in test": (
         "regression",
         many(lambda e, n: e.update(x=e["x"] + 5), "test", range(60)),
-        "numbers of test are others",
+        "numbers of test differ",
     ),
     "no label": ("multilabel", change(x=[]), "no label at all"),
     "label that every row has": (
@@ -252,6 +252,16 @@ def test_slips_of_annotation():
     ]
 
 
+def test_chinese_tokens_are_shown_as_they_are_written():
+    parts, _ = base("tagging")
+    for examples in parts.values():
+        for e in examples:
+            e["tokens"] = [f"科{i}" for i, _ in enumerate(e["tokens"])]
+    tasks = collect_labels(parts, {"slots": "tagging"})
+    (note,) = [note for note in checks.examine(parts, tasks) if "glued" in note.what]
+    assert note.rows[0].endswith(": '科0'")
+
+
 def test_an_open_entity_of_bioes():
     parts, _ = base("tagging")
     for part in parts.values():
@@ -276,7 +286,7 @@ def test_what_the_tokenizer_does():
         row.startswith(parts["train"][7]["_where"]) for row in notes["texts hold the tokenizer's own special tokens"]
     )
     assert any(row.startswith(parts["dev"][3]["_where"]) for row in notes["texts are longer than --max_length 16"])
-    assert any("song 'it'" in row for row in notes["entities lie behind --max_length 16"])
+    assert any("song 'it'" in row for row in notes["entities lie beyond --max_length 16"])
     english = train_tokenizer(lambda: ["abc " * 3], 100)
     notes = [
         note for note in checks.check_encoding(clean, tasks, Featurizer(english, tasks, 256)) if "[UNK]" in note.what

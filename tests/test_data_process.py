@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT, SHARED, read_json
@@ -412,3 +414,10 @@ def test_whole_numbers_with_a_decimal_point_are_told(tmp_path, capsys):
     run(tmp_path, {f"{part}.csv": body for part in ("train", "dev")}, label_column="score")
     out = capsys.readouterr().out
     assert "score: numbers of few whole values (1): " in out and "1, 2, 3" in out
+
+
+def test_a_mistaken_flag_does_not_wait_for_slow_libraries():
+    heavy = "{'torch', 'transformers', 'scipy', 'sklearn', 'seqeval', 'datasets'}"
+    code = f"import sys, data_process; print(*{heavy} & sys.modules.keys())"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout.strip()) == (0, ""), ran.stderr
