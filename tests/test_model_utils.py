@@ -350,9 +350,10 @@ def test_only_what_comes_before_the_frozen_layers_is_frozen_with_them(tmp_path):
 # ---- heads and losses, against what torch and scikit-learn compute directly ------------------------------------------
 
 
-def heads_case(kind="classification", size=4, batch=12, **task):
+def heads_case(kind="classification", size=4, batch=12, **options):
     torch.manual_seed(0)
-    head = HEADS[kind](8, {"type": kind, "labels": [f"l{i}" for i in range(size)], **task})
+    head = HEADS[kind](8, {"type": kind, "labels": [f"l{i}" for i in range(size)], "counts": [12, 6, 2, 60][:size]})
+    head.set_imbalance("x", Config(**options))
     logits = (torch.randn(batch, size) * 2).requires_grad_()
     return head, logits, torch.randint(0, size, (batch,))
 
@@ -360,22 +361,18 @@ def heads_case(kind="classification", size=4, batch=12, **task):
 @pytest.mark.parametrize("weights", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_weighted_and_smoothed_losses_are_torchs_means(weights, smoothing):
-    head, logits, labels = heads_case()
+    head, logits, labels = heads_case(label_smoothing=smoothing, class_weights="balanced" if weights else "none")
     labels[3] = -100
-    head.label_smoothing = smoothing
-    head.class_weights = head.class_weights_on_host = torch.tensor([0.5, 1.0, 3.0, 0.1]) if weights else None
     ours = head.loss(logits, labels, None) / head.label_weights(labels, None).sum()
     wanted = torch.nn.CrossEntropyLoss(weight=head.class_weights, label_smoothing=smoothing)(logits, labels)
     torch.testing.assert_close(ours, wanted)
 
 
 def test_focal_loss_by_its_formula():
-    head, logits, labels = heads_case()
-    head.focal_gamma = 2.0
+    head, logits, labels = heads_case(focal_gamma=2.0)
     p = logits.softmax(1)[range(12), labels]
     torch.testing.assert_close(head.loss(logits, labels, None), (-((1 - p) ** 2) * p.log()).sum())
-    head, logits, _ = heads_case("multilabel")
-    head.focal_gamma = 2.0
+    head, logits, _ = heads_case("multilabel", focal_gamma=2.0)
     labels = torch.randint(0, 2, (12, 4))
     p = torch.where(labels == 1, logits.sigmoid(), 1 - logits.sigmoid())
     torch.testing.assert_close(head.loss(logits, labels, None), (-((1 - p) ** 2) * p.log()).sum())

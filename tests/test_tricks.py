@@ -487,14 +487,15 @@ def test_divergence_weighs_labels_as_the_loss_does():
     weights."""
     model, (batch,) = tiny_model().eval(), micro_batches(1)
     head = model.output_layer.heads["intent"]
-    head.class_weights = head.class_weights_on_host = torch.tensor([0.5, 2.0, 7.0])
+    head.task["counts"] = [28, 7, 2]
+    head.set_imbalance("intent", Config(class_weights="balanced"))
     del batch.labels["slots"]
     one, other = model(batch.inputs, batch.labels), model(batch.inputs, batch.labels)
     other.logits = {"intent": one.logits["intent"] + torch.randn(5, 3, generator=torch.Generator().manual_seed(0))}
     labels = batch.labels["intent"]
     p, q = one.logits["intent"].log_softmax(1), other.logits["intent"].log_softmax(1)
     each = (p.exp() * (p - q) + q.exp() * (q - p)).sum(1)
-    weight = torch.where(labels == -100, 0.0, torch.tensor([0.5, 2.0, 7.0])[labels.clamp(min=0)])
+    weight = torch.where(labels == -100, 0.0, (37 / (3 * torch.tensor([28.0, 7.0, 2.0])))[labels.clamp(min=0)])
     wanted = (each * weight).sum() / weight.sum()
     assert model.divergence(one, other, batch).item() == pytest.approx(wanted.item(), rel=1e-5)
 
