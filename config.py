@@ -191,7 +191,7 @@ class Config:
     def refuse_contradicting_tricks(self):
         adversaries = ("use_fgm", "use_pgd", "use_freelb", "use_awp", "use_smart")
         adversaries = [f"--{name}" for name in adversaries if getattr(self, name)]
-        pretrained = self.pretrain_model_path and self.encoder != "bilstm"
+        pretrained = self.pretrain_model_path and self.encoder == "transformer"
         if len(adversaries) > 1:
             raise UserError(f"{' and '.join(adversaries)} are each an adversary; choose one")
         if self.use_ema and self.use_swa:

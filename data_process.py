@@ -21,6 +21,7 @@ from engine.command_line import UserError, option, require_seed, run_command
 from engine.text import text_of
 from preprocess import checks
 from preprocess.labelling import check_examples, collect_labels
+from preprocess.labels import KINDS
 from preprocess.readers import FORMATS
 from preprocess.schema import PARTS, load_labels, read_processed, require_own_folder, summary, write_processed
 from preprocess.sources import read_examples
@@ -48,6 +49,9 @@ class DataConfig:
         "",
         "types of tasks where they should not be guessed, such as 'score=regression,topics=multilabel' (else "
         "classification, tagging)",
+    )
+    extra_columns: str = option(
+        "", "columns of numbers that the model shall read beside the text, comma-separated, such as 'age,price'"
     )
     label_separator: str = option(",", "what separates the labels in a cell of a multilabel column")
     tag_scheme: str = option(
@@ -86,10 +90,10 @@ class DataConfig:
     def label_types_by_name(self):
         """'score=regression,tags=multilabel' -> {'score': 'regression', 'tags': 'multilabel'}"""
         types = dict(part.strip().rpartition("=")[::2] for part in self.label_type.split(",") if part.strip())
-        if "" in types or not set(types.values()) <= {"classification", "multilabel", "regression", "tagging"}:
+        if "" in types or not set(types.values()) <= set(KINDS):
             raise UserError(
-                f"--label_type={self.label_type!r} must look like "
-                "'score=regression,topics=multilabel,mood=classification'"
+                f"--label_type={self.label_type!r} must look like 'score=regression,topics=multilabel,"
+                f"mood=classification'; the types are {', '.join(KINDS)}"
             )
         return types
 
@@ -109,7 +113,13 @@ def prepare(config):
         random_order = random.Random(config.random_seed)
         for rows in parts.values():
             random_order.shuffle(rows)
-    return parts, collect_labels(parts, kinds), notes
+    return parts, labels_of(parts, kinds | config.label_types_by_name()), notes
+
+
+def labels_of(parts, types):
+    """labels.json. types: {task: type}; one of your own is collected as the kind that its labels look like."""
+    tasks = collect_labels(parts, {name: KINDS.get(kind, kind) for name, kind in types.items()})
+    return {name: task | {"type": types[name]} for name, task in tasks.items()}
 
 
 def read_processed_folder(folder):
@@ -162,9 +172,9 @@ def write_folds(folder, parts, tasks, config):
 
     Labels are those of all folds together, so that the folds' models can be averaged.
     """
-    folds = split_folds(parts, tasks, config)
-    kinds = {name: task["type"] for name, task in tasks.items()}
-    tasks.update(collect_labels({"train": [*parts["train"], *parts.get("dev", [])]}, kinds))
+    types = {name: task["type"] for name, task in tasks.items()}
+    folds = split_folds(parts, {name: KINDS.get(kind, kind) for name, kind in types.items()}, config)
+    tasks.update(labels_of({"train": [*parts["train"], *parts.get("dev", [])]}, types))
     for number, fold in enumerate(folds):
         for part, rows in zip(("train", "dev"), fold):
             if lacking := [name for name in tasks if all(e[name] is None for e in rows)]:

@@ -1,6 +1,7 @@
-"""One logger for the whole program: console and file, each message once.
+"""One logger for the whole program, console and file, each message once; and the trackers that draw a run's curves.
 
-Edit here when you want another format, another destination or quieter libraries.
+Edit here when you want another format, another destination or quieter libraries; or another tracker: one class with the
+methods of `TensorBoard`, and its place in TRACKERS.
 """
 
 import logging
@@ -38,3 +39,25 @@ def get_logger(log_path=None, level=logging.INFO):
         to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(to_file)
     return logger
+
+
+class TensorBoard:
+    """Curves for `tensorboard --logdir output`."""
+
+    def __init__(self, config, step):
+        """config: the run's options. step: optimizer steps done, if a run goes on; what came later is drawn anew."""
+        from torch.utils.tensorboard import SummaryWriter  # here, as it takes a second that --help need not wait for
+
+        self.writer = SummaryWriter(config.run_dir / "tensorboard", purge_step=step + 1)
+
+    def log(self, record):
+        """record: {"step", "epoch", name: number}, as a line of metrics.jsonl."""
+        for name, value in record.items():
+            if name not in ("step", "epoch"):
+                self.writer.add_scalar(name, value, record["step"])
+
+    def close(self):
+        self.writer.close()
+
+
+TRACKERS = [TensorBoard]

@@ -122,7 +122,8 @@ class OutputLayer(nn.Module):
     """Hidden states (B, L, H) -> {task: logits}. Shared layers first, then a head for each task.
 
     Heads of level "text" get one vector a text (B, H): that of the first token ([CLS]), or the mean over its tokens.
-    Heads of level "words" get one a word (B, W, H): that of its first sub-token.
+    Heads of level "words" get one a word (B, W, H): that of its first sub-token. Heads of level "tokens" get the hidden
+    states as they are.
     """
 
     def __init__(self, hidden_size, tasks, use_crf=False, num_shared_layers=0, dropout=0.1, pooling="first"):
@@ -152,7 +153,8 @@ class OutputLayer(nn.Module):
             for layer in self.shared:
                 vector = layer(vector)
             vectors[level] = vector
-        return {name: head(vectors[head.level]).float() for name, head in self.heads.items()}
+        vectors["tokens"] = hidden
+        return {name: head(vectors[head.level], inputs).float() for name, head in self.heads.items()}
 
 
 def mean_of_tokens(hidden, mask):
@@ -191,7 +193,7 @@ class ClassificationHead(ImbalanceOptions, Head):
         mask = self.label_mask(labels, inputs)
         if self.class_weights is None:
             return mask
-        return self.class_weights_on_host.to(labels.device)[labels.clamp(min=0)] * mask
+        return torch.as_tensor(self.class_weights_on_host).to(labels.device)[labels.clamp(min=0)] * mask
 
     def balanced_weights(self, counts):
         """All labels / (number of classes * labels of this class), as scikit-learn's "balanced". counts: (C,)"""
@@ -258,7 +260,7 @@ class RegressionHead(Head):
     def __init__(self, hidden_size, task):
         super().__init__(hidden_size, task, num_logits=1)
 
-    def forward(self, vectors):
+    def forward(self, vectors, inputs):
         return self.linear(vectors).squeeze(-1)
 
     def loss(self, logits, labels, inputs):
@@ -423,7 +425,7 @@ def build_model(config, tokenizer, tasks, checkpoint=None):
         pooling=config.pooling,
     )
     for name, head in model.output_layer.heads.items():
-        head.set_imbalance(name, config)
+        head.set_options(config, name)
     freeze_layers(model.encoder, config.freeze_layers)
     return model
 

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import shutil
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from itertools import islice
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from engine.predictions import Answers, prediction_row, write_predictions
 from engine.progress import Progress, RunningLosses
 from engine.signals import Interrupted, StopSignals
 from engine.trick import Tricks
+from logging_config import TRACKERS
 
 logger = logging.getLogger("template")
 
@@ -92,7 +94,7 @@ class Trainer:
             raise UserError(f"--monitor={self.monitor} is none of the scores: {', '.join(names)}")
         data = "-".join(loader.dataset.fingerprint for loader in (train_loader, dev_loader) if loader)
         self.progress = Progress(data=data)
-        self.losses = RunningLosses(self.progress, device)
+        self.losses, self.trackers = RunningLosses(self.progress, device), []
         self.stop = StopSignals(logger.warning)
         if config.compile:
             model.encoder.compile(dynamic=True)
@@ -105,8 +107,6 @@ class Trainer:
         The model then holds the best checkpoint's weights. SIGTERM and SIGINT save at the next step boundary and raise
         Interrupted.
         """
-        from torch.utils.tensorboard import SummaryWriter
-
         config, progress = self.config, self.progress
         config.save(config.run_dir / "args.json")
         rates = sorted({f"{float(group['initial_lr']):.1e}" for group in self.optimizer.param_groups})
@@ -115,8 +115,8 @@ class Trainer:
             f"{len(self.train_loader.dataset)} examples to train on, {len(self.dev_loader.dataset)} in dev; "
             f"peak rates {', '.join(rates)}"
         )
-        board = SummaryWriter(config.run_dir / "tensorboard", purge_step=progress.step + 1)
-        with self.writer, self.stop, board as self.board:
+        with self.writer, self.stop, ExitStack() as stack:
+            self.trackers = [stack.enter_context(closing(kind(config, progress.step))) for kind in TRACKERS]
             while progress.epoch < config.epochs and not self.out_of_patience():
                 try:
                     self.train_one_epoch(progress.epoch)
@@ -229,9 +229,8 @@ class Trainer:
         with open(self.config.run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
             self.progress.metrics_bytes = file.tell()
-        for name, value in record.items():
-            if name not in ("step", "epoch"):
-                self.board.add_scalar(name, value, record["step"])
+        for tracker in self.trackers:
+            tracker.log(record)
 
     def end_epoch(self):
         """Scores dev with the weights that are to be kept; saves the best and the last."""

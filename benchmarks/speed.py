@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -43,6 +43,7 @@ from engine.optimization import parameter_groups
 from engine.progress import RunningLosses
 from engine.tags import IGNORE
 from engine.tokenizer import load_tokenizer
+from logging_config import TensorBoard
 from model_utils import build_model
 from preprocess.schema import load_labels
 from trainer import Trainer, build_optimizer, build_scheduler
@@ -85,11 +86,9 @@ class Bench:
         optimizer = build_optimizer(tricks.param_groups(parameter_groups(model, config)), self.device)
         scheduler = build_scheduler(optimizer, config, len(loader))
         config.run_dir.mkdir(exist_ok=True)
-        trainer = Trainer(
+        return Trainer(
             model, self.tokenizer, self.tasks, config, self.device, loader, None, optimizer, scheduler, tricks
         )
-        trainer.board = type("Board", (), {"add_scalar": lambda *args: None})()
-        return trainer
 
     def seconds(self, function):
         if self.device.type == "cuda":
@@ -206,13 +205,11 @@ class Bench:
     def pass_with(self, bookkeeping):
         """Seconds of one pass over the rows, with a best and a resumable checkpoint written beside it and all logs, or
         with nothing."""
-        from torch.utils.tensorboard import SummaryWriter
-
         import trainer as room
 
         trainer = self.trainer(log_steps=Config.log_steps if bookkeeping else 10**9)
-        with tempfile.TemporaryDirectory() as folder, as_main_does(), SummaryWriter(folder) as trainer.board:
-            trainer.writer.root = Path(folder)
+        with tempfile.TemporaryDirectory() as folder, as_main_does(), closing(TensorBoard(trainer.config, 0)) as board:
+            trainer.writer.root, trainer.trackers = Path(folder), [board]
 
             def run(step):
                 if bookkeeping:

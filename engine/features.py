@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.command_line import UserError
+from engine.extras import extras_of, standardize
 from engine.files import sha256
 from engine.tags import IGNORE, is_tagging
 
@@ -64,6 +65,7 @@ class Featurizer:
         self.stride = max_length // 4 if stride is None else stride
         self.pad_to_multiple = 1  # 8 suits a GPU's matrix units
         self.tagging = any(is_tagging(task["type"]) for task in tasks.values())
+        self.extras = extras_of(tasks)
         self.label_ids = {name: {label: i for i, label in enumerate(task["labels"])} for name, task in tasks.items()}
 
     def fingerprint(self):
@@ -77,8 +79,8 @@ class Featurizer:
     def __call__(self, examples):
         """{column: Ragged, or an array with one number a row} for a list of examples; a row is a Feature.
 
-        Columns: input_ids, token_type_ids (sentence pairs), example_index, num_cut, the tasks, and for tagging
-        word_starts, num_words (before cutting) and first_word.
+        Columns: input_ids, token_type_ids (sentence pairs), example_index, num_cut, the tasks, extras.<name>, and for
+        tagging word_starts, num_words (before cutting) and first_word.
         """
         features = self.features(examples)
         columns = {
@@ -96,6 +98,9 @@ class Featurizer:
                 for feature in features
             ]
             columns["num_words"] = np.array(num_words, np.int32)
+        for name, of_train in self.extras.items():
+            values = [examples[feature.example]["extras"][name] for feature in features]
+            columns[f"extras.{name}"] = standardize(values, **of_train)
         for name, task in self.tasks.items():
             if name in examples[0]:
                 columns[name] = self.labels(name, task["type"], features, examples)

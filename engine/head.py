@@ -15,7 +15,9 @@ class Head(nn.Module):
     differ.
     """
 
-    level = "text"  # what it gets: "text", a vector a text (B, H), or "words", a vector a word (B, W, H)
+    # What `vectors` are: "text", a vector a text (B, H); "words", a vector a word (B, W, H); or "tokens", the encoder's
+    # hidden states (B, L, H) as they are, for a head that makes its own one vector a text of them
+    level = "text"
     needs_calibration = False  # whether `calibrate` chooses something on dev
 
     def __init__(self, hidden_size, task, num_logits=None):
@@ -23,8 +25,8 @@ class Head(nn.Module):
         self.task = task
         self.linear = nn.Linear(hidden_size, num_logits or len(task["labels"]))
 
-    def forward(self, vectors):
-        """(B, H) or (B, W, H) -> logits, with C in the place of H."""
+    def forward(self, vectors, inputs):
+        """(B, H) or (B, W, H), as `level` says -> logits, with C in the place of H. inputs: all of the batch."""
         return self.linear(vectors)
 
     def loss(self, logits, labels, inputs):
@@ -50,8 +52,8 @@ class Head(nn.Module):
     def calibrate(self, logits, labels):
         """Chooses something on dev, if `needs_calibration`. logits, labels: of the whole part."""
 
-    def set_imbalance(self, task_name, config):
-        """Takes --class_weights, --label_smoothing and --focal_gamma over, if they mean something to this head."""
+    def set_options(self, config, task_name):
+        """Takes from the options what this head needs; called once, when the model is built."""
 
     def expected_statistics(self, logits, inputs):
         """The gradient of the distribution's log normaliser by its logits: of a softmax its probabilities."""
@@ -81,13 +83,13 @@ class ImbalanceOptions:
     """For imbalanced labels: label_smoothing (Szegedy et al., 2016), focal_gamma (Lin et al., 2017, arXiv:1708.02002:
     each loss times (1 - p)^gamma) and class_weights (C,)."""
 
-    label_smoothing, focal_gamma, class_weights_on_host = 0.0, 0.0, None
+    label_smoothing, focal_gamma = 0.0, 0.0
 
     def __init__(self, hidden_size, task):
         super().__init__(hidden_size, task)
         self.register_buffer("class_weights", None, persistent=False)
 
-    def set_imbalance(self, task_name, config):
+    def set_options(self, config, task_name):
         self.label_smoothing, self.focal_gamma = config.label_smoothing, config.focal_gamma
         if config.class_weights == "balanced":
             if "counts" not in self.task:
@@ -95,6 +97,7 @@ class ImbalanceOptions:
                     f"--class_weights: labels.json has no counts for {task_name!r}; "
                     "make the folder anew with data_process.py"
                 )
-            weights = self.balanced_weights(torch.tensor(self.task["counts"], dtype=torch.float32).clamp(min=1))
+            counts = torch.tensor(self.task["counts"], dtype=torch.float32).clamp(min=1)
+            self.class_weights = self.balanced_weights(counts)
             # on a GPU labels are counted before they move there
-            self.class_weights = self.class_weights_on_host = weights
+            self.class_weights_on_host = self.class_weights.numpy().copy()

@@ -6,13 +6,18 @@ def lr_of_width(hidden_size):
     return min(1e-3, 3e-4 * (384 / hidden_size) ** 2)
 
 
+def is_pretrained(config):
+    """Whether the encoder's weights come from --pretrain_model_path; other encoders take only its tokenizer."""
+    return bool(config.pretrain_model_path) and config.encoder == "transformer"
+
+
 def default_lr(model, config):
     """The peak rate of the encoder when --lr is not given: small encoders want far more than BERT-base's 5e-5.
 
     Pretrained: 3e-4 at width 384, falling with the square of the width (7.5e-5 at 768, 4.2e-5 at 1024); from scratch
     1e-3.
     """
-    if not config.pretrain_model_path or config.encoder == "bilstm":
+    if not is_pretrained(config):
         return 1e-3
     return lr_of_width(model.encoder.config.hidden_size)
 
@@ -20,8 +25,7 @@ def default_lr(model, config):
 def parameter_groups(model, config):
     """Groups for AdamW: {encoder, heads} x {decay, no decay}. Biases, norms and the CRF do not decay."""
     lr = config.lr or default_lr(model, config)
-    from_scratch = not config.pretrain_model_path or config.encoder == "bilstm"
-    head_lr = config.head_lr or (lr if from_scratch else min(10 * lr, 1e-2))
+    head_lr = config.head_lr or (min(10 * lr, 1e-2) if is_pretrained(config) else lr)
     groups = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

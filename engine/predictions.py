@@ -10,6 +10,7 @@ import torch
 from seqeval.metrics.sequence_labeling import get_entities
 
 from engine.command_line import UserError
+from engine.extras import extras_of, require_extras
 from engine.features import merge_windows
 from engine.files import appearing_whole
 from engine.tags import find_scheme, is_tagging
@@ -120,7 +121,7 @@ def entities(tags, spans, text):
 
 
 def prepare_inputs(examples, tasks):
-    """Texts to predict on -> examples as these tasks need them: for tagging with tokens."""
+    """Texts to predict on -> examples as these tasks need them: for tagging with tokens, with their extra columns."""
     if any(task.get("pairs") for task in tasks.values()) and "text_pair" not in examples[0]:
         raise UserError(
             "this model was trained on pairs of texts, but --predict_file has one text a row; add --text_pair_column"
@@ -128,7 +129,12 @@ def prepare_inputs(examples, tasks):
     if "text_pair" in examples[0] and not any(task.get("pairs") for task in tasks.values()):
         logger.warning("this model was trained on single texts: the second texts of --predict_file are not read")
         examples = [{key: value for key, value in example.items() if key != "text_pair"} for example in examples]
-    unit = token_unit(tasks)
+    extras, unit = extras_of(tasks), token_unit(tasks)
+    for number, example in enumerate(examples, 1):
+        if extras:
+            require_extras(example, extras, f"--predict_file, text {number}")
+        else:
+            example.pop("extras", None)
     if unit is not None:
         for example in examples:
             if "tokens" not in example:

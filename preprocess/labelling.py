@@ -5,6 +5,7 @@ import statistics
 from collections import Counter
 
 from engine.command_line import UserError
+from engine.extras import require_extras, statistics_of
 from engine.tags import find_scheme, is_tagging
 from engine.text import split_text
 from preprocess import labels
@@ -21,11 +22,13 @@ def check_examples(examples, config):
     if it has those of another.
     """
     names = list(dict.fromkeys(key for example in examples for key in example if key not in RESERVED))
-    chosen, notes = config.label_types_by_name(), []
+    chosen, notes = {name: labels.KINDS[kind] for name, kind in config.label_types_by_name().items()}, []
     if unknown := sorted(set(chosen) - set(names)):
         raise UserError(f"--label_type names {', '.join(unknown)}, but the labels are {', '.join(names)}")
     for example in examples:
         check_shape(example, examples[0])
+        if "extras" in example:
+            require_extras(example, example["extras"], example["_where"])
         for name in names:
             empty = isinstance(example.get(name), str) and not example[name].strip()
             if len(names) > 1 and empty and chosen.get(name) != "multilabel":  # a cell without labels is just that
@@ -204,7 +207,7 @@ def collect_labels(parts, tasks):
     """labels.json: each task's type and its labels in order with their counts, from the training part.
 
     Of tags also what a token is ("unit"); of numbers their mean and standard deviation instead of labels; whether texts
-    are pairs.
+    are pairs, and the extra columns.
     """
     info = {}
     for name, kind in tasks.items():
@@ -229,9 +232,12 @@ def collect_labels(parts, tasks):
             info[name]["rows"] = len(values)
         if is_tagging(kind):
             info[name]["unit"] = token_unit(parts["train"])
-    if "text_pair" in parts["train"][0]:
-        for task in info.values():
+    extras = statistics_of(parts["train"])
+    for task in info.values():
+        if "text_pair" in parts["train"][0]:
             task["pairs"] = True
+        if extras:
+            task["extras"] = extras
     return info
 
 

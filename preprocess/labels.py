@@ -15,7 +15,8 @@ import regex
 from engine.command_line import UserError
 from engine.tags import is_tagging
 
-KINDS = ("classification", "multilabel", "regression", "tagging")
+# Each kind of task, and the one that its labels look like: KINDS["ordinal"] = "classification" is a kind of your own
+KINDS = {kind: kind for kind in ("classification", "multilabel", "regression", "tagging")}
 TAG_NAMES = ("slots", "tags", "ner", "ner_tags")  # labels of these names are tags, never sets of labels
 
 

@@ -27,7 +27,8 @@ TEXT_NAMES = "text sentence content sentence1 text_a premise question review que
 PAIR_NAMES = "text_pair sentence2 text_b hypothesis question2".split()
 LABEL_NAMES = "label labels entities spans intent class category target slots tags ner ner_tags 标签 类别".split()
 NUMBER_NAMES = "score rating stars similarity".split()  # taken for labels where there is none of those
-RESERVED = ("id", "text", "tokens", "text_pair", "split", "group", "_where")  # what an example holds beside its labels
+# What an example holds beside its labels
+RESERVED = ("id", "text", "tokens", "text_pair", "split", "group", "extras", "_where")
 
 
 class Unpacked(gzip.GzipFile):
@@ -126,7 +127,7 @@ def columns_to_examples(path, table, options):
     for name in header:
         if header.count(name) > 1:
             raise UserError(f"{path}, row 1: two columns are called {name!r}; {listed}")
-    text, pair, labels = find_columns(path, header, options, listed)
+    text, pair, labels, extras = find_columns(path, header, options, listed)
     keys = {text: "text", pair: "text_pair", "id": "id", "split": "split"} | {name: name for name in labels}
     if group := getattr(options, "group_column", ""):
         keys[group] = "group"
@@ -138,17 +139,19 @@ def columns_to_examples(path, table, options):
         if len(cells) != len(header):
             raise UserError(f"{path}, row {number}: {len(cells)} cells, but the header has {len(header)}; {listed}")
         example = {keys[name]: cell for name, cell in zip(header, cells) if name in keys}
+        if extras:
+            example["extras"] = {name: cell for name, cell in zip(header, cells) if name in extras}
         yield {"_where": f"{path}, row {number}", **example}
 
 
 def find_columns(path, names, options, listed):
-    """(text, text pair or None, labels): as the options say, else by their usual names."""
+    """(text, text pair or None, labels, extra columns): as the options say, else by their usual names."""
     choices = (path, names, listed)
     (text,) = pick("text_column", [options.text_column], ["tokens", *TEXT_NAMES], *choices)[:1]
     pair = pick("text_pair_column", [options.text_pair_column], PAIR_NAMES, *choices, needed=False)[:1]
     wanted = getattr(options, "label_column", None)
-    if wanted is None:  # reading texts to predict on: there are no labels
-        return text, pair[0] if pair else None, []
+    if wanted is None:  # reading texts to predict on: there are no labels, and the model knows its extra columns
+        return text, pair[0] if pair else None, [], [name for name in names if name not in (text, *pair, "id", "split")]
     usual = LABEL_NAMES if set(LABEL_NAMES) & set(names) else NUMBER_NAMES
     labels = pick("label_column", [name.strip() for name in wanted.split(",")], usual, *choices)
     if set(labels) & {text, *pair}:
@@ -157,11 +160,14 @@ def find_columns(path, names, options, listed):
         if name in RESERVED or set(name) & set(".,="):
             raise UserError(f"{path}: a label column cannot be called {name!r}; rename it")
     group = pick("group_column", [getattr(options, "group_column", "")], (), *choices, needed=False)
-    unused = [name for name in names if name not in (text, *pair, *labels, *group, "id", "split")]
+    extras = [name.strip() for name in getattr(options, "extra_columns", "").split(",")]
+    extras = pick("extra_columns", extras, (), *choices, needed=False)
+    unused = [name for name in names if name not in (text, *pair, *labels, *extras, *group, "id", "split")]
     shown = f", second text from {pair[0]!r}" if pair else ""
     left_out = f"; not used: {', '.join(unused)}" if unused else ""
+    shown += f", extra inputs from {', '.join(map(repr, extras))}" if extras else ""
     print(f"{path}: text from {text!r}{shown}, labels from {', '.join(map(repr, labels))}{left_out}")
-    return text, pair[0] if pair else None, labels
+    return text, pair[0] if pair else None, labels, extras
 
 
 def pick(flag, wanted, usual, path, names, listed, needed=True):
@@ -289,7 +295,7 @@ def objects_to_examples(path, objects, options):
     )
     if not names:
         return
-    text, pair, labels = find_columns(path, list(names), options, f"its keys are: {', '.join(map(str, names))}")
+    text, pair, labels, extras = find_columns(path, list(names), options, f"its keys are: {', '.join(map(str, names))}")
     later = {*LABEL_NAMES, *PAIR_NAMES} - names.keys() if labels and not options.label_column else set()
     for where, values in chain(head, objects):
         if values is None:
@@ -310,6 +316,8 @@ def objects_to_examples(path, objects, options):
         example["tokens" if isinstance(values[text], list) else "text"] = values[text]
         if pair is not None:
             example["text_pair"] = values[pair]
+        if extras:
+            example["extras"] = {name: values.get(name) for name in extras}
         yield example | {name: values.get(name) for name in labels}
 
 

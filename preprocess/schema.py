@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from engine.command_line import UserError
+from engine.extras import extras_of, require_extras
 from engine.files import appearing_whole
 from engine.tags import is_tagging
 from preprocess import labels
@@ -73,6 +74,8 @@ def check_row(example, tasks, where, needs_labels=True):
     if not isinstance(example, dict) or not ("text" in example or "tokens" in example):
         raise UserError(f"{where}: must be a JSON object with `text` or `tokens`")
     check_text({"_where": where, **example}, may_be_empty=not needs_labels)
+    if extras := extras_of(tasks):
+        require_extras(example, extras, where)
     for name, task in tasks.items():
         if needs_labels:
             if name not in example:

@@ -92,4 +92,5 @@ def read_texts(path, config):
             )
         check_row(example, {}, example["_where"], needs_labels=False)
         check_characters(example)
-    return [{"id": str(e.get("id", number)), **{key: e[key] for key in keys[0]}} for number, e in enumerate(examples)]
+    kept = [*keys[0], *(["extras"] if "extras" in examples[0] else [])]
+    return [{"id": str(e.get("id", number)), **{key: e[key] for key in kept}} for number, e in enumerate(examples)]

@@ -80,12 +80,12 @@ def group_of(example):
     return example["_where"] if example.get("group") in (None, "") else str(example["group"])
 
 
-def split_folds(parts, tasks, config):
-    """[(train, dev) examples of each fold]: train and dev together, each row in one dev part."""
+def split_folds(parts, kinds, config):
+    """[(train, dev) examples of each fold]: train and dev together, each row in one dev part. kinds: {task: kind}"""
     from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
     pool = [*parts["train"], *parts.get("dev", [])]
-    _, strata = strata_of(pool, tasks)
+    _, strata = strata_of(pool, kinds)
     keys = [strata.get(id(e), "") for e in pool]
     groups = [group_of(e) for e in pool] if config.group_column else None
     most = len(set(groups)) if groups else len(pool)

@@ -7,6 +7,8 @@ import io
 import json
 import random
 import shutil
+from collections import Counter
+from statistics import fmean, pstdev
 
 import datasets
 import pyarrow as pa
@@ -19,10 +21,13 @@ from hypothesis import strategies as st
 from seqeval.metrics.sequence_labeling import get_entities
 
 from config import Config
+from data_loader import MyDataset
 from data_process import DataConfig, process
 from engine import tags
 from engine.command_line import UserError
+from engine.features import Featurizer
 from engine.text import place_tokens, split_text
+from engine.tokenizer import train_tokenizer
 from main import main
 from preprocess import labels
 from preprocess.labelling import spans_to_tokens
@@ -464,7 +469,7 @@ def test_folds_are_a_partition_and_stratified(group, tmp_path):
             **more,
         )
     )
-    whole, tables = sorted(line.split(",")[0] for line in lines[1:]), []
+    whole, tables, counts = sorted(line.split(",")[0] for line in lines[1:]), [], []
     for fold in range(4):
         train, dev = (
             [json.loads(x)["text"] for x in (tmp_path / f"data/fold_{fold}/{part}.jsonl").read_text().splitlines()]
@@ -479,9 +484,10 @@ def test_folds_are_a_partition_and_stratified(group, tmp_path):
             for part in (train, dev)
         ]
         assert not group or not groups[0] & groups[1]
-        counts = [sum(f"{text},{label}" in line for line in lines for text in dev) for label in "ab"]
-        assert group or abs(counts[0] / len(dev) - 1 / 3) < 0.1
+        label_of = dict(line.split(",")[:2] for line in lines[1:])
+        counts.append(Counter(label_of[text] for text in dev))
     assert sorted(text for dev in tables for text in dev) == whole  # each row in one dev part
+    assert group or all(len({count[label] for count in counts}) == 1 for label in "ab")  # 20 and 40 in four folds
 
 
 def test_cross_validation(tmp_path, command, sample):
@@ -745,3 +751,67 @@ def test_spans_may_be_called_tagging(tmp_path):
     rows = [{"text": f"hey jude {n}", "marks": [{"start": 0, "end": 8, "label": "song"}]} for n in range(30)]
     _, tasks = processed(tmp_path, "a.jsonl", lines(rows), label_column="marks", label_type="marks=tagging")
     assert tasks["marks"]["labels"] == ["O", "B-song", "I-song"]
+
+
+def test_columns_of_numbers_reach_the_batch_and_the_prediction(tmp_path, capsys):
+    """--extra_columns: kept, standardised by train, in windows too, and asked for when predicting."""
+    rows = [{"text": f"text number {n} of many", "mood": "ab"[n % 2], "age": n, "price": None} for n in range(40)]
+    for n in range(0, 40, 3):
+        rows[n]["price"] = f"{n / 10}"
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = dict(label_column="mood", extra_columns="age,price", input=str(tmp_path / "a.jsonl"))
+    process(DataConfig(**options, output_dir=str(tmp_path / "data")))
+    assert "extra inputs from 'age', 'price'" in capsys.readouterr().out
+    tasks = read_json(tmp_path / "data/labels.json")
+    train = [json.loads(line) for line in (tmp_path / "data/train.jsonl").read_text().splitlines()]
+    for name, of_train in tasks["mood"]["extras"].items():
+        values = [row["extras"][name] for row in train if row["extras"][name] is not None]
+        assert (of_train["mean"], of_train["std"]) == pytest.approx((fmean(values), pstdev(values)))
+    data = MyDataset(
+        tmp_path / "data/train.jsonl",
+        Featurizer(train_tokenizer(lambda: iter(2 * ["text number of many"]), 100), tasks, 32),
+    )
+    extras = data.batch([3, 0]).inputs["extras"]
+    for row, number in zip(extras.tolist(), (3, 0)):
+        for value, (name, of_train) in zip(row, tasks["mood"]["extras"].items()):
+            raw = train[number]["extras"][name]
+            wanted = 0 if raw is None else (raw - of_train["mean"]) / of_train["std"]
+            assert value == pytest.approx(wanted, abs=1e-6)
+    (tmp_path / "texts.csv").write_text("text,age\nof many,3\n")
+    run = dict(data_path=str(tmp_path / "data"), output_dir=str(tmp_path / "output"), model_version="run")
+    main(Config(do_train=True, do_eval=True, do_predict=True, **TINY, **run))
+    with pytest.raises(UserError, match="text 1: this model also reads the column 'price', but there are age"):
+        main(Config(do_predict=True, predict_file=str(tmp_path / "texts.csv"), device="cpu", **run))
+    (tmp_path / "texts.csv").write_text("text,age,price\nof many,3,\n")
+    main(Config(do_predict=True, predict_file=str(tmp_path / "texts.csv"), device="cpu", **run))
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("1,x,3", "row 3: n is 'x', not a number"),
+        ("1,inf,3", "row 3: n is 'inf', which is not finite"),
+        ("2,2,2", "'n' has the single value 2 in train"),
+        (",,", "'n' is empty in train"),
+    ],
+)
+def test_a_bad_extra_column_is_one_line(column, message, tmp_path):
+    lines = [f"text {i},{'ab'[i % 2]},{value}" for i, value in enumerate(10 * column.split(","))]
+    (tmp_path / "a.csv").write_text("text,label,n\n" + "\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=message):
+        process(DataConfig(input=str(tmp_path / "a.csv"), output_dir=str(tmp_path / "data"), extra_columns="n"))
+    with pytest.raises(UserError, match="no column 'm'"):
+        process(DataConfig(input=str(tmp_path / "a.csv"), output_dir=str(tmp_path / "data"), extra_columns="m"))
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_kind_of_your_own_is_collected_as_another(tmp_path, monkeypatch):
+    (tmp_path / "a.csv").write_text("text,stars\n" + "".join(f"text {i},{i % 3}\n" for i in range(30)))
+    options = dict(input=str(tmp_path / "a.csv"), output_dir=str(tmp_path / "data"), label_column="stars", n_splits=2)
+    with pytest.raises(UserError, match="the types are classification, multilabel, regression, tagging"):
+        DataConfig(**options, label_type="stars=ordinal")
+    monkeypatch.setitem(labels.KINDS, "ordinal", "classification")
+    process(DataConfig(**options, label_type="stars=ordinal"))
+    for folder in ("data", "data/fold_1"):
+        task = read_json(tmp_path / folder / "labels.json")["stars"]
+        assert (task["type"], task["labels"]) == ("ordinal", ["0", "1", "2"])

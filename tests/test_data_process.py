@@ -278,7 +278,7 @@ def test_texts_to_predict_on(tmp_path):
     )
     options = Config()
     assert [e["text"] for e in read_texts(tmp_path / "a.txt", options)] == ["one", "", "三"]
-    assert read_texts(tmp_path / "b.csv", options) == [{"id": "0", "text": "fine"}]
+    assert read_texts(tmp_path / "b.csv", options) == [{"id": "0", "text": "fine", "extras": {"stars": "5"}}]
     assert read_texts(tmp_path / "c.jsonl", options) == [{"id": "0", "tokens": ["a", "b"]}]
     write(
         tmp_path,

@@ -155,7 +155,9 @@ def test_the_mean_of_a_text_is_that_of_its_real_tokens():
     wanted = torch.stack(means).float()
     torch.testing.assert_close(mean_of_tokens(hidden, mask), wanted, rtol=1e-5, atol=1e-5)
     head = model.output_layer.heads["intent"]
-    torch.testing.assert_close(model.output_layer(hidden.float(), inputs)["intent"], head(wanted), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        model.output_layer(hidden.float(), inputs)["intent"], head(wanted, inputs), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_losses_are_means_over_labels_and_weighted_by_task():
@@ -353,7 +355,7 @@ def test_only_what_comes_before_the_frozen_layers_is_frozen_with_them(tmp_path):
 def heads_case(kind="classification", size=4, batch=12, **options):
     torch.manual_seed(0)
     head = HEADS[kind](8, {"type": kind, "labels": [f"l{i}" for i in range(size)], "counts": [12, 6, 2, 60][:size]})
-    head.set_imbalance("x", Config(**options))
+    head.set_options(Config(**options), "x")
     logits = (torch.randn(batch, size) * 2).requires_grad_()
     return head, logits, torch.randint(0, size, (batch,))
 
@@ -427,7 +429,7 @@ def test_multilabel_loss_threshold_and_names():
 def test_regression_is_scaled_and_comes_back_in_its_own_units():
     head = HEADS["regression"](8, {"type": "regression", "labels": [], "mean": 50.0, "std": 10.0})
     vectors = torch.randn(5, 8)
-    logits, labels = head(vectors), torch.tensor([40.0, 60.0, float("nan"), 55.0, 50.0])
+    logits, labels = head(vectors, {}), torch.tensor([40.0, 60.0, float("nan"), 55.0, 50.0])
     assert logits.shape == (5,)
     known = ~labels.isnan()
     wanted = torch.nn.functional.mse_loss(logits[known], (labels[known] - 50) / 10)

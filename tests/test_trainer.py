@@ -623,7 +623,6 @@ def test_steps_that_were_left_out_are_counted_across_a_stop(tiny, monkeypatch):
 
 def test_a_logged_loss_is_the_mean_over_the_steps_that_were_used(tiny):
     trainer = make_trainer(tiny(log_steps=2))
-    trainer.board = type("Board", (), {"add_scalar": lambda *args: None})()
     batch = trainer.train_loader.dataset.batch([0, 1])
     for value in (2.0, 2.0):
         trainer.losses.add(MyModelOutput(torch.tensor(value)))

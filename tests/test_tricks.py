@@ -488,7 +488,7 @@ def test_divergence_weighs_labels_as_the_loss_does():
     model, (batch,) = tiny_model().eval(), micro_batches(1)
     head = model.output_layer.heads["intent"]
     head.task["counts"] = [28, 7, 2]
-    head.set_imbalance("intent", Config(class_weights="balanced"))
+    head.set_options(Config(class_weights="balanced"), "intent")
     del batch.labels["slots"]
     one, other = model(batch.inputs, batch.labels), model(batch.inputs, batch.labels)
     other.logits = {"intent": one.logits["intent"] + torch.randn(5, 3, generator=torch.Generator().manual_seed(0))}

@@ -1,0 +1,56 @@
+"""Columns of numbers that a model reads beside its texts (--extra_columns of data_process.py).
+
+An example holds them as "extras": {name: number or None}; labels.json holds each column's mean and standard deviation
+in train, as "extras" of every task; a batch has them as `extras` (B, N), in standard deviations from the mean.
+"""
+
+import math
+
+import numpy as np
+
+from engine.command_line import UserError
+
+
+def extras_of(tasks):
+    """{column: {"mean", "std"}} of the columns that a model of these tasks reads, in order."""
+    return next(iter(tasks.values()), {}).get("extras", {})
+
+
+def to_number(value, name, where):
+    """A cell as a float; None if it is empty. UserError if it is anything else than a number."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        advice = "an extra column holds numbers; give each of its words a column of 0 and 1"
+        raise UserError(f"{where}: {name} is {value!r}, not a number; {advice}") from None
+    if math.isinf(number):
+        raise UserError(f"{where}: {name} is {value!r}, which is not finite")
+    return None if math.isnan(number) else number
+
+
+def statistics_of(examples):
+    """{column: {"mean", "std"}} over the examples with a number there. UserError for a column that never varies."""
+    result = {}
+    for name in examples[0].get("extras", ()):
+        values = np.array([e["extras"][name] for e in examples if e["extras"][name] is not None])
+        if not len(values) or values.std() == 0:
+            what = f"has the single value {values[0]:g}" if len(values) else "is empty"
+            raise UserError(f"--extra_columns: {name!r} {what} in train: there is nothing to learn from it")
+        result[name] = {"mean": float(values.mean()), "std": float(values.std())}
+    return result
+
+
+def standardize(values, mean, std):
+    """Numbers, None where there is none -> (rows,) in standard deviations from the mean; 0 where there is none."""
+    return np.array([0.0 if value is None else (value - mean) / std for value in values], np.float32)
+
+
+def require_extras(example, extras, where):
+    """Makes an example's extras the numbers that a model reads. UserError if a column of them is not there."""
+    given = example.get("extras") or {}
+    if missing := [name for name in extras if name not in given]:
+        there = f"there are {', '.join(given)}" if given else "there are no columns beside the text"
+        raise UserError(f"{where}: this model also reads the column {missing[0]!r}, but {there}")
+    example["extras"] = {name: to_number(given[name], name, where) for name in extras}
