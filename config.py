@@ -39,7 +39,7 @@ class Config:
     do_predict: bool = option(False, "label --predict_file, or else the test part, with the best checkpoint")
     resume: bool = option(False, "go on from the newest good checkpoint of the run folder, or start if there is none")
     force_resume: bool = option(False, "resume although options, data or tokenizer differ from those of the run")
-    debug: bool = option(False, "trial run: all steps on the first 64 examples of each part, with detailed logs")
+    debug: bool = option(False, "trial run on 64 examples of each part, then checks of the model; 3 if one fails")
 
     # Files
     data_path: str = option("dataset/sample", "processed folder, made by data_process.py", group="files")
@@ -148,6 +148,8 @@ class Config:
     deterministic: bool = option(False, "on a GPU: deterministic algorithms only, somewhat slower")
 
     def __post_init__(self):
+        if self.debug and not (self.do_train or self.do_eval or self.do_predict):
+            self.do_train = self.do_eval = self.do_predict = True
         at_least_one = (
             "hidden_size num_layers vocab_size batch_size gradient_accumulation_steps eval_batch_size log_steps"
         )

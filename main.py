@@ -8,9 +8,10 @@ This file is the table of contents: each step is one call. Edit here when the or
 
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from config import Config, seed_torch
+from config import ROOT, Config, seed_torch
 from engine.command_line import UserError, run_command
 from engine.files import write_json
 from engine.run_folder import claim_run_dir
@@ -49,7 +50,8 @@ def main(config):
             keep_freed_memory()
 
         if config.do_train:
-            trainer = build_trainer(config, device, limit)
+            data = load_data(config, device, limit)
+            trainer = build_trainer(config, device, *data)
             trainer.resume()
             trainer.train()
 
@@ -69,28 +71,33 @@ def main(config):
             loader = MyDataLoader(MyDataset(source, featurizer, None if texts else limit), config.eval_batch_size)
             trainer.predict(loader, config.predict_output or run_dir / "predictions.csv")
 
+        if config.do_train and config.debug:
+            return check(config, device, data, run_dir)
 
-def build_trainer(config, device, limit=None):
-    """Data, model, optimizer and schedule -> Trainer. limit: only so many examples of each part."""
+
+def load_data(config, device, limit=None):
+    """(tokenizer, tasks, train loader, dev loader). limit: only so many examples of each part."""
     from data_loader import build_loaders, training_texts
     from engine.features import Featurizer
-    from engine.optimization import parameter_groups
     from engine.tokenizer import load_tokenizer
-    from model_utils import build_model
     from preprocess.schema import load_labels
-    from trainer import Trainer, build_optimizer, build_scheduler
-    from tricks import build_tricks
 
-    # Data
     data_path = config.data_dir
     tasks = load_labels(data_path)
     for line in config.unused_options([task["type"] for task in tasks.values()]):
         logger.warning(line)
     tokenizer = load_tokenizer(config, lambda: training_texts(data_path / "train.jsonl"))
     featurizer = Featurizer(tokenizer, tasks, config.max_length, config.window_stride, config.truncation)
-    train_loader, dev_loader = build_loaders(config, data_path, featurizer, device, limit)
+    return tokenizer, tasks, *build_loaders(config, data_path, featurizer, device, limit)
 
-    # Model, optimizer, schedule
+
+def build_trainer(config, device, tokenizer, tasks, train_loader, dev_loader):
+    """Model, optimizer and schedule -> Trainer."""
+    from engine.optimization import parameter_groups
+    from model_utils import build_model
+    from trainer import Trainer, build_optimizer, build_scheduler
+    from tricks import build_tricks
+
     model = build_model(config, tokenizer, tasks).to(device)
     tricks = build_tricks(model, config)
     optimizer = build_optimizer(tricks.param_groups(parameter_groups(model, config)), device)
@@ -113,6 +120,21 @@ def evaluate(trainer, data_sets, run_dir):
         logger.info(f"{part}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores[part].items()))
     write_json(run_dir / "report.json", per_label)
     write_json(run_dir / "eval.json", scores)
+
+
+def check(config, device, data, run_dir):
+    """Checks the model as it stands, see engine/model_check.py. -> exit code 3 if a check fails"""
+    from data_loader import MyDataset
+    from engine.model_check import Case, check_model
+
+    def build(**changes):
+        changed = replace(config, **changes)
+        seed_torch(changed.random_seed)
+        return build_trainer(changed, device, *data)
+
+    rows = MyDataset(config.data_dir / "train.jsonl", data[3].dataset.featurizer, 64)
+    failed = check_model(Case(build, rows, run_dir / "checkpoints/best", [sys.executable, ROOT / "main.py"]))
+    return 3 if failed else 0
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ class ClassificationHead(ImbalanceOptions, Head):
         mask = self.label_mask(labels, inputs)
         if self.class_weights is None:
             return mask
-        return torch.as_tensor(self.class_weights_on_host).to(labels.device)[labels.clamp(min=0)] * mask
+        return torch.from_numpy(self.class_weights_on_host).to(labels.device)[labels.clamp(min=0)] * mask
 
     def balanced_weights(self, counts):
         """All labels / (number of classes * labels of this class), as scikit-learn's "balanced". counts: (C,)"""

@@ -118,7 +118,7 @@ def first_position(encoder):
 
 def num_positions(encoder):
     """How many tokens fit, or None if there is no limit."""
-    longest = getattr(encoder.config, "max_position_embeddings", None)
+    longest = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
     return longest - first_position(encoder) if longest and longest > 0 else None  # XLNet's -1 means that there is none
 
 
