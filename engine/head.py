@@ -19,6 +19,7 @@ class Head(nn.Module):
     # hidden states (B, L, H) as they are, for a head that makes its own one vector a text of them
     level = "text"
     needs_calibration = False  # whether `calibrate` chooses something on dev
+    compares_rows = False  # whether the loss of a row depends on the other rows of its batch, as contrastive losses do
 
     def __init__(self, hidden_size, task, num_logits=None):
         super().__init__()

@@ -225,6 +225,8 @@ def check_first_loss(case):
 
 @torch.no_grad()
 def check_mean_loss(case):
+    if compares_rows(case):
+        return None
     model, batch = copy.deepcopy(case.trained).eval(), case.batch(case.rows[:8])
     places = torch.arange(len(batch.rows), device=case.trainer.device)
     once = model(batch.inputs, batch.labels).total_loss
@@ -235,7 +237,17 @@ def check_mean_loss(case):
     return None
 
 
+def compares_rows(case):
+    """Whether the loss of a row is meant to depend on the others, as contrastive losses do; noted."""
+    names = [name for name, head in case.heads.items() if head.compares_rows]
+    if names:
+        case.notes.append(f"the loss of {shorten(names)} compares the rows of a batch: it depends on --batch_size")
+    return bool(names)
+
+
 def check_accumulation(case):
+    if compares_rows(case):
+        return None
     model, batch = copy.deepcopy(case.trained).eval(), case.batch(case.rows[:9])
     places = torch.arange(len(batch.rows), device=case.trainer.device)
     counts = {name: count.to(case.trainer.device) for name, count in model.count_labels(*batch[:2]).items()}
@@ -582,13 +594,13 @@ class StopAt(Trick):
 
 def check_resume(case):
     with tempfile.TemporaryDirectory() as folder:
-        options = dict(output_dir=folder, early_stop_patience=0, compile=False, save_steps=0, log_steps=10**6)
+        options = dict(output_dir=folder, early_stop_patience=0, compile=False, save_steps=0, save_epoch=0)
         trainer = case.build(**options, model_version="whole")
         steps = trainer.config.epochs * -(-len(trainer.train_loader) // trainer.config.gradient_accumulation_steps)
         if steps < 3:
             case.notes.append(f"resuming is not tried: {steps} steps are too few")
             return None
-        half, whole = min(2, steps // 2), min(4, steps - 1)
+        half, whole = 1, min(3, steps - 1)
         run_until(trainer, whole)
         run_until(case.build(**options, model_version="stopped"), half)
         again = case.build(**options, model_version="stopped")

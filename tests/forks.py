@@ -1,0 +1,58 @@
+"""Runs scripts one after another, each in a process of its own, without importing the big libraries anew for each.
+
+    python tests/forks.py FOLDER_OF_THE_SCRIPTS
+
+Each line of standard input is JSON, {"words": [script, flag, …], "log": file, "kill_at": path or null}; for each the
+exit code is printed. With kill_at the process is killed (SIGKILL) as soon as that path exists.
+"""
+
+import json
+import os
+import runpy
+import signal
+import sys
+import time
+
+
+def run(words, log):
+    """Never returns: the process becomes the script."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.argv, code = words, 0
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as error:
+        code = error.code or 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main():
+    sys.path[0] = sys.argv[1]
+    import datasets  # noqa: F401
+    import seqeval.metrics  # noqa: F401
+    import sklearn.metrics  # noqa: F401
+    import torch.utils.tensorboard  # noqa: F401
+    import transformers.models.bert.modeling_bert  # noqa: F401
+
+    for line in sys.stdin:
+        task = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            run(task["words"], task["log"])
+        while task["kill_at"] and not os.path.exists(task["kill_at"]) and os.waitpid(child, os.WNOHANG) == (0, 0):
+            time.sleep(0.003)
+        if task["kill_at"]:
+            os.kill(child, signal.SIGKILL)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

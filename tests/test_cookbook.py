@@ -1,0 +1,194 @@
+"""Every page of docs/cookbook/ is applied to a copy of the repository and run to its end: trained, evaluated, used to
+predict, killed and resumed to equal bytes, moved elsewhere, and examined by --debug."""
+
+import ast
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, read_json
+
+PAGES = sorted(page for page in (ROOT / "docs/cookbook").glob("*.md") if page.name != "README.md")
+IDS = [page.stem for page in PAGES]
+MOST_PLACES = {"text_head": 2, "loss": 2, "contrastive_loss": 2, "metric": 2, "trick": 2, "mixup": 2, "file_format": 2}
+MOST_PLACES |= {"extra_inputs": 3, "optimizer": 3, "library_optimizer": 3, "schedule": 3, "own_encoder": 3}
+SMALL = "--device=cpu --epochs=2 --batch_size=8 --save_steps=1 --log_steps=2 --early_stop_patience=0 --hidden_size=32"
+SMALL += " --num_layers=1 --vocab_size=500 --max_length=48"
+
+
+# ---- pages -> edits ------------------------------------------------------------------------------------------------
+
+
+def edits_of(page):
+    """[(file, "at the end" | "above" | "below" | "instead of", line or "", code)] of a page's Python blocks."""
+    found = []
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+        head, code = block.split("\n", 1)
+        match = re.fullmatch(r"# (\S+): (?:(at the end)|(above|below|instead of) `(.+)`)", head)
+        assert match, f"{page.name}: a block begins with {head!r}"
+        found.append((match[1], match[2] or match[3], match[4] or "", code))
+    return found
+
+
+def apply(edit, folder):
+    """Makes one edit; the line it names must be there once. A line that begins a definition stands for all of it."""
+    name, where, line, code = edit
+    path = folder / name
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if where == "at the end":
+        path.write_text("".join(lines) + "\n\n" + code, encoding="utf-8")
+        return
+    places = [number for number, text in enumerate(lines) if text.startswith(line)]
+    assert len(places) == 1, f"{name}: {len(places)} lines begin with {line!r}"
+    start, stop = places[0], places[0] + 1
+    for node in ast.walk(ast.parse("".join(lines))):
+        if isinstance(node, ast.stmt) and node.lineno == start + 1:
+            stop = node.end_lineno
+    first, last = {"above": (start, start), "below": (stop, stop), "instead of": (start, stop)}[where]
+    path.write_text("".join([*lines[:first], code, *lines[last:]]), encoding="utf-8")
+
+
+def edited_copy(page, folder):
+    """A copy of the repository with a page's edits."""
+    left_out = shutil.ignore_patterns(".*", "output", "__pycache__", "tests", "sample", "benchmarks", "docs")
+    shutil.copytree(ROOT, folder, ignore=left_out)
+    for edit in edits_of(page):
+        apply(edit, folder)
+    return folder
+
+
+def size_of(page):
+    """(files, places, lines of code) that a page changes."""
+    edits = edits_of(page)
+    lines = sum(bool(line.strip()) for *_, code in edits for line in code.splitlines())
+    return len({name for name, *_ in edits}), len(edits), lines
+
+
+def test_the_table_of_pages_is_true():
+    """docs/cookbook/README.md says for each page how many files, places and lines it takes."""
+    rows = re.findall(
+        r"^\| .*\[.*\]\((\w+)\.md\).*\| (\d+) \| (\d+) \| (\d+) \|$", read(ROOT / "docs/cookbook/README.md"), re.M
+    )
+    assert {name: tuple(map(int, sizes)) for name, *sizes in rows} == {page.stem: size_of(page) for page in PAGES}
+    for name, most in MOST_PLACES.items():
+        assert size_of(ROOT / f"docs/cookbook/{name}.md")[1] <= most, name
+
+
+def read(path):
+    return path.read_text(encoding="utf-8")
+
+
+# ---- data that the pages speak of ----------------------------------------------------------------------------------
+
+
+def write_csv(path, header, rows):
+    path.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n", encoding="utf-8")
+
+
+def write_raw(folder):
+    """The raw files that the pages' commands name."""
+    rng = random.Random(0)
+    nouns, good, bad = ["film", "book", "song", "meal"], ["lovely", "great", "fine"], ["dull", "awful", "poor"]
+    reviews, pairs, fast = [], [], []
+    for n in range(90):
+        stars = 1 + n % 5
+        text = f"a {rng.choice(good if stars > 3 else bad)} {rng.choice(nouns)} of {rng.choice(nouns)} number {n % 9}"
+        reviews.append((text, stars, 20 + (n * 7) % 50, round(3 + 2.5 * (n % 4), 2)))
+        noun, other = rng.sample(nouns, 2)
+        pairs.append((f"a {noun} that is good", f"the {noun if n % 2 else other} was good", 4.5 if n % 2 else 1.5))
+        fast.append(f"__label__{'good' if stars > 3 else 'bad'} {text}")
+    write_csv(folder / "reviews.csv", "text,stars,age,price", reviews)
+    write_csv(folder / "pairs.csv", "sentence1,sentence2,score", pairs)
+    (folder / "reviews.ft").write_text("\n".join(fast) + "\n", encoding="utf-8")
+
+
+# ---- a page from end to end ----------------------------------------------------------------------------------------
+
+
+class Road:
+    """Runs a page's commands in an edited copy, each in a process of its own."""
+
+    def __init__(self, page, sample, tmp_path):
+        self.copy, self.folder = edited_copy(page, tmp_path / "copy"), tmp_path / "work"
+        self.folder.mkdir()
+        write_raw(self.folder)
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        driver = [sys.executable, ROOT / "tests/forks.py", self.copy]
+        self.forks = subprocess.Popen(driver, cwd=self.folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+        blocks = re.findall(r"^```sh\n(.*?)^```", read(page), re.M | re.S)
+        commands = [shlex.split(line)[1:] for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+        for words in commands:
+            if words[0] == "data_process.py":
+                self.run(words)
+        (flags,) = [words[1:] for words in commands if words[0] == "main.py"]
+        data = [] if "--data_path" in flags else ["--data_path", str(sample)]
+        self.flags = [*SMALL.split(), *data, *flags]
+
+    def run(self, words, code=0, kill_at=None):
+        """-> what the command printed."""
+        log = self.folder / "log.txt"
+        words = [str(self.copy / words[0]), *map(str, words[1:])]
+        task = {"words": words, "log": str(log), "kill_at": kill_at and str(kill_at)}
+        self.forks.stdin.write(json.dumps(task) + "\n")
+        self.forks.stdin.flush()
+        assert self.forks.stdout.readline() == f"{code}\n", read(log)[-3000:]
+        return read(log)
+
+    def train(self, name):
+        return ["main.py", *self.flags, "--model_version", name, "--resume"]
+
+    def kill(self, name, step):
+        """Trains and is killed once the checkpoint of that step is there."""
+        checkpoint = self.folder / f"output/{name}/checkpoints/step_{step:08d}"
+        self.run(self.train(name), code=-signal.SIGKILL, kill_at=checkpoint)
+
+    def sums(self, name):
+        """What must be equal: the weights and training states, and the rows of figures."""
+        run = self.folder / f"output/{name}"
+        last = sorted((run / "checkpoints").glob("step_*"))[-1]
+        manifests = [read_json(path / "manifest.json") for path in (run / "checkpoints/best", last)]
+        weights = [{key: value for key, value in sums.items() if "safetensors" in key} for sums in manifests]
+        return weights, last.name, read(run / "metrics.jsonl"), read(run / "predictions.csv"), read(run / "eval.json")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_a_page_runs_from_end_to_end(page, sample, tmp_path):
+    road = Road(page, sample, tmp_path)
+    try:
+        road.run(road.train("whole"))
+        scores = read_json(road.folder / "output/whole/eval.json")
+        assert scores["dev"] and scores["test"]
+        road.kill("stopped", 5)
+        road.run(road.train("stopped"))
+        assert road.sums("stopped") == road.sums("whole")
+        predict_elsewhere(road, tmp_path / "elsewhere")
+        checked = road.run(["main.py", *[word for word in road.flags if not word.startswith("--do_")], "--debug"])
+        assert checked.count("  ok      ") >= 20 and "FAILED" not in checked, checked
+    finally:
+        road.forks.communicate()
+
+
+def predict_elsewhere(road, elsewhere):
+    """The checkpoint is moved, the run is gone, and texts without labels are labelled."""
+    shutil.move(road.folder / "output/whole/checkpoints/best", elsewhere)
+    shutil.rmtree(road.folder / "output/whole")
+    data = road.folder / road.flags[road.flags.index("--data_path") + 1]
+    texts = [as_input(json.loads(line)) for line in read(data / "test.jsonl").splitlines()]
+    (road.folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts), encoding="utf-8")
+    flags = ["--checkpoint", elsewhere, "--predict_file", "texts.jsonl", "--predict_output", "labelled.jsonl"]
+    road.run(["main.py", "--do_predict", "--device", "cpu", *flags])
+    assert len(read(road.folder / "labelled.jsonl").splitlines()) == len(texts)
+
+
+def as_input(row):
+    """A row of the test part as somebody would write it into a file to predict on."""
+    texts = {key: row[key] for key in ("text", "tokens", "text_pair") if key in row}
+    return texts | row.get("extras", {})
