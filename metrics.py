@@ -195,8 +195,8 @@ def all_exact(tasks):
 
 def score_names(tasks):
     """The names of all that `score` and the losses give for these tasks, found by scoring one text."""
-    blank = {"tagging": ["O"], "words": ["X"], "multilabel": ["x"], "regression": 0.0, "classification": ""}
-    answers = {name: [blank[kind_of(task)]] for name, task in tasks.items()}
+    blank = {"tagging": ["O"], "words": ["X"], "multilabel": ["x"], "regression": 0.0}
+    answers = {name: [blank.get(kind_of(task), "")] for name, task in tasks.items()}
     return ["loss", *(f"{name}_loss" for name in tasks), *score(tasks, answers, answers)]
 
 

@@ -94,7 +94,8 @@ class Trainer:
             raise UserError(f"--monitor={self.monitor} is none of the scores: {', '.join(names)}")
         data = "-".join(loader.dataset.fingerprint for loader in (train_loader, dev_loader) if loader)
         self.progress = Progress(data=data)
-        self.losses, self.trackers = RunningLosses(self.progress, device), []
+        self.losses = RunningLosses(self.progress, device)
+        self.tracker_kinds, self.trackers = TRACKERS, []
         self.stop = StopSignals(logger.warning)
         if config.compile:
             model.encoder.compile(dynamic=True)
@@ -116,7 +117,7 @@ class Trainer:
             f"peak rates {', '.join(rates)}"
         )
         with self.writer, self.stop, ExitStack() as stack:
-            self.trackers = [stack.enter_context(closing(kind(config, progress.step))) for kind in TRACKERS]
+            self.trackers = [stack.enter_context(closing(kind(config, progress.step))) for kind in self.tracker_kinds]
             while progress.epoch < config.epochs and not self.out_of_patience():
                 try:
                     self.train_one_epoch(progress.epoch)

@@ -121,7 +121,12 @@ class Road:
         write_raw(self.folder)
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         driver = [sys.executable, ROOT / "tests/forks.py", self.copy]
-        self.forks = subprocess.Popen(driver, cwd=self.folder, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+        self.forks = subprocess.Popen(
+            driver,
+            cwd=self.folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"},
+            **pipes,
+        )
         blocks = re.findall(r"^```sh\n(.*?)^```", read(page), re.M | re.S)
         commands = [shlex.split(line)[1:] for block in blocks for line in block.replace("\\\n", " ").splitlines()]
         for words in commands:
