@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from glob import glob
 from itertools import islice
 from pathlib import Path
@@ -42,8 +43,7 @@ class CorpusConfig:
 
 
 def read_corpus(config):
-    """(train, held out, fingerprint of the files); the first two begin reading a CorpusConfig's texts anew, one at a
-    time.
+    """(train, held out, fingerprint of the files); each call of the first two reads the texts anew, one at a time.
 
     A text is a string, or a list of words where the data has `tokens`. Parts follow from the files' names: train to
     learn from, dev as held out; test is never read. Without a dev part a text is held out by its hash, so equal texts
@@ -68,9 +68,8 @@ def read_corpus(config):
                     yield PART_NAMES.get(str(example.get("split")).lower(), part), example
 
     has_dev = any(part == "dev" for part, _ in sources)
-    if any(
-        "split" in example for _, example in islice(with_parts(), 1000)
-    ):  # the rows name their parts: are there any for dev?
+    # If the rows name their parts, are there any for dev?
+    if any("split" in example for _, example in islice(with_parts(), 1000)):
         has_dev = has_dev or any(part == "dev" for part, _ in with_parts())
 
     def texts(held_out):
@@ -90,7 +89,7 @@ def read_corpus(config):
     for _, path in sources:
         for item in [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file()):
             digest.update(sha256(item).encode())
-    return lambda: texts(False), lambda: texts(True), digest.hexdigest()
+    return partial(texts, False), partial(texts, True), digest.hexdigest()
 
 
 def require_free_folder(folder):
