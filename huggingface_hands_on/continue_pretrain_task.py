@@ -24,7 +24,7 @@ from engine import files
 from engine.command_line import UserError, option, require_range, require_seed, run_command
 from engine.run_folder import changed_options, lock_folder
 from engine.signals import StopSignals
-from huggingface_hands_on.corpus import CorpusConfig, read_corpus, require_free_folder
+from huggingface_hands_on.corpus import CorpusConfig, read_corpus, read_words, require_free_folder
 
 ANOTHER = "choose another --output_dir"
 # layers and width (Turc et al., 2019)
@@ -86,25 +86,27 @@ class PretrainConfig(CorpusConfig):
 def main(config):
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU; more would be used as one big one
     import torch
-    from transformers import logging, set_seed
-
-    from huggingface_hands_on.encoder import add_words, load_model, read_words
-    from huggingface_hands_on.masked_training import check_model
 
     refuse_finished(Path(config.output_dir))
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device here; use --device cpu or auto")
     words = read_words(config.new_tokens, config.encoding)
     train, held_out, texts = read_corpus(config)
-    logging.set_verbosity_error()  # what it would log about missing heads is checked in load_model
+
+    # slow to import, so a mistake in the above is told before
+    from transformers import logging, set_seed
+
+    from huggingface_hands_on import encoder, masked_training
+
+    logging.set_verbosity_error()  # what it would log about missing heads is checked in encoder.load_model
     set_seed(config.random_seed)
-    model, tokenizer = load_model(config)
-    added = add_words(words, model, tokenizer)
+    model, tokenizer = encoder.load_model(config)
+    added = encoder.add_words(words, model, tokenizer)
     if words:
         rest = len(words) - added
         known = f"; {rest} are tokens already, or the same as another" if rest else ""
         print(f"--new_tokens: {added} words added{known}")
-    check_model(model, tokenizer, config.max_length, config.packing)
+    masked_training.check_model(model, tokenizer, config.max_length, config.packing)
     fingerprint = digest_of(model, tokenizer, texts)
     with claim(config, fingerprint), StopSignals(partial(print, file=sys.stderr)) as stop:
         pretrain(config, model, tokenizer, (train, held_out), fingerprint, stop, added)
@@ -112,17 +114,16 @@ def main(config):
 
 def pretrain(config, model, tokenizer, texts, fingerprint, stop, words_added):
     """The training itself, from the newest checkpoint if there is one, and its result in --output_dir."""
-    from huggingface_hands_on.blocks import build_sets, masking_collator
-    from huggingface_hands_on.masked_training import build_trainer
+    from huggingface_hands_on import blocks, masked_training
 
     folder = Path(config.output_dir)
-    collator = masking_collator(config, tokenizer)
+    collator = blocks.masking_collator(config, tokenizer)
     key = hashlib.sha256(f"{fingerprint}{asdict(config)}".encode()).hexdigest()[:20]
-    sets = build_sets(config, collator, texts, key)
-    trainer = build_trainer(model, collator, sets, config, stop)
+    sets = blocks.build_sets(config, collator, texts, key)
+    trainer = masked_training.build_trainer(model, collator, sets, config, stop)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    blocks = f"{len(sets[0])} blocks to train on, {len(sets[1])} held out"
-    print(f"{millions:.1f} M parameters on {trainer.args.device}; {blocks}")
+    counted = f"{len(sets[0])} blocks to train on, {len(sets[1])} held out"
+    print(f"{millions:.1f} M parameters on {trainer.args.device}; {counted}")
 
     before_path, start = folder / "before.json", newest_checkpoint(folder / "checkpoints")
     if not before_path.exists():  # of the untouched model: a resumed run has it already

@@ -1,6 +1,8 @@
 """Texts to train a tokenizer or to pretrain on, read one at a time from any format that data_process.py reads."""
 
 import hashlib
+import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from glob import glob
@@ -10,7 +12,7 @@ from zlib import crc32
 
 from engine.command_line import UserError, option
 from engine.files import sha256
-from preprocess.readers import FORMATS, READERS, find_format, read_txt
+from preprocess.readers import FORMATS, READERS, find_format, read_rows, read_txt
 from preprocess.schema import check_text, encode
 from preprocess.sources import PART_NAMES, find_sources, part_of_name
 
@@ -90,6 +92,17 @@ def read_corpus(config):
         for item in [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file()):
             digest.update(sha256(item).encode())
     return partial(texts, False), partial(texts, True), digest.hexdigest()
+
+
+def read_words(source, encoding):
+    """'a,b' or a file with a word a row -> [words]"""
+    words = [part.strip() for part in source.split(",")]
+    with suppress(OSError):  # a long list is no path
+        if Path(source).is_file():
+            words = [row.strip() for _, row in read_rows(source, encoding)]
+        elif len(words) == 1 and (os.sep in source or Path(source).suffix in (".txt", ".csv", ".tsv")):
+            raise UserError(f"--new_tokens {source}: no such file")
+    return list(dict.fromkeys(word for word in words if word))
 
 
 def require_free_folder(folder):

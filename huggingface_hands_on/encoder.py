@@ -1,9 +1,5 @@
 """The encoder to pretrain, with its head for masked words and its tokenizer, and new words for both."""
 
-import os
-from contextlib import suppress
-from pathlib import Path
-
 import regex
 import torch
 from tokenizers import AddedToken
@@ -13,7 +9,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 from engine.command_line import UserError, first_line
 from engine.encoders import bert_config, num_positions
 from engine.tokenizer import pretrained_tokenizer
-from preprocess.readers import read_rows
 
 
 def load_model(config):
@@ -52,17 +47,6 @@ def load_encoder(config, tokenizer):
     if (longest := num_positions(model)) and config.max_length > longest:
         raise UserError(f"--max_length={config.max_length} is more than the {longest} positions of this encoder")
     return model
-
-
-def read_words(source, encoding):
-    """'a,b' or a file with a word a row -> [words]"""
-    words = [part.strip() for part in source.split(",")]
-    with suppress(OSError):  # a long list is no path
-        if Path(source).is_file():
-            words = [row.strip() for _, row in read_rows(source, encoding)]
-        elif len(words) == 1 and (os.sep in source or Path(source).suffix in (".txt", ".csv", ".tsv")):
-            raise UserError(f"--new_tokens {source}: no such file")
-    return list(dict.fromkeys(word for word in words if word))
 
 
 def add_words(words, model, tokenizer):

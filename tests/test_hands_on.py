@@ -21,7 +21,7 @@ from engine.tokenizer import train_tokenizer
 from huggingface_hands_on import blocks, encoder, masked_training
 from huggingface_hands_on.continue_pretrain_task import PretrainConfig
 from huggingface_hands_on.continue_pretrain_task import main as pretrain
-from huggingface_hands_on.corpus import read_corpus
+from huggingface_hands_on.corpus import read_corpus, read_words
 from huggingface_hands_on.train_tokenizer_from_scratch import TokenizerConfig
 from huggingface_hands_on.train_tokenizer_from_scratch import main as train_command
 
@@ -581,10 +581,10 @@ def test_the_test_part_is_read_in_no_form(tmp_path):
 
 def test_new_words_from_files_and_lists(corpus, tmp_path):
     (tmp_path / "words.txt").write_bytes("阿司匹林\n\nheart attack\n".encode("gb18030"))
-    assert encoder.read_words(str(tmp_path / "words.txt"), "gb18030") == ["阿司匹林", "heart attack"]
-    assert len(encoder.read_words(",".join(f"word{n}" for n in range(900)), "auto")) == 900
+    assert read_words(str(tmp_path / "words.txt"), "gb18030") == ["阿司匹林", "heart attack"]
+    assert len(read_words(",".join(f"word{n}" for n in range(900)), "auto")) == 900
     with pytest.raises(UserError, match="no such file"):
-        encoder.read_words(str(tmp_path / "none.txt"), "auto")
+        read_words(str(tmp_path / "none.txt"), "auto")
     model, _ = encoder.load_model(
         PretrainConfig(input="x", output_dir="x", pretrain_model_path=str(corpus / "bert"), max_length=64)
     )
