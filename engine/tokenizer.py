@@ -5,6 +5,7 @@ import logging
 import os
 import random
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import regex
@@ -13,55 +14,46 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from engine.command_line import UserError, first_line
 
 logger = logging.getLogger("template")
-
+SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
 
 # What BERT's normaliser sets apart: ideographs, but not kana or hangul.
 IDEOGRAPH = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ceaf\U0002f800-\U0002fa1f"
-
-
-APART = regex.compile(
-    rf"[{IDEOGRAPH}\p{{P}}$+<=>^`|~]"
-)  # characters that are always words of their own: with ASCII's symbols
-
-
-SPECIAL = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
+# Characters that are always words of their own: with ASCII's symbols.
+APART = regex.compile(rf"[{IDEOGRAPH}\p{{P}}$+<=>^`|~]")
 
 
 def load_tokenizer(config, texts):
     """The pretrained model's tokenizer, or one trained on the texts (see `train_tokenizer`)."""
-    from transformers import AutoTokenizer
-
-    name = config.pretrain_model_path
+    name, needed = config.pretrain_model_path, ("pad_token", "unk_token", "cls_token")
     if not name:
         logger.info("no --pretrain_model_path: the tokenizer is trained on the training texts")
         tokenizer = train_tokenizer(texts, config.vocab_size)
     else:
         if name.startswith((".", os.sep, "~")) and not Path(name).is_dir():
             raise UserError(f"--pretrain_model_path {name}: no such folder")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-            if tokenizer.is_fast and isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
-                # RoBERTa's kind, where a word begins with a blank: the first one, and one given apart, must too
-                tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, add_prefix_space=True)
-                tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        except Exception as error:  # a foreign folder can make transformers raise anything
-            raise UserError(f"--pretrain_model_path {name}: no tokenizer loads from it ({first_line(error)})") from None
-    missing = [kind for kind in ("pad_token", "unk_token", "cls_token") if getattr(tokenizer, kind) is None]
-    if missing or not tokenizer.is_fast:
-        raise UserError(
-            f"--pretrain_model_path {name}: its tokenizer has no {', '.join(missing) or 'fast version'}; use a "
-            "BERT-like model"
-        )
+        tokenizer = pretrained_tokenizer(name, needed)
+        if isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
+            # RoBERTa's kind, where a word begins with a blank: the first one, and one given apart, must too
+            tokenizer = pretrained_tokenizer(name, needed, add_prefix_space=True)
+            tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     if config.special_tokens:
-        tokenizer.add_special_tokens(
-            {"additional_special_tokens": [token.strip() for token in config.special_tokens.split(",")]}
-        )
+        named = [token.strip() for token in config.special_tokens.split(",")]
+        tokenizer.add_special_tokens({"additional_special_tokens": named})
+    return tokenizer
+
+
+def pretrained_tokenizer(name, needed, **options):
+    """The fast tokenizer of a folder or of the hub. UserError if there is none with the special tokens `needed`."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+    except Exception as error:  # a foreign folder can make transformers raise anything
+        raise UserError(f"--pretrain_model_path {name}: no tokenizer loads from it ({first_line(error)})") from None
+    missing = [kind for kind in needed if getattr(tokenizer, kind) is None]
+    if missing or not tokenizer.is_fast:
+        lacking = f"its tokenizer has no {', '.join(missing) or 'fast version'}"
+        raise UserError(f"--pretrain_model_path {name}: {lacking}; use a BERT-like model")
     return tokenizer
 
 
@@ -77,31 +69,27 @@ def train_tokenizer(texts, vocab_size, lowercase=True, model="wordpiece", chines
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = assemble(model, lowercase, chinese)
-    options = {"vocab_size": vocab_size, "special_tokens": list(SPECIAL.values()), "show_progress": show_progress}
+    special, room = list(SPECIAL.values()), vocab_size - len(SPECIAL)
+    options = dict(vocab_size=vocab_size, special_tokens=special, show_progress=show_progress)
     if model == "wordpiece":
         # The trainer numbers the ##pieces of single characters by a hash, so ties between merges would fall differently
         # in each run (huggingface/tokenizers#1794). Named beforehand as special tokens, they have a fixed order.
-        characters = alphabet(texts(), tokenizer.normalizer, vocab_size - len(SPECIAL), chinese)
+        characters = alphabet(texts(), tokenizer.normalizer, room, chinese)
         inner = [f"##{character}" for character in characters if not (chinese and APART.match(character))]
-        options |= {
-            "special_tokens": [*SPECIAL.values(), *inner],
-            "limit_alphabet": max(1, len(characters)),
-            "initial_alphabet": characters,
-        }
+        options |= dict(special_tokens=special + inner, initial_alphabet=characters)
+        options["limit_alphabet"] = max(1, len(characters))
         tokenizer.train_from_iterator(texts(), trainers.WordPieceTrainer(**options))
-        tokenizer = assemble(
-            model, lowercase, chinese, tokenizer.get_vocab()
-        )  # anew: the ##pieces are no special tokens
+        vocabulary = tokenizer.get_vocab()
+        tokenizer = assemble(model, lowercase, chinese, vocabulary)  # anew: the ##pieces are no special tokens
     elif model == "bpe":
-        tokenizer.train_from_iterator(
-            texts(), trainers.BpeTrainer(**options, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-        )
+        options["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
+        tokenizer.train_from_iterator(texts(), trainers.BpeTrainer(**options))
     elif model == "unigram":
-        pieces = unigram_pieces(texts(), tokenizer.normalizer, vocab_size - len(SPECIAL))
-        tokenizer = assemble(model, lowercase, chinese, [(token, 0.0) for token in SPECIAL.values()] + pieces)
+        pieces = unigram_pieces(texts(), tokenizer.normalizer, room)
+        tokenizer = assemble(model, lowercase, chinese, [(token, 0.0) for token in special] + pieces)
     else:
         tokenizer.train_from_iterator(texts(), trainers.WordLevelTrainer(**options, min_frequency=2))
-    cls, sep = (SPECIAL[name] for name in ("cls_token", "sep_token"))
+    cls, sep = SPECIAL["cls_token"], SPECIAL["sep_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{cls} $A {sep}",
         pair=f"{cls} $A {sep} $B:1 {sep}:1",
@@ -116,20 +104,16 @@ def assemble(model, lowercase, chinese, vocab=None):
 
     All cut at blanks and around punctuation first. A decoded text has no blanks between Chinese characters.
     """
-    unknown = SPECIAL["unk_token"]
-    pieces, decoder = [], decoders.WordPiece()
+    unknown, pieces, decoder = SPECIAL["unk_token"], [], decoders.WordPiece()
     if model == "wordpiece":
         body = models.WordPiece(vocab or {}, unk_token=unknown)
     elif model == "wordlevel":
         body = models.WordLevel(vocab or {}, unk_token=unknown)
     elif model == "bpe":
-        body, pieces, decoder = (
-            models.BPE(),
-            [pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)],
-            decoders.ByteLevel(),
-        )
+        body, decoder = models.BPE(), decoders.ByteLevel()
+        pieces = [pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)]
     else:
-        body = models.Unigram(vocab, list(SPECIAL.values()).index(unknown)) if vocab else models.Unigram()
+        body = models.Unigram(vocab, list(SPECIAL).index("unk_token")) if vocab else models.Unigram()
         pieces, decoder = [pre_tokenizers.Metaspace()], decoders.Metaspace()
     join = [decoders.Fuse(), decoders.Replace(Regex(f"(?<=[{IDEOGRAPH}]) (?=[{IDEOGRAPH}])"), "")]
     tokenizer = Tokenizer(body)
@@ -140,30 +124,27 @@ def assemble(model, lowercase, chinese, vocab=None):
 
 
 def unigram_pieces(texts, normalizer, size):
-    """[(piece, log probability)] as SentencePiece learns them (Kudo, 2018), from a sample of 200,000 texts where there
-    are more.
+    """[(piece, log probability)] as SentencePiece learns them (Kudo, 2018), from at most 200,000 of the texts.
 
     The trainer of `tokenizers` gives other pieces in each run, and none for a word that is part of no other word.
     """
     import sentencepiece
 
-    rng, sample, cut = random.Random(0), [], pre_tokenizers.BertPreTokenizer()
+    rng, sample = random.Random(0), []
     for number, text in enumerate(texts):  # a reservoir: each text has the same chance to stay
         if number < 200_000:
             sample.append(text)
         elif (place := rng.randrange(number + 1)) < len(sample):
             sample[place] = text
-    trained = io.BytesIO()
+    cut, trained = pre_tokenizers.BertPreTokenizer().pre_tokenize_str, io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(
-                " ".join(word for word, _ in cut.pre_tokenize_str(normalizer.normalize_str(text))) for text in sample
-            ),
+            sentence_iterator=(" ".join(word for word, _ in cut(normalizer.normalize_str(text))) for text in sample),
             model_writer=trained,
             vocab_size=size + 1,  # with its own unknown piece
             hard_vocab_limit=False,
             normalization_rule_name="identity",
-            **{"unk_id": 0, "bos_id": -1, "eos_id": -1, "pad_id": -1},
+            **dict(unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1),
             max_sentence_length=1_000_000,
             minloglevel=2,
         )
@@ -175,10 +156,8 @@ def unigram_pieces(texts, normalizer, size):
 
 def alphabet(texts, normalizer, size, chinese):
     """The characters that are seen more than once, in order; at most `size`, the most frequent."""
-    raw, counts = Counter(), Counter()
-    for text in texts:
-        raw.update(text)
-    for character, count in raw.items():
+    counts = Counter()
+    for character, count in Counter(chain.from_iterable(texts)).items():
         for normalized in normalizer.normalize_str(character).strip():
             counts[normalized] += count
     kept = []

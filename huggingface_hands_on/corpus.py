@@ -1,7 +1,10 @@
 """Texts to train a tokenizer or to pretrain on, read one at a time from any format that data_process.py reads."""
 
 import hashlib
+import os
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from glob import glob
 from itertools import islice
 from pathlib import Path
@@ -9,7 +12,7 @@ from zlib import crc32
 
 from engine.command_line import UserError, option
 from engine.files import sha256
-from preprocess.readers import FORMATS, READERS, find_format, read_txt
+from preprocess.readers import FORMATS, READERS, find_format, read_rows, read_txt
 from preprocess.schema import check_text, encode
 from preprocess.sources import PART_NAMES, find_sources, part_of_name
 
@@ -42,8 +45,7 @@ class CorpusConfig:
 
 
 def read_corpus(config):
-    """(train, held out, fingerprint of the files); the first two begin reading a CorpusConfig's texts anew, one at a
-    time.
+    """(train, held out, fingerprint of the files); each call of the first two reads the texts anew, one at a time.
 
     A text is a string, or a list of words where the data has `tokens`. Parts follow from the files' names: train to
     learn from, dev as held out; test is never read. Without a dev part a text is held out by its hash, so equal texts
@@ -68,9 +70,8 @@ def read_corpus(config):
                     yield PART_NAMES.get(str(example.get("split")).lower(), part), example
 
     has_dev = any(part == "dev" for part, _ in sources)
-    if any(
-        "split" in example for _, example in islice(with_parts(), 1000)
-    ):  # the rows name their parts: are there any for dev?
+    # If the rows name their parts, are there any for dev?
+    if any("split" in example for _, example in islice(with_parts(), 1000)):
         has_dev = has_dev or any(part == "dev" for part, _ in with_parts())
 
     def texts(held_out):
@@ -90,7 +91,18 @@ def read_corpus(config):
     for _, path in sources:
         for item in [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file()):
             digest.update(sha256(item).encode())
-    return lambda: texts(False), lambda: texts(True), digest.hexdigest()
+    return partial(texts, False), partial(texts, True), digest.hexdigest()
+
+
+def read_words(source, encoding):
+    """'a,b' or a file with a word a row -> [words]"""
+    words = [part.strip() for part in source.split(",")]
+    with suppress(OSError):  # a long list is no path
+        if Path(source).is_file():
+            words = [row.strip() for _, row in read_rows(source, encoding)]
+        elif len(words) == 1 and (os.sep in source or Path(source).suffix in (".txt", ".csv", ".tsv")):
+            raise UserError(f"--new_tokens {source}: no such file")
+    return list(dict.fromkeys(word for word in words if word))
 
 
 def require_free_folder(folder):

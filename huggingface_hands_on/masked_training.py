@@ -3,23 +3,25 @@
 import inspect
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from engine import files
+from engine.command_line import UserError, first_line
+from engine.encoders import first_position
 from engine.optimization import lr_of_width
 from engine.tags import IGNORE
+from huggingface_hands_on.blocks import batch_of, mask
 
 
 def inputs_of(model, batch):
     """Of a batch, what the model's forward takes."""
-    names = ["input_ids", "attention_mask", "position_ids"]
-    return {
-        name: batch[name] for name in names if name in batch and name in inspect.signature(model.forward).parameters
-    }
+    taken = inspect.signature(model.forward).parameters
+    return {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in taken}
 
 
 def masked_logits(model, inputs, chosen):
@@ -29,6 +31,38 @@ def masked_logits(model, inputs, chosen):
         return model(**inputs).logits
     finally:
         hook.remove()
+
+
+def check_model(model, tokenizer, max_length, packing):
+    """UserError unless the model can compute logits for chosen places alone, and keep the texts of a block apart.
+
+    With packing, two texts that fill a block together must get the logits that each gets alone.
+    """
+    kind, half = model.config.model_type, max(1, max_length // 2 - 2)
+    words = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)) or [tokenizer.mask_token_id]
+    drawn = torch.randint(len(words), (2, half), generator=torch.Generator().manual_seed(0)).tolist()
+    texts = [[tokenizer.cls_token_id, *(words[place] for place in text), tokenizer.sep_token_id] for text in drawn]
+    alone = {"input_ids": torch.tensor(texts), "attention_mask": torch.ones(2, half + 2, dtype=torch.long)}
+    row = {"input_ids": [*texts[0], *texts[1]], "words": 2 * [-1, *range(half), -1]}
+    packed = batch_of([row], tokenizer, first_position(model))
+    model.eval()
+    with torch.no_grad():
+        try:
+            apart = model(input_ids=alone["input_ids"]).logits.flatten(0, 1)
+            near = 1e-3 * float(apart.std())
+            second = torch.arange(half + 2).expand(2, -1) == 1
+            right = torch.allclose(masked_logits(model, alone, second), apart[second.flatten()], atol=near)
+        except Exception as error:  # whatever an unusual architecture raises
+            reason = f"cannot be trained on masked words here ({first_line(error)})"
+            raise UserError(f"{kind} {reason}; use a BERT-like model") from None
+        if not right:
+            raise UserError(f"{kind} computes its logits in another way than this command needs; use a BERT-like model")
+        if packing:
+            right = False
+            with suppress(Exception):
+                right = torch.allclose(model(**inputs_of(model, packed)).logits[0], apart, atol=near)
+            if not right:
+                raise UserError(f"{kind} cannot keep the texts of a block apart; add --no_packing")
 
 
 class MaskedTrainer(Trainer):
@@ -47,11 +81,11 @@ class MaskedTrainer(Trainer):
 class SealCheckpoints(TrainerCallback):
     """A checkpoint counts once it has its manifest of SHA-256 sums. A signal asks for one, and for the end."""
 
-    def __init__(self, stop=None):
+    def __init__(self, stop):
         self.stop = stop
 
     def on_step_end(self, args, state, control, **kwargs):
-        if self.stop is not None and self.stop.number:
+        if self.stop and self.stop.number:
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args, state, control, **kwargs):
@@ -65,6 +99,28 @@ def held_out_scores(prediction):
     return {"masked_loss": total / count, "perplexity": perplexity, "masked_tokens": int(count)}
 
 
+def build_trainer(model, collator, sets, config, stop=None):
+    """Hugging Face's Trainer for masked words. stop: an engine.signals.StopSignals."""
+    first = first_position(model)
+
+    def collate(rows):
+        batch = batch_of(rows, collator.tokenizer, first)
+        return batch if "labels" in batch else mask(collator, batch)
+
+    patience = config.early_stop_patience
+    trainer = MaskedTrainer(
+        model=model,
+        args=training_arguments(config, model.config.hidden_size),
+        data_collator=collate,
+        train_dataset=sets[0],
+        eval_dataset=sets[1],
+        compute_metrics=held_out_scores,
+        callbacks=[SealCheckpoints(stop), *([EarlyStoppingCallback(patience)] if patience else [])],
+    )
+    trainer.model_accepts_loss_kwargs = True  # compute_loss divides by the labels of the whole optimizer step
+    return trainer
+
+
 def training_arguments(config, hidden_size):
     every = "steps" if config.eval_steps else "epoch"
     return TrainingArguments(
@@ -75,7 +131,6 @@ def training_arguments(config, hidden_size):
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         learning_rate=config.lr or (1e-3 if config.from_scratch else lr_of_width(hidden_size)),
         warmup_steps=0.06,  # below 1 it is a share of all steps
-        lr_scheduler_type="linear",
         weight_decay=config.weight_decay,
         eval_strategy=every,
         save_strategy=every,
@@ -84,7 +139,6 @@ def training_arguments(config, hidden_size):
         save_total_limit=3,
         load_best_model_at_end=True,
         metric_for_best_model="masked_loss",
-        greater_is_better=False,
         restore_callback_states_from_checkpoint=True,
         logging_steps=20,
         report_to="none",

@@ -9,6 +9,7 @@ folder. Edit here when your language or domain needs another normalisation or an
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, the repository is one folder up
@@ -45,12 +46,10 @@ def quality(tokenizer, texts):
     for text in texts:
         words = [word for word, _, _ in split_text(text, "word")] if isinstance(text, str) else text
         tokens = tokenizer(text, add_special_tokens=False, is_split_into_words=isinstance(text, list))["input_ids"]
-        counts.update(
-            texts=1,
-            words=sum(map(bool, map(str.strip, words))),
-            tokens=len(tokens),
-            unknown=tokens.count(tokenizer.unk_token_id),
-        )
+        counts["texts"] += 1
+        counts["words"] += sum(bool(word.strip()) for word in words)
+        counts["tokens"] += len(tokens)
+        counts["unknown"] += tokens.count(tokenizer.unk_token_id)
     return counts
 
 
@@ -62,27 +61,25 @@ def main(config):
     folder = Path(config.output_dir)
     train, held_out, _ = read_corpus(config)
     require_free_folder(folder)
+    bar = partial(tqdm, unit=" texts", leave=False, delay=2)
 
     def texts():
-        for text in tqdm(train(), desc="reading", unit=" texts", leave=False, delay=2):
+        for text in bar(train(), desc="reading"):
             yield text if isinstance(text, str) else " ".join(text)
 
     show = sys.stderr.isatty()
     tokenizer = train_tokenizer(texts, config.vocab_size, config.lowercase, config.model, config.chinese, show)
-    counts = quality(tokenizer, tqdm(held_out(), desc="held-out texts", unit=" texts", leave=False, delay=2))
+    counts = quality(tokenizer, bar(held_out(), desc="held-out texts"))
     if not counts["tokens"]:
         raise UserError(f"{config.input}: no text leaves a token; they hold nothing but characters that are dropped")
     tokenizer.save_pretrained(folder)
     print(f"{folder}: {config.model}, vocabulary of {len(tokenizer)}")
     if len(tokenizer) > config.vocab_size:
-        print(
-            f"that is more than --vocab_size {config.vocab_size}: {config.model} needs so many for the characters alone"
-        )
-    print(
-        f"held out, {counts['texts']} texts: [UNK] {counts['unknown'] / counts['tokens']:.2%} of "
-        f"{counts['tokens']} tokens, "
-        f"{counts['tokens'] / max(1, counts['words']):.3f} tokens per word"
-    )
+        needed = f"{config.model} needs so many for the characters alone"
+        print(f"that is more than --vocab_size {config.vocab_size}: {needed}")
+    unknown = f"[UNK] {counts['unknown'] / counts['tokens']:.2%} of {counts['tokens']} tokens"
+    per_word = counts["tokens"] / max(1, counts["words"])
+    print(f"held out, {counts['texts']} texts: {unknown}, {per_word:.3f} tokens per word")
 
 
 if __name__ == "__main__":

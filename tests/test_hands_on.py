@@ -18,9 +18,10 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertFo
 
 from engine.command_line import UserError
 from engine.tokenizer import train_tokenizer
-from huggingface_hands_on import continue_pretrain_task as pretraining
+from huggingface_hands_on import blocks, encoder, masked_training
 from huggingface_hands_on.continue_pretrain_task import PretrainConfig
-from huggingface_hands_on.corpus import read_corpus
+from huggingface_hands_on.continue_pretrain_task import main as pretrain
+from huggingface_hands_on.corpus import read_corpus, read_words
 from huggingface_hands_on.train_tokenizer_from_scratch import TokenizerConfig
 from huggingface_hands_on.train_tokenizer_from_scratch import main as train_command
 
@@ -253,7 +254,7 @@ def test_blocks_lose_nothing(packing, kind, corpus):
         "open it",
     ]
     texts = [text if kind == "text" else text.split() for text in texts]
-    made = list(pretraining.blocks(texts, tokenizer, 10, packing))
+    made = list(blocks.blocks(texts, tokenizer, 10, packing))
     special = {tokenizer.cls_token_id, tokenizer.sep_token_id}
     assert all(
         len(block["input_ids"]) == len(block["words"]) <= 10 and block["input_ids"][0] == tokenizer.cls_token_id
@@ -289,11 +290,11 @@ def test_packing_changes_nothing_but_the_speed(kind, tmp_path):
         kind, vocab_size=len(tokenizer), max_position_embeddings=40, initializer_range=0.3, pad_token_id=0, **sizes
     )
     model = AutoModelForMaskedLM.from_config(shape)
-    pretraining.check_model(model, tokenizer, 38, True)
+    masked_training.check_model(model, tokenizer, 38, True)
     config = PretrainConfig(input="x", output_dir=str(tmp_path), pretrain_model_path="x", device="cpu")
-    packed, apart = (list(pretraining.blocks(TEXTS[:7], tokenizer, 38, packing)) for packing in (True, False))
+    packed, apart = (list(blocks.blocks(TEXTS[:7], tokenizer, 38, packing)) for packing in (True, False))
     assert len(packed) < len(apart) == 7
-    trainer = pretraining.build_trainer(model, collator_of(tokenizer), (packed, packed), config)
+    trainer = masked_training.build_trainer(model, collator_of(tokenizer), (packed, packed), config)
     model.eval()
     sums = []
     for rows in (packed, apart):  # every word has a label here
@@ -312,12 +313,12 @@ def test_a_model_that_mixes_packed_texts_is_refused():
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     model = AutoModelForMaskedLM.from_config(AutoConfig.for_model("deberta-v2", vocab_size=len(tokenizer), **sizes))
     with pytest.raises(UserError, match="--no_packing"):
-        pretraining.check_model(model, tokenizer, 32, True)
-    pretraining.check_model(model, tokenizer, 32, False)
+        masked_training.check_model(model, tokenizer, 32, True)
+    masked_training.check_model(model, tokenizer, 32, False)
 
 
 def test_words_of_a_block():
-    assert pretraining.word_numbers("don't 播放周杰伦的歌 x1").tolist()[:-1] == [1] * 6 + [2, 2, 3, 3, 3, 4, 5, 5, 6, 6]
+    assert blocks.word_numbers("don't 播放周杰伦的歌 x1").tolist()[:-1] == [1] * 6 + [2, 2, 3, 3, 3, 4, 5, 5, 6, 6]
 
 
 @pytest.mark.parametrize("kind", ["text", "tokens"])
@@ -327,11 +328,11 @@ def test_whole_words_are_masked(kind):
     )
     text = "播放周杰伦的歌 unbelievable kitchens"
     given = text if kind == "text" else [*text.split()[0], *text.split()[1:]]
-    rows = list(pretraining.blocks([given] * 3000, tokenizer, 40, packing=True))
+    rows = list(blocks.blocks([given] * 3000, tokenizer, 40, packing=True))
     assert max(len(row["input_ids"]) for row in rows) > 20
     torch.manual_seed(1)
-    batch = pretraining.mask(collator_of(tokenizer), pretraining.batch_of(rows, tokenizer))
-    chosen = batch["labels"] != pretraining.IGNORE
+    batch = blocks.mask(collator_of(tokenizer), blocks.batch_of(rows, tokenizer))
+    chosen = batch["labels"] != blocks.IGNORE
     partly, words, masked = 0, 0, 0
     for row, hit in zip(rows, chosen.tolist()):
         for word in set(row["words"]) - {-1}:
@@ -355,8 +356,8 @@ def held_out_oracle(config, model):
     torch.manual_seed(config.random_seed)
     collator = collator_of(tokenizer)
     batches = [
-        pretraining.mask(collator, pretraining.batch_of([row], tokenizer))
-        for row in pretraining.blocks(read_corpus(config)[1](), tokenizer, config.max_length)
+        blocks.mask(collator, blocks.batch_of([row], tokenizer))
+        for row in blocks.blocks(read_corpus(config)[1](), tokenizer, config.max_length)
     ]
     total, count = 0.0, 0
     model.eval()
@@ -374,7 +375,7 @@ def held_out_oracle(config, model):
 
 def test_perplexity_falls_and_starts_where_the_untouched_model_is(options, corpus, tmp_path, command):
     config = options(epochs=8, held_out_ratio=0.3)
-    pretraining.main(config)
+    pretrain(config)
     figures = read_json(tmp_path / "out/pretraining.json")
     for side, folder in (("before", corpus / "bert"), ("after", tmp_path / "out")):
         loss, count = held_out_oracle(config, AutoModelForMaskedLM.from_pretrained(folder))
@@ -393,13 +394,13 @@ def test_perplexity_falls_and_starts_where_the_untouched_model_is(options, corpu
         )
     }
     with pytest.raises(UserError, match="already holds a finished model"):
-        pretraining.main(config)
+        pretrain(config)
 
 
 def test_the_training_loss_is_that_of_the_whole_logits(options, corpus):
-    model, tokenizer = pretraining.load_model(options())
-    rows = list(pretraining.blocks((corpus / "texts.txt").read_text().split("\n"), tokenizer, 16))[:8]
-    trainer = pretraining.build_trainer(model, collator_of(tokenizer), (rows, rows), options())
+    model, tokenizer = encoder.load_model(options())
+    rows = list(blocks.blocks((corpus / "texts.txt").read_text().split("\n"), tokenizer, 16))[:8]
+    trainer = masked_training.build_trainer(model, collator_of(tokenizer), (rows, rows), options())
     torch.manual_seed(3)
     batch = trainer.data_collator(rows)
     model.eval()
@@ -461,14 +462,14 @@ def test_killed_and_started_again_it_goes_on(corpus, tmp_path):
 
 
 def test_domain_words_begin_as_the_mean_of_their_pieces(corpus):
-    model, tokenizer = pretraining.load_model(
+    model, tokenizer = encoder.load_model(
         PretrainConfig(input="x", output_dir="x", pretrain_model_path=str(corpus / "bert"), max_length=64)
     )
     old = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     pieces = tokenizer("doorbag", add_special_tokens=False)["input_ids"]
     assert len(pieces) > 1
     words = ["doorbag", "DoorBag", "door", "阿司匹林"]  # "door" is one token already, and the texts are lower-cased
-    assert pretraining.add_words(words, model, tokenizer) == 2
+    assert encoder.add_words(words, model, tokenizer) == 2
     number = tokenizer.convert_tokens_to_ids("doorbag")
     assert tokenizer.tokenize("open the DoorBag now") == ["open", "the", "doorbag", "now"]
     assert "doorbag" not in tokenizer.tokenize("doorbags") and "阿司匹林" in tokenizer.tokenize("吃阿司匹林吗")
@@ -539,19 +540,19 @@ def test_models_that_cannot_fill_in_words_are_refused(corpus, tmp_path, options)
     )
     tokenizer.save_pretrained(tmp_path / "gpt")
     with pytest.raises(UserError, match="gpt2 cannot fill in masked words"):
-        pretraining.main(options(pretrain_model_path=str(tmp_path / "gpt")))
+        pretrain(options(pretrain_model_path=str(tmp_path / "gpt")))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (corpus / "bert" / name).read_text()
         (tmp_path / "gpt" / name).write_text(
             text.replace('"mask_token": "[MASK]",', "").replace('"mask_token":"[MASK]",', "")
         )
     with pytest.raises(UserError, match="its tokenizer has no mask_token"):
-        pretraining.main(options(pretrain_model_path=str(tmp_path / "gpt")))
+        pretrain(options(pretrain_model_path=str(tmp_path / "gpt")))
     with pytest.raises(UserError, match="--from_scratch makes a new one"):
         tokenizer.save_pretrained(tmp_path / "alone")
-        pretraining.main(options(pretrain_model_path=str(tmp_path / "alone")))
+        pretrain(options(pretrain_model_path=str(tmp_path / "alone")))
     with pytest.raises(UserError, match="positions"):
-        pretraining.main(options(max_length=100))
+        pretrain(options(max_length=100))
     assert not (tmp_path / "out").exists()
 
 
@@ -580,17 +581,17 @@ def test_the_test_part_is_read_in_no_form(tmp_path):
 
 def test_new_words_from_files_and_lists(corpus, tmp_path):
     (tmp_path / "words.txt").write_bytes("阿司匹林\n\nheart attack\n".encode("gb18030"))
-    assert pretraining.read_words(str(tmp_path / "words.txt"), "gb18030") == ["阿司匹林", "heart attack"]
-    assert len(pretraining.read_words(",".join(f"word{n}" for n in range(900)), "auto")) == 900
+    assert read_words(str(tmp_path / "words.txt"), "gb18030") == ["阿司匹林", "heart attack"]
+    assert len(read_words(",".join(f"word{n}" for n in range(900)), "auto")) == 900
     with pytest.raises(UserError, match="no such file"):
-        pretraining.read_words(str(tmp_path / "none.txt"), "auto")
-    model, _ = pretraining.load_model(
+        read_words(str(tmp_path / "none.txt"), "auto")
+    model, _ = encoder.load_model(
         PretrainConfig(input="x", output_dir="x", pretrain_model_path=str(corpus / "bert"), max_length=64)
     )
     words = train_tokenizer(lambda: (corpus / "texts.txt").read_text().split("\n"), 200, model="wordlevel")
     before = len(words)
     model.resize_token_embeddings(len(words), mean_resizing=False)
-    assert pretraining.add_words(["cardiomegaly", "hepatitis"], model, words) == 2 and len(words) == before + 2
+    assert encoder.add_words(["cardiomegaly", "hepatitis"], model, words) == 2 and len(words) == before + 2
     rows = model.get_input_embeddings().weight[-2:]
     assert not torch.equal(rows[0], rows[1])  # of neither was anything known
 
@@ -646,6 +647,6 @@ def test_a_bad_row_far_down_and_texts_of_nothing_are_one_line(corpus, tmp_path, 
 
 def test_a_folder_claimed_in_vain_is_free_again(options, tmp_path):
     with pytest.raises(UserError, match="raise --held_out_ratio"):
-        pretraining.main(options(held_out_ratio=0.05, mlm_probability=1e-9))
-    pretraining.main(options(held_out_ratio=0.3, epochs=1))  # what the message said
+        pretrain(options(held_out_ratio=0.05, mlm_probability=1e-9))
+    pretrain(options(held_out_ratio=0.3, epochs=1))  # what the message said
     assert (tmp_path / "out/pretraining.json").exists()

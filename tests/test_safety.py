@@ -29,8 +29,9 @@ from engine.encoders import load_pretrained
 from engine.features import Featurizer
 from engine.text import join_tokens, split_text
 from engine.tokenizer import load_tokenizer, train_tokenizer
-from huggingface_hands_on.continue_pretrain_task import PretrainConfig, load_model
+from huggingface_hands_on.continue_pretrain_task import PretrainConfig
 from huggingface_hands_on.continue_pretrain_task import main as pretrain
+from huggingface_hands_on.encoder import load_model
 from model_utils import load_checkpoint
 from preprocess.schema import load_labels
 
@@ -191,10 +192,11 @@ def test_a_pretraining_checkpoint_with_a_pickle_is_not_executed(name, tmp_path):
 import os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from engine import files
-from huggingface_hands_on.continue_pretrain_task import command
+from engine.command_line import run_command
+from huggingface_hands_on.continue_pretrain_task import PretrainConfig, main
 sealed = files.seal
 files.seal = lambda folder: (sealed(folder), os._exit(7) if folder.name.startswith("checkpoint-") else None)
-command({list(map(str, flags))!r})
+run_command(main, PretrainConfig, {list(map(str, flags))!r})
 """
     done = subprocess.run(
         [sys.executable, "-c", killed], capture_output=True, text=True, timeout=120

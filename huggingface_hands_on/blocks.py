@@ -1,0 +1,149 @@
+"""Texts -> blocks of sub-tokens -> batches of tensors, with words masked that the encoder learns to fill in.
+
+Edit here when another task than masked words should teach it: `mask`, then `MaskedTrainer.compute_loss`.
+"""
+
+import shutil
+from itertools import groupby, islice
+from pathlib import Path
+
+import numpy as np
+import regex
+import rjieba
+import torch
+from datasets import Dataset
+from datasets.exceptions import DatasetGenerationError
+from torch.nn.utils.rnn import pad_sequence
+from transformers import DataCollatorForLanguageModeling
+
+from engine import files
+from engine.command_line import UserError, first_line
+from engine.tags import IGNORE
+from engine.text import join_tokens, split_text
+
+
+def word_numbers(text):
+    """For each character of a text the number of its word, so that the pieces of a word can be masked together.
+
+    Chinese words are those that rjieba finds; each kana, mark of punctuation or other sign is a word.
+    """
+    starts = np.zeros(len(text) + 1, int)
+    for _, start, _ in split_text(text, "word"):
+        starts[start] = 1
+    for run in regex.finditer(r"\p{Han}{2,}", text):
+        place = run.start()
+        for word in rjieba.cut(run.group()):
+            starts[place + 1 : place + len(word)] = 0
+            place += len(word)
+    return starts.cumsum()
+
+
+def encode_texts(texts, tokenizer, whole_word):
+    """Yields (token ids, word number of each) for each text, without special tokens. Words given apart stay apart."""
+    texts = iter(texts)
+    while chunk := list(islice(texts, 1000)):
+        for kind, same in groupby(chunk, type):
+            same = list(same)
+            encoded = tokenizer(same, is_split_into_words=kind is list, add_special_tokens=False, verbose=False)
+            for text, encoding in zip(same, encoded.encodings):
+                if not whole_word:
+                    words = range(len(encoding.ids))
+                elif kind is list:
+                    joined, spans = join_tokens(text, "word")
+                    words = word_numbers(joined)[[spans[word][0] for word in encoding.word_ids]].tolist()
+                else:
+                    words = word_numbers(text)[[max(start, end - 1) for start, end in encoding.offsets]].tolist()
+                yield encoding.ids, words
+
+
+def blocks(texts, tokenizer, max_length, packing=True, whole_word=True):
+    """Yields {"input_ids", "words"}: as many of [CLS] text [SEP] as fit into max_length tokens.
+
+    "words" is -1 at special tokens. Of a text that is too long the rest is a text of its own, so nothing is lost.
+    """
+    room, ids, words = max_length - 2, [], []
+    for text_ids, text_words in encode_texts(texts, tokenizer, whole_word):
+        for start in range(0, len(text_ids), room):
+            part = [tokenizer.cls_token_id, *text_ids[start : start + room], tokenizer.sep_token_id]
+            if ids and (not packing or len(ids) + len(part) > max_length):
+                yield {"input_ids": ids, "words": words}
+                ids, words = [], []
+            first = max(words, default=-1) + 1
+            ids = ids + part
+            words = [*words, -1, *(first + word for word in text_words[start : start + room]), -1]
+    if ids:
+        yield {"input_ids": ids, "words": words}
+
+
+def batch_of(rows, tokenizer, first_position=0):
+    """Rows of `blocks`, perhaps with "labels" -> tensors for the model.
+
+    Texts of a block do not see each other, and each has its positions from the first on, so that packing changes
+    nothing but the speed.
+    """
+    fill = {"input_ids": tokenizer.pad_token_id, "words": -2, "labels": IGNORE}
+    batch = {name: pad_sequence([torch.tensor(row[name]) for row in rows], True, fill[name]) for name in rows[0]}
+    begins = (batch["words"] == -1) & (batch["input_ids"] == tokenizer.cls_token_id)
+    text = begins.cumsum(1).masked_fill(batch["words"] == -2, 0)
+    places = torch.arange(begins.shape[1]).expand_as(text)
+    batch["position_ids"] = places - torch.where(begins, places, 0).cummax(1).values + first_position
+    # (B, L), or (B, 1, L, L) where texts share a block
+    batch["attention_mask"] = text if text.max() == 1 else (text[:, :, None] == text[:, None, :]).unsqueeze(1)
+    return batch
+
+
+def masking_collator(config, tokenizer):
+    """80 % [MASK], 10 % another token, 10 % as it is (Devlin et al., 2019), of whole words too."""
+    collator = DataCollatorForLanguageModeling(
+        tokenizer, whole_word_mask=config.whole_word, mask_replace_prob=1, random_replace_prob=0
+    )
+    # Set afterwards, as it refuses to replace whole words by other tokens
+    collator.mlm_probability = config.mlm_probability
+    collator.mask_replace_prob, collator.random_replace_prob = 0.8, 0.1
+    return collator
+
+
+def mask(collator, batch):
+    """Masks words of a batch of `batch_of` by Hugging Face's collator, and adds the labels.
+
+    The collator tells words by gaps between the tokens' offsets: it gets some with a gap where the word number changes.
+    """
+    words = batch["words"].clamp(min=-1)
+    starts = torch.arange(words.shape[1]) + words.clamp(min=0)
+    offsets = torch.stack([starts, starts + 1], 2)
+    ids, labels = collator.torch_mask_tokens(batch["input_ids"].clone(), (words < 0).long(), offsets)
+    return batch | {"input_ids": ids, "labels": labels}
+
+
+def build_sets(config, collator, texts, key):
+    """(train, held out), on the disk; the held-out words are masked here, once, so that losses can be compared."""
+
+    def rows(side):
+        return blocks(texts[side](), collator.tokenizer, config.max_length, config.packing, config.whole_word)
+
+    def masked():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.random_seed)
+            for row in islice(rows(1), 5000):  # enough to measure on
+                batch = mask(collator, batch_of([row], collator.tokenizer))
+                yield {name: batch[name][0].tolist() for name in ("input_ids", "words", "labels")}
+
+    cache = Path(config.output_dir) / ".cache"
+    if cache.exists() and (reason := files.verify(cache)):  # without a manifest it is of a run that was killed early
+        if (cache / "manifest.json").exists():
+            print(f"{cache}: damaged ({reason}); the texts are cut into blocks anew")
+        shutil.rmtree(cache)
+    try:
+        train = Dataset.from_generator(rows, gen_kwargs={"side": 0}, cache_dir=str(cache), fingerprint=f"train-{key}")
+        held_out = Dataset.from_generator(masked, cache_dir=str(cache), fingerprint=f"held-out-{key}")
+        files.seal(cache)
+    except DatasetGenerationError as error:
+        cause = error
+        while cause := cause.__cause__ or cause.__context__:
+            if isinstance(cause, UserError | OSError):  # what was wrong in the texts, or with the disk
+                raise cause from None
+        raise UserError(f"{config.input}: no text leaves a token ({first_line(error)})") from None
+    if all(label == IGNORE for row in held_out for label in row["labels"]):
+        few = "too few texts to hold out: not one word of them is masked"
+        raise UserError(f"{config.input}: {few}; raise --held_out_ratio")
+    return train, held_out

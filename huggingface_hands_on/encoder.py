@@ -1,0 +1,83 @@
+"""The encoder to pretrain, with its head for masked words and its tokenizer, and new words for both."""
+
+import regex
+import torch
+from tokenizers import AddedToken
+from transformers import AutoConfig, AutoModelForMaskedLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+
+from engine.command_line import UserError, first_line
+from engine.encoders import bert_config, num_positions
+from engine.tokenizer import pretrained_tokenizer
+
+
+def load_model(config):
+    """(model with a head for masked words, tokenizer). UserError if they cannot be trained so."""
+    needed = ("mask_token", "pad_token", "cls_token", "sep_token")
+    tokenizer = pretrained_tokenizer(config.pretrain_model_path, needed)
+    if config.from_scratch:
+        shape = bert_config(tokenizer, *config.size, config.max_length)
+        return AutoModelForMaskedLM.from_config(shape, trust_remote_code=False), tokenizer
+    return load_encoder(config, tokenizer), tokenizer
+
+
+def load_encoder(config, tokenizer):
+    """A pretrained model with a head for masked words, a new one if it came without."""
+    name, named = config.pretrain_model_path, f"--pretrain_model_path {config.pretrain_model_path}"
+    try:
+        shape = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # a foreign folder can make transformers raise anything
+        raise UserError(f"{named}: no model in it ({first_line(error)}); --from_scratch makes a new one") from None
+    if type(shape) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise UserError(f"{named}: {shape.model_type} cannot fill in masked words; use an encoder such as BERT")
+    try:
+        model, info = AutoModelForMaskedLM.from_pretrained(
+            name, trust_remote_code=False, output_loading_info=True, dtype="float32"
+        )
+    except Exception as error:
+        raise UserError(f"{named}: no encoder loads from it ({first_line(error)})") from None
+    prefix = model.base_model_prefix
+    missing = [key for key in info["missing_keys"] if key.startswith(prefix) and "pooler" not in key]
+    if missing:
+        raise UserError(f"{named}: has no weights for {len(missing)} tensors of its own config, such as {missing[0]}")
+    if info["missing_keys"]:
+        print(f"{name} has no head for masked words: it gets a new one, so its perplexity before training says little")
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise UserError(f"{named}: its tokenizer has more entries than its embedding; they do not belong together")
+    if (longest := num_positions(model)) and config.max_length > longest:
+        raise UserError(f"--max_length={config.max_length} is more than the {longest} positions of this encoder")
+    return model
+
+
+def add_words(words, model, tokenizer):
+    """Adds domain words as tokens of their own, each the mean of the sub-tokens that it was cut into. -> how many.
+
+    Words of Chinese characters match anywhere in a text, other words only as whole words. A word of which nothing was
+    known begins at random.
+    """
+    pieces, normalizer = {}, tokenizer.backend_tokenizer.normalizer
+    for word in words:
+        chinese = bool(regex.search(r"\p{Han}", word))
+        word = word if chinese or normalizer is None else normalizer.normalize_str(word).strip()
+        ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+        if len(ids) > 1 or ids == [tokenizer.unk_token_id]:  # else it is one token already
+            pieces[AddedToken(word, single_word=not chinese, normalized=not chinese)] = ids
+    if not pieces:
+        return 0
+    tokenizer.add_tokens(list(pieces))
+    numbers = {tokenizer.convert_tokens_to_ids(token.content): ids for token, ids in pieces.items()}
+    size = max(len(tokenizer), model.get_input_embeddings().num_embeddings)
+    try:
+        model.resize_token_embeddings(size, mean_resizing=False)
+        output = model.get_output_embeddings()
+        assert output.weight.shape[0] == size and (output.bias is None or len(output.bias) == size)
+    except (TypeError, AssertionError):
+        kind = model.config.model_type
+        raise UserError(f"--new_tokens: the vocabulary of {kind} cannot be made larger here") from None
+    tables = [model.get_input_embeddings().weight, output.weight, *([] if output.bias is None else [output.bias])]
+    with torch.no_grad():
+        for number, ids in numbers.items():
+            if known := [item for item in ids if item != tokenizer.unk_token_id]:
+                for table in tables:
+                    table[number] = table[known].mean(0)
+    return len(numbers)
