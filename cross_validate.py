@@ -82,19 +82,16 @@ def load_fold(fold):
     """(trainer of the fold's best model, loader of its dev part, loader of the test part or None)."""
     from data_loader import MyDataLoader, MyDataset
     from engine.device import to_device
-    from engine.features import Featurizer
-    from model_utils import load_checkpoint
-    from trainer import Trainer
+    from main import load_trained
 
-    model, tokenizer, tasks, trained = load_checkpoint(fold.run_dir / "checkpoints/best")
-    featurizer = Featurizer(tokenizer, tasks, trained.max_length, trained.window_stride, trained.truncation)
+    trainer, featurizer = load_trained(fold.run_dir / "checkpoints/best", fold, to_device(fold.device))
     limit = 64 if fold.debug else None
     parts = [fold.data_dir / "dev.jsonl", fold.data_dir.parent / "test.jsonl"]
     loaders = [
         MyDataLoader(MyDataset(path, featurizer, limit), fold.eval_batch_size) if path.exists() else None
         for path in parts
     ]
-    return Trainer(model, tokenizer, tasks, fold, to_device(fold.device)), *loaders
+    return trainer, *loaders
 
 
 def log_result(result, num_folds, logger):

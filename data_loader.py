@@ -47,9 +47,7 @@ class Batch(NamedTuple):
 def make_batch(columns, rows, tasks, pad_id, numbers=None, multiple=1):
     """Columns and row numbers -> Batch, by index arithmetic; tokens are padded to the longest of these rows."""
     input_ids, mask = columns["input_ids"].pad(rows, pad_id, multiple)
-    token_types = (
-        columns["token_type_ids"].pad(rows, 0, multiple)[0] if "token_type_ids" in columns else np.zeros_like(input_ids)
-    )
+    token_types = columns["token_type_ids"].pad(rows, 0, multiple)[0] if "token_type_ids" in columns else 0 * input_ids
     inputs = {"input_ids": input_ids, "attention_mask": mask.astype(np.int64), "token_type_ids": token_types}
     if "word_starts" in columns:
         inputs["word_starts"], inputs["word_mask"] = columns["word_starts"].pad(rows, 0)

@@ -197,14 +197,10 @@ def featurizer_for_checks(config, parts, tasks):
         print("what the tokenizer does to data of this size is examined by --check alone")
         return None
     from engine.features import Featurizer
-    from engine.tokenizer import load_tokenizer, train_tokenizer
+    from engine.tokenizer import load_tokenizer
 
-    if config.pretrain_model_path:
-        tokenizer = load_tokenizer(Config(pretrain_model_path=config.pretrain_model_path), None)
-    else:
-        tokenizer = train_tokenizer(
-            lambda: (text_of(example, with_pair=True) for example in parts["train"]), Config.vocab_size
-        )
+    options = Config(pretrain_model_path=config.pretrain_model_path)
+    tokenizer = load_tokenizer(options, lambda: (text_of(example, with_pair=True) for example in parts["train"]))
     return Featurizer(tokenizer, tasks, config.max_length)
 
 

@@ -25,12 +25,9 @@ def main(config):
     from data_loader import MyDataLoader, MyDataset
     from data_process import make_sample
     from engine.device import keep_freed_memory, to_device
-    from engine.features import Featurizer
     from engine.predictions import prepare_inputs
-    from model_utils import load_checkpoint
     from preprocess.schema import check_same_labels, part_of
     from preprocess.sources import read_texts
-    from trainer import Trainer
 
     # Everything that can be checked before the slow part
     if not (config.do_train or config.do_eval or config.do_predict):
@@ -56,18 +53,15 @@ def main(config):
             trainer.train()
 
         if config.do_eval or config.do_predict:
-            # The best checkpoint, as a new process on another machine would load it
-            model, tokenizer, tasks, trained = load_checkpoint(config.checkpoint or run_dir / "checkpoints/best")
-            featurizer = Featurizer(tokenizer, tasks, trained.max_length, trained.window_stride, trained.truncation)
-            trainer = Trainer(model, tokenizer, tasks, config, device)
+            trainer, featurizer = load_trained(config.checkpoint or run_dir / "checkpoints/best", config, device)
 
         if config.do_eval:
-            check_same_labels(data_path, tasks)
+            check_same_labels(data_path, trainer.tasks)
             parts = [path for path in (data_path / "dev.jsonl", data_path / "test.jsonl") if path.exists()]
             evaluate(trainer, {path.stem: MyDataset(path, featurizer, limit) for path in parts}, run_dir)
 
         if config.do_predict:
-            source = prepare_inputs(texts, tasks) if texts else part_of(data_path, "test")
+            source = prepare_inputs(texts, trainer.tasks) if texts else part_of(data_path, "test")
             loader = MyDataLoader(MyDataset(source, featurizer, None if texts else limit), config.eval_batch_size)
             trainer.predict(loader, config.predict_output or run_dir / "predictions.csv")
 
@@ -104,6 +98,17 @@ def build_trainer(config, device, tokenizer, tasks, train_loader, dev_loader):
     scheduler = build_scheduler(optimizer, config, -(-len(train_loader) // config.gradient_accumulation_steps))
 
     return Trainer(model, tokenizer, tasks, config, device, train_loader, dev_loader, optimizer, scheduler, tricks)
+
+
+def load_trained(folder, config, device):
+    """(Trainer with a checkpoint's model, its Featurizer), as a new process on another machine would load them."""
+    from engine.features import Featurizer
+    from model_utils import load_checkpoint
+    from trainer import Trainer
+
+    model, tokenizer, tasks, trained = load_checkpoint(folder)
+    featurizer = Featurizer(tokenizer, tasks, trained.max_length, trained.window_stride, trained.truncation)
+    return Trainer(model, tokenizer, tasks, config, device), featurizer
 
 
 def evaluate(trainer, data_sets, run_dir):

@@ -22,7 +22,7 @@ from engine import checkpoint
 from engine.command_line import UserError, first_line
 from engine.crf import CRF
 from engine.encoders import build_transformer, freeze_layers, takes_wide_mask
-from engine.head import Head, ImbalanceOptions
+from engine.head import Head, ImbalanceOptions, TaskDict
 from engine.tags import IGNORE
 
 
@@ -161,13 +161,6 @@ def mean_of_tokens(hidden, mask):
     """Hidden states (B, L, H), mask (B, L) -> their mean over the real tokens (B, H), in fp32."""
     weights = mask / mask.sum(1, keepdim=True)
     return (hidden * weights.unsqueeze(-1)).sum(1)
-
-
-class TaskDict(nn.ModuleDict):
-    """A ModuleDict that accepts task names such as 'type' or 'items', which torch reserves."""
-
-    def add_module(self, name, module):
-        self._modules[name] = module
 
 
 # ---- heads ---------------------------------------------------------------------------------------------------------
@@ -396,9 +389,8 @@ class BiLSTM(nn.Module):
             packed, _ = layer(packed._replace(data=self.dropout(packed.data)))
         hidden, _ = nn.utils.rnn.pad_packed_sequence(packed, batch_first=True, total_length=input_ids.shape[1])
         hidden = hidden.unflatten(2, (2, -1))
-        first = torch.cat(
-            [hidden[range(len(lengths)), lengths - 1, 0], hidden[:, 0, 1]], 1
-        )  # the whole text, both ways
+        # the whole text, both ways
+        first = torch.cat([hidden[range(len(lengths)), lengths - 1, 0], hidden[:, 0, 1]], 1)
         return SimpleNamespace(last_hidden_state=torch.cat([first.unsqueeze(1), hidden.flatten(2)[:, 1:]], 1))
 
 

@@ -175,9 +175,8 @@ class AWP(Trick):
 
     @classmethod
     def build(cls, model, config):
-        return (
-            cls(model, config.awp_gamma, math.ceil(config.awp_start * config.epochs - 1e-9)) if config.use_awp else None
-        )
+        start = math.ceil(config.awp_start * config.epochs - 1e-9)
+        return cls(model, config.awp_gamma, start) if config.use_awp else None
 
     def __init__(self, model, gamma=0.0002, start=0):
         self.model, self.gamma, self.start, self.on = model, gamma, start, start == 0
@@ -304,9 +303,8 @@ class Average(Trick):
     def __init__(self, model):
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.count = torch.zeros(
-            (), dtype=torch.float64, device=next(model.parameters()).device
-        )  # terms in the average
+        # terms in the average
+        self.count = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
 
     @torch.no_grad()
     def update(self, share):

@@ -102,3 +102,10 @@ class ImbalanceOptions:
             self.class_weights = self.balanced_weights(counts)
             # on a GPU labels are counted before they move there
             self.class_weights_on_host = self.class_weights.numpy().copy()
+
+
+class TaskDict(nn.ModuleDict):
+    """A ModuleDict that accepts task names such as 'type' or 'items', which torch reserves."""
+
+    def add_module(self, name, module):
+        self._modules[name] = module

@@ -368,9 +368,9 @@ def check_by_heart(case):
         optimizer.zero_grad()
         output.total_loss.backward()
         optimizer.step()
-        if step % 10 == 0 and all(losses[name] < 0.1 * first[name] for name in losses):
-            if min(shares_right(model, batch).values()) >= 0.95:
-                break
+        learnt = step % 10 == 0 and all(losses[name] < 0.1 * first[name] for name in losses)
+        if learnt and min(shares_right(model, batch).values()) >= 0.95:
+            break
     case.learnt = model
     for name, right in shares_right(model, batch).items():
         fallen = losses[name] < 0.35 * first[name] or config.label_smoothing > 0
