@@ -45,9 +45,7 @@ class Config:
     data_path: str = option("dataset/sample", "processed folder, made by data_process.py", group="files")
     fold: int | None = option(None, "train on this fold of --data_path; cross_validate.py trains all of them")
     output_dir: str = option("output", "runs are kept here", aliases=["model_output_path"])
-    model_version: str = option(
-        "", "name of this run, a folder in --output_dir (default: that of --checkpoint or the data)"
-    )
+    model_version: str = option("", "the run's folder in --output_dir (default: that of --checkpoint or the data)")
     log_output_path: str = option("", "folder of the log file (default: the run folder)")
     log_output_file: str = option("train.log", "name of the log file")
     checkpoint: str = option("", "checkpoint folder to evaluate or predict with (default: best of the run)")
@@ -93,14 +91,10 @@ class Config:
     batch_size: int = option(32, "examples in a micro-batch")
     gradient_accumulation_steps: int = option(1, "micro-batches in one optimizer step")
     eval_batch_size: int = option(64, "examples in a batch of evaluation and prediction; scores do not depend on it")
-    lr: float | None = option(
-        None, "peak learning rate of the encoder (default: by its width)", aliases=["learning_rate"]
-    )
+    lr: float | None = option(None, "peak rate of the encoder (default: by its width)", aliases=["learning_rate"])
     head_lr: float | None = option(None, "of heads and CRF (default: 10 times --lr; equal to it from scratch)")
     scheduler: str = option("cosine", "learning rate schedule after warmup", choices=["cosine", "linear", "constant"])
-    warmup_epochs: float | None = option(
-        None, "linear warmup (default: a tenth of --epochs)", aliases=["warm_up_epochs"]
-    )
+    warmup_epochs: float | None = option(None, "of linear warmup (default: a tenth)", aliases=["warm_up_epochs"])
     lrf: float = option(0.01, "final rate as a fraction of the peak")
     weight_decay: float = option(0.01, "AdamW's decoupled decay; none on biases, norms and the CRF")
     max_grad_norm: float = option(1.0, "clip the gradient of each step to this norm; 0: never")
