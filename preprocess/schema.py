@@ -122,6 +122,11 @@ def check_same_labels(data_path, tasks):
 # ---- helpers ---------------------------------------------------------------------------------------------------------
 
 
+def length_of(example):
+    """Of an example: in tokens, or in characters if it has none."""
+    return len(example.get("tokens") or example["text"])
+
+
 def shorten(names, most=8):
     names = sorted(names)
     return ", ".join(names[:most]) + (f", … ({len(names) - most} more)" if len(names) > most else "")
@@ -178,7 +183,7 @@ def summary(parts, tasks):
         f"{'median':>6} {'95 %':>6} {'99 %':>6} {'most':>6}"
     )
     for part, rows in parts.items():
-        lengths = sorted(len(e.get("tokens") or e["text"]) for e in rows)
+        lengths = sorted(map(length_of, rows))
         shown = [lengths[min(len(lengths) - 1, int(share * len(lengths)))] for share in (0.5, 0.95, 0.99, 1)]
         width = 18 if "tokens" in rows[0] else 22
         print(f"{part:<8}{len(rows):>9}   {'':<{width}} " + " ".join(f"{length:>6}" for length in shown))
