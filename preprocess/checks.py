@@ -29,7 +29,7 @@ JOINED_SCRIPTS = regex.compile(
 )
 HIGH = re.compile("[\u0080-\u00ff\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u2122]{2,}")
 MARKUP = re.compile(r"</?(?:p|br|div|span|a|b|i|img|td|tr|li)\b[^<>]*>|&(?:[a-z]{2,8}|#\d{2,6});")
-LOOK_ALIKE = set("аеорсухіјѕАВЕКМНОРСТХΑΒΕΖΗΙΚΜΝΟΡΤΥΧο")  # Cyrillic and Greek letters that look Latin
+LOOK_ALIKE = "аеорсухіјѕАВЕКМНОРСТХΑΒΕΖΗΙΚΜΝΟΡΤΥΧο"  # Cyrillic and Greek letters that look Latin
 
 
 class Note(NamedTuple):
@@ -171,15 +171,9 @@ def markup(text):
     return match.group() if is_markup else None
 
 
-def mixed_script(text):
-    for word in re.findall(r"\w+", text):
-        if LOOK_ALIKE & set(word) and re.search("[A-Za-z]", word) and len(word) > 2:
-            return word
-    return None
-
-
 control = partial(first_match, "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 undecodable = partial(first_match, "\ufffd")
+mixed_script = partial(first_match, rf"\b(?=\w*[{LOOK_ALIKE}])(?=\w*[A-Za-z])\w{{3,}}")
 full_width = partial(first_match, "[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]")
 IN_TEXTS = [  # what is found in a text, how it is called, what to do
     (control, "control characters in texts", "they come from a broken export: remove them"),
@@ -293,12 +287,11 @@ def compare_lengths(train, others, part):
     from scipy.stats import ks_2samp  # imported here, as it takes a second that --help need not wait for
 
     if part != "train" and min(len(others), len(train)) >= 30:
-        distance = ks_2samp(train, others, method="asymp").statistic
         unlikely = 1.95 * math.sqrt((len(train) + len(others)) / (len(train) * len(others)))
-        if distance > max(0.15, unlikely):
-            detail = f"median {statistics.median(train):g} in train, {statistics.median(others):g} in {part}"
+        if ks_2samp(train, others, method="asymp").statistic > max(0.15, unlikely):
+            rows = [f"median {statistics.median(train):g} in train, {statistics.median(others):g} in {part}"]
             advice = "the parts are of different kinds: split again, or know why"
-            yield Note(f"{part}: texts are longer or shorter than in train", [detail], advice)
+            yield Note(f"{part}: texts are longer or shorter than in train", rows, advice)
 
 
 # ---- labels --------------------------------------------------------------------------------------------------------
@@ -531,22 +524,19 @@ def encoding_faults(e, encoding, tokenizer, length, tasks, special):
     tokens = e.get("tokens")
     if len(encoding.ids) > room:
         yield "long", f"{len(encoding.ids) + 2} sub-tokens"
-        kept = {word for word in encoding.word_ids[:room] if word is not None} if tokens else set()
+        kept = set(encoding.word_ids[:room])
         for name, task in tasks.items():
             if is_tagging(task["type"]) and e[name]:
                 lost = [(label, words) for label, _, last, words in entities_of(e, name) if last not in kept]
-                for label, words in lost[:1]:
-                    yield "entity", f"{label} {' '.join(words)!r}"
+                yield from [("entity", f"{label} {' '.join(words)!r}") for label, words in lost[:1]]
     if tokens:
         present = set(encoding.word_ids)
-        for token in [ascii(token) for i, token in enumerate(tokens) if i not in present][:1]:
-            yield "vanished", token
+        yield from [("vanished", ascii(token)) for i, token in enumerate(tokens) if i not in present][:1]
     if tokenizer.unk_token_id in encoding.ids:
         i = encoding.ids.index(tokenizer.unk_token_id)
         start, stop = encoding.offsets[i]
         yield "unknown", repr(tokens[encoding.word_ids[i]] if tokens else e["text"][start:stop])
-    for token in [token for token in special if token in text_of(e)][:1]:
-        yield "special", token
+    yield from [("special", token) for token in special if token in text_of(e)][:1]
 
 
 CHECKS = [

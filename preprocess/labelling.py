@@ -10,7 +10,7 @@ from engine.text import split_text
 from preprocess import labels
 from preprocess.checks import Note
 from preprocess.readers import RESERVED
-from preprocess.schema import check_characters, check_text
+from preprocess.schema import TEXT_KEYS, check_characters, check_text
 from preprocess.sources import PART_NAMES
 
 
@@ -59,10 +59,10 @@ def kind_of_task(name, examples, chosen):
 
 def check_shape(example, first):
     """UserError unless an example has the texts and the kind of part that the first one has."""
-    where, texts = example["_where"], {"text", "tokens", "text_pair"}
-    if (has := texts & example.keys()) != (wanted := texts & first.keys()):
-        here, there = " and ".join(sorted(has)), " and ".join(sorted(wanted))
-        raise UserError(f"{where}: has {here}, but {first['_where']} has {there}")
+    where = example["_where"]
+    has, wanted = (sorted(e.keys() & TEXT_KEYS) for e in (example, first))
+    if has != wanted:
+        raise UserError(f"{where}: has {' and '.join(has)}, but {first['_where']} has {' and '.join(wanted)}")
     check_text(example)
     check_characters(example)
     if "split" in example:
@@ -82,8 +82,7 @@ def check_labels(example, tasks, separator):
         if kind == "multilabel" and isinstance(example.get(name), str):
             example[name] = labels.as_list(example[name], separator)
         if example.get(name) is None and len(tasks) == 1:
-            null = f"has no label {name!r} (it is null)"
-            raise UserError(f"{where}: {null}; texts without labels are for --predict_file")
+            raise UserError(f"{where}: has no label {name!r} (it is null); texts without labels are for --predict_file")
         example[name] = labels.check_label(example, name, kind)
     if all(example[name] is None for name in tasks):
         raise UserError(f"{where}: has no label of any task ({', '.join(tasks)})")
