@@ -300,40 +300,36 @@ def compare_lengths(train, others, part):
 def check_labels(parts, tasks):
     for name, task in tasks.items():
         if task["type"] != "regression":
-            counts = {part: Counter(x for e in rows for x in labels_in(e[name])) for part, rows in parts.items()}
-            yield from check_label_names(name, task, parts, counts)
+            uses = {part: [(x, e["_where"]) for e in rows for x in labels_in(e[name])] for part, rows in parts.items()}
+            counts = {part: Counter(label for label, _ in used) for part, used in uses.items()}
+            first = {part: {x: f"{where}: {x!r}" for x, where in reversed(used)} for part, used in uses.items()}
+            yield from check_label_names(name, task, counts, first)
             if task["type"] == "classification" and counts["train"]:
-                yield from check_class_balance(name, parts, counts)
+                yield from check_class_balance(name, counts, first)
             if task["type"] == "multilabel":
-                yield from check_label_sets(name, parts, counts["train"])
+                yield from check_label_sets(name, parts, counts["train"], first["train"])
 
 
-def label_where(name, label, examples):
-    return next(f"{e['_where']}: {label!r}" for e in examples if label in labels_in(e[name]))
-
-
-def check_label_names(name, task, parts, counts):
-    """Labels that are missing in a part, rare, or look like another one."""
-    train = counts["train"]
-    for part in parts:
-        unseen = [label_where(name, label, parts[part]) for label in sorted(counts[part].keys() - train.keys())]
+def check_label_names(name, task, counts, first):
+    """Labels that are missing in a part, rare, or look like another one. first: {part: {label: its first row}}"""
+    train, dev = counts["train"], counts.get("dev")
+    for part, present in counts.items():
+        unseen = [first[part][label] for label in sorted(present.keys() - train.keys())]
         advice = "every use counts as wrong: move some to train, or merge them"
         yield Note(f"{name}: labels of {part} that never occur in train", unseen, advice)
-    once = [label_where(name, label, parts["train"]) for label in sorted(train) if train[label] == 1]
+    once = [first["train"][label] for label in sorted(train) if train[label] == 1]
     advice = "one example teaches little: merge, collect more, or leave out"
     yield Note(f"{name}: labels that occur only once in train", once, advice)
-    untested = [label for label in sorted(train) if "dev" in parts and train[label] >= 20 and not counts["dev"][label]]
-    rows = [label_where(name, label, parts["train"]) for label in untested]
-    yield Note(f"{name}: labels of train that dev never tests", rows, "split again, stratified")
+    untested = [first["train"][x] for x in sorted(train) if dev is not None and train[x] >= 20 and not dev[x]]
+    yield Note(f"{name}: labels of train that dev never tests", untested, "split again, stratified")
     if not is_tagging(task["type"]):
-        alike = labels_alike(name, parts, counts)
+        alike = labels_alike(counts, first)
         yield Note(f"{name}: labels that differ only in case, blanks or width", alike, "probably one label: merge them")
-    odd = [(part, label) for part in parts for label in sorted(counts[part]) if label.strip().lower() in PLACEHOLDERS]
-    rows = [label_where(name, label, parts[part]) for part, label in odd]
-    yield Note(f"{name}: labels that look like a missing value", rows, "leave the label empty (null) if there is none")
+    odd = [first[part][x] for part in counts for x in sorted(counts[part]) if x.strip().lower() in PLACEHOLDERS]
+    yield Note(f"{name}: labels that look like a missing value", odd, "leave the label empty (null) if there is none")
 
 
-def labels_alike(name, parts, counts):
+def labels_alike(counts, first):
     """Where the rarest of each group of labels is that differ only in case, blanks or width."""
     folded, rows = defaultdict(set), []
     total = sum(counts.values(), Counter())
@@ -342,37 +338,35 @@ def labels_alike(name, parts, counts):
     for group in folded.values():
         if len(group) > 1:
             rare = min(sorted(group), key=lambda label: total[label])
-            part = next(part for part in parts if counts[part][rare])
-            others = ", ".join(repr(label) for label in sorted(group - {rare}))
-            rows.append(f"{label_where(name, rare, parts[part])}, and {others}")
+            where = next(first[part][rare] for part in counts if counts[part][rare])
+            rows.append(f"{where}, and {', '.join(repr(label) for label in sorted(group - {rare}))}")
     return rows
 
 
-def check_class_balance(name, parts, counts):
+def check_class_balance(name, counts, first):
     train = counts["train"]
     label, most = train.most_common(1)[0]
     if most / train.total() > 0.95 and train.total() >= 20:
-        detail = f"{label_where(name, label, parts['train'])} {most / train.total():.1%}"
+        rows = [f"{first['train'][label]} {most / train.total():.1%}"]
         advice = "look at macro F1, not accuracy; try --class_weights balanced"
-        yield Note(f"{name}: nearly all of train is one label", [detail], advice)
+        yield Note(f"{name}: nearly all of train is one label", rows, advice)
     for part, other in counts.items():
         if min(other.total(), train.total()) >= 30:  # train does not differ from itself
             shares = {x: (train[x] / train.total(), other[x] / other.total()) for x in train if other[x]}
             if sum(abs(a - b) for a, b in shares.values()) / 2 > 0.2:
                 worst = max(shares, key=lambda x: abs(shares[x][0] - shares[x][1]))
-                detail = f"{worst!r} is {shares[worst][0]:.0%} of train, {shares[worst][1]:.0%} of {part}"
+                rows = [f"{worst!r} is {shares[worst][0]:.0%} of train, {shares[worst][1]:.0%} of {part}"]
                 what = f"{name}: labels are distributed differently in {part} than in train"
-                yield Note(what, [detail], "split again, stratified, or know why")
+                yield Note(what, rows, "split again, stratified, or know why")
 
 
-def check_label_sets(name, parts, train):
+def check_label_sets(name, parts, train, first):
     """Multilabel rows without a label, and labels that every row has."""
     often = sum(not e[name] for e in parts["train"]) > 0.05 * len(parts["train"])
     none = [] if often else rows_where(parts, lambda e: e[name] == [])
     yield Note(f"{name}: rows with no label at all", none, "is that what is meant, or is it missing (null)?")
-    always = [label for label, count in train.items() if count == len(parts["train"]) > 1]
-    rows = [label_where(name, label, parts["train"]) for label in always]
-    yield Note(f"{name}: labels that every row has", rows, "there is nothing to learn: leave them out")
+    always = [first[label] for label, count in train.items() if count == len(parts["train"]) > 1]
+    yield Note(f"{name}: labels that every row has", always, "there is nothing to learn: leave them out")
 
 
 def check_numbers(parts, tasks):
