@@ -209,7 +209,7 @@ def has_no_letter(e):
 
 
 def is_own_pair(e):
-    return bool(e.get("text_pair")) and e["text_pair"] == e.get("text")
+    return "text" in e and "text_pair" in e and e["text"] == e["text_pair"] != ""
 
 
 def has_empty_pair(e):
@@ -300,9 +300,11 @@ def compare_lengths(train, others, part):
 def check_labels(parts, tasks):
     for name, task in tasks.items():
         if task["type"] != "regression":
-            uses = {part: [(x, e["_where"]) for e in rows for x in labels_in(e[name])] for part, rows in parts.items()}
-            counts = {part: Counter(label for label, _ in used) for part, used in uses.items()}
-            first = {part: {x: f"{where}: {x!r}" for x, where in reversed(used)} for part, used in uses.items()}
+            counts, first = {}, {}
+            for part, rows in parts.items():
+                counts[part] = Counter(label for e in rows for label in labels_in(e[name]))
+                places = {label: e["_where"] for e in reversed(rows) for label in labels_in(e[name])}
+                first[part] = {label: f"{where}: {label!r}" for label, where in places.items()}
             yield from check_label_names(name, task, counts, first)
             if task["type"] == "classification" and counts["train"]:
                 yield from check_class_balance(name, counts, first)
@@ -372,15 +374,14 @@ def check_label_sets(name, parts, train, first):
 def check_numbers(parts, tasks):
     for name, task in tasks.items():
         if task["type"] == "regression":
-            labelled = {part: [e for e in rows if e[name] is not None] for part, rows in parts.items()}
-            train = [e[name] for e in labelled["train"]]
-            middle = statistics.median(train)
-            limit = 10 * (outlier_spread(train, middle) or task["std"])
-            far = [f"{e['_where']}: {e[name]:g}" for e in all_examples(labelled) if abs(e[name] - middle) > limit]
+            values = {part: [e[name] for e in rows if e[name] is not None] for part, rows in parts.items()}
+            middle = statistics.median(values["train"])
+            limit = 10 * (outlier_spread(values["train"], middle) or task["std"])
+            labelled = [(e["_where"], e[name]) for e in all_examples(parts) if e[name] is not None]
+            far = [f"{where}: {value:g}" for where, value in labelled if abs(value - middle) > limit]
             yield Note(f"{name}: numbers far from all others", far, "a unit or a decimal point may be wrong")
-            for part, examples in parts.items():
-                values = [e[name] for e in labelled[part]]
-                yield from compare_numbers(name, task, part, values, examples[0]["_where"])
+            for part, rows in parts.items():
+                yield from compare_numbers(name, task, part, values[part], rows[0]["_where"])
 
 
 def compare_numbers(name, task, part, values, where):

@@ -16,7 +16,7 @@ import zlib
 from contextlib import suppress
 from datetime import date, time
 from decimal import Decimal
-from itertools import chain, count, islice, zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 from engine.command_line import UserError, first_line
@@ -216,8 +216,7 @@ def read_parquet(path, options):
     try:
         file = ParquetFile(path)
         rows = (row for batch in file.iter_batches(1000) for row in batch.to_pylist())
-        places = (f"{path}, row {number}" for number in count(1))
-        objects = ((where, as_json(row, where)) for where, row in zip(places, rows))
+        objects = ((where := f"{path}, row {number}", as_json(row, where)) for number, row in enumerate(rows, 1))
         yield from objects_to_examples(path, objects, options)
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: not a readable Parquet file ({first_line(error)})") from None
