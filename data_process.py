@@ -22,7 +22,7 @@ from engine.text import text_of
 from preprocess import checks
 from preprocess.labelling import check_examples, collect_labels
 from preprocess.labels import KINDS
-from preprocess.readers import FORMATS
+from preprocess.readers import READERS
 from preprocess.schema import PARTS, load_labels, read_processed, require_own_folder, summary, write_processed
 from preprocess.sources import read_examples
 from preprocess.splits import split_examples, split_folds
@@ -37,7 +37,7 @@ class DataConfig:
     format: str = option(
         "auto",
         "what the input is; auto finds it by its names and first rows; hf: a Hugging Face dataset",
-        choices=["auto", *FORMATS, "hf"],
+        choices=["auto", *READERS],
     )
     encoding: str = option("auto", "of the input: auto (UTF-8 or UTF-16 by its mark), gb18030, …")
     text_column: str = option("", "column or key of the text (default: found by its name)")

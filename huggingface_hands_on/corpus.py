@@ -12,7 +12,7 @@ from zlib import crc32
 
 from engine.command_line import UserError, option
 from engine.files import sha256
-from preprocess.readers import FORMATS, READERS, find_format, read_rows, read_txt
+from preprocess.readers import READERS, find_format, read_rows, read_txt
 from preprocess.schema import check_text, encode
 from preprocess.sources import PART_NAMES, find_sources, part_of_name
 
@@ -28,7 +28,7 @@ class CorpusConfig:
     )
     output_dir: str = option("", "folder to write")
     format: str = option(
-        "auto", "what the input is; auto finds it by its names and first rows", choices=["auto", "txt", *FORMATS, "hf"]
+        "auto", "what the input is; auto finds it by its names and first rows", choices=["auto", "txt", *READERS]
     )
     encoding: str = option("auto", "of the input: auto (UTF-8 or UTF-16 by its mark), gb18030, …")
     text_column: str = option("", "column or key of the text (default: found by its name)")
@@ -96,12 +96,13 @@ def read_corpus(config):
 
 def read_words(source, encoding):
     """'a,b' or a file with a word a row -> [words]"""
-    words = [part.strip() for part in source.split(",")]
+    words, is_file = [part.strip() for part in source.split(",")], False
     with suppress(OSError):  # a long list is no path
-        if Path(source).is_file():
-            words = [row.strip() for _, row in read_rows(source, encoding)]
-        elif len(words) == 1 and (os.sep in source or Path(source).suffix in (".txt", ".csv", ".tsv")):
-            raise UserError(f"--new_tokens {source}: no such file")
+        is_file = Path(source).is_file()
+    if is_file:
+        words = [row.strip() for _, row in read_rows(source, encoding)]
+    elif len(words) == 1 and (os.sep in source or Path(source).suffix in (".txt", ".csv", ".tsv")):
+        raise UserError(f"--new_tokens {source}: no such file")
     return list(dict.fromkeys(word for word in words if word))
 
 

@@ -1,2 +1,1 @@
-"""Raw files to a checked, split folder: readers, labels, splits, checks, and that folder's schema. Imports engine/
-alone."""
+"""Raw files to a checked, split folder: readers, labels, splits, checks, the folder's schema. Imports only engine/."""

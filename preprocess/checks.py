@@ -18,8 +18,9 @@ from typing import NamedTuple
 import regex
 from tqdm import tqdm
 
-from engine.tags import find_scheme, illegal_tags, is_tagging, may_follow
+from engine.tags import find_scheme, illegal_tags, is_tagging
 from engine.text import text_of
+from preprocess.schema import length_of
 
 PLACEHOLDERS = set("nan null none n/a na nil undefined - -- ? unknown todo tbd xxx 无 暂无 空".split())
 INVISIBLE = "\u200b\u200c\u2060\ufeff\u00ad\u200e\u200f\u202a\u202b\u202c\u202d\u202e"
@@ -28,8 +29,7 @@ JOINED_SCRIPTS = regex.compile(
 )
 HIGH = re.compile("[\u0080-\u00ff\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u2122]{2,}")
 MARKUP = re.compile(r"</?(?:p|br|div|span|a|b|i|img|td|tr|li)\b[^<>]*>|&(?:[a-z]{2,8}|#\d{2,6});")
-LOOK_ALIKE = set("аеорсухіјѕАВЕКМНОРСТХΑΒΕΖΗΙΚΜΝΟΡΤΥΧο")  # Cyrillic and Greek letters that look Latin
-TO_STD = 1.4826  # times the median deviation: the standard deviation, if the values are normal
+LOOK_ALIKE = "аеорсухіјѕАВЕКМНОРСТХΑΒΕΖΗΙΚΜΝΟΡΤΥΧο"  # Cyrillic and Greek letters that look Latin
 
 
 class Note(NamedTuple):
@@ -44,8 +44,7 @@ def texts_of(example):
 
 def key_of(example):
     """What equal texts have in common."""
-    text = "text" in example and "tokens" not in example and example["text"]
-    return (*example.get("tokens", ()), text, example.get("text_pair"))
+    return tuple(example["tokens"]) if "tokens" in example else example["text"], example.get("text_pair")
 
 
 def plain(example):
@@ -56,10 +55,6 @@ def plain(example):
 
 def all_examples(parts):
     return [e for examples in parts.values() for e in examples]
-
-
-def other_parts(parts):
-    return [part for part in parts if part != "train"]
 
 
 def rows_where(parts, test):
@@ -128,10 +123,9 @@ def check_swapped_pairs(parts, tasks):
     pairs, swapped = set(), []
     for e in all_examples(parts):
         first, second = e.get("text"), e.get("text_pair")
-        if second is not None:
-            if (second, first) in pairs and first != second:
-                swapped.append(e["_where"])
-            pairs.add((first, second))
+        if (second, first) in pairs and first != second:
+            swapped.append(e["_where"])
+        pairs.add((first, second))
     advice = "fine for a symmetric task; else check which order is meant"
     yield Note("pairs that occur the other way round too", swapped, advice)
 
@@ -145,12 +139,9 @@ def check_ids(parts, tasks):
     yield Note("ids are used more than once", rows, "predictions could not be told apart by id")
 
 
-def control(text):
-    return next((c for c in text if unicodedata.category(c) == "Cc" and c not in "\t\n\r"), None)
-
-
-def undecodable(text):
-    return "\ufffd" if "\ufffd" in text else None
+def first_match(pattern, text):
+    match = re.search(pattern, text)
+    return match and match.group()
 
 
 def invisible(text):
@@ -180,18 +171,10 @@ def markup(text):
     return match.group() if is_markup else None
 
 
-def mixed_script(text):
-    for word in re.findall(r"\w+", text):
-        if LOOK_ALIKE & set(word) and re.search("[A-Za-z]", word) and len(word) > 2:
-            return word
-    return None
-
-
-def full_width(text):
-    ranges = (("\uff10", "\uff19"), ("\uff21", "\uff3a"), ("\uff41", "\uff5a"))
-    return next((c for c in text if any(low <= c <= high for low, high in ranges)), None)
-
-
+control = partial(first_match, "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+undecodable = partial(first_match, "\ufffd")
+mixed_script = partial(first_match, rf"\b(?=\w*[{LOOK_ALIKE}])(?=\w*[A-Za-z])\w{{3,}}")
+full_width = partial(first_match, "[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]")
 IN_TEXTS = [  # what is found in a text, how it is called, what to do
     (control, "control characters in texts", "they come from a broken export: remove them"),
     (undecodable, "characters that could not be decoded (U+FFFD)", "read the source again with --encoding"),
@@ -202,13 +185,6 @@ IN_TEXTS = [  # what is found in a text, how it is called, what to do
     (mixed_script, "words mixed of Latin and look-alike letters", "they become other tokens than they look like"),
     (full_width, "full-width letters or digits beside half-width ones", "NFKC normalisation makes them one"),
 ]
-
-
-def check_characters(parts, tasks):
-    half_width = any(re.search(r"[0-9A-Za-z]", text_of(e)) for e in all_examples(parts))
-    for test, what, advice in IN_TEXTS:
-        if test is not full_width or half_width:
-            yield Note(what, rows_where(parts, partial(first_hit, test)), advice)
 
 
 def first_hit(test, e):
@@ -233,7 +209,7 @@ def has_no_letter(e):
 
 
 def is_own_pair(e):
-    return bool(e.get("text_pair")) and e["text_pair"] == e.get("text")
+    return "text" in e and "text_pair" in e and e["text"] == e["text_pair"] != ""
 
 
 def has_empty_pair(e):
@@ -255,6 +231,10 @@ IN_EXAMPLES = [
 
 
 def check_texts(parts, tasks):
+    half_width = any(first_match("[0-9A-Za-z]", text_of(e)) for e in all_examples(parts))
+    for test, what, advice in IN_TEXTS:
+        if test is not full_width or half_width:
+            yield Note(what, rows_where(parts, partial(first_hit, test)), advice)
     for test, what, advice in IN_EXAMPLES:
         yield Note(what, rows_where(parts, test), advice)
 
@@ -287,19 +267,18 @@ def first_token(e, pattern, shown):
 
 
 def outlier_spread(values, middle):
-    """The median deviation as a standard deviation: outliers hardly move it."""
-    return TO_STD * statistics.median(abs(value - middle) for value in values)
+    """The median deviation, scaled to be the standard deviation of normal values: outliers hardly move it."""
+    return 1.4826 * statistics.median(abs(value - middle) for value in values)
 
 
 def check_lengths(parts, tasks):
-    lengths = {part: [len(e.get("tokens") or e["text"]) for e in examples] for part, examples in parts.items()}
+    lengths = {part: list(map(length_of, examples)) for part, examples in parts.items()}
     logs = [math.log(1 + n) for n in lengths["train"]]
     middle = statistics.median(logs)
-    limit = max(30, math.exp(middle + 6 * max(outlier_spread(logs, middle) or 0.2, 0.3)))
-    sized = [(e["_where"], n) for part, examples in parts.items() for e, n in zip(examples, lengths[part])]
-    long = [f"{where}: {n}" for where, n in sized if n > limit]
+    limit = max(30, math.exp(middle + 6 * max(outlier_spread(logs, middle), 0.3)))
+    long = rows_where(parts, lambda e: length_of(e) > limit and str(length_of(e)))
     yield Note("texts far longer than the others", long, "a row that was never ended, or several texts in one?")
-    for part in other_parts(parts):
+    for part in parts:
         yield from compare_lengths(lengths["train"], lengths[part], part)
 
 
@@ -307,13 +286,12 @@ def compare_lengths(train, others, part):
     """A note if the lengths of a part are of another distribution than those of train (Kolmogorov-Smirnov)."""
     from scipy.stats import ks_2samp  # imported here, as it takes a second that --help need not wait for
 
-    if min(len(others), len(train)) >= 30:
-        distance = ks_2samp(train, others, method="asymp").statistic
+    if part != "train" and min(len(others), len(train)) >= 30:
         unlikely = 1.95 * math.sqrt((len(train) + len(others)) / (len(train) * len(others)))
-        if distance > max(0.15, unlikely):
-            detail = f"median {statistics.median(train):g} in train, {statistics.median(others):g} in {part}"
+        if ks_2samp(train, others, method="asymp").statistic > max(0.15, unlikely):
+            rows = [f"median {statistics.median(train):g} in train, {statistics.median(others):g} in {part}"]
             advice = "the parts are of different kinds: split again, or know why"
-            yield Note(f"{part}: texts are longer or shorter than in train", [detail], advice)
+            yield Note(f"{part}: texts are longer or shorter than in train", rows, advice)
 
 
 # ---- labels --------------------------------------------------------------------------------------------------------
@@ -322,40 +300,38 @@ def compare_lengths(train, others, part):
 def check_labels(parts, tasks):
     for name, task in tasks.items():
         if task["type"] != "regression":
-            counts = {part: Counter(x for e in rows for x in labels_in(e[name])) for part, rows in parts.items()}
-            yield from check_label_names(name, task, parts, counts)
+            counts, first = {}, {}
+            for part, rows in parts.items():
+                counts[part] = Counter(label for e in rows for label in labels_in(e[name]))
+                places = {label: e["_where"] for e in reversed(rows) for label in labels_in(e[name])}
+                first[part] = {label: f"{where}: {label!r}" for label, where in places.items()}
+            yield from check_label_names(name, task, counts, first)
             if task["type"] == "classification" and counts["train"]:
-                yield from check_class_balance(name, parts, counts)
+                yield from check_class_balance(name, counts, first)
             if task["type"] == "multilabel":
-                yield from check_label_sets(name, parts, counts["train"])
+                yield from check_label_sets(name, parts, counts["train"], first["train"])
 
 
-def label_where(name, label, examples):
-    return next(f"{e['_where']}: {label!r}" for e in examples if label in labels_in(e[name]))
-
-
-def check_label_names(name, task, parts, counts):
-    """Labels that are missing in a part, rare, or look like another one."""
-    train = counts["train"]
-    for part in parts:
-        unseen = [label_where(name, label, parts[part]) for label in sorted(counts[part].keys() - train.keys())]
+def check_label_names(name, task, counts, first):
+    """Labels that are missing in a part, rare, or look like another one. first: {part: {label: its first row}}"""
+    train, dev = counts["train"], counts.get("dev")
+    for part, present in counts.items():
+        unseen = [first[part][label] for label in sorted(present.keys() - train.keys())]
         advice = "every use counts as wrong: move some to train, or merge them"
         yield Note(f"{name}: labels of {part} that never occur in train", unseen, advice)
-    once = [label_where(name, label, parts["train"]) for label in sorted(train) if train[label] == 1]
+    once = [first["train"][label] for label in sorted(train) if train[label] == 1]
     advice = "one example teaches little: merge, collect more, or leave out"
     yield Note(f"{name}: labels that occur only once in train", once, advice)
-    untested = [label for label in sorted(train) if "dev" in parts and train[label] >= 20 and not counts["dev"][label]]
-    rows = [label_where(name, label, parts["train"]) for label in untested]
-    yield Note(f"{name}: labels of train that dev never tests", rows, "split again, stratified")
+    untested = [first["train"][x] for x in sorted(train) if dev is not None and train[x] >= 20 and not dev[x]]
+    yield Note(f"{name}: labels of train that dev never tests", untested, "split again, stratified")
     if not is_tagging(task["type"]):
-        alike = labels_alike(name, parts, counts)
+        alike = labels_alike(counts, first)
         yield Note(f"{name}: labels that differ only in case, blanks or width", alike, "probably one label: merge them")
-    odd = [(part, label) for part in parts for label in sorted(counts[part]) if label.strip().lower() in PLACEHOLDERS]
-    rows = [label_where(name, label, parts[part]) for part, label in odd]
-    yield Note(f"{name}: labels that look like a missing value", rows, "leave the label empty (null) if there is none")
+    odd = [first[part][x] for part in counts for x in sorted(counts[part]) if x.strip().lower() in PLACEHOLDERS]
+    yield Note(f"{name}: labels that look like a missing value", odd, "leave the label empty (null) if there is none")
 
 
-def labels_alike(name, parts, counts):
+def labels_alike(counts, first):
     """Where the rarest of each group of labels is that differ only in case, blanks or width."""
     folded, rows = defaultdict(set), []
     total = sum(counts.values(), Counter())
@@ -364,52 +340,48 @@ def labels_alike(name, parts, counts):
     for group in folded.values():
         if len(group) > 1:
             rare = min(sorted(group), key=lambda label: total[label])
-            part = next(part for part in parts if counts[part][rare])
-            others = ", ".join(repr(label) for label in sorted(group - {rare}))
-            rows.append(f"{label_where(name, rare, parts[part])}, and {others}")
+            where = next(first[part][rare] for part in counts if counts[part][rare])
+            rows.append(f"{where}, and {', '.join(repr(label) for label in sorted(group - {rare}))}")
     return rows
 
 
-def check_class_balance(name, parts, counts):
+def check_class_balance(name, counts, first):
     train = counts["train"]
     label, most = train.most_common(1)[0]
     if most / train.total() > 0.95 and train.total() >= 20:
-        detail = f"{label_where(name, label, parts['train'])} {most / train.total():.1%}"
+        rows = [f"{first['train'][label]} {most / train.total():.1%}"]
         advice = "look at macro F1, not accuracy; try --class_weights balanced"
-        yield Note(f"{name}: nearly all of train is one label", [detail], advice)
-    for part in other_parts(parts):
-        other = counts[part]
-        if min(other.total(), train.total()) >= 30:
+        yield Note(f"{name}: nearly all of train is one label", rows, advice)
+    for part, other in counts.items():
+        if min(other.total(), train.total()) >= 30:  # train does not differ from itself
             shares = {x: (train[x] / train.total(), other[x] / other.total()) for x in train if other[x]}
             if sum(abs(a - b) for a, b in shares.values()) / 2 > 0.2:
                 worst = max(shares, key=lambda x: abs(shares[x][0] - shares[x][1]))
-                detail = f"{worst!r} is {shares[worst][0]:.0%} of train, {shares[worst][1]:.0%} of {part}"
+                rows = [f"{worst!r} is {shares[worst][0]:.0%} of train, {shares[worst][1]:.0%} of {part}"]
                 what = f"{name}: labels are distributed differently in {part} than in train"
-                yield Note(what, [detail], "split again, stratified, or know why")
+                yield Note(what, rows, "split again, stratified, or know why")
 
 
-def check_label_sets(name, parts, train):
+def check_label_sets(name, parts, train, first):
     """Multilabel rows without a label, and labels that every row has."""
     often = sum(not e[name] for e in parts["train"]) > 0.05 * len(parts["train"])
     none = [] if often else rows_where(parts, lambda e: e[name] == [])
     yield Note(f"{name}: rows with no label at all", none, "is that what is meant, or is it missing (null)?")
-    always = [label for label, count in train.items() if count == len(parts["train"]) > 1]
-    rows = [label_where(name, label, parts["train"]) for label in always]
-    yield Note(f"{name}: labels that every row has", rows, "there is nothing to learn: leave them out")
+    always = [first[label] for label, count in train.items() if count == len(parts["train"]) > 1]
+    yield Note(f"{name}: labels that every row has", always, "there is nothing to learn: leave them out")
 
 
 def check_numbers(parts, tasks):
     for name, task in tasks.items():
         if task["type"] == "regression":
-            labelled = {part: [e for e in rows if e[name] is not None] for part, rows in parts.items()}
-            train = [e[name] for e in labelled["train"]]
-            middle = statistics.median(train)
-            limit = 10 * (outlier_spread(train, middle) or task["std"])
-            far = [f"{e['_where']}: {e[name]:g}" for e in all_examples(labelled) if abs(e[name] - middle) > limit]
+            values = {part: [e[name] for e in rows if e[name] is not None] for part, rows in parts.items()}
+            middle = statistics.median(values["train"])
+            limit = 10 * (outlier_spread(values["train"], middle) or task["std"])
+            labelled = [(e["_where"], e[name]) for e in all_examples(parts) if e[name] is not None]
+            far = [f"{where}: {value:g}" for where, value in labelled if abs(value - middle) > limit]
             yield Note(f"{name}: numbers far from all others", far, "a unit or a decimal point may be wrong")
-            for part, examples in parts.items():
-                values = [e[name] for e in labelled[part]]
-                yield from compare_numbers(name, task, part, values, examples[0]["_where"])
+            for part, rows in parts.items():
+                yield from compare_numbers(name, task, part, values[part], rows[0]["_where"])
 
 
 def compare_numbers(name, task, part, values, where):
@@ -431,9 +403,10 @@ def check_tags(parts, tasks):
     for name, task in tasks.items():
         if is_tagging(task["type"]) and find_scheme([task["labels"]]) is not None:
             tagged = [e for e in all_examples(parts) if e[name] is not None]
+            entities = [(e, *entity) for e in tagged for entity in entities_of(e, name)]
             yield from check_scheme(name, task, tagged)
-            yield from check_borders(name, tagged)
-            yield from check_consistency(name, tagged)
+            yield from check_borders(name, entities)
+            yield from check_consistency(name, tagged, entities)
             bare = [part for part, examples in parts.items() if all(set(e[name] or "O") <= {"O"} for e in examples)]
             rows = [f"{parts[part][0]['_where']}: {part}" for part in bare]
             yield Note(f"{name}: a part has no entity at all", rows, "its F1 can only be 0")
@@ -448,47 +421,40 @@ def entities_of(e, name):
 
 def check_scheme(name, task, tagged):
     illegal, unfinished = [], []
-    bioes = any(label[:2] in ("E-", "S-") for label in task["labels"])
+    bioes = any(label.startswith(("E-", "S-")) for label in task["labels"])
     for e in tagged:
         tags = e[name]
         illegal += [f"{e['_where']}: token {i + 1} {e['tokens'][i]!r} {tags[i]}" for i in illegal_tags(tags)[:1]]
-        never_ended = [
-            i
-            for i, (tag, after) in enumerate(zip(tags, [*tags[1:], "O"]))
-            if bioes and not may_follow(tag, after, True) and after[:2] not in ("I-", "E-", "M-")
-        ]
-        unfinished += [f"{e['_where']}: token {i + 1} {tags[i]}" for i in never_ended[:1]]
+        for i, (tag, after) in enumerate(zip(tags, [*tags[1:], "O"])):
+            if bioes and tag.startswith(("B-", "I-", "M-")) and not after.startswith(("I-", "E-", "M-")):
+                unfinished.append(f"{e['_where']}: token {i + 1} {tag}")
+                break
     advice = "seqeval still counts them as entities; write B- where one begins"
     yield Note(f"{name}: tags that continue no entity", illegal, advice)
     yield Note(f"{name}: entities that are never ended", unfinished, "the scheme wants an E- or S- there")
 
 
-def check_borders(name, tagged):
-    long, edges, total = [], [], 0
-    for e in tagged:
-        for label, first, last, words in entities_of(e, name):
-            total += 1
-            if last - first >= 20 and last - first > 0.5 * len(e[name]):
-                long.append(f"{e['_where']}: {label}, {last - first + 1} tokens")
-            if len(words) > 1 and any(map(is_punctuation, (words[0], words[-1]))):
-                edges.append(f"{e['_where']}: {label} {' '.join(words)!r}")
-    what = f"{name}: entities of many tokens that fill most of their text"
-    yield Note(what, long, "a tag may have been dragged on")
-    few = len(edges) < 0.02 * total or len(edges) < 10
-    what = f"{name}: entities begin or end with punctuation"
-    yield Note(what, edges if few else [], "borders may be a token off")
+def check_borders(name, entities):
+    long, edges = [], []
+    for e, label, first, last, words in entities:
+        if last - first >= 20 and last - first > 0.5 * len(e[name]):
+            long.append(f"{e['_where']}: {label}, {last - first + 1} tokens")
+        if len(words) > 1 and (is_punctuation(words[0]) or is_punctuation(words[-1])):
+            edges.append(f"{e['_where']}: {label} {' '.join(words)!r}")
+    yield Note(f"{name}: entities of many tokens that fill most of their text", long, "a tag may have been dragged on")
+    rows = edges if len(edges) < max(10, 0.02 * len(entities)) else []
+    yield Note(f"{name}: entities begin or end with punctuation", rows, "borders may be a token off")
 
 
 def is_punctuation(token):
     return token and not any(c.isalnum() for c in token) and token not in "()[]《》“”\"'$#@.%+"
 
 
-def check_consistency(name, tagged):
+def check_consistency(name, tagged, entities):
     """The same words tagged in different ways."""
     seen = defaultdict(lambda: defaultdict(list))  # words -> type -> where
-    for e in tagged:
-        for label, _, _, words in entities_of(e, name):
-            seen[tuple(words)][label].append(e["_where"])
+    for e, label, _, _, words in entities:
+        seen[tuple(words)][label].append(e["_where"])
     rare = []
     for words, kinds in seen.items():
         label, rows = min(kinds.items(), key=lambda item: (len(item[1]), item[0]))
@@ -553,22 +519,19 @@ def encoding_faults(e, encoding, tokenizer, length, tasks, special):
     tokens = e.get("tokens")
     if len(encoding.ids) > room:
         yield "long", f"{len(encoding.ids) + 2} sub-tokens"
-        kept = {word for word in encoding.word_ids[:room] if word is not None} if tokens else set()
+        kept = set(encoding.word_ids[:room])
         for name, task in tasks.items():
             if is_tagging(task["type"]) and e[name]:
                 lost = [(label, words) for label, _, last, words in entities_of(e, name) if last not in kept]
-                for label, words in lost[:1]:
-                    yield "entity", f"{label} {' '.join(words)!r}"
+                yield from [("entity", f"{label} {' '.join(words)!r}") for label, words in lost[:1]]
     if tokens:
         present = set(encoding.word_ids)
-        for token in [ascii(token) for i, token in enumerate(tokens) if i not in present][:1]:
-            yield "vanished", token
+        yield from [("vanished", ascii(token)) for i, token in enumerate(tokens) if i not in present][:1]
     if tokenizer.unk_token_id in encoding.ids:
         i = encoding.ids.index(tokenizer.unk_token_id)
         start, stop = encoding.offsets[i]
         yield "unknown", repr(tokens[encoding.word_ids[i]] if tokens else e["text"][start:stop])
-    for token in [token for token in special if token in text_of(e)][:1]:
-        yield "special", token
+    yield from [("special", token) for token in special if token in text_of(e)][:1]
 
 
 CHECKS = [
@@ -576,7 +539,6 @@ CHECKS = [
     check_duplicates,
     check_swapped_pairs,
     check_groups,
-    check_characters,
     check_texts,
     check_tokens,
     check_lengths,

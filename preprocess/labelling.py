@@ -2,7 +2,7 @@
 
 import re
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 
 from engine.command_line import UserError
 from engine.extras import require_extras, statistics_of
@@ -11,7 +11,7 @@ from engine.text import split_text
 from preprocess import labels
 from preprocess.checks import Note
 from preprocess.readers import RESERVED
-from preprocess.schema import check_characters, check_text
+from preprocess.schema import TEXT_KEYS, check_characters, check_text
 from preprocess.sources import PART_NAMES
 
 
@@ -62,10 +62,10 @@ def kind_of_task(name, examples, chosen):
 
 def check_shape(example, first):
     """UserError unless an example has the texts and the kind of part that the first one has."""
-    where, texts = example["_where"], {"text", "tokens", "text_pair"}
-    if (has := texts & example.keys()) != (wanted := texts & first.keys()):
-        here, there = " and ".join(sorted(has)), " and ".join(sorted(wanted))
-        raise UserError(f"{where}: has {here}, but {first['_where']} has {there}")
+    where = example["_where"]
+    has, wanted = (sorted(e.keys() & TEXT_KEYS) for e in (example, first))
+    if has != wanted:
+        raise UserError(f"{where}: has {' and '.join(has)}, but {first['_where']} has {' and '.join(wanted)}")
     check_text(example)
     check_characters(example)
     if "split" in example:
@@ -85,8 +85,7 @@ def check_labels(example, tasks, separator):
         if kind == "multilabel" and isinstance(example.get(name), str):
             example[name] = labels.as_list(example[name], separator)
         if example.get(name) is None and len(tasks) == 1:
-            null = f"has no label {name!r} (it is null)"
-            raise UserError(f"{where}: {null}; texts without labels are for --predict_file")
+            raise UserError(f"{where}: has no label {name!r} (it is null); texts without labels are for --predict_file")
         example[name] = labels.check_label(example, name, kind)
     if all(example[name] is None for name in tasks):
         raise UserError(f"{where}: has no label of any task ({', '.join(tasks)})")
@@ -116,18 +115,17 @@ def odd_numbers(name, kind, examples):
     labelled = [(e["_where"], e[name]) for e in examples if e.get(name) is not None]
     if kind == "regression":
         values = sorted({float(value) for _, value in labelled})
-        few = len(values) <= 10 and all(map(float.is_integer, values)) and len(labelled) >= 20
-        rows = [f"{labelled[0][0]}: {', '.join(f'{value:g}' for value in values)}"] if few else []
-        advice = f"if they are names of classes: --label_type {name}=classification"
-        return [Note(f"{name}: numbers of few whole values", rows, advice)]
-    if kind == "classification":
-        others = [f"{where}: {value!r}" for where, value in labelled if not labels.is_number(str(value))]
+        if len(values) <= 10 and all(map(float.is_integer, values)) and len(labelled) >= 20:
+            rows = [f"{labelled[0][0]}: {', '.join(f'{value:g}' for value in values)}"]
+            advice = f"if they are names of classes: --label_type {name}=classification"
+            yield Note(f"{name}: numbers of few whole values", rows, advice)
+    elif kind == "classification":
         decimals = sum("." in str(value) and labels.is_number(str(value)) for _, value in labelled)
-        leave = "if it is a score, leave these empty (with other tasks) or correct them"
-        advice = f"{leave}, and add --label_type {name}=regression"
-        rows = others if decimals > 0.8 * len(labelled) else []
-        return [Note(f"{name}: nearly all labels are numbers, but not these", rows, advice)]
-    return []
+        if decimals > 0.8 * len(labelled):
+            rows = [f"{where}: {value!r}" for where, value in labelled if not labels.is_number(str(value))]
+            leave = "if it is a score, leave these empty (with other tasks) or correct them"
+            advice = f"{leave}, and add --label_type {name}=regression"
+            yield Note(f"{name}: nearly all labels are numbers, but not these", rows, advice)
 
 
 def spans_to_tokens(examples, names, unit):
@@ -168,13 +166,12 @@ def convert_schemes(examples, name, wanted):
     """
     if wanted == "keep":
         return []
-    files = {}
-    for example in examples:
-        if example[name] is not None:
-            files.setdefault(re.sub(r", \S+ \d+$", "", example["_where"]), []).append(example)
+    tagged = [example for example in examples if example[name] is not None]
+    files = defaultdict(list)
+    for example in tagged:
+        files[re.sub(r", \S+ \d+$", "", example["_where"])].append(example)
     schemes = {file: find_scheme(example[name] for example in rows) for file, rows in files.items()}
     if not any(schemes.values()):
-        tagged = [example for rows in files.values() for example in rows]
         tags = {tag for example in tagged for tag in example[name]}
         prefixed = {tag for tag in tags if tag == "O" or re.match(r"[BIESMLU]-.", tag)}
         if "O" not in tags or len(tags) == 1:

@@ -14,13 +14,17 @@ import regex
 
 from engine.command_line import UserError
 from engine.tags import is_tagging
+from engine.text import HAN
 
 # Each kind of task, and the one that its labels look like: KINDS["ordinal"] = "classification" is a kind of your own
 KINDS = {kind: kind for kind in ("classification", "multilabel", "regression", "tagging")}
 TAG_NAMES = ("slots", "tags", "ner", "ner_tags")  # labels of these names are tags, never sets of labels
-
-
-# ---- kinds -----------------------------------------------------------------------------------------------------------
+SPAN_KEYS = [  # the usual names of a span's start, end, label and surface
+    ("start", "start_offset", "start_idx", "begin"),
+    ("end", "end_offset", "end_idx"),
+    ("label", "type", "entity_type", "entity_group", "tag"),
+    ("text", "entity", "word", "surface", "mention"),
+]
 
 
 def is_spans(value):
@@ -36,14 +40,9 @@ def find_kind(values):
         return "spans"
     if any(isinstance(value, list) for value in values):
         return "list"
-    numbers = [value for value in values if isinstance(value, float)]
-    if numbers and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return "regression"
-    if any("." in str(value) for value in values) and all(
-        isinstance(value, str) and is_number(value) for value in values
-    ):
-        return "regression"
-    return "classification"
+    numbers = all(type(value) in (int, float) for value in values) and any(isinstance(value, float) for value in values)
+    written = all(isinstance(value, str) and is_number(value) for value in values) and any("." in x for x in values)
+    return "regression" if numbers or written else "classification"
 
 
 def as_list(cell, separator):
@@ -65,13 +64,16 @@ def check_label(example, name, kind):
         return None
     if is_tagging(kind):
         return check_tags(label, name, where, example.get("tokens"))
-    if kind == "multilabel":
-        label = label if isinstance(label, list) else [label]
-        label = [str(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in label]
-        if not all(isinstance(item, str) and item.strip() for item in label):
-            raise UserError(f"{where}: {name!r} must be a list of labels, strings that are not empty")
-        return sorted({item.strip() for item in label})
-    return check_number(label, name, where) if kind == "regression" else check_class(label, name, where)
+    check = {"multilabel": check_set, "regression": check_number}.get(kind, check_class)
+    return check(label, name, where)
+
+
+def check_set(label, name, where):
+    label = label if isinstance(label, list) else [label]
+    label = [str(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in label]
+    if not all(isinstance(item, str) and item.strip() for item in label):
+        raise UserError(f"{where}: {name!r} must be a list of labels, strings that are not empty")
+    return sorted({item.strip() for item in label})
 
 
 def check_tags(label, name, where, tokens):
@@ -106,9 +108,6 @@ def check_class(label, name, where):
     return label.strip()
 
 
-# ---- tag schemes -----------------------------------------------------------------------------------------------------
-
-
 def runs_to_bio(tags):
     """Tags without B- and I-, such as PER and O, as BIO: a run of equal tags is an entity."""
     return [tag if tag == "O" else f"{'I' if tag == before else 'B'}-{tag}" for before, tag in zip(["O", *tags], tags)]
@@ -131,9 +130,6 @@ def convert_tags(tags, source, target):
     return tags
 
 
-# ---- spans -----------------------------------------------------------------------------------------------------------
-
-
 def read_spans(value, text, where):
     """[(start, end, label)] over the characters of the text, end exclusive, in the text's order.
 
@@ -142,9 +138,8 @@ def read_spans(value, text, where):
     ends.
     """
     spans = []
-    for start, end, label, surface in (
-        fields_of_dict(value, where) if isinstance(value, dict) else map(fields_of, value)
-    ):
+    fields = fields_of_dict(value, where) if isinstance(value, dict) else map(fields_of, value)
+    for start, end, label, surface in fields:
         if type(start) is not int or type(end) is not int or not isinstance(label, str) or not label:
             raise UserError(f"{where}: a span needs a start, an end and a label, found {start!r}, {end!r}, {label!r}")
         if surface and text[start:end] != surface and text[start : end + 1] == surface:
@@ -165,26 +160,21 @@ def fields_of_dict(value, where):
         if not isinstance(surfaces, dict):
             raise UserError(f"{where}: entities must be {{label: {{surface: [[first, last]]}}}} or a list of spans")
         for surface, ranges in surfaces.items():
-            for first_last in ranges:
-                start, last = first_last if len(first_last) == 2 else (None, None)
+            for first_last in ranges if isinstance(ranges, list) else [ranges]:
+                start, last = (
+                    first_last if isinstance(first_last, list) and len(first_last) == 2 else (first_last, None)
+                )
                 yield start, last + 1 if isinstance(last, int) else last, label, surface
-
-
-def first_of(item, names):
-    """The value of the first of these keys that is there, or None."""
-    return next((item[name] for name in names if name in item), None)
 
 
 def fields_of(item):
     """(start, end, label, surface or None) of one span; None for what is not there."""
     if not isinstance(item, dict):
-        return (*item, None) if len(item) == 3 else (None, None, None, None)
-    label = first_of(item, ("label", "type", "entity_type", "entity_group", "tag"))
+        return (*item, None) if isinstance(item, list) and len(item) == 3 else (item, None, None, None)
+    start, end, label, surface = (next((item[key] for key in keys if key in item), None) for keys in SPAN_KEYS)
     if isinstance(label, list) and len(label) == 1:
         (label,) = label
-    start = first_of(item, ("start", "start_offset", "start_idx", "begin"))
-    end = first_of(item, ("end", "end_offset", "end_idx"))
-    return start, end, label, first_of(item, ("text", "entity", "word", "surface", "mention"))
+    return start, end, label, surface
 
 
 def without_overlaps(spans):
@@ -220,8 +210,6 @@ def spans_to_tags(spans, pieces):
 
 def mostly_chinese(texts):
     """Whether most letters of the texts are Chinese or kana."""
-    letters = chinese = 0
-    for text in texts:
-        letters += len(regex.findall(r"\p{L}", text))
-        chinese += len(regex.findall(r"[\p{Han}\p{Hiragana}\p{Katakana}]", text))
+    text = "".join(texts)
+    letters, chinese = (regex.subn(pattern, "", text)[1] for pattern in (r"\p{L}", HAN))
     return 2 * chinese > letters

@@ -16,7 +16,7 @@ import zlib
 from contextlib import suppress
 from datetime import date, time
 from decimal import Decimal
-from itertools import chain, count, islice, zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 from engine.command_line import UserError, first_line
@@ -71,9 +71,8 @@ def undecodable(path, file):
         for line in raw:
             row += 1
             decoder.decode(line)
-    return UserError(
-        f"{path}, row {row}: not {file.encoding}; name the file's encoding, for example --encoding gb18030"
-    )
+    advice = "name the file's encoding, for example --encoding gb18030"
+    return UserError(f"{path}, row {row}: not {file.encoding}; {advice}")
 
 
 def read_rows(path, encoding="auto"):
@@ -124,13 +123,12 @@ def columns_to_examples(path, table, options):
     if not any(header):
         raise UserError(f"{path}: the file is empty")
     listed = f"its columns are: {', '.join(header)}"
-    for name in header:
-        if header.count(name) > 1:
-            raise UserError(f"{path}, row 1: two columns are called {name!r}; {listed}")
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise UserError(f"{path}, row 1: two columns are called {twice[0]!r}; {listed}")
     text, pair, labels, extras = find_columns(path, header, options, listed)
-    keys = {text: "text", pair: "text_pair", "id": "id", "split": "split"} | {name: name for name in labels}
-    if group := getattr(options, "group_column", ""):
-        keys[group] = "group"
+    # A column named by an option is what the option says, also if it is called "id"
+    keys = {"id": "id", "split": "split", text: "text", pair: "text_pair"} | {name: name for name in labels}
+    group = getattr(options, "group_column", "")
     for number, cells in table:
         if not any(cells):
             if labels:
@@ -139,6 +137,8 @@ def columns_to_examples(path, table, options):
         if len(cells) != len(header):
             raise UserError(f"{path}, row {number}: {len(cells)} cells, but the header has {len(header)}; {listed}")
         example = {keys[name]: cell for name, cell in zip(header, cells) if name in keys}
+        if group:
+            example["group"] = cells[header.index(group)]
         if extras:
             example["extras"] = {name: cell for name, cell in zip(header, cells) if name in extras}
         yield {"_where": f"{path}, row {number}", **example}
@@ -147,14 +147,14 @@ def columns_to_examples(path, table, options):
 def find_columns(path, names, options, listed):
     """(text, text pair or None, labels, extra columns): as the options say, else by their usual names."""
     choices = (path, names, listed)
-    (text,) = pick("text_column", [options.text_column], ["tokens", *TEXT_NAMES], *choices)[:1]
-    pair = pick("text_pair_column", [options.text_pair_column], PAIR_NAMES, *choices, needed=False)[:1]
+    text = pick("text_column", [options.text_column], ["tokens", *TEXT_NAMES], *choices)[0]
+    pair = next(iter(pick("text_pair_column", [options.text_pair_column], PAIR_NAMES, *choices, needed=False)), None)
     wanted = getattr(options, "label_column", None)
     if wanted is None:  # reading texts to predict on: there are no labels, and the model knows its extra columns
-        return text, pair[0] if pair else None, [], [name for name in names if name not in (text, *pair, "id", "split")]
+        return text, pair, [], [name for name in names if name not in (text, pair, "id", "split")]
     usual = LABEL_NAMES if set(LABEL_NAMES) & set(names) else NUMBER_NAMES
     labels = pick("label_column", [name.strip() for name in wanted.split(",")], usual, *choices)
-    if set(labels) & {text, *pair}:
+    if text in labels or pair in labels:
         raise UserError(f"{path}: --label_column names a column of text; {listed}")
     for name in labels:
         if name in RESERVED or set(name) & set(".,="):
@@ -162,20 +162,19 @@ def find_columns(path, names, options, listed):
     group = pick("group_column", [getattr(options, "group_column", "")], (), *choices, needed=False)
     extras = [name.strip() for name in getattr(options, "extra_columns", "").split(",")]
     extras = pick("extra_columns", extras, (), *choices, needed=False)
-    unused = [name for name in names if name not in (text, *pair, *labels, *extras, *group, "id", "split")]
-    shown = f", second text from {pair[0]!r}" if pair else ""
+    unused = [name for name in names if name not in (text, pair, *labels, *extras, *group, "id", "split")]
+    shown = f", second text from {pair!r}" if pair else ""
     left_out = f"; not used: {', '.join(unused)}" if unused else ""
     shown += f", extra inputs from {', '.join(map(repr, extras))}" if extras else ""
     print(f"{path}: text from {text!r}{shown}, labels from {', '.join(map(repr, labels))}{left_out}")
-    return text, pair[0] if pair else None, labels, extras
+    return text, pair, labels, extras
 
 
 def pick(flag, wanted, usual, path, names, listed, needed=True):
     """The columns that an option names, else all those of the usual names that are there."""
     wanted = [name for name in wanted if name]
-    for name in wanted:
-        if name not in names:
-            raise UserError(f"{path}: no column {name!r} (--{flag}); {listed}")
+    if absent := [name for name in wanted if name not in names]:
+        raise UserError(f"{path}: no column {absent[0]!r} (--{flag}); {listed}")
     columns = wanted or [name for name in usual if name in names]
     if needed and not columns:
         raise UserError(f"{path}: cannot tell which column is meant; add --{flag}; {listed}")
@@ -197,8 +196,7 @@ def read_objects(path, encoding):
 
 
 def read_json(path, options):
-    """A list of such objects, or an object with the list under some key ("data", say); or a file of JSONL by another
-    name."""
+    """A list of such objects, or an object with one under some key ("data", say); or JSONL by another name."""
     with open_text(path, options.encoding) as file:
         try:
             content = json.load(file)
@@ -210,11 +208,9 @@ def read_json(path, options):
             else:
                 raise UserError(f"{path}, row {getattr(error, 'lineno', 1)}: not JSON ({error})") from None
     if isinstance(content, dict):
-        lists = [
-            value for value in content.values() if isinstance(value, list) and value and isinstance(value[0], dict)
-        ]
+        lists = [rows for rows in content.values() if isinstance(rows, list) and rows and isinstance(rows[0], dict)]
         content = [content] if not lists or {"tokens", *TEXT_NAMES} & content.keys() else lists[0]
-    if content is None or not isinstance(content, list):
+    if not isinstance(content, list):
         return read_jsonl(path, options)
     items = ((f"{path}, item {number}", item) for number, item in enumerate(content, 1))
     return objects_to_examples(path, items, options)
@@ -228,8 +224,7 @@ def read_parquet(path, options):
     try:
         file = ParquetFile(path)
         rows = (row for batch in file.iter_batches(1000) for row in batch.to_pylist())
-        places = (f"{path}, row {number}" for number in count(1))
-        objects = ((where, as_json(row, where)) for where, row in zip(places, rows))
+        objects = ((where := f"{path}, row {number}", as_json(row, where)) for number, row in enumerate(rows, 1))
         yield from objects_to_examples(path, objects, options)
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: not a readable Parquet file ({first_line(error)})") from None
@@ -297,24 +292,24 @@ def objects_to_examples(path, objects, options):
         return
     text, pair, labels, extras = find_columns(path, list(names), options, f"its keys are: {', '.join(map(str, names))}")
     later = {*LABEL_NAMES, *PAIR_NAMES} - names.keys() if labels and not options.label_column else set()
+    required = [name for name in (text, pair, *(labels if len(labels) == 1 else [])) if name]
     for where, values in chain(head, objects):
+        if values is None and labels:
+            continue
         if values is None:
-            if labels:
-                continue
             values = {key: "" for key in (text, pair) if key}  # a text to predict on keeps its row
         if not isinstance(values, dict):
             raise UserError(f"{where}: not a JSON object")
         if late := sorted(later & values.keys()):
             unseen = f"has the key {late[0]!r}, which none of the first 1000 rows has"
             raise UserError(f"{where}: {unseen}; say with --label_column what to use")
-        required = [text, *([pair] if pair else []), *(labels if len(labels) == 1 else [])]
         if absent := [key for key in required if key not in values]:
             raise UserError(f"{where}: no key {absent[0]!r}, which other rows have")
         example = {"_where": where} | {key: values[key] for key in ("id", "split") if values.get(key) is not None}
         if group := getattr(options, "group_column", ""):
             example["group"] = values.get(group)
         example["tokens" if isinstance(values[text], list) else "text"] = values[text]
-        if pair is not None:
+        if pair:
             example["text_pair"] = values[pair]
         if extras:
             example["extras"] = {name: values.get(name) for name in extras}
@@ -337,8 +332,7 @@ def as_json(value, where):
 
 
 def read_conll(path, options):
-    """One token and its tag a row, a blank row between sentences; an intent file beside it (PATH.intent), one a
-    sentence.
+    """One token and its tag a row, a blank row between sentences; maybe PATH.intent beside it, an intent a sentence.
 
     The token is the first column, the tag the last. A token may itself be a blank: `' ' + ' ' + 'O'`.
     """
@@ -452,6 +446,3 @@ def find_format(path, labelled=True):
     if "\t" in head[0]:
         return "tsv"
     raise UserError(f"{path}: cannot tell its format; name it with --format {{{','.join(READERS)}}}")
-
-
-FORMATS = ["csv", "tsv", "jsonl", "json", "parquet", "conll", "seq"]

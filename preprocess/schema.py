@@ -17,9 +17,7 @@ from engine.tags import is_tagging
 from preprocess import labels
 
 PARTS = ("train", "dev", "test")
-
-
-# ---- checks of a row -------------------------------------------------------------------------------------------------
+TEXT_KEYS = ("text", "tokens", "text_pair")
 
 
 def check_text(example, may_be_empty=False):
@@ -41,26 +39,21 @@ def check_characters(example):
     encode(json.dumps(example, ensure_ascii=False), example["_where"])
 
 
-# ---- reading the processed folder ------------------------------------------------------------------------------------
-
-
 def load_labels(data_path):
     """labels.json of a processed folder: {task: {"type", "labels", …}}."""
     path = Path(data_path) / "labels.json"
     if not path.exists():
-        raise UserError(
-            f"{data_path}: no labels.json in it; make the folder with: python data_process.py --input RAW "
-            f"--output_dir {data_path}"
-        )
+        command = f"python data_process.py --input RAW --output_dir {data_path}"
+        raise UserError(f"{data_path}: no labels.json in it; make the folder with: {command}")
     try:
         tasks = json.loads(path.read_text(encoding="utf-8"))
-        valid = all(
+        valid = tasks and all(
             isinstance(task["type"], str) and (len(task["labels"]) > 0 or {"mean", "std"} <= task.keys())
             for task in tasks.values()
         )
     except (ValueError, TypeError, KeyError, AttributeError):
         valid = False
-    if not valid or not tasks:
+    if not valid:
         raise UserError(f'{path}: must be {{"task": {{"type": one of {", ".join(labels.KINDS)}, "labels": [...]}}, …}}')
     for task in tasks.values():
         if is_tagging(task["type"]):
@@ -115,14 +108,14 @@ def check_same_labels(data_path, tasks):
     for name in here.keys() | tasks.keys():
         theirs, ours = (set(side.get(name, {}).get("labels", ())) for side in (here, tasks))
         if theirs != ours:
-            raise UserError(
-                f"{data_path}: its labels of {name!r} are not the model's: only in the data: "
-                f"{shorten(theirs - ours) or 'none'}; "
-                f"only in the model: {shorten(ours - theirs) or 'none'}"
-            )
+            added, lacking = (shorten(names) or "none" for names in (theirs - ours, ours - theirs))
+            only = f"only in the data: {added}; only in the model: {lacking}"
+            raise UserError(f"{data_path}: its labels of {name!r} are not the model's: {only}")
 
 
-# ---- helpers ---------------------------------------------------------------------------------------------------------
+def length_of(example):
+    """Of an example: in tokens, or in characters if it has none."""
+    return len(example.get("tokens") or example["text"])
 
 
 def shorten(names, most=8):
@@ -156,32 +149,24 @@ def write_processed(folder, parts, tasks):
 def require_own_folder(folder, source):
     """UserError if the output folder holds, or is, anything but an earlier processed folder."""
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    ours = {
-        "labels.json",
-        ".cache",
-        *(f"{part}.jsonl" for part in PARTS),
-        *(name for name in inside if re.fullmatch(r"fold_\d+", name)),
-    }
-    strange = sorted(name for name in inside - ours if not (name.startswith(".") and name.endswith(".tmp")))
+    parts = {f"{part}.jsonl" for part in PARTS}
+    ours = r"(?s)labels\.json|\.cache|fold_\d+|\.(.*\.)?tmp"
+    strange = {name for name in inside - parts if not re.fullmatch(ours, name)}
     if not strange and "labels.json" not in inside:
-        strange = sorted(inside & {f"{part}.jsonl" for part in PARTS})
+        strange = inside & parts
     if folder.is_file() or strange:
-        raise UserError(
-            f"--output_dir {folder}: holds other things ({shorten(strange) or 'it is a file'}); choose an empty "
-            "or new folder"
-        )
+        found = shorten(strange) or "it is a file"
+        raise UserError(f"--output_dir {folder}: holds other things ({found}); choose an empty or new folder")
     if folder.resolve() in (source.resolve(), source.resolve().parent):
         raise UserError(f"--output_dir {folder}: is where the input lies; choose another folder")
 
 
 def summary(parts, tasks):
     """Prints what is in the data: sizes, lengths, labels."""
-    print(
-        f"{'part':<8}{'examples':>9}   length in {'tokens' if 'tokens' in parts['train'][0] else 'characters'}: "
-        f"{'median':>6} {'95 %':>6} {'99 %':>6} {'most':>6}"
-    )
+    unit = "tokens" if "tokens" in parts["train"][0] else "characters"
+    print(f"{'part':<8}{'examples':>9}   length in {unit}: median   95 %   99 %   most")
     for part, rows in parts.items():
-        lengths = sorted(len(e.get("tokens") or e["text"]) for e in rows)
+        lengths = sorted(map(length_of, rows))
         shown = [lengths[min(len(lengths) - 1, int(share * len(lengths)))] for share in (0.5, 0.95, 0.99, 1)]
         width = 18 if "tokens" in rows[0] else 22
         print(f"{part:<8}{len(rows):>9}   {'':<{width}} " + " ".join(f"{length:>6}" for length in shown))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from engine.command_line import UserError
 from preprocess.readers import READERS, SUFFIXES, find_format, is_saved_dataset, read_txt, suffix_of
-from preprocess.schema import PARTS, check_characters, check_row
+from preprocess.schema import PARTS, TEXT_KEYS, check_characters, check_row
 
 PART_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -48,9 +48,8 @@ def find_sources(source):
     parts = {part for part, _ in sources}
     if None in parts and len(parts) > 1:
         stray = next(path for part, path in sources if part is None)
-        raise UserError(
-            f"{stray}: belongs to none of train, dev (valid), test, as its neighbours do; rename or remove it"
-        )
+        reason = "belongs to none of train, dev (valid), test, as its neighbours do"
+        raise UserError(f"{stray}: {reason}; rename or remove it")
     return sorted(sources, key=lambda part_and_path: PARTS.index(part_and_path[0] or "train"))
 
 
@@ -76,21 +75,18 @@ def read_texts(path, config):
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     suffix = suffix_of(path)
-    if suffix in SUFFIXES:
-        examples = list(READERS[SUFFIXES[suffix]](path, config))
-    elif suffix in (".txt", ""):
-        examples = list(read_txt(path, config))
-    else:
+    if suffix not in ("", ".txt", *SUFFIXES):
         raise UserError(f"{path}: --predict_file must end in .txt, {', '.join(SUFFIXES)}")
+    read = READERS[SUFFIXES[suffix]] if suffix in SUFFIXES else read_txt
+    examples = list(read(path, config))
     if not examples:
         raise UserError(f"{path}: empty; there is nothing to predict")
-    keys = [[key for key in ("text", "tokens", "text_pair") if key in example] for example in examples]
-    for number, example in enumerate(examples):
-        if keys[number] != keys[0]:
-            raise UserError(
-                f"{example['_where']}: has {' and '.join(keys[number])}, but the first row has {' and '.join(keys[0])}"
-            )
-        check_row(example, {}, example["_where"], needs_labels=False)
-        check_characters(example)
-    kept = [*keys[0], *(["extras"] if "extras" in examples[0] else [])]
+    wanted = [key for key in TEXT_KEYS if key in examples[0]]
+    for e in examples:
+        keys = [key for key in TEXT_KEYS if key in e]
+        if keys != wanted:
+            raise UserError(f"{e['_where']}: has {' and '.join(keys)}, but the first row has {' and '.join(wanted)}")
+        check_row(e, {}, e["_where"], needs_labels=False)
+        check_characters(e)
+    kept = [*wanted, *(["extras"] if "extras" in examples[0] else [])]
     return [{"id": str(e.get("id", number)), **{key: e[key] for key in kept}} for number, e in enumerate(examples)]

@@ -13,17 +13,14 @@ def strata_of(examples, tasks):
 
     The first classification task; else sets of labels by the rarest of each, else numbers by their decile.
     """
-    name = next(
-        (name for kind in ("classification", "multilabel", "regression") for name in tasks if tasks[name] == kind), None
-    )
+    kinds = ("classification", "multilabel", "regression")
+    name = next((name for kind in kinds for name in tasks if tasks[name] == kind), None)
     if name is None:
         return None, {}
     values = {id(e): e[name] for e in examples if e[name] is not None}
     if tasks[name] == "multilabel":
         counts = Counter(label for labels in values.values() for label in labels)
-        values = {
-            key: min(labels, key=lambda label: (counts[label], label), default="") for key, labels in values.items()
-        }
+        values = {key: min(labels, key=lambda x: (counts[x], x), default="") for key, labels in values.items()}
     elif tasks[name] == "regression":
         ordered = sorted(values.values())
         values = {key: 10 * bisect_left(ordered, value) // len(ordered) for key, value in values.items()}
@@ -34,16 +31,15 @@ def split_examples(examples, tasks, config):
     """{part: examples}: the given split where there is one, else a seeded one, stratified (see strata_of)."""
     parts = {part: [e for e in examples if e.get("split") == part] for part in PARTS}
     stratify_by, strata = strata_of(examples, tasks)
+    ratios = {"dev": config.dev_ratio}
     if not any(parts.values()):
-        parts["train"] = list(examples)
-        if config.test_ratio:
-            size = config.test_ratio * len(examples)
-            parts["train"], parts["test"] = set_aside(parts["train"], size, "test", stratify_by, strata, config)
+        parts["train"], ratios = examples, {"test": config.test_ratio, "dev": config.dev_ratio}
     if not parts["train"]:
         raise UserError(f"{config.input}: parts {[part for part in PARTS if parts[part]]}, but none to train on")
-    if not parts["dev"]:
-        size = config.dev_ratio * len(examples)
-        parts["train"], parts["dev"] = set_aside(parts["train"], size, "dev", stratify_by, strata, config)
+    for part, ratio in ratios.items():
+        if ratio and not parts[part]:
+            size = max(1, round(ratio * len(examples)))
+            parts["train"], parts[part] = set_aside(parts["train"], size, part, stratify_by, strata, config)
     return {part: rows for part, rows in parts.items() if rows}
 
 
@@ -51,21 +47,20 @@ def set_aside(examples, size, part, stratify_by, strata, config):
     """(examples that stay, about `size` examples for a part), by groups if asked, else stratified if possible."""
     from sklearn.model_selection import GroupShuffleSplit, train_test_split
 
-    size, seed = max(1, round(size)), config.random_seed
+    seed = config.random_seed
     if config.group_column:
         splitter = GroupShuffleSplit(1, test_size=min(0.9, size / len(examples)), random_state=seed)
         kept, taken = next(splitter.split(examples, groups=[group_of(e) for e in examples]))
         print(f"no {part} part given: {len(taken)} examples set aside by {config.group_column!r}, seed {seed}")
         return [examples[i] for i in kept], [examples[i] for i in taken]
     counts = Counter(strata.get(id(e)) for e in examples)
-    rare = [e for e in examples if stratify_by and counts[strata[id(e)]] < 2]  # too few to share: these stay
-    shared = [e for e in examples if not stratify_by or counts[strata[id(e)]] >= 2]
+    rare = [e for e in examples if counts[strata.get(id(e))] < 2]  # too few to share: these stay
+    shared = [e for e in examples if counts[strata.get(id(e))] >= 2]
     if size >= len(shared):
+        reason = f"{len(examples)} examples are too few to split; give train, dev and test yourself"
         if len(examples) >= 20 and len(rare) > len(examples) / 2:
-            once = f"most labels of {stratify_by!r} occur only once"
-            raise UserError(f"{config.input}: {once}; of numbers --label_type {stratify_by}=regression")
-        few = f"{len(examples)} examples are too few to split"
-        raise UserError(f"{config.input}: {few}; give train, dev and test yourself")
+            reason = f"most labels of {stratify_by!r} occur only once; of numbers --label_type {stratify_by}=regression"
+        raise UserError(f"{config.input}: {reason}")
     keys = [strata[id(e)] for e in shared] if stratify_by else None
     if keys and min(size, len(shared) - size) < len(set(keys)):
         keys = None

@@ -815,3 +815,29 @@ def test_a_kind_of_your_own_is_collected_as_another(tmp_path, monkeypatch):
     for folder in ("data", "data/fold_1"):
         task = read_json(tmp_path / folder / "labels.json")["stars"]
         assert (task["type"], task["labels"]) == ("ordinal", ["0", "1", "2"])
+
+
+@pytest.mark.parametrize(
+    ("spans", "found"),
+    [
+        ({"a": {"b": [3]}}, "found 3, None, 'a'"),
+        ({"a": {"b": 3}}, "found 3, None, 'a'"),
+        ([[0, 1, "x"], 5], "found 5, "),
+    ],
+)
+def test_spans_of_no_shape_are_one_line(spans, found, tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a b", "entities": spans}) + "\n")
+    with pytest.raises(UserError, match=f"row 1: a span needs a start, an end and a label, {found}"):
+        process(DataConfig(input=str(tmp_path / "a.jsonl"), output_dir=str(tmp_path / "data")))
+
+
+def test_a_column_called_id_may_be_the_text_and_the_label_a_group(tmp_path):
+    rows = "".join(f"text {n},{'abcdef'[n % 6]}\n" for n in range(60))
+    (tmp_path / "a.csv").write_text("id,label\n" + rows)
+    options = dict(text_column="id", group_column="label", output_dir=str(tmp_path / "data"))
+    process(DataConfig(input=str(tmp_path / "a.csv"), **options))
+    parts = [
+        {json.loads(line)["label"] for line in (tmp_path / f"data/{part}.jsonl").read_text().splitlines()}
+        for part in ("train", "dev", "test")
+    ]
+    assert all(parts) and not parts[0] & parts[1] and not parts[0] & parts[2]
