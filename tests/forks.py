@@ -10,8 +10,37 @@ import json
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
+
+
+class Forks:
+    """`with Forks(scripts, cwd) as forks:` — such a process beside the tests."""
+
+    def __init__(self, scripts, cwd):
+        self.scripts, self.log = Path(scripts), Path(cwd) / "log.txt"
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([sys.executable, __file__, self.scripts], cwd=cwd, env=env, **pipes)
+
+    def run(self, words, code=0, kill_at=None):
+        """Runs [script, flag, …] -> what it printed."""
+        words = [str(self.scripts / words[0]), *map(str, words[1:])]
+        task = {"words": words, "log": str(self.log), "kill_at": kill_at and str(kill_at)}
+        self.process.stdin.write(json.dumps(task) + "\n")
+        self.process.stdin.flush()
+        printed = self.process.stdout.readline()
+        log = self.log.read_text(encoding="utf-8")
+        assert printed == f"{code}\n", f"{' '.join(words)}: exit {printed}{log[-3000:]}"
+        return log
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.communicate()
 
 
 def run(words, log):

