@@ -5,7 +5,6 @@ where it is used. `--flag`, `--flag=True`, `--flag=False` and `--no_flag` all wo
 """
 
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -13,9 +12,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.command_line import UserError, option, parse_layers, require_range, require_seed
-from engine.files import write_json
-from engine.run_folder import changed_options
+from engine.command_line import UserError, option, options_without_switch, parse_layers, require_range, require_seed
+from engine.run_folder import SavedOptions, changed_options
 from engine.tags import is_tagging
 
 logger = logging.getLogger("template")
@@ -30,7 +28,7 @@ RESUME_SAFE = frozenset(
 
 
 @dataclass
-class Config:
+class Config(SavedOptions):
     """Options of `main.py`."""
 
     # What to do
@@ -39,7 +37,9 @@ class Config:
     do_predict: bool = option(False, "label --predict_file, or else the test part, with the best checkpoint")
     resume: bool = option(False, "go on from the newest good checkpoint of the run folder, or start if there is none")
     force_resume: bool = option(False, "resume although options, data or tokenizer differ from those of the run")
-    debug: bool = option(False, "trial run on 64 examples of each part, then checks of the model; 3 if one fails")
+    debug: bool = option(
+        False, "trial run on 64 examples of each part, then checks of the model; exit code 3 if one fails"
+    )
 
     # Files
     data_path: str = option("dataset/sample", "processed folder, made by data_process.py", group="files")
@@ -92,9 +92,9 @@ class Config:
     gradient_accumulation_steps: int = option(1, "micro-batches in one optimizer step")
     eval_batch_size: int = option(64, "examples in a batch of evaluation and prediction; scores do not depend on it")
     lr: float | None = option(None, "peak rate of the encoder (default: by its width)", aliases=["learning_rate"])
-    head_lr: float | None = option(None, "of heads and CRF (default: 10 times --lr; equal to it from scratch)")
+    head_lr: float | None = option(None, "peak rate of heads and CRF (default: 10 times --lr; --lr from scratch)")
     scheduler: str = option("cosine", "learning rate schedule after warmup", choices=["cosine", "linear", "constant"])
-    warmup_epochs: float | None = option(None, "of linear warmup (default: a tenth)", aliases=["warm_up_epochs"])
+    warmup_epochs: float | None = option(None, "epochs of linear warmup (default: a tenth)", aliases=["warm_up_epochs"])
     lrf: float = option(0.01, "final rate as a fraction of the peak")
     weight_decay: float = option(0.01, "AdamW's decoupled decay; none on biases, norms and the CRF")
     max_grad_norm: float = option(1.0, "clip the gradient of each step to this norm; 0: never")
@@ -104,8 +104,8 @@ class Config:
         "stop after so many epochs without a better score; 0: never",
         aliases=["earlystop_patient", "earlystop_patience"],
     )
-    save_epoch: int = option(1, "save a checkpoint to resume from every N epochs; 0: none but at the end")
-    save_steps: int = option(0, "and every N optimizer steps; 0: no")
+    save_epoch: int = option(1, "save a checkpoint to resume from every N epochs; 0: only at the end")
+    save_steps: int = option(0, "also save every N optimizer steps; 0: no")
     log_steps: int = option(20, "log every N optimizer steps")
 
     # Tricks
@@ -242,15 +242,7 @@ class Config:
 
     def unused_options(self, kinds=("tagging", "classification")):
         """A line for each option that has no effect, or leaves another one without. kinds: the types of the tasks."""
-        unused = []
-        for option_field in dataclasses.fields(self):
-            name, value, switches = option_field.name, getattr(self, option_field.name), option_field.metadata["needs"]
-            use = " or ".join(f"--{switch}" for switch in switches)
-            on = any(getattr(self, switch) for switch in switches)
-            if switches and not on and value != option_field.default:
-                unused.append(f"--{name}={value:g} has no effect without {use}")
-            if on and value == 0 and not name.endswith("start"):
-                unused.append(f"--{name}=0 leaves {use} without effect")
+        unused = options_without_switch(self)
         if self.use_crf and "tagging" not in kinds:
             unused.append("--use_crf has no effect: none of the tasks is tagging")
         elif self.use_crf and (self.class_weights != "none" or self.label_smoothing or self.focal_gamma):
@@ -259,20 +251,6 @@ class Config:
         if self.pooling == "mean" and all(is_tagging(kind) for kind in kinds):
             unused.append("--pooling=mean has no effect: all tasks are tagging")
         return unused
-
-    def save(self, path):
-        """Writes the options as JSON."""
-        write_json(path, dataclasses.asdict(self))
-
-    @classmethod
-    def load(cls, path):
-        """Options as `save` wrote them. Those that this version no longer has are told and left out."""
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-        unknown = sorted(set(values) - {option_field.name for option_field in dataclasses.fields(cls)})
-        if unknown:
-            gone = ", ".join(f"{name}={values[name]!r}" for name in unknown)
-            logger.warning(f"{path}: these options no longer exist and are left out: {gone}")
-        return cls(**{name: value for name, value in values.items() if name not in unknown})
 
     def changes_since(self, before):
         """['lr was 0.001, is 0.01', …] of the options that change the result. before: those of a run.

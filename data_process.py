@@ -47,8 +47,8 @@ class DataConfig:
     )
     label_type: str = option(
         "",
-        "types of tasks where they should not be guessed, such as 'score=regression,topics=multilabel' (else "
-        "classification, tagging)",
+        "types of tasks where they should not be guessed, such as 'score=regression,topics=multilabel'; also "
+        "classification, tagging, or a kind of your own",
     )
     extra_columns: str = option(
         "", "columns of numbers that the model shall read beside the text, comma-separated, such as 'age,price'"

@@ -22,11 +22,8 @@ logger = logging.getLogger("template")
 
 def main(config):
     # Imported here, so that --help and a mistaken flag answer at once
-    from data_loader import MyDataLoader, MyDataset
     from data_process import make_sample
     from engine.device import keep_freed_memory, to_device
-    from engine.predictions import prepare_inputs
-    from preprocess.schema import check_same_labels, part_of
     from preprocess.sources import read_texts
 
     # Everything that can be checked before the slow part
@@ -42,31 +39,35 @@ def main(config):
         log_path = Path(config.log_output_path or run_dir) / config.log_output_file
         get_logger(log_path, logging.DEBUG if config.debug else logging.INFO)
         seed_torch(config.random_seed, config.deterministic)
-        limit = 64 if config.debug else None
         if device.type == "cpu":
             keep_freed_memory()
 
+        if config.do_train and config.debug:
+            return rehearse_and_check(config, device, run_dir, texts)
         if config.do_train:
-            data = load_data(config, device, limit)
-            trainer = build_trainer(config, device, *data)
+            trainer = build_trainer(config, device, *load_data(config, device))
             trainer.resume()
             trainer.train()
-
         if config.do_eval or config.do_predict:
-            trainer, featurizer = load_trained(config.checkpoint or run_dir / "checkpoints/best", config, device)
+            evaluate_and_predict(config, device, run_dir, texts)
 
-        if config.do_eval:
-            check_same_labels(data_path, trainer.tasks)
-            parts = [path for path in (data_path / "dev.jsonl", data_path / "test.jsonl") if path.exists()]
-            evaluate(trainer, {path.stem: MyDataset(path, featurizer, limit) for path in parts}, run_dir)
 
-        if config.do_predict:
-            source = prepare_inputs(texts, trainer.tasks) if texts else part_of(data_path, "test")
-            loader = MyDataLoader(MyDataset(source, featurizer, None if texts else limit), config.eval_batch_size)
-            trainer.predict(loader, config.predict_output or run_dir / "predictions.csv")
+def evaluate_and_predict(config, device, run_dir, texts=None):
+    """With the best checkpoint, as a new process elsewhere would. texts: what to label, if not the test part."""
+    from data_loader import MyDataLoader, MyDataset
+    from engine.predictions import prepare_inputs
+    from preprocess.schema import check_same_labels, part_of
 
-        if config.do_train and config.debug:
-            return check(config, device, data, run_dir)
+    trainer, featurizer = load_trained(config.checkpoint or run_dir / "checkpoints/best", config, device)
+    data_path, limit = config.data_dir, 64 if config.debug else None
+    if config.do_eval:
+        check_same_labels(data_path, trainer.tasks)
+        parts = [path for path in (data_path / "dev.jsonl", data_path / "test.jsonl") if path.exists()]
+        evaluate(trainer, {path.stem: MyDataset(path, featurizer, limit) for path in parts}, run_dir)
+    if config.do_predict:
+        source = prepare_inputs(texts, trainer.tasks, config.predict_file) if texts else part_of(data_path, "test")
+        loader = MyDataLoader(MyDataset(source, featurizer, None if texts else limit), config.eval_batch_size)
+        trainer.predict(loader, config.predict_output or run_dir / "predictions.csv")
 
 
 def load_data(config, device, limit=None):
@@ -121,25 +122,35 @@ def evaluate(trainer, data_sets, run_dir):
         scores[part], gold, predicted = trainer.eval(MyDataLoader(data_set, trainer.config.eval_batch_size))
         per_label[part] = report(trainer.tasks, gold, predicted)
         for name, scores_of_labels in per_label[part].items():
-            logger.info(f"{part}, {name}:\n{table(scores_of_labels)}")
+            if not trainer.config.debug:  # of so few examples they would hide what matters
+                logger.info(f"{part}, {name}:\n{table(scores_of_labels)}")
         logger.info(f"{part}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores[part].items()))
     write_json(run_dir / "report.json", per_label)
     write_json(run_dir / "eval.json", scores)
 
 
-def check(config, device, data, run_dir):
-    """Checks the model as it stands, see engine/model_check.py. -> exit code 3 if a check fails"""
+def rehearse_and_check(config, device, run_dir, texts):
+    """All steps on a few examples, then checks of the model as it stands: engine/model_check.py. -> 3 if one fails"""
     from data_loader import MyDataset
-    from engine.model_check import Case, check_model
+    from engine.model_check import Case, check_model, rehearsal
+
+    data = load_data(config, device, 64)
 
     def build(**changes):
         changed = replace(config, **changes)
         seed_torch(changed.random_seed)
         return build_trainer(changed, device, *data)
 
+    with rehearsal() as failures:
+        trainer = build()
+        trainer.resume()
+        trainer.train()
+        if config.do_eval or config.do_predict:
+            evaluate_and_predict(config, device, run_dir, texts)
     rows = MyDataset(config.data_dir / "train.jsonl", data[3].dataset.featurizer, 64)
-    failed = check_model(Case(build, rows, run_dir / "checkpoints/best", [sys.executable, ROOT / "main.py"]))
-    return 3 if failed else 0
+    best = run_dir / "checkpoints/best"
+    case = Case(build, rows, best if best.is_dir() else None, [sys.executable, ROOT / "main.py"])
+    return 3 if check_model(case) or failures else 0
 
 
 if __name__ == "__main__":

@@ -81,6 +81,24 @@ def require_seed(seed):
         raise UserError(f"--random_seed={seed} must be a whole number from 0 to 4294967295")
 
 
+def options_without_switch(config):
+    """A line for each option that is set while no switch that it needs is on, or that leaves one without effect."""
+    unused = []
+    for option_field in dataclasses.fields(config):
+        name, value, switches = option_field.name, getattr(config, option_field.name), option_field.metadata["needs"]
+        use = " or ".join(f"--{switch}" for switch in switches)
+        on = any(getattr(config, switch) for switch in switches)
+        if switches and not on and value != option_field.default:
+            unused.append(f"--{name}={value:g} has no effect without {use}")
+        if on and value == 0 and not name.endswith("start"):
+            unused.append(f"--{name}=0 leaves {use} without effect")
+    return unused
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the description, which has commands to copy."""
+
+
 class OneLineParser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"error: {message} (--help lists all flags)\n")
@@ -92,7 +110,7 @@ def parse_args(config_class, argv=None):
         description=sys.modules["__main__"].__doc__,
         usage="%(prog)s [--flag VALUE] ...",
         allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120),
+        formatter_class=lambda prog: HelpFormatter(prog, max_help_position=32, width=120),
     )
     section = parser
     for f in dataclasses.fields(config_class):
@@ -100,7 +118,7 @@ def parse_args(config_class, argv=None):
         if meta["group"]:
             section = parser.add_argument_group(meta["group"])
         flags = [f"--{name}" for name in (f.name, *meta["aliases"])]
-        shown = "" if f.default in (None, "", False) else f" [{f.default}]"
+        shown = "" if f.default is None or f.default is False or f.default == "" else f" [{f.default}]"
         described = dict(dest=f.name, default=f.default, help=meta["help"] + shown)
         if f.type is bool:
             section.add_argument(*flags, type=parse_bool, nargs="?", const=True, metavar="BOOL", **described)

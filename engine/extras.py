@@ -23,8 +23,8 @@ def to_number(value, name, where):
     try:
         number = float(value)
     except (TypeError, ValueError):
-        advice = "an extra column holds numbers; give each of its words a column of 0 and 1"
-        raise UserError(f"{where}: {name} is {value!r}, not a number; {advice}") from None
+        advice = "one-hot encode words first (pandas.get_dummies)"
+        raise UserError(f"{where}: {name} is {value!r}, but --extra_columns takes numbers; {advice}") from None
     if math.isinf(number):
         raise UserError(f"{where}: {name} is {value!r}, which is not finite")
     return None if math.isnan(number) else number
@@ -51,6 +51,6 @@ def require_extras(example, extras, where):
     """Makes an example's extras the numbers that a model reads. UserError if a column of them is not there."""
     given = example.get("extras") or {}
     if missing := [name for name in extras if name not in given]:
-        there = f"there are {', '.join(given)}" if given else "there are no columns beside the text"
-        raise UserError(f"{where}: this model also reads the column {missing[0]!r}, but {there}")
+        there = f"its columns are: {', '.join(given)}" if given else "it has no columns beside the text"
+        raise UserError(f"{where}: no column {missing[0]!r}, which this model needs; {there}")
     example["extras"] = {name: to_number(given[name], name, where) for name in extras}

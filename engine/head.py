@@ -6,6 +6,8 @@ from torch import nn
 from engine.command_line import UserError
 from engine.tags import IGNORE
 
+LEVELS = ("text", "words", "tokens")
+
 
 class Head(nn.Module):
     """What all heads have in common: a linear layer from vectors to logits.
@@ -19,10 +21,12 @@ class Head(nn.Module):
     # hidden states (B, L, H) as they are, for a head that makes its own one vector a text of them
     level = "text"
     needs_calibration = False  # whether `calibrate` chooses something on dev
+    first_loss = None  # about what the loss is before training; None: that of guessing, as of a cross-entropy
     compares_rows = False  # whether the loss of a row depends on the other rows of its batch, as contrastive losses do
 
     def __init__(self, hidden_size, task, num_logits=None):
         super().__init__()
+        assert self.level in LEVELS, f"{type(self).__name__}.level is {self.level!r}; it must be one of {LEVELS}"
         self.task = task
         self.linear = nn.Linear(hidden_size, num_logits or len(task["labels"]))
 
@@ -32,11 +36,11 @@ class Head(nn.Module):
 
     def loss(self, logits, labels, inputs):
         """Sum, not mean, of the losses of the labels that are there. -> ()"""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no loss(logits, labels, inputs)")
 
     def decode(self, logits, inputs):
         """(answers, their probabilities), each (B,) or (B, W) or (B, C): what `to_labels` takes."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no decode(logits, inputs)")
 
     def to_labels(self, answer, probability):
         """(label, probability) of one text, from its part of what `decode` gave, as Python values."""

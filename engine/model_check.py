@@ -38,6 +38,14 @@ MIXES_PADDING = ("fnet", "convbert")  # families whose answers depend on the pad
 BY_HEART = 20  # examples
 
 
+class Skipped(Exception):
+    """Raised by a check that does not apply here; it says why."""
+
+
+class NotFinite(Exception):
+    """Raised by a check after which the others would only say the same again."""
+
+
 class Check(NamedTuple):
     name: str  # what holds if it passes
     run: object  # function(Case) -> None, or what is wrong
@@ -163,7 +171,7 @@ def check_shapes(case):
     for name, head in model.output_layer.heads.items():
         logits = output.logits[name]
         if not torch.isfinite(logits).all():
-            return f"the logits of {name!r} are not finite"
+            raise NotFinite(f"the logits of {name!r} are not finite")
         wanted = batch_words(batch) if head.level == "words" else (7 if len(case.rows) > 6 else len(case.rows),)
         if wrong := wrong_answers(head, logits, batch.inputs, wanted):
             return f"{name!r}: {wrong}"
@@ -208,7 +216,9 @@ def check_first_loss(case):
             return f"the loss of {name!r} is {loss.item():g}"
         if not has_label(labels).any() or task["type"] not in ("classification", "tagging", "multilabel", "regression"):
             continue
-        if task["type"] == "regression":
+        if case.heads[name].first_loss is not None:
+            expected, shown = case.heads[name].first_loss, f"near {case.heads[name].first_loss:g}"
+        elif task["type"] == "regression":
             targets = (labels[has_label(labels)] - task["mean"]) / task["std"]
             expected, shown = float((targets**2).mean()) + 0.3, "about the variance of the labels"
         else:
@@ -219,14 +229,14 @@ def check_first_loss(case):
                 f"near ln {size} = {math.log(size):.2f}" + " x focal" * (focus < 1),
             )
         if not 0.4 * expected <= loss.item() <= 2.5 * expected + 0.3:
-            return f"the loss of {name!r} begins at {loss.item():.3g}, not {shown}"
+            other = "if it is no cross-entropy, set first_loss in the head"
+            return f"the loss of {name!r} begins at {loss.item():.3g}, not {shown}; {other}"
     return None
 
 
 @torch.no_grad()
 def check_mean_loss(case):
-    if compares_rows(case):
-        return None
+    skip_if_rows_are_compared(case)
     model, batch = copy.deepcopy(case.trained).eval(), case.batch(case.rows[:8])
     places = torch.arange(len(batch.rows), device=case.trainer.device)
     once = model(batch.inputs, batch.labels).total_loss
@@ -237,17 +247,15 @@ def check_mean_loss(case):
     return None
 
 
-def compares_rows(case):
-    """Whether the loss of a row is meant to depend on the others, as contrastive losses do; noted."""
+def skip_if_rows_are_compared(case):
+    """Skips the check if the loss of a row is meant to depend on the others, as contrastive losses do."""
     names = [name for name, head in case.heads.items() if head.compares_rows]
     if names:
-        case.notes.append(f"the loss of {shorten(names)} compares the rows of a batch: it depends on --batch_size")
-    return bool(names)
+        raise Skipped(f"the loss of {shorten(names)} compares the rows of a batch, so it depends on --batch_size")
 
 
 def check_accumulation(case):
-    if compares_rows(case):
-        return None
+    skip_if_rows_are_compared(case)
     model, batch = copy.deepcopy(case.trained).eval(), case.batch(case.rows[:9])
     places = torch.arange(len(batch.rows), device=case.trainer.device)
     counts = {name: count.to(case.trainer.device) for name, count in model.count_labels(*batch[:2]).items()}
@@ -335,7 +343,7 @@ def check_registered(case):
                 if attribute not in ("_parameters", "_buffers", "_modules") and not attribute.startswith("_forward"):
                     for place, item in unregistered(value, known, f"{name or 'the model'}.{attribute}"):
                         kind = "a module" if isinstance(item, nn.Module) else "a tensor"
-                        return f"{place} is {kind} that the model does not know: it is not saved, moved or trained"
+                        return f"{place} is not registered: {kind} in a plain attribute is not saved, moved or trained"
     return None
 
 
@@ -484,7 +492,7 @@ def check_later_words(case):
     model, batch = copy.deepcopy(case.trained).eval(), case.batch(case.rows[:4])
     config = getattr(model.encoder, "config", None)
     if not (getattr(config, "is_decoder", False) or getattr(model.encoder, "is_causal", False)):
-        return None
+        raise Skipped("the encoder is not causal")
     changed = batch.inputs["input_ids"].clone()
     last = batch.inputs["attention_mask"].sum(1) - 1
     changed[range(len(changed)), last] = changed[:, 0]
@@ -519,6 +527,20 @@ def check_labels_unseen(case):
 
 
 @torch.no_grad()
+def check_extras(case):
+    model, batch = copy.deepcopy(case.trained).eval(), case.batch(case.rows[:8])
+    if "extras" not in batch.inputs:
+        raise Skipped("there are none")
+    first, deaf = model(batch.inputs).logits, []
+    for number, name in enumerate(case.data.featurizer.extras):
+        changed = batch.inputs | {"extras": batch.inputs["extras"].clone()}
+        changed["extras"][:, number] += 1.0
+        if difference(first, model(changed).logits, tolerance=1e-7) is None:
+            deaf.append(name)
+    return f"no answer changes when {shorten(deaf)} change: no head reads them" if deaf else None
+
+
+@torch.no_grad()
 def check_inputs_unchanged(case):
     model, batch = copy.deepcopy(case.trained).train(), case.batch(case.rows[:8])
     before = copy.deepcopy(batch)
@@ -547,8 +569,7 @@ def check_device(case):
     except Exception as error:
         place = own_frame(error)
         if place is None:
-            case.notes.append(f"whether the encoder follows .to(device) cannot be told here ({first_line(error)})")
-            return None
+            raise Skipped(f"it cannot be told of this encoder ({first_line(error)})") from None
         return f"{place} meets a tensor that was made without a device ({first_line(error)})"
     if odd := [name for name, logits in output.logits.items() if logits.device != case.trainer.device]:
         return f"the logits of {odd[0]!r} are made without the device of the inputs"
@@ -599,8 +620,7 @@ def check_resume(case):
         trainer = case.build(**options, model_version="whole")
         steps = trainer.config.epochs * -(-len(trainer.train_loader) // trainer.config.gradient_accumulation_steps)
         if steps < 3:
-            case.notes.append(f"resuming is not tried: {steps} steps are too few")
-            return None
+            raise Skipped(f"{steps} steps are too few to stop between them")
         half, whole = 1, min(3, steps - 1)
         run_until(trainer, whole)
         run_until(case.build(**options, model_version="stopped"), half)
@@ -618,7 +638,7 @@ def check_resume(case):
         file for file in manifests[0] if file.endswith(".safetensors") and manifests[0][file] != manifests[1][file]
     ]
     told = f"stopped after step {half} and resumed, {', '.join(differ)} differ after step {whole} from those of a run"
-    return f"{told} that was not stopped: what else does the model remember?" if differ else None
+    return f"{told} that was not stopped" if differ else None
 
 
 def run_until(trainer, step):
@@ -672,6 +692,11 @@ class OtherProcess:
         options = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         self.process = subprocess.Popen([*case.command, "--do_eval", "--do_predict", *words], **options)
 
+    def close(self):
+        self.process.kill()
+        self.process.communicate()
+        self.folder.cleanup()
+
     def result(self):
         """(scores of dev, rows of the prediction file). UserError if the process failed."""
         with self.folder:
@@ -686,7 +711,7 @@ class OtherProcess:
 
 def check_other_process(case):
     if case.other is None:
-        return "there is no checkpoint of the rehearsal" if case.command else None
+        raise Skipped("there is no checkpoint of the rehearsal")
     scores, rows = case.other.result()
     trainer = case.build(compile=False)
     checkpoint.load_weights(trainer.model, case.best)
@@ -703,24 +728,25 @@ def check_other_process(case):
 
 CHECKS = [
     Check("shapes, labels and label counts", check_shapes, "the head's forward, decode and label_mask"),
-    Check("the first loss is finite and near that of guessing", check_first_loss, "the head's loss; MyLoss"),
+    Check("the first loss is near that of guessing", check_first_loss, "the head's loss; MyLoss"),
     Check(
         "the loss is a mean over labels", check_mean_loss, "the head's loss: a sum, which MyLoss divides by the count"
     ),
     Check("accumulation equals one batch", check_accumulation, "losses that look at other rows of their batch"),
     Check("texts without labels have no loss", check_no_labels, "the head's loss where labels are IGNORE or NaN"),
     Check(
-        "all that trains gets a gradient, what is frozen none",
+        "every trained parameter gets a gradient, frozen ones none",
         check_gradients,
         ".detach(), .data, no_grad, unused layers",
     ),
     Check("all modules and tensors are registered", check_registered, "nn.ModuleDict, nn.ModuleList, register_buffer"),
     Check(
-        f"{BY_HEART} texts can be learnt by heart",
+        f"the model can overfit {BY_HEART} texts",
         check_by_heart,
         "the loss against decode: shifted labels, softmax twice",
     ),
-    Check("answers do not see the labels", check_labels_unseen, "what forward does with labels"),
+    Check("answers do not depend on the labels", check_labels_unseen, "what forward does with labels"),
+    Check("extra columns change the answers", check_extras, "inputs['extras'] in the forward of a head"),
     Check("padding changes nothing", check_padding, "attention_mask in encode, pooling and the head"),
     Check("the order in a batch changes nothing", check_order, "sums and norms over dimension 0"),
     Check("other texts of a batch change nothing", check_other_rows, "BatchNorm; means over dimension 0"),
@@ -753,19 +779,60 @@ def quiet():
 
 
 def check_model(case):
-    """Runs all checks and logs a line for each. -> [(Check, what is wrong)] of those that failed."""
-    failed = []
+    """Runs all checks and logs a line for each, and a verdict. -> {name of a check that failed: what is wrong}"""
+    failed, skipped = {}, 0
     case.other = OtherProcess(case) if case.best is not None and case.command else None
-    for number, check in enumerate(tqdm(CHECKS, desc="model checks", leave=False), 1):
+    for number, check in enumerate(CHECKS, 1):
         case.notes.clear()
-        with quiet():
-            try:
+        try:
+            with quiet():
                 wrong = check.run(case)
-            except Exception as error:  # whatever an edited model raises
-                wrong = f"{type(error).__name__}: {first_line(error)} ({own_frame(error) or 'in a library'})"
+        except Skipped as reason:
+            skipped += 1
+            logger.info(f"check {number:2d}  skipped {check.name}: {reason}")
+            continue
+        except Exception as error:  # whatever an edited model raises
+            wrong = f"{type(error).__name__}: {first_line(error)}{place_of(error)}"
+            if isinstance(error, NotFinite):
+                wrong = f"{error}; the other checks would say the same"
         if wrong:
-            failed.append((check, wrong))
+            failed[check.name] = wrong
             logger.error(f"check {number:2d}  FAILED  {check.name}: {wrong}. Look at: {check.look_at}")
+            if wrong.endswith("would say the same"):
+                break
         else:
             logger.info(f"check {number:2d}  ok      {check.name}" + "".join(f"; note: {note}" for note in case.notes))
+    if case.other is not None:
+        case.other.close()
+    if failed:
+        logger.error(f"{len(failed)} of {len(CHECKS)} checks FAILED (exit code 3)")
+    else:
+        logger.info(f"{len(CHECKS) - skipped} checks passed, {skipped} skipped as they do not apply")
     return failed
+
+
+@contextmanager
+def rehearsal():
+    """`with rehearsal() as failures:` — an exception inside is one line, its traceback goes to the log file, and the
+    checks can say why. A mistake of the user, a signal and the operating system's errors are raised as ever."""
+    failures = []
+    try:
+        yield failures
+    except (UserError, Interrupted, OSError):
+        raise
+    except Exception as error:
+        failures.append(error)
+        told = f"{type(error).__name__}: {first_line(error)}{place_of(error)}"
+        logger.error(
+            f"the rehearsal FAILED: {told}. The model is checked all the same; the traceback is in the log file"
+        )
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, traceback.format_exc(), (), None))
+
+
+def place_of(error):
+    """ " (file:line: code)" of the innermost line of the template's own files, not those of this check."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
+    own = [frame for frame in frames if not frame.filename.endswith(("model_check.py", "<string>"))]
+    return f" ({Path(own[-1].filename).name}:{own[-1].lineno}: {own[-1].line})" if own else ""

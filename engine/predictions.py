@@ -120,7 +120,7 @@ def entities(tags, spans, text):
     ]
 
 
-def prepare_inputs(examples, tasks):
+def prepare_inputs(examples, tasks, path="--predict_file"):
     """Texts to predict on -> examples as these tasks need them: for tagging with tokens, with their extra columns."""
     if any(task.get("pairs") for task in tasks.values()) and "text_pair" not in examples[0]:
         raise UserError(
@@ -132,7 +132,7 @@ def prepare_inputs(examples, tasks):
     extras, unit = extras_of(tasks), token_unit(tasks)
     for number, example in enumerate(examples, 1):
         if extras:
-            require_extras(example, extras, f"--predict_file, text {number}")
+            require_extras(example, extras, f"{path}, text {number}")
         else:
             example.pop("extras", None)
     if unit is not None:

@@ -1,18 +1,22 @@
 """The run folder: one run each, one process at a time, never overwritten by mistake."""
 
+import dataclasses
 import json
 import logging
 import shutil
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from engine.command_line import UserError
+from engine.files import write_json
+
+logger = logging.getLogger("template")
 
 
 def close_log():
     """Lets go of the log file, if there is one."""
-    logger = logging.getLogger("template")
     for handler in [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]:
         logger.removeHandler(handler)
         handler.close()
@@ -72,6 +76,24 @@ def refuse_other_run(config, run_dir):
                 f"{run_dir} cannot be resumed with other options: {'; '.join(changes)} (--force_resume goes on "
                 "all the same)"
             )
+
+
+class SavedOptions:
+    """What a dataclass of options inherits, so that a run's options can be kept in a file."""
+
+    def save(self, path):
+        """Writes the options as JSON."""
+        write_json(path, dataclasses.asdict(self))
+
+    @classmethod
+    def load(cls, path):
+        """Options as `save` wrote them. Those that this version no longer has are told and left out."""
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        unknown = sorted(set(values) - {option_field.name for option_field in dataclasses.fields(cls)})
+        if unknown:
+            gone = ", ".join(f"{name}={values[name]!r}" for name in unknown)
+            logger.warning(f"{path}: these options no longer exist and are left out: {gone}")
+        return cls(**{name: value for name, value in values.items() if name not in unknown})
 
 
 def changed_options(before, now, resume_safe):

@@ -57,6 +57,9 @@ def kind_of_task(name, examples, chosen):
     kind = labels.find_kind([example[name] for example in examples if example.get(name) is not None])
     if kind == "list":
         return "tagging" if "tokens" in examples[0] or name in labels.TAG_NAMES else "multilabel"
+    if chosen == "tagging" and kind != "spans":
+        where, label = next((e["_where"], e[name]) for e in examples if e.get(name) is not None)
+        raise UserError(f"{where}: --label_type {name}=tagging needs a tag for each token, but the label is {label!r}")
     return kind
 
 

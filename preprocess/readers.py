@@ -161,7 +161,9 @@ def find_columns(path, names, options, listed):
             raise UserError(f"{path}: a label column cannot be called {name!r}; rename it")
     group = pick("group_column", [getattr(options, "group_column", "")], (), *choices, needed=False)
     extras = [name.strip() for name in getattr(options, "extra_columns", "").split(",")]
-    extras = pick("extra_columns", extras, (), *choices, needed=False)
+    extras = list(dict.fromkeys(pick("extra_columns", extras, (), *choices, needed=False)))
+    if both := sorted({*extras} & {text, pair, *labels}):
+        raise UserError(f"{path}: --extra_columns names {both[0]!r}, which is the text or a label; {listed}")
     unused = [name for name in names if name not in (text, pair, *labels, *extras, *group, "id", "split")]
     shown = f", second text from {pair!r}" if pair else ""
     left_out = f"; not used: {', '.join(unused)}" if unused else ""

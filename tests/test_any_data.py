@@ -780,7 +780,9 @@ def test_columns_of_numbers_reach_the_batch_and_the_prediction(tmp_path, capsys)
     (tmp_path / "texts.csv").write_text("text,age\nof many,3\n")
     run = dict(data_path=str(tmp_path / "data"), output_dir=str(tmp_path / "output"), model_version="run")
     main(Config(do_train=True, do_eval=True, do_predict=True, **TINY, **run))
-    with pytest.raises(UserError, match="text 1: this model also reads the column 'price', but there are age"):
+    with pytest.raises(
+        UserError, match=r"texts.csv, text 1: no column 'price', which this model needs; its columns are: age"
+    ):
         main(Config(do_predict=True, predict_file=str(tmp_path / "texts.csv"), device="cpu", **run))
     (tmp_path / "texts.csv").write_text("text,age,price\nof many,3,\n")
     main(Config(do_predict=True, predict_file=str(tmp_path / "texts.csv"), device="cpu", **run))
@@ -789,7 +791,7 @@ def test_columns_of_numbers_reach_the_batch_and_the_prediction(tmp_path, capsys)
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        ("1,x,3", "row 3: n is 'x', not a number"),
+        ("1,x,3", "row 3: n is 'x', but --extra_columns takes numbers"),
         ("1,inf,3", "row 3: n is 'inf', which is not finite"),
         ("2,2,2", "'n' has the single value 2 in train"),
         (",,", "'n' is empty in train"),
@@ -800,6 +802,10 @@ def test_a_bad_extra_column_is_one_line(column, message, tmp_path):
     (tmp_path / "a.csv").write_text("text,label,n\n" + "\n".join(lines) + "\n")
     with pytest.raises(UserError, match=message):
         process(DataConfig(input=str(tmp_path / "a.csv"), output_dir=str(tmp_path / "data"), extra_columns="n"))
+    with pytest.raises(UserError, match="--extra_columns names 'label', which is the text or a label"):
+        process(DataConfig(input=str(tmp_path / "a.csv"), output_dir=str(tmp_path / "data"), extra_columns="n,label"))
+    with pytest.raises(UserError, match=r"row 2: --label_type label=tagging needs a tag for each token, but .* 'a'"):
+        process(DataConfig(input=str(tmp_path / "a.csv"), output_dir="x", label_type="label=tagging"))
     with pytest.raises(UserError, match="no column 'm'"):
         process(DataConfig(input=str(tmp_path / "a.csv"), output_dir=str(tmp_path / "data"), extra_columns="m"))
     assert not (tmp_path / "data").exists()

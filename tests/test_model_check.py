@@ -3,6 +3,7 @@ said against the template's own."""
 
 import dataclasses
 import json
+import math
 import shutil
 
 import pytest
@@ -44,7 +45,8 @@ def failed_checks(case, monkeypatch, wanted=()):
     if wanted:
         kept = [check for check in CHECKS if check.run.__name__.removeprefix("check_") not in SLOW - set(wanted)]
         monkeypatch.setattr("engine.model_check.CHECKS", kept)
-    return {check.run.__name__.removeprefix("check_"): wrong for check, wrong in check_model(case)}
+    function_of = {name: function for function, name in NAMES.items()}
+    return {function_of[name]: wrong for name, wrong in check_model(case).items()}
 
 
 # ---- broken models: what somebody wrote, and the check that must find it ---------------------------------------------
@@ -336,6 +338,36 @@ def test_an_answer_that_depends_on_its_batch_is_found(kinds, monkeypatch):
     assert "prediction" in failed, failed
 
 
+@pytest.mark.parametrize("logits", [math.nan, math.inf])
+def test_logits_that_are_not_finite_end_the_checks(logits, tiny, monkeypatch):
+    class Broken(ClassificationHead):
+        def forward(self, vectors, inputs):
+            return self.linear(vectors) * logits
+
+    monkeypatch.setitem(model_utils.HEADS, "classification", Broken)
+    failed = failed_checks(case_of(tiny(max_length=32)), monkeypatch)
+    assert list(failed) == ["shapes"] and "'intent' are not finite" in failed["shapes"]
+
+
+def test_columns_that_no_head_reads_are_found(kinds, monkeypatch):
+    failed = failed_checks(case_of(kinds()), monkeypatch, ["extras"])
+    assert failed == {"extras": "no answer changes when age change: no head reads them"}
+
+
+def test_a_loss_of_another_size_says_so(tiny, monkeypatch):
+    """A bounded loss is no cross-entropy: first_loss says what to expect."""
+
+    class Bounded(ClassificationHead):
+        def loss(self, logits, labels, inputs):
+            right = logits.softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+            return torch.where(labels == IGNORE, 0.0, 1 - right).sum()
+
+    monkeypatch.setitem(model_utils.HEADS, "classification", Bounded)
+    assert "set first_loss in the head" in failed_checks(case_of(tiny()), monkeypatch, ["first_loss"])["first_loss"]
+    monkeypatch.setattr(Bounded, "first_loss", 1.0)
+    assert "first_loss" not in failed_checks(case_of(tiny()), monkeypatch, ["first_loss"])
+
+
 # ---- no complaint ----------------------------------------------------------------------------------------------------
 
 
@@ -357,6 +389,14 @@ def kinds(tmp_path):
         return Config(**{**TINY, "data_path": str(tmp_path / "kinds"), "output_dir": str(tmp_path / "output"), **more})
 
     return make
+
+
+class ReadsExtras(ClassificationHead):
+    def __init__(self, hidden_size, task):
+        super().__init__(hidden_size + len(task["extras"]), task)
+
+    def forward(self, vectors, inputs):
+        return self.linear(torch.cat([vectors, inputs["extras"]], 1))
 
 
 OPTIONS = {
@@ -385,6 +425,7 @@ def test_nothing_is_said_against_the_templates_own(name, tiny, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [dict(), dict(class_weights="balanced")])
 def test_nothing_is_said_against_the_other_kinds_of_task(options, kinds, monkeypatch):
+    monkeypatch.setitem(model_utils.HEADS, "classification", ReadsExtras)
     assert failed_checks(case_of(kinds(**options)), monkeypatch) == {}
 
 
@@ -416,13 +457,24 @@ def test_nothing_is_said_against_a_pretrained_encoder(tiny, tmp_path, monkeypatc
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
+CRASH = """
+
+class Crashes(ClassificationHead):
+    def loss(self, logits, labels, inputs):
+        raise ValueError("not enough logits")
+
+
+HEADS["classification"] = Crashes
+"""
+
+
 @pytest.mark.slow
 def test_the_command_checks_after_its_rehearsal(sample, command, tmp_path):
     """--debug alone: all steps, then a line a check; 0 if all pass, 3 if one fails, in a copy that somebody edited."""
     flags = ["--debug", "--data_path", sample, "--epochs", 3, "--hidden_size", 32, "--num_layers", 1, "--device", "cpu"]
     done = command("main.py", *flags)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("  ok      ") == len(CHECKS) and "FAILED" not in done.stderr
+    assert "19 checks passed, 2 skipped as they do not apply" in done.stderr and "FAILED" not in done.stderr
     assert (tmp_path / "output/tiny-debug/predictions.csv").exists()
     copied = tmp_path / "copy"
     ignored = shutil.ignore_patterns(".git", ".venv", "output", "__pycache__", "tests", "dataset", "benchmarks")
@@ -434,4 +486,10 @@ def test_the_command_checks_after_its_rehearsal(sample, command, tmp_path):
     assert broken.returncode == 3, broken.stderr
     lines = [line for line in broken.stderr.splitlines() if "FAILED" in line]
     assert NAMES["gradients"] in lines[0] and "Look at: .detach()" in lines[0]
+    path.write_text(text.replace(".detach()", "") + CRASH)
+    crashed = command(copied / "main.py", *flags)
+    assert crashed.returncode == 3 and "Traceback" not in crashed.stderr, crashed.stderr
+    told = "the rehearsal FAILED: ValueError: not enough logits (model_utils.py:"
+    assert told in crashed.stderr and "FAILED  shapes, labels and label counts: ValueError" in crashed.stderr
+    assert "Traceback (most recent call last)" in (tmp_path / "output/tiny-debug/train.log").read_text()
     assert read_json(tmp_path / "output/tiny-debug/eval.json")
