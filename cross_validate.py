@@ -30,7 +30,7 @@ def main(config):
         raise UserError(f"{data_path}: no folds in it; make them with data_process.py --n_splits 5")
     options = dict(do_train=True, do_eval=True, do_predict=False, resume=True)
     folds = [dataclasses.replace(config, fold=number, **options) for number in numbers]
-    train_folds(folds)
+    code = train_folds(folds)
 
     tasks = load_labels(data_path)
     folder = config.run_dir.with_name(f"{config.run_dir.name}-folds")
@@ -68,14 +68,14 @@ def main(config):
         result["test_of_all_folds"] = score(tasks, test_gold, {n: [answer[n][0] for answer in answers] for n in tasks})
     write_json(folder / "folds.json", result)
     log_result(result, len(folds), logger)
+    return code
 
 
 def train_folds(folds):
-    """Each fold as main.py would train it; one that is finished is left as it is."""
+    """Each fold as main.py would train it; one that is finished is left as it is. -> the exit code"""
     from main import main as train_one
 
-    for fold in folds:
-        train_one(fold)
+    return max([train_one(fold) or 0 for fold in folds])
 
 
 def load_fold(fold):

@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from config import ROOT, Config
 from engine.command_line import UserError, option, require_seed, run_command
+from engine.tags import kind_of
 from engine.text import text_of
 from preprocess import checks
 from preprocess.labelling import check_examples, collect_labels
@@ -119,7 +120,8 @@ def prepare(config):
 def labels_of(parts, types):
     """labels.json. types: {task: type}; one of your own is collected as the kind that its labels look like."""
     tasks = collect_labels(parts, {name: KINDS.get(kind, kind) for name, kind in types.items()})
-    return {name: task | {"type": types[name]} for name, task in tasks.items()}
+    own = {name: {"type": kind, "kind": KINDS[kind]} for name, kind in types.items() if KINDS.get(kind, kind) != kind}
+    return {name: task | own.get(name, {}) for name, task in tasks.items()}
 
 
 def read_processed_folder(folder):
@@ -134,7 +136,7 @@ def read_processed_folder(folder):
         for example in (example for examples in parts.values() for example in examples):
             example.setdefault(name, None)
         if "counts" not in task:
-            task.update(collect_labels(parts, {name: task["type"]})[name])
+            task.update(collect_labels(parts, {name: kind_of(task)})[name])
     return parts, tasks
 
 

@@ -13,6 +13,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from sklearn.metrics import accuracy_score, classification_report, f1_score, mean_absolute_error
 from sklearn.preprocessing import MultiLabelBinarizer
 
+from engine import tags
 from engine.predictions import names_entities
 from engine.tags import is_tagging
 
@@ -100,11 +101,12 @@ MAIN = {
 
 
 def kind_of(task):
-    """The kind by which a task is scored; a type of your own is scored as tagging or classification until it has an
+    """The kind by which a task is scored; a type of your own as the kind that its labels look like, until it has an
     entry in SCORES. "words": tagging whose tags are no entities (no B-, I-, …)."""
-    if (is_tagging(task["type"]) and task["type"] not in SCORES) or task["type"] == "tagging":
+    kind = task["type"] if task["type"] in SCORES else tags.kind_of(task)
+    if is_tagging(kind) and (kind == "tagging" or kind not in SCORES):
         return "tagging" if names_entities(task) else "words"
-    return task["type"] if task["type"] in SCORES else "classification"
+    return kind if kind in SCORES else "classification"
 
 
 def score(tasks, gold, predicted):

@@ -10,7 +10,7 @@ import pyarrow as pa
 from engine.command_line import UserError
 from engine.extras import extras_of, standardize
 from engine.files import sha256
-from engine.tags import IGNORE, is_tagging
+from engine.tags import IGNORE, is_tagging, kind_of
 
 
 class Ragged(NamedTuple):
@@ -103,7 +103,7 @@ class Featurizer:
             columns[f"extras.{name}"] = standardize(values, **of_train)
         for name, task in self.tasks.items():
             if name in examples[0]:
-                columns[name] = self.labels(name, task["type"], features, examples)
+                columns[name] = self.labels(name, kind_of(task), features, examples)
         return columns
 
     def labels(self, name, kind, features, examples):

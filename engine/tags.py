@@ -10,6 +10,11 @@ def is_tagging(kind):
     return kind.endswith("tagging")
 
 
+def kind_of(task):
+    """What a task's labels look like: its type, or for one of the user's own the kind that it names."""
+    return task.get("kind", task["type"])
+
+
 def find_scheme(tag_lists):
     """ "bio", "iob1", "bioes", "bmes" or "bilou"; None if the tags are no entities (parts of speech, say).
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import regex
 from tqdm import tqdm
 
-from engine.tags import find_scheme, illegal_tags, is_tagging
+from engine.tags import find_scheme, illegal_tags, is_tagging, kind_of
 from engine.text import text_of
 from preprocess.schema import length_of
 
@@ -299,16 +299,16 @@ def compare_lengths(train, others, part):
 
 def check_labels(parts, tasks):
     for name, task in tasks.items():
-        if task["type"] != "regression":
+        if kind_of(task) != "regression":
             counts, first = {}, {}
             for part, rows in parts.items():
                 counts[part] = Counter(label for e in rows for label in labels_in(e[name]))
                 places = {label: e["_where"] for e in reversed(rows) for label in labels_in(e[name])}
                 first[part] = {label: f"{where}: {label!r}" for label, where in places.items()}
             yield from check_label_names(name, task, counts, first)
-            if task["type"] == "classification" and counts["train"]:
+            if kind_of(task) == "classification" and counts["train"]:
                 yield from check_class_balance(name, counts, first)
-            if task["type"] == "multilabel":
+            if kind_of(task) == "multilabel":
                 yield from check_label_sets(name, parts, counts["train"], first["train"])
 
 
@@ -324,7 +324,7 @@ def check_label_names(name, task, counts, first):
     yield Note(f"{name}: labels that occur only once in train", once, advice)
     untested = [first["train"][x] for x in sorted(train) if dev is not None and train[x] >= 20 and not dev[x]]
     yield Note(f"{name}: labels of train that dev never tests", untested, "split again, stratified")
-    if not is_tagging(task["type"]):
+    if not is_tagging(kind_of(task)):
         alike = labels_alike(counts, first)
         yield Note(f"{name}: labels that differ only in case, blanks or width", alike, "probably one label: merge them")
     odd = [first[part][x] for part in counts for x in sorted(counts[part]) if x.strip().lower() in PLACEHOLDERS]
@@ -373,7 +373,7 @@ def check_label_sets(name, parts, train, first):
 
 def check_numbers(parts, tasks):
     for name, task in tasks.items():
-        if task["type"] == "regression":
+        if kind_of(task) == "regression":
             values = {part: [e[name] for e in rows if e[name] is not None] for part, rows in parts.items()}
             middle = statistics.median(values["train"])
             limit = 10 * (outlier_spread(values["train"], middle) or task["std"])
@@ -401,7 +401,7 @@ def compare_numbers(name, task, part, values, where):
 
 def check_tags(parts, tasks):
     for name, task in tasks.items():
-        if is_tagging(task["type"]) and find_scheme([task["labels"]]) is not None:
+        if is_tagging(kind_of(task)) and find_scheme([task["labels"]]) is not None:
             tagged = [e for e in all_examples(parts) if e[name] is not None]
             entities = [(e, *entity) for e in tagged for entity in entities_of(e, name)]
             yield from check_scheme(name, task, tagged)
@@ -521,7 +521,7 @@ def encoding_faults(e, encoding, tokenizer, length, tasks, special):
         yield "long", f"{len(encoding.ids) + 2} sub-tokens"
         kept = set(encoding.word_ids[:room])
         for name, task in tasks.items():
-            if is_tagging(task["type"]) and e[name]:
+            if is_tagging(kind_of(task)) and e[name]:
                 lost = [(label, words) for label, _, last, words in entities_of(e, name) if last not in kept]
                 yield from [("entity", f"{label} {' '.join(words)!r}") for label, words in lost[:1]]
     if tokens:

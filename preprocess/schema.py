@@ -13,7 +13,7 @@ from pathlib import Path
 from engine.command_line import UserError
 from engine.extras import extras_of, require_extras
 from engine.files import appearing_whole
-from engine.tags import is_tagging
+from engine.tags import is_tagging, kind_of
 from preprocess import labels
 
 PARTS = ("train", "dev", "test")
@@ -73,7 +73,7 @@ def check_row(example, tasks, where, needs_labels=True):
         if needs_labels:
             if name not in example:
                 raise UserError(f"{where}: has no label for the task {name!r}; null says that there is none")
-            labels.check_label({"_where": where, **example}, name, task["type"])
+            labels.check_label({"_where": where, **example}, name, kind_of(task))
         if is_tagging(task["type"]) and "tokens" not in example:
             raise UserError(f"{where}: has no `tokens`, which the task {name!r} tags")
 
@@ -171,13 +171,13 @@ def summary(parts, tasks):
         width = 18 if "tokens" in rows[0] else 22
         print(f"{part:<8}{len(rows):>9}   {'':<{width}} " + " ".join(f"{length:>6}" for length in shown))
     for name, info in tasks.items():
-        if info["type"] == "regression":
+        if kind_of(info) == "regression":
             print(f"task {name}: regression, mean {info['mean']:.4g}, standard deviation {info['std']:.4g}")
             continue
         counts = Counter(dict(zip(info["labels"], info["counts"])))
         common = ", ".join(f"{label} {count / counts.total():.0%}" for label, count in counts.most_common(3))
         print(f"task {name}: {info['type']}, {len(counts)} labels ({common}{', …' if len(counts) > 3 else ''})")
-        if info["type"] == "multilabel":
+        if kind_of(info) == "multilabel":
             none = {part: sum(e[name] == [] for e in rows) for part, rows in parts.items()}
             print(f"task {name}: rows with none of the labels, learnt as such: {none}")
         missing = {part: sum(e[name] is None for e in rows) for part, rows in parts.items()}

@@ -2,8 +2,8 @@
 
     python tests/forks.py FOLDER_OF_THE_SCRIPTS
 
-Each line of standard input is JSON, {"words": [script, flag, …], "log": file, "kill_at": path or null}; for each the
-exit code is printed. With kill_at the process is killed (SIGKILL) as soon as that path exists.
+Each line of standard input is JSON, {"words": [script, flag, …], "log": file, "kill_at": [folder, step] or null}; for
+each the exit code is printed. With kill_at the process is killed once the folder has a checkpoint of that step.
 """
 
 import json
@@ -28,7 +28,7 @@ class Forks:
     def run(self, words, code=0, kill_at=None):
         """Runs [script, flag, …] -> what it printed."""
         words = [str(self.scripts / words[0]), *map(str, words[1:])]
-        task = {"words": words, "log": str(self.log), "kill_at": kill_at and str(kill_at)}
+        task = {"words": words, "log": str(self.log), "kill_at": kill_at}
         self.process.stdin.write(json.dumps(task) + "\n")
         self.process.stdin.flush()
         printed = self.process.stdout.readline()
@@ -76,11 +76,20 @@ def main():
         child = os.fork()
         if child == 0:
             run(task["words"], task["log"])
-        while task["kill_at"] and not os.path.exists(task["kill_at"]) and os.waitpid(child, os.WNOHANG) == (0, 0):
-            time.sleep(0.003)
-        if task["kill_at"]:
-            os.kill(child, signal.SIGKILL)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        ended = os.waitpid(child, os.WNOHANG) if task["kill_at"] else os.waitpid(child, 0)
+        while ended == (0, 0):
+            if is_there(*task["kill_at"]):
+                os.kill(child, signal.SIGKILL)
+                ended = os.waitpid(child, 0)
+            else:
+                time.sleep(0.003)
+                ended = os.waitpid(child, os.WNOHANG)
+        print(os.waitstatus_to_exitcode(ended[1]), flush=True)
+
+
+def is_there(folder, step):
+    """Whether a checkpoint of that step or a later one is there."""
+    return any(int(path.name[5:]) >= step for path in Path(folder).glob("step_*") if path.name[5:].isdigit())
 
 
 if __name__ == "__main__":

@@ -811,16 +811,30 @@ def test_a_bad_extra_column_is_one_line(column, message, tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_a_kind_of_your_own_is_collected_as_another(tmp_path, monkeypatch):
-    (tmp_path / "a.csv").write_text("text,stars\n" + "".join(f"text {i},{i % 3}\n" for i in range(30)))
+@pytest.mark.parametrize("base", ["classification", "multilabel", "regression"])
+def test_a_kind_of_your_own_is_handled_as_the_one_that_its_labels_look_like(base, tmp_path, monkeypatch):
+    """Processed, in folds, checked again, trained with its own head, scored and predicted."""
+    from model_utils import HEADS
+
+    cells = {"classification": "{}", "multilabel": "a{},all", "regression": "{}.5"}[base]
+    rows = [f'text {i},"{cells.format(i % 3)}"' for i in range(40)]
+    (tmp_path / "a.csv").write_text("text,stars\n" + "\n".join(rows) + "\n")
     options = dict(input=str(tmp_path / "a.csv"), output_dir=str(tmp_path / "data"), label_column="stars", n_splits=2)
     with pytest.raises(UserError, match="the types are classification, multilabel, regression, tagging"):
-        DataConfig(**options, label_type="stars=ordinal")
-    monkeypatch.setitem(labels.KINDS, "ordinal", "classification")
-    process(DataConfig(**options, label_type="stars=ordinal"))
+        DataConfig(**options, label_type="stars=own")
+    monkeypatch.setitem(labels.KINDS, "own", base)
+    process(DataConfig(**options, label_type="stars=own"))
     for folder in ("data", "data/fold_1"):
         task = read_json(tmp_path / folder / "labels.json")["stars"]
-        assert (task["type"], task["labels"]) == ("ordinal", ["0", "1", "2"])
+        assert (task["type"], task["kind"]) == ("own", base)
+    process(DataConfig(input=str(tmp_path / "data"), check=True))
+    monkeypatch.setitem(HEADS, "own", HEADS[base])
+    run = dict(data_path=str(tmp_path / "data"), output_dir=str(tmp_path / "output"), model_version="run")
+    main(Config(do_train=True, do_eval=True, do_predict=True, **TINY, **run))
+    scores = read_json(tmp_path / "output/run/eval.json")["test"]
+    assert {"classification": "stars_accuracy", "multilabel": "stars_micro_f1", "regression": "stars_mae"}[
+        base
+    ] in scores
 
 
 @pytest.mark.parametrize(

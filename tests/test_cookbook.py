@@ -132,8 +132,8 @@ class Road:
 
     def kill(self, name, step):
         """Trains and is killed once the checkpoint of that step is there."""
-        checkpoint = self.folder / f"output/{name}/checkpoints/step_{step:08d}"
-        self.forks.run(self.train(name), code=-signal.SIGKILL, kill_at=checkpoint)
+        checkpoints = str(self.folder / f"output/{name}/checkpoints")
+        self.forks.run(self.train(name), code=-signal.SIGKILL, kill_at=[checkpoints, step])
 
     def sums(self, name):
         """What must be equal: the weights and training states, and the rows of figures."""

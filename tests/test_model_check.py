@@ -168,6 +168,15 @@ class NanWithoutLabels(ClassificationHead):
         return super().loss(logits, labels, inputs) * len(labels[known]) / known.sum()
 
 
+class NanBehindWhere(ClassificationHead):
+    """The loss is right, its gradient NaN: 0 * inf behind torch.where."""
+
+    def loss(self, logits, labels, inputs):
+        right = logits.softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        known = labels != IGNORE
+        return torch.where(known, -(right * known).log(), 0.0).sum()
+
+
 class ContrastOfRows(ClassificationHead):
     def loss(self, logits, labels, inputs):
         return super().loss(logits, labels, inputs) + (logits @ logits.T).mean()
@@ -250,6 +259,7 @@ HEADS = {
     LossAveragedTwice: "mean_loss",
     LossTimesTheBatch: "mean_loss",
     NanWithoutLabels: "no_labels",
+    NanBehindWhere: "no_labels",
     ContrastOfRows: "accumulation",
     AnotherDevice: "device",
     LogitsMadeElsewhere: "device",
@@ -411,6 +421,8 @@ OPTIONS = {
     "smart": dict(use_smart=True),
     "rdrop, swa, streaming": dict(use_rdrop=True, use_swa=True, swa_start=0.0, streaming=True),
     "frozen": dict(freeze_layers=-1),
+    "frozen by number": dict(num_layers=2, freeze_layers=2),
+    "crf, focal": dict(use_crf=True, focal_gamma=4.0),
     "bf16": dict(precision="bf16"),
     "windows": dict(max_length=8, window_stride=2),
 }
@@ -427,6 +439,38 @@ def test_nothing_is_said_against_the_templates_own(name, tiny, monkeypatch):
 def test_nothing_is_said_against_the_other_kinds_of_task(options, kinds, monkeypatch):
     monkeypatch.setitem(model_utils.HEADS, "classification", ReadsExtras)
     assert failed_checks(case_of(kinds(**options)), monkeypatch) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "rows", "options"),
+    [
+        ("two rows", [("a b", "x", None), ("b c d", "y", None)], dict()),
+        ("a task without a label in the first 64 rows", [("a b c", "xy"[n % 2], None) for n in range(70)], dict()),
+        (
+            "texts as long as may be",
+            [("a b " * 40 + str(n), "xy"[n % 2], None) for n in range(20)],
+            dict(max_length=16),
+        ),
+        (
+            "numbers in half precision",
+            [(f"a {n % 7} b", "xy"[n % 2], n % 5 + 0.5) for n in range(80)],
+            {"precision": "bf16"},
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_nothing_is_said_against_odd_data(name, rows, options, tmp_path, monkeypatch):
+    """A folder that somebody wrote by hand, in their own order."""
+    tasks = {"kind": {"type": "classification", "labels": ["x", "y"], "counts": [1, 1]}}
+    tasks["score"] = {"type": "regression", "labels": [], "mean": 2.5, "std": 1.4}
+    lines = [json.dumps({"text": text, "kind": kind, "score": score}) for text, kind, score in rows]
+    lines += [json.dumps({"text": "a", "kind": None, "score": 3.0})]
+    for part in ("train", "dev"):
+        (tmp_path / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "labels.json").write_text(json.dumps(tasks))
+    config = Config(**{**TINY, "data_path": str(tmp_path), "output_dir": str(tmp_path / "output"), **options})
+    assert failed_checks(case_of(config), monkeypatch) == {}
 
 
 @pytest.mark.slow
@@ -456,6 +500,19 @@ def test_nothing_is_said_against_a_pretrained_encoder(tiny, tmp_path, monkeypatc
 
 # ---- the command -----------------------------------------------------------------------------------------------------
 
+
+OF_THE_PROCESS = """
+
+class OfTheProcess(ClassificationHead):
+    offset = 10 * torch.rand(99, generator=torch.Generator().manual_seed(time.time_ns()))
+
+    def forward(self, vectors, inputs):
+        return self.linear(vectors) + self.offset.to(vectors.device)[: len(self.task["labels"])]
+
+
+HEADS["classification"] = OfTheProcess
+"""
+OF_THE_PROCESS = OF_THE_PROCESS.replace("time.time_ns()", "__import__('time').time_ns()")
 
 CRASH = """
 
@@ -488,6 +545,10 @@ def test_the_command_checks_after_its_rehearsal(sample, command, tmp_path):
     assert NAMES["gradients"] in lines[0] and "Look at: .detach()" in lines[0]
     path.write_text(text.replace(".detach()", "") + CRASH)
     crashed = command(copied / "main.py", *flags)
+    path.write_text(text.replace(".detach()", "") + OF_THE_PROCESS)
+    elsewhere = command(copied / "main.py", *flags)
+    lines = [line for line in elsewhere.stderr.splitlines() if "FAILED" in line]
+    assert elsewhere.returncode == 3 and NAMES["other_process"] in lines[0] and "1 of 21 checks" in lines[1], lines
     assert crashed.returncode == 3 and "Traceback" not in crashed.stderr, crashed.stderr
     told = "the rehearsal FAILED: ValueError: not enough logits (model_utils.py:"
     assert told in crashed.stderr and "FAILED  shapes, labels and label counts: ValueError" in crashed.stderr
