@@ -36,7 +36,7 @@ def main(config):
     folder = config.run_dir.with_name(f"{config.run_dir.name}-folds")
     folder.mkdir(parents=True, exist_ok=True)
     logger = get_logger(folder / "train.log", logging.INFO)
-    gold, predicted = {name: [] for name in tasks}, {name: [] for name in tasks}
+    gold, predicted = ({name: [] for name in tasks} for _ in range(2))
     rows, averages, head_states, test_set = [], [], [], None
     for fold in folds:
         trainer, dev_loader, test_loader = load_fold(fold)
@@ -67,8 +67,7 @@ def main(config):
         test_gold = {name: [test_set[i][name] for i in range(len(test_set))] for name in tasks}
         result["test_of_all_folds"] = score(tasks, test_gold, {n: [answer[n][0] for answer in answers] for n in tasks})
     write_json(folder / "folds.json", result)
-    log_result(result, len(folds), logger)
-    return code
+    return log_result(result, len(folds), logger) or code
 
 
 def train_folds(folds):
