@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from engine.command_line import UserError
 from engine.features import Ragged, encoded_fingerprint, to_arrow, to_numpy
-from engine.tags import IGNORE, needs_words
+from engine.span_pointer import num_outside
+from engine.tags import IGNORE, has_spans, needs_words
 from engine.text import text_of
 from engine.token_cache import cached_table
 from preprocess.schema import read_processed
@@ -141,6 +142,10 @@ class MyDataset(Dataset):
                 f"{where}: examples longer than --max_length {length} are read in {windows} overlapping windows"
                 + ("; labels of the whole text come from the first" if text_labels else "")
             )
+            for name in [name for name, task in self.tasks.items() if has_spans(task["type"])]:
+                if lost := num_outside(self, name):
+                    advice = "they are neither learnt nor found: raise --max_length or --window_stride"
+                    logger.warning(f"{where}: {lost} spans of {name!r} are longer than what windows share; {advice}")
 
     def __len__(self):
         """Examples; of their rows, which may be more, there are len(dataset.lengths)."""

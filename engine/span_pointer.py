@@ -181,6 +181,21 @@ def merge_windows(windows):
     return sorted(merged), [merged[span] for span in sorted(merged)]
 
 
+def num_outside(data, name):
+    """How many spans of a task no window of their text holds whole. data: a MyDataset"""
+    windows = {}
+    for example, first, size in zip(
+        data.example_index.tolist(), data.columns["first_word"].tolist(), data.columns["word_starts"].lengths.tolist()
+    ):
+        windows.setdefault(example, []).append((first, first + size))
+    cut = {example: parts for example, parts in windows.items() if len(parts) > 1}
+    return sum(
+        not any(begin <= first and last < end for begin, end in parts)
+        for example, parts in cut.items()
+        for first, last, _ in data[example].get(name) or ()
+    )
+
+
 def mean_of(answers):
     """(spans, probabilities) of one text by several models -> the mean; a model that did not find a span says 0."""
     sums = {}

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import math
 import random
 
@@ -238,10 +239,14 @@ def test_windows_change_nothing_where_context_does_not_matter(length, stride, to
         assert windowed == pytest.approx(whole, abs=1e-5)
 
 
-def test_labels_of_windows_are_the_spans_within_them(tokenizer):
+def test_labels_of_windows_are_the_spans_within_them(tokenizer, caplog):
+    logging.getLogger("template").propagate = True
     tokens = [WORDS[i % 9] for i in range(20)]
     examples = [
-        {"tokens": tokens, "entities": [[0, 0, "x"], [3, 9, "y"], [4, 5, "x"], [19, 19, "new"], [18, 19, "y"]]},
+        {
+            "tokens": tokens,
+            "entities": [[0, 0, "x"], [3, 9, "y"], [4, 5, "x"], [19, 19, "new"], [18, 19, "y"], [1, 18, "x"]],
+        },
         {"tokens": ["abc"], "entities": None},
         {"tokens": ["abc", "def"], "entities": []},
     ]
@@ -254,6 +259,7 @@ def test_labels_of_windows_are_the_spans_within_them(tokenizer):
         for f, end, k in zip(first[there].tolist(), last[there].tolist(), kind[there].tolist()):
             found.add((f + firsts[row], end + firsts[row], "xy"[k]))
     assert found == {(0, 0, "x"), (3, 9, "y"), (4, 5, "x"), (18, 19, "y")}
+    assert "1 spans of 'entities' are longer than what windows share" in caplog.text  # [1, 18]
     assert (labels[-2] == IGNORE).all() and labels[-1, 0] == 0 and (labels[-1, 1:] == IGNORE).all()
 
 
