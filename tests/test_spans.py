@@ -308,7 +308,8 @@ def nested_row(rng, part):
     if rng.random() < 0.1:
         text, spans = rng.choice(["hello", "nothing is here"]), []
     mood = "good" if "ok" in text or "today" in text else "bad"
-    return {"text": text, "entities": sorted(spans), "mood": mood, "split": part}
+    banks = [span for span in spans if span[2] == "bank"]  # flat: a task of tags beside that of spans
+    return {"text": text, "entities": sorted(spans), "mood": mood, "banks": banks, "split": part}
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +325,7 @@ def raw(tmp_path_factory):
 @pytest.fixture(scope="module")
 def nested(raw, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "nested"
-    process(DataConfig(input=str(raw), output_dir=str(folder), label_column="entities,mood"))
+    process(DataConfig(input=str(raw), output_dir=str(folder), label_column="entities,mood,banks"))
     return folder
 
 
@@ -341,6 +342,7 @@ def rows_of(path):
 
 def test_overlapping_spans_are_a_task_of_spans(raw, nested):
     tasks = read_json(nested / "labels.json")
+    assert tasks["banks"]["type"] == "tagging" and tasks["mood"]["type"] == "classification"
     assert tasks["entities"]["type"] == "spans" and tasks["entities"]["labels"] == ["bank", "city"]
     given = [row for row in rows_of(raw) if row["split"] == "train"]
     counts = [sum(span[2] == kind for row in given for span in row["entities"] or []) for kind in ("bank", "city")]
@@ -512,7 +514,7 @@ def test_options_without_effect_are_told():
     "options",
     [
         dict(use_rdrop=True, use_pgd=True, precision="bf16"),
-        dict(use_smart=True, dropout_samples=2),
+        dict(use_smart=True, dropout_samples=2, use_crf=True),
         dict(use_freelb=True, encoder="bilstm", gradient_accumulation_steps=3),
         dict(use_awp=True, awp_start=0.0, precision="fp16", max_length=8, window_stride=3),
     ],
@@ -521,7 +523,7 @@ def test_tricks_and_windows_train(options, small):
     config = small(epochs=1, do_train=True, do_eval=True, do_predict=True, **options)
     main(config)
     scores = read_json(config.run_dir / "eval.json")["test"]
-    assert all(value == value for value in scores.values()) and "entities_f1" in scores
+    assert all(value == value for value in scores.values()) and {"entities_f1", "banks_f1"} <= scores.keys()
 
 
 def test_folds_are_averaged(small):
