@@ -14,7 +14,7 @@ from pathlib import Path
 
 from engine.command_line import UserError, option, options_without_switch, parse_layers, require_range, require_seed
 from engine.run_folder import SavedOptions, changed_options
-from engine.tags import is_tagging
+from engine.tags import has_spans, needs_words
 
 logger = logging.getLogger("template")
 ROOT = Path(__file__).resolve().parent  # of the repository
@@ -248,7 +248,9 @@ class Config(SavedOptions):
         elif self.use_crf and (self.class_weights != "none" or self.label_smoothing or self.focal_gamma):
             imbalance = "--class_weights, --label_smoothing and --focal_gamma"
             unused.append(f"{imbalance} have no effect on tagging with --use_crf")
-        if self.pooling == "mean" and all(is_tagging(kind) for kind in kinds):
+        if any(map(has_spans, kinds)) and (self.class_weights != "none" or self.label_smoothing or self.focal_gamma):
+            unused.append("--class_weights, --label_smoothing and --focal_gamma have no effect on spans")
+        if self.pooling == "mean" and all(map(needs_words, kinds)):
             unused.append("--pooling=mean has no effect: all tasks are tagging")
         return unused
 

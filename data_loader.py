@@ -2,8 +2,8 @@
 
 A batch is `Batch(inputs, labels, rows)`. inputs: `input_ids`, `attention_mask`, `token_type_ids` (B, L); for tagging
 also `word_starts`, the position of each word's first sub-token, and `word_mask` (B, W); with --extra_columns `extras`
-(B, N), those numbers in standard deviations from the mean. labels: {task: (B,) or (B, W)},
-with IGNORE where there is none. rows: each example's number in its file.
+(B, N), those numbers in standard deviations from the mean. labels: {task: (B,) or (B, W)}, with IGNORE where there is
+none; of spans (B, 1 + 3N), see `encode` in engine/span_pointer.py. rows: each example's number in its file.
 The order of batches is a function of (seed, epoch) alone, whatever the number of workers, so a run can go on anywhere.
 Edit here when your model needs another input or your task another kind of label: engine/features.py, then `make_batch`.
 """
@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from engine.command_line import UserError
 from engine.features import Ragged, encoded_fingerprint, to_arrow, to_numpy
-from engine.tags import IGNORE, is_tagging
+from engine.span_pointer import num_outside
+from engine.tags import IGNORE, has_spans, needs_words
 from engine.text import text_of
 from engine.token_cache import cached_table
 from preprocess.schema import read_processed
@@ -136,11 +137,15 @@ class MyDataset(Dataset):
         elif len(self.lengths) > len(self):
             in_windows = len(np.unique(self.example_index[columns["first_word"] > 0]))
             windows = len(self.lengths) - len(self) + in_windows
-            text_labels = any(not is_tagging(task["type"]) for task in self.tasks.values())
+            text_labels = any(not needs_words(task["type"]) for task in self.tasks.values())
             logger.info(
                 f"{where}: examples longer than --max_length {length} are read in {windows} overlapping windows"
                 + ("; labels of the whole text come from the first" if text_labels else "")
             )
+            for name in [name for name, task in self.tasks.items() if has_spans(task["type"])]:
+                if lost := num_outside(self, name):
+                    advice = "they are neither learnt nor found: raise --max_length or --window_stride"
+                    logger.warning(f"{where}: {lost} spans of {name!r} are longer than what windows share; {advice}")
 
     def __len__(self):
         """Examples; of their rows, which may be more, there are len(dataset.lengths)."""

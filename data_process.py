@@ -3,7 +3,7 @@
     python data_process.py --input FILE_OR_FOLDER --output_dir dataset/NAME
 
 The folder holds train.jsonl, dev.jsonl, (test.jsonl) and labels.json. An example is one line:
-`id`; `text`, or `tokens`; optional `text_pair`; and one key per task: a string, or one tag per token.
+`id`; `text`, or `tokens`; optional `text_pair`; and one key per task: a string, a tag a token, spans of tokens, ...
 Edit here when a stage should do something else. The stages are in preprocess/: formats in readers.py, labels in
 labelling.py, splits in splits.py, what would hurt training in checks.py.
 """
@@ -48,8 +48,8 @@ class DataConfig:
     )
     label_type: str = option(
         "",
-        "types of tasks where they should not be guessed, such as 'score=regression,topics=multilabel'; also "
-        "classification, tagging, or a kind of your own",
+        "types of tasks where they should not be guessed, such as 'score=regression,topics=multilabel,entities=spans'; "
+        "also classification, tagging, or a kind of your own",
     )
     extra_columns: str = option(
         "", "columns of numbers that the model shall read beside the text, comma-separated, such as 'age,price'"

@@ -15,7 +15,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from engine import tags
 from engine.predictions import names_entities
-from engine.tags import is_tagging
+from engine.tags import has_spans, is_tagging
 
 
 def is_better(name, new, old):
@@ -58,7 +58,16 @@ def regression_scores(gold, predicted):
 
 def tagging_scores(gold, predicted):
     """gold, predicted: one list of tags a text. Entities count as seqeval counts them: type and both borders right."""
-    right, guessed, there = (counter.total() for counter in matches("tagging", gold, predicted))
+    return entity_scores(*matches("tagging", gold, predicted))
+
+
+def span_scores(gold, predicted):
+    """gold, predicted: a list of [first token, last token, type] a text, counted as entities are."""
+    return entity_scores(*matches("spans", gold, predicted))
+
+
+def entity_scores(*counters):
+    right, guessed, there = (counter.total() for counter in counters)
     return {
         "precision": right / max(1, guessed),
         "recall": right / max(1, there),
@@ -70,13 +79,18 @@ def matches(kind, gold, predicted):
     """Counters {label or entity type: how many}: right, predicted, in gold."""
     right, guessed, there = Counter(), Counter(), Counter()
     for g, p in zip(gold, predicted):
-        if kind == "tagging":
-            g, p = set(get_entities(g)), set(get_entities(p))
+        if kind in ("tagging", "spans"):
+            g, p = entities_in(kind, g), entities_in(kind, p)
         else:
             g, p = ({g}, {p}) if kind == "classification" else (set(g), set(p))
         for counter, items in ((right, g & p), (guessed, p), (there, g)):
-            counter.update(item[0] for item in items) if kind == "tagging" else counter.update(items)
+            counter.update(item[0] for item in items) if kind in ("tagging", "spans") else counter.update(items)
     return right, guessed, there
+
+
+def entities_in(kind, label):
+    """{(type, first token, last token)} of a text's tags or spans."""
+    return {(kind, first, last) for first, last, kind in label} if kind == "spans" else set(get_entities(label))
 
 
 def word_scores(gold, predicted):
@@ -90,6 +104,7 @@ SCORES = {
     "multilabel": multilabel_scores,
     "regression": regression_scores,
     "tagging": tagging_scores,
+    "spans": span_scores,
 }
 MAIN = {
     "words": "accuracy",
@@ -97,6 +112,7 @@ MAIN = {
     "multilabel": "micro_f1",
     "regression": "spearman",
     "tagging": "f1",
+    "spans": "f1",
 }
 
 
@@ -106,7 +122,8 @@ def kind_of(task):
     kind = task["type"] if task["type"] in SCORES else tags.kind_of(task)
     if is_tagging(kind) and (kind == "tagging" or kind not in SCORES):
         return "tagging" if names_entities(task) else "words"
-    return kind if kind in SCORES else "classification"
+    unknown = "spans" if has_spans(kind) else "classification"
+    return kind if kind in SCORES else unknown
 
 
 def score(tasks, gold, predicted):
@@ -129,13 +146,20 @@ def score(tasks, gold, predicted):
         for i, (g, p) in enumerate(zip(gold[name], predicted[name])):
             if g is not None and kind != "regression":
                 with_labels.add(i)
-                if set(g) != set(p) if kind == "multilabel" else g != p:
+                if not is_same(kind, g, p):
                     wrong.add(i)
     if with_labels:
         scores["sentence_accuracy"] = (len(with_labels) - len(wrong)) / len(with_labels)
     if len(tasks) > 1 and not all_exact(tasks):
         scores["mean_score"] = sum(mains) / max(1, len(mains))
     return scores
+
+
+def is_same(kind, gold, predicted):
+    """Whether an answer is right as a whole; of labels and spans in any order."""
+    if kind == "spans":
+        return entities_in(kind, gold) == entities_in(kind, predicted)
+    return set(gold) == set(predicted) if kind == "multilabel" else gold == predicted
 
 
 def report(tasks, gold, predicted):
@@ -165,6 +189,8 @@ def report_of(kind, gold, predicted):
         labels = {entity[0] for tags in (*gold, *predicted) for entity in get_entities(tags)}
         found = entity_report(gold, predicted, **options) if labels else {}
         return {label: found[label] for label in labels}
+    if kind == "spans":
+        return span_report(*matches(kind, gold, predicted))
     if kind == "words":
         gold, predicted = ([tag for tags in side for tag in tags] for side in (gold, predicted))
     if kind == "multilabel":
@@ -177,6 +203,19 @@ def report_of(kind, gold, predicted):
         labels = sorted({*gold, *predicted})
         found = classification_report(gold, predicted, labels=labels, **options) if labels else {}
     return {label: found[label] for label in labels}
+
+
+def span_report(right, guessed, there):
+    """{type: scores} from Counters of types."""
+    return {
+        label: {
+            "precision": right[label] / max(1, guessed[label]),
+            "recall": right[label] / max(1, there[label]),
+            "f1-score": 2 * right[label] / (guessed[label] + there[label]),
+            "support": there[label],
+        }
+        for label in guessed.keys() | there.keys()
+    }
 
 
 def table(per_label, most=40):
@@ -192,12 +231,12 @@ def table(per_label, most=40):
 
 
 def all_exact(tasks):
-    return all(kind_of(task) in ("classification", "tagging", "words") for task in tasks.values())
+    return all(kind_of(task) in ("classification", "tagging", "spans", "words") for task in tasks.values())
 
 
 def score_names(tasks):
     """The names of all that `score` and the losses give for these tasks, found by scoring one text."""
-    blank = {"tagging": ["O"], "words": ["X"], "multilabel": ["x"], "regression": 0.0}
+    blank = {"tagging": ["O"], "spans": [], "words": ["X"], "multilabel": ["x"], "regression": 0.0}
     answers = {name: [blank.get(kind_of(task), "")] for name, task in tasks.items()}
     return ["loss", *(f"{name}_loss" for name in tasks), *score(tasks, answers, answers)]
 

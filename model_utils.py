@@ -18,11 +18,12 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from config import Config
-from engine import checkpoint
+from engine import checkpoint, span_pointer
 from engine.command_line import UserError, first_line
-from engine.crf import CRF
+from engine.crf import CRF, has_all_labels
 from engine.encoders import build_transformer, freeze_layers, takes_wide_mask
-from engine.head import Head, ImbalanceOptions, TaskDict
+from engine.head import Head, ImbalanceOptions, LogitAverages, SigmoidStatistics, TaskDict, best_threshold
+from engine.span_pointer import SpanAnswers
 from engine.tags import IGNORE
 
 
@@ -30,7 +31,7 @@ from engine.tags import IGNORE
 class MyModelOutput:
     total_loss: torch.Tensor | None = None  # (), the weighted sum of the losses
     losses: dict = field(default_factory=dict)  # {task: ()}, each a mean over its labels
-    logits: dict = field(default_factory=dict)  # {task: (B, C) or (B, W, C)}
+    logits: dict = field(default_factory=dict)  # {task: (B, C) or (B, W, C)}, as its head gives them
     counts: dict = field(default_factory=dict)  # {task: ()}, what each loss was divided by
 
 
@@ -193,7 +194,7 @@ class ClassificationHead(ImbalanceOptions, Head):
         return counts.sum() / (len(counts) * counts)
 
 
-class MultilabelHead(ImbalanceOptions, Head):
+class MultilabelHead(ImbalanceOptions, SigmoidStatistics, Head):
     """Any number of labels a text: (B, H) -> logits (B, C). Labels (B, C) are 0, 1 or IGNORE.
 
     A label is taken if its probability reaches `threshold`, fitted on dev (best micro F1) and saved with the weights.
@@ -228,26 +229,11 @@ class MultilabelHead(ImbalanceOptions, Head):
 
     def calibrate(self, logits, labels):
         has_labels = labels[:, 0] != IGNORE
-        probabilities, order = logits[has_labels].sigmoid().flatten().sort(descending=True)
-        right = labels[has_labels].flatten()[order].cumsum(0)
-        if len(right) and right[-1] > 0:
-            f1 = 2 * right / (torch.arange(1, len(right) + 1, device=right.device) + right[-1])
-            f1[:-1][probabilities[:-1] == probabilities[1:]] = 0  # no threshold lies between equal probabilities
-            best = f1.argmax()
-            following = probabilities[best + 1] if best + 1 < len(probabilities) else torch.zeros_like(probabilities[0])
-            self.threshold.copy_((probabilities[best] + following) / 2)
-
-    def expected_statistics(self, logits, inputs):
-        return logits.sigmoid()
-
-    def to_average(self, logits):
-        return logits.sigmoid()
-
-    def from_average(self, average):
-        return average.clamp(1e-7, 1 - 1e-7).logit()
+        threshold = best_threshold(logits[has_labels].sigmoid().flatten(), labels[has_labels].flatten(), lowest=0.0)
+        self.threshold.copy_(self.threshold if threshold is None else threshold)
 
 
-class RegressionHead(Head):
+class RegressionHead(LogitAverages, Head):
     """A number a text: (B, H) -> (B,), in standard deviations from the mean of train. Labels: NaN if missing."""
 
     def __init__(self, hidden_size, task):
@@ -275,12 +261,6 @@ class RegressionHead(Head):
         """Of a normal distribution of variance 1: the logits."""
         return logits
 
-    def to_average(self, logits):
-        return logits
-
-    def from_average(self, average):
-        return average
-
 
 class TaggingHead(ClassificationHead):
     """One tag a word, each by itself: (B, W, H) -> logits (B, W, C)."""
@@ -291,7 +271,7 @@ class TaggingHead(ClassificationHead):
         return [self.task["labels"][tag_id] for tag_id in answer], probability
 
 
-class CRFTaggingHead(Head):
+class CRFTaggingHead(LogitAverages, Head):
     """One tag a word, all tags of a text together: (B, W, H) -> emissions (B, W, C) of a conditional random field."""
 
     level = "words"
@@ -319,17 +299,31 @@ class CRFTaggingHead(Head):
     def expected_statistics(self, logits, inputs):
         return self.crf.marginals(logits, inputs["word_mask"])
 
-    def to_average(self, logits):
-        """The emissions: scores of paths are sums of them."""
-        return logits
 
-    def from_average(self, average):
-        return average
+class SpanHead(SpanAnswers, Head):
+    """Spans of words that may nest and overlap (engine/span_pointer.py): (B, W, H) -> logits (B, W, W + 2T).
 
+    A span is taken if its score reaches `threshold`, fitted on dev (best F1) and saved with the weights.
+    """
 
-def has_all_labels(labels, mask):
-    """Whether every word of a text has a label, (B,)."""
-    return ((labels != IGNORE) | ~mask).all(1)
+    level, size = "words", 64  # size: of the vectors q and k
+
+    def __init__(self, hidden_size, task):
+        super().__init__(hidden_size, task, num_logits=2 * self.size)
+        self.borders = nn.Linear(2 * self.size, 2 * len(task["labels"]))  # a type's score for first and for last words
+        self.register_buffer("threshold", torch.tensor(0.0))
+
+    def forward(self, vectors, inputs):
+        vectors = self.linear(vectors).float()
+        with torch.autocast(vectors.device.type, enabled=False):  # half precision would lose the words' positions
+            return torch.cat([span_pointer.scores_of_pairs(vectors), self.borders(vectors) / 2], 2)
+
+    def loss(self, logits, labels, inputs):
+        return span_pointer.loss(logits, labels, inputs["word_mask"]).sum()
+
+    def decode(self, logits, inputs):
+        """All spans that some threshold might take; `to_labels` keeps those that reach this one."""
+        return span_pointer.find(logits, inputs["word_mask"])
 
 
 HEADS = {  # a task's "type" in labels.json -> its head; with --use_crf "tagging" takes "crf_tagging"
@@ -338,6 +332,7 @@ HEADS = {  # a task's "type" in labels.json -> its head; with --use_crf "tagging
     "regression": RegressionHead,
     "tagging": TaggingHead,
     "crf_tagging": CRFTaggingHead,
+    "spans": SpanHead,
 }
 
 

@@ -3,7 +3,7 @@
 import torch
 import torchcrf
 
-from engine.tags import may_follow
+from engine.tags import IGNORE, may_follow
 
 IMPOSSIBLE = -1e4  # score of a transition that decoding must not take
 
@@ -79,3 +79,8 @@ class CRF(torchcrf.CRF):
             tag = torch.where(mask[:, t], before, tag)
             tags.append(tag)
         return torch.stack(tags[::-1], 1) * mask
+
+
+def has_all_labels(labels, mask):
+    """Whether every word of a text has a label, (B,)."""
+    return ((labels != IGNORE) | ~mask).all(1)

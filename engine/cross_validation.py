@@ -5,6 +5,7 @@ import statistics
 
 import torch
 
+from engine import span_pointer
 from engine.predictions import add_cut_words
 
 
@@ -48,6 +49,10 @@ def mean_predictions(model, averages, data):
     for i in range(len(data)):
         answers.append({})
         for name, head in model.output_layer.heads.items():
+            if head.finds_spans:
+                found = span_pointer.mean_of([average[name][i] for average in averages])
+                answers[i][name] = head.to_labels(*found)
+                continue
             mean = torch.stack([average[name][i] for average in averages]).mean(0)
             logits = head.from_average(mean).unsqueeze(0).to(device)
             by_words = head.level == "words"

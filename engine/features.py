@@ -10,7 +10,8 @@ import pyarrow as pa
 from engine.command_line import UserError
 from engine.extras import extras_of, standardize
 from engine.files import sha256
-from engine.tags import IGNORE, is_tagging, kind_of
+from engine.span_pointer import encode
+from engine.tags import IGNORE, has_spans, is_tagging, kind_of, needs_words
 
 
 class Ragged(NamedTuple):
@@ -64,7 +65,7 @@ class Featurizer:
         self.tokenizer, self.tasks, self.max_length, self.truncation = tokenizer, tasks, max_length, truncation
         self.stride = max_length // 4 if stride is None else stride
         self.pad_to_multiple = 1  # 8 suits a GPU's matrix units
-        self.tagging = any(is_tagging(task["type"]) for task in tasks.values())
+        self.tagging = any(needs_words(task["type"]) for task in tasks.values())  # or spans
         self.extras = extras_of(tasks)
         self.label_ids = {name: {label: i for i, label in enumerate(task["labels"])} for name, task in tasks.items()}
 
@@ -107,7 +108,8 @@ class Featurizer:
         return columns
 
     def labels(self, name, kind, features, examples):
-        """The column of a task's labels. A window has its own words' tags; its label goes with the first one."""
+        """The column of a task's labels. A window has its own words' tags, and the spans that lie within it; its label
+        goes with the first one."""
         label_ids = self.label_ids[name]
         if is_tagging(kind):
             tag_ids = []
@@ -116,6 +118,8 @@ class Featurizer:
                 ids = [IGNORE] * num_words if tags is None else [label_ids.get(tag, IGNORE) for tag in tags]
                 tag_ids.append(ids[feature.first_word : feature.first_word + len(feature.word_starts)])
             return Ragged.from_lists(tag_ids)
+        if has_spans(kind):
+            return Ragged.from_lists([encode(spans_within(f, examples[f.example][name], label_ids)) for f in features])
         values = [None if feature.first_word else examples[feature.example][name] for feature in features]
         if kind == "multilabel":
             return Ragged.from_lists(
@@ -206,6 +210,16 @@ class Featurizer:
             while following - 1 > word and ends[stop - 1] - begins[following - 1] <= self.stride:
                 following -= 1
             word = following
+
+
+def spans_within(feature, spans, label_ids):
+    """The spans [(first word, last word, type id)] that a window holds whole, by its own words; None if there is no
+    label. spans: [[first word, last word, type]] of its example."""
+    start, size = feature.first_word, len(feature.word_starts)
+    if spans is None:
+        return None
+    inside = [(first - start, last - start, label_ids.get(label)) for first, last, label in spans]
+    return sorted(span for span in inside if span[0] >= 0 and span[1] < size and span[2] is not None)
 
 
 def merge_windows(windows):

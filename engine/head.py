@@ -21,6 +21,8 @@ class Head(nn.Module):
     # hidden states (B, L, H) as they are, for a head that makes its own one vector a text of them
     level = "text"
     needs_calibration = False  # whether `calibrate` chooses something on dev
+    # whether answers are lists of (first word, last word, type id), and labels as SpanHead has them
+    finds_spans = False
     first_loss = None  # about what the loss is before training; None: that of guessing, as of a cross-entropy
     compares_rows = False  # whether the loss of a row depends on the other rows of its batch, as contrastive losses do
 
@@ -39,7 +41,7 @@ class Head(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no loss(logits, labels, inputs)")
 
     def decode(self, logits, inputs):
-        """(answers, their probabilities), each (B,) or (B, W) or (B, C): what `to_labels` takes."""
+        """(answers, their probabilities), each (B,) or (B, W) or (B, C), or lists of spans: what `to_labels` takes."""
         raise NotImplementedError(f"{type(self).__name__} has no decode(logits, inputs)")
 
     def to_labels(self, answer, probability):
@@ -55,7 +57,8 @@ class Head(nn.Module):
         return self.label_mask(labels, inputs)
 
     def calibrate(self, logits, labels):
-        """Chooses something on dev, if `needs_calibration`. logits, labels: of the whole part."""
+        """Chooses something on dev, if `needs_calibration`. logits, labels: of the whole part; of a head that finds
+        spans (spans, probabilities) of each text, its windows put together, and the texts' labels as in the file."""
 
     def set_options(self, config, task_name):
         """Takes from the options what this head needs; called once, when the model is built."""
@@ -74,6 +77,18 @@ class Head(nn.Module):
         products = statistics * (first - second)
         weights = self.label_weights(labels, inputs)
         return (products * weights.view(*weights.shape, *[1] * (products.ndim - weights.ndim))).sum()
+
+    def real_logits(self, logits, inputs):
+        """The logits of texts and words that there are, without those of padding."""
+        return logits[inputs["word_mask"]] if self.level == "words" else logits
+
+    def hits(self, answers, probabilities, labels):
+        """How many of a batch's labels the answers of `decode` hit, and how many there are; a number is hit within half
+        a standard deviation."""
+        numbers = labels.is_floating_point()
+        there = ~labels.isnan() if numbers else labels != IGNORE
+        right = (answers - labels).abs() < 0.5 * self.task["std"] if numbers else answers == labels
+        return int((right & there).sum()), int(there.sum())
 
     def to_average(self, logits):
         """What may be averaged over several models: probabilities."""
@@ -106,6 +121,46 @@ class ImbalanceOptions:
             self.class_weights = self.balanced_weights(counts)
             # on a GPU labels are counted before they move there
             self.class_weights_on_host = self.class_weights.numpy().copy()
+
+
+class SigmoidStatistics:
+    """For logits of which each is decided by itself, by its sigmoid."""
+
+    def expected_statistics(self, logits, inputs):
+        return logits.sigmoid()
+
+    def to_average(self, logits):
+        return logits.sigmoid()
+
+    def from_average(self, average):
+        return average.clamp(1e-7, 1 - 1e-7).logit()
+
+
+class LogitAverages:
+    """For logits that may be averaged themselves: numbers, and a CRF's emissions, whose sums are scores of paths."""
+
+    def to_average(self, logits):
+        return logits
+
+    def from_average(self, average):
+        return average
+
+
+def best_threshold(scores, right, lowest, there=None):
+    """From which score on to take things so that F1 is best: the middle of the last that is taken and the next.
+
+    scores, right: (N,), right is 1 where taking it is right. lowest: a score below all. there: how many should be taken
+    (default: those of `right`). None if none is right.
+    """
+    scores, order = scores.sort(descending=True)
+    right = right[order].cumsum(0)
+    if not len(right) or not right[-1] > 0:
+        return None
+    f1 = 2 * right / (torch.arange(1, len(right) + 1, device=right.device) + (right[-1] if there is None else there))
+    f1[:-1][scores[:-1] == scores[1:]] = 0  # no threshold lies between equal scores
+    best = f1.argmax()
+    following = scores[best + 1] if best + 1 < len(scores) else torch.full_like(scores[0], lowest)
+    return (scores[best] + following) / 2
 
 
 class TaskDict(nn.ModuleDict):

@@ -28,6 +28,7 @@ from engine.device import random_state, set_random_state
 from engine.encoders import num_positions
 from engine.files import write_json
 from engine.optimization import default_lr, parameter_groups
+from engine.predictions import prediction_row
 from engine.signals import Interrupted, StopSignals
 from engine.tags import IGNORE, is_tagging
 from engine.trick import Trick
@@ -109,10 +110,7 @@ def answers_of(model, batch, with_labels=False):
     """{task: logits} of the places that count: words behind the end of a text have none."""
     output = model(batch.inputs, batch.labels if with_labels else None)
     heads = model.output_layer.heads
-    return {
-        name: logits[batch.inputs["word_mask"]] if heads[name].level == "words" else logits
-        for name, logits in output.logits.items()
-    }
+    return {name: heads[name].real_logits(logits, batch.inputs) for name, logits in output.logits.items()}
 
 
 def difference(first, second, tolerance=1e-3):
@@ -186,6 +184,8 @@ def check_shapes(case):
 def wrong_answers(head, logits, inputs, wanted):
     """What is wrong with what `decode` makes of these logits and of random ones, or None."""
     labels, seen = head.task["labels"], set()
+    if head.finds_spans:
+        return wrong_spans(head, logits, inputs)
     for chosen in (logits, 10 * torch.randn_like(logits), *extreme_logits(logits)):
         answers, probabilities = head.decode(chosen, inputs)
         if answers.shape[: len(wanted)] != wanted:
@@ -213,6 +213,23 @@ def extreme_logits(logits):
         for start in range(0, len(signs), len(logits)):
             rows = [min(start + i, len(signs) - 1) for i in range(len(logits))]
             yield 10 * signs[rows]
+
+
+def wrong_spans(head, logits, inputs):
+    """What is wrong with the spans that `decode` finds in these logits and in random ones, or None."""
+    sizes = inputs["word_mask"].sum(1).tolist()
+    for chosen in (logits, 10 * torch.randn_like(logits)):
+        answers, probabilities = head.decode(chosen, inputs)
+        if len(answers) != len(sizes):
+            return f"decode gives answers of {len(answers)} texts, not of {len(sizes)}"
+        for size, answer, probability in zip(sizes, answers, probabilities):
+            if not all(0 <= p <= 1 for p in probability):
+                return "decode gives probabilities that are not between 0 and 1"
+            for first, last, _ in answer:
+                if not 0 <= first <= last < size:
+                    return f"decode gives the span {first} to {last} of a text of {size} words"
+            head.to_labels(answer, probability)
+    return None
 
 
 @torch.no_grad()
@@ -431,15 +448,13 @@ def distinct_rows(case):
 
 @torch.no_grad()
 def shares_right(model, batch):
-    """{task: share of its labels that the answers hit}; of numbers those within half a standard deviation."""
+    """{task: share of its labels that the answers hit}, as its head counts them."""
     model.eval()
     shares = {}
-    for name, (answers, _) in model.decode(model(batch.inputs).logits, batch.inputs).items():
-        labels, task = batch.labels[name], model.output_layer.heads[name].task
-        there = has_label(labels)
-        hits = (answers - labels).abs() < 0.5 * task["std"] if labels.is_floating_point() else answers == labels
-        if there.any():
-            shares[name] = float((hits & there).sum() / there.sum())
+    for name, found in model.decode(model(batch.inputs).logits, batch.inputs).items():
+        hits, there = model.output_layer.heads[name].hits(*found, batch.labels[name])
+        if there:
+            shares[name] = hits / there
     return shares
 
 
@@ -763,6 +778,10 @@ def check_other_process(case):
     for name, labels in own.predicted.items():
         column = f"{name}_tags" if is_tagging(trainer.tasks[name]["type"]) else name
         written = [row[column] for row in rows]
+        if trainer.model.output_layer.heads[name].finds_spans:
+            answers = [{name: (spans, [1.0] * len(spans))} for spans in labels]
+            labels = [prediction_row(case.data[i], answer, trainer.tasks)[name] for i, answer in enumerate(answers)]
+            written = [[one | {"probability": 1.0} for one in found] for found in written]
         if not all(map(same, labels, written)):
             return f"answers for {name!r} are not those of a new process"
     return None

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import torch
 from seqeval.metrics.sequence_labeling import get_entities
 
+from engine import span_pointer
 from engine.command_line import UserError
 from engine.extras import extras_of, require_extras
 from engine.features import merge_windows
 from engine.files import appearing_whole
-from engine.tags import find_scheme, is_tagging
+from engine.tags import find_scheme, has_spans, is_tagging, needs_words
 from engine.text import join_tokens, place_tokens, split_text
 
 logger = logging.getLogger("template")
@@ -22,7 +23,7 @@ logger = logging.getLogger("template")
 class Predictions(NamedTuple):
     """Each {task: a list with an entry for each example}."""
 
-    labels: dict  # labels, or lists of tags
+    labels: dict  # labels, lists of tags, or lists of spans
     probabilities: dict
     averages: dict  # what may be averaged over several models, if asked for: see `to_average` of the heads
 
@@ -31,11 +32,14 @@ class Answers:
     """Collects what the heads decode for the rows of a MyDataset; an example's windows are put together again.
 
     calibrate: decode a task only when all its logits are known, and let its head choose on them what it chooses on dev.
+    Of a head that finds spans all that it might take is kept instead; it chooses on that, its windows put together.
     """
 
     def __init__(self, heads, data, calibrate=False, keep_averages=False):
         self.heads, self.data, self.keep_averages = heads, data, keep_averages
-        self.waiting = {name: [] for name, head in heads.items() if calibrate and head.needs_calibration}
+        calibrated = [name for name, head in heads.items() if calibrate and head.needs_calibration]
+        self.waiting = {name: [] for name in calibrated if not heads[name].finds_spans}
+        self.calibrated_on_spans = [name for name in calibrated if heads[name].finds_spans]
         self.pieces = {name: [[] for _ in range(len(data))] for name in heads}
         self.num_words = data.columns["word_starts"].lengths if "word_starts" in data.columns else None  # of each row
 
@@ -49,14 +53,20 @@ class Answers:
     def decode(self, name, batch, logits):
         """Keeps, of each example, (first word, answer, probability, what may be averaged) of its rows."""
         data, head = self.data, self.heads[name]
-        by_words = head.level == "words"
-        answers, probabilities = (tensor.tolist() for tensor in head.decode(logits, batch.inputs))
-        averages = head.to_average(logits).cpu() if self.keep_averages else [None] * len(answers)
+        by_words, finds_spans = head.level == "words", head.finds_spans
+        answers, probabilities = head.decode(logits, batch.inputs)
+        if not finds_spans:
+            answers, probabilities = answers.tolist(), probabilities.tolist()
+        keep = self.keep_averages and not finds_spans  # of spans the answers themselves can be averaged
+        averages = head.to_average(logits).cpu() if keep else [None] * len(answers)
         for i, row in enumerate(batch.rows.tolist()):
             if by_words:
                 first, size = int(data.columns["first_word"][row]), self.num_words[row]
                 average = averages[i] if averages[i] is None else averages[i][:size]
-                piece = (first, answers[i][:size], probabilities[i][:size], average)
+                if finds_spans:
+                    piece = (first, size, answers[i], probabilities[i])
+                else:
+                    piece = (first, answers[i][:size], probabilities[i][:size], average)
             elif data.is_first(row):
                 piece = (0, answers[i], probabilities[i], averages[i])
             else:
@@ -73,6 +83,8 @@ class Answers:
         labels, probabilities, averages = {}, {}, {}
         for name, head in self.heads.items():
             merged = [self.merge(name, i) for i in range(len(self.data))]
+            if name in self.calibrated_on_spans:
+                head.calibrate([pair[:2] for pair in merged], [self.data[i][name] for i in range(len(self.data))])
             named = [head.to_labels(answer, probability) for answer, probability, _ in merged]
             labels[name], probabilities[name] = ([pair[part] for pair in named] for part in (0, 1))
             averages[name] = [average for _, _, average in merged]
@@ -81,6 +93,9 @@ class Answers:
     def merge(self, name, example):
         """(answer, probability, what may be averaged) of an example from its rows; words that were cut are O."""
         pieces, head, data = self.pieces[name][example], self.heads[name], self.data
+        if head.finds_spans:
+            found = span_pointer.merge_windows(pieces)
+            return *found, found if self.keep_averages else None
         if head.level != "words":
             return pieces[0][1:]
         tag_ids, probabilities = (merge_windows([(piece[0], piece[part]) for piece in pieces]) for part in (1, 2))
@@ -109,19 +124,15 @@ def names_entities(task):
 
 def entities(tags, spans, text):
     """[{label, text, start, end}] of a list of tags; spans: each token's (start, end) in the text."""
-    return [
-        {
-            "label": label,
-            "text": text[spans[first][0] : spans[last][1]],
-            "start": spans[first][0],
-            "end": spans[last][1],
-        }
-        for label, first, last in get_entities(tags)
-    ]
+    return [entity(label, spans[first][0], spans[last][1], text) for label, first, last in get_entities(tags)]
+
+
+def entity(label, start, end, text):
+    return {"label": label, "text": text[start:end], "start": start, "end": end}
 
 
 def prepare_inputs(examples, tasks, path="--predict_file"):
-    """Texts to predict on -> examples as these tasks need them: for tagging with tokens, with their extra columns."""
+    """Texts to predict on -> examples as these tasks need them: for tags and spans with tokens, with extra columns."""
     if any(task.get("pairs") for task in tasks.values()) and "text_pair" not in examples[0]:
         raise UserError(
             "this model was trained on pairs of texts, but --predict_file has one text a row; add --text_pair_column"
@@ -143,15 +154,15 @@ def prepare_inputs(examples, tasks, path="--predict_file"):
 
 
 def token_unit(tasks):
-    """What a token is to the tagging tasks: "word", "character" or "character+blank"; None if there are none."""
-    return next((task["unit"] for task in tasks.values() if is_tagging(task["type"])), None)
+    """What a token is to tasks of tags or spans: "word", "character" or "character+blank"; None if there are none."""
+    return next((task["unit"] for task in tasks.values() if needs_words(task["type"])), None)
 
 
 def prediction_row(example, answers, tasks):
     """What is written of an example. answers: {task: (label or tags, probability)}.
 
     Columns: id, text, (text_pair,) and for each task its label and probability, or its entities, with text and
-    character offsets into the text column, and its tags.
+    character offsets into the text column, and its tags; the entities of a task of spans have a probability each.
     """
     text, spans = example.get("text"), None
     if text is not None and "tokens" in example:
@@ -162,7 +173,10 @@ def prediction_row(example, answers, tasks):
     if "text_pair" in example:
         row["text_pair"] = example["text_pair"]
     for name, (label, probability) in answers.items():
-        if is_tagging(tasks[name]["type"]):
+        if has_spans(tasks[name]["type"]):
+            found = [entity(kind, spans[first][0], spans[last][1], text) for first, last, kind in label]
+            row[name] = [one | {"probability": round(p, 6)} for one, p in zip(found, probability)]
+        elif is_tagging(tasks[name]["type"]):
             if names_entities(tasks[name]):
                 row[name] = entities(label, spans, text)
             row[f"{name}_tags"] = label

@@ -15,6 +15,17 @@ def kind_of(task):
     return task.get("kind", task["type"])
 
 
+def has_spans(kind):
+    """Whether the labels of a task of this type are spans of words, which may overlap. Types of your own end in "spans"
+    then."""
+    return kind.endswith("spans")
+
+
+def needs_words(kind):
+    """Whether a task of this type needs a text cut into tokens."""
+    return is_tagging(kind) or has_spans(kind)
+
+
 def find_scheme(tag_lists):
     """ "bio", "iob1", "bioes", "bmes" or "bilou"; None if the tags are no entities (parts of speech, say).
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import regex
 from tqdm import tqdm
 
-from engine.tags import find_scheme, illegal_tags, is_tagging, kind_of
+from engine.tags import find_scheme, has_spans, illegal_tags, is_tagging, kind_of, needs_words
 from engine.text import text_of
 from preprocess.schema import length_of
 
@@ -64,7 +64,9 @@ def rows_where(parts, test):
 
 
 def labels_in(value):
-    return [] if value is None else value if isinstance(value, list) else [value]
+    """The labels of a text: its class, its tags, its set of labels, the types of its spans."""
+    items = [] if value is None else value if isinstance(value, list) else [value]
+    return [item[2] if isinstance(item, list) else item for item in items]
 
 
 # ---- texts ---------------------------------------------------------------------------------------------------------
@@ -412,8 +414,35 @@ def check_tags(parts, tasks):
             yield Note(f"{name}: a part has no entity at all", rows, "its F1 can only be 0")
 
 
+def check_spans(parts, tasks):
+    for name, task in tasks.items():
+        if has_spans(task["type"]):
+            labelled = [e for e in all_examples(parts) if e[name] is not None]
+            entities = [(e, *entity) for e in labelled for entity in entities_of(e, name)]
+            crossing = [f"{e['_where']}: {shown}" for e in labelled if (shown := first_crossing(e, name))]
+            advice = "fine if it is meant; nested ones lie one within the other"
+            yield Note(f"{name}: spans that overlap without one holding the other", crossing, advice)
+            yield from check_borders(name, entities)
+            yield from check_consistency(name, labelled, entities)
+            bare = [part for part, examples in parts.items() if not any(e[name] for e in examples)]
+            rows = [f"{parts[part][0]['_where']}: {part}" for part in bare]
+            yield Note(f"{name}: a part has no span at all", rows, "its F1 can only be 0")
+
+
+def first_crossing(e, name):
+    """Two spans of an example of which each has a token that the other has not, but one that both have; or None."""
+    spans = sorted((first, -last) for first, last, _ in e[name])
+    for number, (first, last) in enumerate(spans):
+        for other, end in spans[number + 1 :]:
+            if first < other <= -last < -end:
+                return f"{' '.join(e['tokens'][first : 1 - last])!r} and {' '.join(e['tokens'][other : 1 - end])!r}"
+    return None
+
+
 def entities_of(e, name):
-    """(type, first token, last token, tokens) of an example's entities."""
+    """(type, first token, last token, tokens) of an example's entities, which are tags or spans."""
+    if e[name] and isinstance(e[name][0], list):
+        return [(label, first, last, e["tokens"][first : last + 1]) for first, last, label in e[name]]
     from seqeval.metrics.sequence_labeling import get_entities  # imported here, as it brings scikit-learn
 
     return [(label, first, last, e["tokens"][first : last + 1]) for label, first, last in get_entities(e[name])]
@@ -437,7 +466,7 @@ def check_scheme(name, task, tagged):
 def check_borders(name, entities):
     long, edges = [], []
     for e, label, first, last, words in entities:
-        if last - first >= 20 and last - first > 0.5 * len(e[name]):
+        if last - first >= 20 and last - first > 0.5 * len(e["tokens"]):
             long.append(f"{e['_where']}: {label}, {last - first + 1} tokens")
         if len(words) > 1 and (is_punctuation(words[0]) or is_punctuation(words[-1])):
             edges.append(f"{e['_where']}: {label} {' '.join(words)!r}")
@@ -475,12 +504,21 @@ def forgotten(name, tagged, seen):
         if count >= 10:
             by_first[words[0]].append(words)
     for e in tagged:
-        for i, (token, tag) in enumerate(zip(e["tokens"], e[name])):
-            for words in by_first.get(token, ()) if tag == "O" else ():
+        outside = outside_of(e, name)
+        for i, token in enumerate(e["tokens"]):
+            for words in by_first.get(token, ()) if outside[i] else ():
                 stop = i + len(words)
-                if tuple(e["tokens"][i:stop]) == words and set(e[name][i:stop]) == {"O"}:
+                if tuple(e["tokens"][i:stop]) == words and all(outside[i:stop]):
                     untagged[words].append(f"{e['_where']}: {' '.join(words)!r}")
     return [row for words, rows in untagged.items() if len(rows) <= 0.05 * frequent[words] for row in rows]
+
+
+def outside_of(e, name):
+    """Which tokens of an example belong to no entity."""
+    if not e[name] or isinstance(e[name][0], str):
+        return [tag == "O" for tag in e[name] or ["O"] * len(e["tokens"])]
+    inside = {place for first, last, _ in e[name] for place in range(first, last + 1)}
+    return [place not in inside for place in range(len(e["tokens"]))]
 
 
 # ---- with the tokenizer --------------------------------------------------------------------------------------------
@@ -521,7 +559,7 @@ def encoding_faults(e, encoding, tokenizer, length, tasks, special):
         yield "long", f"{len(encoding.ids) + 2} sub-tokens"
         kept = set(encoding.word_ids[:room])
         for name, task in tasks.items():
-            if is_tagging(kind_of(task)) and e[name]:
+            if needs_words(kind_of(task)) and e[name]:
                 lost = [(label, words) for label, _, last, words in entities_of(e, name) if last not in kept]
                 yield from [("entity", f"{label} {' '.join(words)!r}") for label, words in lost[:1]]
     if tokens:
@@ -545,6 +583,7 @@ CHECKS = [
     check_labels,
     check_numbers,
     check_tags,
+    check_spans,
 ]
 
 

@@ -6,13 +6,15 @@ from collections import Counter, defaultdict
 
 from engine.command_line import UserError
 from engine.extras import require_extras, statistics_of
-from engine.tags import find_scheme, is_tagging
+from engine.tags import find_scheme, has_spans, is_tagging, needs_words
 from engine.text import split_text
 from preprocess import labels
 from preprocess.checks import Note
 from preprocess.readers import RESERVED
 from preprocess.schema import TEXT_KEYS, check_characters, check_text
 from preprocess.sources import PART_NAMES
+
+SPAN_KINDS = (None, "tagging", "spans")  # what --label_type may say of labels that are spans over a text
 
 
 def check_examples(examples, config):
@@ -36,31 +38,61 @@ def check_examples(examples, config):
     guessed = [name for name in names if name not in chosen]
     for name in guessed:
         notes += drop_dashes(examples, name, alone=len(names) == 1)
-    kinds = {name: kind_of_task(name, examples, chosen.get(name)) for name in names}
+    over_text = [name for name in names if chosen.get(name) in SPAN_KINDS and labels_are(name, examples) == "spans"]
+    read_all_spans(examples, over_text)
+    kinds = {name: kind_of_task(name, examples, chosen.get(name), name in over_text) for name in names}
     for name in guessed:
         notes += odd_numbers(name, kinds[name], examples)
-    if spans := [name for name, kind in kinds.items() if kind == "spans"]:
-        notes += spans_to_tokens(examples, spans, config.unit)
-    tasks = {name: "tagging" if kind == "spans" else kind for name, kind in kinds.items()}
+    if over_text:
+        notes += spans_to_tokens(
+            examples, over_text, config.unit, [name for name in over_text if kinds[name] == "spans"]
+        )
+    from_tags = [name for name, kind in kinds.items() if kind == "spans" and name not in over_text]
     for example in examples:
-        check_labels(example, tasks, config.label_separator)
-    for name, kind in tasks.items():
+        check_labels(example, kinds | dict.fromkeys(from_tags, "tagging"), config.label_separator)
+    for name, kind in kinds.items():
         if is_tagging(kind):
             notes += convert_schemes(examples, name, config.tag_scheme)
-    return tasks, notes
+        elif name in from_tags:
+            notes += tags_to_spans(examples, name)
+    return kinds, notes
 
 
-def kind_of_task(name, examples, chosen):
-    """The type of a task, or "spans": as chosen with --label_type, else as its labels look."""
-    if chosen not in (None, "tagging"):
+def labels_are(name, examples):
+    return labels.find_kind([example[name] for example in examples if example.get(name) is not None])
+
+
+def kind_of_task(name, examples, chosen, over_text):
+    """The type of a task: as chosen with --label_type, else as its labels look. over_text: they are spans that were
+    read."""
+    if chosen not in SPAN_KINDS:
         return chosen
-    kind = labels.find_kind([example[name] for example in examples if example.get(name) is not None])
+    if over_text:
+        if chosen is None and any(labels.any_overlap(example.get(name) or ()) for example in examples):
+            print(
+                f"the spans of {name!r} overlap: a task of spans (--label_type {name}=tagging keeps the longer of two)"
+            )
+            return "spans"
+        return chosen or "tagging"
+    kind = labels_are(name, examples)
+    if chosen == "spans":
+        return chosen
     if kind == "list":
         return "tagging" if "tokens" in examples[0] or name in labels.TAG_NAMES else "multilabel"
     if chosen == "tagging" and kind != "spans":
         where, label = next((e["_where"], e[name]) for e in examples if e.get(name) is not None)
         raise UserError(f"{where}: --label_type {name}=tagging needs a tag for each token, but the label is {label!r}")
     return kind
+
+
+def read_all_spans(examples, names):
+    """Makes labels that are spans over `text`, however they are written, lists of (start, end, label)."""
+    if names and "text" not in examples[0]:
+        raise UserError(f"{examples[0]['_where']}: {names[0]!r} is spans over characters; they need a text, not tokens")
+    for example in examples:
+        for name in names:
+            if example.get(name) is not None:
+                example[name] = labels.read_spans(example[name], example["text"], example["_where"])
 
 
 def check_shape(example, first):
@@ -131,10 +163,22 @@ def odd_numbers(name, kind, examples):
             yield Note(f"{name}: nearly all labels are numbers, but not these", rows, advice)
 
 
-def spans_to_tokens(examples, names, unit):
-    """Turns labels that are spans over `text` into tags over `tokens`, which it adds; `text` stays. -> notes."""
-    if "text" not in examples[0]:
-        raise UserError(f"{examples[0]['_where']}: {names[0]!r} is spans over characters; they need a text, not tokens")
+def tags_to_spans(examples, name):
+    """Turns tags into spans of tokens. -> notes."""
+    from seqeval.metrics.sequence_labeling import get_entities  # imported here, as it brings scikit-learn
+
+    notes = convert_schemes(examples, name, "bio")
+    tagged = [example for example in examples if example[name] is not None]
+    if find_scheme(example[name] for example in tagged) is None:
+        raise UserError(f"--label_type {name}=spans: its tags are no entities (B-, I-, …), so there are no spans")
+    for example in tagged:
+        example[name] = [[first, last, kind] for kind, first, last in get_entities(example[name])]
+    return notes
+
+
+def spans_to_tokens(examples, names, unit, nested=()):
+    """Turns labels that are spans over `text`, (start, end, label), into tags over `tokens`, which it adds; `text`
+    stays. nested: of which of these tasks they become spans of tokens. -> notes."""
     if unit == "auto":
         unit = "character" if labels.mostly_chinese(example["text"] for example in examples[:2000]) else "word"
     overlapping, inside, blank = [], [], []
@@ -142,7 +186,7 @@ def spans_to_tokens(examples, names, unit):
         where, text, spans = example["_where"], example["text"], {}
         for name in names:
             if example.get(name) is not None:
-                spans[name], dropped = labels.without_overlaps(labels.read_spans(example[name], text, where))
+                spans[name], dropped = (example[name], []) if name in nested else labels.without_overlaps(example[name])
                 overlapping += [f"{where}: {text[start:end]!r} ({label})" for start, end, label in dropped]
         borders = {border for task_spans in spans.values() for start, end, _ in task_spans for border in (start, end)}
         words = split_text(text, unit)
@@ -151,10 +195,16 @@ def spans_to_tokens(examples, names, unit):
             inside.append(where)
         example["tokens"] = [token for token, _, _ in pieces]
         for name, task_spans in spans.items():
-            example[name] = labels.spans_to_tags(task_spans, pieces)
-            if sum(tag[0] == "B" for tag in example[name]) < len(task_spans):
+            if name in nested:
+                example[name] = labels.spans_to_tokens(task_spans, pieces)
+                number = len(example[name])
+            else:
+                example[name] = labels.spans_to_tags(task_spans, pieces)
+                number = sum(tag[0] == "B" for tag in example[name])
+            if number < len(task_spans):
                 blank.append(where)
-    name, longer = names[0], "of each two the longer was kept; nested entities need a task of their own"
+    name = names[0]
+    longer = f"of each two the longer was kept; --label_type {name}=spans keeps both"
     return [
         Note(f"{name}: spans overlap", overlapping, longer),
         Note(f"{name}: spans begin or end inside a word", inside, "the words were cut there; try --unit character"),
@@ -221,6 +271,8 @@ def collect_labels(parts, tasks):
                 raise UserError(f"the task {name!r} has the single value {mean:g} in train: there is nothing to learn")
             info[name] = {"type": kind, "labels": [], "mean": mean, "std": deviation}
             continue
+        if has_spans(kind):
+            values = [[label for _, _, label in value] for value in values]
         counts = Counter(label for value in values for label in ([value] if kind == "classification" else value))
         names = sorted(counts, key=lambda label: (label != "O", label))
         if kind == "classification" and len(names) < 2:
@@ -230,7 +282,7 @@ def collect_labels(parts, tasks):
         info[name] = {"type": kind, "labels": names, "counts": [counts[label] for label in names]}
         if kind == "multilabel":
             info[name]["rows"] = len(values)
-        if is_tagging(kind):
+        if needs_words(kind):
             info[name]["unit"] = token_unit(parts["train"])
     extras = statistics_of(parts["train"])
     for task in info.values():

@@ -1,23 +1,25 @@
 """Labels as data holds them: which kind of task they make, whether they can be used, and tag schemes and spans.
 
 Kinds: "classification" (a string), "multilabel" (a list of strings), "regression" (a number), "tagging" (a tag a
-token). Spans over a text's characters become tags over its tokens, so they are tagging too.
+token), "spans" (a list of [first token, last token, type], both ends included). Spans over a text's characters become
+tags over its tokens, so they are tagging too, unless some overlap.
 Edit here when labels of another shape, or another tag scheme, should be read.
 """
 
 import ast
 import math
 import re
+from bisect import bisect_left, bisect_right
 from contextlib import suppress
 
 import regex
 
 from engine.command_line import UserError
-from engine.tags import is_tagging
+from engine.tags import has_spans, is_tagging
 from engine.text import HAN
 
 # Each kind of task, and the one that its labels look like: KINDS["ordinal"] = "classification" is a kind of your own
-KINDS = {kind: kind for kind in ("classification", "multilabel", "regression", "tagging")}
+KINDS = {kind: kind for kind in ("classification", "multilabel", "regression", "tagging", "spans")}
 TAG_NAMES = ("slots", "tags", "ner", "ner_tags")  # labels of these names are tags, never sets of labels
 SPAN_KEYS = [  # the usual names of a span's start, end, label and surface
     ("start", "start_offset", "start_idx", "begin"),
@@ -64,6 +66,8 @@ def check_label(example, name, kind):
         return None
     if is_tagging(kind):
         return check_tags(label, name, where, example.get("tokens"))
+    if has_spans(kind):
+        return check_spans(label, name, where, example.get("tokens"))
     check = {"multilabel": check_set, "regression": check_number}.get(kind, check_class)
     return check(label, name, where)
 
@@ -84,6 +88,17 @@ def check_tags(label, name, where, tokens):
     if len(label) != len(tokens):
         raise UserError(f"{where}: {len(tokens)} tokens, but {len(label)} tags in {name!r}")
     return label
+
+
+def check_spans(label, name, where, tokens):
+    if tokens is None:
+        raise UserError(f"{where}: {name!r} are spans of tokens; they need `tokens`, a list")
+    for span in label if isinstance(label, list) else [label]:
+        if not (isinstance(span, list | tuple) and len(span) == 3 and isinstance(span[2], str) and span[2]):
+            raise UserError(f"{where}: {name!r} must be a list of [first token, last token, type], found {span!r}")
+        if not (type(span[0]) is int and type(span[1]) is int and 0 <= span[0] <= span[1] < len(tokens)):
+            raise UserError(f"{where}: the span {span!r} of {name!r} lies outside the {len(tokens)} tokens")
+    return [list(span) for span in sorted({tuple(span) for span in label})]
 
 
 def check_number(label, name, where):
@@ -177,6 +192,16 @@ def fields_of(item):
     return start, end, label, surface
 
 
+def any_overlap(spans):
+    """Whether two spans, in order, share a character."""
+    end = 0  # of all before: a later one that begins in front of it overlaps
+    for start, stop, _ in spans:
+        if start < end:
+            return True
+        end = max(end, stop)
+    return False
+
+
 def without_overlaps(spans):
     """(spans that share no character, those left out): of two that do, the longer stays, then the earlier."""
     kept, dropped = [], []
@@ -206,6 +231,14 @@ def spans_to_tags(spans, pieces):
         tags.append("O" if span is None else f"{'I' if span is last else 'B'}-{span[2]}")
         last = span
     return tags
+
+
+def spans_to_tokens(spans, pieces):
+    """[[first token, last token, label]] of spans over characters, no border of which lies inside one of the pieces
+    [(token, start, end)]; a span of blanks alone has no token and is left out."""
+    starts, ends = [start for _, start, _ in pieces], [end for _, _, end in pieces]
+    found = {(bisect_left(starts, start), bisect_right(ends, end) - 1, label) for start, end, label in spans}
+    return [list(span) for span in sorted(found) if span[0] <= span[1]]
 
 
 def mostly_chinese(texts):

@@ -13,7 +13,7 @@ from pathlib import Path
 from engine.command_line import UserError
 from engine.extras import extras_of, require_extras
 from engine.files import appearing_whole
-from engine.tags import is_tagging, kind_of
+from engine.tags import kind_of, needs_words
 from preprocess import labels
 
 PARTS = ("train", "dev", "test")
@@ -56,7 +56,7 @@ def load_labels(data_path):
     if not valid:
         raise UserError(f'{path}: must be {{"task": {{"type": one of {", ".join(labels.KINDS)}, "labels": [...]}}, …}}')
     for task in tasks.values():
-        if is_tagging(task["type"]):
+        if needs_words(task["type"]):
             task.setdefault("unit", "word")
     return tasks
 
@@ -74,7 +74,7 @@ def check_row(example, tasks, where, needs_labels=True):
             if name not in example:
                 raise UserError(f"{where}: has no label for the task {name!r}; null says that there is none")
             labels.check_label({"_where": where, **example}, name, kind_of(task))
-        if is_tagging(task["type"]) and "tokens" not in example:
+        if needs_words(kind_of(task)) and "tokens" not in example:
             raise UserError(f"{where}: has no `tokens`, which the task {name!r} tags")
 
 

@@ -30,7 +30,7 @@ from engine.text import place_tokens, split_text
 from engine.tokenizer import train_tokenizer
 from main import main
 from preprocess import labels
-from preprocess.labelling import spans_to_tokens
+from preprocess.labelling import read_all_spans, spans_to_tokens
 
 rng = random.Random(0)
 SONGS, ROOMS = (
@@ -348,6 +348,7 @@ def test_spans_come_back_as_they_were(given_text, unit):
         "text": text,
         "slots": [{"start": start, "end": end, "label": label} for start, end, label in spans],
     }
+    read_all_spans([example], ["slots"])
     notes = spans_to_tokens([example], ["slots"], unit)
     offsets = place_tokens(text, example["tokens"])
     assert offsets is not None and all(
@@ -372,7 +373,8 @@ def test_overlapping_spans_are_reported(tmp_path, capsys):
         for part in ("train", "dev")
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    process(DataConfig(input=str(tmp_path / "a.jsonl"), output_dir=str(tmp_path / "out")))
+    flat = dict(label_type="entities=tagging")
+    process(DataConfig(input=str(tmp_path / "a.jsonl"), output_dir=str(tmp_path / "out"), **flat))
     printed = capsys.readouterr().out
     assert "spans overlap (6)" in printed and "row 1: 'Jude' (person)" in printed
     assert json.loads((tmp_path / "out/train.jsonl").read_text().splitlines()[0])["entities"] == [

@@ -1,0 +1,127 @@
+"""Data with known nesting, made of data with tags, and what a flat tagger could reach on it at best.
+
+    python benchmarks/nested.py --input RAW_ATIS_FOLDER --output_file nested.jsonl
+    python data_process.py --input nested.jsonl --output_dir dataset/nested
+    python main.py --do_train --do_eval --data_path dataset/nested --pretrain_model_path MODEL_FOLDER
+
+Two entities of a text with at most one token between them become parts of a longer one, named by the two: which pairs
+of types do is chosen by their frequency, so that the asked share of all entities lies within another. Printed: that
+share, and the F1 of a tagger that makes no mistake, but must leave out one of each two spans that overlap.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from seqeval.metrics.sequence_labeling import get_entities
+
+from data_process import DataConfig, process
+from engine.tags import find_scheme, is_tagging
+from engine.text import join_tokens
+from preprocess.labels import without_overlaps
+from preprocess.schema import PARTS, load_labels, read_processed
+
+GAP = 1  # tokens between two entities that may form a longer one
+
+
+def pairs_of(entities):
+    """[(first, second)] of entities (type, first token, last token) that lie side by side, in order."""
+    return [(a, b) for a, b in itertools.pairwise(entities) if 0 < b[1] - a[2] <= 1 + GAP]
+
+
+def with_longer(entities, chosen):
+    """The entities, and one for each pair whose types are chosen; no entity lies in two longer ones."""
+    longer, end = [], -1
+    for first, second in pairs_of(entities):
+        if (first[0], second[0]) in chosen and first[1] > end:
+            names = (name.split(".")[0] for name in (first[0], second[0]))
+            longer.append(("+".join(names), first[1], second[2]))
+            end = second[2]
+    return entities + longer
+
+
+def share_nested(texts):
+    """The share of all entities that lie within another."""
+    inside = total = 0
+    for entities in texts:
+        total += len(entities)
+        inside += sum(any(a != b and b[1] <= a[1] and a[2] <= b[2] for b in entities) for a in entities)
+    return inside / total
+
+
+def choose_pairs(texts, share):
+    """The pairs of types that are joined: the most frequent first, those with which no more than `share` of the
+    entities lies within another."""
+    counts = Counter((a[0], b[0]) for entities in texts for a, b in pairs_of(entities))
+    chosen = set()
+    for pair, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        if share_nested([with_longer(entities, chosen | {pair}) for entities in texts]) <= share:
+            chosen.add(pair)
+    return chosen
+
+
+def most_apart(entities):
+    """How many of the entities can be chosen so that no two overlap: those that end first (interval scheduling)."""
+    number, end = 0, -1
+    for _, first, last in sorted(entities, key=lambda entity: entity[2]):
+        if first > end:
+            number, end = number + 1, last
+    return number
+
+
+def ceilings(texts):
+    """F1 of a flat tagger without a mistake: of as many spans as fit beside one another, and of the longer of two."""
+    total = sum(map(len, texts))
+    most = sum(map(most_apart, texts))
+    longer = sum(len(without_overlaps([(first, last + 1, kind) for kind, first, last in text])[0]) for text in texts)
+    return [2 * kept / (kept + total) for kept in (most, longer)]
+
+
+def read(source):
+    """{part: [(id, text, the tokens' places, entities)]} of raw data with one tagging task or more, of which the first
+    counts."""
+    with tempfile.TemporaryDirectory() as folder:
+        process(DataConfig(input=source, output_dir=f"{folder}/data"))
+        tasks, parts = load_labels(f"{folder}/data"), {}
+        name = next(n for n, task in tasks.items() if is_tagging(task["type"]) and find_scheme([task["labels"]]))
+        for part in PARTS:
+            if (path := Path(folder) / "data" / f"{part}.jsonl").exists():
+                parts[part] = []
+                for _, e in read_processed(path, tasks):
+                    text, places = join_tokens(e["tokens"], tasks[name]["unit"])
+                    parts[part].append((e["id"], text, places, get_entities(e[name] or [])))
+    return parts
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--input", required=True, help="raw data with tags: a file or folder that data_process.py reads"
+    )
+    parser.add_argument("--output_file", required=True, help=".jsonl to write: texts, spans and their part")
+    parser.add_argument("--share", type=float, default=0.3, help="of all entities, how many shall lie within another")
+    options = parser.parse_args()
+    parts = read(options.input)
+    chosen = choose_pairs([entities for *_, entities in parts["train"]], options.share)
+    with open(options.output_file, "w", encoding="utf-8") as file:
+        for part, rows in parts.items():
+            found = [with_longer(entities, chosen) for *_, entities in rows]
+            most, longer = ceilings(found)
+            told = (
+                f"{part}: {sum(map(len, found))} entities, {share_nested(found):.1%} within another; a flat tagger's F1"
+            )
+            print(f"{told} is at most {most:.4f}, or {longer:.4f} if of two the longer is kept")
+            for (number, text, places, _), entities in zip(rows, found):
+                spans = [[places[first][0], places[last][1], kind] for kind, first, last in entities]
+                row = {"id": number, "text": text, "entities": spans, "split": part}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
