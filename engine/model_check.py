@@ -23,10 +23,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from engine import checkpoint
+from engine import checkpoint, lora
 from engine.command_line import UserError, first_line
 from engine.device import random_state, set_random_state
-from engine.encoders import num_positions
+from engine.encoders import is_causal, num_positions
 from engine.files import write_json
 from engine.optimization import default_lr, parameter_groups
 from engine.signals import Interrupted
@@ -288,6 +288,11 @@ def check_gradients(case):
     if frozen := [name for name, p in named.items() if not p.requires_grad and p.grad is not None]:
         return f"{frozen[0]} is frozen, but has a gradient"
     still = [name for name, p in named.items() if not p.requires_grad]
+    if lora.base_of(model):
+        still = [name for name in still if not name.startswith("encoder.") or lora.is_adapter(name)]
+        base = [name for name, p in named.items() if p.requires_grad and name.startswith("encoder.")]
+        if thawed := [name for name in base if not lora.is_adapter(name)]:
+            return f"{shorten(thawed)} of the base train, though only LoRA's matrices should"
     if still and not (config.freeze_layers or config.unfreeze_layers):
         return f"{shorten(still)} do not train, though --freeze_layers is 0"
     owners = {name: type(model.get_submodule(name.rpartition(".")[0])).__module__ for name in named}
@@ -482,8 +487,7 @@ def check_other_rows(case):
 def check_later_words(case):
     """Of a causal encoder alone: what comes later must not change what a word was."""
     model, batch = copy.deepcopy(case.trained).eval(), case.batch(case.rows[:4])
-    config = getattr(model.encoder, "config", None)
-    if not (getattr(config, "is_decoder", False) or getattr(model.encoder, "is_causal", False)):
+    if not is_causal(model.encoder):
         return None
     changed = batch.inputs["input_ids"].clone()
     last = batch.inputs["attention_mask"].sum(1) - 1
@@ -606,8 +610,8 @@ def check_resume(case):
         run_until(case.build(**options, model_version="stopped"), half)
         again = case.build(**options, model_version="stopped")
         with torch.no_grad():
-            for p in again.model.parameters():
-                p.zero_()  # nothing but the checkpoint may be known
+            for name in dict(again.model.named_parameters()).keys() & lora.kept_tensors(again.model).keys():
+                again.model.get_parameter(name).zero_()  # nothing but the checkpoint may be known, or a LoRA's base
         run_until(again, whole)
         name = f"step_{whole:08d}"
         manifests = [
