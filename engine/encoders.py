@@ -1,5 +1,7 @@
 """Encoders of the transformers library: loading them safely, and what differs between their families."""
 
+import warnings
+
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, BertConfig
@@ -57,7 +59,7 @@ def build_transformer(config, tokenizer, checkpoint=None, base_path=None):
     where its base lies now, if it holds a LoRA adapter."""
     base = checkpoint and lora.read_base(checkpoint)
     if base:
-        encoder = lora.load_base(checkpoint, base, base_path, lambda *name: load_pretrained(config, *name))
+        encoder = lora.load_base(checkpoint, base, base_path, lambda *name: load_pretrained(*name, config.load_dtype))
     elif checkpoint:
         try:
             shape = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
@@ -65,7 +67,7 @@ def build_transformer(config, tokenizer, checkpoint=None, base_path=None):
         except Exception as error:  # a foreign folder can make transformers raise anything
             raise UserError(f"{checkpoint}: no encoder loads from it ({first_line(error)})") from None
     elif config.pretrain_model_path:
-        encoder = load_pretrained(config, config.pretrain_model_path)
+        encoder = load_pretrained(config.pretrain_model_path, None, config.load_dtype)
         fit_vocabulary(encoder, tokenizer, config)
     else:
         shape = bert_config(tokenizer, config.num_layers, config.hidden_size, config.max_length, config.dropout)
@@ -91,7 +93,10 @@ def build_transformer(config, tokenizer, checkpoint=None, base_path=None):
 def checkpoint_gradients(encoder):
     """Has each layer compute its activations anew in the backward pass, instead of keeping them."""
     try:
-        encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # its newer name is not in every version that is supported
+            encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        encoder.disable_input_require_grads()  # what only the reentrant form needs: frozen layers stay out of the graph
     except Exception:  # each family refuses in its own way
         kind = getattr(encoder.config, "model_type", type(encoder).__name__)
         raise UserError(
@@ -124,9 +129,9 @@ def fit_vocabulary(encoder, tokenizer, config):
         )
 
 
-def load_pretrained(config, name, revision=None):
+def load_pretrained(name, revision=None, dtype="fp32"):
     """An encoder from a folder made by save_pretrained, or from the hub; refused if weights are missing."""
-    options = dict(output_loading_info=True, dtype=DTYPES[config.load_dtype], revision=revision)
+    options = dict(output_loading_info=True, dtype=DTYPES[dtype], revision=revision)
     try:
         encoder, found = AutoModel.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # a foreign folder can make transformers raise anything
