@@ -83,7 +83,7 @@ def build_transformer(config, tokenizer, checkpoint=None, base_path=None):
     ):
         encoder.config.use_cache = False  # keys and values of a text are of no use for another one
     if base or (config.lora_rank and not checkpoint):
-        encoder.lora_base = base or lora.describe_base(config.pretrain_model_path, encoder)
+        encoder.lora_base = base or lora.describe_base(config.pretrain_model_path)
         lora.add_adapter(encoder, config)
     if config.gradient_checkpointing:
         checkpoint_gradients(encoder)

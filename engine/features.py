@@ -144,7 +144,7 @@ class Featurizer:
         features = []
         for number, encoding in enumerate(encodings):
             if len(encoding.ids) <= self.max_length:
-                starts, ends = self.word_places(encoding)
+                starts, ends = self.word_places(encoding, first[number])
                 features.append(Feature(number, encoding.ids, encoding.type_ids, starts, word_ends=ends))
             elif self.tagging and self.stride >= 0:
                 try:
@@ -187,10 +187,11 @@ class Featurizer:
             second = [[self.separator, *text] if by_words else f"{self.separator}{text}" for text in second]
         return first, second
 
-    def word_places(self, encoding):
+    def word_places(self, encoding, words):
         """Positions of the first and of the last sub-token of each word, as far as they are asked for."""
-        starts = word_starts(encoding) if self.tagging else []
-        return starts, word_ends(encoding) if self.word_ends else []
+        if not self.tagging or not words:  # the token that stands for a text without words is none
+            return [], []
+        return word_starts(encoding), word_ends(encoding) if self.word_ends else []
 
     def truncated(self, number, first, second, encoding):
         """The Feature of an example that is too long, cut at its end, or at its beginning with --truncation tail."""
@@ -200,7 +201,7 @@ class Featurizer:
         options = dict(is_split_into_words=isinstance(first, list), verbose=False, max_length=self.max_length)
         second = None if second is None else [second]
         short = self.tokenizer([first], second, truncation="longest_first", **options).encodings[0]
-        starts, ends = self.word_places(short)
+        starts, ends = self.word_places(short, first)
         return Feature(number, short.ids, short.type_ids, starts, 0, len(encoding.ids) - len(short.ids), ends)
 
     def without_middle(self, number, encoding):

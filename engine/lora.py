@@ -72,20 +72,25 @@ def find_targets(encoder, wanted):
 # ---- the base --------------------------------------------------------------------------------------------------------
 
 
-def describe_base(name, encoder):
+def describe_base(name):
     """{"name", "revision", "sha256": {file: sum}} of the weights that an adapter belongs to."""
-    revision = getattr(encoder.config, "_commit_hash", None)
-    path = str(Path(name).resolve()) if Path(name).is_dir() else name
-    return {"name": path, "revision": revision, "sha256": sums_of_weights(name, revision)}
+    folder = folder_of(name)
+    if Path(name).is_dir():
+        return {"name": str(folder.resolve()), "revision": None, "sha256": sums_of_weights(folder)}
+    return {"name": name, "revision": folder.name, "sha256": sums_of_weights(folder)}
 
 
-def sums_of_weights(name, revision=None):
-    """{file: SHA-256} of the weights of a folder, or of a model of the hub that lies in the cache."""
-    folder = Path(name)
-    if not folder.is_dir():
-        from transformers.utils import cached_file
+def folder_of(name, revision=None):
+    """Where a model's files lie: its folder, or if it is of the hub its snapshot, which is named by the revision."""
+    if Path(name).is_dir():
+        return Path(name)
+    from transformers.utils import cached_file
 
-        folder = Path(cached_file(name, "config.json", revision=revision)).parent
+    return Path(cached_file(name, "config.json", revision=revision)).parent
+
+
+def sums_of_weights(folder):
+    """{file: SHA-256} of a model's files of weights."""
     files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     return {path.name: sum_of(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
@@ -113,7 +118,7 @@ def load_base(folder, base, moved_to, load):
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
         raise UserError(f"{told}, and {name} is not there; {advice}")
     try:
-        encoder, sums = load(name, revision), sums_of_weights(name, revision)
+        encoder, sums = load(name, revision), sums_of_weights(folder_of(name, revision))
     except (UserError, OSError) as error:
         raise UserError(f"{told}, which does not load ({first_line(error)}); {advice}") from None
     require_same_base(folder, base, sums, name)
@@ -160,7 +165,8 @@ def merged_tensors(model):
 
 
 def split_merged(model, merged):
-    """What `merged_tensors` gave, as tensors of a model with an adapter: it adds nothing to the merged weights."""
-    plain = {name: name.replace(".base_layer.", ".") for name in model.state_dict()}
-    tensors = {name: merged[here] for name, here in plain.items() if here in merged}
-    return tensors | {name: torch.zeros_like(p) for name, p in model.named_parameters() if is_adapter(name)}
+    """What `merged_tensors` gave, as tensors of a model with an adapter: B is 0 and adds nothing to merged weights."""
+    own = model.state_dict()
+    plain = {name: merged.get(name.replace(".base_layer.", ".")) for name in own}
+    adapter = {name: 0 * p if ".lora_B." in name else p for name, p in own.items() if is_adapter(name)}
+    return {name: tensor for name, tensor in plain.items() if tensor is not None} | adapter

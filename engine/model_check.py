@@ -73,7 +73,7 @@ class Case:
         if self.best is not None:
             with suppress(UserError):  # what cannot be loaded is told by its own check
                 checkpoint.load_weights(model, self.best)
-        return model
+        return in_full_precision(model)
 
     @property
     def heads(self):
@@ -91,6 +91,12 @@ class Case:
 
     def num_labels(self, row):
         return sum(bool(has_label(labels).any()) for labels in self.data.batch([row]).labels.values())
+
+
+def in_full_precision(model):
+    """The model, its weights in fp32: what is looked for are mistakes, not what bf16 rounds off."""
+    model.encoder.float()
+    return model
 
 
 def has_label(labels):
@@ -637,7 +643,7 @@ def run_until(trainer, step):
 
 def check_prediction(case):
     trainer = case.build(compile=False)
-    trainer.model.load_state_dict(case.trained.state_dict())
+    in_full_precision(trainer.model).load_state_dict(case.trained.state_dict())
     loader = type(trainer.dev_loader)
     evaluation = trainer.eval(loader(case.data, 64))
     labels = trainer.infer(loader(case.data, 5), "predicting")[0].labels

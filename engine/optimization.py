@@ -9,7 +9,7 @@ def lr_of_width(hidden_size):
 def lr_of_lora(hidden_size):
     """The peak rate of LoRA: 1.8e-3 at width 384, 2.9e-4 at 4096. It falls far more slowly with the width than that of
     full fine-tuning (Schulman and Thinking Machines Lab, LoRA Without Regret, 2025)."""
-    return 5e-4 * (2000 / hidden_size) ** 0.775
+    return min(2e-3, 5e-4 * (2000 / hidden_size) ** 0.775)
 
 
 def is_pretrained(config):
