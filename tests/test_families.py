@@ -1,6 +1,6 @@
 """Families of models that AutoModel loads: tiny ones of random weights, trained, scored, resumed, … as main.py does it.
 
-`python tests/test_families.py` writes the table of docs/families.md from what is asserted here. A family that cannot do
+`python tests/test_families.py` prints the table of docs/families.md from what is asserted here. A family that cannot do
 something stands in EXCEPT, with what happens instead, and that is asserted too.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
+from conftest import ROOT
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -314,3 +315,11 @@ def test_what_cannot_be_fine_tuned_is_told_in_one_line(name, family):
     with pytest.raises(UserError, match=REFUSED[name][1]) as mistake:
         build(family(name))
     assert "\n" not in str(mistake.value) and "take an encoder such as BERT" in str(mistake.value)
+
+
+def test_the_table_of_the_pages_is_what_is_asserted_here():
+    assert table() in (ROOT / "docs/families.md").read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    print(table())
