@@ -12,6 +12,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.backbone_options import refuse_backbone
 from engine.command_line import UserError, option, options_without_switch, parse_layers, require_range, require_seed
 from engine.run_folder import SavedOptions, changed_options
 from engine.tags import has_spans, needs_words
@@ -62,7 +63,19 @@ class Config(SavedOptions):
     num_layers: int = option(3, "layers of an encoder built from scratch")
     vocab_size: int = option(8000, "vocabulary of the tokenizer trained when there is no --pretrain_model_path")
     special_tokens: str = option("", "tokens to add to the tokenizer, comma-separated, such as '<e1>,</e1>'")
-    pooling: str = option("first", "a text is classified by its first token, or their mean", choices=["first", "mean"])
+    load_dtype: str = option(
+        "fp32", "of a frozen encoder's weights: bf16 halves their memory", choices=["fp32", "bf16"]
+    )
+    pooling: str = option(
+        "auto",
+        "a text is classified by its first token, its last, or their mean; auto: first, of decoders last",
+        choices=["auto", "first", "mean", "last"],
+    )
+    word_pooling: str = option(
+        "auto",
+        "likewise a word, of its sub-tokens; auto: first, of decoders last",
+        choices=["auto", "first", "mean", "last"],
+    )
     shared_layers: int = option(0, "hidden layers between the encoder and all heads")
     dropout: float = option(0.1, "dropout before the heads and in an encoder built from scratch")
     use_crf: bool = option(False, "conditional random field over the words of tagging tasks")
@@ -71,6 +84,16 @@ class Config(SavedOptions):
     label_smoothing: float = option(0.0, "share of the target that is spread over all labels; not with a CRF")
     focal_gamma: float = option(0.0, "focal loss: easy examples weigh less, with 2 as a usual value; not with a CRF")
     freeze_layers: int = option(0, "keep the embeddings and the first N layers; 'all': the encoder", parse=parse_layers)
+    lora_rank: int = option(0, "train matrices of this rank beside a frozen encoder's (LoRA); 0: the encoder itself")
+    lora_alpha: float = option(16.0, "weight of what LoRA adds: alpha / rank", needs="lora_rank")
+    lora_dropout: float = option(0.0, "dropout before LoRA's matrices", needs="lora_rank")
+    lora_targets: str = option(
+        "auto",
+        "layers that get them, such as 'query,value'; auto: all linear ones of the encoder's layers",
+        needs="lora_rank",
+    )
+    merge_lora: bool = option(False, "best holds merged weights, and needs no base model", needs="lora_rank")
+    gradient_checkpointing: bool = option(False, "keep no activations but compute them twice: less memory, slower")
 
     # Data
     max_length: int = option(256, "longest input in sub-tokens; what is cut is counted and logged", group="data")
@@ -152,10 +175,11 @@ class Config(SavedOptions):
             "epochs warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps num_workers"
         )
         require_range(self, 0, not_negative + " shared_layers fgm_eps pgd_alpha freelb_alpha awp_gamma smart_weight")
-        require_range(self, 0, "rdrop_alpha focal_gamma unfreeze_layers")
+        require_range(self, 0, "rdrop_alpha focal_gamma unfreeze_layers lora_rank lora_alpha")
         require_range(self, 8, "max_length")
         require_range(self, -1, "freeze_layers")
-        for name in ("dropout", "lrf", "label_smoothing", "ema_decay", "awp_start", "swa_start", "layer_decay"):
+        shares = "dropout lora_dropout lrf label_smoothing ema_decay awp_start swa_start layer_decay"
+        for name in shares.split():
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
         for name in ("lr", "head_lr"):
@@ -174,8 +198,9 @@ class Config(SavedOptions):
             raise UserError(f"--hidden_size={self.hidden_size} must be even: each direction of a BiLSTM has half of it")
         if self.encoder == "transformer" and not self.pretrain_model_path and self.hidden_size % 32:
             raise UserError(f"--hidden_size={self.hidden_size} must be a multiple of 32, the size of an attention head")
-        if self.pooling == "mean" and self.encoder == "bilstm":
-            raise UserError("--pooling=mean: a BiLSTM classifies from its two last states; leave it at first")
+        if self.pooling not in ("auto", "first") and self.encoder == "bilstm":
+            raise UserError(f"--pooling={self.pooling}: a BiLSTM classifies from its two last states; leave it at auto")
+        refuse_backbone(self)
         if self.window_stride is not None and not -1 <= self.window_stride <= self.max_length // 2:
             raise UserError(f"--window_stride={self.window_stride} must be at most half of --max_length, or -1")
         if self.predict_output and Path(self.predict_output).suffix not in (".csv", ".jsonl"):
@@ -210,8 +235,8 @@ class Config(SavedOptions):
         if (self.layer_decay < 1 or self.unfreeze_layers) and (not pretrained or self.freeze_layers == -1):
             needed = "need --pretrain_model_path, and layers that are trained"
             raise UserError(f"--layer_decay and --unfreeze_layers spare pretrained layers: they {needed}")
-        if (self.freeze_layers or self.unfreeze_layers) and (self.use_fgm or self.use_pgd):
-            frozen = "--freeze_layers and --unfreeze_layers freeze them"
+        if (self.freeze_layers or self.unfreeze_layers or self.lora_rank) and (self.use_fgm or self.use_pgd):
+            frozen = "--freeze_layers, --unfreeze_layers and --lora_rank freeze them; try --use_freelb"
             raise UserError(f"--use_fgm and --use_pgd need the gradient of the word embeddings, but {frozen}")
 
     @property
@@ -250,8 +275,10 @@ class Config(SavedOptions):
             unused.append(f"{imbalance} have no effect on tagging with --use_crf")
         if any(map(has_spans, kinds)) and (self.class_weights != "none" or self.label_smoothing or self.focal_gamma):
             unused.append("--class_weights, --label_smoothing and --focal_gamma have no effect on spans")
-        if self.pooling == "mean" and all(map(needs_words, kinds)):
-            unused.append("--pooling=mean has no effect: all tasks are tagging")
+        if self.pooling != "auto" and all(map(needs_words, kinds)):
+            unused.append(f"--pooling={self.pooling} has no effect: all tasks are tagging")
+        if self.word_pooling != "auto" and not any(map(needs_words, kinds)):
+            unused.append(f"--word_pooling={self.word_pooling} has no effect: none of the tasks is tagging")
         return unused
 
     def changes_since(self, before):
@@ -259,6 +286,8 @@ class Config(SavedOptions):
 
         More epochs change nothing under a constant rate. An option that the run did not have yet was at its default.
         """
+        if "word_pooling" not in before and before.get("pooling") == "first" and self.pooling == "auto":
+            before = before | {"pooling": "auto"}  # which did not exist yet; of encoders it is the same
         constant = self.scheduler == "constant" and self.warmup_epochs is not None
         longer = constant and not (self.use_awp or self.use_swa) and self.epochs >= before["epochs"]
         before = {option_field.name: option_field.default for option_field in dataclasses.fields(self)} | before

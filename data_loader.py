@@ -1,9 +1,10 @@
 """Examples -> token ids -> batches of similar length, from memory (MyDataset) or from a stream (MyIterableDataset).
 
 A batch is `Batch(inputs, labels, rows)`. inputs: `input_ids`, `attention_mask`, `token_type_ids` (B, L); for tagging
-also `word_starts`, the position of each word's first sub-token, and `word_mask` (B, W); with --extra_columns `extras`
-(B, N), those numbers in standard deviations from the mean. labels: {task: (B,) or (B, W)}, with IGNORE where there is
-none; of spans (B, 1 + 3N), see `encode` in engine/span_pointer.py. rows: each example's number in its file.
+also `word_starts`, the position of each word's first sub-token (for decoders `word_ends`, of its last one, too), and
+`word_mask` (B, W); with --extra_columns `extras` (B, N), those numbers in standard deviations from the mean. labels:
+{task: (B,) or (B, W)}, with IGNORE where there is none; of spans (B, 1 + 3N), see `encode` in engine/span_pointer.py.
+rows: each example's number in its file.
 The order of batches is a function of (seed, epoch) alone, whatever the number of workers, so a run can go on anywhere.
 Edit here when your model needs another input or your task another kind of label: engine/features.py, then `make_batch`.
 """
@@ -52,6 +53,8 @@ def make_batch(columns, rows, tasks, pad_id, numbers=None, multiple=1):
     inputs = {"input_ids": input_ids, "attention_mask": mask.astype(np.int64), "token_type_ids": token_types}
     if "word_starts" in columns:
         inputs["word_starts"], inputs["word_mask"] = columns["word_starts"].pad(rows, 0)
+    if "word_ends" in columns:
+        inputs["word_ends"] = columns["word_ends"].pad(rows, 0)[0]
     if extras := [column[rows] for name, column in columns.items() if name.startswith("extras.")]:
         inputs["extras"] = np.stack(extras, 1)
     labels = {}

@@ -73,6 +73,7 @@ def evaluate_and_predict(config, device, run_dir, texts=None):
 def load_data(config, device, limit=None):
     """(tokenizer, tasks, train loader, dev loader). limit: only so many examples of each part."""
     from data_loader import build_loaders, training_texts
+    from engine.encoders import pooling_of, pretrained_shape
     from engine.features import Featurizer
     from engine.tokenizer import load_tokenizer
     from preprocess.schema import load_labels
@@ -82,7 +83,8 @@ def load_data(config, device, limit=None):
     for line in config.unused_options([task["type"] for task in tasks.values()]):
         logger.warning(line)
     tokenizer = load_tokenizer(config, lambda: training_texts(data_path / "train.jsonl"))
-    featurizer = Featurizer(tokenizer, tasks, config.max_length, config.window_stride, config.truncation)
+    word_ends = pooling_of(config, pretrained_shape(config))[1] != "first"
+    featurizer = Featurizer(tokenizer, tasks, config.max_length, config.window_stride, config.truncation, word_ends)
     return tokenizer, tasks, *build_loaders(config, data_path, featurizer, device, limit)
 
 
@@ -107,8 +109,9 @@ def load_trained(folder, config, device):
     from model_utils import load_checkpoint
     from trainer import Trainer
 
-    model, tokenizer, tasks, trained = load_checkpoint(folder)
-    featurizer = Featurizer(tokenizer, tasks, trained.max_length, trained.window_stride, trained.truncation)
+    model, tokenizer, tasks, trained = load_checkpoint(folder, config.pretrain_model_path)
+    word_ends = model.output_layer.word_pooling != "first"
+    featurizer = Featurizer(tokenizer, tasks, trained.max_length, trained.window_stride, trained.truncation, word_ends)
     return Trainer(model, tokenizer, tasks, config, device), featurizer
 
 

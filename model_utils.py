@@ -21,8 +21,9 @@ from config import Config
 from engine import checkpoint, span_pointer
 from engine.command_line import UserError, first_line
 from engine.crf import CRF, has_all_labels
-from engine.encoders import build_transformer, freeze_layers, takes_wide_mask
+from engine.encoders import build_transformer, freeze_layers, is_causal, pooling_of, takes_wide_mask
 from engine.head import Head, ImbalanceOptions, LogitAverages, SigmoidStatistics, TaskDict, best_threshold
+from engine.pooling import mean_of_tokens, text_vectors, word_vectors  # noqa: F401 (means: for heads of your own)
 from engine.span_pointer import SpanAnswers
 from engine.tags import IGNORE
 
@@ -57,18 +58,21 @@ class MyModel(nn.Module):
         dropout=0.1,
         task_weights=None,
         pooling="first",
+        word_pooling="first",
     ):
         super().__init__()
         unknown = set(task_weights or {}) - set(tasks)
         if unknown:
             raise UserError(f"--task_weights names {', '.join(sorted(unknown))}, but the tasks are {', '.join(tasks)}")
         self.encoder = encoder
-        self.output_layer = OutputLayer(hidden_size, tasks, use_crf, num_shared_layers, dropout, pooling)
+        self.output_layer = OutputLayer(hidden_size, tasks, use_crf, num_shared_layers, dropout, pooling, word_pooling)
         self.loss = MyLoss(task_weights)
         self.dropout_samples = 1  # see MultiSampleDropout in tricks.py
-        self.takes_token_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
+        takes_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
+        self.takes_token_types = takes_types and not is_causal(encoder)  # GPT-2 would add the word vector of token 0
         # Of a (B, L) mask transformers asks whether all is real: on a GPU the host would wait for the answer
         self.takes_wide_mask = takes_wide_mask(encoder)
+        self.encoder_in_fp32 = all(p.dtype == torch.float32 for p in encoder.parameters())
         self.wide_mask_on = "cuda"
 
     def forward(self, inputs, labels=None, label_counts=None):
@@ -95,7 +99,8 @@ class MyModel(nn.Module):
         mask = inputs["attention_mask"]
         if self.takes_wide_mask and mask.device.type == self.wide_mask_on:
             mask = mask.bool()[:, None, None, :].expand(-1, -1, mask.shape[1], -1)  # (B, 1, L, L)
-        return self.encoder(input_ids=inputs["input_ids"], attention_mask=mask, **types).last_hidden_state
+        hidden = self.encoder(input_ids=inputs["input_ids"], attention_mask=mask, **types).last_hidden_state
+        return hidden if self.encoder_in_fp32 else hidden.float()
 
     def divergence(self, first, second, batch):
         """How far apart two outputs for a batch are: KL(p || q) + KL(q || p), weighted and averaged as the losses are.
@@ -122,14 +127,16 @@ class MyModel(nn.Module):
 class OutputLayer(nn.Module):
     """Hidden states (B, L, H) -> {task: logits}. Shared layers first, then a head for each task.
 
-    Heads of level "text" get one vector a text (B, H): that of the first token ([CLS]), or the mean over its tokens.
-    Heads of level "words" get one a word (B, W, H): that of its first sub-token. Heads of level "tokens" get the hidden
+    Heads of level "text" get one vector a text (B, H): that of its first or last token, or the mean over its tokens.
+    Heads of level "words" get one a word (B, W, H), likewise of its sub-tokens. Heads of level "tokens" get the hidden
     states as they are.
     """
 
-    def __init__(self, hidden_size, tasks, use_crf=False, num_shared_layers=0, dropout=0.1, pooling="first"):
+    def __init__(
+        self, hidden_size, tasks, use_crf=False, num_shared_layers=0, dropout=0.1, pooling="first", word_pooling="first"
+    ):
         super().__init__()
-        self.pooling = pooling
+        self.pooling, self.word_pooling = pooling, word_pooling
         self.dropout = nn.Dropout(dropout)
         self.shared = nn.ModuleList(
             nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Dropout(dropout))
@@ -144,11 +151,9 @@ class OutputLayer(nn.Module):
         self.heads = TaskDict({name: HEADS[kinds[name]](hidden_size, task) for name, task in tasks.items()})
 
     def forward(self, hidden, inputs):
-        pooled = hidden[:, 0] if self.pooling == "first" else mean_of_tokens(hidden, inputs["attention_mask"])
-        vectors = {"text": pooled}
+        vectors = {"text": text_vectors(hidden, inputs, self.pooling)}
         if "word_starts" in inputs:
-            positions = inputs["word_starts"].unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-            vectors["words"] = hidden.gather(1, positions)
+            vectors["words"] = word_vectors(hidden, inputs, self.word_pooling)
         for level, vector in vectors.items():
             vector = self.dropout(vector)
             for layer in self.shared:
@@ -156,12 +161,6 @@ class OutputLayer(nn.Module):
             vectors[level] = vector
         vectors["tokens"] = hidden
         return {name: head(vectors[head.level], inputs).float() for name, head in self.heads.items()}
-
-
-def mean_of_tokens(hidden, mask):
-    """Hidden states (B, L, H), mask (B, L) -> their mean over the real tokens (B, H), in fp32."""
-    weights = mask / mask.sum(1, keepdim=True)
-    return (hidden * weights.unsqueeze(-1)).sum(1)
 
 
 # ---- heads ---------------------------------------------------------------------------------------------------------
@@ -389,18 +388,20 @@ class BiLSTM(nn.Module):
         return SimpleNamespace(last_hidden_state=torch.cat([first.unsqueeze(1), hidden.flatten(2)[:, 1:]], 1))
 
 
-def build_encoder(config, tokenizer, checkpoint=None):
-    """(encoder, its width H). checkpoint: a folder of ours that tells its shape; its weights are loaded afterwards."""
+def build_encoder(config, tokenizer, checkpoint=None, base_path=None):
+    """(encoder, its width H). checkpoint: a folder of ours that tells its shape; its weights are loaded afterwards.
+    base_path: where the base of its LoRA adapter lies, if not where it was."""
     if config.encoder == "bilstm":
         encoder = BiLSTM(len(tokenizer), config.hidden_size, config.num_layers, config.dropout, tokenizer.pad_token_id)
         return encoder, config.hidden_size
-    encoder = build_transformer(config, tokenizer, checkpoint)
+    encoder = build_transformer(config, tokenizer, checkpoint, base_path)
     return encoder, encoder.config.hidden_size
 
 
-def build_model(config, tokenizer, tasks, checkpoint=None):
-    """MyModel as the options say, on the CPU."""
-    encoder, hidden_size = build_encoder(config, tokenizer, checkpoint)
+def build_model(config, tokenizer, tasks, checkpoint=None, base_path=None):
+    """MyModel as the options say, on the CPU. checkpoint, base_path: as for `build_encoder`."""
+    encoder, hidden_size = build_encoder(config, tokenizer, checkpoint, base_path)
+    pooling, word_pooling = pooling_of(config, getattr(encoder, "config", None))
     model = MyModel(
         encoder,
         hidden_size,
@@ -409,7 +410,8 @@ def build_model(config, tokenizer, tasks, checkpoint=None):
         num_shared_layers=config.shared_layers,
         dropout=config.dropout,
         task_weights=config.task_weights_by_name(),
-        pooling=config.pooling,
+        pooling=pooling,
+        word_pooling=word_pooling,
     )
     for name, head in model.output_layer.heads.items():
         head.set_options(config, name)
@@ -417,8 +419,9 @@ def build_model(config, tokenizer, tasks, checkpoint=None):
     return model
 
 
-def load_checkpoint(folder):
-    """(model, tokenizer, tasks, config) of a checkpoint, on the CPU; needs no data and no hub."""
+def load_checkpoint(folder, base_path=None):
+    """(model, tokenizer, tasks, config) of a checkpoint, on the CPU; needs no data and no hub, or with a LoRA adapter
+    alone its base, that lies where it was or at base_path."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no checkpoint there; train first (--do_train), or name one with --checkpoint")
@@ -429,6 +432,6 @@ def load_checkpoint(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a foreign folder can make transformers raise anything
         raise UserError(f"{folder}: no tokenizer loads from it ({first_line(error)})") from None
-    model = build_model(config, tokenizer, tasks, checkpoint=folder)
+    model = build_model(config, tokenizer, tasks, folder, base_path)
     checkpoint.load_weights(model, folder)
     return model, tokenizer, tasks, config

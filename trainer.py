@@ -20,6 +20,7 @@ from tqdm import tqdm
 import metrics
 from engine import checkpoint
 from engine.command_line import UserError
+from engine.encoders import refuse_precision
 from engine.predictions import Answers, prediction_row, write_predictions
 from engine.progress import Progress, RunningLosses
 from engine.signals import Interrupted, StopSignals
@@ -80,6 +81,7 @@ class Trainer:
         scheduler=None,
         tricks=None,
     ):
+        refuse_precision(model.encoder, config.precision)
         self.model, self.tokenizer, self.tasks = model.to(device), tokenizer, tasks
         self.config, self.device = config, device
         self.train_loader, self.dev_loader = train_loader, dev_loader
@@ -112,8 +114,9 @@ class Trainer:
         config.save(config.run_dir / "args.json")
         rates = sorted({f"{float(group['initial_lr']):.1e}" for group in self.optimizer.param_groups})
         logger.info(
-            f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.1f} M parameters on {self.device}; "
-            f"{len(self.train_loader.dataset)} examples to train on, {len(self.dev_loader.dataset)} in dev; "
+            f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.1f} M parameters on {self.device}"
+            + (f", of which {sum(p.numel() for p in self.trained) / 1e6:.2f} M train; " if config.lora_rank else "; ")
+            + f"{len(self.train_loader.dataset)} examples to train on, {len(self.dev_loader.dataset)} in dev; "
             f"peak rates {', '.join(rates)}"
         )
         with self.writer, self.stop, ExitStack() as stack:

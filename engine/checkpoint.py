@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine import lora
 from engine.command_line import UserError, first_line
 from engine.files import clean_temporaries, replace_folder, sync, verify, write_json
 
@@ -55,7 +56,9 @@ class Writer:
         """training: (tensors, values) of `training_state`, for a checkpoint that can be resumed.
         log: a file whose lines must be on the disk before it is."""
         self.wait(leave=1)
-        weights, encoder = snapshot(model.state_dict()), model.encoder
+        encoder, base = model.encoder, lora.base_of(model)
+        merge = base and self.config.merge_lora and not training
+        weights = snapshot(lora.merged_tensors(model) if merge else lora.kept_tensors(model))
         tensors, values = (snapshot(training[0]), copy.deepcopy(training[1])) if training else (None, None)
 
         def fill(temporary):
@@ -63,6 +66,8 @@ class Writer:
             self.tokenizer.save_pretrained(temporary)
             if hasattr(encoder, "config"):
                 encoder.config.save_pretrained(temporary)
+            if base and not merge:
+                write_json(temporary / lora.BASE_FILE, base)
             write_json(temporary / "labels.json", self.tasks)
             self.config.save(temporary / "args.json")
             if training:
@@ -143,14 +148,19 @@ def weights_sum(folder):
 
 def load_weights(model, folder):
     """Every tensor by name and shape, or a UserError that says what differs."""
-    tensors, own = load_file(folder / "model.safetensors"), model.state_dict()
+    tensors, own = load_file(folder / "model.safetensors"), lora.kept_tensors(model)
+    base, own_base = lora.read_base(folder), lora.base_of(model)
+    if base and own_base:
+        lora.require_same_base(folder, base, own_base["sha256"], own_base["name"])
+    elif own_base and any(name.startswith("encoder.") for name in tensors):  # merged
+        own, tensors = model.state_dict(), lora.split_merged(model, tensors)
     wrong = sorted(set(tensors) ^ set(own)) or [name for name in own if own[name].shape != tensors[name].shape]
     if wrong:
         raise UserError(
             f"{folder}: holds another model: {len(wrong)} tensors differ, such as {wrong[0]} "
             f"({shape_of(tensors, wrong[0])} there, {shape_of(own, wrong[0])} here)"
         )
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, strict=own_base is None)  # what a base holds is not in a checkpoint
 
 
 def require_labels(folder, tasks):

@@ -89,8 +89,9 @@ def options_without_switch(config):
         use = " or ".join(f"--{switch}" for switch in switches)
         on = any(getattr(config, switch) for switch in switches)
         if switches and not on and value != option_field.default:
-            unused.append(f"--{name}={value:g} has no effect without {use}")
-        if on and value == 0 and not name.endswith("start"):
+            shown = value if isinstance(value, str | bool) else f"{value:g}"
+            unused.append(f"--{name}={shown} has no effect without {use}")
+        if on and value == 0 and value != option_field.default and not name.endswith("start"):
             unused.append(f"--{name}=0 leaves {use} without effect")
     return unused
 

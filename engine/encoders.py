@@ -1,11 +1,19 @@
 """Encoders of the transformers library: loading them safely, and what differs between their families."""
 
+import warnings
+
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, BertConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
+from engine import lora
 from engine.command_line import UserError, first_line
 
+BOTH_WAYS = ("xlnet", "bert-generation")  # predict the next word too, but every token sees the whole text
+ENDS_WITH_CLS = ("xlnet",)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 WIDE_MASK = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert")
 
 
@@ -14,16 +22,52 @@ def takes_wide_mask(encoder):
     return getattr(getattr(encoder, "config", None), "model_type", None) in WIDE_MASK
 
 
-def build_transformer(config, tokenizer, checkpoint=None):
-    """An encoder as the options say. checkpoint: a folder of ours that tells its shape, not its weights."""
-    if checkpoint:
+def is_causal(encoder):
+    """Whether a token sees only those before it, as in GPT-2 and Llama. encoder: a module or its config. Only here is
+    this decided; an encoder of your own says it by an attribute `is_causal`."""
+    shape = getattr(encoder, "config", encoder)
+    if getattr(encoder, "is_causal", False) or getattr(shape, "is_decoder", False):
+        return not getattr(shape, "is_encoder_decoder", False)  # BART's kind: its encoder has seen the whole text
+    if getattr(shape, "is_encoder_decoder", False) or getattr(shape, "use_bidirectional_attention", None) is True:
+        return False
+    kind = getattr(shape, "model_type", None)
+    return kind in CAUSAL and kind not in MASKED and kind not in BOTH_WAYS
+
+
+def pretrained_shape(config):
+    """The config of --pretrain_model_path's encoder, or None if there is none or it does not load."""
+    if not config.pretrain_model_path or config.encoder != "transformer":
+        return None
+    try:
+        return AutoConfig.from_pretrained(config.pretrain_model_path, trust_remote_code=False)
+    except Exception:  # told when its weights are loaded
+        return None
+
+
+def pooling_of(config, shape):
+    """What "auto" means for an encoder of this shape: (--pooling, --word_pooling)."""
+    last = is_causal(shape)  # has seen a word only at its last sub-token, and a text at its last token
+    text = "last" if last or getattr(shape, "model_type", None) in ENDS_WITH_CLS else "first"
+    return (
+        text if config.pooling == "auto" else config.pooling,
+        ("last" if last else "first") if config.word_pooling == "auto" else config.word_pooling,
+    )
+
+
+def build_transformer(config, tokenizer, checkpoint=None, base_path=None):
+    """An encoder as the options say. checkpoint: a folder of ours that tells its shape, not its weights; base_path:
+    where its base lies now, if it holds a LoRA adapter."""
+    base = checkpoint and lora.read_base(checkpoint)
+    if base:
+        encoder = lora.load_base(checkpoint, base, base_path, lambda *name: load_pretrained(*name, config.load_dtype))
+    elif checkpoint:
         try:
             shape = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-            encoder = AutoModel.from_config(shape, trust_remote_code=False).float()
+            encoder = AutoModel.from_config(shape, trust_remote_code=False, dtype=DTYPES[config.load_dtype])
         except Exception as error:  # a foreign folder can make transformers raise anything
             raise UserError(f"{checkpoint}: no encoder loads from it ({first_line(error)})") from None
     elif config.pretrain_model_path:
-        encoder = load_pretrained(config.pretrain_model_path)
+        encoder = load_pretrained(config.pretrain_model_path, None, config.load_dtype)
         fit_vocabulary(encoder, tokenizer, config)
     else:
         shape = bert_config(tokenizer, config.num_layers, config.hidden_size, config.max_length, config.dropout)
@@ -34,12 +78,44 @@ def build_transformer(config, tokenizer, checkpoint=None):
         check_encoder(encoder, tokenizer, config.pretrain_model_path)
     if (longest := num_positions(encoder)) and config.max_length > longest:
         raise UserError(f"--max_length={config.max_length} is more than the {longest} positions of this encoder")
+    if hasattr(encoder.config, "use_cache") and (
+        is_causal(encoder) or getattr(encoder.config, "is_encoder_decoder", False)
+    ):
+        encoder.config.use_cache = False  # keys and values of a text are of no use for another one
+    if base or (config.lora_rank and not checkpoint):
+        encoder.lora_base = base or lora.describe_base(config.pretrain_model_path)
+        lora.add_adapter(encoder, config)
+    if config.gradient_checkpointing:
+        checkpoint_gradients(encoder)
     return encoder
+
+
+def checkpoint_gradients(encoder):
+    """Has each layer compute its activations anew in the backward pass, instead of keeping them."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # its newer name is not in every version that is supported
+            encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        encoder.disable_input_require_grads()  # what only the reentrant form needs: frozen layers stay out of the graph
+    except Exception:  # each family refuses in its own way
+        kind = getattr(encoder.config, "model_type", type(encoder).__name__)
+        raise UserError(
+            f"--gradient_checkpointing: {kind} of transformers has none; leave it out and lower --batch_size"
+        ) from None
+
+
+def refuse_precision(encoder, precision):
+    """UserError for a family whose code overflows in half precision."""
+    if precision != "fp32" and getattr(getattr(encoder, "config", None), "model_type", None) == "deberta":
+        raise UserError(f"--precision {precision}: DeBERTa v1 overflows in it; take fp32, or a DeBERTa v2 or v3")
 
 
 def fit_vocabulary(encoder, tokenizer, config):
     """Grows the word embeddings for --special_tokens. UserError if tokenizer and encoder do not belong together."""
-    num_embeddings = getattr(encoder.get_input_embeddings(), "num_embeddings", None)
+    try:
+        num_embeddings = getattr(encoder.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:  # of speech
+        num_embeddings = None
     if num_embeddings is None:
         raise UserError(
             f"{config.pretrain_model_path}: {encoder.config.model_type} reads no text; take an encoder such as BERT"
@@ -53,12 +129,11 @@ def fit_vocabulary(encoder, tokenizer, config):
         )
 
 
-def load_pretrained(name):
+def load_pretrained(name, revision=None, dtype="fp32"):
     """An encoder from a folder made by save_pretrained, or from the hub; refused if weights are missing."""
+    options = dict(output_loading_info=True, dtype=DTYPES[dtype], revision=revision)
     try:
-        encoder, found = AutoModel.from_pretrained(
-            name, output_loading_info=True, trust_remote_code=False, dtype=torch.float32
-        )
+        encoder, found = AutoModel.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # a foreign folder can make transformers raise anything
         raise UserError(f"--pretrain_model_path {name}: no encoder loads from it ({first_line(error)})") from None
     missing = [key for key in found["missing_keys"] if "pooler" not in key]
@@ -87,9 +162,9 @@ def bert_config(tokenizer, num_layers, hidden_size, max_length, dropout=0.1):
 
 def check_encoder(encoder, tokenizer, name):
     """UserError unless an encoder reads a batch as MyModel gives it and answers with a vector a token."""
-    ids = torch.tensor(
-        [[tokenizer.cls_token_id, tokenizer.unk_token_id], [tokenizer.cls_token_id, tokenizer.pad_token_id]]
-    )
+    pad = tokenizer.pad_token_id
+    first, word = (pad if i is None else i for i in (tokenizer.cls_token_id, tokenizer.unk_token_id))
+    ids = torch.tensor([[first, word], [first, pad]])
     mask = torch.tensor([[1, 1], [1, 0]])
     training, kind = encoder.training, getattr(encoder.config, "model_type", type(encoder).__name__)
     advice = "take an encoder such as BERT, RoBERTa, DeBERTa or ModernBERT"

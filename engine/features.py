@@ -1,6 +1,7 @@
 """Examples -> columns of numbers, with any fast tokenizer: a row is an example or a window of one."""
 
 import hashlib
+import itertools
 import json
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from engine.extras import extras_of, standardize
 from engine.files import sha256
 from engine.span_pointer import encode
 from engine.tags import IGNORE, has_spans, is_tagging, kind_of, needs_words
+from engine.text import join_tokens
 
 
 class Ragged(NamedTuple):
@@ -49,6 +51,7 @@ class Feature(NamedTuple):
     word_starts: list  # position of the first sub-token of each word; only for tagging
     first_word: int = 0
     num_cut: int = 0  # sub-tokens that are left out
+    word_ends: list = ()  # position of the last sub-token of each word, if they are asked for
 
 
 class Featurizer:
@@ -59,13 +62,20 @@ class Featurizer:
     What is longer than max_length: with a tagging task it becomes windows that share `stride` sub-tokens or somewhat
     fewer (whole words; None: a quarter of max_length; -1: it is cut); else the head, the tail, or a quarter of head and
     three of tail are kept (Sun et al., 2019, arXiv:1905.05583).
+    word_ends: whether the last sub-token of each word is told too, for models that read words there.
     """
 
-    def __init__(self, tokenizer, tasks, max_length, stride=-1, truncation="head"):
+    def __init__(self, tokenizer, tasks, max_length, stride=-1, truncation="head", word_ends=False):
         self.tokenizer, self.tasks, self.max_length, self.truncation = tokenizer, tasks, max_length, truncation
         self.stride = max_length // 4 if stride is None else stride
         self.pad_to_multiple = 1  # 8 suits a GPU's matrix units
         self.tagging = any(needs_words(task["type"]) for task in tasks.values())  # or spans
+        self.word_ends = word_ends and self.tagging
+        # What stands for a word, or a text, that leaves no token. A tokenizer over bytes knows no unknown token
+        self.filler = tokenizer.unk_token or tokenizer.pad_token
+        decoder = tokenizer.cls_token is None
+        self.separator, self.blanks = decoder and separator_of(tokenizer), decoder and needs_blanks(tokenizer)
+        self.unit = next((task.get("unit", "word") for task in tasks.values() if needs_words(task["type"])), "word")
         self.extras = extras_of(tasks)
         self.label_ids = {name: {label: i for i, label in enumerate(task["labels"])} for name, task in tasks.items()}
 
@@ -75,6 +85,7 @@ class Featurizer:
         del tokenizer["truncation"], tokenizer["padding"]  # set anew by each call
         version = 3  # raise it when the columns change
         depends = [version, tokenizer, self.tasks, self.max_length, self.stride, self.truncation]
+        depends += ["word ends"] if self.word_ends else []
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
     def __call__(self, examples):
@@ -93,6 +104,8 @@ class Featurizer:
             columns["token_type_ids"] = Ragged.from_lists([feature.token_types for feature in features])
         if self.tagging:
             columns["word_starts"] = Ragged.from_lists([feature.word_starts for feature in features])
+            if self.word_ends:
+                columns["word_ends"] = Ragged.from_lists([feature.word_ends for feature in features])
             columns["first_word"] = np.array([feature.first_word for feature in features], np.int32)
             num_words = [
                 len(examples[feature.example]["tokens"]) if feature.num_cut else len(feature.word_starts)
@@ -135,8 +148,8 @@ class Featurizer:
         features = []
         for number, encoding in enumerate(encodings):
             if len(encoding.ids) <= self.max_length:
-                starts = word_starts(encoding) if self.tagging else []
-                features.append(Feature(number, encoding.ids, encoding.type_ids, starts))
+                starts, ends = self.word_places(encoding, first[number])
+                features.append(Feature(number, encoding.ids, encoding.type_ids, starts, word_ends=ends))
             elif self.tagging and self.stride >= 0:
                 try:
                     features += self.windows(number, encoding)
@@ -155,14 +168,34 @@ class Featurizer:
         second = None
         if paired:
             second = [example["text_pair"].split() if by_words else example["text_pair"] for example in examples]
+        first, second = self.as_the_tokenizer_reads(first, second, by_words)
         options = dict(is_split_into_words=by_words, verbose=False)
         encodings = list(self.tokenizer(first, second, **options).encodings)
         if by_words:
             swallowed = {i: words for i, e in enumerate(encodings) if (words := missing_words(e, len(first[i])))}
             for i, words in swallowed.items():
-                first[i] = [self.tokenizer.unk_token if w in words else word for w, word in enumerate(first[i])]
+                first[i] = [self.filler if w in words else word for w, word in enumerate(first[i])]
                 encodings[i] = self.tokenizer([first[i]], second and [second[i]], **options).encodings[0]
+        for i, encoding in enumerate(encodings):
+            if not encoding.ids:  # no model reads nothing
+                encodings[i] = self.tokenizer([self.filler], verbose=False).encodings[0]
         return first, second, encodings
+
+    def as_the_tokenizer_reads(self, first, second, by_words):
+        """The same texts, with blanks before words where those are parts of tokens, and a separator if there is none
+        between the texts of a pair."""
+        if by_words and self.blanks:
+            first = [with_blanks(words, self.unit) for words in first]
+            second = second and [with_blanks(words, "word") for words in second]
+        if second and self.separator:
+            second = [[self.separator, *text] if by_words else f"{self.separator}{text}" for text in second]
+        return first, second
+
+    def word_places(self, encoding, words):
+        """Positions of the first and of the last sub-token of each word, as far as they are asked for."""
+        if not self.tagging or not words:  # the token that stands for a text without words is none
+            return [], []
+        return word_starts(encoding), word_ends(encoding) if self.word_ends else []
 
     def truncated(self, number, first, second, encoding):
         """The Feature of an example that is too long, cut at its end, or at its beginning with --truncation tail."""
@@ -172,8 +205,8 @@ class Featurizer:
         options = dict(is_split_into_words=isinstance(first, list), verbose=False, max_length=self.max_length)
         second = None if second is None else [second]
         short = self.tokenizer([first], second, truncation="longest_first", **options).encodings[0]
-        starts = word_starts(short) if self.tagging else []
-        return Feature(number, short.ids, short.type_ids, starts, num_cut=len(encoding.ids) - len(short.ids))
+        starts, ends = self.word_places(short, first)
+        return Feature(number, short.ids, short.type_ids, starts, 0, len(encoding.ids) - len(short.ids), ends)
 
     def without_middle(self, number, encoding):
         """The Feature of a single text that is too long: its tail, or with head_tail a quarter of head too."""
@@ -203,7 +236,9 @@ class Featurizer:
             kept = [*before, *inside[begins[word] : min(ends[stop - 1], begins[word] + room)], *after]
             starts = [len(before) + begins[w] - begins[word] for w in range(word, stop)]
             token_types = [encoding.type_ids[i] for i in kept]
-            features.append(Feature(number, [encoding.ids[i] for i in kept], token_types, starts, word))
+            lasts = [len(before) + min(ends[w] - begins[word], room) - 1 for w in range(word, stop)]
+            ids, lasts = [encoding.ids[i] for i in kept], lasts if self.word_ends else []
+            features.append(Feature(number, ids, token_types, starts, word, word_ends=lasts))
             if stop == len(begins):
                 return features
             following = stop
@@ -253,6 +288,40 @@ def word_starts(encoding):
             starts.append(position)
             before = word
     return starts
+
+
+def word_ends(encoding):
+    """Positions of the last sub-token of each word of the first sequence."""
+    last = {}
+    for position, (word, sequence) in enumerate(zip(encoding.word_ids, encoding.sequence_ids)):
+        if sequence == 0 and word is not None:
+            last[word] = position
+    return [last[word] for word in sorted(last)]
+
+
+def separator_of(tokenizer):
+    """What to put between two texts if the tokenizer puts nothing there, or None."""
+    if tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False):
+        return None
+    return tokenizer.eos_token or "\n"
+
+
+def needs_blanks(tokenizer):
+    """Whether a word that is given apart is read as if it were glued to the one before, as GPT-2's and Gemma's
+    tokenizers do it: a blank before it makes the tokens that the model knows from texts."""
+    options = dict(add_special_tokens=False, verbose=False)
+    text = tokenizer(["a a"], **options).encodings[0].ids
+    glued, apart = (
+        tokenizer([words], is_split_into_words=True, **options).encodings[0].ids for words in (["a", "a"], ["a", " a"])
+    )
+    return text != glued and text == apart
+
+
+def with_blanks(words, unit):
+    """Words, each with the blank that is before it in a text (see `join_tokens`)."""
+    _, spans = join_tokens(words, unit)
+    gaps = [False, *(after[0] > before[1] for before, after in itertools.pairwise(spans))]
+    return [f" {word}" if gap else word for word, gap in zip(words, gaps)]
 
 
 def to_arrow(column):

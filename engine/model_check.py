@@ -22,10 +22,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from engine import checkpoint
+from engine import checkpoint, lora
 from engine.command_line import UserError, first_line
 from engine.device import random_state, set_random_state
-from engine.encoders import num_positions
+from engine.encoders import is_causal, num_positions
 from engine.files import write_json
 from engine.optimization import default_lr, parameter_groups
 from engine.predictions import prediction_row
@@ -78,7 +78,7 @@ class Case:
         if self.best is not None:
             with suppress(UserError):  # what cannot be loaded is told by its own check
                 checkpoint.load_weights(model, self.best)
-        return model
+        return in_full_precision(model)
 
     @property
     def heads(self):
@@ -100,6 +100,12 @@ class Case:
 
     def num_labels(self, row):
         return sum(bool(has_label(labels).any()) for labels in self.data.batch([row]).labels.values())
+
+
+def in_full_precision(model):
+    """The model, its weights in fp32: what is looked for are mistakes, not what bf16 rounds off."""
+    model.encoder.float()
+    return model
 
 
 def has_label(labels):
@@ -331,6 +337,11 @@ def check_gradients(case):
     if frozen := [name for name, p in named.items() if not p.requires_grad and p.grad is not None]:
         return f"{frozen[0]} is frozen, but has a gradient"
     still = [name for name, p in named.items() if not p.requires_grad]
+    if lora.base_of(model):
+        still = [name for name in still if not name.startswith("encoder.") or lora.is_adapter(name)]
+        base = [name for name, p in named.items() if p.requires_grad and name.startswith("encoder.")]
+        if thawed := [name for name in base if not lora.is_adapter(name)]:
+            return f"{shorten(thawed)} of the base train, though only LoRA's matrices should"
     if still and not (config.freeze_layers or config.unfreeze_layers):
         return f"{shorten(still)} do not train, though --freeze_layers is 0"
     if odd := [name for name, p in named.items() if p.grad is not None and not torch.isfinite(p.grad).all()]:
@@ -529,8 +540,7 @@ def check_other_rows(case):
 def check_later_words(case):
     """Of a causal encoder alone: what comes later must not change what a word was."""
     model, batch = case.model_and_batch(4)
-    config = getattr(model.encoder, "config", None)
-    if not (getattr(config, "is_decoder", False) or getattr(model.encoder, "is_causal", False)):
+    if not is_causal(model.encoder):
         raise Skipped("the encoder is not causal")
     changed = batch.inputs["input_ids"].clone()
     last = batch.inputs["attention_mask"].sum(1) - 1
@@ -678,8 +688,8 @@ def check_resume(case):
         run_until(case.build(**options, model_version="stopped"), half)
         again = case.build(**options, model_version="stopped")
         with torch.no_grad():
-            for p in again.model.parameters():
-                p.zero_()  # nothing but the checkpoint may be known
+            for name in dict(again.model.named_parameters()).keys() & lora.kept_tensors(again.model).keys():
+                again.model.get_parameter(name).zero_()  # nothing but the checkpoint may be known, or a LoRA's base
         run_until(again, whole)
         name = f"step_{whole:08d}"
         manifests = [
@@ -708,7 +718,7 @@ def run_until(trainer, step):
 
 def check_prediction(case):
     trainer = case.build(compile=False)
-    trainer.model.load_state_dict(case.trained.state_dict())
+    in_full_precision(trainer.model).load_state_dict(case.trained.state_dict())
     loader = type(trainer.dev_loader)
     evaluation = trainer.eval(loader(case.data, 64))
     labels = trainer.infer(loader(case.data, 5), "predicting")[0].labels

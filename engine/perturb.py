@@ -40,7 +40,7 @@ class WordNoise:
         if self.value is None:
             return output
         longer = output.shape[1] - self.value.shape[1]  # Longformer pads its input behind the text
-        return output + F.pad(self.value, (0, 0, 0, longer))
+        return (output + F.pad(self.value, (0, 0, 0, longer))).to(output.dtype)  # weights may be in bf16
 
     @contextmanager
     def added(self, value):

@@ -31,8 +31,12 @@ def load_tokenizer(config, texts):
     else:
         if name.startswith((".", os.sep, "~")) and not Path(name).is_dir():
             raise UserError(f"--pretrain_model_path {name}: no such folder")
+        if causal := reads_causally(config):
+            needed = ()
         tokenizer = pretrained_tokenizer(name, needed)
-        if isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
+        if causal:
+            require_padding(tokenizer, name)
+        elif isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
             # RoBERTa's kind, where a word begins with a blank: the first one, and one given apart, must too
             tokenizer = pretrained_tokenizer(name, needed, add_prefix_space=True)
             tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -40,6 +44,22 @@ def load_tokenizer(config, texts):
         named = [token.strip() for token in config.special_tokens.split(",")]
         tokenizer.add_special_tokens({"additional_special_tokens": named})
     return tokenizer
+
+
+def reads_causally(config):
+    from engine.encoders import is_causal, pretrained_shape  # here, so that other commands need no transformers
+
+    return is_causal(pretrained_shape(config))
+
+
+def require_padding(tokenizer, name):
+    """A decoder's tokenizer may have no padding token: what ends a text pads it then, behind an attention mask."""
+    if tokenizer.pad_token is None:
+        token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
+        if token is None:
+            raise UserError(f"--pretrain_model_path {name}: its tokenizer has no token that could pad, not even EOS")
+        logger.info(f"{name} has no padding token: {token} takes its place, is never attended to and never trained on")
+        tokenizer.pad_token = token
 
 
 def pretrained_tokenizer(name, needed, **options):

@@ -116,6 +116,18 @@ def test_parse_bool_refuses_what_is_neither():
         ("--random_seed -1", "--random_seed"),
         ("--random_seed 4294967296", "--random_seed"),
         ("--encoder bilstm --hidden_size 33", "--hidden_size"),
+        ("--encoder bilstm --gradient_checkpointing", "--gradient_checkpointing"),
+        ("--do_train --lora_rank 8", "--pretrain_model_path"),
+        ("--lora_rank 8 --use_fgm --pretrain_model_path x", "--use_freelb"),
+        ("--lora_rank 8 --use_pgd --pretrain_model_path x", "--lora_rank"),
+        ("--lora_rank 8 --unfreeze_layers 1 --pretrain_model_path x", "--unfreeze_layers"),
+        ("--lora_rank 8 --freeze_layers all --pretrain_model_path x", "--freeze_layers"),
+        ("--lora_rank 8 --special_tokens <a> --pretrain_model_path x", "--special_tokens"),
+        ("--lora_rank -1", "--lora_rank"),
+        ("--load_dtype bf16 --pretrain_model_path x", "--lora_rank"),
+        ("--load_dtype bf16 --lora_rank 8 --use_smart --pretrain_model_path x", "--use_smart"),
+        ("--load_dtype bf16 --do_train --freeze_layers all", "--pretrain_model_path"),
+        ("--pooling middle", "--pooling"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_flag(flags, named, capsys):
@@ -128,11 +140,15 @@ def test_a_mistake_is_one_line_that_names_the_flag(flags, named, capsys):
 def test_strengths_that_do_nothing_are_told():
     assert Config(use_pgd=True, fgm_eps=0.5, pgd_alpha=0.2, use_swa=True, swa_start=0.0).unused_options() == []
     assert Config(rdrop_alpha=4.0).unused_options() == ["--rdrop_alpha=4 has no effect without --use_rdrop"]
+    assert Config(merge_lora=True).unused_options() == ["--merge_lora=True has no effect without --lora_rank"]
+    assert Config(lora_rank=8, lora_alpha=0.0).unused_options() == ["--lora_alpha=0 leaves --lora_rank without effect"]
+    assert Config(lora_targets="query").unused_options() == ["--lora_targets=query has no effect without --lora_rank"]
+    assert Config(lora_rank=8).unused_options() == []
     assert Config(fgm_eps=0.5).unused_options() == ["--fgm_eps=0.5 has no effect without --use_fgm or --use_pgd"]
     assert Config(use_smart=True, smart_weight=0.0).unused_options() == [
         "--smart_weight=0 leaves --use_smart without effect"
     ]
-    switched = {name for name in vars(Config()) if name.startswith("use_")} - {"use_crf"}
+    switched = {name for name in vars(Config()) if name.startswith("use_")} - {"use_crf"} | {"lora_rank"}
     assert {switch for option in dataclasses.fields(Config) for switch in option.metadata["needs"]} == switched
 
 
@@ -170,6 +186,15 @@ def test_options_that_mean_nothing_to_the_tasks_are_told():
     assert "none of the tasks is tagging" in line
     (line,) = Config(use_crf=True, focal_gamma=2.0).unused_options(["tagging"])
     assert "no effect on tagging with --use_crf" in line
+
+
+def test_a_run_from_before_auto_pooling_goes_on():
+    before = vars(Config()) | {"pooling": "first"}
+    for new in ("word_pooling", "load_dtype", "lora_rank", "lora_alpha", "lora_targets", "gradient_checkpointing"):
+        del before[new]
+    assert Config().changes_since(before) == []
+    assert Config(pooling="mean").changes_since(before) == ["pooling was 'first', is 'mean'"]
+    assert Config(lora_rank=8).changes_since(before) == ["lora_rank was 0, is 8"]
 
 
 def test_ratios_must_leave_something_to_train_on():

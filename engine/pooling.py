@@ -1,0 +1,31 @@
+"""Hidden states -> a vector for each text and for each word. Shapes: B texts, L tokens, W words, H the width."""
+
+import torch
+
+
+def text_vectors(hidden, inputs, pooling):
+    """(B, H): the first token of each text, its last real one, or the mean over its tokens."""
+    if pooling == "first":
+        return hidden[:, 0]
+    mask = inputs["attention_mask"]
+    if pooling == "mean":
+        return mean_of_tokens(hidden, mask)
+    last = mask.sum(1) - 1  # the house pads on the right, whatever the tokenizer would do
+    return hidden[torch.arange(len(last), device=last.device), last]
+
+
+def mean_of_tokens(hidden, mask):
+    """Hidden states (B, L, H), mask (B, L) -> their mean over the real tokens (B, H), in fp32."""
+    weights = mask / mask.sum(1, keepdim=True)
+    return (hidden * weights.unsqueeze(-1)).sum(1)
+
+
+def word_vectors(hidden, inputs, pooling):
+    """(B, W, H): the first sub-token of each word, its last one, or the mean over them."""
+    if pooling == "mean":
+        places = torch.arange(hidden.shape[1], device=hidden.device)
+        starts, ends = inputs["word_starts"].unsqueeze(2), inputs["word_ends"].unsqueeze(2)
+        weights = ((places >= starts) & (places <= ends)) / (ends - starts + 1)
+        return weights.to(hidden.dtype) @ hidden
+    positions = inputs["word_starts" if pooling == "first" else "word_ends"]
+    return hidden.gather(1, positions.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
