@@ -6,14 +6,13 @@ where it is used. `--flag`, `--flag=True`, `--flag=False` and `--no_flag` all wo
 
 import dataclasses
 import logging
-import math
 import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.backbone_options import refuse_backbone
 from engine.command_line import UserError, option, options_without_switch, parse_layers, require_range, require_seed
+from engine.option_checks import refuse_backbone, refuse_tricks
 from engine.run_folder import SavedOptions, changed_options
 from engine.tags import has_spans, needs_words
 
@@ -187,7 +186,8 @@ class Config(SavedOptions):
                 raise UserError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
         require_seed(self.random_seed)
         self.refuse_contradictions()
-        self.refuse_contradicting_tricks()
+        refuse_tricks(self)
+        refuse_backbone(self)
         self.task_weights_by_name()
 
     def refuse_contradictions(self):
@@ -200,7 +200,6 @@ class Config(SavedOptions):
             raise UserError(f"--hidden_size={self.hidden_size} must be a multiple of 32, the size of an attention head")
         if self.pooling not in ("auto", "first") and self.encoder == "bilstm":
             raise UserError(f"--pooling={self.pooling}: a BiLSTM classifies from its two last states; leave it at auto")
-        refuse_backbone(self)
         if self.window_stride is not None and not -1 <= self.window_stride <= self.max_length // 2:
             raise UserError(f"--window_stride={self.window_stride} must be at most half of --max_length, or -1")
         if self.predict_output and Path(self.predict_output).suffix not in (".csv", ".jsonl"):
@@ -208,36 +207,6 @@ class Config(SavedOptions):
         if os.sep in self.model_version or self.model_version in (".", ".."):
             name = f"--model_version={self.model_version}"
             raise UserError(f"{name} must be a plain name; --output_dir says where runs are kept")
-
-    def refuse_contradicting_tricks(self):
-        adversaries = ("use_fgm", "use_pgd", "use_freelb", "use_awp", "use_smart")
-        adversaries = [f"--{name}" for name in adversaries if getattr(self, name)]
-        pretrained = self.pretrain_model_path and self.encoder == "transformer"
-        if len(adversaries) > 1:
-            raise UserError(f"{' and '.join(adversaries)} are each an adversary; choose one")
-        if self.use_ema and self.use_swa:
-            raise UserError("--use_ema and --use_swa both replace the weights that are scored; choose one")
-        if self.use_ema and self.ema_decay == 1:
-            raise UserError("--ema_decay=1 would never move; it must be below 1")
-        if self.use_swa and 0 < self.epochs < math.floor(self.swa_start * self.epochs) + 2:
-            fewer = f"--use_swa would average fewer than two of {self.epochs} epochs"
-            raise UserError(f"{fewer}; lower --swa_start={self.swa_start:g}")
-        if self.use_awp and 0 < self.epochs <= math.ceil(self.awp_start * self.epochs - 1e-9):
-            raise UserError(f"--awp_start={self.awp_start:g} leaves none of {self.epochs} epochs for AWP")
-        if self.unfreeze_layers and self.compile:
-            raise UserError(
-                "--unfreeze_layers trains other layers in each epoch: --compile would compile anew; drop one"
-            )
-        if self.unfreeze_layers and self.epochs == 1:
-            raise UserError("--unfreeze_layers trains the heads alone in the first epoch; --epochs=1 has no second")
-        if self.layer_decay == 0:
-            raise UserError("--layer_decay=0 would stop all layers but the last; see --freeze_layers")
-        if (self.layer_decay < 1 or self.unfreeze_layers) and (not pretrained or self.freeze_layers == -1):
-            needed = "need --pretrain_model_path, and layers that are trained"
-            raise UserError(f"--layer_decay and --unfreeze_layers spare pretrained layers: they {needed}")
-        if (self.freeze_layers or self.unfreeze_layers or self.lora_rank) and (self.use_fgm or self.use_pgd):
-            frozen = "--freeze_layers, --unfreeze_layers and --lora_rank freeze them; try --use_freelb"
-            raise UserError(f"--use_fgm and --use_pgd need the gradient of the word embeddings, but {frozen}")
 
     @property
     def run_dir(self):

@@ -67,7 +67,7 @@ def test_no_imports_run_in_a_circle():
 
 def test_files_functions_and_lines_are_short():
     length = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
-    assert sum(length[module] for module in MAIN_ROAD) <= 2380
+    assert sum(length[module] for module in MAIN_ROAD) <= 2300
     assert all(length[module] <= 450 for module in TOP_LEVEL)
     for path in (*LIBRARY, *ROOT.glob("tests/*.py"), *ROOT.glob("benchmarks/*.py")):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):

@@ -1,0 +1,56 @@
+"""Which options of main.py exclude each other. Nothing slow is imported here: every command needs it."""
+
+import math
+
+from engine.command_line import UserError
+
+
+def refuse_backbone(config):
+    """UserError for options of the encoder and of its adapter that exclude each other."""
+    pretrained = config.encoder == "transformer" and (config.pretrain_model_path or not config.do_train)
+    if config.lora_rank and not pretrained:
+        raise UserError("--lora_rank adapts a pretrained encoder: it needs --pretrain_model_path")
+    if config.lora_rank and config.special_tokens:
+        added = "--special_tokens adds word vectors, which --lora_rank would neither train nor save"
+        raise UserError(f"{added}; drop one of them")
+    if config.lora_rank and (config.freeze_layers or config.unfreeze_layers):
+        raise UserError("--lora_rank freezes the encoder by itself; leave out --freeze_layers and --unfreeze_layers")
+    if config.load_dtype == "bf16" and not config.lora_rank and config.freeze_layers != -1:
+        raise UserError("--load_dtype=bf16 is for weights that do not train: add --lora_rank or --freeze_layers all")
+    if config.load_dtype == "bf16" and not pretrained:
+        raise UserError("--load_dtype=bf16 is for pretrained weights: it needs --pretrain_model_path")
+    if config.load_dtype == "bf16" and config.use_smart:
+        fine = "--load_dtype=bf16 does not resolve the small noise of --use_smart"
+        raise UserError(f"{fine}; take fp32, or --use_freelb")
+    if config.gradient_checkpointing and config.encoder == "bilstm":
+        raise UserError("--gradient_checkpointing: a BiLSTM has none; leave it out")
+
+
+def refuse_tricks(config):
+    """UserError for options of training tricks that exclude each other, or leave one without effect."""
+    adversaries = ("use_fgm", "use_pgd", "use_freelb", "use_awp", "use_smart")
+    adversaries = [f"--{name}" for name in adversaries if getattr(config, name)]
+    pretrained = config.pretrain_model_path and config.encoder == "transformer"
+    if len(adversaries) > 1:
+        raise UserError(f"{' and '.join(adversaries)} are each an adversary; choose one")
+    if config.use_ema and config.use_swa:
+        raise UserError("--use_ema and --use_swa both replace the weights that are scored; choose one")
+    if config.use_ema and config.ema_decay == 1:
+        raise UserError("--ema_decay=1 would never move; it must be below 1")
+    if config.use_swa and 0 < config.epochs < math.floor(config.swa_start * config.epochs) + 2:
+        fewer = f"--use_swa would average fewer than two of {config.epochs} epochs"
+        raise UserError(f"{fewer}; lower --swa_start={config.swa_start:g}")
+    if config.use_awp and 0 < config.epochs <= math.ceil(config.awp_start * config.epochs - 1e-9):
+        raise UserError(f"--awp_start={config.awp_start:g} leaves none of {config.epochs} epochs for AWP")
+    if config.unfreeze_layers and config.compile:
+        raise UserError("--unfreeze_layers trains other layers in each epoch: --compile would compile anew; drop one")
+    if config.unfreeze_layers and config.epochs == 1:
+        raise UserError("--unfreeze_layers trains the heads alone in the first epoch; --epochs=1 has no second")
+    if config.layer_decay == 0:
+        raise UserError("--layer_decay=0 would stop all layers but the last; see --freeze_layers")
+    if (config.layer_decay < 1 or config.unfreeze_layers) and (not pretrained or config.freeze_layers == -1):
+        needed = "need --pretrain_model_path, and layers that are trained"
+        raise UserError(f"--layer_decay and --unfreeze_layers spare pretrained layers: they {needed}")
+    if (config.freeze_layers or config.unfreeze_layers or config.lora_rank) and (config.use_fgm or config.use_pgd):
+        frozen = "--freeze_layers, --unfreeze_layers and --lora_rank freeze them; try --use_freelb"
+        raise UserError(f"--use_fgm and --use_pgd need the gradient of the word embeddings, but {frozen}")
