@@ -2,7 +2,7 @@
 
 A batch is `Batch(inputs, labels, rows)`. inputs: `input_ids`, `attention_mask`, `token_type_ids` (B, L); for tagging
 also `word_starts`, the position of each word's first sub-token (for decoders `word_ends`, of its last one, too), and
-`word_mask` (B, W); with --extra_columns `extras` (B, N), standardised. labels: {task: (B,) or (B, W)}, with IGNORE where
+`word_mask` (B, W); with --extra_columns `extras` (B, N), standardised. labels: {task: (B,) or (B, W)}, IGNORE where
 there is none; of spans (B, 1 + 3N), see `encode` in engine/span_pointer.py. rows: each example's number in its file.
 The order of batches is a function of (seed, epoch) alone, whatever the number of workers, so a run can go on anywhere.
 Edit here when your model needs another input or your task another kind of label: engine/features.py, then `make_batch`.
