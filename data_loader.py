@@ -144,9 +144,7 @@ class MyDataset(Dataset):
             )
             for name in [name for name, task in self.tasks.items() if has_spans(task["type"])]:
                 if lost := num_outside(self, name):
-                    logger.warning(
-                        f"{where}: {lost} spans of {name!r} fit no window; raise --window_stride, --max_length"
-                    )
+                    logger.warning(f"{where}: {lost} spans of {name!r} fit no window; raise --window_stride")
 
     def __len__(self):
         """Examples; of their rows, which may be more, there are len(dataset.lengths)."""
