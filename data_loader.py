@@ -146,8 +146,7 @@ class MyDataset(Dataset):
             )
             for name in [name for name, task in self.tasks.items() if has_spans(task["type"])]:
                 if lost := num_outside(self, name):
-                    advice = "they are neither learnt nor found: raise --max_length or --window_stride"
-                    logger.warning(f"{where}: {lost} spans of {name!r} are longer than what windows share; {advice}")
+                    logger.warning(f"{where}: {lost} spans of {name!r} fit no window; raise --window_stride")
 
     def __len__(self):
         """Examples; of their rows, which may be more, there are len(dataset.lengths)."""

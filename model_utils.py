@@ -310,6 +310,7 @@ class SpanHead(SpanAnswers, Head):
     def __init__(self, hidden_size, task):
         super().__init__(hidden_size, task, num_logits=2 * self.size)
         self.borders = nn.Linear(2 * self.size, 2 * len(task["labels"]))  # a type's score for first and for last words
+        nn.init.constant_(self.borders.bias, -5.0)  # spans are rare: as in Lin et al., 2017, the loss begins with few
         self.register_buffer("threshold", torch.tensor(0.0))
 
     def forward(self, vectors, inputs):

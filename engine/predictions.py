@@ -51,22 +51,23 @@ class Answers:
                 self.decode(name, batch, task_logits)
 
     def decode(self, name, batch, logits):
-        """Keeps, of each example, (first word, answer, probability, what may be averaged) of its rows."""
+        """Keeps, of each example, (first word, answer, probability, what may be averaged) of its rows; of spans (first
+        word, number of words, spans, probabilities), which can be averaged themselves."""
         data, head = self.data, self.heads[name]
-        by_words, finds_spans = head.level == "words", head.finds_spans
+        by_words = head.level == "words"
         answers, probabilities = head.decode(logits, batch.inputs)
-        if not finds_spans:
+        if not head.finds_spans:
             answers, probabilities = answers.tolist(), probabilities.tolist()
-        keep = self.keep_averages and not finds_spans  # of spans the answers themselves can be averaged
+        keep = self.keep_averages and not head.finds_spans
         averages = head.to_average(logits).cpu() if keep else [None] * len(answers)
         for i, row in enumerate(batch.rows.tolist()):
-            if by_words:
+            if head.finds_spans:
+                first, size = int(data.columns["first_word"][row]), int(self.num_words[row])
+                piece = (first, size, answers[i], probabilities[i])
+            elif by_words:
                 first, size = int(data.columns["first_word"][row]), self.num_words[row]
                 average = averages[i] if averages[i] is None else averages[i][:size]
-                if finds_spans:
-                    piece = (first, size, answers[i], probabilities[i])
-                else:
-                    piece = (first, answers[i][:size], probabilities[i][:size], average)
+                piece = (first, answers[i][:size], probabilities[i][:size], average)
             elif data.is_first(row):
                 piece = (0, answers[i], probabilities[i], averages[i])
             else:
