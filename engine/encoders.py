@@ -178,6 +178,8 @@ def check_encoder(encoder, tokenizer, name):
             ) from None
     encoder.train(training)
     width = getattr(encoder.config, "hidden_size", None)
+    if width is None:
+        raise UserError(f"--pretrain_model_path {name}: {kind} is made for more than texts; take its text model alone")
     if hidden.shape != (2, 2, width):
         raise UserError(
             f"--pretrain_model_path {name}: {kind} gives {tuple(hidden.shape)} for 2 texts of 2 tokens; {advice}"

@@ -15,6 +15,7 @@ from config import Config
 from engine import lora
 from engine.command_line import UserError
 from engine.encoders import is_causal
+from engine.files import seal
 from engine.model_check import run_until
 from engine.optimization import default_lr, parameter_groups
 from model_utils import load_checkpoint
@@ -242,5 +243,10 @@ def test_options_of_a_checkpoint_from_before_still_load(tiny, tmp_path):
     args = read_json(trainer.checkpoints / "best/args.json")
     new = "word_pooling load_dtype lora_rank lora_alpha lora_dropout lora_targets merge_lora gradient_checkpointing"
     before = {name: value for name, value in args.items() if name not in new.split()} | {"pooling": "first"}
-    (tmp_path / "args.json").write_text(json.dumps(before))
-    assert Config.load(tmp_path / "args.json") == Config(**before)
+    shutil.copytree(trainer.checkpoints / "best", tmp_path / "old")
+    (tmp_path / "old/args.json").write_text(json.dumps(before))
+    seal(tmp_path / "old")
+    assert Config.load(tmp_path / "old/args.json") == Config(**before)
+    model, *_ = load_checkpoint(tmp_path / "old")
+    data = trainer.dev_loader.dataset
+    close(logits_of(trainer.model.eval(), data, range(8)), logits_of(model.eval(), data, range(8)), 1e-6)
