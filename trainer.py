@@ -7,6 +7,7 @@ Edit here when you want another optimizer or schedule (`build_optimizer`, `build
 import json
 import logging
 import math
+import random
 import shutil
 from contextlib import ExitStack, closing
 from dataclasses import asdict
@@ -286,6 +287,7 @@ class Trainer:
         metrics_path = self.config.run_dir / "metrics.jsonl"
         folder, damaged = checkpoint.newest_whole(self.checkpoints)
         if folder is None:
+            random.seed(self.config.random_seed)  # some libraries draw from it while they are imported
             metrics_path.write_bytes(b"")
             return False
         checkpoint.require_labels(folder, self.tasks)
