@@ -51,9 +51,7 @@ class DataConfig:
         "types of tasks where they should not be guessed, such as 'score=regression,topics=multilabel,entities=spans'; "
         "also classification, tagging, or a kind of your own",
     )
-    extra_columns: str = option(
-        "", "columns of numbers that the model shall read beside the text, comma-separated, such as 'age,price'"
-    )
+    extra_columns: str = option("", "columns of numbers, comma-separated, that are inputs of the model beside the text")
     label_separator: str = option(",", "what separates the labels in a cell of a multilabel column")
     tag_scheme: str = option(
         "auto",
