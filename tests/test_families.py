@@ -286,7 +286,7 @@ REFUSED = {  # not to be fine-tuned here: what the one line says
         lambda: hf.Gemma3Config(text_config=LLAMA, vision_config=SMALL),
         "take its text model alone",
     ),
-    "CLIP": (lambda: hf.CLIPConfig(), "reads no text"),
+    "CLIP": (lambda: hf.CLIPConfig(text_config=SMALL, vision_config=SMALL), "reads no text"),
 }
 
 
