@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent  # of the repository
 RESUME_SAFE = frozenset(
     """do_train do_eval do_predict resume force_resume debug output_dir model_version log_output_path log_output_file
     checkpoint predict_file predict_output text_column text_pair_column encoding num_workers log_steps save_epoch
-    save_steps device""".split()
+    save_steps device ddp_timeout""".split()
 )
 
 
@@ -162,12 +162,14 @@ class Config(SavedOptions):
     compile: bool = option(False, "torch.compile the encoder; pays on a GPU after some minutes")
     random_seed: int = option(666, "seed of everything random", aliases=["seed"])
     deterministic: bool = option(False, "on a GPU: deterministic algorithms only, somewhat slower")
+    ddp_timeout: int = option(1800, "under torchrun: seconds after which a process that is silent ends the run")
 
     def __post_init__(self):
         if self.debug and not (self.do_train or self.do_eval or self.do_predict):
             self.do_train = self.do_eval = self.do_predict = True
         at_least_one = (
-            "hidden_size num_layers vocab_size batch_size gradient_accumulation_steps eval_batch_size log_steps"
+            "hidden_size num_layers vocab_size batch_size gradient_accumulation_steps eval_batch_size log_steps "
+            "ddp_timeout"
         )
         require_range(self, 1, at_least_one + " shuffle_buffer pgd_steps freelb_steps dropout_samples")
         not_negative = (

@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from tqdm import tqdm
 
+from engine import distributed
 from engine.command_line import UserError
 from engine.features import Ragged, encoded_fingerprint, to_arrow, to_numpy
 from engine.span_pointer import num_outside
@@ -46,7 +47,12 @@ class Batch(NamedTuple):
 
 
 def make_batch(columns, rows, tasks, pad_id, numbers=None, multiple=1):
-    """Columns and row numbers -> Batch, by index arithmetic; tokens are padded to the longest of these rows."""
+    """Columns and row numbers -> Batch, by index arithmetic; tokens are padded to the longest of these rows.
+
+    Without rows it is one row without labels: a process that has none must take part in each step all the same.
+    """
+    if not len(rows):
+        return without_labels(make_batch(columns, np.zeros(1, int), tasks, pad_id, multiple=multiple))
     input_ids, mask = columns["input_ids"].pad(rows, pad_id, multiple)
     token_types = columns["token_type_ids"].pad(rows, 0, multiple)[0] if "token_type_ids" in columns else 0 * input_ids
     inputs = {"input_ids": input_ids, "attention_mask": mask.astype(np.int64), "token_type_ids": token_types}
@@ -65,6 +71,15 @@ def make_batch(columns, rows, tasks, pad_id, numbers=None, multiple=1):
             labels[name] = column if column.dtype == np.float32 else column.astype(np.int64)
     tensors = [{name: torch.from_numpy(array) for name, array in part.items()} for part in (inputs, labels)]
     return Batch(*tensors, torch.from_numpy(np.asarray(rows if numbers is None else numbers[rows])))
+
+
+def without_labels(batch):
+    """A batch whose labels are all missing, as if it had no rows."""
+    labels = {
+        name: torch.full_like(label, float("nan") if label.is_floating_point() else IGNORE)
+        for name, label in batch.labels.items()
+    }
+    return Batch(batch.inputs, labels, batch.rows[:0])
 
 
 def length_batches(lengths, rows, batch_size, rng):
@@ -159,21 +174,23 @@ class MyDataset(Dataset):
         return self.first_rows[self.example_index[row]] == row
 
     def batch(self, rows):
-        return make_batch(
-            self.columns, np.asarray(rows), self.tasks, self.pad_id, multiple=self.featurizer.pad_to_multiple
-        )
+        multiple = self.featurizer.pad_to_multiple
+        return make_batch(self.columns, np.asarray(rows, int), self.tasks, self.pad_id, multiple=multiple)
 
     __getitems__ = batch  # what torch's DataLoader asks for, with the row numbers of a whole batch
 
 
 class LengthSampler:
-    """Row numbers of each batch. shuffled: random batches of similar length, new in each epoch; else longest first."""
+    """Row numbers of each batch. shuffled: random batches of similar length, new in each epoch; else longest first.
+
+    Of several processes each has its share of the rows of a batch when shuffled, else of the batches.
+    """
 
     POOL = 256  # batches sorted together: nearly no padding, and still random
 
     def __init__(self, lengths, batch_size, seed=None):
-        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
-        self.epoch = self.start = 0
+        self.lengths, self.seed, self.epoch, self.start = lengths, seed, 0, 0
+        self.batch_size = batch_size * (1 if seed is None else distributed.size())
 
     def __len__(self):
         return -(-len(self.lengths) // self.batch_size)
@@ -182,16 +199,16 @@ class LengthSampler:
         if self.seed is None:
             order = np.argsort(-self.lengths, kind="stable")
             batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-        else:
-            rng = np.random.default_rng([self.seed, self.epoch])
-            rows = rng.permutation(len(self.lengths))
-            pool = self.POOL * self.batch_size
-            batches = [
-                batch
-                for i in range(0, len(rows), pool)
-                for batch in length_batches(self.lengths, rows[i : i + pool], self.batch_size, rng)
-            ]
-        return iter(batches[self.start :])
+            return iter(distributed.share(batches))
+        rng = np.random.default_rng([self.seed, self.epoch])
+        rows = rng.permutation(len(self.lengths))
+        pool = self.POOL * self.batch_size
+        batches = [
+            batch
+            for i in range(0, len(rows), pool)
+            for batch in length_batches(self.lengths, rows[i : i + pool], self.batch_size, rng)
+        ]
+        return map(distributed.share, batches[self.start :])
 
 
 class MyDataLoader(DataLoader):
@@ -232,11 +249,13 @@ class MyIterableDataset(IterableDataset):
     The file is indexed once by blocks of rows (a byte position for each). An epoch takes the blocks in random order;
     `shuffle_buffer` rows at a time form a pool that is tokenised, shuffled and batched by length. Yields one pool after
     another: (encoded columns, row numbers, batches). Workers take turns by pools, so each row comes exactly once and in
-    an order that does not depend on their number.
+    an order that does not depend on their number. Of several processes each reads and batches its share of each pool.
     """
 
     def __init__(self, path, featurizer, batch_size, shuffle_buffer, seed, limit=None):
-        self.path, self.featurizer, self.batch_size, self.seed = path, featurizer, batch_size, seed
+        self.path, self.featurizer, self.seed = path, featurizer, seed
+        self.rank, self.processes = distributed.rank(), distributed.size()  # a worker could not ask
+        self.batch_size = batch_size = batch_size * self.processes
         self.block = batch_size * max(1, min(8, shuffle_buffer // (4 * batch_size)))  # rows read together
         self.blocks_in_pool = max(1, shuffle_buffer // self.block)
         self.starts, self.num_rows = [], 0
@@ -262,17 +281,31 @@ class MyIterableDataset(IterableDataset):
         pools, worker = self.pools(), get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         for number in range(self.first_pool + first, len(pools), step):
-            examples, rows = [], []
-            for block in pools[number]:
-                lines = read_processed(self.path, self.featurizer.tasks, self.starts[block], self.starts[block + 1])
-                block_examples = [example for _, example in lines]
-                examples += block_examples
-                rows += range(block * self.block, block * self.block + len(block_examples))
+            total = self.rows_in(pools[number])
+            first, end = (total * rank // self.processes for rank in (self.rank, self.rank + 1))
+            rows, examples = self.read(pools[number], first, max(end, first + 1))
             columns = self.featurizer(examples)
             rng = np.random.default_rng([self.seed, self.epoch, number])
-            order = rng.permutation(len(rows))
-            batches = length_batches(columns["input_ids"].lengths, order, self.batch_size, rng)
-            yield columns, np.array(rows), batches
+            order = rng.permutation(end - first)
+            batches = length_batches(columns["input_ids"].lengths, order, self.batch_size // self.processes, rng)
+            missing = -(-total // self.batch_size) - len(batches)
+            yield columns, np.array(rows), batches + [order[:0]] * missing
+
+    def rows_in(self, blocks):
+        return sum(min(self.block, self.num_rows - block * self.block) for block in blocks)
+
+    def read(self, blocks, first, end):
+        """(numbers, examples) of the rows of some blocks, from one place in them to another."""
+        before, rows, examples = 0, [], []
+        for block in blocks:
+            size = self.rows_in([block])
+            here = range(max(first - before, 0), min(end - before, size))
+            if here:
+                lines = read_processed(self.path, self.featurizer.tasks, self.starts[block], self.starts[block + 1])
+                examples += [example for _, example in islice(lines, here.start, here.stop)]
+                rows += [block * self.block + i for i in here]
+            before += size
+        return rows, examples
 
     def __len__(self):
         return self.num_rows
@@ -297,8 +330,7 @@ class MyIterableDataLoader(DataLoader):
         data, self.skip = self.dataset, batch
         data.epoch, data.first_pool = epoch, 0
         for blocks in data.pools():
-            rows = sum(min(data.block, data.num_rows - block * data.block) for block in blocks)
-            batches = -(-rows // data.batch_size)
+            batches = -(-data.rows_in(blocks) // data.batch_size)
             if self.skip < batches:
                 break
             self.skip -= batches

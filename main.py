@@ -23,21 +23,26 @@ logger = logging.getLogger("template")
 def main(config):
     # Imported here, so that --help and a mistaken flag answer at once
     from data_process import make_sample
-    from engine.device import keep_freed_memory, to_device
+    from engine import distributed
+    from engine.device import keep_freed_memory
     from preprocess.sources import read_texts
 
     # Everything that can be checked before the slow part
     if not (config.do_train or config.do_eval or config.do_predict):
         raise UserError("nothing to do: add --do_train, --do_eval or --do_predict")
-    device, data_path = to_device(config.device), config.data_dir
+    device, data_path = distributed.join(config.device, config.ddp_timeout), config.data_dir
+    if config.debug and distributed.size() > 1:
+        raise UserError("--debug checks the model in a single process; start it without torchrun")
     texts = read_texts(config.predict_file, config) if config.do_predict and config.predict_file else None
     needs_data = config.do_train or config.do_eval or not texts
     if needs_data and config.data_path == Config.data_path and config.fold is None:
-        make_sample(data_path)
+        with distributed.first_of_node():
+            make_sample(data_path)
 
-    with claim_run_dir(config) as run_dir:
-        log_path = Path(config.log_output_path or run_dir) / config.log_output_file
-        get_logger(log_path, logging.DEBUG if config.debug else logging.INFO)
+    with distributed.entered_by_first(claim_run_dir(config)) as run_dir:
+        if distributed.is_first():
+            log_path = Path(config.log_output_path or run_dir) / config.log_output_file
+            get_logger(log_path, logging.DEBUG if config.debug else logging.INFO)
         seed_torch(config.random_seed, config.deterministic)
         if device.type == "cpu":
             keep_freed_memory()
@@ -50,11 +55,13 @@ def main(config):
             trainer.train()
         if config.do_eval or config.do_predict:
             evaluate_and_predict(config, device, run_dir, texts)
+        distributed.leave()
 
 
 def evaluate_and_predict(config, device, run_dir, texts=None):
     """With the best checkpoint, as a new process elsewhere would. texts: what to label, if not the test part."""
     from data_loader import MyDataLoader, MyDataset
+    from engine import distributed
     from engine.predictions import prepare_inputs
     from preprocess.schema import check_same_labels, part_of
 
@@ -63,16 +70,22 @@ def evaluate_and_predict(config, device, run_dir, texts=None):
     if config.do_eval:
         check_same_labels(data_path, trainer.tasks)
         parts = [path for path in (data_path / "dev.jsonl", data_path / "test.jsonl") if path.exists()]
-        evaluate(trainer, {path.stem: MyDataset(path, featurizer, limit) for path in parts}, run_dir)
+        with distributed.first_of_node():
+            data_sets = {path.stem: MyDataset(path, featurizer, limit) for path in parts}
+        evaluate(trainer, data_sets, run_dir)
     if config.do_predict:
         source = prepare_inputs(texts, trainer.tasks, config.predict_file) if texts else part_of(data_path, "test")
-        loader = MyDataLoader(MyDataset(source, featurizer, None if texts else limit), config.eval_batch_size)
-        trainer.predict(loader, config.predict_output or run_dir / "predictions.csv")
+        with distributed.first_of_node():
+            data_set = MyDataset(source, featurizer, None if texts else limit)
+        trainer.predict(
+            MyDataLoader(data_set, config.eval_batch_size), config.predict_output or run_dir / "predictions.csv"
+        )
 
 
 def load_data(config, device, limit=None):
     """(tokenizer, tasks, train loader, dev loader). limit: only so many examples of each part."""
     from data_loader import build_loaders, training_texts
+    from engine import distributed
     from engine.encoders import pooling_of, pretrained_shape
     from engine.features import Featurizer
     from engine.tokenizer import load_tokenizer
@@ -82,10 +95,13 @@ def load_data(config, device, limit=None):
     tasks = load_labels(data_path)
     for line in config.unused_options([task["type"] for task in tasks.values()]):
         logger.warning(line)
-    tokenizer = load_tokenizer(config, lambda: training_texts(data_path / "train.jsonl"))
+    tokenizer = distributed.from_first(
+        lambda: load_tokenizer(config, lambda: training_texts(data_path / "train.jsonl"))
+    )
     word_ends = pooling_of(config, pretrained_shape(config))[1] != "first"
     featurizer = Featurizer(tokenizer, tasks, config.max_length, config.window_stride, config.truncation, word_ends)
-    return tokenizer, tasks, *build_loaders(config, data_path, featurizer, device, limit)
+    with distributed.first_of_node():
+        return tokenizer, tasks, *build_loaders(config, data_path, featurizer, device, limit)
 
 
 def build_trainer(config, device, tokenizer, tasks, train_loader, dev_loader):
@@ -118,6 +134,7 @@ def load_trained(folder, config, device):
 def evaluate(trainer, data_sets, run_dir):
     """Scores each part, into the log, eval.json and report.json. data_sets: {part: MyDataset}"""
     from data_loader import MyDataLoader
+    from engine import distributed
     from metrics import report, table
 
     scores, per_label = {}, {}
@@ -128,8 +145,9 @@ def evaluate(trainer, data_sets, run_dir):
             if not trainer.config.debug:  # of so few examples they would hide what matters
                 logger.info(f"{part}, {name}:\n{table(scores_of_labels)}")
         logger.info(f"{part}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores[part].items()))
-    write_json(run_dir / "report.json", per_label)
-    write_json(run_dir / "eval.json", scores)
+    if distributed.is_first():
+        write_json(run_dir / "report.json", per_label)
+        write_json(run_dir / "eval.json", scores)
 
 
 def rehearse_and_check(config, device, run_dir, texts):

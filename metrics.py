@@ -7,6 +7,7 @@ Edit here when you want another metric: add it to the dict of its task type; it 
 import math
 from collections import Counter
 
+import torch
 from scipy.stats import pearsonr, spearmanr
 from seqeval.metrics import classification_report as entity_report
 from seqeval.metrics.sequence_labeling import get_entities
@@ -228,6 +229,17 @@ def table(per_label, most=40):
         for name, s in ordered[:most]
     ]
     return "\n".join(lines + ([f"… and {len(ordered) - most} more"] if len(ordered) > most else []))
+
+
+def mean_losses(parts, task_weights):
+    """{"loss", "<task>_loss": mean over all labels}. parts: {task: (sum of its losses, number of its labels)} of each
+    batch, tensors (2,)."""
+    losses = {}
+    for name in parts[0] if parts else ():
+        total, count = (sum(column) for column in zip(*torch.stack([part[name] for part in parts]).tolist()))
+        losses[f"{name}_loss"] = total / max(count, 1e-12)
+    total = sum(task_weights.get(name.removesuffix("_loss"), 1.0) * loss for name, loss in losses.items())
+    return {"loss": total} | losses if losses else {}
 
 
 def all_exact(tasks):

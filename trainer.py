@@ -7,7 +7,6 @@ Edit here when you want another optimizer or schedule (`build_optimizer`, `build
 import json
 import logging
 import math
-import random
 import shutil
 from contextlib import ExitStack, closing
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 import metrics
-from engine import checkpoint
+from engine import checkpoint, distributed
 from engine.command_line import UserError
 from engine.encoders import refuse_precision
 from engine.predictions import Answers, prediction_row, write_predictions
@@ -99,7 +98,8 @@ class Trainer:
         self.progress = Progress(data=data)
         self.losses = RunningLosses(self.progress, device)
         self.tracker_kinds, self.trackers = TRACKERS, []
-        self.stop = StopSignals(logger.warning)
+        self.stop = StopSignals(logger.warning, distributed.highest)
+        self.replica = None  # of the model, in which PyTorch adds up the gradients of several processes
         if config.compile:
             model.encoder.compile(dynamic=True)
 
@@ -112,7 +112,8 @@ class Trainer:
         Interrupted.
         """
         config, progress = self.config, self.progress
-        config.save(config.run_dir / "args.json")
+        if distributed.is_first():
+            config.save(config.run_dir / "args.json")
         rates = sorted({f"{float(group['initial_lr']):.1e}" for group in self.optimizer.param_groups})
         logger.info(
             f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.1f} M parameters on {self.device}"
@@ -120,8 +121,11 @@ class Trainer:
             + f"{len(self.train_loader.dataset)} examples to train on, {len(self.dev_loader.dataset)} in dev; "
             f"peak rates {', '.join(rates)}"
         )
+        distributed.require_same_run(config, progress.data)
+        self.replica = distributed.replicate(self.model, overlap=not self.tricks.change_gradients())
         with self.writer, self.stop, ExitStack() as stack:
-            self.trackers = [stack.enter_context(closing(kind(config, progress.step))) for kind in self.tracker_kinds]
+            kinds = self.tracker_kinds if distributed.is_first() else []
+            self.trackers = [stack.enter_context(closing(kind(config, progress.step))) for kind in kinds]
             while progress.epoch < config.epochs and not self.out_of_patience():
                 try:
                     self.train_one_epoch(progress.epoch)
@@ -129,17 +133,19 @@ class Trainer:
                 except Interrupted:
                     self.save_model(f"step_{progress.step:08d}", resumable=True)
                     self.writer.wait()
+                    distributed.wait_for_all()
                     step = progress.step
                     logger.info(f"stopped and saved after step {step}; the same command with --resume goes on")
                     raise
                 except RuntimeError:
                     if self.stop.number is None:
                         raise
-                    self.stop.check()  # workers died of the same signal: the last checkpoint counts
+                    raise Interrupted(self.stop.number) from None  # workers died of it too: the last checkpoint counts
             if self.out_of_patience():
                 logger.info(f"stopped early: {self.monitor} has not risen for {progress.bad_epochs} epochs")
             if config.epochs == 0:
                 self.save_model("best")
+        distributed.wait_for_all()  # until the best is on the disk
         if config.epochs > 0:
             checkpoint.require_whole(self.checkpoints / "best")
             checkpoint.load_weights(self.model, self.checkpoints / "best")
@@ -157,13 +163,10 @@ class Trainer:
         batches = iter(self.train_loader)
         while group := list(islice(batches, config.gradient_accumulation_steps)):
             label_counts = self.count_labels(group)
-            for batch in group:
+            for number, batch in enumerate(group, 1):
                 batch = batch.to(self.device)
-                if self.tricks:
+                with distributed.sync_gradients(self.replica, number == len(group)):
                     output = self.tricks.forward_backward(self.forward, self.backward, batch, label_counts)
-                else:
-                    output = self.forward(batch, label_counts)
-                    self.backward(output)
                 self.losses.add(output)
             self.optimizer_step(group)
             progress.step, progress.batch = progress.step + 1, progress.batch + len(group)
@@ -176,20 +179,24 @@ class Trainer:
         bar.close()
 
     def count_labels(self, group):
-        """{task: how many labels the micro-batches of a group have together}: what each loss is divided by."""
+        """{task: how many labels the micro-batches of a group have together, in all processes}: what each loss is
+        divided by."""
         counts = [self.model.count_labels(batch.inputs, batch.labels) for batch in group]
-        return {name: sum(count[name] for count in counts).to(self.device, non_blocking=True) for name in counts[0]}
+        counts = distributed.add_up({name: sum(count[name] for count in counts) for name in counts[0]})
+        return {name: count.to(self.device, non_blocking=True) for name, count in counts.items()}
 
     def forward(self, batch, label_counts, exact=False):
         """A micro-batch's share of its group's loss, under autocast. exact: in full precision. -> MyModelOutput"""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None and not exact):
-            return self.model(batch.inputs, batch.labels, label_counts)
+            return (self.replica or self.model)(batch.inputs, batch.labels, label_counts)
 
     def backward(self, output):
         self.scaler.scale(output.total_loss).backward()
 
     def optimizer_step(self, group):
         """Clip, step, schedule, zero_grad. A step whose gradient is not finite changes nothing."""
+        if self.replica is None:
+            distributed.add_up_gradients(self.trained)
         self.scaler.unscale_(self.optimizer)
         norm = get_total_norm([p.grad for p in self.trained if p.grad is not None])
         finite = torch.isfinite(norm)
@@ -231,6 +238,8 @@ class Trainer:
         return means["loss"]
 
     def log(self, record):
+        if not distributed.is_first():
+            return
         with open(self.config.run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
             self.progress.metrics_bytes = file.tell()
@@ -280,25 +289,33 @@ class Trainer:
         if resumable:
             self.losses.sync_losses()
             training = checkpoint.training_state(*self.training_state, asdict(self.progress), self.device)
-        self.writer.save(name, self.model, training, log=self.config.run_dir / "metrics.jsonl")
+        if distributed.is_first():
+            self.writer.save(name, self.model, training, log=self.config.run_dir / "metrics.jsonl")
 
     def resume(self):
         """Goes on from the newest checkpoint that is whole. -> whether there was one."""
         metrics_path = self.config.run_dir / "metrics.jsonl"
-        folder, damaged = checkpoint.newest_whole(self.checkpoints)
+        folder, damaged = distributed.from_first(lambda: checkpoint.newest_whole(self.checkpoints))
         if folder is None:
-            random.seed(self.config.random_seed)  # some libraries draw from it while they are imported
-            metrics_path.write_bytes(b"")
+            # Some libraries draw from Python's while they are imported; each process has its own dropout
+            distributed.seed_each(self.config.random_seed)
+            if distributed.is_first():
+                metrics_path.write_bytes(b"")
             return False
         checkpoint.require_labels(folder, self.tasks)
         checkpoint.load_weights(self.model, folder)
         data = self.progress.data
-        saved = checkpoint.restore_training(folder, *self.training_state, self.device)
+        saved, processes = checkpoint.restore_training(folder, *self.training_state, self.device)
         self.progress = Progress.load(saved, folder)
+        if processes != distributed.size():
+            batches, in_step = len(self.train_loader), self.config.gradient_accumulation_steps
+            self.progress.share_among(distributed.size(), processes, self.scheduler, batches, in_step)
         if self.progress.data != data and not self.config.force_resume:
             changed = "the data or the tokenizer has changed since"
             raise UserError(f"{folder}: {changed}; train a new --model_version, or add --force_resume")
         self.losses = RunningLosses(self.progress, self.device)
+        if not distributed.is_first():
+            return True
         with open(metrics_path, "ab") as file:
             if file.tell() < self.progress.metrics_bytes:
                 logger.warning(f"{metrics_path} is shorter than it was; the lines that are missing stay so")
@@ -329,25 +346,27 @@ class Trainer:
         """(Predictions, {loss: mean}) of a MyDataLoader, in the order of its dataset."""
         self.model.eval()
         answers = Answers(self.model.output_layer.heads, loader.dataset, calibrate, keep_averages)
-        sums, counts = {}, {}
-        for batch in tqdm(loader, desc=title, leave=False, delay=2):
+        parts = []  # {task: (loss, number of labels)} of each batch
+        for batch in tqdm(distributed.in_step(loader), desc=title, total=len(loader), leave=False, delay=2):
             self.stop.check()
+            if batch is None:  # other processes have one more
+                continue
             batch = batch.to(self.device)
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                 output = self.model(batch.inputs, batch.labels or None)
-            for name, count in self.model.count_labels(batch.inputs, batch.labels).items():
-                sums[name] = sums.get(name, 0.0) + output.losses[name].double() * count
-                counts[name] = counts.get(name, 0) + count
+            counts = self.model.count_labels(batch.inputs, batch.labels)
+            parts.append(
+                {name: torch.stack([output.losses[name].double() * n, n.double()]) for name, n in counts.items()}
+            )
             answers.add(batch, output.logits)
-        losses = {f"{name}_loss": (sums[name] / max(counts[name], 1e-12)).item() for name in sums}
-        if losses:
-            weights = self.model.loss.task_weights
-            losses = {"loss": sum(weights.get(name, 1.0) * losses[f"{name}_loss"] for name in sums)} | losses
-        return answers.finish(), losses
+        answers.gather()
+        return answers.finish(), metrics.mean_losses(distributed.gather_in_turn(parts), self.model.loss.task_weights)
 
     def predict(self, loader, path):
         """Labels every example of a MyDataLoader into a .csv or .jsonl file, in input order (see `prediction_row`)."""
         (labels, probabilities, _), _ = self.infer(loader, "predicting")
+        if not distributed.is_first():
+            return
         data = loader.dataset
         answers = ({name: (labels[name][i], probabilities[name][i]) for name in self.tasks} for i in range(len(data)))
         write_predictions((prediction_row(data[i], answer, self.tasks) for i, answer in enumerate(answers)), path)

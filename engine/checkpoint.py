@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine import lora
+from engine import distributed, lora
 from engine.command_line import UserError, first_line
 from engine.files import clean_temporaries, replace_folder, sync, verify, write_json
 
@@ -193,10 +193,11 @@ def training_state(optimizer, scheduler, scaler, tricks, progress, device):
             else:
                 numbers.setdefault(str(number), {})[name] = value
     tensors |= {f"tricks.{name}": tensor for name, tensor in tricks.state_dict().items()}
-    tensors["random.torch"] = torch.get_rng_state()
-    if device.type == "cuda":
-        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
-    name, keys, *rest = np.random.get_state()
+    own_tensors, own_values = random_states(device)
+    (_, _, _), *others = distributed.gather((own_tensors, own_values, progress["sums"]))
+    for number, (states, _, _) in enumerate(others, 1):
+        tensors |= {f"process_{number}.{name}": state for name, state in states.items()}
+    tensors |= own_tensors
     values = {
         "optimizer": [
             {name: as_json(value) for name, value in group.items()} for group in optimizer.state_dict()["param_groups"]
@@ -204,8 +205,8 @@ def training_state(optimizer, scheduler, scaler, tricks, progress, device):
         "optimizer_state": numbers,
         "scheduler": {name: as_json(value) for name, value in scheduler.state_dict().items()},
         "scaler": scaler.state_dict(),
-        "random_python": random.getstate(),
-        "random_numpy": [name, keys.tolist(), *rest],
+        **own_values,
+        "other_processes": [{**states, "sums": sums} for _, states, sums in others],
         "progress": progress,
         "environment": environment(device),
     }
@@ -218,6 +219,25 @@ def training_state(optimizer, scheduler, scaler, tricks, progress, device):
             "only tensors, numbers, strings, and lists and dicts of them can be saved"
         ) from None
     return tensors, values
+
+
+def random_states(device):
+    """(tensors, JSON values) of all that is random in this process."""
+    tensors = {"random.torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
+    name, keys, *rest = np.random.get_state()
+    return tensors, {"random_python": random.getstate(), "random_numpy": [name, keys.tolist(), *rest]}
+
+
+def set_random_states(tensors, values, device):
+    version, internal, gauss = values["random_python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = values["random_numpy"]
+    np.random.set_state((name, np.array(keys, np.uint32), *rest))
+    torch.set_rng_state(tensors["random.torch"])
+    if device.type == "cuda" and "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"], device)
 
 
 def as_json(value):
@@ -239,15 +259,16 @@ def as_before(value, now):
 def environment(device):
     """What equal bytes depend on beside the run itself; a resumed run tells if it has changed."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads()}
+    processes = distributed.size()
+    return {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads(), "processes": processes}
 
 
 def restore_training(folder, optimizer, scheduler, scaler, tricks, device):
-    """Puts back what `training_state` gave, and returns progress."""
+    """Puts back what `training_state` gave. -> (progress, how many processes there were)"""
     tensors = load_file(folder / "training.safetensors")
     values = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     for name, now in environment(device).items():
-        if (before := values["environment"][name]) != now:
+        if (before := values["environment"].get(name, now)) != now:
             differ = "its bytes may differ from those of a run that was never stopped"
             logger.warning(f"{name} was {before}, is {now}: the run goes on, but {differ}")
     state = {int(number): dict(slots) for number, slots in values.get("optimizer_state", {}).items()}
@@ -275,11 +296,24 @@ def restore_training(folder, optimizer, scheduler, scaler, tricks, device):
             f"{folder}: was made with other options that this run cannot go on from ({first_line(error)})"
         ) from None
     scaler.load_state_dict(values["scaler"])
-    version, internal, gauss = values["random_python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = values["random_numpy"]
-    np.random.set_state((name, np.array(keys, np.uint32), *rest))
-    torch.set_rng_state(tensors["random.torch"])
-    if device.type == "cuda" and "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"], device)
-    return values["progress"]
+    return restore_process(tensors, values, device)
+
+
+def restore_process(tensors, values, device):
+    """What a process has of its own, its random states and its share of the losses. -> (progress, processes before)
+
+    If their number has changed, those that are new begin with other random numbers, and process 0 takes all losses.
+    """
+    progress, others, rank = values["progress"], values.get("other_processes", []), distributed.rank()
+    if rank <= len(others):
+        prefix = f"process_{rank}." if rank else ""
+        states = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        set_random_states(states, others[rank - 1] if rank else values, device)
+    else:
+        torch.manual_seed(torch.initial_seed() + rank)
+    if len(others) + 1 == distributed.size():
+        progress["sums"] = others[rank - 1]["sums"] if rank else progress["sums"]
+    else:
+        shares = [progress["sums"], *(other["sums"] for other in others)]
+        progress["sums"] = {name: 0.0 if rank else sum(share[name] for share in shares) for name in progress["sums"]}
+    return progress, len(others) + 1

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import errno
+import os
 import signal
 import sys
 from dataclasses import field
@@ -102,7 +103,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 class OneLineParser(argparse.ArgumentParser):
     def error(self, message):
-        self.exit(2, f"error: {message} (--help lists all flags)\n")
+        first = os.environ.get("RANK", "0") == "0"  # of several processes
+        self.exit(2, f"error: {message} (--help lists all flags)\n" if first else None)
 
 
 def parse_args(config_class, argv=None):
@@ -171,7 +173,26 @@ def run_command(main, config_class, argv=None):
             mistake = OUT_OF_MEMORY
         elif "PytorchStreamWriter" in str(error) or "No space" in str(error):
             mistake = f"a checkpoint cannot be written ({first_line(error)}); the one before is intact"
+        elif is_lost(error):
+            mistake = "another process of this run has ended or is silent; its checkpoints are intact, --resume goes on"
         else:
             raise
-    print(f"error: {mistake}", file=sys.stderr)
+    tell(mistake)
     return 2
+
+
+def is_lost(error):
+    """Whether an error says that another of several processes is gone or silent."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return several and ("DistError" in names or "gloo" in str(error).lower() or "Connection" in str(error))
+
+
+def tell(mistake):
+    """Prints why the program ends; of several processes that torchrun started, the one that knows it first does."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from engine.distributed import is_first_to_say  # here, as it takes a second that a single process need not wait
+
+        if not is_first_to_say(patience=2 if "another process" in str(mistake) else 0):
+            return
+    print(f"error: {mistake}", file=sys.stderr)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from seqeval.metrics.sequence_labeling import get_entities
 
-from engine import span_pointer
+from engine import distributed, span_pointer
 from engine.command_line import UserError
 from engine.extras import extras_of, require_extras
 from engine.features import merge_windows
@@ -73,6 +73,22 @@ class Answers:
             else:
                 continue
             self.pieces[name][data.example_index[row]].append(piece)
+
+    def gather(self):
+        """Of several processes, brings together what each decoded of its own batches."""
+        if distributed.size() == 1:
+            return
+        device = next((logits.device for batches in self.waiting.values() for _, logits in batches), None)
+        for name, batches in self.waiting.items():
+            own = [(batch.to("cpu"), logits.cpu()) for batch, logits in batches]
+            everyone = distributed.gather_in_turn(own)
+            self.waiting[name] = [(batch.to(device), logits.to(device)) for batch, logits in everyone]
+        for name, pieces in self.pieces.items():
+            own = {example: found for example, found in enumerate(pieces) if found}
+            self.pieces[name] = merged = [[] for _ in pieces]
+            for answers in distributed.gather(own):
+                for example, found in answers.items():
+                    merged[example] += found
 
     def finish(self):
         """-> Predictions"""

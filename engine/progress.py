@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 
 import torch
 
+from engine import distributed
 from engine.command_line import UserError
 
 logger = logging.getLogger("template")
@@ -32,6 +33,16 @@ class Progress:
         if values.keys() != {part.name for part in fields(cls)}:
             raise UserError(f"{folder}: another version of this template wrote it; train a new --model_version")
         return cls(**values)
+
+    def share_among(self, processes, before, scheduler, batches, in_step):
+        """Goes on at the same place of data and schedule with another number of processes, as near as whole steps
+        allow.
+
+        processes: how many there are now; before: there were. batches: those of an epoch now; in_step: of a step.
+        """
+        self.batch = self.batch * before // processes // in_step * in_step
+        scheduler.last_epoch = self.epoch * -(-batches // in_step) + self.batch // in_step - 1
+        scheduler.step()
 
 
 class RunningLosses:
@@ -62,6 +73,7 @@ class RunningLosses:
         skipped = torch.stack([skip for skip, _ in self.unseen_steps]).tolist() if self.unseen_steps else []
         for (_, rows), skip in zip(self.unseen_steps, skipped):
             if skip:
+                rows = [row for part in distributed.gather(rows) for row in part]
                 shown = ", ".join(map(str, rows[:8])) + (", …" if len(rows) > 8 else "")
                 where = f"up to step {progress.step}"
                 logger.warning(f"{where}: the gradient of rows {shown} was not finite; that step was left out")
@@ -78,6 +90,7 @@ class RunningLosses:
                 f"none of the last {progress.sum_steps} steps had a finite gradient: the training has diverged; "
                 "lower --lr, or use --precision bf16 or fp32"
             )
-        means = {name: value / max(1, steps) for name, value in progress.sums.items()}
+        shares = distributed.gather(progress.sums)
+        means = {name: sum(share[name] for share in shares) / max(1, steps) for name in progress.sums}
         self.sums, progress.sums, progress.sum_steps, progress.skipped_steps = {}, {}, 0, 0
         return means

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,7 +29,8 @@ def lock_folder(folder, advice):
     lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=3)  # the workers of a run that was killed let go a moment after it
+        # The workers of a run that was killed let go a moment after it; so do processes that torchrun had started
+        lock.acquire(timeout=60 if "TORCHELASTIC_RUN_ID" in os.environ else 3)
     except Timeout:
         raise UserError(f"{folder} is in use by another process; wait for it, or {advice}") from None
     except OSError as error:
@@ -65,7 +67,7 @@ def refuse_other_run(config, run_dir):
     if config.debug:
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     elif args.exists():
-        if not config.resume:
+        if not config.resume and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):  # of --max_restarts
             raise UserError(
                 f"{run_dir} already holds a run: add --resume to go on with it, choose another --model_version, "
                 "or remove the folder"

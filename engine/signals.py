@@ -15,11 +15,11 @@ class StopSignals:
     """`with StopSignals(say) as stop:` — inside, the first signal only sets `stop.number`; a second one ends the
     process.
 
-    say: a function for the line that tells of it.
+    say: a function for the line that tells of it. agree: what several processes make of the signal of each, 0 if none.
     """
 
-    def __init__(self, say=print):
-        self.say, self.number, self.handlers = say, None, {}
+    def __init__(self, say=print, agree=int):
+        self.say, self.agree, self.number, self.handlers = say, agree, None, {}
 
     def __enter__(self):
         self.handlers = {number: signal.signal(number, self.remember) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -35,6 +35,6 @@ class StopSignals:
         self.say(f"{signal.Signals(number).name}: saving at the next step boundary; once more ends at once")
 
     def check(self):
-        """Raises Interrupted if a signal has come."""
-        if self.number is not None:
-            raise Interrupted(self.number)
+        """Raises Interrupted if a signal has come, to any of several processes: all must ask at the same place."""
+        if number := self.agree(self.number or 0):
+            raise Interrupted(number)

@@ -69,6 +69,11 @@ class Tricks(list):
             groups = trick.param_groups(groups)
         return groups
 
+    def change_gradients(self):
+        """Whether one takes more than the usual pass, or other parameters from epoch to epoch."""
+        hooks = ("wrap_forward", "wrap_backward", "before_epoch")
+        return any(getattr(type(trick), hook) is not getattr(Trick, hook) for trick in self for hook in hooks)
+
     def before_epoch(self, epoch):
         for trick in self:
             trick.before_epoch(epoch)

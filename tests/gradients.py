@@ -1,0 +1,90 @@
+"""The gradients of a run's first steps, for tests/test_distributed.py. main.py's flags, and
+
+    torchrun --nproc_per_node 2 tests/gradients.py FILE 0 --flags …   as several processes compute them
+    python tests/gradients.py FILE 2 --flags …                        as one does that has the same rows: N processes'
+                                                                      shares of a batch one after another, with their
+                                                                      random numbers
+    python tests/gradients.py FILE 1 --flags …                        as one does, N * --batch_size rows at once
+
+Written are {step.parameter: gradient}, before clipping, and the numbers of the rows of each step.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from safetensors.torch import save_file
+
+from config import Config, seed_torch
+from engine import distributed
+from engine.command_line import parse_args
+from main import build_trainer, load_data
+
+
+def shares(loader, processes):
+    """Each batch of one process as the batches of several."""
+    for rows in loader.batch_sampler:
+        for number in range(processes):
+            yield loader.dataset.batch(rows[number::processes])
+
+
+def own_random_numbers(trainer, processes):
+    """Each micro-batch of a step is computed with the random numbers of the process whose share it is."""
+    states, turn, forward_backward = [], [0], trainer.tricks.forward_backward
+    for number in range(processes):
+        if number:
+            torch.manual_seed(trainer.config.random_seed + number * 1_000_003)
+        states.append(torch.get_rng_state())
+
+    def in_turn(*args):
+        number = turn[0] % processes
+        torch.set_rng_state(states[number])
+        output = forward_backward(*args)
+        states[number], turn[0] = torch.get_rng_state(), turn[0] + 1
+        return output
+
+    trainer.tricks.forward_backward = in_turn
+
+
+def main(path, processes, argv):
+    config = parse_args(Config, argv)
+    device = distributed.join(config.device, config.ddp_timeout)
+    seed_torch(config.random_seed)
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    trainer = build_trainer(config, device, *load_data(config, device))
+    distributed.seed_each(config.random_seed)
+    gradients, rows = {}, []
+    names = {p: name for name, p in trainer.model.named_parameters()}
+    end_step = trainer.losses.end_step
+    trainer.losses.end_step = lambda finite, numbers: (rows.append(numbers), end_step(finite, numbers))
+    step = trainer.clip_and_step
+
+    def keep(norm, finite):
+        gradients.update({f"{len(rows)}.{names[p]}": p.grad.clone() for p in trainer.trained if p.grad is not None})
+        step(norm, finite)
+
+    trainer.clip_and_step = keep
+    trainer.progress.best_score = 0.0
+    trainer.end_epoch = lambda: setattr(trainer.progress, "epoch", trainer.progress.epoch + 1)
+    if processes > 1:
+        loader, length = trainer.train_loader, len(trainer.train_loader)
+        config.gradient_accumulation_steps *= processes
+        own_random_numbers(trainer, processes)
+        loader_class = type(loader)
+        loader_class.__iter__ = lambda self: shares(self, processes)
+        loader_class.__len__ = lambda self: length
+    with torch.no_grad():  # a saved best is what train() ends with
+        trainer.save_model("best")
+    trainer.train()
+    everyone = distributed.gather(rows)
+    if distributed.is_first():
+        save_file(gradients, path)
+        Path(path).with_suffix(".json").write_text(json.dumps(everyone))
+    distributed.leave()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3:])

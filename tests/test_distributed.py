@@ -1,0 +1,386 @@
+"""Several processes that train one model, started by the real torchrun on gloo: the mathematics, what they write, and
+how they end."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, read_json
+from safetensors.torch import load_file
+
+TINY = "--hidden_size 32 --num_layers 1 --vocab_size 400 --device cpu --lr 1e-12 --epochs 1 --log_steps 2".split()
+TRICKS = {
+    "fgm": ["--use_fgm"],
+    "pgd": ["--use_pgd", "--pgd_steps", "2"],
+    "freelb": ["--use_freelb", "--freelb_steps", "2"],
+    "awp": ["--use_awp", "--awp_start", "0"],
+    "smart": ["--use_smart"],
+    "rdrop": ["--use_rdrop"],
+    "samples": ["--dropout_samples", "2"],
+    "ema": ["--use_ema"],
+    "swa": ["--use_swa", "--swa_start", "0"],
+    "layer_decay": ["--layer_decay", "0.9"],
+    "unfreezing": ["--unfreeze_layers", "1", "--epochs", "2", "--num_layers", "2"],
+}
+
+
+def torchrun(processes, script, *words, cwd, env=None, check=0, **options):
+    """Runs a script in several processes. -> what it printed"""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, ROOT / script]
+    done = subprocess.run(
+        [sys.executable, *map(str, launch), *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        **options,
+    )
+    assert check is None or done.returncode == check, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def python(script, *words, cwd):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def few(sample, tmp_path_factory):
+    """33 sentences, of which most lack a label: with four processes of two rows some have none, or no row."""
+    folder = tmp_path_factory.mktemp("few")
+    for name in ("labels.json", "dev.jsonl", "test.jsonl"):
+        (folder / name).write_bytes((sample / name).read_bytes())
+    rows = [json.loads(line) for line in (sample / "train.jsonl").read_text(encoding="utf-8").splitlines()][:33]
+    for number, row in enumerate(rows):
+        if number % 5:
+            row["intent"] = None
+        if number % 3:
+            row["slots"] = None
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def gradients_of(how, tmp_path, processes, flags):
+    file = tmp_path / f"{how}.safetensors"
+    words = [file, {"several": 0, "in turn": processes, "at once": 1}[how], *flags, "--output_dir", tmp_path / how]
+    if how == "several":
+        torchrun(processes, "tests/gradients.py", *words, cwd=tmp_path)
+    else:
+        python("tests/gradients.py", *words, cwd=tmp_path)
+    return load_file(file), read_json(file.with_suffix(".json"))
+
+
+def require_equal(several, one, tolerance=1e-5):
+    """Each parameter's gradient in each step: the difference's norm, relative to that of the whole step's gradient."""
+    assert several.keys() == one.keys() and several
+    lengths = []
+    for step in {name.split(".")[0] for name in one}:
+        names = [name for name in one if name.split(".")[0] == step]
+        whole = sum(one[name].double().pow(2).sum() for name in names).sqrt()
+        lengths.append(float(whole))
+        for name in names:
+            assert (several[name] - one[name]).double().norm() <= tolerance * whole, name
+    assert sum(length > 0.01 for length in lengths) >= len(lengths) / 2  # some steps have no label at all
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("crf", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_processes_have_the_gradient_of_one_with_as_many_rows(few, tmp_path, processes, crf):
+    """Also where labels are missing, in the last short batch, with no row at all, and with accumulation."""
+    for steps in (1, 2):
+        common = ["--data_path", few, *TINY, "--dropout", "0", "--gradient_accumulation_steps", steps]
+        common += ["--use_crf"] * crf
+        several, rows = gradients_of("several", tmp_path, processes, [*common, "--batch_size", "2"])
+        one, whole = gradients_of("at once", tmp_path, processes, [*common, "--batch_size", 2 * processes])
+        assert [sorted(sum(step, [])) for step in zip(*rows)] == [sorted(step) for step in whole[0]]
+        assert processes == 2 or not all(step for process in rows for step in process)  # one had no row
+        require_equal(several, one)
+
+
+@pytest.mark.parametrize(
+    "trick", [name if name in ("pgd", "rdrop") else pytest.param(name, marks=pytest.mark.slow) for name in TRICKS]
+)
+def test_a_trick_does_in_two_processes_what_it_does_with_two_micro_batches(few, tmp_path, trick):
+    """Its directions are those of each process, its random numbers too."""
+    flags = ["--data_path", few, *TINY, "--gradient_accumulation_steps", "2", *TRICKS[trick]]
+    several, _ = gradients_of("several", tmp_path, 2, [*flags, "--batch_size", "4"])
+    one, _ = gradients_of("in turn", tmp_path, 2, [*flags, "--batch_size", "8"])
+    require_equal(several, one)
+
+
+# ---- the whole road --------------------------------------------------------------------------------------------------
+
+RUN = (
+    "--hidden_size 32 --num_layers 1 --vocab_size 400 --device cpu --lr 3e-3 --log_steps 2 --model_version run".split()
+)
+ALL = ["--do_train", "--do_eval", "--do_predict", *RUN]
+
+
+def weights(folder):
+    return load_file(folder / "run/checkpoints/best/model.safetensors")
+
+
+def test_two_processes_end_where_one_does_and_score_and_label_alike(sample, tmp_path):
+    """Weights equal to rounding (Adam divides by the gradient's size and makes more of it), and the same checkpoint
+    scored and used by two processes as by one: a tagging task with windows and CRF, and a text task."""
+    train = [*ALL, "--data_path", sample, "--dropout", "0", "--epochs", "2", "--use_crf", "--max_length", "8"]
+    torchrun(2, "main.py", *train, "--batch_size", "4", "--output_dir", tmp_path / "two", cwd=tmp_path)
+    python("main.py", *train, "--batch_size", "8", "--output_dir", tmp_path / "one", cwd=tmp_path)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in one:
+        assert (one[name] - two[name]).norm() <= 1e-3 * one[name].norm() + 1e-4, name
+    first, second = ([json.loads(line) for line in open(tmp_path / f"{n}/run/metrics.jsonl")] for n in ("one", "two"))
+    assert [line.keys() for line in first] == [line.keys() for line in second]
+    for ours, theirs in zip(first, second):
+        assert theirs == pytest.approx(ours, rel=2e-3, abs=0.06)  # abs: a label of 24 may tip
+    assert first[0]["loss"] == pytest.approx(second[0]["loss"], rel=1e-5)  # logged: the mean over both processes
+
+    use = ["--do_eval", "--do_predict", "--data_path", sample, "--device", "cpu", "--eval_batch_size", "5"]
+    use += ["--checkpoint", tmp_path / "one/run/checkpoints/best", "--model_version", "use"]
+    torchrun(2, "main.py", *use, "--output_dir", tmp_path / "by two", cwd=tmp_path)
+    python("main.py", *use, "--output_dir", tmp_path / "by one", cwd=tmp_path)
+    for file in ("eval.json", "report.json", "predictions.csv"):
+        assert (tmp_path / "by two/use" / file).read_bytes() == (tmp_path / "by one/use" / file).read_bytes(), file
+
+
+@pytest.mark.slow
+def test_a_threshold_is_fitted_on_all_of_dev(command, tmp_path):
+    """Multilabel and spans: what the heads choose on dev is the same in two processes as in one."""
+    rows = [
+        {"text": f"{a} {b}", "topics": [t for t, there in (("x", i % 2), ("y", i % 3)) if there], "split": part,
+         "spans": [{"start": 0, "end": len(a), "label": "a"}]}
+        for part, size in (("train", 40), ("dev", 21), ("test", 9))
+        for i in range(size)
+        for a, b in [(f"word{i % 5}", f"other{i % 7}")]
+    ]  # fmt: skip
+    (tmp_path / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = command("data_process.py", "--input", tmp_path / "raw.jsonl", "--output_dir", tmp_path / "data",
+                   "--label_type", "topics=multilabel,spans=spans")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    train = ["--do_train", *RUN, "--data_path", tmp_path / "data", "--dropout", "0", "--epochs", "1", "--lr", "1e-4"]
+    torchrun(2, "main.py", *train, "--batch_size", "4", "--output_dir", tmp_path / "two", cwd=tmp_path)
+    python("main.py", *train, "--batch_size", "8", "--output_dir", tmp_path / "one", cwd=tmp_path)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    thresholds = [name for name in one if name.endswith("threshold")]
+    assert len(thresholds) == 2
+    for name in thresholds:
+        assert two[name] == pytest.approx(one[name], rel=1e-3)
+        assert two[name] not in (0.5, 0.0)  # where they begin
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_stream_is_shared_so_that_each_row_comes_once(sample, tmp_path, workers):
+    flags = ["--data_path", sample, *TINY, "--streaming", "--shuffle_buffer", "16", "--num_workers", workers]
+    _, rows = gradients_of("several", tmp_path, 3, [*flags, "--batch_size", "3"])
+    assert sorted(row for process in rows for step in process for row in step) == list(range(60))
+    assert len({len(process) for process in rows}) == 1  # as many steps in each
+    assert all(len(step) <= 3 for process in rows for step in process)
+
+
+def test_two_machines_are_two_agents(sample, tmp_path):
+    """Two agents that meet on the loopback address. Other options on one of them: one line, and no hang."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def node(number, *words):
+        launch = f"-m torch.distributed.run --nnodes 2 --node_rank {number} --nproc_per_node 1 --master_addr 127.0.0.1"
+        return subprocess.Popen(
+            [sys.executable, *launch.split(), "--master_port", str(port), str(ROOT / "main.py"), *map(str, words)],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    train = [*ALL, "--data_path", sample, "--epochs", "1", "--output_dir", tmp_path / "out"]
+    nodes = [node(0, *train), node(1, *train)]
+    printed = [process.communicate(timeout=240)[0] for process in nodes]
+    assert [process.returncode for process in nodes] == [0, 0], printed
+    assert len(read_json(tmp_path / "out/run/eval.json")) == 2
+
+    train[train.index("run")] = "other"
+    nodes = [node(0, *train), node(1, *train, "--label_smoothing", "0.1")]
+    printed = "".join(process.communicate(timeout=240)[0] for process in nodes)
+    errors = [line for line in printed.splitlines() if "error: " in line]
+    assert len(errors) == 1 and "--label_smoothing is not the same in process 0 and process 1" in errors[0], printed
+
+
+# ---- how they end ----------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """A run of two processes in the background, and who they are."""
+
+    def __init__(self, words, cwd):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        self.log = open(cwd / "log", "w+")
+        self.agent = subprocess.Popen(
+            [*launch, str(ROOT / "main.py"), *map(str, words)],
+            cwd=cwd,
+            stdout=self.log,
+            stderr=self.log,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def processes(self):
+        """The process numbers of the ranks, in order."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                if parent == self.agent.pid:
+                    variables = dict(
+                        part.split("=", 1) for part in (folder / "environ").read_text().split("\0") if "=" in part
+                    )
+                    found[int(variables["RANK"])] = int(folder.name)
+        return [found[rank] for rank in sorted(found)]
+
+    def wait_for(self, path):
+        while not path.exists():
+            assert self.agent.poll() is None, self.printed()
+            time.sleep(0.01)
+
+    def printed(self):
+        self.log.seek(0)
+        return self.log.read()
+
+    def wait(self):
+        """-> what it printed"""
+        self.agent.wait(timeout=240)
+        return self.printed()
+
+
+def digest(folder):
+    """The bytes that must be equal."""
+    last = sorted(folder.glob("run/checkpoints/step_*"))[-1]
+    files = [last / f for f in ("model.safetensors", "training.safetensors", "training.json")]
+    files += [folder / "run" / f for f in ("metrics.jsonl", "eval.json", "predictions.csv")]
+    files.append(folder / "run/checkpoints/best/model.safetensors")
+    return {path.relative_to(folder): path.read_bytes() for path in files}
+
+
+STOPS = {
+    "one killed": lambda run: os.kill(run.processes()[1], signal.SIGKILL),
+    "all killed": lambda run: [os.kill(process, signal.SIGKILL) for process in run.processes()],
+    "agent killed": lambda run: run.agent.kill(),
+    "one asked": lambda run: os.kill(run.processes()[1], signal.SIGTERM),
+    "agent asked": lambda run: run.agent.terminate(),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_run_that_is_stopped_and_started_again_ends_with_equal_bytes(sample, tmp_path, streaming):
+    """Kills and signals to one process, all of them, or torchrun itself; the same line each time."""
+    train = [*ALL, "--resume", "--data_path", sample, "--epochs", "3", "--batch_size", "4", "--save_steps", "2"]
+    train += ["--use_fgm", "--gradient_accumulation_steps", "2"]
+    train += ["--streaming", "--shuffle_buffer", "16", "--num_workers", "1"] if streaming else []
+    torchrun(2, "main.py", *train, "--output_dir", tmp_path / "whole", cwd=tmp_path)
+    for number, (name, stop) in enumerate(STOPS.items()):
+        run = Run([*train, "--output_dir", tmp_path / "stopped"], tmp_path)
+        run.wait_for(tmp_path / f"stopped/run/checkpoints/step_{2 + 2 * number:08d}")
+        stop(run)
+        printed = run.wait()
+        if "asked" in name:
+            assert "stopped and saved after step" in printed, printed
+    torchrun(2, "main.py", *train, "--output_dir", tmp_path / "stopped", cwd=tmp_path)
+    assert digest(tmp_path / "stopped") == digest(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_whose_process_died_and_it_goes_on(sample, tmp_path):
+    """--max_restarts: no --resume is needed."""
+    words = [*ALL, "--data_path", sample, "--epochs", "3", "--batch_size", "4", "--save_steps", "2"]
+    torchrun(2, "main.py", *words, "--output_dir", tmp_path / "whole", cwd=tmp_path)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max_restarts", "1"]
+    run = Run.__new__(Run)
+    run.log = open(tmp_path / "log", "w+")
+    run.agent = subprocess.Popen(
+        [
+            *launch,
+            "--nproc_per_node",
+            "2",
+            str(ROOT / "main.py"),
+            *map(str, words),
+            "--output_dir",
+            str(tmp_path / "out"),
+        ],
+        cwd=tmp_path,
+        stdout=run.log,
+        stderr=run.log,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    run.wait_for(tmp_path / "out/run/checkpoints/step_00000006")
+    os.kill(run.processes()[0], signal.SIGKILL)
+    printed = run.wait()
+    assert run.agent.returncode == 0 and "resumed from" in printed, printed
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_silent_process_ends_the_run_in_one_line(sample, tmp_path):
+    words = [
+        "--do_train",
+        *RUN,
+        "--data_path",
+        sample,
+        "--epochs",
+        "300",
+        "--output_dir",
+        tmp_path,
+        "--ddp_timeout",
+        "6",
+    ]
+    run = Run(words, tmp_path)
+    run.wait_for(tmp_path / "run/checkpoints/best")
+    os.kill(run.processes()[1], signal.SIGSTOP)
+    printed = run.wait()
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "another process of this run has ended or is silent" in errors[0], printed
+
+
+@pytest.mark.slow
+def test_with_another_number_of_processes_it_goes_on_at_the_same_place(sample, tmp_path):
+    """Two processes, then one, then three: each time from the same share of the epoch and of the schedule."""
+    words = [*ALL, "--resume", "--data_path", sample, "--batch_size", "4", "--save_steps", "5", "--epochs", "4"]
+    words += ["--output_dir", tmp_path, "--log_steps", "1"]
+    run = Run(words, tmp_path)
+    run.wait_for(tmp_path / "run/checkpoints/step_00000010")
+    run.agent.kill()
+    run.wait()
+    rate = [json.loads(line) for line in open(tmp_path / "run/metrics.jsonl")]
+    python("main.py", *words, "--epochs", "4", cwd=tmp_path)
+    log = (tmp_path / "run/train.log").read_text()
+    assert "processes was 2, is 1" in log
+    lines = [json.loads(line) for line in open(tmp_path / "run/metrics.jsonl")]
+    steps = [line for line in lines if "lr" in line]
+    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
+    resumed = read_json(sorted((tmp_path / "run/checkpoints").glob("step_*"))[-1] / "training.json")
+    assert resumed["progress"]["epoch"] == 4
+    assert abs(steps[-1]["lr"]) < 0.1 * max(line["lr"] for line in steps)  # the schedule came to its end
+    jumps = [after["lr"] / before["lr"] for before, after in zip(steps[4:-4], steps[5:-4])]
+    assert max(jumps) < 1.5 and min(jumps) > 0.5 and rate  # and never leapt
+
+
+def test_mistakes_are_one_line_from_one_process(sample, tmp_path):
+    for words, wanted in (
+        (["--do_train", "--data_path", tmp_path / "none"], "none"),
+        (["--do_train", "--debug", "--data_path", sample], "--debug checks the model in a single process"),
+        (["--do_train", "--bach_size", "4"], "--bach_size"),
+    ):
+        printed = torchrun(2, "main.py", *words, cwd=tmp_path, check=1)
+        errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and wanted in errors[0], printed
+    assert not (tmp_path / "output").exists()
