@@ -100,7 +100,8 @@ class Writer:
             logger.error(error)
         if errors and kind is None:
             raise errors[0]
-        rotate(self.root)
+        if distributed.is_first():
+            rotate(self.root)
 
 
 def snapshot(tensors):

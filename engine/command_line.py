@@ -158,6 +158,8 @@ def run_command(main, config_class, argv=None):
     A mistake, a full disk and too small a GPU are one line and 2; a signal is 128 and its number.
     """
     config = parse_args(config_class, argv)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # DistributedDataParallel tells of what it need not have looked for
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         return main(config) or 0
     except Interrupted as interrupted:

@@ -77,8 +77,11 @@ def join(device_name, timeout):
     device = local_device(device_name, local)
     end_with_parent()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    wait = timedelta(seconds=timeout)
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        store, number, processes = next(dist.rendezvous("env://", timeout=wait))
+        store = dist.PrefixStore(f"start_{restarts()}", store)  # torchrun's own, in which the addresses of before are
+        dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=wait)
     except (ValueError, RuntimeError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise UserError(
@@ -140,7 +143,7 @@ def is_first_to_say(patience=0.0):
         return int(os.environ.get("LOCAL_RANK", 0)) == 0 or not is_launched()
     time.sleep(patience)
     try:
-        return dist.distributed_c10d._get_default_store().add(f"mistake/{restarts()}", 1) == 1
+        return dist.distributed_c10d._get_default_store().add("mistake", 1) == 1
     except RuntimeError:  # the store is gone with the process that held it
         return True
 

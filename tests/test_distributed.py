@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -102,13 +103,13 @@ def test_processes_have_the_gradient_of_one_with_as_many_rows(few, tmp_path, pro
         common += ["--use_crf"] * crf
         several, rows = gradients_of("several", tmp_path, processes, [*common, "--batch_size", "2"])
         one, whole = gradients_of("at once", tmp_path, processes, [*common, "--batch_size", 2 * processes])
-        assert [sorted(sum(step, [])) for step in zip(*rows)] == [sorted(step) for step in whole[0]]
+        assert [sorted(chain(*step)) for step in zip(*rows)] == [sorted(step) for step in whole[0]]
         assert processes == 2 or not all(step for process in rows for step in process)  # one had no row
         require_equal(several, one)
 
 
 @pytest.mark.parametrize(
-    "trick", [name if name in ("pgd", "rdrop") else pytest.param(name, marks=pytest.mark.slow) for name in TRICKS]
+    "trick", [name if name == "pgd" else pytest.param(name, marks=pytest.mark.slow) for name in TRICKS]
 )
 def test_a_trick_does_in_two_processes_what_it_does_with_two_micro_batches(few, tmp_path, trick):
     """Its directions are those of each process, its random numbers too."""
@@ -130,6 +131,10 @@ def weights(folder):
     return load_file(folder / "run/checkpoints/best/model.safetensors")
 
 
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+
+
 def test_two_processes_end_where_one_does_and_score_and_label_alike(sample, tmp_path):
     """Weights equal to rounding (Adam divides by the gradient's size and makes more of it), and the same checkpoint
     scored and used by two processes as by one: a tagging task with windows and CRF, and a text task."""
@@ -139,7 +144,7 @@ def test_two_processes_end_where_one_does_and_score_and_label_alike(sample, tmp_
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one:
         assert (one[name] - two[name]).norm() <= 1e-3 * one[name].norm() + 1e-4, name
-    first, second = ([json.loads(line) for line in open(tmp_path / f"{n}/run/metrics.jsonl")] for n in ("one", "two"))
+    first, second = (metrics(tmp_path / name) for name in ("one", "two"))
     assert [line.keys() for line in first] == [line.keys() for line in second]
     for ours, theirs in zip(first, second):
         assert theirs == pytest.approx(ours, rel=2e-3, abs=0.06)  # abs: a label of 24 may tip
@@ -165,7 +170,7 @@ def test_a_threshold_is_fitted_on_all_of_dev(command, tmp_path):
     ]  # fmt: skip
     (tmp_path / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = command("data_process.py", "--input", tmp_path / "raw.jsonl", "--output_dir", tmp_path / "data",
-                   "--label_type", "topics=multilabel,spans=spans")  # fmt: skip
+                   "--label_column", "topics,spans", "--label_type", "topics=multilabel,spans=spans")  # fmt: skip
     assert done.returncode == 0, done.stderr
     train = ["--do_train", *RUN, "--data_path", tmp_path / "data", "--dropout", "0", "--epochs", "1", "--lr", "1e-4"]
     torchrun(2, "main.py", *train, "--batch_size", "4", "--output_dir", tmp_path / "two", cwd=tmp_path)
@@ -178,7 +183,8 @@ def test_a_threshold_is_fitted_on_all_of_dev(command, tmp_path):
         assert two[name] not in (0.5, 0.0)  # where they begin
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_is_shared_so_that_each_row_comes_once(sample, tmp_path, workers):
     flags = ["--data_path", sample, *TINY, "--streaming", "--shuffle_buffer", "16", "--num_workers", workers]
     _, rows = gradients_of("several", tmp_path, 3, [*flags, "--batch_size", "3"])
@@ -187,6 +193,7 @@ def test_a_stream_is_shared_so_that_each_row_comes_once(sample, tmp_path, worker
     assert all(len(step) <= 3 for process in rows for step in process)
 
 
+@pytest.mark.slow
 def test_two_machines_are_two_agents(sample, tmp_path):
     """Two agents that meet on the loopback address. Other options on one of them: one line, and no hang."""
     with socket.socket() as probe:
@@ -223,16 +230,17 @@ def test_two_machines_are_two_agents(sample, tmp_path):
 class Run:
     """A run of two processes in the background, and who they are."""
 
-    def __init__(self, words, cwd):
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        self.log = open(cwd / "log", "w+")
-        self.agent = subprocess.Popen(
-            [*launch, str(ROOT / "main.py"), *map(str, words)],
-            cwd=cwd,
-            stdout=self.log,
-            stderr=self.log,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+    def __init__(self, words, cwd, options=()):
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *options]
+        self.log = cwd / "log"
+        with open(self.log, "w") as log:
+            self.agent = subprocess.Popen(
+                [*launch, str(ROOT / "main.py"), *map(str, words)],
+                cwd=cwd,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
 
     def processes(self):
         """The process numbers of the ranks, in order."""
@@ -249,17 +257,13 @@ class Run:
 
     def wait_for(self, path):
         while not path.exists():
-            assert self.agent.poll() is None, self.printed()
+            assert self.agent.poll() is None, self.log.read_text()
             time.sleep(0.01)
-
-    def printed(self):
-        self.log.seek(0)
-        return self.log.read()
 
     def wait(self):
         """-> what it printed"""
         self.agent.wait(timeout=240)
-        return self.printed()
+        return self.log.read_text()
 
 
 def digest(folder):
@@ -304,24 +308,7 @@ def test_torchrun_restarts_a_run_whose_process_died_and_it_goes_on(sample, tmp_p
     """--max_restarts: no --resume is needed."""
     words = [*ALL, "--data_path", sample, "--epochs", "3", "--batch_size", "4", "--save_steps", "2"]
     torchrun(2, "main.py", *words, "--output_dir", tmp_path / "whole", cwd=tmp_path)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max_restarts", "1"]
-    run = Run.__new__(Run)
-    run.log = open(tmp_path / "log", "w+")
-    run.agent = subprocess.Popen(
-        [
-            *launch,
-            "--nproc_per_node",
-            "2",
-            str(ROOT / "main.py"),
-            *map(str, words),
-            "--output_dir",
-            str(tmp_path / "out"),
-        ],
-        cwd=tmp_path,
-        stdout=run.log,
-        stderr=run.log,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    run = Run([*words, "--output_dir", tmp_path / "out"], tmp_path, ["--max_restarts", "1"])
     run.wait_for(tmp_path / "out/run/checkpoints/step_00000006")
     os.kill(run.processes()[0], signal.SIGKILL)
     printed = run.wait()
@@ -360,18 +347,16 @@ def test_with_another_number_of_processes_it_goes_on_at_the_same_place(sample, t
     run.wait_for(tmp_path / "run/checkpoints/step_00000010")
     run.agent.kill()
     run.wait()
-    rate = [json.loads(line) for line in open(tmp_path / "run/metrics.jsonl")]
-    python("main.py", *words, "--epochs", "4", cwd=tmp_path)
+    for processes in (1, 3):
+        torchrun(processes, "main.py", *words, "--epochs", 3 if processes == 1 else 4, "--force_resume", cwd=tmp_path)
     log = (tmp_path / "run/train.log").read_text()
-    assert "processes was 2, is 1" in log
-    lines = [json.loads(line) for line in open(tmp_path / "run/metrics.jsonl")]
-    steps = [line for line in lines if "lr" in line]
+    assert "processes was 2, is 1" in log and "processes was 1, is 3" in log
+    steps = [line for line in metrics(tmp_path) if "lr" in line]
     assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
-    resumed = read_json(sorted((tmp_path / "run/checkpoints").glob("step_*"))[-1] / "training.json")
-    assert resumed["progress"]["epoch"] == 4
-    assert abs(steps[-1]["lr"]) < 0.1 * max(line["lr"] for line in steps)  # the schedule came to its end
-    jumps = [after["lr"] / before["lr"] for before, after in zip(steps[4:-4], steps[5:-4])]
-    assert max(jumps) < 1.5 and min(jumps) > 0.5 and rate  # and never leapt
+    assert steps[-1]["lr"] < 0.1 * max(line["lr"] for line in steps)  # the schedule came to its end
+    epochs = [line["epoch"] for line in steps]
+    one, three = epochs.count(2), epochs.count(3)
+    assert (one, three) == (15, 5)  # 60 rows, 4 in each process
 
 
 def test_mistakes_are_one_line_from_one_process(sample, tmp_path):
