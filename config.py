@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.command_line import UserError, option, options_without_switch, parse_layers, require_range, require_seed
-from engine.option_checks import refuse_backbone, refuse_tricks
+from engine.option_checks import refuse_backbone, refuse_contradictions, refuse_tricks, unused_by_tasks
 from engine.run_folder import SavedOptions, changed_options
-from engine.tags import has_spans, needs_words
 
 logger = logging.getLogger("template")
 ROOT = Path(__file__).resolve().parent  # of the repository
@@ -187,28 +186,10 @@ class Config(SavedOptions):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
                 raise UserError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
         require_seed(self.random_seed)
-        self.refuse_contradictions()
+        refuse_contradictions(self)
         refuse_tricks(self)
         refuse_backbone(self)
         self.task_weights_by_name()
-
-    def refuse_contradictions(self):
-        if self.warmup_epochs is not None and self.warmup_epochs > self.epochs > 0:
-            longer = f"--warmup_epochs={self.warmup_epochs:g} is longer than --epochs={self.epochs}"
-            raise UserError(f"{longer}: the rate would never reach its peak")
-        if self.encoder == "bilstm" and self.hidden_size % 2:
-            raise UserError(f"--hidden_size={self.hidden_size} must be even: each direction of a BiLSTM has half of it")
-        if self.encoder == "transformer" and not self.pretrain_model_path and self.hidden_size % 32:
-            raise UserError(f"--hidden_size={self.hidden_size} must be a multiple of 32, the size of an attention head")
-        if self.pooling not in ("auto", "first") and self.encoder == "bilstm":
-            raise UserError(f"--pooling={self.pooling}: a BiLSTM classifies from its two last states; leave it at auto")
-        if self.window_stride is not None and not -1 <= self.window_stride <= self.max_length // 2:
-            raise UserError(f"--window_stride={self.window_stride} must be at most half of --max_length, or -1")
-        if self.predict_output and Path(self.predict_output).suffix not in (".csv", ".jsonl"):
-            raise UserError(f"--predict_output={self.predict_output} must end in .csv or .jsonl")
-        if os.sep in self.model_version or self.model_version in (".", ".."):
-            name = f"--model_version={self.model_version}"
-            raise UserError(f"{name} must be a plain name; --output_dir says where runs are kept")
 
     @property
     def run_dir(self):
@@ -238,19 +219,7 @@ class Config(SavedOptions):
 
     def unused_options(self, kinds=("tagging", "classification")):
         """A line for each option that has no effect, or leaves another one without. kinds: the types of the tasks."""
-        unused = options_without_switch(self)
-        if self.use_crf and "tagging" not in kinds:
-            unused.append("--use_crf has no effect: none of the tasks is tagging")
-        elif self.use_crf and (self.class_weights != "none" or self.label_smoothing or self.focal_gamma):
-            imbalance = "--class_weights, --label_smoothing and --focal_gamma"
-            unused.append(f"{imbalance} have no effect on tagging with --use_crf")
-        if any(map(has_spans, kinds)) and (self.class_weights != "none" or self.label_smoothing or self.focal_gamma):
-            unused.append("--class_weights, --label_smoothing and --focal_gamma have no effect on spans")
-        if self.pooling != "auto" and all(map(needs_words, kinds)):
-            unused.append(f"--pooling={self.pooling} has no effect: all tasks are tagging")
-        if self.word_pooling != "auto" and not any(map(needs_words, kinds)):
-            unused.append(f"--word_pooling={self.word_pooling} has no effect: none of the tasks is tagging")
-        return unused
+        return options_without_switch(self) + unused_by_tasks(self, kinds)
 
     def changes_since(self, before):
         """['lr was 0.001, is 0.01', …] of the options that change the result. before: those of a run.

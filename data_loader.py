@@ -24,9 +24,8 @@ from tqdm import tqdm
 
 from engine import distributed
 from engine.command_line import UserError
-from engine.features import Ragged, encoded_fingerprint, to_arrow, to_numpy
-from engine.span_pointer import num_outside
-from engine.tags import IGNORE, has_spans, needs_words
+from engine.features import Ragged, encoded_fingerprint, to_arrow, to_numpy, warn_of_cuts
+from engine.tags import IGNORE
 from engine.text import text_of
 from engine.token_cache import cached_table
 from preprocess.schema import read_processed
@@ -114,7 +113,7 @@ class MyDataset(Dataset):
         self.lengths = self.columns["input_ids"].lengths
         self.example_index = self.columns["example_index"]  # of each row
         self.first_rows = np.flatnonzero(np.diff(self.example_index, prepend=-1))  # of each example
-        self.warn_of_cuts(source)
+        warn_of_cuts(self, "texts" if isinstance(source, list) else source)
 
     def encode_file(self, path, limit):
         """The record batches of a processed file; UserError if it has no example."""
@@ -139,29 +138,6 @@ class MyDataset(Dataset):
                 yield pa.RecordBatch.from_pydict(arrays)
                 done += len(chunk)
                 bar.update(len(chunk))
-
-    def warn_of_cuts(self, source):
-        """Nothing is cut in silence."""
-        columns, length = self.columns, self.featurizer.max_length
-        where = "texts" if isinstance(source, list) else source
-        is_cut = columns["num_cut"] > 0
-        longer = f"{where}: {is_cut.sum()} of {len(self)} examples are longer than --max_length {length}"
-        if is_cut.any() and "num_words" in columns:
-            lost = (columns["num_words"] - columns["word_starts"].lengths)[is_cut].sum()
-            logger.warning(f"{longer}; their last {lost} words are not seen and count as O")
-        elif is_cut.any():
-            logger.warning(f"{longer}; {columns['num_cut'].sum()} sub-tokens are not seen")
-        elif len(self.lengths) > len(self):
-            in_windows = len(np.unique(self.example_index[columns["first_word"] > 0]))
-            windows = len(self.lengths) - len(self) + in_windows
-            text_labels = any(not needs_words(task["type"]) for task in self.tasks.values())
-            logger.info(
-                f"{where}: examples longer than --max_length {length} are read in {windows} overlapping windows"
-                + ("; labels of the whole text come from the first" if text_labels else "")
-            )
-            for name in [name for name, task in self.tasks.items() if has_spans(task["type"])]:
-                if lost := num_outside(self, name):
-                    logger.warning(f"{where}: {lost} spans of {name!r} fit no window; raise --window_stride")
 
     def __len__(self):
         """Examples; of their rows, which may be more, there are len(dataset.lengths)."""

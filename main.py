@@ -31,8 +31,6 @@ def main(config):
     if not (config.do_train or config.do_eval or config.do_predict):
         raise UserError("nothing to do: add --do_train, --do_eval or --do_predict")
     device, data_path = distributed.join(config.device, config.ddp_timeout), config.data_dir
-    if config.debug and distributed.size() > 1:
-        raise UserError("--debug checks the model in a single process; start it without torchrun")
     texts = read_texts(config.predict_file, config) if config.do_predict and config.predict_file else None
     needs_data = config.do_train or config.do_eval or not texts
     if needs_data and config.data_path == Config.data_path and config.fold is None:

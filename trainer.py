@@ -21,6 +21,7 @@ import metrics
 from engine import checkpoint, distributed
 from engine.command_line import UserError
 from engine.encoders import refuse_precision
+from engine.optimization import clip_and_step
 from engine.predictions import Answers, prediction_row, write_predictions
 from engine.progress import Progress, RunningLosses
 from engine.signals import Interrupted, StopSignals
@@ -134,8 +135,8 @@ class Trainer:
                     self.save_model(f"step_{progress.step:08d}", resumable=True)
                     self.writer.wait()
                     distributed.wait_for_all()
-                    step = progress.step
-                    logger.info(f"stopped and saved after step {step}; the same command with --resume goes on")
+                    saved = f"stopped and saved after step {progress.step}"
+                    logger.info(f"{saved}; the same command with --resume goes on")
                     raise
                 except RuntimeError:
                     if self.stop.number is None:
@@ -166,7 +167,11 @@ class Trainer:
             for number, batch in enumerate(group, 1):
                 batch = batch.to(self.device)
                 with distributed.sync_gradients(self.replica, number == len(group)):
-                    output = self.tricks.forward_backward(self.forward, self.backward, batch, label_counts)
+                    if self.tricks:
+                        output = self.tricks.forward_backward(self.forward, self.backward, batch, label_counts)
+                    else:
+                        output = self.forward(batch, label_counts)
+                        self.backward(output)
                 self.losses.add(output)
             self.optimizer_step(group)
             progress.step, progress.batch = progress.step + 1, progress.batch + len(group)
@@ -201,7 +206,7 @@ class Trainer:
         norm = get_total_norm([p.grad for p in self.trained if p.grad is not None])
         finite = torch.isfinite(norm)
         scale = self.scaler.get_scale()
-        self.clip_and_step(norm, finite)
+        clip_and_step(self.optimizer, self.scaler, self.trained, norm, finite, self.config.max_grad_norm)
         self.scaler.update()
         self.lr = float(self.scheduler.get_last_lr()[0])
         if self.scaler.get_scale() >= scale:  # after an fp16 overflow the rate waits as well
@@ -209,25 +214,6 @@ class Trainer:
         self.optimizer.zero_grad()
         self.tricks.after_step(finite)
         self.losses.end_step(finite, [row for batch in group for row in batch.rows.tolist()])
-
-    def clip_and_step(self, norm, finite):
-        """One step of any optimizer, its gradient clipped to --max_grad_norm; none if the gradient is not finite.
-
-        Fused Adam and AdamW do both on the device: they divide by `grad_scale`, and `found_inf` tells them to do
-        nothing. For every other optimizer the host waits for the answer. (Fused SGD reads them too, but a first step
-        that is left out would leave its momentum uninitialised.)
-        """
-        divisor = (norm / self.config.max_grad_norm).clamp(min=1) if self.config.max_grad_norm else None
-        fused = getattr(self.optimizer, "_step_supports_amp_scaling", False)
-        if fused and isinstance(self.optimizer, torch.optim.Adam):
-            if divisor is not None:
-                self.optimizer.grad_scale = divisor
-            self.optimizer.found_inf = (~finite).float()
-            self.scaler.step(self.optimizer)
-        elif finite:
-            if divisor is not None:
-                torch._foreach_div_([p.grad for p in self.trained if p.grad is not None], divisor)
-            self.scaler.step(self.optimizer)
 
     # ---- logs, best, last, resume ----------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import sys
 from dataclasses import field
 from typing import get_args, get_origin
 
+from engine.launch import is_first_to_say, is_launched
 from engine.signals import Interrupted
 
 
@@ -152,13 +153,16 @@ OUT_OF_MEMORY = (
 )
 
 
+LOST = "another process of this run has ended or is silent; its checkpoints are intact, --resume goes on"
+
+
 def run_command(main, config_class, argv=None):
     """Runs main(config) with the flags of the command line. -> the exit code, that of `main` or 0.
 
     A mistake, a full disk and too small a GPU are one line and 2; a signal is 128 and its number.
     """
     config = parse_args(config_class, argv)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:  # DistributedDataParallel tells of what it need not have looked for
+    if is_launched():  # DistributedDataParallel tells of what it need not have looked for
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         return main(config) or 0
@@ -176,7 +180,7 @@ def run_command(main, config_class, argv=None):
         elif "PytorchStreamWriter" in str(error) or "No space" in str(error):
             mistake = f"a checkpoint cannot be written ({first_line(error)}); the one before is intact"
         elif is_lost(error):
-            mistake = "another process of this run has ended or is silent; its checkpoints are intact, --resume goes on"
+            mistake = LOST
         else:
             raise
     tell(mistake)
@@ -186,15 +190,10 @@ def run_command(main, config_class, argv=None):
 def is_lost(error):
     """Whether an error says that another of several processes is gone or silent."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    return several and ("DistError" in names or "gloo" in str(error).lower() or "Connection" in str(error))
+    return is_launched() and ("DistError" in names or "gloo" in str(error).lower() or "Connection" in str(error))
 
 
 def tell(mistake):
     """Prints why the program ends; of several processes that torchrun started, the one that knows it first does."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        from engine.distributed import is_first_to_say  # here, as it takes a second that a single process need not wait
-
-        if not is_first_to_say(patience=2 if "another process" in str(mistake) else 0):
-            return
-    print(f"error: {mistake}", file=sys.stderr)
+    if is_first_to_say(patience=2 if mistake == LOST else 0):
+        print(f"error: {mistake}", file=sys.stderr)

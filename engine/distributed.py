@@ -18,7 +18,6 @@ import logging
 import os
 import random
 import signal
-import time
 import warnings
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -33,6 +32,7 @@ from tqdm import tqdm
 
 from engine.command_line import UserError, first_line
 from engine.device import to_device
+from engine.launch import is_launched, local_rank, restarts
 
 ROOT = Path(__file__).resolve().parent.parent
 BUCKET = 2**24  # numbers that are added up at a time
@@ -56,16 +56,6 @@ def is_first():
 # ---- beginning and end ---------------------------------------------------------------------------------------------
 
 
-def is_launched():
-    """Whether torchrun, or what sets the same variables, started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
-
-
-def restarts():
-    """How often torchrun has started this run anew (--max_restarts)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-
-
 def join(device_name, timeout):
     """Joins the other processes, if there are any. -> this process's device
 
@@ -73,7 +63,7 @@ def join(device_name, timeout):
     """
     if not is_launched() or dist.is_initialized():
         return to_device(device_name)
-    local = int(os.environ.get("LOCAL_RANK", 0))
+    local = local_rank()
     device = local_device(device_name, local)
     end_with_parent()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -132,20 +122,6 @@ def leave():
     if dist.is_initialized():
         wait_for_all()
         dist.destroy_process_group()
-
-
-def is_first_to_say(patience=0.0):
-    """Whether no other process has told yet why the run ends: a mistake is one line, not one a process.
-
-    patience: seconds to wait before, for another process that knows more.
-    """
-    if not dist.is_initialized():
-        return int(os.environ.get("LOCAL_RANK", 0)) == 0 or not is_launched()
-    time.sleep(patience)
-    try:
-        return dist.distributed_c10d._get_default_store().add("mistake", 1) == 1
-    except RuntimeError:  # the store is gone with the process that held it
-        return True
 
 
 # ---- what they tell each other -------------------------------------------------------------------------------------
@@ -218,7 +194,7 @@ def from_first(function):
 @contextmanager
 def first_of_node():
     """`with first_of_node():` — one process of each machine goes first, the others when it is done."""
-    local = int(os.environ.get("LOCAL_RANK", 0)) if size() > 1 else 0
+    local = local_rank() if size() > 1 else 0
     if local:
         wait_for_all()
     try:

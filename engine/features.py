@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +12,11 @@ import pyarrow as pa
 from engine.command_line import UserError
 from engine.extras import extras_of, standardize
 from engine.files import sha256
-from engine.span_pointer import encode
+from engine.span_pointer import encode, num_outside
 from engine.tags import IGNORE, has_spans, is_tagging, kind_of, needs_words
 from engine.text import join_tokens
+
+logger = logging.getLogger("template")
 
 
 class Ragged(NamedTuple):
@@ -345,3 +348,26 @@ def to_numpy(column):
 def encoded_fingerprint(path, featurizer, limit):
     """Changes with the file's bytes and with whatever changes their encoding."""
     return hashlib.sha256(f"{sha256(path)}{featurizer.fingerprint()}{limit}".encode()).hexdigest()[:20]
+
+
+def warn_of_cuts(data, where):
+    """Tells what of a MyDataset no window or batch will hold: nothing is cut in silence."""
+    columns, length = data.columns, data.featurizer.max_length
+    is_cut = columns["num_cut"] > 0
+    longer = f"{where}: {is_cut.sum()} of {len(data)} examples are longer than --max_length {length}"
+    if is_cut.any() and "num_words" in columns:
+        lost = (columns["num_words"] - columns["word_starts"].lengths)[is_cut].sum()
+        logger.warning(f"{longer}; their last {lost} words are not seen and count as O")
+    elif is_cut.any():
+        logger.warning(f"{longer}; {columns['num_cut'].sum()} sub-tokens are not seen")
+    elif len(data.lengths) > len(data):
+        in_windows = len(np.unique(data.example_index[columns["first_word"] > 0]))
+        windows = len(data.lengths) - len(data) + in_windows
+        text_labels = any(not needs_words(task["type"]) for task in data.tasks.values())
+        logger.info(
+            f"{where}: examples longer than --max_length {length} are read in {windows} overlapping windows"
+            + ("; labels of the whole text come from the first" if text_labels else "")
+        )
+        for name in [name for name, task in data.tasks.items() if has_spans(task["type"])]:
+            if lost := num_outside(data, name):
+                logger.warning(f"{where}: {lost} spans of {name!r} fit no window; raise --window_stride")

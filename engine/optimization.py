@@ -1,4 +1,6 @@
-"""Which parameters learn at which rate."""
+"""Which parameters learn at which rate, and the step of an optimizer."""
+
+import torch
 
 
 def lr_of_width(hidden_size):
@@ -49,3 +51,24 @@ def parameter_groups(model, config):
             options = {"lr": head_lr if is_head else lr, "weight_decay": config.weight_decay if decays else 0.0}
             groups.setdefault((is_head, decays), {"params": [], **options})["params"].append(parameter)
     return list(groups.values())
+
+
+def clip_and_step(optimizer, scaler, parameters, norm, finite, max_grad_norm):
+    """One step of any optimizer, its gradient, of this norm, clipped to max_grad_norm (0: not); none if the gradient is
+    not finite.
+
+    Fused Adam and AdamW do both on the device: they divide by `grad_scale`, and `found_inf` tells them to do nothing.
+    For every other optimizer the host waits for the answer. (Fused SGD reads them too, but a first step that is left
+    out would leave its momentum uninitialised.)
+    """
+    divisor = (norm / max_grad_norm).clamp(min=1) if max_grad_norm else None
+    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+    if fused and isinstance(optimizer, torch.optim.Adam):
+        if divisor is not None:
+            optimizer.grad_scale = divisor
+        optimizer.found_inf = (~finite).float()
+        scaler.step(optimizer)
+    elif finite:
+        if divisor is not None:
+            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], divisor)
+        scaler.step(optimizer)

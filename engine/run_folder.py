@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from engine.command_line import UserError
 from engine.files import write_json
+from engine.launch import restarts
 
 logger = logging.getLogger("template")
 
@@ -67,7 +68,7 @@ def refuse_other_run(config, run_dir):
     if config.debug:
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     elif args.exists():
-        if not config.resume and not int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):  # of --max_restarts
+        if not config.resume and not restarts():
             raise UserError(
                 f"{run_dir} already holds a run: add --resume to go on with it, choose another --model_version, "
                 "or remove the folder"

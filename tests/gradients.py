@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from safetensors.torch import save_file
 
+import trainer as trainer_module
 from config import Config, seed_torch
 from engine import distributed
 from engine.command_line import parse_args
@@ -60,13 +61,13 @@ def main(path, processes, argv):
     names = {p: name for name, p in trainer.model.named_parameters()}
     end_step = trainer.losses.end_step
     trainer.losses.end_step = lambda finite, numbers: (rows.append(numbers), end_step(finite, numbers))
-    step = trainer.clip_and_step
+    step = trainer_module.clip_and_step
 
-    def keep(norm, finite):
+    def keep(*args):
         gradients.update({f"{len(rows)}.{names[p]}": p.grad.clone() for p in trainer.trained if p.grad is not None})
-        step(norm, finite)
+        step(*args)
 
-    trainer.clip_and_step = keep
+    trainer_module.clip_and_step = keep
     trainer.progress.best_score = 0.0
     trainer.end_epoch = lambda: setattr(trainer.progress, "epoch", trainer.progress.epoch + 1)
     if processes > 1:
