@@ -2,13 +2,27 @@
 # Sets up what is missing, then trains, evaluates and predicts. Edit the flags below to launch your own run.
 # To leave it going after you log out:   nohup sh run.sh > run.out 2>&1 &
 # and to look at it later:               tail -f output/*/train.log
+# --num_gpus N (first): so many processes with a GPU each; by itself as many as there are GPUs. docs/distributed.md
 # --resume: the same line goes on where a kill or a reboot stopped it, and starts afresh where there is nothing yet.
 set -eu
 cd "$(dirname "$0")"
 requirements="requirements.txt"
 . ./setup_env.sh
 
-exec "$PYTHON" main.py \
+num_gpus=1
+if command -v nvidia-smi > /dev/null; then
+    num_gpus=$("$PYTHON" -c "import torch; print(torch.cuda.device_count())")
+fi
+case ${1:-} in
+    --num_gpus=*) num_gpus=${1#*=}; shift ;;
+    --num_gpus) num_gpus=${2:?"--num_gpus wants a number"}; shift 2 ;;
+esac
+launch=
+if [ "$num_gpus" -gt 1 ]; then
+    launch="-m torch.distributed.run --standalone --nproc_per_node $num_gpus"
+fi
+
+exec "$PYTHON" $launch main.py \
     --data_path=dataset/sample \
     --pretrain_model_path= \
     --model_version=sample \

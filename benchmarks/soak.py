@@ -497,6 +497,84 @@ def signals(trials=30):
     return good, trials
 
 
+def launch(name, options, processes=2):
+    """torchrun in the background, with the command line of `start`."""
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), str(ROOT / "main.py")]
+    with open(WORK / f"{name}.err", "a") as log:
+        return subprocess.Popen(
+            [sys.executable, *words, *flags(name, options)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=log,
+        )
+
+
+def ranks_of(agent):
+    """The process numbers of what torchrun has started."""
+    listed = subprocess.run(["ps", "--ppid", str(agent.pid), "-o", "pid="], capture_output=True, text=True)
+    return [int(number) for number in listed.stdout.split()]
+
+
+def newest_step(name):
+    found = checkpoint.step_folders(WORK / "runs" / name / "checkpoints")
+    return int(found[0].name[5:]) if found else 0
+
+
+def stop_several(name, options, whom, number):
+    """Starts or goes on, and sends a signal to a process, all of them or torchrun when some steps are done. -> whether
+    they still ran then"""
+    before, steps, agent = newest_step(name), RNG.randrange(1, 8), launch(name, options)
+    while agent.poll() is None and newest_step(name) < before + steps:
+        time.sleep(0.01)
+    time.sleep(RNG.uniform(0.0, 0.1))
+    found = ranks_of(agent) if agent.poll() is None else []
+    chosen = {"one": found[-1:], "all": found, "torchrun": [agent.pid]}[whom]
+    for rank in chosen if found else []:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rank, number)
+    agent.wait()
+    return bool(found)
+
+
+def chain_of_stops(name, options, stops):
+    """One run of two processes, stopped at each of `stops` (whom, signal) and started again. -> how many were good:
+    all, if it ends with the bytes of a run that was left alone"""
+    key = "several" + json.dumps(options, sort_keys=True)
+    if key not in REFERENCES:
+        assert launch("whole", options).wait() == 0, (WORK / "whole.err").read_text()[-3000:]
+        REFERENCES[key] = digest("whole")
+        clean("whole")
+    done = sum(stop_several(name, options, *stop) for stop in stops)
+    code = launch(name, options).wait()
+    right = code == 0 and digest(name) == REFERENCES[key]
+    if not right or done < len(stops):
+        print(f"{name}: {done} stops, exit {code}, equal bytes: {right}; {options}")
+        print((WORK / f"{name}.err").read_text()[-2000:])
+    clean(name)
+    return done if right else 0
+
+
+def several_processes(kind, kinds_of_stops, chains):
+    good = trials = 0
+    for a, b in (({}, {}), ({}, FGM), (STREAM, {}), (STREAM, FGM)):
+        options = {**a, **b, "epochs": 8, "save_steps": 1 if b else 3, "batch_size": 2, "early_stop_patience": 0}
+        for chain in range(chains):
+            stops = [kinds_of_stops[(chain + i) % len(kinds_of_stops)] for i in range(6 if kind == "kill" else 3)]
+            good += chain_of_stops(f"{kind}s{chain}", options, stops)
+            trials += len(stops)
+    return good, trials
+
+
+def kill_several(trials=48):
+    """two processes of torchrun: SIGKILL of one, all, torchrun; {in memory, streaming} x {plain, FGM + accumulation}"""
+    return several_processes("kill", [(whom, signal.SIGKILL) for whom in ("one", "all", "torchrun")], trials // 24)
+
+
+def ask_several(trials=12):
+    """two processes of torchrun: SIGTERM to one or torchrun, the same four kinds"""
+    return several_processes("ask", [(whom, signal.SIGTERM) for whom in ("one", "torchrun")], trials // 12)
+
+
 def pytest_row(selection, **environment):
     """Runs tests, and counts them: they are the trials."""
     done = subprocess.run(
@@ -552,6 +630,8 @@ ROWS = [
     damage,
     full_disk,
     signals,
+    kill_several,
+    ask_several,
     malformed,
     properties,
     canaries,
