@@ -101,7 +101,7 @@ class MyDataset(Dataset):
 
     def __init__(self, source, featurizer, limit=None):
         self.featurizer, self.tasks, self.fingerprint = featurizer, featurizer.tasks, ""
-        self.pad_id = featurizer.tokenizer.pad_token_id
+        self.pad_id, self.pad_to_multiple = featurizer.tokenizer.pad_token_id, featurizer.pad_to_multiple
         if isinstance(source, list):
             self.table = pa.Table.from_batches(list(self.encode(source, "encoding")))
         else:
@@ -150,8 +150,7 @@ class MyDataset(Dataset):
         return self.first_rows[self.example_index[row]] == row
 
     def batch(self, rows):
-        multiple = self.featurizer.pad_to_multiple
-        return make_batch(self.columns, np.asarray(rows, int), self.tasks, self.pad_id, multiple=multiple)
+        return make_batch(self.columns, np.asarray(rows, int), self.tasks, self.pad_id, None, self.pad_to_multiple)
 
     __getitems__ = batch  # what torch's DataLoader asks for, with the row numbers of a whole batch
 
@@ -195,7 +194,7 @@ class MyDataLoader(DataLoader):
             dataset,
             batch_sampler=LengthSampler(dataset.lengths, batch_size, seed),
             collate_fn=as_it_is,
-            num_workers=num_workers,
+            num_workers=num_workers if distributed.size() == 1 else 0,  # a batch is index arithmetic
             pin_memory=pin_memory,
             generator=torch.Generator(),
             worker_init_fn=detach_worker,
@@ -296,6 +295,7 @@ class MyIterableDataLoader(DataLoader):
             batch_size=None,
             collate_fn=as_it_is,
             num_workers=num_workers,
+            multiprocessing_context=distributed.worker_context(num_workers),
             generator=torch.Generator(),
             worker_init_fn=detach_worker,
         )

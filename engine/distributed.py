@@ -15,6 +15,7 @@ import ctypes
 import dataclasses
 import hashlib
 import logging
+import multiprocessing
 import os
 import random
 import signal
@@ -143,6 +144,16 @@ def gather_in_turn(items):
         return items
     missing = object()
     return [item for turn in zip_longest(*lists, fillvalue=missing) for item in turn if item is not missing]
+
+
+def worker_context(num_workers):
+    """How a loader's workers are made: of several processes not as forks of this one, in which threads of gloo run, but
+    of a small server, and so without their locks."""
+    if size() == 1 or not num_workers:
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["data_loader"])
+    return context
 
 
 def in_step(loader):
