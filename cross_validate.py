@@ -15,6 +15,7 @@ import sys
 from config import Config
 from engine.command_line import UserError, run_command
 from engine.files import write_json
+from engine.launch import is_launched
 from logging_config import get_logger
 
 
@@ -24,6 +25,8 @@ def main(config):
     from metrics import score
     from preprocess.schema import load_labels
 
+    if is_launched():
+        raise UserError("cross_validate.py trains one fold after another in one process; start it without torchrun")
     data_path = config.data_dir
     numbers = sorted(int(path.name[5:]) for path in data_path.glob("fold_*"))
     if not numbers:
