@@ -283,7 +283,7 @@ class CRFTaggingHead(LogitAverages, Head):
         """-log p(tags). A text with a word of no label is left out: no path through it has a likelihood."""
         mask = inputs["word_mask"]
         score = self.crf.path_score(logits, labels.clamp(min=0), mask)
-        return -((score - self.crf.log_partition(logits, mask)) * has_all_labels(labels, mask)).sum()
+        return ((self.crf.log_partition(logits, mask) - score) * has_all_labels(labels, mask)).sum()
 
     def decode(self, logits, inputs):
         tags = self.crf.viterbi(logits, inputs["word_mask"])
