@@ -10,7 +10,7 @@ from engine.tags import IGNORE, may_follow
 IMPOSSIBLE = -1e4  # score of a transition that decoding must not take
 # With transitions further from 0 a sum of exp(score) could lose paths: logarithms are added
 LOG_TRANSITION = crf_scan.MAX_TRANSITION[torch.float64]
-SCAN_TAGS = 16  # on a CPU the scan is faster up to so many tags
+SCAN_TAGS = 15  # on a CPU the scan is faster up to so many tags
 MOVE = 0.05  # no call moves a transition further: a step of AdamW moves it by about its rate
 
 
@@ -77,7 +77,7 @@ class CRF(torchcrf.CRF):
 
         On a GPU the host would wait for the answer, so it asks again only when a border might have been passed.
         """
-        if self.calls_left == 0 or self.transitions.device.type == "cpu":
+        if self.calls_left == 0 or self.transitions.device.type not in self.scan_on:
             self.largest = self.transitions.detach().abs().amax().item()
             way = min(abs(self.largest - border) for border in crf_scan.MAX_TRANSITION.values())
             self.calls_left = int(min(100, way / MOVE))

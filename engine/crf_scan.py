@@ -15,8 +15,8 @@ import torch.nn.functional as F
 CHUNK = 4  # words whose matrices are multiplied one after the other: their product is all that is kept of them
 ALIGNED = 4  # the matrices' width is a multiple of this, for a GPU's wide loads
 # How far from 0 transitions may lie; their span is twice that. Emissions may be any: in a product of matrices, divided
-# by its last word's exp(emissions), no entry is below exp(-2 span) of the largest, so what underflows, at exp(-87) or in
-# doubles at exp(-708), counts for nothing. A product of two, and two levels without a division, take exp(-4 span).
+# by its last word's exp(emissions), no entry is below exp(-2 span) of the largest, so what underflows counts for
+# nothing: at exp(-87), of doubles at exp(-708). A product of two, and two levels without a division, take exp(-4 span).
 MAX_TRANSITION = {torch.float32: 6.0, torch.float64: 30.0}
 MOST_BYTES = 2**28  # of the chunks' matrices: 36 texts of 512 words and 120 tags; more texts go in groups
 

@@ -61,7 +61,7 @@ def by_words(emissions, start, transitions, end, mask):
     for t in range(1, num_words):  # padding too: what comes of it is not read
         torch.add(scores[t - 1].unsqueeze(1), into, out=paths)
         torch.amax(paths, 2, out=scores[t])
-        scores[t] += emissions[t]
+        scores[t].add_(emissions[t])
     last = scores[mask.sum(0) - 1, torch.arange(batch, device=mask.device)]
     tag = (last + end).argmax(1)
     parts = scores[:-1].split(max(1, MOST_NUMBERS // (batch * num_tags**2)))
