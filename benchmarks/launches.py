@@ -45,8 +45,6 @@ class Heads(nn.Module):
             "slots": {"type": "tagging", "labels": [f"B-{i}" for i in range(num_tags)]},
         }
         self.output_layer, self.loss = OutputLayer(hidden_size, tasks, use_crf), MyLoss()
-        if use_crf:
-            self.output_layer.heads["slots"].crf.scan_on = ("cuda", "cpu")  # as it is on a GPU
 
     def step(self, hidden, inputs, labels):
         logits = self.output_layer(hidden, inputs)
@@ -69,10 +67,12 @@ def case(batch, length, num_tags, hidden_size=64):
     return torch.randn(batch, length, hidden_size, requires_grad=True), inputs, labels
 
 
-def count(use_crf, length, num_tags, batch=4):
-    """(of a training step of the heads, of decoding)"""
+def count(use_crf, length, num_tags, batch=4, on_gpu=True):
+    """(of a training step of the heads, of decoding). on_gpu: as it is done there, not a word at a time as on a CPU."""
     torch.manual_seed(0)
     heads, (hidden, inputs, labels) = Heads(use_crf, num_tags), case(batch, length, num_tags)
+    if use_crf and on_gpu:
+        heads.output_layer.heads["slots"].crf.scan_on = ("cuda", "cpu")
     with LaunchCounter() as step:
         logits = heads.step(hidden, inputs, labels)
     with torch.no_grad(), LaunchCounter() as decode:
@@ -80,13 +80,18 @@ def count(use_crf, length, num_tags, batch=4):
     return step.counts.total(), decode.counts.total()
 
 
-def rows(num_tags=120):
-    """Lines of a table: launches of a training step of the heads, and of decoding the tags."""
-    table = ["| words | heads without a CRF | with a CRF | it adds | decoding, few tags | many tags |"]
-    table.append("| --- | --- | --- | --- | --- | --- |")
+def rows(many=120, few=9):
+    """Lines of a table: launches of a training step of the heads, and of decoding the tags, also a word at a time."""
+    table = [
+        "| words | heads without a CRF | with it | it adds | it adds, a word at a time "
+        f"| decoding, {few} tags | {many} tags | a word at a time |",
+        "| --- " * 8 + "|",
+    ]
     for length in LENGTHS:
-        plain, _ = count(False, length, num_tags)
-        crf, many = count(True, length, num_tags, batch=32)
-        _, few = count(True, length, 9)
-        table.append(f"| {length} | {plain} | {crf} | {crf - plain} | {few} | {many} |")
+        plain, _ = count(False, length, many)
+        crf, decode_many = count(True, length, many, batch=32)
+        loop, decode_loop = count(True, length, many, on_gpu=False)
+        _, decode_few = count(True, length, few)
+        numbers = length, plain, crf, crf - plain, loop - plain, decode_few, decode_many, decode_loop
+        table.append("| " + " | ".join(map(str, numbers)) + " |")
     return table
