@@ -375,7 +375,9 @@ class BiLSTM(nn.Module):
         return self.embeddings
 
     def forward(self, input_ids, attention_mask):
-        lengths = attention_mask.sum(1).cpu()  # packed, so that padding never enters the backward pass
+        lengths = attention_mask.sum(
+            1
+        ).cpu()  # packed: no padding in the backward pass, but a host that waits for its GPU
         vectors = self.dropout(self.embeddings(input_ids))
         packed, _ = self.layers[0](
             nn.utils.rnn.pack_padded_sequence(vectors, lengths, batch_first=True, enforce_sorted=False)

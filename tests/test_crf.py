@@ -198,6 +198,18 @@ def test_32_texts_of_512_words_and_120_tags_fit_in_4_gb(derivative):
     assert float(done.stdout) < 4, done.stderr
 
 
+@pytest.mark.slow
+def test_the_gpus_benchmark_runs_on_any_machine(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks/gpu.py", "--device", "cpu", "--minutes", "3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.startswith("NO GPU HERE") and "`--deterministic` (weights, log; the run was killed) | yes" in (
+        done.stdout
+    )
+    rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert all(any(word in row for row in rows) for word in ("BERT-base", "MiniLM", "pytorch-crf", "by scan"))
+
+
 # ---- what the host asks of a GPU -------------------------------------------------------------------------------------
 
 
