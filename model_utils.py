@@ -375,9 +375,7 @@ class BiLSTM(nn.Module):
         return self.embeddings
 
     def forward(self, input_ids, attention_mask):
-        lengths = attention_mask.sum(
-            1
-        ).cpu()  # packed: no padding in the backward pass, but a host that waits for its GPU
+        lengths = attention_mask.sum(1).cpu()  # packed: no padding in the backward pass, but the host waits for a GPU
         vectors = self.dropout(self.embeddings(input_ids))
         packed, _ = self.layers[0](
             nn.utils.rnn.pack_padded_sequence(vectors, lengths, batch_first=True, enforce_sorted=False)
