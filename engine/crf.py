@@ -85,6 +85,10 @@ class CRF(torchcrf.CRF):
             self.calls_left -= 1
         return self.largest
 
+    def train(self, mode=True):
+        self.calls_left = 0  # between training and evaluation weights are exchanged for their averages
+        return super().train(mode)
+
     def _load_from_state_dict(self, *args):
         super()._load_from_state_dict(*args)
         self.calls_left = 0

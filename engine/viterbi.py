@@ -47,7 +47,7 @@ def scan_of(emissions, start, transitions, end, mask, width):
         row = left.gather(2, first[..., None, None].expand(-1, -1, 1, num_tags)).squeeze(2)
         column = right.gather(3, final[..., None, None].expand(-1, -1, num_tags, 1)).squeeze(3)
         middle = (row + column).argmax(2)
-        ends = torch.stack([first, middle, middle, final], 2).view(batch, -1, 2)
+        ends = torch.stack([first, middle, middle, final], 2).view(batch, 2 * ends.shape[1], 2)
     return ends[:, :num_words, 1] * mask
 
 
@@ -64,7 +64,7 @@ def by_words(emissions, start, transitions, end, mask):
         scores[t].add_(emissions[t])
     last = scores[mask.sum(0) - 1, torch.arange(batch, device=mask.device)]
     tag = (last + end).argmax(1)
-    parts = scores[:-1].split(max(1, MOST_NUMBERS // (batch * num_tags**2)))
+    parts = scores[:-1].split(max(1, MOST_NUMBERS // max(1, batch * num_tags**2)))
     if num_words == 1:
         return tag.unsqueeze(1)
     back = torch.cat([(part.unsqueeze(2) + into).argmax(3) for part in parts])  # (W - 1, B, C): the tag before each tag

@@ -241,6 +241,21 @@ def test_new_weights_are_looked_at_at_once():
     wide = {name: 100 + tensor for name, tensor in crf.state_dict().items()}
     crf.load_state_dict(wide)
     assert crf.largest_transition() > 99
+    with torch.no_grad():
+        crf.transitions.zero_()
+    assert crf.largest_transition() > 99 and crf.eval().largest_transition() == 0
+
+
+def test_no_text_at_all_is_no_error():
+    """A process may have no row of a batch that several share."""
+    for num_tags in (9, 40):
+        crf, emissions, mask, _ = case(num_tags, 6, batch=1)
+        emissions, mask = emissions[:0].requires_grad_(), mask[:0]
+        (crf.log_partition(emissions, mask) - crf.path_score(emissions, mask.long(), mask)).sum().backward()
+        assert not crf.transitions.grad.any() and emissions.grad.shape == emissions.shape
+        for way in (viterbi.by_scan, viterbi.by_words):
+            found = way(emissions, crf.start_transitions, crf.transitions, crf.end_transitions, mask)
+            assert found.shape == (0, 6)
 
 
 # ---- decoding --------------------------------------------------------------------------------------------------------
