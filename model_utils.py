@@ -283,7 +283,7 @@ class CRFTaggingHead(LogitAverages, Head):
         """-log p(tags). A text with a word of no label is left out: no path through it has a likelihood."""
         mask = inputs["word_mask"]
         score = self.crf.path_score(logits, labels.clamp(min=0), mask)
-        return -((score - self.crf.log_partition(logits, mask)) * has_all_labels(labels, mask)).sum()
+        return ((self.crf.log_partition(logits, mask) - score) * has_all_labels(labels, mask)).sum()
 
     def decode(self, logits, inputs):
         tags = self.crf.viterbi(logits, inputs["word_mask"])
@@ -375,7 +375,7 @@ class BiLSTM(nn.Module):
         return self.embeddings
 
     def forward(self, input_ids, attention_mask):
-        lengths = attention_mask.sum(1).cpu()  # packed, so that padding never enters the backward pass
+        lengths = attention_mask.sum(1).cpu()  # packed: no padding in the backward pass, but the host waits for a GPU
         vectors = self.dropout(self.embeddings(input_ids))
         packed, _ = self.layers[0](
             nn.utils.rnn.pack_padded_sequence(vectors, lengths, batch_first=True, enforce_sorted=False)

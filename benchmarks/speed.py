@@ -7,7 +7,8 @@ interleaved, medians.
 Needs a processed folder with `intent` and `slots`, and a quiet machine. Prints a table of examples a second and of the
 ratio of this template to each peer; above 1 means faster. `--only overhead`: what logs and checkpoints cost of an
 epoch; `--only tricks`: what each trick costs; `--only growth`: memory and speed of reading 100,000 and 2,000,000 rows
-(some minutes, and 3 GB of temporary disk); `--only start`: from launch to the first step.
+(some minutes, and 3 GB of temporary disk); `--only start`: from launch to the first step; `--only launches`: how many
+kernels the heads have a GPU run, counted on any machine and with no data.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import launches
 import numpy as np
 import torch
 import torchcrf
@@ -281,15 +283,14 @@ def compare(bench, systems, count, rounds):
     return {name: count / statistics.median(values[1:]) for name, values in times.items()}
 
 
-def crf_rows(rounds):
-    """Loss + backward and decoding at K=120, B=32, L=50, ragged, beside pytorch-crf; medians of interleaved calls, in
-    ms."""
+def crf_rows(rounds, num_tags, length):
+    """Loss + backward and decoding at B=32, ragged, beside pytorch-crf; medians of interleaved calls, in ms."""
     torch.manual_seed(0)
-    crf = CRF([f"B-{i}" for i in range(120)])
-    peer = torchcrf.CRF(120, batch_first=True)
+    crf = CRF([f"B-{i}" for i in range(num_tags)])
+    peer = torchcrf.CRF(num_tags, batch_first=True)
     peer.load_state_dict(crf.state_dict())
-    emissions, tags = torch.randn(32, 50, 120), torch.randint(0, 120, (32, 50))
-    mask = torch.arange(50) < torch.randint(5, 51, (32, 1)).clamp(max=50)
+    emissions, tags = torch.randn(32, length, num_tags), torch.randint(0, num_tags, (32, length))
+    mask = torch.arange(length) < torch.randint(5, length + 1, (32, 1))
     mask[0] = True
     e = emissions.clone().requires_grad_()
 
@@ -312,7 +313,7 @@ def crf_rows(rounds):
     return [(f"CRF {kind}", ms[f"{kind}, pytorch-crf"], ms[f"{kind}, ours"]) for kind in ("loss", "decode")]
 
 
-ALL = ["train", "eval", "crf", "overhead", "growth", "start", "tricks"]
+ALL = ["train", "eval", "crf", "overhead", "growth", "start", "tricks", "launches"]
 TRICKS = {
     **{f"--use_{name}": {f"use_{name}": True} for name in ("fgm", "pgd", "freelb", "smart", "rdrop", "ema")},
     "--use_awp": {"use_awp": True, "awp_start": 0.0},
@@ -443,8 +444,8 @@ def start(rounds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_path", required=True)
-    parser.add_argument("--pretrain_model_path", required=True)
+    parser.add_argument("--data_path")
+    parser.add_argument("--pretrain_model_path")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--examples", type=int, default=1500, help="rows of train and of test to use")
     parser.add_argument("--rounds", type=int, default=3)
@@ -452,12 +453,18 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="*", default=["train", "eval", "crf"], choices=ALL)
     options = parser.parse_args()
+    if set(options.only) - {"crf", "start", "launches"} and not (options.data_path and options.pretrain_model_path):
+        parser.error("--data_path and --pretrain_model_path are needed")
+    if "launches" in options.only:
+        print("\n".join(launches.rows()))
+    if options.only == ["launches"]:
+        return
     table = []
     if "crf" in options.only:
-        for name, theirs, ours in crf_rows(options.rounds):
-            table.append(
-                f"| {name}, K=120, B=32, L=50 | pytorch-crf {theirs:.1f} ms | {ours:.1f} ms | {theirs / ours:.2f} |"
-            )
+        for num_tags, length in ((120, 50), (9, 128)):
+            for name, theirs, ours in crf_rows(options.rounds, num_tags, length):
+                name = f"{name}, K={num_tags}, B=32, L={length}"
+                table.append(f"| {name} | pytorch-crf {theirs:.1f} ms | {ours:.1f} ms | {theirs / ours:.2f} |")
     bench = Bench(options) if {"train", "eval", "overhead", "tricks"} & set(options.only) else None
     if "train" in options.only:
         systems = {

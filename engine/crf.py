@@ -1,11 +1,17 @@
 """A linear-chain conditional random field."""
 
 import torch
+import torch.nn.functional as F
 import torchcrf
 
+from engine import crf_scan, viterbi
 from engine.tags import IGNORE, may_follow
 
 IMPOSSIBLE = -1e4  # score of a transition that decoding must not take
+# With transitions further from 0 a sum of exp(score) could lose paths: logarithms are added
+LOG_TRANSITION = crf_scan.MAX_TRANSITION[torch.float64]
+SCAN_TAGS = 15  # on a CPU the scan is faster up to so many tags
+MOVE = 0.05  # no call moves a transition further: a step of AdamW moves it by about its rate
 
 
 class CRF(torchcrf.CRF):
@@ -17,7 +23,8 @@ class CRF(torchcrf.CRF):
 
     def __init__(self, labels):
         super().__init__(len(labels), batch_first=True)
-        self.calls, self.narrow = 0, True
+        self.scan_on = ("cuda",)  # a CPU has nothing to wait for; a test puts it here
+        self.calls_left, self.largest = 0, 0.0
         bioes = any(label[:2] in ("E-", "S-") for label in labels)
         rules = {
             "forbidden": [[not may_follow(a, b, bioes) for b in labels] for a in labels],
@@ -32,28 +39,59 @@ class CRF(torchcrf.CRF):
 
         emissions (B, W, C) in fp32, tags (B, W), mask (B, W).
         """
-        last = mask.sum(1, keepdim=True) - 1
+        edge = len(self.transitions)  # one more tag, before the first word and after the last
+        table = torch.cat([self.transitions, self.end_transitions.unsqueeze(1)], 1)
+        table = torch.cat([table, F.pad(self.start_transitions, (0, 1)).unsqueeze(0)])
+        path = F.pad(torch.where(mask, tags, edge), (1, 1), value=edge)
         score = (emissions.gather(2, tags.unsqueeze(2)).squeeze(2) * mask).sum(1)
-        score = score + (self.transitions[tags[:, :-1], tags[:, 1:]] * mask[:, 1:]).sum(1)
-        return score + self.start_transitions[tags[:, 0]] + self.end_transitions[tags.gather(1, last).squeeze(1)]
+        return score + table[path[:, :-1], path[:, 1:]].sum(1)
 
     def log_partition(self, emissions, mask):
-        """log of the sum over all paths, (B,), by the forward algorithm."""
+        """log of the sum over all paths, (B,): by a scan, or by the forward algorithm one word at a time.
+
+        Which one is a function of device, shape and the largest transition, so a run that is resumed takes the same.
+        """
+        largest = self.largest_transition()
+        if largest <= LOG_TRANSITION and self.takes_scan(emissions):
+            parameters = self.start_transitions, self.transitions, self.end_transitions
+            dtype = torch.float64 if largest > crf_scan.MAX_TRANSITION[torch.float32] else emissions.dtype
+            return crf_scan.log_partition(emissions, mask, *parameters, dtype)
         alpha = self.start_transitions + emissions[:, 0]  # (B, C)
         peak = self.transitions.detach().max()
-        every = 1 if emissions.device.type == "cpu" else 100  # on a GPU the host asks rarely: it would wait
-        if self.calls % every == 0:
-            self.narrow = bool(peak - self.transitions.detach().min() < 60)  # else exp() would lose terms: add logs
-        self.calls += 1
         factors = (self.transitions - peak).exp()
         for t in range(1, emissions.shape[1]):
-            if self.narrow:
+            if largest <= LOG_TRANSITION:
                 top = alpha.detach().amax(1, keepdim=True)
                 step = ((alpha - top).exp() @ factors).log() + top + peak
             else:
                 step = (alpha.unsqueeze(2) + self.transitions).logsumexp(1)
             alpha = torch.where(mask[:, t, None], step + emissions[:, t], alpha)
         return (alpha + self.end_transitions).logsumexp(1)
+
+    def takes_scan(self, emissions):
+        kind, num_tags = emissions.device.type, emissions.shape[2]
+        return kind in self.scan_on or (kind == "cpu" and num_tags <= SCAN_TAGS)
+
+    def largest_transition(self):
+        """How far from 0 transitions lie.
+
+        On a GPU the host would wait for the answer, so it asks again only when a border might have been passed.
+        """
+        if self.calls_left == 0 or self.transitions.device.type not in self.scan_on:
+            self.largest = self.transitions.detach().abs().amax().item()
+            way = min(abs(self.largest - border) for border in crf_scan.MAX_TRANSITION.values())
+            self.calls_left = int(min(100, way / MOVE))
+        else:
+            self.calls_left -= 1
+        return self.largest
+
+    def train(self, mode=True):
+        self.calls_left = 0  # between training and evaluation weights are exchanged for their averages
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args):
+        super()._load_from_state_dict(*args)
+        self.calls_left = 0
 
     def marginals(self, emissions, mask):
         """p(tag of word t = c), (B, W, C), the gradient of the log partition; it can be differentiated again."""
@@ -65,14 +103,20 @@ class CRF(torchcrf.CRF):
     def viterbi(self, emissions, mask):
         """The best path of each text that breaks no rule of the scheme, (B, W); 0 where the mask is."""
         batch, width, num_tags = emissions.shape
-        into = self.transitions.masked_fill(self.forbidden, IMPOSSIBLE).T.contiguous()  # into[j, i]: from i to j
-        score = self.start_transitions.masked_fill(self.forbidden_start, IMPOSSIBLE) + emissions[:, 0]
+        start = self.start_transitions.masked_fill(self.forbidden_start, IMPOSSIBLE)
+        transitions = self.transitions.masked_fill(self.forbidden, IMPOSSIBLE)
+        end = self.end_transitions.masked_fill(self.forbidden_end, IMPOSSIBLE)
+        if emissions.device.type in self.scan_on:
+            way = viterbi.by_scan if viterbi.is_for_scan(batch, num_tags) else viterbi.by_words
+            return way(emissions, start, transitions, end, mask)
+        into = transitions.T.contiguous()  # into[j, i]: from i to j
+        score = start + emissions[:, 0]
         scores, paths = [score], score.new_empty(batch, num_tags, num_tags)
         for t in range(1, width):
             torch.add(score.unsqueeze(1), into, out=paths)
             score = torch.where(mask[:, t, None], paths.amax(2) + emissions[:, t], score)
             scores.append(score)
-        tag = (score + self.end_transitions.masked_fill(self.forbidden_end, IMPOSSIBLE)).argmax(1)
+        tag = (score + end).argmax(1)
         tags = [tag]
         for t in range(width - 1, 0, -1):  # walk back, all texts at once
             before = (scores[t - 1] + into[tag]).argmax(1)
@@ -83,4 +127,4 @@ class CRF(torchcrf.CRF):
 
 def has_all_labels(labels, mask):
     """Whether every word of a text has a label, (B,)."""
-    return ((labels != IGNORE) | ~mask).all(1)
+    return ((labels != IGNORE) >= mask).all(1)

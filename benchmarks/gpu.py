@@ -1,0 +1,412 @@
+"""What this template claims for a GPU, measured on one, in at most eight minutes.
+
+    python benchmarks/gpu.py [--pretrain_model_path FOLDER] [--minutes 8]
+
+It needs no data and downloads nothing: texts are random words, and the encoder of BERT-base's shape has random weights;
+the small one is MiniLM's shape, or the one in FOLDER. Peers: Hugging Face's Trainer at its best (bf16, fused AdamW,
+grouped by length, with and without torch.compile) and pytorch-crf. Rounds are interleaved, the first only warms up, and
+the figures are medians; what the time does not suffice for is left out, and the table says so. Without a GPU all of it
+runs on the CPU at sizes that say nothing of speed, to show that it runs.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ["TQDM_DISABLE"] = os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+import torchcrf
+import transformers
+from speed import Bench
+from transformers import BertConfig, BertModel, TrainerCallback, set_seed
+
+from config import Config
+from data_process import DataConfig, process
+from engine import viterbi
+from engine.crf import CRF
+from engine.device import to_device
+from engine.tokenizer import train_tokenizer
+from main import build_trainer, load_data
+
+ROOT = Path(__file__).resolve().parent.parent
+SHAPES = {  # name: layers, width, heads, width between
+    "BERT-base": (12, 768, 12, 3072),
+    "MiniLM": (6, 384, 12, 1536),
+}
+
+
+def sizes_for(device):
+    if device.type == "cuda":
+        kinds = dict(matmul=8192, steps=100, batch=32, kinds=60, crf=((9, 50), (9, 512), (120, 50), (120, 512)))
+        return SimpleNamespace(**kinds, precision="bf16", rounds=3, repeats=10, longest=100, shrink=1)
+    kinds = dict(matmul=512, steps=6, batch=8, kinds=5, crf=((9, 50), (9, 128), (20, 50)))
+    return SimpleNamespace(**kinds, precision="fp32", rounds=1, repeats=3, longest=40, shrink=8)
+
+
+class Clock:
+    """Seconds on this device, and how many are left of all."""
+
+    def __init__(self, device, minutes):
+        self.device, self.end = device, time.monotonic() + 60 * minutes
+
+    def left(self):
+        return self.end - time.monotonic()
+
+    def now(self):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def seconds(self, function):
+        began = self.now()
+        function()
+        return self.now() - began
+
+
+def interleaved(calls, rounds, clock, reserve, first=0.0):
+    """{name: median of what each call gives}, of those that came to a second round.
+
+    reserve: seconds to leave to others. first: seconds that a call's first round may take.
+    """
+    values, took = {name: [] for name in calls}, dict.fromkeys(calls, first)
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            if clock.left() - reserve < took[name]:
+                continue
+            began = time.monotonic()
+            values[name].append(call())
+            took[name] = time.monotonic() - began
+            print(f"  round {number}  {name:<60} {values[name][-1]:12.2f}", flush=True)
+    return {name: statistics.median(found[1:]) for name, found in values.items() if len(found) > 1}
+
+
+# ---- what the rows are made of ---------------------------------------------------------------------------------------
+
+
+def make_data(folder, rows, kinds, longest):
+    """A processed folder of texts of random words, with intents and 2 * kinds + 1 tags."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 7))) for _ in range(4000)]
+    tags = ["O"] * kinds + [f"B-{kind}" for kind in range(kinds)]
+    lines = []
+    for number in range(rows + 128):
+        length = min(longest, 3 + int(rng.lognormvariate(2.8, 0.6)))
+        slots = [rng.choice(tags) for _ in range(length)]
+        for t in range(1, length):
+            if slots[t - 1] != "O" and rng.random() < 0.3:
+                slots[t] = "I" + slots[t - 1][1:]
+        row = dict(tokens=rng.choices(words, k=length), intent=f"intent{rng.randrange(20)}", slots=slots)
+        lines.append(json.dumps(row | {"split": ["train", "dev", "test"][max(0, (number - rows) // 64 + 1)]}))
+    raw = folder / "raw.jsonl"
+    raw.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    process(DataConfig(input=str(raw), output_dir=str(folder / "data")))
+    return folder / "data"
+
+
+def make_encoder(folder, shape, data):
+    """A folder with an encoder of this shape, random weights and a tokenizer of these texts."""
+    layers, width, heads, between = shape
+
+    def texts():
+        lines = (data / "train.jsonl").read_text(encoding="utf-8").splitlines()
+        return (" ".join(json.loads(line)["tokens"]) for line in lines)
+
+    set_seed(0)
+    tokenizer = train_tokenizer(texts, 30522)
+    shape = BertConfig(
+        vocab_size=30522,
+        num_hidden_layers=layers,
+        hidden_size=width,
+        num_attention_heads=heads,
+        intermediate_size=between,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    BertModel(shape, add_pooling_layer=False).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+class Ours:
+    """This template as main.py builds it; `run` is an epoch."""
+
+    def __init__(self, data, encoder, device, sizes, **changes):
+        options = dict(data_path=str(data), output_dir=str(data.parent), model_version="gpu", log_steps=10)
+        options |= dict(pretrain_model_path=str(encoder), batch_size=sizes.batch, precision=sizes.precision)
+        self.config = Config(**(options | changes))
+        self.config.run_dir.mkdir(exist_ok=True)
+        set_seed(0)
+        self.trainer = build_trainer(self.config, device, *load_data(self.config, device))
+        self.epoch = 0
+
+    def run(self, clock):
+        self.trainer.progress.batch = 0
+        seconds = clock.seconds(lambda: self.trainer.train_one_epoch(self.epoch))
+        self.epoch += 1
+        return seconds
+
+    def tokens(self):
+        return int(self.trainer.train_loader.dataset.lengths.sum())
+
+    def flops(self):
+        """Of the encoder in an epoch, forward and backward: 6 a token and weight of its layers, and attention."""
+        encoder, lengths = self.trainer.model.encoder, self.trainer.train_loader.dataset.lengths.astype(float)
+        weights = sum(p.numel() for name, p in encoder.named_parameters() if "embeddings" not in name)
+        shape = encoder.config
+        attention = 12 * shape.num_hidden_layers * shape.hidden_size * (lengths**2).sum()
+        return 6 * weights * lengths.sum() + attention
+
+
+class HuggingFace:
+    """Its Trainer with the same model, rows and batch size; `run` is an epoch, after one that may compile."""
+
+    def __init__(self, data, encoder, device, sizes, compiled):
+        options = dict(data_path=data, pretrain_model_path=str(encoder), device=str(device), seed=0)
+        bench = Bench(SimpleNamespace(**options, batch_size=sizes.batch, examples=10**9))
+        best = dict(bf16=sizes.precision == "bf16", optim="adamw_torch_fused", torch_compile=compiled)
+        self.trainer, _ = bench.hugging_face_trainer("group_by_length", num_train_epochs=1, **best)
+
+    def run(self, clock):
+        took = []
+
+        class Epoch(TrainerCallback):
+            def on_epoch_begin(self, *args, **kwargs):
+                took.append(clock.now())
+
+            def on_epoch_end(self, *args, **kwargs):
+                took.append(clock.now())
+
+        callback = Epoch()
+        self.trainer.add_callback(callback)
+        self.trainer.train()
+        self.trainer.remove_callback(callback)
+        return took[1] - took[0]
+
+
+class Lane:
+    """One system of the race, built when it first runs, since building all beforehand would hide its memory."""
+
+    def __init__(self, build, clock):
+        self.build, self.clock, self.system, self.memory = build, clock, None, None
+
+    def __call__(self):
+        cuda = self.clock.device.type == "cuda"
+        if self.system is not None:
+            return self.system.run(self.clock)
+        before = torch.cuda.memory_allocated() if cuda else 0
+        self.system = self.build()
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        seconds = self.system.run(self.clock)
+        self.memory = (torch.cuda.max_memory_allocated() - before) / 1e9 if cuda else None
+        return seconds
+
+
+def training_rows(name, data, encoder, device, sizes, clock, peak, reserve):
+    """Table rows of one encoder: tokens a second, its share of the matmul peak, memory."""
+    with_compile = device.type == "cuda"
+    lanes = {"this template": lambda: Ours(data, encoder, device, sizes)}
+    if with_compile:
+        lanes["this template, `--compile`"] = lambda: Ours(data, encoder, device, sizes, compile=True)
+    lanes["this template, `--use_crf`"] = lambda: Ours(data, encoder, device, sizes, use_crf=True)
+    lanes["Hugging Face Trainer"] = lambda: HuggingFace(data, encoder, device, sizes, False)
+    if with_compile:
+        lanes["Hugging Face Trainer, torch_compile"] = lambda: HuggingFace(data, encoder, device, sizes, True)
+    lanes = {f"{name}, {lane}": Lane(build, clock) for lane, build in lanes.items()}
+    seconds = interleaved(lanes, sizes.rounds, clock, reserve, first=60 if with_compile else 0)
+    ours, rows = lanes[f"{name}, this template"].system, []
+    for lane, system in lanes.items():
+        if lane not in seconds:
+            rows.append(f"| {lane} | not measured: the time was over | | |")
+            continue
+        share = f"{ours.flops() / seconds[lane] / peak:.0%}"
+        memory = "" if system.memory is None else f"{system.memory:.2f} GB"
+        rows.append(f"| {lane} | {ours.tokens() / seconds[lane]:,.0f} tokens/s | {share} | {memory} |")
+    return rows
+
+
+def sync_row(data, encoder, device, sizes):
+    """Whether the host waits for the GPU in a training step: torch raises where it does."""
+    if device.type != "cuda":
+        return "| host waits in training steps with a CRF | not measured: no GPU | | |"
+    ours = Ours(data, encoder, device, sizes, use_crf=True, log_steps=10**9)
+    ours.trainer.train_one_epoch(0)
+    ours.trainer.progress.batch = 0
+    steps = min(50, len(ours.trainer.train_loader))
+    found, torch_mode = "none", torch.cuda.get_sync_debug_mode()
+    try:
+        ours.trainer.stop.check = lambda: steps_done(ours.trainer, steps)
+        ours.trainer.train_one_epoch(1)
+    except StopIteration:
+        pass
+    except RuntimeError as error:
+        found = f"yes: {str(error).splitlines()[0]}"
+    finally:
+        torch.cuda.set_sync_debug_mode(torch_mode)
+    return f"| host waits in {steps - 1} training steps with a CRF | {found} | | |"
+
+
+def steps_done(trainer, steps):
+    """After a first step, in which the CRF asks how large its transitions are, no wait is allowed."""
+    torch.cuda.set_sync_debug_mode("error")
+    if trainer.progress.batch >= steps:
+        raise StopIteration
+
+
+# ---- the CRF ---------------------------------------------------------------------------------------------------------
+
+
+def crf_rows(device, sizes, clock, reserve, batch=32):
+    """Table rows: loss with backward, and decoding, by the scan, a word at a time and by pytorch-crf."""
+    rows = []
+    for num_tags, length in sizes.crf:
+        torch.manual_seed(0)
+        crf = CRF([f"B-{i}" for i in range(num_tags)]).to(device)
+        peer = torchcrf.CRF(num_tags, batch_first=True).to(device)
+        peer.load_state_dict(crf.state_dict())
+        emissions = torch.randn(batch, length, num_tags, device=device, requires_grad=True)
+        tags = torch.randint(num_tags, (batch, length), device=device)
+        mask = torch.arange(length, device=device) < torch.randint(5, length + 1, (batch, 1), device=device)
+        mask[0] = True
+        case = crf, peer, emissions, tags, mask
+        calls = {
+            name: lambda run=run, case=case: 1000 * statistics.median(clock.seconds(lambda: run(*case)) for _ in "abc")
+            for name, run in CRF_CALLS.items()
+            if name != "decoding, by scan" or viterbi.is_for_scan(batch, num_tags)
+        }
+        found = interleaved(calls, sizes.repeats, clock, reserve)
+        sizes_text = f"CRF, {num_tags} tags, {batch} texts of up to {length} words"
+        rows += [f"| {sizes_text}, {name} | {ms:.2f} ms | | |" for name, ms in found.items()]
+    return rows
+
+
+def loss_by(scan):
+    def loss(crf, peer, emissions, tags, mask):
+        crf.takes_scan = lambda emissions: scan
+        (crf.log_partition(emissions, mask) - crf.path_score(emissions, tags, mask)).sum().backward()
+
+    return loss
+
+
+def decode_by(way):
+    def decode(crf, peer, emissions, tags, mask):
+        with torch.no_grad():
+            way(emissions, crf.start_transitions, crf.transitions, crf.end_transitions, mask)
+
+    return decode
+
+
+def decode_by_loop(crf, peer, emissions, tags, mask):
+    crf.scan_on = ()
+    crf.viterbi(emissions, mask)
+
+
+CRF_CALLS = {
+    "loss, by scan": loss_by(scan=True),
+    "loss, a word at a time": loss_by(scan=False),
+    "loss, pytorch-crf": lambda crf, peer, emissions, tags, mask: (-peer(emissions, tags, mask)).backward(),
+    "decoding, by scan": decode_by(viterbi.by_scan),
+    "decoding, three launches a word": decode_by(viterbi.by_words),
+    "decoding, a word at a time": decode_by_loop,
+    "decoding, pytorch-crf": lambda crf, peer, emissions, tags, mask: peer.decode(emissions, mask),
+}
+
+
+# ---- resuming --------------------------------------------------------------------------------------------------------
+
+
+def resume_row(data, folder, device, clock, reserve):
+    """Whether a run that was killed and started again ends with the bytes of one that was not."""
+    flags = ["--do_train", "--resume", "--deterministic", "--use_crf", "--data_path", data, "--output_dir", folder]
+    flags += ["--hidden_size", 64, "--num_layers", 2, "--epochs", 2, "--batch_size", 16, "--save_steps", 3]
+    flags += ["--log_steps", 2, "--device", device, "--precision", "bf16" if device.type == "cuda" else "fp32"]
+
+    def start(name):
+        command = [sys.executable, ROOT / "main.py", *flags, "--model_version", name]
+        return subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def sums(name):
+        files = ("checkpoints/best/model.safetensors", "metrics.jsonl")
+        return [hashlib.sha256((folder / name / file).read_bytes()).hexdigest() for file in files]
+
+    killed = start("stopped")
+    while killed.poll() is None and not any((folder / "stopped/checkpoints").glob("step_*/args.json")):
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    for name in ("stopped", "whole"):
+        process = start(name)
+        try:
+            _, errors = process.communicate(timeout=max(1, clock.left() - reserve))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            return "| resumed to equal bytes with `--deterministic` | not measured: the time was over | | |"
+        if process.returncode:
+            return f"| resumed to equal bytes with `--deterministic` | no: {errors.splitlines()[-1]} | | |"
+    same = "yes" if sums("stopped") == sums("whole") else "NO"
+    was = "killed" if killed.returncode == -signal.SIGKILL else "not killed in time"
+    return f"| resumed to equal bytes with `--deterministic` (weights, log; the run was {was}) | {same} | | |"
+
+
+# ---- all of it -------------------------------------------------------------------------------------------------------
+
+
+def matmul_peak(device, sizes, clock):
+    """Operations a second of a large product of matrices in the precision of training."""
+    dtype = torch.bfloat16 if sizes.precision == "bf16" else torch.float32
+    one, other = (torch.randn(sizes.matmul, sizes.matmul, device=device, dtype=dtype) for _ in range(2))
+    times = [clock.seconds(lambda: one @ other) for _ in range(20)]
+    return 2 * sizes.matmul**3 / statistics.median(times[5:])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pretrain_model_path", help="the small encoder, if not MiniLM's shape with random weights")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--minutes", type=float, default=8)
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    device = to_device(options.device)
+    sizes, clock = sizes_for(device), Clock(device, options.minutes)
+    cuda = device.type == "cuda"
+    what = torch.cuda.get_device_name(device) if cuda else "NO GPU HERE: all on the CPU, at sizes that say nothing"
+    print(f"{what}; torch {torch.__version__}, {sizes.precision}, batches of {sizes.batch}\n", flush=True)
+    budget = 60 * options.minutes
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        data = make_data(folder, sizes.steps * sizes.batch, sizes.kinds, sizes.longest)
+        peak = matmul_peak(device, sizes, clock)
+        table = [f"| product of two {sizes.matmul} × {sizes.matmul} matrices | {peak / 1e12:.2f} TFLOP/s | 100% | |"]
+        table.append(resume_row(data, folder, device, clock, 0.75 * budget))
+        table += crf_rows(device, sizes, clock, 0.65 * budget)
+        for number, (name, shape) in enumerate(SHAPES.items()):
+            encoder = options.pretrain_model_path if name == "MiniLM" else None
+            smaller = tuple(max(1, part // sizes.shrink) for part in (shape[0], shape[1], shape[1], shape[3]))
+            shape = shape if sizes.shrink == 1 else (*smaller[:2], 4, smaller[3])
+            encoder = encoder or make_encoder(folder / name, shape, data)
+            if number == 0:
+                table.append(sync_row(data, encoder, device, sizes))
+            table += training_rows(name, data, encoder, device, sizes, clock, peak, 0.3 * budget * (1 - number))
+            if cuda:
+                torch.cuda.empty_cache()
+        print(f"\n{what}; torch {torch.__version__}, {sizes.precision}, batches of {sizes.batch}\n")
+        print("\n".join(["| what | | share of the matmul peak | peak memory |", "| --- | --- | --- | --- |", *table]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""How many kernels a GPU would be told to run, counted on any machine.
+
+Counted are the operations that reach PyTorch's dispatcher, forward and backward, but for those that launch nothing,
+since they only give another view of memory or allocate it. An operation may be more than one kernel (a padded copy is a
+fill and a copy), so these are lower bounds.
+"""
+
+from collections import Counter
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from engine.tags import IGNORE
+from model_utils import MyLoss, OutputLayer
+
+NO_KERNEL = set(
+    "view _unsafe_view _reshape_alias t transpose permute expand unsqueeze squeeze slice select split split_with_sizes "
+    "unbind unfold as_strided diagonal detach alias lift_fresh empty empty_like new_empty empty_strided".split()
+)
+LENGTHS = (32, 128, 512)
+
+
+class LaunchCounter(TorchDispatchMode):
+    """`counts`: {operation: how often}, of those that launch a kernel while it is entered."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name not in NO_KERNEL:
+            self.counts[name] += 1
+        return function(*args, **(kwargs or {}))
+
+
+class Heads(nn.Module):
+    """The heads of a joint model, intents and slots, on hidden states that are given."""
+
+    def __init__(self, use_crf, num_tags, hidden_size=64):
+        super().__init__()
+        tasks = {
+            "intent": {"type": "classification", "labels": list("abcdefgh")},
+            "slots": {"type": "tagging", "labels": [f"B-{i}" for i in range(num_tags)]},
+        }
+        self.output_layer, self.loss = OutputLayer(hidden_size, tasks, use_crf), MyLoss()
+
+    def step(self, hidden, inputs, labels):
+        logits = self.output_layer(hidden, inputs)
+        self.loss(self.output_layer.heads, logits, labels, inputs).total_loss.backward()
+        return logits
+
+
+def case(batch, length, num_tags, hidden_size=64):
+    """Hidden states, inputs and labels of texts of up to `length` words, a token each."""
+    lengths = torch.randint(1, length + 1, (batch, 1))
+    lengths[0] = length
+    mask = torch.arange(length) < lengths
+    inputs = {
+        "attention_mask": mask.long(),
+        "word_mask": mask,
+        "word_starts": torch.arange(length).expand(batch, -1) * mask,
+    }
+    slots = torch.where(mask, torch.randint(num_tags, mask.shape), IGNORE)
+    labels = {"intent": torch.randint(8, (batch,)), "slots": slots}
+    return torch.randn(batch, length, hidden_size, requires_grad=True), inputs, labels
+
+
+def count(use_crf, length, num_tags, batch=4, on_gpu=True):
+    """(of a training step of the heads, of decoding). on_gpu: as it is done there, not a word at a time as on a CPU."""
+    torch.manual_seed(0)
+    heads, (hidden, inputs, labels) = Heads(use_crf, num_tags), case(batch, length, num_tags)
+    if use_crf and on_gpu:
+        heads.output_layer.heads["slots"].crf.scan_on = ("cuda", "cpu")
+    with LaunchCounter() as step:
+        logits = heads.step(hidden, inputs, labels)
+    with torch.no_grad(), LaunchCounter() as decode:
+        heads.output_layer.heads["slots"].decode(logits["slots"], inputs)
+    return step.counts.total(), decode.counts.total()
+
+
+def rows(many=120, few=9):
+    """Lines of a table: launches of a training step of the heads, and of decoding the tags, also a word at a time."""
+    table = [
+        "| words | heads without a CRF | with it | it adds | it adds, a word at a time "
+        f"| decoding, {few} tags | {many} tags | a word at a time |",
+        "| --- " * 8 + "|",
+    ]
+    for length in LENGTHS:
+        plain, _ = count(False, length, many)
+        crf, decode_many = count(True, length, many, batch=32)
+        loop, decode_loop = count(True, length, many, on_gpu=False)
+        _, decode_few = count(True, length, few)
+        numbers = length, plain, crf, crf - plain, loop - plain, decode_few, decode_many, decode_loop
+        table.append("| " + " | ".join(map(str, numbers)) + " |")
+    return table

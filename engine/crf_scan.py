@@ -1,0 +1,190 @@
+"""The log partition of a linear-chain CRF in some hundred kernels, however long the texts are.
+
+The forward algorithm takes one step a word, and a GPU waits for Python to launch each of them. Here the steps are
+matrices, M_t[i, j] = exp(transitions[i, j] + emissions[t, j]), and their product is a tree: halves are multiplied
+until one is left. It is an associative scan (Blelloch, 1990; for hidden Markov models Särkkä and García-Fernández,
+2021). The gradient is the marginals, by a sweep down the same tree with vectors in place of matrices.
+
+All is in probability space, divided by maxima where the range of a float would end; see MAX_TRANSITION.
+Shapes: B texts, W words, C tags; N chunks of a text, a power of two, each of S words; C' states, see Steps.
+"""
+
+import torch
+import torch.nn.functional as F
+
+CHUNK = 4  # words whose matrices are multiplied one after the other: their product is all that is kept of them
+ALIGNED = 4  # the matrices' width is a multiple of this, for a GPU's wide loads
+# How far from 0 transitions may lie; their span is twice that. Emissions may be any: in a product of matrices, divided
+# by its last word's exp(emissions), no entry is below exp(-2 span) of the largest, so what underflows counts for
+# nothing: at exp(-87), of doubles at exp(-708). A product of two, and two levels without a division, take exp(-4 span).
+MAX_TRANSITION = {torch.float32: 6.0, torch.float64: 30.0}
+MOST_BYTES = 2**28  # of the chunks' matrices: 36 texts of 512 words and 120 tags; more texts go in groups
+
+
+def chunks_of(num_words):
+    """(N, S): a power of two, and how many words, at most CHUNK, each chunk has."""
+    chunks = 1 << (-(-num_words // CHUNK) - 1).bit_length()
+    return chunks, -(-num_words // chunks)
+
+
+class Steps:
+    """What the matrices are made of, as probabilities: `words` (B, N, S, C') and `factors` (C', C').
+
+    The scores of start and end are added to the first and to the last word. One more state is that of a text that has
+    ended, so C' is at least C + 1: words of padding allow no other, words of the text allow all but this one, and no
+    step has to ask for the mask. `scale` (B,) is what was divided out.
+    """
+
+    def __init__(self, emissions, mask, start, transitions, end, dtype):
+        batch, self.num_words, self.num_tags = emissions.shape
+        chunks, size = chunks_of(self.num_words)
+        more, states = chunks * size - self.num_words, self.num_tags + 1
+        states += -states % ALIGNED
+        self.last = torch.arange(batch, device=mask.device), mask.sum(1) - 1
+        scores = emissions + F.pad(start.unsqueeze(0), (0, 0, 0, self.num_words - 1))
+        scores = scores.index_put(self.last, end, accumulate=True)
+        scores = F.pad(scores, (0, states - self.num_tags, 0, more), value=-torch.inf)
+        ended = scores.new_full((states,), -torch.inf)
+        ended[self.num_tags].zero_()
+        scores = torch.where((F.pad(mask, (0, more)) if more else mask).unsqueeze(2), scores, ended)
+        peak = scores.detach().amax(2, keepdim=True)
+        self.scale = peak.sum((1, 2))
+        self.words = (scores - peak).to(dtype).exp().view(batch, chunks, size, states)
+        self.factors = F.pad(
+            transitions.to(dtype).exp(), (0, states - self.num_tags, 0, states - self.num_tags), value=1.0
+        )
+
+    def chunk_products(self):
+        """The product of each chunk's matrices, (B, N, C', C')."""
+        words = self.words.unsqueeze(3)
+        # The matrix of the first word has no transition
+        ones = torch.ones_like(self.factors).unsqueeze(0)
+        first = torch.cat([ones, self.factors.expand(words.shape[1] - 1, -1, -1)])
+        product = first * words[:, :, 0]
+        for k in range(1, words.shape[2]):
+            product = (product @ self.factors) * words[:, :, k]
+        return product
+
+    def log_partition(self):
+        """(log of the sum over all paths (B,), the tree from its leaves on).
+
+        A level of the tree is (B, n / 2, 2, C', C'): pairs of matrices, of which the right ones are transposed.
+        """
+        product, tree, scales = self.chunk_products(), [], []
+        while product.shape[1] > 1:
+            peak = product.detach().amax((2, 3), keepdim=True)
+            pairs = (product / peak).unflatten(1, (-1, 2))
+            tree.append(torch.stack([pairs[:, :, 0], pairs[:, :, 1].mT], 2))
+            scales.append(peak.flatten(1))
+            product = pairs[:, :, 0] @ pairs[:, :, 1]
+        total = product[:, 0, 0].sum(1).log() + self.scale  # all rows are equal, as the first word's are
+        return (total + torch.cat(scales, 1).log().sum(1) if scales else total), tree
+
+    def chunk_borders(self, tree):
+        """The sums of all paths before and after each chunk, each (B, N, C'), up to a factor."""
+        crossed = torch.eye(2, dtype=torch.bool, device=self.words.device).unsqueeze(2)
+        borders = self.words.new_ones(len(self.words), 1, 2, len(self.factors))  # before and after the whole text
+        for depth in range(len(tree) - 1, -1, -1):
+            over = (borders.unsqueeze(3) @ tree[depth]).squeeze(3)  # over the left child, and back over the right one
+            borders = torch.where(crossed, borders.unsqueeze(2), over.unsqueeze(2)).flatten(1, 2)
+            if depth % 2 == 0:
+                borders = borders / borders.amax(3, keepdim=True)
+        return borders[:, :, 0], borders[:, :, 1]
+
+    def gradients(self, tree, grad):
+        """The gradients of sum(grad * log partition) by emissions (B, W, C), start, transitions and end."""
+        before, after = self.chunk_borders(tree)
+        before, after, arrived = [before], [after], []
+        size = self.words.shape[2]
+        for k in range(size):
+            arrived.append(before[k] @ self.factors)
+            if k == 0:
+                arrived[0][:, 0].fill_(1)  # no transition leads to the first word
+            if k < size - 1:
+                before.append(arrived[k] * self.words[:, :, k])
+        for k in range(size - 1, 0, -1):
+            after.append((after[-1] * self.words[:, :, k]) @ self.factors.T)
+        before = torch.stack(before, 2)
+        left = torch.stack(after[::-1], 2) * self.words
+        paths = torch.stack(arrived, 2) * left  # through each tag of each word
+        share = grad[:, None, None, None] / paths.sum(3, keepdim=True)
+        by_emissions = (paths * share).flatten(1, 2)[:, : self.num_words, : self.num_tags].to(grad.dtype)
+        before[:, 0, 0].zero_()
+        by_transitions = self.factors * (before.flatten(0, 2).T @ (left * share).flatten(0, 2))
+        by_transitions = by_transitions[: self.num_tags, : self.num_tags].to(grad.dtype)
+        return by_emissions, by_emissions[:, 0].sum(0), by_transitions, by_emissions[self.last].sum(0)
+
+
+class LogPartition(torch.autograd.Function):
+    """log of the sum over all paths, (B,), computed in dtype. keep: whether the tree waits for the backward pass or is
+    made again."""
+
+    @staticmethod
+    def forward(ctx, emissions, start, transitions, end, mask, dtype, keep):
+        steps = Steps(emissions, mask, start, transitions, end, dtype)
+        total, tree = steps.log_partition()
+        ctx.save_for_backward(emissions, start, transitions, end, mask)
+        ctx.dtype, ctx.kept = dtype, (steps, tree) if keep else None
+        return total.to(emissions.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        emissions, start, transitions, end, mask = ctx.saved_tensors
+        gradients = Gradients.apply(emissions, start, transitions, end, grad, mask, ctx.dtype, ctx.kept)
+        return *gradients, None, None, None
+
+
+class Gradients(torch.autograd.Function):
+    """The gradients of sum(grad * log partition), to be differentiated once more: R-Drop and SMART compare marginals.
+    kept: (steps, tree) of the forward pass, or None."""
+
+    @staticmethod
+    def forward(ctx, emissions, start, transitions, end, grad, mask, dtype, kept):
+        ctx.save_for_backward(emissions, start, transitions, end, grad, mask)
+        ctx.dtype = dtype
+        if kept is None:
+            steps = Steps(emissions, mask, start, transitions, end, dtype)
+            kept = steps, steps.log_partition()[1]
+        steps, tree = kept
+        return steps.gradients(tree, grad)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *directions):
+        """The tree with all its operations recorded takes eight times the memory: a few texts at a time."""
+        emissions, start, transitions, end, grad, mask = ctx.saved_tensors
+        shared = [tensor.detach().requires_grad_() for tensor in (start, transitions, end)]
+        options = dict(allow_unused=True, materialize_grads=True)
+        by_texts, by_shared = [], []
+        size = texts_at_once(emissions, ctx.dtype, MOST_BYTES // 8)
+        for scores, weight, part, wanted in zip(*(t.split(size) for t in (emissions, grad, mask, directions[0]))):
+            scores, weight = scores.detach().requires_grad_(), weight.detach().requires_grad_()
+            with torch.enable_grad():
+                total, _ = Steps(scores, part, *shared, ctx.dtype).log_partition()
+                first = torch.autograd.grad(
+                    total, (scores, *shared), weight.to(ctx.dtype), create_graph=True, **options
+                )
+                second = torch.autograd.grad(first, (scores, weight, *shared), (wanted, *directions[1:]), **options)
+            by_texts.append(second[:2])
+            by_shared.append(second[2:])
+        by_emissions, by_grad = (torch.cat(parts) for parts in zip(*by_texts))
+        return by_emissions, *(sum(parts) for parts in zip(*by_shared)), by_grad, None, None, None
+
+
+def texts_at_once(emissions, dtype, most):
+    """How many texts' chunks have matrices of no more than `most` bytes together; at least one."""
+    _, num_words, num_tags = emissions.shape
+    return max(1, most // (chunks_of(num_words)[0] * num_tags**2 * dtype.itemsize))
+
+
+def log_partition(emissions, mask, start, transitions, end, dtype=None):
+    """log of the sum over all paths, (B,); it can be differentiated twice.
+
+    emissions (B, W, C), start and end (C,), transitions (C, C); mask (B, W), each row a prefix of ones. dtype: of the
+    products; none of the transitions may be further from 0 than MAX_TRANSITION says for it.
+    """
+    dtype = dtype or emissions.dtype
+    size = texts_at_once(emissions, dtype, MOST_BYTES)
+    groups = list(zip(emissions.split(size), mask.split(size)))
+    totals = [LogPartition.apply(e, start, transitions, end, part, dtype, len(groups) == 1) for e, part in groups]
+    return torch.cat(totals) if len(groups) > 1 else totals[0]
