@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.command_line import UserError, option, options_without_switch, parse_layers, require_range, require_seed
-from engine.option_checks import refuse_backbone, refuse_tricks
+from engine.option_checks import refuse_backbone, refuse_contradictions, refuse_tricks
 from engine.run_folder import SavedOptions, changed_options
 from engine.tags import has_spans, needs_words
 
@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parent  # of the repository
 
 # Options that may differ when a run is resumed: they do not change the result. All others must be what they were.
 RESUME_SAFE = frozenset(
-    """do_train do_eval do_predict resume force_resume debug output_dir model_version log_output_path log_output_file
-    checkpoint predict_file predict_output text_column text_pair_column encoding num_workers log_steps save_epoch
-    save_steps device""".split()
+    """do_train do_eval do_predict do_report compare report_language resume force_resume debug output_dir model_version
+    log_output_path log_output_file checkpoint predict_file predict_output text_column text_pair_column encoding
+    num_workers log_steps save_epoch save_steps device""".split()
 )
 
 
@@ -35,6 +35,9 @@ class Config(SavedOptions):
     do_train: bool = option(False, "train, and keep the best and the last checkpoints", group="what to do")
     do_eval: bool = option(False, "score the best checkpoint on dev and test, into eval.json")
     do_predict: bool = option(False, "label --predict_file, or else the test part, with the best checkpoint")
+    do_report: bool = option(False, "make report.html of a run anew, from its files alone; --do_eval makes it anyway")
+    compare: tuple[str, ...] = option((), "names of runs, or their folders: one page of all, the first as the baseline")
+    report_language: str = option("auto", "of report.html; auto: that of the texts", choices=["auto", "en", "zh"])
     resume: bool = option(False, "go on from the newest good checkpoint of the run folder, or start if there is none")
     force_resume: bool = option(False, "resume although options, data or tokenizer differ from those of the run")
     debug: bool = option(
@@ -185,28 +188,10 @@ class Config(SavedOptions):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
                 raise UserError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
         require_seed(self.random_seed)
-        self.refuse_contradictions()
+        refuse_contradictions(self)
         refuse_tricks(self)
         refuse_backbone(self)
         self.task_weights_by_name()
-
-    def refuse_contradictions(self):
-        if self.warmup_epochs is not None and self.warmup_epochs > self.epochs > 0:
-            longer = f"--warmup_epochs={self.warmup_epochs:g} is longer than --epochs={self.epochs}"
-            raise UserError(f"{longer}: the rate would never reach its peak")
-        if self.encoder == "bilstm" and self.hidden_size % 2:
-            raise UserError(f"--hidden_size={self.hidden_size} must be even: each direction of a BiLSTM has half of it")
-        if self.encoder == "transformer" and not self.pretrain_model_path and self.hidden_size % 32:
-            raise UserError(f"--hidden_size={self.hidden_size} must be a multiple of 32, the size of an attention head")
-        if self.pooling not in ("auto", "first") and self.encoder == "bilstm":
-            raise UserError(f"--pooling={self.pooling}: a BiLSTM classifies from its two last states; leave it at auto")
-        if self.window_stride is not None and not -1 <= self.window_stride <= self.max_length // 2:
-            raise UserError(f"--window_stride={self.window_stride} must be at most half of --max_length, or -1")
-        if self.predict_output and Path(self.predict_output).suffix not in (".csv", ".jsonl"):
-            raise UserError(f"--predict_output={self.predict_output} must end in .csv or .jsonl")
-        if os.sep in self.model_version or self.model_version in (".", ".."):
-            name = f"--model_version={self.model_version}"
-            raise UserError(f"{name} must be a plain name; --output_dir says where runs are kept")
 
     @property
     def run_dir(self):

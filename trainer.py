@@ -22,8 +22,8 @@ import metrics
 from engine import checkpoint
 from engine.command_line import UserError
 from engine.encoders import refuse_precision
-from engine.predictions import Answers, prediction_row, write_predictions
-from engine.progress import Progress, RunningLosses
+from engine.predictions import Answers, Predictions, prediction_row, write_predictions
+from engine.progress import EpochBar, Progress, RunningLosses, line_of_scores
 from engine.signals import Interrupted, StopSignals
 from engine.trick import Tricks
 from logging_config import TRACKERS
@@ -61,6 +61,7 @@ class Evaluation(NamedTuple):
     scores: dict  # {score: value}, losses too
     gold: dict  # {task: a label or list of tags for each example}
     predicted: dict
+    predictions: Predictions | None = None  # with probabilities
 
 
 class Trainer:
@@ -153,7 +154,7 @@ class Trainer:
         self.tricks.before_epoch(epoch)
         self.train_loader.set_position(epoch, progress.batch)
         title = f"epoch {epoch + 1}/{config.epochs}"
-        bar = tqdm(total=len(self.train_loader), initial=progress.batch, desc=title, leave=False)
+        bar = EpochBar(title, len(self.train_loader), progress, self.losses, config.run_dir)
         batches = iter(self.train_loader)
         while group := list(islice(batches, config.gradient_accumulation_steps)):
             label_counts = self.count_labels(group)
@@ -167,9 +168,9 @@ class Trainer:
                 self.losses.add(output)
             self.optimizer_step(group)
             progress.step, progress.batch = progress.step + 1, progress.batch + len(group)
-            bar.update(len(group))
+            bar.update(group)
             if progress.step % config.log_steps == 0:
-                bar.set_postfix(loss=f"{self.log_losses(epoch):.4f}")
+                bar.log(self.log_losses(epoch), self.lr)
             self.stop.check()
             if config.save_steps and progress.step % config.save_steps == 0:
                 self.save_model(f"step_{progress.step:08d}", resumable=True)
@@ -201,7 +202,7 @@ class Trainer:
             self.scheduler.step()
         self.optimizer.zero_grad()
         self.tricks.after_step(finite)
-        self.losses.end_step(finite, [row for batch in group for row in batch.rows.tolist()])
+        self.losses.end_step(norm, finite, [row for batch in group for row in batch.rows.tolist()])
 
     def clip_and_step(self, norm, finite):
         """One step of any optimizer, its gradient clipped to --max_grad_norm; none if the gradient is not finite.
@@ -260,7 +261,7 @@ class Trainer:
         progress = self.progress
         dev_scores = {f"dev_{name}": score for name, score in scores.items()}
         self.log({"step": progress.step, "epoch": progress.epoch - 1} | dev_scores)
-        shown = "  ".join(f"{name} {score:.4f}" for name, score in scores.items())
+        shown = line_of_scores(scores, ["loss", self.monitor, *metrics.main_scores(self.tasks)])
         if metrics.is_better(self.monitor, scores[self.monitor], progress.best_score):
             progress.best_score, progress.best_epoch, progress.bad_epochs = scores[self.monitor], progress.epoch, 0
             self.save_model("best")
@@ -314,15 +315,16 @@ class Trainer:
         """{task: list of labels or tag lists}, twice -> {score: value}; see metrics.py."""
         return metrics.score(self.tasks, gold, predicted)
 
-    def eval(self, loader, calibrate=False):
+    def eval(self, loader, calibrate=False, keep_averages=False):
         """Scores all examples against the labels as they are in the file, cut or unknown ones too. -> Evaluation
 
         calibrate: first let the heads choose what they choose on dev (a multilabel head its threshold).
         """
-        predictions, losses = self.infer(loader, "evaluating", calibrate)
+        predictions, losses = self.infer(loader, "evaluating", calibrate, keep_averages)
         examples = [loader.dataset[i] for i in range(len(loader.dataset))]
         gold = {name: [example[name] for example in examples] for name in self.tasks}
-        return Evaluation(losses | self.metric_function(gold, predictions.labels), gold, predictions.labels)
+        scores = losses | self.metric_function(gold, predictions.labels)
+        return Evaluation(scores, gold, predictions.labels, predictions)
 
     @torch.inference_mode()
     def infer(self, loader, title, calibrate=False, keep_averages=False):
@@ -350,5 +352,6 @@ class Trainer:
         (labels, probabilities, _), _ = self.infer(loader, "predicting")
         data = loader.dataset
         answers = ({name: (labels[name][i], probabilities[name][i]) for name in self.tasks} for i in range(len(data)))
-        write_predictions((prediction_row(data[i], answer, self.tasks) for i, answer in enumerate(answers)), path)
+        rows = (prediction_row(data[i], answer, self.tasks, metrics.is_right) for i, answer in enumerate(answers))
+        write_predictions(rows, path)
         logger.info(f"{len(data)} predictions in {path}")

@@ -1,6 +1,8 @@
 """Which options of main.py exclude each other. Nothing slow is imported here: every command needs it."""
 
 import math
+import os
+from pathlib import Path
 
 from engine.command_line import UserError
 
@@ -54,3 +56,23 @@ def refuse_tricks(config):
     if (config.freeze_layers or config.unfreeze_layers or config.lora_rank) and (config.use_fgm or config.use_pgd):
         frozen = "--freeze_layers, --unfreeze_layers and --lora_rank freeze them; try --use_freelb"
         raise UserError(f"--use_fgm and --use_pgd need the gradient of the word embeddings, but {frozen}")
+
+
+def refuse_contradictions(config):
+    """UserError for options that cannot hold together."""
+    if config.warmup_epochs is not None and config.warmup_epochs > config.epochs > 0:
+        longer = f"--warmup_epochs={config.warmup_epochs:g} is longer than --epochs={config.epochs}"
+        raise UserError(f"{longer}: the rate would never reach its peak")
+    if config.encoder == "bilstm" and config.hidden_size % 2:
+        raise UserError(f"--hidden_size={config.hidden_size} must be even: each direction of a BiLSTM has half of it")
+    if config.encoder == "transformer" and not config.pretrain_model_path and config.hidden_size % 32:
+        raise UserError(f"--hidden_size={config.hidden_size} must be a multiple of 32, the size of an attention head")
+    if config.pooling not in ("auto", "first") and config.encoder == "bilstm":
+        raise UserError(f"--pooling={config.pooling}: a BiLSTM classifies from its two last states; leave it at auto")
+    if config.window_stride is not None and not -1 <= config.window_stride <= config.max_length // 2:
+        raise UserError(f"--window_stride={config.window_stride} must be at most half of --max_length, or -1")
+    if config.predict_output and Path(config.predict_output).suffix not in (".csv", ".jsonl"):
+        raise UserError(f"--predict_output={config.predict_output} must end in .csv or .jsonl")
+    if os.sep in config.model_version or config.model_version in (".", ".."):
+        name = f"--model_version={config.model_version}"
+        raise UserError(f"{name} must be a plain name; --output_dir says where runs are kept")
