@@ -5,7 +5,8 @@
 
 Takes main.py's flags. Each fold is a run of its own, OUTPUT_DIR/<version>-fold_<k>; started again, it goes on where it
 stopped. In OUTPUT_DIR/<version>-folds: out_of_fold.csv (each row once, by the model that never saw it), predictions.csv
-(the test part, by the mean of the folds' probabilities) and folds.json (scores of each fold, mean, standard deviation).
+(the test part, by the mean of the folds' probabilities), folds.json (scores of each fold, mean, standard deviation) and
+report.html (docs/report.md).
 """
 
 import dataclasses
@@ -19,9 +20,11 @@ from logging_config import get_logger
 
 
 def main(config):
-    from engine.cross_validation import average_heads, deciding_state, mean_predictions, mean_scores
+    import metrics
+    from engine.cross_validation import as_predictions, average_heads, deciding_state, mean_predictions, mean_scores
     from engine.predictions import prediction_row, write_predictions
-    from metrics import score
+    from engine.report.answers import rows_of, write_about, write_rows
+    from engine.report.page import show_report
     from preprocess.schema import load_labels
 
     data_path = config.data_dir
@@ -37,17 +40,19 @@ def main(config):
     folder.mkdir(parents=True, exist_ok=True)
     logger = get_logger(folder / "train.log", logging.INFO)
     gold, predicted = ({name: [] for name in tasks} for _ in range(2))
-    rows, averages, head_states, test_set = [], [], [], None
+    rows, kept, averages, head_states, test_set = [], [], [], [], None
     for fold in folds:
         trainer, dev_loader, test_loader = load_fold(fold)
-        (labels, probabilities, _), _ = trainer.infer(dev_loader, f"fold {fold.fold}: dev")
+        predictions, _ = trainer.infer(dev_loader, f"fold {fold.fold}: dev", keep_averages="texts")
+        labels, probabilities, _ = predictions
+        kept += [row | {"fold": fold.fold} for row in rows_of(dev_loader.dataset, predictions, tasks, metrics)]
         for i in range(len(dev_loader.dataset)):
             example = dev_loader.dataset[i]
             for name in tasks:
                 gold[name].append(example[name])
                 predicted[name].append(labels[name][i])
             answers = {name: (labels[name][i], probabilities[name][i]) for name in tasks}
-            row = prediction_row(example, answers, tasks)
+            row = prediction_row(example, answers, tasks, metrics.is_right)
             rows.append({"id": row.pop("id"), "fold": fold.fold, **row})
         if test_loader:
             test_set = test_loader.dataset
@@ -57,17 +62,23 @@ def main(config):
     write_predictions(rows, folder / "out_of_fold.csv")
 
     result = mean_scores([fold.run_dir / "eval.json" for fold in folds])
-    result["out_of_fold"] = score(tasks, gold, predicted)
+    result["out_of_fold"] = metrics.score(tasks, gold, predicted)
+    write_rows(folder, "out_of_fold", kept)
     if test_set is not None:
         average_heads(trainer.model, head_states)
         answers = mean_predictions(trainer.model, averages, test_set)
-        write_predictions(
-            (prediction_row(test_set[i], answer, tasks) for i, answer in enumerate(answers)), folder / "predictions.csv"
-        )
+        labelled = (prediction_row(test_set[i], answer, tasks, metrics.is_right) for i, answer in enumerate(answers))
+        write_predictions(labelled, folder / "predictions.csv")
+        predictions = as_predictions(answers, averages, trainer.model)
+        write_rows(folder, "test", rows_of(test_set, predictions, tasks, metrics))
         test_gold = {name: [test_set[i][name] for i in range(len(test_set))] for name in tasks}
-        result["test_of_all_folds"] = score(tasks, test_gold, {n: [answer[n][0] for answer in answers] for n in tasks})
+        result["test_of_all_folds"] = metrics.score(tasks, test_gold, predictions.labels)
     write_json(folder / "folds.json", result)
-    return log_result(result, len(folds), logger) or code
+    log_result(result, len(folds), logger)
+    parts, names = ["out_of_fold", *(["test"] if test_set is not None else [])], [fold.run_dir.name for fold in folds]
+    write_about(folder, trainer, folds[0], parts, metrics, folds=names, data_path=str(data_path))
+    show_report(folder, config.report_language)
+    return code
 
 
 def train_folds(folds):

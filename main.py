@@ -32,7 +32,8 @@ def main(config):
     if not (config.do_train or config.do_eval or config.do_predict or config.do_report or config.compare):
         raise UserError("nothing to do: add --do_train, --do_eval, --do_predict, --do_report or --compare")
     if config.compare:
-        return compare_runs([config.output_dir, *config.compare], config.report_language)
+        get_logger()
+        return bool(not compare_runs(config.output_dir, config.compare, config.report_language))
     device, data_path = to_device(config.device), config.data_dir
     texts = read_texts(config.predict_file, config) if config.do_predict and config.predict_file else None
     needs_data = config.do_train or config.do_eval or (config.do_predict and not texts)

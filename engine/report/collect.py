@@ -19,7 +19,7 @@ def collect(folder):
     """(figures that can be written as JSON, {part: rows}) of a run folder, or of that of a cross-validation."""
     folder = Path(folder)
     about, kinds = read_about(folder), read_about(folder)["kinds"]
-    rows = {part: read_rows(folder, part) for part in about["parts"]}
+    rows = {part: read_rows(folder, part) for part in PARTS if part in about["parts"]}
     main = next((part for part in PARTS if rows.get(part)), None)
     seen, whole = suspects.training_rows(about["data_path"])
     found = {
@@ -35,7 +35,8 @@ def collect(folder):
         "training": {"read": len(seen), "whole": whole},
     }
     details = rows.get(main, [])
-    found["tasks"] = {name: task_figures(name, kind, details, about["tasks"][name], seen) for name, kind in kinds.items()}
+    training = [] if main == "out_of_fold" else seen  # else a row would itself be what training has seen
+    found["tasks"] = {n: task_figures(n, kind, details, about["tasks"][n], training) for n, kind in kinds.items()}
     found["tasks"] = {name: values for name, values in found["tasks"].items() if values}
     found["slices"] = slice_figures(details, kinds, found["scores"].get(main, []))
     found |= error_figures(rows, kinds, seen)

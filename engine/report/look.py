@@ -9,10 +9,11 @@ def candidates(found):
         result += task_candidates(name, task, wrong)
     suspects = found["suspects"]
     if suspects:
-        first, wrong = suspects[0], max(1, sum(task["rows"] - task["right"] for task in found["tasks"].values()))
+        first, rows = suspects[0], max(1, sum(size for part, size in found["sizes"].items() if part != "train"))
         values = {"n": len(suspects), "part": first["part"], "id": first["id"]}
         values |= {"given": first["gold_shown"], "likely": first["likely_shown"]}
-        result.append((min(1.0, len(suspects) / wrong), "errors", "look_suspects", values))
+        weight = 0.6 if len(suspects) <= 0.05 * rows else 0.25  # of more, most are not wrong: the model is weak
+        result.append((weight, "errors", "look_suspects", values))
     for course in found["learning"][:1]:
         if course["verdict"] in ("overfit", "underfit"):
             result.append((0.35, "learning", course["verdict"], course["numbers"]))

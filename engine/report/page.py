@@ -296,9 +296,14 @@ def table_of(rows, kinds):
         right = verdict[i][0] if verdict[i][1] else None
         text = short(row["text"] + (f" ⏐ {row['text_pair']}" if "text_pair" in row else ""), 280)
         record = [part, short(str(row["id"]), 60), text, right, cells, found]
-        size += len(json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))
+        size += size_of(record)
         if size > TABLE_BYTES:
             break
         kept.append((i, record))
     labels = [list(pair) for pair in numbers]
     return {"tasks": names, "labels": labels, "rows": [record for _, record in sorted(kept)], "all": len(flat)}
+
+
+def size_of(record):
+    """About how many bytes a row takes in the page."""
+    return len(json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))

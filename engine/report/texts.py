@@ -138,7 +138,10 @@ TEXTS = {
     "by_seen": ("Seen in training or not", "训练中是否出现过"),
     "seen": ("seen in training", "训练中出现过"),
     "unseen": ("never seen", "未出现过"),
-    "no_training": ("The training file is no longer at its place: seen and unseen cannot be told.", "训练文件已不在原处，无法区分。"),
+    "no_training": (
+        "Cannot be told: the training file is no longer at its place, or each fold had another.",
+        "无法区分：训练文件已不在原处，或各折的训练数据不同。",
+    ),
     "in_place": ("Texts with errors", "有错误的文本"),
     "all_errors": ("all errors", "全部错误"),
     # multilabel, regression
@@ -159,8 +162,8 @@ TEXTS = {
     "suspects": ("Labels that are probably wrong", "很可能标错的标签"),
     "suspects_how": (
         "Rows that the model never trained on, and of which it is sure that they are something else (confident learning). "
-        "All are in suspicious.csv.",
-        "模型没有训练过、却确信应为其他标签的样本（置信学习）。全部见 suspicious.csv。",
+        "The surest come first; an overconfident model lists more than are wrong. All are in suspicious.csv.",
+        "模型没有训练过、却确信应为其他标签的样本（置信学习）。最可疑的在前；过于自信的模型会多报。全部见 suspicious.csv。",
     ),
     "suspects_folds": (
         "Each row was judged by the fold that never saw it.",
@@ -205,8 +208,8 @@ TEXTS = {
     "rows_found": ("rows", "行"),
     # worth a look
     "look_suspects": (
-        "{n} labels are probably wrong; first {part} row {id}: given {given}, likely {likely}.",
-        "有 {n} 个标签很可能标错；首先是 {part} 中编号 {id}：标注 {given}，更可能 {likely}。",
+        "Of {n} labels the model is sure that they are wrong; first {part} row {id}: given {given}, likely {likely}.",
+        "模型确信有 {n} 个标签标错；首先是 {part} 中编号 {id}：标注 {given}，更可能 {likely}。",
     ),
     "look_confused": (
         "{task}: {gold} is taken for {predicted} {count} times, {share:.0%} of its rows and {of_errors:.0%} of all mistakes.",
