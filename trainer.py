@@ -261,7 +261,7 @@ class Trainer:
         progress = self.progress
         dev_scores = {f"dev_{name}": score for name, score in scores.items()}
         self.log({"step": progress.step, "epoch": progress.epoch - 1} | dev_scores)
-        shown = line_of_scores(scores, ["loss", self.monitor, *metrics.main_scores(self.tasks)])
+        shown = line_of_scores(scores, [self.monitor, *metrics.main_scores(self.tasks), "loss"])
         if metrics.is_better(self.monitor, scores[self.monitor], progress.best_score):
             progress.best_score, progress.best_epoch, progress.bad_epochs = scores[self.monitor], progress.epoch, 0
             self.save_model("best")

@@ -4,6 +4,7 @@ Needs the program alone (Debian's package `chromium`), no driver and no library.
 """
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -22,19 +23,20 @@ class Browser:
 
     def __init__(self, folder, width=1200, height=900):
         self.complaints, self.requests, self.number, self.buffer, self.waiting = [], [], 0, b"", []
-        read_there, self.write = os.pipe()
-        self.read, write_there = os.pipe()
+        pipes = [os.pipe(), os.pipe()]
+        self.write, self.read = pipes[0][1], pipes[1][0]
+        there = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 50) for fd in (pipes[0][0], pipes[1][1])]
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         flags += ["--remote-debugging-pipe", f"--user-data-dir={folder}", f"--window-size={width},{height}"]
-        command = f'exec "$@" 3<&{read_there} 4>&{write_there}'
         self.process = subprocess.Popen(
-            ["sh", "-c", command, "sh", CHROMIUM, *flags, "about:blank"],
-            pass_fds=(read_there, write_there),
+            [CHROMIUM, *flags, "about:blank"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            close_fds=False,  # it reads commands from 3 and answers in 4; all other files are closed by themselves
+            preexec_fn=lambda: [os.dup2(fd, place) for fd, place in zip(there, (3, 4))],
         )
-        os.close(read_there)
-        os.close(write_there)
+        for fd in (*there, pipes[0][0], pipes[1][1]):
+            os.close(fd)
         self.session = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]

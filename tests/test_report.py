@@ -2,12 +2,14 @@
 the page itself in a browser (skipped where there is no Chromium)."""
 
 import csv
+import io
 import json
 import math
 import random
 import re
 import shutil
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from browser import CHROMIUM, Browser
 from conftest import ROOT, read_json
 from sklearn.metrics import classification_report
+from tqdm import tqdm
 
 import metrics
 from config import Config
@@ -476,7 +479,7 @@ def check_page(run):
 def trained(sample, tmp_path_factory):
     """A folder with two tiny runs of the sample, "run" and "crf", evaluated and predicted."""
     output = tmp_path_factory.mktemp("output")
-    small = dict(hidden_size=32, num_layers=1, epochs=2, batch_size=8, vocab_size=500, log_steps=2, lr=3e-3)
+    small = dict(hidden_size=32, num_layers=1, epochs=5, batch_size=8, vocab_size=500, log_steps=2, lr=5e-3)
     for name, options in (("run", {}), ("crf", {"use_crf": True})):
         todo = dict(do_train=True, do_eval=True, do_predict=True, data_path=str(sample), device="cpu")
         main(Config(**small, **todo, output_dir=str(output), model_version=name, **options))
@@ -494,9 +497,7 @@ def test_a_run_leaves_a_page_whose_figures_are_those_of_its_files(trained):
     assert hits == [row["intent_right"] == "True" for row in rows]
     sure = [float(row["intent_probability"]) for row in rows]
     intent = found["tasks"]["intent"]
-    assert intent["calibration"] == pytest.approx(figures.calibration(sure, hits)) or (
-        intent["calibration"]["ece"] == pytest.approx(figures.calibration(sure, hits)["ece"], abs=1e-5)
-    )
+    assert intent["calibration"] == figures.calibration(sure, hits)
     assert intent["coverage_table"] == figures.coverage_table(sure, hits)
     sets = [[{(e["label"], e["start"], e["end"]) for e in json.loads(row[key])} for key in ("slots_gold", "slots")] for row in rows]
     counted = sum(cell["right"] for cell in found["tasks"]["slots"]["errors"].values())
@@ -515,8 +516,9 @@ def test_what_training_leaves_for_the_page(trained, caplog):
     assert all(line["examples_per_second"] > 0 and line["seconds"] > 0 for line in pace)
     log = (run / "train.log").read_text(encoding="utf-8").splitlines()
     lines = [line.split(" ", 3)[3] for line in log if re.search(r"epoch \d+  dev: ", line)]
-    assert len(lines) == 2 and all(len("00:00:00 " + line) <= 100 for line in lines)
-    assert all("loss " in line and "sentence_accuracy " in line and "slots_f1 " in line for line in lines)
+    assert len(lines) == 5 and all(len("00:00:00 " + line) <= 100 for line in lines)
+    names = ("sentence_accuracy", "intent_accuracy", "slots_f1")
+    assert all(re.search(rf"{name} \d\.\d{{4}}", line) for line in lines for name in names)
     told = [line for line in log if "report: " in line]
     assert len(told) == 1 and any(re.search(r"  1\. \w", line) for line in log)
 
@@ -594,6 +596,8 @@ def check_table(browser):
         change("label", "0")
         assert found() == sum(0 in row[5] for row in rows) > 0
         change("label", "")
+    if not rows:
+        return
     word = rows[0][2][:12]
     change("search", word.upper(), "input")
     assert 0 < found() <= len(rows)
@@ -726,14 +730,13 @@ def test_three_things_are_chosen_no_two_of_a_kind(tmp_path):
         assert all(look.sentence(item, words, short) for item in chosen)
 
 
-def test_the_bar_shows_loss_rate_pace_and_time_left(tmp_path, monkeypatch, capsys):
+def test_the_bar_shows_loss_rate_pace_and_time_left(tmp_path, monkeypatch):
     from engine.progress import EpochBar, Progress, RunningLosses
 
-    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr("engine.progress.tqdm", partial(tqdm, disable=False, file=io.StringIO()))
     progress = Progress()
     losses = RunningLosses(progress, "cpu")
     bar = EpochBar("epoch 1/2", 10, progress, losses, tmp_path)
-    bar.bar.disable = False
     bar.log(0.1234, 3e-4)
     bar.update([SimpleNamespace(rows=range(8))])
     line = str(bar.bar)
