@@ -635,22 +635,25 @@ def made_data(kind, folder, size=240):
     rng, rows = random.Random(1), []
     for i in range(size):
         words = [rng.choice(WORDS) for _ in range(rng.randrange(3, 12))]
-        row = {"split": ("train", "train", "dev", "test")[i % 4], "id": f"r{i}", "tokens": words}
+        row = {"split": ("train", "train", "dev", "test")[i % 4], "id": f"r{i}", "text": " ".join(words)}
         if kind == "spans":
-            spans = [[j, j, "colour"] for j, w in enumerate(words) if w in ("red", "blue")]
-            nested = [[j, j + 1, "thing"] for j, w in enumerate(words[:-1]) if w in ("red", "old")]
+            starts = [sum(len(w) + 1 for w in words[:j]) for j in range(len(words) + 1)]
+            spans = [[starts[j], starts[j + 1] - 1, "colour"] for j, w in enumerate(words) if w in ("red", "blue")]
+            nested = [[starts[j], starts[j + 2] - 1, "thing"] for j, w in enumerate(words[:-1]) if w in ("red", "old")]
             row["entities"] = sorted(spans + nested)
+        elif kind == "multilabel":
+            row["topics"] = sorted({w for w in words if w in ("red", "fast", "old")})
+        elif kind == "regression":
+            row["score"] = words.count("good") - words.count("bad") + rng.random()
         else:
-            row = {"split": row["split"], "id": row["id"], "text": " ".join(words)}
-            row |= {"topics": sorted({w for w in words if w in ("red", "fast", "old")})} if kind == "multilabel" else {}
-            row |= {"score": words.count("good") - words.count("bad") + rng.random()} if kind == "regression" else {}
-            row |= {"mood": "up" if words.count("good") > words.count("bad") else "down"} if kind == "classification" else {}
+            row["mood"] = "up" if words.count("good") > words.count("bad") else "down"
         rows.append(row)
     folder.mkdir()
     raw = folder / "raw.jsonl"
     raw.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    types = {"spans": "entities=spans", "multilabel": "topics=multilabel", "regression": "score=regression"}
-    process(DataConfig(input=str(raw), output_dir=str(folder / kind), label_type=types.get(kind, "")))
+    column = {"spans": "entities", "multilabel": "topics", "regression": "score", "classification": "mood"}[kind]
+    options = dict(label_column=column, label_type=f"{column}={kind}")
+    process(DataConfig(input=str(raw), output_dir=str(folder / kind), **options))
     return folder / kind
 
 

@@ -27,7 +27,7 @@ from engine.tags import kind_of
 SMALLEST = 1e-4  # what is less probable is left out
 KINDS = ("classification", "multilabel", "regression", "tagging", "spans", "words")
 # Options that say nothing about the model
-NO_MATTER = frozenset("do_train do_eval do_predict do_report compare report_language resume output_dir".split())
+NO_MATTER = frozenset("do_train do_eval do_predict do_report compare report_language resume output_dir model_version".split())
 PLAIN_KEYS = {"id", "text", "tokens", "text_pair", "extras"}
 
 
@@ -107,7 +107,7 @@ def write_about(folder, trainer, trained, parts, metrics, **more):
     """Writes answers/about.json. trainer: with the model that answered; trained: the options of its training."""
     tasks, config, device = trainer.tasks, trainer.config, trainer.device
     fields = {f.name: f.default for f in dataclasses.fields(type(config))}
-    options = dataclasses.asdict(trained) | {"model_version": config.model_version}
+    options = dataclasses.asdict(trained)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     root = Path(__file__).resolve().parents[2]
     about = {

@@ -66,7 +66,7 @@ def figures_of(folders):
         raise UserError(f"the {part} parts of {folders[0]} and the other runs have no row in common")
     names = unique([folder.resolve().name for folder in folders])
     options = [about["options"] | {"random_seed": about["seed"]} for about in abouts]
-    differ = {n: [o.get(n) for o in options] for n in sorted({n for o in options for n in o} - {"model_version"})}
+    differ = {n: [o.get(n) for o in options] for n in sorted({n for o in options for n in o})}
     statistics = [bootstrap.statistics_of(found, kinds) for found in rows]
     return {
         "names": names,

@@ -22,7 +22,7 @@ from engine.report.texts import Words, language_of
 
 logger = logging.getLogger("template")
 TEMPLATES = Path(__file__).parent / "templates"
-TABLE_BYTES = 4_000_000  # of the table of rows in a page
+TABLE_BYTES = 6_000_000  # of the table of rows in a page
 GALLERY = 40  # texts with entities that are drawn
 
 

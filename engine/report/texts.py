@@ -224,8 +224,8 @@ TEXTS = {
         "{task}：训练中未出现的实体找到 {unseen:.0%}，出现过的找到 {seen:.0%}。",
     ),
     "look_zero": (
-        "{task}: {n} labels with at least 5 rows are never right, such as {label}.",
-        "{task}：有 {n} 个标签（至少 5 条样本）从未预测正确，如 {label}。",
+        "{task}: {label} is never right ({n} such with at least 5 rows).",
+        "{task}：{label} 从未预测正确（至少 5 条样本的此类标签共 {n} 个）。",
     ),
     "look_overconfident": (
         "{task}: the model is {more} sure than right: mean confidence {confidence:.2f}, accuracy {accuracy:.2f}, ECE {ece:.3f}.",
