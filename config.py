@@ -11,10 +11,9 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.command_line import UserError, option, options_without_switch, parse_layers, require_range, require_seed
-from engine.option_checks import refuse_backbone, refuse_contradictions, refuse_tricks
+from engine.command_line import UserError, option, parse_layers, require_range, require_seed
+from engine.option_checks import refuse_backbone, refuse_contradictions, refuse_tricks, unused_options
 from engine.run_folder import SavedOptions, changed_options
-from engine.tags import has_spans, needs_words
 
 logger = logging.getLogger("template")
 ROOT = Path(__file__).resolve().parent  # of the repository
@@ -221,19 +220,7 @@ class Config(SavedOptions):
 
     def unused_options(self, kinds=("tagging", "classification")):
         """A line for each option that has no effect, or leaves another one without. kinds: the types of the tasks."""
-        unused = options_without_switch(self)
-        if self.use_crf and "tagging" not in kinds:
-            unused.append("--use_crf has no effect: none of the tasks is tagging")
-        elif self.use_crf and (self.class_weights != "none" or self.label_smoothing or self.focal_gamma):
-            imbalance = "--class_weights, --label_smoothing and --focal_gamma"
-            unused.append(f"{imbalance} have no effect on tagging with --use_crf")
-        if any(map(has_spans, kinds)) and (self.class_weights != "none" or self.label_smoothing or self.focal_gamma):
-            unused.append("--class_weights, --label_smoothing and --focal_gamma have no effect on spans")
-        if self.pooling != "auto" and all(map(needs_words, kinds)):
-            unused.append(f"--pooling={self.pooling} has no effect: all tasks are tagging")
-        if self.word_pooling != "auto" and not any(map(needs_words, kinds)):
-            unused.append(f"--word_pooling={self.word_pooling} has no effect: none of the tasks is tagging")
-        return unused
+        return unused_options(self, kinds)
 
     def changes_since(self, before):
         """['lr was 0.001, is 0.01', …] of the options that change the result. before: those of a run.

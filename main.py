@@ -24,7 +24,7 @@ def main(config):
     # Imported here, so that --help and a mistaken flag answer at once
     from data_process import make_sample
     from engine.device import keep_freed_memory, to_device
-    from engine.report.compare import compare_runs
+    from engine.report.compare import show_comparison
     from engine.report.page import show_report
     from preprocess.sources import read_texts
 
@@ -33,7 +33,7 @@ def main(config):
         raise UserError("nothing to do: add --do_train, --do_eval, --do_predict, --do_report or --compare")
     if config.compare:
         get_logger()
-        return bool(not compare_runs(config.output_dir, config.compare, config.report_language))
+        return show_comparison(config.output_dir, config.compare, config.report_language)
     device, data_path = to_device(config.device), config.data_dir
     texts = read_texts(config.predict_file, config) if config.do_predict and config.predict_file else None
     needs_data = config.do_train or config.do_eval or (config.do_predict and not texts)

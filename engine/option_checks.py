@@ -4,7 +4,8 @@ import math
 import os
 from pathlib import Path
 
-from engine.command_line import UserError
+from engine.command_line import UserError, options_without_switch
+from engine.tags import has_spans, needs_words
 
 
 def refuse_backbone(config):
@@ -76,3 +77,20 @@ def refuse_contradictions(config):
     if os.sep in config.model_version or config.model_version in (".", ".."):
         name = f"--model_version={config.model_version}"
         raise UserError(f"{name} must be a plain name; --output_dir says where runs are kept")
+
+
+def unused_options(config, kinds):
+    """A line for each option that has no effect, or leaves another one without. kinds: the types of the tasks."""
+    unused = options_without_switch(config)
+    if config.use_crf and "tagging" not in kinds:
+        unused.append("--use_crf has no effect: none of the tasks is tagging")
+    elif config.use_crf and (config.class_weights != "none" or config.label_smoothing or config.focal_gamma):
+        imbalance = "--class_weights, --label_smoothing and --focal_gamma"
+        unused.append(f"{imbalance} have no effect on tagging with --use_crf")
+    if any(map(has_spans, kinds)) and (config.class_weights != "none" or config.label_smoothing or config.focal_gamma):
+        unused.append("--class_weights, --label_smoothing and --focal_gamma have no effect on spans")
+    if config.pooling != "auto" and all(map(needs_words, kinds)):
+        unused.append(f"--pooling={config.pooling} has no effect: all tasks are tagging")
+    if config.word_pooling != "auto" and not any(map(needs_words, kinds)):
+        unused.append(f"--word_pooling={config.word_pooling} has no effect: none of the tasks is tagging")
+    return unused

@@ -130,7 +130,8 @@ class EpochBar:
 def line_of_scores(scores, names, width=67):
     """The scores of these names that there are, as many as fit: "intent_accuracy 0.8250  slots_f1 0.6851  loss 1.5932".
 
-    width: what a terminal of 100 columns leaves beside "12:34:56 epoch 100  dev: " and "  (best)"; metrics.jsonl has all.
+    width: what a terminal of 100 columns leaves beside "12:34:56 epoch 100  dev: " and "  (best)"; metrics.jsonl has
+    all of them.
     """
     line = ""
     for name in dict.fromkeys(name for name in names if name in scores):

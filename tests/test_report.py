@@ -116,7 +116,11 @@ def test_labels_confusions_and_histogram():
         assert scores["precision"] == pytest.approx(told[label]["precision"])
     assert figures.confusions(gold, predicted) == [["a", "b", 1, 1 / 3], ["c", "a", 1, 1 / 2]]
     assert figures.matrix(gold, predicted)["counts"] == [[2, 1, 0], [0, 2, 0], [1, 0, 1]]
-    assert figures.matrix(gold, predicted, most=2) | {"all": 0} == {"labels": ["a", "b"], "counts": [[2, 1], [0, 2]], "all": 0}
+    assert figures.matrix(gold, predicted, most=2) | {"all": 0} == {
+        "labels": ["a", "b"],
+        "counts": [[2, 1], [0, 2]],
+        "all": 0,
+    }
     bars = figures.histogram([0.01, 0.99, 1.0], [False, True, False])
     assert bars[0] == [0, 1] and bars[19] == [1, 1] and sum(map(sum, bars)) == 3
 
@@ -139,7 +143,10 @@ def test_residuals_by_hand():
 
 
 def test_slices_are_quarters_of_the_length_and_columns_with_few_values():
-    rows = [{"text": "x" * n, "cut": int(n == 8), "windows": 1, "columns": {"source": "web" if n % 2 else "news"}} for n in range(1, 9)]
+    rows = [
+        {"text": "x" * n, "cut": int(n == 8), "windows": 1, "columns": {"source": "web" if n % 2 else "news"}}
+        for n in range(1, 9)
+    ]
     found = dict(figures.slices(rows))
     assert [name for name, _ in found["length"]] == ["1 – 3", "4 – 5", "6 – 7", "8"] and "windows" not in found
     assert sorted(i for _, inside in found["length"] for i in inside) == list(range(8))
@@ -161,7 +168,9 @@ def random_answers(kind, rng, size=60):
         if kind in ("tagging", "words"):
             return [rng.choice(task["labels"]) for _ in range(6)]
         if kind == "spans":
-            return sorted([s := rng.randrange(3), s + rng.randrange(3), rng.choice(LABELS)] for _ in range(rng.randrange(3)))
+            return sorted(
+                [s := rng.randrange(3), s + rng.randrange(3), rng.choice(LABELS)] for _ in range(rng.randrange(3))
+            )
         if kind == "multilabel":
             return sorted(x for x in LABELS if rng.random() < 0.4)
         return rng.choice(LABELS) if kind == "classification" else round(rng.gauss(0, 1), 1)
@@ -189,7 +198,8 @@ def test_a_resample_scores_what_metrics_py_scores_on_the_rows_drawn(kind):
 
 
 def test_intervals_cover_as_they_say():
-    """Of 300 simulated test parts 95 % of the intervals should hold the true score; 3 standard errors are 3.8 points."""
+    """Of 300 simulated test parts 95 % of the intervals should hold the true score, give or take 3.8 points (three
+    standard errors)."""
     rng, covered = np.random.default_rng(0), {"accuracy": 0, "f1": 0}
     for trial in range(300):
         right = rng.random(200) < 0.8
@@ -238,7 +248,10 @@ def test_the_errors_of_entities_told_apart():
         ("invented", None, ("room", 20, 20)),
     ]
     closest = entities.match({("x", 0, 3)}, {("x", 0, 0), ("x", 1, 3)})
-    assert [(one.verdict, one.predicted) for one in closest] == [("wrong_border", ("x", 1, 3)), ("invented", ("x", 0, 0))] or (
+    assert [(one.verdict, one.predicted) for one in closest] == [
+        ("wrong_border", ("x", 1, 3)),
+        ("invented", ("x", 0, 0)),
+    ] or (
         {(one.verdict, one.predicted) for one in closest} == {("wrong_border", ("x", 1, 3)), ("invented", ("x", 0, 0))}
     )
 
@@ -292,7 +305,10 @@ def test_seen_and_length_of_entities():
         "seen": {"gold": 1, "found": 1},
         "unseen": {"gold": 1, "found": 0},
     }
-    assert [(cell["length"], cell["gold"], cell["found"]) for cell in entities.by_length(found)] == [(1, 1, 0), (2, 1, 1)]
+    assert [(cell["length"], cell["gold"], cell["found"]) for cell in entities.by_length(found)] == [
+        (1, 1, 0),
+        (2, 1, 1),
+    ]
 
 
 # ---- the course -----------------------------------------------------------------------------------------------------
@@ -324,7 +340,11 @@ def test_what_the_curves_justify(said, train, dev, score):
 
 
 def test_the_course_of_a_resumed_run_and_a_log(tmp_path):
-    lines = [{"step": 2, "epoch": 0, "lr": 1, "loss": 3}, {"step": 2, "epoch": 0, "lr": 1, "loss": 4}, {"step": 3, "epoch": 0, "dev_f1": 0.5}]
+    lines = [
+        {"step": 2, "epoch": 0, "lr": 1, "loss": 3},
+        {"step": 2, "epoch": 0, "lr": 1, "loss": 4},
+        {"step": 3, "epoch": 0, "dev_f1": 0.5},
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "ep')
     found = course.read_course(tmp_path)
     assert [r["loss"] for r in found["steps"]] == [4] and course.best_epoch(found, "f1") == 1
@@ -354,14 +374,16 @@ def test_sure_errors_of_tags_need_more_than_half_of_the_right_ones():
 
 
 def test_near_duplicates_with_another_label():
-    rows = [{"id": "7", "text": "Play some Jazz, please!", "answers": {"mood": answer(MOOD["mood"], "", "a", "b", 0.9)}}]
+    rows = [
+        {"id": "7", "text": "Play some Jazz, please!", "answers": {"mood": answer(MOOD["mood"], "", "a", "b", 0.9)}}
+    ]
     training = [
         {"id": "1", "text": "play some jazz please", "mood": "b"},
         {"id": "2", "text": "play some jazz, please", "mood": "a"},
         {"id": "3", "text": "cancel the alarm", "mood": "b"},
     ]
     found = suspects.contradicted(rows, [0], {"mood": "classification"}, training)
-    assert [(other["id"], other["label"]) for other in found[0]] == [("1", "b")] and found[0][0]["cosine"] > 0.7
+    assert [(other["id"], other["label"]) for other in found[0]] == [("1", "b")] and found[0][0]["cosine"] > 0.8
 
 
 # ---- what the data may hold -----------------------------------------------------------------------------------------
@@ -427,7 +449,9 @@ def test_a_hundred_thousand_rows_make_a_small_page_in_seconds(tmp_path):
 
 
 def test_words_are_there_in_both_languages_and_found_by_the_texts():
-    for key, (english, chinese) in TEXTS.items():
+    assert TEXTS["en"].keys() == TEXTS["zh"].keys()
+    for key, english in TEXTS["en"].items():
+        chinese = TEXTS["zh"][key]
         if isinstance(english, str):
             fields = re.findall(r"{(\w+)", english), re.findall(r"{(\w+)", chinese)
             assert set(fields[0]) == set(fields[1]), key
@@ -436,7 +460,7 @@ def test_words_are_there_in_both_languages_and_found_by_the_texts():
     used = set()
     for path in (ROOT / "engine/report/templates").glob("*.jinja"):
         used |= set(re.findall(r'\bt\("(\w+)"', path.read_text(encoding="utf-8")))
-    assert used <= set(TEXTS)
+    assert used <= TEXTS["en"].keys()
 
 
 # ---- from a command -------------------------------------------------------------------------------------------------
@@ -499,10 +523,16 @@ def test_a_run_leaves_a_page_whose_figures_are_those_of_its_files(trained):
     intent = found["tasks"]["intent"]
     assert intent["calibration"] == figures.calibration(sure, hits)
     assert intent["coverage_table"] == figures.coverage_table(sure, hits)
-    sets = [[{(e["label"], e["start"], e["end"]) for e in json.loads(row[key])} for key in ("slots_gold", "slots")] for row in rows]
+    sets = [
+        [{(e["label"], e["start"], e["end"]) for e in json.loads(row[key])} for key in ("slots_gold", "slots")]
+        for row in rows
+    ]
     counted = sum(cell["right"] for cell in found["tasks"]["slots"]["errors"].values())
     assert counted == sum(len(gold & predicted) for gold, predicted in sets)
-    all_gold = sum(sum(cell[v] for v in ("right", "wrong_type", "wrong_border", "missed")) for cell in found["tasks"]["slots"]["errors"].values())
+    all_gold = sum(
+        sum(cell[v] for v in ("right", "wrong_type", "wrong_border", "missed"))
+        for cell in found["tasks"]["slots"]["errors"].values()
+    )
     assert all_gold == sum(len(gold) for gold, _ in sets)
 
 
@@ -699,13 +729,18 @@ def test_a_cross_validation_finds_wrong_labels_that_were_planted(tmp_path):
     data = tmp_path / "data"
     process(DataConfig(input=str(tmp_path / "raw.jsonl"), output_dir=str(data), n_splits=4, test_ratio=0.0))
     small = dict(hidden_size=64, num_layers=2, epochs=25, batch_size=16, vocab_size=300, lr=2e-3, early_stop_patience=0)
-    cross_validate.main(Config(**small, data_path=str(data), output_dir=str(tmp_path), model_version="cv", device="cpu"))
+    cross_validate.main(
+        Config(**small, data_path=str(data), output_dir=str(tmp_path), model_version="cv", device="cpu")
+    )
     folder = tmp_path / "cv-folds"
     found = [row["id"] for row in read_csv(folder / "suspicious.csv")][:25]
     assert len({*found} & {str(i) for i in planted}) >= 5
     told = read_json(folder / "folds.json")["out_of_fold"]
     shown = shown_scores((folder / "report.html").read_text(encoding="utf-8"))
-    assert shown["out_of_fold.label_accuracy"] == (f"{told['label_accuracy']:.4f}", pytest.approx(told["label_accuracy"]))
+    assert shown["out_of_fold.label_accuracy"] == (
+        f"{told['label_accuracy']:.4f}",
+        pytest.approx(told["label_accuracy"]),
+    )
     assert all(row["right"] in ("True", "False") for row in read_csv(folder / "out_of_fold.csv"))
     if CHROMIUM:
         check_in_browser(folder / "report.html", tmp_path / "profile")

@@ -27,7 +27,9 @@ from engine.tags import kind_of
 SMALLEST = 1e-4  # what is less probable is left out
 KINDS = ("classification", "multilabel", "regression", "tagging", "spans", "words")
 # Options that say nothing about the model
-NO_MATTER = frozenset("do_train do_eval do_predict do_report compare report_language resume output_dir model_version".split())
+NO_MATTER = frozenset(
+    "do_train do_eval do_predict do_report compare report_language resume output_dir model_version".split()
+)
 PLAIN_KEYS = {"id", "text", "tokens", "text_pair", "extras"}
 
 
@@ -38,8 +40,8 @@ def marks_of(data):
 
 
 def distribution(average, labels, predicted, kind):
-    """{label: probability} of what `to_average` of a head gave for a text; None if it is no such distribution, as a head
-    of one's own may give anything."""
+    """{label: probability} of what `to_average` of a head gave for a text; None if it is no such distribution, as a
+    head of one's own may give anything."""
     if average is None or average.ndim != 1 or len(average) != len(labels):
         return None
     values = average.double().tolist()

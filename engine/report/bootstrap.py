@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from engine.report.entities import entity_sets
+
 TIMES, SEED, SHARE = 1000, 20240101, 0.95
 
 
@@ -98,7 +100,7 @@ def averages(sums):
 
 
 def label_statistics(kind, pairs):
-    """Of classification, of words and multilabel. pairs: of each row (gold, predicted), gold None where there is none."""
+    """Of classification, words and multilabel. pairs: of each row (gold, predicted), gold None where there is none."""
     tables, sets = [], []
     for gold, predicted in pairs:
         if gold is None:
@@ -116,8 +118,10 @@ def label_statistics(kind, pairs):
         return [
             Statistic(
                 counts,
-                lambda sums: {"accuracy": ratio(sums[:, : len(labels)].sum(1), sums[:, 2 * len(labels) :].sum(1))}
-                | averages(sums),
+                lambda sums: (
+                    {"accuracy": ratio(sums[:, : len(labels)].sum(1), sums[:, 2 * len(labels) :].sum(1))}
+                    | averages(sums)
+                ),
             )
         ]
     there = np.array([gold is not None for gold, _ in pairs])
@@ -187,7 +191,7 @@ class Spearman:
 
 def mid_ranks(values, weights):
     """(R, N) ranks of values (N,) that are there `weights` times each; equal ones share the mean of theirs."""
-    different, group = np.unique(values, return_inverse=True)
+    group = np.unique(values, return_inverse=True)[1]
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
     counts = np.add.reduceat(weights[:, order], starts, axis=1)
@@ -196,8 +200,6 @@ def mid_ranks(values, weights):
 
 def statistics_for(kind, answers):
     """The statistics of a task's main scores. answers: what answers.py keeps of it, of each row."""
-    from engine.report.entities import entity_sets
-
     pairs = [(answer["gold"], answer["predicted"]) for answer in answers]
     if kind in ("tagging", "spans"):
         return entity_statistics([None if g is None else entity_sets(kind, g, p) for g, p in pairs])

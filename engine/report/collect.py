@@ -57,8 +57,11 @@ def sizes_of(about, rows):
 
 
 def scores_of(folder, about, rows):
-    """{part: [{"name", "value", "low", "high"}]} as in eval.json or folds.json. An interval only where the score, computed
-    from the rows, is the one in the file: a metric of one's own, or rows of another evaluation, have none."""
+    """{part: [{"name", "value", "low", "high"}]} as in eval.json or folds.json.
+
+    An interval only where the score, computed from the rows, is the one in the file: a metric of one's own, or rows of
+    another evaluation, have none.
+    """
     told = read_json(folder / "eval.json", None) or fold_scores(read_json(folder / "folds.json", {}))
     found = {}
     for part, scores in told.items():
@@ -93,7 +96,11 @@ def learning_of(folder, about):
         if one["steps"] or one["epochs"]:
             said, numbers = course.verdict(one, monitor)
             more = {"name": name, "losses": course.epoch_losses(one), "verdict": said, "numbers": numbers}
-            found.append(one | more | {"best": course.best_epoch(one, monitor), "monitor": monitor, "shown": about["shown_scores"]})
+            found.append(
+                one
+                | more
+                | {"best": course.best_epoch(one, monitor), "monitor": monitor, "shown": about["shown_scores"]}
+            )
     return found
 
 
@@ -217,7 +224,8 @@ def error_figures(rows, kinds, training):
     tables = {}
     for key, items in (("suspects", found), ("mistakes", mistakes)):
         tables[key] = [
-            item | {"part": pool[item["row"]][0], "id": flat[item["row"]]["id"]}
+            item
+            | {"part": pool[item["row"]][0], "id": flat[item["row"]]["id"]}
             | {side: flat[item["row"]]["answers"][item["task"]][side] for side in ("gold", "predicted", "probability")}
             | ({"near": near[item["row"]]} if item["row"] in near else {})
             for item in items

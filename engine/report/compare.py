@@ -33,15 +33,21 @@ def compare_runs(output_dir, names, language="auto"):
         "table": table_of(found, rows),
         "times": bootstrap.TIMES,
     }
-    html = environment(words).get_template("compare.html.jinja").render(
-        view, words=words, style=raw("page.css"), script=raw("page.js"), figures=plain(found)
+    html = (
+        environment(words)
+        .get_template("compare.html.jinja")
+        .render(view, words=words, style=raw("page.css"), script=raw("page.js"), figures=plain(found))
     )
     path = Path(output_dir) / f"comparison-{'-'.join(folder.name for folder in folders)}"[:200]
     path = path.with_name(path.name + ".html")
     with appearing_whole(path) as file:
         file.write(html)
-    logger.info(f"comparison: {path}")
     return path
+
+
+def show_comparison(output_dir, names, language="auto"):
+    """Makes the page, and says in the log where it is."""
+    logger.info(f"comparison: {compare_runs(output_dir, names, language)}")
 
 
 def folder_of(output_dir, name):
@@ -101,7 +107,8 @@ def common(rows, kinds):
 
 
 def paired(statistics, size):
-    """{score: [{"value", "low", "high", and of all but the first "difference", "difference_low", "difference_high"}]}"""
+    """{score: [{"value", "low", "high"; of all but the first "difference", "difference_low", "difference_high",
+    "better": 1 or -1 if 0 lies outside}]}"""
     draws = [bootstrap.resample(found, size) for found in statistics]
     points = [bootstrap.point(found, size) for found in statistics]
     table = {}

@@ -1,6 +1,6 @@
 """Errors of entities told apart, and what they depend on.
 
-The rule. In a text G are the gold entities and P the predicted ones, each (type, first token, last token), counted once.
+The rule. In a text G are the gold entities and P the predicted ones, each (type, first token, last token), each once.
 
 1. What is in both is right.
 2. Of the rest, a gold and a predicted entity with the same borders are a pair of the *wrong type*.
@@ -61,7 +61,11 @@ def same_borders(gold, predicted):
 def shared_part(gold, predicted):
     """Intersection over union of two entities of the same type, in tokens; 0 of two types."""
     both = min(gold[2], predicted[2]) - max(gold[1], predicted[1]) + 1
-    return both / (max(gold[2], predicted[2]) - min(gold[1], predicted[1]) + 1) if gold[0] == predicted[0] and both > 0 else 0
+    return (
+        both / (max(gold[2], predicted[2]) - min(gold[1], predicted[1]) + 1)
+        if gold[0] == predicted[0] and both > 0
+        else 0
+    )
 
 
 def matches_of(kind, answer):
@@ -75,7 +79,7 @@ def tokens_of(row, entity):
 
 
 def error_counts(found):
-    """{type: {verdict: how many}}, of the gold type where there is one, else the predicted. found: [[Match] of a row]"""
+    """{type: {verdict: how many}}, by the gold type if there is one, else the predicted. found: [Match] of each row"""
     counts = defaultdict(Counter)
     for one in (one for matches in found for one in matches):
         counts[(one.gold or one.predicted)[0]][one.verdict] += 1
@@ -84,7 +88,9 @@ def error_counts(found):
 
 def confused_types(found):
     """[[gold type, predicted type, how many]] of the pairs of the wrong type, most first."""
-    pairs = Counter((one.gold[0], one.predicted[0]) for matches in found for one in matches if one.verdict == "wrong_type")
+    pairs = Counter(
+        (one.gold[0], one.predicted[0]) for matches in found for one in matches if one.verdict == "wrong_type"
+    )
     return [[*pair, count] for pair, count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))]
 
 

@@ -38,8 +38,8 @@ def confusions(gold, predicted):
 
 
 def matrix(gold, predicted, most=16):
-    """{"labels", "counts"} of the confusion matrix, gold labels down. Of more than `most` labels those that are confused
-    most often, in the order of how often they occur; the others' cells are left out."""
+    """{"labels", "counts", "all"} of the confusion matrix, gold labels down. Of more than `most` labels those that are
+    confused most often, in the order of how often they occur; the others' cells are left out."""
     there = Counter(gold) + Counter(predicted)
     wrong = Counter(label for g, p in zip(gold, predicted) if g != p for label in (g, p))
     chosen = sorted(there, key=lambda label: (-wrong[label], -there[label], label))[:most]
@@ -75,7 +75,7 @@ def histogram(confidence, right, bins=20):
 
 
 def coverage(confidence, right):
-    """(thresholds, coverages, accuracies), at every confidence that occurs, highest first: what if one abstains below it.
+    """(thresholds, coverages, accuracies) at every confidence that occurs, highest first: what if one abstains below?
 
     Coverage is the share of rows that are at least so sure, accuracy that of the right ones among these.
     """

@@ -56,7 +56,7 @@ def marks_of(row, matches, side):
 
 
 def window(row, matches, most=600, before=120):
-    """(start, end) of the part of a long text that is drawn: from a little before the first error, if that is far in."""
+    """(start, end) of the part of a long text that is drawn: from a little before the first error, if it is far in."""
     size = len(row["text"])
     if size <= most:
         return 0, size
@@ -67,7 +67,7 @@ def window(row, matches, most=600, before=120):
 
 
 def drawn(row, matches, side):
-    """The tree of a row's text with the entities of one side, of the part that `window` chooses; marks are cut there."""
+    """The tree of a row's text with the entities of one side, of the part that `window` chooses."""
     start, end = window(row, matches)
     marks = [m for m in marks_of(row, matches, side) if m.start < end and m.end > start]
     marks = [m._replace(start=max(m.start, start), end=min(m.end, end)) for m in marks]

@@ -96,7 +96,7 @@ def make_report(folder, language="auto"):
     view = {
         "found": found,
         "listed": {key: found.pop(key) for key in ("suspects", "mistakes")},
-        "texts": {number: row for number, row in enumerate(everything)},
+        "texts": everything,
         "look": [(item[1], look.sentence(item, words, short)) for item in chosen],
         "slice_title": lambda by: look.slice_title(by, words, short),
         "learning": [learning_pictures(course, words) for course in found["learning"]],
@@ -106,8 +106,10 @@ def make_report(folder, language="auto"):
         "times": bootstrap.TIMES,
         "seed": bootstrap.SEED,
     }
-    html = environment(words).get_template("page.html.jinja").render(
-        view, words=words, style=raw("page.css"), script=raw("page.js"), figures=plain(found)
+    html = (
+        environment(words)
+        .get_template("page.html.jinja")
+        .render(view, words=words, style=raw("page.css"), script=raw("page.js"), figures=plain(found))
     )
     path = Path(folder) / "report.html"
     with appearing_whole(path) as file:
@@ -163,7 +165,13 @@ def learning_pictures(course, words):
         there = [r for r in steps if key in r]
         add(words(key), [([r["step"] for r in there], [r[key] for r in there])], [], marks=[])
     speed = [r["examples_per_second"] for r in pace]
-    add(words("throughput"), [([r["step"] for r in pace], speed)], [], marks=[], y_range=(0, 1.1 * max(speed, default=1)))
+    add(
+        words("throughput"),
+        [([r["step"] for r in pace], speed)],
+        [],
+        marks=[],
+        y_range=(0, 1.1 * max(speed, default=1)),
+    )
     return {"name": course["name"], "pictures": pictures, "said": words(course["verdict"], **course["numbers"])}
 
 
@@ -206,8 +214,8 @@ def task_view(name, task, rows, words):
 
 
 def gallery(name, kind, rows):
-    """Texts with errors in their entities, those first of whose mistakes the model is surest: [{"id", "verdicts", "gold",
-    "predicted", "cut"}], each side as `marked.tree` has it."""
+    """{"texts": [{"id", "verdicts", "kinds", "cut", "gold", "predicted"}], "all", "types"}: texts with errors in their
+    entities, the model's surest mistakes first; each side as `marked.tree` has it."""
     wrong = [(figures.mistake_confidence(kind, row["answers"][name]), i) for i, row in enumerate(rows)]
     wrong = sorted(((sure, i) for sure, i in wrong if sure is not None), key=lambda item: (-item[0], item[1]))
     found = []
@@ -218,7 +226,9 @@ def gallery(name, kind, rows):
         sides = {side: marked.drawn(row, matches, side) for side in ("gold", "predicted")}
         verdicts = sorted({one.verdict for one in matches})
         kinds = sorted({(one.gold or one.predicted)[0] for one in matches})
-        found.append({"id": row["id"], "verdicts": verdicts, "kinds": kinds, "cut": (start, end, len(row["text"]))} | sides)
+        found.append(
+            {"id": row["id"], "verdicts": verdicts, "kinds": kinds, "cut": (start, end, len(row["text"]))} | sides
+        )
     return {"texts": found, "all": len(wrong), "types": type_numbers(name, kind, rows)}
 
 
@@ -251,11 +261,14 @@ def differences(kind, row, item):
         return {f"{side}_shown": cut(label) for side, label in sides.items()}
     sets = {side: entities.entities_in(kind, label) for side, label in sides.items()}
     other = sets["predicted"]
-    return {f"{side}_shown": entity_list(row, found - (sets["gold"] if found is other or side == "likely" else other)) for side, found in sets.items()}
+    return {
+        f"{side}_shown": entity_list(row, found - (sets["gold"] if found is other or side == "likely" else other))
+        for side, found in sets.items()
+    }
 
 
 def entity_list(row, found):
-    """"city: Oslo; time: noon": entities as a string."""
+    """ "city: Oslo; time: noon": entities as a string."""
     ordered = sorted(found, key=entities.place)
     return "; ".join(f"{e[0]}: {' '.join(entities.tokens_of(row, e))}" for e in ordered) or "–"
 
@@ -270,10 +283,10 @@ def labels_of(kind, label):
 
 
 def table_of(rows, kinds):
-    """{"tasks", "labels", "rows", "all"}: rows for the script of the page, wrong ones first until they fill TABLE_BYTES.
+    """{"tasks", "labels", "rows", "all"}: rows for the script of the page, wrong ones first until TABLE_BYTES are full.
 
-    A row is [part, id, text, right, [[gold, [[predicted, right, confidence]]] of each task], [numbers of labels]]; right
-    is 1, 0 or null. They are then in the order of the files again.
+    A row is [part, id, text, right, [[gold, [[predicted, right, confidence]]] of each task], [numbers of labels]];
+    right is 1, 0 or null. They are then in the order of the files again.
     """
     names, numbers, size, kept = list(kinds), {}, 0, []
     flat = everything_by_part(rows)

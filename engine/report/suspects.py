@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.text import text_of
 
-NEAR = 0.7  # cosine of the texts' character trigrams from which on they are near duplicates
+NEAR = 0.8  # cosine of the texts' character trigrams from which on they are near duplicates
 MOST_TEXTS = 200_000  # of training that are compared
 
 
@@ -25,11 +25,11 @@ def confident_learning(rows):
     """[(row number, label that it probably has, margin)], the most suspicious first.
 
     rows: of each (given label, {label: probability by a model that never saw the row}). Northcutt et al., Confident
-    Learning, 2021 (JAIR 70; arXiv:1911.00068), equations 1 and 2: a row counts to the likely label j, if p_j is at least
-    the mean p_j of the rows that were given j, and of several such the one with the largest p_j. Rows that count to
-    another label than their own are the issues ("confident joint, off the diagonal"); they are ranked by the normalised
-    margin p_given - p_likely, the lowest first. The library of its authors does the same and more, under a licence
-    (AGPL) that would bind this template.
+    Learning, 2021 (JAIR 70; arXiv:1911.00068), equations 1 and 2: a row counts to the likely label j, if p_j is at
+    least the mean p_j of the rows that were given j, and of several such the one with the largest p_j. Rows that
+    count to another label than their own are the issues ("confident joint, off the diagonal"); they are ranked by the
+    normalised margin p_given - p_likely, the lowest first. The library of its authors does the same and more, under a
+    licence (AGPL) that would bind this template.
     """
     thresholds, found = class_thresholds(rows), []
     for number, (gold, probabilities) in enumerate(rows):
@@ -136,8 +136,8 @@ def near_duplicates(queries, training, block=20_000):
 
 
 def contradicted(rows, numbers, kinds, training, most=3):
-    """{row number: [{"id", "text", "task", "label", "cosine"}]}: near duplicates in training that have another label of a
-    text task than the row itself."""
+    """{row number: [{"id", "text", "task", "label", "cosine"}]}: near duplicates in training that have another label of
+    a text task than the row itself."""
     tasks = [name for name, kind in kinds.items() if kind in ("classification", "multilabel")]
     found, queries = {}, [" ".join(filter(None, (rows[i]["text"], rows[i].get("text_pair")))) for i in numbers]
     if not tasks:

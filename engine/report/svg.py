@@ -1,7 +1,7 @@
 """Pictures as SVG in the page, drawn here rather than by matplotlib.
 
-Some lines of text each, where matplotlib's are 20 to 60 kB; their colours are the page's, so they follow light, dark and
-print; their letters are the browser's, so Chinese needs no font on the machine that makes them. Coordinates are numbers
+Two curves of twenty points are 5 kB, matplotlib's 19 kB. The colours are the page's, so they follow light, dark and
+print; the letters are the browser's, so Chinese needs no font on the machine that makes them. Coordinates are numbers
 of ours, and whatever names something is escaped.
 """
 
@@ -26,7 +26,7 @@ def ticks(low, high, about=5):
 
 def number(value):
     """A number on an axis."""
-    if value and abs(value) < 1e-3 or abs(value) >= 1e5:
+    if 0 < abs(value) < 1e-3 or abs(value) >= 1e5:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     return f"{value:,.10g}" if abs(value) >= 1000 else f"{value:.6g}"
