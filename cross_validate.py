@@ -23,8 +23,7 @@ def main(config):
     import metrics
     from engine.cross_validation import as_predictions, average_heads, deciding_state, mean_predictions, mean_scores
     from engine.predictions import prediction_row, write_predictions
-    from engine.report.answers import rows_of, write_about, write_rows
-    from engine.report.page import show_report
+    from engine.report.answers import rows_of, write_rows
     from preprocess.schema import load_labels
 
     data_path = config.data_dir
@@ -39,21 +38,12 @@ def main(config):
     folder = config.run_dir.with_name(f"{config.run_dir.name}-folds")
     folder.mkdir(parents=True, exist_ok=True)
     logger = get_logger(folder / "train.log", logging.INFO)
-    gold, predicted = ({name: [] for name in tasks} for _ in range(2))
     rows, kept, averages, head_states, test_set = [], [], [], [], None
     for fold in folds:
         trainer, dev_loader, test_loader = load_fold(fold)
         predictions, _ = trainer.infer(dev_loader, f"fold {fold.fold}: dev", keep_averages="texts")
-        labels, probabilities, _ = predictions
         kept += [row | {"fold": fold.fold} for row in rows_of(dev_loader.dataset, predictions, tasks, metrics)]
-        for i in range(len(dev_loader.dataset)):
-            example = dev_loader.dataset[i]
-            for name in tasks:
-                gold[name].append(example[name])
-                predicted[name].append(labels[name][i])
-            answers = {name: (labels[name][i], probabilities[name][i]) for name in tasks}
-            row = prediction_row(example, answers, tasks, metrics.is_right)
-            rows.append({"id": row.pop("id"), "fold": fold.fold, **row})
+        rows += fold_rows(fold.fold, dev_loader.dataset, predictions, tasks)
         if test_loader:
             test_set = test_loader.dataset
             predictions, _ = trainer.infer(test_loader, f"fold {fold.fold}: test", keep_averages=True)
@@ -62,7 +52,8 @@ def main(config):
     write_predictions(rows, folder / "out_of_fold.csv")
 
     result = mean_scores([fold.run_dir / "eval.json" for fold in folds])
-    result["out_of_fold"] = metrics.score(tasks, gold, predicted)
+    sides = ({name: [row["answers"][name][side] for row in kept] for name in tasks} for side in ("gold", "predicted"))
+    result["out_of_fold"] = metrics.score(tasks, *sides)
     write_rows(folder, "out_of_fold", kept)
     if test_set is not None:
         average_heads(trainer.model, head_states)
@@ -75,10 +66,21 @@ def main(config):
         result["test_of_all_folds"] = metrics.score(tasks, test_gold, predictions.labels)
     write_json(folder / "folds.json", result)
     log_result(result, len(folds), logger)
-    parts, names = ["out_of_fold", *(["test"] if test_set is not None else [])], [fold.run_dir.name for fold in folds]
-    write_about(folder, trainer, folds[0], parts, metrics, folds=names, data_path=str(data_path))
-    show_report(folder, config.report_language)
+    leave_report(folder, trainer, folds, ["out_of_fold", *(["test"] if test_set is not None else [])])
     return code
+
+
+def fold_rows(number, data, predictions, tasks):
+    """The rows of out_of_fold.csv of a fold's dev part."""
+    from engine.predictions import prediction_row
+    from metrics import is_right
+
+    rows = []
+    for i in range(len(data)):
+        answers = {name: (predictions.labels[name][i], predictions.probabilities[name][i]) for name in tasks}
+        row = prediction_row(data[i], answers, tasks, is_right)
+        rows.append({"id": row.pop("id"), "fold": number, **row})
+    return rows
 
 
 def train_folds(folds):
@@ -102,6 +104,17 @@ def load_fold(fold):
         for path in parts
     ]
     return trainer, *loaders
+
+
+def leave_report(folder, trainer, folds, parts):
+    """report.html of all folds, from the answers that lie there already. trainer: of one of them."""
+    import metrics
+    from engine.report.answers import write_about
+    from engine.report.page import show_report
+
+    names, data_path = [fold.run_dir.name for fold in folds], str(folds[0].data_dir.parent)
+    write_about(folder, trainer, folds[0], parts, metrics, folds=names, data_path=data_path)
+    show_report(folder, folds[0].report_language)
 
 
 def log_result(result, num_folds, logger):
