@@ -1,19 +1,21 @@
 """Does the list of suspicious rows find labels that are wrong? Plants some, cross-validates, and counts.
 
-    python benchmarks/wrong_labels.py --input dataset/sample_raw --task intent --hidden_size 128 --epochs 8
+    python benchmarks/wrong_labels.py --input dataset/sample_raw --task intent
 
-Of the rows of train and dev a share gets another label of the same task, at random by the seed; every row is then judged
-by the fold that never saw it (cross_validate.py). Printed: how many of the planted rows lie within the first 5 % of
-suspicious.csv, counted in rows of the data. Flags that are not listed by --help are cross_validate.py's.
+Of the rows of train and dev a share gets another label of the same task, at random by the seed; every row is then
+judged by the fold that never saw it (cross_validate.py). Printed: how many of the planted rows lie within the first 5 %
+of suspicious.csv, counted in rows of the data.
 """
 
 import argparse
 import csv
+import io
 import json
 import random
 import subprocess
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,8 +25,9 @@ from data_process import DataConfig, prepare  # noqa: E402
 
 
 def planted(options, folder):
-    """Writes the data with wrong labels as raw JSONL. -> (ids of the rows that were changed, how many rows there are)"""
-    parts, tasks, _ = prepare(DataConfig(input=options.input, output_dir=str(folder / "unused")))
+    """Writes the data with wrong labels as raw JSONL. -> (ids of the rows that were changed, number of all rows)"""
+    with redirect_stdout(io.StringIO()):
+        parts, tasks, _ = prepare(DataConfig(input=options.input, output_dir=str(folder / "unused")))
     rows = [row for part in ("train", "dev") for row in parts.get(part, ())]
     labels, rng = tasks[options.task]["labels"], random.Random(options.seed)
     chosen = rng.sample(range(len(rows)), round(options.share * len(rows)))
@@ -50,14 +53,22 @@ def main():
     parser.add_argument("--share", type=float, default=0.02, help="of the labels that are made wrong")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--n_splits", type=int, default=5)
-    options, flags = parser.parse_known_args()
+    parser.add_argument("--flags", default="--hidden_size 128 --epochs 8", help="of cross_validate.py, in quotes")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         wrong, size = planted(options, folder)
         make = ["data_process.py", "--input", folder / "raw.jsonl", "--label_column", options.task]
         run(*make, "--output_dir", folder / "data", "--n_splits", options.n_splits, "--test_ratio", 0)
         run(
-            "cross_validate.py", "--data_path", folder / "data", "--output_dir", folder, "--model_version", "cv", *flags
+            "cross_validate.py",
+            "--data_path",
+            folder / "data",
+            "--output_dir",
+            folder,
+            "--model_version",
+            "cv",
+            *options.flags.split(),
         )
         with open(folder / "cv-folds/suspicious.csv", encoding="utf-8", newline="") as file:
             listed = [row["id"] for row in csv.DictReader(file)]
