@@ -11,8 +11,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.command_line import UserError, option, options_without_switch, parse_layers, require_range, require_seed
-from engine.option_checks import refuse_backbone, refuse_contradictions, refuse_tricks, unused_by_tasks
+from engine.command_line import UserError, option, parse_layers, require_range, require_seed
+from engine.option_checks import refuse_backbone, refuse_contradictions, refuse_tricks, unused_options
 from engine.run_folder import SavedOptions, changed_options
 
 logger = logging.getLogger("template")
@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parent  # of the repository
 
 # Options that may differ when a run is resumed: they do not change the result. All others must be what they were.
 RESUME_SAFE = frozenset(
-    """do_train do_eval do_predict resume force_resume debug output_dir model_version log_output_path log_output_file
-    checkpoint predict_file predict_output text_column text_pair_column encoding num_workers log_steps save_epoch
-    save_steps device ddp_timeout""".split()
+    """do_train do_eval do_predict do_report compare report_language resume force_resume debug output_dir model_version
+    log_output_path log_output_file checkpoint predict_file predict_output text_column text_pair_column encoding
+    num_workers log_steps save_epoch save_steps device ddp_timeout""".split()
 )
 
 
@@ -34,6 +34,9 @@ class Config(SavedOptions):
     do_train: bool = option(False, "train, and keep the best and the last checkpoints", group="what to do")
     do_eval: bool = option(False, "score the best checkpoint on dev and test, into eval.json")
     do_predict: bool = option(False, "label --predict_file, or else the test part, with the best checkpoint")
+    do_report: bool = option(False, "make report.html of a run anew, from its files alone; --do_eval makes it anyway")
+    compare: tuple[str, ...] = option((), "names of runs, or their folders: one page of all, the first as the baseline")
+    report_language: str = option("auto", "of report.html; auto: that of the texts", choices=["auto", "en", "zh"])
     resume: bool = option(False, "go on from the newest good checkpoint of the run folder, or start if there is none")
     force_resume: bool = option(False, "resume although options, data or tokenizer differ from those of the run")
     debug: bool = option(
@@ -166,15 +169,14 @@ class Config(SavedOptions):
     def __post_init__(self):
         if self.debug and not (self.do_train or self.do_eval or self.do_predict):
             self.do_train = self.do_eval = self.do_predict = True
-        at_least_one = (
-            "hidden_size num_layers vocab_size batch_size gradient_accumulation_steps eval_batch_size log_steps "
-            "ddp_timeout"
+        require_range(
+            self, 1, "hidden_size num_layers vocab_size batch_size gradient_accumulation_steps eval_batch_size"
         )
-        require_range(self, 1, at_least_one + " shuffle_buffer pgd_steps freelb_steps dropout_samples")
-        not_negative = (
-            "epochs warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps num_workers"
+        require_range(self, 1, "log_steps ddp_timeout shuffle_buffer pgd_steps freelb_steps dropout_samples")
+        require_range(
+            self, 0, "epochs warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps"
         )
-        require_range(self, 0, not_negative + " shared_layers fgm_eps pgd_alpha freelb_alpha awp_gamma smart_weight")
+        require_range(self, 0, "num_workers shared_layers fgm_eps pgd_alpha freelb_alpha awp_gamma smart_weight")
         require_range(self, 0, "rdrop_alpha focal_gamma unfreeze_layers lora_rank lora_alpha")
         require_range(self, 8, "max_length")
         require_range(self, -1, "freeze_layers")
@@ -219,7 +221,7 @@ class Config(SavedOptions):
 
     def unused_options(self, kinds=("tagging", "classification")):
         """A line for each option that has no effect, or leaves another one without. kinds: the types of the tasks."""
-        return options_without_switch(self) + unused_by_tasks(self, kinds)
+        return unused_options(self, kinds)
 
     def changes_since(self, before):
         """['lr was 0.001, is 0.01', …] of the options that change the result. before: those of a run.

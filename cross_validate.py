@@ -5,7 +5,8 @@
 
 Takes main.py's flags. Each fold is a run of its own, OUTPUT_DIR/<version>-fold_<k>; started again, it goes on where it
 stopped. In OUTPUT_DIR/<version>-folds: out_of_fold.csv (each row once, by the model that never saw it), predictions.csv
-(the test part, by the mean of the folds' probabilities) and folds.json (scores of each fold, mean, standard deviation).
+(the test part, by the mean of the folds' probabilities), folds.json (scores of each fold, mean, standard deviation) and
+report.html (docs/report.md).
 """
 
 import dataclasses
@@ -20,9 +21,10 @@ from logging_config import get_logger
 
 
 def main(config):
-    from engine.cross_validation import average_heads, deciding_state, mean_predictions, mean_scores
+    import metrics
+    from engine.cross_validation import as_predictions, average_heads, deciding_state, mean_predictions, mean_scores
     from engine.predictions import prediction_row, write_predictions
-    from metrics import score
+    from engine.report.answers import rows_of, write_rows
     from preprocess.schema import load_labels
 
     if is_launched():
@@ -39,19 +41,12 @@ def main(config):
     folder = config.run_dir.with_name(f"{config.run_dir.name}-folds")
     folder.mkdir(parents=True, exist_ok=True)
     logger = get_logger(folder / "train.log", logging.INFO)
-    gold, predicted = ({name: [] for name in tasks} for _ in range(2))
-    rows, averages, head_states, test_set = [], [], [], None
+    rows, kept, averages, head_states, test_set = [], [], [], [], None
     for fold in folds:
         trainer, dev_loader, test_loader = load_fold(fold)
-        (labels, probabilities, _), _ = trainer.infer(dev_loader, f"fold {fold.fold}: dev")
-        for i in range(len(dev_loader.dataset)):
-            example = dev_loader.dataset[i]
-            for name in tasks:
-                gold[name].append(example[name])
-                predicted[name].append(labels[name][i])
-            answers = {name: (labels[name][i], probabilities[name][i]) for name in tasks}
-            row = prediction_row(example, answers, tasks)
-            rows.append({"id": row.pop("id"), "fold": fold.fold, **row})
+        predictions, _ = trainer.infer(dev_loader, f"fold {fold.fold}: dev", keep_averages="texts")
+        kept += [row | {"fold": fold.fold} for row in rows_of(dev_loader.dataset, predictions, tasks, metrics)]
+        rows += fold_rows(fold.fold, dev_loader.dataset, predictions, tasks)
         if test_loader:
             test_set = test_loader.dataset
             predictions, _ = trainer.infer(test_loader, f"fold {fold.fold}: test", keep_averages=True)
@@ -60,17 +55,35 @@ def main(config):
     write_predictions(rows, folder / "out_of_fold.csv")
 
     result = mean_scores([fold.run_dir / "eval.json" for fold in folds])
-    result["out_of_fold"] = score(tasks, gold, predicted)
+    sides = ({name: [row["answers"][name][side] for row in kept] for name in tasks} for side in ("gold", "predicted"))
+    result["out_of_fold"] = metrics.score(tasks, *sides)
+    write_rows(folder, "out_of_fold", kept)
     if test_set is not None:
         average_heads(trainer.model, head_states)
         answers = mean_predictions(trainer.model, averages, test_set)
-        write_predictions(
-            (prediction_row(test_set[i], answer, tasks) for i, answer in enumerate(answers)), folder / "predictions.csv"
-        )
+        labelled = (prediction_row(test_set[i], answer, tasks, metrics.is_right) for i, answer in enumerate(answers))
+        write_predictions(labelled, folder / "predictions.csv")
+        predictions = as_predictions(answers, averages, trainer.model)
+        write_rows(folder, "test", rows_of(test_set, predictions, tasks, metrics))
         test_gold = {name: [test_set[i][name] for i in range(len(test_set))] for name in tasks}
-        result["test_of_all_folds"] = score(tasks, test_gold, {n: [answer[n][0] for answer in answers] for n in tasks})
+        result["test_of_all_folds"] = metrics.score(tasks, test_gold, predictions.labels)
     write_json(folder / "folds.json", result)
-    return log_result(result, len(folds), logger) or code
+    log_result(result, len(folds), logger)
+    leave_report(folder, trainer, folds, ["out_of_fold", *(["test"] if test_set is not None else [])])
+    return code
+
+
+def fold_rows(number, data, predictions, tasks):
+    """The rows of out_of_fold.csv of a fold's dev part."""
+    from engine.predictions import prediction_row
+    from metrics import is_right
+
+    rows = []
+    for i in range(len(data)):
+        answers = {name: (predictions.labels[name][i], predictions.probabilities[name][i]) for name in tasks}
+        row = prediction_row(data[i], answers, tasks, is_right)
+        rows.append({"id": row.pop("id"), "fold": number, **row})
+    return rows
 
 
 def train_folds(folds):
@@ -94,6 +107,17 @@ def load_fold(fold):
         for path in parts
     ]
     return trainer, *loaders
+
+
+def leave_report(folder, trainer, folds, parts):
+    """report.html of all folds, from the answers that lie there already. trainer: of one of them."""
+    import metrics
+    from engine.report.answers import write_about
+    from engine.report.page import show_report
+
+    names, data_path = [fold.run_dir.name for fold in folds], str(folds[0].data_dir.parent)
+    write_about(folder, trainer, folds[0], parts, metrics, folds=names, data_path=data_path)
+    show_report(folder, folds[0].report_language)
 
 
 def log_result(result, num_folds, logger):

@@ -26,7 +26,6 @@ from engine import distributed
 from engine.command_line import UserError
 from engine.features import Ragged, encoded_fingerprint, to_arrow, to_numpy, warn_of_cuts
 from engine.tags import IGNORE
-from engine.text import text_of
 from engine.token_cache import cached_table
 from preprocess.schema import read_processed
 
@@ -108,7 +107,8 @@ class MyDataset(Dataset):
             path = Path(source)
             self.fingerprint = encoded_fingerprint(path, featurizer, limit)
             name = f"{path.stem}-{self.fingerprint}"
-            self.table = cached_table(path.parent / ".cache", name, lambda: self.encode_file(path, limit))
+            with distributed.first_of_node():
+                self.table = cached_table(path.parent / ".cache", name, lambda: self.encode_file(path, limit))
         self.columns = {name: to_numpy(self.table[name]) for name in self.table.column_names if name != "example"}
         self.lengths = self.columns["input_ids"].lengths
         self.example_index = self.columns["example_index"]  # of each row
@@ -332,12 +332,6 @@ class MyIterableDataLoader(DataLoader):
 
 def pin(batch):
     return Batch(*({name: tensor.pin_memory() for name, tensor in part.items()} for part in batch[:2]), batch.rows)
-
-
-def training_texts(path):
-    """The texts of a processed file, one at a time, for a tokenizer to learn from."""
-    for _, example in read_processed(path, {}):
-        yield text_of(example, with_pair=True)
 
 
 def build_loaders(config, data_path, featurizer, device, limit=None):

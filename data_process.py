@@ -152,8 +152,9 @@ def process(config):
     elif not config.check:
         write_processed(folder, parts, tasks)
     summary(parts, tasks)
-    checks.show(checks.examine(parts, tasks, featurizer_for_checks(config, parts, tasks), notes))
+    checks.show(notes := checks.examine(parts, tasks, featurizer_for_checks(config, parts, tasks), notes))
     if not config.check:
+        checks.keep(notes, folder / "checks.json")
         print(f"wrote {folder}: " + ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()))
 
 

@@ -25,14 +25,19 @@ def main(config):
     from data_process import make_sample
     from engine import distributed
     from engine.device import keep_freed_memory
+    from engine.report.compare import show_comparison
+    from engine.report.page import show_report
     from preprocess.sources import read_texts
 
     # Everything that can be checked before the slow part
-    if not (config.do_train or config.do_eval or config.do_predict):
-        raise UserError("nothing to do: add --do_train, --do_eval or --do_predict")
+    if not (config.do_train or config.do_eval or config.do_predict or config.do_report or config.compare):
+        raise UserError("nothing to do: add --do_train, --do_eval, --do_predict, --do_report or --compare")
+    if config.compare:
+        get_logger()
+        return show_comparison(config.output_dir, config.compare, config.report_language)
     device, data_path = distributed.join(config.device, config.ddp_timeout), config.data_dir
     texts = read_texts(config.predict_file, config) if config.do_predict and config.predict_file else None
-    needs_data = config.do_train or config.do_eval or not texts
+    needs_data = config.do_train or config.do_eval or (config.do_predict and not texts)
     if needs_data and config.data_path == Config.data_path and config.fold is None:
         with distributed.first_of_node():
             make_sample(data_path)
@@ -42,8 +47,7 @@ def main(config):
             log_path = Path(config.log_output_path or run_dir) / config.log_output_file
             get_logger(log_path, logging.DEBUG if config.debug else logging.INFO)
         seed_torch(config.random_seed, config.deterministic)
-        if device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(device)
 
         if config.do_train and config.debug:
             return rehearse_and_check(config, device, run_dir, texts)
@@ -53,41 +57,43 @@ def main(config):
             trainer.train()
         if config.do_eval or config.do_predict:
             evaluate_and_predict(config, device, run_dir, texts)
+        if (config.do_eval or config.do_report) and distributed.is_first():
+            show_report(run_dir, config.report_language)
         distributed.leave()
 
 
 def evaluate_and_predict(config, device, run_dir, texts=None):
     """With the best checkpoint, as a new process elsewhere would. texts: what to label, if not the test part."""
+    import metrics
     from data_loader import MyDataLoader, MyDataset
     from engine import distributed
     from engine.predictions import prepare_inputs
+    from engine.report.answers import write_about
     from preprocess.schema import check_same_labels, part_of
 
-    trainer, featurizer = load_trained(config.checkpoint or run_dir / "checkpoints/best", config, device)
+    best = Path(config.checkpoint or run_dir / "checkpoints/best")
+    trainer, featurizer = load_trained(best, config, device)
     data_path, limit = config.data_dir, 64 if config.debug else None
     if config.do_eval:
         check_same_labels(data_path, trainer.tasks)
         parts = [path for path in (data_path / "dev.jsonl", data_path / "test.jsonl") if path.exists()]
-        with distributed.first_of_node():
-            data_sets = {path.stem: MyDataset(path, featurizer, limit) for path in parts}
-        evaluate(trainer, data_sets, run_dir)
+        evaluate(trainer, {path.stem: MyDataset(path, featurizer, limit) for path in parts}, run_dir)
+        if distributed.is_first():
+            write_about(run_dir, trainer, Config.load(best / "args.json"), [path.stem for path in parts], metrics)
     if config.do_predict:
         source = prepare_inputs(texts, trainer.tasks, config.predict_file) if texts else part_of(data_path, "test")
-        with distributed.first_of_node():
-            data_set = MyDataset(source, featurizer, None if texts else limit)
-        trainer.predict(
-            MyDataLoader(data_set, config.eval_batch_size), config.predict_output or run_dir / "predictions.csv"
-        )
+        loader = MyDataLoader(MyDataset(source, featurizer, None if texts else limit), config.eval_batch_size)
+        trainer.predict(loader, config.predict_output or run_dir / "predictions.csv")
 
 
 def load_data(config, device, limit=None):
     """(tokenizer, tasks, train loader, dev loader). limit: only so many examples of each part."""
-    from data_loader import build_loaders, training_texts
+    from data_loader import build_loaders
     from engine import distributed
     from engine.encoders import pooling_of, pretrained_shape
     from engine.features import Featurizer
     from engine.tokenizer import load_tokenizer
-    from preprocess.schema import load_labels
+    from preprocess.schema import load_labels, training_texts
 
     data_path = config.data_dir
     tasks = load_labels(data_path)
@@ -98,8 +104,7 @@ def load_data(config, device, limit=None):
     )
     word_ends = pooling_of(config, pretrained_shape(config))[1] != "first"
     featurizer = Featurizer(tokenizer, tasks, config.max_length, config.window_stride, config.truncation, word_ends)
-    with distributed.first_of_node():
-        return tokenizer, tasks, *build_loaders(config, data_path, featurizer, device, limit)
+    return tokenizer, tasks, *build_loaders(config, data_path, featurizer, device, limit)
 
 
 def build_trainer(config, device, tokenizer, tasks, train_loader, dev_loader):
@@ -130,18 +135,23 @@ def load_trained(folder, config, device):
 
 
 def evaluate(trainer, data_sets, run_dir):
-    """Scores each part, into the log, eval.json and report.json. data_sets: {part: MyDataset}"""
+    """Scores each part, into the log, eval.json and report.json, answers in answers/. data_sets: {part: MyDataset}"""
+    import metrics
     from data_loader import MyDataLoader
     from engine import distributed
-    from metrics import report, table
+    from engine.report.answers import rows_of, write_rows
 
     scores, per_label = {}, {}
     for part, data_set in data_sets.items():
-        scores[part], gold, predicted = trainer.eval(MyDataLoader(data_set, trainer.config.eval_batch_size))
-        per_label[part] = report(trainer.tasks, gold, predicted)
+        loader = MyDataLoader(data_set, trainer.config.eval_batch_size)
+        scores[part], gold, predicted, answers = trainer.eval(loader, keep_averages="texts")
+        if not distributed.is_first():
+            continue
+        write_rows(run_dir, part, rows_of(data_set, answers, trainer.tasks, metrics))
+        per_label[part] = metrics.report(trainer.tasks, gold, predicted)
         for name, scores_of_labels in per_label[part].items():
             if not trainer.config.debug:  # of so few examples they would hide what matters
-                logger.info(f"{part}, {name}:\n{table(scores_of_labels)}")
+                logger.info(f"{part}, {name}:\n{metrics.table(scores_of_labels)}")
         logger.info(f"{part}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores[part].items()))
     if distributed.is_first():
         write_json(run_dir / "report.json", per_label)

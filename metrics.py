@@ -163,6 +163,18 @@ def is_same(kind, gold, predicted):
     return set(gold) == set(predicted) if kind == "multilabel" else gold == predicted
 
 
+def is_right(task, gold, predicted):
+    """Whether an answer to a text is right as a whole; None of a number, and where there is no label."""
+    kind = kind_of(task)
+    return None if gold is None or kind == "regression" else is_same(kind, gold, predicted)
+
+
+def main_scores(tasks):
+    """The names of the scores that tell most: those of all tasks together, then the main one of each."""
+    mains = [f"{name}_{MAIN[kind_of(task)]}" for name, task in tasks.items()]
+    return ["sentence_accuracy", "mean_score", *mains] if len(tasks) > 1 else mains
+
+
 def report(tasks, gold, predicted):
     """{task: {label or entity type: {"precision", "recall", "f1", "support"}}}; regression has no labels."""
     result = {}

@@ -7,7 +7,6 @@ Edit here when you want another optimizer or schedule (`build_optimizer`, `build
 import json
 import logging
 import math
-import shutil
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from itertools import islice
@@ -21,9 +20,9 @@ import metrics
 from engine import checkpoint, distributed
 from engine.command_line import UserError
 from engine.encoders import refuse_precision
-from engine.optimization import clip_and_step
-from engine.predictions import Answers, prediction_row, write_predictions
-from engine.progress import Progress, RunningLosses
+from engine.optimization import clip_and_step, describe, describe_rates
+from engine.predictions import Answers, Predictions, prediction_row, write_predictions
+from engine.progress import EpochBar, Progress, RunningLosses, line_of_scores
 from engine.signals import Interrupted, StopSignals
 from engine.trick import Tricks
 from logging_config import TRACKERS
@@ -61,6 +60,7 @@ class Evaluation(NamedTuple):
     scores: dict  # {score: value}, losses too
     gold: dict  # {task: a label or list of tags for each example}
     predicted: dict
+    predictions: Predictions | None = None  # with probabilities
 
 
 class Trainer:
@@ -115,13 +115,8 @@ class Trainer:
         config, progress = self.config, self.progress
         if distributed.is_first():
             config.save(config.run_dir / "args.json")
-        rates = sorted({f"{float(group['initial_lr']):.1e}" for group in self.optimizer.param_groups})
-        logger.info(
-            f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.1f} M parameters on {self.device}"
-            + (f", of which {sum(p.numel() for p in self.trained) / 1e6:.2f} M train; " if config.lora_rank else "; ")
-            + f"{len(self.train_loader.dataset)} examples to train on, {len(self.dev_loader.dataset)} in dev; "
-            f"peak rates {', '.join(rates)}"
-        )
+        data_sizes = f"{len(self.train_loader.dataset)} examples to train on, {len(self.dev_loader.dataset)} in dev"
+        logger.info(f"{describe(self.model, self.device)}; {data_sizes}; {describe_rates(self.optimizer)}")
         distributed.require_same_run(config, progress.data)
         self.replica = distributed.replicate(self.model, overlap=not self.tricks.change_gradients())
         with self.writer, self.stop, ExitStack() as stack:
@@ -160,7 +155,7 @@ class Trainer:
         self.tricks.before_epoch(epoch)
         self.train_loader.set_position(epoch, progress.batch)
         title = f"epoch {epoch + 1}/{config.epochs}"
-        bar = tqdm(total=len(self.train_loader), initial=progress.batch, desc=title, leave=False)
+        bar = EpochBar(title, len(self.train_loader), progress, self.losses, config.run_dir)
         batches = iter(self.train_loader)
         while group := list(islice(batches, config.gradient_accumulation_steps)):
             label_counts = self.count_labels(group)
@@ -175,17 +170,16 @@ class Trainer:
                 self.losses.add(output)
             self.optimizer_step(group)
             progress.step, progress.batch = progress.step + 1, progress.batch + len(group)
-            bar.update(len(group))
+            bar.update(group)
             if progress.step % config.log_steps == 0:
-                bar.set_postfix(loss=f"{self.log_losses(epoch):.4f}")
+                bar.log(self.log_losses(epoch), self.lr)
             self.stop.check()
             if config.save_steps and progress.step % config.save_steps == 0:
                 self.save_model(f"step_{progress.step:08d}", resumable=True)
         bar.close()
 
     def count_labels(self, group):
-        """{task: how many labels the micro-batches of a group have together, in all processes}: what each loss is
-        divided by."""
+        """{task: how many labels all micro-batches of a group have, in all processes}: what its loss is divided by."""
         counts = [self.model.count_labels(batch.inputs, batch.labels) for batch in group]
         counts = distributed.add_up({name: sum(count[name] for count in counts) for name in counts[0]})
         return {name: count.to(self.device, non_blocking=True) for name, count in counts.items()}
@@ -213,7 +207,7 @@ class Trainer:
             self.scheduler.step()
         self.optimizer.zero_grad()
         self.tricks.after_step(finite)
-        self.losses.end_step(finite, [row for batch in group for row in batch.rows.tolist()])
+        self.losses.end_step(norm, finite, [row for batch in group for row in batch.rows.tolist()])
 
     # ---- logs, best, last, resume ----------------------------------------------------------------------------------
 
@@ -255,7 +249,7 @@ class Trainer:
         progress = self.progress
         dev_scores = {f"dev_{name}": score for name, score in scores.items()}
         self.log({"step": progress.step, "epoch": progress.epoch - 1} | dev_scores)
-        shown = "  ".join(f"{name} {score:.4f}" for name, score in scores.items())
+        shown = line_of_scores(scores, [self.monitor, *metrics.main_scores(self.tasks), "loss"])
         if metrics.is_better(self.monitor, scores[self.monitor], progress.best_score):
             progress.best_score, progress.best_epoch, progress.bad_epochs = scores[self.monitor], progress.epoch, 0
             self.save_model("best")
@@ -300,14 +294,8 @@ class Trainer:
             changed = "the data or the tokenizer has changed since"
             raise UserError(f"{folder}: {changed}; train a new --model_version, or add --force_resume")
         self.losses = RunningLosses(self.progress, self.device)
-        if not distributed.is_first():
-            return True
-        with open(metrics_path, "ab") as file:
-            if file.tell() < self.progress.metrics_bytes:
-                logger.warning(f"{metrics_path} is shorter than it was; the lines that are missing stay so")
-            file.truncate(min(file.tell(), self.progress.metrics_bytes))
-        for path in damaged:  # else they would count among those that are kept
-            shutil.rmtree(path)
+        if distributed.is_first():
+            checkpoint.go_back_to(self.progress.metrics_bytes, metrics_path, damaged)
         logger.info(f"resumed from {folder}: {self.progress.step} steps done")
         return True
 
@@ -317,15 +305,16 @@ class Trainer:
         """{task: list of labels or tag lists}, twice -> {score: value}; see metrics.py."""
         return metrics.score(self.tasks, gold, predicted)
 
-    def eval(self, loader, calibrate=False):
+    def eval(self, loader, calibrate=False, keep_averages=False):
         """Scores all examples against the labels as they are in the file, cut or unknown ones too. -> Evaluation
 
         calibrate: first let the heads choose what they choose on dev (a multilabel head its threshold).
         """
-        predictions, losses = self.infer(loader, "evaluating", calibrate)
+        predictions, losses = self.infer(loader, "evaluating", calibrate, keep_averages)
         examples = [loader.dataset[i] for i in range(len(loader.dataset))]
         gold = {name: [example[name] for example in examples] for name in self.tasks}
-        return Evaluation(losses | self.metric_function(gold, predictions.labels), gold, predictions.labels)
+        scores = losses | self.metric_function(gold, predictions.labels)
+        return Evaluation(scores, gold, predictions.labels, predictions)
 
     @torch.inference_mode()
     def infer(self, loader, title, calibrate=False, keep_averages=False):
@@ -355,5 +344,6 @@ class Trainer:
             return
         data = loader.dataset
         answers = ({name: (labels[name][i], probabilities[name][i]) for name in self.tasks} for i in range(len(data)))
-        write_predictions((prediction_row(data[i], answer, self.tasks) for i, answer in enumerate(answers)), path)
+        rows = (prediction_row(data[i], answer, self.tasks, metrics.is_right) for i, answer in enumerate(answers))
+        write_predictions(rows, path)
         logger.info(f"{len(data)} predictions in {path}")

@@ -122,6 +122,17 @@ def newest_whole(root):
     return None, damaged
 
 
+def go_back_to(num_bytes, log, damaged):
+    """Cuts a log to what it was at a checkpoint, and removes the damaged ones after it, which would count among those
+    that are kept."""
+    with open(log, "ab") as file:
+        if file.tell() < num_bytes:
+            logger.warning(f"{log} is shorter than it was; the lines that are missing stay so")
+        file.truncate(min(file.tell(), num_bytes))
+    for path in damaged:
+        shutil.rmtree(path)
+
+
 def require_whole(folder):
     """UserError if a checkpoint is damaged, which names those beside it that are whole."""
     reason = verify(folder)

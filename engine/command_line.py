@@ -122,7 +122,7 @@ def parse_args(config_class, argv=None):
         if meta["group"]:
             section = parser.add_argument_group(meta["group"])
         flags = [f"--{name}" for name in (f.name, *meta["aliases"])]
-        shown = "" if f.default is None or f.default is False or f.default == "" else f" [{f.default}]"
+        shown = "" if f.default is None or f.default is False or f.default in ("", ()) else f" [{f.default}]"
         described = dict(dest=f.name, default=f.default, help=meta["help"] + shown)
         if f.type is bool:
             section.add_argument(*flags, type=parse_bool, nargs="?", const=True, metavar="BOOL", **described)
@@ -140,7 +140,8 @@ def parse_args(config_class, argv=None):
                 if get_origin(f.type) or get_args(f.type)
                 else f.type
             )
-            section.add_argument(*flags, type=meta["parse"] or kind, choices=meta["choices"], **described)
+            several = {"nargs": "+", "metavar": "NAME"} if get_origin(f.type) is tuple else {}
+            section.add_argument(*flags, type=meta["parse"] or kind, choices=meta["choices"], **several, **described)
     try:
         return config_class(**vars(parser.parse_args(argv)))
     except UserError as error:

@@ -6,7 +6,7 @@ import statistics
 import torch
 
 from engine import span_pointer
-from engine.predictions import add_cut_words
+from engine.predictions import Predictions, add_cut_words
 
 
 def mean_scores(paths):
@@ -63,3 +63,16 @@ def mean_predictions(model, averages, data):
                 answer, probability = add_cut_words(answer, probability, num_cut, head.task)
             answers[i][name] = head.to_labels(answer, probability)
     return answers
+
+
+def as_predictions(answers, averages, model):
+    """Predictions of what `mean_predictions` gave; of the labels of whole texts with the mean of what was averaged."""
+    heads = model.output_layer.heads
+    labels, probabilities = ({name: [answer[name][part] for answer in answers] for name in heads} for part in (0, 1))
+    means = {
+        name: [None] * len(answers)
+        if head.level == "words"
+        else [torch.stack(several).mean(0) for several in zip(*(average[name] for average in averages))]
+        for name, head in heads.items()
+    }
+    return Predictions(labels, probabilities, means)

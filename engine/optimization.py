@@ -72,3 +72,15 @@ def clip_and_step(optimizer, scaler, parameters, norm, finite, max_grad_norm):
         if divisor is not None:
             torch._foreach_div_([p.grad for p in parameters if p.grad is not None], divisor)
         scaler.step(optimizer)
+
+
+def describe(model, device):
+    """ "22.7 M parameters on cpu", and how many of them train if not all do."""
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    trained = sum(size for size, trains in sizes if trains)
+    some = "" if all(trains for _, trains in sizes) else f", of which {trained / 1e6:.2f} M train"
+    return f"{sum(size for size, _ in sizes) / 1e6:.1f} M parameters on {device}{some}"
+
+
+def describe_rates(optimizer):
+    return "peak rates " + ", ".join(sorted({f"{float(group['initial_lr']):.1e}" for group in optimizer.param_groups}))

@@ -4,7 +4,7 @@ import math
 import os
 from pathlib import Path
 
-from engine.command_line import UserError
+from engine.command_line import UserError, options_without_switch
 from engine.launch import is_launched
 from engine.tags import has_spans, needs_words
 
@@ -82,9 +82,9 @@ def refuse_contradictions(config):
         raise UserError(f"{name} must be a plain name; --output_dir says where runs are kept")
 
 
-def unused_by_tasks(config, kinds):
-    """A line for each option that has no effect on tasks of these kinds."""
-    unused = []
+def unused_options(config, kinds):
+    """A line for each option that has no effect, or leaves another one without. kinds: the types of the tasks."""
+    unused = options_without_switch(config)
     if config.use_crf and "tagging" not in kinds:
         unused.append("--use_crf has no effect: none of the tasks is tagging")
     elif config.use_crf and (config.class_weights != "none" or config.label_smoothing or config.focal_gamma):

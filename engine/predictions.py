@@ -33,10 +33,12 @@ class Answers:
 
     calibrate: decode a task only when all its logits are known, and let its head choose on them what it chooses on dev.
     Of a head that finds spans all that it might take is kept instead; it chooses on that, its windows put together.
+    keep_averages: True, or "texts": of the labels of whole texts alone, which are few numbers each.
     """
 
     def __init__(self, heads, data, calibrate=False, keep_averages=False):
-        self.heads, self.data, self.keep_averages = heads, data, keep_averages
+        self.heads, self.data = heads, data
+        self.keep = {n for n, h in heads.items() if keep_averages and (keep_averages != "texts" or h.level != "words")}
         calibrated = [name for name, head in heads.items() if calibrate and head.needs_calibration]
         self.waiting = {name: [] for name in calibrated if not heads[name].finds_spans}
         self.calibrated_on_spans = [name for name in calibrated if heads[name].finds_spans]
@@ -58,7 +60,7 @@ class Answers:
         answers, probabilities = head.decode(logits, batch.inputs)
         if not head.finds_spans:
             answers, probabilities = answers.tolist(), probabilities.tolist()
-        keep = self.keep_averages and not head.finds_spans
+        keep = name in self.keep and not head.finds_spans
         averages = head.to_average(logits).cpu() if keep else [None] * len(answers)
         for i, row in enumerate(batch.rows.tolist()):
             if head.finds_spans:
@@ -112,12 +114,12 @@ class Answers:
         pieces, head, data = self.pieces[name][example], self.heads[name], self.data
         if head.finds_spans:
             found = span_pointer.merge_windows(pieces)
-            return *found, found if self.keep_averages else None
+            return *found, found if name in self.keep else None
         if head.level != "words":
             return pieces[0][1:]
         tag_ids, probabilities = (merge_windows([(piece[0], piece[part]) for piece in pieces]) for part in (1, 2))
         average = (
-            torch.stack(merge_windows([(piece[0], list(piece[3])) for piece in pieces])) if self.keep_averages else None
+            torch.stack(merge_windows([(piece[0], list(piece[3])) for piece in pieces])) if name in self.keep else None
         )
         cut = int(data.columns["num_words"][data.first_rows[example]]) - len(tag_ids) if len(pieces) == 1 else 0
         return *add_cut_words(tag_ids, probabilities, cut, head.task), average
@@ -175,34 +177,59 @@ def token_unit(tasks):
     return next((task["unit"] for task in tasks.values() if needs_words(task["type"])), None)
 
 
-def prediction_row(example, answers, tasks):
-    """What is written of an example. answers: {task: (label or tags, probability)}.
-
-    Columns: id, text, (text_pair,) and for each task its label and probability, or its entities, with text and
-    character offsets into the text column, and its tags; the entities of a task of spans have a probability each.
-    """
+def text_and_places(example, tasks):
+    """(the text of an example, [(start, end)] of its tokens in it, or None if it has none)."""
     text, spans = example.get("text"), None
     if text is not None and "tokens" in example:
         spans = place_tokens(text, example["tokens"])
     if text is None or ("tokens" in example and spans is None):  # there is none, or the tokens are not from it
         text, spans = join_tokens(example["tokens"], token_unit(tasks) or "word")
+    return text, spans
+
+
+def prediction_row(example, answers, tasks, is_right=None):
+    """What is written of an example. answers: {task: (label or tags, probability)}.
+
+    Columns: id, text, (text_pair,) and for each task its label and probability, or its entities, with text and
+    character offsets into the text column, and its tags; the entities of a task of spans have a probability each.
+    Where the example has the labels and `is_right` says of (task, gold, predicted) whether they agree, or None, follow
+    <task>_gold (and <task>_gold_tags), <task>_right, and at the end `right`: all of them that there are.
+    """
+    text, spans = text_and_places(example, tasks)
     row = {"id": example["id"], "text": text}
     if "text_pair" in example:
         row["text_pair"] = example["text_pair"]
     for name, (label, probability) in answers.items():
+        row |= columns_of(name, tasks[name], label, spans, text)
         if has_spans(tasks[name]["type"]):
-            found = [entity(kind, spans[first][0], spans[last][1], text) for first, last, kind in label]
-            row[name] = [one | {"probability": round(p, 6)} for one, p in zip(found, probability)]
-        elif is_tagging(tasks[name]["type"]):
-            if names_entities(tasks[name]):
-                row[name] = entities(label, spans, text)
-            row[f"{name}_tags"] = label
-        else:
-            row[name] = label
-            if probability is not None:
-                several = isinstance(probability, list)
-                row[f"{name}_probability"] = [round(p, 6) for p in probability] if several else round(probability, 6)
-    return row
+            row[name] = [one | {"probability": round(p, 6)} for one, p in zip(row[name], probability)]
+        elif probability is not None and not is_tagging(tasks[name]["type"]):
+            several = isinstance(probability, list)
+            row[f"{name}_probability"] = [round(p, 6) for p in probability] if several else round(probability, 6)
+    if is_right is None or any(name not in example for name in answers):
+        return row
+    verdicts = {name: is_right(tasks[name], example[name], answers[name][0]) for name in answers}
+    gold = {}
+    for name, verdict in verdicts.items():
+        gold |= columns_of(f"{name}_gold", tasks[name], example[name], spans, text) | {f"{name}_right": verdict}
+    known = [verdict for verdict in verdicts.values() if verdict is not None]
+    return gold_last(row, gold | {"right": all(known) if known else None})
+
+
+def gold_last(row, gold):
+    """Both; a task that is itself called "right" or "<task>_gold" keeps its column."""
+    return row | {name: value for name, value in gold.items() if name not in row}
+
+
+def columns_of(name, task, label, spans, text):
+    """The columns of a task's label, gold or predicted; None, where there is none, stays so."""
+    if has_spans(task["type"]):
+        found = label if label is None else [entity(kind, spans[f][0], spans[last][1], text) for f, last, kind in label]
+        return {name: found}
+    if not is_tagging(task["type"]):
+        return {name: label}
+    tags = {f"{name}_tags": label}
+    return {name: label if label is None else entities(label, spans, text)} | tags if names_entities(task) else tags
 
 
 def write_predictions(rows, path):

@@ -1,9 +1,12 @@
-"""Where a run stands, and the losses since its last log line."""
+"""Where a run stands, the losses since its last log line, and the bar that shows both."""
 
+import json
 import logging
+import time
 from dataclasses import dataclass, field, fields
 
 import torch
+from tqdm import tqdm
 
 from engine import distributed
 from engine.command_line import UserError
@@ -46,22 +49,25 @@ class Progress:
 
 
 class RunningLosses:
-    """Losses since the last log line, on the device until it is written, so that the host never waits for them."""
+    """Losses and gradient norms since the last log line, on the device until it is written, so that the host never
+    waits for them."""
 
     def __init__(self, progress, device):
         self.progress = progress
         self.sums = {name: torch.tensor(value, device=device) for name, value in progress.sums.items()}
         self.group_sums, self.unseen_steps = {}, []
+        self.examples, self.seconds, self.shown = 0, 0.0, ""  # by the clock: in no checkpoint, see `EpochBar`
 
     def add(self, output):
         """The losses of a micro-batch, each its share of its group's."""
         for name, loss in (("loss", output.total_loss), *((f"{task}_loss", v) for task, v in output.losses.items())):
             self.group_sums[name] = self.group_sums.get(name, 0.0) + loss.detach()
 
-    def end_step(self, finite, rows):
-        """Ends a group. finite: (), whether its gradient was; rows: the numbers of its examples."""
-        for name, loss in self.group_sums.items():
-            self.sums[name] = self.sums.get(name, 0.0) + torch.where(finite, loss, 0.0)
+    def end_step(self, norm, finite, rows):
+        """Ends a group. norm: (), of its gradient before it is clipped; finite: (), whether it is; rows: the numbers of
+        its examples."""
+        for name, value in (*self.group_sums.items(), ("gradient_norm", norm / distributed.size())):
+            self.sums[name] = self.sums.get(name, 0.0) + torch.where(finite, value, 0.0)
         self.group_sums = {}
         self.progress.sum_steps += 1
         self.unseen_steps.append((~finite, rows))
@@ -94,3 +100,56 @@ class RunningLosses:
         means = {name: sum(share[name] for share in shares) / max(1, steps) for name in progress.sums}
         self.sums, progress.sums, progress.sum_steps, progress.skipped_steps = {}, {}, 0, 0
         return means
+
+
+class EpochBar:
+    """The progress bar of an epoch: loss, rate, examples/s and time left.
+
+    How fast a run is depends on the clock, so it goes into a file of its own, throughput.jsonl (a line for each of
+    metrics.jsonl: step, epoch, examples_per_second, seconds), and never into what a resumed run must repeat to the
+    byte. Seconds are those of training alone, without evaluation and what a killed run did twice.
+    """
+
+    FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+
+    def __init__(self, title, num_batches, progress, losses, folder):
+        self.progress, self.losses, self.path = progress, losses, folder / "throughput.jsonl"
+        options = dict(total=num_batches, initial=progress.batch, desc=title, leave=False, bar_format=self.FORMAT)
+        self.bar, self.clock = tqdm(**options), time.perf_counter()
+
+    def update(self, group):
+        """A step is done. group: its batches."""
+        now, losses = time.perf_counter(), self.losses
+        losses.examples += sum(len(batch.rows) for batch in group) * distributed.size()  # in each about as many
+        losses.seconds, self.clock = losses.seconds + now - self.clock, now
+        pace = f"{losses.examples / max(losses.seconds, 1e-9):.0f} examples/s"
+        self.bar.set_postfix_str(f"{losses.shown}{pace}", refresh=False)
+        self.bar.update(len(group))
+
+    def log(self, loss, rate):
+        """A log line is due, for which the host has waited for the device. loss: the mean since the last one."""
+        losses, progress = self.losses, self.progress
+        now = time.perf_counter()
+        losses.seconds, self.clock = losses.seconds + now - self.clock, now
+        pace = {"examples_per_second": losses.examples / max(losses.seconds, 1e-9), "seconds": losses.seconds}
+        if not distributed.is_first():
+            return
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": progress.step, "epoch": progress.epoch} | pace) + "\n")
+        losses.examples, losses.seconds, losses.shown = 0, 0.0, f"loss {loss:.4f}, lr {rate:.1e}, "
+
+    def close(self):
+        self.bar.close()
+
+
+def line_of_scores(scores, names, width=67):
+    """The scores of these names that there are, as many as fit: "intent_accuracy 0.8250  slots_f1 0.6851  loss 1.5932".
+
+    width: what a terminal of 100 columns leaves beside "12:34:56 epoch 100  dev: " and "  (best)"; metrics.jsonl has
+    all of them.
+    """
+    line = ""
+    for name in dict.fromkeys(name for name in names if name in scores):
+        longer = f"{line}  {name} {scores[name]:.4f}".strip()
+        line = longer if len(longer) <= width or not line else line
+    return line

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import regex
 from tqdm import tqdm
 
+from engine.files import write_json
 from engine.tags import find_scheme, has_spans, illegal_tags, is_tagging, kind_of, needs_words
 from engine.text import text_of
 from preprocess.schema import length_of
@@ -595,6 +596,11 @@ def examine(parts, tasks, featurizer=None, notes=()):
     if featurizer is not None:
         notes += check_encoding(parts, tasks, featurizer)
     return [note for note in notes if note.rows]
+
+
+def keep(notes, path):
+    """Writes the notes, the first rows of each, to a JSON file, for a run's report."""
+    write_json(path, [{"what": n.what, "count": len(n.rows), "rows": n.rows[:3], "advice": n.advice} for n in notes])
 
 
 def show(notes, most=3):

@@ -14,6 +14,7 @@ from engine.command_line import UserError
 from engine.extras import extras_of, require_extras
 from engine.files import appearing_whole
 from engine.tags import kind_of, needs_words
+from engine.text import text_of
 from preprocess import labels
 
 PARTS = ("train", "dev", "test")
@@ -95,6 +96,12 @@ def read_processed(path, tasks, start=0, stop=None):
                 return
 
 
+def training_texts(path):
+    """The texts of a processed file, one at a time, for a tokenizer to learn from."""
+    for _, example in read_processed(path, {}):
+        yield text_of(example, with_pair=True)
+
+
 def part_of(data_path, part):
     path = Path(data_path) / f"{part}.jsonl"
     if not path.exists():
@@ -150,7 +157,7 @@ def require_own_folder(folder, source):
     """UserError if the output folder holds, or is, anything but an earlier processed folder."""
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     parts = {f"{part}.jsonl" for part in PARTS}
-    ours = r"(?s)labels\.json|\.cache|fold_\d+|\.(.*\.)?tmp"
+    ours = r"(?s)labels\.json|checks\.json|\.cache|fold_\d+|\.(.*\.)?tmp"
     strange = {name for name in inside - parts if not re.fullmatch(ours, name)}
     if not strange and "labels.json" not in inside:
         strange = inside & parts

@@ -29,7 +29,7 @@ def data_files(folder):
         if path.is_file()
         and not path.name.startswith((".", "README"))
         and path.suffix not in (".intent", ".py", ".md")
-        and path.name != "labels.json"
+        and path.name not in ("labels.json", "checks.json")
     ]
 
 

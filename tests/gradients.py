@@ -60,7 +60,7 @@ def main(path, processes, argv):
     gradients, rows = {}, []
     names = {p: name for name, p in trainer.model.named_parameters()}
     end_step = trainer.losses.end_step
-    trainer.losses.end_step = lambda finite, numbers: (rows.append(numbers), end_step(finite, numbers))
+    trainer.losses.end_step = lambda norm, finite, numbers: (rows.append(numbers), end_step(norm, finite, numbers))
     step = trainer_module.clip_and_step
 
     def keep(*args):

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from config import Config
-from data_loader import IGNORE, MyDataLoader, MyDataset, MyIterableDataLoader, MyIterableDataset, training_texts
+from data_loader import IGNORE, MyDataLoader, MyDataset, MyIterableDataLoader, MyIterableDataset
 from engine.command_line import UserError
 from engine.device import to_device
 from engine.features import Featurizer, Ragged
 from engine.tokenizer import load_tokenizer, train_tokenizer
-from preprocess.schema import read_processed
+from preprocess.schema import read_processed, training_texts
 
 TASKS = {
     "intent": {"type": "classification", "labels": ["go", "stay"]},

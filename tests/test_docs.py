@@ -107,7 +107,8 @@ def test_the_readmes_commands_for_your_data_run(command, tmp_path):
 # Run by hand: they set up an environment, take many minutes, or need two commits or data that others released
 BY_HAND = {
     *("run.sh", "test.sh", "benchmarks/soak.py", "benchmarks/same_bytes.py", "benchmarks/time_to_accuracy.py"),
-    *("benchmarks/pretraining.py", "benchmarks/ablation.py", "--only growth"),
+    *("benchmarks/pretraining.py", "benchmarks/ablation.py", "--only growth", "benchmarks/wrong_labels.py"),
+    *("--do_report", "--compare"),  # of runs that must be there: tests/test_report.py
 }
 SMALL = {
     "main.py": "--epochs 1 --hidden_size 32 --num_layers 1 --batch_size 16 --max_length 48",

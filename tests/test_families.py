@@ -18,12 +18,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 import main as main_module
 from config import seed_torch
-from data_loader import MyDataLoader, MyDataset, training_texts
+from data_loader import MyDataLoader, MyDataset
 from engine import lora
 from engine.command_line import UserError
 from engine.encoders import is_causal
 from engine.model_check import padding_mixer, run_until
 from engine.tokenizer import train_tokenizer
+from preprocess.schema import training_texts
 
 CPU = torch.device("cpu")
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)

@@ -10,7 +10,7 @@ from test_trainer import make_trainer
 MAIN_ROAD = ("main", "config", "data_process", "data_loader", "model_utils", "trainer", "tricks", "logging_config")
 TOP_LEVEL = {*MAIN_ROAD, "metrics", "cross_validate"}
 BELOW = ("engine", "preprocess", "huggingface_hands_on")
-LIBRARY = [path for folder in (ROOT, *(ROOT / name for name in BELOW)) for path in sorted(folder.glob("*.py"))]
+LIBRARY = [*sorted(ROOT.glob("*.py")), *(path for name in BELOW for path in sorted((ROOT / name).rglob("*.py")))]
 
 
 def module_of(path):

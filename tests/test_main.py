@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 from conftest import ROOT, read_json
@@ -28,6 +29,7 @@ def test_the_first_command_works_right_after_the_clone(command, tmp_path):
         "checkpoints",
         "eval.json",
         "predictions.csv",
+        "report.html",
     }
     scores = read_json(run / "eval.json")
     assert set(scores) == {"dev", "test"}
@@ -48,8 +50,9 @@ def test_the_first_command_works_right_after_the_clone(command, tmp_path):
     for row in rows:
         for entity in json.loads(row["slots"]):
             assert row["text"][entity["start"] : entity["end"]] == entity["text"]
-    first, last = (done.stderr.splitlines()[i] for i in (0, -1))
-    assert "the tokenizer is trained" in first and "predictions in" in last  # each message once, on the console
+    first, *_, report = [line for line in done.stderr.splitlines() if not re.match(r"\S+   \d\. ", line)]
+    assert "the tokenizer is trained" in first and report.endswith("report.html")
+    assert done.stderr.count("predictions in") == 1  # each message once, on the console
 
     (tmp_path / "mine.txt").write_text("play Yesterday by Adele\n\n明天北京天气怎么样\n", encoding="utf-8")
     done = command("main.py", "--do_predict", "--predict_file", "mine.txt", "--predict_output", "mine.jsonl")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import main as main_module
 from config import Config, seed_torch
-from data_loader import LengthSampler, MyDataLoader, MyDataset, build_loaders, training_texts
+from data_loader import LengthSampler, MyDataLoader, MyDataset, build_loaders
 from engine import checkpoint
 from engine.command_line import UserError
 from engine.features import Featurizer, merge_windows
@@ -20,7 +20,7 @@ from engine.optimization import parameter_groups
 from engine.signals import Interrupted
 from engine.tokenizer import load_tokenizer
 from model_utils import MyModelOutput, build_model
-from preprocess.schema import load_labels
+from preprocess.schema import load_labels, training_texts
 from trainer import Evaluation, Trainer, build_optimizer, build_scheduler
 from tricks import build_tricks
 

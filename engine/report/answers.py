@@ -1,0 +1,160 @@
+"""What an evaluation leaves in a run folder for its report: every answer beside its label, and what was at hand.
+
+    answers/about.json    the tasks, the options that differ from the defaults, where and when it was
+    answers/<part>.jsonl  a row of dev, test or (of a cross-validation) out_of_fold:
+
+{"id", "text", "text_pair"?, "places"?: [[start, end] of each token in the text], "cut": sub-tokens that were not seen,
+"windows": how many inputs it was read in, "columns"?: other columns of the row, "answers": {task: {"gold",
+"predicted", "right", "probability", "probabilities"?}}}. gold is null where there is no label; spans are [first token,
+last token, type]. probability: of the label; of tags and spans a list. probabilities: of a text's labels, those of at
+least SMALLEST. So a report can be made again without the model, and anyone can recompute its figures.
+"""
+
+import dataclasses
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine.command_line import UserError
+from engine.files import appearing_whole, write_json
+from engine.predictions import text_and_places
+from engine.tags import kind_of
+
+SMALLEST = 1e-4  # what is less probable is left out
+KINDS = ("classification", "multilabel", "regression", "tagging", "spans", "words")
+# Options that say nothing about the model
+NO_MATTER = frozenset(
+    "do_train do_eval do_predict do_report compare report_language resume output_dir model_version".split()
+)
+PLAIN_KEYS = {"id", "text", "tokens", "text_pair", "extras"}
+
+
+def marks_of(data):
+    """(sub-tokens cut, number of inputs) of each example of a MyDataset, each (N,)."""
+    windows = np.bincount(data.example_index, minlength=len(data))
+    return np.bincount(data.example_index, data.columns["num_cut"], len(data)).astype(int), windows
+
+
+def distribution(average, labels, predicted, kind):
+    """{label: probability} of what `to_average` of a head gave for a text; None if it is no such distribution, as a
+    head of one's own may give anything."""
+    if average is None or average.ndim != 1 or len(average) != len(labels):
+        return None
+    values = average.double().tolist()
+    several = kind == "multilabel"
+    if not all(0 <= p <= 1 for p in values) or (not several and labels[values.index(max(values))] != predicted):
+        return None
+    kept = {label: round(p, 6) for label, p in zip(labels, values) if p >= SMALLEST}
+    return kept if several else dict(sorted(kept.items(), key=lambda item: -item[1]))
+
+
+def answer_of(task, kind, gold, label, probability, average, verdict):
+    """What is kept of a task's answer to a text."""
+    rounded = probability if probability is None else np.round(probability, 6).tolist()
+    kept = {"gold": gold, "predicted": label, "right": verdict, "probability": rounded}
+    if kind in ("classification", "multilabel"):
+        found = distribution(average, task["labels"], label, kind)
+        kept |= {} if found is None else {"probabilities": found}
+    return kept
+
+
+def rows_of(data, predictions, tasks, metrics):
+    """The rows of a MyDataset as they are kept. predictions: engine.predictions.Predictions; metrics: the module
+    metrics.py, which says what is right."""
+    kinds = looks(tasks, metrics)
+    cut, windows = marks_of(data)
+    labels, probabilities, averages = predictions
+    for i in range(len(data)):
+        example = data[i]
+        text, places = text_and_places(example, tasks)
+        row = {"id": example["id"], "text": text}
+        row |= {"text_pair": example["text_pair"]} if "text_pair" in example else {}
+        row |= {} if places is None else {"places": places}
+        others = example.get("extras", {}) | {k: v for k, v in example.items() if k not in {*PLAIN_KEYS, *tasks}}
+        others = {name: value for name, value in others.items() if isinstance(value, str | int | float)}
+        row |= {"cut": int(cut[i]), "windows": int(windows[i])} | ({"columns": others} if others else {})
+        row["answers"] = {
+            name: answer_of(
+                task,
+                kinds[name],
+                example[name],
+                labels[name][i],
+                probabilities[name][i],
+                averages[name][i],
+                metrics.is_right(task, example[name], labels[name][i]),
+            )
+            for name, task in tasks.items()
+        }
+        yield row
+
+
+def looks(tasks, metrics):
+    """{task: one of KINDS}, as metrics.py scores it; a kind of one's own becomes the one that its labels look like."""
+    kinds = {name: metrics.kind_of(task) for name, task in tasks.items()}
+    return {name: kind if kind in KINDS else kind_of(tasks[name]) for name, kind in kinds.items()}
+
+
+def write_rows(folder, part, rows):
+    """Writes answers/<part>.jsonl below a run folder."""
+    (folder / "answers").mkdir(exist_ok=True)
+    with appearing_whole(folder / "answers" / f"{part}.jsonl") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_about(folder, trainer, trained, parts, metrics, **more):
+    """Writes answers/about.json. trainer: with the model that answered; trained: the options of its training."""
+    tasks, config, device = trainer.tasks, trainer.config, trainer.device
+    fields = {f.name: f.default for f in dataclasses.fields(type(config))}
+    options = dataclasses.asdict(trained)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    root = Path(__file__).resolve().parents[2]
+    about = {
+        "tasks": tasks,
+        "kinds": looks(tasks, metrics),
+        "monitor": trained.monitor or metrics.default_monitor(tasks),
+        "main_scores": {name: metrics.MAIN[metrics.kind_of(task)] for name, task in tasks.items()},
+        "shown_scores": metrics.main_scores(tasks),
+        "parts": parts,
+        "data_path": str(config.data_dir),
+        "options": {n: v for n, v in options.items() if n in fields and v != fields[n] and n not in NO_MATTER},
+        "seed": trained.random_seed,
+        "by_tokens": any("unit" in task for task in tasks.values()),
+        "log": str(Path(config.log_output_path or folder) / config.log_output_file),
+        "device": f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else name,
+        "torch": torch.__version__,
+        "commit": commit_of(root),
+        "evaluated": time.strftime("%Y-%m-%d %H:%M"),
+    }
+    write_json(folder / "answers/about.json", about | more)
+
+
+def commit_of(root):
+    """The commit of a clone, with "+" if files that git follows have changed since; "" where there is no git."""
+
+    def git(*words):
+        return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, timeout=10)
+
+    try:
+        head, status = git("rev-parse", "--short=10", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return head.stdout.strip() + ("+" if status.stdout.strip() else "") if head.returncode == 0 else ""
+
+
+def read_about(folder):
+    """answers/about.json of a run folder. UserError if there is none."""
+    path = Path(folder) / "answers/about.json"
+    if not path.is_file():
+        advice = "evaluate the run once: python main.py --do_eval --model_version NAME"
+        raise UserError(f"{folder}: has no answers that a report could be made of; {advice}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_rows(folder, part):
+    """The rows of a part."""
+    with open(Path(folder) / "answers" / f"{part}.jsonl", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]

@@ -1,0 +1,90 @@
+"""The course of a training, from the files of its run folder."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+
+def read_lines(path):
+    """The records of a .jsonl file; none if it is not there. A line that was cut off by a kill is left out."""
+    found = []
+    if Path(path).is_file():
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+    return found
+
+
+def read_course(folder):
+    """{"steps": [records of losses], "epochs": [records of dev scores], "pace": [records of throughput.jsonl]} by step;
+    of what a resumed run did twice the last counts."""
+    records = read_lines(Path(folder) / "metrics.jsonl")
+    steps = {r["step"]: r for r in records if "lr" in r}
+    epochs = {r["epoch"]: r for r in records if any(name.startswith("dev_") for name in r)}
+    pace = {r["step"]: r for r in read_lines(Path(folder) / "throughput.jsonl")}
+    ordered = ([table[key] for key in sorted(table)] for table in (steps, epochs, pace))
+    return dict(zip(("steps", "epochs", "pace"), ordered))
+
+
+def epoch_losses(course):
+    """[(epoch, mean training loss, dev loss)]; the mean is over the log lines of the epoch, None if there are none."""
+    found = []
+    for record in course["epochs"]:
+        losses = [r["loss"] for r in course["steps"] if r["epoch"] == record["epoch"]]
+        found.append((record["epoch"] + 1, float(np.mean(losses)) if losses else None, record.get("dev_loss")))
+    return found
+
+
+def best_epoch(course, monitor):
+    """Number of the epoch, from 1, whose dev score is best; the earlier of two. None without scores."""
+    lower = monitor.endswith(("loss", "_mae"))
+    scores = [(r["epoch"] + 1, r.get(f"dev_{monitor}")) for r in course["epochs"]]
+    scores = [(epoch, -value if lower else value) for epoch, value in scores if value is not None and value == value]
+    return max(scores, key=lambda item: (item[1], -item[0]))[0] if scores else None
+
+
+def verdict(course, monitor):
+    """(name of a sentence of texts.py, the numbers in it): what the curves say of over- and underfitting.
+
+    With T(e) the mean training loss of epoch e, D(e) the loss on dev after it, m the epoch of the least D and n the
+    last of at least two epochs:
+
+    - "overfit": D(n) > 1.05 D(m), and T(n) < T(m): the training loss still fell while that of dev rose by more than
+      5 %. "overfit_score_rises", if the score that picks the best epoch was best after m all the same: the model grows
+      overconfident before it grows worse.
+    - "underfit": not so, n is both m and the best epoch, and D fell by more than 2 % in the last epoch.
+    - "level": anything else. "short": fewer than two epochs; nothing can be said.
+
+    Directions alone are compared: label smoothing, class weights and dropout change the level of T.
+    """
+    losses = [item for item in epoch_losses(course) if None not in item and item[2] == item[2]]
+    if len(losses) < 2:
+        return "short", {}
+    low = min(losses, key=lambda item: item[2])
+    last, before, best = losses[-1], losses[-2], best_epoch(course, monitor)
+    numbers = {"low": low[0], "last": last[0], "best": best, "dev_low": low[2], "dev_last": last[2]}
+    numbers |= {"train_low": low[1], "train_last": last[1], "dev_before": before[2], "monitor": monitor}
+    if last[2] > 1.05 * low[2] and last[1] < low[1]:
+        return "overfit_score_rises" if best is not None and best > low[0] else "overfit", numbers
+    if low[0] == last[0] == best and last[2] < 0.98 * before[2]:
+        return "underfit", numbers
+    return "level", numbers
+
+
+def read_log(path):
+    """{"warnings": [[message, how often]], "started", "ended", "stopped_early"} of a train.log."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines() if path and Path(path).is_file() else []
+    pattern = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ (\w+) (.*)")
+    found = [match.groups() for match in map(pattern.match, lines) if match]
+    warnings = Counter(message for _, level, message in found if level in ("WARNING", "ERROR"))
+    return {
+        "warnings": [[message, count] for message, count in warnings.items()],
+        "started": found[0][0] if found else None,
+        "ended": found[-1][0] if found else None,
+        "stopped_early": any(message.startswith("stopped early") for _, _, message in found),
+    }

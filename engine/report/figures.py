@@ -1,0 +1,226 @@
+"""The numbers of the page, from rows as answers.py keeps them. Shares lie between 0 and 1; N rows with a label.
+
+Each function is what its docstring says and nothing else, so that tests can compute it by hand.
+"""
+
+from collections import Counter
+
+import numpy as np
+
+BINS = 10  # of the calibration
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+
+
+def per_label(gold, predicted):
+    """{label: {"precision", "recall", "f1", "support"}} of lists of sets of labels, one for each text."""
+    right, guessed, there = Counter(), Counter(), Counter()
+    for g, p in zip(gold, predicted):
+        right.update(g & p)
+        guessed.update(p)
+        there.update(g)
+    return {
+        label: {
+            "precision": right[label] / max(1, guessed[label]),
+            "recall": right[label] / max(1, there[label]),
+            "f1": 2 * right[label] / (guessed[label] + there[label]),
+            "support": there[label],
+        }
+        for label in sorted({*guessed, *there})
+    }
+
+
+def confusions(gold, predicted):
+    """[[gold label, predicted label, how many, share of the gold label]] of what differs, most first."""
+    there = Counter(gold)
+    pairs = Counter((g, p) for g, p in zip(gold, predicted) if g != p)
+    ordered = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
+    return [[g, p, count, count / there[g]] for (g, p), count in ordered]
+
+
+def matrix(gold, predicted, most=16):
+    """{"labels", "counts", "all"} of the confusion matrix, gold labels down. Of more than `most` labels those that are
+    confused most often, in the order of how often they occur; the others' cells are left out."""
+    there = Counter(gold) + Counter(predicted)
+    wrong = Counter(label for g, p in zip(gold, predicted) if g != p for label in (g, p))
+    chosen = sorted(there, key=lambda label: (-wrong[label], -there[label], label))[:most]
+    labels = sorted(chosen, key=lambda label: (-there[label], label))
+    counts = Counter(zip(gold, predicted))
+    return {"labels": labels, "counts": [[counts[g, p] for p in labels] for g in labels], "all": len(there)}
+
+
+def calibration(confidence, right, bins=BINS):
+    """{"ece", "bins": [{"low", "high", "count", "confidence", "accuracy"}]}.
+
+    ECE, the expected calibration error (Naeini et al., 2015; Guo et al., 2017, equation 3): the mean over the rows of
+    |accuracy - mean confidence| of their bin; bins are (0, 1/10], (1/10, 2/10], …, 0 itself in the first.
+    """
+    confidence, right = np.asarray(confidence, float), np.asarray(right, float)
+    number = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    table, ece = [], 0.0
+    for i in range(bins):
+        inside = number == i
+        count = int(inside.sum())
+        means = (float(values[inside].mean()) if count else None for values in (confidence, right))
+        cell = dict(zip(("low", "high", "count", "confidence", "accuracy"), (i / bins, (i + 1) / bins, count, *means)))
+        ece += count / len(confidence) * abs(cell["accuracy"] - cell["confidence"]) if count else 0.0
+        table.append(cell)
+    return {"ece": ece, "bins": table}
+
+
+def histogram(confidence, right, bins=20):
+    """[[right, wrong] of each of `bins` equal parts of 0 to 1]."""
+    number = np.clip(np.ceil(np.asarray(confidence) * bins).astype(int) - 1, 0, bins - 1)
+    right = np.asarray(right, bool)
+    return np.stack([np.bincount(number[side], minlength=bins) for side in (right, ~right)], 1).tolist()
+
+
+def coverage(confidence, right):
+    """(thresholds, coverages, accuracies) at every confidence that occurs, highest first: what if one abstains below?
+
+    Coverage is the share of rows that are at least so sure, accuracy that of the right ones among these.
+    """
+    confidence, right = np.asarray(confidence, float), np.asarray(right, float)
+    order = np.argsort(-confidence, kind="stable")
+    confidence, right = confidence[order], right[order].cumsum()
+    last = np.flatnonzero(np.diff(confidence, append=-1) != 0)  # of equal ones all count, or none
+    return confidence[last], (last + 1) / len(confidence), right[last] / (last + 1)
+
+
+def coverage_table(confidence, right, thresholds=THRESHOLDS):
+    """[{"threshold", "coverage", "accuracy"}]; accuracy None if no row is so sure."""
+    confidence, right, table = np.asarray(confidence, float), np.asarray(right, float), []
+    for threshold in thresholds:
+        sure = confidence >= threshold
+        accuracy = float(right[sure].mean()) if sure.any() else None
+        table.append({"threshold": threshold, "coverage": float(sure.mean()), "accuracy": accuracy})
+    return table
+
+
+def thinned(*columns, most=160):
+    """Columns of points of a curve, evenly thinned with both ends kept."""
+    size = len(columns[0])
+    kept = np.unique(np.linspace(0, size - 1, min(size, most)).round().astype(int)) if size else []
+    return [np.asarray(column)[kept].tolist() for column in columns]
+
+
+def threshold_curve(probabilities, gold, labels):
+    """{"thresholds", "precision", "recall", "f1", "best": {"threshold", "f1"}} of a multilabel task: micro-averaged, if
+    every label whose probability is at least the threshold were taken. probabilities: {label: p} of each text."""
+    pairs = [(p, label in g) for row, g in zip(probabilities, gold) for label, p in row.items()]
+    there, empty = sum(map(len, gold)), {"thresholds": [], "precision": [], "recall": [], "f1": [], "best": None}
+    if not pairs or not there:
+        return empty
+    values = np.array([p for p, _ in pairs])
+    order = np.argsort(-values, kind="stable")
+    values, right = values[order], np.array([r for _, r in pairs], float)[order].cumsum()
+    last = np.flatnonzero(np.diff(values, append=-1) != 0)
+    taken, right, values = last + 1, right[last], values[last]
+    f1 = 2 * right / (taken + there)
+    best = {"threshold": float(values[f1.argmax()]), "f1": float(f1.max())}
+    columns = thinned(values, right / taken, right / there, f1)
+    return dict(zip(("thresholds", "precision", "recall", "f1"), columns)) | {"best": best}
+
+
+def error_pairs(gold, predicted):
+    """[[missed label, invented label, how many texts]]: which errors of a multilabel task occur together; and
+    [[label, times missed, times invented]]. Most first."""
+    together, missed, invented = Counter(), Counter(), Counter()
+    for g, p in zip(gold, predicted):
+        missed.update(g - p)
+        invented.update(p - g)
+        together.update((m, i) for m in g - p for i in p - g)
+    pairs = [[*pair, count] for pair, count in sorted(together.items(), key=lambda item: (-item[1], item[0]))]
+    labels = sorted({*missed, *invented}, key=lambda x: (-missed[x] - invented[x], x))
+    return pairs, [[label, missed[label], invented[label]] for label in labels]
+
+
+def residuals(gold, predicted, bins=20, most=1500):
+    """Of numbers: {"points": [[gold, predicted]], at most `most`, evenly picked by gold value; "edges", "counts" of the
+    histogram of predicted - gold; "mean", "std", "rmse", "r2"}."""
+    gold, predicted = np.asarray(gold, float), np.asarray(predicted, float)
+    error = predicted - gold
+    counts, edges = np.histogram(error, bins)
+    spread = ((gold - gold.mean()) ** 2).sum()
+    order = np.argsort(gold, kind="stable")
+    return {
+        "points": np.stack(thinned(gold[order], predicted[order], most=most), 1).tolist(),
+        "edges": edges.tolist(),
+        "counts": counts.tolist(),
+        "mean": float(error.mean()),
+        "std": float(error.std()),
+        "rmse": float(np.sqrt((error**2).mean())),
+        "r2": float(1 - (error**2).sum() / spread) if spread > 0 else None,
+    }
+
+
+# ---- slices ---------------------------------------------------------------------------------------------------------
+
+
+def length_of(row):
+    """In tokens, or in characters if there are none."""
+    return len(row["places"]) if "places" in row else len(row["text"])
+
+
+def slices(rows, most_values=20):
+    """[(what it is sliced by, [(name, [row numbers])])]: quarters of the length (none is empty; equal lengths stay
+    together), cut or read in windows where some are, columns of words with 2 to `most_values` values."""
+    lengths = np.array([length_of(row) for row in rows])
+    edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75, 1], method="higher"))
+    part, groups = np.searchsorted(edges, lengths), []
+    for number in range(len(edges)):
+        inside = np.flatnonzero(part == number)
+        if len(inside):
+            low, high = lengths[inside].min(), lengths[inside].max()
+            groups.append((f"{low}" if low == high else f"{low} – {high}", inside.tolist()))
+    found = [("length", groups)] if len(groups) > 1 else []
+    for name, test in (("cut", lambda row: row["cut"] > 0), ("windows", lambda row: row["windows"] > 1)):
+        chosen = [i for i, row in enumerate(rows) if test(row)]
+        if chosen:
+            others = sorted({*range(len(rows))} - {*chosen})
+            found.append((name, [("yes", chosen), *([("no", others)] if others else [])]))
+    for name in dict.fromkeys(name for row in rows for name in row.get("columns", ())):
+        values = [row.get("columns", {}).get(name) for row in rows]
+        counts = Counter(value for value in values if isinstance(value, str))
+        if 2 <= len(counts) <= most_values:
+            groups = [(value, [i for i, v in enumerate(values) if v == value]) for value, _ in counts.most_common()]
+            found.append((name, groups))
+    return found
+
+
+# ---- confidence and errors ------------------------------------------------------------------------------------------
+
+
+def row_confidence(kind, answer):
+    """How sure the model is of its answer to a text: of a label its probability; of several labels the least sure of
+    all decisions, taken or not; of tags and spans the least sure one. None of a number."""
+    p, several = answer["probability"], answer.get("probabilities")
+    if kind == "multilabel":
+        taken = set(answer["predicted"])
+        sure = [v if label in taken else 1 - v for label, v in (several or {}).items()] + ([] if several else p)
+        return min(sure, default=1.0)
+    if isinstance(p, list):
+        return min(p, default=None)
+    return None if kind == "regression" else p
+
+
+def mistake_confidence(kind, answer):
+    """How sure the model is of what is wrong in its answer; None if nothing is.
+
+    Of a label its probability; of several labels the surest wrong decision; of tags the surest wrong tag; of spans the
+    surest invented one, 0 if some are only missed; of a number the size of the error.
+    """
+    gold, predicted, p = answer["gold"], answer["predicted"], answer["probability"]
+    if gold is None or answer["right"]:
+        return None
+    if kind == "regression":
+        return abs(predicted - gold)
+    if kind == "multilabel":
+        several = answer.get("probabilities") or dict(zip(predicted, p))
+        wrong = {*gold} ^ {*predicted}
+        return max((several.get(x, 0) if x in predicted else 1 - several.get(x, 0) for x in wrong), default=None)
+    if kind == "spans":
+        there = {tuple(span) for span in gold}
+        return max((value for span, value in zip(predicted, p) if tuple(span) not in there), default=0.0)
+    if isinstance(p, list):
+        return max((value for g, t, value in zip(gold, predicted, p) if g != t), default=None)
+    return p

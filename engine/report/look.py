@@ -1,0 +1,118 @@
+"""The three things of a run that are most worth a look, from its figures."""
+
+
+def candidates(found):
+    """[(weight, section, key of texts.py, values)]. The weight is about which share of all mistakes it concerns."""
+    result = []
+    for name, task in found["tasks"].items():
+        wrong = max(1, task["rows"] - task["right"])
+        result += task_candidates(name, task, wrong)
+    suspects = found["suspects"]
+    if suspects:
+        first, rows = suspects[0], max(1, sum(size for part, size in found["sizes"].items() if part != "train"))
+        values = {"n": len(suspects), "part": first["part"], "id": first["id"]}
+        values |= {"given": first["gold_shown"], "likely": first["likely_shown"]}
+        weight = 0.6 if len(suspects) <= 0.05 * rows else 0.25  # of more, most are not wrong: the model is weak
+        result.append((weight, "errors", "look_suspects", values))
+    for course in found["learning"][:1]:
+        if course["verdict"] in ("overfit", "underfit"):
+            result.append((0.35, "learning", course["verdict"], course["numbers"]))
+    result += slice_candidates(found)
+    for message, _ in found["log"]["warnings"][:1]:
+        result.append((0.15, "glance", "look_warning", {"message": message}))
+    return result
+
+
+def task_candidates(name, task, wrong):
+    result = []
+    if task.get("confusions") and "errors" not in task:
+        gold, predicted, count, share = task["confusions"][0]
+        values = dict(task=name, gold=gold, predicted=predicted, count=count, share=share)
+        of_errors = count / max(1, sum(pair[2] for pair in task["confusions"]))
+        if count >= 2:
+            result.append((of_errors, name, "look_confused", values | {"of_errors": of_errors}))
+    if isinstance(task.get("errors"), dict):
+        result += entity_candidates(name, task)
+    if task.get("pairs"):
+        missed, invented, count = task["pairs"][0]
+        values = dict(task=name, missed=missed, invented=invented, count=count)
+        result.append((count / wrong, name, "look_together", values))
+    zero = [x for x, s in task.get("per_label", {}).items() if s["f1"] == 0 and s["support"] >= 5]
+    if zero:
+        worst = max(zero, key=lambda label: task["per_label"][label]["support"])
+        values = dict(task=name, n=len(zero), label=worst)
+        result.append((0.5, name, "look_zero", values))
+    if task.get("calibration") and "coverage" in task and task["calibration"]["ece"] > 0.05:
+        bins = [cell for cell in task["calibration"]["bins"] if cell["count"]]
+        rows = sum(cell["count"] for cell in bins)
+        sure, right = (sum(cell["count"] * cell[key] for cell in bins) / rows for key in ("confidence", "accuracy"))
+        values = dict(task=name, confidence=sure, accuracy=right, ece=task["calibration"]["ece"])
+        result.append((values["ece"] * 3, name, "look_overconfident", values | {"more": sure > right}))
+    return result
+
+
+def entity_candidates(name, task):
+    result, totals = [], {}
+    for counts in task["errors"].values():
+        for verdict, count in counts.items():
+            totals[verdict] = totals.get(verdict, 0) + count
+    totals.pop("right", None)
+    if all_errors := sum(totals.values()):
+        verdict = max(totals, key=totals.get)
+        worst = max(task["errors"], key=lambda kind: task["errors"][kind][verdict])
+        values = dict(task=name, count=totals[verdict], all=all_errors, verdict=verdict, type=worst)
+        result.append((0.8 * totals[verdict] / all_errors, name, "look_entities", values))
+    seen = task.get("by_seen")
+    if seen and min(cell["gold"] for cell in seen.values()) >= 10:
+        shares = {key: cell["found"] / cell["gold"] for key, cell in seen.items()}
+        if shares["seen"] - shares["unseen"] > 0.1:
+            result.append((shares["seen"] - shares["unseen"], name, "look_unseen", dict(task=name) | shares))
+    return result
+
+
+def slice_candidates(found):
+    """The slice of at least 20 rows that is worst by the main score, if its interval lies below the score over all."""
+    whole = {one["name"]: one["value"] for one in found["scores"].get(found["main"], ())}
+    score = next((name for name in found["about"]["shown_scores"] if name in whole), None)
+    worst = []
+    for table in found["slices"]:
+        for group in table["groups"]:
+            cell = group["scores"].get(score)
+            if cell and group["rows"] >= 20 and cell["high"] < whole[score] and not score.endswith("mae"):
+                values = dict(score=score, value=cell["value"], by=table["by"], name=group["name"], rows=group["rows"])
+                worst.append((whole[score] - cell["value"], "slices", "look_slice", values | {"whole": whole[score]}))
+    return sorted(worst, key=lambda item: -item[0])[:1]
+
+
+def worth_a_look(found, most=3):
+    """The heaviest candidates, no two of the same kind."""
+    chosen = []
+    for item in sorted(candidates(found), key=lambda item: -item[0]):
+        if item[2] not in [other[2] for other in chosen]:
+            chosen.append(item)
+    return chosen[:most]
+
+
+def sentence(item, words, short):
+    """A candidate in words; short: cuts what comes from the data."""
+    _, _, key, values = item
+    values = {name: shown(name, value, words, short) for name, value in values.items()}
+    return words(key, **values)
+
+
+def shown(name, value, words, short):
+    """A value of a sentence, its name of ours in the page's words."""
+    if name == "more":
+        return words("more_sure" if value else "less_sure")
+    if name == "verdict" or (name == "part" and value in ("train", "dev", "test", "out_of_fold")):
+        return words(value)
+    if name == "by":
+        return slice_title(value, words, short)
+    if name == "name" and value in ("yes", "no"):
+        return words(value)
+    return short(value) if isinstance(value, str | list) else value
+
+
+def slice_title(by, words, short):
+    titles = {"length": "by_text_length", "cut": "by_cut", "windows": "by_windows"}
+    return words(titles[by]) if by in titles else words("by_column", name=short(by))

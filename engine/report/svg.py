@@ -1,0 +1,158 @@
+"""Pictures as SVG in the page, drawn here rather than by matplotlib.
+
+Two curves of twenty points are 5 kB, matplotlib's 19 kB. The colours are the page's, so they follow light, dark and
+print; the letters are the browser's, so Chinese needs no font on the machine that makes them. Coordinates are numbers
+of ours, and whatever names something is escaped.
+"""
+
+import math
+
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 460, 250
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 38
+
+
+def ticks(low, high, about=5):
+    """Round numbers from `low` to `high`."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / about
+    base = 10 ** math.floor(math.log10(raw))
+    step = next(base * factor for factor in (1, 2, 2.5, 5, 10) if base * factor >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def number(value):
+    """A number on an axis."""
+    if 0 < abs(value) < 1e-3 or abs(value) >= 1e5:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    return f"{value:,.10g}" if abs(value) >= 1000 else f"{value:.6g}"
+
+
+def finite(values):
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
+def span(values, room=0.06):
+    """(low, high) around the values, never empty."""
+    values = finite(values) or [0.0, 1.0]
+    low, high = min(values), max(values)
+    margin = (high - low) * room or abs(high) * 0.1 or 1.0
+    return low - margin, high + margin
+
+
+class Plot:
+    """Axes, and what is drawn on them."""
+
+    def __init__(self, x_range, y_range, x_label, y_label, describes):
+        self.x_range, self.y_range, self.describes, self.parts = x_range, y_range, describes, []
+        for value in ticks(*y_range):
+            y = self.y(value)
+            self.add(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
+            self.text(LEFT - 6, y + 4, number(value), "end")
+        for value in ticks(*x_range):
+            self.text(self.x(value), HEIGHT - BOTTOM + 16, number(value), "middle")
+        self.add(f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
+        self.text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, x_label, "middle", "label")
+        if y_label:
+            self.text(LEFT, TOP - 1, y_label, "start", "label")
+
+    def x(self, value):
+        low, high = self.x_range
+        return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value):
+        low, high = self.y_range
+        return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM - 6)
+
+    def add(self, part):
+        self.parts.append(part)
+
+    def text(self, x, y, text, anchor, kind="tick"):
+        self.add(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
+
+    def line(self, xs, ys, kind, dots=None):
+        """A line through the points that are finite; dots: whether each is marked (default: if they are few)."""
+        points = [(x, y) for x, y in zip(xs, ys) if y is not None and math.isfinite(y)]
+        if not points:
+            return
+        path = "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in points)
+        self.add(f'<path class="line {kind}" d="M{path}"/>')
+        if len(points) <= 24 if dots is None else dots:
+            for x, y in points:
+                tip = f"<title>{number(x)}: {y:.4g}</title>"
+                self.add(f'<circle class="dot {kind}" cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="2.6">{tip}</circle>')
+
+    def bar(self, x0, x1, y0, y1, kind, tip=""):
+        left, right, top, bottom = self.x(x0) + 0.8, self.x(x1) - 0.8, self.y(y1), self.y(y0)
+        shape = f'x="{left:.1f}" y="{top:.1f}" width="{max(0.5, right - left):.1f}" height="{max(0, bottom - top):.1f}"'
+        self.add(f'<rect class="bar {kind}" {shape}><title>{escape(tip)}</title></rect>')
+
+    def mark(self, x, text, kind="mark"):
+        """An upright line with a word at its top."""
+        at = self.x(x)
+        self.add(f'<path class="{kind}" d="M{at:.1f} {TOP + 4}V{HEIGHT - BOTTOM}"/>')
+        right = at > WIDTH * 0.7
+        self.text(at + (-5 if right else 5), TOP + 14, text, "end" if right else "start", f"{kind}-text")
+
+    def __html__(self):
+        """The whole picture; jinja2 asks for it."""
+        return self.markup()
+
+    def markup(self):
+        box = f'viewBox="0 0 {WIDTH} {HEIGHT}"'
+        return Markup(f'<svg {box} role="img" aria-label="{escape(self.describes)}">{"".join(self.parts)}</svg>')
+
+
+def lines(series, x_label, y_label, describes, y_range=None, x_range=None, marks=()):
+    """A picture of several lines. series: [(xs, ys)], coloured in this order; marks: [(x, word)]."""
+    xs = finite([x for points, _ in series for x in points]) or [0, 1]
+    y_range = y_range or span([y for _, points in series for y in points])
+    x_range = x_range or ((min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, max(xs) + 1))
+    plot = Plot(x_range, y_range, x_label, y_label, describes)
+    for x, word in marks:
+        plot.mark(x, word)
+    for i, (points, values) in enumerate(series):
+        plot.line(points, values, f"s{i % 8}")
+    return plot
+
+
+def reliability(bins, x_label, y_label, describes):
+    """Accuracy of each bin as a bar, the mean confidence as a dot, and the diagonal of perfect calibration."""
+    plot = Plot((0, 1), (0, 1), x_label, y_label, describes)
+    for cell in bins:
+        if cell["count"]:
+            tip = f"{cell['count']}: {cell['confidence']:.3f} / {cell['accuracy']:.3f}"
+            plot.bar(cell["low"], cell["high"], 0, cell["accuracy"], "s0", tip)
+    plot.add(f'<path class="diagonal" d="M{plot.x(0):.1f} {plot.y(0):.1f}L{plot.x(1):.1f} {plot.y(1):.1f}"/>')
+    for cell in bins:
+        if cell["count"]:
+            x, y = plot.x(cell["confidence"]), plot.y(cell["accuracy"])
+            plot.add(f'<circle class="dot s1" cx="{x:.1f}" cy="{y:.1f}" r="3.4"/>')
+    return plot
+
+
+def stacked(counts, edges, x_label, y_label, describes):
+    """A histogram of stacked bars. counts: [[number of each kind] of each bar]; edges: one more than bars."""
+    top = max(map(sum, counts), default=0) or 1
+    plot = Plot((edges[0], edges[-1]), (0, top * 1.06), x_label, y_label, describes)
+    for low, high, cell in zip(edges, edges[1:], counts):
+        base = 0
+        for i, count in enumerate(cell):
+            if count:
+                plot.bar(low, high, base, base + count, f"k{i}", f"{low:.3g} – {high:.3g}: {count}")
+            base += count
+    return plot
+
+
+def scatter(points, x_label, y_label, describes):
+    """Points [(x, y)] on two axes of the same range, with the diagonal."""
+    both = span([value for point in points for value in point])
+    plot = Plot(both, both, x_label, y_label, describes)
+    plot.add(f'<path class="diagonal" d="M{plot.x(both[0])} {plot.y(both[0])}L{plot.x(both[1])} {plot.y(both[1])}"/>')
+    for x, y in points:
+        plot.add(f'<circle class="point s0" cx="{plot.x(x):.1f}" cy="{plot.y(y):.1f}" r="2.4"/>')
+    return plot

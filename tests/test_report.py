@@ -1,0 +1,782 @@
+"""report.html: its numbers against hand computations and the files of the run, what it does to what the data hold, and
+the page itself in a browser (skipped where there is no Chromium)."""
+
+import csv
+import io
+import json
+import math
+import random
+import re
+import shutil
+import time
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, Browser
+from conftest import ROOT, read_json
+from sklearn.metrics import classification_report
+from tqdm import tqdm
+
+import metrics
+from config import Config
+from data_process import DataConfig, process
+from engine.command_line import UserError
+from engine.report import bootstrap, compare, course, entities, figures, look, marked, suspects, svg
+from engine.report.collect import collect
+from engine.report.page import json_in_page, make_report, short
+from engine.report.texts import TEXTS, Words, language_of
+from main import main
+
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package `chromium`)")
+LABELS = ["a", "b", "c"]
+
+
+# ---- runs without a model --------------------------------------------------------------------------------------------
+
+
+def answer(task, kind, gold, predicted, probability, **more):
+    right = metrics.is_right(task, gold, predicted)
+    return {"gold": gold, "predicted": predicted, "right": right, "probability": probability, **more}
+
+
+def class_rows(size, seed=0, labels=LABELS, accuracy=0.8, texts=None):
+    """Rows of a classification task `mood`, with the distribution that a model might give."""
+    rng, task, rows = random.Random(seed), {"type": "classification", "labels": labels}, []
+    for i in range(size):
+        gold = rng.choice(labels)
+        predicted = gold if rng.random() < accuracy else rng.choice([x for x in labels if x != gold])
+        p = round(rng.uniform(0.5, 1), 6)
+        rest = {x: round((1 - p) / (len(labels) - 1), 6) for x in labels[:40] if x != predicted}
+        text = texts[i % len(texts)] if texts else f"text number {i} " + "word " * (i % 9)
+        one = answer(task, "classification", gold, predicted, p, probabilities={predicted: p} | rest)
+        rows.append({"id": str(i), "text": text, "cut": 0, "windows": 1, "answers": {"mood": one}})
+    return rows
+
+
+def make_run(folder, parts, tasks, **about):
+    """A run folder as an evaluation leaves it. parts: {part: rows}"""
+    (folder / "answers").mkdir(parents=True)
+    scores = {}
+    for part, rows in parts.items():
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"answers/{part}.jsonl").write_text("".join(lines), encoding="utf-8")
+        sides = ({n: [row["answers"][n][side] for row in rows] for n in tasks} for side in ("gold", "predicted"))
+        scores[part] = {"loss": 0.5} | metrics.score(tasks, *sides)
+    (folder / "eval.json").write_text(json.dumps(scores), encoding="utf-8")
+    facts = {
+        "tasks": tasks,
+        "kinds": {name: metrics.kind_of(task) for name, task in tasks.items()},
+        "main_scores": {name: metrics.MAIN[metrics.kind_of(task)] for name, task in tasks.items()},
+        "shown_scores": metrics.main_scores(tasks),
+        "monitor": metrics.default_monitor(tasks),
+        "parts": list(parts),
+        "data_path": str(folder / "no-data"),
+        "options": {"lr": 0.001},
+        "log": str(folder / "train.log"),
+        **dict(seed=666, by_tokens=False, device="cpu", torch="2", commit="abc", evaluated="2026-01-01 00:00"),
+    }
+    (folder / "answers/about.json").write_text(json.dumps(facts | about, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
+MOOD = {"mood": {"type": "classification", "labels": LABELS}}
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
+
+
+def test_the_expected_calibration_error_by_hand():
+    """Two bins: 0.95 and 0.91 with one of two right, 0.3 with one of one: 2/3 |0.5 - 0.93| + 1/3 |1 - 0.3|."""
+    found = figures.calibration([0.95, 0.91, 0.3], [True, False, True])
+    assert found["ece"] == pytest.approx(2 / 3 * 0.43 + 1 / 3 * 0.7)
+    full = {cell["low"]: cell for cell in found["bins"] if cell["count"]}
+    assert {low: cell["count"] for low, cell in full.items()} == {0.2: 1, 0.9: 2}
+    assert full[0.9]["accuracy"] == 0.5 and full[0.9]["confidence"] == pytest.approx(0.93)
+    assert figures.calibration([0.0, 1.0], [False, True])["ece"] == 0
+    assert figures.calibration([0.5], [True])["bins"][4]["count"] == 1  # the upper border belongs to a bin
+
+
+def test_coverage_against_accuracy_by_hand():
+    """Equal confidences come together: no threshold lies between them."""
+    thresholds, share, accuracy = figures.coverage([0.9, 0.5, 0.9, 0.2], [True, True, False, False])
+    assert thresholds.tolist() == [0.9, 0.5, 0.2] and share.tolist() == [0.5, 0.75, 1.0]
+    assert accuracy.tolist() == pytest.approx([1 / 2, 2 / 3, 2 / 4])
+    table = figures.coverage_table([0.9, 0.5, 0.95, 0.2], [True, True, False, False], thresholds=(0.5, 0.9, 0.99))
+    assert [row["coverage"] for row in table] == [0.75, 0.5, 0.0]
+    assert [row["accuracy"] for row in table] == [pytest.approx(2 / 3), 0.5, None]
+
+
+def test_labels_confusions_and_histogram():
+    gold, predicted = list("aabbcca"), list("abbbcaa")
+    told = classification_report(gold, predicted, output_dict=True)
+    for label, scores in figures.per_label([{g} for g in gold], [{p} for p in predicted]).items():
+        assert scores["f1"] == pytest.approx(told[label]["f1-score"]) and scores["support"] == told[label]["support"]
+        assert scores["precision"] == pytest.approx(told[label]["precision"])
+    assert figures.confusions(gold, predicted) == [["a", "b", 1, 1 / 3], ["c", "a", 1, 1 / 2]]
+    assert figures.matrix(gold, predicted)["counts"] == [[2, 1, 0], [0, 2, 0], [1, 0, 1]]
+    assert figures.matrix(gold, predicted, most=2) | {"all": 0} == {
+        "labels": ["a", "b"],
+        "counts": [[2, 1], [0, 2]],
+        "all": 0,
+    }
+    bars = figures.histogram([0.01, 0.99, 1.0], [False, True, False])
+    assert bars[0] == [0, 1] and bars[19] == [1, 1] and sum(map(sum, bars)) == 3
+
+
+def test_the_threshold_curve_and_errors_of_several_labels_by_hand():
+    probabilities, gold = [{"x": 0.9, "y": 0.4}, {"x": 0.8, "y": 0.1}], [{"x", "y"}, {"y"}]
+    curve = figures.threshold_curve(probabilities, gold, ["x", "y"])
+    assert curve["thresholds"] == [0.9, 0.8, 0.4, 0.1] and curve["precision"] == pytest.approx([1, 1 / 2, 2 / 3, 3 / 4])
+    assert curve["recall"] == pytest.approx([1 / 3, 1 / 3, 2 / 3, 1])
+    assert curve["best"] == {"threshold": 0.1, "f1": pytest.approx(6 / 7)}
+    pairs, by_label = figures.error_pairs([{"x"}, {"x", "y"}, {"z"}], [{"y"}, {"y", "z"}, {"z"}])
+    assert pairs == [["x", "y", 1], ["x", "z", 1]] and by_label == [["x", 2, 0], ["y", 0, 1], ["z", 0, 1]]
+
+
+def test_residuals_by_hand():
+    found = figures.residuals([1.0, 2.0, 3.0], [1.5, 2.0, 2.0])
+    assert found["mean"] == pytest.approx(-0.5 / 3) and found["rmse"] == pytest.approx(math.sqrt(1.25 / 3))
+    assert found["r2"] == pytest.approx(1 - 1.25 / 2) and sum(found["counts"]) == 3
+    assert figures.residuals([1.0, 1.0], [1.0, 2.0])["r2"] is None
+
+
+def test_slices_are_quarters_of_the_length_and_columns_with_few_values():
+    rows = [
+        {"text": "x" * n, "cut": int(n == 8), "windows": 1, "columns": {"source": "web" if n % 2 else "news"}}
+        for n in range(1, 9)
+    ]
+    found = dict(figures.slices(rows))
+    assert [name for name, _ in found["length"]] == ["1 – 3", "4 – 5", "6 – 7", "8"] and "windows" not in found
+    assert sorted(i for _, inside in found["length"] for i in inside) == list(range(8))
+    assert found["cut"] == [("yes", [7]), ("no", list(range(7)))] and dict(found["source"])["web"] == [0, 2, 4, 6]
+    assert figures.slices([{"text": "same", "cut": 0, "windows": 1}] * 9) == []
+
+
+# ---- intervals ------------------------------------------------------------------------------------------------------
+
+
+def random_answers(kind, rng, size=60):
+    """(task, gold labels, predicted labels) of a kind; some rows have no label."""
+    tags = ["O", "B-p", "I-p", "B-q"]
+    task = {"type": kind, "labels": tags if kind == "tagging" else LABELS}
+    if kind == "words":
+        task = {"type": "tagging", "labels": ["N", "V"]}
+
+    def label():
+        if kind in ("tagging", "words"):
+            return [rng.choice(task["labels"]) for _ in range(6)]
+        if kind == "spans":
+            return sorted(
+                [s := rng.randrange(3), s + rng.randrange(3), rng.choice(LABELS)] for _ in range(rng.randrange(3))
+            )
+        if kind == "multilabel":
+            return sorted(x for x in LABELS if rng.random() < 0.4)
+        return rng.choice(LABELS) if kind == "classification" else round(rng.gauss(0, 1), 1)
+
+    gold = [None if rng.random() < 0.1 else label() for _ in range(size)]
+    return task, gold, [g if g is not None and rng.random() < 0.6 else label() for g in gold]
+
+
+@pytest.mark.parametrize("kind", ["classification", "multilabel", "regression", "tagging", "spans", "words"])
+def test_a_resample_scores_what_metrics_py_scores_on_the_rows_drawn(kind):
+    rng = random.Random(3)
+    task, gold, predicted = random_answers(kind, rng)
+    rows = [{"answers": {"t": answer(task, kind, g, p, None)}} for g, p in zip(gold, predicted)]
+    statistics = bootstrap.statistics_of(rows, {"t": kind})
+    told = metrics.score({"t": task}, {"t": gold}, {"t": predicted})
+    assert bootstrap.point(statistics, len(rows)) == pytest.approx(told)
+    for weights in bootstrap.weights_of(len(rows), times=4, seed=1):
+        assert weights.sum(1).tolist() == [len(rows)] * len(weights)
+        values = bootstrap.evaluate(statistics, weights)
+        for number, counts in enumerate(weights):
+            drawn = [i for i, count in enumerate(counts) for _ in range(count)]
+            sides = ({"t": [side[i] for i in drawn]} for side in (gold, predicted))
+            own = {name: column[number] for name, column in values.items()}
+            assert own == pytest.approx(metrics.score({"t": task}, *sides)), kind
+
+
+def test_intervals_cover_as_they_say():
+    """Of 300 simulated test parts 95 % of the intervals should hold the true score, give or take 3.8 points (three
+    standard errors)."""
+    rng, covered = np.random.default_rng(0), {"accuracy": 0, "f1": 0}
+    for trial in range(300):
+        right = rng.random(200) < 0.8
+        columns = np.stack([right, np.ones(200)], 1)
+        one = bootstrap.Statistic(bootstrap.csr_matrix(columns.astype(float)), bootstrap.share_of)
+        low, high = bootstrap.interval(bootstrap.resample([one], 200, times=300, seed=trial)["accuracy"])
+        covered["accuracy"] += low <= 0.8 <= high
+        # 2 gold entities a text, each found with 0.7; 0.6 invented a text: F1 = 2 * 1.4 / (2 + 1.4 + 0.6)
+        found, invented = rng.binomial(2, 0.7, 200), rng.binomial(2, 0.3, 200)
+        pairs = [
+            ({("x", i, i) for i in range(2)}, {("x", i, i) for i in range(f)} | {("x", 9 + i, 9) for i in range(n)})
+            for f, n in zip(found.tolist(), invented.tolist())
+        ]
+        statistics = bootstrap.entity_statistics(pairs)
+        low, high = bootstrap.interval(bootstrap.resample(statistics, 200, times=300, seed=trial)["f1"])
+        covered["f1"] += low <= 0.7 <= high
+    for name, count in covered.items():
+        assert 0.91 <= count / 300 <= 0.988, (name, count)
+
+
+def test_a_score_that_the_rows_do_not_give_has_no_interval(tmp_path):
+    """A metric of one's own under a name of ours, or answers of another evaluation."""
+    run = make_run(tmp_path / "run", {"test": class_rows(50)}, MOOD)
+    scores = read_json(run / "eval.json")
+    scores["test"] |= {"mood_accuracy": 0.123, "mood_mine": 0.5}
+    (run / "eval.json").write_text(json.dumps(scores))
+    found = {one["name"]: one for one in collect(run)[0]["scores"]["test"]}
+    assert found["mood_accuracy"]["low"] is None and found["mood_mine"]["low"] is None
+    assert found["mood_macro_f1"]["low"] < found["mood_macro_f1"]["value"] < found["mood_macro_f1"]["high"]
+
+
+# ---- entities -------------------------------------------------------------------------------------------------------
+
+
+def test_the_errors_of_entities_told_apart():
+    gold = {("city", 0, 1), ("date", 3, 5), ("song", 7, 7), ("name", 9, 9), ("time", 11, 12)}
+    predicted = {("city", 0, 1), ("date", 4, 6), ("movie", 7, 7), ("room", 20, 20), ("date", 11, 11)}
+    found = entities.match(gold, predicted)
+    assert [(one.verdict, one.gold, one.predicted) for one in found] == [
+        ("right", ("city", 0, 1), ("city", 0, 1)),
+        ("wrong_border", ("date", 3, 5), ("date", 4, 6)),
+        ("wrong_type", ("song", 7, 7), ("movie", 7, 7)),
+        ("missed", ("name", 9, 9), None),
+        ("invented", None, ("date", 11, 11)),  # overlaps ("time", 11, 12), but differs in type and border
+        ("missed", ("time", 11, 12), None),
+        ("invented", None, ("room", 20, 20)),
+    ]
+    closest = entities.match({("x", 0, 3)}, {("x", 0, 0), ("x", 1, 3)})
+    assert [(one.verdict, one.predicted) for one in closest] == [
+        ("wrong_border", ("x", 1, 3)),
+        ("invented", ("x", 0, 0)),
+    ] or (
+        {(one.verdict, one.predicted) for one in closest} == {("wrong_border", ("x", 1, 3)), ("invented", ("x", 0, 0))}
+    )
+
+
+def test_every_entity_is_in_one_match_and_right_ones_are_those_that_metrics_counts():
+    rng = random.Random(5)
+    for _ in range(300):
+        sides = [
+            {(rng.choice("xy"), s := rng.randrange(8), s + rng.randrange(4)) for _ in range(rng.randrange(6))}
+            for _ in range(2)
+        ]
+        found = entities.match(*sides)
+        for side, entity_set in zip(("gold", "predicted"), sides):
+            listed = [getattr(one, side) for one in found if getattr(one, side)]
+            assert sorted(listed) == sorted(entity_set)
+        assert sum(one.verdict == "right" for one in found) == len(sides[0] & sides[1])
+        for one in found:
+            if one.verdict == "wrong_type":
+                assert one.gold[1:] == one.predicted[1:] and one.gold[0] != one.predicted[0]
+
+
+def flat(tree):
+    return "".join(item if isinstance(item, str) else flat(item[1]) for item in tree)
+
+
+def test_nested_and_crossing_entities_are_drawn_without_losing_a_character():
+    nested = [marked.Mark(0, 10, "org", "right"), marked.Mark(4, 10, "place", "missed")]
+    tree = marked.tree("Bank of Bosnia!", marked.split_crossing(nested))
+    assert tree[0][0].label == "org" and tree[0][1][1][0].label == "place" and tree[-1] == "Bosnia!"[2:][-5:]
+    rng, text = random.Random(2), "".join(chr(97 + i % 26) for i in range(40))
+    for _ in range(300):
+        marks = [
+            marked.Mark(s := rng.randrange(39), min(40, s + 1 + rng.randrange(15)), rng.choice("pq"), "right")
+            for _ in range(rng.randrange(7))
+        ]
+        pieces = marked.split_crossing(marks)
+        assert flat(marked.tree(text, pieces)) == text
+        assert sum(piece.first for piece in pieces) == len(marks)
+        assert sum(m.end - m.start for m in marks) == sum(p.end - p.start for p in pieces)
+        for a in pieces:
+            for b in pieces:
+                apart = a.end <= b.start or b.end <= a.start
+                inside = (a.start <= b.start and b.end <= a.end) or (b.start <= a.start and a.end <= b.end)
+                assert apart or inside
+
+
+def test_seen_and_length_of_entities():
+    row = {"text": "to New York or Oslo", "places": [[0, 2], [3, 6], [7, 11], [12, 14], [15, 19]]}
+    found = [entities.match({("city", 1, 2), ("city", 4, 4)}, {("city", 1, 2)})]
+    assert entities.by_seen([row], found, {("city", ("New", "York"))}) == {
+        "seen": {"gold": 1, "found": 1},
+        "unseen": {"gold": 1, "found": 0},
+    }
+    assert [(cell["length"], cell["gold"], cell["found"]) for cell in entities.by_length(found)] == [
+        (1, 1, 0),
+        (2, 1, 1),
+    ]
+
+
+# ---- the course -----------------------------------------------------------------------------------------------------
+
+
+def curves(train, dev, score):
+    steps = [{"step": 10 * e + 5, "epoch": e, "lr": 0.1, "loss": value} for e, value in enumerate(train)]
+    pairs = zip(dev, score)
+    epochs = [{"step": 10 * e + 10, "epoch": e, "dev_loss": d, "dev_f1": s} for e, (d, s) in enumerate(pairs)]
+    return {"steps": steps, "epochs": epochs, "pace": []}
+
+
+@pytest.mark.parametrize(
+    "said, train, dev, score",
+    [
+        ("overfit", [3, 2, 1, 0.5], [2, 1, 1.2, 1.5], [0.5, 0.7, 0.69, 0.6]),
+        ("overfit_score_rises", [3, 2, 1, 0.5], [2, 1, 1.2, 1.5], [0.5, 0.7, 0.72, 0.74]),
+        ("underfit", [3, 2.5, 2], [3, 2.6, 2.2], [0.2, 0.3, 0.4]),
+        ("level", [3, 1, 0.9], [2, 1, 1.02], [0.5, 0.7, 0.7]),  # rose by 2 %
+        ("level", [3, 1, 1.2], [2, 1, 1.5], [0.5, 0.7, 0.6]),  # the training loss rose as well: no overfitting
+        ("level", [3, 2, 1.5], [2, 1, 0.99], [0.5, 0.7, 0.8]),  # fell by 1 %
+        ("short", [3], [2], [0.5]),
+    ],
+)
+def test_what_the_curves_justify(said, train, dev, score):
+    found, numbers = course.verdict(curves(train, dev, score), "f1")
+    assert found == said
+    assert Words("en")(found, **numbers) and Words("zh")(found, **numbers)
+
+
+def test_the_course_of_a_resumed_run_and_a_log(tmp_path):
+    lines = [
+        {"step": 2, "epoch": 0, "lr": 1, "loss": 3},
+        {"step": 2, "epoch": 0, "lr": 1, "loss": 4},
+        {"step": 3, "epoch": 0, "dev_f1": 0.5},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "ep')
+    found = course.read_course(tmp_path)
+    assert [r["loss"] for r in found["steps"]] == [4] and course.best_epoch(found, "f1") == 1
+    log = "2026-01-01 00:00:00,1 INFO a\n2026-01-01 00:00:01,1 WARNING cut\nmore\n2026-01-01 00:00:02,1 WARNING cut\n"
+    (tmp_path / "train.log").write_text(log)
+    told = course.read_log(tmp_path / "train.log")
+    assert told["warnings"] == [["cut", 2]] and told["ended"] == "2026-01-01 00:00:02"
+
+
+# ---- suspects -------------------------------------------------------------------------------------------------------
+
+
+def test_confident_learning_by_hand():
+    """t_a = (0.9 + 0.7 + 0.2) / 3 = 0.6, t_b = (0.8 + 0.4) / 2 = 0.6: row 2 (given a) counts to b, row 4 to nothing."""
+    rows = [("a", {"a": 0.9, "b": 0.1}), ("a", {"a": 0.7, "b": 0.3}), ("a", {"a": 0.2, "b": 0.8})]
+    rows += [("b", {"a": 0.2, "b": 0.8}), ("b", {"a": 0.59, "b": 0.4})]
+    assert suspects.class_thresholds(rows) == {"a": pytest.approx(0.6), "b": pytest.approx(0.6)}
+    assert suspects.confident_learning(rows) == [(2, "b", pytest.approx(-0.6))]
+
+
+def test_sure_errors_of_tags_need_more_than_half_of_the_right_ones():
+    task = {"type": "tagging", "labels": ["O", "B-x"]}
+    sure = [answer(task, "tagging", ["O", "B-x"], ["O", "B-x"], [0.99, p]) for p in (0.95, 0.97, 0.99)]
+    wrong = [answer(task, "tagging", ["O", "O"], ["O", "B-x"], [0.99, p]) for p in (0.96, 0.98)]
+    found = suspects.suspicious([{"answers": {"t": one}} for one in [*sure, *wrong]], {"t": "tagging"})
+    assert [(one["row"], one["score"]) for one in found] == [(4, 0.98)]  # the median of the right ones is 0.97
+
+
+def test_near_duplicates_with_another_label():
+    rows = [
+        {"id": "7", "text": "Play some Jazz, please!", "answers": {"mood": answer(MOOD["mood"], "", "a", "b", 0.9)}}
+    ]
+    training = [
+        {"id": "1", "text": "play some jazz please", "mood": "b"},
+        {"id": "2", "text": "play some jazz, please", "mood": "a"},
+        {"id": "3", "text": "cancel the alarm", "mood": "b"},
+    ]
+    found = suspects.contradicted(rows, [0], {"mood": "classification"}, training)
+    assert [(other["id"], other["label"]) for other in found[0]] == [("1", "b")] and found[0][0]["cosine"] > 0.8
+
+
+# ---- what the data may hold -----------------------------------------------------------------------------------------
+
+NASTY = [
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(2)>",
+    "\"quoted\" 'text' & <!-- comment",
+    "{{ 7 * 7 }} {% raw %}",
+    "line\u2028separator\u2029 and \u202e reversed",
+    "x" * 100_000,
+]
+
+
+def nasty_run(folder):
+    labels = [*NASTY[:4], "y" * 100_000]
+    task = {"type": "classification", "labels": labels}
+    rows = class_rows(60, labels=labels, texts=NASTY)
+    for row in rows:
+        row |= {"id": f"<b>{row['id']}</b>", "columns": {"<i>source": random.Random(row["id"]).choice(NASTY[:3])}}
+    (folder / "no-data").mkdir(parents=True)
+    checks = [{"what": NASTY[0], "count": 1, "rows": [NASTY[1]], "advice": NASTY[2]}]
+    (folder / "no-data/checks.json").write_text(json.dumps(checks))
+    (folder / "train.log").write_text(f"2026-01-01 00:00:00,1 WARNING {NASTY[0]}\n")
+    return make_run(folder, {"test": rows}, {"<u>mood</u>": task} and {"mood": task}, options={"data_path": NASTY[1]})
+
+
+def test_nothing_of_the_data_becomes_markup(tmp_path):
+    path, _ = make_report(nasty_run(tmp_path / "<s>run&"))
+    html = path.read_text(encoding="utf-8")
+    for bad in ("<script>alert", "<img src=x", "<b>1", "<i>source", "<s>run"):
+        assert bad not in html
+    assert html.count("<script") == html.count("</script>") == 4 and "49" not in html.split("{{ 7")[0][-20:]
+    assert len(html) < 600_000 and "x" * 500 not in html and "(100,000)" in html
+    blocks = re.findall(r'<script type="application/json" id="([\w-]+)">(.*?)</script>', html, re.S)
+    found = {name: json.loads(text) for name, text in blocks}
+    assert found["table-data"]["rows"][0][2] in {short(text, 280) for text in NASTY}
+    assert "\u2028" not in blocks[0][1]
+
+
+def test_json_in_a_page_is_json_and_ends_no_script():
+    value = {"a": NASTY[:5], "b": [1.5, None]}
+    assert json.loads(json_in_page(value)) == value and not set("<>&\u2028") & set(json_in_page(value))
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_rows_make_a_small_page_in_seconds(tmp_path):
+    rows = class_rows(100_000, texts=[f"{'some words of a text ' * 8} {i}" for i in range(1000)])
+    run = make_run(tmp_path / "big", {"test": rows}, MOOD)
+    began = time.perf_counter()
+    path, _ = make_report(run)
+    assert time.perf_counter() - began < 90
+    html = path.read_text(encoding="utf-8")
+    assert path.stat().st_size < 10_000_000 and 'id="left-out"' in html
+    table = json.loads(re.search(r'id="table-data">(.*?)</script>', html, re.S).group(1))
+    wrong = sum(not row["answers"]["mood"]["right"] for row in rows)
+    assert table["all"] == 100_000 and sum(row[3] == 0 for row in table["rows"]) == min(wrong, len(table["rows"]))
+    if CHROMIUM:
+        with Browser(tmp_path / "profile") as browser:
+            browser.open(path)
+            assert browser.run("document.querySelectorAll('#rows-table tbody tr').length") == 50
+            assert browser.complaints == browser.requests == []
+
+
+def test_words_are_there_in_both_languages_and_found_by_the_texts():
+    assert TEXTS["en"].keys() == TEXTS["zh"].keys()
+    for key, english in TEXTS["en"].items():
+        chinese = TEXTS["zh"][key]
+        if isinstance(english, str):
+            fields = re.findall(r"{(\w+)", english), re.findall(r"{(\w+)", chinese)
+            assert set(fields[0]) == set(fields[1]), key
+    assert language_of("auto", ["明天北京天气怎么样", "play 音乐"]) == "zh"
+    assert language_of("auto", ["play a song"]) == language_of("en", ["明天"]) == "en"
+    used = set()
+    for path in (ROOT / "engine/report/templates").glob("*.jinja"):
+        used |= set(re.findall(r'\bt\("(\w+)"', path.read_text(encoding="utf-8")))
+    assert used <= TEXTS["en"].keys()
+
+
+# ---- from a command -------------------------------------------------------------------------------------------------
+
+
+def figures_in(path):
+    return json.loads(re.search(r'id="figures">(.*?)</script>', path.read_text(encoding="utf-8"), re.S).group(1))
+
+
+def read_csv(path):
+    csv.field_size_limit(10**9)
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def shown_scores(html):
+    """{"test.intent_accuracy": (as it is shown, exactly)} of a page."""
+    found = re.findall(r'data-figure="([^"]+)" data-value="([^"]+)">([^<]+)<', html)
+    return {name: (shown, float(value)) for name, value, shown in found}
+
+
+def check_page(run):
+    """Every score in the page is that of eval.json, every label's that of report.json, and both can be recomputed from
+    predictions.csv."""
+    html = (run / "report.html").read_text(encoding="utf-8")
+    shown, told = shown_scores(html), read_json(run / "eval.json")
+    for part, scores in told.items():
+        for name, value in scores.items():
+            assert shown[f"{part}.{name}"] == (f"{value:.4f}", pytest.approx(value)), name
+    found, per_label = figures_in(run / "report.html"), read_json(run / "report.json")
+    for name, task in found["tasks"].items():
+        if name in per_label[found["main"]]:
+            assert task["per_label"].keys() == per_label[found["main"]][name].keys()
+            for label, scores in per_label[found["main"]][name].items():
+                assert task["per_label"][label] == pytest.approx(scores), label
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(sample, tmp_path_factory):
+    """A folder with two tiny runs of the sample, "run" and "crf", evaluated and predicted."""
+    output = tmp_path_factory.mktemp("output")
+    small = dict(hidden_size=32, num_layers=1, epochs=5, batch_size=8, vocab_size=500, log_steps=2, lr=5e-3)
+    for name, options in (("run", {}), ("crf", {"use_crf": True})):
+        todo = dict(do_train=True, do_eval=True, do_predict=True, data_path=str(sample), device="cpu")
+        main(Config(**small, **todo, output_dir=str(output), model_version=name, **options))
+    return output
+
+
+def test_a_run_leaves_a_page_whose_figures_are_those_of_its_files(trained):
+    run = trained / "run"
+    found = check_page(run)
+    rows = read_csv(run / "predictions.csv")
+    right = [row["right"] == "True" for row in rows]
+    told = read_json(run / "eval.json")["test"]
+    assert np.mean(right) == pytest.approx(told["sentence_accuracy"])
+    hits = [row["intent"] == row["intent_gold"] for row in rows]
+    assert hits == [row["intent_right"] == "True" for row in rows]
+    sure = [float(row["intent_probability"]) for row in rows]
+    intent = found["tasks"]["intent"]
+    assert intent["calibration"] == figures.calibration(sure, hits)
+    assert intent["coverage_table"] == figures.coverage_table(sure, hits)
+    sets = [
+        [{(e["label"], e["start"], e["end"]) for e in json.loads(row[key])} for key in ("slots_gold", "slots")]
+        for row in rows
+    ]
+    counted = sum(cell["right"] for cell in found["tasks"]["slots"]["errors"].values())
+    assert counted == sum(len(gold & predicted) for gold, predicted in sets)
+    all_gold = sum(
+        sum(cell[v] for v in ("right", "wrong_type", "wrong_border", "missed"))
+        for cell in found["tasks"]["slots"]["errors"].values()
+    )
+    assert all_gold == sum(len(gold) for gold, _ in sets)
+
+
+def test_what_training_leaves_for_the_page(trained, caplog):
+    run = trained / "run"
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    norms = [record["gradient_norm"] for record in records if "lr" in record]
+    assert norms and all(0 < norm < 1e4 for norm in norms)
+    pace = [json.loads(line) for line in (run / "throughput.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in pace] == [record["step"] for record in records if "lr" in record]
+    assert all(line["examples_per_second"] > 0 and line["seconds"] > 0 for line in pace)
+    log = (run / "train.log").read_text(encoding="utf-8").splitlines()
+    lines = [line.split(" ", 3)[3] for line in log if re.search(r"epoch \d+  dev: ", line)]
+    assert len(lines) == 5 and all(len("00:00:00 " + line) <= 100 for line in lines)
+    names = ("sentence_accuracy", "intent_accuracy", "slots_f1")
+    assert all(re.search(rf"{name} \d\.\d{{4}}", line) for line in lines for name in names)
+    told = [line for line in log if "report: " in line]
+    assert len(told) == 1 and any(re.search(r"  1\. \w", line) for line in log)
+
+
+def test_the_page_is_made_again_without_a_model(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained / "run", tmp_path / "output/run", ignore=shutil.ignore_patterns("checkpoints", "*.html"))
+    monkeypatch.chdir(tmp_path)
+    main(Config(do_report=True, model_version="run", report_language="zh"))
+    page = tmp_path / "output/run/report.html"
+    before, after = figures_in(trained / "run/report.html"), figures_in(page)
+    assert all(after[key] == before[key] for key in ("scores", "tasks", "slices", "learning"))
+    assert "概览" in page.read_text(encoding="utf-8")
+    with pytest.raises(UserError, match="no answers"):
+        main(Config(do_report=True, model_version="never"))
+    assert not (tmp_path / "output/never").exists()
+
+
+def test_runs_are_compared_on_the_rows_that_they_share(trained, tmp_path):
+    output = tmp_path / "output"
+    shutil.copytree(trained, output)
+    main(Config(compare=("run", "crf"), output_dir=str(output)))
+    found = figures_in(output / "comparison-run-crf.html")
+    told = [read_json(output / name / "eval.json")["test"] for name in ("run", "crf")]
+    for name, cells in found["scores"].items():
+        assert [cell["value"] for cell in cells] == pytest.approx([scores[name] for scores in told])
+        assert cells[1]["difference"] == pytest.approx(told[1][name] - told[0][name])
+        assert cells[1]["difference_low"] <= cells[1]["difference"] + 1e-9
+    assert found["options"] == {"use_crf": [None, True]} and found["left_out"] == 0
+    same = compare.paired([bootstrap.statistics_of(class_rows(80), {"mood": "classification"})] * 2, 80)
+    assert same["mood_accuracy"][1]["difference_low"] == same["mood_accuracy"][1]["difference_high"] == 0.0
+    for names, said in ((("run",), "at least two"), (("run", "none"), "no run of that name")):
+        with pytest.raises(UserError, match=said):
+            main(Config(compare=names, output_dir=str(output)))
+
+
+# ---- in a browser ---------------------------------------------------------------------------------------------------
+
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+def check_in_browser(path, folder, sections=("glance", "learning", "errors", "slices", "rows", "how")):
+    """The page opens in both themes and on a phone, says nothing in the console, asks for nothing, and its table sorts,
+    filters and searches."""
+    with Browser(folder) as browser:
+        for options in ({}, {"dark": True}, {"width": 390, "height": 844, "phone": True}):
+            browser.look(**options)
+            browser.open(path)
+            assert browser.run(OVERFLOW) <= 0, options
+        for name in sections:
+            assert browser.run(f"document.getElementById({name!r}).getBoundingClientRect().height") > 30, name
+        background = browser.run("getComputedStyle(document.body).backgroundColor")
+        browser.look(dark=True)
+        assert browser.run("getComputedStyle(document.body).backgroundColor") != background
+        check_table(browser)
+        assert browser.complaints == [] and browser.requests == []
+
+
+def check_table(browser):
+    data = json.loads(browser.run("document.getElementById('table-data').textContent"))
+    rows = data["rows"]
+
+    def found():
+        return int(re.sub(r"\D", "", browser.run("document.getElementById('found').textContent")))
+
+    def change(name, value, event="change"):
+        script = f"(() => {{ const e = document.getElementById({name!r}); e.value = {json.dumps(value)};"
+        browser.run(script + f" e.dispatchEvent(new Event({event!r})); }})()")
+
+    assert found() == len(rows)
+    for value in ("0", "1"):
+        change("verdict", value)
+        assert found() == sum(str(row[3]) == value for row in rows)
+    change("verdict", "")
+    if data["labels"]:
+        change("label", "0")
+        assert found() == sum(0 in row[5] for row in rows) > 0
+        change("label", "")
+    if not rows:
+        return
+    word = rows[0][2][:12]
+    change("search", word.upper(), "input")
+    assert 0 < found() <= len(rows)
+    change("search", "", "input")
+    browser.run("document.querySelectorAll('#rows-table th')[2].click()")
+    cells = browser.run("[...document.querySelectorAll('#rows-table tbody tr')].map((r) => r.cells[2].textContent)")
+    order = browser.run(f"{json.dumps([row[2] for row in rows])}.sort((a, b) => a.localeCompare(b)).slice(0, 50)")
+    assert cells == order
+    if len(rows) > 50:
+        browser.run("document.getElementById('next').click()")
+        assert browser.run("document.getElementById('page').textContent").startswith("2 /")
+
+
+@in_browser
+def test_the_page_in_a_browser(trained, tmp_path):
+    check_in_browser(trained / "run/report.html", tmp_path / "profile")
+
+
+@in_browser
+def test_nasty_data_and_a_comparison_in_a_browser(trained, tmp_path):
+    path, _ = make_report(nasty_run(tmp_path / "run & <s>"))
+    check_in_browser(path, tmp_path / "profile")
+    page = compare.compare_runs(trained, ("run", "crf"))
+    check_in_browser(page, tmp_path / "other", sections=("scores", "options", "learning", "rows"))
+    page.unlink()
+
+
+# ---- real runs of every kind ----------------------------------------------------------------------------------------
+
+WORDS = "good bad slow fast red blue old new big small".split()
+
+
+def made_data(kind, folder, size=240):
+    """Data of a kind with something to learn, processed. -> its folder"""
+    rng, rows = random.Random(1), []
+    for i in range(size):
+        words = [rng.choice(WORDS) for _ in range(rng.randrange(3, 12))]
+        row = {"split": ("train", "train", "dev", "test")[i % 4], "id": f"r{i}", "text": " ".join(words)}
+        if kind == "spans":
+            starts = [sum(len(w) + 1 for w in words[:j]) for j in range(len(words) + 1)]
+            spans = [[starts[j], starts[j + 1] - 1, "colour"] for j, w in enumerate(words) if w in ("red", "blue")]
+            nested = [[starts[j], starts[j + 2] - 1, "thing"] for j, w in enumerate(words[:-1]) if w in ("red", "old")]
+            row["entities"] = sorted(spans + nested)
+        elif kind == "multilabel":
+            row["topics"] = sorted({w for w in words if w in ("red", "fast", "old")})
+        elif kind == "regression":
+            row["score"] = words.count("good") - words.count("bad") + rng.random()
+        else:
+            row["mood"] = "up" if words.count("good") > words.count("bad") else "down"
+        rows.append(row)
+    folder.mkdir()
+    raw = folder / "raw.jsonl"
+    raw.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    column = {"spans": "entities", "multilabel": "topics", "regression": "score", "classification": "mood"}[kind]
+    options = dict(label_column=column, label_type=f"{column}={kind}")
+    process(DataConfig(input=str(raw), output_dir=str(folder / kind), **options))
+    return folder / kind
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["multilabel", "regression", "spans", "classification"])
+def test_a_real_run_of_each_kind(kind, tmp_path):
+    data = made_data(kind, tmp_path / "data")
+    small = dict(hidden_size=64, num_layers=2, epochs=6, batch_size=16, vocab_size=300, log_steps=2, lr=3e-3)
+    todo = dict(do_train=True, do_eval=True, do_predict=True, data_path=str(data), device="cpu")
+    main(Config(**small, **todo, output_dir=str(tmp_path), model_version="run"))
+    run = tmp_path / "run"
+    task = next(iter(check_page(run)["tasks"].values()))
+    rows = read_csv(run / "predictions.csv")
+    name = next(iter(read_json(data / "labels.json")))
+    if kind == "regression":
+        gold, predicted = ([float(row[key]) for row in rows] for key in (f"{name}_gold", name))
+        rmse = math.sqrt(np.mean(np.square(np.subtract(gold, predicted))))
+        assert task["residuals"]["rmse"] == pytest.approx(rmse) and rows[0]["right"] == ""
+    if kind == "multilabel":
+        sides = [[set(json.loads(row[key])) for row in rows] for key in (f"{name}_gold", name)]
+        assert task["errors"] == [list(item) for item in figures.error_pairs(*sides)[1]]
+        assert task["threshold"]["best"]["f1"] >= read_json(run / "eval.json")["test"][f"{name}_micro_f1"] - 1e-9
+    if kind == "spans":
+        nested = [row for row in rows if '"thing"' in row[f"{name}_gold"]]
+        assert nested and sum(cell["right"] for cell in task["errors"].values()) > 0
+    if CHROMIUM:
+        check_in_browser(run / "report.html", tmp_path / "profile")
+
+
+@pytest.mark.slow
+def test_a_cross_validation_finds_wrong_labels_that_were_planted(tmp_path):
+    """2 % of the labels are wrong on purpose; at least half of them are within the first 5 % of the list."""
+    import cross_validate
+
+    rng, rows = random.Random(4), []
+    for i in range(500):
+        words = [rng.choice(WORDS) for _ in range(8)]
+        rows.append({"id": str(i), "text": " ".join(words), "label": max(WORDS[:4], key=lambda w: (words.count(w), w))})
+    planted = rng.sample(range(500), 10)
+    for i in planted:
+        rows[i]["label"] = rng.choice([label for label in WORDS[:4] if label != rows[i]["label"]])
+    (tmp_path / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = tmp_path / "data"
+    process(DataConfig(input=str(tmp_path / "raw.jsonl"), output_dir=str(data), n_splits=4, test_ratio=0.0))
+    small = dict(hidden_size=64, num_layers=2, epochs=25, batch_size=16, vocab_size=300, lr=2e-3, early_stop_patience=0)
+    cross_validate.main(
+        Config(**small, data_path=str(data), output_dir=str(tmp_path), model_version="cv", device="cpu")
+    )
+    folder = tmp_path / "cv-folds"
+    found = [row["id"] for row in read_csv(folder / "suspicious.csv")][:25]
+    assert len({*found} & {str(i) for i in planted}) >= 5
+    told = read_json(folder / "folds.json")["out_of_fold"]
+    shown = shown_scores((folder / "report.html").read_text(encoding="utf-8"))
+    assert shown["out_of_fold.label_accuracy"] == (
+        f"{told['label_accuracy']:.4f}",
+        pytest.approx(told["label_accuracy"]),
+    )
+    assert all(row["right"] in ("True", "False") for row in read_csv(folder / "out_of_fold.csv"))
+    if CHROMIUM:
+        check_in_browser(folder / "report.html", tmp_path / "profile")
+
+
+# ---- pictures and lines ---------------------------------------------------------------------------------------------
+
+
+def test_pictures_escape_names_and_leave_out_what_is_not_finite():
+    drawn = svg.lines([([1, 2, 3], [0.5, float("nan"), None])], "<step>", "", 'a "title" <x>').markup()
+    assert "<step>" not in drawn and "&lt;step&gt;" in drawn and "nan" not in drawn.lower() and "<x>" not in drawn
+    assert svg.ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0] and svg.number(0.00025) == "2.5e-4"
+    assert svg.lines([([], [])], "x", "y", "empty").markup().startswith("<svg")
+    assert svg.span([1.0]) != (1.0, 1.0)
+
+
+def test_three_things_are_chosen_no_two_of_a_kind(tmp_path):
+    run = make_run(tmp_path / "run", {"test": class_rows(200, accuracy=0.5)}, MOOD)
+    found, _ = collect(run)
+    for item in found["suspects"]:
+        item |= {"gold_shown": item["gold"], "likely_shown": item["likely"]}
+    chosen = look.worth_a_look(found)
+    assert 1 <= len(chosen) <= 3 and len({item[2] for item in chosen}) == len(chosen)
+    for words in (Words("en"), Words("zh")):
+        assert all(look.sentence(item, words, short) for item in chosen)
+
+
+def test_the_bar_shows_loss_rate_pace_and_time_left(tmp_path, monkeypatch):
+    from engine.progress import EpochBar, Progress, RunningLosses
+
+    monkeypatch.setattr("engine.progress.tqdm", partial(tqdm, disable=False, file=io.StringIO()))
+    progress = Progress()
+    losses = RunningLosses(progress, "cpu")
+    bar = EpochBar("epoch 1/2", 10, progress, losses, tmp_path)
+    bar.log(0.1234, 3e-4)
+    bar.update([SimpleNamespace(rows=range(8))])
+    line = str(bar.bar)
+    bar.close()
+    assert "loss 0.1234" in line and "lr 3.0e-04" in line and "examples/s" in line and re.search(r"\d+:\d+<\S", line)
