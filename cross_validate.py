@@ -27,12 +27,8 @@ def main(config):
     from engine.report.answers import rows_of, write_rows
     from preprocess.schema import load_labels
 
-    if is_launched():
-        raise UserError("cross_validate.py trains one fold after another in one process; start it without torchrun")
     data_path = config.data_dir
-    numbers = sorted(int(path.name[5:]) for path in data_path.glob("fold_*"))
-    if not numbers:
-        raise UserError(f"{data_path}: no folds in it; make them with data_process.py --n_splits 5")
+    numbers = fold_numbers(data_path)
     options = dict(do_train=True, do_eval=True, do_predict=False, resume=True)
     folds = [dataclasses.replace(config, fold=number, **options) for number in numbers]
     code = train_folds(folds)
@@ -84,6 +80,16 @@ def fold_rows(number, data, predictions, tasks):
         row = prediction_row(data[i], answers, tasks, is_right)
         rows.append({"id": row.pop("id"), "fold": number, **row})
     return rows
+
+
+def fold_numbers(data_path):
+    """The folds of a processed folder, in order."""
+    if is_launched():
+        raise UserError("cross_validate.py trains one fold after another in one process; start it without torchrun")
+    numbers = sorted(int(path.name[5:]) for path in data_path.glob("fold_*"))
+    if not numbers:
+        raise UserError(f"{data_path}: no folds in it; make them with data_process.py --n_splits 5")
+    return numbers
 
 
 def train_folds(folds):
