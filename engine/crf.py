@@ -78,7 +78,7 @@ class CRF(torchcrf.CRF):
         On a GPU the host would wait for the answer, so it asks again only when a border might have been passed.
         """
         if self.calls_left == 0 or self.transitions.device.type not in self.scan_on:
-            self.largest = self.transitions.detach().abs().amax().item()
+            self.largest = torch.linalg.vector_norm(self.transitions.detach(), torch.inf).item()
             way = min(abs(self.largest - border) for border in crf_scan.MAX_TRANSITION.values())
             self.calls_left = int(min(100, way / MOVE))
         else:

@@ -77,8 +77,8 @@ class Steps:
             tree.append(torch.stack([pairs[:, :, 0], pairs[:, :, 1].mT], 2))
             scales.append(peak.flatten(1))
             product = pairs[:, :, 0] @ pairs[:, :, 1]
-        total = product[:, 0, 0].sum(1).log() + self.scale  # all rows are equal, as the first word's are
-        return (total + torch.cat(scales, 1).log().sum(1) if scales else total), tree
+        total = product[:, 0, 0].sum(1, keepdim=True)  # all rows are equal, as the first word's are
+        return torch.cat([total, *scales], 1).log().sum(1) + self.scale, tree
 
     def chunk_borders(self, tree):
         """The sums of all paths before and after each chunk, each (B, N, C'), up to a factor."""
@@ -110,8 +110,8 @@ class Steps:
         share = grad[:, None, None, None] / paths.sum(3, keepdim=True)
         by_emissions = (paths * share).flatten(1, 2)[:, : self.num_words, : self.num_tags].to(grad.dtype)
         before[:, 0, 0].zero_()
-        by_transitions = self.factors * (before.flatten(0, 2).T @ (left * share).flatten(0, 2))
-        by_transitions = by_transitions[: self.num_tags, : self.num_tags].to(grad.dtype)
+        crossings, tags = before.flatten(0, 2).T @ (left * share).flatten(0, 2), slice(self.num_tags)
+        by_transitions = (self.factors[tags, tags] * crossings[tags, tags]).to(grad.dtype)
         return by_emissions, by_emissions[:, 0].sum(0), by_transitions, by_emissions[self.last].sum(0)
 
 
