@@ -167,6 +167,7 @@ class Config(SavedOptions):
     ddp_timeout: int = option(1800, "under torchrun: seconds after which a process that is silent ends the run")
 
     def __post_init__(self):
+        self.compare = tuple(self.compare)  # JSON has lists
         if self.debug and not (self.do_train or self.do_eval or self.do_predict):
             self.do_train = self.do_eval = self.do_predict = True
         require_range(

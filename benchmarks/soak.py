@@ -557,7 +557,8 @@ def chain_of_stops(name, options, stops):
 def several_processes(kind, kinds_of_stops, chains):
     good = trials = 0
     for a, b in (({}, {}), ({}, FGM), (STREAM, {}), (STREAM, FGM)):
-        options = {**a, **b, "epochs": 20 if b else 8, "save_steps": 1 if b else 3, "batch_size": 2, "early_stop_patience": 0}
+        length = dict(epochs=20, save_steps=1) if b else dict(epochs=8, save_steps=3)
+        options = {**a, **b, **length, "batch_size": 2, "early_stop_patience": 0}
         for chain in range(chains):
             stops = [kinds_of_stops[(chain + i) % len(kinds_of_stops)] for i in range(6 if kind == "kill" else 3)]
             good += chain_of_stops(f"{kind}s{chain}", options, stops)

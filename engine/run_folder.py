@@ -96,8 +96,7 @@ class SavedOptions:
         if unknown:
             gone = ", ".join(f"{name}={values[name]!r}" for name in unknown)
             logger.warning(f"{path}: these options no longer exist and are left out: {gone}")
-        known = {name: value for name, value in values.items() if name not in unknown}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
+        return cls(**{name: value for name, value in values.items() if name not in unknown})
 
 
 def changed_options(before, now, resume_safe):
