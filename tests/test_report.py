@@ -140,6 +140,8 @@ def test_residuals_by_hand():
     assert found["mean"] == pytest.approx(-0.5 / 3) and found["rmse"] == pytest.approx(math.sqrt(1.25 / 3))
     assert found["r2"] == pytest.approx(1 - 1.25 / 2) and sum(found["counts"]) == 3
     assert figures.residuals([1.0, 1.0], [1.0, 2.0])["r2"] is None
+    assert figures.residuals([1.0, 2.0], [float("nan"), 2.0])["rmse"] == 0  # of a model that has diverged
+    assert figures.residuals([1.0], [float("inf")]) is None
 
 
 def test_slices_are_quarters_of_the_length_and_columns_with_few_values():
@@ -249,11 +251,9 @@ def test_the_errors_of_entities_told_apart():
     ]
     closest = entities.match({("x", 0, 3)}, {("x", 0, 0), ("x", 1, 3)})
     assert [(one.verdict, one.predicted) for one in closest] == [
-        ("wrong_border", ("x", 1, 3)),
         ("invented", ("x", 0, 0)),
-    ] or (
-        {(one.verdict, one.predicted) for one in closest} == {("wrong_border", ("x", 1, 3)), ("invented", ("x", 0, 0))}
-    )
+        ("wrong_border", ("x", 1, 3)),
+    ]
 
 
 def test_every_entity_is_in_one_match_and_right_ones_are_those_that_metrics_counts():
@@ -403,20 +403,21 @@ def nasty_run(folder):
     task = {"type": "classification", "labels": labels}
     rows = class_rows(60, labels=labels, texts=NASTY)
     for row in rows:
+        row["answers"] = {"<u>mood</u>": row["answers"]["mood"]}
         row |= {"id": f"<b>{row['id']}</b>", "columns": {"<i>source": random.Random(row["id"]).choice(NASTY[:3])}}
     (folder / "no-data").mkdir(parents=True)
     checks = [{"what": NASTY[0], "count": 1, "rows": [NASTY[1]], "advice": NASTY[2]}]
     (folder / "no-data/checks.json").write_text(json.dumps(checks))
     (folder / "train.log").write_text(f"2026-01-01 00:00:00,1 WARNING {NASTY[0]}\n")
-    return make_run(folder, {"test": rows}, {"<u>mood</u>": task} and {"mood": task}, options={"data_path": NASTY[1]})
+    return make_run(folder, {"test": rows}, {"<u>mood</u>": task}, options={"data_path": NASTY[1]})
 
 
 def test_nothing_of_the_data_becomes_markup(tmp_path):
     path, _ = make_report(nasty_run(tmp_path / "<s>run&"))
     html = path.read_text(encoding="utf-8")
-    for bad in ("<script>alert", "<img src=x", "<b>1", "<i>source", "<s>run"):
+    for bad in ("<script>alert", "<img src=x", "<b>1", "<i>source", "<s>run", "<u>mood"):
         assert bad not in html
-    assert html.count("<script") == html.count("</script>") == 4 and "49" not in html.split("{{ 7")[0][-20:]
+    assert html.count("<script") == html.count("</script>") == 4 and "{{ 7 * 7 }}" in html
     assert len(html) < 600_000 and "x" * 500 not in html and "(100,000)" in html
     blocks = re.findall(r'<script type="application/json" id="([\w-]+)">(.*?)</script>', html, re.S)
     found = {name: json.loads(text) for name, text in blocks}

@@ -136,8 +136,11 @@ def error_pairs(gold, predicted):
 
 def residuals(gold, predicted, bins=20, most=1500):
     """Of numbers: {"points": [[gold, predicted]], at most `most`, evenly picked by gold value; "edges", "counts" of the
-    histogram of predicted - gold; "mean", "std", "rmse", "r2"}."""
+    histogram of predicted - gold; "mean", "std", "rmse", "r2"}. What is not finite is left out; None if nothing is."""
     gold, predicted = np.asarray(gold, float), np.asarray(predicted, float)
+    gold, predicted = gold[np.isfinite(predicted)], predicted[np.isfinite(predicted)]
+    if not len(gold):
+        return None
     error = predicted - gold
     counts, edges = np.histogram(error, bins)
     spread = ((gold - gold.mean()) ** 2).sum()

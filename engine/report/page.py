@@ -270,7 +270,8 @@ def differences(kind, row, item):
 def entity_list(row, found):
     """ "city: Oslo; time: noon": entities as a string."""
     ordered = sorted(found, key=entities.place)
-    return "; ".join(f"{e[0]}: {' '.join(entities.tokens_of(row, e))}" for e in ordered) or "–"
+    places = [(kind, row["places"][first][0], row["places"][last][1]) for kind, first, last in ordered]
+    return "; ".join(f"{kind}: {row['text'][start:end]}" for kind, start, end in places) or "–"
 
 
 def labels_of(kind, label):
