@@ -557,7 +557,7 @@ def chain_of_stops(name, options, stops):
 def several_processes(kind, kinds_of_stops, chains):
     good = trials = 0
     for a, b in (({}, {}), ({}, FGM), (STREAM, {}), (STREAM, FGM)):
-        length = dict(epochs=20, save_steps=1) if b else dict(epochs=8, save_steps=3)
+        length = dict(epochs=60, save_steps=1) if b else dict(epochs=40, save_steps=3)  # long enough for all stops
         options = {**a, **b, **length, "batch_size": 2, "early_stop_patience": 0}
         for chain in range(chains):
             stops = [kinds_of_stops[(chain + i) % len(kinds_of_stops)] for i in range(6 if kind == "kill" else 3)]

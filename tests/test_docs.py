@@ -81,7 +81,8 @@ def test_flags_in_sentences_exist():
             for flag in re.findall(r"(?<![\w-])--\w+", code):
                 plain = flag.replace("--no_", "--")
                 ours = {"--no", "--only", "--atis", "--cache", "--deps", "--upgrade", "--flag"}
-                assert plain in known | ours, f"{name}: {flag}"
+                torchruns = {"--max_restarts", "--standalone", "--nproc_per_node"}
+                assert plain in known | ours | torchruns, f"{name}: {flag}"
 
 
 def test_the_readmes_commands_for_your_data_run(command, tmp_path):
