@@ -74,7 +74,7 @@ def test_flags_in_sentences_exist():
     scripts = [str(path.relative_to(ROOT)) for path in ROOT.glob("huggingface_hands_on/*_*.py")]
     scripts = [script for script in scripts if "masked" not in script]
     scripts += ["main.py", "data_process.py", "benchmarks/speed.py", "benchmarks/ablation.py", "benchmarks/soak.py"]
-    scripts += ["benchmarks/wrong_labels.py"]
+    scripts += ["benchmarks/wrong_labels.py", "benchmarks/nested.py"]
     known = set().union(*map(flags_of, scripts))
     for name in WITH_FLAGS:
         for code in re.findall(r"`([^`\n]+)`", (ROOT / name).read_text(encoding="utf-8")):
