@@ -1,13 +1,13 @@
 """Speed of training and evaluation beside what a user would pick instead: same machine, model, data and batch,
 interleaved, medians.
 
-    python benchmarks/speed.py --data_path dataset/atis --pretrain_model_path FOLDER [--examples 1500] [--rounds 3]
+    python benchmarks/speed.py --data_path dataset/atis --pretrain_model_path FOLDER [--examples 893] [--rounds 3]
     [--only train eval]
 
 Needs a processed folder with `intent` and `slots`, and a quiet machine. Prints a table of examples a second and of the
 ratio of this template to each peer; above 1 means faster. `--only overhead`: what logs and checkpoints cost of an
 epoch; `--only tricks`: what each trick costs; `--only growth`: memory and speed of reading 100,000 and 2,000,000 rows
-(some minutes, and 3 GB of temporary disk); `--only start`: from launch to the first step; `--only launches`: how many
+(some minutes, and 3 GB of temporary disk); `--only start`: from launch to the first step; `--only scaling`: main.py in one process of one thread, and in two of torchrun; `--only launches`: how many
 kernels the heads have a GPU run, counted on any machine and with no data.
 """
 
@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import launches
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchcrf
 from seqeval.metrics import f1_score
 from torch import nn
@@ -115,14 +116,33 @@ class Bench:
         """Pre-tokenised tensors in memory, sorted by length, clipping, fused AdamW, and nothing else."""
         model = self.model()
         model.train()
+        return self.bare_epoch(model, lambda inputs, labels: model(inputs, labels).total_loss)
+
+    def bare_loop_plain_heads(self):
+        """The same with the simplest heads: a linear layer on the first token, another on all tokens, cross-entropy."""
+        encoder = self.model().encoder
+        width, sizes = encoder.config.hidden_size, [len(self.tasks[name]["labels"]) for name in ("intent", "slots")]
+        model = nn.ModuleList([encoder, *(nn.Linear(width, size) for size in sizes)]).to(self.device)
+
+        def loss(inputs, labels):
+            names = ("input_ids", "attention_mask", "token_type_ids")
+            hidden = encoder(**{name: inputs[name] for name in names}).last_hidden_state
+            intents = F.cross_entropy(model[1](hidden[:, 0]), labels["intent"])
+            return intents + F.cross_entropy(model[2](hidden).flatten(0, 1), labels["tokens"].flatten())
+
+        return self.bare_epoch(model, loss)
+
+    def bare_epoch(self, model, loss):
+        model.train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
         loader = MyDataLoader(self.train_set, self.options.batch_size, 0)
         loader.set_position(0)
         batches = [batch.to(self.device) for batch in loader]
+        plain = [(batch.inputs, {**batch.labels, "tokens": labels_of_tokens(batch)}) for batch in batches]
 
         def run():
-            for inputs, labels, _ in batches:
-                model(inputs, labels).total_loss.backward()
+            for inputs, labels in plain:
+                loss(inputs, labels).backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -138,7 +158,7 @@ class Bench:
     def hugging_face_grouped(self):
         return self.hugging_face("group_by_length")
 
-    def hugging_face_trainer(self, sampling="random", **changes):
+    def hugging_face_trainer(self, sampling="random", sorted_test=False, **changes):
         class Clock(TrainerCallback):
             def on_epoch_begin(self, *args, **kwargs):
                 self.began = time.perf_counter()
@@ -151,7 +171,7 @@ class Bench:
         )
         args = TrainingArguments(
             output_dir=tempfile.mkdtemp(),
-            per_device_eval_batch_size=32,
+            per_device_eval_batch_size=Config.eval_batch_size,
             train_sampling_strategy=sampling,
             length_column_name="length",
             logging_steps=20,
@@ -165,6 +185,7 @@ class Bench:
         )
         rows = [self.as_row(self.train_set, i) for i in range(len(self.train_set))]
         test = [self.as_row(self.test_set, i) for i in range(len(self.test_set))]
+        test.sort(key=lambda row: -row["length"] if sorted_test else 0)
         trainer = HuggingFaceTrainer(
             ForHuggingFace(self.model()),
             args,
@@ -231,8 +252,8 @@ class Bench:
             finally:
                 room.tqdm = before
 
-    def hugging_face_eval(self):
-        trainer, _ = self.hugging_face_trainer()
+    def hugging_face_eval(self, sorted_test=False):
+        trainer, _ = self.hugging_face_trainer(sorted_test=sorted_test)
         return self.seconds(trainer.evaluate)
 
     def scores(self, output):
@@ -245,6 +266,14 @@ class Bench:
         whole = [one and tags == gold_tags for one, tags, gold_tags in zip(right, found, gold)]
         scores = {"intent_accuracy": right.mean(), "slots_f1": f1_score(gold, found, zero_division=0)}
         return scores | {"sentence_accuracy": np.mean(whole)}
+
+
+def labels_of_tokens(batch):
+    """(B, L): the tag of each word at its first token, IGNORE elsewhere."""
+    mask, (rows, length) = batch.inputs["word_mask"], batch.inputs["input_ids"].shape
+    tokens = torch.full((rows, length + 1), IGNORE, device=mask.device)  # one more place, for what is no word
+    places = torch.where(mask, batch.inputs["word_starts"], length)
+    return tokens.scatter(1, places, torch.where(mask, batch.labels["slots"], IGNORE))[:, :-1].contiguous()
 
 
 @contextmanager
@@ -313,7 +342,7 @@ def crf_rows(rounds, num_tags, length):
     return [(f"CRF {kind}", ms[f"{kind}, pytorch-crf"], ms[f"{kind}, ours"]) for kind in ("loss", "decode")]
 
 
-ALL = ["train", "eval", "crf", "overhead", "growth", "start", "tricks", "launches"]
+ALL = ["train", "eval", "crf", "overhead", "growth", "start", "tricks", "launches", "scaling"]
 TRICKS = {
     **{f"--use_{name}": {f"use_{name}": True} for name in ("fgm", "pgd", "freelb", "smart", "rdrop", "ema")},
     "--use_awp": {"use_awp": True, "awp_start": 0.0},
@@ -386,6 +415,28 @@ def growth(options, sizes=(100_000, 2_000_000)):
     return results
 
 
+def scaling(options):
+    """A table row: examples/s of main.py in one process of one thread and in two, medians of the rounds."""
+    root = Path(__file__).resolve().parent.parent
+    launchers = {1: [], 2: ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]}
+    speed = {processes: [] for processes in launchers}
+    for number in range(options.rounds):
+        for processes, launcher in launchers.items():
+            with tempfile.TemporaryDirectory() as folder:
+                words = ["main.py", "--do_train", "--epochs", "1", "--output_dir", folder, "--model_version", "run"]
+                words += ["--data_path", options.data_path, "--pretrain_model_path", options.pretrain_model_path]
+                words += ["--batch_size", str(options.batch_size), "--log_steps", "10", "--device", "cpu"]
+                environment = os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
+                subprocess.run(
+                    [sys.executable, *launcher, *words], cwd=root, env=environment, capture_output=True, check=True
+                )
+                lines = (Path(folder) / "run/throughput.jsonl").read_text().splitlines()[1:]  # the first warms up
+                speed[processes].append(statistics.median(json.loads(line)["examples_per_second"] for line in lines))
+                print(f"  round {number}  {processes} processes {speed[processes][-1]:8.1f} examples/s", flush=True)
+    one, two = (statistics.median(values) for values in speed.values())
+    return f"| training, examples/s | one process, one thread {one:.1f} | two {two:.1f} | {two / one:.2f} |"
+
+
 def start(rounds):
     """Table rows: seconds from launch to --help, to a mistake's line, and to the first step on the sample."""
     root = Path(__file__).resolve().parent.parent
@@ -447,7 +498,7 @@ def main():
     parser.add_argument("--data_path")
     parser.add_argument("--pretrain_model_path")
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--examples", type=int, default=1500, help="rows of train and of test to use")
+    parser.add_argument("--examples", type=int, help="rows of train and of test to use (default: all)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
@@ -470,6 +521,7 @@ def main():
         systems = {
             "ours": bench.ours,
             "bare loop": bench.bare_loop,
+            "bare loop with plain heads": bench.bare_loop_plain_heads,
             "Hugging Face Trainer": bench.hugging_face,
             "Hugging Face Trainer, grouped by length": bench.hugging_face_grouped,
             "ours with FGM": bench.ours_fgm,
@@ -483,15 +535,18 @@ def main():
     if "eval" in options.only:
         speed = compare(
             bench,
-            {"ours": bench.our_eval, "Hugging Face Trainer": bench.hugging_face_eval},
+            {
+                "ours": bench.our_eval,
+                "Hugging Face Trainer": bench.hugging_face_eval,
+                "Hugging Face Trainer, texts sorted by length": lambda: bench.hugging_face_eval(sorted_test=True),
+            },
             len(bench.test_set),
             options.rounds,
         )
-        peer, ours = speed["Hugging Face Trainer"], speed["ours"]
-        table.append(
-            f"| evaluation with span scores, examples/s | Hugging Face Trainer {peer:.1f} | {ours:.1f} | "
-            f"{ours / peer:.2f} |"
-        )
+        ours = speed.pop("ours")
+        for name, peer in speed.items():
+            what = "evaluation with span scores, examples/s"
+            table.append(f"| {what} | {name} {peer:.1f} | {ours:.1f} | {ours / peer:.2f} |")
     if "overhead" in options.only:
         pairs = []
         for number in range(options.rounds):
@@ -511,6 +566,8 @@ def main():
             table.append(
                 f"| a step with {name} ÷ a plain one, both with a CRF | | | {speed['plain'] / speed[name]:.2f} |"
             )
+    if "scaling" in options.only:
+        table.append(scaling(options))
     if "growth" in options.only:
         table += growth(options)
     if "start" in options.only:
