@@ -7,8 +7,9 @@ interleaved, medians.
 Needs a processed folder with `intent` and `slots`, and a quiet machine. Prints a table of examples a second and of the
 ratio of this template to each peer; above 1 means faster. `--only overhead`: what logs and checkpoints cost of an
 epoch; `--only tricks`: what each trick costs; `--only growth`: memory and speed of reading 100,000 and 2,000,000 rows
-(some minutes, and 3 GB of temporary disk); `--only start`: from launch to the first step; `--only scaling`: main.py in one process of one thread, and in two of torchrun; `--only launches`: how many
-kernels the heads have a GPU run, counted on any machine and with no data.
+(some minutes, and 3 GB of temporary disk); `--only start`: from launch to the first step; `--only scaling`: main.py in
+one process of one thread, and in two of torchrun; `--only launches`: how many kernels the heads have a GPU run, counted
+on any machine and with no data.
 """
 
 import argparse
