@@ -1,10 +1,10 @@
-"""The gradients of a run's first steps, for tests/test_distributed.py. main.py's flags, and
+"""The gradients of an epoch's steps, for tests/test_distributed.py. RUNS is JSON, {name: flags of main.py}.
 
-    torchrun --nproc_per_node 2 tests/gradients.py FILE 0 --flags …   as several processes compute them
-    python tests/gradients.py FILE 2 --flags …                        as one does that has the same rows: N processes'
-                                                                      shares of a batch one after another, with their
-                                                                      random numbers
-    python tests/gradients.py FILE 1 --flags …                        as one does, N * --batch_size rows at once
+    torchrun --nproc_per_node 2 tests/gradients.py FOLDER 0 RUNS   as several processes compute them
+    python tests/gradients.py FOLDER 2 RUNS                        as one does that has the same rows: N processes'
+                                                                   shares of a batch one after another, with their
+                                                                   random numbers
+    python tests/gradients.py FOLDER 1 RUNS                        as one does, N * --batch_size rows at once
 
 Written are {step.parameter: gradient}, before clipping, and the numbers of the rows of each step.
 """
@@ -22,6 +22,7 @@ import trainer as trainer_module
 from config import Config, seed_torch
 from engine import distributed
 from engine.command_line import parse_args
+from engine.optimization import clip_and_step
 from main import build_trainer, load_data
 
 
@@ -50,7 +51,7 @@ def own_random_numbers(trainer, processes):
     trainer.tricks.forward_backward = in_turn
 
 
-def main(path, processes, argv):
+def run(path, processes, argv):
     config = parse_args(Config, argv)
     device = distributed.join(config.device, config.ddp_timeout)
     seed_torch(config.random_seed)
@@ -61,31 +62,32 @@ def main(path, processes, argv):
     names = {p: name for name, p in trainer.model.named_parameters()}
     end_step = trainer.losses.end_step
     trainer.losses.end_step = lambda norm, finite, numbers: (rows.append(numbers), end_step(norm, finite, numbers))
-    step = trainer_module.clip_and_step
 
     def keep(*args):
         gradients.update({f"{len(rows)}.{names[p]}": p.grad.clone() for p in trainer.trained if p.grad is not None})
-        step(*args)
+        clip_and_step(*args)
 
     trainer_module.clip_and_step = keep
     trainer.progress.best_score = 0.0
     trainer.end_epoch = lambda: setattr(trainer.progress, "epoch", trainer.progress.epoch + 1)
     if processes > 1:
-        loader, length = trainer.train_loader, len(trainer.train_loader)
         config.gradient_accumulation_steps *= processes
         own_random_numbers(trainer, processes)
-        loader_class = type(loader)
-        loader_class.__iter__ = lambda self: shares(self, processes)
-        loader_class.__len__ = lambda self: length
+        type(trainer.train_loader).__iter__ = lambda loader: shares(loader, processes)
     with torch.no_grad():  # a saved best is what train() ends with
         trainer.save_model("best")
     trainer.train()
     everyone = distributed.gather(rows)
     if distributed.is_first():
-        save_file(gradients, path)
-        Path(path).with_suffix(".json").write_text(json.dumps(everyone))
+        save_file(gradients, f"{path}.safetensors")
+        Path(f"{path}.json").write_text(json.dumps(everyone))
+
+
+def main(folder, processes, runs):
+    for name, argv in json.loads(runs).items():
+        run(f"{folder}/{name}", int(processes), [*argv, "--output_dir", folder, "--model_version", f"run of {name}"])
     distributed.leave()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3:])
+    main(*sys.argv[1:])

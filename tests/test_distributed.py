@@ -26,7 +26,7 @@ TRICKS = {
     "rdrop": ["--use_rdrop"],
     "samples": ["--dropout_samples", "2"],
     "ema": ["--use_ema"],
-    "swa": ["--use_swa", "--swa_start", "0"],
+    "swa": ["--use_swa", "--swa_start", "0", "--epochs", "2"],
     "layer_decay": ["--layer_decay", "0.9"],
     "unfreezing": ["--unfreeze_layers", "1", "--epochs", "2", "--num_layers", "2"],
 }
@@ -71,14 +71,17 @@ def few(sample, tmp_path_factory):
     return folder
 
 
-def gradients_of(how, tmp_path, processes, flags):
-    file = tmp_path / f"{how}.safetensors"
-    words = [file, {"several": 0, "in turn": processes, "at once": 1}[how], *flags, "--output_dir", tmp_path / how]
+def gradients_of(how, tmp_path, processes, runs):
+    """runs: {name: flags} -> {name: (gradients, rows of each step of each process)}"""
+    folder = tmp_path / how
+    folder.mkdir()
+    flags = json.dumps({name: [str(word) for word in words] for name, words in runs.items()})
+    words = [folder, {"several": 0, "in turn": processes, "at once": 1}[how], flags]
     if how == "several":
         torchrun(processes, "tests/gradients.py", *words, cwd=tmp_path)
     else:
         python("tests/gradients.py", *words, cwd=tmp_path)
-    return load_file(file), read_json(file.with_suffix(".json"))
+    return {name: (load_file(folder / f"{name}.safetensors"), read_json(folder / f"{name}.json")) for name in runs}
 
 
 def require_equal(several, one, tolerance=1e-5):
@@ -95,28 +98,29 @@ def require_equal(several, one, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("crf", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_processes_have_the_gradient_of_one_with_as_many_rows(few, tmp_path, processes, crf):
-    """Also where labels are missing, in the last short batch, with no row at all, and with accumulation."""
-    for steps in (1, 2):
-        common = ["--data_path", few, *TINY, "--dropout", "0", "--gradient_accumulation_steps", steps]
-        common += ["--use_crf"] * crf
-        several, rows = gradients_of("several", tmp_path, processes, [*common, "--batch_size", "2"])
-        one, whole = gradients_of("at once", tmp_path, processes, [*common, "--batch_size", 2 * processes])
+def test_processes_have_the_gradient_of_one_with_as_many_rows(few, tmp_path, processes):
+    """Also where labels are missing, in the last short batch, with no row at all, with accumulation and with a CRF."""
+    common = ["--data_path", few, *TINY, "--dropout", "0"]
+    accumulated = ["--gradient_accumulation_steps", "2"]
+    kinds = {"plain": [], "accumulated": accumulated, "crf": ["--use_crf"], "both": ["--use_crf", *accumulated]}
+    runs = {name: [*common, *flags, "--batch_size", "2"] for name, flags in kinds.items()}
+    several = gradients_of("several", tmp_path, processes, runs)
+    one = gradients_of("at once", tmp_path, processes, {n: [*r[:-1], 2 * processes] for n, r in runs.items()})
+    for name in kinds:
+        (gradients, rows), (wanted, whole) = several[name], one[name]
         assert [sorted(chain(*step)) for step in zip(*rows)] == [sorted(step) for step in whole[0]]
-        assert processes == 2 or not all(step for process in rows for step in process)  # one had no row
-        require_equal(several, one)
+        assert (processes, name) != (4, "plain") or not all(chain(*rows))  # one had no row
+        require_equal(gradients, wanted)
 
 
-@pytest.mark.parametrize(
-    "trick", [name if name == "pgd" else pytest.param(name, marks=pytest.mark.slow) for name in TRICKS]
-)
-def test_a_trick_does_in_two_processes_what_it_does_with_two_micro_batches(few, tmp_path, trick):
+@pytest.mark.slow
+def test_a_trick_does_in_two_processes_what_it_does_with_two_micro_batches(few, tmp_path):
     """Its directions are those of each process, its random numbers too."""
-    flags = ["--data_path", few, *TINY, "--gradient_accumulation_steps", "2", *TRICKS[trick]]
-    several, _ = gradients_of("several", tmp_path, 2, [*flags, "--batch_size", "4"])
-    one, _ = gradients_of("in turn", tmp_path, 2, [*flags, "--batch_size", "8"])
-    require_equal(several, one)
+    flags = ["--data_path", few, *TINY, "--gradient_accumulation_steps", "2"]
+    several = gradients_of("several", tmp_path, 2, {n: [*flags, "--batch_size", 4, *t] for n, t in TRICKS.items()})
+    one = gradients_of("in turn", tmp_path, 2, {n: [*flags, "--batch_size", 8, *t] for n, t in TRICKS.items()})
+    for trick in TRICKS:
+        require_equal(several[trick][0], one[trick][0])
 
 
 # ---- the whole road --------------------------------------------------------------------------------------------------
@@ -187,7 +191,7 @@ def test_a_threshold_is_fitted_on_all_of_dev(command, tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_is_shared_so_that_each_row_comes_once(sample, tmp_path, workers):
     flags = ["--data_path", sample, *TINY, "--streaming", "--shuffle_buffer", "16", "--num_workers", workers]
-    _, rows = gradients_of("several", tmp_path, 3, [*flags, "--batch_size", "3"])
+    _, rows = gradients_of("several", tmp_path, 3, {"stream": [*flags, "--batch_size", "3"]})["stream"]
     assert sorted(row for process in rows for step in process for row in step) == list(range(60))
     assert len({len(process) for process in rows}) == 1  # as many steps in each
     assert all(len(step) <= 3 for process in rows for step in process)
