@@ -15,6 +15,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, read_json
 from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
+
+from engine.tokenizer import train_tokenizer
+from preprocess.schema import training_texts
 
 TINY = "--hidden_size 32 --num_layers 1 --vocab_size 400 --device cpu --lr 1e-12 --epochs 1 --log_steps 2".split()
 TRICKS = {
@@ -27,8 +31,8 @@ TRICKS = {
     "samples": ["--dropout_samples", "2"],
     "ema": ["--use_ema"],
     "swa": ["--use_swa", "--swa_start", "0", "--epochs", "2"],
-    "layer_decay": ["--layer_decay", "0.9"],
-    "unfreezing": ["--unfreeze_layers", "1", "--epochs", "2", "--num_layers", "2"],
+    "layer_decay": ["--layer_decay", "0.9", "--pretrain_model_path", "pretrained"],
+    "unfreezing": ["--unfreeze_layers", "1", "--epochs", "2", "--pretrain_model_path", "pretrained"],
 }
 
 
@@ -116,6 +120,10 @@ def test_processes_have_the_gradient_of_one_with_as_many_rows(few, tmp_path, pro
 @pytest.mark.slow
 def test_a_trick_does_in_two_processes_what_it_does_with_two_micro_batches(few, tmp_path):
     """Its directions are those of each process, its random numbers too."""
+    shape = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=1, intermediate_size=64)
+    tokenizer = train_tokenizer(training_texts(few / "train.jsonl"), 400)
+    BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path / "pretrained")
+    tokenizer.save_pretrained(tmp_path / "pretrained")
     flags = ["--data_path", few, *TINY, "--gradient_accumulation_steps", "2"]
     several = gradients_of("several", tmp_path, 2, {n: [*flags, "--batch_size", 4, *t] for n, t in TRICKS.items()})
     one = gradients_of("in turn", tmp_path, 2, {n: [*flags, "--batch_size", 8, *t] for n, t in TRICKS.items()})
