@@ -121,7 +121,7 @@ def test_processes_have_the_gradient_of_one_with_as_many_rows(few, tmp_path, pro
 def test_a_trick_does_in_two_processes_what_it_does_with_two_micro_batches(few, tmp_path):
     """Its directions are those of each process, its random numbers too."""
     shape = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=1, intermediate_size=64)
-    tokenizer = train_tokenizer(training_texts(few / "train.jsonl"), 400)
+    tokenizer = train_tokenizer(lambda: training_texts(few / "train.jsonl"), 400)
     BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path / "pretrained")
     tokenizer.save_pretrained(tmp_path / "pretrained")
     flags = ["--data_path", few, *TINY, "--gradient_accumulation_steps", "2"]
