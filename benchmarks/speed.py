@@ -110,9 +110,6 @@ class Bench:
         with as_main_does():
             return self.seconds(lambda: trainer.train_one_epoch(0))
 
-    def ours_fgm(self):
-        return self.ours(use_fgm=True)
-
     def bare_loop(self):
         """Pre-tokenised tensors in memory, sorted by length, clipping, fused AdamW, and nothing else."""
         model = self.model()
@@ -525,7 +522,6 @@ def main():
             "bare loop with plain heads": bench.bare_loop_plain_heads,
             "Hugging Face Trainer": bench.hugging_face,
             "Hugging Face Trainer, grouped by length": bench.hugging_face_grouped,
-            "ours with FGM": bench.ours_fgm,
         }
         speed = compare(bench, systems, len(bench.train_set), options.rounds)
         for name in list(systems)[1:]:
