@@ -9,7 +9,7 @@ import sys
 from dataclasses import field
 from typing import get_args, get_origin
 
-from engine.launch import is_first_to_say, is_launched
+from engine.launch import end_process, is_first_to_say, is_launched
 from engine.signals import Interrupted
 
 
@@ -165,6 +165,10 @@ def run_command(main, config_class, argv=None):
     config = parse_args(config_class, argv)
     if is_launched():  # DistributedDataParallel tells of what it need not have looked for
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    return end_process(exit_code(main, config))
+
+
+def exit_code(main, config):
     try:
         return main(config) or 0
     except Interrupted as interrupted:

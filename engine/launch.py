@@ -1,6 +1,8 @@
 """What torchrun tells the processes that it starts, in the environment. Nothing slow is imported here."""
 
+import logging
 import os
+import sys
 import time
 
 
@@ -17,6 +19,17 @@ def local_rank():
 def restarts():
     """How often torchrun has started this run anew (--max_restarts)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def end_process(code):
+    """Ends one of several processes at once, all that it wrote flushed: threads of gloo, which Python would tear down
+    in any order, could abort it after its work is done. A single process gets its exit code back."""
+    if is_launched():
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def is_first_to_say(patience):

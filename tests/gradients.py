@@ -22,6 +22,7 @@ import trainer as trainer_module
 from config import Config, seed_torch
 from engine import distributed
 from engine.command_line import parse_args
+from engine.launch import end_process
 from engine.optimization import clip_and_step
 from main import build_trainer, load_data
 
@@ -87,6 +88,7 @@ def main(folder, processes, runs):
     for name, argv in json.loads(runs).items():
         run(f"{folder}/{name}", int(processes), [*argv, "--output_dir", folder, "--model_version", f"run of {name}"])
     distributed.leave()
+    end_process(0)
 
 
 if __name__ == "__main__":
