@@ -168,7 +168,8 @@ class LengthSampler:
         self.batch_size = batch_size * (1 if seed is None else distributed.size())
 
     def __len__(self):
-        return -(-len(self.lengths) // self.batch_size)
+        starts = range(0, len(self.lengths), self.batch_size)
+        return len(distributed.share(starts) if self.seed is None else starts)
 
     def __iter__(self):
         if self.seed is None:

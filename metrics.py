@@ -7,7 +7,6 @@ Edit here when you want another metric: add it to the dict of its task type; it 
 import math
 from collections import Counter
 
-import torch
 from scipy.stats import pearsonr, spearmanr
 from seqeval.metrics import classification_report as entity_report
 from seqeval.metrics.sequence_labeling import get_entities
@@ -245,10 +244,10 @@ def table(per_label, most=40):
 
 def mean_losses(parts, task_weights):
     """{"loss", "<task>_loss": mean over all labels}. parts: {task: (sum of its losses, number of its labels)} of each
-    batch, tensors (2,)."""
+    batch."""
     losses = {}
     for name in parts[0] if parts else ():
-        total, count = (sum(column) for column in zip(*torch.stack([part[name] for part in parts]).tolist()))
+        total, count = (sum(column) for column in zip(*(part[name] for part in parts)))
         losses[f"{name}_loss"] = total / max(count, 1e-12)
     total = sum(task_weights.get(name.removesuffix("_loss"), 1.0) * loss for name, loss in losses.items())
     return {"loss": total} | losses if losses else {}

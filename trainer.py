@@ -95,7 +95,7 @@ class Trainer:
         self.monitor = config.monitor or metrics.default_monitor(tasks)
         if self.monitor not in (names := metrics.score_names(tasks)):
             raise UserError(f"--monitor={self.monitor} is none of the scores: {', '.join(names)}")
-        data = "-".join(loader.dataset.fingerprint for loader in (train_loader, dev_loader) if loader)
+        data = "-".join(loader.dataset.fingerprint for loader in (train_loader, dev_loader) if loader is not None)
         self.progress = Progress(data=data)
         self.losses = RunningLosses(self.progress, device)
         self.tracker_kinds, self.trackers = TRACKERS, []
@@ -335,7 +335,8 @@ class Trainer:
             )
             answers.add(batch, output.logits)
         answers.gather()
-        return answers.finish(), metrics.mean_losses(distributed.gather_in_turn(parts), self.model.loss.task_weights)
+        parts = distributed.gather_in_turn([{name: pair.tolist() for name, pair in part.items()} for part in parts])
+        return answers.finish(), metrics.mean_losses(parts, self.model.loss.task_weights)
 
     def predict(self, loader, path):
         """Labels every example of a MyDataLoader into a .csv or .jsonl file, in input order (see `prediction_row`)."""

@@ -206,7 +206,7 @@ def training_state(optimizer, scheduler, scaler, tricks, progress, device):
                 numbers.setdefault(str(number), {})[name] = value
     tensors |= {f"tricks.{name}": tensor for name, tensor in tricks.state_dict().items()}
     own_tensors, own_values = random_states(device)
-    (_, _, _), *others = distributed.gather((own_tensors, own_values, progress.get("sums", {})))
+    _, *others = distributed.gather((own_tensors, own_values, progress["sums"]))
     for number, (states, _, _) in enumerate(others, 1):
         tensors |= {f"process_{number}.{name}": state for name, state in states.items()}
     tensors |= own_tensors

@@ -9,7 +9,7 @@ import sys
 from dataclasses import field
 from typing import get_args, get_origin
 
-from engine.launch import end_process, is_first_to_say, is_launched
+from engine.launch import end_process, is_first_to_say, is_launched, local_rank
 from engine.signals import Interrupted
 
 
@@ -104,8 +104,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 class OneLineParser(argparse.ArgumentParser):
     def error(self, message):
-        first = os.environ.get("RANK", "0") == "0"  # of several processes
-        self.exit(2, f"error: {message} (--help lists all flags)\n" if first else None)
+        self.exit(2, None if local_rank() else f"error: {message} (--help lists all flags)\n")
 
 
 def parse_args(config_class, argv=None):

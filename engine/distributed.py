@@ -102,11 +102,9 @@ def local_device(name, local):
         return device
     if device.index is not None:
         raise UserError(f"--device {name}: several processes take a GPU each; use --device cuda or auto")
-    if local >= torch.cuda.device_count():
-        raise UserError(
-            f"--nproc_per_node is {os.environ.get('LOCAL_WORLD_SIZE')}, but there are {torch.cuda.device_count()} GPUs "
-            "here; start one process for each, or add --device cpu"
-        )
+    processes, there = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)), torch.cuda.device_count()
+    if processes > there:  # all of them find it, so the one that speaks for a machine does
+        raise UserError(f"{processes} processes here, but {there} GPUs; start one for each, or add --device cpu")
     return torch.device("cuda", local)
 
 
@@ -146,16 +144,6 @@ def gather_in_turn(items):
     return [item for turn in zip_longest(*lists, fillvalue=missing) for item in turn if item is not missing]
 
 
-def worker_context(num_workers):
-    """How a loader's workers are made: of several processes not as forks of this one, in which threads of gloo run, but
-    of a small server, and so without their locks."""
-    if size() == 1 or not num_workers:
-        return None
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data_loader"])
-    return context
-
-
 def in_step(loader):
     """The items of a loader, then None until those of all processes are through."""
     items = iter(loader)
@@ -178,7 +166,7 @@ def highest(number):
 
 
 def add_up(values):
-    """{name: () on the CPU} -> the sums over all processes, in fp64."""
+    """{name: () on the CPU} -> the sums over all processes."""
     if size() == 1:
         return values
     numbers = torch.stack([value.double() for value in values.values()])
@@ -234,7 +222,7 @@ def entered_by_first(context):
 def require_same_run(config, data):
     """UserError if the processes run other code, options or data than process 0. data: a fingerprint."""
     if size() > 1:
-        own = [path for folder in ("", "engine", "preprocess") for path in (ROOT / folder).glob("*.py")]
+        own = [*ROOT.glob("*.py"), *(ROOT / "preprocess").rglob("*.py"), *(ROOT / "engine").rglob("*.py")]
         code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(own))).hexdigest()
         options = {f"--{name}": value for name, value in dataclasses.asdict(config).items()}
         require_same({"the code": code[:16], "torch": torch.__version__, **options, "the data": data})
@@ -246,6 +234,16 @@ def require_same_run(config, data):
 def share(rows):
     """This process's part of what all share, every N-th: of rows sorted by length all get like lengths."""
     return rows[rank() :: size()]
+
+
+def worker_context(num_workers):
+    """How a loader's workers are made: of several processes not as forks of this one, in which threads of gloo run, but
+    of a small server, and so without their locks."""
+    if size() == 1 or not num_workers:
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["data_loader"])
+    return context
 
 
 def replicate(model, overlap):

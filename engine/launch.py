@@ -42,7 +42,7 @@ def is_first_to_say(patience):
     import torch.distributed as dist  # here, as it takes a second that a single process need not wait
 
     if not dist.is_initialized():
-        return os.environ.get("RANK", "0") == "0"
+        return local_rank() == 0  # each machine has its own mistakes, and its own terminal
     time.sleep(patience)
     try:
         return dist.distributed_c10d._get_default_store().add("mistake", 1) == 1

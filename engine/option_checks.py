@@ -62,8 +62,8 @@ def refuse_tricks(config):
 
 def refuse_contradictions(config):
     """UserError for options that exclude each other."""
-    if config.debug and is_launched():
-        raise UserError("--debug checks the model in a single process; start it without torchrun")
+    if (config.debug or config.compare) and is_launched():
+        raise UserError("--debug and --compare work in a single process; start them without torchrun")
     if config.warmup_epochs is not None and config.warmup_epochs > config.epochs > 0:
         longer = f"--warmup_epochs={config.warmup_epochs:g} is longer than --epochs={config.epochs}"
         raise UserError(f"{longer}: the rate would never reach its peak")

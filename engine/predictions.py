@@ -80,7 +80,7 @@ class Answers:
         """Of several processes, brings together what each decoded of its own batches."""
         if distributed.size() == 1:
             return
-        device = next((logits.device for batches in self.waiting.values() for _, logits in batches), None)
+        device = next(self.heads.parameters()).device
         for name, batches in self.waiting.items():
             own = [(batch.to("cpu"), logits.cpu()) for batch, logits in batches]
             everyone = distributed.gather_in_turn(own)

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+import warnings
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -45,7 +46,9 @@ class Progress:
         """
         self.batch = self.batch * before // processes // in_step * in_step
         scheduler.last_epoch = self.epoch * -(-batches // in_step) + self.batch // in_step - 1
-        scheduler.step()
+        with warnings.catch_warnings():  # torch wants a step of the optimizer before
+            warnings.simplefilter("ignore", UserWarning)
+            scheduler.step()
 
 
 class RunningLosses:

@@ -290,6 +290,43 @@ def digest(folder):
     return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
+STOPS = {
+    "one is asked": lambda run: os.kill(run.processes()[1], signal.SIGTERM),
+    "torchrun is killed": lambda run: run.agent.kill(),
+}
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_and_started_again_ends_with_equal_bytes(sample, tmp_path):
+    """In each of these all save at the same step. benchmarks/soak.py stops runs in more ways, and as streams."""
+    train = [*ALL, "--resume", "--data_path", sample, "--epochs", "12", "--batch_size", "4", "--save_steps", "2"]
+    train += ["--early_stop_patience", "0", "--use_fgm", "--gradient_accumulation_steps", "2"]
+    torchrun(2, "main.py", *train, "--output_dir", tmp_path / "whole", cwd=tmp_path)
+    for number, stop in enumerate(STOPS.values()):
+        run = Run([*train, "--output_dir", tmp_path / "stopped"], tmp_path)
+        run.wait_for(tmp_path / "stopped/run", 4 + 16 * number)
+        stop(run)
+        run.wait()
+    torchrun(2, "main.py", *train, "--output_dir", tmp_path / "stopped", cwd=tmp_path)
+    assert (tmp_path / "stopped/run/train.log").read_text().count("stopped and saved after step") == len(STOPS)
+    assert digest(tmp_path / "stopped") == digest(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_run_sh_starts_as_many_processes_as_it_is_told(tmp_path):
+    flags = ["--device=cpu", "--epochs=1", "--hidden_size=32", "--num_layers=1", f"--output_dir={tmp_path}"]
+    done = subprocess.run(
+        ["sh", str(ROOT / "run.sh"), "--num_gpus", "2", *flags],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )
+    assert done.returncode == 0, done.stderr
+    last = sorted((tmp_path / "sample/checkpoints").glob("step_*"))[-1]
+    assert read_json(last / "training.json")["environment"]["processes"] == 2
+
+
 @pytest.mark.slow
 def test_torchrun_restarts_a_run_whose_process_died_and_it_goes_on(sample, tmp_path):
     """--max_restarts: no --resume is needed."""
@@ -352,7 +389,7 @@ def test_a_place_within_an_epoch_is_kept_by_another_number_of_processes():
 def test_mistakes_are_one_line_from_one_process(sample, tmp_path):
     for words, wanted in (
         (["--do_train", "--data_path", tmp_path / "none"], "none"),
-        (["--do_train", "--debug", "--data_path", sample], "--debug checks the model in a single process"),
+        (["--do_train", "--debug", "--data_path", sample], "--debug and --compare work in a single process"),
         (["--do_train", "--bach_size", "4"], "--bach_size"),
     ):
         printed = torchrun(2, "main.py", *words, cwd=tmp_path, check=1)

@@ -751,10 +751,10 @@ def test_a_cross_validation_finds_wrong_labels_that_were_planted(tmp_path):
 
 
 def test_pictures_escape_names_and_leave_out_what_is_not_finite():
-    drawn = svg.lines([([1, 2, 3], [0.5, float("nan"), None])], "<step>", "", 'a "title" <x>').markup()
+    drawn = svg.lines([([1, 2, 3], [0.5, float("nan"), None])], "<step>", "", 'a "title" <x>').__html__()
     assert "<step>" not in drawn and "&lt;step&gt;" in drawn and "nan" not in drawn.lower() and "<x>" not in drawn
     assert svg.ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0] and svg.number(0.00025) == "2.5e-4"
-    assert svg.lines([([], [])], "x", "y", "empty").markup().startswith("<svg")
+    assert svg.lines([([], [])], "x", "y", "empty").__html__().startswith("<svg")
     assert svg.span([1.0]) != (1.0, 1.0)
 
 

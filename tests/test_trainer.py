@@ -282,7 +282,7 @@ def test_any_optimizer_is_clipped_guarded_and_resumed(name, tiny, monkeypatch):
             torch.testing.assert_close(p, copy, rtol=1e-4, atol=1e-7)
     state = {
         k: v.clone()
-        for k, v in checkpoint.training_state(*trainer.training_state, {}, trainer.device)[0].items()
+        for k, v in checkpoint.training_state(*trainer.training_state, {"sums": {}}, trainer.device)[0].items()
         if k.startswith("optimizer")
     }
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
@@ -291,7 +291,7 @@ def test_any_optimizer_is_clipped_guarded_and_resumed(name, tiny, monkeypatch):
             p.grad = torch.ones_like(p)
         pairs[0][0].grad.view(-1)[0] = bad
         trainer.optimizer_step([batch])
-    after = checkpoint.training_state(*trainer.training_state, {}, trainer.device)[0]
+    after = checkpoint.training_state(*trainer.training_state, {"sums": {}}, trainer.device)[0]
     assert all(torch.equal(p, before[key]) for key, p in model.named_parameters())
     assert all(torch.equal(after[key], tensor) for key, tensor in state.items())
 

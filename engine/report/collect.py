@@ -18,7 +18,8 @@ def read_json(path, default):
 def collect(folder):
     """(figures that can be written as JSON, {part: rows}) of a run folder, or of that of a cross-validation."""
     folder = Path(folder)
-    about, kinds = read_about(folder), read_about(folder)["kinds"]
+    about = read_about(folder)
+    kinds = about["kinds"]
     rows = {part: read_rows(folder, part) for part in PARTS if part in about["parts"]}
     main = next((part for part in PARTS if rows.get(part)), None)
     seen, whole = suspects.training_rows(about["data_path"])

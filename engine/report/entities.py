@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 from seqeval.metrics.sequence_labeling import get_entities
 
+from engine.report.figures import scores_by_label
+
 VERDICTS = ("right", "wrong_type", "wrong_border", "missed", "invented")
 
 
@@ -124,15 +126,9 @@ def per_type(found):
     """{type: {"precision", "recall", "f1", "support"}} as report.json has it."""
     right, guessed, there = Counter(), Counter(), Counter()
     for one in (one for matches in found for one in matches):
-        right[one.gold and one.gold[0]] += one.verdict == "right"
-        there[one.gold and one.gold[0]] += 1
-        guessed[one.predicted and one.predicted[0]] += 1
-    return {
-        kind: {
-            "precision": right[kind] / max(1, guessed[kind]),
-            "recall": right[kind] / max(1, there[kind]),
-            "f1": 2 * right[kind] / (guessed[kind] + there[kind]),
-            "support": there[kind],
-        }
-        for kind in sorted({*guessed, *there} - {None})
-    }
+        if one.gold:
+            right[one.gold[0]] += one.verdict == "right"
+            there[one.gold[0]] += 1
+        if one.predicted:
+            guessed[one.predicted[0]] += 1
+    return scores_by_label(right, guessed, there)

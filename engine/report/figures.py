@@ -18,6 +18,11 @@ def per_label(gold, predicted):
         right.update(g & p)
         guessed.update(p)
         there.update(g)
+    return scores_by_label(right, guessed, there)
+
+
+def scores_by_label(right, guessed, there):
+    """{label: {"precision", "recall", "f1", "support"}} from Counters of labels."""
     return {
         label: {
             "precision": right[label] / max(1, guessed[label]),

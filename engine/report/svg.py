@@ -100,9 +100,6 @@ class Plot:
 
     def __html__(self):
         """The whole picture; jinja2 asks for it."""
-        return self.markup()
-
-    def markup(self):
         box = f'viewBox="0 0 {WIDTH} {HEIGHT}"'
         return Markup(f'<svg {box} role="img" aria-label="{escape(self.describes)}">{"".join(self.parts)}</svg>')
 
