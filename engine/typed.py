@@ -172,7 +172,7 @@ class Examples:
             as_example(given, self.tasks)
             known = [name for name in self.tasks if row.get(name) is not None]
             return {"given": given, "gold": [view(row, name, self.tasks, row[name]) for name in known]}
-        except (ValueError, KeyError, TypeError):  # of which a UserError is one
+        except (ValueError, KeyError, TypeError, AttributeError):  # a UserError is a ValueError
             return None
 
 
