@@ -15,6 +15,7 @@ from engine.tags import has_spans, is_tagging, kind_of, needs_words
 
 MOST_CHARACTERS = 10_000  # of a text
 MOST_TEXTS = 64  # that are labelled together
+MOST_ROW = 1_000_000  # bytes of an example
 MOST_LABELS = 5  # of a distribution that are shown
 
 
@@ -146,19 +147,17 @@ class Examples:
             return list(filter(None, (self.shown(line) for line, _ in zip(file, range(most)))))
 
     def any(self, random=random):
-        """A row at random, of longer ones' neighbours more often; None if there is none that can be read here."""
+        """A row at random, long ones more often; None if there is none that can be read here."""
         if self.path is None:
             return None
         with open(self.path / "test.jsonl", "rb") as file:
             size = file.seek(0, 2)
             for _ in range(20):
-                file.seek(random.randrange(size) if size else 0)
-                file.readline()
-                line = file.readline()
-                if not line:
-                    file.seek(0)
-                    line = file.readline()
-                if found := self.shown(line):
+                place = random.randrange(size) if size else 0
+                start = max(0, place - MOST_ROW)
+                file.seek(start)
+                file.seek(start + file.read(place - start).rfind(b"\n") + 1)
+                if found := self.shown(file.readline(MOST_ROW)):
                     return found
         return None
 

@@ -400,19 +400,8 @@ def test_a_port_that_is_taken_is_one_line():
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(UserError, match=f"{address}: address already in use; choose another one"):
             main(Config(demo=True, demo_address=address))
-    with pytest.raises(UserError, match="nowhere.invalid"):
+    with pytest.raises(UserError, match=r"nowhere\.invalid"):
         listen("nowhere.invalid:80")
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_signal_closes_the_page(number, trained, tmp_path):
-    pytest.importorskip("starlette")
-    pytest.importorskip("uvicorn")
-    server = Server(trained[0], tmp_path / "log")
-    with socket.create_connection(("127.0.0.1", server.port)):  # a browser that keeps its connection open
-        server.process.send_signal(number)
-        assert server.process.wait(60) == 0
-    assert "the page is closed" in server.log.read_text() and "Traceback" not in server.log.read_text()
 
 
 @pytest.mark.slow
@@ -464,3 +453,19 @@ def wait_for(browser, expression, beginning):
             return value
         assert time.monotonic() < end, (expression, value)
         time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_ctrl_c_closes_the_page(server, trained, tmp_path):
+    end_by(Server(trained[0], tmp_path / "log"), signal.SIGINT)
+
+
+def test_sigterm_closes_the_page(server):  # the last one that needs it
+    end_by(server, signal.SIGTERM)
+
+
+def end_by(server, number):
+    with socket.create_connection(("127.0.0.1", server.port)):  # a browser that keeps its connection open
+        server.process.send_signal(number)
+        assert server.process.wait(60) == 0
+    assert "the page is closed" in server.log.read_text() and "Traceback" not in server.log.read_text()
