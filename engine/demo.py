@@ -60,19 +60,19 @@ def run_demo(label, examples, listening, address, language="auto"):
     app = build_app(label, examples, names_of(host, listening), language)
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=3)
     # uvicorn stops in good order on a signal, and then sends it once more to the handlers that were there before
-    before = {number: signal.signal(number, ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+    server = uvicorn.Server(config)
+    before = {
+        number: signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         logger.info(f"http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C ends it)")
-        uvicorn.Server(config).run(sockets=[listening])
+        server.run(sockets=[listening])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     logger.info("the page is closed")
     return 0
-
-
-def ignore(number, frame):
-    pass
 
 
 def names_of(host, listening):

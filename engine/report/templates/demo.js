@@ -89,3 +89,4 @@ if ($("examples")) {
     try { take(await (await fetch("example")).json()); } catch { say(words.unreachable); }
   });
 }
+$("text").focus();
