@@ -11,8 +11,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.command_line import UserError, option, parse_layers, require_range, require_seed
-from engine.option_checks import refuse_backbone, refuse_contradictions, refuse_tricks, unused_options
+from engine.command_line import option, parse_layers
+from engine.option_checks import check_options, task_weights_by_name, unused_options
 from engine.run_folder import SavedOptions, changed_options
 
 logger = logging.getLogger("template")
@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parent  # of the repository
 
 # Options that may differ when a run is resumed: they do not change the result. All others must be what they were.
 RESUME_SAFE = frozenset(
-    """do_train do_eval do_predict do_report compare report_language resume force_resume debug output_dir model_version
-    log_output_path log_output_file checkpoint predict_file predict_output text_column text_pair_column encoding
-    num_workers log_steps save_epoch save_steps device ddp_timeout""".split()
+    """do_train do_eval do_predict interactive demo demo_address do_report compare report_language resume force_resume
+    debug output_dir model_version log_output_path log_output_file checkpoint predict_file predict_output text_column
+    text_pair_column encoding num_workers log_steps save_epoch save_steps device ddp_timeout""".split()
 )
 
 
@@ -34,6 +34,9 @@ class Config(SavedOptions):
     do_train: bool = option(False, "train, and keep the best and the last checkpoints", group="what to do")
     do_eval: bool = option(False, "score the best checkpoint on dev and test, into eval.json")
     do_predict: bool = option(False, "label --predict_file, or else the test part, with the best checkpoint")
+    interactive: bool = option(False, "label what is typed in the terminal instead")
+    demo: bool = option(False, "label what is typed into a page on this machine instead")
+    demo_address: str = option("127.0.0.1:8000", "where the page of --demo is served; port 0: one that is free")
     do_report: bool = option(False, "make report.html of a run anew, from its files alone; --do_eval makes it anyway")
     compare: tuple[str, ...] = option((), "names of runs, or their folders: one page of all, the first as the baseline")
     report_language: str = option("auto", "of report.html; auto: that of the texts", choices=["auto", "en", "zh"])
@@ -168,30 +171,11 @@ class Config(SavedOptions):
 
     def __post_init__(self):
         self.compare = tuple(self.compare)  # JSON has lists
+        if self.interactive or self.demo:
+            self.do_predict = True
         if self.debug and not (self.do_train or self.do_eval or self.do_predict):
             self.do_train = self.do_eval = self.do_predict = True
-        require_range(
-            self, 1, "hidden_size num_layers vocab_size batch_size gradient_accumulation_steps eval_batch_size"
-        )
-        require_range(self, 1, "log_steps ddp_timeout shuffle_buffer pgd_steps freelb_steps dropout_samples")
-        require_range(
-            self, 0, "epochs warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps"
-        )
-        require_range(self, 0, "num_workers shared_layers fgm_eps pgd_alpha freelb_alpha awp_gamma smart_weight")
-        require_range(self, 0, "rdrop_alpha focal_gamma unfreeze_layers lora_rank lora_alpha")
-        require_range(self, 8, "max_length")
-        require_range(self, -1, "freeze_layers")
-        shares = "dropout lora_dropout lrf label_smoothing ema_decay awp_start swa_start layer_decay"
-        for name in shares.split():
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
-        for name in ("lr", "head_lr"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < 1:
-                raise UserError(f"--{name}={getattr(self, name)} must lie between 0 and 1")
-        require_seed(self.random_seed)
-        refuse_contradictions(self)
-        refuse_tricks(self)
-        refuse_backbone(self)
+        check_options(self)
         self.task_weights_by_name()
 
     @property
@@ -211,14 +195,7 @@ class Config(SavedOptions):
 
     def task_weights_by_name(self):
         """'intent=1,slots=2' -> {'intent': 1.0, 'slots': 2.0}"""
-        try:
-            pairs = [part.rsplit("=", 1) for part in self.task_weights.split(",") if part.strip()]
-            weights = {name.strip(): float(value) for name, value in pairs}
-        except ValueError:
-            raise UserError(f"--task_weights={self.task_weights!r} must look like 'intent=1,slots=2'") from None
-        if not all(0 <= weight < float("inf") for weight in weights.values()):
-            raise UserError(f"--task_weights={self.task_weights!r}: weights must be finite and not negative")
-        return weights
+        return task_weights_by_name(self.task_weights)
 
     def unused_options(self, kinds=("tagging", "classification")):
         """A line for each option that has no effect, or leaves another one without. kinds: the types of the tasks."""

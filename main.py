@@ -36,6 +36,8 @@ def main(config):
         get_logger()
         return show_comparison(config.output_dir, config.compare, config.report_language)
     device, data_path = distributed.join(config.device, config.ddp_timeout), config.data_dir
+    if config.interactive or config.demo:
+        return type_at_it(config, device)
     texts = read_texts(config.predict_file, config) if config.do_predict and config.predict_file else None
     needs_data = config.do_train or config.do_eval or (config.do_predict and not texts)
     if needs_data and config.data_path == Config.data_path and config.fold is None:
@@ -84,6 +86,24 @@ def evaluate_and_predict(config, device, run_dir, texts=None):
         source = prepare_inputs(texts, trainer.tasks, config.predict_file) if texts else part_of(data_path, "test")
         loader = MyDataLoader(MyDataset(source, featurizer, None if texts else limit), config.eval_batch_size)
         trainer.predict(loader, config.predict_output or run_dir / "predictions.csv")
+
+
+def type_at_it(config, device):
+    """Labels what someone types, in the terminal or into a page of --demo, with the best checkpoint."""
+    from data_loader import MyDataLoader, MyDataset
+    from engine.demo import listen, run_demo
+    from engine.prompt import run_prompt
+    from engine.typed import Examples, Labeller
+
+    get_logger()
+    listening = listen(config.demo_address) if config.demo else None
+    best = Path(config.checkpoint or config.run_dir / "checkpoints/best")
+    trainer, featurizer = load_trained(best, config, device)
+    label = Labeller(trainer, lambda examples: MyDataLoader(MyDataset(examples, featurizer), config.eval_batch_size))
+    if config.interactive:
+        return run_prompt(label)
+    examples = Examples([config.data_dir, Config.load(best / "args.json").data_dir], trainer.tasks)
+    return run_demo(label, examples, listening, config.demo_address, config.report_language)
 
 
 def load_data(config, device, limit=None):

@@ -1,12 +1,54 @@
-"""Which options of main.py exclude each other. Nothing slow is imported here: every command needs it."""
+"""Which values options of main.py may have, and which exclude each other. Nothing slow is imported here: every
+command needs it."""
 
 import math
 import os
 from pathlib import Path
 
-from engine.command_line import UserError, options_without_switch
+from engine.command_line import UserError, options_without_switch, require_range, require_seed
 from engine.launch import is_launched
 from engine.tags import has_spans, needs_words
+
+
+def check_options(config):
+    """UserError for options of main.py that cannot be, or not together."""
+    require_numbers(config)
+    require_seed(config.random_seed)
+    refuse_contradictions(config)
+    refuse_tricks(config)
+    refuse_backbone(config)
+
+
+def require_numbers(config):
+    """UserError for a number out of its range."""
+    require_range(config, 1, "hidden_size num_layers vocab_size batch_size gradient_accumulation_steps eval_batch_size")
+    require_range(config, 1, "log_steps ddp_timeout shuffle_buffer pgd_steps freelb_steps dropout_samples")
+    require_range(
+        config, 0, "epochs warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps"
+    )
+    require_range(config, 0, "num_workers shared_layers fgm_eps pgd_alpha freelb_alpha awp_gamma smart_weight")
+    require_range(config, 0, "rdrop_alpha focal_gamma unfreeze_layers lora_rank lora_alpha")
+    require_range(config, 8, "max_length")
+    require_range(config, -1, "freeze_layers")
+    shares = "dropout lora_dropout lrf label_smoothing ema_decay awp_start swa_start layer_decay"
+    for name in shares.split():
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"--{name}={getattr(config, name)} must lie between 0 and 1")
+    for name in ("lr", "head_lr"):
+        if getattr(config, name) is not None and not 0 < getattr(config, name) < 1:
+            raise UserError(f"--{name}={getattr(config, name)} must lie between 0 and 1")
+
+
+def task_weights_by_name(text):
+    """'intent=1,slots=2' -> {'intent': 1.0, 'slots': 2.0}"""
+    try:
+        pairs = [part.rsplit("=", 1) for part in text.split(",") if part.strip()]
+        weights = {name.strip(): float(value) for name, value in pairs}
+    except ValueError:
+        raise UserError(f"--task_weights={text!r} must look like 'intent=1,slots=2'") from None
+    if not all(0 <= weight < float("inf") for weight in weights.values()):
+        raise UserError(f"--task_weights={text!r}: weights must be finite and not negative")
+    return weights
 
 
 def refuse_backbone(config):
@@ -64,6 +106,7 @@ def refuse_contradictions(config):
     """UserError for options that exclude each other."""
     if (config.debug or config.compare) and is_launched():
         raise UserError("--debug and --compare work in a single process; start them without torchrun")
+    refuse_typed(config)
     if config.warmup_epochs is not None and config.warmup_epochs > config.epochs > 0:
         longer = f"--warmup_epochs={config.warmup_epochs:g} is longer than --epochs={config.epochs}"
         raise UserError(f"{longer}: the rate would never reach its peak")
@@ -80,6 +123,19 @@ def refuse_contradictions(config):
     if os.sep in config.model_version or config.model_version in (".", ".."):
         name = f"--model_version={config.model_version}"
         raise UserError(f"{name} must be a plain name; --output_dir says where runs are kept")
+
+
+def refuse_typed(config):
+    """UserError for what cannot be done while someone types."""
+    typed = [f"--{name}" for name in ("interactive", "demo") if getattr(config, name)]
+    others = ("do_train", "do_eval", "do_report", "compare", "debug", "predict_file", "predict_output")
+    others = [f"--{name}" for name in others if getattr(config, name)]
+    if len(typed) > 1:
+        raise UserError(f"{' and '.join(typed)} both wait for what is typed; choose one")
+    if typed and others:
+        raise UserError(f"{typed[0]} labels what is typed, and nothing else; leave out {', '.join(others)}")
+    if typed and is_launched():
+        raise UserError(f"{typed[0]} answers from a single process; start it without torchrun")
 
 
 def unused_options(config, kinds):

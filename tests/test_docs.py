@@ -111,6 +111,7 @@ BY_HAND = {
     *("run.sh", "test.sh", "benchmarks/soak.py", "benchmarks/same_bytes.py", "benchmarks/time_to_accuracy.py"),
     *("benchmarks/pretraining.py", "benchmarks/ablation.py", "--only growth", "benchmarks/wrong_labels.py"),
     *("--do_report", "--compare"),  # of runs that must be there: tests/test_report.py
+    *("--interactive", "--demo"),  # wait for someone who types: tests/test_demo.py
 }
 SMALL = {
     "main.py": "--epochs 1 --hidden_size 32 --num_layers 1 --batch_size 16 --max_length 48",
