@@ -1,6 +1,10 @@
 """SIGTERM and SIGINT stop a run between two steps, once what it needs to go on is saved."""
 
+import os
 import signal
+import time
+
+GRACE = 1.0  # seconds in which further signals say the same: when torchrun is killed, each of its threads sends one
 
 
 class Interrupted(Exception):
@@ -12,14 +16,14 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """`with StopSignals(say) as stop:` — inside, the first signal only sets `stop.number`; a second one ends the
-    process.
+    """`with StopSignals(say) as stop:` — inside, the first signal only sets `stop.number`; one that comes
+    later than GRACE after it ends the process.
 
     say: a function for the line that tells of it. agree: what several processes make of the signal of each, 0 if none.
     """
 
     def __init__(self, say=print, agree=int):
-        self.say, self.agree, self.number, self.handlers = say, agree, None, {}
+        self.say, self.agree, self.number, self.since, self.handlers = say, agree, None, 0.0, {}
 
     def __enter__(self):
         self.handlers = {number: signal.signal(number, self.remember) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -30,8 +34,12 @@ class StopSignals:
             signal.signal(number, handler)
 
     def remember(self, number, frame):
-        self.number = number
-        signal.signal(number, signal.SIG_DFL)
+        if self.number is not None:
+            if time.monotonic() - self.since > GRACE:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self.number, self.since = number, time.monotonic()
         self.say(f"{signal.Signals(number).name}: saving at the next step boundary; once more ends at once")
 
     def check(self):

@@ -432,3 +432,21 @@ def test_a_checkpoint_of_other_weights_is_not_called_the_same(tiny):
     with pytest.raises(UserError) as mistake:
         load_checkpoint(config.run_dir / "checkpoints/best")
     assert "step_00000008" in str(mistake.value) and "very same" not in str(mistake.value)
+
+
+def test_signals_that_come_together_are_one_and_a_later_one_ends_the_process():
+    """torchrun that is killed sends one for each of its threads, as the kernel gives its children to the next."""
+    script = """if True:
+        import os, signal
+        from engine import signals
+        with signals.StopSignals() as stop:
+            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+                os.kill(os.getpid(), number)
+            print(stop.number == signal.SIGTERM, flush=True)
+            signals.GRACE = 0
+            os.kill(os.getpid(), signal.SIGINT)
+            print("not reached", flush=True)
+    """
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["SIGTERM: saving at the next step boundary; once more ends at once", "True"]
+    assert done.returncode == -signal.SIGINT
