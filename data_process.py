@@ -52,6 +52,7 @@ class DataConfig:
         "also classification, tagging, or a kind of your own",
     )
     extra_columns: str = option("", "columns of numbers, comma-separated, that are inputs of the model beside the text")
+    keep_columns: str = option("", "columns, comma-separated, that are kept: the report has scores for their values")
     label_separator: str = option(",", "what separates the labels in a cell of a multilabel column")
     tag_scheme: str = option(
         "auto",

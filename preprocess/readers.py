@@ -28,7 +28,7 @@ PAIR_NAMES = "text_pair sentence2 text_b hypothesis question2".split()
 LABEL_NAMES = "label labels entities spans intent class category target slots tags ner ner_tags 标签 类别".split()
 NUMBER_NAMES = "score rating stars similarity".split()  # taken for labels where there is none of those
 # What an example holds beside its labels
-RESERVED = ("id", "text", "tokens", "text_pair", "split", "group", "extras", "_where")
+RESERVED = ("id", "text", "tokens", "text_pair", "split", "group", "extras", "kept", "_where")
 
 
 class Unpacked(gzip.GzipFile):
@@ -125,7 +125,7 @@ def columns_to_examples(path, table, options):
     listed = f"its columns are: {', '.join(header)}"
     if twice := [name for name in header if header.count(name) > 1]:
         raise UserError(f"{path}, row 1: two columns are called {twice[0]!r}; {listed}")
-    text, pair, labels, extras = find_columns(path, header, options, listed)
+    text, pair, labels, extras, kept = find_columns(path, header, options, listed)
     # A column named by an option is what the option says, also if it is called "id"
     keys = {"id": "id", "split": "split", text: "text", pair: "text_pair"} | {name: name for name in labels}
     group = getattr(options, "group_column", "")
@@ -141,17 +141,19 @@ def columns_to_examples(path, table, options):
             example["group"] = cells[header.index(group)]
         if extras:
             example["extras"] = {name: cell for name, cell in zip(header, cells) if name in extras}
+        if kept:
+            example["kept"] = {name: cell for name, cell in zip(header, cells) if name in kept}
         yield {"_where": f"{path}, row {number}", **example}
 
 
 def find_columns(path, names, options, listed):
-    """(text, text pair or None, labels, extra columns): as the options say, else by their usual names."""
+    """(text, text pair or None, labels, extra columns, columns kept): as the options say, else by their usual names."""
     choices = (path, names, listed)
     text = pick("text_column", [options.text_column], ["tokens", *TEXT_NAMES], *choices)[0]
     pair = next(iter(pick("text_pair_column", [options.text_pair_column], PAIR_NAMES, *choices, needed=False)), None)
     wanted = getattr(options, "label_column", None)
     if wanted is None:  # reading texts to predict on: there are no labels, and the model knows its extra columns
-        return text, pair, [], [name for name in names if name not in (text, pair, "id", "split")]
+        return text, pair, [], [name for name in names if name not in (text, pair, "id", "split")], []
     usual = LABEL_NAMES if set(LABEL_NAMES) & set(names) else NUMBER_NAMES
     labels = pick("label_column", [name.strip() for name in wanted.split(",")], usual, *choices)
     if text in labels or pair in labels:
@@ -160,16 +162,22 @@ def find_columns(path, names, options, listed):
         if name in RESERVED or set(name) & set(".,="):
             raise UserError(f"{path}: a label column cannot be called {name!r}; rename it")
     group = pick("group_column", [getattr(options, "group_column", "")], (), *choices, needed=False)
-    extras = [name.strip() for name in getattr(options, "extra_columns", "").split(",")]
-    extras = list(dict.fromkeys(pick("extra_columns", extras, (), *choices, needed=False)))
+    extras = pick("extra_columns", names_in(options, "extra_columns"), (), *choices, needed=False)
+    kept = pick("keep_columns", names_in(options, "keep_columns"), (), *choices, needed=False)
     if both := sorted({*extras} & {text, pair, *labels}):
         raise UserError(f"{path}: --extra_columns names {both[0]!r}, which is the text or a label; {listed}")
-    unused = [name for name in names if name not in (text, pair, *labels, *extras, *group, "id", "split")]
+    unused = [name for name in names if name not in (text, pair, *labels, *extras, *kept, *group, "id", "split")]
     shown = f", second text from {pair!r}" if pair else ""
     left_out = f"; not used: {', '.join(unused)}" if unused else ""
     shown += f", extra inputs from {', '.join(map(repr, extras))}" if extras else ""
+    shown += f", kept for the report: {', '.join(map(repr, kept))}" if kept else ""
     print(f"{path}: text from {text!r}{shown}, labels from {', '.join(map(repr, labels))}{left_out}")
-    return text, pair, labels, extras
+    return text, pair, labels, extras, kept
+
+
+def names_in(options, flag):
+    """The columns that a flag lists, each once."""
+    return list(dict.fromkeys(name.strip() for name in getattr(options, flag, "").split(",")))
 
 
 def pick(flag, wanted, usual, path, names, listed, needed=True):
@@ -292,7 +300,8 @@ def objects_to_examples(path, objects, options):
     )
     if not names:
         return
-    text, pair, labels, extras = find_columns(path, list(names), options, f"its keys are: {', '.join(map(str, names))}")
+    listed = f"its keys are: {', '.join(map(str, names))}"
+    text, pair, labels, extras, kept = find_columns(path, list(names), options, listed)
     later = {*LABEL_NAMES, *PAIR_NAMES} - names.keys() if labels and not options.label_column else set()
     required = [name for name in (text, pair, *(labels if len(labels) == 1 else [])) if name]
     for where, values in chain(head, objects):
@@ -315,6 +324,8 @@ def objects_to_examples(path, objects, options):
             example["text_pair"] = values[pair]
         if extras:
             example["extras"] = {name: values.get(name) for name in extras}
+        if kept:
+            example["kept"] = {name: values.get(name) for name in kept}
         yield example | {name: values.get(name) for name in labels}
 
 

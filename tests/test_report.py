@@ -354,6 +354,17 @@ def test_the_course_of_a_resumed_run_and_a_log(tmp_path):
     assert told["warnings"] == [["cut", 2]] and told["ended"] == "2026-01-01 00:00:02"
 
 
+def test_the_best_epoch_and_an_early_stop_are_drawn(tmp_path):
+    run = make_run(tmp_path / "run", {"test": class_rows(20)}, MOOD)
+    epochs = [{"step": 5 * (i + 1), "epoch": i, "dev_mood_accuracy": score} for i, score in enumerate((0.2, 0.6, 0.5))]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
+    (run / "train.log").write_text("2026-01-01 00:00:00,1 INFO best: epoch 2\n")
+    drawn = [re.findall(r'class="mark-text"[^>]*>([^<]+)<', make_report(run, "en")[0].read_text())]
+    (run / "train.log").write_text("2026-01-01 00:00:00,1 INFO stopped early: mood_accuracy has not risen\n")
+    drawn.append(re.findall(r'class="mark-text"[^>]*>([^<]+)<', make_report(run, "en")[0].read_text()))
+    assert drawn == [["best"] * 2, ["best", "stopped early"] * 2]  # in two pictures
+
+
 # ---- suspects -------------------------------------------------------------------------------------------------------
 
 
@@ -667,6 +678,7 @@ def made_data(kind, folder, size=240):
     for i in range(size):
         words = [rng.choice(WORDS) for _ in range(rng.randrange(3, 12))]
         row = {"split": ("train", "train", "dev", "test")[i % 4], "id": f"r{i}", "text": " ".join(words)}
+        row["source"] = ("web", 1999, None)[i % 3]
         if kind == "spans":
             starts = [sum(len(w) + 1 for w in words[:j]) for j in range(len(words) + 1)]
             spans = [[starts[j], starts[j + 1] - 1, "colour"] for j, w in enumerate(words) if w in ("red", "blue")]
@@ -683,7 +695,7 @@ def made_data(kind, folder, size=240):
     raw = folder / "raw.jsonl"
     raw.write_text("".join(json.dumps(row) + "\n" for row in rows))
     column = {"spans": "entities", "multilabel": "topics", "regression": "score", "classification": "mood"}[kind]
-    options = dict(label_column=column, label_type=f"{column}={kind}")
+    options = dict(label_column=column, label_type=f"{column}={kind}", keep_columns="source")
     process(DataConfig(input=str(raw), output_dir=str(folder / kind), **options))
     return folder / kind
 
@@ -699,6 +711,14 @@ def test_a_real_run_of_each_kind(kind, tmp_path):
     task = next(iter(check_page(run)["tasks"].values()))
     rows = read_csv(run / "predictions.csv")
     name = next(iter(read_json(data / "labels.json")))
+    sources = {row["id"]: row["kept"]["source"] for row in course.read_lines(data / "test.jsonl")}
+    groups = next(table for table in figures_in(run / "report.html")["slices"] if table["by"] == "source")["groups"]
+    assert {group["name"] for group in groups} == {"web", "1999"}
+    for group in groups:
+        verdicts = [row["right"] == "True" for row in rows if str(sources[row["id"]]) == group["name"]]
+        assert group["rows"] == len(verdicts) > 9
+        if f"{name}_accuracy" in group["scores"]:
+            assert group["scores"][f"{name}_accuracy"]["value"] == pytest.approx(np.mean(verdicts))
     if kind == "regression":
         gold, predicted = ([float(row[key]) for row in rows] for key in (f"{name}_gold", name))
         rmse = math.sqrt(np.mean(np.square(np.subtract(gold, predicted))))

@@ -31,7 +31,7 @@ NO_MATTER = frozenset(
     "do_train do_eval do_predict do_report compare report_language interactive demo demo_address resume output_dir "
     "model_version".split()
 )
-PLAIN_KEYS = {"id", "text", "tokens", "text_pair", "extras"}
+PLAIN_KEYS = {"id", "text", "tokens", "text_pair", "extras", "kept"}
 
 
 def marks_of(data):
@@ -75,7 +75,9 @@ def rows_of(data, predictions, tasks, metrics):
         row = {"id": example["id"], "text": text}
         row |= {"text_pair": example["text_pair"]} if "text_pair" in example else {}
         row |= {} if places is None else {"places": places}
-        others = example.get("extras", {}) | {k: v for k, v in example.items() if k not in {*PLAIN_KEYS, *tasks}}
+        others = {k: v for k, v in example.items() if k not in {*PLAIN_KEYS, *tasks}}
+        kept = {name: str(value) for name, value in example.get("kept", {}).items() if value is not None}
+        others = example.get("extras", {}) | kept | others
         others = {name: value for name, value in others.items() if isinstance(value, str | int | float)}
         row |= {"cut": int(cut[i]), "windows": int(windows[i])} | ({"columns": others} if others else {})
         row["answers"] = {

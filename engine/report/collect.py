@@ -94,14 +94,13 @@ def learning_of(folder, about):
     found = []
     for name in runs:
         one = course.read_course(folder.parent / name)
-        if one["steps"] or one["epochs"]:
-            said, numbers = course.verdict(one, monitor)
-            more = {"name": name, "losses": course.epoch_losses(one), "verdict": said, "numbers": numbers}
-            found.append(
-                one
-                | more
-                | {"best": course.best_epoch(one, monitor), "monitor": monitor, "shown": about["shown_scores"]}
-            )
+        if not one["steps"] and not one["epochs"]:
+            continue
+        said, numbers = course.verdict(one, monitor)
+        log = folder.parent / name / "train.log" if about.get("folds") else about["log"]
+        one |= {"name": name, "losses": course.epoch_losses(one), "verdict": said, "numbers": numbers}
+        one |= {"best": course.best_epoch(one, monitor), "monitor": monitor, "shown": about["shown_scores"]}
+        found.append(one | {"stopped_early": course.read_log(log)["stopped_early"]})
     return found
 
 

@@ -148,6 +148,7 @@ def learning_pictures(course, words):
     steps, epochs, pace = course["steps"], course["epochs"], course["pace"]
     ends = [record["step"] for record in epochs]
     best = [(ends[course["best"] - epochs[0]["epoch"] - 1], words("best"))] if course["best"] and ends else []
+    best += [(ends[-1], words("stopped_early"))] if course["stopped_early"] and ends else []
     pictures = []
 
     def add(title, series, names, marks=best, **options):

@@ -91,12 +91,12 @@ class Plot:
         shape = f'x="{left:.1f}" y="{top:.1f}" width="{max(0.5, right - left):.1f}" height="{max(0, bottom - top):.1f}"'
         self.add(f'<rect class="bar {kind}" {shape}><title>{escape(tip)}</title></rect>')
 
-    def mark(self, x, text, kind="mark"):
-        """An upright line with a word at its top."""
+    def mark(self, x, text, kind="mark", row=0):
+        """An upright line with a word at its top, or so many rows below."""
         at = self.x(x)
         self.add(f'<path class="{kind}" d="M{at:.1f} {TOP + 4}V{HEIGHT - BOTTOM}"/>')
         right = at > WIDTH * 0.7
-        self.text(at + (-5 if right else 5), TOP + 14, text, "end" if right else "start", f"{kind}-text")
+        self.text(at + (-5 if right else 5), TOP + 14 * (1 + row), text, "end" if right else "start", f"{kind}-text")
 
     def __html__(self):
         """The whole picture; jinja2 asks for it."""
@@ -110,8 +110,8 @@ def lines(series, x_label, y_label, describes, y_range=None, x_range=None, marks
     y_range = y_range or span([y for _, points in series for y in points])
     x_range = x_range or ((min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, max(xs) + 1))
     plot = Plot(x_range, y_range, x_label, y_label, describes)
-    for x, word in marks:
-        plot.mark(x, word)
+    for row, (x, word) in enumerate(marks):
+        plot.mark(x, word, row=row)
     for i, (points, values) in enumerate(series):
         plot.line(points, values, f"s{i % 8}")
     return plot
