@@ -194,8 +194,7 @@ class Trainer:
 
     def optimizer_step(self, group):
         """Clip, step, schedule, zero_grad. A step whose gradient is not finite changes nothing."""
-        if self.replica is None:
-            distributed.add_up_gradients(self.trained)
+        distributed.add_up_gradients(self.trained if self.replica is None else self.replica.left_out)
         self.scaler.unscale_(self.optimizer)
         norm = get_total_norm([p.grad for p in self.trained if p.grad is not None])
         finite = torch.isfinite(norm)

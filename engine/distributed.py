@@ -37,6 +37,7 @@ from engine.launch import is_launched, local_rank, restarts
 
 ROOT = Path(__file__).resolve().parent.parent
 BUCKET = 2**24  # numbers that are added up at a time
+FEW_ROWS_FROM = 2**20  # numbers of a matrix of which only the rows that were used are added up
 
 
 def rank():
@@ -248,19 +249,31 @@ def worker_context(num_workers):
 
 def replicate(model, overlap):
     """Gives all processes the weights of process 0. -> PyTorch's DistributedDataParallel of the model, in which the
-    gradients are added up, not averaged, while they are computed; None in a single process, or if not `overlap`: they
-    are to be added up afterwards."""
+    gradients are added up, not averaged, while they are computed, but for those of `left_out`; None in a single
+    process, or if not `overlap`: they are to be added up afterwards."""
     if size() == 1:
         return None
     for tensor in model.state_dict().values():
         dist.broadcast(tensor.data, 0)
     if not overlap:
         return None
+    left_out = {name: p for name, p in model.named_parameters() if p.requires_grad and has_few_rows(p)}
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(left_out))
     with warnings.catch_warnings():  # torch 2.13 has a new name for broadcast_buffers; older ones do not know it
         warnings.simplefilter("ignore", FutureWarning)
-        replica = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+        replica = DistributedDataParallel(
+            model, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+        )
     replica.register_comm_hook(None, sum_bucket)
+    replica.left_out = list(left_out.values())
     return replica
+
+
+def has_few_rows(parameter):
+    """Whether a matrix is large and much longer than wide, as word embeddings are, of which a step needs few rows. On
+    a GPU all are sent: choosing them would make the host wait."""
+    long = parameter.ndim == 2 and parameter.shape[0] > 8 * parameter.shape[1]
+    return long and parameter.numel() > FEW_ROWS_FROM and parameter.device.type == "cpu"
 
 
 def sync_gradients(replica, is_last):
@@ -275,21 +288,35 @@ def sum_bucket(_, bucket):
 
 def add_up_gradients(parameters):
     """Adds up the processes' gradients; one that is missing counts as zeros, unless it is missing in all."""
-    if size() == 1:
+    if size() == 1 or not parameters:
         return
     there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
     dist.all_reduce(there, dist.ReduceOp.MAX)
     bucket, numbers = [], 0
     for p, has_gradient in zip(parameters, there.tolist()):
-        if has_gradient:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            bucket.append(p.grad)
-            numbers += p.numel()
+        if not has_gradient:
+            continue
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        if has_few_rows(p):
+            add_up_rows(p.grad)
+            continue
+        bucket.append(p.grad)
+        numbers += p.numel()
         if numbers >= BUCKET:
             add_up_tensors(bucket)
             bucket, numbers = [], 0
     if bucket:
         add_up_tensors(bucket)
+
+
+def add_up_rows(gradient):
+    """Adds up the rows (V, H) in which any process has a number other than zero."""
+    used = ((gradient.amax(1) != 0) | (gradient.amin(1) != 0)).to(torch.uint8)
+    dist.all_reduce(used, dist.ReduceOp.MAX)
+    rows = used.nonzero().squeeze(1)
+    sums = gradient[rows]
+    dist.all_reduce(sums)
+    gradient.index_copy_(0, rows, sums)
 
 
 def add_up_tensors(tensors):
