@@ -1,0 +1,450 @@
+"""Serves an exported model (export.py) over HTTP: texts in, labels out.
+
+    pip install -r requirements-serve.txt
+    python serve.py shipped --port 8000
+
+    POST /predict  {"texts": "a text"} or {"texts": [one or more]}  -> {"answers": [the columns of each text]}
+    GET  /labels   the tasks with their labels
+    GET  /health   whether the model answers
+    GET  /metrics  for Prometheus
+    GET  /docs     the interface as OpenAPI, to try
+
+Texts of all requests are labelled together: while the model is busy the next batch gathers, of texts of like length.
+A request that could not be answered within --max_latency_ms is refused with 503 at once, so that waiting texts never
+pile up. SIGTERM answers all that has been accepted, then ends. This file and the exported folder are all that a server
+needs (see Dockerfile). Edit here when requests shall look otherwise, or need a key.
+"""
+
+import argparse
+import asyncio
+import functools
+import importlib.util
+import json
+import math
+import signal
+import socket
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+try:
+    import uvicorn
+    from fastapi import FastAPI, HTTPException
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.openapi.docs import get_swagger_ui_html
+    from fastapi.responses import Response
+    from fastapi.staticfiles import StaticFiles
+    from prometheus_client import (
+        CONTENT_TYPE_LATEST,
+        CollectorRegistry,
+        Counter,
+        Gauge,
+        Histogram,
+        ProcessCollector,
+        generate_latest,
+    )
+    from pydantic import BaseModel, ConfigDict
+    from swagger_ui_bundle import swagger_ui_path
+except ImportError as error:
+    print(f"error: {error.name} is missing: pip install -r requirements-serve.txt", file=sys.stderr)
+    sys.exit(2)
+
+PER_TEXT = 40  # what a text costs beside its characters, in characters
+DRAIN = 1.0  # seconds in which connections that are open are still answered, and then closed, after SIGTERM
+
+
+class Mistake(Exception):
+    """Of whoever starts the server, in one line."""
+
+
+class Busy(Exception):
+    """The queue is full. `seconds` until it is worth trying again."""
+
+    def __init__(self, seconds):
+        super().__init__(seconds)
+        self.seconds = seconds
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------------
+
+
+class Waiting(NamedTuple):
+    """A text in the queue."""
+
+    row: object
+    cost: int  # as `cost_of` has it
+    answer: asyncio.Future
+
+
+def cost_of(row):
+    """How much work a text is: its characters, and a constant."""
+    parts = row.values() if isinstance(row, dict) else [row]
+    return PER_TEXT + sum(sum(map(len, part)) if isinstance(part, list) else len(part) for part in parts if part)
+
+
+class Batcher:
+    """Texts of many requests -> batches for the model, in a thread of their own.
+
+    label: rows -> answers, an exception instead of one for a row that cannot be labelled. seconds: that a text may
+    take; what would take longer is refused. most_waiting: texts in the queue, in any case.
+    """
+
+    def __init__(self, label, batch_size, most_waiting, seconds, metrics):
+        self.label, self.batch_size, self.most_waiting, self.seconds = label, batch_size, most_waiting, seconds
+        self.metrics, self.thread = metrics, ThreadPoolExecutor(1)
+        self.waiting, self.running, self.arrived = [], 0, asyncio.Event()
+        self.speed = self.ended = None  # cost a second, of late; when the last batch ended, if the queue was not empty
+
+    def warm_up(self, row):
+        """Labels a text, so that the first request does not wait; from a batch of it the speed is estimated."""
+        self.label([row])
+        began = time.perf_counter()
+        answers = self.label([row] * self.batch_size)
+        self.speed = self.batch_size * cost_of(row) / (time.perf_counter() - began)
+        if isinstance(answers[0], Exception):
+            raise answers[0]
+
+    async def ask(self, rows):
+        """The answers to the rows of a request. Busy if they would take too long."""
+        costs = [cost_of(row) for row in rows]
+        ahead = self.running + sum(one.cost for one in self.waiting)
+        expected = (ahead + sum(costs)) / self.speed
+        if self.waiting and (expected > self.seconds / 2 or len(self.waiting) + len(rows) > self.most_waiting):
+            raise Busy(expected)
+        loop = asyncio.get_running_loop()
+        entries = [Waiting(row, cost, loop.create_future()) for row, cost in zip(rows, costs)]
+        self.waiting += entries
+        self.metrics.waiting.set(len(self.waiting))
+        self.arrived.set()
+        return await asyncio.gather(*(one.answer for one in entries))
+
+    def take(self):
+        """The next batch: the text that has waited longest, and of the others those of like length."""
+        first = self.waiting[0].cost
+        nearest = sorted(range(len(self.waiting)), key=lambda i: abs(self.waiting[i].cost - first))
+        chosen = set(nearest[: self.batch_size])
+        batch = [one for i, one in enumerate(self.waiting) if i in chosen]
+        self.waiting = [one for i, one in enumerate(self.waiting) if i not in chosen]
+        return batch
+
+    async def run(self):
+        """Labels what arrives, for ever."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self.arrived.wait()
+            batch = self.take()
+            self.metrics.waiting.set(len(self.waiting))
+            if not self.waiting:
+                self.arrived.clear()
+            self.running = sum(one.cost for one in batch)
+            began = time.perf_counter()
+            try:
+                answers = await loop.run_in_executor(self.thread, self.label, [one.row for one in batch])
+            except Exception as error:  # of the model: every one of its requests is told, and the next batch is tried
+                answers = [error] * len(batch)
+            now = time.perf_counter()
+            if len(batch) > self.batch_size // 4:  # of few texts the fixed costs would count
+                self.speed += 0.2 * (self.running / (now - (self.ended or began)) - self.speed)
+            self.running, self.ended = 0, now if self.waiting else None
+            self.metrics.batch_size.observe(len(batch))
+            self.metrics.batch_seconds.observe(now - began)
+            for one, answer in zip(batch, answers):
+                if not one.answer.done():  # cancelled, as the server ends
+                    one.answer.set_exception(answer) if isinstance(answer, Exception) else one.answer.set_result(answer)
+
+
+def labeller(predictor, batch_size, input_error):
+    """rows -> answers, with the InputError of a row that cannot be labelled in its place."""
+
+    def label(rows):
+        try:
+            return predictor(rows, batch_size)
+        except input_error as error:
+            if len(rows) == 1:
+                return [error]
+            return [answer for row in rows for answer in label([row])]
+
+    return label
+
+
+# ---- the server ------------------------------------------------------------------------------------------------------
+
+
+class Metrics:
+    """What Prometheus is told."""
+
+    def __init__(self):
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        here = {"registry": self.registry}
+        fine = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+        self.requests = Counter("requests", "requests by path and status", ["path", "status"], **here)
+        self.seconds = Histogram("request_seconds", "from a request to its answer", ["path"], buckets=fine, **here)
+        self.texts = Counter("texts", "texts that were labelled", **here)
+        self.waiting = Gauge("texts_waiting", "texts in the queue", **here)
+        self.batch_size = Histogram("batch_size", "texts in a batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128), **here)
+        self.batch_seconds = Histogram("batch_seconds", "the model's time for a batch", buckets=fine, **here)
+
+
+class Limits:
+    """ASGI middleware: a body that is too long is 413; every answer is counted."""
+
+    def __init__(self, app, metrics, most_bytes, server):
+        self.app, self.metrics, self.most_bytes, self.server = app, metrics, most_bytes, server
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        began, status = time.perf_counter(), [500]
+
+        async def counted(message):
+            if message["type"] == "http.response.start":
+                status[0] = message["status"]
+                if self.server.stopping is not None:
+                    message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        async def replay():
+            return parts.pop() if parts else await receive()
+
+        body = await read_body(receive, self.most_bytes)
+        parts = [{"type": "http.request", "body": body, "more_body": False}]
+        too_long = {"detail": f"a request has at most {self.most_bytes:,} bytes"}
+        app = self.app if body is not None else answered(too_long, 413, {"Connection": "close"})
+        await app(scope, replay, counted)
+        path = getattr(scope.get("route"), "path", "other")
+        self.metrics.requests.labels(path, status[0]).inc()
+        self.metrics.seconds.labels(path).observe(time.perf_counter() - began)
+
+
+async def read_body(receive, most):
+    """The body of a request, or None if it is longer than `most` bytes."""
+    parts, size, more = [], 0, True
+    while more:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        more = message.get("more_body", False) and message["type"] == "http.request"
+        if size > most:
+            return None
+    return b"".join(parts)
+
+
+class Row(BaseModel):
+    """A text, or its words, with what else the model reads: a second text, columns of numbers."""
+
+    model_config = ConfigDict(extra="forbid")
+    text: str | None = None
+    tokens: list[str] | None = None
+    text_pair: str | None = None
+    extras: dict[str, float | None] | None = None
+
+
+class Request(BaseModel):
+    """One text, or several that are answered in their order."""
+
+    model_config = ConfigDict(extra="forbid")
+    texts: str | Row | list[str | Row]
+
+
+class Service:
+    """What is answered at each address. predictor: of the exported folder's predictor.py, which is `module`."""
+
+    def __init__(self, predictor, module, options, server):
+        self.predictor, self.options, self.server, self.metrics = predictor, options, server, Metrics()
+        label = labeller(predictor, options.batch_size, module.InputError)
+        limits = (options.batch_size, options.max_queue, options.max_latency_ms / 1000)
+        self.batcher = Batcher(label, *limits, self.metrics)
+        self.batcher.warm_up(example_row(predictor))
+
+    @asynccontextmanager
+    async def lifespan(self, app):
+        running = asyncio.create_task(self.batcher.run())
+        yield
+        running.cancel()
+
+    async def predict(self, request: Request):
+        """The labels of each text: the columns of `main.py --do_predict`, task by task."""
+        rows = self.rows_of(request)
+        answers = await self.batcher.ask(rows)
+        self.metrics.texts.inc(len(answers))
+        return answered({"answers": answers})
+
+    def rows_of(self, request):
+        """The texts of a request, as the predictor reads them; InputError for one that it cannot read, before it is in
+        a batch with those of others."""
+        given = request.texts if isinstance(request.texts, list) else [request.texts]
+        rows = [one if isinstance(one, str) else one.model_dump(exclude_none=True) for one in given]
+        if not 0 < len(rows) <= self.options.max_texts:
+            raise HTTPException(413 if rows else 422, f"a request has 1 to {self.options.max_texts} texts")
+        for number, row in enumerate(rows, 1):
+            if cost_of(row) > self.options.max_characters + PER_TEXT:
+                raise HTTPException(413, f"text {number} has more than {self.options.max_characters:,} characters")
+            self.predictor.encode.example(row, f"text {number}")
+        return rows
+
+    async def labels(self):
+        """{task: {"type", "labels"}}"""
+        tasks = self.predictor.tasks.items()
+        return answered({name: {"type": task["type"], "labels": task["labels"]} for name, task in tasks})
+
+    async def health(self):
+        """200; 503 while the server ends."""
+        stopping, waiting = self.server.stopping is not None, len(self.batcher.waiting)
+        return answered({"status": "stopping" if stopping else "ok", "waiting": waiting}, 503 if stopping else 200)
+
+    async def for_prometheus(self):
+        return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def docs(self):
+        files = {"swagger_js_url": "swagger/swagger-ui-bundle.js", "swagger_css_url": "swagger/swagger-ui.css"}
+        icon = "swagger/favicon-32x32.png"
+        return get_swagger_ui_html(openapi_url="openapi.json", title="Labels", swagger_favicon_url=icon, **files)
+
+
+def answered(value, status=200, headers=None):
+    body = json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return Response(body, status, headers, "application/json")
+
+
+async def not_valid(_, error):
+    """Without what was sent, which may be long, or not be text."""
+    told = [{"where": ".".join(map(str, one["loc"])), "what": one["msg"]} for one in error.errors()[:3]]
+    return answered({"detail": told}, 422)
+
+
+async def not_labelled(_, error):
+    return answered({"detail": str(error)}, 422)
+
+
+async def busy(_, error):
+    seconds = str(math.ceil(error.seconds))
+    return answered({"detail": "too much to do; try again"}, 503, {"Retry-After": seconds})
+
+
+def build_app(service, module, options):
+    """The ASGI application."""
+    about = {"title": "Labels of texts", "description": "Texts in, labels out.", "lifespan": service.lifespan}
+    app = FastAPI(**about, docs_url=None, redoc_url=None)
+    app.openapi_version = "3.0.2"  # what the page that is served here can read
+    app.add_middleware(Limits, metrics=service.metrics, most_bytes=options.max_bytes, server=service.server)
+    app.mount("/swagger", StaticFiles(directory=swagger_ui_path))
+    for kind, handler in ((RequestValidationError, not_valid), (module.InputError, not_labelled), (Busy, busy)):
+        app.add_exception_handler(kind, handler)
+    refusals = {status: {"description": what} for status, what in ((413, "too long"), (503, "too much to do"))}
+    app.add_api_route("/predict", service.predict, methods=["POST"], responses=refusals)
+    app.add_api_route("/labels", service.labels)
+    app.add_api_route("/health", service.health)
+    app.add_api_route("/metrics", service.for_prometheus, include_in_schema=False)
+    app.add_api_route("/docs", service.docs, include_in_schema=False)
+    return app
+
+
+def example_row(predictor):
+    """A row that the model can read."""
+    row = {"text": "a text of ten words or so, to begin with"}
+    if predictor.encode.pairs:
+        row["text_pair"] = "and a second one"
+    if predictor.encode.extras:
+        row["extras"] = dict.fromkeys(predictor.encode.extras, 0.0)
+    return row
+
+
+class Server(uvicorn.Server):
+    """The first signal lets all that is under way be answered, with `Connection: close`; then it ends. A second one
+    ends it sooner. stopping: the time of the first, or None."""
+
+    stopping = None
+
+    def handle_exit(self, number, frame):
+        if self.stopping is None:
+            self.stopping = time.monotonic()
+        else:
+            super().handle_exit(number, frame)
+
+    async def on_tick(self, counter):
+        drained = self.stopping is not None and time.monotonic() - self.stopping > DRAIN
+        return await super().on_tick(counter) or drained
+
+
+def build_server(options):
+    """A Server of the exported folder, not yet running."""
+    module = load_module(Path(options.folder) / "predictor.py")
+    predictor = module.Predictor(options.folder, options.threads or None)
+    config = uvicorn.Config(None, log_level="warning", access_log=False, timeout_keep_alive=30, lifespan="on")
+    server = Server(config)
+    config.app = build_app(Service(predictor, module, options, server), module, options)
+    return server
+
+
+def load_module(path):
+    """predictor.py of the exported folder, as a module."""
+    if not path.is_file():
+        raise Mistake(f"{path.parent}: no exported model; make one: python export.py --checkpoint … --output_dir …")
+    spec = importlib.util.spec_from_file_location("predictor", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["predictor"] = module
+    try:
+        spec.loader.exec_module(module)
+    except ImportError as error:
+        raise Mistake(f"{error.name} is missing: pip install -r {path.parent}/requirements.txt") from None
+    return module
+
+
+def listen(host, port):
+    """A socket at that address."""
+    try:
+        family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.create_server(place[:2], family=family, backlog=1024)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else an answer waits 40 ms for an ACK
+        return listening
+    except OSError as error:
+        raise Mistake(f"--host {host} --port {port}: {error.strerror or error}") from None
+
+
+def serve(options):
+    """Serves until SIGTERM or Ctrl-C."""
+    listening = listen(options.host, options.port)
+    server = build_server(options)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # uvicorn sends it once more to the handler of before
+    print(f"http://{options.host}:{listening.getsockname()[1]}/docs  (Ctrl-C ends it)", flush=True)
+    server.run(sockets=[listening])
+    print("all that was accepted is answered; the server has ended", flush=True)
+
+
+def parse(words=None):
+    text = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=text)
+    add = functools.partial(parser.add_argument, type=int)
+    parser.add_argument("folder", help="what export.py wrote")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves your network, without password [127.0.0.1]")
+    add("--port", default=8000, help="0: one that is free [8000]")
+    add("--threads", default=0, help="processor cores for the model [all]")
+    add("--batch_size", default=32, help="most texts that are labelled together [32]")
+    add("--max_latency_ms", default=1000, help="a request that would take longer is refused with 503 [1000]")
+    add("--max_queue", default=1024, help="most texts that wait; more are refused with 503 [1024]")
+    add("--max_texts", default=64, help="most texts of a request [64]")
+    add("--max_characters", default=10_000, help="most characters of a text [10000]")
+    add("--max_bytes", default=1_000_000, help="most bytes of a request [1000000]")
+    options = parser.parse_args(words)
+    for name, value in vars(options).items():
+        if isinstance(value, int) and value < (0 if name in ("port", "threads") else 1):
+            parser.error(f"--{name} {value} is too small")
+    return options
+
+
+def main():
+    try:
+        serve(parse())
+    except Mistake as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""serve.py: a real server of a small exported model, asked over the loopback address."""
+
+import contextlib
+import http.client
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+pytest.importorskip("onnxruntime", reason="needs requirements-export.txt")
+pytest.importorskip("fastapi", reason="needs requirements-serve.txt")
+
+TEXTS = ["turn on the lamp", "", "打开卧室的灯", "wake me at seven 🙂 please", "x " * 300]
+
+
+@pytest.fixture(scope="module")
+def shipped(sample, tmp_path_factory):
+    """A folder made by export.py of a tiny model with a CRF."""
+    folder = tmp_path_factory.mktemp("serve")
+    flags = "--do_train --epochs 1 --hidden_size 32 --num_layers 1 --vocab_size 500 --use_crf --model_version run"
+    for words in (
+        ["main.py", *flags.split(), "--data_path", sample, "--output_dir", folder],
+        ["export.py", "--checkpoint", folder / "run/checkpoints/best", "--output_dir", folder / "shipped"],
+    ):
+        done = subprocess.run([sys.executable, ROOT / words[0], *map(str, words[1:])], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return folder / "shipped"
+
+
+class Served:
+    """`with Served(folder, flags) as server:` — a server on a free port."""
+
+    def __init__(self, folder, *flags, python=sys.executable, script=ROOT / "serve.py", cwd=None):
+        words = [python, str(script), str(folder), "--port", "0", "--threads", "1", *map(str, flags)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        self.process = subprocess.Popen(words, cwd=cwd, **pipes)
+        self.line = self.process.stdout.readline()
+        assert self.line.startswith("http://"), self.line + self.process.stdout.read()
+        self.port = int(re.search(r":(\d+)/", self.line).group(1))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.said = self.process.communicate(timeout=60)[0]
+
+    def connection(self):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+
+    def ask(self, path, value=None, connection=None):
+        """(status, what was answered), by POST if there is a value: bytes are sent as they are."""
+        with (
+            contextlib.closing(connection or self.connection())
+            if connection is None
+            else contextlib.nullcontext(connection) as line
+        ):
+            body = value if value is None or isinstance(value, bytes) else json.dumps(value).encode()
+            headers = {"Content-Type": "application/json"}
+            line.request("GET" if value is None else "POST", path, body, headers)
+            answer = line.getresponse()
+            read = answer.read()
+        is_json = answer.headers.get("Content-Type", "").startswith("application/json")
+        return answer.status, json.loads(read) if is_json else read.decode()
+
+    def memory(self):
+        """Resident megabytes."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+)", status).group(1)) / 1024
+
+
+@pytest.fixture(scope="module")
+def server(shipped):
+    with Served(shipped) as server:
+        yield server
+
+
+def test_the_answers_are_those_of_the_predictor(server, shipped):
+    script = f"""if True:
+        import json, sys
+        sys.path.insert(0, {str(shipped)!r})
+        from predictor import Predictor
+        print(json.dumps(Predictor({str(shipped)!r}, 1)({TEXTS!r})))
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    wanted = json.loads(done.stdout)
+    status, found = server.ask("/predict", {"texts": TEXTS})
+    assert status == 200 and len(found["answers"]) == len(TEXTS)
+    for text, one, other in zip(TEXTS, found["answers"], wanted):
+        assert one["text"] == text and one["slots"] == other["slots"] and one["slots_tags"] == other["slots_tags"]
+        assert one["intent"] == other["intent"]
+        assert one["intent_probability"] == pytest.approx(other["intent_probability"], abs=1e-4)
+    assert server.ask("/predict", {"texts": TEXTS[0]})[1]["answers"][0]["intent"] == wanted[0]["intent"]
+    words = TEXTS[0].split()
+    assert (
+        server.ask("/predict", {"texts": [{"tokens": words}]})[1]["answers"][0]["slots_tags"] == wanted[0]["slots_tags"]
+    )
+
+
+def test_what_it_tells_of_itself(server):
+    tasks = server.ask("/labels")[1]
+    assert tasks["intent"]["type"] == "classification" and "set_alarm" in tasks["intent"]["labels"]
+    assert server.ask("/health") == (200, {"status": "ok", "waiting": 0})
+    assert set(server.ask("/openapi.json")[1]["paths"]) == {"/predict", "/labels", "/health"}
+    page = server.ask("/docs")[1]
+    for link in re.findall(r'(?:src|href)="([^"]+)"', page):
+        assert "//" not in link and server.ask(f"/{link}")[0] == 200, link  # nothing from elsewhere
+    before = float(re.search(r"\ntexts_total (\S+)", server.ask("/metrics")[1]).group(1))
+    server.ask("/predict", {"texts": ["one", "two"]})
+    told = server.ask("/metrics")[1]
+    assert float(re.search(r"\ntexts_total (\S+)", told).group(1)) == before + 2
+    assert 'requests_total{path="/predict",status="200"}' in told and "process_resident_memory_bytes" in told
+
+
+def malformed(rng):
+    """A request that cannot be read, as (bytes, the statuses that it may get)."""
+    deep = b"[" * 100_000
+    wrong = [b"", b"{", b"null", b"[]", b"1", b'"text"', deep, b"\xff\xfe", b'{"texts": null}', b'{"texts": []}']
+    wrong += [
+        b'{"texts": [1]}',
+        b'{"texts": [""], "more": 1}',
+        b'{"texts": [null]}',
+        b'{"texts": {}}',
+        b'{"text": "a"}',
+    ]
+    wrong += [b'{"texts": "\\ud800"}', b'{"texts": [{"text": "a", "other": "b"}]}', b'{"texts": [{"tokens": []}]}']
+    wrong += [b'{"texts": [{"tokens": [1]}]}', b'{"texts": "' + b"y" * 10_001 + b'"}', b'{"texts": NaN}']
+    wrong += [json.dumps({"texts": ["a"] * 65}).encode(), b'{"texts": "' + b"z" * 1_000_000 + b'"}', rng.randbytes(99)]
+    return rng.choice(wrong)
+
+
+def test_a_thousand_malformed_requests_are_the_clients_fault(server):
+    rng, found, connection = random.Random(0), Counter(), server.connection()
+    for _ in range(1000):
+        status, answer = server.ask("/predict", malformed(rng), connection)
+        found[status] += 1
+        assert answer["detail"]
+    assert set(found) == {400, 413, 422} and sum(found.values()) == 1000
+    assert server.ask("/nothing")[0] == 404 and server.ask("/labels", {"texts": "a"})[0] == 405
+    assert server.ask("/predict", {"texts": "a"})[0] == 200
+
+
+def in_threads(number, work):
+    threads = [threading.Thread(target=work) for _ in range(number)]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def test_too_many_requests_are_refused_and_nothing_piles_up(shipped):
+    statuses, answers = Counter(), []
+
+    def ask():
+        with contextlib.closing(server.connection()) as connection:
+            for number in range(15):
+                texts = [f"{word} the lamp {number}" for word in ("turn on", "switch off") * 32]
+                status, answer = server.ask("/predict", {"texts": texts}, connection)
+                statuses[status] += 1
+                answers.extend(zip(texts, answer["answers"])) if status == 200 else None
+
+    with Served(shipped, "--max_latency_ms", 20, "--max_queue", 128) as server:
+        memory = []
+        for _ in range(2):
+            for thread in in_threads(12, ask):
+                thread.join()
+            memory.append(server.memory())
+        assert set(statuses) == {200, 503} and min(statuses.values()) > 5
+        assert memory[1] < memory[0] + 20
+        assert all(answer["text"] == text for text, answer in answers)
+        assert server.ask("/health") == (200, {"status": "ok", "waiting": 0})
+
+
+def test_sigterm_loses_no_request_that_was_accepted(shipped):
+    found, lost = Counter(), []
+
+    def ask():
+        while True:
+            connection = server.connection()
+            try:
+                connection.connect()
+            except ConnectionRefusedError:
+                return
+            try:
+                while True:
+                    status, _ = server.ask("/predict", {"texts": ["turn on the lamp"] * 8}, connection)
+                    found[status] += 1
+                    if connection.sock is None:  # the server said that it is to be closed
+                        break
+            except (OSError, http.client.HTTPException) as error:
+                lost.append(error)
+                return
+
+    with Served(shipped) as server:
+        threads = in_threads(6, ask)
+        while found[200] < 50:
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGTERM)
+        server.process.wait(60)
+        for thread in threads:
+            thread.join()
+    assert server.process.returncode == 0 and "all that was accepted is answered" in server.said
+    assert set(found) == {200} and not lost
+
+
+def test_mistakes_are_one_line(shipped, tmp_path):
+    with Served(shipped) as server:
+        cases = {
+            ("nowhere",): "no exported model",
+            (shipped, "--port", server.port): "in use",
+            (shipped, "--batch_size", "0"): "too small",
+        }
+        for words, said in cases.items():
+            command = [sys.executable, ROOT / "serve.py", *words]
+            done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
+            assert done.returncode == 2 and said in done.stderr.splitlines()[-1], done.stderr
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_dockerfile(shipped, tmp_path):
+    """Without Docker: its files in a folder of their own, its packages in an environment of their own, its command."""
+    place, app = tmp_path / "clone", tmp_path / "app"
+    place.mkdir()
+    app.mkdir()
+    for name in ("serve.py", "requirements-serve.txt"):
+        shutil.copy(ROOT / name, place)
+    shutil.copytree(shipped, place / "shipped")
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line.startswith("!")}
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    environment = {**os.environ, "PATH": f"{tmp_path / 'venv/bin'}:{os.environ['PATH']}"}
+    command = None
+    for line in (ROOT / "Dockerfile").read_text().splitlines():
+        word, _, rest = line.partition(" ")
+        if word == "COPY":
+            *sources, target = rest.split()
+            for source in sources:
+                assert source.split("/")[0] in kept
+                copy = shutil.copytree if (place / source).is_dir() else shutil.copy
+                copy(place / source, app / target if target != "./" else app)
+        elif word == "RUN":
+            subprocess.run(shlex.split(rest), cwd=app, env=environment, check=True, capture_output=True)
+        elif word == "CMD":
+            command = json.loads(rest)
+    assert command[:3] == ["python", "serve.py", "shipped"]
+    assert not list((tmp_path / "venv/lib").glob("*/site-packages/torch"))
+    python = tmp_path / "venv/bin/python"
+    with Served("shipped", *command[3:], python=python, script="serve.py", cwd=app) as server:
+        assert server.ask("/predict", {"texts": TEXTS})[0] == 200
