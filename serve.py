@@ -18,7 +18,7 @@ needs (see Dockerfile). Edit here when requests shall look otherwise, or need a 
 import argparse
 import asyncio
 import functools
-import importlib.util
+import importlib
 import json
 import math
 import signal
@@ -354,20 +354,23 @@ def example_row(predictor):
 
 
 class Server(uvicorn.Server):
-    """The first signal lets all that is under way be answered, with `Connection: close`; then it ends. A second one
-    ends it sooner. stopping: the time of the first, or None."""
+    """The first signal closes the door: what is connected is still answered, with `Connection: close`, before it ends.
+    A second one ends it sooner. stopping: the time of the first, or None."""
 
-    stopping = None
+    stopping = listening = None
 
     def handle_exit(self, number, frame):
-        if self.stopping is None:
-            self.stopping = time.monotonic()
-        else:
-            super().handle_exit(number, frame)
+        if self.stopping is not None:
+            return super().handle_exit(number, frame)
+        self.stopping = time.monotonic()
+        self.listening.listen(0)  # so that few are on their way in when it is closed
 
     async def on_tick(self, counter):
-        drained = self.stopping is not None and time.monotonic() - self.stopping > DRAIN
-        return await super().on_tick(counter) or drained
+        seconds = 0.0 if self.stopping is None else time.monotonic() - self.stopping
+        if seconds > 0.1:
+            for server in self.servers:
+                server.close()
+        return await super().on_tick(counter) or seconds > DRAIN
 
 
 def build_server(options):
@@ -384,14 +387,11 @@ def load_module(path):
     """predictor.py of the exported folder, as a module."""
     if not path.is_file():
         raise Mistake(f"{path.parent}: no exported model; make one: python export.py --checkpoint … --output_dir …")
-    spec = importlib.util.spec_from_file_location("predictor", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["predictor"] = module
+    sys.path.insert(0, str(path.parent))
     try:
-        spec.loader.exec_module(module)
+        return importlib.import_module("predictor")
     except ImportError as error:
         raise Mistake(f"{error.name} is missing: pip install -r {path.parent}/requirements.txt") from None
-    return module
 
 
 def listen(host, port):
@@ -412,6 +412,7 @@ def serve(options):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn sends it once more to the handler of before
     print(f"http://{options.host}:{listening.getsockname()[1]}/docs  (Ctrl-C ends it)", flush=True)
+    server.listening = listening
     server.run(sockets=[listening])
     print("all that was accepted is answered; the server has ended", flush=True)
 

@@ -228,7 +228,8 @@ class Featurizer:
             raise UserError(
                 f"--max_length {self.max_length}: a second text leaves no room for the words to tag; raise it"
             )
-        word_ids = encoding.word_ids
+        # each a list that is made anew when asked for
+        all_ids, all_types, word_ids = encoding.ids, encoding.type_ids, encoding.word_ids
         begins = [i - inside[0] for n, i in enumerate(inside) if n == 0 or word_ids[i] != word_ids[inside[n - 1]]]
         ends = [*begins[1:], len(inside)]
         features, word = [], 0
@@ -238,9 +239,9 @@ class Featurizer:
                 stop += 1
             kept = [*before, *inside[begins[word] : min(ends[stop - 1], begins[word] + room)], *after]
             starts = [len(before) + begins[w] - begins[word] for w in range(word, stop)]
-            token_types = [encoding.type_ids[i] for i in kept]
+            token_types = [all_types[i] for i in kept]
             lasts = [len(before) + min(ends[w] - begins[word], room) - 1 for w in range(word, stop)]
-            ids, lasts = [encoding.ids[i] for i in kept], lasts if self.word_ends else []
+            ids, lasts = [all_ids[i] for i in kept], lasts if self.word_ends else []
             features.append(Feature(number, ids, token_types, starts, word, word_ends=lasts))
             if stop == len(begins):
                 return features

@@ -74,7 +74,7 @@ class Served:
             answer = line.getresponse()
             read = answer.read()
         is_json = answer.headers.get("Content-Type", "").startswith("application/json")
-        return answer.status, json.loads(read) if is_json else read.decode()
+        return answer.status, json.loads(read) if is_json else read.decode(errors="replace")
 
     def memory(self):
         """Resident megabytes."""

@@ -1,0 +1,168 @@
+"""A trained model -> one ONNX graph, from a batch's inputs to the logits of each task, of any batch size and length."""
+
+import logging
+import warnings
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from engine import lora
+from engine.command_line import UserError, first_line
+
+logger = logging.getLogger("template")
+NEEDED = "pip install -r requirements-export.txt"
+MOST_BYTES = 2**30  # of tensors within the graph's own file, which may have 2 GB
+
+
+def require_packages():
+    """UserError unless all that an export needs is installed."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"export.py needs the package {error.name}: {NEEDED}") from None
+
+
+class LogitsOnly(nn.Module):
+    """A MyModel whose inputs are positional tensors, named `names`, and whose outputs are the tasks' logits."""
+
+    def __init__(self, model, names):
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *tensors):
+        return tuple(self.model(dict(zip(self.names, tensors))).logits.values())
+
+
+class PaddedLSTM(nn.Module):
+    """The BiLSTM of model_utils.py as ONNX has it: one operator a layer, told how long each text is.
+
+    torch packs what is real, which has no form in a graph; and its gates are i, f, g, o, those of ONNX i, o, f, g.
+    """
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.embeddings = encoder.embeddings
+        self.sizes = [layer.hidden_size for layer in encoder.layers]
+        for number, layer in enumerate(encoder.layers):
+            for kind in ("weight_ih", "weight_hh", "bias"):
+                ways = [self.reordered(layer, kind, way) for way in ("", "_reverse")]
+                self.register_buffer(f"{kind}_{number}", torch.stack(ways))
+
+    def reordered(self, layer, kind, way):
+        """A tensor of one direction, its gates in ONNX's order; both biases, one behind the other."""
+        names = [f"{name}_l0{way}" for name in (("bias_ih", "bias_hh") if kind == "bias" else (kind,))]
+        parts = [getattr(layer, name).detach().chunk(4) for name in names]
+        return torch.cat([torch.cat([i, o, f, g]) for i, f, g, o in parts])
+
+    def forward(self, input_ids, attention_mask):
+        lengths = attention_mask.sum(1).to(torch.int32)
+        hidden = self.embeddings(input_ids).transpose(0, 1)  # (L, B, H)
+        for number, size in enumerate(self.sizes):
+            weights = [getattr(self, f"{kind}_{number}") for kind in ("weight_ih", "weight_hh", "bias")]
+            steps, batch = hidden.shape[:2]
+            both = torch.onnx.ops.symbolic(
+                "LSTM",
+                (hidden, *weights, lengths),
+                attrs={"hidden_size": size, "direction": "bidirectional"},
+                dtype=hidden.dtype,
+                shape=(steps, 2, batch, size),
+            )
+            hidden = both.permute(0, 2, 1, 3).flatten(2)
+        hidden = hidden.transpose(0, 1)  # (B, L, H)
+        last = (lengths.long() - 1)[:, None, None].expand(-1, 1, hidden.shape[2] // 2)
+        forward, backward = hidden.chunk(2, 2)
+        first = torch.cat([forward.gather(1, last), backward[:, :1]], 2)  # the whole text, both ways
+        return SimpleNamespace(last_hidden_state=torch.cat([first, hidden[:, 1:]], 1))
+
+
+def merge_adapter(encoder):
+    """Puts W + alpha / r * B A in the place of each layer that has a LoRA adapter beside it."""
+    for name, module in list(encoder.named_modules()):
+        if hasattr(module, "base_layer") and hasattr(module, "get_delta_weight"):
+            delta = module.get_delta_weight(lora.ADAPTER)
+            plain = module.base_layer
+            plain.weight.data = plain.weight.data.float() + delta.float()
+            parent, _, child = name.rpartition(".")
+            setattr(encoder.get_submodule(parent), child, plain)
+
+
+def prepare(model):
+    """The model as it can be exported: in fp32, an adapter merged, its attention written out. Changes the model."""
+    if lora.base_of(model):
+        merge_adapter(model.encoder)
+        del model.encoder.lora_base
+    model.float()
+    model.encoder_in_fp32, model.wide_mask_on = True, "none"
+    if type(model.encoder).__name__ == "BiLSTM":
+        model.encoder = PaddedLSTM(model.encoder)
+    return model.eval()
+
+
+def example_inputs(featurizer, makes):
+    """A batch of two texts of different lengths, {name: tensor}, no two sizes alike. makes(examples) -> Batch."""
+    texts = [["a"] * 3, ["b"] * 5]
+    tasks = featurizer.tasks
+    paired = any(task.get("pairs") for task in tasks.values())
+    examples = []
+    for number, words in enumerate(texts):
+        example = {"id": str(number), "text": " ".join(words)}
+        if featurizer.tagging:
+            example["tokens"] = words
+        if paired:
+            example["text_pair"] = "c d"
+        if featurizer.extras:
+            example["extras"] = dict.fromkeys(featurizer.extras)
+        examples.append(example)
+    return makes(examples).inputs
+
+
+@contextmanager
+def quiet():
+    """The exporter tells much that no user can act on."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
+    before = [each.level for each in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for each in loggers:
+                each.setLevel(logging.ERROR)
+            yield
+        finally:
+            for each, level in zip(loggers, before):
+                each.setLevel(level)
+
+
+def write_graph(model, inputs, path):
+    """Writes a prepared model as ONNX, and has onnx check it. inputs: an example, {name: tensor}.
+
+    UserError if torch cannot export this encoder. Tensors of more than 1 GB in all lie in a file beside the graph's.
+    """
+    import onnx
+
+    names, tensors = list(inputs), tuple(inputs.values())
+    free = torch.export.Dim.DYNAMIC
+    shapes = tuple({0: free} if name == "extras" else {0: free, 1: free} for name in names)
+    outputs = [f"logits_{number}" for number in range(len(model.output_layer.heads))]
+    module = LogitsOnly(model, names).eval()
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                tensors,
+                dynamo=True,
+                dynamic_shapes=(shapes,),
+                input_names=names,
+                output_names=outputs,
+                verbose=False,
+            )
+    except Exception as error:  # of an encoder that torch cannot trace, anything
+        kind = getattr(getattr(model.encoder, "config", None), "model_type", type(model.encoder).__name__)
+        cause = first_line(error.__cause__ or error)
+        raise UserError(f"torch cannot export {kind} to ONNX ({type(error).__name__}: {cause})") from None
+    size = sum(p.numel() * p.element_size() for p in (*model.parameters(), *model.buffers()))
+    program.save(str(path), external_data=size > MOST_BYTES)
+    onnx.checker.check_model(str(path), full_check=size <= MOST_BYTES)

@@ -1,0 +1,144 @@
+"""Turns a checkpoint into a folder that labels texts without torch, with the same answers.
+
+    python export.py --checkpoint output/sample/checkpoints/best --output_dir shipped
+    python export.py --checkpoint output/mine/checkpoints/best --output_dir shipped --int8 --data_path dataset/mine
+    pip install -r shipped/requirements.txt && python shipped/predictor.py texts.txt labelled.jsonl
+
+Encoder and heads become an ONNX graph; beside it lie the tokenizer, what decoding needs, and predictor.py, which needs
+onnxruntime, tokenizers and numpy alone (docs/export.md). Before the folder appears, its predictor labels the dev part:
+fp32 must answer as torch does, and what is smaller may lose --max_drop of the main score.
+"""
+
+import logging
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from config import ROOT, Config
+from engine.command_line import UserError, option, require_range, run_command
+from engine.files import replace_folder
+from logging_config import get_logger
+
+logger = logging.getLogger("template")
+
+
+@dataclass
+class ExportConfig:
+    """Options of `export.py`."""
+
+    checkpoint: str = option("", "checkpoint folder, such as output/NAME/checkpoints/best")
+    output_dir: str = option("", "folder to write; one that an export wrote before is replaced")
+    int8: bool = option(False, "weights as int8: a quarter of the size, and faster on a CPU")
+    fp16: bool = option(False, "all in fp16: half the size; for a GPU, a CPU computes in fp32 nevertheless")
+    data_path: str = option("", "processed folder whose dev part is scored (default: that of the training)")
+    max_drop: float = option(0.005, "how much of the main score on dev --int8 and --fp16 may lose; else exit code 2")
+    pretrain_model_path: str = option("", "where the base of a LoRA adapter lies, if not where it was")
+
+    def __post_init__(self):
+        if not self.checkpoint or not self.output_dir:
+            raise UserError("both --checkpoint FOLDER and --output_dir FOLDER are needed")
+        if self.int8 and self.fp16:
+            raise UserError("--int8 and --fp16 exclude each other: export two folders")
+        require_range(self, 0, "max_drop")
+
+    @property
+    def kind(self):
+        return "int8" if self.int8 else "fp16" if self.fp16 else "fp32"
+
+
+def export(config):
+    """Checkpoint -> folder, as `config` (an ExportConfig) says. Nothing is written unless all of it is good."""
+    from engine.export import graph
+
+    get_logger()
+    graph.require_packages()
+    folder = Path(config.output_dir)
+    require_own_folder(folder, Path(config.checkpoint))
+    trainer, featurizer, data = load(config)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    theirs = trainer.infer(loader_of(data, trainer), "dev in torch")[0] if data else None
+    replace_folder(folder, lambda temporary: fill(temporary, config, trainer, featurizer, data, theirs))
+    size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
+    print(f"wrote {folder} ({config.kind}, {size:.1f} MB); python {folder}/predictor.py texts.txt labelled.jsonl")
+
+
+def load(config):
+    """(Trainer with the checkpoint's model, its Featurizer, its dev part as a MyDataset or None)."""
+    import torch
+
+    from data_loader import MyDataset
+    from main import load_trained
+    from preprocess.schema import check_same_labels
+
+    options = Config(device="cpu", pretrain_model_path=config.pretrain_model_path)
+    trainer, featurizer = load_trained(Path(config.checkpoint), options, torch.device("cpu"))
+    if not featurizer.tokenizer.is_fast:
+        raise UserError(f"{config.checkpoint}: its tokenizer is not a fast one, so there is no tokenizer.json to ship")
+    trained = Config.load(Path(config.checkpoint) / "args.json")
+    data_path = Path(config.data_path) if config.data_path else trained.data_dir
+    if config.data_path or (data_path / "labels.json").exists():
+        check_same_labels(data_path, trainer.tasks)
+        if (data_path / "dev.jsonl").exists():
+            return trainer, featurizer, MyDataset(data_path / "dev.jsonl", featurizer)
+    if config.kind != "fp32":
+        raise UserError(f"--{config.kind}: {data_path} has no dev part to score it on; name one with --data_path")
+    logger.warning(f"{data_path}: no dev part to try the export on; name one with --data_path")
+    return trainer, featurizer, None
+
+
+def loader_of(data, trainer):
+    from data_loader import MyDataLoader
+
+    return MyDataLoader(data, trainer.config.eval_batch_size)
+
+
+def fill(folder, config, trainer, featurizer, data, theirs):
+    """Writes all files of an export into a folder, and tries them on the dev part."""
+    from data_loader import MyDataset
+    from engine.export import compare, graph, settings, shrink
+
+    machinery = ROOT / "engine/export"
+    settings.write_settings(folder, trainer.model, featurizer)
+    for name in ("predictor.py", "requirements.txt"):
+        shutil.copyfile(machinery / name, folder / name)
+    inputs = graph.example_inputs(featurizer, lambda examples: MyDataset(examples, featurizer).batch([0, 1]))
+    graph.write_graph(graph.prepare(trainer.model), inputs, folder / "model.onnx")
+    if data:
+        predictor = compare.load_predictor(folder)
+        compare.require_same(predictor, theirs, compare.answers_of(predictor, data))
+    if config.kind != "fp32":
+        {"int8": shrink.to_int8, "fp16": shrink.to_fp16}[config.kind](folder / "model.onnx")
+        labels = compare.answers_of(compare.load_predictor(folder), data)[0]
+        require_score(config, trainer.tasks, data, theirs.labels, labels)
+
+
+def require_score(config, tasks, data, before, after):
+    """Tells the scores on dev before and after; UserError if the main one has lost more than --max_drop."""
+    import metrics
+
+    gold = {name: [data[i].get(name) for i in range(len(data))] for name in tasks}
+    scores = [metrics.score(tasks, gold, labels) for labels in (before, after)]
+    for name in metrics.main_scores(tasks):
+        if name in scores[0]:
+            old, new = (side[name] for side in scores)
+            logger.info(f"dev {name}: {old:.4f} in fp32, {new:.4f} in {config.kind} ({new - old:+.4f})")
+    name = metrics.default_monitor(tasks)
+    lost = scores[0][name] - scores[1][name]
+    if lost > config.max_drop:
+        raise UserError(
+            f"--{config.kind} loses {lost:.4f} of {name} on dev, more than --max_drop {config.max_drop:g}; nothing was "
+            "written"
+        )
+
+
+def require_own_folder(folder, checkpoint):
+    """UserError if the output folder holds, or is, anything but an earlier export."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "predictor.json").exists()):
+        raise UserError(f"--output_dir {folder}: holds other things; choose an empty or new folder")
+    if folder.resolve() == checkpoint.resolve():
+        raise UserError(f"--output_dir {folder}: is the checkpoint; choose another folder")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(export, ExportConfig))
