@@ -293,16 +293,16 @@ class Service:
 
     async def health(self):
         """200; 503 while the server ends."""
-        stopping, waiting = self.server.stopping is not None, len(self.batcher.waiting)
-        return answered({"status": "stopping" if stopping else "ok", "waiting": waiting}, 503 if stopping else 200)
+        status, code = ("ok", 200) if self.server.stopping is None else ("stopping", 503)
+        return answered({"status": status, "waiting": len(self.batcher.waiting)}, code)
 
     async def for_prometheus(self):
         return Response(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def docs(self):
-        files = {"swagger_js_url": "swagger/swagger-ui-bundle.js", "swagger_css_url": "swagger/swagger-ui.css"}
-        icon = "swagger/favicon-32x32.png"
-        return get_swagger_ui_html(openapi_url="openapi.json", title="Labels", swagger_favicon_url=icon, **files)
+        names = {"js": "swagger-ui-bundle.js", "css": "swagger-ui.css", "favicon": "favicon-32x32.png"}
+        files = {f"swagger_{kind}_url": f"swagger/{name}" for kind, name in names.items()}
+        return get_swagger_ui_html(openapi_url="openapi.json", title="Labels", **files)
 
 
 def answered(value, status=200, headers=None):
@@ -418,8 +418,7 @@ def serve(options):
 
 
 def parse(words=None):
-    text = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=text)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = functools.partial(parser.add_argument, type=int)
     parser.add_argument("folder", help="what export.py wrote")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves your network, without password [127.0.0.1]")

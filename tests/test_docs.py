@@ -74,7 +74,7 @@ def test_flags_in_sentences_exist():
     scripts = [str(path.relative_to(ROOT)) for path in ROOT.glob("huggingface_hands_on/*_*.py")]
     scripts = [script for script in scripts if "masked" not in script]
     scripts += ["main.py", "data_process.py", "benchmarks/speed.py", "benchmarks/ablation.py", "benchmarks/soak.py"]
-    scripts += ["benchmarks/wrong_labels.py", "benchmarks/nested.py"]
+    scripts += ["benchmarks/wrong_labels.py", "benchmarks/nested.py", "serve.py", "benchmarks/serving.py"]
     known = set().union(*map(flags_of, scripts))
     for name in WITH_FLAGS:
         for code in re.findall(r"`([^`\n]+)`", (ROOT / name).read_text(encoding="utf-8")):
@@ -113,6 +113,7 @@ BY_HAND = {
     "benchmarks/nested.py --input ATIS",
     *("--do_report", "--compare"),  # of runs that must be there: tests/test_report.py
     *("--interactive", "--demo"),  # wait for someone who types: tests/test_demo.py
+    *("serve.py", "benchmarks/serving.py"),  # tests/test_serve.py
 }
 SMALL = {
     "main.py": "--epochs 1 --hidden_size 32 --num_layers 1 --batch_size 16 --max_length 48",
