@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.command_line import option, parse_layers
-from engine.option_checks import check_options, task_weights_by_name, unused_options
+from engine.option_checks import CheckedOptions, check_options
 from engine.run_folder import SavedOptions, changed_options
 
 logger = logging.getLogger("template")
@@ -22,12 +22,12 @@ ROOT = Path(__file__).resolve().parent  # of the repository
 RESUME_SAFE = frozenset(
     """do_train do_eval do_predict interactive demo demo_address do_report compare report_language resume force_resume
     debug output_dir model_version log_output_path log_output_file checkpoint predict_file predict_output text_column
-    text_pair_column encoding num_workers log_steps save_epoch save_steps device ddp_timeout""".split()
+    text_pair_column encoding num_workers clear_cache log_steps save_epoch save_steps device ddp_timeout""".split()
 )
 
 
 @dataclass
-class Config(SavedOptions):
+class Config(SavedOptions, CheckedOptions):
     """Options of `main.py`."""
 
     # What to do
@@ -111,6 +111,7 @@ class Config(SavedOptions):
     )
     streaming: bool = option(False, "read the training file as a stream, in constant memory")
     shuffle_buffer: int = option(8192, "rows shuffled together when streaming")
+    clear_cache: bool = option(False, "remove the token caches of --data_path first; else the last 24 are kept")
     num_workers: int = option(0, "processes that prepare batches; any number gives the same batches")
 
     # Training
@@ -176,7 +177,6 @@ class Config(SavedOptions):
         if self.debug and not (self.do_train or self.do_eval or self.do_predict):
             self.do_train = self.do_eval = self.do_predict = True
         check_options(self)
-        self.task_weights_by_name()
 
     @property
     def run_dir(self):
@@ -192,14 +192,6 @@ class Config(SavedOptions):
         if self.data_path == Config.data_path and not path.exists():
             path = ROOT / path
         return path if self.fold is None else path / f"fold_{self.fold}"
-
-    def task_weights_by_name(self):
-        """'intent=1,slots=2' -> {'intent': 1.0, 'slots': 2.0}"""
-        return task_weights_by_name(self.task_weights)
-
-    def unused_options(self, kinds=("tagging", "classification")):
-        """A line for each option that has no effect, or leaves another one without. kinds: the types of the tasks."""
-        return unused_options(self, kinds)
 
     def changes_since(self, before):
         """['lr was 0.001, is 0.01', …] of the options that change the result. before: those of a run.

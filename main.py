@@ -27,6 +27,7 @@ def main(config):
     from engine.device import keep_freed_memory
     from engine.report.compare import show_comparison
     from engine.report.page import show_report
+    from engine.token_cache import clear
     from preprocess.sources import read_texts
 
     # Everything that can be checked before the slow part
@@ -44,6 +45,8 @@ def main(config):
         with distributed.first_of_node():
             make_sample(data_path)
 
+    if config.clear_cache and distributed.is_first():
+        clear(data_path / ".cache")
     with distributed.entered_by_first(claim_run_dir(config)) as run_dir:
         if distributed.is_first():
             log_path = Path(config.log_output_path or run_dir) / config.log_output_file

@@ -10,6 +10,18 @@ from engine.launch import is_launched
 from engine.tags import has_spans, needs_words
 
 
+class CheckedOptions:
+    """What the options of main.py say of themselves."""
+
+    def task_weights_by_name(self):
+        """'intent=1,slots=2' -> {'intent': 1.0, 'slots': 2.0}"""
+        return task_weights_by_name(self.task_weights)
+
+    def unused_options(self, kinds=("tagging", "classification")):
+        """A line for each option that has no effect, or leaves another one without. kinds: the types of the tasks."""
+        return unused_options(self, kinds)
+
+
 def check_options(config):
     """UserError for options of main.py that cannot be, or not together."""
     require_numbers(config)
@@ -17,6 +29,7 @@ def check_options(config):
     refuse_contradictions(config)
     refuse_tricks(config)
     refuse_backbone(config)
+    config.task_weights_by_name()
 
 
 def require_numbers(config):

@@ -11,6 +11,7 @@ from engine.command_line import os_error_line
 from engine.files import sha256
 
 logger = logging.getLogger("template")
+KEPT = 24  # files of a folder; those that were used longest ago go first
 
 
 def cached_table(folder, name, make_batches):
@@ -33,6 +34,7 @@ def cached_table(folder, name, make_batches):
                     writer.write_batch(batch)
             cache = folder / f"{name}.{sha256(temporary)[:16]}.arrow"
             os.replace(temporary, cache)
+            clear(folder, KEPT)
         return ArrowDataset.from_file(str(cache)).data.table
     except OSError as error:
         with suppress(OSError):
@@ -45,7 +47,19 @@ def find_cache(folder, name):
     """The file of that name whose bytes are what its name says, or None; damaged ones are logged and removed."""
     for path in sorted(folder.glob(f"{name}.*.arrow")):
         if sha256(path)[:16] == path.name.split(".")[-2]:
+            with suppress(OSError):  # of a folder that may only be read
+                os.utime(path)
             return path
         logger.warning(f"{path}: the token cache is damaged and is made anew")
         path.unlink()
     return None
+
+
+def clear(folder, kept=0):
+    """Removes the caches of a folder, but for so many that were used last."""
+    with suppress(OSError):
+        caches = sorted(folder.glob("*.arrow"), key=lambda path: -path.stat().st_mtime_ns)
+        for path in caches[kept:]:
+            path.unlink()
+        if caches[kept:]:
+            logger.info(f"{folder}: {len(caches[kept:])} token caches removed")

@@ -1,14 +1,16 @@
 import os
+import random
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, read_json
 from safetensors.torch import load_file, save_file
 from test_trainer import make_trainer, train
 
@@ -16,6 +18,7 @@ from engine import checkpoint, files
 from engine.command_line import UserError
 from engine.run_folder import claim_run_dir
 from engine.tokenizer import train_tokenizer
+from main import main
 from model_utils import load_checkpoint
 
 
@@ -450,3 +453,46 @@ def test_signals_that_come_together_are_one_and_a_later_one_ends_the_process():
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines() == ["SIGTERM: saving at the next step boundary; once more ends at once", "True"]
     assert done.returncode == -signal.SIGINT
+
+
+def damage(path, kind, rng):
+    """A file as a failing disk or a hasty hand leaves it."""
+    content = bytearray(path.read_bytes())
+    path.unlink()  # not in place: what maps it keeps what was there
+    if kind == "flipped":
+        for _ in range(rng.choice([1, 100])):
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    elif kind == "truncated":
+        content = content[: rng.randrange(len(content))]
+    if kind != "deleted":
+        path.write_bytes(content)
+    if kind == "read-only":
+        path.chmod(0o444)
+
+
+@pytest.mark.slow
+def test_after_sixty_damages_nothing_is_read_wrong(sample, tiny, tmp_path):
+    """Of token caches and of the best checkpoint: made anew, or one line; never other numbers, never a traceback."""
+    data, rng = tmp_path / "data", random.Random(0)
+    shutil.copytree(sample, data, ignore=shutil.ignore_patterns(".cache"))
+    main(tiny(do_train=True, do_eval=True, data_path=str(data)))
+    run, kept = tmp_path / "output/run", tmp_path / "kept"
+    wanted = read_json(run / "eval.json")
+    shutil.copytree(run / "checkpoints/best", kept / "best")
+    shutil.copytree(data / ".cache", kept / ".cache")
+    kinds, found = ("flipped", "truncated", "deleted", "read-only"), Counter()
+    for number in range(60):
+        kind, place = kinds[number % 4], (run / "checkpoints/best", data / ".cache")[number // 4 % 2]
+        shutil.rmtree(place)
+        shutil.copytree(kept / place.name, place)
+        damage(rng.choice(sorted(place.iterdir())), kind, rng)
+        (run / "eval.json").unlink(missing_ok=True)
+        try:
+            main(tiny(do_eval=True, data_path=str(data)))
+        except UserError as error:
+            assert place.name == "best" and "damaged checkpoint" in str(error) and "--checkpoint" in str(error)
+            found["told"] += 1
+            continue
+        assert read_json(run / "eval.json") == wanted, (number, kind)
+        found[place.name] += 1
+    assert found[".cache"] > 25 and found["told"] > 15 and sum(found.values()) == 60

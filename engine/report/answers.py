@@ -28,8 +28,8 @@ SMALLEST = 1e-4  # what is less probable is left out
 KINDS = ("classification", "multilabel", "regression", "tagging", "spans", "words")
 # Options that say nothing about the model
 NO_MATTER = frozenset(
-    "do_train do_eval do_predict do_report compare report_language interactive demo demo_address resume output_dir "
-    "model_version".split()
+    "do_train do_eval do_predict do_report compare report_language interactive demo demo_address resume clear_cache "
+    "output_dir model_version".split()
 )
 PLAIN_KEYS = {"id", "text", "tokens", "text_pair", "extras", "kept"}
 
