@@ -28,6 +28,7 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
+MOST_TOKENS = 512  # of a batch, for each thread: more at once are slower
 LOWEST, MOST = -4.0, 4  # as in engine/span_pointer.py: the lowest score of a span, and how many a word are kept
 TEXT_NAMES = "tokens text sentence content sentence1 text_a premise question review query title 文本 内容".split()
 PAIR_NAMES = "text_pair sentence2 text_b hypothesis question2".split()
@@ -409,7 +410,7 @@ class Predictor:
         self.arrays = np.load(folder / "arrays.npz") if (folder / "arrays.npz").exists() else {}
         self.arrays = {name: self.arrays[name] for name in self.arrays}
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or num_cores()
+        options.intra_op_num_threads = self.threads = threads or num_cores()
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(
             str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
@@ -434,8 +435,7 @@ class Predictor:
         """[{task: (label, probability)}] of what `encode` gave; spans are [first word, last word, type]."""
         features = sorted((f for one in encoded for f in one.features), key=lambda feature: -len(feature.input_ids))
         pieces = [{name: [] for name in self.tasks} for _ in encoded]
-        for begin in range(0, len(features), batch_size):
-            batch = features[begin : begin + batch_size]
+        for batch in batches_of(features, batch_size, MOST_TOKENS * self.threads):
             inputs = self.batch(batch, encoded)
             outputs = self.session.run(None, {name: inputs[name] for name in self.inputs})
             for (name, task), logits in zip(self.tasks.items(), outputs):
@@ -542,6 +542,15 @@ class Predictor:
         if text is None or (tokens is not None and spans is None):  # there is none, or the tokens are not from it
             text, spans = self.encode.join(tokens, self.encode.unit or "word")
         return text, spans
+
+
+def batches_of(features, batch_size, most_tokens):
+    """Features, the longest first, in lists of at most `batch_size`, and of few tokens: what a processor keeps near."""
+    begin = 0
+    while begin < len(features):
+        size = min(batch_size, max(1, most_tokens // len(features[begin].input_ids)))
+        yield features[begin : begin + size]
+        begin += size
 
 
 def num_cores():
