@@ -136,6 +136,20 @@ def quiet():
                 each.setLevel(level)
 
 
+def forget_sources(graph_model):
+    """Removes what the exporter notes of the code behind each node: it is long, and names folders of this machine."""
+    graph = graph_model.graph
+    for node in graph.all_nodes():
+        node.doc_string = None
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*graph.inputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+    graph.metadata_props.clear()
+    graph_model.metadata_props.clear()
+
+
 def write_graph(model, inputs, path):
     """Writes a prepared model as ONNX, and has onnx check it. inputs: an example, {name: tensor}.
 
@@ -163,6 +177,7 @@ def write_graph(model, inputs, path):
         kind = getattr(getattr(model.encoder, "config", None), "model_type", type(model.encoder).__name__)
         cause = first_line(error.__cause__ or error)
         raise UserError(f"torch cannot export {kind} to ONNX ({type(error).__name__}: {cause})") from None
+    forget_sources(program.model)
     size = sum(p.numel() * p.element_size() for p in (*model.parameters(), *model.buffers()))
     program.save(str(path), external_data=size > MOST_BYTES)
     onnx.checker.check_model(str(path), full_check=size <= MOST_BYTES)
