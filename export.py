@@ -76,6 +76,7 @@ def load(config):
         raise UserError(f"{checkpoint}: its tokenizer is not a fast one, so there is no tokenizer.json to export")
     options = Config(device="cpu", pretrain_model_path=config.pretrain_model_path)
     trainer, featurizer = load_trained(checkpoint, options, torch.device("cpu"))
+    trainer.model.float()  # of --load_dtype bf16: what is exported computes in fp32
     trained = Config.load(checkpoint / "args.json")
     data_path = Path(config.data_path) if config.data_path else trained.data_dir
     if config.data_path or (data_path / "labels.json").exists():

@@ -666,6 +666,7 @@ def row_of(values, number, text, pair):
 def write_rows(rows, path):
     """Dicts -> a .csv or .jsonl file that appears whole or not at all. Lists are JSON in a CSV."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary, writer = path.with_name(f".{path.name}.tmp"), None
     try:
         with open(temporary, "w", encoding="utf-8", newline="") as file:
