@@ -28,7 +28,7 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-MOST_TOKENS = 512  # of a batch, for each thread: more at once are slower
+MOST_TOKENS = 512  # of a batch: more at once are slower
 LOWEST, MOST = -4.0, 4  # as in engine/span_pointer.py: the lowest score of a span, and how many a word are kept
 TEXT_NAMES = "tokens text sentence content sentence1 text_a premise question review query title 文本 内容".split()
 PAIR_NAMES = "text_pair sentence2 text_b hypothesis question2".split()
@@ -315,8 +315,8 @@ def viterbi(emissions, start, transitions, end, mask):
     score = start + emissions[:, 0]
     scores, paths = [score], np.empty((batch, num_tags, num_tags), np.float32)
     for t in range(1, width):
-        np.add(score[:, None], into, out=paths)
-        score = np.where(mask[:, t, None], paths.max(2) + emissions[:, t], score)
+        np.add(score[:, :, None], transitions, out=paths)
+        score = np.where(mask[:, t, None], paths.max(1) + emissions[:, t], score)
         scores.append(score)
     tag = (score + end).argmax(1)
     tags = np.empty((batch, width), np.int64)
@@ -410,7 +410,7 @@ class Predictor:
         self.arrays = np.load(folder / "arrays.npz") if (folder / "arrays.npz").exists() else {}
         self.arrays = {name: self.arrays[name] for name in self.arrays}
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads = threads or num_cores()
+        options.intra_op_num_threads = threads or num_cores()
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(
             str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
@@ -435,7 +435,7 @@ class Predictor:
         """[{task: (label, probability)}] of what `encode` gave; spans are [first word, last word, type]."""
         features = sorted((f for one in encoded for f in one.features), key=lambda feature: -len(feature.input_ids))
         pieces = [{name: [] for name in self.tasks} for _ in encoded]
-        for batch in batches_of(features, batch_size, MOST_TOKENS * self.threads):
+        for batch in batches_of(features, batch_size):
             inputs = self.batch(batch, encoded)
             outputs = self.session.run(None, {name: inputs[name] for name in self.inputs})
             for (name, task), logits in zip(self.tasks.items(), outputs):
@@ -544,11 +544,11 @@ class Predictor:
         return text, spans
 
 
-def batches_of(features, batch_size, most_tokens):
+def batches_of(features, batch_size):
     """Features, the longest first, in lists of at most `batch_size`, and of few tokens: what a processor keeps near."""
     begin = 0
     while begin < len(features):
-        size = min(batch_size, max(1, most_tokens // len(features[begin].input_ids)))
+        size = min(batch_size, max(1, MOST_TOKENS // len(features[begin].input_ids)))
         yield features[begin : begin + size]
         begin += size
 
