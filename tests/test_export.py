@@ -1,4 +1,7 @@
-"""The exported folder answers as main.py does, on every row, without torch; what cannot be exported is told."""
+"""The exported folder answers as main.py does, on every row, without torch; what cannot be exported is told.
+
+`python tests/test_export.py` prints which families of encoders can be exported.
+"""
 
 import csv
 import gzip
@@ -8,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from seqeval.metrics.sequence_labeling import get_entities
-from test_families import save_family
+from test_families import FAMILIES, save_family
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import ByT5Tokenizer
 
@@ -458,3 +462,25 @@ def test_a_head_that_decodes_in_its_own_way_is_refused():
     for name, kind in HEADS.items():
         more = {"labels": ["O", "B-x"], "mean": 0.0, "std": 1.0}
         assert export_settings.kind_of_head("x", kind(8, task | more)) == {"crf_tagging": "crf"}.get(name, name)
+
+
+def which_families_export(folder):
+    """Prints of each family of tests/test_families.py whether it exports, with what torch says if not."""
+    folder = Path(folder)
+    raw = folder / "rows.csv"
+    raw.write_text("text,label\n" + "\n".join(f"a {'good' if i % 2 else 'bad'} film {i},{i % 2}" for i in range(60)))
+    process(DataConfig(input=str(raw), output_dir=str(folder / "data")))
+    for number, name in enumerate(FAMILIES):
+        place = folder / str(number)
+        own = dict(data_path=str(folder / "data"), output_dir=str(place), model_version="run", max_length=32)
+        pretrained = save_family(name, place / "pretrained", folder / "data")
+        try:
+            Shipped(Config(**{**TINY, **own, "epochs": 1, "pretrain_model_path": pretrained}), place / "shipped")
+            print(f"{name}: exported")
+        except UserError as mistake:
+            print(f"{name}: {mistake}")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place:
+        which_families_export(place)
