@@ -433,6 +433,15 @@ def test_what_is_wrong_is_told_before_anything_is_loaded(joint, tmp_path, monkey
     refused("onnxscript: pip install -r requirements-export.txt")
 
 
+@pytest.mark.slow
+def test_an_encoder_that_torch_cannot_export_is_one_line(sample, tiny, tmp_path, capfd):
+    config = tiny(pretrain_model_path=save_family("Longformer", tmp_path / "pretrained", sample), epochs=1)
+    with pytest.raises(UserError, match=r"^torch cannot export longformer to ONNX \(.*\)$") as refused:
+        Shipped(config, tmp_path / "shipped")
+    assert "\n" not in str(refused.value) and "torch.ops" not in "".join(capfd.readouterr())
+    assert not (tmp_path / "shipped").exists() and not list(tmp_path.glob(".*"))
+
+
 def test_int8_needs_something_to_be_scored_on(joint, tmp_path):
     data = tmp_path / "data"
     data.mkdir()

@@ -1,8 +1,9 @@
 """A trained model -> one ONNX graph, from a batch's inputs to the logits of each task, of any batch size and length."""
 
+import io
 import logging
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 
 import torch
@@ -11,7 +12,6 @@ from torch import nn
 from engine import lora
 from engine.command_line import UserError, first_line
 
-logger = logging.getLogger("template")
 NEEDED = "pip install -r requirements-export.txt"
 MOST_BYTES = 2**30  # of tensors within the graph's own file, which may have 2 GB
 
@@ -122,18 +122,15 @@ def example_inputs(featurizer, makes):
 
 @contextmanager
 def quiet():
-    """The exporter tells much that no user can act on."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
-    before = [each.level for each in loggers]
-    with warnings.catch_warnings():
+    """The exporter warns of much that no user can act on, and of what it cannot trace it prints the whole graph."""
+    unread = io.StringIO()
+    with warnings.catch_warnings(), redirect_stdout(unread), redirect_stderr(unread):
         warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
         try:
-            for each in loggers:
-                each.setLevel(logging.ERROR)
             yield
         finally:
-            for each, level in zip(loggers, before):
-                each.setLevel(level)
+            logging.disable(logging.NOTSET)
 
 
 def forget_sources(graph_model):
