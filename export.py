@@ -71,11 +71,13 @@ def load(config):
     from main import load_trained
     from preprocess.schema import check_same_labels
 
+    checkpoint = Path(config.checkpoint)
+    if (checkpoint / "args.json").exists() and not (checkpoint / "tokenizer.json").exists():
+        raise UserError(f"{checkpoint}: its tokenizer is not a fast one, so there is no tokenizer.json to export")
     options = Config(device="cpu", pretrain_model_path=config.pretrain_model_path)
-    trainer, featurizer = load_trained(Path(config.checkpoint), options, torch.device("cpu"))
-    if not featurizer.tokenizer.is_fast:
-        raise UserError(f"{config.checkpoint}: its tokenizer is not a fast one, so there is no tokenizer.json to ship")
-    trained = Config.load(Path(config.checkpoint) / "args.json")
+    trainer, featurizer = load_trained(checkpoint, options, torch.device("cpu"))
+    trainer.model.float()  # of --load_dtype bf16: what is exported computes in fp32
+    trained = Config.load(checkpoint / "args.json")
     data_path = Path(config.data_path) if config.data_path else trained.data_dir
     if config.data_path or (data_path / "labels.json").exists():
         check_same_labels(data_path, trainer.tasks)

@@ -16,6 +16,7 @@ PAGES = [*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 WITH_FLAGS = [name for name in NAMES if "cookbook" not in name]  # a recipe adds its own: tests/test_cookbook.py runs it
 PREDICTION = "output/mine/checkpoints/best"
+EXPORTED = ("shipped/predictor.py",)  # what export.py writes: tests/test_export.py runs it
 
 
 def anchors(page):
@@ -46,7 +47,8 @@ def commands_of(page):
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     lines += [code for code in re.findall(r"`([^`\n]+)`", text) if re.match(r"(python|sh) \S+\.(py|sh)\b", code)]
     found = [shlex.split(line.split("  #")[0]) for line in lines]
-    return [words[1:] for words in found if len(words) > 1 and words[0] in ("python", "sh") and "." in words[1]]
+    found = [words[1:] for words in found if len(words) > 1 and words[0] in ("python", "sh") and "." in words[1]]
+    return [words for words in found if words[0] not in EXPORTED]
 
 
 @functools.cache
@@ -75,6 +77,8 @@ def test_flags_in_sentences_exist():
     scripts = [script for script in scripts if "masked" not in script]
     scripts += ["main.py", "data_process.py", "benchmarks/speed.py", "benchmarks/ablation.py", "benchmarks/soak.py"]
     scripts += ["benchmarks/wrong_labels.py", "benchmarks/nested.py", "serve.py", "benchmarks/serving.py"]
+    scripts += ["benchmarks/wrong_labels.py", "benchmarks/nested.py", "benchmarks/shipped.py", "export.py"]
+    scripts += ["engine/export/predictor.py"]
     known = set().union(*map(flags_of, scripts))
     for name in WITH_FLAGS:
         for code in re.findall(r"`([^`\n]+)`", (ROOT / name).read_text(encoding="utf-8")):
@@ -111,6 +115,7 @@ BY_HAND = {
     *("run.sh", "test.sh", "benchmarks/soak.py", "benchmarks/same_bytes.py", "benchmarks/time_to_accuracy.py"),
     *("benchmarks/pretraining.py", "benchmarks/ablation.py", "--only growth", "benchmarks/wrong_labels.py"),
     "benchmarks/nested.py --input ATIS",
+    *("benchmarks/shipped.py", "tests/test_export.py"),  # the first installs an environment
     *("--do_report", "--compare"),  # of runs that must be there: tests/test_report.py
     *("--interactive", "--demo"),  # wait for someone who types: tests/test_demo.py
     *("serve.py", "benchmarks/serving.py"),  # tests/test_serve.py
@@ -118,6 +123,7 @@ BY_HAND = {
 SMALL = {
     "main.py": "--epochs 1 --hidden_size 32 --num_layers 1 --batch_size 16 --max_length 48",
     "cross_validate.py": "--epochs 1 --max_length 48",
+    "export.py": "--max_drop 1",
     "huggingface_hands_on/continue_pretrain_task.py": "--epochs 1 --max_length 32",
     "benchmarks/speed.py": "--examples 32 --rounds 1 --batch_size 8",
 }

@@ -1,8 +1,9 @@
 """A trained model -> one ONNX graph, from a batch's inputs to the logits of each task, of any batch size and length."""
 
+import io
 import logging
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 
 import torch
@@ -11,7 +12,6 @@ from torch import nn
 from engine import lora
 from engine.command_line import UserError, first_line
 
-logger = logging.getLogger("template")
 NEEDED = "pip install -r requirements-export.txt"
 MOST_BYTES = 2**30  # of tensors within the graph's own file, which may have 2 GB
 
@@ -122,18 +122,29 @@ def example_inputs(featurizer, makes):
 
 @contextmanager
 def quiet():
-    """The exporter tells much that no user can act on."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export", "onnx_ir")]
-    before = [each.level for each in loggers]
-    with warnings.catch_warnings():
+    """The exporter warns of much that no user can act on, and of what it cannot trace it prints the whole graph."""
+    unread = io.StringIO()
+    with warnings.catch_warnings(), redirect_stdout(unread), redirect_stderr(unread):
         warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
         try:
-            for each in loggers:
-                each.setLevel(logging.ERROR)
             yield
         finally:
-            for each, level in zip(loggers, before):
-                each.setLevel(level)
+            logging.disable(logging.NOTSET)
+
+
+def forget_sources(graph_model):
+    """Removes what the exporter notes of the code behind each node: it is long, and names folders of this machine."""
+    graph = graph_model.graph
+    for node in graph.all_nodes():
+        node.doc_string = None
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*graph.inputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+    graph.metadata_props.clear()
+    graph_model.metadata_props.clear()
 
 
 def write_graph(model, inputs, path):
@@ -163,6 +174,7 @@ def write_graph(model, inputs, path):
         kind = getattr(getattr(model.encoder, "config", None), "model_type", type(model.encoder).__name__)
         cause = first_line(error.__cause__ or error)
         raise UserError(f"torch cannot export {kind} to ONNX ({type(error).__name__}: {cause})") from None
+    forget_sources(program.model)
     size = sum(p.numel() * p.element_size() for p in (*model.parameters(), *model.buffers()))
     program.save(str(path), external_data=size > MOST_BYTES)
     onnx.checker.check_model(str(path), full_check=size <= MOST_BYTES)

@@ -28,6 +28,7 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
+MOST_TOKENS = 512  # of a batch: more at once are slower
 LOWEST, MOST = -4.0, 4  # as in engine/span_pointer.py: the lowest score of a span, and how many a word are kept
 TEXT_NAMES = "tokens text sentence content sentence1 text_a premise question review query title 文本 内容".split()
 PAIR_NAMES = "text_pair sentence2 text_b hypothesis question2".split()
@@ -314,8 +315,8 @@ def viterbi(emissions, start, transitions, end, mask):
     score = start + emissions[:, 0]
     scores, paths = [score], np.empty((batch, num_tags, num_tags), np.float32)
     for t in range(1, width):
-        np.add(score[:, None], into, out=paths)
-        score = np.where(mask[:, t, None], paths.max(2) + emissions[:, t], score)
+        np.add(score[:, :, None], transitions, out=paths)
+        score = np.where(mask[:, t, None], paths.max(1) + emissions[:, t], score)
         scores.append(score)
     tag = (score + end).argmax(1)
     tags = np.empty((batch, width), np.int64)
@@ -434,8 +435,7 @@ class Predictor:
         """[{task: (label, probability)}] of what `encode` gave; spans are [first word, last word, type]."""
         features = sorted((f for one in encoded for f in one.features), key=lambda feature: -len(feature.input_ids))
         pieces = [{name: [] for name in self.tasks} for _ in encoded]
-        for begin in range(0, len(features), batch_size):
-            batch = features[begin : begin + batch_size]
+        for batch in batches_of(features, batch_size):
             inputs = self.batch(batch, encoded)
             outputs = self.session.run(None, {name: inputs[name] for name in self.inputs})
             for (name, task), logits in zip(self.tasks.items(), outputs):
@@ -542,6 +542,15 @@ class Predictor:
         if text is None or (tokens is not None and spans is None):  # there is none, or the tokens are not from it
             text, spans = self.encode.join(tokens, self.encode.unit or "word")
         return text, spans
+
+
+def batches_of(features, batch_size):
+    """Features, the longest first, in lists of at most `batch_size`, and of few tokens: what a processor keeps near."""
+    begin = 0
+    while begin < len(features):
+        size = min(batch_size, max(1, MOST_TOKENS // len(features[begin].input_ids)))
+        yield features[begin : begin + size]
+        begin += size
 
 
 def num_cores():
@@ -657,6 +666,7 @@ def row_of(values, number, text, pair):
 def write_rows(rows, path):
     """Dicts -> a .csv or .jsonl file that appears whole or not at all. Lists are JSON in a CSV."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary, writer = path.with_name(f".{path.name}.tmp"), None
     try:
         with open(temporary, "w", encoding="utf-8", newline="") as file:

@@ -1,5 +1,6 @@
 """A graph of smaller numbers: weights as int8 by onnxruntime's dynamic quantisation, or all in fp16."""
 
+import logging
 import tempfile
 from pathlib import Path
 
@@ -14,16 +15,21 @@ def to_int8(path):
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         small = Path(folder) / path.name
-        quantize_dynamic(
-            path,
-            small,
-            op_types_to_quantize=["MatMul", "Gemm", "Gather", "LSTM"],
-            per_channel=True,
-            reduce_range=True,
-            weight_type=QuantType.QInt8,
-            extra_options={"DefaultTensorType": 1},
-        )
-        replace(small, path)
+        logging.disable(logging.WARNING)  # it advises a step before it, which changes nothing here
+        try:
+            quantize_dynamic(
+                path,
+                small,
+                op_types_to_quantize=["MatMul", "Gemm", "Gather", "LSTM"],
+                per_channel=True,
+                reduce_range=True,
+                weight_type=QuantType.QInt8,
+                extra_options={"DefaultTensorType": 1},  # float, where a shape cannot be inferred
+            )
+        finally:
+            logging.disable(logging.NOTSET)
+        remove(path)
+        small.replace(path)
 
 
 def to_fp16(path):
@@ -32,16 +38,16 @@ def to_fp16(path):
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     small = convert_float_to_float16(onnx.load(str(path)), keep_io_types=True)
-    replace_files(path)
-    onnx.save(small, str(path))
+    is_large = data_of(path).exists()
+    remove(path)
+    onnx.save(small, str(path), save_as_external_data=is_large, location=data_of(path).name)
 
 
-def replace(small, path):
-    replace_files(path)
-    small.replace(path)
+def data_of(path):
+    """The file of a large graph's tensors, beside it."""
+    return path.with_name(f"{path.name}.data")
 
 
-def replace_files(path):
-    """Removes a graph, and the file of its tensors if they lie beside it."""
+def remove(path):
     path.unlink()
-    path.with_name(f"{path.name}.data").unlink(missing_ok=True)
+    data_of(path).unlink(missing_ok=True)

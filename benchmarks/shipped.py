@@ -1,0 +1,230 @@
+"""What an exported folder gains over main.py's model in torch: ratios of one run, on the test part of a data folder.
+
+    python benchmarks/shipped.py --checkpoint output/atis/checkpoints/best --data_path dataset/atis
+
+Exports the checkpoint in fp32 and int8, makes an environment of the shipped requirements alone, and measures, each in a
+process of its own and in turn: the time of a single text, texts a second on the whole part, scores, the time of a whole
+process that labels one text, and the size of the environment. Torch answers single texts by the shortest way that the
+template has (features, model, decoding, a row), not by main.py, which would take longer. Texts are the same, and each
+side has the same number of threads.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def latencies(answer, rows, number):
+    """(p50, p99) in milliseconds of single texts."""
+    for row in rows[:20]:
+        answer(row)
+    times = []
+    for row in (rows * (1 + number // len(rows)))[:number]:
+        start = time.perf_counter()
+        answer(row)
+        times.append(1000 * (time.perf_counter() - start))
+    times.sort()
+    return times[len(times) // 2], times[int(0.99 * len(times))]
+
+
+def in_torch(checkpoint, rows, threads):
+    """(what answers a row, what labels all), of the model as main.py loads it."""
+    import numpy as np
+    import torch
+
+    from config import Config
+    from data_loader import MyDataLoader, MyDataset, make_batch
+    from engine.predictions import Answers, prediction_row, prepare_inputs
+    from main import load_trained
+
+    torch.set_num_threads(threads)
+    trainer, featurizer = load_trained(Path(checkpoint), Config(device="cpu"), torch.device("cpu"))
+    model, tasks, pad_id = trainer.model.eval(), trainer.tasks, featurizer.tokenizer.pad_token_id
+    rows = prepare_inputs(rows, tasks)
+
+    def answer(row):
+        with torch.inference_mode():
+            columns = featurizer([row])
+            inputs = make_batch(columns, np.arange(len(columns["example_index"])), tasks, pad_id).inputs
+            found = model.decode(model(inputs).logits, inputs)
+        answers = {}
+        for name, head in model.output_layer.heads.items():
+            first = [part[0] if head.finds_spans else part[0].tolist() for part in found[name]]
+            answers[name] = head.to_labels(*first)
+        return prediction_row(row, answers, tasks)
+
+    def label_all():
+        data = MyDataset(rows, featurizer)
+        found = Answers(model.output_layer.heads, data)
+        with torch.inference_mode():
+            for batch in MyDataLoader(data, 64):
+                found.add(batch, model(batch.inputs).logits)
+        return found.finish().labels
+
+    return answer, label_all
+
+
+def in_onnxruntime(folder, rows, threads):
+    """The same, of an exported folder."""
+    sys.path.insert(0, str(folder))
+    from predictor import Predictor
+
+    predictor = Predictor(folder, threads)
+
+    def label_all():
+        encoded = predictor.encode(rows)
+        answers = predictor.answers(encoded)
+        for one, answer in zip(encoded, answers):
+            predictor.row(one.example, answer)
+        return {name: [answer[name][0] for answer in answers] for name in predictor.tasks}
+
+    return lambda row: predictor([row]), label_all
+
+
+def measure(options):
+    """Prints as JSON: p50 and p99 of single texts, texts a second (the best of three), the labels."""
+    rows = json.loads(Path(options.rows).read_text(encoding="utf-8"))
+    side = in_torch if options.side == "torch" else in_onnxruntime
+    answer, label_all = side(options.checkpoint, rows, options.threads)
+    p50, p99 = latencies(answer, rows, options.texts)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        labels = label_all()
+        seconds.append(time.perf_counter() - start)
+    result = {"p50": p50, "p99": p99, "throughput": len(rows) / min(seconds), "labels": labels}
+    print(json.dumps(result, ensure_ascii=False))
+
+
+def run(python, *words, threads=None):
+    """What a process printed, and how long it took."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+    env = {**os.environ, "TQDM_DISABLE": "1", **(dict.fromkeys(names, str(threads)) if threads else {})}
+    start = time.perf_counter()
+    done = subprocess.run([python, *map(str, words)], capture_output=True, text=True, env=env)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, words))}:\n{done.stderr}")
+    return done.stdout, time.perf_counter() - start
+
+
+def make_environment(folder):
+    """(its Python, its size in MB, with pip) of an environment with the shipped requirements alone."""
+    run(sys.executable, "-m", "venv", folder)
+    run(folder / "bin/python", "-m", "pip", "install", "--quiet", "-r", ROOT / "engine/export/requirements.txt")
+    size = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    return folder / "bin/python", size / 2**20
+
+
+def test_rows(data_path):
+    """(rows to label, {task: gold}, tasks) of the test part."""
+    from preprocess.schema import load_labels, part_of, read_processed
+
+    tasks = load_labels(data_path)
+    examples = [example for _, example in read_processed(part_of(data_path, "test"), tasks)]
+    keys = ("id", "text", "tokens", "text_pair", "extras")
+    rows = [{key: e[key] for key in keys if key in e} for e in examples]
+    return rows, {name: [e[name] for e in examples] for name in tasks}, tasks
+
+
+def start_ups(sides, folder, options):
+    """{side: median seconds from the start of a process to the answer to one text}"""
+    text = folder / "one.txt"
+    text.write_text("one text to label\n")
+    found = {side: [] for side in sides}
+    for _ in range(options.rounds):
+        for side, (python, place) in sides.items():
+            words = [place / "predictor.py", text, folder / "one.jsonl"]
+            if side == "torch":
+                words = [ROOT / "main.py", "--do_predict", "--checkpoint", place, "--predict_file", text]
+                words += ["--device", "cpu", "--output_dir", folder / "runs", "--predict_output", folder / "one.jsonl"]
+            found[side].append(run(python, *words)[1])
+    return {side: statistics.median(times) for side, times in found.items()}
+
+
+def compare(options):
+    import metrics
+
+    rows, gold, tasks = test_rows(Path(options.data_path))
+    name = metrics.default_monitor(tasks)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+        python, size = make_environment(folder / "environment")
+        sides = {"torch": (sys.executable, Path(options.checkpoint).resolve())}
+        for kind in ("fp32", "int8"):
+            words = ["--checkpoint", options.checkpoint, "--output_dir", folder / kind, "--max_drop", 1]
+            words += ["--data_path", options.data_path, *(["--int8"] if kind == "int8" else [])]
+            run(sys.executable, ROOT / "export.py", *words)
+            sides[kind] = (python, folder / kind)
+        print(f"{'':<10}{'threads':>8}{'p50 ms':>9}{'p99 ms':>9}{'texts/s':>10}  {name} on test")
+        for threads in map(int, options.thread_counts.split(",")):
+            results = measured(sides, folder / "rows.json", threads, options)
+            for side, found in results.items():
+                scored = metrics.score(tasks, gold, found["labels"])[name]
+                figures = f"{found['p50']:>9.2f}{found['p99']:>9.2f}{found['throughput']:>10.0f}"
+                print(
+                    f"{side:<10}{threads:>8}{figures}  {scored:.4f}" + ratios(results["torch"], found, side), flush=True
+                )
+        starts = start_ups(sides, folder, options)
+        for side, seconds in starts.items():
+            print(f"{side:<10}start to first answer {seconds:.2f} s" + f" ({starts['torch'] / seconds:.1f} x)")
+        models = ", ".join(f"{kind} {size_of(folder / kind):.1f} MB" for kind in ("fp32", "int8"))
+        print(f"environment {size:.0f} MB, with pip; models: {models}")
+    print("wanted: p50 at least 2 x, start 5 x, throughput of int8 2 x, 0.003 of the score lost, 250 MB")
+
+
+def measured(sides, rows, threads, options):
+    """{side: what `measure` tells}, the median over rounds, in each of which the sides take turns."""
+    found = {side: [] for side in sides}
+    for _ in range(options.rounds):
+        for side, (python, place) in sides.items():
+            words = ["--side", side, "--checkpoint", place, "--rows", rows, "--threads", threads]
+            printed = run(python, __file__, *words, "--texts", options.texts, threads=threads)[0]
+            found[side].append(json.loads(printed.splitlines()[-1]))
+    middle = {side: {} for side in sides}
+    for side, results in found.items():
+        middle[side] = {key: statistics.median(r[key] for r in results) for key in ("p50", "p99", "throughput")}
+        middle[side]["labels"] = results[0]["labels"]
+    return middle
+
+
+def ratios(torch, found, side):
+    if side == "torch":
+        return ""
+    faster = [torch[key] / found[key] for key in ("p50", "p99")] + [found["throughput"] / torch["throughput"]]
+    return "  ({:.1f} x, {:.1f} x, {:.1f} x)".format(*faster)
+
+
+def size_of(folder):
+    return sum(path.stat().st_size for path in folder.iterdir()) / 2**20
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help="checkpoint folder, such as output/atis/checkpoints/best")
+    parser.add_argument("--data_path", default="", help="processed folder with a test part, to be labelled")
+    parser.add_argument("--texts", type=int, default=500, help="single texts that are timed")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each side is measured")
+    parser.add_argument("--thread_counts", default="1,2", help="numbers of threads to measure with")
+    for name in ("--side", "--rows"):  # of the processes that this one starts
+        parser.add_argument(name, help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        return measure(options)
+    if not (Path(options.data_path) / "labels.json").exists():
+        parser.error("--data_path: name a processed folder")
+    compare(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,508 @@
+"""The exported folder answers as main.py does, on every row, without torch; what cannot be exported is told.
+
+`python tests/test_export.py` prints which families of encoders can be exported.
+"""
+
+import csv
+import gzip
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY, read_json
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from seqeval.metrics.sequence_labeling import get_entities
+from test_families import FAMILIES, save_family
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import ByT5Tokenizer
+
+from config import Config, seed_torch
+from data_loader import MyDataLoader, MyDataset
+from data_process import DataConfig, process
+from engine.command_line import UserError
+from engine.crf import CRF
+from engine.files import seal, verify
+from engine.predictions import prepare_inputs
+from engine.text import split_text
+from main import build_trainer, load_data, load_trained
+from model_utils import HEADS, ClassificationHead, MyModel
+from preprocess.sources import read_texts
+
+pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
+pytest.importorskip("onnxscript", reason="pip install -r requirements-export.txt")
+
+from engine.export import graph
+from engine.export import settings as export_settings
+from engine.export.predictor import InputError, Predictor, entities_of, longest_first, read_rows, viterbi
+from export import ExportConfig, export
+
+WILD = [
+    "",
+    "   ",
+    "👍 a good 👍🏽 film",
+    "\u200b",
+    "播放 周杰伦 的 歌，好!",
+    "İstanbul ﬁ e\u0301 ½ 3,000.5 jazz-rock's!",
+]
+WILD += ["a\u2028b\x1cc\u3000d", "x" * 500, "play the song 播放音乐 " * 12]
+HUGE = ("play the song 播放音乐, " * 5000)[:100_000]
+CPU = torch.device("cpu")
+EXAMPLES = settings(max_examples=200, deadline=None)
+
+
+class Shipped:
+    """A tiny model, trained a little, and what was exported of it."""
+
+    def __init__(self, config, folder, **options):
+        config.run_dir.mkdir(parents=True)
+        seed_torch(config.random_seed)
+        trainer = build_trainer(config, CPU, *load_data(config, CPU))
+        trainer.train()
+        self.best, self.folder = config.run_dir / "checkpoints/best", folder
+        export(ExportConfig(checkpoint=str(self.best), output_dir=str(folder), **options))
+        self.trainer, self.featurizer = load_trained(self.best, config, CPU)
+        self.predictor, self.data_path = Predictor(folder, 1), Path(config.data_path)
+
+    def of_torch(self, source):
+        """The rows that main.py --do_predict writes, of a processed file or of examples."""
+        loader = MyDataLoader(MyDataset(source, self.featurizer), 16)
+        path = self.folder.parent / "of_torch.jsonl"
+        self.trainer.predict(loader, path)
+        return rows_of(path)
+
+    def require_same(self, *more):
+        """Of the test part in batches of any size, and of texts as nobody tested them."""
+        theirs = self.of_torch(self.data_path / "test.jsonl")
+        given = [
+            {key: row[key] for key in ("id", "text", "tokens", "text_pair", "extras") if key in row}
+            for row in rows_of(self.data_path / "test.jsonl")
+        ]
+        for batch_size in (1, 7, 64):
+            require_same(self.predictor(given, batch_size), theirs)
+        rows = [{"id": str(i), "text": text} for i, text in enumerate((*WILD, *more))]
+        if self.predictor.encode.pairs:
+            rows = [row | {"text_pair": text} for row, text in zip(rows, (*WILD[::-1], *more))]
+        theirs = self.of_torch(prepare_inputs([dict(row) for row in rows], self.trainer.tasks))
+        require_same(self.predictor(rows, 7), theirs)
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def require_same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs):
+        answered = [key for key in other if not key.endswith(("_gold", "_gold_tags", "_right")) and key != "right"]
+        assert list(one) == answered
+        for key in answered:
+            assert is_same(one[key], other[key]), (key, one, other)
+
+
+def is_same(one, other):
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(is_same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(is_same, one, other))
+    return abs(one - other) < 1e-4 if isinstance(one, float) else one == other
+
+
+@pytest.fixture(scope="module")
+def joint(sample, tmp_path_factory):
+    """Intent and slots with a CRF, in windows where a text is long."""
+    folder = tmp_path_factory.mktemp("joint")
+    own = dict(
+        data_path=str(sample),
+        output_dir=str(folder / "output"),
+        model_version="run",
+        epochs=25,
+        lr=1e-2,
+        monitor="slots_f1",
+    )
+    return Shipped(Config(**{**TINY, **own, "use_crf": True, "max_length": 48}), folder / "shipped")
+
+
+# ---- the same answers ------------------------------------------------------------------------------------------------
+
+
+def test_a_joint_model_answers_as_in_torch(joint):
+    joint.require_same(HUGE)
+    rows = joint.predictor([row["tokens"] for row in rows_of(joint.data_path / "test.jsonl")])
+    assert sum(len(row["slots"]) for row in rows) > 5
+
+
+def test_without_torch_and_in_another_process(joint, tmp_path):
+    """As a user would run it: from elsewhere, with the three packages alone."""
+    texts = tmp_path / "texts.txt"
+    texts.write_bytes("\n".join(text.replace("\n", " ") for text in WILD).encode() + b"\r\n")
+    blocked = ("torch", "transformers", "engine", "regex", "seqeval", "pandas", "datasets", "pyarrow", "safetensors")
+    start = f"import sys, runpy; sys.modules.update(dict.fromkeys({blocked})); sys.argv[1:] = sys.argv[2:]; "
+    start += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    script, theirs = (
+        str(joint.folder / "predictor.py"),
+        joint.of_torch(prepare_inputs(read_texts(texts, Config()), joint.trainer.tasks)),
+    )
+    for name in ("out.jsonl", "out.csv"):
+        command = f"sys.argv[0] = {script!r}; "
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", "import sys; " + command + start, "-", str(texts), name],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    require_same(rows_of(tmp_path / "out.jsonl"), theirs)
+    with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
+        cells = list(csv.DictReader(file))
+    assert [row["slots_tags"] for row in cells] == [json.dumps(r["slots_tags"], ensure_ascii=False) for r in theirs]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_folder_is_whole_and_says_what_it_is(joint):
+    names = {path.name for path in joint.folder.iterdir()}
+    wanted = {"model.onnx", "predictor.json", "arrays.npz", "tokenizer.json", "predictor.py", "requirements.txt"}
+    assert names == wanted | {"manifest.json"} and verify(joint.folder) is None
+    tasks = read_json(joint.best / "labels.json")
+    assert {name: task["labels"] for name, task in joint.predictor.tasks.items()} == {
+        name: task["labels"] for name, task in tasks.items()
+    }
+    assert (joint.folder / "predictor.py").read_bytes() == (ROOT / "engine/export/predictor.py").read_bytes()
+
+
+def test_rows_of_all_kinds_in_one_call(joint):
+    tokens = ["play", "the", "song"]
+    rows = ["play the song", tokens, {"text": "play the song"}, {"id": "7", "tokens": tokens, "text": "play the song"}]
+    first, *others = joint.predictor(rows)
+    for other in others:
+        other.pop("id", None)
+        require_same([other], [first])
+    assert joint.predictor([]) == []
+    lengths = joint.predictor.count_tokens(["play", "play the song", HUGE])
+    assert lengths[0] < lengths[1] < 48 < 10_000 < lengths[2]
+
+
+@pytest.mark.parametrize("row", [3, None, [], [1], {"id": "x"}, {"text": 3}, {"tokens": "x"}, "half \ud83d"])
+def test_what_is_no_text_is_told_with_its_row(row, joint):
+    with pytest.raises(InputError, match="row 2: "):
+        joint.predictor(["a", row])
+
+
+PAIRS = dict(label_type="score=regression,topics=multilabel", label_column="mood,topics,score")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Pairs of texts with a class, any number of topics, and a number; a column of numbers beside them."""
+    rng, folder = random.Random(0), tmp_path_factory.mktemp("pairs")
+    with open(folder / "pairs.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow("text text_pair mood topics score size split".split())
+        for i in range(120):
+            words = [rng.choice("good bad film song 歌 play fine".split()) for _ in range(rng.randint(2, 40))]
+            topics = ",".join(topic for topic in ("film", "song") if topic in words)
+            mood, score = "pos" if words.count("good") > words.count("bad") else "neg", words.count("good") + 0.5
+            part = "train" if i < 80 else "dev" if i < 100 else "test"
+            writer.writerow([" ".join(words), " ".join(words[::-1]), mood, topics, score, i % 7, part])
+    process(DataConfig(input=str(folder / "pairs.csv"), output_dir=str(folder / "data"), extra_columns="", **PAIRS))
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def chinese(tmp_path_factory):
+    """Chinese characters with nested spans, and tags beside them."""
+    rng, folder, rows = random.Random(0), tmp_path_factory.mktemp("chinese"), []
+    for i in range(120):
+        city, other = rng.choice(["北京", "上海", "西安"]), rng.choice(["明天", "今天", "周五"])
+        text = rng.choice([f"{other}去{city}大学吧", f"我在{city}大学 {other}见", f"{city}大学好👍，{other}来"])
+        start, day = text.index(city), text.index(other)
+        spans = [[start, start + 4, "school"], [start, start + 2, "city"]]
+        part = "train" if i < 80 else "dev" if i < 100 else "test"
+        row = {"text": text, "places": spans, "days": [[day, day + 2, "day"]], "split": part}
+        rows.append(json.dumps(row, ensure_ascii=False))
+    (folder / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    options = dict(label_column="places,days", unit="character")
+    process(DataConfig(input=str(folder / "rows.jsonl"), output_dir=str(folder / "data"), **options))
+    return folder / "data"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [dict(max_length=24, pooling="mean"), dict(max_length=24, truncation="tail")])
+def test_pairs_labels_and_numbers(options, pairs, tiny, tmp_path):
+    shipped = Shipped(tiny(data_path=str(pairs), epochs=4, **options), tmp_path / "shipped")
+    shipped.require_same("good film " * 100)
+    with pytest.raises(InputError, match="pairs"):
+        shipped.predictor(["one text"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, dict(encoder="bilstm", num_layers=2, use_crf=True, word_pooling="mean")])
+def test_spans_and_tags_of_chinese_characters(options, chinese, tiny, tmp_path):
+    shipped = Shipped(tiny(data_path=str(chinese), epochs=8, max_length=16, lr=1e-2, **options), tmp_path / "shipped")
+    shipped.require_same("明天去北京大学吧" * 40)
+    rows = shipped.predictor([row["text"] for row in rows_of(chinese / "test.jsonl")])
+    assert any(row["places"] for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, options", [("GPT-2", {}), ("Llama", dict(lora_rank=4))])
+def test_decoders_and_adapters(name, options, sample, tiny, tmp_path):
+    pretrained = save_family(name, tmp_path / "pretrained", sample)
+    config = tiny(pretrain_model_path=pretrained, epochs=2, max_length=40, window_stride=-1, **options)
+    Shipped(config, tmp_path / "shipped").require_same()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("truncation", ["tail", "head_tail"])
+def test_single_texts_that_are_cut(truncation, tiny, tmp_path):
+    rows = [f"{'good ' * (i % 30)}film {'bad ' * (i % 23)},{'pos' if i % 2 else 'neg'}" for i in range(80)]
+    (tmp_path / "data.csv").write_text("text,label\n" + "\n".join(rows))
+    process(DataConfig(input=str(tmp_path / "data.csv"), output_dir=str(tmp_path / "data")))
+    config = tiny(data_path=str(tmp_path / "data"), truncation=truncation, max_length=16, shared_layers=1)
+    Shipped(config, tmp_path / "shipped").require_same(HUGE)
+
+
+# ---- the parts, beside those that they repeat ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def words_of():
+    by_unit, _ = export_settings.patterns()
+    return {unit: re.compile(pattern) for unit, pattern in by_unit.items()}
+
+
+@EXAMPLES
+@given(
+    text=st.text() | st.text("aé7.,-'字の1 \u3000\u0301_@"),
+    unit=st.sampled_from(["word", "character", "character+blank"]),
+)
+def test_words_are_those_of_the_house(text, unit, words_of):
+    assert words_of[unit].findall(text) == [token for token, _, _ in split_text(text, unit) if token]
+
+
+def test_every_character_is_of_the_class_that_the_house_gives_it(words_of):
+    for first in (*range(0, 0x33000, 4096), 0xE0000):  # what lies between is not assigned
+        text = "".join(f"a{chr(code)}1 " for code in range(first, first + 4096))
+        assert words_of["word"].findall(text) == [token for token, _, _ in split_text(text, "word")]
+
+
+@EXAMPLES
+@given(tags=st.lists(st.sampled_from([f"{p}-{t}" for p in "BIES" for t in ("x", "y", "x-y")] + ["O"])))
+def test_entities_are_those_of_seqeval(tags):
+    assert entities_of(tags) == get_entities(tags)
+
+
+@EXAMPLES
+@given(one=st.integers(1, 40), other=st.integers(1, 40), room=st.integers(2, 50))
+def test_pairs_are_cut_as_by_tokenizers(one, other, room):
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 1}, "a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.enable_truncation(room, strategy="longest_first")
+    ids = tokenizer.encode("a " * one, "b " * other).ids
+    assert tuple(min(pair) for pair in zip((one, other), longest_first(one, other, room))) == (
+        ids.count(0),
+        ids.count(1),
+    )
+
+
+def test_the_best_path_is_that_of_the_crf():
+    torch.manual_seed(0)
+    crf = CRF(["O", "B-x", "I-x", "B-y", "I-y"])
+    emissions, lengths = 3 * torch.randn(40, 9, 5), torch.randint(1, 10, (40,))
+    mask = torch.arange(9) < lengths[:, None]
+    masked = [
+        scores.detach().masked_fill(rule, -1e4).numpy()
+        for scores, rule in (
+            (crf.start_transitions, crf.forbidden_start),
+            (crf.transitions, crf.forbidden),
+            (crf.end_transitions, crf.forbidden_end),
+        )
+    ]
+    found = viterbi(emissions.numpy(), *masked, mask.numpy())
+    np.testing.assert_array_equal(found * mask.numpy(), crf.viterbi(emissions, mask).numpy())
+
+
+def test_files_are_read_as_main_reads_them(tmp_path):
+    rows = ['id,question,other\n7,"a, ""b""",x\n\n,\u2028c,y\n', "\ufefftext\tsize\na\t1\n\nb\t2\n"]
+    files = {"a.csv": rows[0], "a.tsv": rows[1], "a.txt": "a\r\n\nb\u2028c", "b": "a\n"}
+    files["a.jsonl"] = '{"id": 3, "tokens": ["a", "b"], "text": "x"}\n\n{"tokens": "c d"}\n'
+    files["b.jsonl"] = '{"sentence1": "a", "sentence2": "b"}\n{"sentence1": "c", "sentence2": ""}\n'
+    del files["a.jsonl"]  # main.py wants tokens in each row, or in none
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content.encode())
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content.encode()))
+    (tmp_path / "wide.txt").write_bytes("播放\nb".encode("utf-16"))
+    for path in sorted(tmp_path.iterdir()):
+        theirs, ours = read_texts(path, Config()), list(read_rows(path, Config()))
+        keys = ("id", "text", "tokens", "text_pair")
+        assert [{k: r[k] for k in keys if k in r} for r in ours] == [{k: r[k] for k in keys if k in r} for r in theirs]
+
+
+@pytest.mark.parametrize(
+    "name, content, told",
+    [
+        ("a.csv", "x,y\n1,2\n", "cannot tell which column"),
+        ("a.csv", "text,y\n1\n", "1 cells"),
+        ("a.jsonl", "[1]\n", "not a JSON object"),
+        ("a.jsonl", '{"text": "a"}\n{"txt": "b"}\n', "row 2: no key 'text'"),
+        ("a.jsonl", "{\n", "row 1: not JSON"),
+        ("a.pdf", "x", "must end in"),
+    ],
+)
+def test_files_that_cannot_be_read_are_told(name, content, told, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=told):
+        list(read_rows(tmp_path / name, Config()))
+
+
+# ---- smaller numbers, and what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["int8", "fp16"])
+def test_smaller_numbers(kind, joint, tmp_path, caplog):
+    folder = tmp_path / "small"
+    options = dict(checkpoint=str(joint.best), output_dir=str(folder), max_drop=1.0)
+    export(ExportConfig(**options, **{kind: True}))
+    size, whole = ((place / "model.onnx").stat().st_size for place in (folder, joint.folder))
+    assert size < (0.75 if kind == "fp16" else 0.6) * whole
+    texts = [row["tokens"] for row in rows_of(joint.data_path / "test.jsonl")]
+    pairs = list(zip(Predictor(folder, 1)(texts), joint.predictor(texts)))
+    assert sum(a["slots_tags"] == b["slots_tags"] for a, b in pairs) > 0.7 * len(pairs)
+    assert f"in {kind} (" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_large_graph_has_its_tensors_beside_it(joint, tmp_path, monkeypatch):
+    """The limit is put low, as if the model were large."""
+    monkeypatch.setattr(graph, "MOST_BYTES", 0)
+    options = dict(checkpoint=str(joint.best), output_dir=str(tmp_path / "shipped"), max_drop=1.0)
+    for kind in ("fp32", "fp16"):
+        export(ExportConfig(**options, fp16=kind == "fp16"))
+        assert (tmp_path / "shipped/model.onnx.data").exists()
+        answers = Predictor(tmp_path / "shipped", 1)(WILD)
+        assert kind != "fp32" or answers == joint.predictor(WILD)
+
+
+@pytest.mark.slow
+def test_too_much_lost_is_refused_and_what_lay_there_stays(joint, tmp_path):
+    """One number of each word is made huge, and no head reads it: nothing to fp32, but int8 has no steps left for the
+    others."""
+    best, folder = tmp_path / "best", tmp_path / "shipped"
+    shutil.copytree(joint.best, best)
+    tensors = load_file(best / "model.safetensors")
+    tensors["encoder.encoder.layer.0.output.LayerNorm.bias"][0] += 1e6
+    for name in ("intent", "slots"):
+        tensors[f"output_layer.heads.{name}.linear.weight"][:, 0] = 0
+    save_file(tensors, best / "model.safetensors")
+    seal(best)
+    data = tmp_path / "data"
+    data.mkdir()
+    shutil.copy(joint.data_path / "labels.json", data)
+    shutil.copy(joint.data_path / "train.jsonl", data / "dev.jsonl")  # which it knows by heart
+    options = dict(checkpoint=str(best), output_dir=str(folder), data_path=str(data))
+    export(ExportConfig(**options))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UserError, match=r"--int8 loses 0.*, more than --max_drop 0\.005; nothing was written"):
+        export(ExportConfig(**options, int8=True))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"best", "data", "shipped"}
+
+
+def test_what_is_wrong_is_told_before_anything_is_loaded(joint, tmp_path, monkeypatch):
+    def refused(told, **options):
+        with pytest.raises(UserError, match=told):
+            export(ExportConfig(**{"checkpoint": str(joint.best), "output_dir": str(tmp_path / "new"), **options}))
+        assert not (tmp_path / "new").exists()
+
+    refused("are needed", checkpoint="")
+    refused("exclude each other", int8=True, fp16=True)
+    refused("no checkpoint there", checkpoint=str(tmp_path / "none"))
+    refused("holds other things", output_dir=str(ROOT / "docs"))
+    refused("no labels.json", data_path=str(tmp_path))
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    refused("onnxscript: pip install -r requirements-export.txt")
+
+
+class Impatient(torch.nn.Module):
+    """An encoder that no graph can hold: how it goes on depends on what it reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.embeddings = torch.nn.Embedding(50, 8)
+
+    def forward(self, input_ids, attention_mask):
+        hidden = self.embeddings(input_ids)
+        return SimpleNamespace(last_hidden_state=-hidden if input_ids.sum().item() > 3 else hidden)
+
+
+@pytest.mark.slow
+def test_an_encoder_that_torch_cannot_export_is_one_line(tmp_path, capfd):
+    model = MyModel(Impatient(), 8, {"mood": {"type": "classification", "labels": ["a", "b"]}}).eval()
+    ids = torch.ones(2, 7, dtype=torch.long)
+    with pytest.raises(UserError, match=r"^torch cannot export Impatient to ONNX \(.*\)$") as refused:
+        graph.write_graph(model, {"input_ids": ids, "attention_mask": ids}, tmp_path / "model.onnx")
+    assert "\n" not in str(refused.value) and "".join(capfd.readouterr()) == "" and not list(tmp_path.iterdir())
+
+
+def test_int8_needs_something_to_be_scored_on(joint, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "labels.json").write_bytes((joint.data_path / "labels.json").read_bytes())
+    options = dict(checkpoint=str(joint.best), output_dir=str(tmp_path / "new"), data_path=str(data))
+    with pytest.raises(UserError, match="no dev part to score it on"):
+        export(ExportConfig(**options, int8=True))
+
+
+def test_a_tokenizer_that_is_not_fast_is_refused(joint, tmp_path):
+    folder = tmp_path / "best"
+    shutil.copytree(joint.best, folder, ignore=shutil.ignore_patterns("tokenizer*"))
+    ByT5Tokenizer().save_pretrained(folder)
+    seal(folder)
+    with pytest.raises(UserError, match="not a fast one"):
+        export(ExportConfig(checkpoint=str(folder), output_dir=str(tmp_path / "new")))
+
+
+def test_a_head_that_decodes_in_its_own_way_is_refused():
+    class Own(ClassificationHead):
+        def decode(self, logits, inputs):
+            return logits.argmin(-1), logits.amin(-1)
+
+    task = {"type": "classification", "labels": ["a", "b"]}
+    with pytest.raises(UserError, match="does not know"):
+        export_settings.kind_of_head("mood", Own(8, task))
+    for name, kind in HEADS.items():
+        more = {"labels": ["O", "B-x"], "mean": 0.0, "std": 1.0}
+        assert export_settings.kind_of_head("x", kind(8, task | more)) == {"crf_tagging": "crf"}.get(name, name)
+
+
+def which_families_export(folder):
+    """Prints of each family of tests/test_families.py whether it exports, with what torch says if not."""
+    folder = Path(folder)
+    raw = folder / "rows.csv"
+    raw.write_text("text,label\n" + "\n".join(f"a {'good' if i % 2 else 'bad'} film {i},{i % 2}" for i in range(60)))
+    process(DataConfig(input=str(raw), output_dir=str(folder / "data")))
+    for number, name in enumerate(FAMILIES):
+        place = folder / str(number)
+        own = dict(data_path=str(folder / "data"), output_dir=str(place), model_version="run", max_length=32)
+        pretrained = save_family(name, place / "pretrained", folder / "data")
+        try:
+            Shipped(Config(**{**TINY, **own, "epochs": 1, "pretrain_model_path": pretrained}), place / "shipped")
+            print(f"{name}: exported")
+        except UserError as mistake:
+            print(f"{name}: {mistake}")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as place:
+        which_families_export(place)
