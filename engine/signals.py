@@ -16,10 +16,11 @@ class StopSignals:
     process.
 
     say: a function for the line that tells of it. agree: what several processes make of the signal of each, 0 if none.
+    then: what is done about it, for that line.
     """
 
-    def __init__(self, say=print, agree=int):
-        self.say, self.agree, self.number, self.handlers = say, agree, None, {}
+    def __init__(self, say=print, agree=int, then="saving at the next step boundary"):
+        self.say, self.agree, self.then, self.number, self.handlers = say, agree, then, None, {}
 
     def __enter__(self):
         self.handlers = {number: signal.signal(number, self.remember) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -32,7 +33,7 @@ class StopSignals:
     def remember(self, number, frame):
         self.number = number
         signal.signal(number, signal.SIG_DFL)
-        self.say(f"{signal.Signals(number).name}: saving at the next step boundary; once more ends at once")
+        self.say(f"{signal.Signals(number).name}: {self.then}; once more ends at once")
 
     def check(self):
         """Raises Interrupted if a signal has come, to any of several processes: all must ask at the same place."""
