@@ -68,7 +68,7 @@ class Config(SavedOptions):
     num_layers: int = option(3, "layers of an encoder built from scratch")
     vocab_size: int = option(8000, "vocabulary of the tokenizer trained when there is no --pretrain_model_path")
     special_tokens: str = option("", "tokens to add to the tokenizer, comma-separated, such as '<e1>,</e1>'")
-    load_dtype: str = option("fp32", "of a frozen encoder's weights: bf16 halves it", choices=["fp32", "bf16"])
+    load_dtype: str = option("fp32", "of a frozen encoder's weights: bf16: half the memory", choices=["fp32", "bf16"])
     pooling: str = option(
         "auto",
         "a text is classified by its first token, its last, or their mean; auto: first, of decoders last",

@@ -339,14 +339,12 @@ class Trainer:
         return answers.finish(), metrics.mean_losses(parts, self.model.loss.task_weights)
 
     def predict_rows(self, loader):
-        """The `prediction_row` of each example of a MyDataLoader, in input order; only process 0 has them."""
+        """The `prediction_row` of each example of a MyDataLoader, one after another in input order."""
         predictions, _ = self.infer(loader, "predicting")
-        return (
-            prediction_rows(predictions, loader.dataset, self.tasks, metrics.is_right) if distributed.is_first() else ()
-        )
+        return prediction_rows(predictions, loader.dataset, self.tasks, metrics.is_right)
 
     def predict(self, loader, path):
-        """Labels every example of a MyDataLoader into a .csv or .jsonl file. Files: engine/labelling.py"""
+        """Labels every example of a MyDataLoader into a .csv or .jsonl file; of long files see engine/labelling.py."""
         rows = self.predict_rows(loader)
         if distributed.is_first():
             write_predictions(rows, path)

@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
@@ -119,6 +119,7 @@ class Output:
         self.path, self.facts, self.num_rows, self.safe = Path(path), facts, num_rows, spreadsheet_safe
         self.partial = self.path.with_name(f"{self.path.name}.partial")
         self.progress = self.path.with_name(f"{self.path.name}.partial.json")
+        self.lock = self.path.with_name(f".{self.path.name}.lock")
         self.rows = self.bytes = 0  # that are labelled
         self.cuts = Cuts()
 
@@ -128,8 +129,7 @@ class Output:
 
         resume: go on if something is there; force: also with another model, or other options.
         """
-        lock = self.path.with_name(f".{self.path.name}.lock")
-        with hold(lock, self.path, "name another --predict_output", "choose another --predict_output"):
+        with hold(self.lock, self.path, "name another --predict_output", "choose another --predict_output"):
             try:
                 if self.path.is_dir():
                     raise UserError(f"{self.path} is a folder; name a file with --predict_output")
@@ -201,4 +201,6 @@ class Output:
             os.replace(self.partial, self.path)
             sync(self.path.parent)
         self.progress.unlink()
+        with suppress(OSError):  # Windows keeps it until it is let go
+            self.lock.unlink()
         logger.info(f"{self.num_rows} predictions in {self.path}")

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,7 +138,12 @@ def outside_id(task):
 
 def names_entities(task):
     """Whether the tags of a tagging task are entities (B-, I-, …), not classes of words such as parts of speech."""
-    tags = [tag for tag in task.get("labels", ()) if tag != "O"]
+    return are_of_entities(tuple(task.get("labels", ())))
+
+
+@lru_cache  # as it is asked for each text
+def are_of_entities(labels):
+    tags = [tag for tag in labels if tag != "O"]
     return not tags or find_scheme([tags]) is not None
 
 
@@ -263,12 +269,13 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")  # what a spreadsheet may
 def write_rows(rows, file, as_jsonl, header=True, spreadsheet_safe=False):
     """Dicts -> lines of an open text file. header: begin a CSV with the names of its columns; spreadsheet_safe: put an
     apostrophe before cells of text that a spreadsheet would take for a formula."""
+    to_json = json.JSONEncoder(ensure_ascii=False).encode
     if as_jsonl:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(to_json(row) + "\n" for row in rows)
         return
     writer = csv.writer(file)
     for row in rows:
-        cells = [json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for v in row.values()]
+        cells = [to_json(v) if isinstance(v, list) else v for v in row.values()]
         for line in [list(row), cells] if header else [cells]:
             writer.writerow(map(harmless, line) if spreadsheet_safe else line)
         header = False
