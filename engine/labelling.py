@@ -29,7 +29,7 @@ from engine.signals import Interrupted, StopSignals
 
 logger = logging.getLogger("template")
 
-POOL = 4096  # rows that are labelled together: sorted by length they need nearly no padding
+POOL, BATCHES = 4096, 64  # rows, and batches, that are labelled together at most: sorted by length, with little padding
 INPUT = "SHA-256 of the input"
 # Options on which the bytes of the answers depend
 OPTIONS = "shard eval_batch_size precision compile text_column text_pair_column encoding spreadsheet_safe".split()
@@ -43,11 +43,11 @@ def label_rows(trainer, rows, load, path, checkpoint):
     Interrupted; --resume labels its pool anew.
     """
     config, tasks = trainer.config, trainer.tasks
-    pool = max(1, POOL // config.eval_batch_size) * config.eval_batch_size
+    pool = config.eval_batch_size * min(BATCHES, max(1, POOL // config.eval_batch_size))
     part = part_of_shard(rows.size, pool, config.shard)
     check_all(rows, tasks)
     facts = {INPUT: rows.sha256, "SHA-256 of the checkpoint": sha256(Path(checkpoint) / "manifest.json")}
-    facts |= {"device": trainer.device.type, "rows in a pool": pool}
+    facts |= {"rows": rows.size, "rows in a pool": pool, "device": trainer.device.type}
     facts |= {f"--{name}": getattr(config, name) for name in OPTIONS}
     distributed.require_same(facts)
     output = Output(path_of_shard(path, config.shard), facts, len(part), config.spreadsheet_safe)
@@ -136,7 +136,7 @@ class Output:
                 if resume and self.partial_or_whole() and self.progress.exists():
                     self.go_on(force)
                 else:
-                    self.begin()
+                    self.begin(resume)
             except OSError as error:
                 raise UserError(os_error_line(error)) from None
             yield self.rows
@@ -145,15 +145,16 @@ class Output:
         """The file with what is done: a kill may have come when it had its name and `progress` was still there."""
         return next((path for path in (self.partial, self.path) if path.exists()), None)
 
-    def begin(self):
+    def begin(self, resume):
         if self.partial.exists():
-            logger.warning(f"{self.partial}: an earlier run left it; it is begun anew, as there is nothing to resume")
+            why = f"{self.progress.name} is missing" if resume else "--resume is not given"
+            logger.warning(f"{self.partial}: what an earlier run left is begun anew, as {why}")
         self.save()
         self.partial.write_bytes(b"")
 
     def go_on(self, force):
         """Goes back to where all is on the disk. UserError if that was another work, or it is damaged."""
-        anew = "leave out --resume to begin anew"
+        anew = f"remove {self.progress} to begin anew"
         try:
             saved = json.loads(self.progress.read_text(encoding="utf-8"))
             before, self.rows, self.bytes, cuts = (saved[name] for name in ("facts", "rows", "bytes", "cuts"))

@@ -227,7 +227,9 @@ def stopped(label, pools, tmp_path):
 
 def test_resume_is_refused_after_a_change_and_nothing_is_lost(stopped, label, texts):
     there = stopped.read_bytes()
-    with pytest.raises(UserError, match=r"--precision was 'fp32', is 'bf16'; leave out .* or add --force_resume"):
+    with pytest.raises(
+        UserError, match=r"--precision was 'fp32', is 'bf16'; remove .* to begin anew, or add --force_resume"
+    ):
         label(resume=True, precision="bf16")
     with pytest.raises(UserError, match=r"rows in a pool was 8, is 7; .*--eval_batch_size was 4, is 7"):
         label(resume=True, eval_batch_size=7)
@@ -255,7 +257,7 @@ def test_without_resume_it_begins_anew_and_says_so(stopped, label, caplog):
     logging.getLogger("template").propagate = True
     stopped.write_bytes(b"from elsewhere")
     assert label() == label("whole.csv")
-    assert "out.csv.partial: an earlier run left it; it is begun anew" in caplog.text
+    assert "out.csv.partial: what an earlier run left is begun anew, as --resume is not given" in caplog.text
 
 
 def test_a_damaged_rest_is_refused(stopped, label):
