@@ -170,7 +170,9 @@ def test_killed_at_any_write_all_that_was_told_is_there(trained, tmp_path):
 
     def write(path):
         output = Output(path, {"what": 1}, 12)
+        is_whole = path.exists() and output.progress.exists()
         with output.opened(resume=True, force=False) as done:
+            assert not is_whole or done == 12
             for start in range(done, 12, 4):
                 output.add([{"id": i, "text": "a" * 40} for i in range(start, start + 4)], data)
             output.finish()
