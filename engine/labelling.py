@@ -30,9 +30,10 @@ from engine.signals import Interrupted, StopSignals
 logger = logging.getLogger("template")
 
 POOL, BATCHES = 4096, 64  # rows, and batches, that are labelled together at most: sorted by length, with little padding
-INPUT = "SHA-256 of the input"
-# Options on which the bytes of the answers depend
-OPTIONS = "shard eval_batch_size precision compile text_column text_pair_column encoding spreadsheet_safe".split()
+# What the bytes of the output depend on: options, and of all that what --force_resume may change, as rows stay in place
+OPTIONS = "shard text_column text_pair_column encoding spreadsheet_safe eval_batch_size precision compile".split()
+CHECKPOINT, POOLS = "SHA-256 of the checkpoint", "rows in a pool"
+FORCEABLE = {CHECKPOINT, POOLS, "device", "--eval_batch_size", "--precision", "--compile"}
 
 
 def label_rows(trainer, rows, load, path, checkpoint):
@@ -46,8 +47,8 @@ def label_rows(trainer, rows, load, path, checkpoint):
     pool = config.eval_batch_size * min(BATCHES, max(1, POOL // config.eval_batch_size))
     part = part_of_shard(rows.size, pool, config.shard)
     check_all(rows, tasks)
-    facts = {INPUT: rows.sha256, "SHA-256 of the checkpoint": sha256(Path(checkpoint) / "manifest.json")}
-    facts |= {"rows": rows.size, "rows in a pool": pool, "device": trainer.device.type}
+    facts = {"SHA-256 of the input": rows.sha256, CHECKPOINT: sha256(Path(checkpoint) / "manifest.json")}
+    facts |= {"rows": rows.size, POOLS: pool, "device": trainer.device.type}
     facts |= {f"--{name}": getattr(config, name) for name in OPTIONS}
     distributed.require_same(facts)
     output = Output(path_of_shard(path, config.shard), facts, len(part), config.spreadsheet_safe)
@@ -133,19 +134,14 @@ class Output:
             try:
                 if self.path.is_dir():
                     raise UserError(f"{self.path} is a folder; name a file with --predict_output")
-                if resume and self.partial_or_whole() and self.progress.exists():
-                    self.go_on(force)
-                else:
+                if not (resume and self.progress.exists() and self.go_on(force)):
                     self.begin(resume)
             except OSError as error:
                 raise UserError(os_error_line(error)) from None
             yield self.rows
 
-    def partial_or_whole(self):
-        """The file with what is done: a kill may have come when it had its name and `progress` was still there."""
-        return next((path for path in (self.partial, self.path) if path.exists()), None)
-
     def begin(self, resume):
+        self.rows = self.bytes = 0
         if self.partial.exists():
             why = f"{self.progress.name} is missing" if resume else "--resume is not given"
             logger.warning(f"{self.partial}: what an earlier run left is begun anew, as {why}")
@@ -153,24 +149,27 @@ class Output:
         self.partial.write_bytes(b"")
 
     def go_on(self, force):
-        """Goes back to where all is on the disk. UserError if that was another work, or it is damaged."""
+        """Goes back to where all is on the disk. -> whether there is something; UserError if that was another work, or
+        it is damaged."""
         anew = f"remove {self.progress} to begin anew"
         try:
             saved = json.loads(self.progress.read_text(encoding="utf-8"))
             before, self.rows, self.bytes, cuts = (saved[name] for name in ("facts", "rows", "bytes", "cuts"))
         except (ValueError, TypeError, KeyError):
             raise UserError(f"{self.progress}: damaged, or another version wrote it; {anew}") from None
-        changes = changed_options(before, self.facts, () if not force else self.facts.keys() - {INPUT})
+        changes = changed_options(before, self.facts, FORCEABLE if force else ())
         if changes:
-            forced = "" if force or before.get(INPUT) != self.facts[INPUT] else ", or add --force_resume to go on"
+            can_go_on = not changed_options(before, self.facts, FORCEABLE)
+            forced = ", or add --force_resume to go on all the same" if can_go_on else ""
             raise UserError(f"{self.partial} was begun with something else: {'; '.join(changes)}; {anew}{forced}")
-        there = self.partial_or_whole()
-        if there.stat().st_size < self.bytes or (there == self.path and self.rows < self.num_rows):
-            raise UserError(f"{there}: holds less than the {self.rows} rows that were written; {anew}")
-        if there == self.partial:
-            os.truncate(self.partial, self.bytes)
+        if not self.partial.exists():  # it has its name already, or a kill came before it was there
+            return self.rows == self.num_rows and self.path.exists()
+        if self.partial.stat().st_size < self.bytes:
+            raise UserError(f"{self.partial}: holds less than the {self.rows} rows that were written; {anew}")
+        os.truncate(self.partial, self.bytes)
         self.cuts = Cuts(cuts)
         logger.info(f"going on: {self.so_far()}")
+        return True
 
     def so_far(self):
         return f"{self.rows} of {self.num_rows} rows are in {self.partial}"
