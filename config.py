@@ -21,8 +21,9 @@ ROOT = Path(__file__).resolve().parent  # of the repository
 # Options that may differ when a run is resumed: they do not change the result. All others must be what they were.
 RESUME_SAFE = frozenset(
     """do_train do_eval do_predict interactive demo demo_address do_report compare report_language resume force_resume
-    debug output_dir model_version log_output_path log_output_file checkpoint predict_file predict_output text_column
-    text_pair_column encoding num_workers clear_cache log_steps save_epoch save_steps device ddp_timeout""".split()
+    debug output_dir model_version log_output_path log_output_file checkpoint predict_file predict_output shard
+    spreadsheet_safe text_column text_pair_column encoding num_workers clear_cache log_steps save_epoch save_steps
+    device ddp_timeout""".split()
 )
 
 
@@ -40,11 +41,9 @@ class Config(SavedOptions, CheckedOptions):
     do_report: bool = option(False, "make report.html of a run anew, from its files alone; --do_eval makes it anyway")
     compare: tuple[str, ...] = option((), "names of runs, or their folders: one page of all, the first as the baseline")
     report_language: str = option("auto", "of report.html; auto: that of the texts", choices=["auto", "en", "zh"])
-    resume: bool = option(False, "go on from the newest good checkpoint of the run folder, or start if there is none")
+    resume: bool = option(False, "go on with training or labelling where it was, or start if there is nothing")
     force_resume: bool = option(False, "resume although options, data or tokenizer differ from those of the run")
-    debug: bool = option(
-        False, "trial run on 64 examples of each part, then checks of the model; exit code 3 if one fails"
-    )
+    debug: bool = option(False, "trial run on 64 examples a part, then checks of the model; exit code 3 if one fails")
 
     # Files
     data_path: str = option("dataset/sample", "processed folder, made by data_process.py", group="files")
@@ -56,6 +55,8 @@ class Config(SavedOptions, CheckedOptions):
     checkpoint: str = option("", "checkpoint folder to evaluate or predict with (default: best of the run)")
     predict_file: str = option("", "what to label: .txt (a text a line), .csv, .tsv or .jsonl (default: the test part)")
     predict_output: str = option("", ".csv or .jsonl to write (default: predictions.csv in the run folder)")
+    shard: str = option("", "label only this part of the rows, such as 3/16, into a file of its own")
+    spreadsheet_safe: bool = option(False, "an apostrophe before cells that a spreadsheet would run as formulas")
     text_column: str = option("", "column of the text in --predict_file (default: found by its name)")
     text_pair_column: str = option("", "column of the second text in --predict_file")
     encoding: str = option("auto", "of --predict_file: auto (UTF-8 or UTF-16 by its mark), gb18030, …")
@@ -67,9 +68,7 @@ class Config(SavedOptions, CheckedOptions):
     num_layers: int = option(3, "layers of an encoder built from scratch")
     vocab_size: int = option(8000, "vocabulary of the tokenizer trained when there is no --pretrain_model_path")
     special_tokens: str = option("", "tokens to add to the tokenizer, comma-separated, such as '<e1>,</e1>'")
-    load_dtype: str = option(
-        "fp32", "of a frozen encoder's weights: bf16 halves their memory", choices=["fp32", "bf16"]
-    )
+    load_dtype: str = option("fp32", "of a frozen encoder's weights: bf16: half the memory", choices=["fp32", "bf16"])
     pooling: str = option(
         "auto",
         "a text is classified by its first token, its last, or their mean; auto: first, of decoders last",

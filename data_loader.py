@@ -98,7 +98,7 @@ class MyDataset(Dataset):
     is a Batch.
     """
 
-    def __init__(self, source, featurizer, limit=None):
+    def __init__(self, source, featurizer, limit=None, quiet=False):
         self.featurizer, self.tasks, self.fingerprint = featurizer, featurizer.tasks, ""
         self.pad_id, self.pad_to_multiple = featurizer.tokenizer.pad_token_id, featurizer.pad_to_multiple
         if isinstance(source, list):
@@ -113,7 +113,8 @@ class MyDataset(Dataset):
         self.lengths = self.columns["input_ids"].lengths
         self.example_index = self.columns["example_index"]  # of each row
         self.first_rows = np.flatnonzero(np.diff(self.example_index, prepend=-1))  # of each example
-        warn_of_cuts(self, "texts" if isinstance(source, list) else source)
+        if not quiet:  # else the caller tells: of the parts of a whole, together
+            warn_of_cuts(self, "texts" if isinstance(source, list) else source)
 
     def encode_file(self, path, limit):
         """The record batches of a processed file; UserError if it has no example."""

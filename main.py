@@ -28,7 +28,7 @@ def main(config):
     from engine.report.compare import show_comparison
     from engine.report.page import show_report
     from engine.token_cache import clear
-    from preprocess.sources import read_texts
+    from preprocess.sources import texts_of
 
     # Everything that can be checked before the slow part
     if not (config.do_train or config.do_eval or config.do_predict or config.do_report or config.compare):
@@ -39,7 +39,7 @@ def main(config):
     device, data_path = distributed.join(config.device, config.ddp_timeout), config.data_dir
     if config.interactive or config.demo:
         return type_at_it(config, device)
-    texts = read_texts(config.predict_file, config) if config.do_predict and config.predict_file else None
+    texts = texts_of(config) if config.do_predict and config.predict_file else None
     needs_data = config.do_train or config.do_eval or (config.do_predict and not texts)
     if needs_data and config.data_path == Config.data_path and config.fold is None:
         with distributed.first_of_node():
@@ -68,13 +68,14 @@ def main(config):
 
 
 def evaluate_and_predict(config, device, run_dir, texts=None):
-    """With the best checkpoint, as a new process elsewhere would. texts: what to label, if not the test part."""
+    """With the best checkpoint, as a new process elsewhere would. texts: Rows to label, if not the test part."""
     import metrics
     from data_loader import MyDataLoader, MyDataset
     from engine import distributed
-    from engine.predictions import prepare_inputs
+    from engine.labelling import label_rows
     from engine.report.answers import write_about
-    from preprocess.schema import check_same_labels, part_of
+    from preprocess.schema import check_same_labels
+    from preprocess.sources import rows_of_part
 
     best = Path(config.checkpoint or run_dir / "checkpoints/best")
     trainer, featurizer = load_trained(best, config, device)
@@ -86,9 +87,9 @@ def evaluate_and_predict(config, device, run_dir, texts=None):
         if distributed.is_first():
             write_about(run_dir, trainer, Config.load(best / "args.json"), [path.stem for path in parts], metrics)
     if config.do_predict:
-        source = prepare_inputs(texts, trainer.tasks, config.predict_file) if texts else part_of(data_path, "test")
-        loader = MyDataLoader(MyDataset(source, featurizer, None if texts else limit), config.eval_batch_size)
-        trainer.predict(loader, config.predict_output or run_dir / "predictions.csv")
+        rows = texts or rows_of_part(data_path, "test", trainer.tasks, limit)
+        output, size = config.predict_output or run_dir / "predictions.csv", config.eval_batch_size
+        label_rows(trainer, rows, lambda e: MyDataLoader(MyDataset(e, featurizer, quiet=True), size), output, best)
 
 
 def type_at_it(config, device):

@@ -21,7 +21,7 @@ from engine import checkpoint, distributed
 from engine.command_line import UserError
 from engine.encoders import refuse_precision
 from engine.optimization import clip_and_step, describe, describe_rates
-from engine.predictions import Answers, Predictions, prediction_row, write_predictions
+from engine.predictions import Answers, Predictions, prediction_rows, write_predictions
 from engine.progress import EpochBar, Progress, RunningLosses, line_of_scores
 from engine.signals import Interrupted, StopSignals
 from engine.trick import Tricks
@@ -337,13 +337,14 @@ class Trainer:
         parts = distributed.gather_in_turn([{name: pair.tolist() for name, pair in part.items()} for part in parts])
         return answers.finish(), metrics.mean_losses(parts, self.model.loss.task_weights)
 
+    def predict_rows(self, loader):
+        """The `prediction_row` of each example of a MyDataLoader, one after another in input order."""
+        predictions, _ = self.infer(loader, "predicting")
+        return prediction_rows(predictions, loader.dataset, self.tasks, metrics.is_right)
+
     def predict(self, loader, path):
-        """Labels every example of a MyDataLoader into a .csv or .jsonl file, in input order (see `prediction_row`)."""
-        (labels, probabilities, _), _ = self.infer(loader, "predicting")
-        if not distributed.is_first():
-            return
-        data = loader.dataset
-        answers = ({name: (labels[name][i], probabilities[name][i]) for name in self.tasks} for i in range(len(data)))
-        rows = (prediction_row(data[i], answer, self.tasks, metrics.is_right) for i, answer in enumerate(answers))
-        write_predictions(rows, path)
-        logger.info(f"{len(data)} predictions in {path}")
+        """Labels every example of a MyDataLoader into a .csv or .jsonl file; of long files see engine/labelling.py."""
+        rows = self.predict_rows(loader)
+        if distributed.is_first():
+            write_predictions(rows, path)
+            logger.info(f"{len(loader.dataset)} predictions in {path}")

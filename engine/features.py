@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import logging
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -353,22 +354,46 @@ def encoded_fingerprint(path, featurizer, limit):
 
 def warn_of_cuts(data, where):
     """Tells what of a MyDataset no window or batch will hold: nothing is cut in silence."""
-    columns, length = data.columns, data.featurizer.max_length
-    is_cut = columns["num_cut"] > 0
-    longer = f"{where}: {is_cut.sum()} of {len(data)} examples are longer than --max_length {length}"
-    if is_cut.any() and "num_words" in columns:
-        lost = (columns["num_words"] - columns["word_starts"].lengths)[is_cut].sum()
-        logger.warning(f"{longer}; their last {lost} words are not seen and count as O")
-    elif is_cut.any():
-        logger.warning(f"{longer}; {columns['num_cut'].sum()} sub-tokens are not seen")
-    elif len(data.lengths) > len(data):
-        in_windows = len(np.unique(data.example_index[columns["first_word"] > 0]))
-        windows = len(data.lengths) - len(data) + in_windows
-        text_labels = any(not needs_words(task["type"]) for task in data.tasks.values())
-        logger.info(
-            f"{where}: examples longer than --max_length {length} are read in {windows} overlapping windows"
-            + ("; labels of the whole text come from the first" if text_labels else "")
-        )
-        for name in [name for name, task in data.tasks.items() if has_spans(task["type"])]:
-            if lost := num_outside(data, name):
-                logger.warning(f"{where}: {lost} spans of {name!r} fit no window; raise --window_stride")
+    cuts = Cuts()
+    cuts.add(data)
+    cuts.tell(where, data.tasks)
+
+
+class Cuts:
+    """What of some MyDatasets no window or batch holds. counts: {what: how many}, to go on from."""
+
+    def __init__(self, counts=()):
+        self.counts = Counter(dict(counts))
+
+    def add(self, data):
+        columns, counts = data.columns, self.counts
+        is_cut = columns["num_cut"] > 0
+        counts["examples"] += len(data)
+        counts["max_length"] = data.featurizer.max_length
+        counts["cut"] += int(is_cut.sum())
+        counts["tokens"] += int(columns["num_cut"].sum())
+        if "num_words" in columns:
+            counts["words"] += int((columns["num_words"] - columns["word_starts"].lengths)[is_cut].sum())
+        if len(data.lengths) > len(data):
+            in_windows = len(np.unique(data.example_index[columns["first_word"] > 0]))
+            counts["windows"] += len(data.lengths) - len(data) + in_windows
+            for name in [name for name, task in data.tasks.items() if has_spans(task["type"])]:
+                counts[f"outside {name}"] += num_outside(data, name)
+
+    def tell(self, where, tasks):
+        """A line of what was cut, or else of what was read in windows."""
+        counts, max_length = self.counts, self.counts["max_length"]
+        longer = f"{where}: {counts['cut']} of {counts['examples']} examples are longer than --max_length {max_length}"
+        if counts["cut"] and any(needs_words(task["type"]) for task in tasks.values()):
+            logger.warning(f"{longer}; their last {counts['words']} words are not seen and count as O")
+        elif counts["cut"]:
+            logger.warning(f"{longer}; {counts['tokens']} sub-tokens are not seen")
+        elif counts["windows"]:
+            text_labels = any(not needs_words(task["type"]) for task in tasks.values())
+            logger.info(
+                f"{where}: examples longer than --max_length {max_length} are read in {counts['windows']} overlapping "
+                "windows" + ("; labels of the whole text come from the first" if text_labels else "")
+            )
+            for name in tasks:
+                if lost := counts[f"outside {name}"]:
+                    logger.warning(f"{where}: {lost} spans of {name!r} fit no window; raise --window_stride")

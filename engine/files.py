@@ -32,22 +32,28 @@ def sync(path):
 
 
 @contextmanager
-def appearing_whole(path):
-    """A text file to write, which appears under its name when all of it is written, or not at all."""
+def appearing_whole(path, durable=False):
+    """A text file to write, which appears under its name when all of it is written, or not at all.
+
+    durable: it appears when it is on the disk, so that it is whole also after a power failure.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8", newline="") as file:
             yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     os.replace(temporary, path)
 
 
-def write_json(path, value):
-    """Writes a JSON file that appears whole or not at all."""
-    with appearing_whole(path) as file:
+def write_json(path, value, durable=False):
+    """Writes a JSON file that appears whole or not at all. durable: see `appearing_whole`."""
+    with appearing_whole(path, durable) as file:
         file.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 

@@ -133,15 +133,38 @@ def refuse_contradictions(config):
         raise UserError(f"--window_stride={config.window_stride} must be at most half of --max_length, or -1")
     if config.predict_output and Path(config.predict_output).suffix not in (".csv", ".jsonl"):
         raise UserError(f"--predict_output={config.predict_output} must end in .csv or .jsonl")
+    refuse_shards(config)
     if os.sep in config.model_version or config.model_version in (".", ".."):
         name = f"--model_version={config.model_version}"
         raise UserError(f"{name} must be a plain name; --output_dir says where runs are kept")
+
+
+def parse_shard(text):
+    """'3/16' -> (3, 16); nothing -> (1, 1). UserError for anything else."""
+    number, slash, shards = (text or "1/1").partition("/")
+    if not (slash and number.isascii() and number.isdigit() and shards.isascii() and shards.isdigit()):
+        raise UserError(f"--shard={text} must look like 3/16, the third of sixteen")
+    if not 1 <= int(number) <= int(shards):
+        raise UserError(f"--shard={text}: shards are numbered from 1 to {int(shards)}")
+    return int(number), int(shards)
+
+
+def refuse_shards(config):
+    """UserError for options of labelling that cannot be, or have no effect."""
+    parse_shard(config.shard)
+    if config.shard and (config.do_train or config.do_eval or not config.do_predict):
+        raise UserError(
+            f"--shard={config.shard} labels a part of the rows: it needs --do_predict, and nothing beside it"
+        )
+    if config.spreadsheet_safe and config.predict_output.endswith(".jsonl"):
+        raise UserError("--spreadsheet_safe is for a .csv; no spreadsheet runs cells of a .jsonl, leave it out")
 
 
 def refuse_typed(config):
     """UserError for what cannot be done while someone types."""
     typed = [f"--{name}" for name in ("interactive", "demo") if getattr(config, name)]
     others = ("do_train", "do_eval", "do_report", "compare", "debug", "predict_file", "predict_output")
+    others += ("shard", "spreadsheet_safe")
     others = [f"--{name}" for name in others if getattr(config, name)]
     if len(typed) > 1:
         raise UserError(f"{' and '.join(typed)} both wait for what is typed; choose one")

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -137,7 +138,12 @@ def outside_id(task):
 
 def names_entities(task):
     """Whether the tags of a tagging task are entities (B-, I-, …), not classes of words such as parts of speech."""
-    tags = [tag for tag in task.get("labels", ()) if tag != "O"]
+    return are_of_entities(tuple(task.get("labels", ())))
+
+
+@lru_cache  # as it is asked for each text
+def are_of_entities(labels):
+    tags = [tag for tag in labels if tag != "O"]
     return not tags or find_scheme([tags]) is not None
 
 
@@ -150,26 +156,34 @@ def entity(label, start, end, text):
     return {"label": label, "text": text[start:end], "start": start, "end": end}
 
 
-def prepare_inputs(examples, tasks, path="--predict_file"):
-    """Texts to predict on -> examples as these tasks need them: for tags and spans with tokens, with extra columns."""
-    if any(task.get("pairs") for task in tasks.values()) and "text_pair" not in examples[0]:
-        raise UserError(
-            "this model was trained on pairs of texts, but --predict_file has one text a row; add --text_pair_column"
-        )
-    if "text_pair" in examples[0] and not any(task.get("pairs") for task in tasks.values()):
-        logger.warning("this model was trained on single texts: the second texts of --predict_file are not read")
-        examples = [{key: value for key, value in example.items() if key != "text_pair"} for example in examples]
+def prepare_inputs(examples, tasks, path="--predict_file", first=1):
+    """Texts to predict on -> examples as these tasks need them: for tags and spans with tokens, with extra columns.
+
+    Both one after another. first: the number of the first one, for messages.
+    """
     extras, unit = extras_of(tasks), token_unit(tasks)
-    for number, example in enumerate(examples, 1):
+    paired = any(task.get("pairs") for task in tasks.values())
+    for number, example in enumerate(examples, first):
+        if not paired:
+            example.pop("text_pair", None)
         if extras:
             require_extras(example, extras, f"{path}, text {number}")
         else:
             example.pop("extras", None)
-    if unit is not None:
-        for example in examples:
-            if "tokens" not in example:
-                example["tokens"] = [token for token, _, _ in split_text(example["text"], unit)]
-    return examples
+        if unit is not None and "tokens" not in example:
+            example["tokens"] = [token for token, _, _ in split_text(example["text"], unit)]
+        yield example
+
+
+def check_pairs(example, tasks):
+    """UserError if the tasks read pairs of texts and an example to predict on is none; a line of one text too many."""
+    paired = any(task.get("pairs") for task in tasks.values())
+    if paired and "text_pair" not in example:
+        raise UserError(
+            "this model was trained on pairs of texts, but --predict_file has one text a row; add --text_pair_column"
+        )
+    if "text_pair" in example and not paired:
+        logger.warning("this model was trained on single texts: the second texts of --predict_file are not read")
 
 
 def token_unit(tasks):
@@ -216,6 +230,15 @@ def prediction_row(example, answers, tasks, is_right=None):
     return gold_last(row, gold | {"right": all(known) if known else None})
 
 
+def prediction_rows(predictions, data, tasks, is_right=None):
+    """The `prediction_row` of each example of a MyDataset, one after another. predictions: a Predictions"""
+    labels, probabilities, _ = predictions
+    for i in range(len(data)):
+        yield prediction_row(
+            data[i], {name: (labels[name][i], probabilities[name][i]) for name in tasks}, tasks, is_right
+        )
+
+
 def gold_last(row, gold):
     """Both; a task that is itself called "right" or "<task>_gold" keeps its column."""
     return row | {name: value for name, value in gold.items() if name not in row}
@@ -237,13 +260,27 @@ def write_predictions(rows, path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with appearing_whole(path) as file:
-        if path.suffix == ".jsonl":
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            return
-        writer = None
-        for row in rows:
-            cells = {k: json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for k, v in row.items()}
-            if writer is None:
-                writer = csv.DictWriter(file, cells)
-                writer.writeheader()
-            writer.writerow(cells)
+        write_rows(rows, file, path.suffix == ".jsonl")
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")  # what a spreadsheet may run begins so (OWASP, CSV Injection)
+
+
+def write_rows(rows, file, as_jsonl, header=True, spreadsheet_safe=False):
+    """Dicts -> lines of an open text file. header: begin a CSV with the names of its columns; spreadsheet_safe: put an
+    apostrophe before cells of text that a spreadsheet would take for a formula."""
+    to_json = json.JSONEncoder(ensure_ascii=False).encode
+    if as_jsonl:
+        file.writelines(to_json(row) + "\n" for row in rows)
+        return
+    writer = csv.writer(file)
+    for row in rows:
+        cells = [to_json(v) if isinstance(v, list) else v for v in row.values()]
+        for line in [list(row), cells] if header else [cells]:
+            writer.writerow(map(harmless, line) if spreadsheet_safe else line)
+        header = False
+
+
+def harmless(cell):
+    """A cell of a CSV as no spreadsheet runs it; a number is none of its formulas."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

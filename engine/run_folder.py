@@ -25,27 +25,44 @@ def close_log():
 
 
 @contextmanager
-def lock_folder(folder, advice):
-    """The folder exists, can be written, and is this process's alone. advice: what to do if it cannot be had."""
-    lock = FileLock(folder / ".lock")
+def hold(lock_path, what, otherwise, elsewhere):
+    """The folder of a lock file exists, can be written, and the lock is this process's alone.
+
+    what: it stands for; otherwise, elsewhere: what to do if another process has it, or it cannot be written.
+    """
+    lock = FileLock(lock_path)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        lock_path.parent.mkdir(parents=True, exist_ok=True)
         # The workers of a run that was killed let go a moment after it; so do processes that torchrun had started
         lock.acquire(timeout=60 if "TORCHELASTIC_RUN_ID" in os.environ else 3)
     except Timeout:
-        raise UserError(f"{folder} is in use by another process; wait for it, or {advice}") from None
+        raise UserError(f"{what} is in use by another process; wait for it, or {otherwise}") from None
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}); choose another --output_dir") from None
+        raise UserError(f"{what} cannot be written ({error.strerror}); {elsewhere}") from None
     try:
-        yield folder
+        yield
     finally:
         lock.release()
 
 
 @contextmanager
+def lock_folder(folder, advice):
+    """The folder exists, can be written, and is this process's alone. advice: what to do if it cannot be had."""
+    with hold(folder / ".lock", folder, advice, "choose another --output_dir"):
+        yield folder
+
+
+@contextmanager
 def claim_run_dir(config):
-    """`with claim_run_dir(config) as run_dir:` — the folder is locked, can be written, and holds no other run."""
+    """`with claim_run_dir(config) as run_dir:` — the folder is locked, can be written, and holds no other run.
+
+    Those that label a --shard each share it: they write only files of their own, which they lock, and its log.
+    """
     run_dir = config.run_dir
+    if config.shard:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        yield run_dir
+        return
     made = [path for path in (run_dir, *run_dir.parents) if not path.exists()]
     with lock_folder(run_dir, "name another run with --model_version"):
         try:
@@ -53,7 +70,7 @@ def claim_run_dir(config):
                 refuse_other_run(config, run_dir)
             yield run_dir
         except (UserError, OSError):
-            if made and not (run_dir / "args.json").exists():
+            if made and not (run_dir / "args.json").exists() and not any(run_dir.glob("*.partial")):
                 close_log()
                 shutil.rmtree(run_dir)
                 with suppress(OSError):  # of the folders above, those that we made and that are empty

@@ -20,10 +20,12 @@ class StopSignals:
     later than GRACE after it ends the process.
 
     say: a function for the line that tells of it. agree: what several processes make of the signal of each, 0 if none.
+    then: what is done about it, for that line.
     """
 
-    def __init__(self, say=print, agree=int):
-        self.say, self.agree, self.number, self.since, self.handlers = say, agree, None, 0.0, {}
+    def __init__(self, say=print, agree=int, then="saving at the next step boundary"):
+        self.say, self.agree, self.then = say, agree, then
+        self.number, self.since, self.handlers = None, 0.0, {}
 
     def __enter__(self):
         self.handlers = {number: signal.signal(number, self.remember) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -40,7 +42,7 @@ class StopSignals:
                 os.kill(os.getpid(), number)
             return
         self.number, self.since = number, time.monotonic()
-        self.say(f"{signal.Signals(number).name}: saving at the next step boundary; once more ends at once")
+        self.say(f"{signal.Signals(number).name}: {self.then}; once more ends at once")
 
     def check(self):
         """Raises Interrupted if a signal has come, to any of several processes: all must ask at the same place."""

@@ -46,7 +46,7 @@ def as_example(given, tasks):
             raise UserError(f"the text has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read here")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UserError("the text holds half a character, or bytes that are not UTF-8")
-    return prepare_inputs([example | {"extras": given.get("extras") or {}}], tasks, "typed")[0]
+    return next(prepare_inputs([example | {"extras": given.get("extras") or {}}], tasks, "typed"))
 
 
 class Labeller:

@@ -1,11 +1,16 @@
 """Which files the raw data lies in, and which part each of them is."""
 
 import re
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
+from tqdm import tqdm
+
 from engine.command_line import UserError
+from engine.files import sha256
 from preprocess.readers import READERS, SUFFIXES, find_format, is_saved_dataset, read_txt, suffix_of
-from preprocess.schema import PARTS, TEXT_KEYS, check_characters, check_row
+from preprocess.schema import PARTS, TEXT_KEYS, check_characters, check_row, part_of, read_processed
 
 PART_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -69,8 +74,39 @@ def read_examples(config):
     return examples
 
 
+class Rows:
+    """The examples of a file, as often as they are asked for, one at a time. All are read at once to check them.
+
+    read() -> an iterator of examples. labelled: whether they are of a processed folder, with labels.
+    """
+
+    def __init__(self, path, read, labelled=False):
+        self.path, self.read, self.labelled = Path(path), read, labelled
+        checked = tqdm(read(), desc=f"checking {self.path.name}", unit=" rows", leave=False, delay=2)
+        self.size = sum(1 for _ in checked)
+        if not self.size:
+            raise UserError(f"{path}: empty; there is nothing to predict")
+        self.sha256 = sha256(path)
+
+
+def texts_of(config):
+    """The Rows of --predict_file."""
+    return Rows(config.predict_file, partial(read_texts, config.predict_file, config))
+
+
+def rows_of_part(data_path, part, tasks, limit=None):
+    """The Rows of a part of a processed folder, or so many of them."""
+    path = part_of(data_path, part)
+    return Rows(path, partial(read_part, path, tasks, limit), labelled=True)
+
+
+def read_part(path, tasks, limit):
+    return (example for _, example in islice(read_processed(path, tasks), limit))
+
+
 def read_texts(path, config):
-    """Examples to predict on, without labels: a text a row (.txt), or the text columns of CSV, TSV or JSONL."""
+    """Examples to predict on, one after another, without labels: a text a row (.txt), or the text columns of CSV, TSV
+    or JSONL. (Of a JSON array all of it is in memory.)"""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -78,15 +114,13 @@ def read_texts(path, config):
     if suffix not in ("", ".txt", *SUFFIXES):
         raise UserError(f"{path}: --predict_file must end in .txt, {', '.join(SUFFIXES)}")
     read = READERS[SUFFIXES[suffix]] if suffix in SUFFIXES else read_txt
-    examples = list(read(path, config))
-    if not examples:
-        raise UserError(f"{path}: empty; there is nothing to predict")
-    wanted = [key for key in TEXT_KEYS if key in examples[0]]
-    for e in examples:
+    wanted = kept = None
+    for number, e in enumerate(read(path, config)):
         keys = [key for key in TEXT_KEYS if key in e]
+        if wanted is None:
+            wanted, kept = keys, [*keys, *(["extras"] if "extras" in e else [])]
         if keys != wanted:
             raise UserError(f"{e['_where']}: has {' and '.join(keys)}, but the first row has {' and '.join(wanted)}")
         check_row(e, {}, e["_where"], needs_labels=False)
         check_characters(e)
-    kept = [*wanted, *(["extras"] if "extras" in examples[0] else [])]
-    return [{"id": str(e.get("id", number)), **{key: e[key] for key in kept}} for number, e in enumerate(examples)]
+        yield {"id": str(e.get("id", number)), **{key: e[key] for key in kept}}

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 from conftest import ROOT, SHARED, read_json
@@ -11,7 +12,7 @@ from engine.command_line import UserError
 from engine.tags import illegal_tags
 from engine.text import join_tokens, split_text
 from preprocess.schema import load_labels
-from preprocess.sources import read_texts
+from preprocess.sources import Rows, read_texts
 
 
 def write(folder, files):
@@ -278,8 +279,8 @@ def test_texts_to_predict_on(tmp_path):
     )
     options = Config()
     assert [e["text"] for e in read_texts(tmp_path / "a.txt", options)] == ["one", "", "三"]
-    assert read_texts(tmp_path / "b.csv", options) == [{"id": "0", "text": "fine", "extras": {"stars": "5"}}]
-    assert read_texts(tmp_path / "c.jsonl", options) == [{"id": "0", "tokens": ["a", "b"]}]
+    assert list(read_texts(tmp_path / "b.csv", options)) == [{"id": "0", "text": "fine", "extras": {"stars": "5"}}]
+    assert list(read_texts(tmp_path / "c.jsonl", options)) == [{"id": "0", "tokens": ["a", "b"]}]
     write(
         tmp_path,
         {
@@ -293,7 +294,7 @@ def test_texts_to_predict_on(tmp_path):
         assert [e["text"] for e in read_texts(tmp_path / name, options)] == texts, (
             name
         )  # a row each, also for a blank one
-    assert read_texts(tmp_path / "i.txt", Config(encoding="gb18030"))[0]["text"] == "你好"
+    assert next(read_texts(tmp_path / "i.txt", Config(encoding="gb18030")))["text"] == "你好"
     write(
         tmp_path,
         {
@@ -305,7 +306,7 @@ def test_texts_to_predict_on(tmp_path):
     )
     for name in ("d.txt", "e.txt", "j.xlsx", "k.jsonl", "l.jsonl", "m.jsonl"):
         with pytest.raises(UserError, match=name):
-            read_texts(tmp_path / name, options)
+            Rows(name, partial(read_texts, tmp_path / name, options))
 
 
 def test_the_sample_is_what_its_generator_makes_and_processes_without_oddities(tmp_path, capsys):

@@ -113,6 +113,7 @@ def test_the_readmes_commands_for_your_data_run(command, tmp_path):
 # Run by hand: they set up an environment, take many minutes, or need two commits or data that others released
 BY_HAND = {
     *("run.sh", "test.sh", "benchmarks/soak.py", "benchmarks/same_bytes.py", "benchmarks/time_to_accuracy.py"),
+    "benchmarks/labelling.py",
     *("benchmarks/pretraining.py", "benchmarks/ablation.py", "--only growth", "benchmarks/wrong_labels.py"),
     "benchmarks/nested.py --input ATIS",
     *("benchmarks/shipped.py", "tests/test_export.py"),  # the first installs an environment
