@@ -10,9 +10,8 @@ from engine.tags import find_scheme, has_spans, is_tagging, needs_words
 from engine.text import split_text
 from preprocess import labels
 from preprocess.checks import Note
-from preprocess.readers import RESERVED
+from preprocess.columns import PART_NAMES, RESERVED
 from preprocess.schema import TEXT_KEYS, check_characters, check_text
-from preprocess.sources import PART_NAMES
 
 SPAN_KINDS = (None, "tagging", "spans")  # what --label_type may say of labels that are spans over a text
 
@@ -120,7 +119,8 @@ def check_labels(example, tasks, separator):
         if kind == "multilabel" and isinstance(example.get(name), str):
             example[name] = labels.as_list(example[name], separator)
         if example.get(name) is None and len(tasks) == 1:
-            raise UserError(f"{where}: has no label {name!r} (it is null); texts without labels are for --predict_file")
+            advice = "--drop_unlabelled leaves such rows out; texts without labels are for --predict_file"
+            raise UserError(f"{where}: has no label {name!r} (it is null); {advice}")
         example[name] = labels.check_label(example, name, kind)
     if all(example[name] is None for name in tasks):
         raise UserError(f"{where}: has no label of any task ({', '.join(tasks)})")

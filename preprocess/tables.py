@@ -1,0 +1,253 @@
+"""Readers of tables: CSV, TSV and their kin, with a row of names or without, and Excel's sheets."""
+
+import csv
+import zipfile
+from collections import Counter
+from datetime import date, time
+from functools import partial
+from itertools import chain, islice
+
+from engine.command_line import UserError, first_line
+from preprocess.columns import (
+    PART_NAMES,
+    TEXT_NAMES,
+    alike,
+    columns_of_marks,
+    find_columns,
+    labels_of_row,
+    refuse_other_tasks,
+)
+from preprocess.raw_files import MOST_CHARACTERS, lines_of, open_text, read_rows, some, undecodable
+
+HEAD_ROWS = 200  # by which columns are judged where names do not tell
+MOST_UNPACKED = 2**30  # bytes of a workbook's parts
+
+
+def read_csv(path, options):
+    """CSV; quotes as RFC 4180 has them. Cells are apart by --delimiter, else by what its first rows show."""
+    delimiter = find_delimiter(path, options)
+    if len(delimiter) > 1 or delimiter == "\t":
+        return read_split(path, options, delimiter)
+    return read_quoted(path, options, delimiter)
+
+
+def read_tsv(path, options):
+    """TSV; a quote is a character like any other, so a stray one swallows nothing."""
+    delimiter = delimiter_option(options) or "\t"
+    return read_quoted(path, options, delimiter) if delimiter in ",;" else read_split(path, options, delimiter)
+
+
+def read_split(path, options, delimiter):
+    rows = read_rows(path, options.encoding)
+    return columns_to_examples(path, ((number, row.split(delimiter)) for number, row in rows), options)
+
+
+def read_quoted(path, options, delimiter):
+    csv.field_size_limit(MOST_CHARACTERS)  # a quote that is never closed must not fill the memory
+    with open_text(path, options.encoding, newline="") as file:
+        yield from columns_to_examples(path, read_cells(path, file, delimiter), options)
+
+
+def read_cells(path, file, delimiter=","):
+    """(row number, cells) of a CSV file that is open."""
+    reader, start = csv.reader(lines_of(path, file), strict=True, delimiter=delimiter), 1
+    try:
+        for cells in reader:
+            yield start, cells
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, row {start}: {error}; look for a quote that is never closed") from None
+    except UnicodeError:
+        raise undecodable(path, file) from None
+
+
+def delimiter_option(options):
+    return getattr(options, "delimiter", "").replace("\\t", "\t")
+
+
+def find_delimiter(path, options):
+    """What parts the cells: --delimiter; else a comma, unless the first rows show that it is something else."""
+    if given := delimiter_option(options):
+        return given
+    with open_text(path, options.encoding, newline="") as file:
+        try:
+            lines = file.read(2**16).splitlines()[:20]
+        except UnicodeError:
+            raise undecodable(path, file) from None
+    named = [options.text_column, *getattr(options, "label_column", "").split(",")]
+    names = [name.strip().lower() for name in (*named, *TEXT_NAMES) if name.strip() and not name.isdigit()]
+    tables = {}
+    for delimiter in (",", ";", "\t", "|", "_!_"):
+        try:
+            tables[delimiter] = cells_of(lines, delimiter)
+        except csv.Error:
+            tables[delimiter] = [[""]]
+    found = next((d for d, rows in tables.items() if rows and alike(names, rows[0])), None)
+    if found is None:  # without names: the first that cuts all rows in the same number of cells
+        even = {d: {len(row) for row in rows if row} for d, rows in tables.items()}
+        found = next((d for d, widths in even.items() if len(widths) == 1 and max(widths) > 1), ",")
+    if found != ",":
+        print(f"{path}: cells are parted by {found!r} (--delimiter overrides)")
+    return found
+
+
+def cells_of(lines, delimiter):
+    if len(delimiter) > 1 or delimiter == "\t":
+        return [line.split(delimiter) for line in lines]
+    return list(csv.reader(lines, delimiter=delimiter))
+
+
+def columns_to_examples(path, table, options):
+    """(row number, cells) to examples. The first row names the columns; with --no_header they are called 0, 1, ….
+    Values stay strings: also 'NA', 'null' and '007'."""
+    first = next(table, (1, []))
+    if not any(cell.strip() for cell in first[1]):
+        raise UserError(f"{path}: the file is empty")
+    head = list(islice(table, HEAD_ROWS))
+    if getattr(options, "header", True):
+        names, columns = columns_by_name(path, first[1], head, options)
+        table, origin = chain(head, table), "the header"
+    else:
+        names, columns = columns_by_number(path, [first, *head], options)
+        table, origin = chain([first, *head], table), f"row {first[0]}"
+    listed = f"its columns are: {some(names)}"
+    # A column named by an option is what the option says, also if it is called "id"
+    keys = {"id": "id", "split": "split", columns.text: "text", columns.pair: "text_pair"}
+    sources = {name for source in columns.labels.values() for name in ([source] if isinstance(source, str) else source)}
+    used = {*keys, *sources, *columns.extras, *columns.kept, group := getattr(options, "group_column", "")}
+    places = [(place, name) for place, name in enumerate(names) if name in used]
+    keys = {name: key for name, key in keys.items() if name in names and name not in sources}
+    for number, cells in table:
+        where = f"{path}, row {number}"
+        if not any(cells):
+            if columns.labels:
+                continue
+            cells = [""] * len(names)  # a text to predict on keeps its row
+        if len(cells) != len(names):
+            raise UserError(f"{where}: {len(cells)} cells, but {origin} has {len(names)}; {listed}")
+        values = {name: cells[place] for place, name in places}
+        example = {"_where": where} | {key: values[name] for name, key in keys.items()}
+        if group:
+            example["group"] = values[group]
+        if columns.extras:
+            example["extras"] = {name: values[name] for name in columns.extras}
+        if columns.kept:
+            example["kept"] = {name: values[name] for name in columns.kept}
+        yield example | labels_of_row(columns, values, where)
+
+
+def columns_by_name(path, header, head, options):
+    """(names, Columns) of a table whose first row names them."""
+    names = [name.strip() for name in header]
+    listed = f"its columns are: {some(names)}"
+    may_lack = hasattr(options, "header") and not alike([*TEXT_NAMES, "tokens"], names)
+    headless = f"if row 1 is no header, add --no_header; {listed}"
+    refuse_other_tasks(path, names, options)
+    if may_lack and not options.text_column:
+        like = "looks like data" if is_data(names, head) else "has none of the usual names"
+        raise UserError(f"{path}: row 1 {like}: name the columns with --text_column and --label_column; {headless}")
+    if twice := [name for name, number in Counter(names).items() if number > 1]:
+        raise UserError(f"{path}, row 1: two columns are called {twice[0]!r}; {headless if may_lack else listed}")
+    rows = [cells for _, cells in head if len(cells) == len(names)]
+    return names, find_columns(path, names, options, listed, marks=partial(columns_of_marks, names, rows))
+
+
+def is_data(names, head):
+    """Whether a first row is a row like those below it: it has a number, a long cell, or a cell that comes again."""
+    rows = [cells for _, cells in head if len(cells) == len(names)]
+    again = any(name and name == cells[place] for cells in rows for place, name in enumerate(names))
+    return again or any(len(name) > 60 or name.replace(".", "", 1).isdigit() for name in names)
+
+
+def columns_by_number(path, head, options):
+    """(names, Columns) of a table without a header. Where no option names them, the text is the column with the longest
+    cells, and the label the only other one whose cells come again; a single label is the task `label`."""
+    names = [str(place) for place in range(len(head[0][1]))]
+    rows = [cells for _, cells in head if len(cells) == len(names)]
+    shown = [f"{name} ({cell[:20]!r})" for name, cell in zip(names, head[0][1])]
+    listed = f"its columns are: {some(shown)}"
+    lengths = [sum(len(cells[place]) for cells in rows) for place in range(len(names))]
+    text = options.text_column or str(max(range(len(names)), key=lengths.__getitem__))
+    others = [name for name in names if name not in (text, options.text_pair_column)]
+    again = [name for name in others if len({cells[int(name)] for cells in rows}) <= max(1, 0.6 * len(rows))]
+    label = others if len(others) == 1 else again
+    if not options.label_column and len(label) != 1:
+        advice = f"add --label_column NUMBER (and --text_column, if the text is not column {text})"
+        raise UserError(f"{path}: cannot tell which column is the label; {advice}; {listed}")
+    columns = find_columns(path, names, Given(options, text), listed, known=label)
+    alone = len(columns.labels) == 1
+    tasks = {
+        (task if not task.isdigit() else "label" if alone else f"label_{task}"): source
+        for task, source in columns.labels.items()
+    }
+    return names, columns._replace(labels=tasks)
+
+
+class Given:
+    """Options in which the text's column is given."""
+
+    def __init__(self, options, text):
+        self.options, self.text_column = options, text
+
+    def __getattr__(self, name):
+        return getattr(self.options, name)
+
+
+def read_xlsx(path, options):
+    """The sheet of a workbook that has rows; sheets called train, dev and test are parts; --sheet chooses another."""
+    try:
+        from openpyxl import load_workbook
+    except ImportError:
+        raise UserError(f"{path}: Excel needs the package openpyxl: pip install -r requirements-excel.txt") from None
+    try:
+        with zipfile.ZipFile(path) as packed:
+            if sum(part.file_size for part in packed.infolist()) > MOST_UNPACKED:
+                raise UserError(f"{path}: more than {MOST_UNPACKED:,} bytes when unpacked; save it as CSV")
+        book = load_workbook(path, read_only=True, data_only=True)
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        raise UserError(f"{path}: not a readable .xlsx file ({first_line(error)}); save it as CSV") from None
+    try:
+        for part, name in find_sheets(path, book, options):
+            for example in columns_to_examples(f"{path}, sheet {name}", sheet_rows(book[name]), options):
+                yield example | ({"split": part} if part else {})
+    finally:
+        book.close()
+
+
+def find_sheets(path, book, options):
+    """[(part or None, name)] of the sheets to read."""
+    filled = [sheet.title for sheet in book.worksheets if next(sheet_rows(sheet), None)]
+    if wanted := getattr(options, "sheet", ""):
+        if wanted not in filled:
+            raise UserError(f"{path}: no sheet {wanted!r} with rows (--sheet); it has: {some(filled)}")
+        return [(None, wanted)]
+    parts = [(PART_NAMES.get(name.strip().lower()), name) for name in filled]
+    if len(parts) > 1 and not all(part for part, _ in parts):
+        raise UserError(f"{path}: several sheets have rows ({some(filled)}); choose one with --sheet NAME")
+    if not filled:
+        raise UserError(f"{path}: no sheet in it has rows")
+    return parts if len(parts) > 1 else [(None, filled[0])]
+
+
+def sheet_rows(sheet):
+    """(row number, cells as strings) of a sheet, blank rows left out, each as wide as the first."""
+    sheet.reset_dimensions()  # what the file says of its size is not always so
+    width = 0
+    for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
+        cells = [as_cell(value) for value in row]
+        while cells and not cells[-1] and len(cells) > width:
+            cells.pop()
+        width = width or len(cells)
+        if any(cells):
+            yield number, cells + [""] * (width - len(cells))
+
+
+def as_cell(value):
+    """A value of a sheet as CSV would have it."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, date | time):
+        return value.isoformat()
+    return str(value)
