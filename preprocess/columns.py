@@ -134,7 +134,7 @@ def pick(flag, wanted, usual, path, names, listed, needed=True):
     wanted = [name for name in wanted if name]
     if absent := [name for name in wanted if name not in names]:
         headless = f"; if row 1 is no header, add --no_header: columns then have numbers; {listed}"
-        named = headless if absent[0].isdigit() else f"; {listed}"
+        named = headless if absent[0].isdigit() and names[0] != "0" else f"; {listed}"
         raise UserError(f"{path}: no column {absent[0]!r} (--{flag}){named}")
     columns = wanted or [name for name in usual if name in names] or alike(usual, names)
     if needed and not columns:

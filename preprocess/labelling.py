@@ -275,6 +275,7 @@ def collect_labels(parts, tasks):
             values = [[label for _, _, label in value] for value in values]
         counts = Counter(label for value in values for label in ([value] if kind == "classification" else value))
         names = sorted(counts, key=lambda label: (label != "O", label))
+        labels.require_few(name, names)
         if kind == "classification" and len(names) < 2:
             raise UserError(f"the task {name!r} has the single label {names[0]!r} in train: there is nothing to learn")
         if not names:

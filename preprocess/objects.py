@@ -153,12 +153,17 @@ class JsonList:
                 if not cut_off or not self.load():
                     raise self.mistake(first_line(error), at) from None
             else:
-                if end < len(self.text) or not self.load():  # a number might go on
+                whole = self.text[end : end + 1] in tuple(" \t\r\n,]") or end < len(self.text) - 8
+                if whole or not self.load():  # a number might go on
+                    self.require_room(end - self.place)
                     self.place = end
                     return item
-            if len(self.text) - self.place > 2 * MOST_CHARACTERS:
-                longer = f"an item is longer than {MOST_CHARACTERS:,} characters, the most that a row may have"
-                raise UserError(f"{self.path}, row {self.rows_before + 1}: {longer}")
+            self.require_room(len(self.text) - self.place - 2**20)
+
+    def require_room(self, length):
+        if length > MOST_CHARACTERS:
+            longer = f"an item is longer than {MOST_CHARACTERS:,} characters, the most that a row may have"
+            raise UserError(f"{self.path}, row {self.rows_before + 1}: {longer}")
 
     def mistake(self, error, place):
         row = self.rows_before + self.text.count("\n", 0, place) + 1
@@ -424,7 +429,8 @@ def task_to_object(item, kinds, where, options):
 def span_in_text(text, start, end, surface, label):
     """A span of Label Studio. Browsers count an emoji as two characters: where that is what the offsets mean, which the
     surface shows, they are counted anew."""
-    if surface and type(start) is int and type(end) is int and text[start:end] != surface:
+    counted = type(start) is int and type(end) is int and surface
+    if counted and (text[start:end] != surface or end > len(text)):
         raw = text.encode("utf-16-le", "surrogatepass")
         before, inside = (part.decode("utf-16-le", "ignore") for part in (raw[: 2 * start], raw[2 * start : 2 * end]))
         if inside == surface:

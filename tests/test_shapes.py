@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 
@@ -523,7 +524,11 @@ SHAPES = {  # name: (files, or a function that writes them; the rows as they sho
     ),
     "Excel": ({"a.xlsx": workbook(Sheet1=[["text", "label"], *REVIEWS], Sheet2=[])}, TEXT, CLASSIC, {}),
     "Excel, numbers": (
-        {"a.xlsx": workbook(data=[["评论", "评分"], *((t, n % 3 / 2) for n, (t, _) in enumerate(REVIEWS)), [None, None]])},
+        {
+            "a.xlsx": workbook(
+                data=[["评论", "评分"], *((t, n % 3 / 2) for n, (t, _) in enumerate(REVIEWS)), [None, None]]
+            )
+        },
         [{"text": t, "评分": n % 3 / 2} for n, (t, _) in enumerate(REVIEWS)],
         {"评分": "regression"},
         {},
@@ -720,11 +725,12 @@ def test_each_shape_comes_back_as_it_was(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", SHAPES)
 def test_each_shape_trains_and_predicts(name, tmp_path, monkeypatch):
     _, types, tasks = make(name, tmp_path, monkeypatch)
+    if not (tmp_path / "data/test.jsonl").exists():  # a file called train gives train and dev
+        shutil.copy(tmp_path / "data/dev.jsonl", tmp_path / "data/test.jsonl")
     run = dict(data_path=str(tmp_path / "data"), output_dir=str(tmp_path / "output"), model_version="run")
     output = tmp_path / "p.jsonl"
     main(Config(do_train=True, do_predict=True, predict_output=str(output), **run, **{**TINY, "epochs": 1}))
-    part = "test" if (tmp_path / "data/test.jsonl").exists() else "dev"
-    gold = [json.loads(row) for row in (tmp_path / f"data/{part}.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
+    gold = [json.loads(row) for row in (tmp_path / "data/test.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
     predicted = [json.loads(row) for row in output.read_text(encoding="utf-8").split("\n")[:-1]]
     assert [row["id"] for row in predicted] == [row["id"] for row in gold] and gold
     for row, truth in zip(predicted, gold):
@@ -737,3 +743,503 @@ def test_each_shape_trains_and_predicts(name, tmp_path, monkeypatch):
                 assert isinstance(row[task], float)
             else:
                 assert {*([row[task]] if kind == "classification" else row[task])} <= {*tasks[task]["labels"]}
+
+
+def test_texts_to_predict_on_come_in_these_shapes_too(tmp_path):
+    write(tmp_path, {"a.xlsx": workbook(s=[["评论"], *([text] for text, _ in REVIEWS)])})
+    write(tmp_path, {"b.csv": csv_of([(text, 3) for text, _ in REVIEWS], ["text", "n"], ";")})
+    write(tmp_path, {"c.txt": "".join(f"{text}\n" for text, _ in GBK).encode("gb18030")})
+    for name, wanted in (("a.xlsx", REVIEWS), ("b.csv", REVIEWS), ("c.txt", GBK)):
+        assert [row["text"] for row in read_texts(tmp_path / name, Config())] == [text for text, _ in wanted]
+
+
+# ---- what is told ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("labels that lack", ["4 rows without a label are left out (--drop_unlabelled), the first: ", "row 14"]),
+        ("the first rows", ["the first 12 rows are read, the rest is left out (--max_rows)"]),
+        ("csv in GB18030, found", ["a.csv: not UTF-8; read as GB18030, in which it begins with '这家店", "--encoding"]),
+        ("semicolons", ["cells are parted by ';' (--delimiter overrides)"]),
+        ("a folder a class, in parts, GB18030", ["left out, as they have no class: unsup", "read as GB18030"]),
+        ("BRAT", ["in several pieces are left out (1)", "00.ann, row 4", "1 relations, 1 notes"]),
+        ("Label Studio, several annotations", ["12 texts have several annotations; the first that was not cancelled"]),
+        ("Label Studio, spans", ["not read: relation (12)"]),
+        ("local files for datasets", ["train: the first 12 rows are read", "--max_rows"]),
+        ("OCNLI", ["the label '-' means that there is no gold label (1)"]),
+        ("Weibo", ["each character has its place in its word glued to it"]),
+    ],
+)
+def test_what_was_done_is_told(name, words, tmp_path, monkeypatch, capsys):
+    make(name, tmp_path, monkeypatch)
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in words), printed
+
+
+PAGE = {"paragraphs": [{"context": "a b", "qas": [{"question": "a?", "answers": [{"text": "a", "answer_start": 0}]}]}]}
+REFUSED = {  # name: (files, what the one line says, options)
+    "titles and numbers": ({"a.txt": rows_of(REVIEWS, lambda t, b: f"{t}\t1")}, ["looks like data", "--no_header"], {}),
+    "csv without a header": (
+        {"a.csv": rows_of(REVIEWS, lambda t, b: f"{b},{quoted(t)}")},
+        ["--no_header", "row 1"],
+        {},
+    ),
+    "a number for a name": (
+        {"a.csv": rows_of(REVIEWS, lambda t, b: f"{b},{quoted(t)}")},
+        ["'1' (--text_column)", "--no_header"],
+        {"text_column": "1", "label_column": "0"},
+    ),
+    "equal cells in row 1": ({"a.tsv": "a b\t0\t0\nc d\t1\t0\n"}, ["--no_header"], {}),
+    "which is the label": (
+        {"a.tsv": rows_of(REVIEWS, lambda t, b: f"{t}\t{b}\t{len(t) % 2}")},
+        ["--label_column NUMBER", "1 ('pos'), 2 ('"],
+        {"header": False},
+    ),
+    "a row of another width": (
+        {"a.tsv": "a b\tx\nc d\ty\tz\n" * 5},
+        ["row 2: 3 cells, but row 1 has 2"],
+        {"header": False},
+    ),
+    "no such number": (
+        {"a.tsv": "a b\tx\n" * 5},
+        ["'7' (--label_column)", "0 ('a b'), 1 ("],
+        {"header": False, "label_column": "7"},
+    ),
+    "a separator of its own": ({"a.txt": "text@@label\na@@x\n"}, ["cannot tell its format", "--delimiter"], {}),
+    "a quote as separator": ({"a.txt": "text,label\na,x\n"}, ["--delimiter"], {"delimiter": '"'}),
+    "columns of 0 and 1": (
+        {"a.csv": csv_of([("a", 0, 1), ("b", 1, 0)], ["text", "toxic", "threat"])},
+        ["2 hold 0 and 1", "--label_column labels=toxic+threat"],
+        {},
+    ),
+    "not 0 or 1": (
+        {"a.csv": csv_of([("a", 0, 1), ("b", 1, 2)], ["text", "toxic", "threat"])},
+        ["row 3", "'threat' is '2'", "0 or 1"],
+        {"label_column": "labels=toxic+threat"},
+    ),
+    "a column to join that is not there": (
+        {"a.csv": csv_of([("a", 0, 1)], ["text", "toxic", "threat"])},
+        ["'nope'", "--label_column"],
+        {"label_column": "labels=toxic+nope"},
+    ),
+    "empty label": ({"a.csv": "text,label\na,x\nb,\n"}, ["row 3", "empty", "--drop_unlabelled"], {}),
+    "null label": ({"a.jsonl": lines([*TEXT, {"text": "a", "label": None}])}, ["row 13", "--drop_unlabelled"], {}),
+    "no label": ({"a.jsonl": lines([*TEXT, {"text": "a"}])}, ["row 13", "'label'", "--drop_unlabelled"], {}),
+    "NaN in a score": (
+        {"a.csv": "text,score\na,1.5\nb,NaN\n"},
+        ["row 3", "'NaN'", "--drop_unlabelled"],
+        {"label_type": "score=regression"},
+    ),
+    "none is labelled": ({"a.csv": "text,label\na,\nb,\n"}, ["no examples"], {"drop_unlabelled": True}),
+    "several sheets": ({"a.xlsx": workbook(one=[["a"]], two=[["b"]])}, ["one, two", "--sheet"], {}),
+    "no such sheet": ({"a.xlsx": workbook(one=[["a"]])}, ["'two'", "--sheet", "one"], {"sheet": "two"}),
+    "no rows in any sheet": ({"a.xlsx": workbook(one=[])}, ["no sheet"], {}),
+    "no workbook": ({"a.xlsx": b"PK\x03\x04 not a workbook"}, ["not a readable .xlsx", "CSV"], {}),
+    "half a workbook": ({"a.xlsx": workbook(one=[["text", "label"], *REVIEWS])[:-400]}, ["not a readable .xlsx"], {}),
+    "old Excel": ({"a.xls": b"\xd0\xcf\x11\xe0"}, ["old format", ".xlsx"], {}),
+    "SQuAD": ({"train.json": json.dumps({"data": [PAGE]})}, ["questions with answers in a text"], {}),
+    "SQuAD in rows": (
+        {"a.jsonl": lines([{"question": "a?", "context": "b", "answers": {"text": ["b"]}}])},
+        ["questions with answers in a text", "--label_column"],
+        {},
+    ),
+    "relations": (
+        {"a.jsonl": lines([{"text": "a b", "head": "a", "tail": "b", "relation": "x"}])},
+        ["relations between two entities", "--label_column"],
+        {},
+    ),
+    "relations in a table": (
+        {"a.csv": "sentence,head,tail,relation\na b,a,b,x\n"},
+        ["relations between two entities", "--label_column"],
+        {},
+    ),
+    "triples": ({"a.json": lines([{"text": "a", "spo_list": []}] * 2)}, ["triples of subject"], {}),
+    "German": ({"a.csv": "text,label\nschön,x\nübel,y\n".encode("latin-1")}, ["row 2", "--encoding"], {}),
+    "Russian": ({"a.csv": ("text,label\n" + "привет мир,x\nдо свидания,y\n" * 9).encode("cp1251")}, ["--encoding"], {}),
+    "Korean": (
+        {"a.csv": ("text,label\n" + "이 식당의 국수는 맛있다,x\n오래 기다렸다,y\n" * 9).encode("euc-kr")},
+        ["--encoding"],
+        {},
+    ),
+    "Japanese": (
+        {"a.csv": ("text,label\n" + "この店の麺はおいしい,x\nもう来ない,y\n" * 9).encode("shift-jis")},
+        ["--encoding"],
+        {},
+    ),
+    "Taiwanese": (
+        {"a.csv": ("text,label\n" + "這家店的麵很好吃,x\n不會再來了,y\n" * 9).encode("big5")},
+        ["--encoding"],
+        {},
+    ),
+    "bytes in a table": ({"a.csv": b"text,label\n\x00\x01\xff\xfe\x80,x\n"}, ["--encoding"], {}),
+    "a row of no word/pos": (
+        {"a.txt": "我/r 爱/v\n好 人/n\n"},
+        ["row 2", "'好' is no word/tag"],
+        {"format": "word_tags"},
+    ),
+    "CoNLL-U of nine columns": ({"a.conllu": "1\t" + "\t".join("abcdefgh") + "\n"}, ["row 1", "ten columns"], {}),
+    "a column that CoNLL-U has not": ({"a.conllu": conllu(WORDS)}, ["'pos'", "upos"], {"label_column": "pos"}),
+    "BRAT elsewhere": ({"a.txt": "Ann left", "a.ann": "T1\tPER 0 3\tBob\n"}, ["a.ann, row 1", "'Ann'", "'Bob'"], {}),
+    "BRAT outside": ({"a.txt": "Ann left", "a.ann": "T1\tPER 5 99\tleft\n"}, ["outside the text"], {}),
+    "BRAT without numbers": ({"a.txt": "Ann left", "a.ann": "T1\tPER\tAnn\n"}, ["TYPE START END"], {}),
+    "BRAT without a text": ({"a.txt": "Ann left", "a.ann": "", "b.ann": "T1\tPER 0 3\tBob\n"}, ["no b.txt"], {}),
+    "a text that BRAT has not": (
+        brat(MARKED) | {"new.txt": "nobody looked here"},
+        ["new.txt", "--drop_unlabelled"],
+        {},
+    ),
+    "Label Studio elsewhere": (
+        {
+            "a.json": studio(
+                [("Ann left", 0)],
+                lambda t, _: [
+                    {
+                        "result": [
+                            {
+                                "type": "labels",
+                                "from_name": "n",
+                                "value": {"start": 0, "end": 3, "text": "Bob", "labels": ["x"]},
+                            }
+                        ]
+                    }
+                ],
+            )
+        },
+        ["item 1", "'Ann'", "'Bob'"],
+        {},
+    ),
+    "half of Label Studio": (
+        {"a.json": studio([("Ann left", 0)], lambda t, _: [{"result": [{"type": "choices", "value": {}}]}])},
+        ["item 1", "Label Studio"],
+        {},
+    ),
+    "a row without a label for fastText": (
+        {"a.txt": "__label__x a\n__label__y b\nno label\n"},
+        ["row 3", "--drop_unlabelled"],
+        {"format": "fasttext"},
+    ),
+    "a class alone": ({"x/1.txt": "a", "x/2.txt": "b"}, ["no data files"], {}),
+    "an empty text in a class": (by_class(REVIEWS) | {"pos/99.txt": ""}, ["99.txt", "empty"], {}),
+    "a comma too many": ({"a.json": '[{"text": "a", "label": "x"},\n]'}, ["row 2", "not JSON"], {}),
+    "half a list": ({"a.json": '[{"text": "a", "label": "x"},\n{"text": "b'}, ["row 2", "not JSON"], {}),
+    "more behind the list": ({"a.json": '[{"text": "a", "label": "x"}]\n]'}, ["row 2", "Extra data"], {}),
+    "fewer than none": ({"a.csv": "text,label\na,x\n"}, ["--max_rows"], {"max_rows": -1}),
+    "no set of that name": ({"a.csv": ""}, ["no dataset loads"], {"format": "hf"}),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_read_is_one_line_with_the_flag(name, tmp_path, monkeypatch):
+    files, words, options = REFUSED[name]
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    source = write(tmp_path / "raw", files)
+    with pytest.raises(UserError) as mistake:
+        process(DataConfig(input=str(source), output_dir=str(tmp_path / "out"), **options))
+    message = str(mistake.value)
+    assert "\n" not in message and all(word in message for word in words) and len(message) < 900, message
+    assert not (tmp_path / "out").exists()
+
+
+def test_excel_without_its_package_is_one_line(tmp_path, monkeypatch):
+    importing = builtins.__import__
+    monkeypatch.setattr(
+        builtins, "__import__", lambda name, *a, **k: importing("no_such" if name == "openpyxl" else name, *a, **k)
+    )
+    write(tmp_path, {"a.xlsx": workbook(one=[["text", "label"], *REVIEWS])})
+    with pytest.raises(UserError, match=r"openpyxl: pip install -r requirements-excel\.txt"):
+        read_examples(DataConfig(input=str(tmp_path / "a.xlsx"), output_dir="x"))
+
+
+def test_streamed_rows_are_those_that_are_not_streamed(tmp_path, monkeypatch):
+    """A dataset of local files, with classes as numbers: as a whole, its first rows, and where the disk is full."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    source = write(tmp_path / "raw", {"hub/train.jsonl": lines(TEXT), "hub/validation.jsonl": lines(TEXT[:5])})
+    options = dict(input=str(source), output_dir="x", format="hf")
+    whole = read_examples(DataConfig(**options))
+    few = read_examples(DataConfig(**options, max_rows=7))
+    assert few == [row for row in whole if row["split"] == "validation"] + [
+        row for row in whole if row["split"] == "train"
+    ][:7] or few == [row for row in whole if row["split"] == "train"][:7] + [
+        row for row in whole if row["split"] == "validation"
+    ]
+    asked = []
+    load = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append(k["streaming"]) or load(*a, **k))
+    monkeypatch.setattr(objects.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": -1}))
+    assert read_examples(DataConfig(**options)) == whole and asked == [True]
+
+
+def test_gb18030_is_told_from_others():
+    assert looks_chinese("text,label\n这家店的面很好吃，下次还会来。,好评\n")
+    assert not looks_chinese("plain") and not looks_chinese("déjà vu") and not looks_chinese("好\x00")
+    assert not looks_chinese("锟斤拷" * 30)  # Chinese characters, but not as people write
+
+
+# ---- properties ------------------------------------------------------------------------------------------------------
+
+EXAMPLES = settings(
+    max_examples=int(os.environ.get("SOAK_EXAMPLES", 150)), deadline=None, suppress_health_check=list(HealthCheck)
+)
+any_text = st.text(st.characters(codec="utf-8"), max_size=30)
+token = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C")), min_size=1, max_size=6)
+tag = st.from_regex(r"[A-Za-z][A-Za-z0-9]{0,3}", fullmatch=True)
+sentence = st.lists(st.tuples(token, tag), min_size=1, max_size=8)
+OPTIONS = DataConfig(input="x", output_dir="y")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@EXAMPLES
+@given(st.lists(sentence, min_size=1, max_size=4))
+def test_words_and_tags_come_back_in_each_form(folder, sentences):
+    (folder / "a.txt").write_bytes("".join(" ".join(f"{w}/{t}" for w, t in s) + "\n" for s in sentences).encode())
+    rows = ["\n".join(f"{n}\t{w}\t_\t{t}" + "\t_" * 6 for n, (w, t) in enumerate(s, 1)) for s in sentences]
+    (folder / "b.conllu").write_bytes(("\n\n".join(rows) + "\n").encode())
+    for name, read, task in (("a.txt", "word_tags", "tags"), ("b.conllu", "conllu", "upos")):
+        found = list(READERS[read](folder / name, OPTIONS))
+        assert [[*zip(row["tokens"], row[task])] for row in found] == sentences
+
+
+@EXAMPLES
+@given(st.lists(st.text(st.sampled_from("ab[]/ nsv"), max_size=12), max_size=6))
+def test_brackets_never_shift_a_tag(folder, rows):
+    """Whatever the brackets, each token has the tag that stood behind it, or the row is named."""
+    (folder / "a.txt").write_text("\n".join(rows) + "\n")
+    try:
+        found = list(READERS["word_tags"](folder / "a.txt", OPTIONS))
+    except UserError as mistake:
+        assert "a.txt, row" in str(mistake)
+    else:
+        kept = [row for row in rows if row.strip(" ")]
+        assert len(found) == len(kept)
+        for row, example in zip(kept, found):
+            pieces = row.split()
+            assert len(pieces) == len(example["tokens"]) == len(example["tags"])
+            for piece, word, mark in zip(pieces, example["tokens"], example["tags"]):
+                assert f"{word}/{mark}" in piece
+
+
+@EXAMPLES
+@given(any_text, st.lists(st.tuples(st.integers(-2, 40), st.integers(-2, 40), st.booleans()), max_size=5))
+def test_brats_entities_are_what_the_text_has_there(folder, text, spans):
+    text = text or "x"
+    rows = [
+        f"T{n}\tX {a} {b}\t{text[max(a, 0) : max(b, 0)] if same else 'other'}" for n, (a, b, same) in enumerate(spans)
+    ]
+    raw = folder / "brat"
+    raw.mkdir(exist_ok=True)
+    (raw / "a.txt").write_bytes(text.encode())
+    (raw / "a.ann").write_bytes("".join(row.replace("\r", " ").replace("\n", " ") + "\n" for row in rows).encode())
+    try:
+        (example,) = READERS["brat"](raw, OPTIONS)
+    except UserError as mistake:
+        assert "a.ann, row" in str(mistake)
+    else:
+        assert example["text"] == text.removeprefix("\ufeff")
+        assert [(a, b) for a, b, _ in example["entities"]] == [(a, b) for a, b, _ in spans]
+
+
+@EXAMPLES
+@given(
+    st.text(st.sampled_from("ab中😀 𝒳é"), min_size=1, max_size=12),
+    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=4),
+)
+def test_label_studios_offsets_mean_the_surface(folder, text, pairs):
+    spans = [(a, b, "x") for a, b in pairs if a < b <= len(text)]
+    (folder / "a.json").write_text(studio([(text, spans), ("more", [])], regions), encoding="utf-8")
+    if not spans:
+        return
+    found = list(READERS["json"](folder / "a.json", OPTIONS))
+    for (start, end, _), span in zip(spans, found[0]["ner"]):
+        assert found[0]["text"][span["start"] : span["end"]] == text[start:end]
+        assert (span["start"], span["end"]) == (start, end) or text.count(text[start:end]) > 1
+
+
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), any_text),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(any_text, inner, max_size=2),
+    max_leaves=4,
+)
+
+
+class Slowly(io.StringIO):
+    """A file that gives a few characters at a time."""
+
+    def read(self, size=-1):
+        return super().read(min(size, 3) if size > 0 else size)
+
+
+@EXAMPLES
+@given(st.lists(json_values, max_size=4), st.sampled_from([None, 1]), st.booleans())
+def test_a_list_read_in_pieces_is_the_list(values, indent, ascii):
+    text = " \n" + json.dumps(values, indent=indent, ensure_ascii=ascii) + "\n"
+    for file in (io.StringIO(text), Slowly(text)):
+        assert list(objects.JsonList("a.json", file).items()) == values
+
+
+@EXAMPLES
+@given(st.text(st.sampled_from('[]{},:"a1 \n\\utrue'), max_size=25))
+def test_a_broken_list_is_refused_as_json_refuses_it(text):
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    for file in (io.StringIO(text), Slowly(text)):
+        try:
+            assert list(objects.JsonList("a.json", file).items()) == values
+        except UserError as mistake:
+            assert not isinstance(values, list) and "a.json, row" in str(mistake)
+
+
+ROWS_OF_SHAPES = ["__label__a b", "a/n b/v", "1\ta", "text;label", "a;b", "[", '{"a": 1}', "", "text\tlabel", "好\t1"]
+ROWS_OF_SHAPES += ["[a/n b/v]nt", '"', "1\ta\t_\tN\t_\t_\t0\tr\t_\t_"]
+
+
+@EXAMPLES
+@given(
+    st.sampled_from(["a.txt", "a.csv", "a.tsv", "a.json", "a.conllu", "a.xlsx", "a.ft.gz"]),
+    st.sampled_from([{}, {"header": False}, {"delimiter": ";"}, {"drop_unlabelled": True}, {"max_rows": 2}]),
+    st.one_of(
+        st.binary(max_size=150),
+        any_text.map(str.encode),
+        st.lists(st.sampled_from(ROWS_OF_SHAPES), max_size=6).map(lambda rows: "\n".join(rows).encode()),
+    ),
+)
+def test_any_bytes_are_rows_or_a_named_error(tmp_path_factory, name, options, content):
+    raw = tmp_path_factory.mktemp("bytes")
+    (raw / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    try:
+        rows = read_examples(DataConfig(input=str(raw / name), output_dir="x", **options))
+    except UserError as mistake:
+        assert str(raw) in str(mistake) and "\n" not in str(mistake)
+    else:
+        for row in rows:
+            tags_of_row = [row[key] for key in ("slots", "tags", "upos", "xpos") if isinstance(row.get(key), list)]
+            assert all(len(found) == len(row["tokens"]) for found in tags_of_row if "tokens" in row)
+
+
+def test_the_small_rules():
+    assert fasttext_labels("__label__a, __label__b text __label__c") == ("text __label__c", ["a", "b"])
+    assert fasttext_labels("text  __label__c\t__label__d") == ("text", ["d", "c"])
+    assert names_marked(["a", "b"], {"a": "1.0", "b": False}, "here") == ["a"]
+    assert names_marked(["a", "b"], {"a": -1, "b": "-1"}, "here") is None
+
+
+# ---- hostile files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """Limits so small that a test's file is beyond them."""
+    for module in (raw_files, tables, objects):
+        monkeypatch.setattr(module, "MOST_CHARACTERS", 1000)
+    monkeypatch.setattr(objects, "MOST_OF_ONE_OBJECT", 5000)
+    monkeypatch.setattr(tagged, "MOST_TOKENS", 1000)
+    monkeypatch.setattr(tables, "MOST_UNPACKED", 20_000)
+
+
+LONG = "y" * 1200
+HOSTILE = {
+    "csv": ("a.csv", f"text,label\na,x\n{LONG},y\n", ["row 3", "longer than 1,000 characters"]),
+    "csv, a quote without end": ("a.csv", 'text,label\na,x\n"' + "y,\n" * 900, ["row 3", "quote"]),
+    "tsv": ("a.tsv", f"text\tlabel\na\tx\n{LONG}\ty\n", ["row 3", "longer than 1,000"]),
+    "jsonl": ("a.jsonl", lines([*TEXT, {"text": LONG, "label": "x"}]), ["row 13", "longer than 1,000"]),
+    "json list": ("a.json", json.dumps([*TEXT, {"text": 9 * LONG, "label": "x"}]), ["row 1", "longer than 1,000"]),
+    "json object": ("a.json", json.dumps({"data": 9 * TEXT}), ["more than 5,000 characters", "JSONL"]),
+    "conll": ("a.conll", f"a O\n{LONG} O\n", ["row 2", "longer than"]),
+    "conll without an end": ("a.conll", "a O\n" * 1001, ["row 1001", "blank"]),
+    "conllu without an end": ("a.conllu", ("1\ta" + "\t_" * 8 + "\n") * 1001, ["row 1001", "blank"]),
+    "gz": ("a.jsonl.gz", gzip.compress(b"\0" * 5000), ["row 1", "longer than"]),
+    "a text a class": ("x/1.txt", LONG, ["1.txt", "longer than"]),
+    "workbook": ("a.xlsx", workbook(one=[["text", "label"], *(900 * REVIEWS)]), ["20,000 bytes when unpacked"]),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_rows_without_an_end_are_one_line(name, tmp_path, narrow):
+    file, body, words = HOSTILE[name]
+    write(tmp_path / "raw", {file: body} | ({"z/1.txt": "b"} if "/" in file else {}))
+    with pytest.raises(UserError) as mistake:
+        process(DataConfig(input=str(tmp_path / "raw"), output_dir=str(tmp_path / "out")))
+    assert all(word in str(mistake.value) for word in words) and len(str(mistake.value)) < 400, mistake.value
+
+
+def test_ten_thousand_columns_are_read_or_one_short_line(tmp_path, capsys):
+    names = [f"column {number}" for number in range(10_000)]
+    body = [["text", "label", *names], *([t, b, *["0"] * 10_000] for t, b in REVIEWS)]
+    write(tmp_path, {"a.csv": "".join(",".join(map(quoted, row)) + "\n" for row in body)})
+    process(DataConfig(input=str(tmp_path / "a.csv"), output_dir=str(tmp_path / "out"), dev_ratio=0.2, test_ratio=0.2))
+    assert in_order(as_given(row, CLASSIC) for row in processed_rows(tmp_path / "out")) == in_order(TEXT)
+    assert "(9,988 more)" in capsys.readouterr().out
+    write(tmp_path, {"b.csv": "".join(",".join(map(quoted, row[2:])) + "\n" for row in body)})
+    with pytest.raises(UserError, match=r"--text_column.*\(9,988 more\)$"):
+        process(DataConfig(input=str(tmp_path / "b.csv"), output_dir=str(tmp_path / "out2")))
+
+
+def run_measured(flags, folder):
+    """(exit code, its lines on stderr, peak memory in MB) of data_process.py."""
+    errors = folder / "stderr"
+    with open(errors, "w") as file:
+        child = subprocess.Popen(
+            [sys.executable, str(ROOT / "data_process.py"), *flags], cwd=folder, stdout=subprocess.DEVNULL, stderr=file
+        )
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    return child.returncode, errors.read_text().splitlines(), usage.ru_maxrss / 1024
+
+
+@pytest.fixture(scope="module")
+def zeros(tmp_path_factory):
+    """A .gz of one row of 2 GB."""
+    path = tmp_path_factory.mktemp("zeros") / "zeros.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for _ in range(512):
+            file.write(b"0" * 2**22)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "json", "txt", "conll", "conllu"])
+@pytest.mark.parametrize("start", [b"", b'{"a": "', b'[{"a": "'])
+def test_a_packed_row_of_two_gigabytes_is_one_line_in_little_memory(suffix, start, zeros, tmp_path):
+    with open(tmp_path / f"a.{suffix}.gz", "wb") as file:  # members of a .gz follow each other
+        file.write(gzip.compress(start) + zeros.read_bytes())
+    code, errors, peak = run_measured(["--input", f"a.{suffix}.gz", "--output_dir", "out"], tmp_path)
+    assert code == 2 and len(errors) == 1 and f"a.{suffix}.gz" in errors[0], errors
+    assert peak < 2000 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "json", "conll"])
+def test_a_row_of_100_mb_is_one_line_in_little_memory(suffix, tmp_path):
+    body = {"csv": "text,label\na,x\n%s,y\n", "conll": "a O\n%s O\n", "json": '[{"text": "%s", "label": "x"}]'}
+    text = body.get(suffix, '{"text": "a", "label": "x"}\n{"text": "%s", "label": "y"}\n') % ("文" * 34_000_000)
+    (tmp_path / f"a.{suffix}").write_text(text, encoding="utf-8")
+    code, errors, peak = run_measured(["--input", f"a.{suffix}", "--output_dir", "out"], tmp_path)
+    assert code == 2 and len(errors) == 1 and "longer than 16,777,216 characters" in errors[0] and "row " in errors[0]
+    assert peak < 2000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "words"), [("all.csv", "occur only once"), ("train.csv", "--label_column")])
+def test_a_million_labels_are_one_line_in_little_memory(name, words, tmp_path):
+    rng = random.Random(1)
+    rows = [f"row {number},n{rng.randrange(10**12)}\n" for number in range(1_000_000)]
+    write(tmp_path, {f"raw/{name}": "text,label\n" + "".join(rows)})
+    write(tmp_path, {"raw/dev.csv": "text,label\na,x\nb,y\n"} if name == "train.csv" else {})
+    code, errors, peak = run_measured(["--input", "raw", "--output_dir", "out"], tmp_path)
+    assert code == 2 and len(errors) == 1 and "labels" in errors[0] and words in errors[0], errors
+    assert peak < 2000
+
+
+def test_formats_are_told_by_their_first_rows(tmp_path):
+    for name, files in SHAPES.items():
+        if not callable(files[0]) and len(files[0]) == 1 and not {"format", "delimiter"} & files[3].keys():
+            source = write(tmp_path / str(abs(hash(name))), files[0])
+            (path,) = (path for path in source.iterdir() if path.is_file())
+            assert find_format(path) in READERS
