@@ -64,7 +64,11 @@ def read_corpus(config):
     def with_parts():
         for part, path in sources:
             if part != "test":
-                name = config.format if config.format != "auto" else find_format(path, labelled=False)
+                name = (
+                    config.format
+                    if config.format != "auto"
+                    else find_format(path, labelled=False, encoding=config.encoding)
+                )
                 for example in (read_txt if name == "txt" else READERS[name])(path, config):
                     check_text(example, may_be_empty=True)
                     yield PART_NAMES.get(str(example.get("split")).lower(), part), example

@@ -142,11 +142,11 @@ def pick(flag, wanted, usual, path, names, listed, needed=True):
     return columns
 
 
-def labels_of_row(columns, values, where):
-    """{task: label} of a row. values: {column: its value}."""
+def labels_of_row(labels, values, where):
+    """{task: label} of a row. labels: as in Columns; values: {column: its value}."""
     return {
         task: values.get(source) if isinstance(source, str) else names_marked(source, values, where)
-        for task, source in columns.labels.items()
+        for task, source in labels.items()
     }
 
 

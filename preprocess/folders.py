@@ -31,7 +31,8 @@ def read_classes(path, options):
     folders = class_folders(Path(path))
     if len(folders) < 2:
         raise UserError(f"{path}: needs a folder for each class, with texts (.txt) in them; found {len(folders)}")
-    unlabelled = [folder.name for folder in folders if folder.name.lower() in UNLABELLED]
+    labelled = hasattr(options, "label_column")  # a corpus to pretrain on takes all texts
+    unlabelled = [folder.name for folder in folders if labelled and folder.name.lower() in UNLABELLED]
     classes = [folder for folder in folders if folder.name not in unlabelled]
     left_out = f"; left out, as they have no class: {some(unlabelled)}" if unlabelled else ""
     print(f"{path}: a class for each of the {len(classes)} folders ({some(f.name for f in classes)}){left_out}")

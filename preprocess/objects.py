@@ -7,6 +7,7 @@ from datetime import date, time
 from decimal import Decimal
 from functools import partial
 from itertools import chain, islice
+from json.decoder import WHITESPACE
 from pathlib import Path
 
 from engine.command_line import UserError, first_line
@@ -116,8 +117,7 @@ class JsonList:
     def sign(self):
         """The next character that is not blank, or "" at the end."""
         while True:
-            while self.place < len(self.text) and self.text[self.place] in " \t\r\n":
-                self.place += 1
+            self.place = WHITESPACE.match(self.text, self.place).end()
             if self.place < len(self.text) or not self.load():
                 return self.text[self.place : self.place + 1]
 
@@ -269,15 +269,7 @@ def objects_to_examples(path, objects, options, known=()):
     """
     objects = iter(objects)
     head = list(islice(objects, 1000))
-    for where, values in head:
-        if not isinstance(values, dict | None):
-            raise UserError(f"{where}: not a JSON object")
-    names = dict.fromkeys(
-        key
-        for _, values in head
-        for key, value in (values or {}).items()
-        if key != "tokens" or not is_spans(value)  # Prodigy's tokens are spans
-    )
+    names = keys_of(head)
     if not names:
         return
     listed = f"its keys are: {some(names)}"
@@ -288,6 +280,7 @@ def objects_to_examples(path, objects, options, known=()):
     later = {*LABEL_NAMES, *PAIR_NAMES} - names.keys() if labels and not options.label_column and not known else set()
     alone = [source for source in labels.values() if isinstance(source, str)] if len(labels) == 1 else []
     required = [name for name in (text, pair, *([] if getattr(options, "drop_unlabelled", False) else alone)) if name]
+    group = getattr(options, "group_column", "")
     for where, values in chain(head, objects):
         if values is None and labels:
             continue
@@ -295,28 +288,46 @@ def objects_to_examples(path, objects, options, known=()):
             values = {key: "" for key in (text, pair) if key}  # a text to predict on keeps its row
         if not isinstance(values, dict):
             raise UserError(f"{where}: not a JSON object")
-        if late := sorted(later & values.keys()):
+        if not later.isdisjoint(values):
+            late = sorted(later & values.keys())
             unseen = f"has the key {late[0]!r}, which none of the first 1000 rows has"
             raise UserError(f"{where}: {unseen}; say with --label_column what to use")
         if absent := [key for key in required if key not in values]:
             advice = "; --drop_unlabelled leaves such rows out" if absent == alone else ""
             raise UserError(f"{where}: no key {absent[0]!r}, which other rows have{advice}")
-        yield object_to_example(where, values, columns, options)
+        yield object_to_example(where, values, columns, group)
 
 
-def object_to_example(where, values, columns, options):
+def keys_of(objects):
+    """The keys of some (where, object), in order; UserError for what is no object."""
+    for where, values in objects:
+        if not isinstance(values, dict | None):
+            raise UserError(f"{where}: not a JSON object")
+    return dict.fromkeys(
+        key
+        for _, values in objects
+        for key, value in (values or {}).items()
+        if key != "tokens" or not is_spans(value)  # Prodigy's tokens are spans
+    )
+
+
+def object_to_example(where, values, columns, group):
     """One object -> one example: its parts under the names that they have everywhere."""
-    example = {"_where": where} | {key: values[key] for key in ("id", "split") if values.get(key) is not None}
-    if group := getattr(options, "group_column", ""):
+    text, pair, labels, extras, kept = columns
+    example = {"_where": where}
+    for key in ("id", "split"):
+        if values.get(key) is not None:
+            example[key] = values[key]
+    if group:
         example["group"] = values.get(group)
-    example["tokens" if isinstance(values[columns.text], list) else "text"] = values[columns.text]
-    if columns.pair:
-        example["text_pair"] = values[columns.pair]
-    if columns.extras:
-        example["extras"] = {name: values.get(name) for name in columns.extras}
-    if columns.kept:
-        example["kept"] = {name: values.get(name) for name in columns.kept}
-    return example | labels_of_row(columns, values, where)
+    example["tokens" if isinstance(values[text], list) else "text"] = values[text]
+    if pair:
+        example["text_pair"] = values[pair]
+    if extras:
+        example["extras"] = {name: values.get(name) for name in extras}
+    if kept:
+        example["kept"] = {name: values.get(name) for name in kept}
+    return example | labels_of_row(labels, values, where)
 
 
 def as_json(value, where):

@@ -6,7 +6,7 @@ import io
 import os
 import zlib
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import regex
@@ -122,11 +122,10 @@ def undecodable(path, file):
 
 def lines_of(path, file):
     """The lines of an open text, with their ends, one after another."""
-    number = 0
-    while line := file.readline(MOST_CHARACTERS + 1):
-        number += 1
-        if len(line) > MOST_CHARACTERS:
-            reason = f"longer than {MOST_CHARACTERS:,} characters, the most that a row may have"
+    most = MOST_CHARACTERS
+    for number, line in enumerate(iter(partial(file.readline, most + 1), ""), 1):
+        if len(line) > most:
+            reason = f"longer than {most:,} characters, the most that a row may have"
             raise UserError(f"{path}, row {number}: {reason}; cut it, or end each row with a line feed")
         yield line
 
@@ -154,6 +153,6 @@ def read_whole(path, encoding="auto"):
 
 
 def some(names, most=12):
-    """The first names of many, for a message."""
-    names = list(map(str, names))
+    """The first names of many, for a message of one line."""
+    names = [str(name) if str(name).isprintable() else repr(name) for name in names]
     return ", ".join(names[:most]) + (f", … ({len(names) - most:,} more)" if len(names) > most else "")

@@ -49,7 +49,8 @@ def find_sources(source):
     folders = [path for path in sorted(source.iterdir()) if path.is_dir() and path.name.lower() in PART_NAMES]
     sources = [(PART_NAMES[folder.name.lower()], path) for folder in folders for path in data_files(folder)]
     if not folders:
-        sources = [(part_of_name(path), path) for path in data_files(source)]
+        whole = is_brat(source) or has_classes(source)  # whose own name says nothing of parts
+        sources = [(None if whole else part_of_name(path), path) for path in data_files(source)]
     if not sources:
         raise UserError(f"{source}: no data files in it")
     parts = {part for part, _ in sources}

@@ -113,10 +113,11 @@ def columns_to_examples(path, table, options):
     listed = f"its columns are: {some(names)}"
     # A column named by an option is what the option says, also if it is called "id"
     keys = {"id": "id", "split": "split", columns.text: "text", columns.pair: "text_pair"}
-    sources = {name for source in columns.labels.values() for name in ([source] if isinstance(source, str) else source)}
-    used = {*keys, *sources, *columns.extras, *columns.kept, group := getattr(options, "group_column", "")}
-    places = [(place, name) for place, name in enumerate(names) if name in used]
-    keys = {name: key for name, key in keys.items() if name in names and name not in sources}
+    keys |= {source: task for task, source in columns.labels.items() if isinstance(source, str)}
+    cells_of_keys = [(keys[name], place) for place, name in enumerate(names) if name in keys]
+    others = [name for name in (*columns.extras, *columns.kept, getattr(options, "group_column", "")) if name]
+    others += [name for source in columns.labels.values() if not isinstance(source, str) for name in source]
+    others = {name: names.index(name) for name in others}
     for number, cells in table:
         where = f"{path}, row {number}"
         if not any(cells):
@@ -125,15 +126,23 @@ def columns_to_examples(path, table, options):
             cells = [""] * len(names)  # a text to predict on keeps its row
         if len(cells) != len(names):
             raise UserError(f"{where}: {len(cells)} cells, but {origin} has {len(names)}; {listed}")
-        values = {name: cells[place] for place, name in places}
-        example = {"_where": where} | {key: values[name] for name, key in keys.items()}
-        if group:
-            example["group"] = values[group]
-        if columns.extras:
-            example["extras"] = {name: values[name] for name in columns.extras}
-        if columns.kept:
-            example["kept"] = {name: values[name] for name in columns.kept}
-        yield example | labels_of_row(columns, values, where)
+        example = {"_where": where}
+        for key, place in cells_of_keys:
+            example[key] = cells[place]
+        if others:
+            example |= other_parts(columns, {name: cells[place] for name, place in others.items()}, options, where)
+        yield example
+
+
+def other_parts(columns, values, options, where):
+    """What else is read of a row: its group, the extra columns, those kept for the report, and joined labels."""
+    parts = {"group": values[options.group_column]} if getattr(options, "group_column", "") else {}
+    if columns.extras:
+        parts["extras"] = {name: values[name] for name in columns.extras}
+    if columns.kept:
+        parts["kept"] = {name: values[name] for name in columns.kept}
+    joined = {task: source for task, source in columns.labels.items() if not isinstance(source, str)}
+    return parts | labels_of_row(joined, values, where)
 
 
 def columns_by_name(path, header, head, options):
