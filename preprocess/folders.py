@@ -11,14 +11,19 @@ UNLABELLED = ("unsup", "unlabeled", "unlabelled")  # folders whose texts have no
 TEXT_BOUND = re.compile(r"(\S+) (\d+ \d+(?:;\d+ \d+)*)")
 
 
+def is_text(path):
+    """Whether a file is one of many texts: NAME.txt, or a number alone (as in 20 Newsgroups)."""
+    return (path.suffix.lower() == ".txt" or path.name.isdigit()) and not path.name.startswith(".") and path.is_file()
+
+
 def text_files(folder):
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".txt" and not path.name.startswith("."))
+    return sorted(path for path in folder.iterdir() if is_text(path))
 
 
 def class_folders(folder):
     """The folders in a folder that hold texts: each is a class, if they are two or more."""
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
-    return [path for path in inside if any(file.suffix.lower() == ".txt" for file in path.iterdir())]
+    return [path for path in inside if any(map(is_text, path.iterdir()))]
 
 
 def is_brat(folder):
@@ -30,7 +35,7 @@ def read_classes(path, options):
     """A folder for each class, with a text in each .txt file of it."""
     folders = class_folders(Path(path))
     if len(folders) < 2:
-        raise UserError(f"{path}: needs a folder for each class, with texts (.txt) in them; found {len(folders)}")
+        raise UserError(f"{path}: needs a folder for each class, with texts in them, a .txt each; found {len(folders)}")
     labelled = hasattr(options, "label_column")  # a corpus to pretrain on takes all texts
     unlabelled = [folder.name for folder in folders if labelled and folder.name.lower() in UNLABELLED]
     classes = [folder for folder in folders if folder.name not in unlabelled]

@@ -1,8 +1,10 @@
 """Readers of tables: CSV, TSV and their kin, with a row of names or without, and Excel's sheets."""
 
 import csv
+import re
 import zipfile
 from collections import Counter
+from contextlib import closing
 from datetime import date, time
 from functools import partial
 from itertools import chain, islice
@@ -43,22 +45,44 @@ def read_split(path, options, delimiter):
 
 
 def read_quoted(path, options, delimiter):
-    csv.field_size_limit(MOST_CHARACTERS)  # a quote that is never closed must not fill the memory
     with open_text(path, options.encoding, newline="") as file:
         yield from columns_to_examples(path, read_cells(path, file, delimiter), options)
 
 
 def read_cells(path, file, delimiter=","):
     """(row number, cells) of a CSV file that is open."""
-    reader, start = csv.reader(lines_of(path, file), strict=True, delimiter=delimiter), 1
+    csv.field_size_limit(MOST_CHARACTERS)
+    lines = LinesOfRows(path, file)
+    reader, start = csv.reader(lines, strict=True, delimiter=delimiter), 1
     try:
         for cells in reader:
             yield start, cells
             start = reader.line_num + 1
+            lines.start, lines.length = start, 0
     except csv.Error as error:
         raise UserError(f"{path}, row {start}: {error}; look for a quote that is never closed") from None
     except UnicodeError:
         raise undecodable(path, file) from None
+
+
+class LinesOfRows:
+    """The lines of a CSV file, of which quotes make one row of several: a quote that is never closed must not fill the
+    memory."""
+
+    def __init__(self, path, file):
+        self.path, self.lines = path, lines_of(path, file)
+        self.start, self.length = 1, 0  # of the row: its first line, its characters so far
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        line = next(self.lines)
+        self.length += len(line)
+        if self.length > MOST_CHARACTERS:
+            longer = f"longer than {MOST_CHARACTERS:,} characters, the most that a row may have"
+            raise UserError(f"{self.path}, row {self.start}: {longer}; look for a quote that is never closed")
+        return line
 
 
 def delimiter_option(options):
@@ -111,13 +135,8 @@ def columns_to_examples(path, table, options):
         names, columns = columns_by_number(path, [first, *head], options)
         table, origin = chain([first, *head], table), f"row {first[0]}"
     listed = f"its columns are: {some(names)}"
-    # A column named by an option is what the option says, also if it is called "id"
-    keys = {"id": "id", "split": "split", columns.text: "text", columns.pair: "text_pair"}
-    keys |= {source: task for task, source in columns.labels.items() if isinstance(source, str)}
-    cells_of_keys = [(keys[name], place) for place, name in enumerate(names) if name in keys]
-    others = [name for name in (*columns.extras, *columns.kept, getattr(options, "group_column", "")) if name]
-    others += [name for source in columns.labels.values() if not isinstance(source, str) for name in source]
-    others = {name: names.index(name) for name in others}
+    tell_several(path, names, columns, [first, *head], options)
+    cells_of_keys, others = places_of(names, columns, options)
     for number, cells in table:
         where = f"{path}, row {number}"
         if not any(cells):
@@ -132,6 +151,27 @@ def columns_to_examples(path, table, options):
         if others:
             example |= other_parts(columns, {name: cells[place] for name, place in others.items()}, options, where)
         yield example
+
+
+def tell_several(path, names, columns, head, options):
+    """Says so if the cells of a label look like several labels: '2,27'."""
+    for task, source in columns.labels.items():
+        if isinstance(source, str) and f"{task}=" not in options.label_type:
+            cells = [cells[names.index(source)] for _, cells in head if len(cells) == len(names)]
+            several = [cell for cell in cells if re.fullmatch(r"\d+(,\d+)+", cell)]
+            if len(several) > 0.02 * len(cells):
+                print(f"{path}: cells such as {several[0]!r} may be several labels: --label_type {task}=multilabel")
+
+
+def places_of(names, columns, options):
+    """([(key of an example, place of its cell)], {column: its place} of all that makes other parts of it)."""
+    # A column named by an option is what the option says, also if it is called "id"
+    keys = {"id": "id", "split": "split", columns.text: "text", columns.pair: "text_pair"}
+    keys |= {source: task for task, source in columns.labels.items() if isinstance(source, str)}
+    cells_of_keys = [(keys[name], place) for place, name in enumerate(names) if name in keys]
+    others = [name for name in (*columns.extras, *columns.kept, getattr(options, "group_column", "")) if name]
+    others += [name for source in columns.labels.values() if not isinstance(source, str) for name in source]
+    return cells_of_keys, {name: names.index(name) for name in others}
 
 
 def other_parts(columns, values, options, where):
@@ -212,15 +252,14 @@ def read_xlsx(path, options):
         with zipfile.ZipFile(path) as packed:
             if sum(part.file_size for part in packed.infolist()) > MOST_UNPACKED:
                 raise UserError(f"{path}: more than {MOST_UNPACKED:,} bytes when unpacked; save it as CSV")
-        book = load_workbook(path, read_only=True, data_only=True)
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        with closing(load_workbook(path, read_only=True, data_only=True)) as book:
+            for part, name in find_sheets(path, book, options):
+                for example in columns_to_examples(f"{path}, sheet {name}", sheet_rows(book[name]), options):
+                    yield example | ({"split": part} if part else {})
+    except UserError:
+        raise
+    except Exception as error:  # a damaged workbook can make openpyxl raise anything
         raise UserError(f"{path}: not a readable .xlsx file ({first_line(error)}); save it as CSV") from None
-    try:
-        for part, name in find_sheets(path, book, options):
-            for example in columns_to_examples(f"{path}, sheet {name}", sheet_rows(book[name]), options):
-                yield example | ({"split": part} if part else {})
-    finally:
-        book.close()
 
 
 def find_sheets(path, book, options):
@@ -239,16 +278,20 @@ def find_sheets(path, book, options):
 
 
 def sheet_rows(sheet):
-    """(row number, cells as strings) of a sheet, blank rows left out, each as wide as the first."""
+    """(row number, cells as strings) of a sheet, each as wide as the first; blank rows at its ends are left out."""
     sheet.reset_dimensions()  # what the file says of its size is not always so
-    width = 0
+    width, blank = 0, []
     for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
         cells = [as_cell(value) for value in row]
         while cells and not cells[-1] and len(cells) > width:
             cells.pop()
-        width = width or len(cells)
         if any(cells):
+            width = width or len(cells)
+            yield from ((before, [""] * width) for before in blank)
             yield number, cells + [""] * (width - len(cells))
+            blank = []
+        elif width:
+            blank.append(number)
 
 
 def as_cell(value):

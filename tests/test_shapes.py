@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import datasets
 import openpyxl
@@ -402,6 +403,12 @@ SHAPES = {  # name: (files, or a function that writes them; the rows as they sho
         {"label": "multilabel"},
         {"header": False, "label_type": "label=multilabel"},
     ),
+    "number lists": (
+        {"a.csv": csv_of([(t, "2,27" if b == "pos" else "3") for t, b in REVIEWS], ["text", "label"])},
+        [{"text": t, "label": "2,27" if b == "pos" else "3"} for t, b in REVIEWS],
+        CLASSIC,
+        {},
+    ),
     "STS-B": (
         {"sts-train.csv": rows_of(PAIRS, lambda a, b, c: f"main\tnews\t2012\t0024\t{c}\t{a}\t{b}")},
         [{"text": a, "text_pair": b, "label": c} for a, b, c in PAIRS],
@@ -567,6 +574,7 @@ SHAPES = {  # name: (files, or a function that writes them; the rows as they sho
     ),
     # folders
     "a folder a class": (by_class(REVIEWS), TEXT, CLASSIC, {}),
+    "20 Newsgroups": ({f"{label}/{n}": text for n, (text, label) in enumerate(REVIEWS, 49960)}, TEXT, CLASSIC, {}),
     "a folder a class, in parts, GB18030": (
         by_class(GBK[:8], "gb18030", "train/")
         | by_class(GBK[8:], "gb18030", "test/")
@@ -746,7 +754,9 @@ def test_each_shape_trains_and_predicts(name, tmp_path, monkeypatch):
 
 
 def test_texts_to_predict_on_come_in_these_shapes_too(tmp_path):
-    write(tmp_path, {"a.xlsx": workbook(s=[["评论"], *([text] for text, _ in REVIEWS)])})
+    write(tmp_path, {"a.xlsx": workbook(s=[[], ["评论"], *([text] for text, _ in REVIEWS), [None], [None]])})
+    write(tmp_path, {"d.xlsx": workbook(s=[["text", "n"], ["a", 1], [None, None], ["b", 2], [" "], [None]])})
+    assert [row["text"] for row in read_texts(tmp_path / "d.xlsx", Config())][:3] == ["a", "", "b"]
     write(tmp_path, {"b.csv": csv_of([(text, 3) for text, _ in REVIEWS], ["text", "n"], ";")})
     write(tmp_path, {"c.txt": "".join(f"{text}\n" for text, _ in GBK).encode("gb18030")})
     for name, wanted in (("a.xlsx", REVIEWS), ("b.csv", REVIEWS), ("c.txt", GBK)):
@@ -759,6 +769,7 @@ def test_texts_to_predict_on_come_in_these_shapes_too(tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
+        ("number lists", ["cells such as '2,27' may be several labels: --label_type label=multilabel"]),
         ("labels that lack", ["4 rows without a label are left out (--drop_unlabelled), the first: ", "row 14"]),
         ("the first rows", ["the first 12 rows are read, the rest is left out (--max_rows)"]),
         ("csv in GB18030, found", ["a.csv: not UTF-8; read as GB18030, in which it begins with '这家店", "--encoding"]),
@@ -1123,6 +1134,27 @@ def test_any_bytes_are_rows_or_a_named_error(tmp_path_factory, name, options, co
             assert all(len(found) == len(row["tokens"]) for found in tags_of_row if "tokens" in row)
 
 
+@EXAMPLES
+@given(st.data())
+def test_damaged_workbooks_are_rows_or_a_named_error(folder, data):
+    """Bytes of a part of a workbook are replaced, with its checksum made right again."""
+    whole = zipfile.ZipFile(io.BytesIO(workbook(one=[["text", "label"], *REVIEWS])))
+    damaged = data.draw(st.sampled_from(whole.namelist()))
+    with zipfile.ZipFile(folder / "a.xlsx", "w") as packed:
+        for name in whole.namelist():
+            body = whole.read(name)
+            if name == damaged:
+                start = data.draw(st.integers(0, len(body)))
+                body = body[:start] + data.draw(st.binary(max_size=6)) + body[start + data.draw(st.integers(0, 9)) :]
+            packed.writestr(name, body)
+    try:
+        found = read_examples(DataConfig(input=str(folder / "a.xlsx"), output_dir="x"))
+    except UserError as mistake:
+        assert "a.xlsx" in str(mistake) and "\n" not in str(mistake)
+    else:
+        assert all({"text", "label"} <= row.keys() for row in found)
+
+
 def test_the_small_rules():
     assert fasttext_labels("__label__a, __label__b text __label__c") == ("text __label__c", ["a", "b"])
     assert fasttext_labels("text  __label__c\t__label__d") == ("text", ["d", "c"])
@@ -1147,6 +1179,7 @@ LONG = "y" * 1200
 HOSTILE = {
     "csv": ("a.csv", f"text,label\na,x\n{LONG},y\n", ["row 3", "longer than 1,000 characters"]),
     "csv, a quote without end": ("a.csv", 'text,label\na,x\n"' + "y,\n" * 900, ["row 3", "quote"]),
+    "csv, quotes on and on": ("a.csv", "text,label\na,x\n" + '"bb\nb",' * 900, ["row 3", "longer than", "quote"]),
     "tsv": ("a.tsv", f"text\tlabel\na\tx\n{LONG}\ty\n", ["row 3", "longer than 1,000"]),
     "jsonl": ("a.jsonl", lines([*TEXT, {"text": LONG, "label": "x"}]), ["row 13", "longer than 1,000"]),
     "json list": ("a.json", json.dumps([*TEXT, {"text": 9 * LONG, "label": "x"}]), ["row 1", "longer than 1,000"]),
