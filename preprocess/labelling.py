@@ -25,7 +25,9 @@ def check_examples(examples, config):
     names = list(dict.fromkeys(key for example in examples for key in example if key not in RESERVED))
     chosen, notes = {name: labels.KINDS[kind] for name, kind in config.label_types_by_name().items()}, []
     if unknown := sorted(set(chosen) - set(names)):
-        raise UserError(f"--label_type names {', '.join(unknown)}, but the labels are {', '.join(names)}")
+        joined = f"; --label_column {unknown[0]}={'+'.join(names)} makes one task of columns of 0 and 1"
+        advice = joined if chosen[unknown[0]] == "multilabel" and len(names) > 1 else ""
+        raise UserError(f"--label_type names {', '.join(unknown)}, but the labels are {', '.join(names)}{advice}")
     for example in examples:
         check_shape(example, examples[0])
         if "extras" in example:

@@ -62,6 +62,8 @@ def json_form(path, encoding):
                 return "rows" if line else "object"
         except UnicodeError:
             raise undecodable(path, file) from None
+        except UserError:
+            raise
         except (ValueError, RecursionError):  # an object over several lines, or none: read_object says so
             pass
     return "object"
@@ -78,6 +80,8 @@ def read_object(path, encoding):
             content = json.loads(text)
         except UnicodeError:
             raise undecodable(path, file) from None
+        except UserError:
+            raise
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, row {getattr(error, 'lineno', 1)}: not JSON ({error})") from None
     if not isinstance(content, dict):

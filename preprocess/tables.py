@@ -2,6 +2,7 @@
 
 import csv
 import re
+import warnings
 import zipfile
 from collections import Counter
 from contextlib import closing
@@ -248,6 +249,7 @@ def read_xlsx(path, options):
         from openpyxl import load_workbook
     except ImportError:
         raise UserError(f"{path}: Excel needs the package openpyxl: pip install -r requirements-excel.txt") from None
+    warnings.filterwarnings("ignore", category=UserWarning, module="openpyxl")  # of styles that it does not know
     try:
         with zipfile.ZipFile(path) as packed:
             if sum(part.file_size for part in packed.infolist()) > MOST_UNPACKED:

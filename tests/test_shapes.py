@@ -825,6 +825,11 @@ REFUSED = {  # name: (files, what the one line says, options)
         ["2 hold 0 and 1", "--label_column labels=toxic+threat"],
         {},
     ),
+    "columns of 0 and 1 under a name": (
+        {"a.csv": csv_of([("a", 0, 1), ("b", 1, 0)], ["text", "toxic", "threat"])},
+        ["--label_column topics=toxic+threat"],
+        {"label_column": "toxic,threat", "label_type": "topics=multilabel"},
+    ),
     "not 0 or 1": (
         {"a.csv": csv_of([("a", 0, 1), ("b", 1, 2)], ["text", "toxic", "threat"])},
         ["row 3", "'threat' is '2'", "0 or 1"],
@@ -1183,7 +1188,12 @@ HOSTILE = {
     "tsv": ("a.tsv", f"text\tlabel\na\tx\n{LONG}\ty\n", ["row 3", "longer than 1,000"]),
     "jsonl": ("a.jsonl", lines([*TEXT, {"text": LONG, "label": "x"}]), ["row 13", "longer than 1,000"]),
     "json list": ("a.json", json.dumps([*TEXT, {"text": 9 * LONG, "label": "x"}]), ["row 1", "longer than 1,000"]),
-    "json object": ("a.json", json.dumps({"data": 9 * TEXT}), ["more than 5,000 characters", "JSONL"]),
+    "json.gz, damaged": ("a.json.gz", gzip.compress(lines(TEXT).encode())[:-20], ["a.json.gz: not a whole .gz file"]),
+    "json object": (
+        "a.json",
+        json.dumps({"data": 9 * TEXT}),
+        ["a.json, row 1: a single object of more than 5,000 characters"],
+    ),
     "conll": ("a.conll", f"a O\n{LONG} O\n", ["row 2", "longer than"]),
     "conll without an end": ("a.conll", "a O\n" * 1001, ["row 1001", "blank"]),
     "conllu without an end": ("a.conllu", ("1\ta" + "\t_" * 8 + "\n") * 1001, ["row 1001", "blank"]),
@@ -1259,10 +1269,12 @@ def test_a_row_of_100_mb_is_one_line_in_little_memory(suffix, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "words"), [("all.csv", "occur only once"), ("train.csv", "--label_column")])
-def test_a_million_labels_are_one_line_in_little_memory(name, words, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "size", "words"), [("all.csv", 200_000, "occur only once"), ("train.csv", 1_000_000, "--label_column")]
+)
+def test_a_million_labels_are_one_line_in_little_memory(name, size, words, tmp_path):
     rng = random.Random(1)
-    rows = [f"row {number},n{rng.randrange(10**12)}\n" for number in range(1_000_000)]
+    rows = [f"row {number},n{rng.randrange(10**12)}\n" for number in range(size)]
     write(tmp_path, {f"raw/{name}": "text,label\n" + "".join(rows)})
     write(tmp_path, {"raw/dev.csv": "text,label\na,x\nb,y\n"} if name == "train.csv" else {})
     code, errors, peak = run_measured(["--input", "raw", "--output_dir", "out"], tmp_path)
