@@ -13,7 +13,7 @@ from pathlib import Path
 from engine.command_line import UserError, first_line
 from preprocess.columns import LABEL_NAMES, PAIR_NAMES, TEXT_NAMES, columns_of_marks, find_columns, labels_of_row
 from preprocess.labels import is_spans
-from preprocess.raw_files import MOST_CHARACTERS, open_text, read_rows, some, undecodable
+from preprocess.raw_files import MOST_CHARACTERS, first_of, open_text, read_rows, some, undecodable
 
 MOST_OF_ONE_OBJECT = 256 * 2**20  # characters of a .json file that is a single object, read as a whole
 
@@ -269,10 +269,10 @@ def class_names(value, feature):
 def objects_to_examples(path, objects, options, known=()):
     """(where, dict or None for an empty row) -> examples. A label may be missing or null where there are several.
 
-    The first thousand rows say which keys there are. known: those that are labels for certain.
+    The first rows, at most a thousand, say which keys there are. known: those that are labels for certain.
     """
     objects = iter(objects)
-    head = list(islice(objects, 1000))
+    head = first_of(objects, 1000)
     names = keys_of(head)
     if not names:
         return
@@ -294,7 +294,7 @@ def objects_to_examples(path, objects, options, known=()):
             raise UserError(f"{where}: not a JSON object")
         if not later.isdisjoint(values):
             late = sorted(later & values.keys())
-            unseen = f"has the key {late[0]!r}, which none of the first 1000 rows has"
+            unseen = f"has the key {late[0]!r}, which none of the first {len(head)} rows has"
             raise UserError(f"{where}: {unseen}; say with --label_column what to use")
         if absent := [key for key in required if key not in values]:
             advice = "; --drop_unlabelled leaves such rows out" if absent == alone else ""

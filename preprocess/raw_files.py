@@ -14,6 +14,7 @@ import regex
 from engine.command_line import UserError, first_line
 
 MOST_CHARACTERS = 16 * 2**20  # of one row: a file without line ends must not fill the memory
+MOST_OF_HEAD = 128 * 2**20  # bytes, about, of the first rows that are held to judge the columns by
 LOOKED_AT = 64 * 2**20  # bytes of a file by which its encoding is told
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 CHINESE = regex.compile(r"[\p{Han}\u3000-\u303f\uff00-\uffef\u2014\u2018-\u201d\u2026\u00b7]")
@@ -150,6 +151,18 @@ def read_whole(path, encoding="auto"):
         if len(text) > MOST_CHARACTERS:
             raise UserError(f"{path}: longer than {MOST_CHARACTERS:,} characters, the most that a text may have")
         return text, file.encoding
+
+
+def first_of(rows, most):
+    """The first rows of an iterator of (where, list or dict): at most `most`, fewer where they are large."""
+    head, size = [], 0
+    for where, row in rows:
+        head.append((where, row))
+        values = row.values() if isinstance(row, dict) else row if isinstance(row, list) else ()
+        size += sum(100 + len(value) if isinstance(value, str) else 100 for value in values)
+        if len(head) == most or size > MOST_OF_HEAD:
+            break
+    return head
 
 
 def some(names, most=12):

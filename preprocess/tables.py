@@ -8,7 +8,7 @@ from collections import Counter
 from contextlib import closing
 from datetime import date, time
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 
 from engine.command_line import UserError, first_line
 from preprocess.columns import (
@@ -20,7 +20,7 @@ from preprocess.columns import (
     labels_of_row,
     refuse_other_tasks,
 )
-from preprocess.raw_files import MOST_CHARACTERS, lines_of, open_text, read_rows, some, undecodable
+from preprocess.raw_files import MOST_CHARACTERS, first_of, lines_of, open_text, read_rows, some, undecodable
 
 HEAD_ROWS = 200  # by which columns are judged where names do not tell
 MOST_UNPACKED = 2**30  # bytes of a workbook's parts
@@ -128,7 +128,7 @@ def columns_to_examples(path, table, options):
     first = next(table, (1, []))
     if not any(cell.strip() for cell in first[1]):
         raise UserError(f"{path}: the file is empty")
-    head = list(islice(table, HEAD_ROWS))
+    head = first_of(table, HEAD_ROWS)
     if getattr(options, "header", True):
         names, columns = columns_by_name(path, first[1], head, options)
         table, origin = chain(head, table), "the header"

@@ -1224,6 +1224,18 @@ def test_ten_thousand_columns_are_read_or_one_short_line(tmp_path, capsys):
         process(DataConfig(input=str(tmp_path / "b.csv"), output_dir=str(tmp_path / "out2")))
 
 
+def test_large_rows_are_not_held_by_the_thousand(tmp_path, monkeypatch):
+    """Few of them say which columns there are; all are read, and a key that comes late is named."""
+    monkeypatch.setattr(raw_files, "MOST_OF_HEAD", 1000)
+    write(tmp_path, {"a.jsonl": lines(TEXT), "b.csv": csv_of(REVIEWS, ["text", "label"])})
+    write(tmp_path, {"c.jsonl": lines([*TEXT, {"text": "x", "label": "pos", "intent": "y"}])})
+    for name in ("a.jsonl", "b.csv"):
+        found = list(READERS[name[2:]](tmp_path / name, OPTIONS))
+        assert [(row["text"], row["label"]) for row in found] == REVIEWS
+    with pytest.raises(UserError, match="row 13: has the key 'intent', which none of the first 5 rows has"):
+        list(READERS["jsonl"](tmp_path / "c.jsonl", OPTIONS))
+
+
 def run_measured(flags, folder):
     """(exit code, its lines on stderr, peak memory in MB) of data_process.py."""
     errors = folder / "stderr"
