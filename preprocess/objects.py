@@ -181,7 +181,10 @@ def read_parquet(path, options):
 
     try:
         file = ParquetFile(path)
-        rows = (row for batch in file.iter_batches(1000) for row in batch.to_pylist())
+        groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+        size = sum(group.total_byte_size for group in groups) / max(1, file.metadata.num_rows)  # of a row
+        batches = file.iter_batches(max(1, min(1000, int(2**26 / max(1, size)))))
+        rows = (row for batch in batches for row in batch.to_pylist())
         objects = ((where := f"{path}, row {number}", as_json(row, where)) for number, row in enumerate(rows, 1))
         yield from objects_to_examples(path, objects, options)
     except pyarrow.ArrowException as error:
@@ -344,6 +347,8 @@ def as_json(value, where):
         return float(value)
     if isinstance(value, date | time):
         return value.isoformat()
+    if isinstance(value, str) and len(value) > MOST_CHARACTERS:
+        raise UserError(f"{where}: longer than {MOST_CHARACTERS:,} characters, the most that a row may have; cut it")
     if isinstance(value, bytes):
         raise UserError(f"{where}: a column holds bytes, not text; decode it first")
     return value

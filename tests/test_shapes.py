@@ -1188,6 +1188,7 @@ HOSTILE = {
     "tsv": ("a.tsv", f"text\tlabel\na\tx\n{LONG}\ty\n", ["row 3", "longer than 1,000"]),
     "jsonl": ("a.jsonl", lines([*TEXT, {"text": LONG, "label": "x"}]), ["row 13", "longer than 1,000"]),
     "json list": ("a.json", json.dumps([*TEXT, {"text": 9 * LONG, "label": "x"}]), ["row 1", "longer than 1,000"]),
+    "parquet": ("a.parquet", parquet([*TEXT, {"text": LONG, "label": "x"}]), ["row 13", "longer than 1,000"]),
     "json.gz, damaged": ("a.json.gz", gzip.compress(lines(TEXT).encode())[:-20], ["a.json.gz: not a whole .gz file"]),
     "json object": (
         "a.json",
