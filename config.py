@@ -59,7 +59,7 @@ class Config(SavedOptions, CheckedOptions):
     spreadsheet_safe: bool = option(False, "an apostrophe before cells that a spreadsheet would run as formulas")
     text_column: str = option("", "column of the text in --predict_file (default: found by its name)")
     text_pair_column: str = option("", "column of the second text in --predict_file")
-    encoding: str = option("auto", "of --predict_file: auto (UTF-8 or UTF-16 by its mark), gb18030, …")
+    encoding: str = option("auto", "of --predict_file: auto (UTF-8, UTF-16 by its mark, GB18030 if it is Chinese), …")
 
     # Model
     pretrain_model_path: str = option("", "save_pretrained folder or hub name; empty: from scratch", group="model")

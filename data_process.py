@@ -17,12 +17,13 @@ from pathlib import Path
 from filelock import FileLock
 
 from config import ROOT, Config
-from engine.command_line import UserError, option, require_seed, run_command
+from engine.command_line import UserError, option, run_command
 from engine.tags import kind_of
 from engine.text import text_of
 from preprocess import checks
 from preprocess.labelling import check_examples, collect_labels
 from preprocess.labels import KINDS
+from preprocess.option_checks import check_options, label_types_by_name
 from preprocess.readers import READERS
 from preprocess.schema import PARTS, load_labels, read_processed, require_own_folder, summary, write_processed
 from preprocess.sources import read_examples
@@ -40,11 +41,18 @@ class DataConfig:
         "what the input is; auto finds it by its names and first rows; hf: a Hugging Face dataset",
         choices=["auto", *READERS],
     )
-    encoding: str = option("auto", "of the input: auto (UTF-8 or UTF-16 by its mark), gb18030, …")
+    encoding: str = option("auto", "of the input: auto (UTF-8, UTF-16 by its mark, GB18030 if it reads as Chinese), …")
+    delimiter: str = option("", "what parts the cells of a table, such as ';', '|', '_!_' (default: found by itself)")
+    header: bool = option(True, "tables have a row of names; with --no_header columns are called 0, 1, …")
+    sheet: str = option("", "sheet of an Excel workbook that has several")
+    max_rows: int = option(0, "read only the first N rows of each file; a hub's dataset is streamed then; 0: all")
+    drop_unlabelled: bool = option(False, "leave out rows whose label is empty, null or NaN, and count them")
     text_column: str = option("", "column or key of the text (default: found by its name)")
     text_pair_column: str = option("", "column or key of the second text of a pair")
     label_column: str = option(
-        "", "column or key of the label, or several, comma-separated; each becomes a task (default: found by its name)"
+        "",
+        "column or key of the label, or several, comma-separated; each becomes a task (default: found by its name); "
+        "columns of 0 and 1 make one multilabel task with TASK=COLUMN+COLUMN+…, such as 'topics=toxic+obscene+threat'",
     )
     label_type: str = option(
         "",
@@ -74,28 +82,10 @@ class DataConfig:
     random_seed: int = option(666, "seed of the split", aliases=["seed"])
 
     def __post_init__(self):
-        if not self.input or not (self.output_dir or self.check):
-            raise UserError("both --input FILE_OR_FOLDER and --output_dir dataset/NAME are needed")
-        require_seed(self.random_seed)
-        self.label_types_by_name()
-        if self.n_splits < 0 or self.n_splits == 1:
-            raise UserError(f"--n_splits={self.n_splits} must be at least 2")
-        if not self.label_separator:
-            raise UserError("--label_separator must not be empty")
-        if not (self.dev_ratio > 0 and self.test_ratio >= 0 and self.dev_ratio + self.test_ratio < 1):
-            raise UserError(
-                f"--dev_ratio={self.dev_ratio} and --test_ratio={self.test_ratio} must leave something to train on"
-            )
+        check_options(self)
 
     def label_types_by_name(self):
-        """'score=regression,tags=multilabel' -> {'score': 'regression', 'tags': 'multilabel'}"""
-        types = dict(part.strip().rpartition("=")[::2] for part in self.label_type.split(",") if part.strip())
-        if "" in types or not set(types.values()) <= set(KINDS):
-            raise UserError(
-                f"--label_type={self.label_type!r} must look like 'score=regression,topics=multilabel,"
-                f"mood=classification'; the types are {', '.join(KINDS)}"
-            )
-        return types
+        return label_types_by_name(self.label_type)
 
 
 def prepare(config):

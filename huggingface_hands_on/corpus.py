@@ -30,7 +30,7 @@ class CorpusConfig:
     format: str = option(
         "auto", "what the input is; auto finds it by its names and first rows", choices=["auto", "txt", *READERS]
     )
-    encoding: str = option("auto", "of the input: auto (UTF-8 or UTF-16 by its mark), gb18030, …")
+    encoding: str = option("auto", "of the input: auto (UTF-8, UTF-16 by its mark, GB18030 if it is Chinese), …")
     text_column: str = option("", "column or key of the text (default: found by its name)")
     text_pair_column: str = option("", "column or key of a second text")
     held_out_ratio: float = option(
@@ -64,7 +64,7 @@ def read_corpus(config):
     def with_parts():
         for part, path in sources:
             if part != "test":
-                name = config.format if config.format != "auto" else find_format(path, labelled=False)
+                name = config.format if config.format != "auto" else find_format(path, False, config.encoding)
                 for example in (read_txt if name == "txt" else READERS[name])(path, config):
                     check_text(example, may_be_empty=True)
                     yield PART_NAMES.get(str(example.get("split")).lower(), part), example

@@ -10,9 +10,8 @@ from engine.tags import find_scheme, has_spans, is_tagging, needs_words
 from engine.text import split_text
 from preprocess import labels
 from preprocess.checks import Note
-from preprocess.readers import RESERVED
+from preprocess.columns import PART_NAMES, RESERVED
 from preprocess.schema import TEXT_KEYS, check_characters, check_text
-from preprocess.sources import PART_NAMES
 
 SPAN_KINDS = (None, "tagging", "spans")  # what --label_type may say of labels that are spans over a text
 
@@ -26,7 +25,9 @@ def check_examples(examples, config):
     names = list(dict.fromkeys(key for example in examples for key in example if key not in RESERVED))
     chosen, notes = {name: labels.KINDS[kind] for name, kind in config.label_types_by_name().items()}, []
     if unknown := sorted(set(chosen) - set(names)):
-        raise UserError(f"--label_type names {', '.join(unknown)}, but the labels are {', '.join(names)}")
+        joined = f"; --label_column {unknown[0]}={'+'.join(names)} makes one task of columns of 0 and 1"
+        advice = joined if chosen[unknown[0]] == "multilabel" and len(names) > 1 else ""
+        raise UserError(f"--label_type names {', '.join(unknown)}, but the labels are {', '.join(names)}{advice}")
     for example in examples:
         check_shape(example, examples[0])
         if "extras" in example:
@@ -120,7 +121,8 @@ def check_labels(example, tasks, separator):
         if kind == "multilabel" and isinstance(example.get(name), str):
             example[name] = labels.as_list(example[name], separator)
         if example.get(name) is None and len(tasks) == 1:
-            raise UserError(f"{where}: has no label {name!r} (it is null); texts without labels are for --predict_file")
+            advice = "--drop_unlabelled leaves such rows out; texts without labels are for --predict_file"
+            raise UserError(f"{where}: has no label {name!r} (it is null); {advice}")
         example[name] = labels.check_label(example, name, kind)
     if all(example[name] is None for name in tasks):
         raise UserError(f"{where}: has no label of any task ({', '.join(tasks)})")
@@ -275,6 +277,7 @@ def collect_labels(parts, tasks):
             values = [[label for _, _, label in value] for value in values]
         counts = Counter(label for value in values for label in ([value] if kind == "classification" else value))
         names = sorted(counts, key=lambda label: (label != "O", label))
+        labels.require_few(name, names)
         if kind == "classification" and len(names) < 2:
             raise UserError(f"the task {name!r} has the single label {names[0]!r} in train: there is nothing to learn")
         if not names:

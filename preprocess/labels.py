@@ -21,10 +21,12 @@ from engine.text import HAN
 # Each kind of task, and the one that its labels look like: KINDS["ordinal"] = "classification" is a kind of your own
 KINDS = {kind: kind for kind in ("classification", "multilabel", "regression", "tagging", "spans")}
 TAG_NAMES = ("slots", "tags", "ner", "ner_tags")  # labels of these names are tags, never sets of labels
+MOST_LABELS = 100_000  # of a task
+NO_LABEL = ("", "nan", "null", "na", "n/a", "#n/a")  # what --drop_unlabelled takes for no label
 SPAN_KEYS = [  # the usual names of a span's start, end, label and surface
     ("start", "start_offset", "start_idx", "begin"),
     ("end", "end_offset", "end_idx"),
-    ("label", "type", "entity_type", "entity_group", "tag"),
+    ("label", "labels", "type", "entity_type", "entity_group", "tag"),
     ("text", "entity", "word", "surface", "mention"),
 ]
 
@@ -104,6 +106,8 @@ def check_spans(label, name, where, tokens):
 def check_number(label, name, where):
     if isinstance(label, bool) or not (isinstance(label, int | float) or (isinstance(label, str) and is_number(label))):
         advice = f"--label_type {name}=classification takes it as a name"
+        if isinstance(label, str) and label.strip().lower() in NO_LABEL:
+            advice = "--drop_unlabelled leaves such rows out"
         raise UserError(f"{where}: the label {name}={label!r} is not a number; {advice}")
     if not math.isfinite(float(label)):
         raise UserError(f"{where}: the label {name}={label!r} is not finite")
@@ -119,8 +123,16 @@ def check_class(label, name, where):
     if not isinstance(label, str):
         raise UserError(f"{where}: the label {name}={label!r} is not a string")
     if not label.strip():
-        raise UserError(f"{where}: the label {name!r} is empty")
+        raise UserError(f"{where}: the label {name!r} is empty; --drop_unlabelled leaves such rows out")
     return label.strip()
+
+
+def require_few(name, labels):
+    """UserError for more labels than anybody means to tell apart: the column is an id, or a text."""
+    if len(labels) > MOST_LABELS:
+        shown = f"such as {labels[0]!r} and {labels[-1]!r}"
+        many = f"the task {name!r} has {len(labels):,} labels in train ({shown}), more than {MOST_LABELS:,}"
+        raise UserError(f"{many}: name the column of the labels with --label_column")
 
 
 def runs_to_bio(tags):

@@ -9,14 +9,12 @@ from tqdm import tqdm
 
 from engine.command_line import UserError
 from engine.files import sha256
-from preprocess.readers import READERS, SUFFIXES, find_format, is_saved_dataset, read_txt, suffix_of
+from preprocess.columns import PART_NAMES, RESERVED
+from preprocess.folders import class_folders, is_brat
+from preprocess.labels import KINDS, NO_LABEL
+from preprocess.objects import first_rows, is_saved_dataset
+from preprocess.readers import CONLL_SUFFIXES, READERS, SUFFIXES, find_format, read_txt, suffix_of
 from preprocess.schema import PARTS, TEXT_KEYS, check_characters, check_row, part_of, read_processed
-
-PART_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("dev", "valid", "val", "validation", "eval"), "dev"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
 
 
 def part_of_name(path):
@@ -25,8 +23,9 @@ def part_of_name(path):
 
 
 def data_files(folder):
-    """The files with data in a folder; a folder in the form of seq.in, seq.out and label is one source."""
-    if (folder / "seq.in").exists():
+    """The files with data in a folder. One in the form of seq.in, seq.out and label is one source, and so are BRAT's
+    and one with a folder for each class."""
+    if (folder / "seq.in").exists() or is_brat(folder) or has_classes(folder):
         return [folder]
     return [
         path
@@ -38,6 +37,14 @@ def data_files(folder):
     ]
 
 
+def has_classes(folder):
+    """Whether the data are texts in a folder for each class, and not files of the folder itself."""
+    names = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    tables = any(suffix_of(path) in (*SUFFIXES, *CONLL_SUFFIXES) or part_of_name(path) for path in names)
+    parts = any(path.name.lower() in PART_NAMES for path in folder.iterdir() if path.is_dir())
+    return not tables and not parts and len(class_folders(folder)) > 1
+
+
 def find_sources(source):
     """[(part or None, path)] of the data in a file or folder; their names, such as train.csv, say the part."""
     if not source.exists():
@@ -47,7 +54,8 @@ def find_sources(source):
     folders = [path for path in sorted(source.iterdir()) if path.is_dir() and path.name.lower() in PART_NAMES]
     sources = [(PART_NAMES[folder.name.lower()], path) for folder in folders for path in data_files(folder)]
     if not folders:
-        sources = [(part_of_name(path), path) for path in data_files(source)]
+        whole = is_brat(source) or has_classes(source)  # whose own name says nothing of parts
+        sources = [(None if whole else part_of_name(path), path) for path in data_files(source)]
     if not sources:
         raise UserError(f"{source}: no data files in it")
     parts = {part for part, _ in sources}
@@ -60,18 +68,55 @@ def find_sources(source):
 
 def read_examples(config):
     """All examples of the input, each with "_where" and, if the data has parts, "split"."""
-    examples = []
+    return list(iterate_examples(config))
+
+
+def iterate_examples(config):
+    """The examples of the input, one at a time."""
     sources = [(None, config.input)] if config.format == "hf" else find_sources(Path(config.input))
     for part, path in sources:
-        name = config.format if config.format != "auto" else find_format(path)
-        from_path = list(READERS[name](path, config))
-        if not from_path:
+        empty = True
+        for example in examples_of(path, config):
+            empty = False
+            yield example | ({"split": part} if part else {})
+        if empty:
             raise UserError(f"{path}: no examples in it")
-        if part:
-            for example in from_path:
-                example["split"] = part
-        examples += from_path
-    return examples
+
+
+def examples_of(path, config):
+    """The examples of one file or folder: at most --max_rows, with --drop_unlabelled only those with a label."""
+    name = config.format
+    if name == "auto":
+        as_table = getattr(config, "delimiter", "") and Path(path).is_file() and suffix_of(path) not in SUFFIXES
+        name = "csv" if as_table else find_format(Path(path), encoding=config.encoding)
+    examples = READERS[name](path, config)
+    if name != "hf":  # which counts the rows of each split by itself
+        examples = first_rows(examples, getattr(config, "max_rows", 0), path)
+    return with_labels(examples, path, config) if getattr(config, "drop_unlabelled", False) else examples
+
+
+def with_labels(examples, path, config):
+    """Leaves out examples without any label: empty, null or NaN; an empty cell of several labels is one. Told at the
+    end."""
+    several = {name for name, kind in config.label_types_by_name().items() if KINDS[kind] == "multilabel"}
+    dropped, first = 0, None
+    for example in examples:
+        labels = {name: example[name] for name in example.keys() - set(RESERVED)}
+        lacking = [name for name, label in labels.items() if is_no_label(label, name in several)]
+        example |= dict.fromkeys(lacking)
+        if len(lacking) < len(labels):
+            yield example
+        else:
+            dropped, first = dropped + 1, first or example["_where"]
+    if dropped:
+        print(f"{path}: {dropped:,} rows without a label are left out (--drop_unlabelled), the first: {first}")
+
+
+def is_no_label(label, may_be_empty):
+    """Whether a label says that there is none."""
+    if isinstance(label, str):
+        return label.strip().lower() in NO_LABEL[may_be_empty:]
+    return label is None or label != label  # NaN alone differs from itself
 
 
 class Rows:

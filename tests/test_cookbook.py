@@ -94,17 +94,17 @@ def write_raw(folder):
     """The raw files that the pages' commands name."""
     rng = random.Random(0)
     nouns, good, bad = ["film", "book", "song", "meal"], ["lovely", "great", "fine"], ["dull", "awful", "poor"]
-    reviews, pairs, fast = [], [], []
+    reviews, pairs, records = [], [], []
     for n in range(90):
         stars = 1 + n % 5
         text = f"a {rng.choice(good if stars > 3 else bad)} {rng.choice(nouns)} of {rng.choice(nouns)} number {n % 9}"
         reviews.append((text, stars, 20 + (n * 7) % 50, round(3 + 2.5 * (n % 4), 2)))
         noun, other = rng.sample(nouns, 2)
         pairs.append((f"a {noun} that is good", f"the {noun if n % 2 else other} was good", 4.5 if n % 2 else 1.5))
-        fast.append(f"__label__{'good' if stars > 3 else 'bad'} {text}")
+        records.append(f"verdict: {'good' if stars > 3 else 'bad'}\nstars: {stars}\ntext: {text}")
     write_csv(folder / "reviews.csv", "text,stars,age,price", reviews)
     write_csv(folder / "pairs.csv", "sentence1,sentence2,score", pairs)
-    (folder / "reviews.ft").write_text("\n".join(fast) + "\n", encoding="utf-8")
+    (folder / "reviews.rec").write_text("\n".join(records) + "\n", encoding="utf-8")
 
 
 # ---- a page from end to end ----------------------------------------------------------------------------------------

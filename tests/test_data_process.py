@@ -139,8 +139,8 @@ BAD = {
     "missing file": ({}, ["no such file"], {}),
     "empty file": ({"train.csv": "", "dev.csv": GOOD}, ["train.csv", "empty"], {}),
     "header only": ({"train.csv": "text,label\n", "dev.csv": GOOD}, ["train.csv", "no examples"], {}),
-    "gb18030": (
-        {"train.csv": b"text,label\na,x\n" + "你好,y\n".encode("gb18030"), "dev.csv": GOOD},
+    "latin-1": (
+        {"train.csv": b"text,label\na,x\n" + "déjà vu,y\n".encode("latin-1"), "dev.csv": GOOD},
         ["train.csv, row 3", "--encoding gb18030"],
         {},
     ),

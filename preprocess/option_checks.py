@@ -1,0 +1,35 @@
+"""Which values options of data_process.py may have, and which exclude each other."""
+
+from engine.command_line import UserError, require_seed
+from preprocess.labels import KINDS
+
+
+def check_options(config):
+    """UserError for options of data_process.py that cannot be, or not together."""
+    if not config.input or not (config.output_dir or config.check):
+        raise UserError("both --input FILE_OR_FOLDER and --output_dir dataset/NAME are needed")
+    require_seed(config.random_seed)
+    label_types_by_name(config.label_type)
+    if config.n_splits < 0 or config.n_splits == 1:
+        raise UserError(f"--n_splits={config.n_splits} must be at least 2")
+    if config.max_rows < 0:
+        raise UserError(f"--max_rows={config.max_rows} must be a whole number of at least 1")
+    if not config.label_separator:
+        raise UserError("--label_separator must not be empty")
+    if set(config.delimiter) & {'"', "\n", "\r"}:
+        raise UserError(f"--delimiter={config.delimiter!r} cannot part cells: it is part of them, or ends a row")
+    if not (config.dev_ratio > 0 and config.test_ratio >= 0 and config.dev_ratio + config.test_ratio < 1):
+        raise UserError(
+            f"--dev_ratio={config.dev_ratio} and --test_ratio={config.test_ratio} must leave something to train on"
+        )
+
+
+def label_types_by_name(label_type):
+    """'score=regression,tags=multilabel' -> {'score': 'regression', 'tags': 'multilabel'}"""
+    types = dict(part.strip().rpartition("=")[::2] for part in label_type.split(",") if part.strip())
+    if "" in types or not set(types.values()) <= set(KINDS):
+        raise UserError(
+            f"--label_type={label_type!r} must look like 'score=regression,topics=multilabel,"
+            f"mood=classification'; the types are {', '.join(KINDS)}"
+        )
+    return types
