@@ -264,6 +264,12 @@ def test_without_resume_it_begins_anew_and_says_so(stopped, label, caplog):
     assert "out.csv.partial: what an earlier run left is begun anew, as --resume is not given" in caplog.text
 
 
+def test_a_lost_rest_is_labelled_anew(stopped, label):
+    stopped.unlink()
+    stopped.with_suffix("").write_text("an older output")
+    assert label(resume=True) == label("whole.csv")
+
+
 def test_a_damaged_rest_is_refused(stopped, label):
     stopped.write_bytes(stopped.read_bytes()[:-1])
     with pytest.raises(UserError, match="holds less than the 16 rows"):
