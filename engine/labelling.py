@@ -47,7 +47,7 @@ def label_rows(trainer, rows, load, path, checkpoint):
     pool = config.eval_batch_size * min(BATCHES, max(1, POOL // config.eval_batch_size))
     part = part_of_shard(rows.size, pool, config.shard)
     check_all(rows, tasks)
-    facts = {"SHA-256 of the input": rows.sha256, CHECKPOINT: sha256(Path(checkpoint) / "manifest.json")}
+    facts = {"SHA-256 of the input": rows.sha256[:16], CHECKPOINT: sha256(Path(checkpoint) / "manifest.json")[:16]}
     facts |= {"rows": rows.size, POOLS: pool, "device": trainer.device.type}
     facts |= {f"--{name}": getattr(config, name) for name in OPTIONS}
     distributed.require_same(facts)
@@ -82,6 +82,10 @@ def part_of_shard(size, pool, shard):
     number, shards = parse_shard(shard)
     pools = -(-size // pool)
     first, end = (min(size, pools * n // shards * pool) for n in (number - 1, number))
+    if first == end:
+        logger.warning(
+            f"--shard={shard} is empty: a shard is made of pools of {pool} rows, and there are {pools} of them"
+        )
     return range(first, end)
 
 
