@@ -73,6 +73,50 @@ def replace_folder(folder, fill):
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def appearing_folder(folder):
+    """A folder to fill, which takes the place of `folder` when all of it is written, or not at all.
+
+    Killed between two renames, at the very end, it leaves no folder; the old one returns with the next call.
+    """
+    folder = Path(folder).resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
+    if old.exists() and not folder.exists():
+        os.rename(old, folder)
+    if not os.access(folder.parent, os.W_OK):
+        temporary = folder / ".new.tmp"
+    for stale in (temporary, old):
+        shutil.rmtree(stale, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            sync(path)
+        if (folder / ".cache").exists():
+            os.rename(folder / ".cache", temporary / ".cache")
+        put_in_place(temporary, folder, old)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_in_place(temporary, folder, old):
+    """Renames a folder to one that may be there; where that cannot be (a mounted folder), its files, one by one."""
+    try:
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(temporary, folder)
+    except OSError:
+        if old.exists():
+            os.rename(old, folder)
+        for path in folder.iterdir():
+            if path not in (temporary, folder / ".cache"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in sorted(temporary.iterdir(), key=lambda path: path.name == "labels.json"):
+            os.rename(path, folder / path.name)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def seal(folder):
     """Writes the manifest of a folder's files, and syncs all to the disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "manifest.json")

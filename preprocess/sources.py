@@ -54,19 +54,16 @@ def find_sources(source):
 
 
 def read_examples(config):
-    """All examples of the input, each with "_where" and, if the data has parts, "split"."""
-    examples = []
+    """All examples of the input, one at a time, each with "_where" and, if the data has parts, "split"."""
     sources = [(None, config.input)] if config.format == "hf" else find_sources(Path(config.input))
     for part, path in sources:
-        name = config.format if config.format != "auto" else find_format(path)
-        from_path = list(READERS[name](path, config))
-        if not from_path:
-            raise UserError(f"{path}: no examples in it")
-        if part:
-            for example in from_path:
+        name, number = config.format if config.format != "auto" else find_format(path), 0
+        for number, example in enumerate(READERS[name](path, config), 1):
+            if part:
                 example["split"] = part
-        examples += from_path
-    return examples
+            yield example
+        if not number:
+            raise UserError(f"{path}: no examples in it")
 
 
 def read_texts(path, config):

@@ -1,98 +1,194 @@
-"""Which example goes to train, dev or test, or to which fold of a cross-validation: seeded, stratified."""
+"""Which example goes to train, dev or test, or to which fold of a cross-validation: seeded, stratified.
 
+Examples are numbers from 0 here, and what is known of them lies in arrays, a few bytes for each.
+"""
+
+import random
 import warnings
-from bisect import bisect_left
+from array import array
 from collections import Counter
+
+import numpy as np
 
 from engine.command_line import UserError
 from preprocess.schema import PARTS
 
 
-def strata_of(examples, tasks):
-    """(name of the task that splits are stratified by, or None; {id(example): its class, as a string}).
+class Strata:
+    """What splits are stratified by: the first classification task; else sets of labels by the rarest of each, else
+    numbers by their decile. And groups that stay together."""
 
-    The first classification task; else sets of labels by the rarest of each, else numbers by their decile.
+    def __init__(self, kinds):
+        order = ("classification", "multilabel", "regression")
+        self.name = next((name for kind in order for name in kinds if kinds[name] == kind), None)
+        self.kind = kinds.get(self.name)
+        self.known, self.known_groups = {}, {}  # classes or tuples of labels, and groups: their numbers
+        self.values, self.groups = array("d" if self.kind == "regression" else "I"), array("I")
+
+    def add(self, values, groups):
+        """Takes in the labels of the task, and the groups, of the rows that follow."""
+        if self.kind == "regression":
+            self.values.extend(float("nan") if value is None else value for value in values)
+        elif self.kind:
+            values = [tuple(value) if isinstance(value, list) else value for value in values]
+            self.values.extend([self.known.setdefault(value, len(self.known)) for value in values])
+        if groups is not None:
+            self.groups.extend([self.known_groups.setdefault(group, len(self.known_groups)) for group in groups])
+
+    def of(self, rows):
+        """(N,) the stratum of each of these rows, numbers in the order of their names; None if there are none."""
+        if self.name is None:
+            return None
+        values = np.frombuffer(self.values, np.float64 if self.kind == "regression" else np.uint32)[rows]
+        if self.kind == "regression":
+            return deciles(values)
+        if self.kind == "multilabel":
+            sets = np.bincount(values, minlength=len(self.known)).tolist()
+            counts = Counter()
+            for labels, number in zip(self.known, sets):
+                counts.update(dict.fromkeys(labels or (), number))
+            names = [
+                None if labels is None else min(labels, key=lambda x: (counts[x], x), default="")
+                for labels in self.known
+            ]
+        else:
+            names = self.known
+        return ranks(map(str, names))[values]
+
+    def groups_of(self, rows):
+        """(N,) the group of each of these rows, numbers in the order of their names."""
+        return ranks(self.known_groups)[np.frombuffer(self.groups, np.uint32)[rows]]
+
+
+def ranks(names):
+    """(N,) the place of each name among all different ones in order: a split does not depend on who came first."""
+    names = list(names)
+    places = {name: place for place, name in enumerate(sorted(set(names)))}
+    smallest = np.uint8 if len(places) < 256 else np.uint32
+    return np.array([places[name] for name in names], smallest)
+
+
+def deciles(values):
+    """(N,) of numbers, the last for those that are missing."""
+    ordered = np.sort(values[~np.isnan(values)])
+    return np.where(np.isnan(values), 10, 10 * np.searchsorted(ordered, values) // max(1, len(ordered))).astype(
+        np.uint8
+    )
+
+
+def split_rows(given, size, strata, config):
+    """{part: (N,) rows}: the given split where there is one, else a seeded one, stratified.
+
+    given: (rows,) 1, 2, 3 for train, dev, test; empty if no part is given, and then the rows are shuffled
     """
-    kinds = ("classification", "multilabel", "regression")
-    name = next((name for kind in kinds for name in tasks if tasks[name] == kind), None)
-    if name is None:
-        return None, {}
-    values = {id(e): e[name] for e in examples if e[name] is not None}
-    if tasks[name] == "multilabel":
-        counts = Counter(label for labels in values.values() for label in labels)
-        values = {key: min(labels, key=lambda x: (counts[x], x), default="") for key, labels in values.items()}
-    elif tasks[name] == "regression":
-        ordered = sorted(values.values())
-        values = {key: 10 * bisect_left(ordered, value) // len(ordered) for key, value in values.items()}
-    return name, {id(e): str(values.get(id(e))) for e in examples}
+    parts = {part: np.flatnonzero(given == number).astype(np.uint32) for number, part in enumerate(PARTS, 1)}
+    if not len(given):
+        parts["train"] = np.arange(size, dtype=np.uint32)
+    if not len(parts["train"]):
+        raise UserError(f"{config.input}: parts {[part for part in PARTS if len(parts[part])]}, but none to train on")
+    ratios = {"dev": config.dev_ratio} if len(given) else {"test": config.test_ratio, "dev": config.dev_ratio}
+    wanted = {part: ratio for part, ratio in ratios.items() if ratio and not len(parts[part])}
+    codes = strata.of(slice(None)) if wanted else None
+    for part, ratio in wanted.items():
+        number = max(1, round(ratio * size))
+        parts["train"], parts[part] = set_aside(parts["train"], number, part, strata, codes, config)
+    parts = {part: rows for part, rows in parts.items() if len(rows)}
+    return parts if len(given) else shuffled(parts, config.random_seed)
 
 
-def split_examples(examples, tasks, config):
-    """{part: examples}: the given split where there is one, else a seeded one, stratified (see strata_of)."""
-    parts = {part: [e for e in examples if e.get("split") == part] for part in PARTS}
-    stratify_by, strata = strata_of(examples, tasks)
-    ratios = {"dev": config.dev_ratio}
-    if not any(parts.values()):
-        parts["train"], ratios = examples, {"test": config.test_ratio, "dev": config.dev_ratio}
-    if not parts["train"]:
-        raise UserError(f"{config.input}: parts {[part for part in PARTS if parts[part]]}, but none to train on")
-    for part, ratio in ratios.items():
-        if ratio and not parts[part]:
-            size = max(1, round(ratio * len(examples)))
-            parts["train"], parts[part] = set_aside(parts["train"], size, part, stratify_by, strata, config)
-    return {part: rows for part, rows in parts.items() if rows}
+def shuffled(parts, seed):
+    random_order = random.Random(seed)
+    for part, rows in parts.items():
+        rows = array("I", rows.astype(np.uintc).tobytes())
+        random_order.shuffle(rows)
+        parts[part] = np.frombuffer(rows, np.uintc)
+    return parts
 
 
-def set_aside(examples, size, part, stratify_by, strata, config):
-    """(examples that stay, about `size` examples for a part), by groups if asked, else stratified if possible."""
-    from sklearn.model_selection import GroupShuffleSplit, train_test_split
-
+def set_aside(rows, size, part, strata, codes, config):
+    """(rows that stay, about `size` rows for a part), by groups if asked, else stratified if possible."""
     seed = config.random_seed
     if config.group_column:
-        splitter = GroupShuffleSplit(1, test_size=min(0.9, size / len(examples)), random_state=seed)
-        kept, taken = next(splitter.split(examples, groups=[group_of(e) for e in examples]))
+        from sklearn.model_selection import GroupShuffleSplit
+
+        splitter = GroupShuffleSplit(1, test_size=min(0.9, size / len(rows)), random_state=seed)
+        kept, taken = next(splitter.split(rows, groups=strata.groups_of(rows)))
         print(f"no {part} part given: {len(taken)} examples set aside by {config.group_column!r}, seed {seed}")
-        return [examples[i] for i in kept], [examples[i] for i in taken]
-    counts = Counter(strata.get(id(e)) for e in examples)
-    rare = [e for e in examples if counts[strata.get(id(e))] < 2]  # too few to share: these stay
-    shared = [e for e in examples if counts[strata.get(id(e))] >= 2]
+        return rows[kept], rows[taken]
+    here = np.zeros(len(rows), np.uint8) if codes is None else codes[rows]
+    counts = np.bincount(here)
+    is_rare = (counts < 2)[here]  # too few to share: these stay
+    rare, shared, here = rows[is_rare], rows[~is_rare], here[~is_rare]
     if size >= len(shared):
-        reason = f"{len(examples)} examples are too few to split; give train, dev and test yourself"
-        if len(examples) >= 20 and len(rare) > len(examples) / 2:
-            reason = f"most labels of {stratify_by!r} occur only once; of numbers --label_type {stratify_by}=regression"
+        reason = f"{len(rows)} examples are too few to split; give train, dev and test yourself"
+        if len(rows) >= 20 and len(rare) > len(rows) / 2:
+            only = f"most labels of {strata.name!r} occur only once"
+            reason = f"{only}; of numbers --label_type {strata.name}=regression"
         raise UserError(f"{config.input}: {reason}")
-    keys = [strata[id(e)] for e in shared] if stratify_by else None
-    if keys and min(size, len(shared) - size) < len(set(keys)):
-        keys = None
-    kept, taken = train_test_split(shared, test_size=size, random_state=seed, stratify=keys)
-    how = f"stratified by {stratify_by!r}" if keys else "at random"
+    stratified = codes is not None and min(size, len(shared) - size) >= (counts >= 2).sum()
+    kept, taken = draw(here if stratified else np.zeros(len(shared), np.uint8), size, seed, stratified)
+    how = f"stratified by {strata.name!r}" if stratified else "at random"
     print(f"no {part} part given: {len(taken)} examples set aside {how}, seed {seed}")
-    return kept + rare, taken
+    return np.concatenate([shared[kept], rare]), shared[taken]
 
 
-def group_of(example):
-    """What must stay together with this example; one without a group is a group of its own."""
-    return example["_where"] if example.get("group") in (None, "") else str(example["group"])
+def draw(codes, size, seed, stratified):
+    """(places that stay, `size` places that are drawn), those that scikit-learn's train_test_split gives.
+
+    In arrays of half its numbers' size, as lists of Python's numbers would take more memory than all the rest.
+    """
+    random_state = np.random.RandomState(seed)
+    if not stratified:
+        order = random_state.permutation(np.arange(len(codes), dtype=np.uint32))
+        return order[size:], order[:size]
+    order = np.argsort(codes, kind="stable").astype(np.uint32)
+    counts = np.bincount(codes)
+    borders, present = np.cumsum(counts), np.flatnonzero(counts)
+    kept_counts = shares(counts[present], len(codes) - size, random_state)
+    drawn_counts = shares(counts[present] - kept_counts, size, random_state)
+    kept, drawn = [], []
+    for stratum, stay, go in zip(present, kept_counts, drawn_counts):
+        count = counts[stratum]
+        mixed = order[borders[stratum] - count : borders[stratum]][random_state.permutation(count)]
+        kept.append(mixed[:stay])
+        drawn.append(mixed[stay : stay + go])
+    del order
+    return random_state.permutation(np.concatenate(kept)), random_state.permutation(np.concatenate(drawn))
 
 
-def split_folds(parts, kinds, config):
-    """[(train, dev) examples of each fold]: train and dev together, each row in one dev part. kinds: {task: kind}"""
+def shares(counts, size, random_state):
+    """(N,) how many of each stratum make `size` in all: in proportion, what is left to the largest fractions, ties by
+    lot."""
+    exact = counts / counts.sum() * size
+    result = np.floor(exact)
+    rest = exact - result
+    left = int(size - result.sum())
+    for value in np.sort(np.unique(rest))[::-1] if left > 0 else ():
+        (tied,) = np.where(rest == value)
+        chosen = random_state.choice(tied, size=min(len(tied), left), replace=False)
+        result[chosen] += 1
+        left -= len(chosen)
+        if left == 0:
+            break
+    return result.astype(int)
+
+
+def split_folds(pool, strata, config):
+    """[(train, dev) rows of each fold] of the rows in `pool`, each of which is in one dev part."""
     from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
-    pool = [*parts["train"], *parts.get("dev", [])]
-    _, strata = strata_of(pool, kinds)
-    keys = [strata.get(id(e), "") for e in pool]
-    groups = [group_of(e) for e in pool] if config.group_column else None
-    most = len(set(groups)) if groups else len(pool)
+    codes = strata.of(pool)
+    codes = np.zeros(len(pool), np.int64) if codes is None else codes.astype(np.int64)
+    groups = strata.groups_of(pool) if config.group_column else None
+    most = len(np.unique(groups)) if config.group_column else len(pool)
     if config.n_splits > most:
-        raise UserError(f"--n_splits {config.n_splits} is more than the {most} {'groups' if groups else 'examples'}")
-    counts = Counter(keys)
+        what = "groups" if config.group_column else "examples"
+        raise UserError(f"--n_splits {config.n_splits} is more than the {most} {what}")
     # Classes with fewer examples than folds go where there is room
-    keys = [key if counts[key] >= config.n_splits else "" for key in keys]
-    stratified, plain = (StratifiedGroupKFold, GroupKFold) if groups else (StratifiedKFold, KFold)
-    splitter = stratified if len(set(keys)) > 1 else plain
+    codes = np.where(np.bincount(codes)[codes] >= config.n_splits, codes, -1)
+    stratified, plain = (StratifiedGroupKFold, GroupKFold) if config.group_column else (StratifiedKFold, KFold)
+    splitter = stratified if len(np.unique(codes)) > 1 else plain
     folds = splitter(config.n_splits, shuffle=True, random_state=config.random_seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes smaller than the folds: see above
-        split = list(folds.split(pool, keys, groups))
-    return [([pool[i] for i in train], [pool[i] for i in dev]) for train, dev in split]
+        return [(pool[train], pool[dev]) for train, dev in folds.split(pool, codes, groups)]
