@@ -133,7 +133,7 @@ def process(config):
 
 
 def examine(config, data, folder=None):
-    """One look at all rows, which are written into the folder, if there is one; then what they hold is told. -> notes"""
+    """One look at all rows, which are written into the folder if there is one; what they hold is told. -> notes"""
     with ExitStack() as stack:
         paths = {part: folder / f"{part}.jsonl" for part in data.parts} if folder else {}
         files = {part: stack.enter_context(open(path, "wb")) for part, path in paths.items()}

@@ -9,16 +9,14 @@ Edit here when your data has faults of its own: one function, one line in CHECKS
 """
 
 import html
-import json
 import math
 import re
-import statistics
 import unicodedata
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from contextlib import suppress
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -50,8 +48,8 @@ HARMLESS_BLANKS = "\n\r\t\u3000\u00a0"
 
 
 class Streamed(NamedTuple):
-    """A check in two steps: look(found, part, start, examples, context) notes in `found` what is to be known of a block,
-    which begins with row `start` of the part; conclude(found, parts, tasks) gives the Notes."""
+    """A check in two steps: look(found, part, start, examples, context) notes in `found` what is to be known of a block
+    that begins with row `start` of the part; conclude(found, parts, tasks) gives the Notes."""
 
     look: object
     conclude: object
@@ -132,6 +130,12 @@ class Places:
     def where(self, place):
         return self[place]["_where"]
 
+    def with_value(self, place, value):
+        return f"{self.where(place)}: {value:g}"
+
+    def pair(self, place, other, between):
+        return f"{self.where(place)}{between} {self.where(other)}"
+
     def examples(self, places):
         """Those at an array of places."""
         numbers, found = self.part_numbers(places), [None] * len(places)
@@ -176,7 +180,7 @@ def check_duplicates(found, parts, tasks):
     begin = np.maximum.accumulate(np.where(rows == firsts, np.arange(len(rows)), 0)) if len(rows) else order
     apart = places.part_numbers(rows) != places.part_numbers(firsts)
     near = np.stack([rows, firsts], axis=1)[apart & (keys != keys[begin])]
-    similar = sampled(near, lambda pair: f"{places.where(pair[0])} and {places.where(pair[1])}")
+    similar = sampled(near, lambda pair: places.pair(*pair, " and"))
     what = "texts of two parts differ only in case, blanks or punctuation"
     yield Note(what, similar, "nearly a leak: keep each in one part")
 
@@ -209,12 +213,12 @@ class CopiesAgain:
         return hashes([key_of(e) for e in examples]), *labels
 
 
-def add_lazily(sample, row):
-    """Adds what row() returns, which is only asked for if it is kept."""
+def add_lazily(sample, row, *arguments):
+    """Adds what row(*arguments) returns, which is only asked for if it is kept."""
     if sample.is_full:
         sample.number += 1
     else:
-        sample.add(row())
+        sample.add(row(*arguments))
 
 
 def repeated_texts(equal, places):
@@ -226,7 +230,7 @@ def repeated_texts(equal, places):
             part = places.part(row)
             for other, first in reversed(first_in.items()):
                 kind = within[part] if other == part else across[other, part]
-                add_lazily(kind, lambda: f"{places.where(row)}, as {places.where(first)}")
+                add_lazily(kind, places.pair, row, first, ", as")
             first_in.setdefault(part, row)
     for part, copies in within.items():
         advice = "remove them, or keep them if they are as frequent in use"
@@ -244,7 +248,7 @@ def conflicting_labels(equal, places, labels):
             seen, first = set(), None
             for row, label in zip(equal.rows[group].tolist(), of_rows[group].tolist()):
                 if label != none and seen - {label}:
-                    add_lazily(conflicts[name], lambda: conflict(places[row], places[first], name))
+                    add_lazily(conflicts[name], conflict, places, row, first, name)
                 if label != none:
                     seen.add(label)
                     first = row if first is None else first
@@ -253,7 +257,8 @@ def conflicting_labels(equal, places, labels):
         yield Note(f"{name}: the same text has different labels", conflicting, advice)
 
 
-def conflict(e, first, name):
+def conflict(places, row, other, name):
+    e, first = places[row], places[other]
     return f"{e['_where']} and {first['_where']}: {e[name]!r} and {first[name]!r}"[:160]
 
 
@@ -623,10 +628,10 @@ def check_numbers(found, parts, tasks):
             labelled = columns["train"][~np.isnan(columns["train"])]
             middle = float(np.median(labelled))
             limit = 10 * (1.4826 * float(np.median(np.abs(labelled - middle))) or task["std"])
-            far = Sample()
-            for part, values in columns.items():
+            far, places = Sample(), Places(parts)
+            for values, start in zip(columns.values(), places.starts.tolist()):
                 for row in np.flatnonzero(np.abs(values - middle) > limit).tolist():
-                    add_lazily(far, lambda: f"{parts[part][row]['_where']}: {values[row]:g}")
+                    add_lazily(far, places.with_value, start + row, values[row])
             yield Note(f"{name}: numbers far from all others", far, "a unit or a decimal point may be wrong")
             for part, values in columns.items():
                 values = values[~np.isnan(values)]
@@ -798,22 +803,23 @@ class Surfaces:
 
 
 class Forgotten:
-    """Finds words without a tag that are an entity elsewhere. totals: {words: how often they are one}"""
+    """Finds words without a tag that are an entity elsewhere. totals: {two words or more: how often they are one}"""
 
     def __init__(self, parts, name, totals):
-        self.parts, self.name, self.by_first = parts, name, defaultdict(list)
+        self.parts, self.name, self.by_pair = parts, name, defaultdict(list)
         for words in totals:
-            self.by_first[words[0]].append(words)
+            self.by_pair[words[:2]].append(words)
 
     def __call__(self, block):
         found, (part, start, stop) = Found(), block
         for e in self.parts[part][start:stop]:
-            if e[self.name] is not None and not self.by_first.keys().isdisjoint(e["tokens"]):
+            tokens = e["tokens"]
+            if e[self.name] is not None and not self.by_pair.keys().isdisjoint(pairs := list(pairwise(tokens))):
                 outside = outside_of(e, self.name)
-                for i, token in enumerate(e["tokens"]):
-                    for words in self.by_first.get(token, ()) if outside[i] else ():
+                for i, pair in enumerate(pairs):
+                    for words in self.by_pair.get(pair, ()) if outside[i] else ():
                         end = i + len(words)
-                        if tuple(e["tokens"][i:end]) == words and all(outside[i:end]):
+                        if tuple(tokens[i:end]) == words and all(outside[i:end]):
                             found.rows[words].add(f"{e['_where']}: {' '.join(words)!r}")
         return found
 

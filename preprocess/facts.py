@@ -53,7 +53,7 @@ class Note(NamedTuple):
 
 
 class Found:
-    """What was found in a block, under names (tuples) that the finder chooses; that of all blocks is merged in order."""
+    """What was found in a block, under names that the finder chooses; that of all blocks is merged in order."""
 
     def __init__(self, folder=None):
         self.folder = folder  # for the columns
@@ -87,7 +87,7 @@ class Column:
     """Numbers on the disk, in a file without a name, written in order and read in chunks."""
 
     def __init__(self, dtype, folder=None):
-        self.file, self.dtype, self.size = tempfile.TemporaryFile(dir=folder), np.dtype(dtype), 0
+        self.file, self.dtype, self.size = tempfile.TemporaryFile(dir=folder), np.dtype(dtype), 0  # noqa: SIM115
 
     def __len__(self):
         return self.size

@@ -10,6 +10,7 @@ import re
 import statistics
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain
 
 import numpy as np
@@ -149,12 +150,10 @@ def reshape(example, names, chosen):
         example["split"] = PART_NAMES[str(example["split"]).lower()]
     if "extras" in example:
         require_extras(example, example["extras"], example["_where"])
-    if len(names) > 1:
-        for name in names:
-            label = example.get(name)
-            empty = isinstance(label, str) and not label.strip()
-            if empty and chosen.get(name) != "multilabel":  # a cell without labels is just that
-                example[name] = None
+    for name in names if len(names) > 1 else ():
+        label = example.get(name)
+        if type(label) is str and not label.strip() and chosen.get(name) != "multilabel":
+            example[name] = None  # a cell without labels is just that
 
 
 def look_over(spool, pieces, first, config):
@@ -195,20 +194,20 @@ class Form:
     schemes: dict = field(default_factory=dict)  # {task: Scheme}
 
     def __call__(self, numbers, examples):
-        self.label(examples)
-        for example in examples:
-            for name, scheme in self.schemes.items():
+        self.label(examples, known_good=True)
+        for name, scheme in self.schemes.items():
+            for example in examples:
                 if example[name] is not None:
                     example[name] = scheme.convert(example[name], example["_where"])
-                    if name in self.from_tags:
-                        example[name] = [[begin, last, kind] for kind, begin, last in entities_in(example[name])]
+        for name in self.from_tags:
+            for example in examples:
+                if example[name] is not None:
+                    example[name] = [[begin, last, kind] for kind, begin, last in entities_in(example[name])]
         if len(self.dropped):
             numbers = (np.array(numbers) - np.searchsorted(self.dropped, numbers)).tolist()
-        return [
-            {"_where": e.pop("_where"), "id": str(e.pop("id", number)), **e} for number, e in zip(numbers, examples)
-        ]
+        return [{"_where": e["_where"], "id": str(e.pop("id", number)), **e} for number, e in zip(numbers, examples)]
 
-    def label(self, examples):
+    def label(self, examples, known_good=False):
         """Checks the labels and makes them what is kept, but for the scheme of tags. -> notes"""
         for example in examples:
             reshape(example, self.names, self.chosen)
@@ -221,6 +220,10 @@ class Form:
             nested = [name for name in self.over_text if self.kinds[name] == "spans"]
             notes = spans_to_tokens(examples, self.over_text, self.unit, nested)
         kinds = self.kinds | dict.fromkeys(self.from_tags, "tagging")
+        if known_good:
+            for name, kind in kinds.items():
+                make_labels(examples, name, kind, self.separator)
+            return notes
         for example in examples:
             check_labels(example, kinds, self.separator)
         return notes
@@ -313,7 +316,13 @@ def group_of(example):
 
 def file_of(where):
     """The file of "FILE, row 7"."""
-    return re.sub(r", \S+ \d+$", "", where)
+    head, _, number = where.rpartition(" ")
+    return file_of_head(head) if number.isdecimal() else where
+
+
+@lru_cache(1000)
+def file_of_head(head):
+    return re.sub(r", \S+$", "", head)
 
 
 def label_all(spool, form, notes, strata, labeller):
@@ -388,6 +397,20 @@ def check_shape(example, first):
     if ("split" in example) != ("split" in first):
         without = where if "split" in first else first["_where"]
         raise UserError(f"{without}: has no part (train, dev, test), but other rows have one")
+
+
+def make_labels(examples, name, kind, separator):
+    """What check_labels does, for labels that it has seen: most need nothing more."""
+    for example in examples:
+        label = example.get(name)
+        if kind == "classification" and type(label) is str:
+            example[name] = label.strip()
+        elif kind == "tagging" and type(label) is list:
+            continue
+        else:
+            if kind == "multilabel" and isinstance(label, str):
+                example[name] = labels.as_list(label, separator)
+            example[name] = labels.check_label(example, name, kind)
 
 
 def check_labels(example, tasks, separator):

@@ -1,5 +1,6 @@
 """A function over many blocks of rows on all cores, with the results in the order of the blocks."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -39,6 +40,7 @@ def in_order(task, blocks):
     _task = task
     alive, lifeline = os.pipe()
     context = multiprocessing.get_context("fork")
+    gc.freeze()  # what is shared with the processes is not touched, so that it stays shared
     pool = ProcessPoolExecutor(processes, context, initializer=live_with, initargs=(alive, lifeline))
     waiting = deque()
     try:
@@ -55,6 +57,7 @@ def in_order(task, blocks):
         os.close(alive)
         os.close(lifeline)
         _task = None
+        gc.unfreeze()
 
 
 def do(block):
@@ -63,6 +66,7 @@ def do(block):
 
 def live_with(alive, lifeline):
     """Ends this process as soon as the other end of the pipe is closed, as it is when the parent is gone."""
+    gc.set_threshold(200_000, 20, 100)  # blocks of rows are many objects, but no circles of them
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
     os.close(lifeline)
     threading.Thread(target=end_with, args=(alive,), daemon=True).start()

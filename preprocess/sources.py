@@ -57,12 +57,13 @@ def read_examples(config):
     """All examples of the input, one at a time, each with "_where" and, if the data has parts, "split"."""
     sources = [(None, config.input)] if config.format == "hf" else find_sources(Path(config.input))
     for part, path in sources:
-        name, number = config.format if config.format != "auto" else find_format(path), 0
-        for number, example in enumerate(READERS[name](path, config), 1):
+        name, is_empty = config.format if config.format != "auto" else find_format(path), True
+        for example in READERS[name](path, config):
             if part:
                 example["split"] = part
             yield example
-        if not number:
+            is_empty = False
+        if is_empty:
             raise UserError(f"{path}: no examples in it")
 
 

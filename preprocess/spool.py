@@ -1,7 +1,7 @@
 """Examples on the disk while they are examined and split: memory does not grow with them.
 
-They lie in a file without a name, so that nothing stays behind however a run ends, in groups of a few rows, of which the
-places are kept: any row is found with one read. Python's own `marshal` writes them: three times as fast as JSON.
+They lie in a file without a name, so that nothing stays behind however a run ends, in groups of a few rows. The places
+of the groups are kept: any row is found with one read. Python's own `marshal` writes them: three times as fast as JSON.
 """
 
 import json
@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.command_line import UserError
 
-GROUP = 8  # rows that are read at once
+GROUP = 4  # rows that are read at once
 BLOCK = 4000  # rows that a process works on at once; a multiple of GROUP
 
 
@@ -24,7 +24,7 @@ class Spool:
     """Examples, written one after another and then read in any order. Example number i has "_where" again."""
 
     def __init__(self, folder=None):
-        self.file, self.folder = tempfile.TemporaryFile(dir=folder), folder
+        self.file, self.folder = tempfile.TemporaryFile(dir=folder), folder  # noqa: SIM115
         self.places, self.size = array("Q", [0]), 0  # of the groups, and of the file
         self.shapes = {}  # tuples of keys: their numbers, which stand for them
         self.runs, self.heads = array("Q"), []  # from which row on which words stand before the number in "_where"
@@ -100,7 +100,6 @@ class Piece:
     def __init__(self, descriptor, start, stop, first_group, places, shapes, runs, heads):
         self.descriptor, self.start, self.stop = descriptor, start, stop
         self.first_group, self.places, self.shapes, self.runs, self.heads = first_group, places, shapes, runs, heads
-        self.group = self.rows = None  # the group that was read last
 
     def __len__(self):
         return self.stop - self.start
@@ -110,16 +109,33 @@ class Piece:
 
     def pick(self, numbers):
         """The examples of these numbers in the spool."""
+        rows, group_read, begin, end, head = (), -1, 0, 0, ""  # of the group, and of the run, that were read last
+        shapes = [("_where", *keys) for keys in self.shapes]
+        places, first_group, descriptor, read, load = (
+            self.places,
+            self.first_group,
+            self.descriptor,
+            os.pread,
+            marshal.loads,
+        )
         for number in numbers:
-            group, place = divmod(number, GROUP)
-            if group != self.group:
-                begin, end = map(int, self.places[group - self.first_group : group - self.first_group + 2])
-                self.group, self.rows = group, marshal.loads(os.pread(self.descriptor, end - begin, begin))
-            where, *values = self.rows[place]
-            where, shape = where if isinstance(where, list) else (where, 0)
-            if isinstance(where, int):
-                where = f"{self.heads[bisect_right(self.runs, number) - 1]} {where}"
-            yield {"_where": where} | dict(zip(self.shapes[shape], values))
+            group = number // GROUP
+            if group != group_read:
+                place, stop = places[group - first_group : group - first_group + 2].tolist()
+                rows, group_read = load(read(descriptor, stop - place, place)), group
+            row = rows[number % GROUP]
+            where, shape = row[0], 0
+            if type(where) is list:
+                where, shape = where
+            example = dict(zip(shapes[shape], row))
+            if type(where) is int:
+                if not begin <= number < end:
+                    run = bisect_right(self.runs, number) - 1
+                    begin, head = self.runs[run], self.heads[run]
+                    end = self.runs[run + 1] if run + 1 < len(self.runs) else self.stop
+                where = f"{head} {where}"
+            example["_where"] = where
+            yield example
 
 
 class Rows(Sequence):
