@@ -1,5 +1,6 @@
 """What is found in blocks of rows and added up: counts, the first rows of each kind, a number a row on the disk."""
 
+import os
 import tempfile
 from collections import Counter, defaultdict
 from typing import NamedTuple
@@ -7,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 MOST_ROWS = 2000  # that are kept of each finding; the others are counted
-CHUNK = 1 << 19  # numbers of a column that are in memory at once
+CHUNK = 1 << 18  # numbers of a column that are in memory at once
 
 
 class Sample(list):
@@ -84,28 +85,44 @@ def merged(first, later):
 
 
 class Column:
-    """Numbers on the disk, in a file without a name, written in order and read in chunks."""
+    """Numbers on the disk, in a file without a name, written in order; any process reads them, as an array is read."""
 
-    def __init__(self, dtype, folder=None):
+    def __init__(self, dtype, folder=None, values=()):
         self.file, self.dtype, self.size = tempfile.TemporaryFile(dir=folder), np.dtype(dtype), 0  # noqa: SIM115
+        self.append(np.array(values, dtype))
 
     def __len__(self):
         return self.size
 
     def append(self, values):
-        self.file.seek(0, 2)
         self.file.write(values.tobytes())
+        self.file.flush()
         self.size += len(values)
 
     def read(self, start=0, stop=None):
-        self.file.seek(start * self.dtype.itemsize)
-        count = (self.size if stop is None else min(stop, self.size)) - start
-        return np.frombuffer(self.file.read(count * self.dtype.itemsize), self.dtype)
+        stop, width = self.size if stop is None else min(stop, self.size), self.dtype.itemsize
+        return np.frombuffer(read_all(self.file.fileno(), (stop - start) * width, start * width), self.dtype)
+
+    def __getitem__(self, places):
+        """A slice without a step, or a list of places."""
+        if isinstance(places, slice):
+            start, stop, _ = places.indices(self.size)
+            return self.read(start, stop)
+        places = [range(self.size)[place] for place in places]  # also those from the end
+        return np.concatenate([self.read(place, place + 1) for place in places] or [self.read(0, 0)])
 
     def chunks(self):
         """(place of the first, array)"""
         for start in range(0, self.size, CHUNK):
             yield start, self.read(start, start + CHUNK)
+
+
+def read_all(descriptor, size, start):
+    """So many bytes of a file: the system gives no more than 2 GB at once."""
+    data = os.pread(descriptor, size, start)
+    while len(data) < size:
+        data += os.pread(descriptor, size - len(data), start + len(data))
+    return data
 
 
 def hashes(values):

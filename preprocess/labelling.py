@@ -159,19 +159,26 @@ def reshape(example, names, chosen):
 def look_over(spool, pieces, first, config):
     """Runs the Shaper over all blocks. -> (names of the labels, {name: Values}, {name: places of "-"}, parts)"""
     chosen = {name: labels.KINDS[kind] for name, kind in config.label_types_by_name().items()}
-    found = list(in_order(Shaper(first, spool.shapes, chosen), pieces))
-    spool.finish()
+    shaper = Shaper(first, spool.shapes, chosen)
+    *found, seen = merge_looks(in_order(shaper, pieces))
     names = names_of(spool.shapes)
     if unknown := sorted(set(chosen) - set(names)):
         raise UserError(f"--label_type names {', '.join(unknown)}, but the labels are {', '.join(names)}")
-    if any(seen != names for seen, *_ in found):  # a name that came late decides what an empty cell means
-        found = list(in_order(Shaper(first, spool.shapes, chosen), spool.pieces()))
-    values, dashed = {name: Values() for name in names}, defaultdict(list)
-    for _, of_block, places, _ in found:
+    if seen != {tuple(names)}:  # a name that came late decides what an empty cell means
+        *found, _ = merge_looks(in_order(shaper, spool.pieces()))
+    return names, *found
+
+
+def merge_looks(looks):
+    """What a Shaper says of all blocks: ({name: Values}, {name: places of "-"}, parts, the names that were known)"""
+    values, dashed, parts, seen = defaultdict(Values), defaultdict(list), [], set()
+    for names, of_block, places, parts_of_block in looks:
+        seen.add(tuple(names))
+        parts.append(parts_of_block)
         for name in names:
             values[name].merge(of_block[name])
             dashed[name] += places.get(name, ())
-    return names, values, dashed, np.concatenate([parts for *_, parts in found])
+    return values, dashed, np.concatenate(parts), seen
 
 
 @dataclass
@@ -374,7 +381,7 @@ def kind_of_task(name, values, chosen, first, over_text, overlap):
 
 def read_all_spans(examples, names):
     """Makes labels that are spans over `text`, however they are written, lists of (start, end, label)."""
-    if names and "text" not in examples[0]:
+    if names and examples and "text" not in examples[0]:
         raise UserError(f"{examples[0]['_where']}: {names[0]!r} is spans over characters; they need a text, not tokens")
     for example in examples:
         for name in names:

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from engine.command_line import UserError
 from engine.tags import kind_of
-from preprocess.labelling import Labeller, collect_labels, examine, label_all
+from preprocess.facts import Column
+from preprocess.labelling import Labeller, collect_labels, examine, group_of, label_all
 from preprocess.parallel import in_order
 from preprocess.schema import PARTS, encode_rows, load_labels, read_processed
 from preprocess.sources import read_examples
@@ -52,14 +53,19 @@ class Prepared:
         presence = list(self.kinds) if config.n_splits and len(self.kinds) > 1 else []
         labeller = Labeller(self.form, self.strata.name, config.group_column, presence)
         self.notes, self.presence = label_all(spool, self.form, notes, self.strata, labeller)
-        self.rows = split_rows(given, len(spool) - len(self.form.dropped), self.strata, config)
-        self.parts = {part: self.of_rows(rows) for part, rows in self.rows.items()}
+        self.set_parts(split_rows(given, len(spool) - len(self.form.dropped), self.strata, config))
+
+    def set_parts(self, rows):
+        """Makes Rows of the arrays of each part, which are kept only if folds will be made of them."""
+        self.parts = {part: self.of_rows(numbers) for part, numbers in rows.items()}
+        self.rows, self.strata = (rows, self.strata) if self.config.n_splits else (None, None)
 
     def of_rows(self, rows):
         """The examples of these rows; rows that are left out are not counted."""
-        if len(self.form.dropped):
-            rows = np.delete(np.arange(len(self.spool), dtype=np.uint32), self.form.dropped)[rows]
-        return Rows(self.spool, self.form, rows)
+        dropped = getattr(self.form, "dropped", ())
+        if len(dropped):
+            rows = np.delete(np.arange(len(self.spool), dtype=np.uint32), dropped)[rows]
+        return Rows(self.spool, self.form, Column(np.uint32, self.spool.folder, rows))
 
     def read_processed(self, folder):
         """Takes a processed folder, to be examined again."""
@@ -72,13 +78,27 @@ class Prepared:
         if "train" not in ends:
             raise UserError(f"{folder}: has labels.json, but no train.jsonl")
         self.spool.finish()
+        self.kinds, self.form = {name: kind_of(task) for name, task in self.tasks.items()}, as_it_is
+        self.strata, self.presence = Strata(self.kinds), {}
+        if self.config.n_splits:
+            self.note_strata()
         starts = [0, *ends.values()]
-        orders = {part: np.arange(start, end, dtype=np.uint32) for start, (part, end) in zip(starts, ends.items())}
-        self.parts = {part: Rows(self.spool, as_it_is, order) for part, order in orders.items() if len(order)}
-        self.kinds = {name: kind_of(task) for name, task in self.tasks.items()}
+        parts = {part: np.arange(start, end, dtype=np.uint32) for start, (part, end) in zip(starts, ends.items())}
+        self.set_parts({part: rows for part, rows in parts.items() if len(rows)})
         for name, task in self.tasks.items():
             if "counts" not in task:
                 task.update(collect_labels(self.parts, {name: self.kinds[name]})[name])
+
+    def note_strata(self):
+        """Notes what folds of a processed folder are stratified by."""
+        presence = {name: [] for name in self.kinds}
+        for piece in self.spool.pieces():
+            examples = list(piece)
+            groups = [group_of(e) for e in examples] if self.config.group_column else None
+            self.strata.add([e[self.strata.name] for e in examples] if self.strata.name else None, groups)
+            for name, there in presence.items():
+                there += [e[name] is not None for e in examples]
+        self.presence = {name: np.array(there) for name, there in presence.items()}
 
     def folds(self):
         """[(train, dev) Rows of each fold] of train and dev together, which come first: (Rows, folds)."""

@@ -5,13 +5,14 @@ Examples are numbers from 0 here, and what is known of them lies in arrays, a fe
 
 import random
 import warnings
-from array import array
 from collections import Counter
 
 import numpy as np
 
 from engine.command_line import UserError
 from preprocess.schema import PARTS
+
+STEP = 1 << 18  # rows that are counted at once
 
 
 class Strata:
@@ -23,27 +24,27 @@ class Strata:
         self.name = next((name for kind in order for name in kinds if kinds[name] == kind), None)
         self.kind = kinds.get(self.name)
         self.known, self.known_groups = {}, {}  # classes or tuples of labels, and groups: their numbers
-        self.values, self.groups = array("d" if self.kind == "regression" else "I"), array("I")
+        self.values, self.groups = [], []  # arrays, one a block
 
     def add(self, values, groups):
         """Takes in the labels of the task, and the groups, of the rows that follow."""
         if self.kind == "regression":
-            self.values.extend(float("nan") if value is None else value for value in values)
+            self.values.append(np.array([float("nan") if value is None else value for value in values], np.float64))
         elif self.kind:
             values = [tuple(value) if isinstance(value, list) else value for value in values]
-            self.values.extend([self.known.setdefault(value, len(self.known)) for value in values])
+            self.values.append(numbered(values, self.known))
         if groups is not None:
-            self.groups.extend([self.known_groups.setdefault(group, len(self.known_groups)) for group in groups])
+            self.groups.append(numbered(groups, self.known_groups))
 
     def of(self, rows):
         """(N,) the stratum of each of these rows, numbers in the order of their names; None if there are none."""
         if self.name is None:
             return None
-        values = np.frombuffer(self.values, np.float64 if self.kind == "regression" else np.uint32)[rows]
+        values = np.concatenate(self.values)[rows]
         if self.kind == "regression":
             return deciles(values)
         if self.kind == "multilabel":
-            sets = np.bincount(values, minlength=len(self.known)).tolist()
+            sets = count(values, len(self.known)).tolist()
             counts = Counter()
             for labels, number in zip(self.known, sets):
                 counts.update(dict.fromkeys(labels or (), number))
@@ -57,7 +58,13 @@ class Strata:
 
     def groups_of(self, rows):
         """(N,) the group of each of these rows, numbers in the order of their names."""
-        return ranks(self.known_groups)[np.frombuffer(self.groups, np.uint32)[rows]]
+        return ranks(self.known_groups)[np.concatenate(self.groups)[rows]]
+
+
+def numbered(names, known):
+    """(N,) the number of each name in `known`, to which new ones are added; of the smallest type that will do."""
+    numbers = [known.setdefault(name, len(known)) for name in names]
+    return np.array(numbers, np.min_scalar_type(len(known)))
 
 
 def ranks(names):
@@ -76,12 +83,27 @@ def deciles(values):
     )
 
 
+def count(codes, minimum=0):
+    """np.bincount, which would make eight bytes of each number, in steps."""
+    result = np.zeros(max(minimum, int(codes.max()) + 1 if len(codes) else 0), np.int64)
+    for start in range(0, len(codes), STEP):
+        result += np.bincount(codes[start : start + STEP], minlength=len(result))
+    return result
+
+
+def rows_of(given, number):
+    """(N,) where `number` is given."""
+    starts = range(0, len(given), STEP)
+    found = [start + np.flatnonzero(given[start : start + STEP] == number) for start in starts]
+    return np.concatenate([rows.astype(np.uint32) for rows in found] or [np.zeros(0, np.uint32)])
+
+
 def split_rows(given, size, strata, config):
     """{part: (N,) rows}: the given split where there is one, else a seeded one, stratified.
 
     given: (rows,) 1, 2, 3 for train, dev, test; empty if no part is given, and then the rows are shuffled
     """
-    parts = {part: np.flatnonzero(given == number).astype(np.uint32) for number, part in enumerate(PARTS, 1)}
+    parts = {part: rows_of(given, number) for number, part in enumerate(PARTS, 1)}
     if not len(given):
         parts["train"] = np.arange(size, dtype=np.uint32)
     if not len(parts["train"]):
@@ -91,17 +113,12 @@ def split_rows(given, size, strata, config):
     codes = strata.of(slice(None)) if wanted else None
     for part, ratio in wanted.items():
         number = max(1, round(ratio * size))
-        parts["train"], parts[part] = set_aside(parts["train"], number, part, strata, codes, config)
-    parts = {part: rows for part, rows in parts.items() if len(rows)}
-    return parts if len(given) else shuffled(parts, config.random_seed)
-
-
-def shuffled(parts, seed):
-    random_order = random.Random(seed)
-    for part, rows in parts.items():
-        rows = array("I", rows.astype(np.uintc).tobytes())
-        random_order.shuffle(rows)
-        parts[part] = np.frombuffer(rows, np.uintc)
+        parts["train"], parts[part] = set_aside(parts.pop("train"), number, part, strata, codes, config)
+    parts = {part: parts[part] for part in PARTS if len(parts[part])}
+    if not len(given):
+        random_order = random.Random(config.random_seed)
+        for rows in parts.values():
+            random_order.shuffle(memoryview(rows))
     return parts
 
 
@@ -116,9 +133,10 @@ def set_aside(rows, size, part, strata, codes, config):
         print(f"no {part} part given: {len(taken)} examples set aside by {config.group_column!r}, seed {seed}")
         return rows[kept], rows[taken]
     here = np.zeros(len(rows), np.uint8) if codes is None else codes[rows]
-    counts = np.bincount(here)
-    is_rare = (counts < 2)[here]  # too few to share: these stay
-    rare, shared, here = rows[is_rare], rows[~is_rare], here[~is_rare]
+    counts, rare, shared = count(here), rows[:0], rows
+    if (counts == 1).any():  # too few to share: these stay
+        is_rare = (counts == 1)[here]
+        rare, shared, here = rows[is_rare], rows[~is_rare], here[~is_rare]
     if size >= len(shared):
         reason = f"{len(rows)} examples are too few to split; give train, dev and test yourself"
         if len(rows) >= 20 and len(rare) > len(rows) / 2:
@@ -126,34 +144,47 @@ def set_aside(rows, size, part, strata, codes, config):
             reason = f"{only}; of numbers --label_type {strata.name}=regression"
         raise UserError(f"{config.input}: {reason}")
     stratified = codes is not None and min(size, len(shared) - size) >= (counts >= 2).sum()
-    kept, taken = draw(here if stratified else np.zeros(len(shared), np.uint8), size, seed, stratified)
+    kept, taken = draw(shared, here if stratified else None, size, seed)
     how = f"stratified by {strata.name!r}" if stratified else "at random"
     print(f"no {part} part given: {len(taken)} examples set aside {how}, seed {seed}")
-    return np.concatenate([shared[kept], rare]), shared[taken]
+    return np.concatenate([kept, rare]) if len(rare) else kept, taken
 
 
-def draw(codes, size, seed, stratified):
-    """(places that stay, `size` places that are drawn), those that scikit-learn's train_test_split gives.
+def draw(rows, codes, size, seed):
+    """(rows that stay, `size` rows that are drawn), those that scikit-learn's train_test_split gives.
 
-    In arrays of half its numbers' size, as lists of Python's numbers would take more memory than all the rest.
+    It makes lists of Python's numbers, which would take more memory than all else. codes: (rows,) strata, or None
     """
     random_state = np.random.RandomState(seed)
-    if not stratified:
-        order = random_state.permutation(np.arange(len(codes), dtype=np.uint32))
-        return order[size:], order[:size]
-    order = np.argsort(codes, kind="stable").astype(np.uint32)
-    counts = np.bincount(codes)
-    borders, present = np.cumsum(counts), np.flatnonzero(counts)
-    kept_counts = shares(counts[present], len(codes) - size, random_state)
-    drawn_counts = shares(counts[present] - kept_counts, size, random_state)
-    kept, drawn = [], []
-    for stratum, stay, go in zip(present, kept_counts, drawn_counts):
-        count = counts[stratum]
-        mixed = order[borders[stratum] - count : borders[stratum]][random_state.permutation(count)]
-        kept.append(mixed[:stay])
-        drawn.append(mixed[stay : stay + go])
-    del order
-    return random_state.permutation(np.concatenate(kept)), random_state.permutation(np.concatenate(drawn))
+    if codes is None:
+        mixed = rows.copy()
+        random_state.shuffle(mixed)
+        return mixed[size:].copy(), mixed[:size].copy()
+    counts = count(codes)
+    (present,) = np.nonzero(counts)
+    stays = shares(counts[present], len(rows) - size, random_state)
+    goes = shares(counts[present] - stays, size, random_state)
+    kept, drawn = np.empty(len(rows) - size, rows.dtype), np.empty(size, rows.dtype)
+    for mixed, stay, go, before, drawn_before in zip(
+        by_stratum(rows, codes, present, counts), stays, goes, np.cumsum(stays) - stays, np.cumsum(goes) - goes
+    ):
+        random_state.shuffle(mixed)
+        kept[before : before + stay] = mixed[:stay]
+        drawn[drawn_before : drawn_before + go] = mixed[stay : stay + go]
+    random_state.shuffle(kept)
+    random_state.shuffle(drawn)
+    return kept, drawn
+
+
+def by_stratum(rows, codes, present, counts):
+    """The rows of each stratum, in order, one array after another."""
+    if len(present) <= 100:
+        for stratum in present:
+            yield rows[codes == stratum]
+    else:
+        ordered = rows[np.argsort(codes, kind="stable")]
+        for end, number in zip(np.cumsum(counts[present]), counts[present]):
+            yield ordered[end - number : end]
 
 
 def shares(counts, size, random_state):
@@ -185,7 +216,7 @@ def split_folds(pool, strata, config):
         what = "groups" if config.group_column else "examples"
         raise UserError(f"--n_splits {config.n_splits} is more than the {most} {what}")
     # Classes with fewer examples than folds go where there is room
-    codes = np.where(np.bincount(codes)[codes] >= config.n_splits, codes, -1)
+    codes = np.where(count(codes)[codes] >= config.n_splits, codes, -1)
     stratified, plain = (StratifiedGroupKFold, GroupKFold) if config.group_column else (StratifiedKFold, KFold)
     splitter = stratified if len(np.unique(codes)) > 1 else plain
     folds = splitter(config.n_splits, shuffle=True, random_state=config.random_seed)

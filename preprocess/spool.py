@@ -6,7 +6,6 @@ of the groups are kept: any row is found with one read. Python's own `marshal` w
 
 import json
 import marshal
-import os
 import tempfile
 from array import array
 from bisect import bisect_right
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.command_line import UserError
+from preprocess.facts import Column, read_all
 
 GROUP = 4  # rows that are read at once
 BLOCK = 4000  # rows that a process works on at once; a multiple of GROUP
@@ -25,10 +25,11 @@ class Spool:
 
     def __init__(self, folder=None):
         self.file, self.folder = tempfile.TemporaryFile(dir=folder), folder  # noqa: SIM115
-        self.places, self.size = array("Q", [0]), 0  # of the groups, and of the file
+        self.places, self.latest = Column(np.uint64, folder), array("Q", [0])  # of the groups; not on the disk yet
         self.shapes = {}  # tuples of keys: their numbers, which stand for them
         self.runs, self.heads = array("Q"), []  # from which row on which words stand before the number in "_where"
-        self.group, self.num_rows, self.num_ids = [], 0, 0
+        self.group, self.num_rows, self.num_ids, self.size = [], 0, 0, 0
+        self.number = None  # of the row in its file that was written last
 
     def __len__(self):
         return self.num_rows
@@ -39,16 +40,20 @@ class Spool:
     def append(self, example):
         where = example.pop("_where")
         head, blank, number = where.rpartition(" ")
-        place = where
+        place, before, self.number = where, self.number, None
         if blank and number.isdecimal() and number.isascii() and number[0] != "0":
-            place = int(number)
+            place = self.number = int(number)
             if not self.heads or head != self.heads[-1]:
                 self.runs.append(self.num_rows)
                 self.heads.append(head)
-        keys = tuple(example)
-        shape = self.shapes.setdefault(keys, len(self.shapes))
+                before = None
+        shape = self.shapes.setdefault(tuple(example), len(self.shapes))
+        if shape:
+            place = [place, shape]
+        elif self.group and before is not None and self.number == before + 1:
+            place = None  # the one after that of the row before
         self.num_ids += "id" in example
-        self.group.append((place if shape == 0 else [place, shape], *example.values()))
+        self.group.append((place, *example.values()))
         self.num_rows += 1
         if len(self.group) == GROUP:
             self.write_group(where)
@@ -62,31 +67,36 @@ class Spool:
             except (TypeError, ValueError) as error:
                 raise UserError(f"{where}, or some rows above: a value that JSON cannot hold ({error})") from None
         self.size += self.file.write(data)
-        self.places.append(self.size)
+        self.latest.append(self.size)
         self.group = []
+
+    def flush(self):
+        self.file.flush()
+        self.places.append(np.frombuffer(self.latest, np.uint64))
+        self.latest = array("Q")
 
     def finish(self):
         """To be called when all is written."""
         if self.group:
             self.write_group("the last row")
-        self.file.flush()
-        self.places = np.frombuffer(self.places, np.uint64)
+        self.flush()
 
     def piece(self, start, stop):
         """The rows from `start`, where a group begins, to `stop`, for another process to read."""
-        self.file.flush()
+        if len(self.latest):
+            self.flush()
         first, last = start // GROUP, -(-stop // GROUP)
         run = max(0, bisect_right(self.runs, start) - 1)
         until = bisect_right(self.runs, stop)
-        places = np.array(self.places[first : last + 1], np.uint64)
-        shapes = list(self.shapes)
+        places, shapes = self.places[first : last + 1], list(self.shapes)
         return Piece(
             self.file.fileno(), start, stop, first, places, shapes, self.runs[run:until], self.heads[run:until]
         )
 
     def all(self):
-        """All rows, as one piece."""
-        return self.piece(0, self.num_rows)
+        """All rows, as one piece, for processes that are forked from this one."""
+        descriptor, shapes = self.file.fileno(), list(self.shapes)
+        return Piece(descriptor, 0, self.num_rows, 0, self.places, shapes, self.runs, self.heads)
 
     def pieces(self):
         """All rows in pieces of a block each."""
@@ -111,23 +121,12 @@ class Piece:
         """The examples of these numbers in the spool."""
         rows, group_read, begin, end, head = (), -1, 0, 0, ""  # of the group, and of the run, that were read last
         shapes = [("_where", *keys) for keys in self.shapes]
-        places, first_group, descriptor, read, load = (
-            self.places,
-            self.first_group,
-            self.descriptor,
-            os.pread,
-            marshal.loads,
-        )
         for number in numbers:
-            group = number // GROUP
+            group, place = divmod(number, GROUP)
             if group != group_read:
-                place, stop = places[group - first_group : group - first_group + 2].tolist()
-                rows, group_read = load(read(descriptor, stop - place, place)), group
-            row = rows[number % GROUP]
-            where, shape = row[0], 0
-            if type(where) is list:
-                where, shape = where
-            example = dict(zip(shapes[shape], row))
+                rows, group_read = self.group(group), group
+            where, shape = place_of(rows, place)
+            example = dict(zip(shapes[shape], rows[place]))
             if type(where) is int:
                 if not begin <= number < end:
                     run = bisect_right(self.runs, number) - 1
@@ -137,11 +136,25 @@ class Piece:
             example["_where"] = where
             yield example
 
+    def group(self, number):
+        number -= self.first_group
+        start, stop = self.places[number : number + 2].tolist()
+        return marshal.loads(read_all(self.descriptor, stop - start, start))
+
+
+def place_of(rows, place):
+    """(where a row of a group is: a number or words; the number of its shape)"""
+    where = rows[place][0]
+    if where is None:
+        before, _ = place_of(rows, place - 1)
+        return before + 1, 0
+    return where if type(where) is list else (where, 0)
+
 
 class Rows(Sequence):
     """The examples of a part, as they will be written and with "_where": read anew each time they are asked for.
 
-    order: (rows,) numbers in the spool; form(numbers, examples) -> examples
+    order: (rows,) numbers in the spool, an array or a Column; form(numbers, examples) -> examples
     """
 
     def __init__(self, spool, form, order):
