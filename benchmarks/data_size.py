@@ -6,8 +6,8 @@
 
 Files of short random rows are made, then processed by commands in processes of their own, the versions in turns.
 Printed, of the fastest of --rounds: rows a second; the most memory of all its processes together (proportional set
-size, so that what they share counts once) and of the largest (resident set size); the most temporary disk: that of files
-without a name, as a share of the input. Linux only. CPU seconds are those of all processes: they tell
+size, so that what they share counts once) and of the largest (resident set size); the most temporary disk, that of
+files without a name, as a share of the input. Linux only. CPU seconds are those of all processes: they tell
 more than seconds where the machine has other things to do.
 """
 

@@ -20,6 +20,17 @@ GROUP = 4  # rows that are read at once
 BLOCK = 4000  # rows that a process works on at once; a multiple of GROUP
 
 
+PLAIN = {str, int, float, bool, type(None)}
+
+
+def is_plain(value):
+    """Whether a value is what JSON has. marshal would take numpy's numbers for bytes."""
+    kind = type(value)
+    if kind is list:
+        return PLAIN.issuperset(map(type, value)) or all(map(is_plain, value))
+    return kind in PLAIN or (kind is dict and all(map(is_plain, value.values())))
+
+
 class Spool:
     """Examples, written one after another and then read in any order. Example number i has "_where" again."""
 
@@ -39,6 +50,11 @@ class Spool:
 
     def append(self, example):
         where = example.pop("_where")
+        try:
+            if not all(map(is_plain, example.values())):
+                example = json.loads(json.dumps(example))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"{where}: a value that JSON cannot hold ({error})") from None
         head, blank, number = where.rpartition(" ")
         place, before, self.number = where, self.number, None
         if blank and number.isdecimal() and number.isascii() and number[0] != "0":
@@ -56,17 +72,10 @@ class Spool:
         self.group.append((place, *example.values()))
         self.num_rows += 1
         if len(self.group) == GROUP:
-            self.write_group(where)
+            self.write_group()
 
-    def write_group(self, where):
-        try:
-            data = marshal.dumps(self.group)
-        except ValueError:  # of a reader's own kinds of values, such as numpy's
-            try:
-                data = marshal.dumps(json.loads(json.dumps(self.group)))
-            except (TypeError, ValueError) as error:
-                raise UserError(f"{where}, or some rows above: a value that JSON cannot hold ({error})") from None
-        self.size += self.file.write(data)
+    def write_group(self):
+        self.size += self.file.write(marshal.dumps(self.group))
         self.latest.append(self.size)
         self.group = []
 
@@ -78,7 +87,7 @@ class Spool:
     def finish(self):
         """To be called when all is written."""
         if self.group:
-            self.write_group("the last row")
+            self.write_group()
         self.flush()
 
     def piece(self, start, stop):
