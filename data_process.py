@@ -144,8 +144,10 @@ def examine(config, data, folder=None):
     if folder:
         write_labels(folder, tasks)
     summary(data.parts, tasks, found)
-    featurizer = featurizer_for_checks(config, data.parts, tasks)
-    checks.show(notes := checks.examine(data.parts, tasks, featurizer, data.notes, found))
+    notes = checks.examine(data.parts, tasks, notes=data.notes, found=found)
+    if featurizer := featurizer_for_checks(config, data.parts, tasks):  # last: its threads would be in a fork's way
+        notes += checks.with_rows(checks.check_encoding(data.parts, tasks, featurizer))
+    checks.show(notes)
     return notes
 
 

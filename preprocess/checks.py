@@ -30,7 +30,7 @@ from preprocess.facts import Found, Note, Sample, buckets, frequent, hashes, rep
 from preprocess.labelling import look_labels
 from preprocess.parallel import in_order
 from preprocess.schema import encode_rows, length_of
-from preprocess.spool import BLOCK, blocks_of, pick
+from preprocess.spool import blocks_of, pick, step_of
 
 PLACEHOLDERS = set("nan null none n/a na nil undefined - -- ? unknown todo tbd xxx 无 暂无 空".split())
 INVISIBLE = "\u200b\u200c\u2060\ufeff\u00ad\u200e\u200f\u202a\u202b\u202c\u202d\u202e"
@@ -171,7 +171,7 @@ def check_duplicates(found, parts, tasks):
     """Notes on equal texts, and on those that are nearly equal; only these rows are read again."""
     firsts, rows = repeats(found.columns["plain"])
     places = Places(parts)
-    blocks = list(in_order(CopiesAgain(places, rows, list(tasks)), range(0, len(rows), BLOCK)))
+    blocks = list(in_order(CopiesAgain(places, rows, list(tasks)), range(0, len(rows), step_of(parts["train"]))))
     keys, *labels = map(np.concatenate, zip(*blocks)) if blocks else [rows[:0]] * (1 + len(tasks))
     order = np.lexsort([rows, keys])
     equal = Copies(rows[order], keys[order])
@@ -208,7 +208,7 @@ class CopiesAgain:
         self.places, self.rows, self.names = places, rows, names
 
     def __call__(self, start):
-        examples = self.places.examples(self.rows[start : start + BLOCK])
+        examples = self.places.examples(self.rows[start : start + step_of(self.places.parts["train"])])
         labels = [hashes([None if e[name] is None else repr(e[name]) for e in examples]) for name in self.names]
         return hashes([key_of(e) for e in examples]), *labels
 
@@ -935,6 +935,10 @@ def examine(parts, tasks, featurizer=None, notes=(), found=None):
         notes += check.conclude(found, parts, tasks) if isinstance(check, Streamed) else check(parts, tasks)
     if featurizer is not None:
         notes += check_encoding(parts, tasks, featurizer)
+    return with_rows(notes)
+
+
+def with_rows(notes):
     return [note for note in notes if note.rows]
 
 

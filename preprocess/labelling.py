@@ -26,7 +26,7 @@ from preprocess.parallel import in_order
 from preprocess.readers import RESERVED
 from preprocess.schema import PARTS, TEXT_KEYS, check_characters, check_text, length_of
 from preprocess.sources import PART_NAMES
-from preprocess.spool import BLOCK, blocks_of
+from preprocess.spool import blocks_of
 
 SPAN_KINDS = (None, "tagging", "spans")  # what --label_type may say of labels that are spans over a text
 
@@ -236,13 +236,11 @@ class Form:
         return notes
 
     def kept(self, piece):
-        """(numbers, examples) of a piece without those that are left out."""
-        examples = list(piece)
-        numbers = np.arange(piece.start, piece.start + len(examples))
-        if len(self.dropped):
-            stays = ~np.isin(numbers, self.dropped)
-            numbers, examples = numbers[stays], [e for e, kept in zip(examples, stays) if kept]
-        return numbers, examples
+        """The examples of a piece without those that are left out."""
+        if not len(self.dropped):
+            return list(piece)
+        stays = ~np.isin(np.arange(piece.start, piece.stop), self.dropped)
+        return [example for example, kept in zip(piece, stays) if kept]
 
 
 class Overlaps:
@@ -252,7 +250,7 @@ class Overlaps:
         self.form = form
 
     def __call__(self, piece):
-        _, examples = self.form.kept(piece)
+        examples = self.form.kept(piece)
         for example in examples:
             reshape(example, self.form.names, self.form.chosen)
         read_all_spans(examples, self.form.over_text)
@@ -283,7 +281,7 @@ def examine(spool, pieces, first, config):
         if name not in form.chosen:
             notes += odd_numbers(name, form, values[name], spool)
     if form.over_text and form.unit == "auto":
-        texts = (e["text"] for e in form.kept(spool.piece(0, min(len(spool), 2000 + len(form.dropped))))[1][:2000])
+        texts = (e["text"] for e in form.kept(spool.piece(0, min(len(spool), 2000 + len(form.dropped))))[:2000])
         form.unit = "character" if labels.mostly_chinese(texts) else "word"
     form.from_tags = [name for name, kind in form.kinds.items() if kind == "spans" and name not in form.over_text]
     return form, notes, np.delete(parts, form.dropped) if len(parts) else parts
@@ -300,7 +298,7 @@ class Labeller:
 
         strata: classes, sets of labels or numbers, None where there is none; groups: strings, where there are any
         """
-        _, examples = self.form.kept(piece)
+        examples = self.form.kept(piece)
         notes = self.form.label(examples)
         for n, note in enumerate(notes):
             notes[n] = note._replace(rows=Sample(note.rows))
@@ -338,7 +336,7 @@ def label_all(spool, form, notes, strata, labeller):
     -> (notes, {task: (rows,) whether a label is there})
     """
     facts, merged, presence = {}, {}, defaultdict(list)
-    pieces = tqdm(spool.pieces(), desc="labels", total=-(-len(spool) // BLOCK), leave=False, delay=2)
+    pieces = tqdm(spool.pieces(), desc="labels", total=-(-len(spool) // spool.step), leave=False, delay=2)
     for found, tags, values, groups, there in in_order(labeller, pieces):
         for note in found:
             merged.setdefault(note.what, note._replace(rows=Sample())).rows.merge(note.rows)
@@ -461,7 +459,7 @@ def odd_numbers(name, form, values, spool):
     elif form.kinds[name] == "classification" and values.decimals > 0.8 * values.number:
         rows = Sample()
         for piece in spool.pieces():
-            for e in form.kept(piece)[1]:
+            for e in form.kept(piece):
                 reshape(e, form.names, form.chosen)
                 label = e.get(name)
                 if (
@@ -560,7 +558,7 @@ def strange_tags(spool, form, name, known):
     """Where tags are that are none of the known ones."""
     rows = Sample()
     for piece in spool.pieces():
-        _, examples = form.kept(piece)
+        examples = form.kept(piece)
         form.label(examples)
         for e in examples:
             for tag in e[name] or ():

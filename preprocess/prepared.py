@@ -16,7 +16,7 @@ from preprocess.parallel import in_order
 from preprocess.schema import PARTS, encode_rows, load_labels, read_processed
 from preprocess.sources import read_examples
 from preprocess.splits import Strata, split_folds, split_rows
-from preprocess.spool import BLOCK, Rows, Spool, blocks_of
+from preprocess.spool import BLOCK, BLOCK_BYTES, GROUP, Rows, Spool, blocks_of
 
 
 class Prepared:
@@ -121,12 +121,13 @@ def as_it_is(numbers, examples):
 
 def filled(spool, examples):
     """Fills a spool, and yields its pieces as soon as they are there."""
-    start = 0
+    start = size = 0
     for example in tqdm(examples, desc="reading", unit=" rows", leave=False, delay=2):
         spool.append(example)
-        if len(spool) - start == BLOCK:
-            yield spool.piece(start, start + BLOCK)
-            start += BLOCK
+        number = len(spool) - start
+        if number == BLOCK or (spool.size - size > BLOCK_BYTES and number % GROUP == 0):
+            yield spool.piece(start, len(spool))
+            start, size = len(spool), spool.size
     spool.finish()
     if start < len(spool):
         yield spool.piece(start, len(spool))

@@ -17,7 +17,8 @@ from engine.command_line import UserError
 from preprocess.facts import Column, read_all
 
 GROUP = 4  # rows that are read at once
-BLOCK = 4000  # rows that a process works on at once; a multiple of GROUP
+BLOCK = 4000  # rows, a multiple of GROUP, that a process works on at once, if they are no more than so many bytes:
+BLOCK_BYTES = 1 << 21
 
 
 PLAIN = {str, int, float, bool, type(None)}
@@ -107,10 +108,16 @@ class Spool:
         descriptor, shapes = self.file.fileno(), list(self.shapes)
         return Piece(descriptor, 0, self.num_rows, 0, self.places, shapes, self.runs, self.heads)
 
+    @property
+    def step(self):
+        """Rows that make a block: fewer where they are long."""
+        fit = BLOCK_BYTES * self.num_rows // max(1, self.size)
+        return max(GROUP, min(BLOCK, fit) // GROUP * GROUP)
+
     def pieces(self):
         """All rows in pieces of a block each."""
-        for start in range(0, self.num_rows, BLOCK):
-            yield self.piece(start, min(self.num_rows, start + BLOCK))
+        for start in range(0, self.num_rows, self.step):
+            yield self.piece(start, min(self.num_rows, start + self.step))
 
 
 class Piece:
@@ -168,7 +175,7 @@ class Rows(Sequence):
 
     def __init__(self, spool, form, order):
         self.piece, self.form, self.order = spool.all(), form, order
-        self.own_ids, self.folder = spool.num_ids > 0, spool.folder
+        self.own_ids, self.folder, self.step = spool.num_ids > 0, spool.folder, spool.step
 
     def __len__(self):
         return len(self.order)
@@ -182,15 +189,21 @@ class Rows(Sequence):
         return self.pick(place) if isinstance(place, slice) else self.pick([place])[0]
 
     def __iter__(self):
-        for start in range(0, len(self), BLOCK):
-            yield from self.pick(slice(start, start + BLOCK))
+        for start in range(0, len(self), self.step):
+            yield from self.pick(slice(start, start + self.step))
 
 
 def blocks_of(parts):
     """(part, start, stop) of the blocks of {part: sequence of examples}, in order."""
     for part, rows in parts.items():
-        for start in range(0, len(rows), BLOCK):
-            yield part, start, min(len(rows), start + BLOCK)
+        step = step_of(rows)
+        for start in range(0, len(rows), step):
+            yield part, start, min(len(rows), start + step)
+
+
+def step_of(rows):
+    """How many of a list, or of Rows, make a block."""
+    return rows.step if isinstance(rows, Rows) else BLOCK
 
 
 def pick(rows, places):

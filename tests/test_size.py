@@ -24,7 +24,7 @@ import data_process
 from data_process import DataConfig, prepare, process
 from engine.command_line import UserError
 from engine.tags import entities_in
-from preprocess import checks, facts, labelling, parallel, prepared, spool
+from preprocess import checks, facts, parallel, prepared, spool
 from preprocess.facts import Column, Found, Sample, frequent, repeats
 from preprocess.labelling import collect_labels
 from preprocess.parallel import in_order
@@ -41,7 +41,7 @@ WORDS = "please bring show find open close start stop the red blue green lamp do
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of a few rows, in two processes; the tokenizer's checks, which are slow, are left out."""
-    for module in (spool, labelling, checks, prepared):
+    for module in (spool, prepared):
         monkeypatch.setattr(module, "BLOCK", 40)
     monkeypatch.setattr(facts, "CHUNK", 64)
     monkeypatch.setattr(parallel, "num_processes", lambda: 2)
@@ -220,7 +220,7 @@ def test_the_checks_find_the_same_in_blocks_as_in_one_list(tmp_path, small_block
     faulty(tmp_path / "a.jsonl")
     process(DataConfig(input=str(tmp_path / "a.jsonl"), output_dir=str(tmp_path / "out")))
     in_blocks = json.loads((tmp_path / "out/checks.json").read_text())
-    for module in (spool, labelling, checks, prepared):
+    for module in (spool, prepared):
         monkeypatch.setattr(module, "BLOCK", 100_000)
     parts, tasks, notes = prepare(DataConfig(input=str(tmp_path / "a.jsonl"), check=True))
     whole = checks.examine(parts, tasks, notes=notes)
