@@ -5,9 +5,10 @@
     python benchmarks/data_size.py --rows 400000 4000000 --only csv    how memory grows
 
 Files of short random rows are made, then processed by commands in processes of their own, the versions in turns.
-Printed, of the fastest of --rounds: rows a second; the most memory of all its processes together (proportional set
-size, so that what they share counts once) and of the largest (resident set size); the most temporary disk, that of
-files without a name, as a share of the input. Linux only. CPU seconds are those of all processes: they tell
+Printed, of the fastest of --rounds: rows a second; the most memory of all its processes together, where what they share
+counts once (proportional set sizes; with what others on the machine use too it counts in part) and where it counts in
+each (resident set sizes: no more than this); the most of the largest process; the most temporary disk, that of files
+without a name, as a share of the input. Linux only. CPU seconds are those of all processes: they tell
 more than seconds where the machine has other things to do.
 """
 
@@ -59,13 +60,14 @@ class Watch(threading.Thread):
 
     def __init__(self, pid):
         super().__init__(daemon=True)
-        self.pid, self.memory, self.disk, self.ended = pid, 0, 0, threading.Event()
+        self.pid, self.memory, self.resident, self.disk, self.ended = pid, 0, 0, 0, threading.Event()
 
     def run(self):
         while not self.ended.wait(0.1):
             with contextlib.suppress(OSError):  # a process may end while it is looked at
-                processes = [self.pid, *children_of(self.pid)]
-                self.memory = max(self.memory, sum(map(memory_of, processes)))
+                sizes = [memory_of(process) for process in (self.pid, *children_of(self.pid))]
+                shared_once, resident = map(sum, zip(*sizes))
+                self.memory, self.resident = max(self.memory, shared_once), max(self.resident, resident)
                 self.disk = max(self.disk, nameless_files(self.pid))
 
 
@@ -74,11 +76,12 @@ def children_of(pid):
 
 
 def memory_of(pid):
-    """Bytes of a process, with its share of what others hold too; 0 if it is gone."""
+    """(proportional, resident) bytes of a process; 0 if it is gone."""
     with contextlib.suppress(OSError):
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("Pss:")))
-    return 0
+        sizes = {line.split(":")[0]: line.split()[1] for line in lines[1:]}
+        return 1024 * int(sizes["Pss"]), 1024 * int(sizes["Rss"])
+    return 0, 0
 
 
 def nameless_files(pid):
@@ -111,6 +114,7 @@ def measure(checkout, source, output):
         "seconds": seconds,
         "CPU seconds": usage.ru_utime + usage.ru_stime,
         "memory": watch.memory,
+        "resident": watch.resident,
         "largest": 1024 * usage.ru_maxrss,
         "disk": watch.disk,
     }
@@ -131,8 +135,8 @@ def main():
     options = parser.parse_args()
     versions = {"here": ROOT} | ({"against": Path(options.against).resolve()} if options.against else {})
     print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} before it began")
-    print("| file | rows | version | rows/s | CPU s | memory, all | largest process | temporary disk / input |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| file | rows | version | rows/s | CPU s | memory, shared once | at most | largest process | disk / input |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory(dir=".") as folder:
         folder = Path(folder).resolve()
         for rows in options.rows:
@@ -145,13 +149,10 @@ def main():
                         measured[version].append(measure(checkout, source, folder / version))
                 for version, runs in measured.items():
                     best = min(runs, key=lambda run: run["seconds"])
-                    memory, largest = (f"{best[what] / 1e6:.0f} MB" for what in ("memory", "largest"))
+                    memory = " | ".join(f"{best[what] / 1e6:.0f} MB" for what in ("memory", "resident", "largest"))
                     speed, cpu = f"{rows / best['seconds']:,.0f}", f"{best['CPU seconds']:.1f}"
                     share = f"{best['disk'] / source.stat().st_size:.2f}"
-                    print(
-                        f"| {name} | {rows:,} | {version} | {speed} | {cpu} | {memory} | {largest} | {share} |",
-                        flush=True,
-                    )
+                    print(f"| {name} | {rows:,} | {version} | {speed} | {cpu} | {memory} | {share} |", flush=True)
                 if len(versions) == 2:
                     print(f"the same bytes: {same(*(folder / version for version in versions))}", flush=True)
 

@@ -74,7 +74,7 @@ def foreign_tags(examples, name):
     facts = TagFacts()
     for e in examples:
         facts.add(e[name] or ())
-    return facts.tags > {"O"} and facts.scheme is None
+    return len(facts.tags - {"O"}) > 0 and facts.scheme is None
 
 
 def texts_of(example):

@@ -89,13 +89,13 @@ class Column:
 
     def __init__(self, dtype, folder=None, values=()):
         self.file, self.dtype, self.size = tempfile.TemporaryFile(dir=folder), np.dtype(dtype), 0  # noqa: SIM115
-        self.append(np.array(values, dtype))
+        self.append(np.asarray(values, dtype))
 
     def __len__(self):
         return self.size
 
     def append(self, values):
-        self.file.write(values.tobytes())
+        self.file.write(np.ascontiguousarray(values))
         self.file.flush()
         self.size += len(values)
 

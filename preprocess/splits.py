@@ -40,7 +40,8 @@ class Strata:
         """(N,) the stratum of each of these rows, numbers in the order of their names; None if there are none."""
         if self.name is None:
             return None
-        values = np.concatenate(self.values)[rows]
+        self.values = [np.concatenate(self.values)]
+        values = self.values[0][rows]
         if self.kind == "regression":
             return deciles(values)
         if self.kind == "multilabel":
@@ -104,16 +105,19 @@ def split_rows(given, size, strata, config):
     given: (rows,) 1, 2, 3 for train, dev, test; empty if no part is given, and then the rows are shuffled
     """
     parts = {part: rows_of(given, number) for number, part in enumerate(PARTS, 1)}
-    if not len(given):
-        parts["train"] = np.arange(size, dtype=np.uint32)
-    if not len(parts["train"]):
+    if len(given) and not len(parts["train"]):
         raise UserError(f"{config.input}: parts {[part for part in PARTS if len(parts[part])]}, but none to train on")
+    train = parts.pop("train") if len(given) else None
     ratios = {"dev": config.dev_ratio} if len(given) else {"test": config.test_ratio, "dev": config.dev_ratio}
     wanted = {part: ratio for part, ratio in ratios.items() if ratio and not len(parts[part])}
     codes = strata.of(slice(None)) if wanted else None
+    if not config.n_splits:
+        strata.values = []  # they take as much memory again
     for part, ratio in wanted.items():
-        number = max(1, round(ratio * size))
-        parts["train"], parts[part] = set_aside(parts.pop("train"), number, part, strata, codes, config)
+        here = codes if codes is None or train is None else codes[train]
+        codes = None if part == "dev" else codes  # which comes last
+        train, parts[part] = set_aside(train, here, size, max(1, round(ratio * size)), part, strata, config)
+    parts["train"] = np.arange(size, dtype=np.uint32) if train is None else train
     parts = {part: parts[part] for part in PARTS if len(parts[part])}
     if not len(given):
         random_order = random.Random(config.random_seed)
@@ -122,29 +126,34 @@ def split_rows(given, size, strata, config):
     return parts
 
 
-def set_aside(rows, size, part, strata, codes, config):
-    """(rows that stay, about `size` rows for a part), by groups if asked, else stratified if possible."""
-    seed = config.random_seed
+def set_aside(rows, codes, total, size, part, strata, config):
+    """(rows that stay, about `size` rows for a part), by groups if asked, else stratified if possible.
+
+    rows: (N,), or None for all `total`; codes: (N,) their strata, or None if there are none
+    """
+    seed, number = config.random_seed, total if rows is None else len(rows)
     if config.group_column:
         from sklearn.model_selection import GroupShuffleSplit
 
+        rows = np.arange(total, dtype=np.uint32) if rows is None else rows
         splitter = GroupShuffleSplit(1, test_size=min(0.9, size / len(rows)), random_state=seed)
         kept, taken = next(splitter.split(rows, groups=strata.groups_of(rows)))
         print(f"no {part} part given: {len(taken)} examples set aside by {config.group_column!r}, seed {seed}")
         return rows[kept], rows[taken]
-    here = np.zeros(len(rows), np.uint8) if codes is None else codes[rows]
-    counts, rare, shared = count(here), rows[:0], rows
+    counts, rare = np.array([number]) if codes is None else count(codes), np.zeros(0, np.uint32)
     if (counts == 1).any():  # too few to share: these stay
-        is_rare = (counts == 1)[here]
-        rare, shared, here = rows[is_rare], rows[~is_rare], here[~is_rare]
-    if size >= len(shared):
-        reason = f"{len(rows)} examples are too few to split; give train, dev and test yourself"
-        if len(rows) >= 20 and len(rare) > len(rows) / 2:
+        rows = np.arange(total, dtype=np.uint32) if rows is None else rows
+        is_rare = (counts == 1)[np.zeros(number, np.uint8) if codes is None else codes]
+        rare, rows, codes = rows[is_rare], rows[~is_rare], codes if codes is None else codes[~is_rare]
+    shared = number - len(rare)
+    if size >= shared:
+        reason = f"{number} examples are too few to split; give train, dev and test yourself"
+        if number >= 20 and len(rare) > number / 2:
             only = f"most labels of {strata.name!r} occur only once"
             reason = f"{only}; of numbers --label_type {strata.name}=regression"
         raise UserError(f"{config.input}: {reason}")
-    stratified = codes is not None and min(size, len(shared) - size) >= (counts >= 2).sum()
-    kept, taken = draw(shared, here if stratified else None, size, seed)
+    stratified = codes is not None and min(size, shared - size) >= (counts >= 2).sum()
+    kept, taken = draw(shared if rows is None else rows, codes if stratified else None, size, seed)
     how = f"stratified by {strata.name!r}" if stratified else "at random"
     print(f"no {part} part given: {len(taken)} examples set aside {how}, seed {seed}")
     return np.concatenate([kept, rare]) if len(rare) else kept, taken
@@ -153,20 +162,25 @@ def set_aside(rows, size, part, strata, codes, config):
 def draw(rows, codes, size, seed):
     """(rows that stay, `size` rows that are drawn), those that scikit-learn's train_test_split gives.
 
-    It makes lists of Python's numbers, which would take more memory than all else. codes: (rows,) strata, or None
+    It makes lists of Python's numbers, which would take more memory than all else. rows: (N,), or N for all from 0 on;
+    codes: (N,) strata, or None
     """
-    random_state = np.random.RandomState(seed)
+    random_state, everything = np.random.RandomState(seed), isinstance(rows, int)
     if codes is None:
-        mixed = rows.copy()
+        mixed = np.arange(rows, dtype=np.uint32) if everything else rows.copy()
         random_state.shuffle(mixed)
         return mixed[size:].copy(), mixed[:size].copy()
     counts = count(codes)
     (present,) = np.nonzero(counts)
-    stays = shares(counts[present], len(rows) - size, random_state)
+    stays = shares(counts[present], len(codes) - size, random_state)
     goes = shares(counts[present] - stays, size, random_state)
-    kept, drawn = np.empty(len(rows) - size, rows.dtype), np.empty(size, rows.dtype)
+    kept, drawn = np.empty(len(codes) - size, np.uint32), np.empty(size, np.uint32)
     for mixed, stay, go, before, drawn_before in zip(
-        by_stratum(rows, codes, present, counts), stays, goes, np.cumsum(stays) - stays, np.cumsum(goes) - goes
+        by_stratum(None if everything else rows, codes, present, counts),
+        stays,
+        goes,
+        np.cumsum(stays) - stays,
+        np.cumsum(goes) - goes,
     ):
         random_state.shuffle(mixed)
         kept[before : before + stay] = mixed[:stay]
@@ -177,12 +191,13 @@ def draw(rows, codes, size, seed):
 
 
 def by_stratum(rows, codes, present, counts):
-    """The rows of each stratum, in order, one array after another."""
+    """The rows of each stratum, in order, one array after another. rows: None for all from 0 on"""
     if len(present) <= 100:
         for stratum in present:
-            yield rows[codes == stratum]
+            yield rows_of(codes, stratum) if rows is None else rows[codes == stratum]
     else:
-        ordered = rows[np.argsort(codes, kind="stable")]
+        ordered = np.argsort(codes, kind="stable").astype(np.uint32)
+        ordered = ordered if rows is None else rows[ordered]
         for end, number in zip(np.cumsum(counts[present]), counts[present]):
             yield ordered[end - number : end]
 

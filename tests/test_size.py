@@ -185,6 +185,10 @@ def test_a_draw_is_that_of_scikit_learn():
         kept, taken = train_test_split(rows, test_size=number, random_state=trial, stratify=stratify)
         found = draw(rows, stratify, number, trial)
         assert found[0].tolist() == kept.tolist() and found[1].tolist() == taken.tolist()
+        places = np.arange(len(rows))
+        kept, taken = train_test_split(places, test_size=number, random_state=trial, stratify=stratify)
+        found = draw(len(rows), stratify, number, trial)
+        assert found[0].tolist() == kept.tolist() and found[1].tolist() == taken.tolist()
 
 
 @pytest.mark.filterwarnings("ignore")
