@@ -108,8 +108,17 @@ class Column:
         if isinstance(places, slice):
             start, stop, _ = places.indices(self.size)
             return self.read(start, stop)
-        places = [range(self.size)[place] for place in places]  # also those from the end
-        return np.concatenate([self.read(place, place + 1) for place in places] or [self.read(0, 0)])
+        return self.take(np.array([range(self.size)[place] for place in places], np.int64))  # also those from the end
+
+    def take(self, places):
+        """The numbers at an array of places: one by one where they are few, else with all of the column read once."""
+        if self.size > 1000 * len(places):
+            return np.concatenate([self.read(place, place + 1) for place in places.tolist()] or [self.read(0, 0)])
+        result = np.empty(len(places), self.dtype)
+        for start, values in self.chunks():
+            inside = (places >= start) & (places < start + len(values))
+            result[inside] = values[places[inside] - start]
+        return result
 
     def chunks(self):
         """(place of the first, array)"""

@@ -38,9 +38,12 @@ def check_text(example, may_be_empty=False):
 def check_characters(example):
     """UserError for a lone surrogate: JSON can write one, UTF-8 and the tokenizers cannot."""
     for value in example.values():
-        if not (isinstance(value, str) and value.isascii()):
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            encode(text, example["_where"])
+        if isinstance(value, list) and all(map(labels.is_string, value)):
+            value = "".join(value)
+        elif not isinstance(value, str):
+            value = json.dumps(value, ensure_ascii=False)
+        if not value.isascii():
+            encode(value, example["_where"])
 
 
 def load_labels(data_path):

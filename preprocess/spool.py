@@ -135,14 +135,21 @@ class Piece:
 
     def pick(self, numbers):
         """The examples of these numbers in the spool."""
-        rows, group_read, begin, end, head = (), -1, 0, 0, ""  # of the group, and of the run, that were read last
+        begin = end = 0  # of the run, and below the rows of the group, that came last
+        rows, group_read, head = (), -1, ""
         shapes = [("_where", *keys) for keys in self.shapes]
-        for number in numbers:
-            group, place = divmod(number, GROUP)
+        groups = np.asarray(numbers, np.int64) // GROUP - self.first_group
+        places = [self.places.take(groups + after).tolist() for after in (0, 1)]
+        for number, group, start, stop in zip(numbers, groups.tolist(), *places):
             if group != group_read:
-                rows, group_read = self.group(group), group
-            where, shape = place_of(rows, place)
-            example = dict(zip(shapes[shape], rows[place]))
+                rows, group_read = marshal.loads(read_all(self.descriptor, stop - start, start)), group
+            row = rows[number % GROUP]
+            where, shape = row[0], 0
+            if where is None:
+                where = following(rows, number % GROUP)
+            elif type(where) is list:
+                where, shape = where
+            example = dict(zip(shapes[shape], row))
             if type(where) is int:
                 if not begin <= number < end:
                     run = bisect_right(self.runs, number) - 1
@@ -152,19 +159,14 @@ class Piece:
             example["_where"] = where
             yield example
 
-    def group(self, number):
-        number -= self.first_group
-        start, stop = self.places[number : number + 2].tolist()
-        return marshal.loads(read_all(self.descriptor, stop - start, start))
 
-
-def place_of(rows, place):
-    """(where a row of a group is: a number or words; the number of its shape)"""
-    where = rows[place][0]
-    if where is None:
-        before, _ = place_of(rows, place - 1)
-        return before + 1, 0
-    return where if type(where) is list else (where, 0)
+def following(rows, place):
+    """The number, in its file, of a row of a group that follows the one before it."""
+    before = place - 1
+    while rows[before][0] is None:
+        before -= 1
+    where = rows[before][0]
+    return (where[0] if type(where) is list else where) + place - before
 
 
 class Rows(Sequence):

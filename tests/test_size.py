@@ -381,6 +381,17 @@ def test_labels_are_counted_in_blocks_as_in_one_list(small_blocks):
     assert collect_labels(parts, {name: task["type"] for name, task in tasks.items()}) == tasks
 
 
+def test_half_a_character_is_found_wherever_it_is(tmp_path):
+    for value in (
+        '{"tokens": ["\\ud800"], "x": "a"}',
+        '{"text": "a", "x": "\\ud800"}',
+        '{"text": "a", "x": ["b", "\\ud800"]}',
+    ):
+        (tmp_path / "a.jsonl").write_text(value + "\n")
+        with pytest.raises(UserError, match="row 1: holds half a character"):
+            process(DataConfig(input=str(tmp_path / "a.jsonl"), output_dir=str(tmp_path / "out"), label_column="x"))
+
+
 # ---- size and kills -------------------------------------------------------------------------------------------------
 
 
