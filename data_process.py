@@ -8,26 +8,24 @@ Edit here when a stage should do something else. The stages are in preprocess/: 
 labelling.py, splits in splits.py, what would hurt training in checks.py.
 """
 
-import random
-import shutil
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
 from config import ROOT, Config
-from engine.command_line import UserError, option, run_command
-from engine.tags import kind_of
+from engine.command_line import option, run_command
+from engine.files import appearing_folder
 from engine.text import text_of
 from preprocess import checks
-from preprocess.labelling import check_examples, collect_labels
+from preprocess.labelling import collect_labels, label_info
 from preprocess.labels import KINDS
 from preprocess.option_checks import check_options, label_types_by_name
+from preprocess.prepared import Prepared, write_parts
 from preprocess.readers import READERS
-from preprocess.schema import PARTS, load_labels, read_processed, require_own_folder, summary, write_processed
-from preprocess.sources import read_examples
-from preprocess.splits import split_examples, split_folds
+from preprocess.schema import require_own_folder, summary, write_labels
 
 
 @dataclass
@@ -89,64 +87,58 @@ class DataConfig:
 
 
 def prepare(config):
-    """Raw input, or a processed folder -> (parts, tasks, notes). Every example has "_where" it came from."""
-    source = Path(config.input)
-    if config.format == "auto" and (source / "labels.json").exists():
-        return (*read_processed_folder(source), [])
-    examples = read_examples(config)
-    kinds, notes = check_examples(examples, config)
-    examples[:] = [
-        {"_where": e.pop("_where"), "id": str(e.pop("id", number)), **e} for number, e in enumerate(examples)
-    ]
-    parts = split_examples(examples, kinds, config)
-    if not any("split" in e for e in examples):
-        random_order = random.Random(config.random_seed)
-        for rows in parts.values():
-            random_order.shuffle(rows)
-    return parts, labels_of(parts, kinds | config.label_types_by_name()), notes
+    """Raw input, or a processed folder -> (parts, tasks, notes), as lists. Every example has "_where" it came from."""
+    with Prepared(config) as data:
+        parts, notes = {part: list(rows) for part, rows in data.parts.items()}, data.notes
+    types = data.kinds | config.label_types_by_name()
+    return parts, data.tasks or with_own_kinds(collect_labels(parts, data.kinds), types), notes
 
 
-def labels_of(parts, types):
-    """labels.json. types: {task: type}; one of your own is collected as the kind that its labels look like."""
-    tasks = collect_labels(parts, {name: KINDS.get(kind, kind) for name, kind in types.items()})
+def with_own_kinds(tasks, types):
+    """labels.json, with the types that are the user's own and the kinds that they look like. types: {task: type}"""
     own = {name: {"type": kind, "kind": KINDS[kind]} for name, kind in types.items() if KINDS.get(kind, kind) != kind}
     return {name: task | own.get(name, {}) for name, task in tasks.items()}
-
-
-def read_processed_folder(folder):
-    """(parts, tasks) of a processed folder, to be examined again."""
-    tasks, parts = load_labels(folder), {}
-    for part in PARTS:
-        if (path := folder / f"{part}.jsonl").exists():
-            parts[part] = [{"_where": where, **example} for where, example in read_processed(path, tasks)]
-    if "train" not in parts:
-        raise UserError(f"{folder}: has labels.json, but no train.jsonl")
-    for name, task in tasks.items():
-        for example in (example for examples in parts.values() for example in examples):
-            example.setdefault(name, None)
-        if "counts" not in task:
-            task.update(collect_labels(parts, {name: kind_of(task)})[name])
-    return parts, tasks
 
 
 def process(config):
     """Raw input -> processed folder, as `config` (a DataConfig) says; with --check, only the report.
 
-    Nothing is written unless all of it is good.
+    Nothing is written unless all of it is good: the folder appears whole, or stays as it was.
     """
     folder = Path(config.output_dir)
     if not config.check:
         require_own_folder(folder, Path(config.input))
-    parts, tasks, notes = prepare(config)
-    if config.n_splits and not config.check:
-        write_folds(folder, parts, tasks, config)
-    elif not config.check:
-        write_processed(folder, parts, tasks)
-    summary(parts, tasks)
-    checks.show(notes := checks.examine(parts, tasks, featurizer_for_checks(config, parts, tasks), notes))
-    if not config.check:
-        checks.keep(notes, folder / "checks.json")
-        print(f"wrote {folder}: " + ", ".join(f"{len(rows)} {part}" for part, rows in parts.items()))
+    with Prepared(config) as data:
+        if config.check:
+            examine(config, data)
+            return
+        with appearing_folder(folder) as new:
+            if config.n_splits:
+                write_folds(new, data, config)
+            checks.keep(examine(config, data, new), new / "checks.json")
+        if config.n_splits:
+            folds = f"{config.n_splits} folds in {folder}/fold_0 …"
+            print(f"{folds}; python cross_validate.py --data_path {folder} trains them all")
+        print(f"wrote {folder}: " + ", ".join(f"{len(rows)} {part}" for part, rows in data.parts.items()))
+
+
+def examine(config, data, folder=None):
+    """One look at all rows, which are written into the folder if there is one; what they hold is told. -> notes"""
+    with ExitStack() as stack:
+        paths = {part: folder / f"{part}.jsonl" for part in data.parts} if folder else {}
+        files = {part: stack.enter_context(open(path, "wb")) for part, path in paths.items()}
+        found = checks.look_through(data.parts, data.kinds, files)
+    sizes, first = {part: len(rows) for part, rows in data.parts.items()}, data.parts["train"][0]
+    types = data.kinds | config.label_types_by_name()
+    tasks = data.tasks or with_own_kinds(label_info(found, sizes, data.kinds, first), types)
+    if folder:
+        write_labels(folder, tasks)
+    summary(data.parts, tasks, found)
+    notes = checks.examine(data.parts, tasks, notes=data.notes, found=found)
+    if featurizer := featurizer_for_checks(config, data.parts, tasks):  # last: its threads would be in a fork's way
+        notes += checks.with_rows(checks.check_encoding(data.parts, tasks, featurizer))
+    checks.show(notes)
+    return notes
 
 
 def make_sample(folder):
@@ -159,28 +151,19 @@ def make_sample(folder):
             process(DataConfig(input=str(ROOT / "dataset/sample_raw"), output_dir=str(folder)))
 
 
-def write_folds(folder, parts, tasks, config):
-    """A processed folder fold_<k> for each fold, and beside them the whole, whose dev part is that of the first fold.
+def write_folds(folder, data, config):
+    """A processed folder fold_<k> for each fold; beside them the whole will lie, whose dev part is that of the first.
 
     Labels are those of all folds together, so that the folds' models can be averaged.
     """
-    types = {name: task["type"] for name, task in tasks.items()}
-    folds = split_folds(parts, {name: KINDS.get(kind, kind) for name, kind in types.items()}, config)
-    tasks.update(labels_of({"train": [*parts["train"], *parts.get("dev", [])]}, types))
-    for number, fold in enumerate(folds):
-        for part, rows in zip(("train", "dev"), fold):
-            if lacking := [name for name in tasks if all(e[name] is None for e in rows)]:
-                empty = f"{part} of fold {number} would have no label of {lacking[0]!r}"
-                raise UserError(f"--n_splits {config.n_splits}: {empty}; take fewer folds")
-    rest = {"test": parts["test"]} if "test" in parts else {}
+    pool, folds = data.folds()
+    types = data.kinds | config.label_types_by_name()
+    data.tasks = with_own_kinds(collect_labels({"train": pool}, data.kinds), types)
+    rest = {"test": data.parts["test"]} if "test" in data.parts else {}
     for number, (train, dev) in enumerate(folds):
-        write_processed(folder / f"fold_{number}", {"train": train, "dev": dev, **rest}, tasks)
-    for stale in folder.glob("fold_*"):
-        if int(stale.name[5:]) >= len(folds):
-            shutil.rmtree(stale)
-    parts.update(train=folds[0][0], dev=folds[0][1])
-    write_processed(folder, parts, tasks)
-    print(f"{len(folds)} folds in {folder}/fold_0 …; python cross_validate.py --data_path {folder} trains them all")
+        write_parts(folder / f"fold_{number}", {"train": train, "dev": dev, **rest})
+        write_labels(folder / f"fold_{number}", data.tasks)
+    data.parts = {"train": folds[0][0], "dev": folds[0][1], **rest}
 
 
 def featurizer_for_checks(config, parts, tasks):

@@ -30,16 +30,12 @@ def to_number(value, name, where):
     return None if math.isnan(number) else number
 
 
-def statistics_of(examples):
-    """{column: {"mean", "std"}} over the examples with a number there. UserError for a column that never varies."""
-    result = {}
-    for name in examples[0].get("extras", ()):
-        values = np.array([e["extras"][name] for e in examples if e["extras"][name] is not None])
-        if not len(values) or values.std() == 0:
-            what = f"has the single value {values[0]:g}" if len(values) else "is empty"
-            raise UserError(f"--extra_columns: {name!r} {what} in train: there is nothing to learn from it")
-        result[name] = {"mean": float(values.mean()), "std": float(values.std())}
-    return result
+def column_statistics(name, values):
+    """{"mean", "std"} of the numbers of a column in train. UserError for one that never varies."""
+    if not len(values) or values.std() == 0:
+        what = f"has the single value {values[0]:g}" if len(values) else "is empty"
+        raise UserError(f"--extra_columns: {name!r} {what} in train: there is nothing to learn from it")
+    return {"mean": float(values.mean()), "std": float(values.std())}
 
 
 def standardize(values, mean, std):

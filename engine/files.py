@@ -79,6 +79,56 @@ def replace_folder(folder, fill):
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def appearing_folder(folder):
+    """A folder to fill, which takes the place of `folder` when all of it is written, or not at all; `.cache` stays.
+
+    Killed between two renames, at the very end, it leaves no folder; the old one returns with the next call. A folder
+    that cannot be renamed (this process is in it, it is mounted, or its parent cannot be written) gets the files one by
+    one, labels.json last.
+    """
+    folder = Path(folder).resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
+    if old.exists() and not folder.exists():
+        os.rename(old, folder)
+    if Path.cwd().is_relative_to(folder) or not os.access(folder.parent, os.W_OK):
+        temporary = folder / ".new.tmp"
+    for stale in (temporary, old):
+        shutil.rmtree(stale, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in [*temporary.rglob("*"), temporary]:
+            sync(path)
+        put_in_place(temporary, folder, old)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_in_place(temporary, folder, old):
+    """Puts what was written where `folder` is, or would be."""
+    try:
+        if temporary.parent == folder:
+            raise OSError
+        if folder.exists():
+            shutil.copymode(folder, temporary)
+            os.rename(folder, old)
+        os.rename(temporary, folder)
+        if (old / ".cache").exists():
+            os.rename(old / ".cache", folder / ".cache")
+    except OSError:
+        if old.exists():
+            os.rename(old, folder)
+        stays = {temporary.name, ".cache"}
+        for path in sorted(folder.iterdir(), key=lambda path: path.name != "labels.json"):
+            if path.name not in stays:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in sorted(temporary.iterdir(), key=lambda path: path.name == "labels.json"):
+            os.rename(path, folder / path.name)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def seal(folder):
     """Writes the manifest of a folder's files, and syncs all to the disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "manifest.json")

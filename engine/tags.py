@@ -26,32 +26,73 @@ def needs_words(kind):
     return is_tagging(kind) or has_spans(kind)
 
 
+class TagFacts:
+    """What many lists of tags tell of their scheme; those of several blocks of rows can be merged."""
+
+    def __init__(self):
+        self.tags, self.i_starts, self.b_starts = set(), False, False
+
+    def add(self, tags):
+        """Notes which tags there are, and whether entities begin with I-, and with B-, after none of their type."""
+        self.tags.update(tags)
+        before = "O"
+        for tag in tags:
+            if tag != "O" and (before == "O" or before[2:] != tag[2:]):
+                if tag[0] == "I":
+                    self.i_starts = True
+                elif tag[0] == "B":
+                    self.b_starts = True
+            before = tag
+
+    def merge(self, other):
+        self.tags |= other.tags
+        self.i_starts |= other.i_starts
+        self.b_starts |= other.b_starts
+
+    @property
+    def scheme(self):
+        """See find_scheme."""
+        letters = {tag[0] if re.match(r"[BIESMLU]-.", tag) else "" for tag in self.tags - {"O"}}
+        if not letters or "" in letters:
+            return None
+        if letters & {"L", "U"}:
+            return "bilou"
+        if "M" in letters:
+            return "bmes"
+        if letters & {"E", "S"}:
+            return "bioes"
+        return "iob1" if self.i_starts and not self.b_starts else "bio"
+
+
 def find_scheme(tag_lists):
     """ "bio", "iob1", "bioes", "bmes" or "bilou"; None if the tags are no entities (parts of speech, say).
 
     IOB1 writes B- only where an entity follows one of its own type directly (Ramshaw and Marcus, 1995).
     """
-    letters, i_starts, b_starts = set(), 0, 0  # entities that begin with I-, and with B-, after none of their type
+    facts = TagFacts()
     for tags in tag_lists:
-        before = "O"
-        for tag in tags:
-            if tag != "O":
-                if not re.match(r"[BIESMLU]-.", tag):
-                    return None
-                letters.add(tag[0])
-                follows = before[2:] == tag[2:] and before != "O"
-                i_starts += tag[0] == "I" and not follows
-                b_starts += tag[0] == "B" and not follows
-            before = tag
-    if not letters:
-        return None
-    if letters & {"L", "U"}:
-        return "bilou"
-    if "M" in letters:
-        return "bmes"
-    if letters & {"E", "S"}:
-        return "bioes"
-    return "iob1" if i_starts and not b_starts else "bio"
+        facts.add(tags)
+    return facts.scheme
+
+
+def entities_in(tags):
+    """[(type, first token, last token)] of a list of tags, as seqeval's get_entities reads them.
+
+    Here in a form that needs no scikit-learn and skips what lies outside.
+    """
+    found, before, kind_before, begin = [], "O", "_", 0
+    for i, chunk in enumerate([*tags, "O"]):
+        if chunk == before == "O":
+            kind_before = "_"
+            continue
+        tag, kind = chunk[0], chunk[1:].split("-", 1)[-1] or "_"
+        another = kind != kind_before
+        if before in "ES" or (before in "BI" and tag in "BSO") or (another and before not in "O."):
+            found.append((kind_before, begin, i - 1))
+        if tag in "BS" or (tag in "EI" and before in "ESO") or (another and tag not in "O."):
+            begin = i
+        before, kind_before = tag, kind
+    return found
 
 
 def may_follow(before, tag, bioes):

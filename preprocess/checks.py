@@ -1,27 +1,36 @@
 """What in the data would hurt, found before hours are spent: `python data_process.py --check --input DATA`.
 
 A check is a generator `check_<what>(parts, tasks)` of Notes, in CHECKS. parts: {part: examples with "_where", which
-says where each came from}; tasks: as in labels.json. A note without rows is not shown, so of clean data nothing is.
+says where each came from}, sequences that read examples when they are asked for them; tasks: as in labels.json. A note
+without rows is not shown, so of clean data nothing is.
+The checks here see the data in one pass that writes it too, a block of rows at a time in several processes: those are
+pairs of functions, Streamed(look_<what>, check_<what>); the first notes of a block in `found` what the second reads.
 Edit here when your data has faults of its own: one function, one line in CHECKS.
 """
 
 import html
 import math
 import re
-import statistics
 import unicodedata
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from contextlib import suppress
 from functools import partial
+from itertools import chain, pairwise
 from typing import NamedTuple
 
+import numpy as np
 import regex
 from tqdm import tqdm
 
 from engine.files import write_json
-from engine.tags import find_scheme, has_spans, illegal_tags, is_tagging, kind_of, needs_words
+from engine.tags import TagFacts, entities_in, find_scheme, has_spans, illegal_tags, is_tagging, kind_of, needs_words
 from engine.text import text_of
-from preprocess.schema import length_of
+from preprocess.facts import Found, Note, Sample, buckets, frequent, hashes, repeats
+from preprocess.labelling import look_labels
+from preprocess.parallel import in_order
+from preprocess.schema import encode_rows, length_of
+from preprocess.spool import blocks_of, pick, step_of
 
 PLACEHOLDERS = set("nan null none n/a na nil undefined - -- ? unknown todo tbd xxx 无 暂无 空".split())
 INVISIBLE = "\u200b\u200c\u2060\ufeff\u00ad\u200e\u200f\u202a\u202b\u202c\u202d\u202e"
@@ -31,12 +40,41 @@ JOINED_SCRIPTS = regex.compile(
 HIGH = re.compile("[\u0080-\u00ff\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u0192\u02c6\u02dc\u2013-\u2122]{2,}")
 MARKUP = re.compile(r"</?(?:p|br|div|span|a|b|i|img|td|tr|li)\b[^<>]*>|&(?:[a-z]{2,8}|#\d{2,6});")
 LOOK_ALIKE = "аеорсухіјѕАВЕКМНОРСТХΑΒΕΖΗΙΚΜΝΟΡΤΥΧο"  # Cyrillic and Greek letters that look Latin
+HALF_WIDTH = re.compile("[0-9A-Za-z]")
+# What most texts have none of: only those that have are looked at closely
+SUSPECT = re.compile("[\ufffd\uff10-\uff19\uff21-\uff3a\uff41-\uff5a<&]|" + HIGH.pattern + "|锟斤拷|烫烫烫")
+SUSPECT_LETTER = re.compile(f"[{LOOK_ALIKE}]")
+HARMLESS_BLANKS = "\n\r\t\u3000\u00a0"
 
 
-class Note(NamedTuple):
-    what: str
-    rows: list  # where: "FILE, row N", perhaps with ": detail"
-    advice: str
+class Streamed(NamedTuple):
+    """A check in two steps: look(found, part, start, examples, context) notes in `found` what is to be known of a block
+    that begins with row `start` of the part; conclude(found, parts, tasks) gives the Notes."""
+
+    look: object
+    conclude: object
+
+
+class Context:
+    """What is known before the data is looked at. parts: as of a check; kinds: {task: kind}"""
+
+    def __init__(self, parts, kinds):
+        self.kinds = kinds
+        self.ids = getattr(parts["train"], "own_ids", True)  # else they are the rows' numbers
+        head = parts["train"][:1000]
+        tokens = [token for e in head for token in e.get("tokens", ())]
+        self.glued = sum(bool(re.fullmatch(r"\S\d+", token)) for token in tokens) > 0.5 * len(tokens)
+        self.words = any(len(token) > 1 for token in tokens)
+        self.tagged = [name for name in kinds if is_tagging(kinds[name]) and not foreign_tags(head, name)]
+        self.spans = [name for name in kinds if has_spans(kinds[name])]
+
+
+def foreign_tags(examples, name):
+    """Whether tags among these are no entities."""
+    facts = TagFacts()
+    for e in examples:
+        facts.add(e[name] or ())
+    return len(facts.tags - {"O"}) > 0 and facts.scheme is None
 
 
 def texts_of(example):
@@ -50,95 +88,217 @@ def key_of(example):
 
 def plain(example):
     """The text without case, blanks, punctuation and width: near duplicates share it."""
-    text = unicodedata.normalize("NFKC", text_of(example) + "\n" + example.get("text_pair", "")).casefold()
-    return "".join(c for c in text if c == "\n" or unicodedata.category(c)[0] in "LNM") if len(text) > 8 else text
+    text = text_of(example) + "\n" + example.get("text_pair", "")
+    text = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
+    return text.translate(LETTERS) if len(text) > 8 else text
 
 
 def all_examples(parts):
-    return [e for examples in parts.values() for e in examples]
+    """One after another."""
+    return chain.from_iterable(parts.values())
+
+
+class Letters(dict):
+    """For str.translate: letters, digits, marks and line feeds stay."""
+
+    def __missing__(self, code):
+        stays = code == 10 or unicodedata.category(chr(code))[0] in "LNM"
+        self[code] = code if stays else None
+        return self[code]
+
+
+LETTERS = Letters()
+
+
+class Places:
+    """Rows of all parts by one number, in the order in which they were looked at."""
+
+    def __init__(self, parts):
+        self.parts, self.names = parts, list(parts)
+        self.starts = np.cumsum([0, *map(len, parts.values())])
+
+    def part_numbers(self, places):
+        return np.searchsorted(self.starts, places, "right") - 1
+
+    def part(self, place):
+        return self.names[bisect_right(self.starts, place) - 1]
+
+    def __getitem__(self, place):
+        number = bisect_right(self.starts, place) - 1
+        return self.parts[self.names[number]][place - int(self.starts[number])]
+
+    def where(self, place):
+        return self[place]["_where"]
+
+    def with_value(self, place, value):
+        return f"{self.where(place)}: {value:g}"
+
+    def pair(self, place, other, between):
+        return f"{self.where(place)}{between} {self.where(other)}"
+
+    def examples(self, places):
+        """Those at an array of places."""
+        numbers, found = self.part_numbers(places), [None] * len(places)
+        for number, name in enumerate(self.names):
+            inside = np.flatnonzero(numbers == number).tolist()
+            examples = pick(self.parts[name], [int(places[i] - self.starts[number]) for i in inside])
+            for i, example in zip(inside, examples):
+                found[i] = example
+        return found
 
 
 def rows_where(parts, test):
     """[where, and what test(example) says if that is a string] of the examples for which it is true."""
-    tested = [(e["_where"], test(e)) for e in all_examples(parts)]
-    return [f"{where}: {result}" if isinstance(result, str) else where for where, result in tested if result]
+    rows = Sample()
+    for e in all_examples(parts):
+        add_if(rows, e, test(e))
+    return rows
 
 
-def labels_in(value):
-    """The labels of a text: its class, its tags, its set of labels, the types of its spans."""
-    items = [] if value is None else value if isinstance(value, list) else [value]
-    return [item[2] if isinstance(item, list) else item for item in items]
+def add_if(rows, e, result):
+    if result:
+        rows.add(f"{e['_where']}: {result}" if isinstance(result, str) else e["_where"])
 
 
 # ---- texts ---------------------------------------------------------------------------------------------------------
 
 
-def check_duplicates(parts, tasks):
-    same_text, similar = defaultdict(list), defaultdict(list)
-    for part, examples in parts.items():
-        for e in examples:
-            same_text[key_of(e)].append((part, e))
-            similar[plain(e)].append((part, e))
-    yield from repeated_texts(same_text.values())
-    yield from conflicting_labels(same_text.values(), tasks)
-    rows = [
-        f"{e['_where']} and {copies[0][1]['_where']}"
-        for copies in similar.values()
-        for part, e in copies[1:]
-        if part != copies[0][0] and key_of(e) != key_of(copies[0][1])
-    ]
+def look_duplicates(found, part, start, examples, context):
+    found.columns["plain"] = hashes([plain(e) for e in examples])
+
+
+def check_duplicates(found, parts, tasks):
+    """Notes on equal texts, and on those that are nearly equal; only these rows are read again."""
+    firsts, rows = repeats(found.columns["plain"])
+    places = Places(parts)
+    blocks = list(in_order(CopiesAgain(places, rows, list(tasks)), range(0, len(rows), step_of(parts["train"]))))
+    keys, *labels = map(np.concatenate, zip(*blocks)) if blocks else [rows[:0]] * (1 + len(tasks))
+    order = np.lexsort([rows, keys])
+    equal = Copies(rows[order], keys[order])
+    yield from repeated_texts(equal, places)
+    yield from conflicting_labels(equal, places, {name: column[order] for name, column in zip(tasks, labels)})
+    begin = np.maximum.accumulate(np.where(rows == firsts, np.arange(len(rows)), 0)) if len(rows) else order
+    apart = places.part_numbers(rows) != places.part_numbers(firsts)
+    near = np.stack([rows, firsts], axis=1)[apart & (keys != keys[begin])]
+    similar = sampled(near, lambda pair: places.pair(*pair, " and"))
     what = "texts of two parts differ only in case, blanks or punctuation"
-    yield Note(what, rows, "nearly a leak: keep each in one part")
+    yield Note(what, similar, "nearly a leak: keep each in one part")
 
 
-def repeated_texts(groups):
-    """Notes on equal texts in one part and in two. groups: [[(part, example)] of equal texts]"""
-    within, across = defaultdict(list), defaultdict(list)
-    for copies in groups:
-        for number, (part, e) in enumerate(copies):
-            first_in = {other: copy["_where"] for other, copy in reversed(copies[:number])}
-            for other, where in first_in.items():
-                (within[part] if other == part else across[other, part]).append(f"{e['_where']}, as {where}")
-    for part, rows in within.items():
+class Copies:
+    """Groups of rows with equal keys, in the order of their first rows. rows, keys: (N,), sorted by key, then by row"""
+
+    def __init__(self, rows, keys):
+        self.rows = rows
+        begins = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else rows
+        ends = np.append(begins[1:], len(rows))
+        several = ends - begins > 1
+        order = np.argsort(rows[begins[several]])
+        self.begins, self.ends = begins[several][order], ends[several][order]
+
+    def __iter__(self):
+        """slices of `rows`"""
+        return map(slice, self.begins.tolist(), self.ends.tolist())
+
+
+class CopiesAgain:
+    """Of a block of the rows whose texts may be equal: hashes of the text itself, and of its label of each task."""
+
+    def __init__(self, places, rows, names):
+        self.places, self.rows, self.names = places, rows, names
+
+    def __call__(self, start):
+        examples = self.places.examples(self.rows[start : start + step_of(self.places.parts["train"])])
+        labels = [hashes([None if e[name] is None else repr(e[name]) for e in examples]) for name in self.names]
+        return hashes([key_of(e) for e in examples]), *labels
+
+
+def add_lazily(sample, row, *arguments):
+    """Adds what row(*arguments) returns, which is only asked for if it is kept."""
+    if sample.is_full:
+        sample.number += 1
+    else:
+        sample.add(row(*arguments))
+
+
+def repeated_texts(equal, places):
+    """Notes on equal texts in one part and in two. equal: Copies"""
+    within, across = defaultdict(Sample), defaultdict(Sample)
+    for group in equal:
+        first_in = {}
+        for row in equal.rows[group].tolist():
+            part = places.part(row)
+            for other, first in reversed(first_in.items()):
+                kind = within[part] if other == part else across[other, part]
+                add_lazily(kind, places.pair, row, first, ", as")
+            first_in.setdefault(part, row)
+    for part, copies in within.items():
         advice = "remove them, or keep them if they are as frequent in use"
-        yield Note(f"{part}: the text of another example again", rows, advice)
-    for (first, second), rows in across.items():
+        yield Note(f"{part}: the text of another example again", copies, advice)
+    for (first, second), copies in across.items():
         advice = "the score would be too good: remove them from one of the parts"
-        yield Note(f"{second}: texts that occur in {first} too", rows, advice)
+        yield Note(f"{second}: texts that occur in {first} too", copies, advice)
 
 
-def conflicting_labels(groups, tasks):
-    conflicts = defaultdict(list)
-    for copies in groups:
-        for number, (_, e) in enumerate(copies):
-            for name in tasks:
-                labelled = [copy for _, copy in copies[:number] if copy[name] is not None and e[name] is not None]
-                if any(copy[name] != e[name] for copy in labelled):
-                    first = labelled[0]
-                    detail = f"{e['_where']} and {first['_where']}: {e[name]!r} and {first[name]!r}"
-                    conflicts[name].append(detail[:160])
-    for name, rows in conflicts.items():
+def conflicting_labels(equal, places, labels):
+    """Notes on equal texts with different labels. equal: Copies; labels: {task: (rows,) hashes}"""
+    conflicts, none = {name: Sample() for name in labels}, hash(None)
+    for group in equal:
+        for name, of_rows in labels.items():
+            seen, first = set(), None
+            for row, label in zip(equal.rows[group].tolist(), of_rows[group].tolist()):
+                if label != none and seen - {label}:
+                    add_lazily(conflicts[name], conflict, places, row, first, name)
+                if label != none:
+                    seen.add(label)
+                    first = row if first is None else first
+    for name, conflicting in conflicts.items():
         advice = "decide which is right; a model cannot learn both"
-        yield Note(f"{name}: the same text has different labels", rows, advice)
+        yield Note(f"{name}: the same text has different labels", conflicting, advice)
 
 
-def check_swapped_pairs(parts, tasks):
-    pairs, swapped = set(), []
-    for e in all_examples(parts):
-        first, second = e.get("text"), e.get("text_pair")
-        if (second, first) in pairs and first != second:
-            swapped.append(e["_where"])
-        pairs.add((first, second))
+def conflict(places, row, other, name):
+    e, first = places[row], places[other]
+    return f"{e['_where']} and {first['_where']}: {e[name]!r} and {first[name]!r}"[:160]
+
+
+def look_pairs(found, part, start, examples, context):
+    if "text" in examples[0] and "text_pair" in examples[0]:
+        pairs = [(e["text"], e["text_pair"]) for e in examples]
+        found.columns["pair"] = hashes(pairs)
+        found.columns["swapped"] = hashes([(b, a) if a != b else (a, None, b) for a, b in pairs])
+
+
+def check_swapped_pairs(found, parts, tasks):
+    swapped = [np.zeros(0, np.int64)]
+    if "pair" in found.columns:
+        for (places, values), (others, turned) in buckets(found.columns["pair"], found.columns["swapped"]):
+            known, first = np.unique(values, return_index=True)
+            at = np.minimum(np.searchsorted(known, turned), max(0, len(known) - 1))
+            if len(known):
+                swapped.append(others[(known[at] == turned) & (places[first[at]] < others)])
     advice = "fine for a symmetric task; else check which order is meant"
-    yield Note("pairs that occur the other way round too", swapped, advice)
+    rows = sampled(np.sort(np.concatenate(swapped)), Places(parts).where)
+    yield Note("pairs that occur the other way round too", rows, advice)
 
 
-def check_ids(parts, tasks):
-    seen, rows = set(), []
-    for e in all_examples(parts):
-        if e["id"] in seen:
-            rows.append(f"{e['_where']}: {e['id']}")
-        seen.add(e["id"])
+def sampled(numbers, row):
+    """A Sample of row(number) for all these numbers."""
+    sample = Sample([row(number) for number in numbers[: Sample.most].tolist()])
+    sample.number = len(numbers)
+    return sample
+
+
+def look_ids(found, part, start, examples, context):
+    if context.ids:
+        found.columns["id"] = hashes([e["id"] for e in examples])
+
+
+def check_ids(found, parts, tasks):
+    rows, places = Sample(), Places(parts)
+    if "id" in found.columns:
+        firsts, again = repeats(found.columns["id"])
+        rows = sampled(np.sort(again[again != firsts]), lambda row: f"{places.where(row)}: {places[row]['id']}")
     yield Note("ids are used more than once", rows, "predictions could not be told apart by id")
 
 
@@ -148,6 +308,8 @@ def first_match(pattern, text):
 
 
 def invisible(text):
+    if text.isascii():
+        return None
     joined = JOINED_SCRIPTS.search(text)
     return next((c for c in text if c in INVISIBLE and not (joined and c in "\u200c\u200e\u200f")), None)
 
@@ -165,6 +327,8 @@ def mojibake(text):
 
 
 def private(text):
+    if text.isprintable():
+        return None
     return next((c for c in text if unicodedata.category(c) in ("Co", "Cn")), None)
 
 
@@ -196,7 +360,9 @@ def first_hit(test, e):
 
 
 def is_quoted(e):
-    return any(len(t) > 2 and t[0] == t[-1] == '"' and '""' in t[1:-1] for t in texts_of(e))
+    return '""' in text_of(e) + e.get("text_pair", "") and any(
+        len(t) > 2 and t[0] == t[-1] == '"' and '""' in t[1:-1] for t in texts_of(e)
+    )
 
 
 def has_outer_blanks(e):
@@ -208,7 +374,10 @@ def looks_missing(e):
 
 
 def has_no_letter(e):
-    return not any(c.isalnum() for c in text_of(e)) and not looks_missing(e) and ascii(text_of(e)[:20])
+    text = text_of(e)
+    if text[:1].isalnum():
+        return False
+    return not any(map(str.isalnum, text)) and not looks_missing(e) and ascii(text_of(e)[:20])
 
 
 def is_own_pair(e):
@@ -233,35 +402,76 @@ IN_EXAMPLES = [
 ]
 
 
-def check_texts(parts, tasks):
-    half_width = any(first_match("[0-9A-Za-z]", text_of(e)) for e in all_examples(parts))
+def suspicious(text):
+    """Whether a closer look at a text could find something of IN_TEXTS."""
+    if not text.isprintable():  # so it has control, format, private or unassigned characters, or blanks
+        for blank in HARMLESS_BLANKS:
+            text = text.replace(blank, "")
+        if not text.isprintable():
+            return True
+    if text.isascii():
+        return "<" in text or "&" in text
+    return bool(SUSPECT.search(text)) or bool(SUSPECT_LETTER.search(text) and HALF_WIDTH.search(text))
+
+
+def look_texts(found, part, start, examples, context):
+    found.counts["half width"][()] += any(HALF_WIDTH.search(text_of(e)) for e in examples)
+    for e in examples:
+        if suspicious(text_of(e)) or suspicious(e.get("text_pair", "")):
+            for test, what, _ in IN_TEXTS:
+                add_if(found.rows[what], e, first_hit(test, e))
+        for test, what, _ in IN_EXAMPLES:
+            if result := test(e):
+                add_if(found.rows[what], e, result)
+
+
+def check_texts(found, parts, tasks):
     for test, what, advice in IN_TEXTS:
-        if test is not full_width or half_width:
-            yield Note(what, rows_where(parts, partial(first_hit, test)), advice)
-    for test, what, advice in IN_EXAMPLES:
-        yield Note(what, rows_where(parts, test), advice)
+        if test is not full_width or found.counts["half width"][()]:
+            yield Note(what, found.rows[what], advice)
+    for _, what, advice in IN_EXAMPLES:
+        yield Note(what, found.rows[what], advice)
 
 
-def check_groups(parts, tasks):
-    groups = defaultdict(dict)
-    for part, examples in parts.items():
-        for e in examples:
-            if e.get("group") not in (None, ""):
-                groups[str(e["group"])].setdefault(part, e["_where"])
-    shared = [f"{group!r}: {', '.join(where.values())}" for group, where in groups.items() if len(where) > 1]
+def look_groups(found, part, start, examples, context):
+    if "group" in examples[0]:
+        alone = [("", part, start + n) for n in range(len(examples))]
+        groups = [e.get("group") for e in examples]
+        found.columns["group"] = hashes([own if g in (None, "") else str(g) for own, g in zip(alone, groups)])
+
+
+def check_groups(found, parts, tasks):
+    shared, places = [], Places(parts)
+    if "group" in found.columns:
+        firsts, rows = repeats(found.columns["group"])
+        apart = np.unique(firsts[places.part_numbers(rows) != places.part_numbers(firsts)])
+        shared = sampled(apart, lambda first: shared_group(places, rows[firsts == first].tolist()))
     yield Note("groups that two parts share", shared, "the score would be too good: keep each group in one part")
 
 
-def check_tokens(parts, tasks):
-    empty = rows_where(parts, lambda e: "" in e.get("tokens", ()) and "an empty token")
-    yield Note("tokens that are empty", empty, "they become [UNK]; check how the text was cut")
-    tokens = [token for e in parts["train"][:1000] for token in e.get("tokens", ())]
-    if sum(bool(re.fullmatch(r"\S\d+", token)) for token in tokens) > 0.5 * len(tokens):
-        rows = rows_where(parts, lambda e: first_token(e, r"[^\W\da-zA-Z]\d+", repr))
-        yield Note("tokens are characters with a number glued to them", rows, "remove it, or no tokenizer knows them")
-    if any(len(token) > 1 for token in tokens):
-        rows = rows_where(parts, lambda e: first_token(e, r"(?s)\s+|.*\S\s+\S.*", ascii))
-        yield Note("tokens that are or hold blanks", rows, "a tag may be a column too far: check the separator")
+def shared_group(places, rows):
+    """A group, and its first row in each part."""
+    where = {places.part(row): places.where(row) for row in reversed(rows)}
+    return f"{str(places[rows[0]]['group'])!r}: {', '.join(reversed(where.values()))}"
+
+
+def look_tokens(found, part, start, examples, context):
+    for e in examples:
+        tokens = e.get("tokens", ())
+        if "" in tokens:
+            found.rows["empty token"].add(f"{e['_where']}: an empty token")
+        if context.glued:
+            add_if(found.rows["glued token"], e, first_token(e, r"[^\W\da-zA-Z]\d+", repr))
+        if context.words and (joined := "".join(tokens)).split() != [joined]:
+            add_if(found.rows["blank token"], e, first_token(e, r"(?s)\s+|.*\S\s+\S.*", ascii))
+
+
+def check_tokens(found, parts, tasks):
+    yield Note("tokens that are empty", found.rows["empty token"], "they become [UNK]; check how the text was cut")
+    advice = "remove it, or no tokenizer knows them"
+    yield Note("tokens are characters with a number glued to them", found.rows["glued token"], advice)
+    advice = "a tag may be a column too far: check the separator"
+    yield Note("tokens that are or hold blanks", found.rows["blank token"], advice)
 
 
 def first_token(e, pattern, shown):
@@ -269,17 +479,43 @@ def first_token(e, pattern, shown):
     return next((shown(token) for token in e.get("tokens", ()) if re.fullmatch(pattern, token)), None)
 
 
-def outlier_spread(values, middle):
+def weighted_median(counts):
+    """The median of values of which each occurs so often: {value: how often}."""
+    ordered, before, total = sorted(counts), 0, sum(counts.values())
+    middle = []
+    for value in ordered:
+        before += counts[value]
+        middle += [value] * ((before > (total - 1) // 2) + (before > total // 2) - len(middle))
+        if len(middle) == 2:
+            return middle[0] if total % 2 else (middle[0] + middle[1]) / 2
+    raise ValueError("no values")
+
+
+def outlier_spread(counts, middle):
     """The median deviation, scaled to be the standard deviation of normal values: outliers hardly move it."""
-    return 1.4826 * statistics.median(abs(value - middle) for value in values)
+    deviations = Counter()
+    for value, count in counts.items():
+        deviations[abs(value - middle)] += count
+    return 1.4826 * weighted_median(deviations)
 
 
-def check_lengths(parts, tasks):
-    lengths = {part: list(map(length_of, examples)) for part, examples in parts.items()}
-    logs = [math.log(1 + n) for n in lengths["train"]]
-    middle = statistics.median(logs)
+def look_lengths(found, part, start, examples, context):
+    found.columns["longest"] = np.array([max(map(length_of, examples))])
+
+
+def check_lengths(found, parts, tasks):
+    lengths = {part: found.counts["lengths", part] for part in parts}
+    logs = Counter()
+    for n, count in lengths["train"].items():
+        logs[math.log(1 + n)] += count
+    middle = weighted_median(logs)
     limit = max(30, math.exp(middle + 6 * max(outlier_spread(logs, middle), 0.3)))
-    long = rows_where(parts, lambda e: length_of(e) > limit and str(length_of(e)))
+    long = Sample()
+    for (part, start, stop), longest in zip(blocks_of(parts), found.columns["longest"].read().tolist()):
+        if longest > limit and not long.is_full:
+            for e in parts[part][start:stop]:
+                add_if(long, e, length_of(e) > limit and str(length_of(e)))
+    long.number = sum(count for of_part in lengths.values() for n, count in of_part.items() if n > limit)
     yield Note("texts far longer than the others", long, "a row that was never ended, or several texts in one?")
     for part in parts:
         yield from compare_lengths(lengths["train"], lengths[part], part)
@@ -287,12 +523,15 @@ def check_lengths(parts, tasks):
 
 def compare_lengths(train, others, part):
     """A note if the lengths of a part are of another distribution than those of train (Kolmogorov-Smirnov)."""
-    from scipy.stats import ks_2samp  # imported here, as it takes a second that --help need not wait for
-
-    if part != "train" and min(len(others), len(train)) >= 30:
-        unlikely = 1.95 * math.sqrt((len(train) + len(others)) / (len(train) * len(others)))
-        if ks_2samp(train, others, method="asymp").statistic > max(0.15, unlikely):
-            rows = [f"median {statistics.median(train):g} in train, {statistics.median(others):g} in {part}"]
+    sizes = train.total(), others.total()
+    if part != "train" and min(sizes) >= 30:
+        unlikely = 1.95 * math.sqrt(sum(sizes) / (sizes[0] * sizes[1]))
+        apart, below, below_others = 0.0, 0, 0
+        for length in sorted(train.keys() | others.keys()):
+            below, below_others = below + train[length], below_others + others[length]
+            apart = max(apart, abs(below / sizes[0] - below_others / sizes[1]))
+        if apart > max(0.15, unlikely):
+            rows = [f"median {weighted_median(train):g} in train, {weighted_median(others):g} in {part}"]
             advice = "the parts are of different kinds: split again, or know why"
             yield Note(f"{part}: texts are longer or shorter than in train", rows, advice)
 
@@ -300,19 +539,36 @@ def compare_lengths(train, others, part):
 # ---- labels --------------------------------------------------------------------------------------------------------
 
 
-def check_labels(parts, tasks):
+def look_at_labels(found, part, start, examples, context):
+    """What labels.json, the summary and the checks of labels say of them."""
+    look_labels(found, part, start, examples, context.kinds)
+    for name, kind in context.kinds.items():
+        if kind == "multilabel":
+            for e in examples:
+                add_if(found.rows["no label", name], e, e[name] == [])
+
+
+def check_labels(found, parts, tasks):
     for name, task in tasks.items():
         if kind_of(task) != "regression":
-            counts, first = {}, {}
-            for part, rows in parts.items():
-                counts[part] = Counter(label for e in rows for label in labels_in(e[name]))
-                places = {label: e["_where"] for e in reversed(rows) for label in labels_in(e[name])}
-                first[part] = {label: f"{where}: {label!r}" for label, where in places.items()}
+            counts = {part: found.counts["labels", name, part] for part in parts}
+            places = {part: found.first["labels", name, part] for part in parts}
+            first = {
+                part: {label: f"{where}: {label!r}" for label, where in of_part.items()}
+                for part, of_part in places.items()
+            }
             yield from check_label_names(name, task, counts, first)
             if kind_of(task) == "classification" and counts["train"]:
                 yield from check_class_balance(name, counts, first)
             if kind_of(task) == "multilabel":
-                yield from check_label_sets(name, parts, counts["train"], first["train"])
+                without = found.counts["none", name]["train"] + found.counts["missing", name]["train"]
+                often, number = without > 0.05 * len(parts["train"]), len(parts["train"])
+                none = [] if often else found.rows["no label", name]
+                yield Note(
+                    f"{name}: rows with no label at all", none, "is that what is meant, or is it missing (null)?"
+                )
+                always = [first["train"][label] for label, n in counts["train"].items() if n == number > 1]
+                yield Note(f"{name}: labels that every row has", always, "there is nothing to learn: leave them out")
 
 
 def check_label_names(name, task, counts, first):
@@ -365,35 +621,30 @@ def check_class_balance(name, counts, first):
                 yield Note(what, rows, "split again, stratified, or know why")
 
 
-def check_label_sets(name, parts, train, first):
-    """Multilabel rows without a label, and labels that every row has."""
-    often = sum(not e[name] for e in parts["train"]) > 0.05 * len(parts["train"])
-    none = [] if often else rows_where(parts, lambda e: e[name] == [])
-    yield Note(f"{name}: rows with no label at all", none, "is that what is meant, or is it missing (null)?")
-    always = [first[label] for label, count in train.items() if count == len(parts["train"]) > 1]
-    yield Note(f"{name}: labels that every row has", always, "there is nothing to learn: leave them out")
-
-
-def check_numbers(parts, tasks):
+def check_numbers(found, parts, tasks):
     for name, task in tasks.items():
         if kind_of(task) == "regression":
-            values = {part: [e[name] for e in rows if e[name] is not None] for part, rows in parts.items()}
-            middle = statistics.median(values["train"])
-            limit = 10 * (outlier_spread(values["train"], middle) or task["std"])
-            labelled = [(e["_where"], e[name]) for e in all_examples(parts) if e[name] is not None]
-            far = [f"{where}: {value:g}" for where, value in labelled if abs(value - middle) > limit]
+            columns = {part: found.columns["numbers", name, part].read() for part in parts}
+            labelled = columns["train"][~np.isnan(columns["train"])]
+            middle = float(np.median(labelled))
+            limit = 10 * (1.4826 * float(np.median(np.abs(labelled - middle))) or task["std"])
+            far, places = Sample(), Places(parts)
+            for values, start in zip(columns.values(), places.starts.tolist()):
+                for row in np.flatnonzero(np.abs(values - middle) > limit).tolist():
+                    add_lazily(far, places.with_value, start + row, values[row])
             yield Note(f"{name}: numbers far from all others", far, "a unit or a decimal point may be wrong")
-            for part, rows in parts.items():
-                yield from compare_numbers(name, task, part, values[part], rows[0]["_where"])
+            for part, values in columns.items():
+                values = values[~np.isnan(values)]
+                yield from compare_numbers(name, task, part, values, parts[part][0]["_where"])
 
 
 def compare_numbers(name, task, part, values, where):
     """Notes on the numbers of a part: all the same, or others than train has."""
-    if len(values) > 1 and len(set(values)) == 1:
+    if len(values) > 1 and values.min() == values.max():
         rows = [f"{where}: {values[0]:g}"]
         yield Note(f"{name}: all numbers of {part} are the same", rows, "no correlation can be computed")
     elif part != "train" and len(values) >= 30:
-        mean = statistics.fmean(values)
+        mean = math.fsum(values) / len(values)
         if abs(mean - task["mean"]) > 0.5 * task["std"]:
             rows = [f"mean {mean:.4g} and {task['mean']:.4g}"]
             yield Note(f"{name}: numbers of {part} differ from those of train", rows, "split again, or know why")
@@ -402,30 +653,47 @@ def compare_numbers(name, task, part, values, where):
 # ---- tags ----------------------------------------------------------------------------------------------------------
 
 
-def check_tags(parts, tasks):
+def look_tags(found, part, start, examples, context):
+    for name in context.tagged:
+        surfaces = []
+        for e in examples:
+            tags = e[name]
+            if tags and tags.count("O") < len(tags):
+                found.counts["entities", name][part] += 1
+                look_scheme(found, name, e)
+                surfaces += look_borders(found, name, e)
+        found.columns["surfaces", name] = hashes(surfaces)
+
+
+def check_tags(found, parts, tasks):
     for name, task in tasks.items():
         if is_tagging(kind_of(task)) and find_scheme([task["labels"]]) is not None:
-            tagged = [e for e in all_examples(parts) if e[name] is not None]
-            entities = [(e, *entity) for e in tagged for entity in entities_of(e, name)]
-            yield from check_scheme(name, task, tagged)
-            yield from check_borders(name, entities)
-            yield from check_consistency(name, tagged, entities)
-            bare = [part for part, examples in parts.items() if all(set(e[name] or "O") <= {"O"} for e in examples)]
+            yield from check_scheme(found, name, task)
+            yield from check_entities(found, parts, name)
+            bare = [part for part in parts if not found.counts["entities", name][part]]
             rows = [f"{parts[part][0]['_where']}: {part}" for part in bare]
             yield Note(f"{name}: a part has no entity at all", rows, "its F1 can only be 0")
 
 
-def check_spans(parts, tasks):
+def look_spans(found, part, start, examples, context):
+    for name in context.spans:
+        surfaces = []
+        for e in examples:
+            if e[name]:
+                found.counts["entities", name][part] += 1
+                add_if(found.rows["crossing", name], e, first_crossing(e, name))
+                surfaces += look_borders(found, name, e)
+        found.columns["surfaces", name] = hashes(surfaces)
+
+
+def check_spans(found, parts, tasks):
     for name, task in tasks.items():
         if has_spans(task["type"]):
-            labelled = [e for e in all_examples(parts) if e[name] is not None]
-            entities = [(e, *entity) for e in labelled for entity in entities_of(e, name)]
-            crossing = [f"{e['_where']}: {shown}" for e in labelled if (shown := first_crossing(e, name))]
             advice = "fine if it is meant; nested ones lie one within the other"
-            yield Note(f"{name}: spans that overlap without one holding the other", crossing, advice)
-            yield from check_borders(name, entities)
-            yield from check_consistency(name, labelled, entities)
-            bare = [part for part, examples in parts.items() if not any(e[name] for e in examples)]
+            what = f"{name}: spans that overlap without one holding the other"
+            yield Note(what, found.rows["crossing", name], advice)
+            yield from check_entities(found, parts, name)
+            bare = [part for part in parts if not found.counts["entities", name][part]]
             rows = [f"{parts[part][0]['_where']}: {part}" for part in bare]
             yield Note(f"{name}: a part has no span at all", rows, "its F1 can only be 0")
 
@@ -442,76 +710,118 @@ def first_crossing(e, name):
 
 def entities_of(e, name):
     """(type, first token, last token, tokens) of an example's entities, which are tags or spans."""
-    if e[name] and isinstance(e[name][0], list):
-        return [(label, first, last, e["tokens"][first : last + 1]) for first, last, label in e[name]]
-    from seqeval.metrics.sequence_labeling import get_entities  # imported here, as it brings scikit-learn
-
-    return [(label, first, last, e["tokens"][first : last + 1]) for label, first, last in get_entities(e[name])]
+    label = e[name]
+    found = [(kind, *ends) for *ends, kind in label] if label and isinstance(label[0], list) else entities_in(label)
+    return [(kind, first, last, e["tokens"][first : last + 1]) for kind, first, last in found]
 
 
-def check_scheme(name, task, tagged):
-    illegal, unfinished = [], []
-    bioes = any(label.startswith(("E-", "S-")) for label in task["labels"])
-    for e in tagged:
-        tags = e[name]
-        illegal += [f"{e['_where']}: token {i + 1} {e['tokens'][i]!r} {tags[i]}" for i in illegal_tags(tags)[:1]]
-        for i, (tag, after) in enumerate(zip(tags, [*tags[1:], "O"])):
-            if bioes and tag.startswith(("B-", "I-", "M-")) and not after.startswith(("I-", "E-", "M-")):
-                unfinished.append(f"{e['_where']}: token {i + 1} {tag}")
-                break
+def look_scheme(found, name, e):
+    tags, where = e[name], e["_where"]
+    for i in illegal_tags(tags)[:1]:
+        found.rows["illegal", name].add(f"{where}: token {i + 1} {e['tokens'][i]!r} {tags[i]}")
+    for i, (tag, after) in enumerate(zip(tags, [*tags[1:], "O"])):
+        if tag[0] in "BIM" and tag[1:2] == "-" and not after.startswith(("I-", "E-", "M-")):
+            found.rows["unfinished", name].add(f"{where}: token {i + 1} {tag}")
+            break
+
+
+def check_scheme(found, name, task):
     advice = "seqeval still counts them as entities; write B- where one begins"
-    yield Note(f"{name}: tags that continue no entity", illegal, advice)
+    yield Note(f"{name}: tags that continue no entity", found.rows["illegal", name], advice)
+    bioes = any(label.startswith(("E-", "S-")) for label in task["labels"])
+    unfinished = found.rows["unfinished", name] if bioes else []
     yield Note(f"{name}: entities that are never ended", unfinished, "the scheme wants an E- or S- there")
 
 
-def check_borders(name, entities):
-    long, edges = [], []
-    for e, label, first, last, words in entities:
+def look_borders(found, name, e):
+    """Notes odd borders of an example's entities. -> the words of each"""
+    surfaces = []
+    for label, first, last, words in entities_of(e, name):
         if last - first >= 20 and last - first > 0.5 * len(e["tokens"]):
-            long.append(f"{e['_where']}: {label}, {last - first + 1} tokens")
+            found.rows["long", name].add(f"{e['_where']}: {label}, {last - first + 1} tokens")
         if len(words) > 1 and (is_punctuation(words[0]) or is_punctuation(words[-1])):
-            edges.append(f"{e['_where']}: {label} {' '.join(words)!r}")
-    yield Note(f"{name}: entities of many tokens that fill most of their text", long, "a tag may have been dragged on")
-    rows = edges if len(edges) < max(10, 0.02 * len(entities)) else []
-    yield Note(f"{name}: entities begin or end with punctuation", rows, "borders may be a token off")
+            found.rows["edges", name].add(f"{e['_where']}: {label} {' '.join(words)!r}")
+        surfaces.append(tuple(words))
+    return surfaces
 
 
 def is_punctuation(token):
-    return token and not any(c.isalnum() for c in token) and token not in "()[]《》“”\"'$#@.%+"
+    return token and not token[0].isalnum() and not any(map(str.isalnum, token)) and token not in NO_BORDER
 
 
-def check_consistency(name, tagged, entities):
-    """The same words tagged in different ways."""
-    seen = defaultdict(lambda: defaultdict(list))  # words -> type -> where
-    for e, label, _, _, words in entities:
-        seen[tuple(words)][label].append(e["_where"])
-    rare = []
-    for words, kinds in seen.items():
-        label, rows = min(kinds.items(), key=lambda item: (len(item[1]), item[0]))
-        if len(kinds) > 1 and sum(map(len, kinds.values())) >= 10 and len(rows) == 1:
-            usual = max(kinds, key=lambda kind: len(kinds[kind]))
-            rare.append(f"{rows[0]}: {' '.join(words)!r} is {label} once, else {usual}")
+NO_BORDER = "()[]《》“”\"'$#@.%+"
+
+
+def check_entities(found, parts, name):
+    """Notes on the borders of entities, and on the same words tagged in different ways."""
+    surfaces = found.columns.get(("surfaces", name), ())
+    long, edges = found.rows["long", name], found.rows["edges", name]
+    yield Note(f"{name}: entities of many tokens that fill most of their text", long, "a tag may have been dragged on")
+    few = edges.number < max(10, 0.02 * len(surfaces))
+    yield Note(f"{name}: entities begin or end with punctuation", edges if few else [], "borders may be a token off")
+    often = frequent(surfaces, 10) if len(surfaces) else {}
+    seen = look_again(parts, Surfaces(parts, name, often)) if often else Found()
+    rare = Sample()
+    for words, kinds in seen.counts.items():
+        label, count = min(kinds.items(), key=lambda item: (item[1], item[0]))
+        if len(kinds) > 1 and count == 1:
+            usual = max(kinds, key=kinds.get)
+            rare.add(f"{seen.first[words][label]}: {' '.join(words)!r} is {label} once, else {usual}")
     what = f"{name}: the same words have one type nearly always, and another once"
     yield Note(what, rare, "probably a slip: look at the row")
+    totals = {words: kinds.total() for words, kinds in seen.counts.items() if len(words) >= 2}
+    outside = look_again(parts, Forgotten(parts, name, totals)).rows if totals else {}
+    rows = [row for words, rows in outside.items() if rows.number <= 0.05 * totals[words] for row in rows]
     what = f"{name}: words that are entities nearly always are O here"
-    yield Note(what, forgotten(name, tagged, seen), "probably forgotten: look at the rows")
+    yield Note(what, rows, "probably forgotten: look at the rows")
 
 
-def forgotten(name, tagged, seen):
-    """Where words without a tag are that are an entity elsewhere ten times or more, and 20 times as often as not."""
-    frequent = {words: sum(map(len, kinds.values())) for words, kinds in seen.items() if len(words) >= 2}
-    by_first, untagged = defaultdict(list), defaultdict(list)
-    for words, count in frequent.items():
-        if count >= 10:
-            by_first[words[0]].append(words)
-    for e in tagged:
-        outside = outside_of(e, name)
-        for i, token in enumerate(e["tokens"]):
-            for words in by_first.get(token, ()) if outside[i] else ():
-                stop = i + len(words)
-                if tuple(e["tokens"][i:stop]) == words and all(outside[i:stop]):
-                    untagged[words].append(f"{e['_where']}: {' '.join(words)!r}")
-    return [row for words, rows in untagged.items() if len(rows) <= 0.05 * frequent[words] for row in rows]
+def look_again(parts, look):
+    """What a second look at all blocks finds."""
+    found = Found()
+    blocks = tqdm(list(blocks_of(parts)), desc="data checks: entities", leave=False, delay=2)
+    for of_block in in_order(look, blocks):
+        found.merge(of_block)
+    return found
+
+
+class Surfaces:
+    """Counts the types of the entities whose words are frequent. often: hashes of the words"""
+
+    def __init__(self, parts, name, often):
+        self.parts, self.name, self.often = parts, name, often
+
+    def __call__(self, block):
+        found, (part, start, stop) = Found(), block
+        for e in self.parts[part][start:stop]:
+            for label, _, _, words in entities_of(e, self.name) if e[self.name] else ():
+                words = tuple(words)
+                if hash(words) in self.often:
+                    found.counts[words][label] += 1
+                    found.first[words].setdefault(label, e["_where"])
+        return found
+
+
+class Forgotten:
+    """Finds words without a tag that are an entity elsewhere. totals: {two words or more: how often they are one}"""
+
+    def __init__(self, parts, name, totals):
+        self.parts, self.name, self.by_pair = parts, name, defaultdict(list)
+        for words in totals:
+            self.by_pair[words[:2]].append(words)
+
+    def __call__(self, block):
+        found, (part, start, stop) = Found(), block
+        for e in self.parts[part][start:stop]:
+            tokens = e["tokens"]
+            if e[self.name] is not None and not self.by_pair.keys().isdisjoint(pairs := list(pairwise(tokens))):
+                outside = outside_of(e, self.name)
+                for i, pair in enumerate(pairs):
+                    for words in self.by_pair.get(pair, ()) if outside[i] else ():
+                        end = i + len(words)
+                        if tuple(tokens[i:end]) == words and all(outside[i:end]):
+                            found.rows[words].add(f"{e['_where']}: {' '.join(words)!r}")
+        return found
 
 
 def outside_of(e, name):
@@ -528,24 +838,24 @@ def outside_of(e, name):
 def check_encoding(parts, tasks, featurizer):
     """What the tokenizer does to the data: what is longer than max_length, what vanishes, what it does not know."""
     tokenizer, length = featurizer.tokenizer, featurizer.max_length
-    rows, examples = defaultdict(list), all_examples(parts)
+    rows, number = defaultdict(Sample), sum(map(len, parts.values()))
     special = {token for token in tokenizer.all_special_tokens if token.strip()}
-    for start in range(0, len(examples), 1000):
-        chunk = examples[start : start + 1000]
+    for part, start, stop in tqdm(list(blocks_of(parts)), desc="tokenizer", leave=False, delay=2):
+        chunk = parts[part][start:stop]
         words = [e["tokens"] if "tokens" in e else e["text"] for e in chunk]
         options = dict(is_split_into_words="tokens" in chunk[0], add_special_tokens=False, verbose=False)
         for e, encoding in zip(chunk, tokenizer(words, **options).encodings):
             for what, detail in encoding_faults(e, encoding, tokenizer, length, tasks, special):
-                rows[what].append(f"{e['_where']}: {detail}")
+                rows[what].add(f"{e['_where']}: {detail}")
     advice = "raise it; else tagging uses windows and classification --truncation"
     yield Note(f"texts are longer than --max_length {length}", rows["long"], advice)
     advice = "windows (--window_stride) read them; a larger --max_length is faster"
     yield Note(f"entities lie beyond --max_length {length}", rows["entity"], advice)
     advice = "they are read as [UNK], so tags do not shift; remove them if they mean nothing"
     yield Note("tokens vanish in the tokenizer", rows["vanished"], advice)
-    if len(rows["unknown"]) > 0.1 * len(examples):
+    if rows["unknown"].number > 0.1 * number:
         advice = "another tokenizer, or --new_tokens of continue_pretrain_task.py, knows them"
-        share = f" ({len(rows['unknown']) / len(examples):.1%} of the rows)"
+        share = f" ({rows['unknown'].number / number:.1%} of the rows)"
         yield Note(f"characters become [UNK]{share}", rows["unknown"], advice)
     advice = "they are read as such: --special_tokens is the way to add markers"
     yield Note("texts hold the tokenizer's own special tokens", rows["special"], advice)
@@ -574,33 +884,67 @@ def encoding_faults(e, encoding, tokenizer, length, tasks, special):
 
 
 CHECKS = [
-    check_ids,
-    check_duplicates,
-    check_swapped_pairs,
-    check_groups,
-    check_texts,
-    check_tokens,
-    check_lengths,
-    check_labels,
-    check_numbers,
-    check_tags,
-    check_spans,
+    Streamed(look_ids, check_ids),
+    Streamed(look_duplicates, check_duplicates),
+    Streamed(look_pairs, check_swapped_pairs),
+    Streamed(look_groups, check_groups),
+    Streamed(look_texts, check_texts),
+    Streamed(look_tokens, check_tokens),
+    Streamed(look_lengths, check_lengths),
+    Streamed(look_at_labels, check_labels),
+    Streamed(None, check_numbers),
+    Streamed(look_tags, check_tags),
+    Streamed(look_spans, check_spans),
 ]
 
 
-def examine(parts, tasks, featurizer=None, notes=()):
-    """All notes that have rows, those of the processing first."""
+class Look:
+    """The one look at a block of rows: what all checks note of it, and its lines for the processed folder."""
+
+    def __init__(self, parts, kinds, write):
+        self.parts, self.context, self.write = parts, Context(parts, kinds), write
+
+    def __call__(self, block):
+        part, start, stop = block
+        examples, found = self.parts[part][start:stop], Found()
+        for check in CHECKS:
+            if isinstance(check, Streamed) and check.look is not None:
+                check.look(found, part, start, examples, self.context)
+        return part, encode_rows(examples) if self.write else b"", found
+
+
+def look_through(parts, kinds, files=None):
+    """Reads all rows once, writes those of each part into files[part], and returns what was found in them."""
+    found, blocks = Found(getattr(parts["train"], "folder", None)), list(blocks_of(parts))
+    bar = tqdm(total=sum(map(len, parts.values())), desc="rows", unit=" rows", leave=False, delay=2)
+    with bar:
+        for block, (part, lines, of_block) in zip(blocks, in_order(Look(parts, kinds, bool(files)), blocks)):
+            found.merge(of_block)
+            if files:
+                files[part].write(lines)
+            bar.update(block[2] - block[1])
+    return found
+
+
+def examine(parts, tasks, featurizer=None, notes=(), found=None):
+    """All notes that have rows, those of the processing first. found: by `look_through`, if that is done."""
+    if found is None:
+        found = look_through(parts, {name: kind_of(task) for name, task in tasks.items()})
     notes = list(notes)
     for check in tqdm(CHECKS, desc="data checks", leave=False, delay=2):
-        notes += check(parts, tasks)
+        notes += check.conclude(found, parts, tasks) if isinstance(check, Streamed) else check(parts, tasks)
     if featurizer is not None:
         notes += check_encoding(parts, tasks, featurizer)
+    return with_rows(notes)
+
+
+def with_rows(notes):
     return [note for note in notes if note.rows]
 
 
 def keep(notes, path):
     """Writes the notes, the first rows of each, to a JSON file, for a run's report."""
-    write_json(path, [{"what": n.what, "count": len(n.rows), "rows": n.rows[:3], "advice": n.advice} for n in notes])
+    write_json(path, [{"what": n.what, "count": n.number, "rows": n.rows[:3], "advice": n.advice} for n in notes])
 
 
 def show(notes, most=3):
@@ -610,5 +954,5 @@ def show(notes, most=3):
         return
     print(f"checks: {len(notes)} things to look at")
     for note in notes:
-        more = f"; and {len(note.rows) - most} more" if len(note.rows) > most else ""
-        print(f"  - {note.what} ({len(note.rows)}): {'; '.join(note.rows[:most])}{more}\n      -> {note.advice}")
+        more = f"; and {note.number - most} more" if note.number > most else ""
+        print(f"  - {note.what} ({note.number}): {'; '.join(note.rows[:most])}{more}\n      -> {note.advice}")

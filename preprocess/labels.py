@@ -85,11 +85,15 @@ def check_set(label, name, where):
 def check_tags(label, name, where, tokens):
     if tokens is None:
         raise UserError(f"{where}: {name!r} is a list; tags need `tokens`, a list as well")
-    if not isinstance(label, list) or not all(isinstance(tag, str) and tag for tag in label):
+    if not isinstance(label, list) or "" in label or not all(map(is_string, label)):
         raise UserError(f"{where}: {name!r} must be a list of tags, strings that are not empty")
     if len(label) != len(tokens):
         raise UserError(f"{where}: {len(tokens)} tokens, but {len(label)} tags in {name!r}")
     return label
+
+
+def is_string(value):
+    return isinstance(value, str)
 
 
 def check_spans(label, name, where, tokens):

@@ -6,13 +6,13 @@ labels.json is {task: {"type", "labels", "counts", …}}; train.jsonl, dev.jsonl
 
 import json
 import re
+from bisect import bisect_right
 from collections import Counter
-from contextlib import ExitStack
+from itertools import accumulate
 from pathlib import Path
 
 from engine.command_line import UserError
 from engine.extras import extras_of, require_extras
-from engine.files import appearing_whole
 from engine.tags import kind_of, needs_words
 from engine.text import text_of
 from preprocess import labels
@@ -37,7 +37,13 @@ def check_text(example, may_be_empty=False):
 
 def check_characters(example):
     """UserError for a lone surrogate: JSON can write one, UTF-8 and the tokenizers cannot."""
-    encode(json.dumps(example, ensure_ascii=False), example["_where"])
+    for value in example.values():
+        if isinstance(value, list) and all(map(labels.is_string, value)):
+            value = "".join(value)
+        elif not isinstance(value, str):
+            value = json.dumps(value, ensure_ascii=False)
+        if not value.isascii():
+            encode(value, example["_where"])
 
 
 def load_labels(data_path):
@@ -137,20 +143,17 @@ def encode(text, where):
         raise UserError(f"{where}: holds half a character (a lone surrogate, \\ud800 to \\udfff); remove it") from None
 
 
-def write_processed(folder, parts, tasks):
-    """Writes the processed folder. Each file appears whole or not at all; labels.json comes last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    hidden = ("_where", "split", "group")
-    with ExitStack() as files:  # nothing appears before all of it is written; labels.json, the first here, comes last
-        labels_file = files.enter_context(appearing_whole(folder / "labels.json"))
-        labels_file.write(json.dumps(tasks, ensure_ascii=False, indent=1) + "\n")
-        for part, rows in parts.items():
-            file = files.enter_context(appearing_whole(folder / f"{part}.jsonl"))
-            for e in rows:
-                file.write(json.dumps({key: e[key] for key in e if key not in hidden}, ensure_ascii=False) + "\n")
-        (folder / "labels.json").unlink(missing_ok=True)
-    for part in set(PARTS) - set(parts):
-        (folder / f"{part}.jsonl").unlink(missing_ok=True)
+LINE = json.JSONEncoder(ensure_ascii=False).encode
+HIDDEN = ("_where", "split", "group")  # what an example has on its way only
+
+
+def encode_rows(examples):
+    """The lines of a processed file that hold these examples, as bytes."""
+    return "".join([LINE({k: e[k] for k in e if k not in HIDDEN}) + "\n" for e in examples]).encode()
+
+
+def write_labels(folder, tasks):
+    (folder / "labels.json").write_bytes((json.dumps(tasks, ensure_ascii=False, indent=1) + "\n").encode())
 
 
 def require_own_folder(folder, source):
@@ -168,13 +171,19 @@ def require_own_folder(folder, source):
         raise UserError(f"--output_dir {folder}: is where the input lies; choose another folder")
 
 
-def summary(parts, tasks):
-    """Prints what is in the data: sizes, lengths, labels."""
+def quantiles(counts, shares):
+    """The values below which these shares of all lie. counts: {value: how often}"""
+    ordered, number = sorted(counts), sum(counts.values())
+    up_to = list(accumulate(counts[value] for value in ordered))
+    return [ordered[bisect_right(up_to, min(number - 1, int(share * number)))] for share in shares]
+
+
+def summary(parts, tasks, found):
+    """Prints what is in the data: sizes, lengths, labels. found: by `look_labels`"""
     unit = "tokens" if "tokens" in parts["train"][0] else "characters"
     print(f"{'part':<8}{'examples':>9}   length in {unit}: median   95 %   99 %   most")
     for part, rows in parts.items():
-        lengths = sorted(map(length_of, rows))
-        shown = [lengths[min(len(lengths) - 1, int(share * len(lengths)))] for share in (0.5, 0.95, 0.99, 1)]
+        shown = quantiles(found.counts["lengths", part], (0.5, 0.95, 0.99, 1))
         width = 18 if "tokens" in rows[0] else 22
         print(f"{part:<8}{len(rows):>9}   {'':<{width}} " + " ".join(f"{length:>6}" for length in shown))
     for name, info in tasks.items():
@@ -185,8 +194,8 @@ def summary(parts, tasks):
         common = ", ".join(f"{label} {count / counts.total():.0%}" for label, count in counts.most_common(3))
         print(f"task {name}: {info['type']}, {len(counts)} labels ({common}{', …' if len(counts) > 3 else ''})")
         if kind_of(info) == "multilabel":
-            none = {part: sum(e[name] == [] for e in rows) for part, rows in parts.items()}
+            none = {part: found.counts["none", name][part] for part in parts}
             print(f"task {name}: rows with none of the labels, learnt as such: {none}")
-        missing = {part: sum(e[name] is None for e in rows) for part, rows in parts.items()}
+        missing = {part: found.counts["missing", name][part] for part in parts}
         if any(missing.values()):
             print(f"task {name}: rows without a label, which this task leaves out: {missing}")

@@ -67,12 +67,7 @@ def find_sources(source):
 
 
 def read_examples(config):
-    """All examples of the input, each with "_where" and, if the data has parts, "split"."""
-    return list(iterate_examples(config))
-
-
-def iterate_examples(config):
-    """The examples of the input, one at a time."""
+    """All examples of the input, one at a time, each with "_where" and, if the data has parts, "split"."""
     sources = [(None, config.input)] if config.format == "hf" else find_sources(Path(config.input))
     for part, path in sources:
         empty = True

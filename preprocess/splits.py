@@ -1,98 +1,240 @@
-"""Which example goes to train, dev or test, or to which fold of a cross-validation: seeded, stratified."""
+"""Which example goes to train, dev or test, or to which fold of a cross-validation: seeded, stratified.
 
+Examples are numbers from 0 here, and what is known of them lies in arrays, a few bytes for each.
+"""
+
+import random
 import warnings
-from bisect import bisect_left
 from collections import Counter
+
+import numpy as np
 
 from engine.command_line import UserError
 from preprocess.schema import PARTS
 
+STEP = 1 << 18  # rows that are counted at once
 
-def strata_of(examples, tasks):
-    """(name of the task that splits are stratified by, or None; {id(example): its class, as a string}).
 
-    The first classification task; else sets of labels by the rarest of each, else numbers by their decile.
+class Strata:
+    """What splits are stratified by: the first classification task; else sets of labels by the rarest of each, else
+    numbers by their decile. And groups that stay together."""
+
+    def __init__(self, kinds):
+        order = ("classification", "multilabel", "regression")
+        self.name = next((name for kind in order for name in kinds if kinds[name] == kind), None)
+        self.kind = kinds.get(self.name)
+        self.known, self.known_groups = {}, {}  # classes or tuples of labels, and groups: their numbers
+        self.values, self.groups = [], []  # arrays, one a block
+
+    def add(self, values, groups):
+        """Takes in the labels of the task, and the groups, of the rows that follow."""
+        if self.kind == "regression":
+            self.values.append(np.array([float("nan") if value is None else value for value in values], np.float64))
+        elif self.kind:
+            values = [tuple(value) if isinstance(value, list) else value for value in values]
+            self.values.append(numbered(values, self.known))
+        if groups is not None:
+            self.groups.append(numbered(groups, self.known_groups))
+
+    def of(self, rows):
+        """(N,) the stratum of each of these rows, numbers in the order of their names; None if there are none."""
+        if self.name is None:
+            return None
+        self.values = [np.concatenate(self.values)]
+        values = self.values[0][rows]
+        if self.kind == "regression":
+            return deciles(values)
+        if self.kind == "multilabel":
+            sets = count(values, len(self.known)).tolist()
+            counts = Counter()
+            for labels, number in zip(self.known, sets):
+                counts.update(dict.fromkeys(labels or (), number))
+            names = [
+                None if labels is None else min(labels, key=lambda x: (counts[x], x), default="")
+                for labels in self.known
+            ]
+        else:
+            names = self.known
+        return ranks(map(str, names))[values]
+
+    def groups_of(self, rows):
+        """(N,) the group of each of these rows, numbers in the order of their names."""
+        return ranks(self.known_groups)[np.concatenate(self.groups)[rows]]
+
+
+def numbered(names, known):
+    """(N,) the number of each name in `known`, to which new ones are added; of the smallest type that will do."""
+    numbers = [known.setdefault(name, len(known)) for name in names]
+    return np.array(numbers, np.min_scalar_type(len(known)))
+
+
+def ranks(names):
+    """(N,) the place of each name among all different ones in order: a split does not depend on who came first."""
+    names = list(names)
+    places = {name: place for place, name in enumerate(sorted(set(names)))}
+    smallest = np.uint8 if len(places) < 256 else np.uint32
+    return np.array([places[name] for name in names], smallest)
+
+
+def deciles(values):
+    """(N,) of numbers, the last for those that are missing."""
+    ordered = np.sort(values[~np.isnan(values)])
+    return np.where(np.isnan(values), 10, 10 * np.searchsorted(ordered, values) // max(1, len(ordered))).astype(
+        np.uint8
+    )
+
+
+def count(codes, minimum=0):
+    """np.bincount, which would make eight bytes of each number, in steps."""
+    result = np.zeros(max(minimum, int(codes.max()) + 1 if len(codes) else 0), np.int64)
+    for start in range(0, len(codes), STEP):
+        result += np.bincount(codes[start : start + STEP], minlength=len(result))
+    return result
+
+
+def rows_of(given, number):
+    """(N,) where `number` is given."""
+    starts = range(0, len(given), STEP)
+    found = [start + np.flatnonzero(given[start : start + STEP] == number) for start in starts]
+    return np.concatenate([rows.astype(np.uint32) for rows in found] or [np.zeros(0, np.uint32)])
+
+
+def split_rows(given, size, strata, config):
+    """{part: (N,) rows}: the given split where there is one, else a seeded one, stratified.
+
+    given: (rows,) 1, 2, 3 for train, dev, test; empty if no part is given, and then the rows are shuffled
     """
-    kinds = ("classification", "multilabel", "regression")
-    name = next((name for kind in kinds for name in tasks if tasks[name] == kind), None)
-    if name is None:
-        return None, {}
-    values = {id(e): e[name] for e in examples if e[name] is not None}
-    if tasks[name] == "multilabel":
-        counts = Counter(label for labels in values.values() for label in labels)
-        values = {key: min(labels, key=lambda x: (counts[x], x), default="") for key, labels in values.items()}
-    elif tasks[name] == "regression":
-        ordered = sorted(values.values())
-        values = {key: 10 * bisect_left(ordered, value) // len(ordered) for key, value in values.items()}
-    return name, {id(e): str(values.get(id(e))) for e in examples}
+    parts = {part: rows_of(given, number) for number, part in enumerate(PARTS, 1)}
+    if len(given) and not len(parts["train"]):
+        raise UserError(f"{config.input}: parts {[part for part in PARTS if len(parts[part])]}, but none to train on")
+    train = parts.pop("train") if len(given) else None
+    ratios = {"dev": config.dev_ratio} if len(given) else {"test": config.test_ratio, "dev": config.dev_ratio}
+    wanted = {part: ratio for part, ratio in ratios.items() if ratio and not len(parts[part])}
+    codes = strata.of(slice(None)) if wanted else None
+    if not config.n_splits:
+        strata.values = []  # they take as much memory again
+    for part, ratio in wanted.items():
+        here = codes if codes is None or train is None else codes[train]
+        codes = None if part == "dev" else codes  # which comes last
+        train, parts[part] = set_aside(train, here, size, max(1, round(ratio * size)), part, strata, config)
+    parts["train"] = np.arange(size, dtype=np.uint32) if train is None else train
+    parts = {part: parts[part] for part in PARTS if len(parts[part])}
+    if not len(given):
+        random_order = random.Random(config.random_seed)
+        for rows in parts.values():
+            random_order.shuffle(memoryview(rows))
+    return parts
 
 
-def split_examples(examples, tasks, config):
-    """{part: examples}: the given split where there is one, else a seeded one, stratified (see strata_of)."""
-    parts = {part: [e for e in examples if e.get("split") == part] for part in PARTS}
-    stratify_by, strata = strata_of(examples, tasks)
-    ratios = {"dev": config.dev_ratio}
-    if not any(parts.values()):
-        parts["train"], ratios = examples, {"test": config.test_ratio, "dev": config.dev_ratio}
-    if not parts["train"]:
-        raise UserError(f"{config.input}: parts {[part for part in PARTS if parts[part]]}, but none to train on")
-    for part, ratio in ratios.items():
-        if ratio and not parts[part]:
-            size = max(1, round(ratio * len(examples)))
-            parts["train"], parts[part] = set_aside(parts["train"], size, part, stratify_by, strata, config)
-    return {part: rows for part, rows in parts.items() if rows}
+def set_aside(rows, codes, total, size, part, strata, config):
+    """(rows that stay, about `size` rows for a part), by groups if asked, else stratified if possible.
 
-
-def set_aside(examples, size, part, stratify_by, strata, config):
-    """(examples that stay, about `size` examples for a part), by groups if asked, else stratified if possible."""
-    from sklearn.model_selection import GroupShuffleSplit, train_test_split
-
-    seed = config.random_seed
+    rows: (N,), or None for all `total`; codes: (N,) their strata, or None if there are none
+    """
+    seed, number = config.random_seed, total if rows is None else len(rows)
     if config.group_column:
-        splitter = GroupShuffleSplit(1, test_size=min(0.9, size / len(examples)), random_state=seed)
-        kept, taken = next(splitter.split(examples, groups=[group_of(e) for e in examples]))
+        from sklearn.model_selection import GroupShuffleSplit
+
+        rows = np.arange(total, dtype=np.uint32) if rows is None else rows
+        splitter = GroupShuffleSplit(1, test_size=min(0.9, size / len(rows)), random_state=seed)
+        kept, taken = next(splitter.split(rows, groups=strata.groups_of(rows)))
         print(f"no {part} part given: {len(taken)} examples set aside by {config.group_column!r}, seed {seed}")
-        return [examples[i] for i in kept], [examples[i] for i in taken]
-    counts = Counter(strata.get(id(e)) for e in examples)
-    rare = [e for e in examples if counts[strata.get(id(e))] < 2]  # too few to share: these stay
-    shared = [e for e in examples if counts[strata.get(id(e))] >= 2]
-    if size >= len(shared):
-        reason = f"{len(examples)} examples are too few to split; give train, dev and test yourself"
-        if len(examples) >= 20 and len(rare) > len(examples) / 2:
-            reason = f"most labels of {stratify_by!r} occur only once; of numbers --label_type {stratify_by}=regression"
+        return rows[kept], rows[taken]
+    counts, rare = np.array([number]) if codes is None else count(codes), np.zeros(0, np.uint32)
+    if (counts == 1).any():  # too few to share: these stay
+        rows = np.arange(total, dtype=np.uint32) if rows is None else rows
+        is_rare = (counts == 1)[np.zeros(number, np.uint8) if codes is None else codes]
+        rare, rows, codes = rows[is_rare], rows[~is_rare], codes if codes is None else codes[~is_rare]
+    shared = number - len(rare)
+    if size >= shared:
+        reason = f"{number} examples are too few to split; give train, dev and test yourself"
+        if number >= 20 and len(rare) > number / 2:
+            only = f"most labels of {strata.name!r} occur only once"
+            reason = f"{only}; of numbers --label_type {strata.name}=regression"
         raise UserError(f"{config.input}: {reason}")
-    keys = [strata[id(e)] for e in shared] if stratify_by else None
-    if keys and min(size, len(shared) - size) < len(set(keys)):
-        keys = None
-    kept, taken = train_test_split(shared, test_size=size, random_state=seed, stratify=keys)
-    how = f"stratified by {stratify_by!r}" if keys else "at random"
+    stratified = codes is not None and min(size, shared - size) >= (counts >= 2).sum()
+    kept, taken = draw(shared if rows is None else rows, codes if stratified else None, size, seed)
+    how = f"stratified by {strata.name!r}" if stratified else "at random"
     print(f"no {part} part given: {len(taken)} examples set aside {how}, seed {seed}")
-    return kept + rare, taken
+    return np.concatenate([kept, rare]) if len(rare) else kept, taken
 
 
-def group_of(example):
-    """What must stay together with this example; one without a group is a group of its own."""
-    return example["_where"] if example.get("group") in (None, "") else str(example["group"])
+def draw(rows, codes, size, seed):
+    """(rows that stay, `size` rows that are drawn), those that scikit-learn's train_test_split gives.
+
+    It makes lists of Python's numbers, which would take more memory than all else. rows: (N,), or N for all from 0 on;
+    codes: (N,) strata, or None
+    """
+    random_state, everything = np.random.RandomState(seed), isinstance(rows, int)
+    if codes is None:
+        mixed = np.arange(rows, dtype=np.uint32) if everything else rows.copy()
+        random_state.shuffle(mixed)
+        return mixed[size:].copy(), mixed[:size].copy()
+    counts = count(codes)
+    (present,) = np.nonzero(counts)
+    stays = shares(counts[present], len(codes) - size, random_state)
+    goes = shares(counts[present] - stays, size, random_state)
+    kept, drawn = np.empty(len(codes) - size, np.uint32), np.empty(size, np.uint32)
+    for mixed, stay, go, before, drawn_before in zip(
+        by_stratum(None if everything else rows, codes, present, counts),
+        stays,
+        goes,
+        np.cumsum(stays) - stays,
+        np.cumsum(goes) - goes,
+    ):
+        random_state.shuffle(mixed)
+        kept[before : before + stay] = mixed[:stay]
+        drawn[drawn_before : drawn_before + go] = mixed[stay : stay + go]
+    random_state.shuffle(kept)
+    random_state.shuffle(drawn)
+    return kept, drawn
 
 
-def split_folds(parts, kinds, config):
-    """[(train, dev) examples of each fold]: train and dev together, each row in one dev part. kinds: {task: kind}"""
+def by_stratum(rows, codes, present, counts):
+    """The rows of each stratum, in order, one array after another. rows: None for all from 0 on"""
+    if len(present) <= 100:
+        for stratum in present:
+            yield rows_of(codes, stratum) if rows is None else rows[codes == stratum]
+    else:
+        ordered = np.argsort(codes, kind="stable").astype(np.uint32)
+        ordered = ordered if rows is None else rows[ordered]
+        for end, number in zip(np.cumsum(counts[present]), counts[present]):
+            yield ordered[end - number : end]
+
+
+def shares(counts, size, random_state):
+    """(N,) how many of each stratum make `size` in all: in proportion, what is left to the largest fractions, ties by
+    lot."""
+    exact = counts / counts.sum() * size
+    result = np.floor(exact)
+    rest = exact - result
+    left = int(size - result.sum())
+    for value in np.sort(np.unique(rest))[::-1] if left > 0 else ():
+        (tied,) = np.where(rest == value)
+        chosen = random_state.choice(tied, size=min(len(tied), left), replace=False)
+        result[chosen] += 1
+        left -= len(chosen)
+        if left == 0:
+            break
+    return result.astype(int)
+
+
+def split_folds(pool, strata, config):
+    """[(train, dev) rows of each fold] of the rows in `pool`, each of which is in one dev part."""
     from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
-    pool = [*parts["train"], *parts.get("dev", [])]
-    _, strata = strata_of(pool, kinds)
-    keys = [strata.get(id(e), "") for e in pool]
-    groups = [group_of(e) for e in pool] if config.group_column else None
-    most = len(set(groups)) if groups else len(pool)
+    codes = strata.of(pool)
+    codes = np.zeros(len(pool), np.int64) if codes is None else codes.astype(np.int64)
+    groups = strata.groups_of(pool) if config.group_column else None
+    most = len(np.unique(groups)) if config.group_column else len(pool)
     if config.n_splits > most:
-        raise UserError(f"--n_splits {config.n_splits} is more than the {most} {'groups' if groups else 'examples'}")
-    counts = Counter(keys)
+        what = "groups" if config.group_column else "examples"
+        raise UserError(f"--n_splits {config.n_splits} is more than the {most} {what}")
     # Classes with fewer examples than folds go where there is room
-    keys = [key if counts[key] >= config.n_splits else "" for key in keys]
-    stratified, plain = (StratifiedGroupKFold, GroupKFold) if groups else (StratifiedKFold, KFold)
-    splitter = stratified if len(set(keys)) > 1 else plain
+    codes = np.where(count(codes)[codes] >= config.n_splits, codes, -1)
+    stratified, plain = (StratifiedGroupKFold, GroupKFold) if config.group_column else (StratifiedKFold, KFold)
+    splitter = stratified if len(np.unique(codes)) > 1 else plain
     folds = splitter(config.n_splits, shuffle=True, random_state=config.random_seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes smaller than the folds: see above
-        split = list(folds.split(pool, keys, groups))
-    return [([pool[i] for i in train], [pool[i] for i in dev]) for train, dev in split]
+        return [(pool[train], pool[dev]) for train, dev in folds.split(pool, codes, groups)]

@@ -965,7 +965,7 @@ def test_excel_without_its_package_is_one_line(tmp_path, monkeypatch):
     )
     write(tmp_path, {"a.xlsx": workbook(one=[["text", "label"], *REVIEWS])})
     with pytest.raises(UserError, match=r"openpyxl: pip install -r requirements-excel\.txt"):
-        read_examples(DataConfig(input=str(tmp_path / "a.xlsx"), output_dir="x"))
+        list(read_examples(DataConfig(input=str(tmp_path / "a.xlsx"), output_dir="x")))
 
 
 def test_streamed_rows_are_those_that_are_not_streamed(tmp_path, monkeypatch):
@@ -973,8 +973,8 @@ def test_streamed_rows_are_those_that_are_not_streamed(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     source = write(tmp_path / "raw", {"hub/train.jsonl": lines(TEXT), "hub/validation.jsonl": lines(TEXT[:5])})
     options = dict(input=str(source), output_dir="x", format="hf")
-    whole = read_examples(DataConfig(**options))
-    few = read_examples(DataConfig(**options, max_rows=7))
+    whole = list(read_examples(DataConfig(**options)))
+    few = list(read_examples(DataConfig(**options, max_rows=7)))
     assert few == [row for row in whole if row["split"] == "validation"] + [
         row for row in whole if row["split"] == "train"
     ][:7] or few == [row for row in whole if row["split"] == "train"][:7] + [
@@ -984,7 +984,7 @@ def test_streamed_rows_are_those_that_are_not_streamed(tmp_path, monkeypatch):
     load = datasets.load_dataset
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append(k["streaming"]) or load(*a, **k))
     monkeypatch.setattr(objects.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": -1}))
-    assert read_examples(DataConfig(**options)) == whole and asked == [True]
+    assert list(read_examples(DataConfig(**options))) == whole and asked == [True]
 
 
 def test_gb18030_is_told_from_others():
@@ -1130,7 +1130,7 @@ def test_any_bytes_are_rows_or_a_named_error(tmp_path_factory, name, options, co
     raw = tmp_path_factory.mktemp("bytes")
     (raw / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     try:
-        rows = read_examples(DataConfig(input=str(raw / name), output_dir="x", **options))
+        rows = list(read_examples(DataConfig(input=str(raw / name), output_dir="x", **options)))
     except UserError as mistake:
         assert str(raw) in str(mistake) and "\n" not in str(mistake)
     else:
@@ -1153,7 +1153,7 @@ def test_damaged_workbooks_are_rows_or_a_named_error(folder, data):
                 body = body[:start] + data.draw(st.binary(max_size=6)) + body[start + data.draw(st.integers(0, 9)) :]
             packed.writestr(name, body)
     try:
-        found = read_examples(DataConfig(input=str(folder / "a.xlsx"), output_dir="x"))
+        found = list(read_examples(DataConfig(input=str(folder / "a.xlsx"), output_dir="x")))
     except UserError as mistake:
         assert "a.xlsx" in str(mistake) and "\n" not in str(mistake)
     else:

@@ -1,0 +1,213 @@
+"""Examples on the disk while they are examined and split: memory does not grow with them.
+
+They lie in a file without a name, so that nothing stays behind however a run ends, in groups of a few rows. The places
+of the groups are kept: any row is found with one read. Python's own `marshal` writes them: three times as fast as JSON.
+"""
+
+import json
+import marshal
+import tempfile
+from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+
+from engine.command_line import UserError
+from preprocess.facts import Column, read_all
+
+GROUP = 4  # rows that are read at once
+BLOCK = 4000  # rows, a multiple of GROUP, that a process works on at once, if they are no more than so many bytes:
+BLOCK_BYTES = 1 << 21
+
+
+PLAIN = {str, int, float, bool, type(None)}
+
+
+def is_plain(value):
+    """Whether a value is what JSON has. marshal would take numpy's numbers for bytes."""
+    kind = type(value)
+    if kind is list:
+        return PLAIN.issuperset(map(type, value)) or all(map(is_plain, value))
+    return kind in PLAIN or (kind is dict and all(map(is_plain, value.values())))
+
+
+class Spool:
+    """Examples, written one after another and then read in any order. Example number i has "_where" again."""
+
+    def __init__(self, folder=None):
+        self.file, self.folder = tempfile.TemporaryFile(dir=folder), folder  # noqa: SIM115
+        self.places, self.latest = Column(np.uint64, folder), array("Q", [0])  # of the groups; not on the disk yet
+        self.shapes = {}  # tuples of keys: their numbers, which stand for them
+        self.runs, self.heads = array("Q"), []  # from which row on which words stand before the number in "_where"
+        self.group, self.num_rows, self.num_ids, self.size = [], 0, 0, 0
+        self.number = None  # of the row in its file that was written last
+
+    def __len__(self):
+        return self.num_rows
+
+    def close(self):
+        self.file.close()
+
+    def append(self, example):
+        where = example.pop("_where")
+        try:
+            if not all(map(is_plain, example.values())):
+                example = json.loads(json.dumps(example))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"{where}: a value that JSON cannot hold ({error})") from None
+        head, blank, number = where.rpartition(" ")
+        place, before, self.number = where, self.number, None
+        if blank and number.isdecimal() and number.isascii() and number[0] != "0":
+            place = self.number = int(number)
+            if not self.heads or head != self.heads[-1]:
+                self.runs.append(self.num_rows)
+                self.heads.append(head)
+                before = None
+        shape = self.shapes.setdefault(tuple(example), len(self.shapes))
+        if shape:
+            place = [place, shape]
+        elif self.group and before is not None and self.number == before + 1:
+            place = None  # the one after that of the row before
+        self.num_ids += "id" in example
+        self.group.append((place, *example.values()))
+        self.num_rows += 1
+        if len(self.group) == GROUP:
+            self.write_group()
+
+    def write_group(self):
+        self.size += self.file.write(marshal.dumps(self.group))
+        self.latest.append(self.size)
+        self.group = []
+
+    def flush(self):
+        self.file.flush()
+        self.places.append(np.frombuffer(self.latest, np.uint64))
+        self.latest = array("Q")
+
+    def finish(self):
+        """To be called when all is written."""
+        if self.group:
+            self.write_group()
+        self.flush()
+
+    def piece(self, start, stop):
+        """The rows from `start`, where a group begins, to `stop`, for another process to read."""
+        if len(self.latest):
+            self.flush()
+        first, last = start // GROUP, -(-stop // GROUP)
+        run = max(0, bisect_right(self.runs, start) - 1)
+        until = bisect_right(self.runs, stop)
+        places, shapes = self.places[first : last + 1], list(self.shapes)
+        return Piece(
+            self.file.fileno(), start, stop, first, places, shapes, self.runs[run:until], self.heads[run:until]
+        )
+
+    def all(self):
+        """All rows, as one piece, for processes that are forked from this one."""
+        descriptor, shapes = self.file.fileno(), list(self.shapes)
+        return Piece(descriptor, 0, self.num_rows, 0, self.places, shapes, self.runs, self.heads)
+
+    @property
+    def step(self):
+        """Rows that make a block: fewer where they are long."""
+        fit = BLOCK_BYTES * self.num_rows // max(1, self.size)
+        return max(GROUP, min(BLOCK, fit) // GROUP * GROUP)
+
+    def pieces(self):
+        """All rows in pieces of a block each."""
+        for start in range(0, self.num_rows, self.step):
+            yield self.piece(start, min(self.num_rows, start + self.step))
+
+
+class Piece:
+    """Some rows of a Spool, read when they are asked for."""
+
+    def __init__(self, descriptor, start, stop, first_group, places, shapes, runs, heads):
+        self.descriptor, self.start, self.stop = descriptor, start, stop
+        self.first_group, self.places, self.shapes, self.runs, self.heads = first_group, places, shapes, runs, heads
+
+    def __len__(self):
+        return self.stop - self.start
+
+    def __iter__(self):
+        return self.pick(range(self.start, self.stop))
+
+    def pick(self, numbers):
+        """The examples of these numbers in the spool."""
+        begin = end = 0  # of the run, and below the rows of the group, that came last
+        rows, group_read, head = (), -1, ""
+        shapes = [("_where", *keys) for keys in self.shapes]
+        groups = np.asarray(numbers, np.int64) // GROUP - self.first_group
+        places = [self.places.take(groups + after).tolist() for after in (0, 1)]
+        for number, group, start, stop in zip(numbers, groups.tolist(), *places):
+            if group != group_read:
+                rows, group_read = marshal.loads(read_all(self.descriptor, stop - start, start)), group
+            row = rows[number % GROUP]
+            where, shape = row[0], 0
+            if where is None:
+                where = following(rows, number % GROUP)
+            elif type(where) is list:
+                where, shape = where
+            example = dict(zip(shapes[shape], row))
+            if type(where) is int:
+                if not begin <= number < end:
+                    run = bisect_right(self.runs, number) - 1
+                    begin, head = self.runs[run], self.heads[run]
+                    end = self.runs[run + 1] if run + 1 < len(self.runs) else self.stop
+                where = f"{head} {where}"
+            example["_where"] = where
+            yield example
+
+
+def following(rows, place):
+    """The number, in its file, of a row of a group that follows the one before it."""
+    before = place - 1
+    while rows[before][0] is None:
+        before -= 1
+    where = rows[before][0]
+    return (where[0] if type(where) is list else where) + place - before
+
+
+class Rows(Sequence):
+    """The examples of a part, as they will be written and with "_where": read anew each time they are asked for.
+
+    order: (rows,) numbers in the spool, an array or a Column; form(numbers, examples) -> examples
+    """
+
+    def __init__(self, spool, form, order):
+        self.piece, self.form, self.order = spool.all(), form, order
+        self.own_ids, self.folder, self.step = spool.num_ids > 0, spool.folder, spool.step
+
+    def __len__(self):
+        return len(self.order)
+
+    def pick(self, places):
+        """The examples at these places, or in this slice."""
+        numbers = self.order[places].tolist()
+        return self.form(numbers, list(self.piece.pick(numbers)))
+
+    def __getitem__(self, place):
+        return self.pick(place) if isinstance(place, slice) else self.pick([place])[0]
+
+    def __iter__(self):
+        for start in range(0, len(self), self.step):
+            yield from self.pick(slice(start, start + self.step))
+
+
+def blocks_of(parts):
+    """(part, start, stop) of the blocks of {part: sequence of examples}, in order."""
+    for part, rows in parts.items():
+        step = step_of(rows)
+        for start in range(0, len(rows), step):
+            yield part, start, min(len(rows), start + step)
+
+
+def step_of(rows):
+    """How many of a list, or of Rows, make a block."""
+    return rows.step if isinstance(rows, Rows) else BLOCK
+
+
+def pick(rows, places):
+    """Examples of a list, or of Rows, at some places."""
+    return rows.pick(places) if isinstance(rows, Rows) else [rows[place] for place in places]

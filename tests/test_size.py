@@ -1,0 +1,458 @@
+"""Data of any size: blocks and processes change no byte, memory does not grow with the text, and a kill leaves nothing
+half-written."""
+
+import csv
+import hashlib
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from seqeval.metrics.sequence_labeling import get_entities
+from sklearn.model_selection import train_test_split
+
+import data_process
+from data_process import DataConfig, prepare, process
+from engine.command_line import UserError
+from engine.tags import entities_in
+from preprocess import checks, facts, parallel, prepared, spool
+from preprocess.facts import Column, Found, Sample, frequent, repeats
+from preprocess.labelling import collect_labels
+from preprocess.parallel import in_order
+from preprocess.readers import READERS
+from preprocess.splits import draw
+from preprocess.spool import Rows, Spool
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import data_size
+
+WORDS = "please bring show find open close start stop the red blue green lamp door box song film room".split()
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of a few rows, in two processes; the tokenizer's checks, which are slow, are left out."""
+    for module in (spool, prepared):
+        monkeypatch.setattr(module, "BLOCK", 40)
+    monkeypatch.setattr(facts, "CHUNK", 64)
+    monkeypatch.setattr(parallel, "num_processes", lambda: 2)
+    monkeypatch.setattr(data_process, "featurizer_for_checks", lambda *_: None)
+
+
+def text_of(rng):
+    return " ".join(rng.choices(WORDS, k=rng.randint(4, 8))) + f" {rng.randrange(10**6)}"
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ---- the bytes are those of a simple program ------------------------------------------------------------------------
+
+
+def as_lines(rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def simple_split(rows, strata, seed=666):
+    """{part: rows} as lists and scikit-learn give them: a tenth each for test and dev, the rest in a seeded order."""
+    parts = {"train": list(range(len(rows)))}
+    for part in ("test", "dev"):
+        counts = Counter(strata[i] for i in parts["train"])
+        rare = [i for i in parts["train"] if counts[strata[i]] < 2]
+        shared = [i for i in parts["train"] if counts[strata[i]] >= 2]
+        keys = [strata[i] for i in shared]
+        kept, parts[part] = train_test_split(shared, test_size=round(len(rows) / 10), random_state=seed, stratify=keys)
+        parts["train"] = kept + rare
+    order = random.Random(seed)
+    for part in ("train", "dev", "test"):
+        order.shuffle(parts[part])
+    return {part: [rows[i] for i in places] for part, places in parts.items()}
+
+
+def classification(rng):
+    label = rng.choices(["good", "bad", " fair "], [5, 3, 1])[0]
+    return label, label.strip(), label.strip()
+
+
+def multilabel(rng):
+    labels = rng.sample(["art", "news", "sport"], rng.randint(1, 2))
+    return ",".join(labels), sorted(labels), None
+
+
+def regression(rng):
+    value = round(rng.gauss(3, 1), 3)
+    return str(value), value, None
+
+
+def strata_of(kind, rows):
+    """What the split keeps in proportion: the class, the rarest label, the tenth that a number lies in."""
+    labels = [row["x"] for row in rows]
+    if kind == "multilabel":
+        counts = Counter(label for of_row in labels for label in of_row)
+        return [min(of_row, key=lambda x: (counts[x], x)) for of_row in labels]
+    if kind == "regression":
+        ordered = sorted(labels)
+        return [str(10 * ordered.index(value) // len(labels)) for value in labels]
+    return labels
+
+
+@pytest.mark.parametrize("kind", [classification, multilabel, regression], ids=lambda kind: kind.__name__)
+def test_a_table_becomes_what_a_simple_program_makes_of_it(kind, tmp_path, small_blocks):
+    rng = random.Random(0)
+    cells, rows = [], []
+    for number in range(1000):
+        written, label, _ = ("once", "once", None) if number == 77 and kind is classification else kind(rng)
+        text = text_of(rng) + ('\n"two" rows' if number % 50 == 0 else "")
+        cells.append((text, written))
+        rows.append({"id": str(number), "text": text, "x": label})
+    with open(tmp_path / "a.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "x"), *cells])
+    process(
+        DataConfig(
+            input=str(tmp_path / "a.csv"),
+            output_dir=str(tmp_path / "out"),
+            label_column="x",
+            label_type=f"x={kind.__name__}",
+        )
+    )
+    parts = simple_split(rows, strata_of(kind.__name__, rows))
+    for part, expected in parts.items():
+        assert (tmp_path / f"out/{part}.jsonl").read_bytes() == as_lines(expected), part
+    values = [row["x"] for row in parts["train"]]
+    if kind is regression:
+        task = {"labels": [], "mean": statistics.fmean(values), "std": statistics.pstdev(values)}
+    else:
+        counts = Counter(label for value in values for label in (value if isinstance(value, list) else [value]))
+        task = {"labels": sorted(counts), "counts": [counts[label] for label in sorted(counts)]}
+    task |= {"rows": len(values)} if kind is multilabel else {}
+    tasks = {"x": {"type": kind.__name__, **task}}
+    assert (tmp_path / "out/labels.json").read_text() == json.dumps(tasks, ensure_ascii=False, indent=1) + "\n"
+
+
+def test_tags_in_parts_become_what_a_simple_program_makes_of_them(tmp_path, small_blocks):
+    """Files with parts stay in order; BIOES becomes BIO where another file has that; ids count through all files."""
+    rng, number, expected = random.Random(1), 0, {}
+    for part, size in (("train", 500), ("dev", 90), ("test", 90)):
+        body, expected[part] = "", []
+        for _ in range(size):
+            tokens = [*rng.choices(WORDS, k=4), str(rng.randrange(10**6))]
+            tags = rng.choice([["B-a", "E-a"], ["S-a", "O"], ["O", "S-b"]]) + ["O"] * 3
+            bio = [{"E": "I", "S": "B"}.get(tag[0], tag[0]) + tag[1:] for tag in tags]
+            expected[part].append({"id": str(number), "tokens": tokens, "slots": bio})
+            body += "".join(f"{token} {tag}\n" for token, tag in zip(tokens, bio if part == "dev" else tags)) + "\n"
+            number += 1
+        (tmp_path / "raw").mkdir(exist_ok=True)
+        (tmp_path / f"raw/{part}.conll").write_text(body)
+    process(DataConfig(input=str(tmp_path / "raw"), output_dir=str(tmp_path / "out")))
+    for part, rows in expected.items():
+        assert (tmp_path / f"out/{part}.jsonl").read_bytes() == as_lines(rows), part
+
+
+def test_the_sample_has_the_bytes_that_it_had_before_rows_were_read_in_blocks(tmp_path, small_blocks):
+    process(DataConfig(input=str(ROOT / "dataset/sample_raw"), output_dir=str(tmp_path / "out")))
+    sums = {name: hashlib.sha256(body).hexdigest()[:16] for name, body in files_of(tmp_path / "out").items()}
+    assert sums == SUMS
+
+
+SUMS = {
+    "checks.json": "37517e5f3dc66819",
+    "dev.jsonl": "efb4716f653a47f3",
+    "labels.json": "6cbb309e740b23f3",
+    "test.jsonl": "2ca7b6196682972f",
+    "train.jsonl": "1339d20e87313235",
+}
+
+
+def test_a_draw_is_that_of_scikit_learn():
+    rng = random.Random(2)
+    for trial in range(60):
+        size, strata = rng.randint(20, 400), rng.choice([2, 5, 9, 130])
+        codes = np.array([rng.randrange(strata) % rng.randint(1, strata) for _ in range(size)], np.uint8)
+        counts = np.bincount(codes)
+        rows = np.flatnonzero(counts[codes] >= 2).astype(np.uint32)
+        codes, number = codes[rows], rng.randint(1, max(1, len(rows) // 2))
+        stratify = codes if min(number, len(rows) - number) >= len(np.unique(codes)) else None
+        kept, taken = train_test_split(rows, test_size=number, random_state=trial, stratify=stratify)
+        found = draw(rows, stratify, number, trial)
+        assert found[0].tolist() == kept.tolist() and found[1].tolist() == taken.tolist()
+        places = np.arange(len(rows))
+        kept, taken = train_test_split(places, test_size=number, random_state=trial, stratify=stratify)
+        found = draw(len(rows), stratify, number, trial)
+        assert found[0].tolist() == kept.tolist() and found[1].tolist() == taken.tolist()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_entities_are_those_of_seqeval():
+    rng, tags = random.Random(3), ["O", "O", "B-a", "I-a", "B-b", "I-b", "E-a", "S-b", "M-a", "B", "I", "O-x", ".", "-"]
+    for _ in range(5000):
+        sequence = rng.choices(tags, k=rng.randint(0, 8))
+        assert entities_in(sequence) == get_entities(sequence), sequence
+
+
+# ---- blocks, processes, the disk ------------------------------------------------------------------------------------
+
+
+def faulty(path, rows=600):
+    """A file with faults of all kinds: copies in several parts, with other labels, marks in texts, odd tags."""
+    rng, lines = random.Random(4), []
+    for number in range(rows):
+        tokens = [*rng.choices(WORDS, k=rng.randint(3, 5)), "hey", "jude"]
+        tags = ["O"] * (len(tokens) - 2) + rng.choice([["B-song", "I-song"]] * 30 + [["B-a", "I-b"], ["O", "O"]])
+        tokens[0] = rng.choice(
+            ["please", "Please", "caf\u00c3\u00a9", "<br>", "\u200bopen", "ｄｏｏｒ", "d\u043eor", ""]
+        )
+        part = rng.choice(["train", "train", "dev", "test"])
+        intent = rng.choice(["a", "b", "A ", "n/a"] if part != "test" else ["a", "c"])
+        lines.append({"id": number % 590, "split": part, "tokens": tokens, "intent": intent, "slots": tags})
+        if rng.random() < 0.2:
+            other = {**rng.choice(lines), "split": rng.choice(["train", "dev"]), "intent": "b"}
+            lines.append(other)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_the_checks_find_the_same_in_blocks_as_in_one_list(tmp_path, small_blocks, monkeypatch):
+    faulty(tmp_path / "a.jsonl")
+    process(DataConfig(input=str(tmp_path / "a.jsonl"), output_dir=str(tmp_path / "out")))
+    in_blocks = json.loads((tmp_path / "out/checks.json").read_text())
+    for module in (spool, prepared):
+        monkeypatch.setattr(module, "BLOCK", 100_000)
+    parts, tasks, notes = prepare(DataConfig(input=str(tmp_path / "a.jsonl"), check=True))
+    whole = checks.examine(parts, tasks, notes=notes)
+    assert [(n.what, n.number, n.rows[:3]) for n in whole] == [(n["what"], n["count"], n["rows"]) for n in in_blocks]
+    assert len(whole) >= 15, [note.what for note in whole]
+
+
+def test_copies_are_those_that_comparing_all_texts_finds(tmp_path, small_blocks):
+    faulty(tmp_path / "a.jsonl")
+    parts, tasks, _ = prepare(DataConfig(input=str(tmp_path / "a.jsonl"), check=True))
+    found = {note.what: note.number for note in checks.examine(parts, tasks)}
+    for part, other in (("train", "train"), ("train", "dev"), ("train", "test"), ("dev", "test")):
+        texts = [(p, tuple(e["tokens"])) for p in parts for e in parts[p]]
+        again = sum((other, text) in texts[:n] if p == part == other else False for n, (p, text) in enumerate(texts))
+        shared = sum(p == other and (part, text) in texts[:n] for n, (p, text) in enumerate(texts))
+        same_part = f"{part}: the text of another example again"
+        what = same_part if part == other else f"{other}: texts that occur in {part} too"
+        assert found.get(what, 0) == (again if part == other else shared) > 0
+
+
+def own_check(parts, tasks):
+    """As a user would write one: one function, over all examples."""
+    rows = [e["_where"] for examples in parts.values() for e in examples if "lamp" in e["text"]]
+    last = parts["train"][len(parts["train"]) - 1]
+    assert parts["train"][-1] == last and parts["train"][-3:][2] == last and len(parts["train"][:7]) == 7
+    yield checks.Note("texts about lamps", rows, "all is well")
+
+
+def test_a_check_of_your_own_is_one_function_over_rows_on_the_disk(tmp_path, small_blocks, monkeypatch, capsys):
+    rng = random.Random(5)
+    texts = [text_of(rng) for _ in range(600)]
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"{text},{n % 2}\n" for n, text in enumerate(texts)))
+    monkeypatch.setattr(checks, "CHECKS", [*checks.CHECKS, own_check])
+    process(DataConfig(input=str(tmp_path / "a.csv"), output_dir=str(tmp_path / "out")))
+    assert f"texts about lamps ({sum('lamp' in text for text in texts)})" in capsys.readouterr().out
+
+
+def late(path, options):
+    """A reader whose second label comes after many rows."""
+    for number in range(900):
+        row = {
+            "_where": f"{path}: {number}",
+            "text": f"text {number}",
+            "first": "" if number % 3 == 0 else "ab"[number % 2],
+        }
+        yield row | ({"second": "xy"[number % 2]} if number >= 700 else {})
+
+
+def test_a_label_that_comes_late_counts_for_the_rows_before_it(tmp_path, small_blocks, monkeypatch):
+    """With two tasks an empty cell is no label; with one it would be a mistake."""
+    monkeypatch.setitem(READERS, "late", late)
+    (tmp_path / "a").write_text("")
+    with pytest.raises(UserError, match="has no label of any task"):
+        process(DataConfig(input=str(tmp_path / "a"), output_dir=str(tmp_path / "out"), format="late"))
+    monkeypatch.setitem(READERS, "late", lambda *a: (e for e in late(*a) if e["first"] or "second" in e))
+    process(DataConfig(input=str(tmp_path / "a"), output_dir=str(tmp_path / "out"), format="late"))
+    rows = [json.loads(line) for line in (tmp_path / "out/train.jsonl").read_text().splitlines()]
+    assert {row["second"] for row in rows} == {None, "x", "y"} and {row["first"] for row in rows} == {None, "a", "b"}
+    assert all(list(row) == ["id", "text", "first", "second"] for row in rows)
+
+
+def test_what_a_spool_takes_in_it_gives_back(small_blocks):
+    rng, values = (
+        random.Random(6),
+        ["é\ud800", "", 7, 2**70, 1.5, None, True, [1, ["a"]], {"k": [None]}, np.float64(2.5)],
+    )
+    examples = []
+    for number in range(500):
+        where = rng.choice(
+            [f"f.csv, row {number}", f"f.csv, row {number}", f"g, item {2 * number}", "here", "x 007", f"{number}"]
+        )
+        keys = rng.choice(["ab", "ab", "abc", "b"])
+        examples.append({"_where": where} | {key: rng.choice(values) for key in keys})
+    with_rows = Spool()
+    for example in examples:
+        with_rows.append(dict(example))
+    with_rows.finish()
+    assert list(with_rows.all()) == examples
+    assert [e for piece in with_rows.pieces() for e in piece] == examples
+    places = [rng.randrange(500) for _ in range(300)]
+    rows = Rows(with_rows, lambda numbers, found: found, np.array(places, np.uint32))
+    assert list(rows) == [examples[place] for place in places] and rows[-1] == examples[places[-1]]
+    for value in (object(), b"bytes", [1, {"k": np.int64(1)}]):
+        with pytest.raises(UserError, match="here: a value that JSON cannot hold"):
+            with_rows.append({"_where": "here", "x": value})
+
+
+def test_repeats_and_frequent_values_of_a_column(monkeypatch):
+    monkeypatch.setattr(facts, "CHUNK", 16)
+    rng = random.Random(7)
+    values = [rng.randrange(-60, 60) for _ in range(200)]
+    column = Column(np.int64, values=values)
+    firsts, rows = repeats(column)
+    expected = sorted((values.index(v), place) for place, v in enumerate(values) if values.count(v) > 1)
+    assert list(zip(firsts.tolist(), rows.tolist())) == expected
+    assert frequent(column, 4) == {v: n for v, n in Counter(values).items() if n >= 4}
+
+
+def test_what_is_found_in_blocks_adds_up():
+    found = Found()
+    for start in range(0, 9000, 1000):
+        block = Found()
+        for number in range(start, start + 1000):
+            block.rows["odd"].add(f"row {number}")
+            block.counts["n"][number % 2] += 1
+            block.first["n"].setdefault(number % 2, number)
+        found.merge(block)
+    assert found.rows["odd"].number == 9000 and len(found.rows["odd"]) == Sample.most
+    assert found.rows["odd"][:2] == ["row 0", "row 1"] and found.counts["n"] == {0: 4500, 1: 4500}
+    assert found.first["n"] == {0: 0, 1: 1}
+
+
+def square(number):
+    if number == 13:
+        raise UserError("thirteen")
+    return number * number, os.getpid()
+
+
+def test_results_come_in_order_from_several_processes_and_mistakes_too(small_blocks):
+    results = list(in_order(square, range(12)))
+    assert [result for result, _ in results] == [n * n for n in range(12)] and os.getpid() not in {
+        p for _, p in results
+    }
+    with pytest.raises(UserError, match="thirteen"):
+        list(in_order(square, range(50)))
+    with pytest.raises(UserError, match="was killed"):
+        list(in_order(lambda number: os.kill(os.getpid(), signal.SIGKILL), range(50)))
+
+
+def test_a_check_that_fails_leaves_the_folder_as_it_was(tmp_path, small_blocks, monkeypatch):
+    rows = "".join(f"text number {n},{n % 2}\n" for n in range(400))
+    (tmp_path / "a.csv").write_text("text,label\n" + rows)
+    options = DataConfig(input=str(tmp_path / "a.csv"), output_dir=str(tmp_path / "out"))
+    process(options)
+    before = files_of(tmp_path)
+    (tmp_path / "a.csv").write_text("text,label\n" + rows + "one more,1\n")
+    before["a.csv"] = (tmp_path / "a.csv").read_bytes()
+    monkeypatch.setattr(checks, "CHECKS", [*checks.CHECKS, lambda parts, tasks: 1 / 0])
+    with pytest.raises(ZeroDivisionError):
+        process(options)
+    assert files_of(tmp_path) == before
+    monkeypatch.undo()
+    (tmp_path / "out/.cache").mkdir()
+    (tmp_path / "out/.cache/tokens").write_text("kept")
+    process(options)
+    after = files_of(tmp_path)
+    assert after.keys() == {*before, "out/.cache/tokens"} and after["out/train.jsonl"] != before["out/train.jsonl"]
+
+
+def test_labels_are_counted_in_blocks_as_in_one_list(small_blocks):
+    parts, tasks, _ = prepare(DataConfig(input=str(ROOT / "dataset/sample_raw"), check=True))
+    counts = Counter(tag for e in parts["train"] for tag in e["slots"])
+    assert dict(zip(tasks["slots"]["labels"], tasks["slots"]["counts"])) == counts
+    assert collect_labels(parts, {name: task["type"] for name, task in tasks.items()}) == tasks
+
+
+def test_half_a_character_is_found_wherever_it_is(tmp_path):
+    for value in (
+        '{"tokens": ["\\ud800"], "x": "a"}',
+        '{"text": "a", "x": "\\ud800"}',
+        '{"text": "a", "x": ["b", "\\ud800"]}',
+    ):
+        (tmp_path / "a.jsonl").write_text(value + "\n")
+        with pytest.raises(UserError, match="row 1: holds half a character"):
+            process(DataConfig(input=str(tmp_path / "a.jsonl"), output_dir=str(tmp_path / "out"), label_column="x"))
+
+
+# ---- size and kills -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+@pytest.mark.parametrize("name", ["csv", "jsonl"])
+def test_memory_does_not_grow_with_the_text(name, tmp_path):
+    """More rows than those up to which the tokenizer is examined too."""
+    measured = []
+    for rows in (60_000, 300_000):
+        data_size.WRITERS[name](tmp_path / f"rows.{name}", rows)
+        measured.append(data_size.measure(ROOT, tmp_path / f"rows.{name}", tmp_path / "out"))
+        assert measured[-1]["disk"] <= 1.5 * (tmp_path / f"rows.{name}").stat().st_size
+    assert measured[1]["memory"] < 1.25 * measured[0]["memory"], measured
+    assert measured[1]["largest"] < 1.25 * measured[0]["largest"], measured
+
+
+def processes_of(folder):
+    """Those of this command that are still there."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(folder).encode() in b" ".join(words) and b"data_process.py" in b" ".join(words):
+            found.append(path.parent.name)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
+def test_killed_at_random_moments_it_leaves_the_old_folder_or_none(tmp_path):
+    """... and no process, which would hold memory and disk; what lies beside the folder goes with the next run."""
+    rng = random.Random(8)
+    for name, rows in (("old", 1000), ("new", 60_000)):
+        data_size.write_csv(tmp_path / f"{name}.csv", rows)
+    command = [sys.executable, str(ROOT / "data_process.py"), "--output_dir", str(tmp_path / "out"), "--input"]
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    began = time.monotonic()
+    subprocess.run([*command, tmp_path / "new.csv"], check=True, **quiet)
+    seconds, new = time.monotonic() - began, files_of(tmp_path / "out")
+    subprocess.run([*command, tmp_path / "old.csv"], check=True, **quiet)
+    old = files_of(tmp_path / "out")
+    outcomes = Counter()
+    for _ in range(12):
+        process = subprocess.Popen([*command, tmp_path / "new.csv"], **quiet)
+        try:
+            process.wait(rng.uniform(0.2, 1.1) * seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        folder = files_of(tmp_path / "out") if (tmp_path / "out").exists() else None
+        assert folder in (old, new, None)
+        outcomes["none" if folder is None else "old" if folder == old else "new"] += 1
+        deadline = time.monotonic() + 20
+        while processes_of(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not processes_of(tmp_path)
+        if folder == new:
+            subprocess.run([*command, tmp_path / "old.csv"], check=True, **quiet)
+    subprocess.run([*command, tmp_path / "new.csv"], check=True, **quiet)
+    assert files_of(tmp_path / "out") == new and outcomes["old"] > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.csv", "old.csv", "out"]
