@@ -49,7 +49,7 @@ def in_torch(checkpoint, rows, threads):
     torch.set_num_threads(threads)
     trainer, featurizer = load_trained(Path(checkpoint), Config(device="cpu"), torch.device("cpu"))
     model, tasks, pad_id = trainer.model.eval(), trainer.tasks, featurizer.tokenizer.pad_token_id
-    rows = prepare_inputs(rows, tasks)
+    rows = list(prepare_inputs(rows, tasks))
 
     def answer(row):
         with torch.inference_mode():

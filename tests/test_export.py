@@ -93,7 +93,7 @@ class Shipped:
         rows = [{"id": str(i), "text": text} for i, text in enumerate((*WILD, *more))]
         if self.predictor.encode.pairs:
             rows = [row | {"text_pair": text} for row, text in zip(rows, (*WILD[::-1], *more))]
-        theirs = self.of_torch(prepare_inputs([dict(row) for row in rows], self.trainer.tasks))
+        theirs = self.of_torch(list(prepare_inputs([dict(row) for row in rows], self.trainer.tasks)))
         require_same(self.predictor(rows, 7), theirs)
 
 
@@ -151,7 +151,7 @@ def test_without_torch_and_in_another_process(joint, tmp_path):
     start += "runpy.run_path(sys.argv[0], run_name='__main__')"
     script, theirs = (
         str(joint.folder / "predictor.py"),
-        joint.of_torch(prepare_inputs(read_texts(texts, Config()), joint.trainer.tasks)),
+        joint.of_torch(list(prepare_inputs(read_texts(texts, Config()), joint.trainer.tasks))),
     )
     for name in ("out.jsonl", "out.csv"):
         command = f"sys.argv[0] = {script!r}; "
@@ -343,7 +343,7 @@ def test_files_are_read_as_main_reads_them(tmp_path):
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content.encode()))
     (tmp_path / "wide.txt").write_bytes("播放\nb".encode("utf-16"))
     for path in sorted(tmp_path.iterdir()):
-        theirs, ours = read_texts(path, Config()), list(read_rows(path, Config()))
+        theirs, ours = list(read_texts(path, Config())), list(read_rows(path, Config()))
         keys = ("id", "text", "tokens", "text_pair")
         assert [{k: r[k] for k in keys if k in r} for r in ours] == [{k: r[k] for k in keys if k in r} for r in theirs]
 
