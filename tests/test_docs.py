@@ -78,7 +78,7 @@ def test_flags_in_sentences_exist():
     scripts += ["main.py", "data_process.py", "benchmarks/speed.py", "benchmarks/ablation.py", "benchmarks/soak.py"]
     scripts += ["benchmarks/wrong_labels.py", "benchmarks/nested.py", "serve.py", "benchmarks/serving.py"]
     scripts += ["benchmarks/wrong_labels.py", "benchmarks/nested.py", "benchmarks/shipped.py", "export.py"]
-    scripts += ["engine/export/predictor.py"]
+    scripts += ["engine/export/predictor.py", "benchmarks/labelling.py", "benchmarks/data_size.py"]
     known = set().union(*map(flags_of, scripts))
     for name in WITH_FLAGS:
         for code in re.findall(r"`([^`\n]+)`", (ROOT / name).read_text(encoding="utf-8")):
@@ -113,7 +113,7 @@ def test_the_readmes_commands_for_your_data_run(command, tmp_path):
 # Run by hand: they set up an environment, take many minutes, or need two commits or data that others released
 BY_HAND = {
     *("run.sh", "test.sh", "benchmarks/soak.py", "benchmarks/same_bytes.py", "benchmarks/time_to_accuracy.py"),
-    "benchmarks/labelling.py",
+    *("benchmarks/labelling.py", "benchmarks/data_size.py"),
     *("benchmarks/pretraining.py", "benchmarks/ablation.py", "--only growth", "benchmarks/wrong_labels.py"),
     "benchmarks/nested.py --input ATIS",
     *("benchmarks/shipped.py", "tests/test_export.py"),  # the first installs an environment
