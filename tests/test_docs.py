@@ -75,6 +75,7 @@ def test_flags_in_sentences_exist():
     scripts = [script for script in scripts if "masked" not in script]
     scripts += ["main.py", "data_process.py", "benchmarks/speed.py", "benchmarks/ablation.py", "benchmarks/soak.py"]
     scripts += ["benchmarks/wrong_labels.py", "benchmarks/nested.py", "serve.py", "benchmarks/serving.py"]
+    scripts += ["benchmarks/data_size.py"]
     known = set().union(*map(flags_of, scripts))
     for name in WITH_FLAGS:
         for code in re.findall(r"`([^`\n]+)`", (ROOT / name).read_text(encoding="utf-8")):
@@ -110,6 +111,7 @@ def test_the_readmes_commands_for_your_data_run(command, tmp_path):
 BY_HAND = {
     *("run.sh", "test.sh", "benchmarks/soak.py", "benchmarks/same_bytes.py", "benchmarks/time_to_accuracy.py"),
     *("benchmarks/pretraining.py", "benchmarks/ablation.py", "--only growth", "benchmarks/wrong_labels.py"),
+    "benchmarks/data_size.py",
     "benchmarks/nested.py --input ATIS",
     *("--do_report", "--compare"),  # of runs that must be there: tests/test_report.py
     *("--interactive", "--demo"),  # wait for someone who types: tests/test_demo.py
