@@ -770,18 +770,21 @@ def check_entities(found, parts, name):
     what = f"{name}: the same words have one type nearly always, and another once"
     yield Note(what, rare, "probably a slip: look at the row")
     totals = {words: kinds.total() for words, kinds in seen.counts.items() if len(words) >= 2}
-    outside = look_again(parts, Forgotten(parts, name, totals)).rows if totals else {}
+    outside = look_again(parts, Forgotten(parts, name, totals), totals).rows if totals else {}
     rows = [row for words, rows in outside.items() if rows.number <= 0.05 * totals[words] for row in rows]
     what = f"{name}: words that are entities nearly always are O here"
     yield Note(what, rows, "probably forgotten: look at the rows")
 
 
-def look_again(parts, look):
-    """What a second look at all blocks finds."""
+def look_again(parts, look, totals=None):
+    """What a second look at all blocks finds. totals: as of Forgotten; rows of what is not rare are let go at once"""
     found = Found()
     blocks = tqdm(list(blocks_of(parts)), desc="data checks: entities", leave=False, delay=2)
     for of_block in in_order(look, blocks):
         found.merge(of_block)
+        for words in of_block.rows if totals else ():
+            if found.rows[words].number > 0.05 * totals[words]:
+                found.rows[words].clear()
     return found
 
 
