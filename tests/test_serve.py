@@ -21,6 +21,7 @@ from conftest import ROOT
 
 pytest.importorskip("onnxruntime", reason="needs requirements-export.txt")
 pytest.importorskip("fastapi", reason="needs requirements-serve.txt")
+pytestmark = pytest.mark.slow  # a model is trained and exported first
 
 TEXTS = ["turn on the lamp", "", "打开卧室的灯", "wake me at seven 🙂 please", "x " * 300]
 
@@ -228,7 +229,6 @@ def test_mistakes_are_one_line(shipped, tmp_path):
             assert done.returncode == 2 and said in done.stderr.splitlines()[-1], done.stderr
 
 
-@pytest.mark.slow
 def test_the_steps_of_the_dockerfile(shipped, tmp_path):
     """Without Docker: its files in a folder of their own, its packages in an environment of their own, its command."""
     place, app = tmp_path / "clone", tmp_path / "app"
