@@ -157,7 +157,8 @@ def write_folds(folder, data, config):
     Labels are those of all folds together, so that the folds' models can be averaged.
     """
     pool, folds = data.folds()
-    types = data.kinds | config.label_types_by_name()
+    types = data.kinds | {name: task["type"] for name, task in (data.tasks or {}).items()}
+    types |= config.label_types_by_name()
     data.tasks = with_own_kinds(collect_labels({"train": pool}, data.kinds), types)
     rest = {"test": data.parts["test"]} if "test" in data.parts else {}
     for number, (train, dev) in enumerate(folds):

@@ -54,7 +54,7 @@ def export(config):
     get_logger()
     graph.require_packages()
     folder = Path(config.output_dir)
-    require_own_folder(folder, Path(config.checkpoint))
+    require_own_folder(folder)
     trainer, featurizer, data = load(config)
     folder.parent.mkdir(parents=True, exist_ok=True)
     theirs = trainer.infer(loader_of(data, trainer), "dev in torch")[0] if data else None
@@ -134,12 +134,10 @@ def require_score(config, tasks, data, before, after):
         )
 
 
-def require_own_folder(folder, checkpoint):
+def require_own_folder(folder):
     """UserError if the output folder holds, or is, anything but an earlier export."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "predictor.json").exists()):
         raise UserError(f"--output_dir {folder}: holds other things; choose an empty or new folder")
-    if folder.resolve() == checkpoint.resolve():
-        raise UserError(f"--output_dir {folder}: is the checkpoint; choose another folder")
 
 
 if __name__ == "__main__":

@@ -103,7 +103,8 @@ def type_at_it(config, device):
     listening = listen(config.demo_address) if config.demo else None
     best = Path(config.checkpoint or config.run_dir / "checkpoints/best")
     trainer, featurizer = load_trained(best, config, device)
-    label = Labeller(trainer, lambda examples: MyDataLoader(MyDataset(examples, featurizer), config.eval_batch_size))
+    size = config.eval_batch_size
+    label = Labeller(trainer, lambda e: MyDataLoader(MyDataset(e, featurizer, quiet=True), size))
     if config.interactive:
         return run_prompt(label)
     examples = Examples([config.data_dir, Config.load(best / "args.json").data_dir], trainer.tasks)

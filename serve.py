@@ -61,11 +61,7 @@ class Mistake(Exception):
 
 
 class Busy(Exception):
-    """The queue is full. `seconds` until it is worth trying again."""
-
-    def __init__(self, seconds):
-        super().__init__(seconds)
-        self.seconds = seconds
+    """There is too much to do. It is raised with the seconds until it is worth trying again."""
 
 
 # ---- batches ---------------------------------------------------------------------------------------------------------
@@ -80,9 +76,9 @@ class Waiting(NamedTuple):
 
 
 def cost_of(row):
-    """How much work a text is: its characters, and a constant."""
+    """How much work a text is: its characters, one more for each token that is given, and a constant."""
     parts = row.values() if isinstance(row, dict) else [row]
-    return PER_TEXT + sum(sum(map(len, part)) if isinstance(part, list) else len(part) for part in parts if part)
+    return PER_TEXT + sum(len(part) + (sum(map(len, part)) if isinstance(part, list) else 0) for part in parts)
 
 
 class Batcher:
@@ -112,7 +108,7 @@ class Batcher:
         costs = [cost_of(row) for row in rows]
         ahead = self.running + sum(one.cost for one in self.waiting)
         expected = (ahead + sum(costs)) / self.speed
-        if self.waiting and (expected > self.seconds / 2 or len(self.waiting) + len(rows) > self.most_waiting):
+        if ahead and (expected > self.seconds / 2 or len(self.waiting) + len(rows) > self.most_waiting):
             raise Busy(expected)
         loop = asyncio.get_running_loop()
         entries = [Waiting(row, cost, loop.create_future()) for row, cost in zip(rows, costs)]
@@ -146,8 +142,9 @@ class Batcher:
             except Exception as error:  # of the model: every one of its requests is told, and the next batch is tried
                 answers = [error] * len(batch)
             now = time.perf_counter()
-            if len(batch) > self.batch_size // 4:  # of few texts the fixed costs would count
-                self.speed += 0.2 * (self.running / (now - (self.ended or began)) - self.speed)
+            speed = self.running / (now - (self.ended or began))
+            if len(batch) > self.batch_size // 4 or speed > self.speed:  # of few texts the fixed costs would count
+                self.speed += 0.2 * (speed - self.speed)
             self.running, self.ended = 0, now if self.waiting else None
             self.metrics.batch_size.observe(len(batch))
             self.metrics.batch_seconds.observe(now - began)
@@ -164,7 +161,7 @@ def labeller(predictor, batch_size, input_error):
             return predictor(rows, batch_size)
         except input_error as error:
             if len(rows) == 1:
-                return [error]
+                return [input_error(str(error).removeprefix("row 1: "))]  # which of the request's it is not
             return [answer for row in rows for answer in label([row])]
 
     return label
@@ -214,10 +211,12 @@ class Limits:
         parts = [{"type": "http.request", "body": body, "more_body": False}]
         too_long = {"detail": f"a request has at most {self.most_bytes:,} bytes"}
         app = self.app if body is not None else answered(too_long, 413, {"Connection": "close"})
-        await app(scope, replay, counted)
-        path = getattr(scope.get("route"), "path", "other")
-        self.metrics.requests.labels(path, status[0]).inc()
-        self.metrics.seconds.labels(path).observe(time.perf_counter() - began)
+        try:
+            await app(scope, replay, counted)
+        finally:  # an exception of the model passes here on its way to be a 500
+            path = getattr(scope.get("route"), "path", "other")
+            self.metrics.requests.labels(path, status[0]).inc()
+            self.metrics.seconds.labels(path).observe(time.perf_counter() - began)
 
 
 async def read_body(receive, most):
@@ -321,8 +320,7 @@ async def not_labelled(_, error):
 
 
 async def busy(_, error):
-    seconds = str(math.ceil(error.seconds))
-    return answered({"detail": "too much to do; try again"}, 503, {"Retry-After": seconds})
+    return answered({"detail": "too much to do; try again"}, 503, {"Retry-After": str(math.ceil(error.args[0]))})
 
 
 def build_app(service, module, options):

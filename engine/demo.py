@@ -16,10 +16,10 @@ import signal
 import socket
 
 from engine.command_line import UserError
-from engine.extras import extras_of
+from engine.extras import extras_of, pairs_of
 from engine.report.page import environment, json_in_page, raw
 from engine.report.texts import Words, language_of
-from engine.typed import MOST_CHARACTERS, MOST_TEXTS, pairs_of
+from engine.typed import MOST_CHARACTERS, MOST_TEXTS
 
 logger = logging.getLogger("template")
 MOST_BYTES = 8_000_000  # of a request: MOST_TEXTS pairs of MOST_CHARACTERS in most scripts

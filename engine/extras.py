@@ -16,6 +16,11 @@ def extras_of(tasks):
     return next(iter(tasks.values()), {}).get("extras", {})
 
 
+def pairs_of(tasks):
+    """Whether a model of these tasks reads a second text."""
+    return any(task.get("pairs") for task in tasks.values())
+
+
 def to_number(value, name, where):
     """A cell as a float; None if it is empty. UserError if it is anything else than a number."""
     if value is None or (isinstance(value, str) and not value.strip()):

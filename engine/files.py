@@ -120,12 +120,17 @@ def put_in_place(temporary, folder, old):
     except OSError:
         if old.exists():
             os.rename(old, folder)
+        if temporary.parent != folder:  # copied over a mount's border, before anything that was there goes
+            inside = folder / ".new.tmp"
+            shutil.rmtree(inside, ignore_errors=True)
+            temporary = Path(shutil.move(temporary, inside))
         stays = {temporary.name, ".cache"}
         for path in sorted(folder.iterdir(), key=lambda path: path.name != "labels.json"):
             if path.name not in stays:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         for path in sorted(temporary.iterdir(), key=lambda path: path.name == "labels.json"):
             os.rename(path, folder / path.name)
+        temporary.rmdir()
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -186,7 +186,7 @@ class Output:
         """Appends the answers, dicts, to the rows of a MyDataset. UserError if the disk is full, all before is safe."""
         text = io.StringIO(newline="")
         write_rows(rows, text, self.path.suffix == ".jsonl", header=not self.rows, spreadsheet_safe=self.safe)
-        written = text.getvalue().encode()
+        written, safe = text.getvalue().encode(), self.rows
         try:
             with open(self.partial, "ab") as file:
                 file.write(written)
@@ -196,7 +196,7 @@ class Output:
             self.cuts.add(data)
             self.save()
         except OSError as error:
-            left = f"{self.rows} of {self.num_rows} rows are safe, and --resume goes on"
+            left = f"{safe} of {self.num_rows} rows are safe, and --resume goes on"
             raise UserError(f"{self.partial}: cannot be written ({(error.strerror or '').lower()}); {left}") from None
 
     def finish(self):

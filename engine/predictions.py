@@ -12,7 +12,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 from engine import distributed, span_pointer
 from engine.command_line import UserError
-from engine.extras import extras_of, require_extras
+from engine.extras import extras_of, pairs_of, require_extras
 from engine.features import merge_windows
 from engine.files import appearing_whole
 from engine.tags import find_scheme, has_spans, is_tagging, needs_words
@@ -162,7 +162,7 @@ def prepare_inputs(examples, tasks, path="--predict_file", first=1):
     Both one after another. first: the number of the first one, for messages.
     """
     extras, unit = extras_of(tasks), token_unit(tasks)
-    paired = any(task.get("pairs") for task in tasks.values())
+    paired = pairs_of(tasks)
     for number, example in enumerate(examples, first):
         if not paired:
             example.pop("text_pair", None)
@@ -177,7 +177,7 @@ def prepare_inputs(examples, tasks, path="--predict_file", first=1):
 
 def check_pairs(example, tasks):
     """UserError if the tasks read pairs of texts and an example to predict on is none; a line of one text too many."""
-    paired = any(task.get("pairs") for task in tasks.values())
+    paired = pairs_of(tasks)
     if paired and "text_pair" not in example:
         raise UserError(
             "this model was trained on pairs of texts, but --predict_file has one text a row; add --text_pair_column"

@@ -10,8 +10,7 @@ import sys
 import unicodedata
 
 from engine.command_line import UserError
-from engine.extras import extras_of
-from engine.typed import pairs_of
+from engine.extras import extras_of, pairs_of
 
 COLOURS = (34, 33, 32, 35, 31, 36, 94, 95)  # of SGR, a type of entity each
 BOLD, DIM = "1", "2"

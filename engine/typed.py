@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Lock
 
 from engine.command_line import UserError
-from engine.extras import extras_of
+from engine.extras import extras_of, pairs_of
 from engine.predictions import entities, entity, names_entities, prediction_row, prepare_inputs, text_and_places
 from engine.report.answers import distribution, marks_of
 from engine.report.marked import Mark, split_crossing, tree
@@ -17,11 +17,6 @@ MOST_CHARACTERS = 10_000  # of a text
 MOST_TEXTS = 64  # that are labelled together
 MOST_ROW = 1_000_000  # bytes of an example
 MOST_LABELS = 5  # of a distribution that are shown
-
-
-def pairs_of(tasks):
-    """Whether the tasks read a second text."""
-    return any(task.get("pairs") for task in tasks.values())
 
 
 def as_example(given, tasks):

@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from contextlib import suppress
 from functools import partial
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -93,11 +93,6 @@ def plain(example):
     return text.translate(LETTERS) if len(text) > 8 else text
 
 
-def all_examples(parts):
-    """One after another."""
-    return chain.from_iterable(parts.values())
-
-
 class Letters(dict):
     """For str.translate: letters, digits, marks and line feeds stay."""
 
@@ -145,14 +140,6 @@ class Places:
             for i, example in zip(inside, examples):
                 found[i] = example
         return found
-
-
-def rows_where(parts, test):
-    """[where, and what test(example) says if that is a string] of the examples for which it is true."""
-    rows = Sample()
-    for e in all_examples(parts):
-        add_if(rows, e, test(e))
-    return rows
 
 
 def add_if(rows, e, result):
@@ -688,7 +675,7 @@ def look_spans(found, part, start, examples, context):
 
 def check_spans(found, parts, tasks):
     for name, task in tasks.items():
-        if has_spans(task["type"]):
+        if has_spans(kind_of(task)):
             advice = "fine if it is meant; nested ones lie one within the other"
             what = f"{name}: spans that overlap without one holding the other"
             yield Note(what, found.rows["crossing", name], advice)
@@ -929,15 +916,13 @@ def look_through(parts, kinds, files=None):
     return found
 
 
-def examine(parts, tasks, featurizer=None, notes=(), found=None):
+def examine(parts, tasks, notes=(), found=None):
     """All notes that have rows, those of the processing first. found: by `look_through`, if that is done."""
     if found is None:
         found = look_through(parts, {name: kind_of(task) for name, task in tasks.items()})
     notes = list(notes)
     for check in tqdm(CHECKS, desc="data checks", leave=False, delay=2):
         notes += check.conclude(found, parts, tasks) if isinstance(check, Streamed) else check(parts, tasks)
-    if featurizer is not None:
-        notes += check_encoding(parts, tasks, featurizer)
     return with_rows(notes)
 
 

@@ -108,7 +108,7 @@ class Values:
 
     @property
     def kind(self):
-        """See labels.find_kind."""
+        """The kind of task that all these labels make: spans, list, regression or classification."""
         for kind in ("spans", "list"):
             if kind in self.looks:
                 return kind

@@ -38,17 +38,6 @@ def is_spans(value):
     return isinstance(value, list) and any(isinstance(item, dict | list) for item in value)
 
 
-def find_kind(values):
-    """The kind of task that all these labels (None left out) make."""
-    if any(is_spans(value) for value in values):
-        return "spans"
-    if any(isinstance(value, list) for value in values):
-        return "list"
-    numbers = all(type(value) in (int, float) for value in values) and any(isinstance(value, float) for value in values)
-    written = all(isinstance(value, str) and is_number(value) for value in values) and any("." in x for x in values)
-    return "regression" if numbers or written else "classification"
-
-
 def as_list(cell, separator):
     """The labels in a cell: a JSON or Python list, or parts between separators."""
     if cell.strip().startswith("[") and cell.strip().endswith("]"):

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from engine.command_line import UserError
 from engine.tags import kind_of
 from preprocess.facts import Column
-from preprocess.labelling import Labeller, collect_labels, examine, group_of, label_all
+from preprocess.labelling import Labeller, collect_labels, examine, label_all
 from preprocess.parallel import in_order
 from preprocess.schema import PARTS, encode_rows, load_labels, read_processed
 from preprocess.sources import read_examples
@@ -47,6 +47,8 @@ class Prepared:
     def read_raw(self):
         config, spool, examples = self.config, self.spool, read_examples(self.config)
         first = next(examples)
+        if config.group_column and "group" not in first:
+            raise UserError(f"{config.input}: this format has no column {config.group_column!r} (--group_column)")
         pieces = filled(spool, chain([dict(first)], examples))
         self.form, notes, given = examine(spool, pieces, first, config)
         self.kinds, self.strata = self.form.kinds, Strata(self.form.kinds)
@@ -69,14 +71,17 @@ class Prepared:
 
     def read_processed(self, folder):
         """Takes a processed folder, to be examined again."""
+        if self.config.group_column:
+            advice = "give --group_column with the raw data"
+            raise UserError(f"{folder}: a processed folder does not keep groups; {advice}")
         self.tasks, ends = load_labels(folder), {}
         for part in PARTS:
             if (path := folder / f"{part}.jsonl").exists():
                 for where, example in tqdm(read_processed(path, self.tasks), unit=" rows", leave=False, delay=2):
                     self.spool.append({"_where": where, **example})
                 ends[part] = len(self.spool)
-        if "train" not in ends:
-            raise UserError(f"{folder}: has labels.json, but no train.jsonl")
+        if not ends.get("train"):
+            raise UserError(f"{folder}: has labels.json, but no train.jsonl, or an empty one")
         self.spool.finish()
         self.kinds, self.form = {name: kind_of(task) for name, task in self.tasks.items()}, as_it_is
         self.strata, self.presence = Strata(self.kinds), {}
@@ -94,8 +99,7 @@ class Prepared:
         presence = {name: [] for name in self.kinds}
         for piece in self.spool.pieces():
             examples = list(piece)
-            groups = [group_of(e) for e in examples] if self.config.group_column else None
-            self.strata.add([e[self.strata.name] for e in examples] if self.strata.name else None, groups)
+            self.strata.add([e[self.strata.name] for e in examples] if self.strata.name else None, None)
             for name, there in presence.items():
                 there += [e[name] is not None for e in examples]
         self.presence = {name: np.array(there) for name, there in presence.items()}

@@ -163,11 +163,14 @@ def require_own_folder(folder, source):
     ours = r"(?s)labels\.json|checks\.json|\.cache|fold_\d+|\.(.*\.)?tmp"
     strange = {name for name in inside - parts if not re.fullmatch(ours, name)}
     if not strange and "labels.json" not in inside:
-        strange = inside & parts
+        strange = {name for name in inside if name in parts or name.startswith("fold_")}
+    for fold in folder.glob("fold_*/*") if not strange else ():
+        if fold.name not in parts and not re.fullmatch(ours, fold.name):
+            strange.add(f"{fold.parent.name}/{fold.name}")
     if folder.is_file() or strange:
         found = shorten(strange) or "it is a file"
         raise UserError(f"--output_dir {folder}: holds other things ({found}); choose an empty or new folder")
-    if folder.resolve() in (source.resolve(), source.resolve().parent):
+    if folder.resolve() in (source.resolve(), *source.resolve().parents):
         raise UserError(f"--output_dir {folder}: is where the input lies; choose another folder")
 
 

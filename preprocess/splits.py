@@ -136,8 +136,11 @@ def set_aside(rows, codes, total, size, part, strata, config):
         from sklearn.model_selection import GroupShuffleSplit
 
         rows = np.arange(total, dtype=np.uint32) if rows is None else rows
+        if len(np.unique(groups := strata.groups_of(rows))) < 2:
+            few = f"{config.group_column!r} has too few groups to set aside {part}"
+            raise UserError(f"{config.input}: {few}; give train, dev and test yourself")
         splitter = GroupShuffleSplit(1, test_size=min(0.9, size / len(rows)), random_state=seed)
-        kept, taken = next(splitter.split(rows, groups=strata.groups_of(rows)))
+        kept, taken = next(splitter.split(rows, groups=groups))
         print(f"no {part} part given: {len(taken)} examples set aside by {config.group_column!r}, seed {seed}")
         return rows[kept], rows[taken]
     counts, rare = np.array([number]) if codes is None else count(codes), np.zeros(0, np.uint32)

@@ -276,7 +276,8 @@ def test_an_open_entity_of_bioes():
 def test_what_the_tokenizer_does():
     parts, tasks = base("tagging")
     tokenizer = train_tokenizer(lambda: (" ".join(e["tokens"]) for e in parts["train"]), 2000)
-    assert checks.examine(parts, tasks, Featurizer(tokenizer, tasks, 256)) == []
+    notes = checks.examine(parts, tasks, checks.check_encoding(parts, tasks, Featurizer(tokenizer, tasks, 256)))
+    assert notes == []
     clean = copy.deepcopy(parts)
     parts["train"][7].update(tokens=["play", "\ufe0f", "[SEP]"], slots=["O"] * 3)
     parts["dev"][3].update(tokens=["play"] * 20 + ["it"], slots=["O"] * 20 + ["B-song"])

@@ -1,7 +1,10 @@
+import errno
 import json
+import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, SHARED, read_json
@@ -11,6 +14,7 @@ from data_process import DataConfig, process
 from engine.command_line import UserError
 from engine.tags import illegal_tags
 from engine.text import join_tokens, split_text
+from preprocess import labels
 from preprocess.schema import load_labels
 from preprocess.sources import Rows, read_texts
 
@@ -422,3 +426,87 @@ def test_a_mistaken_flag_does_not_wait_for_slow_libraries():
     code = f"import sys, data_process; print(*{heavy} & sys.modules.keys())"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (ran.returncode, ran.stdout.strip()) == (0, ""), ran.stderr
+
+
+def processed(folder, rows=30, **options):
+    """A processed folder of a small CSV, with folds if asked for. -> the CSV"""
+    source = folder.with_suffix(".csv")
+    lines = [f"text {i},{'ab'[i % 2]},g{i % 6}" for i in range(rows)]
+    source.write_text("text,label,g\n" + "\n".join(lines) + "\n")
+    process(DataConfig(input=str(source), output_dir=str(folder), label_column="label", **options))
+    return source
+
+
+def test_what_is_not_ours_stays(tmp_path):
+    """In an output folder, and in the folds in it; also the input, if it lies deeper."""
+    folder = tmp_path / "folds"
+    source = processed(folder, n_splits=2)
+    before = (folder / "labels.json").read_bytes()
+    again = dict(output_dir=str(folder), label_column="label")
+    (folder / "fold_1/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds other things .*notes\.txt"):
+        process(DataConfig(input=str(source), **again))
+    (folder / "fold_1/notes.txt").unlink()
+    with pytest.raises(UserError, match="where the input lies"):
+        process(DataConfig(input=str(folder / "fold_0/train.jsonl"), **again))
+    assert (folder / "labels.json").read_bytes() == before and (folder / "fold_0/train.jsonl").exists()
+    (folder / "labels.json").unlink()
+    with pytest.raises(UserError, match="holds other things"):
+        process(DataConfig(input=str(source), **again))
+    process(DataConfig(input=str(source), output_dir=str(tmp_path / "new"), label_column="label"))
+
+
+@pytest.mark.parametrize("how", ["another mount", "this process is in it"])
+def test_a_folder_that_cannot_be_renamed_gets_the_files(how, tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    source = processed(folder)
+    (folder / ".cache").mkdir(exist_ok=True)
+    (folder / ".cache/kept").write_text("")
+    rename = os.rename
+
+    def refuse(one, other):
+        """As the border of a mount does."""
+        within = [path.is_relative_to(folder) and path != folder for path in (Path(one), Path(other))]
+        if not all(within):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(one, other)
+
+    if how == "another mount":
+        monkeypatch.setattr(os, "rename", refuse)
+    else:
+        monkeypatch.chdir(folder)
+    process(DataConfig(input=str(source), output_dir=str(folder), label_column="label", random_seed=7))
+    monkeypatch.undo()
+    process(DataConfig(input=str(source), output_dir=str(tmp_path / "other"), label_column="label", random_seed=7))
+    names = {path.name for path in (tmp_path / "other").iterdir()}
+    assert {path.name for path in folder.iterdir()} == names | {".cache"} and (folder / ".cache/kept").exists()
+    assert all((folder / name).read_bytes() == (tmp_path / "other" / name).read_bytes() for name in names)
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_groups_that_cannot_be_kept_are_refused(tmp_path):
+    folder = tmp_path / "data"
+    source = processed(folder)
+    with pytest.raises(UserError, match="does not keep groups"):
+        process(DataConfig(input=str(folder), output_dir=str(tmp_path / "x"), group_column="g", n_splits=2))
+    (tmp_path / "a.txt").write_text("__label__a good\n__label__b bad\n" * 20)
+    with pytest.raises(UserError, match="this format has no column 'g'"):
+        process(DataConfig(input=str(tmp_path / "a.txt"), output_dir=str(tmp_path / "x"), group_column="g"))
+    lines = source.read_text().splitlines()
+    source.write_text("\n".join([lines[0], *(line.rpartition(",")[0] + ",one" for line in lines[1:])]) + "\n")
+    options = dict(label_column="label", group_column="g", output_dir=str(tmp_path / "x"))
+    with pytest.raises(UserError, match="'g' has too few groups to set aside"):
+        process(DataConfig(input=str(source), **options))
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_empty_part_of_a_processed_folder_and_a_kind_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.setitem(labels.KINDS, "ordinal", "classification")
+    folder = tmp_path / "data"
+    processed(folder, label_type="label=ordinal")
+    process(DataConfig(input=str(folder), output_dir=str(tmp_path / "folds"), n_splits=2))
+    for path in (tmp_path / "folds", tmp_path / "folds/fold_1"):
+        assert read_json(path / "labels.json")["label"]["type"] == "ordinal"
+    (folder / "train.jsonl").write_text("")
+    with pytest.raises(UserError, match="or an empty one"):
+        process(DataConfig(input=str(folder), check=True))

@@ -1,5 +1,6 @@
 """serve.py: a real server of a small exported model, asked over the loopback address."""
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -21,9 +22,113 @@ from conftest import ROOT
 
 pytest.importorskip("onnxruntime", reason="needs requirements-export.txt")
 pytest.importorskip("fastapi", reason="needs requirements-serve.txt")
-pytestmark = pytest.mark.slow  # a model is trained and exported first
+import serve
+
+slow = pytest.mark.slow  # a model is trained and exported first
 
 TEXTS = ["turn on the lamp", "", "打开卧室的灯", "wake me at seven 🙂 please", "x " * 300]
+
+
+# ---- batches, of a model that only waits -----------------------------------------------------------------------------
+
+
+class BadRow(ValueError):
+    """As the predictor's InputError."""
+
+
+class Sleeper:
+    """A model: a batch takes `fixed` seconds, and a text `each` more. It raises once if told to."""
+
+    def __init__(self, fixed=0.02, each=0.001):
+        self.fixed, self.each, self.sizes, self.error = fixed, each, [], None
+
+    def __call__(self, rows, batch_size=None):
+        self.sizes.append(len(rows))
+        time.sleep(self.fixed + self.each * len(rows))
+        if "bad" in rows:
+            raise BadRow(f"row {rows.index('bad') + 1}: bad")
+        error, self.error = self.error, None
+        if error:
+            raise error
+        return [row.upper() for row in rows]
+
+
+def with_batcher(model, work, seconds=1.0, label=None):
+    """What `await work(batcher)` gives, with a Batcher of that model running."""
+
+    async def run():
+        batcher = serve.Batcher(label or model, 32, 1024, seconds, serve.Metrics())
+        batcher.warm_up("a text")
+        running = asyncio.create_task(batcher.run())
+        try:
+            return await asyncio.wait_for(work(batcher), 30)
+        finally:
+            running.cancel()
+
+    return asyncio.run(run())
+
+
+def test_batches_gather_while_the_model_is_busy_and_answers_find_their_requests():
+    async def work(batcher):
+        return await asyncio.gather(*(batcher.ask([f"text {i}", "x" * i]) for i in range(40)))
+
+    model = Sleeper()
+    assert with_batcher(model, work) == [[f"TEXT {i}", "X" * i] for i in range(40)]
+    assert max(model.sizes) == 32 and len(model.sizes) < 10
+
+
+def test_a_batch_that_fails_tells_its_requests_and_the_next_is_answered():
+    async def work(batcher):
+        model.error = RuntimeError("broken")
+        told = await asyncio.gather(*(batcher.ask(["a", "b"]) for _ in range(3)), return_exceptions=True)
+        return told, await batcher.ask(["c"])
+
+    model = Sleeper()
+    told, after = with_batcher(model, work)
+    assert any(isinstance(one, RuntimeError) for one in told) and after == ["C"]
+
+
+def test_one_bad_row_does_not_spoil_the_others():
+    async def work(batcher):
+        return await asyncio.gather(*(batcher.ask([text]) for text in ("a", "bad", "c")), return_exceptions=True)
+
+    model = Sleeper()
+    one, bad, other = with_batcher(model, work, label=serve.labeller(model, 32, BadRow))
+    assert (one, other) == (["A"], ["C"]) and isinstance(bad, BadRow) and str(bad) == "bad"
+
+
+def test_what_would_take_too_long_is_refused_also_behind_a_batch_that_runs():
+    async def work(batcher):
+        long = asyncio.create_task(batcher.ask(["x" * 100_000]))
+        await asyncio.sleep(0.05)
+        assert not batcher.waiting and batcher.running
+        with pytest.raises(serve.Busy) as refused:
+            await batcher.ask(["y"])
+        await long
+        return refused.value.args[0], await batcher.ask(["y"])
+
+    seconds, after = with_batcher(Sleeper(0.3, 0), work)
+    assert seconds > 0.5 and after == ["Y"]
+
+
+def test_a_slow_beginning_is_forgotten():
+    """A speed that was measured while the machine was busy rises again, though it lets in few texts at a time."""
+
+    async def work(batcher):
+        batcher.speed = start = batcher.speed / 50
+        refused = 0
+        for _ in range(300):
+            told = await asyncio.gather(*(batcher.ask(["a text"]) for _ in range(16)), return_exceptions=True)
+            refused = sum(isinstance(one, serve.Busy) for one in told)
+            if not refused:
+                break
+        return start, batcher.speed, refused
+
+    start, end, refused = with_batcher(Sleeper(0.005, 0.0001), work, seconds=0.2)
+    assert end > 5 * start and refused == 0
+
+
+# ---- a server --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +194,7 @@ def server(shipped):
         yield server
 
 
+@slow
 def test_the_answers_are_those_of_the_predictor(server, shipped):
     script = f"""if True:
         import json, sys
@@ -111,6 +217,7 @@ def test_the_answers_are_those_of_the_predictor(server, shipped):
     )
 
 
+@slow
 def test_what_it_tells_of_itself(server):
     tasks = server.ask("/labels")[1]
     assert tasks["intent"]["type"] == "classification" and "set_alarm" in tasks["intent"]["labels"]
@@ -139,10 +246,12 @@ def malformed(rng):
     ]
     wrong += [b'{"texts": "\\ud800"}', b'{"texts": [{"text": "a", "other": "b"}]}', b'{"texts": [{"tokens": []}]}']
     wrong += [b'{"texts": [{"tokens": [1]}]}', b'{"texts": "' + b"y" * 10_001 + b'"}', b'{"texts": NaN}']
+    wrong += [json.dumps({"texts": [{"tokens": [""] * 10_001}]}).encode()]
     wrong += [json.dumps({"texts": ["a"] * 65}).encode(), b'{"texts": "' + b"z" * 1_000_000 + b'"}', rng.randbytes(99)]
     return rng.choice(wrong)
 
 
+@slow
 def test_a_thousand_malformed_requests_are_the_clients_fault(server):
     rng, found, connection = random.Random(0), Counter(), server.connection()
     for _ in range(1000):
@@ -161,6 +270,7 @@ def in_threads(number, work):
     return threads
 
 
+@slow
 def test_too_many_requests_are_refused_and_nothing_piles_up(shipped):
     statuses, answers = Counter(), []
 
@@ -184,6 +294,7 @@ def test_too_many_requests_are_refused_and_nothing_piles_up(shipped):
         assert server.ask("/health") == (200, {"status": "ok", "waiting": 0})
 
 
+@slow
 def test_sigterm_loses_no_request_that_was_accepted(shipped):
     found, lost = Counter(), []
 
@@ -216,6 +327,7 @@ def test_sigterm_loses_no_request_that_was_accepted(shipped):
     assert set(found) == {200} and not lost
 
 
+@slow
 def test_mistakes_are_one_line(shipped, tmp_path):
     with Served(shipped) as server:
         cases = {
@@ -229,6 +341,7 @@ def test_mistakes_are_one_line(shipped, tmp_path):
             assert done.returncode == 2 and said in done.stderr.splitlines()[-1], done.stderr
 
 
+@slow
 def test_the_steps_of_the_dockerfile(shipped, tmp_path):
     """Without Docker: its files in a folder of their own, its packages in an environment of their own, its command."""
     place, app = tmp_path / "clone", tmp_path / "app"

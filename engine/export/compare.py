@@ -8,11 +8,11 @@ logger = logging.getLogger("template")
 TOLERANCE = 1e-4  # of probabilities, and of numbers in standard deviations
 
 
-def load_predictor(folder, threads=None):
+def load_predictor(folder):
     """The Predictor of an exported folder, by this repository's own predictor.py, of which the folder has a copy."""
     from engine.export.predictor import Predictor  # here, as onnxruntime may be missing
 
-    return Predictor(folder, threads)
+    return Predictor(folder)
 
 
 def answers_of(predictor, data):

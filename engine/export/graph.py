@@ -11,6 +11,7 @@ from torch import nn
 
 from engine import lora
 from engine.command_line import UserError, first_line
+from engine.extras import pairs_of
 
 NEEDED = "pip install -r requirements-export.txt"
 MOST_BYTES = 2**30  # of tensors within the graph's own file, which may have 2 GB
@@ -106,7 +107,7 @@ def example_inputs(featurizer, makes):
     """A batch of two texts of different lengths, {name: tensor}, no two sizes alike. makes(examples) -> Batch."""
     texts = [["a"] * 3, ["b"] * 5]
     tasks = featurizer.tasks
-    paired = any(task.get("pairs") for task in tasks.values())
+    paired = pairs_of(tasks)
     examples = []
     for number, words in enumerate(texts):
         example = {"id": str(number), "text": " ".join(words)}

@@ -715,8 +715,11 @@ def main():
     parser.add_argument("--text_column", default="", help="column of the text (default: found by its name)")
     parser.add_argument("--text_pair_column", default="", help="column of the second text of a pair")
     parser.add_argument("--encoding", default="auto", help="of the texts: auto (UTF-8 or UTF-16), gb18030, …")
+    options = parser.parse_args()
+    if options.batch_size < 1 or options.threads < 0:
+        parser.error("--batch_size must be 1 or more, --threads 0 or more")
     try:
-        label_file(parser.parse_args())
+        label_file(options)
     except (InputError, OSError, UnicodeError, csv.Error) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,7 +9,7 @@ import regex
 from engine import text
 from engine.command_line import UserError
 from engine.crf import IMPOSSIBLE
-from engine.extras import extras_of
+from engine.extras import extras_of, pairs_of
 from engine.predictions import names_entities, outside_id
 from engine.tags import needs_words
 
@@ -81,7 +81,7 @@ def write_settings(folder, model, featurizer):
         "truncation": featurizer.truncation,
         "word_ends": featurizer.word_ends,
         "unit": next((task["unit"] for task in tasks.values() if needs_words(task["type"])), None),
-        "pairs": any(task.get("pairs") for task in tasks.values()),
+        "pairs": pairs_of(tasks),
         "extras": extras_of(featurizer.tasks),
         "pad_id": featurizer.tokenizer.pad_token_id,
         "filler": featurizer.filler,
