@@ -115,10 +115,10 @@ class Terminal:
             os.close(self.master)
 
 
-# A session with the terminal as its own, so that Ctrl-C becomes a signal
+# A session with the terminal as its own, so that Ctrl-C becomes a signal, which what runs in the background may ignore
 LOGIN = (
-    "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
-    "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    "import fcntl, os, signal, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 )
 
 
