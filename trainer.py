@@ -103,6 +103,8 @@ class Trainer:
         self.replica = None  # of the model, in which PyTorch adds up the gradients of several processes
         if config.compile:
             model.encoder.compile(dynamic=True)
+        if train_loader is not None:
+            self.tricks.begin(train_loader, config)
 
     # ---- training --------------------------------------------------------------------------------------------------
 
@@ -159,6 +161,7 @@ class Trainer:
         batches = iter(self.train_loader)
         while group := list(islice(batches, config.gradient_accumulation_steps)):
             label_counts = self.count_labels(group)
+            self.tricks.before_step(group)
             for number, batch in enumerate(group, 1):
                 batch = batch.to(self.device)
                 with distributed.sync_gradients(self.replica, number == len(group)):

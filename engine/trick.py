@@ -25,6 +25,12 @@ class Trick:
         """Parameter groups for the optimizer -> what they shall be instead."""
         return groups
 
+    def begin(self, train_loader, config):
+        """Once the training data are known, before a run is resumed. Must draw no random number."""
+
+    def before_step(self, group):
+        """Before the micro-batches of an optimizer step. group: their Batches, as the loader gave them."""
+
     def before_epoch(self, epoch):
         """epoch: 0 for the first; called again when a run resumes within it."""
 
@@ -68,6 +74,14 @@ class Tricks(list):
         for trick in self:
             groups = trick.param_groups(groups)
         return groups
+
+    def begin(self, train_loader, config):
+        for trick in self:
+            trick.begin(train_loader, config)
+
+    def before_step(self, group):
+        for trick in self:
+            trick.before_step(group)
 
     def change_gradients(self):
         """Whether one takes more than the usual pass, or other parameters from epoch to epoch."""
