@@ -25,9 +25,13 @@ from tqdm import tqdm
 from engine import distributed
 from engine.command_line import UserError
 from engine.features import Ragged, encoded_fingerprint, to_arrow, to_numpy, warn_of_cuts
+from engine.files import sha256
+from engine.length_sampler import LengthSampler, length_batches
+from engine.predictions import prepare_inputs
 from engine.tags import IGNORE
 from engine.token_cache import cached_table
 from preprocess.schema import read_processed
+from preprocess.sources import Rows, read_texts
 
 logger = logging.getLogger("template")
 
@@ -80,13 +84,6 @@ def without_labels(batch):
     return Batch(batch.inputs, labels, batch.rows[:0])
 
 
-def length_batches(lengths, rows, batch_size, rng):
-    """Shuffled `rows` -> batches of similar length, in random order. Ties stay as they were shuffled."""
-    ordered = rows[np.argsort(lengths[rows], kind="stable")]
-    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
-    return [batches[i] for i in rng.permutation(len(batches))]
-
-
 # ---- whole in memory -------------------------------------------------------------------------------------------------
 
 
@@ -95,20 +92,23 @@ class MyDataset(Dataset):
 
     Numbers are in memory, some bytes a token; the examples themselves stay memory-mapped, in `.cache` beside the data.
     An example that is too long may have several rows. `dataset[i]` is the example as it was read; `dataset.batch(rows)`
-    is a Batch.
+    is a Batch. unlabelled: Rows of texts without labels that follow those of the file.
     """
 
-    def __init__(self, source, featurizer, limit=None, quiet=False):
+    def __init__(self, source, featurizer, limit=None, quiet=False, unlabelled=None):
         self.featurizer, self.tasks, self.fingerprint = featurizer, featurizer.tasks, ""
+        self.origin, self.limit, self.unlabelled = source, limit, unlabelled
         self.pad_id, self.pad_to_multiple = featurizer.tokenizer.pad_token_id, featurizer.pad_to_multiple
         if isinstance(source, list):
             self.table = pa.Table.from_batches(list(self.encode(source, "encoding")))
         else:
             path = Path(source)
-            self.fingerprint = encoded_fingerprint(path, featurizer, limit)
+            more = unlabelled.sha256 if unlabelled else ""
+            self.source, self.cache = f"{sha256(path)} {limit} {more}", path.parent / ".cache"
+            self.fingerprint = encoded_fingerprint(path, featurizer, f"{limit}{more}")
             name = f"{path.stem}-{self.fingerprint}"
             with distributed.first_of_node():
-                self.table = cached_table(path.parent / ".cache", name, lambda: self.encode_file(path, limit))
+                self.table = cached_table(self.cache, name, lambda: self.encode_file(path))
         self.columns = {name: to_numpy(self.table[name]) for name in self.table.column_names if name != "example"}
         self.lengths = self.columns["input_ids"].lengths
         self.example_index = self.columns["example_index"]  # of each row
@@ -116,10 +116,21 @@ class MyDataset(Dataset):
         if not quiet:  # else the caller tells: of the parts of a whole, together
             warn_of_cuts(self, "texts" if isinstance(source, list) else source)
 
-    def encode_file(self, path, limit):
+    def examples(self):
+        """All examples, one after another, as they are read."""
+        if isinstance(self.origin, list):
+            return iter(self.origin)
+        labelled = (example for _, example in islice(read_processed(self.origin, self.tasks), self.limit))
+        return chain(labelled, islice(self.unlabelled.read(), self.limit)) if self.unlabelled else labelled
+
+    @property
+    def num_labelled(self):
+        """How many examples are those of the file; the others have no labels."""
+        return len(self) - (min(self.unlabelled.size, self.limit or self.unlabelled.size) if self.unlabelled else 0)
+
+    def encode_file(self, path):
         """The record batches of a processed file; UserError if it has no example."""
-        examples = (example for _, example in islice(read_processed(path, self.tasks), limit))
-        batches = self.encode(examples, f"tokenising {path.name}")
+        batches = self.encode(self.examples(), f"tokenising {path.name}")
         first = next(batches, None)
         if first is None:
             raise UserError(f"{path}: no examples in it")
@@ -156,45 +167,17 @@ class MyDataset(Dataset):
     __getitems__ = batch  # what torch's DataLoader asks for, with the row numbers of a whole batch
 
 
-class LengthSampler:
-    """Row numbers of each batch. shuffled: random batches of similar length, new in each epoch; else longest first.
-
-    Of several processes each has its share of the rows of a batch when shuffled, else of the batches.
-    """
-
-    POOL = 256  # batches sorted together: nearly no padding, and still random
-
-    def __init__(self, lengths, batch_size, seed=None):
-        self.lengths, self.seed, self.epoch, self.start = lengths, seed, 0, 0
-        self.batch_size = batch_size * (1 if seed is None else distributed.size())
-
-    def __len__(self):
-        starts = range(0, len(self.lengths), self.batch_size)
-        return len(distributed.share(starts) if self.seed is None else starts)
-
-    def __iter__(self):
-        if self.seed is None:
-            order = np.argsort(-self.lengths, kind="stable")
-            batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-            return iter(distributed.share(batches))
-        rng = np.random.default_rng([self.seed, self.epoch])
-        rows = rng.permutation(len(self.lengths))
-        pool = self.POOL * self.batch_size
-        batches = [
-            batch
-            for i in range(0, len(rows), pool)
-            for batch in length_batches(self.lengths, rows[i : i + pool], self.batch_size, rng)
-        ]
-        return map(distributed.share, batches[self.start :])
-
-
 class MyDataLoader(DataLoader):
-    """Batches of a MyDataset. seed: shuffle by it; None: a fixed order for evaluation, longest first."""
+    """Batches of a MyDataset. seed: shuffle by it; None: a fixed order for evaluation, longest first. ratio: how many
+    rows without labels an epoch has for each with labels."""
 
-    def __init__(self, dataset, batch_size, seed=None, num_workers=0, pin_memory=False):
+    def __init__(self, dataset, batch_size, seed=None, num_workers=0, pin_memory=False, ratio=0.0):
+        labelled = len(dataset.lengths)
+        if dataset.num_labelled < len(dataset):
+            labelled = int(dataset.first_rows[dataset.num_labelled])
         super().__init__(
             dataset,
-            batch_sampler=LengthSampler(dataset.lengths, batch_size, seed),
+            batch_sampler=LengthSampler(dataset.lengths, batch_size, seed, labelled, ratio),
             collate_fn=as_it_is,
             num_workers=num_workers if distributed.size() == 1 else 0,  # a batch is index arithmetic
             pin_memory=pin_memory,
@@ -230,7 +213,8 @@ class MyIterableDataset(IterableDataset):
     """
 
     def __init__(self, path, featurizer, batch_size, shuffle_buffer, seed, limit=None):
-        self.path, self.featurizer, self.seed = path, featurizer, seed
+        self.path, self.featurizer, self.seed, self.limit = path, featurizer, seed, limit
+        self.source, self.cache = f"{sha256(path)} {limit} ", Path(path).parent / ".cache"
         self.rank, self.processes = distributed.rank(), distributed.size()  # a worker could not ask
         self.batch_size = batch_size = batch_size * self.processes
         self.block = batch_size * max(1, min(8, shuffle_buffer // (4 * batch_size)))  # rows read together
@@ -268,6 +252,10 @@ class MyIterableDataset(IterableDataset):
             missing = -(-total // self.batch_size) - len(batches)
             yield columns, np.array(rows), batches + [order[:0]] * missing
 
+    def examples(self):
+        """All examples, one after another, in the order of the file."""
+        return (example for _, example in islice(read_processed(self.path, self.featurizer.tasks), self.limit))
+
     def rows_in(self, blocks):
         return sum(min(self.block, self.num_rows - block * self.block) for block in blocks)
 
@@ -286,6 +274,8 @@ class MyIterableDataset(IterableDataset):
 
     def __len__(self):
         return self.num_rows
+
+    num_labelled = property(__len__)
 
 
 class MyIterableDataLoader(DataLoader):
@@ -336,6 +326,19 @@ def pin(batch):
     return Batch(*({name: tensor.pin_memory() for name, tensor in part.items()} for part in batch[:2]), batch.rows)
 
 
+def unlabelled_texts(config, tasks):
+    """The Rows of --unlabelled, as examples of these tasks without their labels; None if there are none."""
+    if not config.unlabelled:
+        return None
+    labels = dict.fromkeys(tasks)
+
+    def read():
+        texts = read_texts(config.unlabelled, config)
+        return (example | labels for example in prepare_inputs(texts, tasks, config.unlabelled))
+
+    return Rows(config.unlabelled, read)
+
+
 def build_loaders(config, data_path, featurizer, device, limit=None):
     """(train loader, dev loader) as the options say; `limit`: only so many rows of each."""
     pinned = device.type == "cuda"
@@ -347,7 +350,8 @@ def build_loaders(config, data_path, featurizer, device, limit=None):
         dataset = MyIterableDataset(path, one_row, config.batch_size, config.shuffle_buffer, config.random_seed, limit)
         train_loader = MyIterableDataLoader(dataset, config.num_workers, pinned)
     else:
-        dataset = MyDataset(path, featurizer, limit)
-        train_loader = MyDataLoader(dataset, config.batch_size, config.random_seed, config.num_workers, pinned)
+        dataset = MyDataset(path, featurizer, limit, unlabelled=unlabelled_texts(config, featurizer.tasks))
+        options = config.random_seed, config.num_workers, pinned, config.unlabelled_ratio
+        train_loader = MyDataLoader(dataset, config.batch_size, *options)
     dev_set = MyDataset(Path(data_path) / "dev.jsonl", featurizer, limit)
     return train_loader, MyDataLoader(dev_set, config.eval_batch_size)

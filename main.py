@@ -149,14 +149,11 @@ def build_trainer(config, device, tokenizer, tasks, train_loader, dev_loader):
 
 def load_trained(folder, config, device):
     """(Trainer with a checkpoint's model, its Featurizer), as a new process on another machine would load them."""
-    from engine.features import Featurizer
-    from model_utils import load_checkpoint
+    from model_utils import load_with_featurizer
     from trainer import Trainer
 
-    model, tokenizer, tasks, trained = load_checkpoint(folder, config.pretrain_model_path)
-    word_ends = model.output_layer.word_pooling != "first"
-    featurizer = Featurizer(tokenizer, tasks, trained.max_length, trained.window_stride, trained.truncation, word_ends)
-    return Trainer(model, tokenizer, tasks, config, device), featurizer
+    model, featurizer = load_with_featurizer(folder, config.pretrain_model_path)
+    return Trainer(model, featurizer.tokenizer, featurizer.tasks, config, device), featurizer
 
 
 def evaluate(trainer, data_sets, run_dir):

@@ -20,9 +20,10 @@ from transformers import AutoTokenizer
 from config import Config
 from engine import checkpoint, span_pointer
 from engine.command_line import UserError, first_line
-from engine.crf import CRF, has_all_labels
+from engine.crf import CRF, PathStatistics, has_all_labels
 from engine.encoders import build_transformer, freeze_layers, is_causal, pooling_of, takes_wide_mask
-from engine.head import Head, ImbalanceOptions, LogitAverages, SigmoidStatistics, TaskDict, best_threshold
+from engine.features import Featurizer
+from engine.head import Head, ImbalanceOptions, NormalStatistics, SigmoidStatistics, TaskDict, best_threshold
 from engine.pooling import mean_of_tokens, text_vectors, word_vectors  # noqa: F401 (means: for heads of your own)
 from engine.span_pointer import SpanAnswers
 from engine.tags import IGNORE
@@ -232,7 +233,7 @@ class MultilabelHead(ImbalanceOptions, SigmoidStatistics, Head):
         self.threshold.copy_(self.threshold if threshold is None else threshold)
 
 
-class RegressionHead(LogitAverages, Head):
+class RegressionHead(NormalStatistics, Head):
     """A number a text: (B, H) -> (B,), in standard deviations from the mean of train. Labels: NaN if missing."""
 
     def __init__(self, hidden_size, task):
@@ -256,10 +257,6 @@ class RegressionHead(LogitAverages, Head):
     def label_mask(self, labels, inputs):
         return ~labels.isnan()
 
-    def expected_statistics(self, logits, inputs):
-        """Of a normal distribution of variance 1: the logits."""
-        return logits
-
 
 class TaggingHead(ClassificationHead):
     """One tag a word, each by itself: (B, W, H) -> logits (B, W, C)."""
@@ -270,7 +267,7 @@ class TaggingHead(ClassificationHead):
         return [self.task["labels"][tag_id] for tag_id in answer], probability
 
 
-class CRFTaggingHead(LogitAverages, Head):
+class CRFTaggingHead(PathStatistics, Head):
     """One tag a word, all tags of a text together: (B, W, H) -> emissions (B, W, C) of a conditional random field."""
 
     level = "words"
@@ -294,9 +291,6 @@ class CRFTaggingHead(LogitAverages, Head):
 
     def label_mask(self, labels, inputs):
         return inputs["word_mask"] & has_all_labels(labels, inputs["word_mask"]).unsqueeze(1)
-
-    def expected_statistics(self, logits, inputs):
-        return self.crf.marginals(logits, inputs["word_mask"])
 
 
 class SpanHead(SpanAnswers, Head):
@@ -436,3 +430,11 @@ def load_checkpoint(folder, base_path=None):
     model = build_model(config, tokenizer, tasks, folder, base_path)
     checkpoint.load_weights(model, folder)
     return model, tokenizer, tasks, config
+
+
+def load_with_featurizer(folder, base_path=None):
+    """(model, Featurizer) of a checkpoint, which reads texts as it was trained to."""
+    model, tokenizer, tasks, trained = load_checkpoint(folder, base_path)
+    word_ends = model.output_layer.word_pooling != "first"
+    options = trained.max_length, trained.window_stride, trained.truncation
+    return model, Featurizer(tokenizer, tasks, *options, word_ends)

@@ -117,7 +117,9 @@ class Trainer:
         config, progress = self.config, self.progress
         if distributed.is_first():
             config.save(config.run_dir / "args.json")
-        data_sizes = f"{len(self.train_loader.dataset)} examples to train on, {len(self.dev_loader.dataset)} in dev"
+        data = self.train_loader.dataset
+        others = f" and {len(data) - data.num_labelled} without labels" if data.num_labelled < len(data) else ""
+        data_sizes = f"{data.num_labelled} examples to train on{others}, {len(self.dev_loader.dataset)} in dev"
         logger.info(f"{describe(self.model, self.device)}; {data_sizes}; {describe_rates(self.optimizer)}")
         distributed.require_same_run(config, progress.data)
         self.replica = distributed.replicate(self.model, overlap=not self.tricks.change_gradients())

@@ -15,12 +15,14 @@ from contextlib import contextmanager
 
 import torch
 
+from data_loader import MyDataLoader, MyDataset
 from engine.command_line import UserError
 from engine.device import random_state, set_random_state
 from engine.encoders import layer_ids
 from engine.perturb import WordNoise, add_gradients, norm_by_text, require_dropout, safe_normalize, take_gradients
+from engine.teachers import TaughtBySeveral
 from engine.trick import Trick, Tricks
-from model_utils import MyModelOutput, mean_output
+from model_utils import MyModelOutput, load_with_featurizer, mean_output
 
 logger = logging.getLogger("template")
 
@@ -294,6 +296,39 @@ class MultiSampleDropout(Trick):
         model.dropout_samples = samples
 
 
+# ---- teachers --------------------------------------------------------------------------------------------------------
+
+
+class Distillation(TaughtBySeveral):
+    """(1 - weight) * loss + weight * temperature^2 * mean over teachers of KL(teacher || student), both at that
+    temperature, averaged like the loss over all texts or words that were taught, also those without labels.
+
+    The gradient is that of the divergence from the mean of the teachers' distributions, of a CRF over whole paths.
+    Hinton et al., 2015 (arXiv:1503.02531); Wang et al., Structural Knowledge Distillation, 2020 (arXiv:2010.05010).
+    folders: checkpoints of this template, whatever their encoders and tokenizers.
+    """
+
+    @classmethod
+    def build(cls, model, config):
+        folders = [path.strip() for path in config.teacher.split(",") if path.strip()]
+        return cls(model, folders, config.teacher_weight, config.temperature) if folders else None
+
+    def __init__(self, model, folders=(), weight=0.5, temperature=2.0):
+        super().__init__(model, folders, temperature)
+        self.weight = weight
+
+    def wrap_forward(self, forward, batch, exact=False):
+        output = forward(exact=exact)
+        output.total_loss = (1 - self.weight) * output.total_loss + self.weight * self.divergence(output.logits, batch)
+        return output
+
+    def begin(self, train_loader, config):
+        def batches_of(examples, featurizer):
+            return MyDataLoader(MyDataset(examples, featurizer, quiet=True), config.eval_batch_size)
+
+        self.ask_teachers(train_loader.dataset, load_with_featurizer, batches_of, config)
+
+
 # ---- averages of the weights -----------------------------------------------------------------------------------------
 
 
@@ -439,7 +474,20 @@ class GradualUnfreezing(Trick):
 # ---- all of them ---------------------------------------------------------------------------------------------------
 
 # In the order in which they apply
-TRICKS = [FGM, PGD, FreeLB, AWP, SMART, RDrop, MultiSampleDropout, EMA, SWA, LayerwiseDecay, GradualUnfreezing]
+TRICKS = [
+    FGM,
+    PGD,
+    FreeLB,
+    AWP,
+    Distillation,
+    SMART,
+    RDrop,
+    MultiSampleDropout,
+    EMA,
+    SWA,
+    LayerwiseDecay,
+    GradualUnfreezing,
+]
 
 
 def build_tricks(model, config):

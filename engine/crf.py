@@ -5,6 +5,7 @@ import torch.nn.functional as F
 import torchcrf
 
 from engine import crf_scan, viterbi
+from engine.head import LogitAverages
 from engine.tags import IGNORE, may_follow
 
 IMPOSSIBLE = -1e4  # score of a transition that decoding must not take
@@ -46,27 +47,33 @@ class CRF(torchcrf.CRF):
         score = (emissions.gather(2, tags.unsqueeze(2)).squeeze(2) * mask).sum(1)
         return score + table[path[:, :-1], path[:, 1:]].sum(1)
 
-    def log_partition(self, emissions, mask):
+    def log_partition(self, emissions, mask, temperature=1.0):
         """log of the sum over all paths, (B,): by a scan, or by the forward algorithm one word at a time.
+
+        temperature: what emissions and transitions are divided by.
 
         Which one is a function of device, shape and the largest transition, so a run that is resumed takes the same.
         """
+        start, transitions, end = self.start_transitions, self.transitions, self.end_transitions
         largest = self.largest_transition()
+        if temperature != 1:
+            emissions, start, transitions, end = (x / temperature for x in (emissions, start, transitions, end))
+            largest /= temperature
         if largest <= LOG_TRANSITION and self.takes_scan(emissions):
-            parameters = self.start_transitions, self.transitions, self.end_transitions
+            parameters = start, transitions, end
             dtype = torch.float64 if largest > crf_scan.MAX_TRANSITION[torch.float32] else emissions.dtype
             return crf_scan.log_partition(emissions, mask, *parameters, dtype)
-        alpha = self.start_transitions + emissions[:, 0]  # (B, C)
-        peak = self.transitions.detach().max()
-        factors = (self.transitions - peak).exp()
+        alpha = start + emissions[:, 0]  # (B, C)
+        peak = transitions.detach().max()
+        factors = (transitions - peak).exp()
         for t in range(1, emissions.shape[1]):
             if largest <= LOG_TRANSITION:
                 top = alpha.detach().amax(1, keepdim=True)
                 step = ((alpha - top).exp() @ factors).log() + top + peak
             else:
-                step = (alpha.unsqueeze(2) + self.transitions).logsumexp(1)
+                step = (alpha.unsqueeze(2) + transitions).logsumexp(1)
             alpha = torch.where(mask[:, t, None], step + emissions[:, t], alpha)
-        return (alpha + self.end_transitions).logsumexp(1)
+        return (alpha + end).logsumexp(1)
 
     def takes_scan(self, emissions):
         kind, num_tags = emissions.device.type, emissions.shape[2]
@@ -100,6 +107,35 @@ class CRF(torchcrf.CRF):
             return torch.autograd.grad(self.log_partition(emissions, mask).sum(), emissions, create_graph=True)[0]
 
     @torch.no_grad()
+    def path_statistics(self, emissions, mask, temperature=1.0):
+        """Of the distribution over paths at a temperature: p(tag of word t) (B, W, C), the entropies of each tag given
+        the one before, whose sum is that of the path, (B, W), and a function that gives p(tags of words t - 1 and t)
+        (B, C, C). By the forward-backward algorithm in fp64."""
+        emissions = emissions.double() / temperature
+        names = ("start_transitions", "transitions", "end_transitions")
+        start, between, end = (getattr(self, name).double() / temperature for name in names)
+        forward, backward = [start + emissions[:, 0]], [end.expand(len(mask), -1)]
+        for t in range(1, emissions.shape[1]):
+            step = (forward[-1].unsqueeze(2) + between).logsumexp(1) + emissions[:, t]
+            forward.append(torch.where(mask[:, t, None], step, forward[-1]))
+        for t in range(emissions.shape[1] - 1, 0, -1):
+            step = (between + (emissions[:, t] + backward[-1]).unsqueeze(1)).logsumexp(2)
+            backward.append(torch.where(mask[:, t, None], step, backward[-1]))
+        backward = backward[::-1]
+        total = (forward[-1] + end).logsumexp(1)[:, None, None]
+
+        def pairs(t):
+            onwards = (emissions[:, t] + backward[t]).unsqueeze(1)
+            return (forward[t - 1].unsqueeze(2) + between + onwards - total).exp()
+
+        statistics = (torch.stack(forward, 1) + torch.stack(backward, 1) - total).exp()
+        minus_entropies = torch.special.xlogy(statistics, statistics).sum(2)  # of each tag by itself
+        entropies = -minus_entropies
+        for t in range(1, emissions.shape[1]):
+            entropies[:, t] = minus_entropies[:, t - 1] - torch.special.xlogy(p := pairs(t), p).sum((1, 2))
+        return statistics, entropies * mask, pairs
+
+    @torch.no_grad()
     def viterbi(self, emissions, mask):
         """The best path of each text that breaks no rule of the scheme, (B, W); 0 where the mask is."""
         batch, width, num_tags = emissions.shape
@@ -128,3 +164,35 @@ class CRF(torchcrf.CRF):
 def has_all_labels(labels, mask):
     """Whether every word of a text has a label, (B,)."""
     return ((labels != IGNORE) >= mask).all(1)
+
+
+class PathStatistics(LogitAverages):
+    """For a head whose distribution is that of a CRF over the tags of a whole text, `self.crf`."""
+
+    wants_pairs = True
+
+    def expected_statistics(self, logits, inputs):
+        return self.crf.marginals(logits, inputs["word_mask"])
+
+    def teach(self, logits, inputs, temperature, pairs=False):
+        statistics, entropies, pair = self.crf.path_statistics(logits, inputs["word_mask"], temperature)
+        words = range(1, logits.shape[1]) if pairs else ()
+        return statistics.float(), entropies.float(), (pair(t).float() for t in words)
+
+    def num_taught(self, targets, inputs):
+        """Words of the texts that teachers answered to the end: a path through others is none of theirs."""
+        mask = inputs["word_mask"]
+        return (mask * targets.whole(mask).unsqueeze(1)).sum()
+
+    def distillation(self, logits, targets, inputs, temperature):
+        crf, mask = self.crf, inputs["word_mask"]
+        whole, last = targets.whole(mask).to(logits.dtype), mask.sum(1) - 1
+        weights = targets.values * whole[targets.rows]
+        by_tag = logits[targets.rows, targets.words, targets.numbers]
+        by_tag = by_tag + torch.where(targets.words == 0, crf.start_transitions[targets.numbers], 0.0)
+        by_tag = by_tag + torch.where(targets.words == last[targets.rows], crf.end_transitions[targets.numbers], 0.0)
+        by_pair = crf.transitions.flatten()[targets.pair_numbers]
+        expected = (by_tag * weights).sum() + (by_pair * targets.pair_values * whole[targets.pair_rows]).sum()
+        partitions = (crf.log_partition(logits, mask, temperature) * whole).sum()
+        entropies = (targets.entropies * whole.unsqueeze(1)).sum()
+        return temperature**2 * (partitions - expected / temperature - entropies)

@@ -1,6 +1,7 @@
 """What all heads have in common. A head of your own, in model_utils.py, writes `forward`, `loss` and `decode`."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from engine.command_line import UserError
@@ -78,6 +79,49 @@ class Head(nn.Module):
         weights = self.label_weights(labels, inputs)
         return (products * weights.view(*weights.shape, *[1] * (products.ndim - weights.ndim))).sum()
 
+    # What a student learns from a teacher (engine/soft_targets.py), and its own loss against it
+    wants_pairs = False  # whether it learns from pairs of tags, too
+    numbers_a_word = 0  # by how much the numbers of its statistics rise from word to word
+    least = 1e-6  # what a teacher finds less likely is not kept
+
+    def natural(self, logits):
+        """Logits as the parameters of a distribution for each word, (B, W, N), W = 1 for labels of whole texts."""
+        return logits.reshape(len(logits), logits.shape[1] if self.level == "words" else 1, -1)
+
+    def log_normalizers(self, scores, inputs):
+        """The logarithms of what makes a distribution of `natural` scores: (B, W, N) -> (B, W)."""
+        return scores.logsumexp(2)
+
+    def statistics(self, scores, inputs):
+        """The gradient of `log_normalizers`, (B, W, N): what is expected of each number under the distribution."""
+        return scores.softmax(2)
+
+    def teach(self, logits, inputs, temperature, pairs=False):
+        """Of the answers by logits / temperature: (statistics (B, W, N), entropies (B, W), an iterator over p(tags of
+        words t - 1 and t) (B, C, C) from t = 1 on, which is empty without `pairs`)."""
+        scores = self.natural(logits) / temperature
+        statistics = self.statistics(scores, inputs)
+        entropies = self.log_normalizers(scores, inputs) - (statistics * scores).sum(2)
+        words = range(1, statistics.shape[1]) if pairs else ()
+        return statistics, entropies, (statistics[:, t - 1, :, None] * statistics[:, t, None, :] for t in words)
+
+    def num_taught(self, targets, inputs):
+        """How many texts or words teachers answered, (), which `distillation` is divided by. targets: SoftTargets"""
+        return targets.taught.sum()
+
+    def distillation(self, logits, targets, inputs, temperature):
+        """temperature^2 * mean over teachers of KL(teacher || student) at that temperature, summed over all texts
+        or words that they taught. -> ()
+
+        It is A(student) - <statistics of the teacher, student> - entropy of the teacher, A the log normaliser.
+        """
+        scores = self.natural(logits) / temperature
+        numbers = targets.numbers + targets.words * self.numbers_a_word
+        places = (targets.rows * scores.shape[1] + targets.words) * scores.shape[2] + numbers
+        expected = (scores.flatten()[places] * targets.values).sum()
+        normalizers = (self.log_normalizers(scores, inputs) * targets.taught).sum()
+        return temperature**2 * (normalizers - expected - targets.entropies.sum())
+
     def real_logits(self, logits, inputs):
         """The logits of texts and words that there are, without those of padding."""
         return logits[inputs["word_mask"]] if self.level == "words" else logits
@@ -129,6 +173,12 @@ class SigmoidStatistics:
     def expected_statistics(self, logits, inputs):
         return logits.sigmoid()
 
+    def statistics(self, scores, inputs):
+        return scores.sigmoid()
+
+    def log_normalizers(self, scores, inputs):
+        return F.softplus(scores).sum(2)
+
     def to_average(self, logits):
         return logits.sigmoid()
 
@@ -144,6 +194,27 @@ class LogitAverages:
 
     def from_average(self, average):
         return average
+
+
+class NormalStatistics(LogitAverages):
+    """For logits that are numbers, each the mean of a normal distribution of variance 1; no temperature changes it."""
+
+    least = -1.0  # of a number there is no least
+
+    def expected_statistics(self, logits, inputs):
+        return logits
+
+    def statistics(self, scores, inputs):
+        return scores
+
+    def log_normalizers(self, scores, inputs):
+        return (scores**2).sum(2) / 2
+
+    def teach(self, logits, inputs, temperature, pairs=False):
+        return super().teach(logits, inputs, 1.0)
+
+    def distillation(self, logits, targets, inputs, temperature):
+        return super().distillation(logits, targets, inputs, 1.0)
 
 
 def best_threshold(scores, right, lowest, there=None):

@@ -28,6 +28,7 @@ def check_options(config):
     require_seed(config.random_seed)
     refuse_contradictions(config)
     refuse_tricks(config)
+    refuse_teachers(config)
     refuse_backbone(config)
     config.task_weights_by_name()
 
@@ -43,13 +44,26 @@ def require_numbers(config):
     require_range(config, 0, "rdrop_alpha focal_gamma unfreeze_layers lora_rank lora_alpha")
     require_range(config, 8, "max_length")
     require_range(config, -1, "freeze_layers")
-    shares = "dropout lora_dropout lrf label_smoothing ema_decay awp_start swa_start layer_decay"
+    require_range(config, 0, "unlabelled_ratio")
+    shares = "teacher_weight dropout lora_dropout lrf label_smoothing ema_decay awp_start swa_start layer_decay"
     for name in shares.split():
         if not 0 <= getattr(config, name) <= 1:
             raise UserError(f"--{name}={getattr(config, name)} must lie between 0 and 1")
     for name in ("lr", "head_lr"):
         if getattr(config, name) is not None and not 0 < getattr(config, name) < 1:
             raise UserError(f"--{name}={getattr(config, name)} must lie between 0 and 1")
+
+
+def refuse_teachers(config):
+    """UserError for options of teachers that cannot be."""
+    if not 0 < config.temperature < float("inf"):
+        raise UserError(f"--temperature={config.temperature:g} must be above 0")
+    if config.unlabelled and not config.teacher:
+        raise UserError("--unlabelled: texts without labels are learnt from a --teacher; name one")
+    if config.unlabelled and config.streaming:
+        raise UserError("--unlabelled is read into memory; leave out --streaming")
+    if config.unlabelled and not config.teacher_weight:
+        raise UserError("--teacher_weight=0 learns nothing from --unlabelled; raise it")
 
 
 def task_weights_by_name(text):

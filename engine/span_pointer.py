@@ -15,6 +15,7 @@ B x W x W, whatever the number of types T.
 import math
 
 import torch
+import torch.nn.functional as F
 
 from engine.head import best_threshold
 from engine.tags import IGNORE
@@ -209,6 +210,28 @@ class SpanAnswers:
     """What a head whose answers are spans does otherwise than other heads: see `Head`."""
 
     finds_spans, needs_calibration = True, True
+    least = 1e-3  # of the probabilities that a student learns from: all spans have some
+
+    @property
+    def numbers_a_word(self):
+        return len(self.task["labels"])
+
+    def natural(self, logits):
+        """The scores of all spans by their first word, (B, W, W * T): of last word j and type t at j * T + t."""
+        return dense(logits).permute(0, 2, 3, 1).flatten(2)
+
+    def statistics(self, scores, inputs):
+        return scores.sigmoid() * self.are_spans(inputs)
+
+    def log_normalizers(self, scores, inputs):
+        return (F.softplus(scores) * self.are_spans(inputs)).sum(2)
+
+    def are_spans(self, inputs):
+        return spans_of(inputs["word_mask"]).repeat_interleave(len(self.task["labels"]), 2)
+
+    def num_taught(self, targets, inputs):
+        """Texts, as their labels count."""
+        return (targets.taught.amax(1)).sum()
 
     def to_labels(self, answer, probability):
         """The spans that reach the threshold: [[first word, last word, type]], and their probabilities."""

@@ -152,7 +152,7 @@ def read_texts(path, config):
         raise UserError(f"{path}: no such file")
     suffix = suffix_of(path)
     if suffix not in ("", ".txt", *SUFFIXES):
-        raise UserError(f"{path}: --predict_file must end in .txt, {', '.join(SUFFIXES)}")
+        raise UserError(f"{path}: must end in .txt, {', '.join(SUFFIXES)}")
     read = READERS[SUFFIXES[suffix]] if suffix in SUFFIXES else read_txt
     wanted = kept = None
     for number, e in enumerate(read(path, config)):

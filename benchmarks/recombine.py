@@ -1,0 +1,65 @@
+"""New texts without labels, out of the ones there are: entities are exchanged for others of their type.
+
+    python benchmarks/recombine.py --data_path dataset/atis --task slots --texts 13000 --output more.jsonl
+
+Takes the train part alone. `--unlabelled more.jsonl` beside `--teacher` has a student learn what its teachers say of
+them: of the texts to train on, which the teachers know by heart, they say little but the labels.
+"""
+
+import argparse
+import json
+import random
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from seqeval.metrics.sequence_labeling import get_entities
+
+
+def recombine(rows, count, seed, share=0.5):
+    """`count` lists of tokens, none of which is among `rows`: each entity is exchanged with a chance of `share`.
+
+    rows: [(tokens, tags)]. Ends early if nothing new comes for long.
+    """
+    rng, values = random.Random(seed), defaultdict(list)
+    for tokens, tags in rows:
+        for kind, first, last in get_entities(tags):
+            values[kind].append(tokens[first : last + 1])
+    known, made, misses = {tuple(tokens) for tokens, _ in rows}, [], 0
+    while len(made) < count and misses < 10_000:
+        tokens, tags = rng.choice(rows)
+        new, place = [], 0
+        for kind, first, last in get_entities(tags):
+            value = rng.choice(values[kind]) if rng.random() < share else tokens[first : last + 1]
+            new += tokens[place:first] + value
+            place = last + 1
+        new += tokens[place:]
+        if tuple(new) in known:
+            misses += 1
+            continue
+        known.add(tuple(new))
+        made.append(new)
+        misses = 0
+    return made
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_path", required=True, help="processed folder")
+    parser.add_argument("--task", default="slots", help="tagging task whose entities are exchanged")
+    parser.add_argument("--texts", type=int, default=10_000, help="how many to make")
+    parser.add_argument("--output", required=True, help=".jsonl to write")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    with open(Path(options.data_path) / "train.jsonl", encoding="utf-8") as file:
+        examples = [json.loads(line) for line in file]
+    made = recombine([(e["tokens"], e[options.task]) for e in examples if e[options.task]], options.texts, options.seed)
+    with open(options.output, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"tokens": tokens}, ensure_ascii=False) + "\n" for tokens in made)
+    print(f"{len(made)} new texts in {options.output}")
+
+
+if __name__ == "__main__":
+    main()

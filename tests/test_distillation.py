@@ -1,0 +1,438 @@
+"""Learning from teachers: divergences against sums over every answer there is, and runs of the real program."""
+
+import inspect
+import itertools
+import json
+import math
+from types import ModuleType
+
+import pytest
+import torch
+from test_trainer import fingerprints, make_trainer, train
+
+import engine.head
+import tricks
+from config import Config
+from data_loader import MyDataLoader, MyDataset
+from engine import checkpoint, soft_targets, span_pointer, teachers
+from engine import crf as crf_module
+from engine.command_line import UserError
+from engine.signals import Interrupted
+from engine.tags import IGNORE
+from model_utils import load_with_featurizer
+
+WORDS = "please wake play the loudest of songs tomorrow antidisestablishment at seven".split()
+
+
+TASKS = {
+    "intent": {"type": "classification", "labels": ["a", "b", "c"]},
+    "topics": {"type": "multilabel", "labels": ["x", "y", "z"]},
+    "score": {"type": "regression", "labels": [], "mean": 5.0, "std": 3.0},
+    "slots": {"type": "tagging", "labels": ["O", "B-x", "I-x"], "unit": "word"},
+    "parts": {"type": "spans", "labels": ["all", "last"], "unit": "word"},
+}
+
+
+def draw(generator, high):
+    return int(torch.randint(0, high, (), generator=generator))
+
+
+def row_of(number, generator):
+    """A processed row with a label of each kind, but for some."""
+    tokens = [WORDS[draw(generator, len(WORDS))] for _ in range(1 + draw(generator, 4))]
+    last = len(tokens) - 1
+    return {
+        "id": str(number),
+        "text": " ".join(tokens),
+        "tokens": tokens,
+        "intent": "abc"[draw(generator, 3)] if number % 7 else None,
+        "topics": [topic for topic in "xyz" if draw(generator, 2)],
+        "score": draw(generator, 100) / 10,
+        "slots": ["O" if draw(generator, 2) else "B-x" for _ in tokens] if number % 5 else None,
+        "parts": [[0, draw(generator, len(tokens)), "all"], [last, last, "last"]],
+    }
+
+
+@pytest.fixture(scope="module")
+def every_kind(tmp_path_factory):
+    """A processed folder with a task of each kind; some labels are missing."""
+    return write_data(tmp_path_factory.mktemp("kinds"), TASKS, seed=3)
+
+
+def write_data(folder, tasks, seed):
+    generator = torch.Generator().manual_seed(seed)
+    (folder / "labels.json").write_text(json.dumps(tasks), encoding="utf-8")
+    for part, size in (("train", 60), ("dev", 12), ("test", 12)):
+        rows = [row_of(number, generator) for number in range(size)]
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def options(every_kind, folder, **more):
+    small = dict(hidden_size=32, num_layers=1, vocab_size=300, batch_size=8, epochs=0, device="cpu", dropout=0.1)
+    return Config(**{**small, "data_path": str(every_kind), "output_dir": str(folder), "do_train": True, **more})
+
+
+@pytest.fixture(scope="module")
+def two_teachers(tmp_path_factory):
+    """Two untrained teachers, of other data, with tokenizers of their own; the first has a CRF, the second none."""
+    folder, made = tmp_path_factory.mktemp("teachers"), []
+    theirs = TASKS | {"score": TASKS["score"] | {"mean": 3.0, "std": 1.5}}
+    data = write_data(tmp_path_factory.mktemp("theirs"), theirs, seed=4)
+    for number, more in enumerate((dict(use_crf=True, vocab_size=60), dict(vocab_size=400, max_length=12))):
+        config = options(data, folder, model_version=f"teacher_{number}", random_seed=number, **more)
+        trainer = make_trainer(config)
+        torch.manual_seed(number)
+        for head in trainer.model.output_layer.heads.values():
+            for p in head.parameters():
+                torch.nn.init.normal_(p, std=0.7)
+        trainer.train()
+        made.append(config.run_dir)
+    return made
+
+
+# ---- the divergence against sums over every answer ------------------------------------------------------------------
+
+
+def log_probabilities(head, logits, size, temperature):
+    """Of one text, each a list of log-probabilities over everything that the answer may be: for a label all labels, for
+    several labels or spans each by itself, for tags every path, one by one. logits: those of the text alone."""
+    kind = type(head).__name__
+    scores = logits / temperature
+    if kind == "CRFTaggingHead":
+        crf, totals = head.crf, []
+        for path in itertools.product(range(3), repeat=size):
+            steps = sum(crf.transitions[i, j] for i, j in itertools.pairwise(path))
+            edges = crf.start_transitions[path[0]] + crf.end_transitions[path[-1]]
+            totals.append(sum(scores[t, tag] for t, tag in enumerate(path)) + (steps + edges) / temperature)
+        return [torch.stack(totals).log_softmax(0)]
+    if kind == "TaggingHead":  # as one distribution over paths, for a student may have a CRF
+        by_word = scores.log_softmax(1)
+        paths = itertools.product(range(3), repeat=size)
+        return [torch.stack([sum(by_word[t, tag] for t, tag in enumerate(path)) for path in paths])]
+    if kind == "SpanHead":
+        width = len(scores)
+        pairs, starts, ends = scores[:, :width], scores[:, width : width + 2], scores[:, width + 2 :]
+        cells = [(i, j, t) for i in range(size) for j in range(i, size) for t in range(2)]
+        scores = torch.stack([pairs[i, j] + starts[i, t] + ends[j, t] for i, j, t in cells])
+    if kind in ("MultilabelHead", "SpanHead"):
+        return [torch.stack([one, torch.zeros_like(one)]).log_softmax(0) for one in scores]
+    return [scores.log_softmax(0)]
+
+
+def mean_divergence(name, teachers_answers, student_answer):
+    """mean over teachers of KL(teacher || student) of one text. An answer: (head, logits of its words, size, T)"""
+    total = 0.0
+    for answer in teachers_answers:
+        if name == "score":  # two normal distributions of variance 1, in the student's units
+            (teacher, number, *_), (student, own, *_) = answer, student_answer
+            number = (number * teacher.task["std"] + teacher.task["mean"] - student.task["mean"]) / student.task["std"]
+            total = total + (number - own) ** 2 / 2
+            continue
+        for p, q in zip(log_probabilities(*answer), log_probabilities(*student_answer), strict=True):
+            total = total + (p.exp() * (p - q)).sum()
+    return total / len(teachers_answers)
+
+
+def alone(model, featurizer, example):
+    """{task: logits} of one text by itself."""
+    data = MyDataset([example], featurizer, quiet=True)
+    assert len(data.lengths) == 1
+    return {name: logits[0] for name, logits in model(data.batch([0]).inputs).logits.items()}
+
+
+def oracle(trainer, batch, folders, weight, temperature, counts):
+    """(1 - weight) * loss + weight * T^2 * mean divergence of a batch under no dropout, and the gradient."""
+    model, data = trainer.model, trainer.train_loader.dataset
+    asked = [load_with_featurizer(folder / "checkpoints/best") for folder in folders]
+    output, total = model(batch.inputs, batch.labels, counts["labels"]), 0.0
+    for i, row in enumerate(batch.rows.tolist()):
+        example = data[row]
+        size = len(example["tokens"])
+        answers = [alone(teacher.eval(), featurizer, example) for teacher, featurizer in asked]
+        for name, head in model.output_layer.heads.items():
+            several = [
+                (teacher.output_layer.heads[name], answer[name].detach(), size, temperature)
+                for (teacher, _), answer in zip(asked, answers)
+            ]
+            own = (head, output.logits[name][i], size, temperature)
+            factor = 1 if name == "score" else temperature**2
+            total = total + factor * mean_divergence(name, several, own) / counts["taught"][name]
+    loss = (1 - weight) * output.total_loss + weight * total
+    gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    return loss, [torch.zeros_like(p) if g is None else g for p, g in zip(model.parameters(), gradients)]
+
+
+def largest_error(model, found, wanted):
+    """The largest relative error of the gradients of one head, or of the encoder."""
+    groups = {}
+    for (name, _), f, w in zip(model.named_parameters(), found, wanted, strict=True):
+        groups.setdefault(name.split(".")[2] if "heads" in name else "encoder", []).append((f, w))
+    return max(error(*zip(*pairs)) for pairs in groups.values())
+
+
+def error(found, wanted):
+    difference = sum((f - w).double().square().sum() for f, w in zip(found, wanted))
+    return (difference / sum(w.double().square().sum() for w in wanted)).sqrt().item()
+
+
+def taught_counts(batches):
+    texts = sum(len(batch.rows) for batch in batches)
+    words = sum(int(batch.inputs["word_mask"].sum()) for batch in batches)
+    return {"intent": texts, "topics": texts, "score": texts, "slots": words, "parts": texts}
+
+
+def compare_with_oracle(every_kind, two_teachers, folder, use_crf, accumulation, **more):
+    """(how far our gradient of a step's loss is from that of the oracle, our loss, the oracle's)."""
+    for path in every_kind.joinpath(".cache").glob("teacher-*"):  # what an earlier version of the code answered
+        path.unlink()
+    names = ",".join(map(str, two_teachers))
+    given = dict(teacher_weight=0.7, temperature=1.5, dropout=0.0) | more
+    config = options(every_kind, folder, use_crf=use_crf, teacher=names, model_version="student", **given)
+    trainer = make_trainer(config)
+    for head in trainer.model.output_layer.heads.values():
+        for p in head.parameters():
+            torch.nn.init.normal_(p, std=0.5)
+    trainer.model.train()
+    group = list(itertools.islice(iter(trainer.train_loader), accumulation))
+    labels = trainer.count_labels(group)
+    trainer.tricks.before_step(group)
+    outputs = [
+        trainer.tricks.forward_backward(trainer.forward, trainer.backward, batch.to("cpu"), labels) for batch in group
+    ]
+    ours = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in trainer.model.parameters()]
+    theirs, total = [torch.zeros_like(p) for p in ours], 0.0
+    for batch in group:
+        counts = {"labels": labels, "taught": taught_counts(group)}
+        loss, gradients = oracle(trainer, batch, two_teachers, config.teacher_weight, config.temperature, counts)
+        theirs, total = [a + b for a, b in zip(theirs, gradients)], total + loss.item()
+    return largest_error(trainer.model, ours, theirs), sum(output.total_loss.item() for output in outputs), total
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("use_crf", [True, False])
+def test_gradient_equals_the_oracle(use_crf, accumulation, every_kind, two_teachers, tmp_path):
+    far, loss, wanted = compare_with_oracle(every_kind, two_teachers, tmp_path, use_crf, accumulation)
+    assert far < 5e-4  # spans less likely than 1 in 1,000 are not kept
+    assert loss == pytest.approx(wanted, rel=5e-4)
+
+
+BROKEN = {  # module: [(line, broken)]
+    tricks: [("(1 - self.weight) * output.total_loss + self", "output.total_loss + self")],
+    engine.head: [
+        ("return temperature**2 * (normalizers", "return (normalizers"),
+        ("F.softplus(scores).sum(2)", "scores.logsumexp(2)"),
+        ("entropies = self.log_normalizers(scores, inputs) - (statistics", "entropies = -(statistics"),
+    ],
+    crf_module: [
+        ("torch.where(targets.words == 0, crf.start", "torch.where(targets.words < 0, crf.start"),
+        ("targets.words == last[targets.rows]", "targets.words == mask.shape[1] - 1"),
+        ("(by_pair * targets.pair_values * whole", "(0 * by_pair * targets.pair_values * whole"),
+        ("crf.log_partition(logits, mask, temperature)", "crf.log_partition(logits, mask)"),
+        ("backward.append(torch.where(mask[:, t, None], step, backward[-1]))", "backward.append(step)"),
+    ],
+    span_pointer: [
+        ("return scores.sigmoid() * self.are_spans(inputs)", "return scores.sigmoid()"),
+        ("(F.softplus(scores) * self.are_spans(inputs))", "F.softplus(scores)"),
+    ],
+    soft_targets: [
+        ("taught[row, :size] += 1 / len(teachers)", "taught[row, :size] += 1"),
+        ('(logits * other["std"] + other["mean"] - own["mean"]) / own["std"]', "logits"),
+        ("numbers = numbers - words * head.numbers_a_word", "numbers = numbers"),
+        ("i * probabilities.shape[2] + j", "j * probabilities.shape[2] + i"),
+        ("np.float32) / max(1, len(teachers))", "np.float32)"),
+    ],
+    teachers: [("], batch) for batch in group]))", "], batch) for batch in group[:1]]))"), ("loss / count", "loss")],
+}
+
+
+def break_line(monkeypatch, module, old, new):
+    """One line of a module changed, where it is used."""
+    source = inspect.getsource(module)
+    assert source.count(old) == 1, f"{source.count(old)} times in {module.__name__}: {old}"
+    room = ModuleType(module.__name__)
+    exec(compile(source.replace(old, new), module.__file__, "exec"), room.__dict__)
+    places = [(module, room)]
+    places += [
+        (vars(module)[n], v) for n, v in vars(room).items() if isinstance(v, type) and v.__module__ == room.__name__
+    ]
+    changed = 0
+    for real, broken in places:
+        for name, function in vars(broken).items():
+            own = vars(real).get(name)
+            if inspect.isfunction(function) and inspect.isfunction(own) and same_code(function) != same_code(own):
+                for user in (real, teachers):
+                    if vars(user).get(name) is own:
+                        monkeypatch.setattr(user, name, function)
+                changed += 1
+    assert changed == 1
+
+
+def same_code(function):
+    code = inspect.unwrap(function).__code__
+    return code.co_code, code.co_names, code.co_varnames, repr([c for c in code.co_consts if not inspect.iscode(c)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module, old, new", [(m, *line) for m, lines in BROKEN.items() for line in lines])
+def test_a_broken_line_is_rejected(module, old, new, every_kind, two_teachers, tmp_path, monkeypatch):
+    break_line(monkeypatch, module, old, new)
+    far, loss, wanted = compare_with_oracle(every_kind, two_teachers, tmp_path, True, 3)
+    assert far > 1e-3 or loss != pytest.approx(wanted, rel=1e-3)
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_more(every_kind, two_teachers, tmp_path):
+    """with_more(**options) -> a Config of a student with unlabelled texts, and tricks beside it."""
+    more = tmp_path / "more.txt"
+    lines = {" ".join(words) for words in itertools.permutations(WORDS[:5], 3)}
+    more.write_text("\n".join(sorted(lines)), encoding="utf-8")
+
+    def make(**own):
+        names = ",".join(map(str, two_teachers))
+        given = dict(teacher=names, unlabelled=str(more), epochs=2, use_crf=True, use_fgm=True, model_version="student")
+        return options(every_kind, tmp_path / "output", **{**given, "gradient_accumulation_steps": 2, **own})
+
+    return make
+
+
+@pytest.mark.parametrize("own", [dict(), dict(precision="bf16", use_ema=True), dict(unlabelled="", streaming=True)])
+def test_a_resumed_run_ends_in_the_same_bytes(own, with_more):
+    whole = train(with_more(model_version="whole", **own))
+    stopped = with_more(**own)
+    trainer = make_trainer(stopped)
+    step = trainer.tricks.after_step
+
+    def stop_in_the_second_epoch(finite):
+        step(finite)
+        if trainer.progress.step == whole.progress.step // 2 + 2:
+            trainer.stop.number = 15
+
+    trainer.tricks.after_step = stop_in_the_second_epoch
+    trainer.resume()
+    with pytest.raises(Interrupted):
+        trainer.train()
+    train(stopped)
+    assert fingerprints(stopped) == fingerprints(with_more(model_version="whole", **own))
+
+
+def test_answers_are_computed_once_and_anew_when_damaged(with_more, every_kind):
+    def caches():
+        return {path: path.read_bytes() for path in every_kind.joinpath(".cache").glob("teacher-*.arrow")}
+
+    for path in caches():
+        path.unlink()
+    train(with_more(model_version="first"))
+    first = caches()
+    assert len(first) == 2
+    before = {path: path.stat().st_ino for path in first}
+    train(with_more(model_version="second"))
+    assert {path: path.stat().st_ino for path in caches()} == before
+    path = min(first)
+    damaged = bytearray(first[path])
+    damaged[len(damaged) // 2] ^= 255
+    path.write_bytes(bytes(damaged))
+    train(with_more(model_version="third"))
+    assert caches() == first
+    runs = [fingerprints(with_more(model_version=name)) for name in ("first", "second", "third")]
+    assert all(run["last"]["model.safetensors"] == runs[0]["last"]["model.safetensors"] for run in runs)
+
+
+def test_unlabelled_texts_come_in_turn_and_labelled_ones_in_each_epoch(with_more):
+    loader = make_trainer(with_more(unlabelled_ratio=0.5)).train_loader
+    data, seen = loader.dataset, []
+    assert data.num_labelled == 60 and len(data) == 120
+    for epoch in range(2):
+        loader.set_position(epoch)
+        rows = [row for batch in loader for row in batch.rows.tolist()]
+        assert sorted(row for row in rows if row < 60) == list(range(60))
+        seen.append({row for row in rows if row >= 60})
+        assert len(rows) == 90 and len(loader) == math.ceil(90 / 8)
+    assert len(seen[0] | seen[1]) == 60  # each once in two epochs
+    batch = data.batch([100])
+    assert batch.labels["intent"].tolist() == [IGNORE] and set(batch.labels["slots"].flatten().tolist()) == {IGNORE}
+    assert batch.labels["score"].isnan().all() and batch.labels["parts"].tolist() == [[IGNORE]]
+
+
+def test_unlabelled_texts_alone_teach_what_the_teacher_knows(sample, tiny, tmp_path):
+    """A student that sees no label at all comes to answer as its teacher does."""
+    teacher = train(tiny(model_version="teacher", epochs=12, use_crf=True, early_stop_patience=0))
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text((sample / "train.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
+    shown = dict(teacher=str(tmp_path / "output/teacher"), teacher_weight=1.0, unlabelled=str(texts))
+    config = tiny(model_version="student", epochs=30, use_crf=True, early_stop_patience=0, **shown)
+    student = train(config)
+    checkpoint.load_weights(student.model, checkpoint.step_folders(config.run_dir / "checkpoints")[0])
+    loader = MyDataLoader(student.train_loader.dataset, 64)
+    own, theirs = (trainer.infer(loader, "")[0].labels for trainer in (student, teacher))
+    same = sum(a == b for name in own for a, b in zip(own[name], theirs[name]))
+    assert same > 0.9 * sum(map(len, own.values()))
+
+
+def test_answers_of_windows_are_put_together(every_kind, two_teachers):
+    """A teacher that reads a text in windows says of each word what the window says whose edge is farther."""
+    folder = two_teachers[1] / "checkpoints/best"  # --max_length 12
+    model, featurizer = load_with_featurizer(folder)
+    model.eval()
+    tokens = [WORDS[i % 5] for i in range(24)]
+    example = {"id": "0", "tokens": tokens, "text": " ".join(tokens)} | dict.fromkeys(TASKS)
+    data = MyDataset([example], featurizer, quiet=True)
+    assert len(data.lengths) > 2
+    student = model.output_layer.heads
+    teacher = soft_targets.Teacher(folder, student, list(TASKS), 1.0)
+    table = teacher.answers_to(model, MyDataLoader(data, 2), torch.device("cpu"), None)
+    teacher.columns = {name: [soft_targets.lists_of(table[name])] for name in table.schema.names}
+    found = teacher.find("slots", 0, 0, 24)
+    assert len(found["entropies"]) == 24 and set(found["words"].tolist()) == set(range(24))
+    firsts, sizes = data.columns["first_word"].tolist(), data.columns["word_starts"].lengths.tolist()
+    middle = firsts[1] + sizes[1] // 2
+    own = model(data.batch([1]).inputs).logits["slots"][0, middle - firsts[1]].softmax(0)
+    assert found["values"][found["words"] == middle].tolist() == pytest.approx(own.tolist(), abs=1e-5)
+    part = teacher.find("slots", 0, 5, 4)
+    assert set(part["words"].tolist()) == {0, 1, 2, 3}
+
+
+def test_mistakes_are_one_line(with_more, two_teachers, every_kind, tiny, tmp_path):
+    def refused(config):
+        with pytest.raises(UserError) as mistake:
+            make_trainer(config)
+        return str(mistake.value)
+
+    assert "neither a run folder" in refused(with_more(teacher=str(tmp_path / "nothing")))
+    train(tiny(model_version="other", epochs=0))
+    assert "other labels of 'intent'" in refused(with_more(teacher=str(tmp_path / "output/other")))
+    assert "knows none of the tasks" in refused(
+        tiny(model_version="s", teacher=str(only_score(two_teachers, tmp_path)))
+    )
+    with pytest.raises(UserError, match="must be above 0"):
+        with_more(temperature=0.0)
+    with pytest.raises(UserError, match="name one"):
+        with_more(teacher="")
+    with pytest.raises(UserError, match="leave out --streaming"):
+        with_more(streaming=True)
+
+
+def only_score(two_teachers, tmp_path):
+    """A checkpoint that knows the task `score` alone."""
+    from engine.files import replace_folder, write_json
+
+    folder = tmp_path / "scores"
+
+    def fill(temporary):
+        write_json(temporary / "labels.json", {"score": TASKS["score"]})
+
+    replace_folder(folder, fill)
+    return folder
+
+
+def test_a_resumed_run_wants_the_same_teachers(with_more, two_teachers):
+    names = list(map(str, two_teachers))
+    config = with_more(teacher=names[0], epochs=1)
+    train(config)
+    trainer = make_trainer(with_more(teacher=names[1], epochs=1))
+    with pytest.raises(UserError, match="not the checkpoints that they were"):
+        trainer.resume()
+    make_trainer(with_more(teacher=names[1], epochs=1, force_resume=True)).resume()
