@@ -67,6 +67,7 @@ class Config(SavedOptions, CheckedOptions):
     hidden_size: int = option(256, "width of an encoder built from scratch")
     num_layers: int = option(3, "layers of an encoder built from scratch")
     vocab_size: int = option(8000, "vocabulary of the tokenizer trained when there is no --pretrain_model_path")
+    keep_layers: int = option(0, "take so many layers of a pretrained encoder, evenly spaced; 0: all")
     special_tokens: str = option("", "tokens to add to the tokenizer, comma-separated, such as '<e1>,</e1>'")
     load_dtype: str = option("fp32", "of a frozen encoder's weights: bf16: half the memory", choices=["fp32", "bf16"])
     pooling: str = option(

@@ -1,5 +1,6 @@
 """Encoders of the transformers library: loading them safely, and what differs between their families."""
 
+import copy
 import warnings
 
 import torch
@@ -68,6 +69,7 @@ def build_transformer(config, tokenizer, checkpoint=None, base_path=None):
             raise UserError(f"{checkpoint}: no encoder loads from it ({first_line(error)})") from None
     elif config.pretrain_model_path:
         encoder = load_pretrained(config.pretrain_model_path, None, config.load_dtype)
+        encoder = some_layers(encoder, config.keep_layers) if config.keep_layers else encoder
         fit_vocabulary(encoder, tokenizer, config)
     else:
         shape = bert_config(tokenizer, config.num_layers, config.hidden_size, config.max_length, config.dropout)
@@ -145,6 +147,39 @@ def load_pretrained(name, revision=None, dtype="fp32"):
     return encoder
 
 
+def some_layers(encoder, number):
+    """An encoder of so many layers of this one, evenly spaced, the first and the last among them (Sanh et al.,
+    DistilBERT, 2019, arXiv:1910.01108). UserError if it has fewer, or a family keeps its layers in another way."""
+    num_layers = layer_ids(encoder)[1]
+    kind = getattr(encoder.config, "model_type", type(encoder).__name__)
+    if encoder.config.num_hidden_layers != num_layers:  # ALBERT's are one, taken several times
+        raise UserError(f"--keep_layers: {kind} shares its layers; leave it out")
+    if not 0 < number <= num_layers:
+        raise UserError(f"--keep_layers={number}: this encoder has {num_layers} layers")
+    kept = [round(i * (num_layers - 1) / max(1, number - 1)) for i in range(number)] if number > 1 else [0]
+    shape = copy.deepcopy(encoder.config)
+    for name, value in list(vars(shape).items()):
+        by_layer = isinstance(value, list) and len(value) == num_layers
+        if by_layer and ("layer" in name or name == "attention_window"):  # what each layer is
+            setattr(shape, name, [value[i] for i in kept])
+    shape.num_hidden_layers = number
+    weights = {}
+    for name, tensor in encoder.state_dict().items():
+        stack = next((s for s in stacks_of(encoder, num_layers) if name.startswith(f"{s}.")), None)
+        if stack:
+            old, _, rest = name[len(stack) + 1 :].partition(".")
+            if int(old) not in kept:
+                continue
+            name = f"{stack}.{kept.index(int(old))}.{rest}"
+        weights[name] = tensor
+    try:
+        smaller = AutoModel.from_config(shape, trust_remote_code=False, dtype=encoder.dtype)
+        smaller.load_state_dict(weights)
+    except Exception as error:  # each family refuses in its own way
+        raise UserError(f"--keep_layers: {kind} cannot be cut to some layers ({first_line(error)})") from None
+    return smaller.train(encoder.training)
+
+
 def bert_config(tokenizer, num_layers, hidden_size, max_length, dropout=0.1):
     """The shape of a BERT that is built from scratch."""
     return BertConfig(
@@ -201,11 +236,9 @@ def num_positions(encoder):
 
 def layer_ids(encoder):
     """({name of a parameter: layer}, number n of layers): 0: embeddings, 1 to n: layers, n + 1: after them."""
-    lists = [(name, len(module)) for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)]
-    first, num_layers = lists[0] if lists else ("", 0)
-    parent = first.rpartition(".")[0]
-    # XLM has several lists of layers, side by side
-    stacks = [name for name, length in lists if length == num_layers and name.rpartition(".")[0] == parent]
+    first = next((name for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)), "")
+    num_layers = len(encoder.get_submodule(first)) if first else 0
+    parent, stacks = first.rpartition(".")[0], stacks_of(encoder, num_layers)
     children = [name for name, _ in encoder.named_children()]
     # What comes before the layers, or lies beside them in the same module as relative positions do, belongs to the
     # embeddings
@@ -218,6 +251,13 @@ def layer_ids(encoder):
         else:
             layers[name] = 0 if name.split(".")[0] in below else num_layers + 1
     return layers, num_layers
+
+
+def stacks_of(encoder, num_layers):
+    """The names of the lists of layers; XLM has several, side by side."""
+    lists = [(name, len(module)) for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)]
+    parent = lists[0][0].rpartition(".")[0] if lists else ""
+    return [name for name, length in lists if length == num_layers and name.rpartition(".")[0] == parent]
 
 
 def freeze_layers(encoder, num_frozen):

@@ -41,7 +41,7 @@ def require_numbers(config):
         config, 0, "epochs warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps"
     )
     require_range(config, 0, "num_workers shared_layers fgm_eps pgd_alpha freelb_alpha awp_gamma smart_weight")
-    require_range(config, 0, "rdrop_alpha focal_gamma unfreeze_layers lora_rank lora_alpha")
+    require_range(config, 0, "rdrop_alpha focal_gamma unfreeze_layers keep_layers lora_rank lora_alpha")
     require_range(config, 8, "max_length")
     require_range(config, -1, "freeze_layers")
     require_range(config, 0, "unlabelled_ratio")
@@ -83,6 +83,8 @@ def refuse_backbone(config):
     pretrained = config.encoder == "transformer" and (config.pretrain_model_path or not config.do_train)
     if config.lora_rank and not pretrained:
         raise UserError("--lora_rank adapts a pretrained encoder: it needs --pretrain_model_path")
+    if config.keep_layers and (config.lora_rank or not pretrained):
+        raise UserError("--keep_layers is for a pretrained encoder that trains itself, without --lora_rank")
     if config.lora_rank and config.special_tokens:
         added = "--special_tokens adds word vectors, which --lora_rank would neither train nor save"
         raise UserError(f"{added}; drop one of them")

@@ -31,6 +31,7 @@ TRICKS = {
     "smart": ["--use_smart"],
     "rdrop": ["--use_rdrop"],
     "samples": ["--dropout_samples", "2"],
+    "distillation": ["--use_crf", "--teacher", "teachers/run", "--unlabelled", "more.txt"],
     "ema": ["--use_ema"],
     "swa": ["--use_swa", "--swa_start", "0", "--epochs", "2"],
     "layer_decay": ["--layer_decay", "0.9", "--pretrain_model_path", "pretrained"],
@@ -126,6 +127,9 @@ def test_a_trick_does_in_two_processes_what_it_does_with_two_micro_batches(few, 
     tokenizer = train_tokenizer(lambda: training_texts(few / "train.jsonl"), 400)
     BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path / "pretrained")
     tokenizer.save_pretrained(tmp_path / "pretrained")
+    made = ["--output_dir", "teachers", "--model_version", "run", "--epochs", "0", "--use_crf"]
+    python("main.py", "--do_train", "--data_path", few, *TINY, *made, cwd=tmp_path)
+    (tmp_path / "more.txt").write_text("wake me at seven\nplay a song\n" * 6, encoding="utf-8")
     flags = ["--data_path", few, *TINY, "--gradient_accumulation_steps", "2"]
     several = gradients_of("several", tmp_path, 2, {n: [*flags, "--batch_size", 4, *t] for n, t in TRICKS.items()})
     one = gradients_of("in turn", tmp_path, 2, {n: [*flags, "--batch_size", 8, *t] for n, t in TRICKS.items()})

@@ -21,9 +21,10 @@ from config import seed_torch
 from data_loader import MyDataLoader, MyDataset
 from engine import lora
 from engine.command_line import UserError
-from engine.encoders import is_causal
+from engine.encoders import is_causal, layer_ids, load_pretrained, some_layers
 from engine.model_check import padding_mixer, run_until
 from engine.tokenizer import train_tokenizer
+from model_utils import load_checkpoint
 from preprocess.schema import training_texts
 
 CPU = torch.device("cpu")
@@ -260,6 +261,22 @@ def checkpoints_its_gradients(family, name, folder):
         torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-5, atol=1e-6)
 
 
+def keeps_some_layers(family, name, tmp_path):
+    """All of them answer as the encoder itself, and one alone trains and is loaded as one."""
+    encoder = load_pretrained(family(name).pretrain_model_path).eval()
+    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
+    inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids))
+    with torch.no_grad():
+        own, same = (e.eval()(**inputs).last_hidden_state for e in (encoder, some_layers(encoder, 2)))
+    assert torch.equal(own, same)
+    config = family(name, keep_layers=1)
+    trainer = build(config)
+    assert layer_ids(trainer.model.encoder)[1] == 1
+    trainer.train()
+    model, *_ = load_checkpoint(config.run_dir / "checkpoints/best")
+    assert layer_ids(model.encoder)[1] == 1
+
+
 CHECKS = {
     "train, alone = in a batch": trains_and_scores_alone_as_in_a_batch,
     "predict elsewhere": predicts_elsewhere,
@@ -268,8 +285,10 @@ CHECKS = {
     "FGM": learns_with_fgm,
     "LoRA": learns_with_lora,
     "gradient checkpointing": checkpoints_its_gradients,
+    "keep layers": keeps_some_layers,
 }
 EXCEPT = {(name, "gradient checkpointing"): "has none; leave it out" for name in ("ALBERT", "MPNet", "XLM", "XLNet")}
+EXCEPT |= {("ALBERT", "keep layers"): "shares its layers"}
 EXCEPT |= {("DeBERTa v1", "bf16"): "take fp32, or a DeBERTa v2 or v3"}
 ALONE = "cannot read a text alone"
 REFUSED = {  # not to be fine-tuned here: what the one line says
