@@ -826,6 +826,22 @@ def test_a_soup_that_is_stopped_while_dev_is_scored_ends_with_the_same_bytes(tin
     assert len(done) == scorings
 
 
+def test_a_soup_remembers_its_score():
+    """After a stop, a worse epoch and a worse mixture leave it as it was."""
+    model = tiny_model()
+    before, after = tricks.Soup(model), tricks.Soup(model)
+    before.choose_weights(0, lambda: 0.9, operator.gt)
+    after.load_state_dict(before.state_dict())
+    kept = weights(model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 1.0
+    after.choose_weights(1, lambda: 0.5, operator.gt)
+    with after.swap_weights():
+        assert all(torch.equal(p, w) for p, w in zip(model.parameters(), kept))
+    assert (after.score, after.count, after.last) == (0.9, 1, 1)
+
+
 def test_ema_averages_over_a_share_of_all_steps(tiny, caplog):
     """By default; a number stays what it is."""
     short = dict(epochs=3, gradient_accumulation_steps=2)  # 4 steps an epoch
