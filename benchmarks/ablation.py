@@ -121,8 +121,8 @@ def settings(variant, options):
     if taken := [name for name in OURS if found[name] != given[name]]:
         raise UserError(f"{variant}: --{taken[0]} is set by this script")
     switches = {field.name: field.metadata["needs"] for field in fields(config)}
-    idle = {name for name, needed in switches.items() if needed and not any(found[switch] for switch in needed)}
-    return {name: str(value) for name, value in found.items() if name not in {*RESUME_SAFE, *OURS, *idle}}
+    off = {name for name, needed in switches.items() if needed and not any(found[switch] for switch in needed)}
+    return {name: str(value) for name, value in found.items() if name not in {*RESUME_SAFE, *OURS, *off}}
 
 
 def digest(folder, names):

@@ -73,7 +73,7 @@ class EMA(Average):
     def begin(self, train_loader, config):
         if self.decay is None:
             steps = config.epochs * steps_per_epoch(len(train_loader), config)
-            self.decay = ema_decay_of(steps)
+            self.decay = config.ema_decay = ema_decay_of(steps)  # kept to when the run goes on, be it for longer
             logger.info(f"--ema_decay auto: {self.decay:.4f} for {steps} steps")
 
     def after_step(self, finite):

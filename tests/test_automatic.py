@@ -1,19 +1,22 @@
 """What `auto` of an option is, that it is settled once, and that a run goes on with what it was."""
 
+import json
 import logging
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import read_json
+from conftest import TINY, read_json
 from test_distributed import torchrun
 from test_trainer import fingerprints, make_trainer
 from torch import nn
 from transformers import DebertaConfig, DebertaModel
 
+import cross_validate
 import main as main_module
 from config import Config
+from data_process import DataConfig, process
 from engine import automatic, optimization
 from engine.automatic import settle, settle_precision
 from engine.command_line import UserError, parse_args
@@ -125,6 +128,28 @@ def test_a_trial_run_takes_as_many_epochs_as_by_default():
     assert config.epochs == 10
 
 
+def test_each_fold_takes_its_number_and_keeps_it(tmp_path, two_epochs, monkeypatch):
+    rows = [{"text": f"a {word} film {i}", "label": word} for i in range(24) for word in ("good", "bad")]
+    (tmp_path / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = tmp_path / "data"
+    process(DataConfig(input=str(tmp_path / "raw.jsonl"), output_dir=str(data), n_splits=2, test_ratio=0.0))
+    auto = dict(epochs=-1, precision="auto", use_ema=True)
+
+    def train_folds():
+        config = Config(**{**TINY, **auto}, data_path=str(data), output_dir=str(tmp_path), model_version="cv")
+        cross_validate.main(config)
+        return [read_json(tmp_path / f"cv-fold_{number}/args.json") for number in (0, 1)]
+
+    a_machine_that(monkeypatch, True)
+    first = train_folds()
+    assert [(fold["epochs"], fold["precision"]) for fold in first] == [(5, "bf16")] * 2  # 3 steps an epoch
+    weights = [(tmp_path / f"cv-fold_{number}/checkpoints/best/manifest.json").read_text() for number in (0, 1)]
+    monkeypatch.setattr(optimization, "FROM_SCRATCH", (24, 1, 9))
+    a_machine_that(monkeypatch, False)
+    assert train_folds() == first  # nothing is trained any more
+    assert weights == [(tmp_path / f"cv-fold_{n}/checkpoints/best/manifest.json").read_text() for n in (0, 1)]
+
+
 @pytest.mark.slow
 def test_two_processes_agree_and_one_may_go_on(sample, tmp_path, command):
     """Two have half as many steps an epoch, by which one would take more epochs."""
@@ -216,12 +241,16 @@ def test_a_run_from_before_the_decay_was_auto_goes_on_with_it(tiny, monkeypatch)
 
 
 def test_a_run_goes_on_with_the_decay_that_it_chose(tiny, monkeypatch):
-    options = dict(use_ema=True, epochs=1, do_train=True)
-    whole = tiny(model_version="whole", **options)
-    assert "--ema_decay auto: 0.9000 for 8 steps" in run(whole)
-    stop_run(tiny(**options), 3, monkeypatch)
-    again = tiny(resume=True, **options)
-    run(again)
+    """Also for more epochs, which a constant rate allows."""
+    monkeypatch.setattr(optimization, "EMA_SHARE", 1.0)
+    options = dict(use_ema=True, do_train=True, scheduler="constant", warmup_epochs=0.0)
+    whole = tiny(model_version="whole", ema_decay=1 - 1 / 16, epochs=3, **options)
+    run(whole)
+    config = tiny(epochs=2, **options)
+    assert "--ema_decay auto: 0.9375 for 16 steps" in stop_run(config, 3, monkeypatch)
+    assert read_json(config.run_dir / "args.json")["ema_decay"] == 1 - 1 / 16
+    again = tiny(epochs=3, resume=True, **options)
+    assert "--ema_decay auto: 0.9375, as the run began" in run(again)
     assert fingerprints(again) == fingerprints(whole)
 
 
