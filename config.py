@@ -11,9 +11,9 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.command_line import option, parse_layers
+from engine.command_line import option, parse_epochs, parse_layers
 from engine.option_checks import CheckedOptions, check_options
-from engine.run_folder import SavedOptions, changed_options
+from engine.run_folder import AUTO, SavedOptions, changed_options
 
 logger = logging.getLogger("template")
 ROOT = Path(__file__).resolve().parent  # of the repository
@@ -115,7 +115,13 @@ class Config(SavedOptions, CheckedOptions):
     num_workers: int = option(0, "processes that prepare batches; any number gives the same batches")
 
     # Training
-    epochs: int = option(10, "passes over the training data; 0: none", group="training", aliases=["num_train_epochs"])
+    epochs: int = option(
+        10,
+        "passes over the training data; 0: none; auto: by its size",
+        group="training",
+        aliases=["num_train_epochs"],
+        parse=parse_epochs,
+    )
     batch_size: int = option(32, "examples in a micro-batch")
     gradient_accumulation_steps: int = option(1, "micro-batches in one optimizer step")
     eval_batch_size: int = option(64, "examples in a batch of evaluation and prediction; scores do not depend on it")
@@ -159,16 +165,21 @@ class Config(SavedOptions, CheckedOptions):
     unlabelled: str = option("", "more texts to learn from the teachers, as in --predict_file", needs="teacher")
     unlabelled_ratio: float = option(1.0, "so many of them in an epoch for each text with labels", needs="unlabelled")
     use_ema: bool = option(False, "score and keep an exponential moving average of the weights (EMA)")
-    ema_decay: float = option(0.99, "its decay a step: 0.99 averages over about a hundred steps", needs="use_ema")
+    ema_decay: float | None = option(
+        None, "its decay a step: 0.99 averages over some 100 steps (default: over a twentieth of all)", needs="use_ema"
+    )
     use_swa: bool = option(False, "score and keep the mean weights of the last epochs, under a constant rate (SWA)")
     swa_start: float = option(0.7, "share of training before SWA begins", needs="use_swa")
+    use_soup: bool = option(False, "score and keep the mean weights of epochs that are good together (model soup)")
     layer_decay: float = option(1.0, "each encoder layer learns at this share of the rate of the layer above it")
     unfreeze_layers: int = option(0, "begin with a frozen encoder; each epoch N more layers train, from the top; 0: no")
 
     # Machine
     device: str = option("auto", "auto, cpu, cuda, cuda:0, …", group="machine")
     precision: str = option(
-        "fp32", "autocast to half precision; weights, losses and CRF stay fp32", choices=["fp32", "bf16", "fp16"]
+        "fp32",
+        "autocast to half precision; weights, losses and CRF stay fp32; auto: bf16 where it is faster",
+        choices=["auto", "fp32", "bf16", "fp16"],
     )
     compile: bool = option(False, "torch.compile the encoder; pays on a GPU after some minutes")
     random_seed: int = option(666, "seed of everything random", aliases=["seed"])
@@ -202,12 +213,14 @@ class Config(SavedOptions, CheckedOptions):
         """['lr was 0.001, is 0.01', …] of the options that change the result. before: those of a run.
 
         More epochs change nothing under a constant rate. An option that the run did not have yet was at its default.
+        What is auto agrees with what the run had.
         """
         if "word_pooling" not in before and before.get("pooling") == "first" and self.pooling == "auto":
             before = before | {"pooling": "auto"}  # which did not exist yet; of encoders it is the same
         constant = self.scheduler == "constant" and self.warmup_epochs is not None
         longer = constant and not (self.use_awp or self.use_swa) and self.epochs >= before["epochs"]
         before = {option_field.name: option_field.default for option_field in dataclasses.fields(self)} | before
+        before |= {name: auto for name, auto in AUTO.items() if getattr(self, name) == auto}
         return changed_options(before, dataclasses.asdict(self), RESUME_SAFE | ({"epochs"} if longer else set()))
 
 

@@ -74,7 +74,7 @@ def load(config):
     checkpoint = Path(config.checkpoint)
     if (checkpoint / "args.json").exists() and not (checkpoint / "tokenizer.json").exists():
         raise UserError(f"{checkpoint}: its tokenizer is not a fast one, so there is no tokenizer.json to export")
-    options = Config(device="cpu", pretrain_model_path=config.pretrain_model_path)
+    options = Config(device="cpu", precision="fp32", pretrain_model_path=config.pretrain_model_path)
     trainer, featurizer = load_trained(checkpoint, options, torch.device("cpu"))
     trainer.model.float()  # of --load_dtype bf16: what is exported computes in fp32
     trained = Config.load(checkpoint / "args.json")

@@ -24,6 +24,7 @@ def main(config):
     # Imported here, so that --help and a mistaken flag answer at once
     from data_process import make_sample
     from engine import distributed
+    from engine.automatic import keep_to_run
     from engine.device import keep_freed_memory
     from engine.report.compare import show_comparison
     from engine.report.page import show_report
@@ -53,6 +54,7 @@ def main(config):
             get_logger(log_path, logging.DEBUG if config.debug else logging.INFO)
         seed_torch(config.random_seed, config.deterministic)
         keep_freed_memory(device)
+        keep_to_run(config, run_dir, device)
 
         if config.do_train and config.debug:
             return rehearse_and_check(config, device, run_dir, texts)
@@ -134,25 +136,29 @@ def load_data(config, device, limit=None):
 
 def build_trainer(config, device, tokenizer, tasks, train_loader, dev_loader):
     """Model, optimizer and schedule -> Trainer."""
-    from engine.optimization import parameter_groups
+    from engine.automatic import settle
+    from engine.optimization import parameter_groups, steps_per_epoch
     from model_utils import build_model
     from trainer import Trainer, build_optimizer, build_scheduler
     from tricks import build_tricks
 
     model = build_model(config, tokenizer, tasks).to(device)
+    settle(config, model.encoder, device, len(train_loader))
     tricks = build_tricks(model, config)
     optimizer = build_optimizer(tricks.param_groups(parameter_groups(model, config)), device)
-    scheduler = build_scheduler(optimizer, config, -(-len(train_loader) // config.gradient_accumulation_steps))
+    scheduler = build_scheduler(optimizer, config, steps_per_epoch(len(train_loader), config))
 
     return Trainer(model, tokenizer, tasks, config, device, train_loader, dev_loader, optimizer, scheduler, tricks)
 
 
 def load_trained(folder, config, device):
     """(Trainer with a checkpoint's model, its Featurizer), as a new process on another machine would load them."""
+    from engine.automatic import settle_precision
     from model_utils import load_with_featurizer
     from trainer import Trainer
 
-    model, featurizer = load_with_featurizer(folder, config.pretrain_model_path)
+    model, featurizer, trained = load_with_featurizer(folder, config.pretrain_model_path)
+    settle_precision(config, model.encoder, device, trained.precision)
     return Trainer(model, featurizer.tokenizer, featurizer.tasks, config, device), featurizer
 
 
@@ -194,6 +200,7 @@ def rehearse_and_check(config, device, run_dir, texts):
 
     with rehearsal() as failures:
         trainer = build()
+        config = trainer.config  # what was auto is settled
         trainer.resume()
         trainer.train()
         if config.do_eval or config.do_predict:

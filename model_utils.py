@@ -433,8 +433,8 @@ def load_checkpoint(folder, base_path=None):
 
 
 def load_with_featurizer(folder, base_path=None):
-    """(model, Featurizer) of a checkpoint, which reads texts as it was trained to."""
+    """(model, Featurizer, config) of a checkpoint, which reads texts as it was trained to."""
     model, tokenizer, tasks, trained = load_checkpoint(folder, base_path)
     word_ends = model.output_layer.word_pooling != "first"
     options = trained.max_length, trained.window_stride, trained.truncation
-    return model, Featurizer(tokenizer, tasks, *options, word_ends)
+    return model, Featurizer(tokenizer, tasks, *options, word_ends), trained

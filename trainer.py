@@ -9,6 +9,7 @@ import logging
 import math
 from contextlib import ExitStack, closing
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 import metrics
 from engine import checkpoint, distributed
+from engine.automatic import settle_precision
 from engine.command_line import UserError
 from engine.encoders import refuse_precision
 from engine.optimization import clip_and_step, describe, describe_rates
@@ -82,6 +84,7 @@ class Trainer:
         scheduler=None,
         tricks=None,
     ):
+        settle_precision(config, model.encoder, device)
         refuse_precision(model.encoder, config.precision)
         self.model, self.tokenizer, self.tasks = model.to(device), tokenizer, tasks
         self.config, self.device = config, device
@@ -115,6 +118,7 @@ class Trainer:
         Interrupted.
         """
         config, progress = self.config, self.progress
+        assert config.epochs >= 0  # auto was settled before the schedule was built
         if distributed.is_first():
             config.save(config.run_dir / "args.json")
         data = self.train_loader.dataset
@@ -234,16 +238,23 @@ class Trainer:
         """Scores dev with the weights that are to be kept; saves the best and the last."""
         config, progress = self.config, self.progress
         self.tricks.after_epoch(progress.epoch)
+        is_better = partial(metrics.is_better, self.monitor)
+        self.tricks.choose_weights(progress.epoch, lambda: self.score_dev()[self.monitor], is_better)
         with self.tricks.swap_weights():
-            scores = self.eval(self.dev_loader, calibrate=True).scores
+            scores = self.score_dev()
             progress.epoch, progress.batch = progress.epoch + 1, 0
-            if self.monitor not in scores:
-                raise UserError(f"--monitor={self.monitor}: dev has no label that it could be computed from")
             self.keep_best(scores)
         last = progress.epoch == config.epochs or self.out_of_patience()
         if last or (config.save_epoch and progress.epoch % config.save_epoch == 0):
             self.save_model(f"step_{progress.step:08d}", resumable=True)
         self.stop.check()
+
+    def score_dev(self):
+        """{score: value} of dev with the weights that the model has now."""
+        scores = self.eval(self.dev_loader, calibrate=True).scores
+        if self.monitor not in scores:
+            raise UserError(f"--monitor={self.monitor}: dev has no label that it could be computed from")
+        return scores
 
     def out_of_patience(self):
         return 0 < self.config.early_stop_patience <= self.progress.bad_epochs

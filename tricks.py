@@ -2,7 +2,7 @@
 
 The training step calls the hooks of `Trick` (engine/trick.py) and knows no trick by name. Edit here when you want one
 of your own: a subclass of `Trick` with the hooks it needs and its `switch`, its place in TRICKS at the end of this
-file, and its option in config.py.
+file, and its option in config.py. EMA, SWA and Soup, which average the weights, are in engine/averages.py.
 
 Tricks stack: those that change the loss (`wrap_forward`) lie within those that change its gradient (`wrap_backward`),
 and of each kind a later one in TRICKS wraps those before it. Under gradient accumulation each acts on every micro-batch
@@ -16,6 +16,7 @@ from contextlib import contextmanager
 import torch
 
 from data_loader import MyDataLoader, MyDataset
+from engine.averages import EMA, SWA, Soup
 from engine.command_line import UserError
 from engine.device import random_state, set_random_state
 from engine.encoders import layer_ids
@@ -329,93 +330,6 @@ class Distillation(TaughtBySeveral):
         self.ask_teachers(train_loader.dataset, load_with_featurizer, batches_of, config)
 
 
-# ---- averages of the weights -----------------------------------------------------------------------------------------
-
-
-class Average(Trick):
-    """Keeps an average of the trained weights; dev is scored with it, training goes on without."""
-
-    def __init__(self, model):
-        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
-        # terms in the average
-        self.count = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
-
-    @torch.no_grad()
-    def update(self, share):
-        """average <- average + share * (weights - average). share: ()."""
-        for name, p in self.parameters.items():
-            self.average[name].lerp_(p, share.to(p.dtype))
-
-    @contextmanager
-    def swap_weights(self):
-        swapped = [(p, self.average[name]) for name, p in self.parameters.items()] if self.count > 0 else []
-        own = [p.data for p, _ in swapped]
-        for p, average in swapped:
-            p.data = average
-        try:
-            yield
-        finally:
-            for (p, _), data in zip(swapped, own):
-                p.data = data
-
-    def state_dict(self):
-        return {"count": self.count} | {f"average.{name}": average for name, average in self.average.items()}
-
-    def load_state_dict(self, tensors):
-        self.count.copy_(tensors["count"])
-        for name, average in self.average.items():
-            average.copy_(tensors[f"average.{name}"])
-
-
-class EMA(Average):
-    """Exponential moving average: a <- beta * a + (1 - beta) * w after each step, divided by 1 - beta^t as Adam does it
-    with its moments: a_t = sum of beta^(t-i) * w_i / sum of beta^(t-i). So it never contains the weights from before
-    the first step.
-
-    Polyak and Juditsky, 1992; Kingma and Ba, 2015 (arXiv:1412.6980), section 7.2.
-    """
-
-    switch, options = "use_ema", ("ema_decay",)
-
-    def __init__(self, model, decay=0.99):
-        super().__init__(model)
-        self.decay = decay
-
-    def after_step(self, finite):
-        self.count += finite
-        share = (1 - self.decay) / (1 - self.decay ** self.count.clamp(min=1))
-        self.update(torch.where(finite, share, 0.0))
-
-
-class SWA(Average):
-    """Stochastic weight averaging: a <- (n * a + w) / (n + 1) at the end of each epoch of the tail, where the rate
-    stays constant (see `build_scheduler`). Izmailov et al., 2018 (arXiv:1803.05407)."""
-
-    @classmethod
-    def build(cls, model, config):
-        return cls(model, config.swa_start * config.epochs) if config.use_swa else None
-
-    def __init__(self, model, start=0):
-        super().__init__(model)
-        self.start, self.last = start, -1
-
-    def start_epoch(self):
-        return math.floor(self.start)
-
-    def after_epoch(self, epoch):
-        if epoch + 1 > self.start and epoch > self.last:
-            self.count, self.last = self.count + 1, epoch
-            self.update(1 / self.count)
-
-    def state_dict(self):
-        return super().state_dict() | {"last": torch.tensor(self.last)}
-
-    def load_state_dict(self, tensors):
-        super().load_state_dict(tensors)
-        self.last = int(tensors["last"])
-
-
 # ---- which layers learn, and how fast --------------------------------------------------------------------------------
 
 
@@ -474,20 +388,8 @@ class GradualUnfreezing(Trick):
 # ---- all of them ---------------------------------------------------------------------------------------------------
 
 # In the order in which they apply
-TRICKS = [
-    FGM,
-    PGD,
-    FreeLB,
-    AWP,
-    Distillation,
-    SMART,
-    RDrop,
-    MultiSampleDropout,
-    EMA,
-    SWA,
-    LayerwiseDecay,
-    GradualUnfreezing,
-]
+TRICKS = [FGM, PGD, FreeLB, AWP, Distillation, SMART, RDrop, MultiSampleDropout]
+TRICKS += [EMA, SWA, Soup, LayerwiseDecay, GradualUnfreezing]
 
 
 def build_tricks(model, config):

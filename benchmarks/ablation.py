@@ -32,7 +32,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,7 @@ from engine.files import sha256  # noqa: E402
 from preprocess.schema import PARTS, load_labels  # noqa: E402
 
 VARIANTS = {
-    **{name: f"use_{name}=True" for name in ("fgm", "pgd", "freelb", "awp", "smart", "rdrop", "ema", "swa")},
+    **{name: f"use_{name}=True" for name in ("fgm", "pgd", "freelb", "awp", "smart", "rdrop", "ema", "swa", "soup")},
     "dropout_samples": "dropout_samples=5",
     "layer_decay": "layer_decay=0.9",
     "unfreeze": "unfreeze_layers=2",
@@ -112,15 +112,17 @@ def flags_of(variant, options):
 
 
 def settings(variant, options):
-    """{option: value} of a variant's runs, as text, without those that change no result. A mistake is one line, before
-    anything runs."""
+    """{option: value} of a variant's runs, as text, without those that change no result or whose switch is off.
+    A mistake is one line, before anything runs."""
     config = parse_args(Config, ["--pretrain_model_path", options.pretrain_model_path, *flags_of(variant, options)])
     if idle := config.unused_options():
         raise UserError(f"{variant}: {idle[0]}")
     found, given = asdict(config), asdict(Config(pretrain_model_path=options.pretrain_model_path))
     if taken := [name for name in OURS if found[name] != given[name]]:
         raise UserError(f"{variant}: --{taken[0]} is set by this script")
-    return {name: str(value) for name, value in found.items() if name not in RESUME_SAFE and name not in OURS}
+    switches = {field.name: field.metadata["needs"] for field in fields(config)}
+    off = {name for name, needed in switches.items() if needed and not any(found[switch] for switch in needed)}
+    return {name: str(value) for name, value in found.items() if name not in {*RESUME_SAFE, *OURS, *off}}
 
 
 def digest(folder, names):

@@ -27,7 +27,7 @@ ROADS = {
     "sample, CRF and FGM": "--epochs 3 --use_crf --use_fgm",
     "sample, streaming": "--epochs 3 --streaming --shuffle_buffer 256",
     "sample, BiLSTM, windows, accumulation, EMA": "--epochs 2 --encoder bilstm --max_length 12 --use_crf "
-    "--gradient_accumulation_steps 3 --batch_size 8 --use_ema",
+    "--gradient_accumulation_steps 3 --batch_size 8 --use_ema --ema_decay 0.99",
     "sample, bf16, SMART, R-Drop, mean pooling": "--epochs 1 --hidden_size 64 --precision bf16 --use_smart "
     "--use_rdrop --pooling mean "
     "--class_weights balanced --label_smoothing 0.1 --focal_gamma 2",

@@ -71,6 +71,13 @@ def parse_layers(text):
     return int(text) if named is None else named
 
 
+def parse_epochs(text):
+    """'auto' -> -1 (what it is then: engine/automatic.py), else a number of epochs."""
+    if text != "auto" and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of epochs nor 'auto'")
+    return -1 if text == "auto" else int(text)
+
+
 def require_range(config, low, names):
     for name in names.split():
         value = getattr(config, name)

@@ -22,6 +22,15 @@ def to_device(name):
     return device
 
 
+def has_bf16(device):
+    """Whether a device computes in bf16 faster than in fp32: a CPU that has AMX or AVX512-BF16, a GPU of compute
+    capability 8 (Ampere) or later. Others emulate it, or, as Arm's, are not known to gain from it in training."""
+    if device.type == "cuda":
+        return bool(torch.version.hip) or torch.cuda.get_device_capability(device)[0] >= 8
+    there = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}  # absent of old
+    return any(there.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+
+
 def keep_freed_memory(device=None):
     """Lets glibc keep the memory that a batch frees for the next one, instead of giving it back; faster on a CPU, and
     not done for another device."""

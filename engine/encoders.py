@@ -106,9 +106,14 @@ def checkpoint_gradients(encoder):
         ) from None
 
 
+def overflows(encoder):
+    """Whether a family's code overflows in half precision."""
+    return getattr(getattr(encoder, "config", None), "model_type", None) == "deberta"
+
+
 def refuse_precision(encoder, precision):
-    """UserError for a family whose code overflows in half precision."""
-    if precision != "fp32" and getattr(getattr(encoder, "config", None), "model_type", None) == "deberta":
+    """UserError for half precision where the encoder's code overflows in it."""
+    if precision != "fp32" and overflows(encoder):
         raise UserError(f"--precision {precision}: DeBERTa v1 overflows in it; take fp32, or a DeBERTa v2 or v3")
 
 

@@ -1,6 +1,35 @@
-"""Which parameters learn at which rate, and the step of an optimizer."""
+"""Which parameters learn at which rate and for how long, and the step of an optimizer."""
 
 import torch
+
+# --epochs auto: (optimizer steps to aim at, fewest epochs, most epochs)
+PRETRAINED, FROM_SCRATCH = (1400, 3, 30), (3000, 5, 60)
+EMA_SHARE = 0.05  # of all steps: over so many --use_ema averages
+
+
+def steps_per_epoch(num_batches, config):
+    """Optimizer steps in an epoch of so many micro-batches; the last one may have fewer of them than the others."""
+    return -(-num_batches // config.gradient_accumulation_steps)
+
+
+def epochs_of(steps, pretrained):
+    """What --epochs auto is for data of so many steps an epoch: a number of steps in all, within bounds of epochs.
+
+    What an encoder learns depends on its steps more than on how often it sees a text: 3 epochs of a million texts are
+    many, of a thousand texts they are less than its warmup. The bounds: a schedule needs some epochs, each of which
+    dev scores, and of a handful of texts more passes only learn them by heart. From scratch it takes longer.
+    """
+    aim, fewest, most = PRETRAINED if pretrained else FROM_SCRATCH
+    return min(max(-(-aim // max(1, steps)), fewest), most)
+
+
+def ema_decay_of(steps):
+    """EMA's decay a step for a run of so many steps: it averages over some 1 / (1 - decay) of them, EMA_SHARE of all.
+
+    A fixed horizon is all of a short run, with the weights from before it had learnt anything, and nothing of a long
+    one: 0.99, the default until then, made three epochs of ATIS worse (benchmarks/RESULTS.md).
+    """
+    return min(max(1 - 1 / max(1, EMA_SHARE * steps), 0.9), 0.9999)
 
 
 def lr_of_width(hidden_size):

@@ -37,17 +37,15 @@ def require_numbers(config):
     """UserError for a number out of its range."""
     require_range(config, 1, "hidden_size num_layers vocab_size batch_size gradient_accumulation_steps eval_batch_size")
     require_range(config, 1, "log_steps ddp_timeout shuffle_buffer pgd_steps freelb_steps dropout_samples")
-    require_range(
-        config, 0, "epochs warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps"
-    )
+    require_range(config, 0, "warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps")
     require_range(config, 0, "num_workers shared_layers fgm_eps pgd_alpha freelb_alpha awp_gamma smart_weight")
     require_range(config, 0, "rdrop_alpha focal_gamma unfreeze_layers keep_layers lora_rank lora_alpha")
     require_range(config, 8, "max_length")
-    require_range(config, -1, "freeze_layers")
+    require_range(config, -1, "freeze_layers epochs")  # -1: all, auto
     require_range(config, 0, "unlabelled_ratio")
     shares = "teacher_weight dropout lora_dropout lrf label_smoothing ema_decay awp_start swa_start layer_decay"
     for name in shares.split():
-        if not 0 <= getattr(config, name) <= 1:
+        if not 0 <= (getattr(config, name) or 0) <= 1:
             raise UserError(f"--{name}={getattr(config, name)} must lie between 0 and 1")
     for name in ("lr", "head_lr"):
         if getattr(config, name) is not None and not 0 < getattr(config, name) < 1:
@@ -108,8 +106,9 @@ def refuse_tricks(config):
     pretrained = config.pretrain_model_path and config.encoder == "transformer"
     if len(adversaries) > 1:
         raise UserError(f"{' and '.join(adversaries)} are each an adversary; choose one")
-    if config.use_ema and config.use_swa:
-        raise UserError("--use_ema and --use_swa both replace the weights that are scored; choose one")
+    averages = [f"--{name}" for name in ("use_ema", "use_swa", "use_soup") if getattr(config, name)]
+    if len(averages) > 1:
+        raise UserError(f"{' and '.join(averages)} each replace the weights that are scored; choose one")
     if config.use_ema and config.ema_decay == 1:
         raise UserError("--ema_decay=1 would never move; it must be below 1")
     if config.use_swa and 0 < config.epochs < math.floor(config.swa_start * config.epochs) + 2:

@@ -15,6 +15,7 @@ from engine.files import write_json
 from engine.launch import restarts
 
 logger = logging.getLogger("template")
+AUTO = {"epochs": -1, "precision": "auto", "ema_decay": None}  # see engine/automatic.py
 
 
 def close_log():

@@ -68,14 +68,14 @@ class Teacher:
     def answer(self, data, load, precision, device, batches_of):
         """Reads the answers, or computes them once. data: a training set of data_loader.py.
 
-        load() -> (model, featurizer); batches_of(examples, featurizer) -> a MyDataLoader.
+        load() -> (model, featurizer, its options); batches_of(examples, featurizer) -> a MyDataLoader.
         """
         pairs = sorted(name for name, head in self.heads.items() if head.wants_pairs)
         depends = [VERSION, self.sha256, data.source, self.temperature, self.tasks, pairs, precision]
         name = f"teacher-{hashlib.sha256(repr(depends).encode()).hexdigest()[:20]}"
 
         def compute():
-            model, featurizer = load()
+            model, featurizer, _ = load()
             dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
             model = model.to(device).eval()
             examples = data.examples()

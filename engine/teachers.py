@@ -67,7 +67,7 @@ class TaughtBySeveral(Trick):
     def ask_teachers(self, data, load, batches_of, config):
         """Has each teacher answer the texts of a training set, or reads what it answered before.
 
-        load(folder) -> (model, featurizer); batches_of(examples, featurizer) -> a MyDataLoader.
+        load(folder) -> (model, featurizer, its options); batches_of(examples, featurizer) -> a MyDataLoader.
         """
         self.places, self.force = Places(data), config.force_resume
         device = next(self.model.parameters()).device

@@ -52,6 +52,13 @@ class Trick:
     def after_epoch(self, epoch):
         """Before dev is scored; called again if a run was interrupted while scoring."""
 
+    def choose_weights(self, epoch, score, is_better):
+        """After `after_epoch`, for a trick that chooses by dev what `swap_weights` gives; likewise called again.
+
+        score() -> the monitored score of dev with the weights that the model has then. is_better(new, old): of two
+        such scores.
+        """
+
     def swap_weights(self):
         """A context in which the model has the weights that are to be scored and kept as the best."""
         return nullcontext()
@@ -113,6 +120,10 @@ class Tricks(list):
     def after_epoch(self, epoch):
         for trick in self:
             trick.after_epoch(epoch)
+
+    def choose_weights(self, epoch, score, is_better):
+        for trick in self:
+            trick.choose_weights(epoch, score, is_better)
 
     @contextmanager
     def swap_weights(self):

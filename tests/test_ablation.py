@@ -133,6 +133,11 @@ def test_runs_are_known_by_what_they_rest_on(sample, tmp_path):
     assert (
         found("baseline")["use_fgm"] == "False" and found("fgm")["use_fgm"] == "True" and found("layer_decay") is None
     )
+    runs.add({"variant": "ema", "seed": "1"} | keys("ema")["ema"])
+    older = {"variant": "baseline", "seed": "2", "ema_decay": "0.99"}  # when that was the default
+    runs.add(older | keys("baseline")["baseline"])
+    assert ablation.Runs(tmp_path / "runs.csv", keys("baseline")).find("baseline", 2)
+    assert found("ema") and found("ema+ema_decay=0.99") is None
     assert (
         found("lr=1e-4") is None and found("fgm+pooling=mean") is None and found("num_workers=2") == found("baseline")
     )

@@ -85,6 +85,8 @@ def test_parse_bool_refuses_what_is_neither():
         ("--lr 5", "--lr"),
         ("--epochs -1", "--epochs"),
         ("--epochs many", "--epochs"),
+        ("--epochs 2.5", "--epochs"),
+        ("--epochs auto --warmup_epochs -1", "--warmup_epochs"),
         ("--precision fp8", "--precision"),
         ("--dropout 1.5", "--dropout"),
         ("--use_crf=maybe", "--use_crf"),
@@ -98,7 +100,9 @@ def test_parse_bool_refuses_what_is_neither():
         ("--use_pgd --freeze_layers all", "--use_pgd"),
         ("--use_fgm --use_awp", "--use_fgm and --use_awp"),
         ("--use_ema --use_swa", "--use_ema and --use_swa"),
+        ("--use_ema --use_soup", "--use_ema and --use_soup"),
         ("--use_ema --ema_decay 1", "--ema_decay"),
+        ("--use_ema --ema_decay -0.1", "--ema_decay"),
         ("--use_swa --swa_start 1", "--swa_start"),
         ("--use_swa --epochs 3", "--swa_start"),
         ("--use_awp --epochs 1", "--awp_start"),
@@ -148,7 +152,7 @@ def test_strengths_that_do_nothing_are_told():
     assert Config(use_smart=True, smart_weight=0.0).unused_options() == [
         "--smart_weight=0 leaves --use_smart without effect"
     ]
-    switched = {name for name in vars(Config()) if name.startswith("use_")} - {"use_crf"} | {"lora_rank"}
+    switched = {name for name in vars(Config()) if name.startswith("use_")} - {"use_crf", "use_soup"} | {"lora_rank"}
     assert {switch for option in dataclasses.fields(Config) for switch in option.metadata["needs"]} == switched
 
 
@@ -195,6 +199,20 @@ def test_a_run_from_before_auto_pooling_goes_on():
     assert Config().changes_since(before) == []
     assert Config(pooling="mean").changes_since(before) == ["pooling was 'first', is 'mean'"]
     assert Config(lora_rank=8).changes_since(before) == ["lora_rank was 0, is 8"]
+
+
+def test_what_is_auto_agrees_with_what_the_run_had():
+    auto = parse_args(Config, "--epochs auto --precision auto --use_ema".split())
+    before = vars(Config(epochs=12, precision="bf16", use_ema=True, ema_decay=0.99))
+    assert auto.changes_since(before) == []
+    assert Config(epochs=auto.epochs, precision="auto").changes_since(before) == ["use_ema was True, is False"]
+    assert Config(epochs=10, use_ema=True).changes_since(before) == [
+        "epochs was 12, is 10",
+        "precision was 'bf16', is 'fp32'",
+    ]
+    assert Config(epochs=12, precision="bf16", use_ema=True, ema_decay=0.9).changes_since(before) == [
+        "ema_decay was 0.99, is 0.9"
+    ]
 
 
 def test_ratios_must_leave_something_to_train_on():

@@ -144,7 +144,7 @@ def alone(model, featurizer, example):
 def oracle(trainer, batch, folders, weight, temperature, counts):
     """(1 - weight) * loss + weight * T^2 * mean divergence of a batch under no dropout, and the gradient."""
     model, data = trainer.model, trainer.train_loader.dataset
-    asked = [load_with_featurizer(folder / "checkpoints/best") for folder in folders]
+    asked = [load_with_featurizer(folder / "checkpoints/best")[:2] for folder in folders]
     output, total = model(batch.inputs, batch.labels, counts["labels"]), 0.0
     for i, row in enumerate(batch.rows.tolist()):
         example = data[row]
@@ -375,7 +375,7 @@ def test_unlabelled_texts_alone_teach_what_the_teacher_knows(sample, tiny, tmp_p
 def test_answers_of_windows_are_put_together(every_kind, two_teachers):
     """A teacher that reads a text in windows says of each word what the window says whose edge is farther."""
     folder = two_teachers[1] / "checkpoints/best"  # --max_length 12
-    model, featurizer = load_with_featurizer(folder)
+    model, featurizer, _ = load_with_featurizer(folder)
     model.eval()
     tokens = [WORDS[i % 5] for i in range(24)]
     example = {"id": "0", "tokens": tokens, "text": " ".join(tokens)} | dict.fromkeys(TASKS)

@@ -14,6 +14,7 @@ import main as main_module
 from config import Config, seed_torch
 from data_loader import LengthSampler, MyDataLoader, MyDataset, build_loaders
 from engine import checkpoint
+from engine.automatic import settle
 from engine.command_line import UserError
 from engine.features import Featurizer, merge_windows
 from engine.optimization import parameter_groups
@@ -42,6 +43,7 @@ def make_trainer(config, rows=None, own_optimizer=None):
     else:
         train_loader, dev_loader = build_loaders(config, data, encoder, torch.device("cpu"))
     model = build_model(config, tokenizer, tasks)
+    settle(config, model.encoder, torch.device("cpu"), len(train_loader))
     tricks = build_tricks(model, config)
     make = own_optimizer or (lambda groups: build_optimizer(groups, "cpu"))
     optimizer = make(tricks.param_groups(parameter_groups(model, config)))
@@ -463,6 +465,7 @@ VARIANTS = [
     dict(streaming=True, encoder="bilstm", shuffle_buffer=16),
     dict(use_ema=True, use_rdrop=True, use_crf=True, dropout_samples=2, gradient_accumulation_steps=2),
     dict(use_swa=True, swa_start=0.3, use_freelb=True, epochs=3, batch_size=16),
+    dict(use_soup=True, epochs=3, batch_size=16, lr=2e-2),
     dict(use_smart=True, streaming=True, precision="bf16"),
 ]
 

@@ -1,29 +1,32 @@
 """Each trick against gradients, or weights, written with plain autograd: perturbations are inputs to the forward, no
 weight is changed.
 
-Each has a broken version, one line of tricks.py changed, that the same comparison must reject.
+Each has a broken version, one line of tricks.py or engine/averages.py changed, that the same comparison must reject.
 """
 
 import inspect
 import itertools
+import logging
+import math
+import operator
 from types import ModuleType
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from test_trainer import forward_backward, make_trainer, train
+from test_trainer import fingerprints, forward_backward, make_trainer, train
 from torch import nn
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel
 from transformers import BertConfig, BertModel
 
 import tricks
-from config import Config
+from config import Config, seed_torch
 from data_loader import Batch
-from engine import checkpoint
+from engine import averages, checkpoint
 from engine.command_line import UserError
-from engine.optimization import parameter_groups
+from engine.optimization import ema_decay_of, parameter_groups
 from engine.signals import Interrupted
 from model_utils import MyModel, load_checkpoint
 from trainer import Trainer, build_optimizer, build_scheduler
@@ -393,9 +396,11 @@ def gradient_error(name, precision, accumulation, room, tmp_path):
 
 
 def broken(old, new):
-    """tricks.py with one line changed."""
-    source = inspect.getsource(tricks)
-    assert source.count(old) == 1, f"{source.count(old)} times in tricks.py: {old}"
+    """tricks.py, or engine/averages.py, with one line changed."""
+    sources = [inspect.getsource(module) for module in (tricks, averages)]
+    counts = [source.count(old) for source in sources]
+    assert sorted(counts) == [0, 1], f"{counts} times in tricks.py and engine/averages.py: {old}"
+    source = sources[counts.index(1)]
     room = ModuleType("broken")
     exec(compile(source.replace(old, new), "broken", "exec"), room.__dict__)
     return room
@@ -538,8 +543,9 @@ def plain_training(precision, accumulation, steps, rate=None, trains=None):
     return found
 
 
-def our_training(make_trick, precision, accumulation, steps, tmp_path, epoch_of_a_step=False, spoil=()):
-    """(trainer, weights after each step) of a real trainer; spoil: steps whose gradient is made infinite."""
+def our_training(make_trick, precision, accumulation, steps, tmp_path, epoch_of_a_step=False, spoil=(), score=None):
+    """(trainer, weights after each step) of a real trainer; spoil: steps whose gradient is made infinite; score: of a
+    model's weights, by dev."""
     model = tiny_model()
     options = dict(max_grad_norm=0.0, scheduler="constant", warmup_epochs=0, head_lr=1e-2)
     trainer, found = trainer_of(model, make_trick, precision, tmp_path, **options), []
@@ -557,6 +563,7 @@ def our_training(make_trick, precision, accumulation, steps, tmp_path, epoch_of_
         trainer.optimizer_step(batches)
         if epoch_of_a_step:
             trainer.tricks.after_epoch(step)
+            trainer.tricks.choose_weights(step, lambda: score(weights(model)), operator.gt)
         found.append(weights(model))
     return trainer, found
 
@@ -599,6 +606,40 @@ def swa_error(room, precision, accumulation, tmp_path):
     return distance(averaged_weights(trainer), weights(library.module)) + distance(weights(trainer.model), plain[-1])
 
 
+def mean_of(several):
+    return [sum(each) / len(several) for each in zip(*several)]
+
+
+def greedy_soup(epochs, score):
+    """The numbers of the epochs in the soup after each of them, by lists of all weights. epochs: [weights]."""
+    soups, soup, best = [], [], -math.inf
+    for number, one in enumerate(epochs):
+        larger = [*soup, number]
+        together, alone = score(mean_of([epochs[i] for i in larger])), score(one)
+        if together >= max(alone, best):
+            soup, best = larger, together
+        elif alone > best:
+            soup, best = [number], alone
+        soups.append(soup)
+    return soups
+
+
+def soup_error(room, precision, accumulation, tmp_path):
+    plain = plain_training(precision, accumulation, 5)
+    target = mean_of(plain[1:3])
+
+    def score(found):
+        return -relative_error(found, target)
+
+    assert greedy_soup(plain, score) == [[0], [1], [1, 2], [1, 2], [1, 2]]  # begun anew, added to, left as it is
+    trainer, _ = our_training(
+        lambda model: room.Soup(model), precision, accumulation, 5, tmp_path, epoch_of_a_step=True, score=score
+    )
+    kept = trainer.tricks[0]
+    wrong = abs(int(kept.count) - 2) + abs(kept.score - score(averaged_weights(trainer)))
+    return wrong + distance(averaged_weights(trainer), target) + distance(weights(trainer.model), plain[-1])
+
+
 def rate_of(name):
     """0.5 for each layer below the second and last one; heads at 1e-2."""
     if not name.startswith("encoder."):
@@ -632,7 +673,7 @@ WEIGHTS = {
                 "(1 - self.decay) / (1 - self.decay ** self.count.clamp(min=1))",
                 "torch.tensor(1 - self.decay)",
             ),  # the first weights stay in it
-            ("            p.data = average\n", "            pass\n"),
+            ("            p.data = weight\n", "            pass\n"),
             ("                p.data = data\n", "                pass\n"),
         ],
     ),
@@ -641,6 +682,16 @@ WEIGHTS = {
         [
             ("self.update(1 / self.count)", "self.update(1 / (self.count + 1))"),
             ("epoch + 1 > self.start", "epoch > self.start"),
+        ],
+    ),
+    "Soup": (
+        soup_error,
+        [
+            ("share = score(), 1 / (self.count + 1)", "share = score(), 1 / (self.count + 2)"),
+            ("elif is_better(alone, self.score):", "elif False:"),  # a first epoch would stay in it for ever
+            ("if not is_better(alone, together) and not", "if not"),
+            (" and not is_better(self.score, together):", ":"),  # all epochs
+            ("self.count + 1, together", "self.count, together"),
         ],
     ),
     "LayerwiseDecay": (
@@ -719,6 +770,88 @@ def test_the_best_checkpoint_has_the_averaged_weights_and_their_scores(tiny, tmp
             MyDataLoader(trainer.dev_loader.dataset, 64)
         )
         assert evaluation.scores[trainer.monitor] == trainer.progress.best_score
+
+
+def test_the_soup_of_a_real_run_is_the_greedy_one_and_the_best_checkpoint_has_it(tiny):
+    """Each epoch's weights are written down; means of lists of them, scored by the trainer, are the reference."""
+    config = tiny(use_soup=True, epochs=8, scheduler="constant", lr=1e-2, monitor="slots_f1", early_stop_patience=0)
+    trainer, epochs = make_trainer(config), []
+    after_epoch = trainer.tricks.after_epoch
+
+    def write_down(epoch):
+        epochs.append(weights(trainer.model))
+        after_epoch(epoch)
+
+    trainer.tricks.after_epoch = write_down
+    trainer.train()
+
+    def score(found):
+        for p, w in zip(trainer.model.parameters(), found):
+            p.data.copy_(w)
+        return trainer.score_dev()["slots_f1"]
+
+    soups = greedy_soup(epochs, score)
+    scores = [score(mean_of([epochs[i] for i in soup])) for soup in soups]
+    assert max(map(len, soups)) > 1 and trainer.progress.best_score == pytest.approx(max(scores))
+    kept = soups[scores.index(max(scores))]
+    best = load_file(config.run_dir / "checkpoints/best/model.safetensors")
+    for (name, _), wanted in zip(trainer.model.named_parameters(), mean_of([epochs[i] for i in kept])):
+        torch.testing.assert_close(best[name], wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_a_soup_that_is_stopped_while_dev_is_scored_ends_with_the_same_bytes(tiny, monkeypatch):
+    """At every scoring: of an epoch alone, with the soup, and of what was chosen."""
+    options = dict(use_soup=True, epochs=2, lr=2e-2, batch_size=30)
+    whole = tiny(model_version="whole", **options)
+    train(whole)
+    scorings = 2 + 3
+    for stop in range(1, scorings + 1):
+        config = tiny(model_version=f"stopped{stop}", **options)
+        trainer, done = make_trainer(config), []
+        trainer.resume()
+        infer = trainer.infer
+
+        def signalled(*args, trainer=trainer, infer=infer, done=done, stop=stop):
+            done.append(args)
+            if len(done) == stop:
+                trainer.stop.number = 15
+            return infer(*args)
+
+        monkeypatch.setattr(trainer, "infer", signalled)
+        with pytest.raises(Interrupted):
+            trainer.train()
+        seed_torch(99)
+        train(config)
+        assert fingerprints(config) == fingerprints(whole), f"stopped at scoring {stop}"
+    assert len(done) == scorings
+
+
+def test_a_soup_remembers_its_score():
+    """After a stop, a worse epoch and a worse mixture leave it as it was."""
+    model = tiny_model()
+    before, after = tricks.Soup(model), tricks.Soup(model)
+    before.choose_weights(0, lambda: 0.9, operator.gt)
+    after.load_state_dict(before.state_dict())
+    kept = weights(model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 1.0
+    after.choose_weights(1, lambda: 0.5, operator.gt)
+    with after.swap_weights():
+        assert all(torch.equal(p, w) for p, w in zip(model.parameters(), kept))
+    assert (after.score, after.count, after.last) == (0.9, 1, 1)
+
+
+def test_ema_averages_over_a_share_of_all_steps(tiny, caplog):
+    """By default; a number stays what it is."""
+    short = dict(epochs=3, gradient_accumulation_steps=2)  # 4 steps an epoch
+    for steps, wanted in ((0, 0.9), (12, 0.9), (400, 0.95), (2800, 1 - 1 / 140), (10**7, 0.9999)):
+        assert ema_decay_of(steps) == pytest.approx(wanted)
+    logging.getLogger("template").propagate = True
+    caplog.set_level(logging.INFO)
+    assert make_trainer(tiny(use_ema=True, **short)).tricks[0].decay == ema_decay_of(12)
+    assert "--ema_decay auto: 0.9000 for 12 steps" in caplog.text
+    assert make_trainer(tiny(use_ema=True, ema_decay=0.99, model_version="x")).tricks[0].decay == 0.99
 
 
 def test_the_rate_stays_where_swa_begins():

@@ -1,0 +1,262 @@
+"""What `auto` of an option is, that it is settled once, and that a run goes on with what it was."""
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, read_json
+from test_distributed import torchrun
+from test_trainer import fingerprints, make_trainer
+from torch import nn
+from transformers import DebertaConfig, DebertaModel
+
+import cross_validate
+import main as main_module
+from config import Config
+from data_process import DataConfig, process
+from engine import automatic, optimization
+from engine.automatic import settle, settle_precision
+from engine.command_line import UserError, parse_args
+from engine.device import has_bf16
+from engine.optimization import epochs_of
+from engine.signals import Interrupted
+from trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def told(caplog):
+    """What was logged."""
+    logging.getLogger("template").propagate = True
+    caplog.set_level(logging.INFO)
+    return caplog
+
+
+@pytest.fixture
+def two_epochs(monkeypatch):
+    """Data of 60 rows would else take the most that is allowed."""
+    monkeypatch.setattr(optimization, "FROM_SCRATCH", (16, 1, 5))
+
+
+def run(config):
+    """The whole command. -> its log"""
+    main_module.main(config)
+    return (config.run_dir / "train.log").read_text()
+
+
+def stop_run(config, step, monkeypatch):
+    """The command, to which a signal comes during that optimizer step. -> its log"""
+    step_of = Trainer.optimizer_step
+
+    def signalled(trainer, group):
+        step_of(trainer, group)
+        if trainer.progress.step + 1 == step:
+            trainer.stop.number = 15
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(Trainer, "optimizer_step", signalled)
+        main_module.main(config)
+    return (config.run_dir / "train.log").read_text()
+
+
+def a_machine_that(monkeypatch, is_fast):
+    monkeypatch.setattr(automatic, "has_bf16", lambda device: is_fast)
+
+
+# ---- epochs ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_epochs_are_a_number_of_steps_within_bounds(pretrained):
+    aim, fewest, most = optimization.PRETRAINED if pretrained else optimization.FROM_SCRATCH
+    for steps in range(1, 3 * aim):
+        epochs = epochs_of(steps, pretrained)
+        assert fewest <= epochs <= most
+        if epochs > fewest:  # so many are needed
+            assert (epochs - 1) * steps < aim
+        if epochs < most:  # and enough
+            assert epochs * steps >= aim
+    assert epochs_of(0, pretrained) == most
+
+
+def test_auto_is_a_number_before_anything_needs_it(tiny, two_epochs):
+    """The schedule, the log, the checkpoints and args.json have it, with accumulation too."""
+    config = tiny(do_train=True, gradient_accumulation_steps=3, epochs=parse_args(Config, ["--epochs=auto"]).epochs)
+    assert "--epochs auto: 5 for 3 steps an epoch" in run(config) and config.epochs == 5  # 8 micro-batches
+    assert read_json(config.run_dir / "args.json")["epochs"] == 5
+    assert read_json(config.run_dir / "checkpoints/best/args.json")["epochs"] == 5
+    assert (config.run_dir / "checkpoints/step_00000015").is_dir()
+    wanted = tiny(do_train=True, gradient_accumulation_steps=3, epochs=5, model_version="given")
+    run(wanted)
+    assert fingerprints(config) == fingerprints(wanted)
+
+
+def test_a_run_goes_on_with_the_epochs_that_it_began_with(tiny, two_epochs, monkeypatch):
+    """Though other numbers of processes, or a later version, would choose others."""
+    whole = tiny(do_train=True, epochs=-1, model_version="whole")
+    run(whole)
+    stop_run(tiny(do_train=True, epochs=-1), 5, monkeypatch)
+    monkeypatch.setattr(optimization, "FROM_SCRATCH", (24, 1, 5))
+    again = tiny(do_train=True, epochs=-1, resume=True)
+    assert "--epochs auto: 2, as the run began" in run(again) and again.epochs == 2
+    assert fingerprints(again) == fingerprints(whole)
+    with pytest.raises(UserError, match="epochs was 2, is 3"):
+        main_module.main(tiny(do_train=True, epochs=3, resume=True))
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        (dict(use_swa=True), "swa_start"),
+        (dict(use_awp=True, awp_start=0.9), "awp_start"),
+        (dict(warmup_epochs=3.0), "warmup_epochs"),
+    ],
+)
+def test_other_options_are_checked_against_the_number(options, named, tiny, two_epochs):
+    config = tiny(epochs=-1, **options)  # not yet known
+    with pytest.raises(UserError, match=f"--{named}"):
+        make_trainer(config)
+
+
+def test_a_trial_run_takes_as_many_epochs_as_by_default():
+    config = Config(epochs=-1, debug=True, use_swa=True)
+    settle(config, nn.Linear(2, 2), CPU, 2)
+    assert config.epochs == 10
+
+
+def test_each_fold_takes_its_number_and_keeps_it(tmp_path, two_epochs, monkeypatch):
+    rows = [{"text": f"a {word} film {i}", "label": word} for i in range(24) for word in ("good", "bad")]
+    (tmp_path / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = tmp_path / "data"
+    process(DataConfig(input=str(tmp_path / "raw.jsonl"), output_dir=str(data), n_splits=2, test_ratio=0.0))
+    auto = dict(epochs=-1, precision="auto", use_ema=True)
+
+    def train_folds():
+        config = Config(**{**TINY, **auto}, data_path=str(data), output_dir=str(tmp_path), model_version="cv")
+        cross_validate.main(config)
+        return [read_json(tmp_path / f"cv-fold_{number}/args.json") for number in (0, 1)]
+
+    a_machine_that(monkeypatch, True)
+    first = train_folds()
+    assert [(fold["epochs"], fold["precision"]) for fold in first] == [(5, "bf16")] * 2  # 3 steps an epoch
+    weights = [(tmp_path / f"cv-fold_{number}/checkpoints/best/manifest.json").read_text() for number in (0, 1)]
+    monkeypatch.setattr(optimization, "FROM_SCRATCH", (24, 1, 9))
+    a_machine_that(monkeypatch, False)
+    assert train_folds() == first  # nothing is trained any more
+    assert weights == [(tmp_path / f"cv-fold_{n}/checkpoints/best/manifest.json").read_text() for n in (0, 1)]
+
+
+@pytest.mark.slow
+def test_two_processes_agree_and_one_may_go_on(sample, tmp_path, command):
+    """Two have half as many steps an epoch, by which one would take more epochs."""
+    rows = (sample / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("labels.json", "dev.jsonl"):
+        (data / name).write_bytes((sample / name).read_bytes())
+    (data / "train.jsonl").write_text("".join(rows * 11), encoding="utf-8")
+    flags = "--hidden_size 32 --num_layers 1 --vocab_size 400 --device cpu --do_train --resume --log_steps 100".split()
+    flags += ["--data_path", data, "--output_dir", tmp_path, "--model_version", "run", "--epochs", "auto"]
+    flags += ["--precision", "auto", "--lr", "1e-12", "--early_stop_patience", "1"]
+    printed = torchrun(2, "main.py", *flags, "--batch_size", "1", cwd=tmp_path)
+    steps, epochs = 330, epochs_of(330, False)
+    assert f"--epochs auto: {epochs} for {steps} steps an epoch" in printed
+    assert read_json(tmp_path / "run/args.json")["epochs"] == epochs != epochs_of(660, False)
+    done = command("main.py", *flags, "--batch_size", "1")
+    assert done.returncode == 0 and f"--epochs auto: {epochs}, as the run began" in done.stderr
+
+
+# ---- precision -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="Linux tells there what a CPU has")
+def test_a_cpu_is_asked_what_it_has():
+    flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text()))
+    assert has_bf16(CPU) == bool({"amx_bf16", "avx512_bf16"} & flags)
+    assert not has_bf16(torch.device("meta"))
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_precision_is_settled_once_and_a_run_keeps_to_it(is_fast, tiny, monkeypatch):
+    wanted, other = ("bf16", "fp32") if is_fast else ("fp32", "bf16")
+    a_machine_that(monkeypatch, is_fast)
+    options = dict(epochs=1, do_train=True)
+    config = tiny(precision="auto", **options)
+    assert f"--precision auto: {wanted}" in stop_run(config, 3, monkeypatch)
+    assert read_json(config.run_dir / "args.json")["precision"] == wanted
+    a_machine_that(monkeypatch, not is_fast)
+    again = tiny(precision="auto", resume=True, **options)
+    slow = "; this machine is slow in it" if is_fast else ""
+    assert f"--precision auto: {wanted}, as the run began{slow}\n" in run(again) and again.precision == wanted
+    given = {precision: tiny(precision=precision, model_version=precision, **options) for precision in (wanted, other)}
+    for one in given.values():
+        run(one)
+    assert fingerprints(again) == fingerprints(given[wanted]) != fingerprints(given[other])
+    with pytest.raises(UserError, match=f"precision was '{wanted}', is '{other}'"):
+        run(tiny(precision=other, resume=True, **options))
+
+
+def test_smart_hears_of_the_precision(tiny, monkeypatch):
+    a_machine_that(monkeypatch, True)
+    assert make_trainer(tiny(precision="auto", use_smart=True)).tricks[0].half_precision
+
+
+def test_an_encoder_that_overflows_takes_full_precision(told, monkeypatch):
+    a_machine_that(monkeypatch, True)
+    shape = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=1, intermediate_size=32, vocab_size=20)
+    config = Config(precision="auto")
+    settle_precision(config, DebertaModel(DebertaConfig(**shape)), CPU)
+    assert config.precision == "fp32" and "fp32: deberta overflows in bf16" in told.text
+    config = Config(precision="bf16")
+    settle_precision(config, DebertaModel(DebertaConfig(**shape)), CPU)
+    assert config.precision == "bf16"  # asked for: the trainer refuses it
+
+
+@pytest.mark.parametrize(
+    "trained, is_fast, wanted",
+    [("bf16", True, "bf16"), ("bf16", False, "fp32"), ("fp32", True, "fp32"), ("fp16", True, "fp32")],
+)
+def test_a_checkpoint_is_used_as_it_was_trained_where_that_is_fast(trained, is_fast, wanted, monkeypatch):
+    a_machine_that(monkeypatch, is_fast)
+    config = Config(precision="auto")
+    settle_precision(config, nn.Linear(2, 2), CPU, trained)
+    assert config.precision == wanted
+
+
+# ---- averages --------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_from_before_the_decay_was_auto_goes_on_with_it(tiny, monkeypatch):
+    options = dict(use_ema=True, epochs=1, do_train=True)
+    whole = tiny(ema_decay=0.99, model_version="whole", **options)
+    run(whole)
+    stop_run(tiny(ema_decay=0.99, **options), 3, monkeypatch)
+    again = tiny(resume=True, **options)
+    assert "--ema_decay auto: 0.99, as the run began" in run(again)
+    assert fingerprints(again) == fingerprints(whole)
+
+
+def test_a_run_goes_on_with_the_decay_that_it_chose(tiny, monkeypatch):
+    """Also for more epochs, which a constant rate allows."""
+    monkeypatch.setattr(optimization, "EMA_SHARE", 1.0)
+    options = dict(use_ema=True, do_train=True, scheduler="constant", warmup_epochs=0.0)
+    whole = tiny(model_version="whole", ema_decay=1 - 1 / 16, epochs=3, **options)
+    run(whole)
+    config = tiny(epochs=2, **options)
+    assert "--ema_decay auto: 0.9375 for 16 steps" in stop_run(config, 3, monkeypatch)
+    assert read_json(config.run_dir / "args.json")["ema_decay"] == 1 - 1 / 16
+    again = tiny(epochs=3, resume=True, **options)
+    assert "--ema_decay auto: 0.9375, as the run began" in run(again)
+    assert fingerprints(again) == fingerprints(whole)
+
+
+def test_the_decay_of_an_old_run_without_ema_is_not_told(tiny):
+    """It is not what the person who resumes it has asked for."""
+    options = dict(epochs=1, do_train=True)
+    assert "--ema_decay=0.99 has no effect" in run(tiny(ema_decay=0.99, **options))
+    (tiny().run_dir / "train.log").unlink()
+    assert "ema_decay" not in run(tiny(resume=True, **options))
