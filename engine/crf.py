@@ -108,32 +108,45 @@ class CRF(torchcrf.CRF):
 
     @torch.no_grad()
     def path_statistics(self, emissions, mask, temperature=1.0):
-        """Of the distribution over paths at a temperature: p(tag of word t) (B, W, C), the entropies of each tag given
-        the one before, whose sum is that of the path, (B, W), and a function that gives p(tags of words t - 1 and t)
-        (B, C, C). By the forward-backward algorithm in fp64."""
-        emissions = emissions.double() / temperature
+        """Of the distribution over paths at a temperature: p(tag of word t) (B, W, C), the entropies (B,), and a
+        function that gives p(tags of words t - 1 and t) (B, C, C) for t from 1 on, without meaning beyond the mask.
+
+        By the forward-backward algorithm on probabilities in fp64, each word's divided by their sum.
+        """
+        scores = emissions.double() / temperature
         names = ("start_transitions", "transitions", "end_transitions")
         start, between, end = (getattr(self, name).double() / temperature for name in names)
-        forward, backward = [start + emissions[:, 0]], [end.expand(len(mask), -1)]
-        for t in range(1, emissions.shape[1]):
-            step = (forward[-1].unsqueeze(2) + between).logsumexp(1) + emissions[:, t]
-            forward.append(torch.where(mask[:, t, None], step, forward[-1]))
-        for t in range(emissions.shape[1] - 1, 0, -1):
-            step = (between + (emissions[:, t] + backward[-1]).unsqueeze(1)).logsumexp(2)
-            backward.append(torch.where(mask[:, t, None], step, backward[-1]))
-        backward = backward[::-1]
-        total = (forward[-1] + end).logsumexp(1)[:, None, None]
+        texts, last = torch.arange(len(mask), device=mask.device), mask.sum(1) - 1
+        scores[:, 0] += start
+        scores[texts, last] += end
+        peaks, factors = scores.amax(2, keepdim=True), (between - between.max()).exp()
+        words = (scores - peaks).exp()
+        before, logs = [words[:, 0]], [torch.zeros_like(mask[:, 0], dtype=words.dtype)]
+        for t in range(1, words.shape[1]):
+            step = (before[-1] @ factors) * words[:, t]
+            total = step.sum(1, keepdim=True)
+            before.append(torch.where(mask[:, t, None], step / total, before[-1]))
+            logs.append(torch.where(mask[:, t], total.squeeze(1).log() + between.max(), 0.0))
+        after = [torch.ones_like(words[:, 0])]
+        for t in range(words.shape[1] - 1, 0, -1):
+            step = (words[:, t] * after[-1]) @ factors.T
+            after.append(torch.where(mask[:, t, None], step / step.sum(1, keepdim=True), after[-1]))
+        before, after = torch.stack(before, 1), torch.stack(after[::-1], 1)
+        statistics = before * after
+        statistics /= statistics.sum(2, keepdim=True)
+        # The logarithm of all paths' sum, less the score that is expected
+        onwards = words * after
+        crossings = ((before[:, :-1] @ factors) * onwards[:, 1:]).sum(2)
+        crossed = ((before[:, :-1] @ (factors * between)) * onwards[:, 1:]).sum(2) / crossings
+        total = torch.stack(logs, 1).sum(1) + before[texts, last].sum(1).log() + (peaks.squeeze(2) * mask).sum(1)
+        expected = torch.where(mask, (statistics * scores).sum(2), 0.0).sum(1) + torch.where(
+            mask[:, 1:], crossed, 0.0
+        ).sum(1)
 
         def pairs(t):
-            onwards = (emissions[:, t] + backward[t]).unsqueeze(1)
-            return (forward[t - 1].unsqueeze(2) + between + onwards - total).exp()
+            return before[:, t - 1, :, None] * factors * (onwards[:, t] / crossings[:, t - 1, None])[:, None]
 
-        statistics = (torch.stack(forward, 1) + torch.stack(backward, 1) - total).exp()
-        minus_entropies = torch.special.xlogy(statistics, statistics).sum(2)  # of each tag by itself
-        entropies = -minus_entropies
-        for t in range(1, emissions.shape[1]):
-            entropies[:, t] = minus_entropies[:, t - 1] - torch.special.xlogy(p := pairs(t), p).sum((1, 2))
-        return statistics, entropies * mask, pairs
+        return statistics, total - expected, pairs
 
     @torch.no_grad()
     def viterbi(self, emissions, mask):
@@ -176,8 +189,9 @@ class PathStatistics(LogitAverages):
 
     def teach(self, logits, inputs, temperature, pairs=False):
         statistics, entropies, pair = self.crf.path_statistics(logits, inputs["word_mask"], temperature)
+        entropies = F.pad(entropies.unsqueeze(1), (0, logits.shape[1] - 1))  # all of it at the first word
         words = range(1, logits.shape[1]) if pairs else ()
-        return statistics.float(), entropies.float(), (pair(t).float() for t in words)
+        return statistics.float(), entropies.float(), (pair(t) for t in words)
 
     def num_taught(self, targets, inputs):
         """Words of the texts that teachers answered to the end: a path through others is none of theirs."""

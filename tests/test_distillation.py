@@ -229,7 +229,12 @@ BROKEN = {  # module: [(line, broken)]
         ("targets.words == last[targets.rows]", "targets.words == mask.shape[1] - 1"),
         ("(by_pair * targets.pair_values * whole", "(0 * by_pair * targets.pair_values * whole"),
         ("crf.log_partition(logits, mask, temperature)", "crf.log_partition(logits, mask)"),
-        ("backward.append(torch.where(mask[:, t, None], step, backward[-1]))", "backward.append(step)"),
+        (
+            "after.append(torch.where(mask[:, t, None], step / step.sum(1, keepdim=True), after[-1]))",
+            "after.append(step)",
+        ),
+        ("scores[texts, last] += end", "scores[texts, -1] += end"),
+        ("(factors * between)", "factors"),
     ],
     span_pointer: [
         ("return scores.sigmoid() * self.are_spans(inputs)", "return scores.sigmoid()"),
