@@ -79,6 +79,7 @@ def test_flags_in_sentences_exist():
     scripts += ["benchmarks/wrong_labels.py", "benchmarks/nested.py", "serve.py", "benchmarks/serving.py"]
     scripts += ["benchmarks/wrong_labels.py", "benchmarks/nested.py", "benchmarks/shipped.py", "export.py"]
     scripts += ["engine/export/predictor.py", "benchmarks/labelling.py", "benchmarks/data_size.py"]
+    scripts += ["benchmarks/recombine.py"]
     known = set().union(*map(flags_of, scripts))
     for name in WITH_FLAGS:
         for code in re.findall(r"`([^`\n]+)`", (ROOT / name).read_text(encoding="utf-8")):
