@@ -61,8 +61,7 @@ class EnsembleConfig:
 
     def for_runs(self):
         """The options of main.py with which each run is loaded and texts are labelled."""
-        theirs = {f.name for f in dataclasses.fields(Config)}
-        values = {name: value for name, value in dataclasses.asdict(self).items() if name in theirs}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(Config) if f.name in vars(self)}
         return Config(do_predict=bool(self.predict_file), **values)
 
 
@@ -180,8 +179,7 @@ def score(committee, config, monitor, parts, folder):
         found = answers[group][title]
         write_rows(folder, title, rows_of(part.dataset, found, tasks, metrics))
         if title == "test":
-            rows = prediction_rows(found, part.dataset, tasks, metrics.is_right)
-            write_predictions(rows, folder / "predictions.csv")
+            write_predictions(prediction_rows(found, part.dataset, tasks, metrics.is_right), folder / "predictions.csv")
 
 
 def leave_report(committee, config, trained, parts, folder):
