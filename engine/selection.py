@@ -212,7 +212,7 @@ def selection_told(result, is_better):
     if None in honest.values():
         return lines
     lines.append(
-        f"the selection was chosen by its {monitor} on dev, {chosen['dev'][monitor]:.4f}, which flatters it: "
+        f"the selection was chosen by its {monitor} on dev, {chosen['dev'][monitor]:.4f}, which may flatter it: "
         f"cross-fitted it is {honest['selected']:.4f}, that of all {number} {honest['all']:.4f}"
     )
     if is_better(monitor, honest["selected"], honest["all"]):

@@ -399,7 +399,7 @@ def test_scores_files_and_page(joint, sample, tmp_path, caplog):
         and gain["low"] <= gain["difference"] <= gain["high"]
     )
     log, (page, _) = (folder / "train.log").read_text(encoding="utf-8"), make_report(folder)
-    assert "cross-fitted" in log and f"gain over {best}" in log and "flatters it" in log
+    assert "cross-fitted" in log and f"gain over {best}" in log and "may flatter it" in log
     assert all(run.name in page.read_text(encoding="utf-8") for run in runs)  # the course of each
 
 
