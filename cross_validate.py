@@ -22,8 +22,8 @@ from logging_config import get_logger
 
 def main(config):
     import metrics
-    from engine.cross_validation import as_predictions, average_heads, deciding_state, mean_predictions, mean_scores
-    from engine.predictions import prediction_row, write_predictions
+    from engine.ensemble import average_heads, deciding_state, mean_predictions, mean_scores
+    from engine.predictions import prediction_rows, write_predictions
     from engine.report.answers import rows_of, write_rows
     from preprocess.schema import load_labels
 
@@ -47,7 +47,7 @@ def main(config):
             test_set = test_loader.dataset
             predictions, _ = trainer.infer(test_loader, f"fold {fold.fold}: test", keep_averages=True)
             averages.append(predictions.averages)
-            head_states.append(deciding_state(trainer.model))
+            head_states.append(deciding_state(trainer.model.output_layer.heads))
     write_predictions(rows, folder / "out_of_fold.csv")
 
     result = mean_scores([fold.run_dir / "eval.json" for fold in folds])
@@ -55,11 +55,11 @@ def main(config):
     result["out_of_fold"] = metrics.score(tasks, *sides)
     write_rows(folder, "out_of_fold", kept)
     if test_set is not None:
-        average_heads(trainer.model, head_states)
-        answers = mean_predictions(trainer.model, averages, test_set)
-        labelled = (prediction_row(test_set[i], answer, tasks, metrics.is_right) for i, answer in enumerate(answers))
+        heads = trainer.model.output_layer.heads
+        average_heads(heads, head_states)
+        predictions = mean_predictions(heads, averages, test_set)
+        labelled = prediction_rows(predictions, test_set, tasks, metrics.is_right)
         write_predictions(labelled, folder / "predictions.csv")
-        predictions = as_predictions(answers, averages, trainer.model)
         write_rows(folder, "test", rows_of(test_set, predictions, tasks, metrics))
         test_gold = {name: [test_set[i][name] for i in range(len(test_set))] for name in tasks}
         result["test_of_all_folds"] = metrics.score(tasks, test_gold, predictions.labels)
@@ -71,15 +71,11 @@ def main(config):
 
 def fold_rows(number, data, predictions, tasks):
     """The rows of out_of_fold.csv of a fold's dev part."""
-    from engine.predictions import prediction_row
+    from engine.predictions import prediction_rows
     from metrics import is_right
 
-    rows = []
-    for i in range(len(data)):
-        answers = {name: (predictions.labels[name][i], predictions.probabilities[name][i]) for name in tasks}
-        row = prediction_row(data[i], answers, tasks, is_right)
-        rows.append({"id": row.pop("id"), "fold": number, **row})
-    return rows
+    rows = prediction_rows(predictions, data, tasks, is_right)
+    return [{"id": row.pop("id"), "fold": number, **row} for row in rows]
 
 
 def fold_numbers(data_path):

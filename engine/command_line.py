@@ -45,13 +45,14 @@ def os_error_line(error):
     return f"{error.filename2 or error.filename}: {error.strerror.lower()}" + (f"; {advice}" if advice else "")
 
 
-def option(default, help, group=None, choices=None, aliases=(), parse=None, needs=""):
+def option(default, help, group=None, choices=None, aliases=(), parse=None, needs="", positional=""):
     """A dataclass field that becomes a flag.
 
     group: opens a section of `--help` that lasts until the next one. needs: the switches, of which one must be on for
-    this option to have an effect.
+    this option to have an effect. positional: what `--help` calls one of several words that need no flag.
     """
     metadata = dict(help=help, group=group, choices=choices, aliases=aliases, parse=parse, needs=needs.split())
+    metadata["positional"] = positional
     return field(default=default, metadata=metadata)
 
 
@@ -116,9 +117,10 @@ class OneLineParser(argparse.ArgumentParser):
 
 def parse_args(config_class, argv=None):
     """Builds an argparse parser from a dataclass of `option`s, and fills it; a mistake exits with 2."""
+    words = [f.metadata["positional"] for f in dataclasses.fields(config_class) if f.metadata["positional"]]
     parser = OneLineParser(
         description=sys.modules["__main__"].__doc__,
-        usage="%(prog)s [--flag VALUE] ...",
+        usage=" ".join(["%(prog)s", *(f"{word} {word} ..." for word in words), "[--flag VALUE] ..."]),
         allow_abbrev=False,
         formatter_class=lambda prog: HelpFormatter(prog, max_help_position=32, width=120),
     )
@@ -130,7 +132,9 @@ def parse_args(config_class, argv=None):
         flags = [f"--{name}" for name in (f.name, *meta["aliases"])]
         shown = "" if f.default is None or f.default is False or f.default in ("", ()) else f" [{f.default}]"
         described = dict(dest=f.name, default=f.default, help=meta["help"] + shown)
-        if f.type is bool:
+        if meta["positional"]:
+            parser.add_argument(f.name, nargs="+", metavar=meta["positional"], help=meta["help"])
+        elif f.type is bool:
             section.add_argument(*flags, type=parse_bool, nargs="?", const=True, metavar="BOOL", **described)
             section.add_argument(
                 f"--no_{f.name}",
@@ -149,7 +153,7 @@ def parse_args(config_class, argv=None):
             several = {"nargs": "+", "metavar": "NAME"} if get_origin(f.type) is tuple else {}
             section.add_argument(*flags, type=meta["parse"] or kind, choices=meta["choices"], **several, **described)
     try:
-        return config_class(**vars(parser.parse_args(argv)))
+        return config_class(**vars((parser.parse_intermixed_args if words else parser.parse_args)(argv)))
     except UserError as error:
         parser.error(str(error))
 

@@ -36,18 +36,20 @@ CHECKPOINT, POOLS = "SHA-256 of the checkpoint", "rows in a pool"
 FORCEABLE = {CHECKPOINT, POOLS, "device", "--eval_batch_size", "--precision", "--compile"}
 
 
-def label_rows(trainer, rows, load, path, checkpoint):
+def label_rows(trainer, rows, load, path, *checkpoints, **more):
     """Labels the rows of a file into a .csv or .jsonl file, or the part of them that --shard names.
 
     rows: a Rows of preprocess/sources.py; load: examples -> a MyDataLoader; path: of the output, to which --shard adds
-    its number; checkpoint: the folder of the trainer's model. SIGTERM and SIGINT stop after a batch, and raise
-    Interrupted; --resume labels its pool anew.
+    its number; checkpoints: the folders of the trainer's model, or of the models that answer together; more: what
+    else the answers depend on. SIGTERM and SIGINT stop after a batch, and raise Interrupted; --resume labels its pool
+    anew.
     """
     config, tasks = trainer.config, trainer.tasks
     pool = config.eval_batch_size * min(BATCHES, max(1, POOL // config.eval_batch_size))
     part = part_of_shard(rows.size, pool, config.shard)
     check_all(rows, tasks)
-    facts = {"SHA-256 of the input": rows.sha256[:16], CHECKPOINT: sha256(Path(checkpoint) / "manifest.json")[:16]}
+    sums = [sha256(Path(checkpoint) / "manifest.json")[:16] for checkpoint in checkpoints]
+    facts = {"SHA-256 of the input": rows.sha256[:16], CHECKPOINT: " ".join(sums)} | more
     facts |= {"rows": rows.size, POOLS: pool, "device": trainer.device.type}
     facts |= {f"--{name}": getattr(config, name) for name in OPTIONS}
     distributed.require_same(facts)

@@ -197,12 +197,15 @@ def num_outside(data, name):
     )
 
 
-def mean_of(answers):
-    """(spans, probabilities) of one text by several models -> the mean; a model that did not find a span says 0."""
-    sums = {}
+def mean_of(answers, seen=None):
+    """(spans, probabilities) of one text by several models -> the mean; a model that did not find a span says 0.
+
+    seen: how many words of the text each model saw, if one cut it: it says nothing of a span that ends behind them.
+    """
+    sums, seen = {}, seen or [math.inf] * len(answers)
     for spans, probabilities in answers:
         for span, p in zip(spans, probabilities):
-            sums[span] = sums.get(span, 0.0) + p / len(answers)
+            sums[span] = sums.get(span, 0.0) + p / sum(span[1] < size for size in seen)
     return sorted(sums), [sums[span] for span in sorted(sums)]
 
 

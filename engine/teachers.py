@@ -9,20 +9,10 @@ import torch
 
 from engine import checkpoint, distributed
 from engine.command_line import UserError
+from engine.ensemble import checkpoint_of
 from engine.soft_targets import Places, Teacher, soft_targets
 from engine.tags import kind_of
 from engine.trick import Trick
-
-
-def checkpoint_of(path):
-    """The checkpoint folder that a run folder, or a checkpoint folder itself, stands for. UserError if it is damaged or
-    absent."""
-    folder = Path(path)
-    folder = folder / "checkpoints/best" if (folder / "checkpoints/best").is_dir() else folder
-    if not (folder / "labels.json").is_file():
-        raise UserError(f"{path}: neither a run folder with a best checkpoint nor a checkpoint")
-    checkpoint.require_whole(folder)
-    return folder
 
 
 def shared_tasks(folder, theirs, ours):
@@ -60,7 +50,7 @@ class TaughtBySeveral(Trick):
         self.model, self.temperature, self.heads = model, temperature, model.output_layer.heads
         self.of_step, self.counts, self.force, self.teachers = {}, None, False, []
         ours = {name: head.task for name, head in self.heads.items()}
-        for folder in map(checkpoint_of, folders):
+        for folder in (checkpoint_of(Path(folder)) for folder in folders):
             theirs = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
             self.teachers.append(Teacher(folder, self.heads, shared_tasks(folder, theirs, ours), temperature))
 

@@ -406,7 +406,7 @@ def test_mistakes_are_one_line(with_more, two_teachers, every_kind, tiny, tmp_pa
             make_trainer(config)
         return str(mistake.value)
 
-    assert "neither a run folder" in refused(with_more(teacher=str(tmp_path / "nothing")))
+    assert "neither a run with" in refused(with_more(teacher=str(tmp_path / "nothing")))
     train(tiny(model_version="other", epochs=0))
     assert "other labels of 'intent'" in refused(with_more(teacher=str(tmp_path / "output/other")))
     assert "knows none of the tasks" in refused(
@@ -428,6 +428,7 @@ def only_score(two_teachers, tmp_path):
 
     def fill(temporary):
         write_json(temporary / "labels.json", {"score": TASKS["score"]})
+        write_json(temporary / "args.json", {})
 
     replace_folder(folder, fill)
     return folder

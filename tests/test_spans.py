@@ -17,7 +17,7 @@ from data_loader import MyDataLoader, MyDataset
 from data_process import DataConfig, process
 from engine import span_pointer
 from engine.command_line import UserError
-from engine.cross_validation import average_heads, deciding_state, mean_predictions
+from engine.ensemble import average_heads, deciding_state, mean_predictions
 from engine.features import Featurizer
 from engine.head import best_threshold
 from engine.signals import Interrupted
@@ -266,6 +266,8 @@ def test_labels_of_windows_are_the_spans_within_them(tokenizer, caplog):
 def test_the_mean_over_folds():
     spans, p = span_pointer.mean_of([([(0, 1, 0), (2, 2, 1)], [0.8, 0.4]), ([(0, 1, 0)], [0.6])])
     assert dict(zip(spans, p)) == pytest.approx({(0, 1, 0): 0.7, (2, 2, 1): 0.2})
+    spans, p = span_pointer.mean_of([([(0, 1, 0), (2, 2, 1)], [0.8, 0.4]), ([(0, 1, 0)], [0.6])], [3, 2])
+    assert dict(zip(spans, p)) == pytest.approx({(0, 1, 0): 0.7, (2, 2, 1): 0.4})  # the second was cut before word 2
 
 
 def test_scores_of_spans():
@@ -531,17 +533,17 @@ def test_folds_are_averaged(small):
     trainers = [train(small(epochs=6, lr=1e-2, model_version=f"m{seed}", random_seed=seed)) for seed in (1, 2)]
     data = trainers[0].dev_loader.dataset
     found = [t.infer(MyDataLoader(data, 7), "", keep_averages=True)[0] for t in trainers]
-    model = trainers[0].model
-    alone = mean_predictions(model, [found[0].averages] * 3, data)
-    assert [answer["entities"][0] for answer in alone] == found[0].labels["entities"]
-    average_heads(model, [deciding_state(t.model) for t in trainers])
-    lowest = float(model.output_layer.heads["entities"].threshold.double().sigmoid())
-    both = mean_predictions(model, [one.averages for one in found], data)
-    for i, answer in enumerate(both):
+    heads = trainers[0].model.output_layer.heads
+    alone = mean_predictions(heads, [found[0].averages] * 3, data)
+    assert alone.labels["entities"] == found[0].labels["entities"]
+    average_heads(heads, [deciding_state(t.model.output_layer.heads) for t in trainers])
+    lowest = float(heads["entities"].threshold.double().sigmoid())
+    both = mean_predictions(heads, [one.averages for one in found], data)
+    for i, answer in enumerate(both.labels["entities"]):
         p = [dict(zip(*one.averages["entities"][i])) for one in found]
         mean = {span: (p[0].get(span, 0.0) + p[1].get(span, 0.0)) / 2 for span in p[0].keys() | p[1].keys()}
         wanted = sorted(span for span, value in mean.items() if value >= lowest)
-        assert [[f, last, ["bank", "city"][kind]] for f, last, kind in wanted] == answer["entities"][0]
+        assert [[f, last, ["bank", "city"][kind]] for f, last, kind in wanted] == answer
 
 
 def test_scores_do_not_depend_on_batch_size(small):

@@ -111,8 +111,6 @@ def write_rows(folder, part, rows):
 def write_about(folder, trainer, trained, parts, metrics, **more):
     """Writes answers/about.json. trainer: with the model that answered; trained: the options of its training."""
     tasks, config, device = trainer.tasks, trainer.config, trainer.device
-    fields = {f.name: f.default for f in dataclasses.fields(type(config))}
-    options = dataclasses.asdict(trained)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     root = Path(__file__).resolve().parents[2]
     about = {
@@ -123,7 +121,7 @@ def write_about(folder, trainer, trained, parts, metrics, **more):
         "shown_scores": metrics.main_scores(tasks),
         "parts": parts,
         "data_path": str(config.data_dir),
-        "options": {n: v for n, v in options.items() if n in fields and v != fields[n] and n not in NO_MATTER},
+        "options": options_of(trained),
         "seed": trained.random_seed,
         "by_tokens": any("unit" in task for task in tasks.values()),
         "log": str(Path(config.log_output_path or folder) / config.log_output_file),
@@ -133,6 +131,13 @@ def write_about(folder, trainer, trained, parts, metrics, **more):
         "evaluated": time.strftime("%Y-%m-%d %H:%M"),
     }
     write_json(folder / "answers/about.json", about | more)
+
+
+def options_of(trained):
+    """The options of a training that say something about the model and differ from the defaults."""
+    defaults = {f.name: f.default for f in dataclasses.fields(trained)}
+    options = dataclasses.asdict(trained)
+    return {n: v for n, v in options.items() if v != defaults[n] and n not in NO_MATTER}
 
 
 def commit_of(root):

@@ -66,6 +66,12 @@ def interval(values, share=SHARE):
     return [float(low), float(high)]
 
 
+def add_mean_score(scores, mains):
+    """Adds mean_score, that of the tasks' main scores, to {score: value or values} if all of these are there."""
+    if len(mains) > 1 and all(name in scores for name in mains):
+        scores["mean_score"] = sum(scores[name] for name in mains) / len(mains)
+
+
 # ---- what the scores of metrics.py are functions of -----------------------------------------------------------------
 
 

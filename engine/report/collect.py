@@ -71,9 +71,8 @@ def scores_of(folder, about, rows):
         own = bootstrap.point(statistics, size) if statistics else {}
         draws = bootstrap.resample(statistics, size) if statistics else {}
         mains = [f"{name}_{about['main_scores'][name]}" for name in about["kinds"]]
-        if "mean_score" in scores and all(name in draws for name in mains):
-            own["mean_score"] = sum(own[name] for name in mains) / len(mains)
-            draws["mean_score"] = sum(draws[name] for name in mains) / len(mains)
+        for values in (own, draws) if "mean_score" in scores else ():
+            bootstrap.add_mean_score(values, mains)
         found[part] = []
         for name, value in scores.items():
             same = name in own and math.isclose(own[name], value, rel_tol=1e-6, abs_tol=1e-6)

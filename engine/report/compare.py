@@ -106,11 +106,13 @@ def common(rows, kinds):
     return [[table[key] for key in keys] for table in tables]
 
 
-def paired(statistics, size):
+def paired(statistics, size, mains=()):
     """{score: [{"value", "low", "high"; of all but the first "difference", "difference_low", "difference_high",
-    "better": 1 or -1 if 0 lies outside}]}"""
+    "better": 1 or -1 if 0 lies outside}]}. mains: the scores whose mean is mean_score, if that is asked for."""
     draws = [bootstrap.resample(found, size) for found in statistics]
     points = [bootstrap.point(found, size) for found in statistics]
+    for values in (*draws, *points):
+        bootstrap.add_mean_score(values, mains)
     table = {}
     for name in points[0]:
         table[name] = []
