@@ -37,7 +37,7 @@ def multilabel_scores(gold, predicted):
     """gold, predicted: a list of labels a text. Accuracy: the whole set is right. Micro F1 counts labels, macro F1
     averages over them."""
     right, guessed, there = matches("multilabel", gold, predicted)
-    f1 = {label: 2 * right[label] / (guessed[label] + there[label]) for label in guessed.keys() | there.keys()}
+    f1 = {label: 2 * right[label] / (guessed[label] + there[label]) for label in sorted(guessed.keys() | there.keys())}
     return {
         "micro_f1": 2 * right.total() / max(1, guessed.total() + there.total()),
         "macro_f1": sum(f1.values()) / max(1, len(f1)),
