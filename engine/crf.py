@@ -108,8 +108,8 @@ class CRF(torchcrf.CRF):
 
     @torch.no_grad()
     def path_statistics(self, emissions, mask, temperature=1.0):
-        """Of the distribution over paths at a temperature: p(tag of word t) (B, W, C), the entropies (B,), and a
-        function that gives p(tags of words t - 1 and t) (B, C, C) for t from 1 on, without meaning beyond the mask.
+        """Of the distribution over paths at a temperature: p(tag of word t) (B, W, C), the entropies (B,), and p(tag of
+        word t) if the text ended there, without the transition to its end, (B, W, C).
 
         By the forward-backward algorithm on probabilities in fp64, each word's divided by their sum.
         """
@@ -143,10 +143,7 @@ class CRF(torchcrf.CRF):
             mask[:, 1:], crossed, 0.0
         ).sum(1)
 
-        def pairs(t):
-            return before[:, t - 1, :, None] * factors * (onwards[:, t] / crossings[:, t - 1, None])[:, None]
-
-        return statistics, total - expected, pairs
+        return statistics, total - expected, before
 
     @torch.no_grad()
     def viterbi(self, emissions, mask):
@@ -188,10 +185,9 @@ class PathStatistics(LogitAverages):
         return self.crf.marginals(logits, inputs["word_mask"])
 
     def teach(self, logits, inputs, temperature, pairs=False):
-        statistics, entropies, pair = self.crf.path_statistics(logits, inputs["word_mask"], temperature)
+        statistics, entropies, before = self.crf.path_statistics(logits, inputs["word_mask"], temperature)
         entropies = F.pad(entropies.unsqueeze(1), (0, logits.shape[1] - 1))  # all of it at the first word
-        words = range(1, logits.shape[1]) if pairs else ()
-        return statistics.float(), entropies.float(), (pair(t) for t in words)
+        return statistics.float(), entropies.float(), before if pairs else None
 
     def num_taught(self, targets, inputs):
         """Words of the texts that teachers answered to the end: a path through others is none of theirs."""
@@ -201,12 +197,22 @@ class PathStatistics(LogitAverages):
     def distillation(self, logits, targets, inputs, temperature):
         crf, mask = self.crf, inputs["word_mask"]
         whole, last = targets.whole(mask).to(logits.dtype), mask.sum(1) - 1
-        weights = targets.values * whole[targets.rows]
-        by_tag = logits[targets.rows, targets.words, targets.numbers]
-        by_tag = by_tag + torch.where(targets.words == 0, crf.start_transitions[targets.numbers], 0.0)
-        by_tag = by_tag + torch.where(targets.words == last[targets.rows], crf.end_transitions[targets.numbers], 0.0)
-        by_pair = crf.transitions.flatten()[targets.pair_numbers]
-        expected = (by_tag * weights).sum() + (by_pair * targets.pair_values * whole[targets.pair_rows]).sum()
+        _, rows, words, tags = targets.places
+        by_tag = logits[rows, words, tags] + torch.where(words == 0, crf.start_transitions[tags], 0.0)
+        by_tag = by_tag + torch.where(words == last[rows], crf.end_transitions[tags], 0.0)
+        expected = (by_tag * targets.values * whole[rows]).sum() + self.expected_transitions(targets, whole)
         partitions = (crf.log_partition(logits, mask, temperature) * whole).sum()
         entropies = (targets.entropies * whole.unsqueeze(1)).sum()
         return temperature**2 * (partitions - expected / temperature - entropies)
+
+    def expected_transitions(self, targets, whole):
+        """The sum of the transitions' scores that the teachers expect of texts, each weighted by `whole` (B,). -> ()"""
+        transitions = self.crf.transitions
+        shares, before = targets.pairs(len(transitions))
+        before, factors = (
+            before[:, :, :-1].flatten(1, 2),
+            targets.factors,
+        )  # (teachers, B * (W - 1), C), (teachers, C, C)
+        shares = (shares[:, :, 1:] * whole[:, None, None]).flatten(1, 2)
+        given = shares / (before @ factors).clamp(min=1e-30)
+        return ((before @ (factors * transitions)) * given).sum()

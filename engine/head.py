@@ -82,7 +82,7 @@ class Head(nn.Module):
     # What a student learns from a teacher (engine/soft_targets.py), and its own loss against it
     wants_pairs = False  # whether it learns from pairs of tags, too
     numbers_a_word = 0  # by how much the numbers of its statistics rise from word to word
-    least = 1e-6  # what a teacher finds less likely is not kept
+    least = 1e-5  # what a teacher finds less likely is not kept
 
     def natural(self, logits):
         """Logits as the parameters of a distribution for each word, (B, W, N), W = 1 for labels of whole texts."""
@@ -97,13 +97,12 @@ class Head(nn.Module):
         return scores.softmax(2)
 
     def teach(self, logits, inputs, temperature, pairs=False):
-        """Of the answers by logits / temperature: (statistics (B, W, N), entropies (B, W), an iterator over p(tags of
-        words t - 1 and t) (B, C, C) from t = 1 on, which is empty without `pairs`)."""
+        """Of the answers by logits / temperature: (statistics (B, W, N), entropies (B, W), for `pairs` of tags `before`
+        (B, W, C) as soft_targets.py has it, or else None)."""
         scores = self.natural(logits) / temperature
         statistics = self.statistics(scores, inputs)
         entropies = self.log_normalizers(scores, inputs) - (statistics * scores).sum(2)
-        words = range(1, statistics.shape[1]) if pairs else ()
-        return statistics, entropies, (statistics[:, t - 1, :, None] * statistics[:, t, None, :] for t in words)
+        return statistics, entropies, statistics if pairs else None
 
     def num_taught(self, targets, inputs):
         """How many texts or words teachers answered, (), which `distillation` is divided by. targets: SoftTargets"""
@@ -116,9 +115,8 @@ class Head(nn.Module):
         It is A(student) - <statistics of the teacher, student> - entropy of the teacher, A the log normaliser.
         """
         scores = self.natural(logits) / temperature
-        numbers = targets.numbers + targets.words * self.numbers_a_word
-        places = (targets.rows * scores.shape[1] + targets.words) * scores.shape[2] + numbers
-        expected = (scores.flatten()[places] * targets.values).sum()
+        _, rows, words, numbers = targets.places
+        expected = (scores[rows, words, numbers + words * self.numbers_a_word] * targets.values).sum()
         normalizers = (self.log_normalizers(scores, inputs) * targets.taught).sum()
         return temperature**2 * (normalizers - expected - targets.entropies.sum())
 

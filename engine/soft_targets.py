@@ -1,8 +1,15 @@
 """What teachers answer to the training texts, kept on the disk, and given to the heads of a student.
 
 Of an answer a student needs no more than what its loss is linear in: the expected statistics of the teacher's
-distribution, which are its probabilities, of a CRF those of tags and of pairs of tags, and its entropy. Nearly all are
+distribution, which are its probabilities, of a CRF those of tags and of pairs of tags, and its entropy. Most are nearly
 zero, so they are kept as (word, number, value). Words are known by their number in the text, whatever the tokenizers.
+
+Of pairs of tags there would be far too many. p(tag i at word t - 1, tag j at word t) is p(j at t) * p(i | j), and
+
+    p(i | j) = before[t - 1, i] * factors[i, j] / sum over i of the same
+
+with the teacher's exp(transitions), which are the same everywhere, and `before`, its distribution of a word's tag if
+the text ended there. A teacher without a CRF has factors of 1, and its probabilities as `before`.
 """
 
 import hashlib
@@ -12,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import torch
+from safetensors import safe_open
 from tqdm import tqdm
 
 from engine import distributed
@@ -20,31 +28,36 @@ from engine.files import sha256
 from engine.token_cache import cached_table
 
 CHUNK = 1024  # texts that are answered, and written, together
-VERSION = 1  # of what is kept; raise it when that changes
+VERSION = 2  # of what is kept; raise it when that changes
 FOUND = ("words", "numbers", "values")
-COLUMNS = (*FOUND, *(f"pair_{name}" for name in FOUND), "entropies")
+COLUMNS = (*FOUND, *(f"before_{name}" for name in FOUND), "entropies")
 
 
 class SoftTargets(NamedTuple):
-    """Of the rows of a batch, and one task: sums over all teachers, each divided by their number.
+    """Of the rows of a batch, and one task: what all teachers answered.
 
-    A statistic is found by its row, word and number: for a label or tag its id, for a pair of tags id * C + id at the
-    word of the second, for a span (words after its first) * types + id. Labels of whole texts have one word, 0.
+    A statistic is found by its row, word and number: for a label or tag its id, for a span (words after its first) *
+    types + id. Labels of whole texts have one word, 0.
     """
 
-    rows: torch.Tensor  # (N,)
-    words: torch.Tensor
-    numbers: torch.Tensor
-    values: torch.Tensor
-    pair_rows: torch.Tensor  # (M,); empty if the head does not want them
-    pair_words: torch.Tensor
-    pair_numbers: torch.Tensor
-    pair_values: torch.Tensor
+    values: torch.Tensor  # (N,), each divided by the number of teachers
+    places: torch.Tensor  # (4, N): teachers, rows, words, numbers
+    before_values: torch.Tensor  # (M,); empty if the head does not want pairs of tags
+    before_places: torch.Tensor
+    factors: torch.Tensor  # (teachers, C, C)
     taught: torch.Tensor  # (B, W), the share of teachers that answered
-    entropies: torch.Tensor  # (B, W)
+    entropies: torch.Tensor  # (B, W), the mean over the teachers
 
     def to(self, device):
         return SoftTargets(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+    def pairs(self, num_tags):
+        """(p(tag of each word) over the number of teachers, `before`), each (teachers, B, W, C)."""
+        shape = len(self.factors), *self.taught.shape, num_tags
+        dense = []
+        for values, places in ((self.values, self.places), (self.before_values, self.before_places)):
+            dense.append(torch.zeros(shape, device=values.device).index_put(tuple(places), values))
+        return dense
 
     def whole(self, mask):
         """Which texts all teachers answered to the last word, (B,). mask: (B, W), the words that there are."""
@@ -87,6 +100,16 @@ class Teacher:
         with distributed.first_of_node():
             table = cached_table(data.cache, name, compute)
         self.columns = {name: [lists_of(chunk) for chunk in table[name].chunks] for name in table.column_names}
+        self.factors = {name: self.factors_of(name, head) for name, head in self.heads.items() if head.wants_pairs}
+
+    def factors_of(self, name, head):
+        """exp(transitions) of its CRF at the temperature, (C, C), up to a factor; ones if it has none."""
+        with safe_open(self.folder / "model.safetensors", "pt") as file:
+            key = f"output_layer.heads.{name}.crf.transitions"
+            if key not in set(file.keys()):
+                return torch.ones(len(head.task["labels"]), len(head.task["labels"]))
+            transitions = file.get_tensor(key).float() / self.temperature
+        return (transitions - transitions.max()).exp()
 
     @torch.inference_mode()
     def answers_to(self, model, loader, device, dtype):
@@ -120,9 +143,9 @@ class Teacher:
         """{column: array} of words first to first + size of an example; words are counted from `first`."""
         chunk, row = divmod(example, CHUNK)
         found = {}
-        for prefix, begin in (("", first), ("pair_", first + 1)):  # a pair lies at its second word
+        for prefix in ("", "before_"):
             words = self.cell(f"{task}.{prefix}words", chunk, row)
-            here = slice(*np.searchsorted(words, [begin, first + size]))
+            here = slice(*np.searchsorted(words, [first, first + size]))
             found[f"{prefix}words"] = words[here] - first
             for column in ("numbers", "values"):
                 found[prefix + column] = self.cell(f"{task}.{prefix}{column}", chunk, row)[here]
@@ -148,44 +171,41 @@ def as_the_student_counts(head, student, logits):
     return (logits * other["std"] + other["mean"] - own["mean"]) / own["std"] if "std" in own else logits
 
 
-def sparse_rows(head, statistics, entropies, pairs, inputs):
+def sparse_rows(head, statistics, entropies, before, inputs):
     """[{column: array}] of each row of a batch, from what `head.teach` gave."""
     there = inputs["word_mask"] if head.level == "words" else torch.ones_like(entropies, dtype=torch.bool)
-    kept = (statistics.abs() > head.least) & there.unsqueeze(2)
-    rows, words, numbers = kept.nonzero().cpu().numpy().T
-    numbers = numbers - words * head.numbers_a_word
-    found = by_row(len(there), rows, words, numbers, statistics[kept].cpu().numpy())
-    of_pairs = [np.zeros(0, int), np.zeros(0, int), np.zeros(0, int), np.zeros(0)]
-    for t, probabilities in enumerate(pairs, 1):
-        kept = (probabilities > head.least) & there[:, t, None, None]
-        rows, i, j = kept.nonzero().cpu().numpy().T
-        more = rows, np.full_like(rows, t), i * probabilities.shape[2] + j, probabilities[kept].cpu().numpy()
-        of_pairs = [np.concatenate(two) for two in zip(of_pairs, more)]
-    order = np.argsort(of_pairs[0], kind="stable")
-    second = by_row(len(there), *(column[order] for column in of_pairs))
-    entropies, sizes = entropies.cpu().numpy(), there.sum(1).tolist()
+    found = [by_row(*kept(statistics, head.least, there), head.numbers_a_word)]
+    found.append([()] * len(there) if before is None else by_row(*kept(before, head.least, there), 0))
+    entropies, sizes, nothing = entropies.cpu().numpy(), there.sum(1).tolist(), [np.zeros(0, np.int32)] * 3
     return [
-        dict(zip(FOUND, one)) | {f"pair_{name}": array for name, array in zip(FOUND, two)} | {"entropies": h[:size]}
-        for one, two, h, size in zip(found, second, entropies, sizes)
+        dict(zip(FOUND, one)) | {f"before_{n}": a for n, a in zip(FOUND, two or nothing)} | {"entropies": h[:size]}
+        for one, two, h, size in zip(*found, entropies, sizes)
     ]
 
 
-def by_row(count, rows, *columns):
-    """Columns sorted by row -> the columns of each of `count` rows."""
+def kept(values, least, there):
+    """(number of rows, rows, words, numbers, values) of the values (B, W, N) above `least` at words that are there."""
+    large = (values.abs() > least) & there.unsqueeze(2)
+    return len(values), *large.nonzero().cpu().numpy().T, values[large].float().cpu().numpy()
+
+
+def by_row(count, rows, words, numbers, values, numbers_a_word):
+    """The words, numbers and values of each of `count` rows; numbers are counted from those of the word."""
     borders = np.searchsorted(rows, np.arange(1, count))
-    return zip(*(np.split(column, borders) for column in columns))
+    columns = words, numbers - words * numbers_a_word, values
+    return list(zip(*(np.split(column, borders) for column in columns)))
 
 
 def merge(pieces):
     """The answers to one text from its windows [(first word, number of words, answers)]; a word comes from the window
-    whose edge is farther, and a pair from that of its second word."""
+    whose edge is farther."""
     if len(pieces) == 1:
         return pieces[0][2]
     pieces = sorted(pieces, key=lambda piece: piece[0])
     owner = np.array(merge_windows([(first, [number] * size) for number, (first, size, _) in enumerate(pieces)]))
     merged = {column: [] for column in COLUMNS}
     for number, (first, size, found) in enumerate(pieces):
-        for prefix in ("", "pair_"):
+        for prefix in ("", "before_"):
             words = found[f"{prefix}words"] + first
             own = owner[words] == number
             merged[f"{prefix}words"].append(words[own])
@@ -222,23 +242,26 @@ def soft_targets(teachers, name, head, batch, places):
     batch_size, width = batch.inputs["word_mask"].shape if by_words else (len(batch.inputs["input_ids"]), 1)
     taught, entropies = torch.zeros(2, batch_size, width)
     teachers = [teacher for teacher in teachers if name in teacher.tasks]
-    rows, pair_rows, found = [], [], {column: [] for column in COLUMNS}
+    found = {prefix: ([], []) for prefix in ("", "before_")}  # values, places
     for row, place in enumerate(places.of(batch, by_words)):
-        for teacher in teachers if place else ():
+        for number, teacher in enumerate(teachers if place else ()):
             answers = teacher.find(name, *place)
             size = len(answers["entropies"])
             taught[row, :size] += 1 / len(teachers)
             entropies[row, :size] += torch.from_numpy(answers["entropies"] / len(teachers))
-            for column in COLUMNS:
-                found[column].append(answers[column])
-            rows.append(np.full(len(answers["words"]), row))
-            pair_rows.append(np.full(len(answers["pair_words"]), row))
+            for prefix, (values, where) in found.items():
+                own = [answers[f"{prefix}{column}"] for column in FOUND]
+                values.append(own[2])
+                where.append(np.stack([np.full_like(own[0], number), np.full_like(own[0], row), own[0], own[1]]))
+    values, places = joined(*found[""])
+    before = joined(*found["before_"])
+    factors = [teacher.factors[name] for teacher in teachers if head.wants_pairs]
+    factors = torch.stack(factors) if factors else torch.zeros(0, 0, 0)
+    return SoftTargets(values / len(teachers), places, *before, factors, taught, entropies)
 
-    def joined(arrays, kind=np.int64):
-        return torch.from_numpy(np.concatenate([np.zeros(0, kind), *arrays]).astype(kind))
 
-    tensors = []
-    for prefix, own in (("", rows), ("pair_", pair_rows)):
-        tensors += [joined(own), joined(found[f"{prefix}words"]), joined(found[f"{prefix}numbers"])]
-        tensors.append(joined(found[f"{prefix}values"], np.float32) / max(1, len(teachers)))
-    return SoftTargets(*tensors, taught, entropies)
+def joined(values, places):
+    """Lists of arrays -> (values (N,), places (4, N)) as tensors."""
+    values = np.concatenate([np.zeros(0, np.float32), *values])
+    places = np.concatenate([np.zeros((4, 0), np.int64), *places], 1)
+    return torch.from_numpy(values), torch.from_numpy(places)

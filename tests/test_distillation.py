@@ -225,9 +225,11 @@ BROKEN = {  # module: [(line, broken)]
         ("entropies = self.log_normalizers(scores, inputs) - (statistics", "entropies = -(statistics"),
     ],
     crf_module: [
-        ("torch.where(targets.words == 0, crf.start", "torch.where(targets.words < 0, crf.start"),
-        ("targets.words == last[targets.rows]", "targets.words == mask.shape[1] - 1"),
-        ("(by_pair * targets.pair_values * whole", "(0 * by_pair * targets.pair_values * whole"),
+        ("torch.where(words == 0, crf.start", "torch.where(words < 0, crf.start"),
+        ("words == last[rows]", "words == mask.shape[1] - 1"),
+        (".sum() + self.expected_transitions(targets, whole)", ".sum()"),
+        ("(before @ factors).clamp(min=1e-30)", "(shares @ factors).clamp(min=1e-30)"),
+        ("before[:, :, :-1].flatten(1, 2)", "before[:, :, 1:].flatten(1, 2)"),
         ("crf.log_partition(logits, mask, temperature)", "crf.log_partition(logits, mask)"),
         (
             "after.append(torch.where(mask[:, t, None], step / step.sum(1, keepdim=True), after[-1]))",
@@ -243,9 +245,9 @@ BROKEN = {  # module: [(line, broken)]
     soft_targets: [
         ("taught[row, :size] += 1 / len(teachers)", "taught[row, :size] += 1"),
         ('(logits * other["std"] + other["mean"] - own["mean"]) / own["std"]', "logits"),
-        ("numbers = numbers - words * head.numbers_a_word", "numbers = numbers"),
-        ("i * probabilities.shape[2] + j", "j * probabilities.shape[2] + i"),
-        ("np.float32) / max(1, len(teachers))", "np.float32)"),
+        ("columns = words, numbers - words * numbers_a_word, values", "columns = words, numbers, values"),
+        ("return SoftTargets(values / len(teachers)", "return SoftTargets(values"),
+        (".float() / self.temperature", ".float()"),
     ],
     teachers: [("], batch) for batch in group]))", "], batch) for batch in group[:1]]))"), ("loss / count", "loss")],
 }
