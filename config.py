@@ -161,7 +161,7 @@ class Config(SavedOptions, CheckedOptions):
     dropout_samples: int = option(1, "dropout masks under which the heads read each text (multi-sample dropout)")
     teacher: str = option("", "runs or checkpoints, comma-separated, whose answers are learnt from beside the labels")
     teacher_weight: float = option(0.5, "share of the teachers in the loss; 1: they alone", needs="teacher")
-    temperature: float = option(2.0, "what logits are divided by before they are compared", needs="teacher")
+    temperature: float = option(1.0, "what logits are divided by before they are compared", needs="teacher")
     unlabelled: str = option("", "more texts to learn from the teachers, as in --predict_file", needs="teacher")
     unlabelled_ratio: float = option(1.0, "so many of them in an epoch for each text with labels", needs="unlabelled")
     use_ema: bool = option(False, "score and keep an exponential moving average of the weights (EMA)")

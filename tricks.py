@@ -314,7 +314,7 @@ class Distillation(TaughtBySeveral):
         folders = [path.strip() for path in config.teacher.split(",") if path.strip()]
         return cls(model, folders, config.teacher_weight, config.temperature) if folders else None
 
-    def __init__(self, model, folders=(), weight=0.5, temperature=2.0):
+    def __init__(self, model, folders=(), weight=0.5, temperature=1.0):
         super().__init__(model, folders, temperature)
         self.weight = weight
 
