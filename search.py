@@ -51,7 +51,9 @@ class SearchConfig:
     prune: bool = option(True, "stop trials that do worse than the median (--no_prune: never)")
     prune_after: int = option(2, "epochs that every trial gets")
 
-    finalists: int = option(3, "best trials to train with several seeds beside the default; 0: end with the search", group="finalists")
+    finalists: int = option(
+        3, "best trials to train with several seeds beside the default; 0: end with the search", group="finalists"
+    )
     seeds: int = option(5, "seeds of each; an interval needs five")
 
     results: str = option("", "folder of all that is kept (default: output/search-NAME)", group="files")
@@ -74,7 +76,8 @@ def main(config):
         raise UserError(f"search.py needs the package {error.name}: {NEEDED}") from None
     plan = make_plan(config)
     folder = config.folder
-    if folder.is_file() or (folder.is_dir() and not (folder / JOURNAL).exists() and any(folder.iterdir())):
+    others = folder.is_dir() and {path.name for path in folder.iterdir()} - {".lock"}
+    if folder.is_file() or (others and JOURNAL not in others):
         raise UserError(f"--results {folder}: holds other things; choose an empty or new folder")
     with hold(folder / ".lock", folder, "name another with --results", "name another with --results"):
         return search(config, *plan)

@@ -72,17 +72,17 @@ def cost(study):
 
 def compare(stage, winner, scores):
     """{score: {"part", "default", "winner", "gain", "low", "high", "verdict"}} of the same seeds on the test part, or
-    on dev without one. None without the default. scores: names; a gain is what is better, also of a loss."""
-    if winner is None or not stage.is_done(0):
+    on dev without one. None if runs of either failed. scores: names; a gain is what is better, also of a loss."""
+    part, what = ("test", "test") if stage.setup.has_test else ("dev", "final")
+    if not (stage.is_done(0, what) and stage.is_done(winner, what)):
         return None
-    part, found = ("test" if stage.setup.has_test else "dev"), {}
-    sides = {}
+    sides, found = {}, {}
     for name, number in (("default", 0), ("winner", winner)):
-        records = [stage.find(number, seed, "test" if part == "test" else "final") for seed in stage.seeds]
+        records = [stage.find(number, seed, what) for seed in stage.seeds]
         sides[name] = records if part == "test" else [record["dev"] for record in records]
     for score in scores:
         if not all(score in record for side in sides.values() for record in side):
-            continue
+            continue  # no text of this part has such a label
         default, best = ([record[score] for record in sides[name]] for name in ("default", "winner"))
         sign = -1 if score.endswith(("loss", "_mae")) else 1
         gains = [sign * (new - old) for old, new in zip(default, best)]
@@ -138,7 +138,8 @@ def finals_table(stage, scores):
     lines = [["trial", *(f"dev {score}" for score in scores)]]
     for number in done:
         dev = [stage.find(number, seed)["dev"] for seed in stage.seeds]
-        cells = [spread([record[score] for record in dev], is_percent(score)) for score in scores if score in dev[0]]
+        found = [[record[score] for record in dev if score in record] for score in scores]
+        cells = [spread(values, is_percent(score)) if values else "-" for score, values in zip(scores, found)]
         lines.append([f"{number} (default)" if number == 0 else str(number), *cells])
     return columns(lines)
 
@@ -149,11 +150,8 @@ def gain_lines(compared):
     for score, found in compared.items():
         percent = is_percent(score)
         factor, digits = (100, 2) if percent else (1, 4)
-        bounds = (
-            ""
-            if found["low"] is None
-            else f" [{factor * found['low']:+.{digits}f}, {factor * found['high']:+.{digits}f}]"
-        )
+        ends = [found[end] for end in ("low", "high") if found[end] is not None]
+        bounds = f" [{', '.join(f'{factor * end:+.{digits}f}' for end in ends)}]" if ends else ""
         sides = f"default {spread(found['default'], percent)}, winner {spread(found['winner'], percent)}"
         gain = f"gain {factor * found['gain']:+.{digits}f}{bounds}, {found['verdict']}"
         lines.append(f"{found['part']} {score}: {sides}; {gain}")
@@ -191,6 +189,8 @@ def tell(config, setup, study, space, scores, known_by, rows, stage, winner):
         found |= {"finalists": finalists(stage), "winner": winner, "gain_over_default": compared}
         print(f"dev, mean ± standard deviation over {config.seeds} seeds:\n\n{finals_table(stage, scores)}\n")
         print("\n".join(verdict_lines(setup, study, winner, compared)) + "\n")
+    elif stage is not None:
+        print("no finalist could be trained with all seeds; the command below is that of the best trial\n")
     best = winner if winner is not None else study.ranked()[0].number
     found["command"] = command_of(setup, study.trials[best].user_attrs["values"], config.monitor)
     write_json(setup.folder / "search.json", found)
@@ -214,20 +214,17 @@ def finalists(stage):
 
 def verdict_lines(setup, study, winner, compared):
     """Who wins, and what that is worth on data that nothing was chosen by."""
-    if winner == 0:
-        sides = [
-            f"{found['part']} {score} {spread(found['default'], is_percent(score))}"
-            for score, found in compared.items()
-        ]
-        return [f"the default wins: no finalist has a better mean on dev; {', '.join(sides)}"]
-    lines = [f"trial {winner} wins on dev; over the default it gains"]
     if compared is None:
-        return [f"trial {winner} wins on dev; the default failed, so there is nothing to compare it with"]
-    lines += gain_lines(compared)
+        return [f"trial {winner} wins on dev; runs of it or of the default failed, so its gain is not known"]
+    if winner == 0:
+        sides = [f"{name} {spread(found['default'], is_percent(name))}" for name, found in compared.items()]
+        part = "test" if setup.has_test else "dev"
+        return [f"the default wins: no finalist has a better mean on dev; its scores on {part}: {', '.join(sides)}"]
+    lines = [f"trial {winner} wins on dev; over the default it gains", *gain_lines(compared)]
     if not setup.has_test:
         lines.append("there is no test part: these are scores on dev, by which it was chosen, and dev flatters it;")
         lines.append("data_process.py --test_ratio 0.1 holds some data out")
-    elif compared[setup.monitor]["verdict"] != "significant":
+    elif compared.get(setup.monitor, {}).get("verdict") != "significant":
         lines.append("other seeds could turn this round: the default may be as good")
     looked = {name.split()[1] for name in study.kept.user_attrs if name.startswith("test ")} - {"0"}
     if len(looked) > 1:

@@ -52,13 +52,14 @@ def dot(plot, x, trial, best):
 def course(shown, monitor, lower, y_range, best):
     """Scores in the order of the trials, and the best so far as a line."""
     last = max([trial["number"] for trial in shown], default=1)
-    plot = svg.Plot((-0.5, last + 0.5), y_range, "trial", f"dev {monitor}", "course")
+    numbers = [(value, svg.number(value)) for value in svg.ticks(0, last) if value == int(value)]
+    plot = svg.Plot((-0.5, last + 0.5), y_range, "trial", f"dev {monitor}", "course", numbers)
     xs, ys = [], []
     for trial in shown:
         if trial["state"] == "finished":
-            xs.append(trial["number"])
-            ys.append((min if lower else max)([trial["score"], *ys[-1:]]))
-    plot.line([*xs, last], [*ys, *ys[-1:]], "s0", dots=False) if xs else None
+            xs += [trial["number"]] * (2 if ys else 1)  # a step, as it is a record
+            ys += [*ys[-1:], (min if lower else max)([trial["score"], *ys[-1:]])]
+    plot.line([*xs, last], [*ys, *ys[-1:]], "s0", dots=False)
     for trial in shown:
         dot(plot, trial["number"], trial, best)
     return plot
@@ -86,8 +87,8 @@ def against(name, dimension, shown, monitor, y_range, best):
 
 
 def log_ticks(low, high):
-    """[(logarithm, number)] at 1, 2 and 5 times the powers of ten; a few more if there are hardly any."""
-    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
+    """[(logarithm, number)] at powers of ten, and at some of their multiples if there are hardly any."""
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
         values = [step * 10**power for power in range(math.floor(low), math.ceil(high) + 1) for step in steps]
         found = [value for value in values if low - 1e-9 <= math.log10(value) <= high + 1e-9]
         if len(found) > 2:
