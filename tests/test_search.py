@@ -286,7 +286,7 @@ def test_a_search_runs_main_and_is_not_repeated(sample, command, tmp_path, monke
 
 @pytest.mark.slow
 def test_hopeless_trials_are_pruned_and_the_winner_is_measured(sample, command, tmp_path):
-    done = command("search.py", *flags(sample, trials=10, startup=4, finalists=2, seeds=5))
+    done = command("search.py", *flags(sample, trials=8, startup=4, finalists=2, seeds=5))
     assert done.returncode == 0, done.stderr
     found, rows = read_json(tmp_path / "results/search.json"), rows_of(tmp_path / "results")
     pruned = [row for row in rows if row["state"] == "pruned"]
@@ -337,24 +337,26 @@ def has_epochs(path, epochs):
 
 @pytest.mark.slow
 def test_a_search_that_is_killed_or_stopped_ends_with_the_same_trials(sample, command, tmp_path):
-    words = flags(sample, trials=6, startup=3, jobs=1, finalists=1, seeds=1)
+    words = flags(sample, trials=4, startup=3, jobs=1, finalists=1, seeds=1)
     whole = tmp_path / "whole"
     whole.mkdir()
     assert command("search.py", *words, cwd=whole).returncode == 0
     runs = tmp_path / "results/runs"
-    process = start(words, tmp_path, lambda: has_epochs(runs / "0001/metrics.jsonl", 3))
+    process = start(words, tmp_path, lambda: has_epochs(runs / "0001/metrics.jsonl", 1))
     process.kill()
     process.wait()
-    lock = runs / "0001/.lock"
     process = start(words, tmp_path, lambda: has_epochs(runs / "0003/metrics.jsonl", 1))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143 and lock.exists()
-    log = (tmp_path / "log.txt").read_text()
-    assert "stopped, with 3 of 6 trials done; the same command goes on" in log
-    assert "stopped and saved" in (runs / "0003.log").read_text()
+    assert process.wait(timeout=60) == 143
+    assert "stopped, with 3 of 4 trials done; the same command goes on" in (tmp_path / "log.txt").read_text()
+    process = start(words, tmp_path, lambda: has_epochs(runs / "final-0000-seed-1/metrics.jsonl", 1))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
     done = command("search.py", *words)
     assert done.returncode == 0, done.stderr
-    assert "resumed from" in (runs / "0003.log").read_text()
+    for name in ("0003", "final-0000-seed-1"):
+        log = (runs / f"{name}.log").read_text()
+        assert "stopped and saved" in log and "resumed from" in log
     assert rows_of(tmp_path / "results") == rows_of(whole / "results")
     one, other = (read_json(folder / "results/search.json") for folder in (whole, tmp_path))
     assert one["winner"] == other["winner"] and one["gain_over_default"] == other["gain_over_default"]
@@ -379,14 +381,11 @@ def test_a_run_ends_with_a_search_that_is_killed(sample, tmp_path):
 
 @pytest.mark.slow
 def test_failing_trials_are_told_and_the_search_ends_with_their_code_only_if_all_fail(sample, command, tmp_path):
-    space = "freeze_layers=0,99 lr=1e-4..1e-2:log"  # this encoder has a single layer
+    space = "freeze_layers=97,98,99,0 lr=1e-4..1e-2:log"  # this encoder has a single layer
     done = command("search.py", *flags(sample, epochs=1, trials=4, finalists=1, seeds=1, space=space))
-    states = {
-        (row["state"], row["options"].endswith("99") or "layers=99" in row["options"])
-        for row in rows_of(tmp_path / "results")
-    }
+    states = {(row["state"], "freeze_layers=9" in row["options"]) for row in rows_of(tmp_path / "results")}
     assert done.returncode == 0 and states == {("finished", False), ("failed", True)}, done.stderr
-    assert "failed: --freeze_layers=99: this encoder has" in done.stderr
+    assert "failed: --freeze_layers=9" in done.stderr
     words = flags(sample, epochs=1, trials=9, space="lr=1e-4..1e-2:log", results="failed")
     done = command("search.py", words[0] + " --freeze_layers=99", *words[1:])
     assert done.returncode == 2
