@@ -220,7 +220,7 @@ def verdict_lines(setup, study, winner, compared):
         sides = [f"{name} {spread(found['default'], is_percent(name))}" for name, found in compared.items()]
         part = "test" if setup.has_test else "dev"
         return [f"the default wins: no finalist has a better mean on dev; its scores on {part}: {', '.join(sides)}"]
-    lines = [f"trial {winner} wins on dev; over the default it gains", *gain_lines(compared)]
+    lines = [f"trial {winner} wins on dev; over the default it gains:", *gain_lines(compared)]
     if not setup.has_test:
         lines.append("there is no test part: these are scores on dev, by which it was chosen, and dev flatters it;")
         lines.append("data_process.py --test_ratio 0.1 holds some data out")
