@@ -47,7 +47,7 @@ class SearchConfig:
     hours: float = option(0.0, "end the search after so long, over all starts, and go on to the finalists; 0: no limit")
     jobs: int = option(1, "runs side by side; they share the cores")
     seed: int = option(666, "of what is proposed; with --jobs 1 the same command proposes the same trials")
-    startup: int = option(8, "trials that are drawn at random before TPE proposes")
+    startup: int = option(8, "trials that must have ended before TPE proposes; until then they are drawn at random")
     prune: bool = option(True, "stop trials that do worse than the median (--no_prune: never)")
     prune_after: int = option(2, "epochs that every trial gets")
 

@@ -320,7 +320,7 @@ def test_hopeless_trials_are_pruned_and_the_winner_is_measured(sample, command, 
     assert read_json(tmp_path / "output/tiny/eval.json")["test"]["loss"] == sides[1][0]
 
 
-def start(words, tmp_path, until):
+def start(words, tmp_path, until=lambda: True):
     """A search as a process, once `until()` holds."""
     words = [sys.executable, ROOT / "search.py", *map(str, words)]
     log = open(tmp_path / "log.txt", "a")  # noqa: SIM115
@@ -336,11 +336,11 @@ def has_epochs(path, epochs):
 
 
 @pytest.mark.slow
-def test_a_search_that_is_killed_or_stopped_ends_with_the_same_trials(sample, command, tmp_path):
-    words = flags(sample, trials=4, startup=3, jobs=1, finalists=1, seeds=1)
+def test_a_search_that_is_killed_or_stopped_ends_with_the_same_trials(sample, tmp_path):
+    words = flags(sample, epochs=3, trials=4, startup=3, jobs=1, finalists=1, seeds=1)
     whole = tmp_path / "whole"
     whole.mkdir()
-    assert command("search.py", *words, cwd=whole).returncode == 0
+    assert start(words, whole).wait() == 0, (whole / "log.txt").read_text()
     runs = tmp_path / "results/runs"
     process = start(words, tmp_path, lambda: has_epochs(runs / "0001/metrics.jsonl", 1))
     process.kill()
@@ -352,8 +352,7 @@ def test_a_search_that_is_killed_or_stopped_ends_with_the_same_trials(sample, co
     process = start(words, tmp_path, lambda: has_epochs(runs / "final-0000-seed-1/metrics.jsonl", 1))
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
-    done = command("search.py", *words)
-    assert done.returncode == 0, done.stderr
+    assert start(words, tmp_path).wait() == 0, (tmp_path / "log.txt").read_text()
     for name in ("0003", "final-0000-seed-1"):
         log = (runs / f"{name}.log").read_text()
         assert "stopped and saved" in log and "resumed from" in log
