@@ -18,19 +18,15 @@ With an interval of 95 % about one comparison in twenty is called significant th
 
 import argparse
 import csv
-import hashlib
 import itertools
 import json
-import os
 import re
 import shlex
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -45,9 +41,11 @@ from filelock import FileLock, Timeout  # noqa: E402
 
 import metrics  # noqa: E402
 from config import RESUME_SAFE, Config  # noqa: E402
+from engine.child import SET_BY_SCRIPT, Child  # noqa: E402
 from engine.command_line import UserError, parse_args  # noqa: E402
-from engine.files import sha256  # noqa: E402
-from preprocess.schema import PARTS, load_labels  # noqa: E402
+from engine.files import write_csv  # noqa: E402
+from engine.paired import interval, verdict  # noqa: E402
+from preprocess.schema import data_and_model, load_labels  # noqa: E402
 
 VARIANTS = {
     **{name: f"use_{name}=True" for name in ("fgm", "pgd", "freelb", "awp", "smart", "rdrop", "ema", "swa", "soup")},
@@ -55,39 +53,9 @@ VARIANTS = {
     "layer_decay": "layer_decay=0.9",
     "unfreeze": "unfreeze_layers=2",
 }
-FEWEST = 5  # seeds for an interval; with fewer its share of errors is not the one it claims
 
 
 # ---- statistics ------------------------------------------------------------------------------------------------------
-
-
-def interval(differences, level=0.95, draws=10_000):
-    """(low, high) of the mean of paired differences by the smoothed bootstrap-t; None if they are fewer than FEWEST or
-    all the same.
-
-    Samples are drawn from the differences, each moved by normal noise of Silverman's bandwidth; so few differences as
-    people have seeds would else give samples that hardly vary, and endless intervals. At 5 seeds the plain percentile
-    bootstrap calls 16 % of differences significant though nothing differs, this one 5 %.
-    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5; Polansky and Schucany, Kernel Smoothing
-    to Improve Bootstrap Confidence Intervals, 1997; Silverman, Density Estimation, 1986, equation 3.28.
-    """
-    values = np.asarray(differences, dtype=float)
-    count = len(values)
-    if count < FEWEST or np.ptp(values) <= 1e-12 * abs(values).max():
-        return None
-    mean, deviation, generator = values.mean(), values.std(ddof=1), np.random.default_rng(0)
-    drawn = values[generator.integers(0, count, (draws // 2, count))]
-    noise = 1.06 * deviation * count**-0.2 * generator.normal(size=drawn.shape)
-    samples = np.concatenate([drawn + noise, drawn - noise])  # so that -differences get the mirrored interval
-    ratios = (samples.mean(1) - mean) / samples.std(1, ddof=1)
-    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
-    return mean - high * deviation, mean - low * deviation
-
-
-def verdict(bounds):
-    if bounds is None:
-        return "not significant (no interval)"
-    return "significant" if bounds[0] > 0 or bounds[1] < 0 else "not significant"
 
 
 def false_positives(scores, seeds, rounds=2000):
@@ -98,9 +66,6 @@ def false_positives(scores, seeds, rounds=2000):
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
-
-
-OURS = ("data_path", "pretrain_model_path", "debug", "fold", "model_version", "output_dir", "checkpoint", "random_seed")
 
 
 def flags_of(variant, options):
@@ -118,28 +83,12 @@ def settings(variant, options):
     if idle := config.unused_options():
         raise UserError(f"{variant}: {idle[0]}")
     found, given = asdict(config), asdict(Config(pretrain_model_path=options.pretrain_model_path))
-    if taken := [name for name in OURS if found[name] != given[name]]:
+    if taken := [name for name in SET_BY_SCRIPT if found[name] != given[name]]:
         raise UserError(f"{variant}: --{taken[0]} is set by this script")
     switches = {field.name: field.metadata["needs"] for field in fields(config)}
     off = {name for name, needed in switches.items() if needed and not any(found[switch] for switch in needed)}
-    return {name: str(value) for name, value in found.items() if name not in {*RESUME_SAFE, *OURS, *off}}
-
-
-def digest(folder, names):
-    """Of those files that are there."""
-    sums = [sha256(path) for path in (folder / name for name in names) if path.is_file()]
-    return hashlib.sha256("".join(sums).encode()).hexdigest()[:12]
-
-
-def data_and_model(options):
-    """What, beside the options, a run rests on: {"data": …, "model": …}, the bytes of both; of a model from a hub its
-    name."""
-    model, data = Path(options.pretrain_model_path), Path(options.data_path)
-    load_labels(data)
-    name = "/".join(model.parts[-2:]) or "from scratch"
-    if options.pretrain_model_path and model.is_dir():
-        name += f" {digest(model, sorted(path.name for path in model.iterdir()))}"
-    return {"data": digest(data, ["labels.json", *(f"{part}.jsonl" for part in PARTS)]), "model": name}
+    left_out = {*RESUME_SAFE, *SET_BY_SCRIPT, *off}
+    return {name: str(value) for name, value in found.items() if name not in left_out}
 
 
 class Runs:
@@ -147,7 +96,7 @@ class Runs:
     known by}."""
 
     def __init__(self, path, keys):
-        self.path, self.keys, self.lock, self.processes, self.stopped = path, keys, threading.Lock(), set(), False
+        self.path, self.keys, self.lock, self.children, self.stopped = path, keys, threading.Lock(), set(), False
         self.rows = list(csv.DictReader(open(path, encoding="utf-8"))) if path.exists() else []  # noqa: SIM115
 
     def find(self, variant, seed):
@@ -165,24 +114,13 @@ class Runs:
         """Asks those that are under way to save and end."""
         with self.lock:
             self.stopped = True
-            for process in self.processes:
-                process.terminate()
+            for child in self.children:
+                child.terminate()
 
     def add(self, row):
         with self.lock:
             self.rows.append(row)
             write_csv(self.path, self.rows)
-
-
-def write_csv(path, rows):
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
 
 
 def run(variant, seed, options, runs):
@@ -203,29 +141,20 @@ def run(variant, seed, options, runs):
     ]
     command += ["--data_path", options.data_path, "--pretrain_model_path", options.pretrain_model_path]
     command += ["--output_dir", options.work, "--model_version", name, "--random_seed", str(seed)]
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs)), "TQDM_DISABLE": "1"}
-    log, began = Path(options.work) / f"{name}.log", time.perf_counter()
-    with open(log, "a", encoding="utf-8") as file:
-        with runs.lock:
-            if runs.stopped:
-                return
-            process = subprocess.Popen(command, stdout=file, stderr=file, env=threads | dict(os.environ))
-            runs.processes.add(process)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        with runs.lock:
-            runs.processes.remove(process)
-    if process.returncode:
-        raise UserError(
-            f"{name} failed: {(log.read_text(encoding='utf-8').strip().splitlines() or ['?'])[-1]} (see {log})"
-        )
+    log = Path(options.work) / f"{name}.log"
+    with runs.lock:
+        if runs.stopped:
+            return
+        child = Child(command, log, options.jobs)
+        runs.children.add(child)
+    code = child.wait()
+    with runs.lock:
+        runs.children.remove(child)
+    if code:
+        raise UserError(f"{name} failed: {child.last_line()} (see {log})")
     scores = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
     row = {"variant": variant, "seed": str(seed)} | runs.keys[variant]
-    row |= (
-        {"seconds": f"{time.perf_counter() - began:.1f}", "cpu_seconds": f"{used.ru_utime + used.ru_stime:.1f}"}
-        if fresh
-        else {}
-    )
+    row |= {"seconds": f"{child.seconds:.1f}", "cpu_seconds": f"{child.cpu_seconds:.1f}"} if fresh else {}
     row |= {f"{part}_{score}": repr(value) for part in scores for score, value in scores[part].items()}
     runs.add(row)
     shutil.rmtree(folder)
@@ -345,7 +274,7 @@ def main(argv=None):
     known = [name for name in metrics.score_names(load_labels(options.data_path)) if "loss" not in name]
     if unknown := sorted(set(options.scores or []) - set(known)):
         raise UserError(f"--scores {unknown[0]} is none of {', '.join(known)}")
-    same = data_and_model(options)
+    same = data_and_model(options.data_path, options.pretrain_model_path)
     keys = {variant: same | settings(variant, options) for variant in variants}
     results.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,5 +1,6 @@
 """Files and folders that are complete or absent, and known by their SHA-256."""
 
+import csv
 import hashlib
 import json
 import os
@@ -20,6 +21,12 @@ def sha256(path):
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def digest(folder, names):
+    """Of those files that are there."""
+    sums = [sha256(path) for path in (folder / name for name in names) if path.is_file()]
+    return hashlib.sha256("".join(sums).encode()).hexdigest()[:12]
 
 
 def sync(path):
@@ -55,6 +62,17 @@ def write_json(path, value, durable=False):
     """Writes a JSON file that appears whole or not at all. durable: see `appearing_whole`."""
     with appearing_whole(path, durable) as file:
         file.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_csv(path, rows):
+    """Writes a table, which appears whole or not at all. rows: [{column: cell}]; a column that only some have is empty
+    in the others."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with appearing_whole(path) as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def replace_folder(folder, fill):

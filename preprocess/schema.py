@@ -13,6 +13,7 @@ from pathlib import Path
 
 from engine.command_line import UserError
 from engine.extras import extras_of, require_extras
+from engine.files import digest
 from engine.tags import kind_of, needs_words
 from engine.text import text_of
 from preprocess import labels
@@ -66,6 +67,17 @@ def load_labels(data_path):
         if needs_words(task["type"]):
             task.setdefault("unit", "word")
     return tasks
+
+
+def data_and_model(data_path, model_path):
+    """What, beside the options, a run rests on: {"data": …, "model": …}, the bytes of both; of a model from a hub its
+    name."""
+    load_labels(data_path)
+    data, model = Path(data_path), Path(model_path)
+    name = "/".join(model.parts[-2:]) or "from scratch"
+    if model_path and model.is_dir():
+        name += f" {digest(model, sorted(path.name for path in model.iterdir()))}"
+    return {"data": digest(data, ["labels.json", *(f"{part}.jsonl" for part in PARTS)]), "model": name}
 
 
 def check_row(example, tasks, where, needs_labels=True):

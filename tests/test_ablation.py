@@ -117,7 +117,8 @@ def test_runs_are_known_by_what_they_rest_on(sample, tmp_path):
 
     def keys(*variants, flags=""):
         options = SimpleNamespace(data_path=str(data), pretrain_model_path=str(model), options=flags)
-        return {variant: ablation.data_and_model(options) | ablation.settings(variant, options) for variant in variants}
+        same = ablation.data_and_model(data, model)
+        return {variant: same | ablation.settings(variant, options) for variant in variants}
 
     first = keys("baseline", "fgm", "layer_decay")
     runs = ablation.Runs(tmp_path / "runs.csv", first)

@@ -79,7 +79,7 @@ def test_flags_in_sentences_exist():
     scripts += ["benchmarks/wrong_labels.py", "benchmarks/nested.py", "serve.py", "benchmarks/serving.py"]
     scripts += ["benchmarks/wrong_labels.py", "benchmarks/nested.py", "benchmarks/shipped.py", "export.py"]
     scripts += ["engine/export/predictor.py", "benchmarks/labelling.py", "benchmarks/data_size.py", "ensemble.py"]
-    scripts += ["benchmarks/recombine.py"]
+    scripts += ["benchmarks/recombine.py", "search.py"]
     known = set().union(*map(flags_of, scripts))
     for name in WITH_FLAGS:
         for code in re.findall(r"`([^`\n]+)`", (ROOT / name).read_text(encoding="utf-8")):
@@ -127,6 +127,7 @@ SMALL = {
     "main.py": "--epochs 1 --hidden_size 32 --num_layers 1 --batch_size 16 --max_length 48",
     "cross_validate.py": "--epochs 1 --max_length 48",
     "export.py": "--max_drop 1",
+    "search.py": "--trials 1 --finalists 0",
     "huggingface_hands_on/continue_pretrain_task.py": "--epochs 1 --max_length 32",
     "benchmarks/speed.py": "--examples 32 --rounds 1 --batch_size 8",
 }

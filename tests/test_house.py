@@ -8,7 +8,7 @@ from conftest import ROOT
 from test_trainer import make_trainer
 
 MAIN_ROAD = ("main", "config", "data_process", "data_loader", "model_utils", "trainer", "tricks", "logging_config")
-TOP_LEVEL = {*MAIN_ROAD, "metrics", "cross_validate", "ensemble", "export", "serve"}
+TOP_LEVEL = {*MAIN_ROAD, "metrics", "cross_validate", "ensemble", "export", "search", "serve"}
 BELOW = ("engine", "preprocess", "huggingface_hands_on")
 LIBRARY = [*sorted(ROOT.glob("*.py")), *(path for name in BELOW for path in sorted((ROOT / name).rglob("*.py")))]
 

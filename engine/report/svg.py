@@ -47,14 +47,15 @@ def span(values, room=0.06):
 class Plot:
     """Axes, and what is drawn on them."""
 
-    def __init__(self, x_range, y_range, x_label, y_label, describes):
+    def __init__(self, x_range, y_range, x_label, y_label, describes, x_ticks=None):
+        """x_ticks: [(place, word)] of the lower axis, if these are not round numbers."""
         self.x_range, self.y_range, self.describes, self.parts = x_range, y_range, describes, []
         for value in ticks(*y_range):
             y = self.y(value)
             self.add(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
             self.text(LEFT - 6, y + 4, number(value), "end")
-        for value in ticks(*x_range):
-            self.text(self.x(value), HEIGHT - BOTTOM + 16, number(value), "middle")
+        for value, word in x_ticks or [(value, number(value)) for value in ticks(*x_range)]:
+            self.text(self.x(value), HEIGHT - BOTTOM + 16, word, "middle")
         self.add(f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
         self.text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, x_label, "middle", "label")
         if y_label:

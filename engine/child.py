@@ -1,0 +1,85 @@
+"""A run of main.py as a process of its own: what scripts share that train many of them."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+# Options of main.py that such a script gives to its runs itself
+SET_BY_SCRIPT = (
+    *("data_path", "pretrain_model_path", "debug", "fold", "model_version", "output_dir", "checkpoint", "random_seed"),
+)
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def end_with_parent():
+    """In the new process: a SIGTERM, on which it saves and ends, when the script is killed. Only Linux can."""
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class Child:
+    """Starts a command, its output added to a log. Ctrl-C in the terminal reaches the script alone, which decides."""
+
+    def __init__(self, command, log, jobs):
+        """jobs: how many run side by side, and share the cores, unless OMP_NUM_THREADS is set."""
+        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        env = {"OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1"} | dict(os.environ)
+        self.log, self.began, self.code, self.used = Path(log), time.perf_counter(), None, None
+        with open(log, "a", encoding="utf-8") as file:
+            self.log_begins = file.tell()
+            self.process = subprocess.Popen(
+                list(map(str, command)),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env=env,
+                start_new_session=True,
+                preexec_fn=end_with_parent if LIBC else None,
+            )
+
+    def wait(self, options=0):
+        """-> its exit code once it has ended, less than 0 if a signal killed it."""
+        if self.code is None:
+            pid, status, used = os.wait4(self.process.pid, options)
+            if pid:
+                self.ended, self.used = time.perf_counter(), used
+                self.code = self.process.returncode = os.waitstatus_to_exitcode(status)
+        return self.code
+
+    def poll(self):
+        """As `wait`, at once: None while it runs."""
+        return self.wait(os.WNOHANG)
+
+    def terminate(self):
+        """Asks it to save and end."""
+        if self.code is None:
+            os.kill(self.process.pid, signal.SIGTERM)
+
+    @property
+    def seconds(self):
+        return (time.perf_counter() if self.code is None else self.ended) - self.began
+
+    @property
+    def cpu_seconds(self):
+        """Of all its threads, and of the processes that it waited for. While it runs, only Linux tells; else 0."""
+        if self.used:
+            return self.used.ru_utime + self.used.ru_stime
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+    def last_line(self):
+        """What it said last, or which signal killed it."""
+        if self.code is not None and self.code < 0:
+            name = signal.Signals(-self.code).name
+            return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        with open(self.log, encoding="utf-8", errors="replace") as file:
+            file.seek(self.log_begins)
+            lines = file.read().strip().splitlines()
+        return lines[-1].removeprefix("error: ") if lines else f"exit code {self.code}, and nothing said"

@@ -1,0 +1,422 @@
+"""search.py: its language, what it proposes and gives up, and real searches that are stopped, killed and go on."""
+
+import csv
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as xml
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import ROOT, read_json
+
+pytest.importorskip("optuna", reason="pip install -r requirements-search.txt")
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import ablation
+
+import search
+from engine.command_line import UserError, parse_args
+from engine.search import outcome, picture
+from engine.search.stages import FinalStage
+from engine.search.study import Study
+
+SMALL = "--hidden_size 32 --num_layers 1 --vocab_size 500 --batch_size 8"
+SPACE = "lr=1e-6..1e-2:log pooling=first,mean"
+
+
+def plan(sample, **options):
+    return search.make_plan(search.SearchConfig(**{"data_path": str(sample), "options": SMALL, **options}))
+
+
+# ---- the space -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "space, said",
+    [
+        ("lrr=1e-4..1e-3", "lrr is no option of main.py that changes the result; did you mean lr?"),
+        ("lr", "'lr' must look like"),
+        ("lr=1e-3", "two or more"),
+        ("pooling=mean,mean", "two or more"),
+        ("lr=fast..1e-3", "'fast' is not a number"),
+        ("epochs=3,2.5", "'2.5' is not a whole number"),
+        ("use_fgm=True,maybe", "'maybe' is not True or False"),
+        ("pooling=first,max", "'max' is none of auto, first, mean, last"),
+        ("pooling=first..mean", "has no range"),
+        ("lr=1e-3..1e-4", "the range is empty"),
+        ("weight_decay=0..0.1:log", "must begin above 0"),
+        ("lr=1e-4..1e-3:ln", "only :log can stand"),
+        ("lr=1e-4..inf", "'inf' is not finite"),
+        ("lr=1e-4..2", "--lr=2.0 must lie between 0 and 1"),
+        ("dropout=0,1.5", "--dropout=1.5 must lie between 0 and 1"),
+        ("batch_size=8,16", "batch_size is set already"),
+        ("lr=1e-4..1e-3 lr=1e-3..1e-2", "lr is there twice"),
+        ("head_lr=1e-4..1e-3 head_multiple=1..10", "head_lr is set already"),
+        ("fgm_eps=0.5..2", "no effect without use_fgm or use_pgd"),
+        ("random_seed=1,2", "random_seed is no hyper-parameter"),
+        ("num_workers=0,2", "no option of main.py that changes the result"),
+        ("layer_decay=0.8..0.95", "need --pretrain_model_path"),
+    ],
+)
+def test_a_mistake_in_the_space_is_one_line(space, said, sample):
+    with pytest.raises(UserError) as mistake:
+        plan(sample, space=space)
+    assert said in str(mistake.value) and "\n" not in str(mistake.value) and str(mistake.value).startswith("--space: ")
+
+
+def test_each_mistake_has_its_line(sample):
+    with pytest.raises(UserError) as mistake:
+        plan(sample, space="lrr=1..2 lr=a..b dropout=0..3")
+    lines = str(mistake.value).splitlines()
+    assert len(lines) == 3 and all(line.removeprefix("error: ").startswith("--space: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"options": "--random_seed 3"}, "--random_seed"),
+        ({"options": "--do_predict"}, "--do_predict"),
+        ({"options": "--monitor loss"}, "--monitor"),
+        ({"options": "--fgm_eps 2"}, "no effect without --use_fgm"),
+        ({"options": "'"}, "cannot be read"),
+        ({"monitor": "slots_f2"}, "--monitor=slots_f2"),
+        ({"data_path": "nowhere"}, "labels.json"),
+        ({"pretrain_model_path": "nowhere", "options": ""}, "no encoder loads"),
+        ({"seeds": 0}, "--seeds=0"),
+        ({"hours": -1.0}, "--hours=-1.0"),
+    ],
+)
+def test_other_mistakes_are_one_line(options, said, sample):
+    with pytest.raises(UserError) as mistake:
+        plan(sample, **options)
+    assert said in str(mistake.value) and "\n" not in str(mistake.value)
+
+
+def test_a_point_becomes_options_of_main(sample):
+    space = "lr=1e-4..1e-3:log head_multiple=3..30:log warmup_share=0..0.5 epochs=4,8 use_fgm=True,False fgm_eps=0.5..2"
+    _, resolver, found, *_ = plan(sample, space=space)
+    assert " ".join(f"{name}={dimension}" for name, dimension in found.items()).startswith(
+        "lr=0.0001..0.001:log head_multiple=3..30:log warmup_share=0..0.5 epochs=4,8 use_fgm=True,False"
+    )
+    point = {"lr": 5e-4, "head_multiple": 4.0, "warmup_share": 0.25, "epochs": 8, "use_fgm": True, "fgm_eps": 1.5}
+    values = resolver.values(point)
+    assert values == {"lr": 5e-4, "epochs": 8, "use_fgm": True, "fgm_eps": 1.5, "head_lr": 2e-3, "warmup_epochs": 2.0}
+    assert "fgm_eps" not in resolver.values(point | {"use_fgm": False})  # where it has no effect
+    assert resolver.config(point).head_lr == 2e-3
+
+
+def test_the_default_space_holds_the_default(sample, tmp_path):
+    """From scratch, of a pretrained encoder, and beside what --options sets."""
+    from transformers import BertConfig, BertModel
+
+    BertModel(BertConfig(vocab_size=100, num_hidden_layers=1, intermediate_size=64)).save_pretrained(tmp_path / "model")
+    for model, lr, multiple in (("", 1e-3, 1.0), (str(tmp_path / "model"), 7.5e-5, 10.0)):
+        _, resolver, space, *_ = plan(sample, pretrain_model_path=model, options="")
+        default = resolver.default(space)
+        assert default.keys() == space.keys() and (default["lr"], default["head_multiple"]) == (lr, multiple)
+        assert space["lr"].low < lr < space["lr"].high
+    assert not {"lr", "head_multiple"} & plan(sample, options="--lr 1e-3 --head_lr 1e-3")[2].keys()
+
+
+def test_kinds_of_tasks_decide_what_is_searched(sample, tmp_path):
+    labels = read_json(sample / "labels.json")
+    for task, without in (("intent", "word_pooling"), ("slots", "pooling")):
+        folder = tmp_path / task
+        shutil.copytree(sample, folder)
+        (folder / "labels.json").write_text(json.dumps({task: labels[task]}))
+        assert without not in plan(folder)[2]
+        with pytest.raises(UserError, match="has no effect"):
+            plan(folder, space=f"{without}=first,mean")
+
+
+# ---- the study -------------------------------------------------------------------------------------------------------
+
+
+def make_study(path, sample, **options):
+    space = plan(sample, space="lr=1e-5..1e-2:log dropout=0..0.5 pooling=first,mean")[2]
+    return Study(path, space, **{"lower": False, "seed": 1, "startup": 3, "prune_after": 2, **options})
+
+
+def objective(params):
+    return 1 - abs(np.log10(params["lr"]) + 3) / 10 + 0.01 * (params["pooling"] == "mean")
+
+
+def test_a_search_that_is_started_again_proposes_the_same(sample, tmp_path):
+    """Also if the process was killed while it wrote the journal: half a line, and a lock, are left."""
+    one, other = make_study(tmp_path / "one.journal", sample), None
+    for number in range(9):
+        params = one.propose(number)
+        one.end(one.add(params, values={}, epochs=3), "finished", objective(params))
+    path = tmp_path / "other.journal"
+    for number in range(9):
+        other = make_study(path, sample)
+        if number % 3 == 1:
+            other.propose(number)  # asking changes nothing
+        if number % 3 == 2:
+            with open(path, "ab") as file:
+                file.write(b'{"op_code":8,"worker')
+            os.symlink(path, f"{path}.lock")
+            other = make_study(path, sample)
+        params = other.propose(number)
+        other.end(other.add(params, values={}, epochs=3), "finished", objective(params))
+    assert [trial.params for trial in one.trials] == [trial.params for trial in other.trials]
+    assert len({str(trial.params) for trial in one.trials}) == 9
+    assert make_study(tmp_path / "third.journal", sample, seed=2).propose(0) != one.trials[0].params
+
+
+def test_what_is_proposed_follows_the_scores(sample, tmp_path):
+    study = make_study(tmp_path / "journal", sample, startup=8)
+    for number in range(40):
+        params = study.propose(number)
+        study.end(study.add(params, values={}, epochs=3), "finished", objective(params))
+    distance = [abs(np.log10(trial.params["lr"]) + 3) for trial in study.trials]
+    assert np.median(distance[20:]) < 0.5 * np.median(distance[:8])
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_a_trial_is_pruned_by_those_of_as_many_epochs(lower, sample, tmp_path):
+    study, sign = make_study(tmp_path / "journal", sample, lower=lower), -1 if lower else 1
+
+    def trial(epochs, scores):
+        number = study.add(study.propose(len(study.trials)), values={}, epochs=epochs)
+        for epoch, score in enumerate(scores, 1):
+            study.report(number, epoch, sign * score)
+        return number
+
+    for i in range(5):
+        study.end(trial(4, [0.1, 0.5 + i / 100, 0.6, 0.7]), "finished", sign * 0.7)
+    assert not study.should_prune(trial(4, [0.0]))  # every trial gets two epochs
+    assert study.should_prune(trial(4, [0.0, 0.51])) and not study.should_prune(trial(4, [0.0, 0.53]))
+    assert not study.should_prune(trial(8, [0.0, 0.1]))  # nothing to compare it with
+    study.prune_after = None
+    assert not study.should_prune(trial(4, [0.0, 0.1]))
+
+
+def test_the_gain_has_the_interval_of_the_ablation(sample, tmp_path):
+    study = make_study(tmp_path / "journal", sample)
+    rng, seeds = np.random.default_rng(3), range(1, 6)
+    default, winner = rng.normal(0.8, 0.01, 5), rng.normal(0.85, 0.01, 5)
+    for number, scores in ((0, default), (3, winner)):
+        for seed, score in zip(seeds, scores):
+            study.set(f"final {number} {seed}", {"dev": {"f1": 0.5}})
+            study.set(f"test {number} {seed}", {"f1": score, "loss": 1 - score})
+    stage = FinalStage(SimpleNamespace(has_test=True), study, [0, 3], seeds, None)
+    found = outcome.compare(stage, 3, ["f1", "loss"])
+    low, high = ablation.interval(winner - default)
+    assert (found["f1"]["low"], found["f1"]["high"]) == pytest.approx((low, high)) and low > 0
+    assert found["f1"]["verdict"] == "significant" and found["f1"]["part"] == "test"
+    assert found["loss"]["gain"] == pytest.approx(found["f1"]["gain"])  # a loss that falls is a gain
+    stage.setup.has_test = False
+    assert outcome.compare(stage, 3, ["f1"])["f1"]["part"] == "dev"
+
+
+def test_the_picture_has_every_trial(sample):
+    space = plan(sample, space="lr=1e-5..1e-2:log epochs=2,3 dropout=0..0.5")[2]
+    states = ["finished", "pruned", "finished", "failed"]
+    trials = [
+        {"number": i, "state": state, "score": 0.1 * i, "default": i == 0, "params": {"lr": 1e-4, "dropout": 0.1 * i}}
+        for i, state in enumerate(states)
+    ]
+    tree = xml.fromstring(picture.draw(trials, space, "a<b", False))
+    titles = [title.text for title in tree.iter("{http://www.w3.org/2000/svg}title")]
+    dots = 3 * (1 + len(["lr", "dropout"]))  # "epochs" is of none of them, the failed one has no score
+    assert len(titles) == dots + 3 and titles.count("trial 2: 0.2000") == 6  # the best has a ring as well
+    assert not any("nan" in str(element.attrib) for element in tree.iter())
+
+
+# ---- real searches ---------------------------------------------------------------------------------------------------
+
+
+def flags(sample, epochs=5, **options):
+    options = {"data_path": sample, "results": "results", "space": SPACE, "monitor": "loss", "jobs": 2, **options}
+    return [f"--options={SMALL} --epochs {epochs}", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def rows_of(folder):
+    """trials.csv without what the clock decides."""
+    rows = list(csv.DictReader((folder / "trials.csv").read_text(encoding="utf-8").splitlines()))
+    return [{name: cell for name, cell in row.items() if "seconds" not in name} for row in rows]
+
+
+def test_a_search_runs_main_and_is_not_repeated(sample, command, tmp_path, monkeypatch):
+    """Two trials side by side; then the same command, another one in its folder, and one without Optuna."""
+    words = flags(sample, epochs=2, trials=2, finalists=0)
+    done = command("search.py", *words)
+    assert done.returncode == 0, done.stderr
+    found = read_json(tmp_path / "results/search.json")
+    first, second = rows_of(tmp_path / "results")
+    assert (first["default"], first["options"], first["lr"], first["pooling"]) == ("True", "", "0.001", "first")
+    assert second["options"].startswith("--lr=") and float(second["lr"]) != 0.001
+    for number, row in enumerate((first, second)):
+        records = (tmp_path / f"results/runs/000{number}/metrics.jsonl").read_text().splitlines()
+        losses = [record["dev_loss"] for record in map(json.loads, records) if "dev_loss" in record]
+        assert [float(row["epoch_1"]), float(row["epoch_2"])] == losses and float(row["dev_loss"]) == min(losses)
+        assert found["trials"][number]["seconds"] > 0 and found["trials"][number]["cpu_seconds"] > 0
+    args = read_json(tmp_path / "results/runs/0001/args.json")
+    assert args["lr"] == float(second["lr"]) and args["pooling"] == second["pooling"] and args["epochs"] == 2
+    assert not list((tmp_path / "results").rglob("eval.json")) and not list((tmp_path / "results").rglob("checkpoints"))
+    assert done.stdout.splitlines()[-1] == found["command"] and "2 finished" in done.stdout
+
+    monkeypatch.chdir(tmp_path)
+    journal = (tmp_path / "results/search.journal").read_bytes()
+    assert search.main(parse_args(search.SearchConfig, words)) == 0
+    assert rows_of(tmp_path / "results") == [first, second]
+    assert (tmp_path / "results/search.journal").read_bytes().startswith(journal) and len(
+        os.listdir("results/runs")
+    ) == 4
+    for changed, said in (
+        ({"space": "lr=1e-6..1e-2:log"}, "space: pooling was first,mean, is None"),
+        ({"seed": 1}, "seed was"),
+    ):
+        with pytest.raises(UserError, match=f"results holds another search .{said}.*name another with --results"):
+            search.main(parse_args(search.SearchConfig, flags(sample, epochs=2, trials=2, **changed)))
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without/optuna.py").write_text("raise ModuleNotFoundError(name='optuna')")
+    lacking = command("search.py", *words, env={"PYTHONPATH": str(tmp_path / "without")})
+    assert lacking.returncode == 2 and "pip install -r requirements-search.txt" in lacking.stderr
+    assert len(lacking.stderr.strip().splitlines()) == 1
+
+
+def run_search(folder, *words):
+    """A whole search, however long it takes: other work on the machine is no failure."""
+    words = [sys.executable, ROOT / "search.py", *map(str, words)]
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_hopeless_trials_are_pruned_and_the_winner_is_measured(sample, command, tmp_path):
+    done = run_search(tmp_path, *flags(sample, trials=8, startup=4, finalists=2, seeds=5))
+    assert done.returncode == 0, done.stderr
+    found, rows = read_json(tmp_path / "results/search.json"), rows_of(tmp_path / "results")
+    pruned = [row for row in rows if row["state"] == "pruned"]
+    assert pruned and all(row["epoch_2"] and not row["epoch_5"] for row in pruned)
+    assert found["cost"]["pruning_saved_seconds_estimate"] > 0 and "an estimate" in done.stdout
+    best = sorted((float(row["dev_loss"]), int(row["number"])) for row in rows if row["state"] == "finished")
+    others = [number for _, number in best if number][:2]
+    assert [finalist["number"] for finalist in found["finalists"]] == [0, *others]
+    means = {f["number"]: np.mean([dev["loss"] for dev in f["dev"]]) for f in found["finalists"]}
+    winner = found["winner"]
+    assert winner == min(means, key=means.get) != 0
+    scored = {path.parent.name for path in (tmp_path / "results").rglob("eval.json")}
+    assert scored == {f"final-{number:04d}-seed-{seed}" for number in (0, winner) for seed in range(1, 6)}
+    sides = [
+        [
+            read_json(tmp_path / f"results/runs/final-{number:04d}-seed-{seed}/eval.json")["test"]["loss"]
+            for seed in range(1, 6)
+        ]
+        for number in (0, winner)
+    ]
+    low, high = ablation.interval(np.subtract(*sides))
+    gain = found["gain_over_default"]["loss"]
+    assert (gain["low"], gain["high"]) == pytest.approx((low, high)) and gain["verdict"] == ablation.verdict(
+        (low, high)
+    )
+    assert f"test loss: default {np.mean(sides[0]):.4f}" in done.stdout
+    script, *words = shlex.split(done.stdout.splitlines()[-1])[1:]
+    values = found["trials"][winner]["values"]
+    run = command(script, *words, "--random_seed", 1)
+    assert run.returncode == 0 and read_json(tmp_path / "output/tiny/args.json")["lr"] == values["lr"]
+    assert read_json(tmp_path / "output/tiny/eval.json")["test"]["loss"] == sides[1][0]
+
+
+def start(words, tmp_path, until):
+    """A search as a process, once `until()` holds."""
+    words = [sys.executable, ROOT / "search.py", *map(str, words)]
+    log = open(tmp_path / "log.txt", "a")  # noqa: SIM115
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=log, stderr=log)
+    while not until():
+        assert process.poll() is None, (tmp_path / "log.txt").read_text()
+        time.sleep(0.02)
+    return process
+
+
+def has_epochs(path, epochs):
+    return path.exists() and path.read_text().count("dev_loss") >= epochs
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_or_stopped_ends_with_the_same_trials(sample, tmp_path):
+    words = flags(sample, epochs=3, trials=4, startup=3, jobs=1, finalists=1, seeds=1)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    done = run_search(whole, *words)
+    assert done.returncode == 0, done.stderr
+    runs = tmp_path / "results/runs"
+    process = start(words, tmp_path, lambda: has_epochs(runs / "0001/metrics.jsonl", 1))
+    process.kill()
+    process.wait()
+    process = start(words, tmp_path, lambda: has_epochs(runs / "0003/metrics.jsonl", 1))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    assert "stopped, with 3 of 4 trials done; the same command goes on" in (tmp_path / "log.txt").read_text()
+    process = start(words, tmp_path, lambda: has_epochs(runs / "final-0000-seed-1/metrics.jsonl", 1))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    done = run_search(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    for name in ("0003", "final-0000-seed-1"):
+        log = (runs / f"{name}.log").read_text()
+        assert "stopped and saved" in log and "resumed from" in log
+    assert rows_of(tmp_path / "results") == rows_of(whole / "results")
+    one, other = (read_json(folder / "results/search.json") for folder in (whole, tmp_path))
+    assert one["winner"] == other["winner"] and one["gain_over_default"] == other["gain_over_default"]
+
+
+@pytest.mark.slow
+def test_a_run_ends_with_a_search_that_is_killed(sample, tmp_path):
+    if sys.platform != "linux":
+        pytest.skip("only Linux tells a process that its parent is gone")
+    path = tmp_path / "results/runs/0000/metrics.jsonl"
+    process = start(flags(sample, epochs=500, trials=1), tmp_path, lambda: has_epochs(path, 1))
+    child = int(subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()[0])
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    state = Path(f"/proc/{child}/stat")
+    while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "stopped and saved" in path.with_name("train.log").read_text()
+
+
+@pytest.mark.slow
+def test_failing_trials_are_told_and_the_search_ends_with_their_code_only_if_all_fail(sample, tmp_path):
+    space = "freeze_layers=97,98,99,0 lr=1e-4..1e-2:log"  # this encoder has a single layer
+    done = run_search(tmp_path, *flags(sample, epochs=1, trials=4, finalists=1, seeds=1, space=space))
+    states = {(row["state"], "freeze_layers=9" in row["options"]) for row in rows_of(tmp_path / "results")}
+    assert done.returncode == 0 and states == {("finished", False), ("failed", True)}, done.stderr
+    assert "failed: --freeze_layers=9" in done.stderr
+    words = flags(sample, epochs=1, trials=9, space="lr=1e-4..1e-2:log", results="failed")
+    done = run_search(tmp_path, words[0] + " --freeze_layers=99", *words[1:])
+    assert done.returncode == 2
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .startswith("error: all 5 trials failed; the last: --freeze_layers=99: this")
+    )
+
+
+@pytest.mark.slow
+def test_time_ends_the_search_and_dev_alone_flatters(sample, tmp_path):
+    """A limit that no trial can keep; then more of it, on data without a test part."""
+    data = tmp_path / "data"
+    shutil.copytree(sample, data)
+    (data / "test.jsonl").unlink()
+    words = flags(data, epochs=2, trials=2, finalists=1, seeds=1)
+    done = run_search(tmp_path, *words, "--hours", "0.0005")
+    assert done.returncode == 2 and "--hours are used" in done.stderr, done.stderr
+    assert "no trial finished in this time; the same command with more --hours goes on" in done.stderr
+    done = run_search(tmp_path, *words, "--hours", "1")
+    found = read_json(tmp_path / "results/search.json")
+    assert done.returncode == 0 and found["cost"]["search"]["seconds"] > 1.8
+    assert [trial["state"] for trial in found["trials"]] == ["finished"] * 2
+    assert not list((tmp_path / "results").rglob("eval.json"))
+    if found["winner"]:
+        assert found["gain_over_default"]["loss"]["part"] == "dev" and "dev flatters it" in done.stdout
