@@ -152,7 +152,8 @@ def test_strengths_that_do_nothing_are_told():
     assert Config(use_smart=True, smart_weight=0.0).unused_options() == [
         "--smart_weight=0 leaves --use_smart without effect"
     ]
-    switched = {name for name in vars(Config()) if name.startswith("use_")} - {"use_crf", "use_soup"} | {"lora_rank"}
+    switched = {name for name in vars(Config()) if name.startswith("use_")} - {"use_crf", "use_soup"}
+    switched |= {"lora_rank", "teacher", "unlabelled"}
     assert {switch for option in dataclasses.fields(Config) for switch in option.metadata["needs"]} == switched
 
 
