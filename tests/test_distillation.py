@@ -33,6 +33,9 @@ TASKS = {
 }
 
 
+SLOWER = [(True, 1), (False, 3)]
+
+
 def draw(generator, high):
     return int(torch.randint(0, high, (), generator=generator))
 
@@ -209,8 +212,9 @@ def compare_with_oracle(every_kind, two_teachers, folder, use_crf, accumulation,
     return largest_error(trainer.model, ours, theirs), sum(output.total_loss.item() for output in outputs), total
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("use_crf", [True, False])
+@pytest.mark.parametrize(
+    "use_crf, accumulation", [(True, 3), (False, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOWER)]
+)
 def test_gradient_equals_the_oracle(use_crf, accumulation, every_kind, two_teachers, tmp_path):
     far, loss, wanted = compare_with_oracle(every_kind, two_teachers, tmp_path, use_crf, accumulation)
     assert far < 5e-4  # spans less likely than 1 in 1,000 are not kept
@@ -306,7 +310,14 @@ def with_more(every_kind, two_teachers, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("own", [dict(), dict(precision="bf16", use_ema=True), dict(unlabelled="", streaming=True)])
+@pytest.mark.parametrize(
+    "own",
+    [
+        dict(),
+        pytest.param(dict(precision="bf16", use_ema=True), marks=pytest.mark.slow),
+        pytest.param(dict(unlabelled="", streaming=True), marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_run_ends_in_the_same_bytes(own, with_more):
     whole = train(with_more(model_version="whole", **own))
     stopped = with_more(**own)
@@ -364,6 +375,7 @@ def test_unlabelled_texts_come_in_turn_and_labelled_ones_in_each_epoch(with_more
     assert batch.labels["score"].isnan().all() and batch.labels["parts"].tolist() == [[IGNORE]]
 
 
+@pytest.mark.slow
 def test_unlabelled_texts_alone_teach_what_the_teacher_knows(sample, tiny, tmp_path):
     """A student that sees no label at all comes to answer as its teacher does."""
     teacher = train(tiny(model_version="teacher", epochs=12, use_crf=True, early_stop_patience=0))
