@@ -12,6 +12,7 @@ import copy
 import json
 import logging
 import os
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -27,11 +28,10 @@ from engine.command_line import UserError
 from engine.features import Ragged, encoded_fingerprint, to_arrow, to_numpy, warn_of_cuts
 from engine.files import sha256
 from engine.length_sampler import LengthSampler, length_batches
-from engine.predictions import prepare_inputs
 from engine.tags import IGNORE
 from engine.token_cache import cached_table
 from preprocess.schema import read_processed
-from preprocess.sources import Rows, read_texts
+from preprocess.sources import Rows, read_unlabelled
 
 logger = logging.getLogger("template")
 
@@ -326,17 +326,14 @@ def pin(batch):
     return Batch(*({name: tensor.pin_memory() for name, tensor in part.items()} for part in batch[:2]), batch.rows)
 
 
-def unlabelled_texts(config, tasks):
-    """The Rows of --unlabelled, as examples of these tasks without their labels; None if there are none."""
+def unlabelled_texts(config, tasks, train_path):
+    """The Rows of --unlabelled, as examples like those of a training file, without labels; or None."""
     if not config.unlabelled:
         return None
-    labels = dict.fromkeys(tasks)
-
-    def read():
-        texts = read_texts(config.unlabelled, config)
-        return (example | labels for example in prepare_inputs(texts, tasks, config.unlabelled))
-
-    return Rows(config.unlabelled, read)
+    _, like = next(read_processed(train_path, tasks))
+    rows = Rows(config.unlabelled, partial(read_unlabelled, config, tasks, like.keys() & {"tokens", "text_pair"}))
+    rows.sha256 += f" {config.text_column!r} {config.text_pair_column!r} {config.encoding!r}"  # what its texts are
+    return rows
 
 
 def build_loaders(config, data_path, featurizer, device, limit=None):
@@ -350,7 +347,7 @@ def build_loaders(config, data_path, featurizer, device, limit=None):
         dataset = MyIterableDataset(path, one_row, config.batch_size, config.shuffle_buffer, config.random_seed, limit)
         train_loader = MyIterableDataLoader(dataset, config.num_workers, pinned)
     else:
-        dataset = MyDataset(path, featurizer, limit, unlabelled=unlabelled_texts(config, featurizer.tasks))
+        dataset = MyDataset(path, featurizer, limit, unlabelled=unlabelled_texts(config, featurizer.tasks, path))
         options = config.random_seed, config.num_workers, pinned, config.unlabelled_ratio
         train_loader = MyDataLoader(dataset, config.batch_size, *options)
     dev_set = MyDataset(Path(data_path) / "dev.jsonl", featurizer, limit)

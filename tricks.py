@@ -302,7 +302,8 @@ class MultiSampleDropout(Trick):
 
 class Distillation(TaughtBySeveral):
     """(1 - weight) * loss + weight * temperature^2 * mean over teachers of KL(teacher || student), both at that
-    temperature, averaged like the loss over all texts or words that were taught, also those without labels.
+    temperature, averaged like the loss over all texts or words that were taught, also those without labels. A task that
+    no teacher knows keeps its loss.
 
     The gradient is that of the divergence from the mean of the teachers' distributions, of a CRF over whole paths.
     Hinton et al., 2015 (arXiv:1503.02531); Wang et al., Structural Knowledge Distillation, 2020 (arXiv:2010.05010).
@@ -320,7 +321,8 @@ class Distillation(TaughtBySeveral):
 
     def wrap_forward(self, forward, batch, exact=False):
         output = forward(exact=exact)
-        output.total_loss = (1 - self.weight) * output.total_loss + self.weight * self.divergence(output.logits, batch)
+        more = self.divergence(output.logits, batch) - self.loss_of_labels(output.losses)
+        output.total_loss = output.total_loss + self.weight * more
         return output
 
     def begin(self, train_loader, config):

@@ -56,7 +56,7 @@ def refuse_teachers(config):
     """UserError for options of teachers that cannot be."""
     if not 0 < config.temperature < float("inf"):
         raise UserError(f"--temperature={config.temperature:g} must be above 0")
-    if config.unlabelled and not config.teacher:
+    if config.unlabelled and not config.teacher.strip(", "):
         raise UserError("--unlabelled: texts without labels are learnt from a --teacher; name one")
     if config.unlabelled and config.streaming:
         raise UserError("--unlabelled is read into memory; leave out --streaming")

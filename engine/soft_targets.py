@@ -23,13 +23,16 @@ from safetensors import safe_open
 from tqdm import tqdm
 
 from engine import distributed
+from engine.encoders import overflows
 from engine.features import merge_windows
 from engine.files import sha256
+from engine.predictions import prepare_inputs
 from engine.token_cache import cached_table
 
 CHUNK = 1024  # texts that are answered, and written, together
-VERSION = 2  # of what is kept; raise it when that changes
+VERSION = 3  # of what is kept; raise it when that changes
 FOUND = ("words", "numbers", "values")
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 COLUMNS = (*FOUND, *(f"before_{name}" for name in FOUND), "entropies")
 
 
@@ -84,14 +87,16 @@ class Teacher:
         load() -> (model, featurizer, its options); batches_of(examples, featurizer) -> a MyDataLoader.
         """
         pairs = sorted(name for name, head in self.heads.items() if head.wants_pairs)
-        depends = [VERSION, self.sha256, data.source, self.temperature, self.tasks, pairs, precision]
+        scales = [(head.task.get("mean"), head.task.get("std")) for head in self.heads.values()]
+        depends = [VERSION, self.sha256, data.source, self.temperature, self.tasks, scales, pairs, precision]
         name = f"teacher-{hashlib.sha256(repr(depends).encode()).hexdigest()[:20]}"
 
         def compute():
             model, featurizer, _ = load()
-            dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+            dtype = None if overflows(model.encoder) else DTYPES[precision]
             model = model.to(device).eval()
-            examples = data.examples()
+            examples = map(dict, data.examples())
+            examples = prepare_inputs(examples, featurizer.tasks, f"--teacher {self.folder}")
             with tqdm(desc=f"teacher {self.folder}", unit=" texts", total=len(data), leave=False, delay=2) as bar:
                 while chunk := list(islice(examples, CHUNK)):
                     yield self.answers_to(model, batches_of(chunk, featurizer), device, dtype)

@@ -24,6 +24,13 @@ def shared_tasks(folder, theirs, ours):
         own, other = ours[name], theirs[name]
         if kind_of(own) != kind_of(other):
             raise UserError(f"--teacher: {name!r} is {kind_of(other)} to {folder}, but {kind_of(own)} here")
+        if bool(own.get("pairs")) != bool(other.get("pairs")):
+            theirs, here = ("pairs of texts", "single texts")[:: 1 if other.get("pairs") else -1]
+            raise UserError(f"--teacher: {folder} reads {theirs}, but here are {here}")
+        if own.get("unit") != other.get("unit"):
+            raise UserError(
+                f"--teacher: a token of {name!r} is a {other.get('unit')} to {folder}, not a {own.get('unit')}"
+            )
         if own["labels"] != other["labels"]:
             differ = sorted(set(own["labels"]) ^ set(other["labels"])) or ["their order"]
             raise UserError(f"--teacher: {folder} has other labels of {name!r} ({', '.join(differ[:8])})")
@@ -48,11 +55,12 @@ class TaughtBySeveral(Trick):
 
     def __init__(self, model, folders, temperature):
         self.model, self.temperature, self.heads = model, temperature, model.output_layer.heads
-        self.of_step, self.counts, self.force, self.teachers = {}, None, False, []
+        self.of_step, self.counts, self.force, self.teachers = [], None, False, []
         ours = {name: head.task for name, head in self.heads.items()}
         for folder in (checkpoint_of(Path(folder)) for folder in folders):
             theirs = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
             self.teachers.append(Teacher(folder, self.heads, shared_tasks(folder, theirs, ours), temperature))
+        self.taught = [name for name in self.heads if any(name in teacher.tasks for teacher in self.teachers)]
 
     def ask_teachers(self, data, load, batches_of, config):
         """Has each teacher answer the texts of a training set, or reads what it answered before.
@@ -66,13 +74,12 @@ class TaughtBySeveral(Trick):
                 teacher.answer(data, partial(load, teacher.folder), config.precision, device, batches_of)
 
     def before_step(self, group):
-        self.of_step = {id(batch.rows): self.targets_of(batch) for batch in group}
-        self.counts = distributed.add_up(self.count([(self.of_step[id(batch.rows)], batch) for batch in group]))
+        self.of_step = [(batch.rows, self.targets_of(batch)) for batch in group]
+        self.counts = distributed.add_up(self.count([(step[1], batch) for step, batch in zip(self.of_step, group)]))
 
     def targets_of(self, batch):
         """{task: SoftTargets} of a batch on the host."""
-        taught = [name for name in self.heads if any(name in teacher.tasks for teacher in self.teachers)]
-        return {name: soft_targets(self.teachers, name, self.heads[name], batch, self.places) for name in taught}
+        return {name: soft_targets(self.teachers, name, self.heads[name], batch, self.places) for name in self.taught}
 
     def count(self, pairs):
         """{task: how much was taught} of [(targets, batch)]."""
@@ -81,9 +88,15 @@ class TaughtBySeveral(Trick):
         ]
         return {name: sum(count[name] for count in counts) for name in counts[0]}
 
+    def loss_of_labels(self, losses):
+        """The part of a micro-batch's loss that is of the tasks that are taught. -> ()"""
+        weights = self.model.loss.task_weights
+        return sum(weights.get(name, 1.0) * losses[name] for name in self.taught if name in losses)
+
     def divergence(self, logits, batch):
         """This micro-batch's share of its group's mean divergence from the teachers, weighted as tasks are. -> ()"""
-        targets, counts, total = self.of_step.get(id(batch.rows)), self.counts, 0.0
+        targets = next((targets for rows, targets in self.of_step if rows is batch.rows), None)
+        counts, total = self.counts, 0.0
         if targets is None:  # it is none of an optimizer step
             host = batch.to("cpu")
             targets = self.targets_of(host)

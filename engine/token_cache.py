@@ -56,10 +56,12 @@ def find_cache(folder, name):
 
 
 def clear(folder, kept=0):
-    """Removes the caches of a folder, but for so many that were used last."""
+    """Removes the caches of a folder, but for so many that were used last, of tokens and of teachers' answers."""
     with suppress(OSError):
         caches = sorted(folder.glob("*.arrow"), key=lambda path: -path.stat().st_mtime_ns)
-        for path in caches[kept:]:
+        of_teachers = [path for path in caches if path.name.startswith("teacher-")]
+        old = [path for path in caches if path not in of_teachers][kept:] + of_teachers[kept:]
+        for path in old:
             path.unlink()
-        if caches[kept:]:
-            logger.info(f"{folder}: {len(caches[kept:])} token caches removed")
+        if old:
+            logger.info(f"{folder}: {len(old)} caches removed")

@@ -9,6 +9,8 @@ from tqdm import tqdm
 
 from engine.command_line import UserError
 from engine.files import sha256
+from engine.predictions import prepare_inputs
+from engine.text import split_text, text_of
 from preprocess.columns import PART_NAMES, RESERVED
 from preprocess.folders import class_folders, is_brat
 from preprocess.labels import KINDS, NO_LABEL
@@ -125,7 +127,7 @@ class Rows:
         checked = tqdm(read(), desc=f"checking {self.path.name}", unit=" rows", leave=False, delay=2)
         self.size = sum(1 for _ in checked)
         if not self.size:
-            raise UserError(f"{path}: empty; there is nothing to predict")
+            raise UserError(f"{path}: empty; there are no texts in it")
         self.sha256 = sha256(path)
 
 
@@ -164,3 +166,20 @@ def read_texts(path, config):
         check_row(e, {}, e["_where"], needs_labels=False)
         check_characters(e)
         yield {"id": str(e.get("id", number)), **{key: e[key] for key in kept}}
+
+
+def read_unlabelled(config, tasks, form):
+    """The texts of --unlabelled as examples of these tasks, all labels None. form: which of "tokens" and "text_pair"
+    the examples to train on have; these have them too, or there is a UserError."""
+    labels = dict.fromkeys(tasks)
+    for number, example in enumerate(read_texts(config.unlabelled, config), 1):
+        if ("text_pair" in form) != ("text_pair" in example):
+            ours, theirs = ("pairs of texts", "single texts")[:: 1 if "text_pair" in form else -1]
+            raise UserError(f"{config.unlabelled}: train has {ours}, this file has {theirs}; see --text_pair_column")
+        (example,) = prepare_inputs([example], tasks, config.unlabelled, number)
+        if "tokens" in form and "tokens" not in example:
+            example["tokens"] = [token for token, _, _ in split_text(example["text"], "word")]
+        if "tokens" not in form and "tokens" in example:
+            example["text"] = example.get("text") or text_of(example)
+            del example["tokens"]
+        yield example | labels

