@@ -97,7 +97,7 @@ class MyDataset(Dataset):
 
     def __init__(self, source, featurizer, limit=None, quiet=False, unlabelled=None):
         self.featurizer, self.tasks, self.fingerprint = featurizer, featurizer.tasks, ""
-        self.origin, self.limit, self.unlabelled = source, limit, unlabelled
+        self.origin, self.limit, self.unlabelled, self.source, self.cache = source, limit, unlabelled, None, None
         self.pad_id, self.pad_to_multiple = featurizer.tokenizer.pad_token_id, featurizer.pad_to_multiple
         if isinstance(source, list):
             self.table = pa.Table.from_batches(list(self.encode(source, "encoding")))

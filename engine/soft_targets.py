@@ -103,7 +103,8 @@ class Teacher:
                     bar.update(len(chunk))
 
         with distributed.first_of_node():
-            table = cached_table(data.cache, name, compute)
+            on_disk = data.cache is not None  # not so of a list of examples
+            table = cached_table(data.cache, name, compute) if on_disk else pa.Table.from_batches(list(compute()))
         self.columns = {name: [lists_of(chunk) for chunk in table[name].chunks] for name in table.column_names}
         self.factors = {name: self.factors_of(name, head) for name, head in self.heads.items() if head.wants_pairs}
 
