@@ -119,6 +119,7 @@ BY_HAND = {
     "benchmarks/nested.py --input ATIS",
     *("benchmarks/shipped.py", "tests/test_export.py"),  # the first installs an environment
     "export.py --checkpoint output/sample",  # of run.sh's run
+    "--teacher output",  # of runs that must be there: tests/test_distillation.py
     *("--do_report", "--compare"),  # of runs that must be there: tests/test_report.py
     *("--interactive", "--demo"),  # wait for someone who types: tests/test_demo.py
     *("serve.py", "benchmarks/serving.py"),  # tests/test_serve.py

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -396,11 +397,8 @@ def test_failing_trials_are_told_and_the_search_ends_with_their_code_only_if_all
     words = flags(sample, epochs=1, trials=9, space="lr=1e-4..1e-2:log", results="failed")
     done = run_search(tmp_path, words[0] + " --freeze_layers=99", *words[1:])
     assert done.returncode == 2
-    assert (
-        done.stderr.strip()
-        .splitlines()[-1]
-        .startswith("error: all 5 trials failed; the last: --freeze_layers=99: this")
-    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.match("error: all [56] trials failed; the last: --freeze_layers=99: this", last), last  # two at a time
 
 
 @pytest.mark.slow

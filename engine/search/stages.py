@@ -71,8 +71,8 @@ class SearchStage:
         return TrialJob(self.setup, self.study, number, self.seed, self.out_of_time, self.ended)
 
     def is_hopeless(self):
-        trials = self.study.trials
-        return len(trials) >= HOPELESS and len(self.study.of_state("failed")) == len(trials)
+        counts = self.study.counts()  # of those that run beside it nothing is known yet
+        return counts["failed"] >= HOPELESS and not counts["finished"] + counts["pruned"]
 
     def add(self, number):
         """Keeps trial `number` -> its number, or None if it needs no process. The first is the default."""
