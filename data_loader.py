@@ -97,14 +97,14 @@ class MyDataset(Dataset):
 
     def __init__(self, source, featurizer, limit=None, quiet=False, unlabelled=None):
         self.featurizer, self.tasks, self.fingerprint = featurizer, featurizer.tasks, ""
-        self.origin, self.limit, self.unlabelled, self.source, self.cache = source, limit, unlabelled, None, None
+        self.origin, self.limit, self.unlabelled, self.cache = source, limit, unlabelled, None
         self.pad_id, self.pad_to_multiple = featurizer.tokenizer.pad_token_id, featurizer.pad_to_multiple
         if isinstance(source, list):
             self.table = pa.Table.from_batches(list(self.encode(source, "encoding")))
         else:
             path = Path(source)
             more = unlabelled.sha256 if unlabelled else ""
-            self.source, self.cache = f"{sha256(path)} {limit} {more}", path.parent / ".cache"
+            self.cache = path.parent / ".cache"
             self.fingerprint = encoded_fingerprint(path, featurizer, f"{limit}{more}")
             name = f"{path.stem}-{self.fingerprint}"
             with distributed.first_of_node():
@@ -115,6 +115,10 @@ class MyDataset(Dataset):
         self.first_rows = np.flatnonzero(np.diff(self.example_index, prepend=-1))  # of each example
         if not quiet:  # else the caller tells: of the parts of a whole, together
             warn_of_cuts(self, "texts" if isinstance(source, list) else source)
+
+    def source(self):
+        """What the examples are known by, whatever the tokenizer."""
+        return f"{sha256(self.origin)} {self.limit} {self.unlabelled.sha256 if self.unlabelled else ''}"
 
     def examples(self):
         """All examples, one after another, as they are read."""
@@ -214,7 +218,7 @@ class MyIterableDataset(IterableDataset):
 
     def __init__(self, path, featurizer, batch_size, shuffle_buffer, seed, limit=None):
         self.path, self.featurizer, self.seed, self.limit = path, featurizer, seed, limit
-        self.source, self.cache = f"{sha256(path)} {limit} ", Path(path).parent / ".cache"
+        self.cache = Path(path).parent / ".cache"
         self.rank, self.processes = distributed.rank(), distributed.size()  # a worker could not ask
         self.batch_size = batch_size = batch_size * self.processes
         self.block = batch_size * max(1, min(8, shuffle_buffer // (4 * batch_size)))  # rows read together
@@ -251,6 +255,9 @@ class MyIterableDataset(IterableDataset):
             batches = length_batches(columns["input_ids"].lengths, order, self.batch_size // self.processes, rng)
             missing = -(-total // self.batch_size) - len(batches)
             yield columns, np.array(rows), batches + [order[:0]] * missing
+
+    def source(self):
+        return f"{sha256(self.path)} {self.limit} "
 
     def examples(self):
         """All examples, one after another, in the order of the file."""

@@ -87,8 +87,9 @@ class Teacher:
         load() -> (model, featurizer, its options); batches_of(examples, featurizer) -> a MyDataLoader.
         """
         pairs = sorted(name for name, head in self.heads.items() if head.wants_pairs)
+        source = None if data.cache is None else data.source()  # a list of examples is not kept
         scales = [(head.task.get("mean"), head.task.get("std")) for head in self.heads.values()]
-        depends = [VERSION, self.sha256, data.source, self.temperature, self.tasks, scales, pairs, precision]
+        depends = [VERSION, self.sha256, source, self.temperature, self.tasks, scales, pairs, precision]
         name = f"teacher-{hashlib.sha256(repr(depends).encode()).hexdigest()[:20]}"
 
         def compute():
@@ -103,8 +104,7 @@ class Teacher:
                     bar.update(len(chunk))
 
         with distributed.first_of_node():
-            on_disk = data.cache is not None  # not so of a list of examples
-            table = cached_table(data.cache, name, compute) if on_disk else pa.Table.from_batches(list(compute()))
+            table = cached_table(data.cache, name, compute) if source else pa.Table.from_batches(list(compute()))
         self.columns = {name: [lists_of(chunk) for chunk in table[name].chunks] for name in table.column_names}
         self.factors = {name: self.factors_of(name, head) for name, head in self.heads.items() if head.wants_pairs}
 
