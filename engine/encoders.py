@@ -161,16 +161,16 @@ def some_layers(encoder, number):
         raise UserError(f"--keep_layers: {kind} shares its layers; leave it out")
     if not 0 < number <= num_layers:
         raise UserError(f"--keep_layers={number}: this encoder has {num_layers} layers")
-    kept = [round(i * (num_layers - 1) / max(1, number - 1)) for i in range(number)] if number > 1 else [0]
+    kept = [round(i * (num_layers - 1) / max(1, number - 1)) for i in range(number)]
     shape = copy.deepcopy(encoder.config)
     for name, value in list(vars(shape).items()):
         by_layer = isinstance(value, list) and len(value) == num_layers
         if by_layer and ("layer" in name or name == "attention_window"):  # what each layer is
             setattr(shape, name, [value[i] for i in kept])
     shape.num_hidden_layers = number
-    weights = {}
+    weights, stacks = {}, stacks_of(encoder, num_layers)
     for name, tensor in encoder.state_dict().items():
-        stack = next((s for s in stacks_of(encoder, num_layers) if name.startswith(f"{s}.")), None)
+        stack = next((s for s in stacks if name.startswith(f"{s}.")), None)
         if stack:
             old, _, rest = name[len(stack) + 1 :].partition(".")
             if int(old) not in kept:
