@@ -82,7 +82,7 @@ class Config(SavedOptions, CheckedOptions):
     )
     shared_layers: int = option(0, "hidden layers between the encoder and all heads")
     dropout: float = option(0.1, "dropout before the heads and in an encoder built from scratch")
-    use_crf: bool = option(False, "conditional random field over the words of tagging tasks")
+    use_crf: bool = option(True, "conditional random field over the words of tagging tasks (--no_use_crf: none)")
     task_weights: str = option("", "weights of the tasks' losses, such as 'intent=1,slots=2' (default: 1 each)")
     class_weights: str = option("none", "balanced: rare labels weigh more in the loss", choices=["none", "balanced"])
     label_smoothing: float = option(0.0, "share of the target that is spread over all labels; not with a CRF")
@@ -116,8 +116,8 @@ class Config(SavedOptions, CheckedOptions):
 
     # Training
     epochs: int = option(
-        10,
-        "passes over the training data; 0: none; auto: by its size",
+        AUTO["epochs"],
+        "passes over the training data; 0: none (default: auto, by its size)",
         group="training",
         aliases=["num_train_epochs"],
         parse=parse_epochs,
@@ -133,9 +133,9 @@ class Config(SavedOptions, CheckedOptions):
     weight_decay: float = option(0.01, "AdamW's decoupled decay; none on biases, norms and the CRF")
     max_grad_norm: float = option(1.0, "clip the gradient of each step to this norm; 0: never")
     monitor: str = option("", "dev score that picks the best checkpoint, such as slots_f1, loss (default: by task)")
-    early_stop_patience: int = option(
-        5,
-        "stop after so many epochs without a better score; 0: never",
+    early_stop_patience: int | None = option(
+        AUTO["early_stop_patience"],
+        "stop after so many epochs without a better score; 0: never (default: a quarter of --epochs, at least 5)",
         aliases=["earlystop_patient", "earlystop_patience"],
     )
     save_epoch: int = option(1, "save a checkpoint to resume from every N epochs; 0: only at the end")

@@ -33,7 +33,7 @@ exec "$PYTHON" $launch main.py \
     --resume=True \
     --epochs=10 \
     --batch_size=32 \
-    --use_crf=False \
+    --use_crf=True \
     --use_fgm=False \
     --random_seed=666 \
     "$@"

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from config import RESUME_SAFE, ROOT, Config
 from engine.command_line import UserError, option, parse_args, require_range, require_seed, run_command
-from engine.run_folder import hold
+from engine.run_folder import AUTO, hold
 from engine.signals import Interrupted, StopSignals
 from logging_config import get_logger
 
@@ -100,12 +100,15 @@ def make_plan(config):
     monitor = config.monitor or metrics.default_monitor(tasks)
     if monitor not in (names := metrics.score_names(tasks)):
         raise UserError(f"--monitor={monitor} is none of the scores: {', '.join(names)}")
+    flags = shlex.split(config.options)
+    if base.epochs == AUTO["epochs"]:
+        base.epochs = count_epochs(base)
+        flags += ["--epochs", str(base.epochs)]
     resolver, space = space_of(config, base, fixed, [task["type"] for task in tasks.values()])
 
-    flags = ["--data_path", config.data_path, "--pretrain_model_path", config.pretrain_model_path]
     setup = Setup(
         main=[sys.executable, ROOT / "main.py"],
-        flags=[*flags, *shlex.split(config.options)],
+        flags=["--data_path", config.data_path, "--pretrain_model_path", config.pretrain_model_path, *flags],
         folder=config.folder,
         monitor=monitor,
         lower=metrics.is_better(monitor, 0, 1),
@@ -120,6 +123,19 @@ def make_plan(config):
     known_by |= {"startup": config.startup, "prune_after": config.prune_after if config.prune else None}
     known_by |= {"space": {name: str(dimension) for name, dimension in space.items()}, "options": options}
     return setup, resolver, space, scores, known_by
+
+
+def count_epochs(base):
+    """What --epochs auto is with the batch size of `base`: one number for all trials, which could else not be compared
+    after an epoch."""
+    from engine.optimization import epochs_of, is_pretrained, steps_per_epoch
+
+    with open(base.data_dir / "train.jsonl", "rb") as file:
+        rows = sum(1 for line in file if line.strip())
+    steps = steps_per_epoch(-(-rows // base.batch_size), base)
+    epochs = epochs_of(steps, is_pretrained(base))
+    logger.info(f"--epochs auto: {epochs} for {steps} steps an epoch, in all trials")
+    return epochs
 
 
 def base_of(config):

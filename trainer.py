@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import metrics
 from engine import checkpoint, distributed
-from engine.automatic import settle_precision
+from engine.automatic import settle_patience, settle_precision
 from engine.command_line import UserError
 from engine.encoders import refuse_precision
 from engine.optimization import clip_and_step, describe, describe_rates
@@ -85,6 +85,7 @@ class Trainer:
         tricks=None,
     ):
         settle_precision(config, model.encoder, device)
+        settle_patience(config)
         refuse_precision(model.encoder, config.precision)
         self.model, self.tokenizer, self.tasks = model.to(device), tokenizer, tasks
         self.config, self.device = config, device

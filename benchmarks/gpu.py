@@ -148,6 +148,7 @@ class Ours:
     def __init__(self, data, encoder, device, sizes, **changes):
         options = dict(data_path=str(data), output_dir=str(data.parent), model_version="gpu", log_steps=10)
         options |= dict(pretrain_model_path=str(encoder), batch_size=sizes.batch, precision=sizes.precision)
+        options |= dict(epochs=1, use_crf=False)
         self.config = Config(**(options | changes))
         self.config.run_dir.mkdir(exist_ok=True)
         set_seed(0)

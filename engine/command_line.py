@@ -130,7 +130,7 @@ def parse_args(config_class, argv=None):
         if meta["group"]:
             section = parser.add_argument_group(meta["group"])
         flags = [f"--{name}" for name in (f.name, *meta["aliases"])]
-        shown = "" if f.default is None or f.default is False or f.default in ("", ()) else f" [{f.default}]"
+        shown = "" if f.default is None or f.default is False or f.default in ("", (), -1) else f" [{f.default}]"
         described = dict(dest=f.name, default=f.default, help=meta["help"] + shown)
         if meta["positional"]:
             parser.add_argument(f.name, nargs="+", metavar=meta["positional"], help=meta["help"])

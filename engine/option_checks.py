@@ -192,13 +192,12 @@ def refuse_typed(config):
 def unused_options(config, kinds):
     """A line for each option that has no effect, or leaves another one without. kinds: the types of the tasks."""
     unused = options_without_switch(config)
-    if config.use_crf and "tagging" not in kinds:
-        unused.append("--use_crf has no effect: none of the tasks is tagging")
-    elif config.use_crf and (config.class_weights != "none" or config.label_smoothing or config.focal_gamma):
-        imbalance = "--class_weights, --label_smoothing and --focal_gamma"
-        unused.append(f"{imbalance} have no effect on tagging with --use_crf")
-    if any(map(has_spans, kinds)) and (config.class_weights != "none" or config.label_smoothing or config.focal_gamma):
-        unused.append("--class_weights, --label_smoothing and --focal_gamma have no effect on spans")
+    if config.class_weights != "none" or config.label_smoothing or config.focal_gamma:
+        imbalance = "--class_weights, --label_smoothing and --focal_gamma have no effect on"
+        if config.use_crf and "tagging" in kinds:
+            unused.append(f"{imbalance} tagging with a CRF (--no_use_crf: without)")
+        if any(map(has_spans, kinds)):
+            unused.append(f"{imbalance} spans")
     if config.pooling != "auto" and all(map(needs_words, kinds)):
         unused.append(f"--pooling={config.pooling} has no effect: all tasks are tagging")
     if config.word_pooling != "auto" and not any(map(needs_words, kinds)):

@@ -15,7 +15,7 @@ from engine.files import write_json
 from engine.launch import restarts
 
 logger = logging.getLogger("template")
-AUTO = {"epochs": -1, "precision": "auto", "ema_decay": None}  # see engine/automatic.py
+AUTO = {"epochs": -1, "early_stop_patience": None, "precision": "auto", "ema_decay": None}  # see engine/automatic.py
 
 
 def close_log():

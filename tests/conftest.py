@@ -21,6 +21,7 @@ from data_process import DataConfig, process  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
 TINY = dict(hidden_size=32, num_layers=1, epochs=2, batch_size=8, vocab_size=500, log_steps=2, lr=3e-3, device="cpu")
+TINY["use_crf"] = False  # tests of it say so
 
 
 @pytest.fixture(scope="session")

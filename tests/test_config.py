@@ -63,7 +63,7 @@ def test_the_originals_launch_line_means_what_it_says():
         ("--use_crf=False", False),
         ("--use_crf false", False),
         ("--no_use_crf", False),
-        ("", False),
+        ("", True),
         ("--use_crf --no_use_crf", False),
         ("--use_crf=1", True),
     ],
@@ -103,7 +103,7 @@ def test_parse_bool_refuses_what_is_neither():
         ("--use_ema --use_soup", "--use_ema and --use_soup"),
         ("--use_ema --ema_decay 1", "--ema_decay"),
         ("--use_ema --ema_decay -0.1", "--ema_decay"),
-        ("--use_swa --swa_start 1", "--swa_start"),
+        ("--use_swa --swa_start 1 --epochs 10", "--swa_start"),
         ("--use_swa --epochs 3", "--swa_start"),
         ("--use_awp --epochs 1", "--awp_start"),
         ("--encoder bilstm --pooling mean", "--pooling"),
@@ -175,22 +175,24 @@ def test_saved_options_come_back(tmp_path):
 def test_an_option_that_no_longer_exists_is_left_out_when_predicting_and_refused_when_resuming(tmp_path, caplog):
     Config(lr=3e-4).save(tmp_path / "args.json")
     before = json.loads((tmp_path / "args.json").read_text()) | {"use_magic": 3}
-    del before["use_crf"]  # and one that is newer than the run
+    del before["use_fgm"]  # and one that is newer than the run
     (tmp_path / "args.json").write_text(json.dumps(before))
     logging.getLogger("template").propagate = True
     assert Config.load(tmp_path / "args.json") == Config(lr=3e-4)
     assert "no longer exist and are left out: use_magic=3" in caplog.text
     assert Config(lr=3e-4).changes_since(before) == ["use_magic was 3, which no longer exists"]
-    assert Config(lr=3e-4, use_crf=True).changes_since(before)[1:] == ["use_crf was False, is True"]
+    assert Config(lr=3e-4, use_fgm=True).changes_since(before)[1:] == ["use_fgm was False, is True"]
 
 
 def test_options_that_mean_nothing_to_the_tasks_are_told():
     assert Config(pooling="mean").unused_options(["tagging"]) == ["--pooling=mean has no effect: all tasks are tagging"]
     assert Config(pooling="mean").unused_options(["tagging", "classification"]) == []
-    (line,) = Config(use_crf=True).unused_options(["classification"])
+    (line,) = Config(word_pooling="mean").unused_options(["classification"])
     assert "none of the tasks is tagging" in line
-    (line,) = Config(use_crf=True, focal_gamma=2.0).unused_options(["tagging"])
-    assert "no effect on tagging with --use_crf" in line
+    (line,) = Config(focal_gamma=2.0).unused_options(["tagging"])
+    assert "no effect on tagging with a CRF (--no_use_crf: without)" in line
+    assert Config(focal_gamma=2.0, use_crf=False).unused_options(["tagging"]) == []
+    assert Config(focal_gamma=2.0).unused_options(["classification"]) == []
 
 
 def test_a_run_from_before_auto_pooling_goes_on():

@@ -48,6 +48,7 @@ def plan(sample, **options):
         ("pooling=mean,mean", "two or more"),
         ("lr=fast..1e-3", "'fast' is not a number"),
         ("epochs=3,2.5", "'2.5' is not a whole number"),
+        ("epochs=3,auto", "auto is one number for the data"),
         ("use_fgm=True,maybe", "'maybe' is not True or False"),
         ("pooling=first,max", "'max' is none of auto, first, mean, last"),
         ("pooling=first..mean", "has no range"),

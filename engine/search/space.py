@@ -15,6 +15,7 @@ from typing import get_args
 
 from engine.child import SET_BY_SCRIPT
 from engine.command_line import UserError, parse_bool
+from engine.run_folder import AUTO
 from engine.tags import needs_words
 
 MADE_OF = {"head_multiple": "head_lr", "warmup_share": "warmup_epochs"}
@@ -125,6 +126,8 @@ def parse_value(name, text, field):
     except (ValueError, argparse.ArgumentTypeError):
         words = {int: "a whole number", float: "a number", bool: "True or False"}.get(kind, "a value of it")
         raise UserError(f"{name}: {text!r} is not {words}") from None
+    if name == "epochs" and value == AUTO["epochs"]:
+        raise UserError("epochs: auto is one number for the data; say numbers")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}: {text!r} is not finite")
     if field is not None and field.metadata["choices"] and value not in field.metadata["choices"]:
