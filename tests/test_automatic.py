@@ -128,6 +128,22 @@ def test_a_trial_run_takes_as_many_epochs_as_by_default():
     assert config.epochs == 10
 
 
+@pytest.mark.parametrize(
+    "epochs, given, wanted", [(0, None, 5), (10, None, 5), (24, None, 6), (60, None, 15), (60, 3, 3), (60, 0, 0)]
+)
+def test_patience_grows_with_the_epochs_unless_it_is_given(epochs, given, wanted):
+    config = Config(epochs=epochs, early_stop_patience=given)
+    settle(config, nn.Linear(2, 2), CPU, 2)
+    assert config.early_stop_patience == wanted
+
+
+def test_a_run_goes_on_with_the_patience_that_it_began_with(tiny, monkeypatch):
+    stop_run(tiny(do_train=True, early_stop_patience=4), 5, monkeypatch)
+    again = tiny(do_train=True, resume=True)
+    assert "--early_stop_patience auto: 4, as the run began" in run(again)
+    assert read_json(again.run_dir / "args.json")["early_stop_patience"] == 4
+
+
 def test_each_fold_takes_its_number_and_keeps_it(tmp_path, two_epochs, monkeypatch):
     rows = [{"text": f"a {word} film {i}", "label": word} for i in range(24) for word in ("good", "bad")]
     (tmp_path / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

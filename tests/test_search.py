@@ -24,6 +24,7 @@ import ablation
 
 import search
 from engine.command_line import UserError, parse_args
+from engine.optimization import epochs_of
 from engine.search import outcome, picture
 from engine.search.stages import FinalStage
 from engine.search.study import Study
@@ -71,6 +72,16 @@ def test_a_mistake_in_the_space_is_one_line(space, said, sample):
     with pytest.raises(UserError) as mistake:
         plan(sample, space=space)
     assert said in str(mistake.value) and "\n" not in str(mistake.value) and str(mistake.value).startswith("--space: ")
+
+
+def test_all_trials_have_the_epochs_that_the_data_want(sample):
+    """60 rows in batches of 8 are 8 steps an epoch, in batches of 1 they are 60; what --epochs says is kept."""
+    setup, resolver, *_ = plan(sample)
+    assert setup.flags[-2:] == ["--epochs", "30"] and resolver.base.epochs == 30 == epochs_of(8, pretrained=False)
+    setup, resolver, *_ = plan(sample, options="--epochs auto --batch_size 1 --gradient_accumulation_steps 1")
+    assert setup.flags[-2:] == ["--epochs", str(resolver.base.epochs)] and resolver.base.epochs == epochs_of(60, False)
+    setup, resolver, *_ = plan(sample, options="--epochs 4")
+    assert setup.flags.count("--epochs") == 1 and resolver.base.epochs == 4
 
 
 def test_each_mistake_has_its_line(sample):
