@@ -3,7 +3,7 @@
 import torch
 
 # --epochs auto: (optimizer steps to aim at, fewest epochs, most epochs)
-PRETRAINED, FROM_SCRATCH = (1400, 3, 30), (2500, 5, 30)
+PRETRAINED, FROM_SCRATCH = (1400, 3, 30), (2500, 5, 60)
 EMA_SHARE = 0.05  # of all steps: over so many --use_ema averages
 
 
@@ -26,8 +26,8 @@ def epochs_of(steps, pretrained):
 def patience_of(epochs):
     """Epochs without a better score after which a run of so many ends early: a quarter of them, at least 5.
 
-    Under a cosine scores rise to the end, but not steadily: of three runs of 60 epochs on 799 texts a patience of 5 ends
-    two after 22 and 24, five and seven points below their best; 15 ends none (benchmarks/RESULTS.md).
+    Under a cosine scores rise to the end, but not steadily: of three runs of 60 epochs on 799 texts a patience of 5
+    ends two after 22 and 24, five and seven points below their best; 15 ends none (benchmarks/RESULTS.md).
     """
     return max(5, epochs // 4)
 

@@ -276,9 +276,8 @@ def test_raw_to_predictions(name, tmp_path):
             do_train=True,
             do_eval=True,
             do_predict=True,
-            use_crf=crf,
             data_path=str(tmp_path / "data"),
-            **{**TINY, **output},
+            **{**TINY, **output, "use_crf": crf},
         )
     )
     scores = read_json(tmp_path / "output/run/eval.json")

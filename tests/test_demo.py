@@ -149,7 +149,7 @@ def test_ctrl_c_ends_the_prompt_without_a_traceback(trained):
     for _ in range(20):  # readline may sleep through a signal that comes while it handles a key, until the next one
         terminal.type("\x03")
         with contextlib.suppress(subprocess.TimeoutExpired):
-            terminal.process.wait(3)
+            terminal.process.wait(15)
             break
     assert terminal.end() == 130
     assert "Traceback" not in terminal.shown

@@ -73,7 +73,9 @@ def write_data(folder, tasks, seed):
 
 
 def options(every_kind, folder, **more):
-    small = dict(hidden_size=32, num_layers=1, vocab_size=300, batch_size=8, epochs=0, device="cpu", dropout=0.1)
+    small = dict(
+        use_crf=False, hidden_size=32, num_layers=1, vocab_size=300, batch_size=8, epochs=0, device="cpu", dropout=0.1
+    )
     return Config(**{**small, "data_path": str(every_kind), "output_dir": str(folder), "do_train": True, **more})
 
 
