@@ -31,7 +31,7 @@ exec "$PYTHON" $launch main.py \
     --do_eval=True \
     --do_predict=True \
     --resume=True \
-    --epochs=10 \
+    --epochs=auto \
     --batch_size=32 \
     --use_crf=True \
     --use_fgm=False \

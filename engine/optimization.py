@@ -3,7 +3,7 @@
 import torch
 
 # --epochs auto: (optimizer steps to aim at, fewest epochs, most epochs)
-PRETRAINED, FROM_SCRATCH = (1400, 3, 30), (2500, 5, 60)
+PRETRAINED, FROM_SCRATCH = (1400, 3, 30), (1500, 10, 60)
 EMA_SHARE = 0.05  # of all steps: over so many --use_ema averages
 
 
