@@ -65,6 +65,7 @@ def test_stored_scores_compared_with_themselves(score):
     assert len(scores) == 5 and ablation.false_positives(scores, 5, rounds=1000) <= 0.065
 
 
+@pytest.mark.slow
 def test_an_ablation_goes_on_where_it_stopped(sample, command, tmp_path):
     flags = [
         "benchmarks/ablation.py",

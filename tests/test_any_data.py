@@ -491,6 +491,7 @@ def test_folds_are_a_partition_and_stratified(group, tmp_path):
     assert group or all(len({count[label] for count in counts}) == 1 for label in "ab")  # 20 and 40 in four folds
 
 
+@pytest.mark.slow
 def test_cross_validation(tmp_path, command, sample):
     process(
         DataConfig(

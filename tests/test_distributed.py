@@ -153,6 +153,7 @@ def metrics(folder):
     return [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_two_processes_end_where_one_does_and_score_and_label_alike(sample, tmp_path):
     """Weights equal to rounding (Adam divides by the gradient's size and makes more of it), and the same checkpoint
     scored and used by two processes as by one: a tagging task with windows and CRF, and a text task."""

@@ -90,6 +90,7 @@ def test_flags_in_sentences_exist():
                 assert plain in known | ours | torchruns, f"{name}: {flag}"
 
 
+@pytest.mark.slow
 def test_the_readmes_commands_for_your_data_run(command, tmp_path):
     """Process, train, evaluate, predict, and predict from the checkpoint, as the README has it, on a small CSV."""
     rows = [f"{'good' if i % 2 else 'bad'} film number {i % 7},{'pos' if i % 2 else 'neg'}" for i in range(40)]

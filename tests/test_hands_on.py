@@ -136,6 +136,7 @@ def test_a_folder_with_parts_keeps_its_test_part_unread(sample):
         assert list(side()) == [row["tokens"] for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "head", "row"), [("a.txt", "", "%s"), ("a.jsonl", "", '{"text": "%s"}'), ("a.csv", "text,n\n", "%s,1")]
 )
@@ -427,6 +428,7 @@ def start(folder, *flags):
     )
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_goes_on(corpus, tmp_path):
     flags = [
         "--input",
@@ -596,6 +598,7 @@ def test_new_words_from_files_and_lists(corpus, tmp_path):
     assert not torch.equal(rows[0], rows[1])  # of neither was anything known
 
 
+@pytest.mark.slow
 def test_other_texts_are_not_gone_on_with(corpus, tmp_path):
     (tmp_path / "t.txt").write_text((corpus / "texts.txt").read_text())
     flags = [
