@@ -178,11 +178,11 @@ def test_two_processes_agree_and_one_may_go_on(sample, tmp_path, command):
     flags = "--hidden_size 32 --num_layers 1 --vocab_size 400 --device cpu --do_train --resume --log_steps 100".split()
     flags += ["--data_path", data, "--output_dir", tmp_path, "--model_version", "run", "--epochs", "auto"]
     flags += ["--precision", "auto", "--lr", "1e-12", "--early_stop_patience", "1"]
-    printed = torchrun(2, "main.py", *flags, "--batch_size", "1", cwd=tmp_path)
-    steps, epochs = 330, epochs_of(330, False)
+    printed = torchrun(2, "main.py", *flags, "--batch_size", "5", cwd=tmp_path)
+    steps, epochs = 66, epochs_of(66, False)
     assert f"--epochs auto: {epochs} for {steps} steps an epoch" in printed
-    assert read_json(tmp_path / "run/args.json")["epochs"] == epochs != epochs_of(660, False)
-    done = command("main.py", *flags, "--batch_size", "1")
+    assert read_json(tmp_path / "run/args.json")["epochs"] == epochs != epochs_of(132, False)
+    done = command("main.py", *flags, "--batch_size", "5")
     assert done.returncode == 0 and f"--epochs auto: {epochs}, as the run began" in done.stderr
 
 
