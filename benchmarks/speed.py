@@ -69,9 +69,12 @@ class Bench:
 
     def config(self, **changes):
         run = dict(
-            output_dir=tempfile.gettempdir(), model_version="speed", epochs=1, batch_size=self.options.batch_size
+            output_dir=tempfile.gettempdir(),
+            model_version="speed",
+            epochs=1,
+            batch_size=self.options.batch_size,
+            use_crf=False,  # peers have none
         )
-        run["use_crf"] = False  # peers have none
         return Config(
             data_path=str(self.data_path), pretrain_model_path=self.options.pretrain_model_path, **(run | changes)
         )
@@ -432,8 +435,13 @@ def scaling(options):
         for processes, launcher in launchers.items():
             with tempfile.TemporaryDirectory() as folder:
                 words = ["main.py", "--do_train", "--epochs", "1", "--output_dir", folder, "--model_version", "run"]
-                words += ["--no_use_crf"]
-                words += ["--data_path", options.data_path, "--pretrain_model_path", options.pretrain_model_path]
+                words += [
+                    "--no_use_crf",
+                    "--data_path",
+                    options.data_path,
+                    "--pretrain_model_path",
+                    options.pretrain_model_path,
+                ]
                 words += ["--batch_size", str(options.batch_size), "--log_steps", "10", "--device", "cpu"]
                 environment = os.environ | {"TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
                 subprocess.run(

@@ -33,7 +33,7 @@ def keep_to_run(config, run_dir, device):
 
 
 def settle(config, encoder, device, num_batches):
-    """Settles --epochs auto, --precision auto and the patience for a training. num_batches: micro-batches in an epoch.
+    """Settles --epochs auto and --precision auto for a training. num_batches: micro-batches in an epoch.
 
     UserError if other options contradict what they are then.
     """
@@ -43,11 +43,10 @@ def settle(config, encoder, device, num_batches):
         config.epochs = REHEARSAL if config.debug else epochs_of(steps, is_pretrained(config))
         logger.info(f"--epochs auto: {config.epochs} for {steps} steps an epoch")
         check_options(config)
-    settle_patience(config)
 
 
 def settle_patience(config):
-    """Settles --early_stop_patience, once the number of epochs is known."""
+    """Settles --early_stop_patience, if the number of epochs is known: for a training it is."""
     if config.early_stop_patience == AUTO["early_stop_patience"] and config.epochs != AUTO["epochs"]:
         config.early_stop_patience = patience_of(config.epochs)
 

@@ -18,7 +18,7 @@ import main as main_module
 from config import Config
 from data_process import DataConfig, process
 from engine import automatic, optimization
-from engine.automatic import settle, settle_precision
+from engine.automatic import settle, settle_patience, settle_precision
 from engine.command_line import UserError, parse_args
 from engine.device import has_bf16
 from engine.optimization import epochs_of
@@ -87,7 +87,8 @@ def test_auto_is_a_number_before_anything_needs_it(tiny, two_epochs):
     """The schedule, the log, the checkpoints and args.json have it, with accumulation too."""
     config = tiny(do_train=True, gradient_accumulation_steps=3, epochs=parse_args(Config, ["--epochs=auto"]).epochs)
     assert "--epochs auto: 5 for 3 steps an epoch" in run(config) and config.epochs == 5  # 8 micro-batches
-    assert read_json(config.run_dir / "args.json")["epochs"] == 5
+    saved = read_json(config.run_dir / "args.json")
+    assert (saved["epochs"], saved["early_stop_patience"]) == (5, 5)
     assert read_json(config.run_dir / "checkpoints/best/args.json")["epochs"] == 5
     assert (config.run_dir / "checkpoints/step_00000015").is_dir()
     wanted = tiny(do_train=True, gradient_accumulation_steps=3, epochs=5, model_version="given")
@@ -133,7 +134,7 @@ def test_a_trial_run_takes_as_many_epochs_as_by_default():
 )
 def test_patience_grows_with_the_epochs_unless_it_is_given(epochs, given, wanted):
     config = Config(epochs=epochs, early_stop_patience=given)
-    settle(config, nn.Linear(2, 2), CPU, 2)
+    settle_patience(config)
     assert config.early_stop_patience == wanted
 
 

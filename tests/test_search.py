@@ -75,11 +75,12 @@ def test_a_mistake_in_the_space_is_one_line(space, said, sample):
 
 
 def test_all_trials_have_the_epochs_that_the_data_want(sample):
-    """60 rows in batches of 8 are 8 steps an epoch, in batches of 1 they are 60; what --epochs says is kept."""
-    setup, resolver, *_ = plan(sample)
-    assert setup.flags[-2:] == ["--epochs", "60"] and resolver.base.epochs == 60 == epochs_of(8, pretrained=False)
-    setup, resolver, *_ = plan(sample, options="--epochs auto --batch_size 1 --gradient_accumulation_steps 1")
-    assert setup.flags[-2:] == ["--epochs", str(resolver.base.epochs)] and resolver.base.epochs == epochs_of(60, False)
+    """60 rows are 60 steps an epoch in batches of 1, 30 with two of these a step; what --epochs says is kept."""
+    for more, steps, epochs in (("", 60, 25), ("--epochs auto --gradient_accumulation_steps 2", 30, 50)):
+        setup, resolver, *_ = plan(sample, options=f"--batch_size 1 {more}")
+        assert setup.flags[-2:] == ["--epochs", str(epochs)] and resolver.base.epochs == epochs == epochs_of(
+            steps, False
+        )
     setup, resolver, *_ = plan(sample, options="--epochs 4")
     assert setup.flags.count("--epochs") == 1 and resolver.base.epochs == 4
 
