@@ -334,7 +334,7 @@ CRF_CALLS = {
 def resume_row(data, folder, device, clock, reserve):
     """Whether a run that was killed and started again ends with the bytes of one that was not."""
     flags = ["--do_train", "--resume", "--deterministic", "--use_crf", "--data_path", data, "--output_dir", folder]
-    flags += ["--hidden_size", 64, "--num_layers", 2, "--epochs", 2, "--batch_size", 16, "--save_steps", 3]
+    flags += ["--hidden_size", 64, "--num_layers", 2, "--epochs", 4, "--batch_size", 16, "--save_steps", 3]
     flags += ["--log_steps", 2, "--device", device, "--precision", "bf16" if device.type == "cuda" else "fp32"]
 
     def start(name):

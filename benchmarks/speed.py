@@ -8,7 +8,8 @@ Needs a processed folder with `intent` and `slots`, and a quiet machine. Prints 
 ratio of this template to each peer; above 1 means faster. `--only overhead`: what logs and checkpoints cost of an
 epoch; `--only tricks`: what each trick costs; `--only growth`: memory and speed of reading 100,000 and 2,000,000 rows
 (some minutes, and 3 GB of temporary disk); `--only start`: from launch to the first step; `--only scaling`: main.py in
-one process of one thread, and in two of torchrun; `--only launches`: how many kernels the heads have a GPU run, counted
+one process of one thread, and in two of torchrun; `--only layers`: all of the encoder's layers beside two thirds and
+half of them (`--keep_layers`); `--only launches`: how many kernels the heads have a GPU run, counted
 on any machine and with no data.
 """
 
@@ -229,8 +230,8 @@ class Bench:
 
     # ---- evaluation ------------------------------------------------------------------------------------------------
 
-    def our_eval(self):
-        trainer = self.trainer()
+    def our_eval(self, **changes):
+        trainer = self.trainer(**changes)
         with as_main_does():
             return self.seconds(lambda: trainer.eval(MyDataLoader(self.test_set, Config.eval_batch_size)))
 
@@ -323,6 +324,21 @@ def compare(bench, systems, count, rounds):
     return {name: count / statistics.median(values[1:]) for name, values in times.items()}
 
 
+def layers(bench, rounds):
+    """Table rows: training and evaluation with fewer of the encoder's layers."""
+    count, rows = bench.model().encoder.config.num_hidden_layers, []
+    runs = ("training", bench.ours, bench.train_set), ("evaluation", bench.our_eval, bench.test_set)
+    for what, run, dataset in runs:
+        kept = dict.fromkeys((count, max(1, 2 * count // 3), max(1, count // 2)))
+        systems = {n: functools.partial(run, use_crf=True, keep_layers=n) for n in kept}
+        speed = compare(bench, systems, len(dataset), rounds)
+        all_layers = speed.pop(count)
+        for n, ours in speed.items():
+            speeds = f"all {count} layers {all_layers:.1f} | {n} layers {ours:.1f} | {ours / all_layers:.2f}"
+            rows.append(f"| {what} with a CRF, examples/s | {speeds} |")
+    return rows
+
+
 def crf_rows(rounds, num_tags, length):
     """Loss + backward and decoding at B=32, ragged, beside pytorch-crf; medians of interleaved calls, in ms."""
     torch.manual_seed(0)
@@ -353,7 +369,7 @@ def crf_rows(rounds, num_tags, length):
     return [(f"CRF {kind}", ms[f"{kind}, pytorch-crf"], ms[f"{kind}, ours"]) for kind in ("loss", "decode")]
 
 
-ALL = ["train", "eval", "crf", "overhead", "growth", "start", "tricks", "launches", "scaling"]
+ALL = ["train", "eval", "crf", "overhead", "growth", "start", "tricks", "launches", "scaling", "layers"]
 TRICKS = {
     **{f"--use_{name}": {f"use_{name}": True} for name in ("fgm", "pgd", "freelb", "smart", "rdrop", "ema")},
     "--use_awp": {"use_awp": True, "awp_start": 0.0},
@@ -533,7 +549,7 @@ def main():
             for name, theirs, ours in crf_rows(options.rounds, num_tags, length):
                 name = f"{name}, K={num_tags}, B=32, L={length}"
                 table.append(f"| {name} | pytorch-crf {theirs:.1f} ms | {ours:.1f} ms | {theirs / ours:.2f} |")
-    bench = Bench(options) if {"train", "eval", "overhead", "tricks"} & set(options.only) else None
+    bench = Bench(options) if {"train", "eval", "overhead", "tricks", "layers"} & set(options.only) else None
     if "train" in options.only:
         systems = {
             "ours": bench.ours,
@@ -583,6 +599,8 @@ def main():
             table.append(
                 f"| a step with {name} ÷ a plain one, both with a CRF | | | {speed['plain'] / speed[name]:.2f} |"
             )
+    if "layers" in options.only:
+        table += layers(bench, options.rounds)
     if "scaling" in options.only:
         table.append(scaling(options))
     if "growth" in options.only:
