@@ -50,7 +50,8 @@ class SearchStage:
         finally:
             self.clock.keep()
         if self.out_of_time():
-            logger.info(f"--hours are used: the search ends with {len(self.study.trials)} of {self.trials} trials")
+            ended = len(self.study.trials) - self.study.counts()["stopped"]
+            logger.info(f"--hours are used: the search ends with {ended} of {self.trials} trials done")
 
     def out_of_time(self):
         return self.clock.seconds() > self.limit
