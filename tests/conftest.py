@@ -16,6 +16,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # torch would take all cores in each of them
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
+from forks import Forks  # noqa: E402
+
 from config import Config  # noqa: E402
 from data_process import DataConfig, process  # noqa: E402
 
@@ -63,11 +65,27 @@ def tiny(sample, tmp_path):
     return make
 
 
-@pytest.fixture
-def command(tmp_path):
-    """command('main.py', '--flag', …) -> the finished process, run as a user would from an empty folder."""
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """(Forks in which the project's commands run, the environment that they have)"""
+    with Forks(ROOT, tmp_path_factory.mktemp("forks"), env={}) as forks:
+        yield forks, environment()
 
-    def run(script, *flags, cwd=tmp_path, env=None, input=None):
+
+def environment():
+    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+
+
+@pytest.fixture
+def command(tmp_path, forks):
+    """command('main.py', '--flag', …) -> the finished process, run as a user would from an empty folder.
+
+    fresh, or with an environment of its own: a new process of Python; otherwise one that has the big libraries already.
+    """
+
+    def run(script, *flags, cwd=tmp_path, env=None, input=None, fresh=False):
+        if not env and not fresh and environment() == forks[1]:
+            return forks[0].command([script, *flags], cwd, input)
         return subprocess.run(
             [sys.executable, str(ROOT / script), *map(str, flags)],
             cwd=cwd,

@@ -1,40 +1,57 @@
 """Runs scripts one after another, each in a process of its own, without importing the big libraries anew for each.
 
-    python tests/forks.py FOLDER_OF_THE_SCRIPTS
+    python tests/forks.py
 
-Each line of standard input is JSON, {"words": [script, flag, …], "log": file, "kill_at": [folder, step] or null}; for
-each the exit code is printed. With kill_at the process is killed once the folder has a checkpoint of that step.
+Each line of standard input is JSON: {"words": [script, flag, …], "cwd": folder, "files": [standard input, output,
+errors], "seconds": until it is killed, "kill_at": [folder, step] or null}; for each the exit code is printed. With
+kill_at the process is killed once the folder has a checkpoint of that step.
 """
 
+import atexit
+import gc
 import json
 import os
 import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from pathlib import Path
+
+QUIET = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
 
 
 class Forks:
-    """`with Forks(scripts, cwd) as forks:` — such a process beside the tests."""
+    """`with Forks(scripts, cwd) as forks:` — such a process beside the tests. Logs lie in `cwd`."""
 
-    def __init__(self, scripts, cwd):
-        self.scripts, self.log = Path(scripts), Path(cwd) / "log.txt"
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    def __init__(self, scripts, cwd, env=QUIET):
+        self.scripts, self.cwd = Path(scripts), Path(cwd)
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.process = subprocess.Popen([sys.executable, __file__, self.scripts], cwd=cwd, env=env, **pipes)
+        self.process = subprocess.Popen([sys.executable, __file__], env={**os.environ, **env}, **pipes)
+
+    def command(self, words, cwd, input=None):
+        """Runs [script, flag, …] in `cwd` -> subprocess.CompletedProcess."""
+        given, out, errors = (self.cwd / name for name in ("in.txt", "out.txt", "errors.txt"))
+        given.write_text(input or "", encoding="utf-8")
+        code = self.start(words, cwd, [given, out, errors])
+        return subprocess.CompletedProcess(words, code, *(file.read_text(encoding="utf-8") for file in (out, errors)))
 
     def run(self, words, code=0, kill_at=None):
-        """Runs [script, flag, …] -> what it printed."""
+        """Runs [script, flag, …] -> what it printed. AssertionError if its exit code is another."""
+        log = self.cwd / "log.txt"
+        found = self.start(words, self.cwd, [os.devnull, log, log], kill_at)
+        printed = log.read_text(encoding="utf-8")
+        assert found == code, f"{' '.join(map(str, words))}: exit {found}\n{printed[-3000:]}"
+        return printed
+
+    def start(self, words, cwd, files, kill_at=None, seconds=600):
         words = [str(self.scripts / words[0]), *map(str, words[1:])]
-        task = {"words": words, "log": str(self.log), "kill_at": kill_at}
+        task = {"words": words, "cwd": str(cwd), "files": [*map(str, files)], "seconds": seconds, "kill_at": kill_at}
         self.process.stdin.write(json.dumps(task) + "\n")
         self.process.stdin.flush()
-        printed = self.process.stdout.readline()
-        log = self.log.read_text(encoding="utf-8")
-        assert printed == f"{code}\n", f"{' '.join(words)}: exit {printed}{log[-3000:]}"
-        return log
+        return int(self.process.stdout.readline())
 
     def __enter__(self):
         return self
@@ -43,42 +60,51 @@ class Forks:
         self.process.communicate()
 
 
-def run(words, log):
-    """Never returns: the process becomes the script."""
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    sys.argv, code = words, 0
+def become(words, cwd, files, seconds):
+    """Never returns: the process becomes the script, and ends without the seconds that taking the libraries apart would
+    take."""
+    writes = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND  # two may be the same file
+    for number, (file, how) in enumerate(zip(files, (os.O_RDONLY, writes, writes))):
+        os.dup2(os.open(file, how), number)
+    sys.stdin, code = os.fdopen(0, encoding="utf-8", closefd=False), 0
+    os.chdir(cwd)
+    signal.alarm(seconds)
+    sys.argv, sys.path[0] = words, str(Path(words[0]).parent)
     try:
         runpy.run_path(words[0], run_name="__main__")
     except SystemExit as error:
         code = error.code or 0
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
     except BaseException:
-        import traceback
-
         traceback.print_exc()
         code = 1
+    threading._shutdown()  # waits for threads, as Python does at its end
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def main():
-    sys.path[0] = sys.argv[1]
     import datasets  # noqa: F401
     import seqeval.metrics  # noqa: F401
     import sklearn.metrics  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
+    import transformers.models.auto.modeling_auto
     import transformers.models.bert.modeling_bert  # noqa: F401
 
-    for line in sys.stdin:
+    gc.freeze()  # what is loaded stays shared
+    for line in iter(sys.stdin.readline, ""):
         task = json.loads(line)
+        kill_at = task.pop("kill_at")
         child = os.fork()
         if child == 0:
-            run(task["words"], task["log"])
-        ended = os.waitpid(child, os.WNOHANG) if task["kill_at"] else os.waitpid(child, 0)
+            become(**task)
+        ended = os.waitpid(child, os.WNOHANG) if kill_at else os.waitpid(child, 0)
         while ended == (0, 0):
-            if is_there(*task["kill_at"]):
+            if is_there(*kill_at):
                 os.kill(child, signal.SIGKILL)
                 ended = os.waitpid(child, 0)
             else:

@@ -173,6 +173,7 @@ def test_a_mistake_is_one_line(flags, said, sample, command):
     assert done.returncode == 2 and len(lines) == 1 and said in lines[0] and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_signal_stops_the_runs_and_starts_no_other(sample, tmp_path):
     flags = [
         "--data_path",

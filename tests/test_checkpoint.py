@@ -200,6 +200,7 @@ time.sleep(60)
         assert run_dir == config.run_dir
 
 
+@pytest.mark.slow
 def test_a_killed_and_repeated_command_ends_like_one_that_was_left_alone(sample, command, tmp_path):
     """The whole command line, with real signals: SIGTERM saves and exits with 143, SIGKILL loses steps but no bytes."""
     flags = [
@@ -311,6 +312,7 @@ def test_a_run_that_fails_takes_away_only_its_own_folder(tiny, tmp_path):
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_process_group_saves_though_there_are_workers(sample, tmp_path):
     command = [
         sys.executable,

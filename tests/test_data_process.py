@@ -51,7 +51,7 @@ def test_csv_keeps_quotes_line_breaks_and_what_looks_missing(tmp_path):
 
 
 def test_tsv_keeps_stray_quotes_and_long_fields(tmp_path):
-    body = 'sentence\tlabel\n"stray\tx\n' + "y" * 200_000 + "\tz\nend\x0b\x85\tx\n"
+    body = 'sentence\tlabel\n"stray\tx\n' + "y " * 99_999 + "yy\tz\nend\x0b\x85\tx\n"
     parts, _ = run(tmp_path, three({"tsv": body}))
     assert [len(e["text"]) for e in parts["dev"]] == [6, 200_000, 5]
 

@@ -141,6 +141,7 @@ def test_keys_typed_in_a_terminal(trained):
     assert terminal.end() == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_prompt_without_a_traceback(trained):
     terminal = Terminal(ROOT / "main.py", "--interactive", *trained[0])
     terminal.see("text> ")

@@ -104,7 +104,8 @@ def require_equal(several, one, tolerance=1e-5):
     assert sum(length > 0.01 for length in lengths) >= len(lengths) / 2  # some steps have no label at all
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
 def test_processes_have_the_gradient_of_one_with_as_many_rows(few, tmp_path, processes):
     """Also where labels are missing, in the last short batch, with no row at all, with accumulation and with a CRF."""
     common = ["--data_path", few, *TINY, "--dropout", "0"]
@@ -391,6 +392,7 @@ def test_a_place_within_an_epoch_is_kept_by_another_number_of_processes():
     assert scheduler.last_epoch == 5 + 3 and scheduler.get_last_lr() == [8]
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_line_from_one_process(sample, tmp_path):
     for words, wanted in (
         (["--do_train", "--data_path", tmp_path / "none"], "none"),

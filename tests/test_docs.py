@@ -1,12 +1,9 @@
 """The README and docs/: links lead somewhere, commands exist and take the flags that are shown, the start runs."""
 
 import functools
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 
 import pytest
 from conftest import ROOT
@@ -51,17 +48,22 @@ def commands_of(page):
     return [words for words in found if words[0] not in EXPORTED]
 
 
-@functools.cache
-def flags_of(script):
-    done = subprocess.run(
-        [sys.executable, ROOT / script, "--help"], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
-    )
-    assert done.returncode == 0, done.stderr
-    return set(re.findall(r"--\w+", done.stdout))
+@pytest.fixture(scope="session")
+def flags_of(forks, tmp_path_factory):
+    """flags_of(script) -> the flags that its --help names."""
+    folder = tmp_path_factory.mktemp("help")
+
+    @functools.cache
+    def flags(script):
+        done = forks[0].command([script, "--help"], folder)
+        assert done.returncode == 0, done.stderr
+        return set(re.findall(r"--\w+", done.stdout))
+
+    return flags
 
 
 @pytest.mark.parametrize("name", WITH_FLAGS)
-def test_every_command_exists_and_takes_its_flags(name):
+def test_every_command_exists_and_takes_its_flags(name, flags_of):
     for script, *words in commands_of(ROOT / name):
         assert (ROOT / script).is_file(), f"{name}: {script}"
         if script.endswith(".py"):
@@ -71,7 +73,7 @@ def test_every_command_exists_and_takes_its_flags(name):
                 assert {flag, plain} & known, f"{name}: {script} {flag}"
 
 
-def test_flags_in_sentences_exist():
+def test_flags_in_sentences_exist(flags_of):
     """`--flag` in the pages is a flag of some command."""
     scripts = [str(path.relative_to(ROOT)) for path in ROOT.glob("huggingface_hands_on/*_*.py")]
     scripts = [script for script in scripts if "masked" not in script]

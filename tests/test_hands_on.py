@@ -88,7 +88,7 @@ def test_the_vocabulary_keeps_to_its_size(size):
         assert len(train_tokenizer(lambda: TEXTS[:2] * 3, size, True, model)) <= size, model
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [MODELS[0], *(pytest.param(model, marks=pytest.mark.slow) for model in MODELS[1:])])
 def test_equal_texts_give_equal_bytes(model, tmp_path, command):
     rows = [
         json.loads(line)["tokens"]
@@ -96,8 +96,9 @@ def test_equal_texts_give_equal_bytes(model, tmp_path, command):
     ]
     (tmp_path / "a.txt").write_text("\n".join(map(" ".join, rows)), encoding="utf-8")
     written = []
-    for number in range(3):  # in processes of their own: hashes differ between processes
-        done = command(TRAIN, "--input", "a.txt", "--output_dir", f"t{number}", "--vocab_size", "600", "--model", model)
+    flags = ["--input", "a.txt", "--vocab_size", "600", "--model", model]
+    for number in range(3):  # in fresh processes: their hashes differ
+        done = command(TRAIN, *flags, "--output_dir", f"t{number}", fresh=True)
         assert done.returncode == 0, done.stderr
         written.append((tmp_path / f"t{number}/tokenizer.json").read_bytes())
     assert written[0] == written[1] == written[2]
@@ -485,6 +486,7 @@ def test_domain_words_begin_as_the_mean_of_their_pieces(corpus):
     )
 
 
+@pytest.mark.slow
 def test_from_texts_to_a_fine_tuned_model(sample, tmp_path, command):
     """The README's road: tokenizer, encoder from scratch, a domain word, fine-tuning with nothing else to set."""
     steps = [
@@ -630,6 +632,7 @@ def test_other_texts_are_not_gone_on_with(corpus, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_bad_row_far_down_and_texts_of_nothing_are_one_line(corpus, tmp_path, command):
     (tmp_path / "late.txt").write_bytes(b"open the door now\n" * 10 + b"close the box %d\n" * 3000 + b"bad \xff row\n")
     (tmp_path / "zero.txt").write_text("\u200b\n\u200b \u200b\n" * 40, encoding="utf-8")

@@ -14,7 +14,7 @@ FAST = ["--hidden_size", 32, "--num_layers", 1, "--epochs", 1]
 
 
 def test_the_first_command_works_right_after_the_clone(command, tmp_path):
-    done = command("main.py", "--do_train", "--do_eval", "--do_predict", *FAST)
+    done = command("main.py", "--do_train", "--do_eval", "--do_predict", *FAST, fresh=True)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "output/sample"
     assert sorted(path.name for path in tmp_path.iterdir()) == [

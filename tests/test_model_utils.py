@@ -482,6 +482,7 @@ def test_the_mask_of_a_gpu_gives_what_the_plain_one_gives(kind):
         torch.testing.assert_close(logits, plain[name])
 
 
+@pytest.mark.slow
 def test_compile_makes_few_graphs_for_all_length_buckets(tiny, monkeypatch):
     """Batches of every width from 6 to 40: as the trainer compiles it, the encoder is traced once for training and once
     for evaluation."""

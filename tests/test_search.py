@@ -259,6 +259,7 @@ def rows_of(folder):
     return [{name: cell for name, cell in row.items() if "seconds" not in name} for row in rows]
 
 
+@pytest.mark.slow
 def test_a_search_runs_main_and_is_not_repeated(sample, command, tmp_path, monkeypatch):
     """Two trials side by side; then the same command, another one in its folder, and one without Optuna."""
     words = flags(sample, epochs=2, trials=2, finalists=0)

@@ -508,6 +508,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tiny):
     assert fingerprints(config) == fingerprints(whole)
 
 
+@pytest.mark.slow
 def test_evaluation_in_training_equals_evaluation_of_the_saved_best_in_a_new_process(tiny, command, tmp_path):
     config = tiny(epochs=4, use_crf=True)
     train(config)
@@ -549,6 +550,7 @@ def test_frozen_layers_stay_as_they_are(tiny):
     assert not torch.equal(head, trainer.model.output_layer.heads["intent"].linear.weight)
 
 
+@pytest.mark.slow
 def test_debug_rehearses_without_touching_the_real_run(tiny):
     config = tiny(debug=True, do_train=True, do_eval=True, do_predict=True, epochs=1)
     main_module.main(config)

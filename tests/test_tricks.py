@@ -917,6 +917,7 @@ def test_a_trick_of_your_own_is_one_class_and_its_place_in_the_list(tiny, monkey
     assert len(seen) == len(trainer.train_loader)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["FreeLB", "SMART"])
 def test_noise_reaches_a_compiled_encoder(name, tmp_path):
     """The hook stands before the first trace, so that dynamo sees it: the compiled gradient is the plain one."""
