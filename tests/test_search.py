@@ -423,7 +423,9 @@ def test_time_ends_the_search_and_dev_alone_flatters(sample, tmp_path):
     (data / "test.jsonl").unlink()
     words = flags(data, epochs=2, trials=2, finalists=1, seeds=1)
     done = run_search(tmp_path, *words, "--hours", "0.0005")
-    assert done.returncode == 2 and "--hours are used" in done.stderr, done.stderr
+    assert done.returncode == 2 and "--hours are used: the search ends with 0 of 2 trials done" in done.stderr, (
+        done.stderr
+    )
     assert "no trial finished in this time; the same command with more --hours goes on" in done.stderr
     done = run_search(tmp_path, *words, "--hours", "1")
     found = read_json(tmp_path / "results/search.json")
