@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from engine import distributed
 from engine.command_line import UserError
-from engine.features import Ragged, encoded_fingerprint, to_arrow, to_numpy, warn_of_cuts
+from engine.features import Ragged, encoded_fingerprint, label_column, to_arrow, to_numpy, warn_of_cuts
 from engine.files import sha256
 from engine.length_sampler import LengthSampler, length_batches
 from engine.tags import IGNORE
@@ -66,10 +66,11 @@ def make_batch(columns, rows, tasks, pad_id, numbers=None, multiple=1):
         inputs["extras"] = np.stack(extras, 1)
     labels = {}
     for name in tasks:
-        if isinstance(columns.get(name), Ragged):
-            labels[name] = columns[name].pad(rows, IGNORE)[0]
-        elif name in columns:
-            column = columns[name][rows]
+        column = columns.get(label_column(name))
+        if isinstance(column, Ragged):
+            labels[name] = column.pad(rows, IGNORE)[0]
+        elif column is not None:
+            column = column[rows]
             labels[name] = column if column.dtype == np.float32 else column.astype(np.int64)
     tensors = [{name: torch.from_numpy(array) for name, array in part.items()} for part in (inputs, labels)]
     return Batch(*tensors, torch.from_numpy(np.asarray(rows if numbers is None else numbers[rows])))
@@ -92,12 +93,13 @@ class MyDataset(Dataset):
 
     Numbers are in memory, some bytes a token; the examples themselves stay memory-mapped, in `.cache` beside the data.
     An example that is too long may have several rows. `dataset[i]` is the example as it was read; `dataset.batch(rows)`
-    is a Batch. unlabelled: Rows of texts without labels that follow those of the file.
+    is a Batch. unlabelled: Rows of texts without labels that follow those of the file. strict: labels.json must have
+    all labels of the file, as when it is trained on.
     """
 
-    def __init__(self, source, featurizer, limit=None, quiet=False, unlabelled=None):
+    def __init__(self, source, featurizer, limit=None, quiet=False, unlabelled=None, strict=False):
         self.featurizer, self.tasks, self.fingerprint = featurizer, featurizer.tasks, ""
-        self.origin, self.limit, self.unlabelled, self.cache = source, limit, unlabelled, None
+        self.origin, self.limit, self.unlabelled, self.cache, self.strict = source, limit, unlabelled, None, strict
         self.pad_id, self.pad_to_multiple = featurizer.tokenizer.pad_token_id, featurizer.pad_to_multiple
         if isinstance(source, list):
             self.table = pa.Table.from_batches(list(self.encode(source, "encoding")))
@@ -105,10 +107,11 @@ class MyDataset(Dataset):
             path = Path(source)
             more = unlabelled.sha256 if unlabelled else ""
             self.cache = path.parent / ".cache"
-            self.fingerprint = encoded_fingerprint(path, featurizer, f"{limit}{more}")
+            # a cache that was made without the check of labels must not stand in for one with it
+            self.fingerprint = encoded_fingerprint(path, featurizer, f"{limit}{more}{' strict' if strict else ''}")
             name = f"{path.stem}-{self.fingerprint}"
             with distributed.first_of_node():
-                self.table = cached_table(self.cache, name, lambda: self.encode_file(path))
+                self.table = cached_table(self.cache, name, lambda: self.encode_file(path), self.schema())
         self.columns = {name: to_numpy(self.table[name]) for name in self.table.column_names if name != "example"}
         self.lengths = self.columns["input_ids"].lengths
         self.example_index = self.columns["example_index"]  # of each row
@@ -124,13 +127,18 @@ class MyDataset(Dataset):
         """All examples, one after another, as they are read."""
         if isinstance(self.origin, list):
             return iter(self.origin)
-        labelled = (example for _, example in islice(read_processed(self.origin, self.tasks), self.limit))
+        rows = read_processed(self.origin, self.tasks, strict=self.strict)
+        labelled = (example for _, example in islice(rows, self.limit))
         return chain(labelled, islice(self.unlabelled.read(), self.limit)) if self.unlabelled else labelled
 
     @property
     def num_labelled(self):
         """How many examples are those of the file; the others have no labels."""
         return len(self) - (min(self.unlabelled.size, self.limit or self.unlabelled.size) if self.unlabelled else 0)
+
+    def schema(self):
+        """The Arrow schema that the table must have: what the first example is encoded to."""
+        return next(self.encode(islice(self.examples(), 1), "")).schema if os.path.getsize(self.origin) else None
 
     def encode_file(self, path):
         """The record batches of a processed file; UserError if it has no example."""
@@ -234,6 +242,8 @@ class MyIterableDataset(IterableDataset):
                 position += len(line)
                 self.num_rows += 1
         self.starts.append(position)
+        if not self.num_rows:
+            raise UserError(f"{path}: no examples in it")
         self.epoch = self.first_pool = 0
         self.fingerprint = encoded_fingerprint(path, featurizer, limit)
 
@@ -273,7 +283,8 @@ class MyIterableDataset(IterableDataset):
             size = self.rows_in([block])
             here = range(max(first - before, 0), min(end - before, size))
             if here:
-                lines = read_processed(self.path, self.featurizer.tasks, self.starts[block], self.starts[block + 1])
+                places = self.starts[block], self.starts[block + 1]
+                lines = read_processed(self.path, self.featurizer.tasks, *places, strict=True)
                 examples += [example for _, example in islice(lines, here.start, here.stop)]
                 rows += [block * self.block + i for i in here]
             before += size
@@ -354,7 +365,8 @@ def build_loaders(config, data_path, featurizer, device, limit=None):
         dataset = MyIterableDataset(path, one_row, config.batch_size, config.shuffle_buffer, config.random_seed, limit)
         train_loader = MyIterableDataLoader(dataset, config.num_workers, pinned)
     else:
-        dataset = MyDataset(path, featurizer, limit, unlabelled=unlabelled_texts(config, featurizer.tasks, path))
+        unlabelled = unlabelled_texts(config, featurizer.tasks, path)
+        dataset = MyDataset(path, featurizer, limit, unlabelled=unlabelled, strict=True)
         options = config.random_seed, config.num_workers, pinned, config.unlabelled_ratio
         train_loader = MyDataLoader(dataset, config.batch_size, *options)
     dev_set = MyDataset(Path(data_path) / "dev.jsonl", featurizer, limit)

@@ -87,7 +87,7 @@ class Featurizer:
         """Changes with whatever changes the encoding; the cache is named by it."""
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
         del tokenizer["truncation"], tokenizer["padding"]  # set anew by each call
-        version = 3  # raise it when the columns change
+        version = 4  # raise it when the columns change
         depends = [version, tokenizer, self.tasks, self.max_length, self.stride, self.truncation]
         depends += ["word ends"] if self.word_ends else []
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
@@ -95,8 +95,8 @@ class Featurizer:
     def __call__(self, examples):
         """{column: Ragged, or an array with one number a row} for a list of examples; a row is a Feature.
 
-        Columns: input_ids, token_type_ids (sentence pairs), example_index, num_cut, the tasks, extras.<name>, and for
-        tagging word_starts, num_words (before cutting) and first_word.
+        Columns: input_ids, token_type_ids (sentence pairs), example_index, num_cut, labels.<task>, extras.<name>, and
+        for tagging word_starts, num_words (before cutting) and first_word.
         """
         features = self.features(examples)
         columns = {
@@ -121,7 +121,7 @@ class Featurizer:
             columns[f"extras.{name}"] = standardize(values, **of_train)
         for name, task in self.tasks.items():
             if name in examples[0]:
-                columns[name] = self.labels(name, kind_of(task), features, examples)
+                columns[label_column(name)] = self.labels(name, kind_of(task), features, examples)
         return columns
 
     def labels(self, name, kind, features, examples):
@@ -327,6 +327,11 @@ def with_blanks(words, unit):
     _, spans = join_tokens(words, unit)
     gaps = [False, *(after[0] > before[1] for before, after in itertools.pairwise(spans))]
     return [f" {word}" if gap else word for word, gap in zip(words, gaps)]
+
+
+def label_column(task: str) -> str:
+    """The name of a task's column: a task may be called like one of our own columns."""
+    return f"labels.{task}"
 
 
 def to_arrow(column):

@@ -237,3 +237,7 @@ class TaskDict(nn.ModuleDict):
 
     def add_module(self, name, module):
         self._modules[name] = module
+
+    def __setattr__(self, name, value):
+        # `train` and `eval` set the attribute `training`; a task of that name must not be in their way
+        object.__setattr__(self, name, value)

@@ -4,6 +4,7 @@ import logging
 import os
 from contextlib import suppress
 from itertools import chain
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -14,17 +15,17 @@ logger = logging.getLogger("template")
 KEPT = 24  # files of a folder; those that were used longest ago go first
 
 
-def cached_table(folder, name, make_batches):
+def cached_table(folder, name, make_batches, schema=None):
     """The Arrow table of make_batches(), an iterator of one or more record batches, memory-mapped from `folder`.
 
-    The file is named by `name`, which says what the table depends on, and by its own SHA-256: one that is damaged is
-    made anew. Where none can be written, the table is kept in memory.
+    The file is named by `name`, which says what the table depends on, and by its own SHA-256: one that is damaged, or
+    has another schema, is made again. Where none can be written, the table is kept in memory.
     """
     from datasets import Dataset as ArrowDataset
 
     temporary = folder / f"{name}.{os.getpid()}.tmp"
     try:
-        cache = find_cache(folder, name)
+        cache = find_cache(folder, name, schema)
         if cache is None:
             folder.mkdir(exist_ok=True)
             batches = make_batches()
@@ -43,16 +44,27 @@ def cached_table(folder, name, make_batches):
         return pa.Table.from_batches(list(make_batches()))
 
 
-def find_cache(folder, name):
+def find_cache(folder, name, schema=None):
     """The file of that name whose bytes are what its name says, or None; damaged ones are logged and removed."""
     for path in sorted(folder.glob(f"{name}.*.arrow")):
-        if sha256(path)[:16] == path.name.split(".")[-2]:
+        if sha256(path)[:16] == path.name.split(".")[-2] and has_schema(path, schema):
             with suppress(OSError):  # of a folder that may only be read
                 os.utime(path)
             return path
-        logger.warning(f"{path}: the token cache is damaged and is made anew")
+        logger.warning(f"{path}: the token cache is damaged and is made again")
         path.unlink()
     return None
+
+
+def has_schema(path: Path, schema: pa.Schema | None) -> bool:
+    """Whether the columns of an Arrow file are these, by name and type."""
+    if schema is None:
+        return True
+    try:
+        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
+            return stream.schema.remove_metadata().equals(schema)
+    except pa.ArrowInvalid:
+        return False
 
 
 def clear(folder, kept=0):

@@ -97,8 +97,26 @@ def check_row(example, tasks, where, needs_labels=True):
             raise UserError(f"{where}: has no `tokens`, which the task {name!r} tags")
 
 
-def read_processed(path, tasks, start=0, stop=None):
-    """(where, example) of a processed .jsonl between two byte positions, one at a time, each checked."""
+def require_known_labels(example: dict, known: dict[str, set], where: str) -> None:
+    """UserError for a label that labels.json lacks, which training would ignore. known: {task: its labels}"""
+    for name, labels_of_task in known.items():
+        label = example[name]
+        items = label if isinstance(label, list) else [] if label is None else [label]
+        for item in items:
+            item = item[2] if isinstance(item, list) else item  # a span is [first token, last token, type]
+            if item not in labels_of_task:
+                raise UserError(
+                    f"{where}: the label {item!r} of {name!r} is not in labels.json, so nothing would be learned from "
+                    "it; correct it, or make the folder again with data_process.py"
+                )
+
+
+def read_processed(path, tasks, start=0, stop=None, strict=False):
+    """(where, example) of a processed .jsonl between two byte positions, one at a time, each checked.
+
+    strict: also that labels.json has all labels, as it must of a part to train on; dev and test may have others.
+    """
+    known = {name: set(task["labels"]) for name, task in tasks.items() if kind_of(task) != "regression"}
     with open(path, "rb") as file:
         file.seek(start)
         for number, line in enumerate(file, 1):
@@ -106,8 +124,10 @@ def read_processed(path, tasks, start=0, stop=None):
             try:
                 example = json.loads(line)
             except (ValueError, RecursionError):
-                raise UserError(f"{where}: not JSON; make the folder anew with data_process.py") from None
+                raise UserError(f"{where}: not JSON; make the folder again with data_process.py") from None
             check_row(example, tasks, where)
+            if strict:
+                require_known_labels(example, known, where)
             example.setdefault("id", str(number - 1))
             yield where, example
             if stop is not None and file.tell() >= stop:

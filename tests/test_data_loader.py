@@ -4,8 +4,10 @@ import resource
 import signal
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from test_trainer import make_trainer
 
 from config import Config
 from data_loader import IGNORE, MyDataLoader, MyDataset, MyIterableDataLoader, MyIterableDataset
@@ -13,7 +15,9 @@ from engine import token_cache
 from engine.command_line import UserError
 from engine.device import to_device
 from engine.features import Featurizer, Ragged
+from engine.files import sha256
 from engine.tokenizer import load_tokenizer, train_tokenizer
+from model_utils import load_checkpoint
 from preprocess.schema import read_processed, training_texts
 
 TASKS = {
@@ -185,7 +189,7 @@ def test_a_stream_reads_nothing_before_its_position(many, tokenizer, monkeypatch
     monkeypatch.setattr(
         data_loader,
         "read_processed",
-        lambda path, tasks, start, stop: (read.append(e) or e for e in read_processed(path, tasks, start, stop)),
+        lambda *given, **more: (read.append(e) or e for e in read_processed(*given, **more)),
     )
     contents(loader, 0)
     everything = len(read)
@@ -478,3 +482,92 @@ def test_caches_that_were_used_longest_ago_go_first(tokenizer, many, tmp_path, m
     token_cache.clear(tmp_path / ".cache")
     token_cache.clear(tmp_path / "nowhere")
     assert not any((tmp_path / ".cache").iterdir())
+
+
+UNKNOWN = {  # kind: (a task, a label it knows, one that it does not)
+    "classification": ({"type": "classification", "labels": ["go", "stay"]}, "go", "left"),
+    "multilabel": ({"type": "multilabel", "labels": ["go", "stay"]}, ["go"], ["go", "left"]),
+    "tagging": ({"type": "tagging", "labels": ["O", "B-x"], "unit": "word"}, ["O", "B-x"], ["O", "B-left"]),
+    "spans": ({"type": "spans", "labels": ["x"], "unit": "word"}, [[0, 1, "x"]], [[0, 0, "x"], [1, 1, "left"]]),
+    "own": ({"type": "ordinal", "kind": "classification", "labels": ["go"]}, "go", "left"),
+}
+
+
+@pytest.mark.parametrize("way", ["memory", "streaming"])
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_a_label_to_train_on_that_labels_json_lacks_is_one_line_with_its_row(kind, way, tokenizer, tmp_path):
+    task, known, unknown = UNKNOWN[kind]
+    featurizer, path = Featurizer(tokenizer, {"t": task}, 32), tmp_path / "train.jsonl"
+
+    def write(label):
+        rows = [{"tokens": ["abc", "def"], "t": known}, {"tokens": ["abc", "ghi"], "t": label}]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def read():
+        if way == "memory":
+            return MyDataset(path, featurizer, strict=True)
+        return list(MyIterableDataLoader(MyIterableDataset(path, featurizer, 2, 8, seed=1)))
+
+    write(known)
+    assert len(read()) == (2 if way == "memory" else 1)
+    write(unknown)
+    MyDataset(path, featurizer)  # evaluated, it counts as wrong; its cache does not hide the mistake from training
+    with pytest.raises(UserError, match=r"train.jsonl, row 2.*'(B-)?left' of 't' is not in labels.json"):
+        read()
+
+
+def test_a_stream_without_rows_is_one_line(tokenizer, tmp_path):
+    (tmp_path / "train.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"train.jsonl: no examples"):
+        MyIterableDataset(tmp_path / "train.jsonl", Featurizer(tokenizer, TASKS, 32), 4, 64, seed=1)
+
+
+@pytest.mark.parametrize("change", ["a column is missing", "a column has another type", "a column has another name"])
+def test_a_cache_of_other_columns_is_made_again(change, tokenizer, many, tmp_path, caplog):
+    path, featurizer = tmp_path / "train.jsonl", Featurizer(tokenizer, TASKS, 32)
+    path.write_bytes(many.read_bytes())
+    right = MyDataset(path, featurizer).batch([3, 1])
+    (cache,) = (tmp_path / ".cache").iterdir()
+    with pa.memory_map(str(cache)) as file:
+        table = pa.ipc.open_stream(file).read_all()
+    number = table.column_names.index("labels.intent")
+    if change == "a column is missing":
+        table = table.remove_column(number)
+    elif change == "a column has another type":
+        table = table.set_column(number, "labels.intent", table["labels.intent"].cast(pa.float64()))
+    else:
+        table = table.rename_columns({"labels.intent": "intent"})
+    with pa.OSFile(str(tmp_path / "new"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / "new").rename(cache.with_name(f"{cache.name.split('.')[0]}.{sha256(tmp_path / 'new')[:16]}.arrow"))
+    cache.unlink()
+    caplog.set_level(logging.WARNING, "template")
+    again = MyDataset(path, featurizer).batch([3, 1])
+    assert torch.equal(again.labels["intent"], right.labels["intent"])
+
+
+OURS = "training input_ids word_starts word_ends token_type_ids num_words example_index example first_word num_cut"
+
+
+def test_tasks_may_be_called_like_our_own_columns(tiny, sample, tmp_path):
+    """Each row of the sample has its intent once more under each of these names, and its slots under some."""
+    names = [*OURS.split(), "attention_mask", "word_mask", "items", "forward", "labels", "rows"]
+    folder, tagged = tmp_path / "named", ("word_starts", "example")
+    folder.mkdir()
+    tasks = json.loads((sample / "labels.json").read_text(encoding="utf-8"))
+    more = {name: tasks["slots" if name in tagged else "intent"] for name in names}
+    (folder / "labels.json").write_text(json.dumps(tasks | more), encoding="utf-8")
+    for part in ("train", "dev"):
+        rows = [json.loads(line) for line in (sample / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()[:12]]
+        rows = [row | {name: row["slots" if name in tagged else "intent"] for name in names} for row in rows]
+        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for streaming in (False, True):
+        config = tiny(data_path=str(folder), epochs=1, streaming=streaming, model_version=f"run{streaming}")
+        trainer = make_trainer(config)
+        assert trainer.train() is not None
+        best = config.run_dir / "checkpoints/best"
+        model, tokenizer, loaded, _ = load_checkpoint(best)
+        featurizer = Featurizer(tokenizer, loaded, 32)
+        data = MyDataset(folder / "dev.jsonl", featurizer)
+        assert all(torch.equal(data.batch([0]).labels[name], data.batch([0]).labels["intent"]) for name in ["training"])
+        assert model.eval()(data.batch([0]).inputs).logits.keys() == loaded.keys()
