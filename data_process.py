@@ -11,6 +11,7 @@ labelling.py, splits in splits.py, what would hurt training in checks.py.
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
@@ -106,13 +107,14 @@ def process(config):
     Nothing is written unless all of it is good: the folder appears whole, or stays as it was.
     """
     folder = Path(config.output_dir)
+    source = Path(config.input)
     if not config.check:
-        require_own_folder(folder, Path(config.input))
+        require_own_folder(folder, source)
     with Prepared(config) as data:
         if config.check:
             examine(config, data)
             return
-        with appearing_folder(folder) as new:
+        with appearing_folder(folder, keeps=[".cache"], owns=partial(require_own_folder, source=source)) as new:
             if config.n_splits:
                 write_folds(new, data, config)
             checks.keep(examine(config, data, new), new / "checks.json")

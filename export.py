@@ -17,10 +17,12 @@ from pathlib import Path
 
 from config import ROOT, Config
 from engine.command_line import UserError, option, require_range, run_command
-from engine.files import replace_folder
+from engine.files import TEMPORARY, appearing_folder
 from logging_config import get_logger
 
 logger = logging.getLogger("template")
+NAMES = {"predictor.py", "predictor_schema.py", "predictor.json", "requirements.txt", "tokenizer.json", "arrays.npz"}
+NAMES |= {"model.onnx", "model.onnx.data", "manifest.json"}  # all that an export writes
 
 
 @dataclass
@@ -55,10 +57,11 @@ def export(config):
     graph.require_packages()
     folder = Path(config.output_dir)
     require_own_folder(folder)
+    require_checkpoint(Path(config.checkpoint))
     trainer, featurizer, data = load(config)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     theirs = trainer.infer(loader_of(data, trainer), "dev in torch")[0] if data else None
-    replace_folder(folder, lambda temporary: fill(temporary, config, trainer, featurizer, data, theirs))
+    with appearing_folder(folder, owns=require_own_folder, sealed=True) as temporary:
+        fill(temporary, config, trainer, featurizer, data, theirs)
     size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
     print(f"wrote {folder} ({config.kind}, {size:.1f} MB); python {folder}/predictor.py texts.txt labelled.jsonl")
 
@@ -72,8 +75,6 @@ def load(config):
     from preprocess.schema import check_same_labels
 
     checkpoint = Path(config.checkpoint)
-    if (checkpoint / "args.json").exists() and not (checkpoint / "tokenizer.json").exists():
-        raise UserError(f"{checkpoint}: its tokenizer is not a fast one, so there is no tokenizer.json to export")
     options = Config(device="cpu", precision="fp32", pretrain_model_path=config.pretrain_model_path)
     trainer, featurizer = load_trained(checkpoint, options, torch.device("cpu"))
     trainer.model.float()  # of --load_dtype bf16: what is exported computes in fp32
@@ -104,6 +105,7 @@ def fill(folder, config, trainer, featurizer, data, theirs):
     settings.write_settings(folder, trainer.model, featurizer)
     for name in ("predictor.py", "requirements.txt"):
         shutil.copyfile(machinery / name, folder / name)
+    shutil.copyfile(ROOT / "engine/schema.py", folder / "predictor_schema.py")
     inputs = graph.example_inputs(featurizer, lambda examples: MyDataset(examples, featurizer).batch([0, 1]))
     graph.write_graph(graph.prepare(trainer.model), inputs, folder / "model.onnx")
     if data:
@@ -135,9 +137,25 @@ def require_score(config, tasks, data, before, after):
 
 
 def require_own_folder(folder):
-    """UserError if the output folder holds, or is, anything but an earlier export."""
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "predictor.json").exists()):
-        raise UserError(f"--output_dir {folder}: holds other things; choose an empty or new folder")
+    """UserError if the output folder is a file, or holds anything that no export wrote."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder}: is a file; choose an empty or new folder")
+    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    compiled = ("predictor.", "predictor_schema.")  # by whoever imported the predictor
+    inside |= {path.name for path in folder.glob("__pycache__/*") if not path.name.startswith(compiled)}
+    strange = inside - NAMES - {"__pycache__", TEMPORARY}
+    if strange or (inside and "predictor.json" not in inside):
+        found = ", ".join(sorted(strange or inside)[:5])
+        raise UserError(f"--output_dir {folder}: holds other things ({found}); choose an empty or new folder")
+
+
+def require_checkpoint(folder):
+    """UserError if what is named is a run's folder, or has no tokenizer that can be exported."""
+    best = folder / "checkpoints/best"
+    if best.is_dir():
+        raise UserError(f"--checkpoint {folder} is a run; its best checkpoint is {best}")
+    if (folder / "args.json").exists() and not (folder / "tokenizer.json").exists():
+        raise UserError(f"{folder}: its tokenizer is not a fast one, so there is no tokenizer.json to export")
 
 
 if __name__ == "__main__":

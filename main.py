@@ -29,6 +29,7 @@ def main(config):
     from engine.report.compare import show_comparison
     from engine.report.page import show_report
     from engine.token_cache import clear
+    from preprocess.schema import load_labels
     from preprocess.sources import texts_of
 
     # Everything that can be checked before the slow part
@@ -47,6 +48,7 @@ def main(config):
             make_sample(data_path)
 
     if config.clear_cache and distributed.is_first():
+        load_labels(data_path)  # refuses what is no processed folder before anything in it goes
         clear(data_path / ".cache")
     with distributed.entered_by_first(claim_run_dir(config)) as run_dir:
         if distributed.is_first():

@@ -420,6 +420,8 @@ def load_checkpoint(folder, base_path=None):
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no checkpoint there; train first (--do_train), or name one with --checkpoint")
+    if (folder / "checkpoints/best").is_dir():
+        raise UserError(f"{folder} is a run; its best checkpoint is {folder / 'checkpoints/best'}")
     checkpoint.require_whole(folder)
     config = Config.load(folder / "args.json")
     tasks = json.loads((folder / "labels.json").read_text(encoding="utf-8"))

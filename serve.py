@@ -374,7 +374,10 @@ class Server(uvicorn.Server):
 def build_server(options):
     """A Server of the exported folder, not yet running."""
     module = load_module(Path(options.folder) / "predictor.py")
-    predictor = module.Predictor(options.folder, options.threads or None)
+    try:
+        predictor = module.Predictor(options.folder, options.threads or None)
+    except module.InputError as error:
+        raise Mistake(str(error)) from None
     config = uvicorn.Config(None, log_level="warning", access_log=False, timeout_keep_alive=30, lifespan="on")
     server = Server(config)
     config.app = build_app(Service(predictor, module, options, server), module, options)

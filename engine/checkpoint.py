@@ -14,6 +14,7 @@ import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -69,7 +70,8 @@ class Writer:
             if base and not merge:
                 write_json(temporary / lora.BASE_FILE, base)
             write_json(temporary / "labels.json", self.tasks)
-            self.config.save(temporary / "args.json")
+            # how often a run was killed says nothing of its model: `best` is the same to the byte
+            write_json(temporary / "args.json", asdict(self.config) | {"resume": False, "force_resume": False})
             if training:
                 save_file(tensors, temporary / "training.safetensors")
                 write_json(temporary / "training.json", values)
@@ -172,6 +174,10 @@ def load_weights(model, folder):
             f"{folder}: holds another model: {len(wrong)} tensors differ, such as {wrong[0]} "
             f"({shape_of(tensors, wrong[0])} there, {shape_of(own, wrong[0])} here)"
         )
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():  # a buffer may hold an infinite constant
+        if torch.isnan(tensor).any() or (name in parameters and not torch.isfinite(tensor).all()):
+            raise UserError(f"{folder}: the weights {name} are not finite; train again, or use another one")
     model.load_state_dict(tensors, strict=own_base is None)  # what a base holds is not in a checkpoint
 
 

@@ -33,6 +33,7 @@ OS_ADVICE = {
     errno.ENOTDIR: "a part of that path is a file: move it, or choose another place",
     errno.EISDIR: "that is a folder: name a file",
     errno.ENOENT: "check the name",
+    errno.ELOOP: "a link of that name is in the way: remove it, or choose another place",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
 

@@ -8,10 +8,16 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from safetensors import SafetensorError
 
 from engine.command_line import UserError
+from engine.schema import SchemaError, read_json
+
+# Names that nobody else gives to a folder, so that they can be removed without asking
+TEMPORARY, OLD = ".template-new", ".template-old"
+LAST = ("labels.json", "manifest.json")  # a folder without them is refused
 
 
 def sha256(path):
@@ -38,6 +44,15 @@ def sync(path):
         os.close(descriptor)
 
 
+def open_own(path: Path, append: bool = False) -> TextIO:
+    """Opens a file of our own, whose name anybody could guess, for writing; never through a link.
+
+    append: what it holds stays; otherwise it must not exist.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | (os.O_APPEND if append else os.O_EXCL)
+    return open(os.open(path, flags, 0o666), "a" if append else "w", encoding="utf-8", newline="")
+
+
 @contextmanager
 def appearing_whole(path, durable=False):
     """A text file to write, which appears under its name when all of it is written, or not at all.
@@ -46,8 +61,9 @@ def appearing_whole(path, durable=False):
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
     try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
+        with open_own(temporary) as file:
             yield file
             if durable:
                 file.flush()
@@ -56,6 +72,13 @@ def appearing_whole(path, durable=False):
         temporary.unlink(missing_ok=True)
         raise
     os.replace(temporary, path)
+
+
+def refuse_same_file(output: str | Path, option: str, *inputs: str | Path) -> None:
+    """UserError if a file to write is one of those that are read, whatever it is called."""
+    for path in inputs:
+        if path and os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):
+            raise UserError(f"--{option} {output} is the file that is read ({path}); name another one")
 
 
 def write_json(path, value, durable=False):
@@ -76,55 +99,59 @@ def write_csv(path, rows):
 
 
 def replace_folder(folder, fill):
-    """Calls fill(temporary folder), then puts it in the place of `folder`, which stays until the new one is safe."""
-    temporary, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
-    shutil.rmtree(temporary, ignore_errors=True)
+    """Calls fill(temporary folder), seals it, and puts it in the place of a checkpoint, which stays until then."""
     try:
-        temporary.mkdir(parents=True)
-        fill(temporary)
-        seal(temporary)
+        with appearing_folder(folder, sealed=True) as temporary:
+            fill(temporary)
     except Exception as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         # A full disk raises OSError in Python, RuntimeError in torch, SafetensorError, a bare Exception in tokenizers
         if not isinstance(error, OSError | RuntimeError | SafetensorError) and type(error) is not Exception:
             raise
         raise UserError(f"{folder}: cannot be written ({error}); earlier checkpoints are as they were") from None
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(folder, old)
-    os.rename(temporary, folder)
-    sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
-def appearing_folder(folder):
-    """A folder to fill, which takes the place of `folder` when all of it is written, or not at all; `.cache` stays.
+def appearing_folder(folder, keeps=(), owns=None, sealed=False):
+    """A folder to fill, which takes the place of `folder` when all of it is written, or not at all.
 
-    Killed between two renames, at the very end, it leaves no folder; the old one returns with the next call. A folder
-    that cannot be renamed (this process is in it, it is mounted, or its parent cannot be written) gets the files one by
-    one, labels.json last.
+    keeps: names in the old folder that stay. owns: raises UserError if the old folder holds what the command did not
+    write; asked again right before anything goes. sealed: with a manifest of all files.
+    A link stays, and the folder that it names is replaced. Killed between the two renames at the very end, it leaves no
+    folder; the old one returns with the next call. A folder that cannot be renamed (this process is in it, it is
+    mounted, or its parent cannot be written) gets the files one by one, those of LAST last: it is refused without them.
     """
     folder = Path(folder).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
+    temporary, old = (folder.with_name(f".{folder.name}{end}") for end in (TEMPORARY, OLD))
     if old.exists() and not folder.exists():
         os.rename(old, folder)
-    if Path.cwd().is_relative_to(folder) or not os.access(folder.parent, os.W_OK):
-        temporary = folder / ".new.tmp"
+    if Path.cwd().is_relative_to(folder) or not os.access(folder.parent, os.W_OK) or folder.is_mount():
+        temporary = folder / TEMPORARY
     for stale in (temporary, old):
-        shutil.rmtree(stale, ignore_errors=True)
+        remove_folder(stale)
     temporary.mkdir()
     try:
         yield temporary
-        for path in [*temporary.rglob("*"), temporary]:
-            sync(path)
-        put_in_place(temporary, folder, old)
+        if sealed:
+            seal(temporary)
+        else:
+            for path in [*temporary.rglob("*"), temporary]:
+                sync(path)
+        if owns:
+            owns(folder)
+        put_in_place(temporary, folder, old, keeps)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_folder(temporary)
 
 
-def put_in_place(temporary, folder, old):
+def remove_folder(path: Path) -> None:
+    """Removes a temporary folder of ours; a link of its name goes, and not what it names."""
+    if path.is_symlink():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def put_in_place(temporary, folder, old, keeps):
     """Puts what was written where `folder` is, or would be."""
     try:
         if temporary.parent == folder:
@@ -133,23 +160,28 @@ def put_in_place(temporary, folder, old):
             shutil.copymode(folder, temporary)
             os.rename(folder, old)
         os.rename(temporary, folder)
-        if (old / ".cache").exists():
-            os.rename(old / ".cache", folder / ".cache")
+        sync(folder.parent)
+        for name in keeps:
+            if (old / name).exists():
+                os.rename(old / name, folder / name)
     except OSError:
         if old.exists():
             os.rename(old, folder)
-        if temporary.parent != folder:  # copied over a mount's border, before anything that was there goes
-            inside = folder / ".new.tmp"
-            shutil.rmtree(inside, ignore_errors=True)
-            temporary = Path(shutil.move(temporary, inside))
-        stays = {temporary.name, ".cache"}
-        for path in sorted(folder.iterdir(), key=lambda path: path.name != "labels.json"):
-            if path.name not in stays:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for path in sorted(temporary.iterdir(), key=lambda path: path.name == "labels.json"):
-            os.rename(path, folder / path.name)
-        temporary.rmdir()
-    shutil.rmtree(old, ignore_errors=True)
+        fill_in_place(temporary, folder, keeps)
+    remove_folder(old)
+
+
+def fill_in_place(temporary, folder, keeps):
+    """Replaces the files of a folder that cannot be renamed; it is incomplete from the first to the last of them."""
+    if temporary.parent != folder:  # copied over a mount's border, before anything that was there goes
+        remove_folder(folder / TEMPORARY)
+        temporary = Path(shutil.move(temporary, folder / TEMPORARY))
+    for path in sorted(folder.iterdir(), key=lambda path: path.name not in LAST):
+        if path.name not in {temporary.name, *keeps}:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for path in sorted(temporary.iterdir(), key=lambda path: path.name in LAST):
+        os.rename(path, folder / path.name)
+    temporary.rmdir()
 
 
 def seal(folder):
@@ -161,6 +193,10 @@ def seal(folder):
         for done in syncs:
             done.result()
     write_json(folder / "manifest.json", {path.relative_to(folder).as_posix(): sum for path, sum in zip(files, sums)})
+    mode = (folder / "manifest.json").stat().st_mode
+    for path in files:  # safetensors makes files that only their owner may read
+        if path.stat().st_mode != mode:
+            path.chmod(mode)
     for path in (folder / "manifest.json", folder):
         sync(path)
 
@@ -168,24 +204,30 @@ def seal(folder):
 def verify(folder):
     """Why a checkpoint cannot be trusted, or None if every file is what it was when written."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return f"no readable manifest ({type(error).__name__})"
+        manifest = read_json(folder / "manifest.json", {str: str})
+    except SchemaError as error:
+        return f"no readable manifest ({str(error).removeprefix(f'{folder}/manifest.json: ')})"
     for name, expected in manifest.items():
-        if not (folder / name).is_file():
+        if not is_inside(name) or not (folder / name).is_file():
             return f"{name} is missing"
         if sha256(folder / name) != expected:
             return f"{name} is not what was written"
     return None
 
 
+def is_inside(name: str) -> bool:
+    """Whether a name in a manifest is that of a file below the manifest's folder."""
+    return "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
 def clean_temporaries(root):
-    """Clears what a killed run left half-way: temporaries go; a folder without its successor returns."""
-    for old in root.glob(".*.old"):
-        place = old.with_name(old.name[1:-4])
-        if place.exists():
-            shutil.rmtree(old)
-        else:
-            os.rename(old, place)
-    for temporary in root.glob(".*.tmp"):
-        shutil.rmtree(temporary)
+    """Removes what a killed run left in its own folder; a folder without its successor returns."""
+    for end in (OLD, ".old"):  # the second is what earlier versions wrote
+        for old in root.glob(f".*{end}"):
+            place = old.with_name(old.name[1 : -len(end)])
+            if place.exists():
+                remove_folder(old)
+            else:
+                os.rename(old, place)
+    for temporary in [*root.glob(f".*{TEMPORARY}"), *root.glob(".*.tmp")]:
+        remove_folder(temporary)

@@ -20,7 +20,7 @@ from engine import distributed
 from engine.command_line import UserError, os_error_line
 from engine.extras import extras_of
 from engine.features import Cuts
-from engine.files import sha256, sync, write_json
+from engine.files import open_own, refuse_same_file, sha256, sync, write_json
 from engine.launch import restarts
 from engine.option_checks import parse_shard
 from engine.predictions import check_pairs, prepare_inputs, write_rows
@@ -53,7 +53,9 @@ def label_rows(trainer, rows, load, path, *checkpoints, **more):
     facts |= {"rows": rows.size, POOLS: pool, "device": trainer.device.type}
     facts |= {f"--{name}": getattr(config, name) for name in OPTIONS}
     distributed.require_same(facts)
-    output = Output(path_of_shard(path, config.shard), facts, len(part), config.spreadsheet_safe)
+    path = path_of_shard(path, config.shard)
+    refuse_same_file(path, "predict_output", rows.path)
+    output = Output(path, facts, len(part), config.spreadsheet_safe)
     trainer.stop = StopSignals(logger.warning, distributed.highest, "stopping after this batch")
     going_on = config.resume or restarts() > 0
     with distributed.entered_by_first(output.opened(going_on, config.force_resume)) as done, trainer.stop:
@@ -152,7 +154,8 @@ class Output:
             why = f"{self.progress.name} is missing" if resume else "--resume is not given"
             logger.warning(f"{self.partial}: what an earlier run left is begun anew, as {why}")
         self.save()
-        self.partial.write_bytes(b"")
+        self.partial.unlink(missing_ok=True)
+        open_own(self.partial).close()
 
     def go_on(self, force):
         """Goes back to where all is on the disk. -> whether there is something; UserError if that was another work, or
@@ -172,7 +175,8 @@ class Output:
             return self.rows == self.num_rows and self.path.exists()
         if self.partial.stat().st_size < self.bytes:
             raise UserError(f"{self.partial}: holds less than the {self.rows} rows that were written; {anew}")
-        os.truncate(self.partial, self.bytes)
+        with open_own(self.partial, append=True) as file:
+            file.truncate(self.bytes)
         self.cuts = Cuts(cuts)
         logger.info(f"going on: {self.so_far()}")
         return True
@@ -190,8 +194,8 @@ class Output:
         write_rows(rows, text, self.path.suffix == ".jsonl", header=not self.rows, spreadsheet_safe=self.safe)
         written, safe = text.getvalue().encode(), self.rows
         try:
-            with open(self.partial, "ab") as file:
-                file.write(written)
+            with open_own(self.partial, append=True) as file:
+                file.write(text.getvalue())
                 file.flush()
                 os.fsync(file.fileno())
             self.rows, self.bytes = self.rows + len(data), self.bytes + len(written)

@@ -3,9 +3,10 @@
 import csv
 import json
 import logging
+import math
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from seqeval.metrics.sequence_labeling import get_entities
@@ -210,6 +211,8 @@ def prediction_row(example, answers, tasks, is_right=None):
     <task>_gold (and <task>_gold_tags), <task>_right, and at the end `right`: all of them that there are.
     """
     text, spans = text_and_places(example, tasks)
+    answers = {name: without_words(example, tasks[name], *answer) for name, answer in answers.items()}
+    require_finite(example, answers)
     row = {"id": example["id"], "text": text}
     if "text_pair" in example:
         row["text_pair"] = example["text_pair"]
@@ -237,6 +240,24 @@ def prediction_rows(predictions, data, tasks, is_right=None):
         yield prediction_row(
             data[i], {name: (labels[name][i], probabilities[name][i]) for name in tasks}, tasks, is_right
         )
+
+
+def without_words(example: dict, task: dict, label: Any, probability: Any) -> tuple[Any, Any]:
+    """The answer to an example; a text without words has neither tags nor spans, though the model read [UNK] there."""
+    if needs_words(task["type"]) and example.get("tokens") == [""] and not example.get("text", "").strip():
+        return [], [] if has_spans(task["type"]) else None
+    return label, probability
+
+
+def require_finite(example: dict, answers: dict) -> None:
+    """UserError if a number of an answer is not finite: the model computed nothing."""
+    for name, answer in answers.items():
+        numbers = [value for part in answer for value in (part if isinstance(part, list) else [part])]
+        if not all(math.isfinite(value) for value in numbers if isinstance(value, float)):
+            raise UserError(
+                f"row {example.get('id')}: the model's answer for {name!r} is not a finite number; try --precision "
+                "fp32, and train again if that does not help"
+            )
 
 
 def gold_last(row, gold):
@@ -269,7 +290,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")  # what a spreadsheet may
 def write_rows(rows, file, as_jsonl, header=True, spreadsheet_safe=False):
     """Dicts -> lines of an open text file. header: begin a CSV with the names of its columns; spreadsheet_safe: put an
     apostrophe before cells of text that a spreadsheet would take for a formula."""
-    to_json = json.JSONEncoder(ensure_ascii=False).encode
+    to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode  # NaN is no JSON
     if as_jsonl:
         file.writelines(to_json(row) + "\n" for row in rows)
         return

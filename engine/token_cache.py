@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -12,6 +13,7 @@ from engine.command_line import os_error_line
 from engine.files import sha256
 
 logger = logging.getLogger("template")
+OURS = re.compile(r"[\w.-]+-[0-9a-f]{20}\.[0-9a-f]{16}\.arrow")  # what the caches that we write are called
 KEPT = 24  # files of a folder; those that were used longest ago go first
 
 
@@ -70,7 +72,8 @@ def has_schema(path: Path, schema: pa.Schema | None) -> bool:
 def clear(folder, kept=0):
     """Removes the caches of a folder, but for so many that were used last, of tokens and of teachers' answers."""
     with suppress(OSError):
-        caches = sorted(folder.glob("*.arrow"), key=lambda path: -path.stat().st_mtime_ns)
+        ours = [path for path in folder.glob("*.arrow") if OURS.fullmatch(path.name)]
+        caches = sorted(ours, key=lambda path: -path.stat().st_mtime_ns)
         of_teachers = [path for path in caches if path.name.startswith("teacher-")]
         old = [path for path in caches if path not in of_teachers][kept:] + of_teachers[kept:]
         for path in old:

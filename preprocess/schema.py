@@ -192,7 +192,7 @@ def require_own_folder(folder, source):
     """UserError if the output folder holds, or is, anything but an earlier processed folder."""
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     parts = {f"{part}.jsonl" for part in PARTS}
-    ours = r"(?s)labels\.json|checks\.json|\.cache|fold_\d+|\.(.*\.)?tmp"
+    ours = r"(?s)labels\.json|checks\.json|\.cache|fold_\d+|\.template-new|\.(.*\.)?tmp"
     strange = {name for name in inside - parts if not re.fullmatch(ours, name)}
     if not strange and "labels.json" not in inside:
         strange = {name for name in inside if name in parts or name.startswith("fold_")}

@@ -3,6 +3,7 @@
 import logging
 
 from engine.command_line import UserError
+from engine.files import seal
 
 logger = logging.getLogger("template")
 TOLERANCE = 1e-4  # of probabilities, and of numbers in standard deviations
@@ -12,6 +13,7 @@ def load_predictor(folder):
     """The Predictor of an exported folder, by this repository's own predictor.py, of which the folder has a copy."""
     from engine.export.predictor import Predictor  # here, as onnxruntime may be missing
 
+    seal(folder)  # the predictor reads nothing that its manifest does not vouch for
     return Predictor(folder)
 
 

@@ -14,12 +14,14 @@ Shapes: B texts, L tokens, W words, C labels.
 import argparse
 import csv
 import gzip
+import hashlib
 import io
 import json
 import math
 import os
 import re
 import sys
+import zlib
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -28,14 +30,87 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
+try:
+    from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
+except ImportError:  # in an exported folder, which has a copy beside this file
+    sys.path.append(str(Path(__file__).parent))
+    from predictor_schema import AnyOf, Optional, Range, SchemaError, read_json
+
 MOST_TOKENS = 512  # of a batch: more at once are slower
 LOWEST, MOST = -4.0, 4  # as in engine/span_pointer.py: the lowest score of a span, and how many a word are kept
 TEXT_NAMES = "tokens text sentence content sentence1 text_a premise question review query title 文本 内容".split()
 PAIR_NAMES = "text_pair sentence2 text_b hypothesis question2".split()
 
 
+NUMBERS = {"mean": float, "std": Range(1e-300, 1e300)}
+TASK = {
+    "head": AnyOf("classification", "multilabel", "regression", "tagging", "crf", "spans"),
+    "type": str,
+    "labels": [str],
+    Optional("threshold"): float,
+    Optional("outside"): Range(0),
+    Optional("entities"): bool,
+    Optional("crf"): Range(0),
+    Optional("mean"): float,
+    Optional("std"): float,
+}
+NEEDED = {  # by head, what else its task must have
+    "multilabel": ["threshold"],
+    "regression": ["mean", "std"],
+    "tagging": ["outside", "entities"],
+    "crf": ["outside", "entities", "crf"],
+    "spans": ["threshold"],
+}
+SETTINGS = {
+    "tasks": {str: TASK},
+    "max_length": Range(8, 2**31),
+    "stride": Range(-1, 2**31),
+    "truncation": AnyOf("head", "tail", "head_tail"),
+    "word_ends": bool,
+    "unit": AnyOf("word", "character", "character+blank", None),
+    "pairs": bool,
+    "extras": {str: NUMBERS},
+    "pad_id": Range(0, 2**31),
+    "filler": AnyOf(str, None),
+    "separator": AnyOf(str, None),
+    "blanks": bool,
+    "patterns": {"word": str, "character": str, "character+blank": str},
+    "han": str,
+}
+
+
 class InputError(ValueError):
     """What is wrong with a row or a file, in one line."""
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def require_whole(folder: Path) -> dict:
+    """The settings of an exported folder. InputError if a file is not what the export wrote, or cannot be used."""
+    try:
+        manifest = read_json(folder / "manifest.json", {str: str})
+        for name in sorted({"model.onnx", "predictor.json", "tokenizer.json", *manifest}):
+            if Path(name).name != name or not (folder / name).is_file():
+                raise InputError(f"{folder / name}: is missing; export the model again")
+            if manifest.get(name) != sha256_of(folder / name):
+                raise InputError(f"{folder / name}: is not what the export wrote; export the model again")
+        settings = read_json(folder / "predictor.json", SETTINGS)
+    except SchemaError as error:
+        raise InputError(f"{error}; export the model again") from None
+    for name, task in settings["tasks"].items():
+        absent = [key for key in NEEDED.get(task["head"], ()) if key not in task]
+        if task["head"] != "regression" and not task["labels"]:
+            absent.append("labels")
+        if absent or task.get("outside", 0) >= max(1, len(task["labels"])):
+            what = absent[0] if absent else "outside"
+            raise InputError(f"{folder / 'predictor.json'}: the task {name!r} has no usable {what!r}")
+    return settings
 
 
 class Feature(NamedTuple):
@@ -64,7 +139,7 @@ class Encoder:
     """Rows -> Encoded, as the Featurizer of engine/features.py encodes examples. It keeps no state between calls."""
 
     def __init__(self, folder, settings):
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer = self.usable(folder / "tokenizer.json", lambda path: Tokenizer.from_file(str(path)))
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.max_length, self.stride, self.truncation = (settings[n] for n in ("max_length", "stride", "truncation"))
@@ -72,8 +147,19 @@ class Encoder:
         self.unit, self.pairs, self.extras = (settings[name] for name in ("unit", "pairs", "extras"))
         self.tagging = self.unit is not None
         self.word_ends = settings["word_ends"]
-        self.patterns = {unit: re.compile(pattern) for unit, pattern in settings["patterns"].items()}
-        self.han = re.compile(settings["han"])
+        compiled = self.usable(
+            folder / "predictor.json",
+            lambda _: [re.compile(pattern) for pattern in (settings["han"], *settings["patterns"].values())],
+        )
+        self.han, self.patterns = compiled[0], dict(zip(settings["patterns"], compiled[1:]))
+
+    def usable(self, path, load):
+        """What a library makes of a file. InputError: it makes nothing of it, and may raise anything."""
+        try:
+            return load(path)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{path}: cannot be used ({reason[:200]}); export the model again") from None
 
     def __call__(self, rows, before=0):
         """before: how many rows of the same file came before these, for messages."""
@@ -124,8 +210,9 @@ class Encoder:
             cell = given[name]
             try:
                 number = math.nan if cell is None or (isinstance(cell, str) and not cell.strip()) else float(cell)
-            except (TypeError, ValueError):
-                raise InputError(f"{where}: {name} is {cell!r}, but it must be a number") from None
+            except (TypeError, ValueError, OverflowError):
+                shown = repr(cell) if len(repr(cell)) < 80 else f"{repr(cell)[:80]}…"
+                raise InputError(f"{where}: {name} is {shown}, but it must be a number") from None
             if math.isinf(number):
                 raise InputError(f"{where}: {name} is {cell!r}, which is not finite")
             values.append(0.0 if math.isnan(number) else (number - of_train["mean"]) / of_train["std"])
@@ -404,18 +491,35 @@ class Predictor:
 
     def __init__(self, folder, threads=None):
         folder = Path(folder)
-        settings = json.loads((folder / "predictor.json").read_text(encoding="utf-8"))
+        settings = require_whole(folder)
+        self.folder = folder
         self.tasks, self.pad_id = settings["tasks"], settings["pad_id"]
         self.encode = Encoder(folder, settings)
-        self.arrays = np.load(folder / "arrays.npz") if (folder / "arrays.npz").exists() else {}
-        self.arrays = {name: self.arrays[name] for name in self.arrays}
+        self.arrays = self.load_arrays(folder / "arrays.npz")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or num_cores()
         options.log_severity_level = 3
-        self.session = onnxruntime.InferenceSession(
-            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
+        providers = ["CPUExecutionProvider"]
+        self.session = self.encode.usable(
+            folder / "model.onnx", lambda path: onnxruntime.InferenceSession(str(path), options, providers=providers)
         )
         self.inputs = [given.name for given in self.session.get_inputs()]
+        unknown = set(self.inputs) - set(INPUTS)
+        if unknown or len(self.session.get_outputs()) != len(self.tasks):
+            raise InputError(f"{folder / 'model.onnx'}: is not the model of predictor.json; export the model again")
+
+    def load_arrays(self, path):
+        """{name: array} of the parameters of CRFs, as many as their labels ask for."""
+        crfs = [task for task in self.tasks.values() if task["head"] == "crf"]
+        arrays = {}
+        if crfs:
+            arrays = self.encode.usable(path, lambda path: dict(np.load(path, allow_pickle=False)))
+        for task in crfs:
+            size, number = len(task["labels"]), task["crf"]
+            for part, shape in (("start", (size,)), ("transitions", (size, size)), ("end", (size,))):
+                if getattr(arrays.get(f"{number}.{part}"), "shape", None) != shape:
+                    raise InputError(f"{path}: {number}.{part} does not fit {size} labels; export the model again")
+        return arrays
 
     def __call__(self, rows, batch_size=64):
         """-> a dict for each row, in order, with the columns that main.py writes to predictions.jsonl.
@@ -439,12 +543,23 @@ class Predictor:
             inputs = self.batch(batch, encoded)
             outputs = self.session.run(None, {name: inputs[name] for name in self.inputs})
             for (name, task), logits in zip(self.tasks.items(), outputs):
+                self.require_usable(name, task, logits, encoded[batch[0].row])
                 for feature, piece in zip(batch, self.decode(task, logits, inputs, batch)):
                     pieces[feature.row][name].append((feature.first_word, len(feature.starts), piece))
         return [
             {name: self.merge(task, found[name], one) for name, task in self.tasks.items()}
             for one, found in zip(encoded, pieces)
         ]
+
+    def require_usable(self, name, task, logits, one):
+        """InputError if the model's numbers for a task are not as many as its labels, or not finite."""
+        width = logits.shape[-1]
+        fits = {"regression": logits.ndim == 1, "spans": width > 2 * len(task["labels"])}
+        if not fits.get(task["head"], width == len(task["labels"])):
+            raise InputError(f"{self.folder}: model.onnx answers {name!r} with other labels than predictor.json names")
+        if not np.isfinite(logits).all():
+            some = repr(one.example.get("id", one.example.get("text", "")))[:60]
+            raise InputError(f"the model's answer for {name!r} is not a finite number, near the row {some}")
 
     def batch(self, features, encoded):
         """{input: array} of some features, filled up to the longest of them."""
@@ -513,12 +628,15 @@ class Predictor:
     def row(self, example, answers):
         """The columns of a row. answers: {task: (label, probability)}"""
         text, spans = self.text_and_places(example)
+        wordless = example.get("tokens") == [""] and not example.get("text", "").strip()  # the model read [UNK]
         row = {"id": example["id"]} if "id" in example else {}
         row["text"] = text
         if "text_pair" in example:
             row["text_pair"] = example["text_pair"]
         for name, (label, probability) in answers.items():
             task = self.tasks[name]
+            if wordless and task["head"] in ("spans", "crf", "tagging"):
+                label, probability = [], []
             if task["head"] == "spans":
                 found = [entity(kind, spans[first][0], spans[last][1], text) for first, last, kind in label]
                 row[name] = [one | {"probability": round(p, 6)} for one, p in zip(found, probability)]
@@ -577,6 +695,9 @@ def place_tokens(text, tokens):
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "word_starts", "word_ends", "word_mask", "extras")
+
+
 def open_text(path, encoding, newline="\n"):
     """A file as text, unpacked if its name ends in .gz; auto: UTF-8 or, by its mark, UTF-16."""
     opened = gzip.open if path.suffix.lower() == ".gz" else open
@@ -609,6 +730,8 @@ def read_rows(path, options):
 
 def read_table(path, table, options):
     header = [name.strip() for name in next(table, [])]
+    if twice := [name for number, name in enumerate(header) if name and name in header[:number]]:
+        raise InputError(f"{path}: two columns are called {twice[0]!r}; rename one")
     text, pair = columns_of(path, header, options)
     for number, cells in enumerate(table):
         cells = cells if any(cells) else [""] * len(header)
@@ -619,7 +742,7 @@ def read_table(path, table, options):
 
 def read_objects(path, lines, options):
     """Rows of JSON; the first thousand say which keys there are."""
-    objects = read_json(path, lines)
+    objects = parse_lines(path, lines)
     head = list(islice(objects, 1000))
     if names := dict.fromkeys(key for one in head for key in one):
         text, pair = columns_of(path, list(names), options)
@@ -630,15 +753,24 @@ def read_objects(path, lines, options):
             yield row_of(one, number, text, pair)
 
 
-def read_json(path, lines):
+def parse_lines(path, lines):
     for number, line in enumerate(lines, 1):
         try:
-            one = json.loads(line) if line.strip() else {}
+            one = json.loads(line, object_pairs_hook=without_duplicates) if line.strip() else {}
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, row {number}: not JSON ({error})") from None
         if not isinstance(one, dict):
             raise InputError(f"{path}, row {number}: not a JSON object")
         yield one
+
+
+def without_duplicates(pairs):
+    """The dict of an object's pairs. ValueError if a key comes twice, of which json would take the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} comes twice")
+    return found
 
 
 def columns_of(path, names, options):
@@ -663,22 +795,32 @@ def row_of(values, number, text, pair):
     return row | {"extras": {name: value for name, value in values.items() if name not in (text, pair, "id")}}
 
 
-def write_rows(rows, path):
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")  # what a spreadsheet may run begins so (OWASP, CSV Injection)
+
+
+def harmless(cell):
+    """A cell of a CSV as no spreadsheet runs it; a number is none of its formulas."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
+
+
+def write_rows(rows, path, spreadsheet_safe=False):
     """Dicts -> a .csv or .jsonl file that appears whole or not at all. Lists are JSON in a CSV."""
-    path = Path(path)
+    path, safe = Path(path), harmless if spreadsheet_safe else lambda cell: cell
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, writer = path.with_name(f".{path.name}.tmp"), None
+    temporary.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # never through a link that somebody laid there
     try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
+        with open(os.open(temporary, flags, 0o666), "w", encoding="utf-8", newline="") as file:
             for row in rows:
                 if path.suffix == ".jsonl":
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
                     continue
                 cells = {k: json.dumps(v, ensure_ascii=False) if isinstance(v, list) else v for k, v in row.items()}
                 if writer is None:
-                    writer = csv.DictWriter(file, cells)
-                    writer.writeheader()
-                writer.writerow(cells)
+                    writer = csv.writer(file)
+                    writer.writerow(map(safe, cells))
+                writer.writerow(map(safe, cells.values()))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -688,12 +830,19 @@ def label_file(options):
     """Labels a file in constant memory, some thousand rows at a time."""
     if not options.output.endswith((".jsonl", ".csv")):
         raise InputError(f"{options.output}: must end in .jsonl or .csv")
+    if (
+        os.path.exists(options.output)
+        and os.path.exists(options.texts)
+        and os.path.samefile(options.texts, options.output)
+    ):
+        raise InputError(f"{options.output}: is the file that is read; name another one to write")
     rows = read_rows(options.texts, options)
     first = next(rows, None)
     if first is None:
         raise InputError(f"{options.texts}: empty; there is nothing to label")
     predictor = Predictor(Path(__file__).parent, options.threads or None)
-    write_rows(labelled(predictor, chain([first], rows), options.batch_size), options.output)
+    found = labelled(predictor, chain([first], rows), options.batch_size)
+    write_rows(found, options.output, options.spreadsheet_safe)
 
 
 def labelled(predictor, rows, batch_size):
@@ -715,15 +864,26 @@ def main():
     parser.add_argument("--text_column", default="", help="column of the text (default: found by its name)")
     parser.add_argument("--text_pair_column", default="", help="column of the second text of a pair")
     parser.add_argument("--encoding", default="auto", help="of the texts: auto (UTF-8 or UTF-16), gb18030, …")
+    parser.add_argument(
+        "--spreadsheet_safe", action="store_true", help="an apostrophe before cells that a spreadsheet would run"
+    )
     options = parser.parse_args()
     if options.batch_size < 1 or options.threads < 0:
         parser.error("--batch_size must be 1 or more, --threads 0 or more")
     try:
         label_file(options)
-    except (InputError, OSError, UnicodeError, csv.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    except (InputError, csv.Error) as error:
+        mistake = str(error)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        mistake = f"{options.texts}: cannot be unpacked ({error}); it is damaged, or no .gz"
+    except (UnicodeError, LookupError) as error:
+        mistake = f"{options.texts}: cannot be read with --encoding {options.encoding} ({error})"
+    except OSError as error:
+        mistake = str(error)
+    else:
+        return 0
+    print(f"error: {mistake}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

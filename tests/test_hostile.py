@@ -1,0 +1,428 @@
+"""Faults that hostile commands found, one kind each: files of other people, damaged folders, odd inputs."""
+
+import copy
+import csv
+import gzip
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, read_json
+from safetensors.torch import load_file, save_file
+from test_trainer import train
+
+from engine import files
+from engine.checkpoint import newest_whole
+from engine.command_line import UserError
+from engine.files import appearing_folder, appearing_whole, clean_temporaries, open_own, seal
+from engine.token_cache import clear
+from model_utils import load_checkpoint
+
+ODD = [None, True, -1, 10**400, 1e308, "", "x", [], [[]], {}, {"a": None}, [None], "../../x", "\ud800"[:0]]
+
+
+@pytest.fixture(scope="module")
+def run(sample, tmp_path_factory):
+    """(a tiny trained run with a CRF, the folder of its export)"""
+    pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
+    from conftest import TINY
+
+    from config import Config
+    from export import ExportConfig, export
+
+    output = tmp_path_factory.mktemp("hostile")
+    options = TINY | dict(data_path=str(sample), output_dir=str(output), model_version="run", use_crf=True, epochs=1)
+    config = Config(**options)
+    train(config)
+    export(ExportConfig(checkpoint=str(config.run_dir / "checkpoints/best"), output_dir=str(output / "shipped")))
+    return config.run_dir, output / "shipped"
+
+
+def tree(folder):
+    """{name: bytes} of all files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def places_of(value, place=()):
+    """The place of each value in a JSON value, as a tuple of keys."""
+    yield place
+    items = value.items() if isinstance(value, dict) else enumerate(value[:3]) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from places_of(item, (*place, key))
+
+
+def mutated(value, rng):
+    """A copy of a JSON value in which one value has another type, or one key is gone."""
+    place = rng.choice(list(places_of(value)))
+    value, odd = copy.deepcopy(value), rng.choice(ODD)
+    if not place:
+        return odd
+    inside = value
+    for key in place[:-1]:
+        inside = inside[key]
+    if isinstance(inside, dict) and rng.random() < 0.3:
+        del inside[place[-1]]
+    else:
+        inside[place[-1]] = odd
+    return value
+
+
+# ---- other people's files --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strange", ["my_notes.txt", "eval/a.csv", "__pycache__/mine.pyc", ".hidden"])
+def test_an_export_over_an_earlier_one_refuses_what_it_did_not_write(strange, run, tmp_path):
+    from export import ExportConfig, export
+
+    folder = tmp_path / "ship"
+    shutil.copytree(run[1], folder)
+    (folder / strange).parent.mkdir(exist_ok=True)
+    (folder / strange).write_text("mine")
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match=r"holds other things \((my_notes.txt|eval|mine.pyc|.hidden)\)"):
+        export(ExportConfig(checkpoint=str(run[0] / "checkpoints/best"), output_dir=str(folder)))
+    assert tree(tmp_path) == before
+
+
+def test_a_folder_is_replaced_behind_a_link_and_neighbours_stay(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/old.txt").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    for name in (".real.tmp", ".real.old", ".link.tmp", ".link.old"):  # what anybody may call a folder
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").write_text("mine")
+    with appearing_folder(tmp_path / "link") as new:
+        (new / "new.txt").write_text("new")
+    assert (tmp_path / "link").is_symlink() and [path.name for path in (tmp_path / "real").iterdir()] == ["new.txt"]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".link.old", ".link.tmp", ".real.old", ".real.tmp", "link", "real"]
+    assert all((tmp_path / name / "mine").exists() for name in left[:4])
+
+
+def test_the_working_folder_can_be_replaced(tmp_path, monkeypatch):
+    (tmp_path / "old.txt").write_text("old")
+    monkeypatch.chdir(tmp_path)
+    with appearing_folder(".") as new:
+        (new / "labels.json").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.json"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from engine.files import appearing_folder
+folder, number = Path(sys.argv[2]), int(sys.argv[3])
+for name in ("rename", "mkdir", "fsync", "unlink", "rmdir"):
+    def counted(*given, call=getattr(os, name), **more):
+        global number
+        number -= 1
+        if number == 0:
+            os._exit(9)
+        return call(*given, **more)
+    setattr(os, name, counted)
+with appearing_folder(folder, keeps=["kept"]) as new:
+    (new / "a.txt").write_text("new")
+    (new / "b.txt").write_text("new")
+"""
+
+
+def test_a_folder_is_old_or_new_whenever_its_process_dies(tmp_path):
+    """Dies at each call that changes the disk, one after another, until none is left."""
+    (tmp_path / "script.py").write_text(KILLED)
+    ways = set()
+    for number in range(1, 60):
+        folder = tmp_path / str(number) / "ship"
+        folder.mkdir(parents=True)
+        for name in ("a.txt", "b.txt", "kept"):
+            (folder / name).write_text("old")
+        words = [sys.executable, "-S", tmp_path / "script.py", ROOT, folder, number]
+        ended = fork_and_run(words)
+        clean_temporaries(folder.parent)
+        found = tree(folder)
+        kept = found.pop("kept", "lost")
+        assert found in ({"a.txt": b"old", "b.txt": b"old"}, {"a.txt": b"new", "b.txt": b"new"}), number
+        assert [path.name for path in folder.parent.iterdir()] == ["ship"], number
+        ways.add((ended, next(iter(found.values())), kept))
+        if ended == 0:
+            break
+    assert (9, b"old", b"old") in ways and (9, b"new", b"old") in ways and (0, b"new", b"old") in ways
+    assert (9, b"old", "lost") not in ways
+
+
+def fork_and_run(words):
+    """The exit code of a script that runs in a copy of this process, which has the libraries already."""
+    child = os.fork()
+    if child == 0:
+        try:
+            sys.argv = [str(word) for word in words[2:]]
+            exec(compile(Path(words[2]).read_text(), str(words[2]), "exec"), {"__name__": "__main__"})
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_files_are_never_written_through_a_link(tmp_path):
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / ".out.jsonl.tmp").symlink_to("theirs")
+    (tmp_path / "out.csv.partial").symlink_to("theirs")
+    with appearing_whole(tmp_path / "out.jsonl") as file:
+        file.write("ours")
+    with pytest.raises(OSError):
+        open_own(tmp_path / "out.csv.partial", append=True)
+    assert (tmp_path / "theirs").read_text() == "theirs" and (tmp_path / "out.jsonl").read_text() == "ours"
+
+
+def test_only_our_own_caches_are_cleared(tmp_path):
+    ours = f"train-{'a' * 20}.{'b' * 16}.arrow"
+    for name in (ours, "mine.arrow", "train-mine.arrow", f"{ours}.bak"):
+        (tmp_path / name).write_text("x")
+    clear(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["mine.arrow", "train-mine.arrow", f"{ours}.bak"])
+
+
+def test_clearing_caches_needs_a_processed_folder(command, tmp_path):
+    cache = tmp_path / "home/.cache" / f"train-{'a' * 20}.{'b' * 16}.arrow"
+    cache.parent.mkdir(parents=True)
+    cache.write_text("x")
+    done = command("main.py", "--do_eval", "--clear_cache", "--data_path", tmp_path / "home")
+    assert done.returncode == 2 and "no labels.json" in done.stderr and cache.exists()
+
+
+@pytest.mark.parametrize("way", ["same name", "link", "hard link", "./"])
+def test_predictions_never_replace_what_is_read(way, run, command, tmp_path):
+    given, output = tmp_path / "k.csv", tmp_path / "o.csv"
+    given.write_text("text,mine\nplay a song,1\n")
+    if way == "link":
+        output.symlink_to(given)
+    elif way == "hard link":
+        os.link(given, output)
+    else:
+        output = given if way == "same name" else Path(f"{tmp_path}/./k.csv")
+    flags = ["--predict_file", given, "--predict_output", output, "--checkpoint", run[0] / "checkpoints/best"]
+    done = command("main.py", "--do_predict", *flags, "--output_dir", tmp_path / "out")
+    assert done.returncode == 2 and "is the file that is read" in done.stderr, done.stderr
+    done = subprocess.run([sys.executable, run[1] / "predictor.py", given, output], capture_output=True, text=True)
+    assert done.returncode == 2 and "is the file that is read" in done.stderr, done.stderr
+    assert given.read_text() == "text,mine\nplay a song,1\n"
+
+
+# ---- damaged exports and checkpoints ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["predictor.json", "model.onnx", "tokenizer.json", "arrays.npz", "manifest.json"])
+def test_an_export_that_was_edited_is_refused(name, run, tmp_path):
+    from engine.export.predictor import InputError, Predictor
+
+    folder = tmp_path / "ship"
+    shutil.copytree(run[1], folder)
+    content = (folder / name).read_bytes()
+    for changed in (content[:-9], content[: len(content) // 2], None):
+        (folder / name).unlink()
+        if changed is not None:
+            (folder / name).write_bytes(changed)
+        with pytest.raises(InputError, match=name.replace(".", r"\.")):
+            Predictor(folder, 1)
+        (folder / name).write_bytes(content)
+    Predictor(folder, 1)
+
+
+def fuzz_export(run, folder, number):
+    """Mutates predictor.json and tokenizer.json of an export and seals it again; how many still answer."""
+    from engine.export.predictor import InputError, Predictor
+
+    shutil.copytree(run[1], folder)
+    rng, answered = random.Random(5), 0
+    for name, share in (("predictor.json", 0.7), ("tokenizer.json", 0.2), ("manifest.json", 0.1)):
+        content = (folder / name).read_bytes()
+        for _ in range(int(number * share)):
+            (folder / name).write_text(json.dumps(mutated(json.loads(content), rng)))
+            if name != "manifest.json":
+                seal(folder)
+            try:
+                answer = Predictor(folder, 1)(["play a song", {"tokens": ["播", "放"]}])
+                answered += json.dumps(answer, allow_nan=False) != ""
+            except InputError as error:
+                assert "\n" not in str(error)
+        (folder / name).write_bytes(content)
+        seal(folder)
+    return answered
+
+
+def test_no_json_of_an_export_ends_in_a_traceback(run, tmp_path):
+    assert fuzz_export(run, tmp_path / "ship", 40) > 0
+
+
+@pytest.mark.slow
+def test_no_json_of_an_export_ends_in_a_traceback_ever(run, tmp_path):
+    assert fuzz_export(run, tmp_path / "ship", 400) > 0
+
+
+def fuzz_checkpoint(run, folder, number):
+    """Mutates each JSON file of a checkpoint and seals it again; how many still load."""
+    shutil.copytree(run[0] / "checkpoints/best", folder)
+    names = sorted(path.name for path in folder.glob("*.json"))
+    rng, loaded = random.Random(7), 0
+    for step in range(number):
+        name = names[step % len(names)]
+        content = (folder / name).read_bytes()
+        (folder / name).write_text(json.dumps(mutated(json.loads(content), rng)))
+        if name != "manifest.json":
+            seal(folder)
+        try:
+            load_checkpoint(folder)
+            loaded += 1
+        except UserError as error:
+            assert "\n" not in str(error)
+        (folder / name).write_bytes(content)
+        seal(folder)
+    return loaded
+
+
+def test_no_json_of_a_checkpoint_ends_in_a_traceback(run, tmp_path):
+    assert fuzz_checkpoint(run, tmp_path / "best", 60) > 0
+
+
+@pytest.mark.slow
+def test_no_json_of_a_checkpoint_ends_in_a_traceback_ever(run, tmp_path):
+    assert fuzz_checkpoint(run, tmp_path / "best", 300) > 0
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "5", "[" * 50_000, '{"../a": "x"}', '{"a": 1}', '{"\\u0000": "x"}', ""])
+def test_a_damaged_manifest_falls_back_to_the_checkpoint_before(text, tmp_path):
+    for step in (1, 2):
+        files.replace_folder(tmp_path / f"step_{step}", lambda new: (new / "a.txt").write_text("x"))
+    (tmp_path / "step_2/manifest.json").write_text(text)
+    folder, damaged = newest_whole(tmp_path)
+    assert folder == tmp_path / "step_1" and damaged == [tmp_path / "step_2"]
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("args.json", {"encoder": "foo"}),
+        ("args.json", {"use_crf": "no"}),
+        ("args.json", {"max_length": "a"}),
+        ("args.json", {"max_length": True}),
+        ("args.json", {"batch_size": 0}),
+        ("args.json", {"device": 5}),
+        ("labels.json", []),
+        ("labels.json", {"intent": {"type": "classification", "labels": [1]}}),
+        ("config.json", {"hidden_size": 10**9}),
+        ("config.json", {"vocab_size": "many"}),
+    ],
+)
+def test_a_sealed_checkpoint_of_wrong_values_is_one_line(name, change, run, tmp_path):
+    folder = tmp_path / "best"
+    shutil.copytree(run[0] / "checkpoints/best", folder)
+    value = read_json(folder / name)
+    (folder / name).write_text(json.dumps(value | change if isinstance(change, dict) else change))
+    seal(folder)
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_refused(run, command, tmp_path):
+    from export import ExportConfig, export
+
+    folder = tmp_path / "best"
+    shutil.copytree(run[0] / "checkpoints/best", folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["output_layer.heads.intent.linear.weight"][0, 0] = np.nan
+    save_file(tensors, folder / "model.safetensors")
+    seal(folder)
+    (tmp_path / "texts.txt").write_text("play a song\n")
+    flags = ["--checkpoint", folder, "--output_dir", tmp_path / "out"]
+    done = command("main.py", "--do_predict", "--predict_file", "texts.txt", *flags)
+    assert done.returncode == 2 and "linear.weight are not finite" in done.stderr
+    with pytest.raises(UserError, match="not finite"):
+        export(ExportConfig(checkpoint=str(folder), output_dir=str(tmp_path / "ship")))
+    assert not (tmp_path / "ship").exists()
+
+
+def test_all_files_of_a_checkpoint_can_be_read_by_the_same_people(run):
+    assert len({path.stat().st_mode for path in (run[0] / "checkpoints/best").iterdir()}) == 1
+
+
+def test_a_run_named_for_its_checkpoint_is_one_line(run):
+    from export import ExportConfig, export
+
+    with pytest.raises(UserError, match=r"is a run; its best checkpoint is .*best"):
+        export(ExportConfig(checkpoint=str(run[0]), output_dir="x"))
+    with pytest.raises(UserError, match=r"is a run; its best checkpoint is .*best"):
+        load_checkpoint(run[0])
+
+
+# ---- odd inputs ------------------------------------------------------------------------------------------------------
+
+
+def predicted(run, tmp_path, name, content, *flags, output="o.jsonl"):
+    given = tmp_path / name
+    given.write_bytes(content if isinstance(content, bytes) else content.encode())
+    words = [sys.executable, run[1] / "predictor.py", given, tmp_path / output, *flags]
+    return subprocess.run(list(map(str, words)), capture_output=True, text=True)
+
+
+TEXT = b"play a song\n" * 500
+
+
+@pytest.mark.parametrize(
+    "name, content, flags, named",
+    [
+        ("a.txt.gz", gzip.compress(TEXT)[:-30], [], "a.txt.gz"),
+        ("b.txt.gz", b"no gzip at all", [], "b.txt.gz"),
+        ("c.txt.gz", gzip.compress(TEXT)[:20] + b"\0" * 40, [], "c.txt.gz"),
+        ("d.txt", TEXT, ["--encoding", "no-such"], "--encoding no-such"),
+        ("e.txt", b"play \xff\xfe\xfd", [], "e.txt"),
+        ("f.csv", "text,text\na,b\n", [], "two columns are called 'text'"),
+        ("g.jsonl", '{"text": "a", "text": "b"}\n', [], "the key 'text' comes twice"),
+        ("h.jsonl", '{"text": ' + "[" * 100_000 + "\n", [], "row 1: not JSON"),
+        ("i.jsonl", '{"text": "a", "id": ' + "9" * 5000 + "}\n", [], "row 1: not JSON"),
+    ],
+)
+def test_the_predictor_refuses_odd_files_in_one_line(name, content, flags, named, run, tmp_path):
+    done = predicted(run, tmp_path, name, content, *flags)
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: ") and named in lines[0]
+    assert not (tmp_path / "o.jsonl").exists() and not (tmp_path / ".o.jsonl.tmp").exists()
+
+
+def test_the_predictor_writes_cells_that_no_spreadsheet_runs(run, tmp_path):
+    done = predicted(run, tmp_path, "a.txt", '=HYPERLINK("x")\nplay\n', "--spreadsheet_safe", output="o.csv")
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "o.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows[0]["text"] == '\'=HYPERLINK("x")' and rows[1]["text"] == "play"
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\u3000"])
+def test_a_text_without_words_has_neither_tags_nor_entities(text, run, command, tmp_path):
+    from engine.export.predictor import Predictor
+
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}) + '\n{"text": "play"}\n')
+    flags = ["--checkpoint", run[0] / "checkpoints/best", "--output_dir", tmp_path / "out"]
+    output = ["--predict_file", "a.jsonl", "--predict_output", tmp_path / "o.jsonl"]
+    done = command("main.py", "--do_predict", *output, *flags)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert rows[0]["slots"] == rows[0]["slots_tags"] == [] and rows[0]["intent"] and len(rows[1]["slots_tags"]) == 1
+    ours = Predictor(run[1], 1)([text, "play"])
+    assert ours[0]["slots"] == ours[0]["slots_tags"] == [] and ours[0]["intent"] == rows[0]["intent"]
+
+
+def test_best_is_the_same_to_the_byte_though_the_run_was_resumed(run, tiny):
+    config = tiny(epochs=1, use_crf=True, resume=True)
+    train(config)
+    theirs, ours = (tree(folder / "checkpoints/best") for folder in (run[0], config.run_dir))
+    differ = [name for name in theirs if theirs[name] != ours[name]]
+    values = [json.loads(each["args.json"]) for each in (theirs, ours)]
+    assert values[0] | {"output_dir": ""} == values[1] | {"output_dir": ""}
+    assert set(differ) <= {"args.json", "manifest.json"}  # the two runs have folders of their own
