@@ -7,7 +7,6 @@ Shapes: B texts, L tokens, W words, H the encoder's width, C labels.
 """
 
 import inspect
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +25,7 @@ from engine.features import Featurizer
 from engine.head import Head, ImbalanceOptions, NormalStatistics, SigmoidStatistics, TaskDict, best_threshold
 from engine.pooling import mean_of_tokens, text_vectors, word_vectors  # noqa: F401 (means: for heads of your own)
 from engine.span_pointer import SpanAnswers
-from engine.tags import IGNORE
+from engine.tags import IGNORE, read_tasks
 
 
 @dataclass
@@ -424,7 +423,7 @@ def load_checkpoint(folder, base_path=None):
         raise UserError(f"{folder} is a run; its best checkpoint is {folder / 'checkpoints/best'}")
     checkpoint.require_whole(folder)
     config = Config.load(folder / "args.json")
-    tasks = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+    tasks = read_tasks(folder / "labels.json")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a foreign folder can make transformers raise anything

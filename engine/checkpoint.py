@@ -18,11 +18,13 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from engine import distributed, lora
 from engine.command_line import UserError, first_line
 from engine.files import clean_temporaries, replace_folder, sync, verify, write_json
+from engine.tags import read_tasks
 
 logger = logging.getLogger("template")
 KEEP = 2  # checkpoints to resume from, beside the best; one more while training
@@ -162,7 +164,10 @@ def weights_sum(folder):
 
 def load_weights(model, folder):
     """Every tensor by name and shape, or a UserError that says what differs."""
-    tensors, own = load_file(folder / "model.safetensors"), lora.kept_tensors(model)
+    try:
+        tensors, own = load_file(folder / "model.safetensors"), lora.kept_tensors(model)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder}: model.safetensors cannot be read ({first_line(error)})") from None
     base, own_base = lora.read_base(folder), lora.base_of(model)
     if base and own_base:
         lora.require_same_base(folder, base, own_base["sha256"], own_base["name"])
@@ -183,7 +188,7 @@ def load_weights(model, folder):
 
 def require_labels(folder, tasks):
     """UserError if a checkpoint was trained with other tasks or labels than these."""
-    theirs = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+    theirs = read_tasks(folder / "labels.json")
     for name in sorted(theirs.keys() | tasks.keys()):
         old, new = (side.get(name, {}).get("labels", []) for side in (theirs, tasks))
         if old != new:
@@ -281,8 +286,23 @@ def environment(device):
     return {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads(), "processes": processes}
 
 
-def restore_training(folder, optimizer, scheduler, scaler, tricks, device):
-    """Puts back what `training_state` gave. -> (progress, how many processes there were)"""
+def restore_training(folder, *state):
+    """Puts back what `training_state` gave. -> (progress, how many processes there were)
+
+    state: optimizer, scheduler, scaler, tricks and device. UserError for values that this version did not write.
+    """
+    try:
+        return restore_values(folder, *state)
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, UserError):
+            raise
+        wrong = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(
+            f"{folder}: training.json or training.safetensors holds what no run wrote ({wrong}); remove that checkpoint"
+        ) from None
+
+
+def restore_values(folder, optimizer, scheduler, scaler, tricks, device):
     tensors = load_file(folder / "training.safetensors")
     values = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     for name, now in environment(device).items():

@@ -10,6 +10,8 @@ import numpy as np
 
 from engine.command_line import UserError
 
+MOST_NUMBER = 1e30  # single precision ends at 3e38
+
 
 def extras_of(tasks):
     """{column: {"mean", "std"}} of the columns that a model of these tasks reads, in order."""
@@ -27,11 +29,13 @@ def to_number(value, name, where):
         return None
     try:
         number = float(value)
+    except OverflowError:  # of an integer with hundreds of digits
+        number = math.inf
     except (TypeError, ValueError):
         advice = "one-hot encode words first (pandas.get_dummies)"
         raise UserError(f"{where}: {name} is {value!r}, but --extra_columns takes numbers; {advice}") from None
-    if math.isinf(number):
-        raise UserError(f"{where}: {name} is {value!r}, which is not finite")
+    if abs(number) > MOST_NUMBER:
+        raise UserError(f"{where}: {name} is {str(value)[:60]}, but it must be a number up to {MOST_NUMBER:g}")
     return None if math.isnan(number) else number
 
 

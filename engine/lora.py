@@ -5,7 +5,6 @@ An adapter is of no use without the very weights that it was trained beside. So 
 hub name, revision, SHA-256 of the files of weights), and a base that is another one is refused.
 """
 
-import json
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from engine.command_line import UserError, first_line
 from engine.files import sha256
+from engine.schema import AnyOf, SchemaError, read_json
 
 BASE_FILE = "lora_base.json"
 ADAPTER = "default"  # peft's name for the one adapter
@@ -72,6 +72,9 @@ def find_targets(encoder, wanted):
 # ---- the base --------------------------------------------------------------------------------------------------------
 
 
+BASE = {"name": str, "revision": AnyOf(str, None), "sha256": {str: str}}
+
+
 def describe_base(name):
     """{"name", "revision", "sha256": {file: sum}} of the weights that an adapter belongs to."""
     folder = folder_of(name)
@@ -104,7 +107,10 @@ def sum_of(path, size, changed):
 def read_base(folder):
     """What `describe_base` gave when a checkpoint was written, or None if it needs no base."""
     path = Path(folder) / BASE_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    try:
+        return read_json(path, BASE) if path.exists() else None
+    except SchemaError as error:
+        raise UserError(f"{error}; the file was edited or is damaged") from None
 
 
 def load_base(folder, base, moved_to, load):

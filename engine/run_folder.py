@@ -1,18 +1,19 @@
 """The run folder: one run each, one process at a time, never overwritten by mistake."""
 
 import dataclasses
-import json
 import logging
 import os
 import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
 from filelock import FileLock, Timeout
 
 from engine.command_line import UserError
 from engine.files import write_json
 from engine.launch import restarts
+from engine.schema import AnyOf, Optional, SchemaError, read_json
 
 logger = logging.getLogger("template")
 AUTO = {"epochs": -1, "early_stop_patience": None, "precision": "auto", "ema_decay": None}  # see engine/automatic.py
@@ -91,7 +92,7 @@ def refuse_other_run(config, run_dir):
                 f"{run_dir} already holds a run: add --resume to go on with it, choose another --model_version, "
                 "or remove the folder"
             )
-        changes = config.changes_since(json.loads(args.read_text(encoding="utf-8")))
+        changes = config.changes_since(read_options(args, type(config)))
         if changes and not config.force_resume:
             raise UserError(
                 f"{run_dir} cannot be resumed with other options: {'; '.join(changes)} (--force_resume goes on "
@@ -108,13 +109,38 @@ class SavedOptions:
 
     @classmethod
     def load(cls, path):
-        """Options as `save` wrote them. Those that this version no longer has are told and left out."""
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        """Options as `save` wrote them. Those that this version no longer has are logged and left out.
+
+        UserError for a value that the command line would refuse too.
+        """
+        values = read_options(path, cls)
         unknown = sorted(set(values) - {option_field.name for option_field in dataclasses.fields(cls)})
         if unknown:
             gone = ", ".join(f"{name}={values[name]!r}" for name in unknown)
             logger.warning(f"{path}: these options no longer exist and are left out: {gone}")
-        return cls(**{name: value for name, value in values.items() if name not in unknown})
+        try:
+            return cls(**{name: value for name, value in values.items() if name not in unknown})
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+
+
+def read_options(path: str | Path, options: type) -> dict:
+    """{option: value} of a file of options. UserError if one has another type than its field of the dataclass."""
+    shape = {Optional(f.name): shape_of(f) for f in dataclasses.fields(options)}
+    try:
+        return read_json(path, shape)
+    except SchemaError as error:
+        raise UserError(f"{error}; the file was edited or is damaged") from None
+
+
+def shape_of(option_field: dataclasses.Field) -> Any:
+    """The shape of an option's value in JSON, by its annotation and its choices."""
+    if choices := option_field.metadata.get("choices"):
+        return AnyOf(*choices)
+    kinds = get_args(option_field.type) or (option_field.type,)
+    if get_origin(option_field.type) is tuple:
+        return [str]
+    return AnyOf(*(None if kind is type(None) else kind for kind in kinds))
 
 
 def changed_options(before, now, resume_safe):

@@ -1,8 +1,44 @@
 """Tags of words: schemes such as BIO and BIOES, and what may follow what in them."""
 
 import re
+from pathlib import Path
+
+from engine.command_line import UserError
+from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
 
 IGNORE = -100  # what a label is where there is none: torch's ignore_index
+
+
+STATISTICS = {"mean": float, "std": Range(1e-300, 1e300)}
+TASK = {
+    "type": str,
+    "labels": [str],
+    Optional("kind"): str,
+    Optional("counts"): [Range(0)],
+    Optional("rows"): Range(0),
+    Optional("unit"): AnyOf("word", "character", "character+blank"),
+    Optional("pairs"): AnyOf(bool, None),
+    Optional("extras"): {str: STATISTICS},
+}
+
+
+def read_tasks(path: str | Path) -> dict[str, dict]:
+    """labels.json of a processed folder or a checkpoint: {task: {"type", "labels", …}}. UserError if it has another
+    form."""
+    try:
+        tasks = read_json(path, {str: TASK})
+        for name, task in tasks.items():
+            if not task["labels"]:  # numbers
+                read_json(path, {name: STATISTICS})
+            elif len(task.get("counts", task["labels"])) != len(task["labels"]):
+                raise SchemaError(f"{path}: {name}.counts has another length than {name}.labels")
+            if needs_words(task["type"]):
+                task.setdefault("unit", "word")
+    except SchemaError as error:
+        raise UserError(f"{error}; make it again, or take one that is whole") from None
+    if not tasks:
+        raise UserError(f"{path}: names no task")
+    return tasks
 
 
 def is_tagging(kind):

@@ -15,6 +15,7 @@ from contextlib import suppress
 import regex
 
 from engine.command_line import UserError
+from engine.extras import MOST_NUMBER
 from engine.tags import has_spans, is_tagging
 from engine.text import HAN
 
@@ -102,9 +103,19 @@ def check_number(label, name, where):
         if isinstance(label, str) and label.strip().lower() in NO_LABEL:
             advice = "--drop_unlabelled leaves such rows out"
         raise UserError(f"{where}: the label {name}={label!r} is not a number; {advice}")
-    if not math.isfinite(float(label)):
-        raise UserError(f"{where}: the label {name}={label!r} is not finite")
-    return float(label)
+    number = math.inf if isinstance(label, int) and abs(label) > MOST_NUMBER else float(label)
+    if not abs(number) <= MOST_NUMBER:
+        shown = shortened(label)
+        raise UserError(
+            f"{where}: the label {name}={shown} is not a finite number up to {MOST_NUMBER:g}; scale the column"
+        )
+    return number
+
+
+def shortened(value: object) -> str:
+    """A value as a message shows it: an integer may have hundreds of digits."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:60]}… ({len(shown)} characters)"
 
 
 def check_class(label, name, where):

@@ -14,7 +14,7 @@ from pathlib import Path
 from engine.command_line import UserError
 from engine.extras import extras_of, require_extras
 from engine.files import digest
-from engine.tags import kind_of, needs_words
+from engine.tags import kind_of, needs_words, read_tasks
 from engine.text import text_of
 from preprocess import labels
 
@@ -53,20 +53,7 @@ def load_labels(data_path):
     if not path.exists():
         command = f"python data_process.py --input RAW --output_dir {data_path}"
         raise UserError(f"{data_path}: no labels.json in it; make the folder with: {command}")
-    try:
-        tasks = json.loads(path.read_text(encoding="utf-8"))
-        valid = tasks and all(
-            isinstance(task["type"], str) and (len(task["labels"]) > 0 or {"mean", "std"} <= task.keys())
-            for task in tasks.values()
-        )
-    except (ValueError, TypeError, KeyError, AttributeError):
-        valid = False
-    if not valid:
-        raise UserError(f'{path}: must be {{"task": {{"type": one of {", ".join(labels.KINDS)}, "labels": [...]}}, …}}')
-    for task in tasks.values():
-        if needs_words(task["type"]):
-            task.setdefault("unit", "word")
-    return tasks
+    return read_tasks(path)
 
 
 def data_and_model(data_path, model_path):
