@@ -19,6 +19,7 @@ import argparse
 import asyncio
 import functools
 import importlib
+import ipaddress
 import json
 import math
 import signal
@@ -34,6 +35,7 @@ try:
     import uvicorn
     from fastapi import FastAPI, HTTPException
     from fastapi.exceptions import RequestValidationError
+    from fastapi.middleware.trustedhost import TrustedHostMiddleware
     from fastapi.openapi.docs import get_swagger_ui_html
     from fastapi.responses import Response
     from fastapi.staticfiles import StaticFiles
@@ -52,12 +54,22 @@ except ImportError as error:
     print(f"error: {error.name} is missing: pip install -r requirements-serve.txt", file=sys.stderr)
     sys.exit(2)
 
+MOST_BODIES = 16  # bodies of the greatest length that may be on their way at once
 PER_TEXT = 40  # what a text costs beside its characters, in characters
+LAST_CALL = 5  # seconds after SIGTERM in which a request that has arrived in part may still be completed and answered
 DRAIN = 1.0  # seconds in which connections that are open are still answered, and then closed, after SIGTERM
 
 
 class Mistake(Exception):
     """Of whoever starts the server, in one line."""
+
+
+class TooMuch(Exception):
+    """A body that is not read to its end. status: of the answer"""
+
+    def __init__(self, status: int, detail: str):
+        super().__init__(detail)
+        self.status = status
 
 
 class Busy(Exception):
@@ -187,10 +199,16 @@ class Metrics:
 
 
 class Limits:
-    """ASGI middleware: a body that is too long is 413; every answer is counted."""
+    """ASGI middleware: a body that is too long is 413, one that does not arrive in time 408, one for which there is no
+    room 503; every answer is counted.
 
-    def __init__(self, app, metrics, most_bytes, server):
-        self.app, self.metrics, self.most_bytes, self.server = app, metrics, most_bytes, server
+    most_bytes: of a body; seconds: until all of it must be there. Bodies that are on their way may hold MOST_BODIES
+    times as many bytes together.
+    """
+
+    def __init__(self, app, metrics, most_bytes, seconds, server):
+        self.app, self.metrics, self.most_bytes, self.seconds, self.server = app, metrics, most_bytes, seconds, server
+        self.held = 0  # bytes of bodies that are on their way
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
@@ -207,10 +225,15 @@ class Limits:
         async def replay():
             return parts.pop() if parts else await receive()
 
-        body = await read_body(receive, self.most_bytes)
-        parts = [{"type": "http.request", "body": body, "more_body": False}]
-        too_long = {"detail": f"a request has at most {self.most_bytes:,} bytes"}
-        app = self.app if body is not None else answered(too_long, 413, {"Connection": "close"})
+        app, parts = self.app, []
+        try:
+            body = await asyncio.wait_for(self.read_body(receive), self.seconds)
+            parts.append({"type": "http.request", "body": body, "more_body": False})
+        except TooMuch as refusal:
+            app = answered({"detail": str(refusal)}, refusal.status, {"Connection": "close"})
+        except asyncio.TimeoutError:  # not yet a TimeoutError in Python 3.10
+            late = {"detail": f"the request did not arrive within {self.seconds:g} seconds"}
+            app = answered(late, 408, {"Connection": "close"})
         try:
             await app(scope, replay, counted)
         finally:  # an exception of the model passes here on its way to be a 500
@@ -218,18 +241,22 @@ class Limits:
             self.metrics.requests.labels(path, status[0]).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - began)
 
-
-async def read_body(receive, most):
-    """The body of a request, or None if it is longer than `most` bytes."""
-    parts, size, more = [], 0, True
-    while more:
-        message = await receive()
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        more = message.get("more_body", False) and message["type"] == "http.request"
-        if size > most:
-            return None
-    return b"".join(parts)
+    async def read_body(self, receive) -> bytes:
+        """The body of a request. TooMuch: it is too long, or others have the room that it needs."""
+        parts, size, more = [], 0, True
+        try:
+            while more:
+                message = await receive()
+                parts.append(message.get("body", b""))
+                size, self.held = size + len(parts[-1]), self.held + len(parts[-1])
+                more = message.get("more_body", False) and message["type"] == "http.request"
+                if size > self.most_bytes:
+                    raise TooMuch(413, f"a request has at most {self.most_bytes:,} bytes")
+                if more and self.held > MOST_BODIES * self.most_bytes:
+                    raise TooMuch(503, "too many requests are on their way; try again")
+            return b"".join(parts)
+        finally:
+            self.held -= size
 
 
 class Row(BaseModel):
@@ -328,7 +355,10 @@ def build_app(service, module, options):
     about = {"title": "Labels of texts", "description": "Texts in, labels out.", "lifespan": service.lifespan}
     app = FastAPI(**about, docs_url=None, redoc_url=None)
     app.openapi_version = "3.0.2"  # what the page that is served here can read
-    app.add_middleware(Limits, metrics=service.metrics, most_bytes=options.max_bytes, server=service.server)
+    limits = {"most_bytes": options.max_bytes, "seconds": options.max_body_ms / 1000, "server": service.server}
+    app.add_middleware(Limits, metrics=service.metrics, **limits)
+    # outermost: a page of another site may know this address by a name of its own (DNS rebinding)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(options), www_redirect=False)
     app.mount("/swagger", StaticFiles(directory=swagger_ui_path))
     for kind, handler in ((RequestValidationError, not_valid), (module.InputError, not_labelled), (Busy, busy)):
         app.add_exception_handler(kind, handler)
@@ -339,6 +369,16 @@ def build_app(service, module, options):
     app.add_api_route("/metrics", service.for_prometheus, include_in_schema=False)
     app.add_api_route("/docs", service.docs, include_in_schema=False)
     return app
+
+
+def allowed_hosts(options) -> list[str]:
+    """The names by which the server may be asked: --hosts, or its own if it serves this machine only, else any."""
+    if options.hosts:
+        return [name.strip() for name in options.hosts.split(",") if name.strip()]
+    address = socket.getaddrinfo(options.host, None)[0][4][0]
+    if not ipaddress.ip_address(address).is_loopback:
+        return ["*"]
+    return [f"[{options.host}]" if ":" in options.host else options.host, "localhost", "127.0.0.1", "[::1]"]
 
 
 def example_row(predictor):
@@ -379,6 +419,7 @@ def build_server(options):
     except module.InputError as error:
         raise Mistake(str(error)) from None
     config = uvicorn.Config(None, log_level="warning", access_log=False, timeout_keep_alive=30, lifespan="on")
+    config.timeout_graceful_shutdown = LAST_CALL
     server = Server(config)
     config.app = build_app(Service(predictor, module, options, server), module, options)
     return server
@@ -431,6 +472,10 @@ def parse(words=None):
     add("--max_texts", default=64, help="most texts of a request [64]")
     add("--max_characters", default=10_000, help="most characters of a text [10000]")
     add("--max_bytes", default=1_000_000, help="most bytes of a request [1000000]")
+    add("--max_body_ms", default=10_000, help="a request that does not arrive within it is refused with 408 [10000]")
+    parser.add_argument(
+        "--hosts", default="", help="names by which it may be asked, comma-separated [its own on 127.0.0.1, else any]"
+    )
     options = parser.parse_args(words)
     for name, value in vars(options).items():
         if isinstance(value, int) and value < (0 if name in ("port", "threads") else 1):

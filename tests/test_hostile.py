@@ -7,8 +7,12 @@ import json
 import os
 import random
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -426,3 +430,52 @@ def test_best_is_the_same_to_the_byte_though_the_run_was_resumed(run, tiny):
     values = [json.loads(each["args.json"]) for each in (theirs, ours)]
     assert values[0] | {"output_dir": ""} == values[1] | {"output_dir": ""}
     assert set(differ) <= {"args.json", "manifest.json"}  # the two runs have folders of their own
+
+
+# ---- the server ------------------------------------------------------------------------------------------------------
+
+HALF = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 900000\r\n\r\n{"
+
+
+def raw(port, request):
+    """What a server answers to these bytes, until it closes the connection or answers."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
+        line.sendall(request)
+        return line.recv(1 << 16).decode("latin-1")
+
+
+@pytest.mark.slow
+def test_requests_that_never_end_are_refused_and_hold_little(run):
+    pytest.importorskip("fastapi", reason="pip install -r requirements-serve.txt")
+    from test_serve import Served
+
+    with Served(run[1], "--max_body_ms", 400, "--max_bytes", 1_000_000) as server:
+        status, _ = server.ask("/predict", {"texts": "play a song"})
+        before = server.memory()
+        lines = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(60)]
+        for line in lines:
+            with suppress(OSError):  # it may have been refused already
+                line.sendall(HALF + b'"' + b"x" * 890_000)
+        answers = Counter(line.recv(1 << 16).decode("latin-1").split(" ")[1] for line in lines)
+        for line in lines:
+            line.close()
+        assert status == 200 and set(answers) == {"408", "503"} and answers["503"] >= 30
+        assert server.memory() - before < 60
+        assert server.ask("/predict", {"texts": "play a song"})[0] == 200
+        for host, code in (("evil.example", "400"), (f"localhost:{server.port}", "200"), ("[::1]", "200")):
+            answer = raw(server.port, f"GET /labels HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+            assert answer.split(" ")[1] == code, (host, answer)
+    assert server.process.returncode == 0 and "Traceback" not in server.said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("begun", [HALF, HALF[:30], b""], ids=["half a body", "half a header", "nothing"])
+def test_sigterm_ends_a_server_that_somebody_keeps_waiting(begun, run):
+    pytest.importorskip("fastapi", reason="pip install -r requirements-serve.txt")
+    from test_serve import Served
+
+    with Served(run[1]) as server, socket.create_connection(("127.0.0.1", server.port)) as line:
+        line.sendall(begun)
+        assert server.ask("/labels")[0] == 200  # so that the first connection has been accepted
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
