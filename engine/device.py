@@ -8,18 +8,27 @@ import torch
 from engine.command_line import UserError
 
 
-def to_device(name):
+def to_device(name: str) -> torch.device:
     """'auto', 'cpu', 'cuda:0', … -> torch.device, or a UserError if this machine has no such one."""
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         raise UserError(f"--device {name} is not a device; use auto, cpu, cuda or cuda:0") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        build = "" if torch.version.cuda else "; this torch is a CPU build"
+    number = count_of(device.type)
+    if not 0 <= (device.index or 0) < number:
+        build = "" if torch.version.cuda or device.type != "cuda" else "; this torch is a CPU build"
         raise UserError(
-            f"--device {name}: {torch.cuda.device_count()} CUDA devices here{build}; use --device cpu or auto"
+            f"--device {name}: {number} {device.type.upper()} devices here{build}; use --device cpu or auto"
         )
     return device
+
+
+def count_of(kind: str) -> int:
+    """How many devices of a kind this machine has; `meta` holds no numbers, and so is none."""
+    module = getattr(torch, kind, None)
+    if kind == "cpu" or not hasattr(module, "device_count"):
+        return int(kind == "cpu")
+    return module.device_count() if module.is_available() else 0
 
 
 def has_bf16(device):

@@ -2,10 +2,11 @@
 
 import copy
 import warnings
+from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, BertConfig
+from transformers import AutoConfig, AutoModel, BertConfig, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
@@ -15,6 +16,7 @@ from engine.command_line import UserError, first_line
 BOTH_WAYS = ("xlnet", "bert-generation")  # predict the next word too, but every token sees the whole text
 ENDS_WITH_CLS = ("xlnet",)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PLAIN_ATTENTION = (None, "eager", "sdpa")
 WIDE_MASK = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert")
 
 
@@ -35,12 +37,38 @@ def is_causal(encoder):
     return kind in CAUSAL and kind not in MASKED and kind not in BOTH_WAYS
 
 
+def read_shape(name: str | Path, revision: str | None = None) -> PreTrainedConfig:
+    """The config of a foreign folder or hub name, without what makes transformers fetch or run code for it.
+
+    With the package `kernels` transformers downloads an attention that a config.json names as "owner/name", or as one
+    of flash attention, and runs it. A quantized model does the same, and an adapter loads another model.
+    """
+    if (Path(name) / "adapter_config.json").exists():
+        raise UserError(f"{name}: holds an adapter (adapter_config.json), which loads another model; merge it first")
+    shape = AutoConfig.from_pretrained(name, trust_remote_code=False, revision=revision)
+    close_doors(shape, name)
+    return shape
+
+
+def close_doors(shape: PreTrainedConfig, name: str | Path) -> None:
+    """Leaves a config and those in it only what transformers itself computes. UserError if it is quantized."""
+    if getattr(shape, "quantization_config", None) is not None:
+        raise UserError(f"{name}: is quantized (quantization_config in config.json); take the model as it was before")
+    if shape._attn_implementation not in PLAIN_ATTENTION:
+        shape._attn_implementation = None  # what the family supports
+    if getattr(shape, "_experts_implementation", None) is not None:
+        shape._experts_implementation = None
+    for value in vars(shape).values():
+        if isinstance(value, PreTrainedConfig):
+            close_doors(value, name)
+
+
 def pretrained_shape(config):
     """The config of --pretrain_model_path's encoder, or None if there is none or it does not load."""
     if not config.pretrain_model_path or config.encoder != "transformer":
         return None
     try:
-        return AutoConfig.from_pretrained(config.pretrain_model_path, trust_remote_code=False)
+        return read_shape(config.pretrain_model_path)
     except Exception:  # told when its weights are loaded
         return None
 
@@ -63,8 +91,10 @@ def build_transformer(config, tokenizer, checkpoint=None, base_path=None):
         encoder = lora.load_base(checkpoint, base, base_path, lambda *name: load_pretrained(*name, config.load_dtype))
     elif checkpoint:
         try:
-            shape = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+            shape = read_shape(checkpoint)
             encoder = AutoModel.from_config(shape, trust_remote_code=False, dtype=DTYPES[config.load_dtype])
+        except UserError:
+            raise
         except Exception as error:  # a foreign folder can make transformers raise anything
             raise UserError(f"{checkpoint}: no encoder loads from it ({first_line(error)})") from None
     elif config.pretrain_model_path:
@@ -140,7 +170,10 @@ def load_pretrained(name, revision=None, dtype="fp32"):
     """An encoder from a folder made by save_pretrained, or from the hub; refused if weights are missing."""
     options = dict(output_loading_info=True, dtype=DTYPES[dtype], revision=revision)
     try:
+        options["config"] = read_shape(name, revision)
         encoder, found = AutoModel.from_pretrained(name, trust_remote_code=False, **options)
+    except UserError:
+        raise
     except Exception as error:  # a foreign folder can make transformers raise anything
         raise UserError(f"--pretrain_model_path {name}: no encoder loads from it ({first_line(error)})") from None
     missing = [key for key in found["missing_keys"] if "pooler" not in key]

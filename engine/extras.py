@@ -34,6 +34,8 @@ def to_number(value, name, where):
     except (TypeError, ValueError):
         advice = "one-hot encode words first (pandas.get_dummies)"
         raise UserError(f"{where}: {name} is {value!r}, but --extra_columns takes numbers; {advice}") from None
+    if math.isinf(number) and not isinstance(value, int):
+        raise UserError(f"{where}: {name} is {value!r}, which is not finite")
     if abs(number) > MOST_NUMBER:
         raise UserError(f"{where}: {name} is {str(value)[:60]}, but it must be a number up to {MOST_NUMBER:g}")
     return None if math.isnan(number) else number

@@ -3,11 +3,11 @@
 import regex
 import torch
 from tokenizers import AddedToken
-from transformers import AutoConfig, AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
 from engine.command_line import UserError, first_line
-from engine.encoders import bert_config, num_positions
+from engine.encoders import bert_config, num_positions, read_shape
 from engine.tokenizer import pretrained_tokenizer
 
 
@@ -25,14 +25,16 @@ def load_encoder(config, tokenizer):
     """A pretrained model with a head for masked words, a new one if it came without."""
     name, named = config.pretrain_model_path, f"--pretrain_model_path {config.pretrain_model_path}"
     try:
-        shape = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        shape = read_shape(name)
+    except UserError:
+        raise
     except Exception as error:  # a foreign folder can make transformers raise anything
         raise UserError(f"{named}: no model in it ({first_line(error)}); --from_scratch makes a new one") from None
     if type(shape) not in MODEL_FOR_MASKED_LM_MAPPING:
         raise UserError(f"{named}: {shape.model_type} cannot fill in masked words; use an encoder such as BERT")
     try:
         model, info = AutoModelForMaskedLM.from_pretrained(
-            name, trust_remote_code=False, output_loading_info=True, dtype="float32"
+            name, config=shape, trust_remote_code=False, output_loading_info=True, dtype="float32"
         )
     except Exception as error:
         raise UserError(f"{named}: no encoder loads from it ({first_line(error)})") from None

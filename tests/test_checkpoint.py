@@ -282,6 +282,8 @@ def test_resuming_with_another_result_in_sight_is_refused(tiny, sample, tmp_path
     assert checkpoint.step_folders(tiny().run_dir / "checkpoints")[0].name == "step_00000024"
     labels = (data / "labels.json").read_text()
     (data / "labels.json").write_text(labels.replace('"call"', '"dial"'))
+    renamed = (data / "train.jsonl").read_text(encoding="utf-8").replace('"call"', '"dial"')
+    (data / "train.jsonl").write_text(renamed, encoding="utf-8")
     with pytest.raises(UserError, match=r"labels of 'intent' have changed since \(call, dial\)"):
         run(epochs=4, force_resume=True)
     with pytest.raises(UserError, match=r"only in the data: dial; only in the model: call"):

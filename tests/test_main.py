@@ -59,7 +59,7 @@ def test_the_first_command_works_right_after_the_clone(command, tmp_path):
     assert done.returncode == 0, done.stderr
     labelled = [json.loads(line) for line in (tmp_path / "mine.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["text"] for row in labelled] == ["play Yesterday by Adele", "", "明天北京天气怎么样"]
-    assert [len(row["slots_tags"]) for row in labelled] == [4, 1, 9]
+    assert [len(row["slots_tags"]) for row in labelled] == [4, 0, 9]
 
     for name, body in (("a.csv", "text\n1\n"), ("a.tsv", "query\n1\n"), ("a.jsonl", '{"text": "1"}\n')):
         (tmp_path / name).write_text(body)

@@ -30,11 +30,16 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-try:
-    from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
-except ImportError:  # in an exported folder, which has a copy beside this file
-    sys.path.append(str(Path(__file__).parent))
+HERE = Path(__file__).resolve().parent
+if (HERE / "predictor_schema.py").exists():  # in an exported folder, where nothing shall be written
+    sys.path.append(str(HERE))
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     from predictor_schema import AnyOf, Optional, Range, SchemaError, read_json
+
+    sys.dont_write_bytecode = before
+else:
+    sys.path.append(str(HERE.parents[1]))
+    from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
 
 MOST_TOKENS = 512  # of a batch: more at once are slower
 LOWEST, MOST = -4.0, 4  # as in engine/span_pointer.py: the lowest score of a span, and how many a word are kept
