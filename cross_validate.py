@@ -27,6 +27,7 @@ def main(config):
     from engine.report.answers import rows_of, write_rows
     from preprocess.schema import load_labels
 
+    refuse_other_work(config)
     data_path = config.data_dir
     numbers = fold_numbers(data_path)
     options = dict(do_train=True, do_eval=True, do_predict=False, resume=True)
@@ -48,7 +49,7 @@ def main(config):
             predictions, _ = trainer.infer(test_loader, f"fold {fold.fold}: test", keep_averages=True)
             averages.append(predictions.averages)
             head_states.append(deciding_state(trainer.model.output_layer.heads))
-    write_predictions(rows, folder / "out_of_fold.csv")
+    write_predictions(rows, folder / "out_of_fold.csv", config.spreadsheet_safe)
 
     result = mean_scores([fold.run_dir / "eval.json" for fold in folds])
     sides = ({name: [row["answers"][name][side] for row in kept] for name in tasks} for side in ("gold", "predicted"))
@@ -59,7 +60,7 @@ def main(config):
         average_heads(heads, head_states)
         predictions = mean_predictions(heads, averages, test_set)
         labelled = prediction_rows(predictions, test_set, tasks, metrics.is_right)
-        write_predictions(labelled, folder / "predictions.csv")
+        write_predictions(labelled, folder / "predictions.csv", config.spreadsheet_safe)
         write_rows(folder, "test", rows_of(test_set, predictions, tasks, metrics))
         test_gold = {name: [test_set[i][name] for i in range(len(test_set))] for name in tasks}
         result["test_of_all_folds"] = metrics.score(tasks, test_gold, predictions.labels)
@@ -67,6 +68,17 @@ def main(config):
     log_result(result, len(folds), logger)
     leave_report(folder, trainer, folds, ["out_of_fold", *(["test"] if test_set is not None else [])])
     return code
+
+
+def refuse_other_work(config):
+    """UserError for options of main.py that have no effect on folds, or cannot work there, before anything runs."""
+    others = "predict_file predict_output checkpoint shard interactive demo compare do_report fold"
+    given = [name for name in others.split() if getattr(config, name, None) not in (None, "", False, ())]
+    if given:
+        raise UserError(
+            f"cross_validate.py trains and scores every fold; it takes no --{given[0]}: use main.py with --fold, or "
+            "ensemble.py, once the folds are trained"
+        )
 
 
 def fold_rows(number, data, predictions, tasks):
@@ -119,7 +131,7 @@ def leave_report(folder, trainer, folds, parts):
 
     names, data_path = [fold.run_dir.name for fold in folds], str(folds[0].data_dir.parent)
     write_about(folder, trainer, folds[0], parts, metrics, folds=names, data_path=data_path)
-    show_report(folder, folds[0].report_language)
+    show_report(folder, folds[0].report_language, folds[0].spreadsheet_safe)
 
 
 def log_result(result, num_folds, logger):

@@ -5,12 +5,39 @@ methods of `TensorBoard`, and its place in TRACKERS.
 """
 
 import logging
+import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
+from engine.command_line import printable
 from engine.run_folder import close_log
+
+FORGED = re.compile(r"\n(?=(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d)")  # a line within a message that begins like a record
+
+
+class OneRecord(logging.Formatter):
+    """Formats a record so that no text or label in it can change the terminal, or pass for another record."""
+
+    def format(self, record):
+        return FORGED.sub("\n    ", printable(super().format(record)))
+
+
+class LogFile(logging.FileHandler):
+    """A log file that ends the run in one line if it cannot be written, instead of a traceback for each message."""
+
+    def handleError(self, record):
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            return super().handleError(record)
+        logging.getLogger("template").removeHandler(self)
+        raise OSError(error.errno, error.strerror, self.baseFilename) from None
+
+    def close(self):
+        with suppress(OSError):  # what is left in its buffer has no room either
+            super().close()
 
 
 class TqdmHandler(logging.StreamHandler):
@@ -30,13 +57,13 @@ def get_logger(log_path=None, level=logging.INFO):
     logger.propagate = False
     if not any(isinstance(handler, TqdmHandler) for handler in logger.handlers):
         console = TqdmHandler()
-        console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        console.setFormatter(OneRecord("%(asctime)s %(message)s", "%H:%M:%S"))
         logger.addHandler(console)
     if log_path is not None:
         close_log()
         Path(log_path).parent.mkdir(parents=True, exist_ok=True)
-        to_file = logging.FileHandler(log_path, encoding="utf-8", delay=True)
-        to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        to_file = LogFile(log_path, encoding="utf-8", errors="backslashreplace", delay=True)
+        to_file.setFormatter(OneRecord("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(to_file)
     return logger
 

@@ -67,7 +67,7 @@ def main(config):
         if config.do_eval or config.do_predict:
             evaluate_and_predict(config, device, run_dir, texts)
         if (config.do_eval or config.do_report) and distributed.is_first():
-            show_report(run_dir, config.report_language)
+            show_report(run_dir, config.report_language, config.spreadsheet_safe)
         distributed.leave()
 
 

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import errno
 import os
+import re
 import signal
 import sys
 from dataclasses import field
@@ -15,6 +16,15 @@ from engine.signals import Interrupted
 
 class UserError(ValueError):
     """A mistake that the user can correct. `main` prints its one line and exits with code 2, without a traceback."""
+
+
+# Escape sequences, other controls but \t and \n, what turns the direction of writing, and line ends of Unicode
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
+
+
+def printable(text: str) -> str:
+    """A text in which what would change a terminal, or begin a line, is written out as \\x1b and the like."""
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def first_line(error):
@@ -165,6 +175,10 @@ OUT_OF_MEMORY = (
 )
 
 
+OUT_OF_HOST_MEMORY = (
+    "this machine's memory is too small: lower --batch_size, --eval_batch_size or --max_length, use --streaming, or a "
+    "smaller model; the last checkpoint is intact"
+)
 LOST = "another process of this run has ended or is silent; its checkpoints are intact, --resume goes on"
 
 
@@ -173,6 +187,9 @@ def run_command(main, config_class, argv=None):
 
     A mistake, a full disk and too small a GPU are one line and 2; a signal is 128 and its number.
     """
+    for stream in (sys.stdout, sys.stderr):  # labels may have letters that the terminal's encoding lacks
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     config = parse_args(config_class, argv)
     if is_launched():  # DistributedDataParallel tells of what it need not have looked for
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -190,8 +207,12 @@ def exit_code(main, config):
         mistake = error
     except OSError as error:
         mistake = os_error_line(error)
+    except MemoryError:  # of Python, NumPy and Arrow
+        mistake = OUT_OF_HOST_MEMORY
     except RuntimeError as error:
-        if type(error).__name__ == "OutOfMemoryError":
+        if "not enough memory" in str(error):
+            mistake = OUT_OF_HOST_MEMORY
+        elif type(error).__name__ == "OutOfMemoryError":
             mistake = OUT_OF_MEMORY
         elif "PytorchStreamWriter" in str(error) or "No space" in str(error):
             mistake = f"a checkpoint cannot be written ({first_line(error)}); the one before is intact"
@@ -212,4 +233,4 @@ def is_lost(error):
 def tell(mistake):
     """Prints why the program ends; of several processes that torchrun started, the one that knows it first does."""
     if is_first_to_say(patience=2 if mistake == LOST else 0):
-        print(f"error: {mistake}", file=sys.stderr)
+        print(f"error: {printable(str(mistake))}", file=sys.stderr)

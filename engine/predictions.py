@@ -276,12 +276,12 @@ def columns_of(name, task, label, spans, text):
     return {name: label if label is None else entities(label, spans, text)} | tags if names_entities(task) else tags
 
 
-def write_predictions(rows, path):
+def write_predictions(rows, path, spreadsheet_safe=False):
     """Dicts -> a .csv or .jsonl file that appears whole or not at all. Lists are JSON in a CSV."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with appearing_whole(path) as file:
-        write_rows(rows, file, path.suffix == ".jsonl")
+        write_rows(rows, file, path.suffix == ".jsonl", spreadsheet_safe=spreadsheet_safe)
 
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")  # what a spreadsheet may run begins so (OWASP, CSV Injection)

@@ -479,3 +479,75 @@ def test_sigterm_ends_a_server_that_somebody_keeps_waiting(begun, run):
         assert server.ask("/labels")[0] == 200  # so that the first connection has been accepted
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(20) == 0
+
+
+# ---- terminal, log, memory -------------------------------------------------------------------------------------------
+
+
+def test_no_text_forges_a_line_of_the_log_or_moves_the_cursor(tmp_path):
+    import logging
+
+    from logging_config import get_logger
+
+    logger = get_logger(tmp_path / "train.log")
+    try:
+        logger.info("label a\x1b[2J\r\x9b1m\u202eb\n2026-11-29 10:00:00,000 INFO forged\n10:00:00 forged\ntable  1.0")
+    finally:
+        for handler in [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]:
+            logger.removeHandler(handler)
+            handler.close()
+    lines = (tmp_path / "train.log").read_text(encoding="utf-8").splitlines()
+    assert lines[0].endswith(r"label a\x1b[2J\r\x9b1m\u202eb") and lines[1:] == [
+        "    2026-11-29 10:00:00,000 INFO forged",
+        "    10:00:00 forged",
+        "table  1.0",
+    ]
+
+
+def test_a_log_that_cannot_be_written_is_one_line(run, command, tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    flags = ["--checkpoint", run[0] / "checkpoints/best", "--output_dir", tmp_path, "--model_version", "new"]
+    done = command("main.py", "--do_eval", *flags, "--log_output_path", "/dev", "--log_output_file", "full")
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and len(errors) == 1 and "/dev/full: no space left" in errors[0], done.stderr
+    assert "Traceback" not in done.stderr and "Logging error" not in done.stderr
+
+
+def test_labels_that_the_terminal_cannot_write_are_written_out(command, tmp_path):
+    rows = [{"text": f"播放 {i}", "label": "音乐" if i % 2 else "天气"} for i in range(12)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    ascii_only = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
+    done = command("data_process.py", "--input", "a.jsonl", "--output_dir", "out", env=ascii_only)
+    assert done.returncode == 0 and r"\u97f3\u4e50" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] not enough memory: you tried to")])
+def test_too_little_memory_is_one_line_that_names_options(error, capsys):
+    from engine.command_line import exit_code
+
+    def main(_):
+        raise error
+
+    assert exit_code(main, None) == 2
+    assert "memory is too small: lower --batch_size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", [["--predict_file", "x.txt"], ["--checkpoint", "x"], ["--do_report"], ["--demo"]])
+def test_options_that_folds_would_ignore_are_refused_before_anything_runs(flag, sample):
+    from config import Config
+    from cross_validate import main
+    from engine.command_line import parse_args
+
+    with pytest.raises(UserError, match=f"takes no {flag[0]}"):
+        main(parse_args(Config, [*flag, "--data_path", str(sample)]))
+
+
+def test_suspicious_rows_are_written_as_no_spreadsheet_runs_them(tmp_path):
+    from engine.report.page import write_suspicious
+
+    suspect = {"row": 0, "task": "intent", "gold_shown": "a", "likely_shown": "-b", "score": 0.5}
+    for safe, text in ((False, "=1+1"), (True, "'=1+1")):
+        write_suspicious(tmp_path / "s.csv", [suspect], [("dev", {"id": "0", "text": "=1+1"})], safe)
+        (row,) = csv.DictReader((tmp_path / "s.csv").read_text().splitlines())
+        assert row["text"] == text and row["likely"] == ("'-b" if safe else "-b")

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from engine.files import appearing_whole
+from engine.predictions import harmless
 from engine.report import bootstrap, entities, figures, look, marked, svg
 from engine.report.collect import LISTED, collect
 from engine.report.texts import Words, language_of
@@ -83,7 +84,7 @@ def raw(name):
 # ---- one run --------------------------------------------------------------------------------------------------------
 
 
-def make_report(folder, language="auto"):
+def make_report(folder, language="auto", spreadsheet_safe=False):
     """Writes report.html and suspicious.csv into a run folder. -> (path, [sentences]): what is most worth a look, in
     English. UserError if the folder has no answers."""
     found, rows = collect(folder)
@@ -92,7 +93,8 @@ def make_report(folder, language="auto"):
     for item in [*found["suspects"], *found["mistakes"][:LISTED]]:
         item |= differences(found["about"]["kinds"][item["task"]], everything[item["row"]], item)
     chosen = look.worth_a_look(found)
-    write_suspicious(Path(folder) / "suspicious.csv", found["suspects"], everything_by_part(rows))
+    suspicious = Path(folder) / "suspicious.csv"
+    write_suspicious(suspicious, found["suspects"], everything_by_part(rows), spreadsheet_safe)
     view = {
         "found": found,
         "listed": {key: found.pop(key) for key in ("suspects", "mistakes")},
@@ -117,9 +119,9 @@ def make_report(folder, language="auto"):
     return path, [look.sentence(item, Words("en"), short) for item in chosen]
 
 
-def show_report(folder, language="auto"):
+def show_report(folder, language="auto", spreadsheet_safe=False):
     """Makes the page, and says in the log where it is and what is most worth a look."""
-    path, sentences = make_report(folder, language)
+    path, sentences = make_report(folder, language, spreadsheet_safe)
     logger.info(f"report: {path}")
     for number, line in enumerate(sentences, 1):
         logger.info(f"  {number}. {line}")
@@ -129,15 +131,17 @@ def everything_by_part(rows):
     return [(part, row) for part, found in rows.items() for row in found]
 
 
-def write_suspicious(path, suspects, rows):
-    """All rows whose label is probably wrong, the worst first: suspicious.csv."""
+def write_suspicious(path, suspects, rows, spreadsheet_safe=False):
+    """All rows whose label is probably wrong, the worst first: suspicious.csv. spreadsheet_safe: see `harmless`."""
+    safe = harmless if spreadsheet_safe else lambda cell: cell
     with appearing_whole(path) as file:
         writer = csv.writer(file)
         writer.writerow(["id", "part", "task", "text", "given", "likely", "score"])
         for one in suspects:
             part, row = rows[one["row"]]
             labels = (one["gold_shown"], one["likely_shown"])
-            writer.writerow([row["id"], part, one["task"], row["text"], *labels, round(one["score"], 6)])
+            cells = [row["id"], part, one["task"], row["text"], *labels, round(one["score"], 6)]
+            writer.writerow(map(safe, cells))
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------
