@@ -175,11 +175,14 @@ def score(committee, config, monitor, parts, folder):
     group = "selected" if config.select else "all"
     write_json(folder / "ensemble.json", result)
     write_json(folder / "eval.json", {title: result[group][title] for title in given})
+    safe = config.spreadsheet_safe
     for title, part in given.items():
         found = answers[group][title]
         write_rows(folder, title, rows_of(part.dataset, found, tasks, metrics))
         if title == "test":
-            write_predictions(prediction_rows(found, part.dataset, tasks, metrics.is_right), folder / "predictions.csv")
+            write_predictions(
+                prediction_rows(found, part.dataset, tasks, metrics.is_right), folder / "predictions.csv", safe
+            )
 
 
 def leave_report(committee, config, trained, parts, folder):
@@ -193,7 +196,7 @@ def leave_report(committee, config, trained, parts, folder):
     shared = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
     more = dict(folds=folds, options=shared, seed=", ".join(str(one.random_seed) for one in trained))
     write_about(folder, committee, trained[0], list(parts), committee.metrics, **more)
-    show_report(folder, config.report_language)
+    show_report(folder, config.report_language, config.spreadsheet_safe)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ the rows (--shard) are made of whole pools: put together they are the bytes of o
 """
 
 import io
-import json
 import logging
 import os
 from contextlib import contextmanager, suppress
@@ -25,6 +24,7 @@ from engine.launch import restarts
 from engine.option_checks import parse_shard
 from engine.predictions import check_pairs, prepare_inputs, write_rows
 from engine.run_folder import changed_options, hold
+from engine.schema import Range, SchemaError, read_json
 from engine.signals import Interrupted, StopSignals
 
 logger = logging.getLogger("template")
@@ -118,6 +118,9 @@ def examples_of(rows, tasks, start, stop):
     return examples if rows.labelled else prepare_inputs(examples, tasks, rows.path, start + 1)
 
 
+PROGRESS = {"facts": {str: object}, "rows": Range(0), "bytes": Range(0), "cuts": {str: int}}  # of <output>.partial.json
+
+
 class Output:
     """The file that appears when all rows are labelled, and what is known of it until then. One process writes it.
 
@@ -162,9 +165,9 @@ class Output:
         it is damaged."""
         anew = f"remove {self.progress} to begin anew"
         try:
-            saved = json.loads(self.progress.read_text(encoding="utf-8"))
-            before, self.rows, self.bytes, cuts = (saved[name] for name in ("facts", "rows", "bytes", "cuts"))
-        except (ValueError, TypeError, KeyError):
+            saved = read_json(self.progress, PROGRESS)
+            before, self.rows, self.bytes, cuts = (saved[name] for name in PROGRESS)
+        except SchemaError:
             raise UserError(f"{self.progress}: damaged, or another version wrote it; {anew}") from None
         changes = changed_options(before, self.facts, FORCEABLE if force else ())
         if changes:

@@ -551,3 +551,16 @@ def test_suspicious_rows_are_written_as_no_spreadsheet_runs_them(tmp_path):
         write_suspicious(tmp_path / "s.csv", [suspect], [("dev", {"id": "0", "text": "=1+1"})], safe)
         (row,) = csv.DictReader((tmp_path / "s.csv").read_text().splitlines())
         assert row["text"] == text and row["likely"] == ("'-b" if safe else "-b")
+
+
+@pytest.mark.parametrize("name, value", [("facts", [1]), ("rows", "3"), ("bytes", -1), ("cuts", [[1]]), (None, 5)])
+def test_a_damaged_record_of_labelling_is_one_line(name, value, tmp_path):
+    from engine.labelling import Output
+
+    output = Output(tmp_path / "o.jsonl", {"rows": 2}, 2)
+    with output.opened(resume=False, force=False):
+        pass
+    saved = read_json(output.progress)
+    output.progress.write_text(json.dumps(saved | {name: value} if name else value))
+    with pytest.raises(UserError, match=r"partial\.json: damaged"), output.opened(resume=True, force=True):
+        pass
