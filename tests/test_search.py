@@ -158,6 +158,28 @@ def make_study(path, sample, **options):
     return Study(path, space, **{"lower": False, "seed": 1, "startup": 3, "prune_after": 2, **options})
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x00\x01\xff",
+        b"no journal",
+        b"{}\n",
+        b"[1]\n",
+        b'{"op_code": 99}\n',
+        b'{"op_code": "a"}\n{',
+        b"[" * 99_999 + b"\n",
+        None,
+    ],
+)
+def test_a_file_that_is_no_journal_is_one_line_and_stays_as_it_is(content, sample, tmp_path):
+    path = tmp_path / "search.journal"
+    path.mkdir() if content is None else path.write_bytes(content)
+    with pytest.raises(UserError, match=r"search\.journal: (is no journal|cannot be read)"):
+        make_study(path, sample)
+    if content is not None:
+        assert path.read_bytes().startswith(content.rsplit(b"\n", 1)[0])
+
+
 def objective(params):
     return 1 - abs(np.log10(params["lr"]) + 3) / 10 + 0.01 * (params["pooling"] == "mean")
 

@@ -5,6 +5,7 @@ the number of the trial and the trials before it alone, not on a state that woul
 that was stopped, or killed, goes on with the proposals that it would have made.
 """
 
+import json
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
+from engine.command_line import UserError, first_line
 from engine.search.space import rounded
 
 FULL_TRIALS = 4  # finished without pruning, before one is compared with them
@@ -41,6 +43,8 @@ def distribution(dimension):
 
 def open_journal(path):
     """The storage in a file. Of a process that was killed while it wrote, half a line and a lock may be left."""
+    if path.exists():
+        refuse_garbage(path)
     with suppress(FileNotFoundError):
         Path(f"{path}.lock").unlink()  # the results folder's own lock says that nobody else writes
     if path.exists():
@@ -49,6 +53,18 @@ def open_journal(path):
             with open(path, "r+b") as file:
                 file.truncate(text.rfind(b"\n") + 1)
     return JournalStorage(JournalFileBackend(str(path)))
+
+
+def refuse_garbage(path: Path) -> None:
+    """UserError if a file is no journal of Optuna, before half a line of it is cut off."""
+    try:
+        *lines, half = path.read_bytes().split(b"\n")
+        operations = [json.loads(line) for line in lines]
+        is_journal = all(isinstance(one, dict) and "op_code" in one for one in operations)
+    except (ValueError, RecursionError, OSError):
+        is_journal = False
+    if not is_journal or (half and not half.startswith(b"{")):
+        raise UserError(f"{path}: is no journal of a search; move it away, or choose another folder for the results")
 
 
 class Study:
@@ -66,7 +82,12 @@ class Study:
         self.lower, self.prune_after = lower, prune_after
         # Trials are only kept in it: `propose` asks a copy, so that a trial appears with all of its options or not
         kept = dict(study_name="search", direction=self.direction, sampler=RandomSampler(seed=0), load_if_exists=True)
-        self.kept = optuna.create_study(storage=open_journal(path), **kept)
+        try:
+            self.kept = optuna.create_study(storage=open_journal(path), **kept)
+        except UserError:
+            raise
+        except Exception as error:  # an operation with other values may raise anything
+            raise UserError(f"{path}: cannot be read ({first_line(error)}); move it away to search again") from None
 
     # ---- what is kept ----------------------------------------------------------------------------------------------
 
