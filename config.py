@@ -218,7 +218,7 @@ class Config(SavedOptions, CheckedOptions):
         if "word_pooling" not in before and before.get("pooling") == "first" and self.pooling == "auto":
             before = before | {"pooling": "auto"}  # which did not exist yet; of encoders it is the same
         constant = self.scheduler == "constant" and self.warmup_epochs is not None
-        longer = constant and not (self.use_awp or self.use_swa) and self.epochs >= before["epochs"]
+        longer = constant and not (self.use_awp or self.use_swa) and self.epochs >= before.get("epochs", self.epochs)
         before = {option_field.name: option_field.default for option_field in dataclasses.fields(self)} | before
         before |= {name: auto for name, auto in AUTO.items() if getattr(self, name) == auto}
         return changed_options(before, dataclasses.asdict(self), RESUME_SAFE | ({"epochs"} if longer else set()))

@@ -70,10 +70,10 @@ def main(config):
     return code
 
 
-def refuse_other_work(config):
+def refuse_other_work(config: Config) -> None:
     """UserError for options of main.py that have no effect on folds, or cannot work there, before anything runs."""
     others = "predict_file predict_output checkpoint shard interactive demo compare do_report fold"
-    given = [name for name in others.split() if getattr(config, name, None) not in (None, "", False, ())]
+    given = [name for name in others.split() if getattr(config, name) != getattr(Config, name)]
     if given:
         raise UserError(
             f"cross_validate.py trains and scores every fold; it takes no --{given[0]}: use main.py with --fold, or "

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from config import ROOT, Config
 from engine.command_line import UserError, option, require_range, run_command
-from engine.files import TEMPORARY, appearing_folder
+from engine.files import TEMPORARY, replace_folder
 from logging_config import get_logger
 
 logger = logging.getLogger("template")
@@ -60,8 +60,12 @@ def export(config):
     require_checkpoint(Path(config.checkpoint))
     trainer, featurizer, data = load(config)
     theirs = trainer.infer(loader_of(data, trainer), "dev in torch")[0] if data else None
-    with appearing_folder(folder, owns=require_own_folder, sealed=True) as temporary:
-        fill(temporary, config, trainer, featurizer, data, theirs)
+    replace_folder(
+        folder,
+        lambda temporary: fill(temporary, config, trainer, featurizer, data, theirs),
+        owns=require_own_folder,
+        unharmed="an earlier export is as it was",
+    )
     size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
     print(f"wrote {folder} ({config.kind}, {size:.1f} MB); python {folder}/predictor.py texts.txt labelled.jsonl")
 
@@ -149,7 +153,7 @@ def require_own_folder(folder):
         raise UserError(f"--output_dir {folder}: holds other things ({found}); choose an empty or new folder")
 
 
-def require_checkpoint(folder):
+def require_checkpoint(folder: Path) -> None:
     """UserError if what is named is a run's folder, or has no tokenizer that can be exported."""
     best = folder / "checkpoints/best"
     if best.is_dir():

@@ -20,7 +20,7 @@ from config import Config
 from engine import checkpoint, span_pointer
 from engine.command_line import UserError, first_line
 from engine.crf import CRF, PathStatistics, has_all_labels
-from engine.encoders import build_transformer, freeze_layers, is_causal, pooling_of, takes_wide_mask
+from engine.encoders import build_transformer, freeze_layers, is_causal, pooling_of, require_plausible, takes_wide_mask
 from engine.features import Featurizer
 from engine.head import Head, ImbalanceOptions, NormalStatistics, SigmoidStatistics, TaskDict, best_threshold
 from engine.pooling import mean_of_tokens, text_vectors, word_vectors  # noqa: F401 (means: for heads of your own)
@@ -425,7 +425,11 @@ def load_checkpoint(folder, base_path=None):
     config = Config.load(folder / "args.json")
     tasks = read_tasks(folder / "labels.json")
     try:
+        if (folder / "config.json").exists():  # a BiLSTM has none
+            require_plausible(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except UserError:
+        raise
     except Exception as error:  # a foreign folder can make transformers raise anything
         raise UserError(f"{folder}: no tokenizer loads from it ({first_line(error)})") from None
     model = build_model(config, tokenizer, tasks, folder, base_path)

@@ -3,7 +3,6 @@
 From then on the option has its number or name, in args.json too: whatever reads the run need not know of auto.
 """
 
-import json
 import logging
 
 from engine import distributed
@@ -11,7 +10,7 @@ from engine.device import has_bf16
 from engine.encoders import overflows
 from engine.optimization import epochs_of, is_pretrained, patience_of, steps_per_epoch
 from engine.option_checks import check_options
-from engine.run_folder import AUTO
+from engine.run_folder import AUTO, read_options
 
 logger = logging.getLogger("template")
 REHEARSAL = 10  # epochs of --debug, whose 64 examples say nothing of the data's size
@@ -23,7 +22,7 @@ def keep_to_run(config, run_dir, device):
     path = run_dir / "args.json"
     if not config.do_train or config.debug:
         return
-    before = distributed.from_first(lambda: json.loads(path.read_text(encoding="utf-8")) if path.exists() else {})
+    before = distributed.from_first(lambda: read_options(path, type(config)) if path.exists() else {})
     for name, auto in AUTO.items():
         idle = name == "ema_decay" and not config.use_ema
         if getattr(config, name) == auto and before.get(name, auto) != auto and not idle:

@@ -15,6 +15,8 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -286,7 +288,7 @@ def environment(device):
     return {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads(), "processes": processes}
 
 
-def restore_training(folder, *state):
+def restore_training(folder: Path, *state: Any) -> tuple[dict, int]:
     """Puts back what `training_state` gave. -> (progress, how many processes there were)
 
     state: optimizer, scheduler, scaler, tricks and device. UserError for values that this version did not write.

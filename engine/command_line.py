@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 from dataclasses import field
-from typing import get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from engine.launch import end_process, is_first_to_say, is_launched, local_rank
 from engine.signals import Interrupted
@@ -25,6 +25,11 @@ UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069
 def printable(text: str) -> str:
     """A text in which what would change a terminal, or begin a line, is written out as \\x1b and the like."""
     return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """`printable`, and on a single line: the name of a file may have line breaks."""
+    return printable(text).replace("\n", "\\n")
 
 
 def first_line(error):
@@ -90,11 +95,13 @@ def parse_epochs(text):
     return -1 if text == "auto" else int(text)
 
 
-def require_range(config, low, names):
+def require_range(config: Any, low: float, names: str, high: float = float("inf")) -> None:
+    """UserError unless each of these options is None, or a finite number from `low` to `high`."""
     for name in names.split():
         value = getattr(config, name)
-        if value is not None and not low <= value < float("inf"):
-            raise UserError(f"--{name}={value} must be a number of at least {low}")
+        if value is not None and not (low <= value <= high and value < float("inf")):
+            most = "" if high == float("inf") else f" and at most {high}"
+            raise UserError(f"--{name}={str(value)[:30]} must be a number of at least {low}{most}")
 
 
 def require_seed(seed):
@@ -123,7 +130,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 class OneLineParser(argparse.ArgumentParser):
     def error(self, message):
-        self.exit(2, None if local_rank() else f"error: {message} (--help lists all flags)\n")
+        self.exit(2, None if local_rank() else one_line(f"error: {message} (--help lists all flags)") + "\n")
 
 
 def parse_args(config_class, argv=None):
@@ -220,6 +227,10 @@ def exit_code(main, config):
             mistake = LOST
         else:
             raise
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of the tokenizers' Rust, which is no Exception
+            raise
+        mistake = f"the tokenizer cannot be used ({first_line(error)}): its tokenizer.json is damaged"
     tell(mistake)
     return 2
 
@@ -233,4 +244,4 @@ def is_lost(error):
 def tell(mistake):
     """Prints why the program ends; of several processes that torchrun started, the one that knows it first does."""
     if is_first_to_say(patience=2 if mistake == LOST else 0):
-        print(f"error: {printable(str(mistake))}", file=sys.stderr)
+        print(one_line(f"error: {mistake}"), file=sys.stderr)

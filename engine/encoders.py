@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, BertConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, BertConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
@@ -16,6 +16,7 @@ from engine.command_line import UserError, first_line
 BOTH_WAYS = ("xlnet", "bert-generation")  # predict the next word too, but every token sees the whole text
 ENDS_WITH_CLS = ("xlnet",)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+MOST_COUNTED, MOST_SIZE = 2**16, 2**62  # layers, heads, labels, …; any other number
 PLAIN_ATTENTION = (None, "eager", "sdpa")
 WIDE_MASK = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert")
 
@@ -37,7 +38,7 @@ def is_causal(encoder):
     return kind in CAUSAL and kind not in MASKED and kind not in BOTH_WAYS
 
 
-def read_shape(name: str | Path, revision: str | None = None) -> PreTrainedConfig:
+def read_shape(name: str | Path, revision: str | None = None) -> PretrainedConfig:
     """The config of a foreign folder or hub name, without what makes transformers fetch or run code for it.
 
     With the package `kernels` transformers downloads an attention that a config.json names as "owner/name", or as one
@@ -45,12 +46,31 @@ def read_shape(name: str | Path, revision: str | None = None) -> PreTrainedConfi
     """
     if (Path(name) / "adapter_config.json").exists():
         raise UserError(f"{name}: holds an adapter (adapter_config.json), which loads another model; merge it first")
+    require_plausible(name, revision)
     shape = AutoConfig.from_pretrained(name, trust_remote_code=False, revision=revision)
     close_doors(shape, name)
     return shape
 
 
-def close_doors(shape: PreTrainedConfig, name: str | Path) -> None:
+def require_plausible(name: str | Path, revision: str | None = None) -> None:
+    """UserError for a number in a config.json with which transformers would build layers, or names of labels, without
+    end. To be asked before anything else loads from there: a tokenizer builds the config too."""
+    values = [PretrainedConfig.get_config_dict(name, revision=revision)[0]]
+    while values:
+        inside = values.pop()
+        values += [value for value in inside.values() if isinstance(value, dict)]
+        refuse_size(inside, name)
+
+
+def refuse_size(values: dict, name: str | Path) -> None:
+    for key, value in values.items():
+        if isinstance(value, int | float):
+            counts = "num" in key or "layer" in key or key.startswith("n_")
+            if not -MOST_SIZE <= value <= (MOST_COUNTED if counts else MOST_SIZE):
+                raise UserError(f"{name}: config.json has {key} = {str(value)[:30]}, which no model has")
+
+
+def close_doors(shape: PretrainedConfig, name: str | Path) -> None:
     """Leaves a config and those in it only what transformers itself computes. UserError if it is quantized."""
     if getattr(shape, "quantization_config", None) is not None:
         raise UserError(f"{name}: is quantized (quantization_config in config.json); take the model as it was before")
@@ -59,7 +79,7 @@ def close_doors(shape: PreTrainedConfig, name: str | Path) -> None:
     if getattr(shape, "_experts_implementation", None) is not None:
         shape._experts_implementation = None
     for value in vars(shape).values():
-        if isinstance(value, PreTrainedConfig):
+        if isinstance(value, PretrainedConfig):
             close_doors(value, name)
 
 

@@ -139,6 +139,7 @@ class Featurizer:
             return Ragged.from_lists([encode(spans_within(f, examples[f.example][name], label_ids)) for f in features])
         values = [None if feature.first_word else examples[feature.example][name] for feature in features]
         if kind == "multilabel":
+            values = [[value] if isinstance(value, str) else value for value in values]  # never a part of a string
             return Ragged.from_lists(
                 [[IGNORE if value is None else int(label in value) for label in label_ids] for value in values]
             )

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -98,16 +99,24 @@ def write_csv(path, rows):
         writer.writerows(rows)
 
 
-def replace_folder(folder, fill):
-    """Calls fill(temporary folder), seals it, and puts it in the place of a checkpoint, which stays until then."""
+def replace_folder(
+    folder: Path,
+    fill: Callable[[Path], None],
+    owns: Callable[[Path], None] | None = None,
+    unharmed: str = "earlier checkpoints are as they were",
+) -> None:
+    """Calls fill(temporary folder), seals it, and puts it in the place of `folder`, which stays until then.
+
+    owns: see `appearing_folder`. unharmed: what the UserError says of a disk that is full, or cannot be written.
+    """
     try:
-        with appearing_folder(folder, sealed=True) as temporary:
+        with appearing_folder(folder, owns=owns, sealed=True) as temporary:
             fill(temporary)
     except Exception as error:
         # A full disk raises OSError in Python, RuntimeError in torch, SafetensorError, a bare Exception in tokenizers
         if not isinstance(error, OSError | RuntimeError | SafetensorError) and type(error) is not Exception:
             raise
-        raise UserError(f"{folder}: cannot be written ({error}); earlier checkpoints are as they were") from None
+        raise UserError(f"{folder}: cannot be written ({error}); {unharmed}") from None
 
 
 @contextmanager
@@ -160,14 +169,14 @@ def put_in_place(temporary, folder, old, keeps):
             shutil.copymode(folder, temporary)
             os.rename(folder, old)
         os.rename(temporary, folder)
-        sync(folder.parent)
-        for name in keeps:
-            if (old / name).exists():
-                os.rename(old / name, folder / name)
     except OSError:
         if old.exists():
             os.rename(old, folder)
-        fill_in_place(temporary, folder, keeps)
+        return fill_in_place(temporary, folder, keeps)
+    sync(folder.parent)
+    for name in keeps:
+        if (old / name).exists():
+            os.rename(old / name, folder / name)
     remove_folder(old)
 
 
@@ -207,8 +216,10 @@ def verify(folder):
         manifest = read_json(folder / "manifest.json", {str: str})
     except SchemaError as error:
         return f"no readable manifest ({str(error).removeprefix(f'{folder}/manifest.json: ')})"
+    if not manifest:
+        return "its manifest names no file"
     for name, expected in manifest.items():
-        if not is_inside(name) or not (folder / name).is_file():
+        if not is_inside(name) or not os.path.isfile(folder / name):  # which raises of no name, however odd
             return f"{name} is missing"
         if sha256(folder / name) != expected:
             return f"{name} is not what was written"
@@ -217,7 +228,7 @@ def verify(folder):
 
 def is_inside(name: str) -> bool:
     """Whether a name in a manifest is that of a file below the manifest's folder."""
-    return "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def clean_temporaries(root):

@@ -35,10 +35,16 @@ def check_options(config):
 
 def require_numbers(config):
     """UserError for a number out of its range."""
-    require_range(config, 1, "hidden_size num_layers vocab_size batch_size gradient_accumulation_steps eval_batch_size")
-    require_range(config, 1, "log_steps ddp_timeout shuffle_buffer pgd_steps freelb_steps dropout_samples")
+    require_range(
+        config, 1, "batch_size gradient_accumulation_steps eval_batch_size log_steps ddp_timeout shuffle_buffer"
+    )
+    # so many that building or running them would not end
+    require_range(config, 1, "num_layers pgd_steps freelb_steps dropout_samples", high=1000)
+    require_range(config, 0, "shared_layers num_workers", high=1000)
+    require_range(config, 1, "hidden_size", high=2**17)
+    require_range(config, 1, "vocab_size", high=2**24)
     require_range(config, 0, "warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps")
-    require_range(config, 0, "num_workers shared_layers fgm_eps pgd_alpha freelb_alpha awp_gamma smart_weight")
+    require_range(config, 0, "fgm_eps pgd_alpha freelb_alpha awp_gamma smart_weight")
     require_range(config, 0, "rdrop_alpha focal_gamma unfreeze_layers keep_layers lora_rank lora_alpha")
     require_range(config, 8, "max_length")
     require_range(config, -1, "freeze_layers epochs")  # -1: all, auto

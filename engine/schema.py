@@ -99,7 +99,10 @@ def fits(value: Any, shape: Any) -> bool:
 
 
 def wrong(value: Any, shape: Any, where: str) -> str:
-    shown = json.dumps(value, ensure_ascii=False)
+    try:
+        shown = json.dumps(value, ensure_ascii=False)
+    except RecursionError:  # writing takes a little more of the stack than reading did
+        shown = "nested too deeply"
     shown = shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}…"
     return f"{where or 'it'} is {shown}, but must be {describe(shape)}"
 

@@ -30,6 +30,8 @@ def read_tasks(path: str | Path) -> dict[str, dict]:
         for name, task in tasks.items():
             if not task["labels"]:  # numbers
                 read_json(path, {name: STATISTICS})
+            elif "" in task["labels"]:
+                raise SchemaError(f"{path}: {name}.labels has an empty label")
             elif len(task.get("counts", task["labels"])) != len(task["labels"]):
                 raise SchemaError(f"{path}: {name}.counts has another length than {name}.labels")
             if needs_words(task["type"]):

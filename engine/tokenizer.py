@@ -66,7 +66,11 @@ def pretrained_tokenizer(name, needed, **options):
     """The fast tokenizer of a folder or of the hub. UserError if there is none with the special tokens `needed`."""
     from transformers import AutoTokenizer
 
+    from engine.encoders import require_plausible  # here, as it imports torch
+
     try:
+        if (Path(name) / "config.json").exists():
+            require_plausible(name)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # a foreign folder can make transformers raise anything
         raise UserError(f"--pretrain_model_path {name}: no tokenizer loads from it ({first_line(error)})") from None

@@ -16,6 +16,7 @@ from engine.command_line import UserError
 from engine.device import to_device
 from engine.features import Featurizer, Ragged
 from engine.files import sha256
+from engine.run_folder import close_log
 from engine.tokenizer import load_tokenizer, train_tokenizer
 from model_utils import load_checkpoint
 from preprocess.schema import read_processed, training_texts
@@ -456,6 +457,7 @@ def test_a_full_disk_leaves_no_half_a_cache(tokenizer, many, tmp_path, caplog):
     path = tmp_path / "train.jsonl"
     path.write_bytes(many.read_bytes())
     logging.getLogger("template").propagate = True
+    close_log()  # another test's log would be too long already
     before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:

@@ -48,6 +48,13 @@ def test_what_is_no_json_is_one_line(text, tmp_path):
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("depth", range(900, 1100, 3))
+def test_what_is_nested_as_deeply_as_can_be_read_is_one_line(depth, tmp_path):
+    (tmp_path / "a.json").write_text("[" * depth + "]" * depth)
+    with pytest.raises(SchemaError):
+        read_json(tmp_path / "a.json", {str: int})
+
+
 def test_a_byte_order_mark_is_accepted(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"a": 1}).encode())

@@ -12,6 +12,7 @@ Shapes: B texts, L tokens, W words, C labels.
 """
 
 import argparse
+import codecs
 import csv
 import gzip
 import hashlib
@@ -101,7 +102,7 @@ def require_whole(folder: Path) -> dict:
     try:
         manifest = read_json(folder / "manifest.json", {str: str})
         for name in sorted({"model.onnx", "predictor.json", "tokenizer.json", *manifest}):
-            if Path(name).name != name or not (folder / name).is_file():
+            if Path(name).name != name or not os.path.isfile(folder / name):
                 raise InputError(f"{folder / name}: is missing; export the model again")
             if manifest.get(name) != sha256_of(folder / name):
                 raise InputError(f"{folder / name}: is not what the export wrote; export the model again")
@@ -110,7 +111,7 @@ def require_whole(folder: Path) -> dict:
         raise InputError(f"{error}; export the model again") from None
     for name, task in settings["tasks"].items():
         absent = [key for key in NEEDED.get(task["head"], ()) if key not in task]
-        if task["head"] != "regression" and not task["labels"]:
+        if (task["head"] != "regression" and not task["labels"]) or "" in task["labels"]:
             absent.append("labels")
         if absent or task.get("outside", 0) >= max(1, len(task["labels"])):
             what = absent[0] if absent else "outside"
@@ -144,7 +145,8 @@ class Encoder:
     """Rows -> Encoded, as the Featurizer of engine/features.py encodes examples. It keeps no state between calls."""
 
     def __init__(self, folder, settings):
-        self.tokenizer = self.usable(folder / "tokenizer.json", lambda path: Tokenizer.from_file(str(path)))
+        self.path = folder / "tokenizer.json"
+        self.tokenizer = self.usable(self.path, lambda path: Tokenizer.from_file(str(path)))
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         self.max_length, self.stride, self.truncation = (settings[n] for n in ("max_length", "stride", "truncation"))
@@ -171,7 +173,13 @@ class Encoder:
         examples = [self.example(row, f"row {number}") for number, row in enumerate(rows, before + 1)]
         first = [example["tokens"] if "tokens" in example else example["text"] for example in examples]
         encoded = []
-        for number, (example, text, encoding) in enumerate(zip(examples, *self.tokenize(examples, first))):
+        try:
+            pieces = self.tokenize(examples, first)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of Rust, which is no Exception
+                raise
+            raise InputError(f"{self.path}: cannot be used ({error}); export the model again") from None
+        for number, (example, text, encoding) in enumerate(zip(examples, *pieces)):
             try:
                 features = self.features(number, example, text, encoding)
             except InputError as mistake:
@@ -705,6 +713,10 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids", "word_starts", "word_
 
 def open_text(path, encoding, newline="\n"):
     """A file as text, unpacked if its name ends in .gz; auto: UTF-8 or, by its mark, UTF-16."""
+    try:
+        codecs.lookup("utf-8" if encoding == "auto" else encoding)
+    except (LookupError, ValueError):
+        raise InputError(f"--encoding {encoding}: Python knows no such encoding") from None
     opened = gzip.open if path.suffix.lower() == ".gz" else open
     if encoding == "auto":
         with opened(path, "rb") as file:
@@ -881,13 +893,13 @@ def main():
         mistake = str(error)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         mistake = f"{options.texts}: cannot be unpacked ({error}); it is damaged, or no .gz"
-    except (UnicodeError, LookupError) as error:
+    except UnicodeError as error:
         mistake = f"{options.texts}: cannot be read with --encoding {options.encoding} ({error})"
     except OSError as error:
         mistake = str(error)
     else:
         return 0
-    print(f"error: {mistake}".encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+    print(f"error: {mistake}", file=sys.stderr)
     return 2
 
 
