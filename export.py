@@ -143,7 +143,7 @@ def require_score(config, tasks, data, before, after):
 def require_own_folder(folder):
     """UserError if the output folder is a file, or holds anything that no export wrote."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_dir {folder}: is a file; choose an empty or new folder")
+        raise UserError(f"--output_dir {folder}: is no folder; choose an empty or new folder")
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     compiled = ("predictor.", "predictor_schema.")  # by whoever imported the predictor
     inside |= {path.name for path in folder.glob("__pycache__/*") if not path.name.startswith(compiled)}

@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score, classification_report, f1_score, mea
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from engine import tags
+from engine.command_line import UserError
 from engine.predictions import names_entities
 from engine.tags import has_spans, is_tagging
 
@@ -258,9 +259,16 @@ def all_exact(tasks):
 
 
 def score_names(tasks):
-    """The names of all that `score` and the losses give for these tasks, found by scoring one text."""
+    """The names of all that `score` and the losses give for these tasks, found by scoring one text. UserError if two
+    of them would be the same, as those of the tasks "a" and "a_macro" may be."""
     blank = {"tagging": ["O"], "spans": [], "words": ["X"], "multilabel": ["x"], "regression": 0.0}
     answers = {name: [blank.get(kind_of(task), "")] for name, task in tasks.items()}
+    owners = {"loss": "all tasks", "sentence_accuracy": "all tasks", "mean_score": "all tasks"}
+    for name, task in tasks.items():
+        for metric in ("loss", *SCORES[kind_of(task)](answers[name], answers[name])):
+            other = owners.setdefault(f"{name}_{metric}", name)
+            if other != name:
+                raise UserError(f"the score {name}_{metric} would be that of {name!r} and of {other!r}; rename a task")
     return ["loss", *(f"{name}_loss" for name in tasks), *score(tasks, answers, answers)]
 
 

@@ -101,6 +101,8 @@ def make_plan(config):
     if monitor not in (names := metrics.score_names(tasks)):
         raise UserError(f"--monitor={monitor} is none of the scores: {', '.join(names)}")
     flags = shlex.split(config.options)
+    if base.epochs == 0:
+        raise UserError("--options: --epochs 0 trains nothing; name more")
     if base.epochs == AUTO["epochs"]:
         base.epochs = count_epochs(base)
         flags += ["--epochs", str(base.epochs)]
@@ -232,11 +234,11 @@ def nothing_finished(study):
     if study.ranked():
         return None
     failed = study.of_state("failed")
-    if len(failed) < len(study.trials):
+    if not failed or len(failed) < len(study.trials):
         raise UserError("no trial finished in this time; the same command with more --hours goes on")
     last = failed[-1].user_attrs
     print(f"error: all {len(failed)} trials failed; the last: {last['reason']}", file=sys.stderr)
-    return last["code"] if last["code"] > 0 else 128 - last["code"]
+    return 128 - last["code"] if last["code"] < 0 else last["code"] or 2
 
 
 if __name__ == "__main__":

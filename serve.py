@@ -17,7 +17,6 @@ needs (see Dockerfile). Edit here when requests shall look otherwise, or need a 
 
 import argparse
 import asyncio
-import functools
 import importlib
 import ipaddress
 import json
@@ -57,6 +56,7 @@ except ImportError as error:
 MOST_BODIES = 16  # bodies of the greatest length that may be on their way at once
 PER_TEXT = 40  # what a text costs beside its characters, in characters
 LAST_CALL = 5  # seconds after SIGTERM in which a request that has arrived in part may still be completed and answered
+MOST_CONNECTIONS = 512  # beyond them those are closed that have been idle longest
 DRAIN = 1.0  # seconds in which connections that are open are still answered, and then closed, after SIGTERM
 
 
@@ -236,6 +236,9 @@ class Limits:
             app = answered(late, 408, {"Connection": "close"})
         try:
             await app(scope, replay, counted)
+        except asyncio.CancelledError:
+            self.server.cut_off += 1
+            raise
         finally:  # an exception of the model passes here on its way to be a 500
             path = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(path, status[0]).inc()
@@ -375,7 +378,10 @@ def allowed_hosts(options) -> list[str]:
     """The names by which the server may be asked: --hosts, or its own if it serves this machine only, else any."""
     if options.hosts:
         return [name.strip() for name in options.hosts.split(",") if name.strip()]
-    address = socket.getaddrinfo(options.host, None)[0][4][0]
+    try:
+        address = socket.getaddrinfo(options.host, None)[0][4][0]
+    except OSError:  # `listen` says so
+        return ["*"]
     if not ipaddress.ip_address(address).is_loopback:
         return ["*"]
     return [f"[{options.host}]" if ":" in options.host else options.host, "localhost", "127.0.0.1", "[::1]"]
@@ -393,9 +399,16 @@ def example_row(predictor):
 
 class Server(uvicorn.Server):
     """The first signal closes the door: what is connected is still answered, with `Connection: close`, before it ends.
-    A second one ends it sooner. stopping: the time of the first, or None."""
+    A second one ends it sooner. stopping: the time of the first, or None; cut_off: requests that were not answered;
+    idle: seconds after which a connection is closed that sends no request, or does not read its answer."""
 
     stopping = listening = None
+    cut_off = 0
+
+    def __init__(self, config, idle):
+        super().__init__(config)
+        self.idle = idle
+        self.waits = {}  # {connection: (what it has been waiting for, since when)}
 
     def handle_exit(self, number, frame):
         if self.stopping is not None:
@@ -408,7 +421,29 @@ class Server(uvicorn.Server):
         if seconds > 0.1:
             for server in self.servers:
                 server.close()
+        self.close_idle()
         return await super().on_tick(counter) or seconds > DRAIN
+
+    def close_idle(self):
+        """Ends connections that have waited for their client for too long, and the oldest of too many."""
+        now, before = time.monotonic(), self.waits
+        waits = {one: wait for one in self.server_state.connections if (wait := awaited(one))}
+        self.waits = {
+            one: before[one] if one in before and before[one][0] == wait else (wait, now) for one, wait in waits.items()
+        }
+        oldest = sorted(self.waits, key=lambda one: self.waits[one][1])
+        many = max(0, len(self.server_state.connections) - MOST_CONNECTIONS)
+        for place, one in enumerate(oldest):
+            if place < many or now - self.waits[one][1] > self.idle:
+                one.transport.abort()
+
+
+def awaited(connection):
+    """What a connection waits for its client to do: to send the next request, or to read the answer; None: nothing."""
+    cycle = connection.cycle
+    if cycle is None or cycle.response_complete:
+        return "a request", id(cycle)
+    return ("reading", id(cycle)) if connection.flow.write_paused else None
 
 
 def build_server(options):
@@ -418,9 +453,9 @@ def build_server(options):
         predictor = module.Predictor(options.folder, options.threads or None)
     except module.InputError as error:
         raise Mistake(str(error)) from None
-    config = uvicorn.Config(None, log_level="warning", access_log=False, timeout_keep_alive=30, lifespan="on")
-    config.timeout_graceful_shutdown = LAST_CALL
-    server = Server(config)
+    config = uvicorn.Config(None, log_level="warning", access_log=False, lifespan="on")
+    config.timeout_keep_alive, config.timeout_graceful_shutdown = options.max_idle_s, LAST_CALL
+    server = Server(config, options.max_idle_s)
     config.app = build_app(Service(predictor, module, options, server), module, options)
     return server
 
@@ -454,32 +489,61 @@ def serve(options):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn sends it once more to the handler of before
     print(f"http://{options.host}:{listening.getsockname()[1]}/docs  (Ctrl-C ends it)", flush=True)
+    if allowed_hosts(options) == ["*"]:
+        print("it answers under any name; --hosts NAME,NAME allows only yours", flush=True)
     server.listening = listening
     server.run(sockets=[listening])
-    print("all that was accepted is answered; the server has ended", flush=True)
+    all_answered = f"{server.cut_off} requests were cut off" if server.cut_off else "all that was accepted is answered"
+    print(f"{all_answered}; the server has ended", flush=True)
+
+
+def one_line(text):
+    """A text without line breaks, escape sequences and other marks that would change a terminal."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong with a command in one line."""
+
+    def error(self, message):
+        self.exit(2, one_line(f"error: {message} (--help lists all flags)") + "\n")
+
+
+def whole_number(low, high):
+    """A type of argparse: whole numbers from `low` to `high`, in plain digits."""
+
+    def parse(text):
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"{text[:30]!r} is no whole number from {low} to {high}")
+        return int(text)
+
+    return parse
 
 
 def parse(words=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = functools.partial(parser.add_argument, type=int)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def add(name, default, help, low=1, high=2**40):
+        parser.add_argument(name, type=whole_number(low, high), default=default, help=help)
+
     parser.add_argument("folder", help="what export.py wrote")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves your network, without password [127.0.0.1]")
-    add("--port", default=8000, help="0: one that is free [8000]")
-    add("--threads", default=0, help="processor cores for the model [all]")
-    add("--batch_size", default=32, help="most texts that are labelled together [32]")
-    add("--max_latency_ms", default=1000, help="a request that would take longer is refused with 503 [1000]")
-    add("--max_queue", default=1024, help="most texts that wait; more are refused with 503 [1024]")
-    add("--max_texts", default=64, help="most texts of a request [64]")
-    add("--max_characters", default=10_000, help="most characters of a text [10000]")
-    add("--max_bytes", default=1_000_000, help="most bytes of a request [1000000]")
-    add("--max_body_ms", default=10_000, help="a request that does not arrive within it is refused with 408 [10000]")
+    add("--port", 8000, "0: one that is free [8000]", low=0, high=65535)
+    add("--threads", 0, "processor cores for the model [all]", low=0, high=1024)
+    add("--batch_size", 32, "most texts that are labelled together [32]", high=65536)
+    add("--max_latency_ms", 1000, "a request that would take longer is refused with 503 [1000]")
+    add("--max_queue", 1024, "most texts that wait; more are refused with 503 [1024]")
+    add("--max_texts", 64, "most texts of a request [64]")
+    add("--max_characters", 10_000, "most characters of a text [10000]")
+    add("--max_bytes", 1_000_000, "most bytes of a request [1000000]")
+    add("--max_body_ms", 10_000, "a request that does not arrive within it is refused with 408 [10000]")
+    add("--max_idle_s", 30, "seconds until a connection without a request is closed, or one that reads no answer [30]")
     parser.add_argument(
         "--hosts", default="", help="names by which it may be asked, comma-separated [its own on 127.0.0.1, else any]"
     )
     options = parser.parse_args(words)
-    for name, value in vars(options).items():
-        if isinstance(value, int) and value < (0 if name in ("port", "threads") else 1):
-            parser.error(f"--{name} {value} is too small")
+    if not allowed_hosts(options):
+        parser.error(f"--hosts {options.hosts}: names no host")
     return options
 
 
@@ -487,7 +551,7 @@ def main():
     try:
         serve(parse())
     except Mistake as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
+        print(one_line(f"error: {mistake}"), file=sys.stderr)
         return 2
     return 0
 

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from engine import distributed, lora
 from engine.command_line import UserError, first_line
 from engine.files import clean_temporaries, replace_folder, sync, verify, write_json
+from engine.schema import AnyOf, Number, Optional, Range, SchemaError, like, mismatch, read_json
 from engine.tags import read_tasks
 
 logger = logging.getLogger("template")
@@ -288,6 +289,21 @@ def environment(device):
     return {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads(), "processes": processes}
 
 
+RANDOM = {
+    "random_python": (int, [Range(0, 2**32)], AnyOf(None, float)),
+    "random_numpy": (str, [Range(0, 2**32)], int, int, float),
+}
+STATE = RANDOM | {  # of training.json
+    "optimizer": [{str: object}],  # see `updated`
+    Optional("optimizer_state"): {str: {str: AnyOf(float, bool, None, str, [object])}},
+    "scheduler": {str: object},
+    "scaler": {str: object},
+    Optional("other_processes"): [RANDOM | {"sums": {str: Number}}],
+    "progress": {str: object},  # see Progress.load
+    "environment": {str: object},
+}
+
+
 def restore_training(folder: Path, *state: Any) -> tuple[dict, int]:
     """Puts back what `training_state` gave. -> (progress, how many processes there were)
 
@@ -298,6 +314,8 @@ def restore_training(folder: Path, *state: Any) -> tuple[dict, int]:
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
+        if isinstance(error, SchemaError):
+            raise UserError(f"{error}; the checkpoint is damaged, remove it") from None
         wrong = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(
             f"{folder}: training.json or training.safetensors holds what no run wrote ({wrong}); remove that checkpoint"
@@ -306,7 +324,7 @@ def restore_training(folder: Path, *state: Any) -> tuple[dict, int]:
 
 def restore_values(folder, optimizer, scheduler, scaler, tricks, device):
     tensors = load_file(folder / "training.safetensors")
-    values = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    values = read_json(folder / "training.json", STATE)
     for name, now in environment(device).items():
         if (before := values["environment"].get(name, now)) != now:
             differ = "its bytes may differ from those of a run that was never stopped"
@@ -321,15 +339,10 @@ def restore_values(folder, optimizer, scheduler, scaler, tricks, device):
         elif kind == "tricks":
             averages[rest] = tensor
     try:
-        groups = [
-            {name: as_before(value, group.get(name)) for name, value in before.items()}
-            for before, group in zip(values["optimizer"], optimizer.state_dict()["param_groups"], strict=True)
-        ]
+        pairs = zip(optimizer.state_dict()["param_groups"], values["optimizer"], strict=True)
+        groups = [updated(now, before, switches=(type(None), bool)) for now, before in pairs]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-        course = {
-            name: as_before(values["scheduler"].get(name, now), now) for name, now in scheduler.state_dict().items()
-        }
-        scheduler.load_state_dict(course)
+        scheduler.load_state_dict(updated(scheduler.state_dict(), values["scheduler"]))
         tricks.load_state_dict(averages)
     except (ValueError, KeyError) as error:  # with --force_resume the options may have changed
         raise UserError(
@@ -337,6 +350,17 @@ def restore_values(folder, optimizer, scheduler, scaler, tricks, device):
         ) from None
     scaler.load_state_dict(values["scaler"])
     return restore_process(tensors, values, device)
+
+
+def updated(now: dict, before: dict, switches: tuple = ()) -> dict:
+    """What an object remembers now, with what a checkpoint says of it. ValueError for what it cannot remember.
+
+    switches: types of values that stay as they are now: on another device an optimizer has other ones.
+    """
+    kept = {name: as_json(value) for name, value in now.items() if not isinstance(value, switches)}
+    if wrong := mismatch(before, like(kept)):
+        raise ValueError(wrong)
+    return now | {name: as_before(before[name], now[name]) for name in kept if name in before}
 
 
 def restore_process(tensors, values, device):

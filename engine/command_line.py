@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import errno
+import io
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ class UserError(ValueError):
     """A mistake that the user can correct. `main` prints its one line and exits with code 2, without a traceback."""
 
 
+MOST_COUNTED = 10**9  # epochs, steps, examples, …: libraries take no more than 2**31 or 2**63
 # Escape sequences, other controls but \t and \n, what turns the direction of writing, and line ends of Unicode
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
 
@@ -96,11 +98,13 @@ def parse_epochs(text):
 
 
 def require_range(config: Any, low: float, names: str, high: float = float("inf")) -> None:
-    """UserError unless each of these options is None, or a finite number from `low` to `high`."""
+    """UserError unless each of these options is None, or a finite number from `low` to `high`, a whole one of at most
+    MOST_COUNTED."""
     for name in names.split():
         value = getattr(config, name)
-        if value is not None and not (low <= value <= high and value < float("inf")):
-            most = "" if high == float("inf") else f" and at most {high}"
+        highest = min(high, MOST_COUNTED) if isinstance(value, int) else high
+        if value is not None and not (low <= value <= highest and value < float("inf")):
+            most = "" if value < highest or highest == float("inf") else f" and at most {highest}"
             raise UserError(f"--{name}={str(value)[:30]} must be a number of at least {low}{most}")
 
 
@@ -186,21 +190,46 @@ OUT_OF_HOST_MEMORY = (
     "this machine's memory is too small: lower --batch_size, --eval_batch_size or --max_length, use --streaming, or a "
     "smaller model; the last checkpoint is intact"
 )
+PIPE = 128 + 13  # what a shell shows of a process that SIGPIPE ended
 LOST = "another process of this run has ended or is silent; its checkpoints are intact, --resume goes on"
 
 
 def run_command(main, config_class, argv=None):
     """Runs main(config) with the flags of the command line. -> the exit code, that of `main` or 0.
 
-    A mistake, a full disk and too small a GPU are one line and 2; a signal is 128 and its number.
+    A mistake, a full disk and too small a GPU are one line and 2; a signal is 128 and its number, that of SIGPIPE if
+    whoever read the output has gone.
     """
-    for stream in (sys.stdout, sys.stderr):  # labels may have letters that the terminal's encoding lacks
+    make_output_printable()
+    try:
+        config = parse_args(config_class, argv)
+        if is_launched():  # DistributedDataParallel tells of what it need not have looked for
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        code = exit_code(main, config)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        for stream in (1, 2):  # else Python complains at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        code = PIPE
+    return end_process(code)
+
+
+class PrintableOutput(io.TextIOWrapper):
+    """A standard output in which no text, label or file name can change the terminal."""
+
+    def write(self, text: str) -> int:
+        super().write(printable(text))
+        return len(text)
+
+
+def make_output_printable():
+    """Labels may have letters that the terminal's encoding lacks, and escape sequences."""
+    for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    config = parse_args(config_class, argv)
-    if is_launched():  # DistributedDataParallel tells of what it need not have looked for
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    return end_process(exit_code(main, config))
+    if type(sys.stdout) is io.TextIOWrapper:
+        buffered = {"encoding": sys.stdout.encoding, "line_buffering": sys.stdout.line_buffering}
+        sys.stdout = PrintableOutput(sys.stdout.detach(), errors="backslashreplace", **buffered)
 
 
 def exit_code(main, config):
@@ -212,6 +241,8 @@ def exit_code(main, config):
         return 128 + signal.SIGINT
     except UserError as error:
         mistake = error
+    except BrokenPipeError:
+        raise
     except OSError as error:
         mistake = os_error_line(error)
     except MemoryError:  # of Python, NumPy and Arrow
@@ -225,6 +256,8 @@ def exit_code(main, config):
             mistake = f"a checkpoint cannot be written ({first_line(error)}); the one before is intact"
         elif is_lost(error):
             mistake = LOST
+        elif str(error).startswith("Symlink loop"):  # of Path.resolve
+            mistake = f"{first_line(error)}; remove the link"
         else:
             raise
     except BaseException as error:

@@ -14,6 +14,7 @@ import json
 import logging
 import signal
 import socket
+from contextlib import suppress
 
 from engine.command_line import UserError
 from engine.extras import extras_of, pairs_of
@@ -105,11 +106,14 @@ def page(label, examples, language):
 
 async def read_body(request):
     """The bytes of a request, or None if they are more than MOST_BYTES."""
+    from starlette.requests import ClientDisconnect
+
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MOST_BYTES:
-            return None
+    with suppress(ClientDisconnect):  # then half of it is no JSON, and nobody hears it
+        async for part in request.stream():
+            body += part
+            if len(body) > MOST_BYTES:
+                return None
     return body
 
 

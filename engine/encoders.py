@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, BertConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+from transformers.utils import logging as transformers_logging
 
 from engine import lora
 from engine.command_line import UserError, first_line
@@ -186,12 +188,24 @@ def fit_vocabulary(encoder, tokenizer, config):
         )
 
 
+@contextmanager
+def silence():
+    """Nothing less than an error of transformers is told."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+
+
 def load_pretrained(name, revision=None, dtype="fp32"):
     """An encoder from a folder made by save_pretrained, or from the hub; refused if weights are missing."""
     options = dict(output_loading_info=True, dtype=DTYPES[dtype], revision=revision)
     try:
         options["config"] = read_shape(name, revision)
-        encoder, found = AutoModel.from_pretrained(name, trust_remote_code=False, **options)
+        with silence():  # its table of what is missing and unexpected; what matters of it is told below
+            encoder, found = AutoModel.from_pretrained(name, trust_remote_code=False, **options)
     except UserError:
         raise
     except Exception as error:  # a foreign folder can make transformers raise anything

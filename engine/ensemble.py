@@ -5,7 +5,6 @@ of the models' distributions over paths, scaled to sum to one. Words go by their
 tokenizers.
 """
 
-import json
 import math
 import statistics
 from pathlib import Path
@@ -21,11 +20,14 @@ from engine.command_line import UserError
 from engine.extras import extras_of
 from engine.files import verify
 from engine.predictions import Predictions, add_cut_words, prediction_rows
+from engine.run_folder import SCORES, read_result
+from engine.schema import Optional
+from engine.tags import read_tasks
 
 
 def mean_scores(paths):
     """{"folds": [eval.json of each], "mean": …, "std": …}; a score that one of them lacks has no mean."""
-    result = {"folds": [json.loads(path.read_text(encoding="utf-8")) for path in paths]}
+    result = {"folds": [read_result(path, {str: SCORES}) for path in paths]}
     for part in result["folds"][0]:
         for name in result["folds"][0][part]:
             values = [fold[part][name] for fold in result["folds"] if name in fold[part]]
@@ -156,8 +158,8 @@ def find_runs(paths, unique):
             raise UserError(f"{folder}: is named twice; a run counts once (a selection may give it more weight)")
     runs = []
     for folder, name in zip(folders, unique([name_of(folder) for folder in folders])):
-        tasks, options = (json.loads((folder / f"{n}.json").read_text(encoding="utf-8")) for n in ("labels", "args"))
-        runs.append(Run(name, folder, tasks, options.get("use_crf", False)))
+        options = read_result(folder / "args.json", {Optional("use_crf"): bool}, "train the run again")
+        runs.append(Run(name, folder, read_tasks(folder / "labels.json"), options.get("use_crf", False)))
         refuse_difference(runs[0], runs[-1])
     return runs
 

@@ -61,6 +61,7 @@ def appearing_whole(path, durable=False):
     durable: it appears when it is on the disk, so that it is whole also after a power failure.
     """
     path = Path(path)
+    require_file(path)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.unlink(missing_ok=True)
     try:
@@ -73,6 +74,12 @@ def appearing_whole(path, durable=False):
         temporary.unlink(missing_ok=True)
         raise
     os.replace(temporary, path)
+
+
+def require_file(path: str | Path) -> None:
+    """UserError if something else than a file has this name, such as a folder, a pipe or a device."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path}: is {'a folder' if os.path.isdir(path) else 'no file'}; name another one")
 
 
 def refuse_same_file(output: str | Path, option: str, *inputs: str | Path) -> None:
@@ -130,6 +137,8 @@ def appearing_folder(folder, keeps=(), owns=None, sealed=False):
     mounted, or its parent cannot be written) gets the files one by one, those of LAST last: it is refused without them.
     """
     folder = Path(folder).resolve()
+    if folder.exists() and not folder.is_dir():  # a device would be moved away
+        raise UserError(f"{folder}: is no folder; name another one")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (folder.with_name(f".{folder.name}{end}") for end in (TEMPORARY, OLD))
     if old.exists() and not folder.exists():

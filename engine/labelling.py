@@ -19,7 +19,7 @@ from engine import distributed
 from engine.command_line import UserError, os_error_line
 from engine.extras import extras_of
 from engine.features import Cuts
-from engine.files import open_own, refuse_same_file, sha256, sync, write_json
+from engine.files import open_own, refuse_same_file, require_file, sha256, sync, write_json
 from engine.launch import restarts
 from engine.option_checks import parse_shard
 from engine.predictions import check_pairs, prepare_inputs, write_rows
@@ -143,8 +143,7 @@ class Output:
         """
         with hold(self.lock, self.path, "name another --predict_output", "choose another --predict_output"):
             try:
-                if self.path.is_dir():
-                    raise UserError(f"{self.path} is a folder; name a file with --predict_output")
+                require_file(self.path)
                 if not (resume and self.progress.exists() and self.go_on(force)):
                     self.begin(resume)
             except OSError as error:

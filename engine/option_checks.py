@@ -35,9 +35,8 @@ def check_options(config):
 
 def require_numbers(config):
     """UserError for a number out of its range."""
-    require_range(
-        config, 1, "batch_size gradient_accumulation_steps eval_batch_size log_steps ddp_timeout shuffle_buffer"
-    )
+    counts = "batch_size gradient_accumulation_steps eval_batch_size log_steps ddp_timeout shuffle_buffer"
+    require_range(config, 1, counts)
     # so many that building or running them would not end
     require_range(config, 1, "num_layers pgd_steps freelb_steps dropout_samples", high=1000)
     require_range(config, 0, "shared_layers num_workers", high=1000)
@@ -46,7 +45,7 @@ def require_numbers(config):
     require_range(config, 0, "warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps")
     require_range(config, 0, "fgm_eps pgd_alpha freelb_alpha awp_gamma smart_weight")
     require_range(config, 0, "rdrop_alpha focal_gamma unfreeze_layers keep_layers lora_rank lora_alpha")
-    require_range(config, 8, "max_length")
+    require_range(config, 8, "max_length", high=2**20)
     require_range(config, -1, "freeze_layers epochs")  # -1: all, auto
     require_range(config, 0, "unlabelled_ratio")
     shares = "teacher_weight dropout lora_dropout lrf label_smoothing ema_decay awp_start swa_start layer_decay"
@@ -60,8 +59,7 @@ def require_numbers(config):
 
 def refuse_teachers(config):
     """UserError for options of teachers that cannot be."""
-    if not 0 < config.temperature < float("inf"):
-        raise UserError(f"--temperature={config.temperature:g} must be above 0")
+    require_range(config, 0.01, "temperature", high=1000)
     if config.unlabelled and not config.teacher.strip(", "):
         raise UserError("--unlabelled: texts without labels are learnt from a --teacher; name one")
     if config.unlabelled and config.streaming:

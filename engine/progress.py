@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from engine import distributed
 from engine.command_line import UserError
+from engine.schema import AnyOf, Number, Range, mismatch
 
 logger = logging.getLogger("template")
 
@@ -33,9 +34,12 @@ class Progress:
 
     @classmethod
     def load(cls, values, folder):
-        """From what a checkpoint holds. UserError if another version of this template wrote it."""
+        """From what a checkpoint holds. UserError if another version of this template wrote it, or nobody did."""
         if values.keys() != {part.name for part in fields(cls)}:
             raise UserError(f"{folder}: another version of this template wrote it; train a new --model_version")
+        kinds = {int: Range(0, 2**53), float | None: AnyOf(Number, None), dict: {str: Number}, str: str}
+        if wrong := mismatch(values, {part.name: kinds[part.type] for part in fields(cls)}):
+            raise UserError(f"{folder}: its training.json is damaged: {wrong}; remove that checkpoint")
         return cls(**values)
 
     def share_among(self, processes, before, scheduler, batches, in_step):

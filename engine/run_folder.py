@@ -13,9 +13,11 @@ from filelock import FileLock, Timeout
 from engine.command_line import UserError
 from engine.files import write_json
 from engine.launch import restarts
-from engine.schema import AnyOf, Optional, SchemaError, read_json
+from engine.schema import AnyOf, Number, Optional, SchemaError, read_json, read_json_lines
 
 logger = logging.getLogger("template")
+EVALUATE = "evaluate the run again: python main.py --do_eval --model_version NAME"
+SCORES = {str: Number}  # of a part, in eval.json
 AUTO = {"epochs": -1, "early_stop_patience": None, "precision": "auto", "ema_decay": None}  # see engine/automatic.py
 
 
@@ -131,6 +133,22 @@ def read_options(path: str | Path, options: type) -> dict:
         return read_json(path, shape)
     except SchemaError as error:
         raise UserError(f"{error}; the file was edited or is damaged") from None
+
+
+def read_result(path: str | Path, shape: Any, advice: str = EVALUATE) -> Any:
+    """What a JSON file of a run folder holds. UserError with this advice if it has not this shape."""
+    try:
+        return read_json(path, shape)
+    except SchemaError as error:
+        raise UserError(f"{error}; {advice}") from None
+
+
+def read_result_lines(path: str | Path, shape: Any) -> list:
+    """Likewise the rows of a .jsonl file."""
+    try:
+        return list(read_json_lines(path, shape))
+    except SchemaError as error:
+        raise UserError(f"{error}; {EVALUATE}") from None
 
 
 def shape_of(option_field: dataclasses.Field) -> Any:

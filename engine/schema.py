@@ -4,14 +4,17 @@
     tasks = read_json(folder / "labels.json", {str: TASK})
 
 A shape is one of: a type (`float` also takes whole numbers, `int` no booleans; numbers must be finite), None, a value
-that it must equal (a string or a boolean), `[shape]` for a list, `{str: shape}` for an object with any keys,
-`{"name": shape, Optional("name"): shape}` for one with these keys (and others, which nobody reads), `AnyOf(shape, …)`,
-`Range(low, high)` for a number between both, or `object` for anything.
+that it must equal (a string or a boolean), `[shape]` for a list, `(shape, shape)` for a list of two,
+`{str: shape}` for an object with any keys, `{"name": shape, Optional("name"): shape}` for one with these keys (and
+others, which nobody reads), `AnyOf(shape, …)`, `Range(low, high)` for a number between both, `Number` for one that need
+not be finite, or `object` for anything.
 Only the standard library is used, because every exported folder has a copy of this file.
 """
 
 import json
 import math
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,18 +43,52 @@ class Range(NamedTuple):
     high: float = math.inf
 
 
+class Number:
+    """Any number that a float can be, also NaN and the infinities: a score, a loss."""
+
+
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict:
+    """The dict of a JSON object's pairs. ValueError if a key comes twice, of which json would take the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} comes twice")
+    return found
+
+
+# Text -> its JSON value, as json.loads
+parse_json = json.JSONDecoder(object_pairs_hook=without_duplicates).decode
+
+
 def read_json(path: str | Path, shape: Any = object) -> Any:
     """The value in a JSON file, if it has this shape. SchemaError: it cannot be read, or has another one."""
+    if not os.path.isfile(path):  # a pipe would be waited for, and /dev/zero has no end
+        raise SchemaError(f"{path}: no such file")
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        value = json.loads(text)
-    except FileNotFoundError:
-        raise SchemaError(f"{path}: no such file") from None
+        value = parse_json(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, RecursionError, ValueError) as error:
         raise SchemaError(f"{path}: cannot be read as JSON ({type(error).__name__})") from None
     if wrong := mismatch(value, shape):
         raise SchemaError(f"{path}: {wrong}")
     return value
+
+
+def read_json_lines(path: str | Path, shape: Any = object) -> Iterator[Any]:
+    """The values of a .jsonl file, one a line, that all have this shape. SchemaError as `read_json`."""
+    number = 0
+    if not os.path.isfile(path):
+        raise SchemaError(f"{path}: no such file")
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                value = parse_json(line)
+                if wrong := mismatch(value, shape):
+                    raise SchemaError(f"{path}, row {number}: {wrong}")
+                yield value
+    except SchemaError:
+        raise
+    except (OSError, RecursionError, ValueError) as error:
+        raise SchemaError(f"{path}, row {number}: cannot be read as JSON ({type(error).__name__})") from None
 
 
 def mismatch(value: Any, shape: Any, where: str = "") -> str:
@@ -62,10 +99,17 @@ def mismatch(value: Any, shape: Any, where: str = "") -> str:
     if isinstance(shape, list):
         if not isinstance(value, list):
             return wrong(value, shape, where)
+        if shape[0] is str and set(map(type, value)) <= {str}:  # the usual case, and long
+            return ""
         items = ((one, shape[0], f"{where}[{number}]") for number, one in enumerate(value))
         return next((text for item in items if (text := mismatch(*item))), "")
     if isinstance(shape, dict):
         return mismatch_in_object(value, shape, where)
+    if type(shape) is tuple:
+        if not isinstance(value, list) or len(value) != len(shape):
+            return wrong(value, shape, where)
+        items = ((one, kind, f"{where}[{number}]") for number, (one, kind) in enumerate(zip(value, shape)))
+        return next((text for item in items if (text := mismatch(*item))), "")
     return "" if fits(value, shape) else wrong(value, shape, where)
 
 
@@ -91,11 +135,25 @@ def fits(value: Any, shape: Any) -> bool:
     if isinstance(shape, Range):
         return fits(value, type(shape.low)) and shape.low <= value <= shape.high
     if shape is int:
-        return isinstance(value, int)
+        return isinstance(value, int) and abs(value) < 2**63
+    if shape is Number:
+        return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1e308)
     if shape is float:
         # `float(10**400)` raises, and so do comparisons that numpy makes of it later
         return isinstance(value, int | float) and abs(value) < 1e308 and math.isfinite(value)
     return isinstance(value, shape) if isinstance(shape, type) else type(value) is type(shape) and value == shape
+
+
+def like(value: Any) -> Any:
+    """The shape of values like this one: the same keys, as many items, finite numbers where it has numbers, anything
+    where it has null."""
+    if isinstance(value, dict):
+        return {Optional(key): like(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(map(like, value))
+    if value is None or isinstance(value, bool):
+        return object if value is None else bool
+    return type(value) if isinstance(value, int | str) else float
 
 
 def wrong(value: Any, shape: Any, where: str) -> str:
@@ -110,10 +168,13 @@ def wrong(value: Any, shape: Any, where: str) -> str:
 def describe(shape: Any) -> str:
     """A shape in words."""
     names = {str: "a string", int: "a whole number", float: "a finite number", bool: "true or false", None: "null"}
+    names |= {Number: "a number"}
     if isinstance(shape, AnyOf):
         return " or ".join(describe(one) for one in shape)
     if isinstance(shape, list):
         return f"a list, each item {describe(shape[0])}"
+    if type(shape) is tuple:
+        return f"a list of {len(shape)} items"
     if isinstance(shape, dict):
         return "an object"
     if isinstance(shape, Range):

@@ -1,11 +1,13 @@
 """Tags of words: schemes such as BIO and BIOES, and what may follow what in them."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from engine.command_line import UserError
 from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
 
+PARTS_OF_A_ROW = ("id", "text", "tokens", "text_pair", "extras", "kept")
 IGNORE = -100  # what a label is where there is none: torch's ignore_index
 
 
@@ -40,7 +42,19 @@ def read_tasks(path: str | Path) -> dict[str, dict]:
         raise UserError(f"{error}; make it again, or take one that is whole") from None
     if not tasks:
         raise UserError(f"{path}: names no task")
+    require_distinct(path, tasks)
     return tasks
+
+
+def require_distinct(path: str | Path, names: Iterable[str]) -> None:
+    """UserError if predictions would have two columns of one name, or a task has the name of a part of a row."""
+    owners = dict.fromkeys(PARTS_OF_A_ROW, "the row itself")
+    for name in names:
+        for column in (name, f"{name}_tags", f"{name}_probability"):
+            if column in owners:
+                both = f"the column {column!r} would be that of {name!r} and of {owners[column]!r}"
+                raise UserError(f"{path}: {both}; rename the column of the label")
+            owners[column] = name
 
 
 def is_tagging(kind):

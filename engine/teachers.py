@@ -1,6 +1,5 @@
 """The part of distillation that nobody edits: which teachers there are, and their answers for each step."""
 
-import json
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from engine import checkpoint, distributed
 from engine.command_line import UserError
 from engine.ensemble import checkpoint_of
 from engine.soft_targets import Places, Teacher, soft_targets
-from engine.tags import kind_of
+from engine.tags import kind_of, read_tasks
 from engine.trick import Trick
 
 
@@ -58,7 +57,7 @@ class TaughtBySeveral(Trick):
         self.of_step, self.counts, self.force, self.teachers = [], None, False, []
         ours = {name: head.task for name, head in self.heads.items()}
         for folder in (checkpoint_of(Path(folder)) for folder in folders):
-            theirs = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+            theirs = read_tasks(folder / "labels.json")
             self.teachers.append(Teacher(folder, self.heads, shared_tasks(folder, theirs, ours), temperature))
         self.taught = [name for name in self.heads if any(name in teacher.tasks for teacher in self.teachers)]
 

@@ -6,6 +6,7 @@ Edit here when your columns have names of their own that should be found without
 from typing import NamedTuple
 
 from engine.command_line import UserError
+from engine.tags import PARTS_OF_A_ROW
 from preprocess.raw_files import some
 
 # The usual names of columns and keys. Where several are present, the first in these lists is the text.
@@ -19,7 +20,7 @@ NUMBER_NAMES = "score rating stars similarity".split()  # taken for labels where
 OTHER_LABEL_NAMES = "sentiment emotion topic polarity 情感 情感标签 情感倾向 情感极性 情绪 分类 类型 意图 实体".split()
 OTHER_LABEL_NAMES += "评分 星级 得分 打分 分数 相似度".split()
 # What an example holds beside its labels
-RESERVED = ("id", "text", "tokens", "text_pair", "split", "group", "extras", "kept", "_where")
+RESERVED = (*PARTS_OF_A_ROW, "split", "group", "_where")
 PART_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("dev", "valid", "val", "validation", "eval"), "dev"),

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from engine.command_line import UserError
 from engine.extras import column_statistics, require_extras
-from engine.tags import TagFacts, entities_in, has_spans, is_tagging, needs_words
+from engine.tags import TagFacts, entities_in, has_spans, is_tagging, needs_words, require_distinct
 from engine.text import split_text
 from preprocess import labels
 from preprocess.columns import PART_NAMES, RESERVED
@@ -624,6 +624,7 @@ def label_info(found, sizes, tasks, first):
     are pairs, and the extra columns. found: by `look_labels`; sizes: {part: rows}; first: the first example of train
     """
     info = {}
+    require_distinct("the data", tasks)
     for name, kind in tasks.items():
         for part, size in sizes.items():
             if found.counts["missing", name][part] == size:
@@ -638,6 +639,7 @@ def label_info(found, sizes, tasks, first):
         counts = found.counts["labels", name, "train"]
         names = sorted(counts, key=lambda label: (label != "O", label))
         labels.require_few(name, names)
+        labels.refuse_two_ways(name, names)
         if kind == "classification" and len(names) < 2:
             raise UserError(f"the task {name!r} has the single label {names[0]!r} in train: there is nothing to learn")
         if not names:

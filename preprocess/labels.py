@@ -131,6 +131,14 @@ def check_class(label, name, where):
     return label.strip()
 
 
+def refuse_two_ways(name, labels):
+    """UserError for a task of yes and no that are written in two ways, as 1 and true in JSON: it would have four
+    labels."""
+    written = {label.lower() for label in labels}
+    if written <= {"true", "false", "1", "0"} and written & {"true", "false"} and written & {"1", "0"}:
+        raise UserError(f"the task {name!r} has the labels {', '.join(labels)}: write yes and no in one way")
+
+
 def require_few(name, labels):
     """UserError for more labels than anybody means to tell apart: the column is an id, or a text."""
     if len(labels) > MOST_LABELS:

@@ -11,6 +11,7 @@ from json.decoder import WHITESPACE
 from pathlib import Path
 
 from engine.command_line import UserError, first_line
+from engine.schema import parse_json, without_duplicates
 from preprocess.columns import LABEL_NAMES, PAIR_NAMES, TEXT_NAMES, columns_of_marks, find_columns, labels_of_row
 from preprocess.labels import is_spans
 from preprocess.raw_files import MOST_CHARACTERS, first_of, open_text, read_rows, some, undecodable
@@ -27,7 +28,7 @@ def read_objects(path, encoding):
     for number, row in read_rows(path, encoding):
         where = f"{path}, row {number}"
         try:
-            yield where, json.loads(row) if row.strip() else None
+            yield where, parse_json(row) if row.strip() else None
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not JSON ({error})") from None
 
@@ -56,7 +57,7 @@ def json_form(path, encoding):
                 continue
             if line.lstrip().startswith("["):
                 return "list"
-            if isinstance(json.loads(line), dict):
+            if isinstance(parse_json(line), dict):
                 while (line := file.readline(MOST_CHARACTERS)) and not line.strip():
                     continue
                 return "rows" if line else "object"
@@ -77,7 +78,7 @@ def read_object(path, encoding):
             if len(text) > MOST_OF_ONE_OBJECT:
                 larger = f"a single object of more than {MOST_OF_ONE_OBJECT:,} characters"
                 raise UserError(f"{path}, row 1: {larger}; write it as JSONL, an object a row")
-            content = json.loads(text)
+            content = parse_json(text)
         except UnicodeError:
             raise undecodable(path, file) from None
         except UserError:
@@ -107,7 +108,7 @@ class JsonList:
     def __init__(self, path, file):
         self.path, self.file = path, file
         self.text, self.place, self.rows_before = "", 0, 0
-        self.decode = json.JSONDecoder().raw_decode
+        self.decode = json.JSONDecoder(object_pairs_hook=without_duplicates).raw_decode
 
     def load(self):
         """Drops what was read, and reads about as much again as is left. -> whether there was more."""
@@ -152,7 +153,7 @@ class JsonList:
             except RecursionError as error:
                 raise self.mistake(error, self.place) from None
             except ValueError as error:
-                at = getattr(error, "pos", 0)
+                at = getattr(error, "pos", self.place)
                 cut_off = str(error).startswith("Unterminated string") or at > len(self.text) - 16
                 if not cut_off or not self.load():
                     raise self.mistake(first_line(error), at) from None

@@ -1,6 +1,6 @@
 """Which values options of data_process.py may have, and which exclude each other."""
 
-from engine.command_line import UserError, require_seed
+from engine.command_line import UserError, require_range, require_seed
 from preprocess.labels import KINDS
 
 
@@ -12,8 +12,7 @@ def check_options(config):
     label_types_by_name(config.label_type)
     if config.n_splits < 0 or config.n_splits == 1:
         raise UserError(f"--n_splits={config.n_splits} must be at least 2")
-    if config.max_rows < 0:
-        raise UserError(f"--max_rows={config.max_rows} must be a whole number of at least 1")
+    require_range(config, 0, "max_rows")
     if not config.label_separator:
         raise UserError("--label_separator must not be empty")
     if set(config.delimiter) & {'"', "\n", "\r"}:

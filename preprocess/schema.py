@@ -11,9 +11,10 @@ from collections import Counter
 from itertools import accumulate
 from pathlib import Path
 
-from engine.command_line import UserError
+from engine.command_line import UserError, first_line
 from engine.extras import extras_of, require_extras
-from engine.files import digest
+from engine.files import digest, require_file
+from engine.schema import parse_json
 from engine.tags import kind_of, needs_words, read_tasks
 from engine.text import text_of
 from preprocess import labels
@@ -53,6 +54,8 @@ def load_labels(data_path):
     if not path.exists():
         command = f"python data_process.py --input RAW --output_dir {data_path}"
         raise UserError(f"{data_path}: no labels.json in it; make the folder with: {command}")
+    for part in PARTS:
+        require_file(path.with_name(f"{part}.jsonl"))
     return read_tasks(path)
 
 
@@ -109,10 +112,13 @@ def read_processed(path, tasks, start=0, stop=None, strict=False):
         for number, line in enumerate(file, 1):
             where = f"{path}, row {number}" + (f" after byte {start}" if start else "")
             try:
-                example = json.loads(line)
-            except (ValueError, RecursionError):
-                raise UserError(f"{where}: not JSON; make the folder again with data_process.py") from None
+                example = parse_json(line.decode())
+            except (ValueError, RecursionError) as error:
+                made = "make the folder again with data_process.py"
+                raise UserError(f"{where}: not JSON ({first_line(error)}); {made}") from None
             check_row(example, tasks, where)
+            if b"\\ud" in line.lower() or b"\xed" in line:  # either may be half a character
+                check_characters({"_where": where, **example})
             if strict:
                 require_known_labels(example, known, where)
             example.setdefault("id", str(number - 1))
@@ -186,8 +192,8 @@ def require_own_folder(folder, source):
     for fold in folder.glob("fold_*/*") if not strange else ():
         if fold.name not in parts and not re.fullmatch(ours, fold.name):
             strange.add(f"{fold.parent.name}/{fold.name}")
-    if folder.is_file() or strange:
-        found = shorten(strange) or "it is a file"
+    if strange or (folder.exists() and not folder.is_dir()):
+        found = shorten(strange) or "it is no folder"
         raise UserError(f"--output_dir {folder}: holds other things ({found}); choose an empty or new folder")
     if folder.resolve() in (source.resolve(), *source.resolve().parents):
         raise UserError(f"--output_dir {folder}: is where the input lies; choose another folder")

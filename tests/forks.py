@@ -3,8 +3,8 @@
     python tests/forks.py
 
 Each line of standard input is JSON: {"words": [script, flag, …], "cwd": folder, "files": [standard input, output,
-errors], "kill_at": [folder, step] or null}; for each the exit code is printed. With kill_at the process is killed once
-the folder has a checkpoint of that step.
+errors], "seconds": until it is killed, "kill_at": [folder, step] or null}; for each the exit code is printed. With
+kill_at the process is killed once the folder has a checkpoint of that step.
 """
 
 import atexit
@@ -31,11 +31,11 @@ class Forks:
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.process = subprocess.Popen([sys.executable, __file__], env={**os.environ, **env}, **pipes)
 
-    def command(self, words, cwd, input=None):
-        """Runs [script, flag, …] in `cwd` -> subprocess.CompletedProcess."""
+    def command(self, words, cwd, input=None, seconds=600):
+        """Runs [script, flag, …] in `cwd` -> subprocess.CompletedProcess. It is killed after so many seconds."""
         given, out, errors = (self.cwd / name for name in ("in.txt", "out.txt", "errors.txt"))
         given.write_text(input or "", encoding="utf-8")
-        code = self.start(words, cwd, [given, out, errors])
+        code = self.start(words, cwd, [given, out, errors], seconds=seconds)
         return subprocess.CompletedProcess(words, code, *(file.read_text(encoding="utf-8") for file in (out, errors)))
 
     def run(self, words, code=0, kill_at=None):
@@ -46,9 +46,9 @@ class Forks:
         assert found == code, f"{' '.join(map(str, words))}: exit {found}\n{printed[-3000:]}"
         return printed
 
-    def start(self, words, cwd, files, kill_at=None):
+    def start(self, words, cwd, files, kill_at=None, seconds=600):
         words = [str(self.scripts / words[0]), *map(str, words[1:])]
-        task = {"words": words, "cwd": str(cwd), "files": [*map(str, files)], "kill_at": kill_at}
+        task = {"words": words, "cwd": str(cwd), "files": [*map(str, files)], "seconds": seconds, "kill_at": kill_at}
         self.process.stdin.write(json.dumps(task) + "\n")
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
@@ -60,7 +60,7 @@ class Forks:
         self.process.communicate()
 
 
-def become(words, cwd, files):
+def become(words, cwd, files, seconds):
     """Never returns: the process becomes the script, and ends without the seconds that taking the libraries apart would
     take."""
     writes = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND  # two may be the same file
@@ -68,7 +68,7 @@ def become(words, cwd, files):
         os.dup2(os.open(file, how), number)
     sys.stdin, code = os.fdopen(0, encoding="utf-8", closefd=False), 0
     os.chdir(cwd)
-    signal.alarm(600)  # then it is killed
+    signal.alarm(seconds)  # then it is killed
     sys.argv, sys.path[0] = words, str(Path(words[0]).parent)
     try:
         runpy.run_path(words[0], run_name="__main__")

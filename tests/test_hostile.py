@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -46,6 +47,19 @@ def run(sample, tmp_path_factory):
     train(config)
     export(ExportConfig(checkpoint=str(config.run_dir / "checkpoints/best"), output_dir=str(output / "shipped")))
     return config.run_dir, output / "shipped"
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, sample, tmp_path_factory):
+    """A copy of the run, evaluated."""
+    from config import Config
+    from main import main
+
+    output = tmp_path_factory.mktemp("evaluated")
+    shutil.copytree(run[0], output / "run")
+    flags = dict(data_path=str(sample), output_dir=str(output), model_version="run", device="cpu")
+    main(Config(do_eval=True, **flags))
+    return output / "run"
 
 
 def tree(folder):
@@ -238,15 +252,18 @@ def test_an_export_that_was_edited_is_refused(name, run, tmp_path):
     Predictor(folder, 1)
 
 
-def fuzz(folder, names, number, use):
-    """Mutates JSON files of a folder in turn, seals it, and uses it; InputError and UserError are ValueErrors of one
-    line. FUZZ_SEED chooses others. -> how many could still be used"""
+def fuzz(folder, names, number, use, sealed=True):
+    """Mutates JSON files of a folder in turn, of a .jsonl one row, seals it, and uses it; InputError and UserError are
+    ValueErrors of one line. FUZZ_SEED chooses others. -> how many could still be used"""
     rng, used = random.Random(int(os.environ.get("FUZZ_SEED", 7))), 0
     for step in range(number):
         path = folder / names[step % len(names)]
         content = path.read_bytes()
-        path.write_text(json.dumps(mutated(json.loads(content), rng)))
-        if path.name != "manifest.json":
+        rows = content.splitlines() if path.suffix == ".jsonl" else [content]
+        chosen = rng.randrange(len(rows))
+        rows[chosen] = json.dumps(mutated(json.loads(rows[chosen]), rng)).encode()
+        path.write_bytes(b"\n".join(rows))
+        if sealed and path.name != "manifest.json":
             seal(folder)
         try:
             use(folder)
@@ -254,7 +271,8 @@ def fuzz(folder, names, number, use):
         except ValueError as error:
             assert type(error).__name__ in ("InputError", "UserError") and "\n" not in str(error), error
         path.write_bytes(content)
-        seal(folder)
+        if sealed:
+            seal(folder)
     return used
 
 
@@ -279,6 +297,42 @@ def test_no_json_of_a_checkpoint_ends_in_a_traceback(number, run, tmp_path):
     folder = tmp_path / "best"
     shutil.copytree(run[0] / "checkpoints/best", folder)
     assert fuzz(folder, sorted(path.name for path in folder.glob("*.json")), number, load_checkpoint) > 0
+
+
+@pytest.mark.parametrize("number", [20, pytest.param(300, marks=pytest.mark.slow)])
+def test_no_state_of_training_ends_in_a_traceback(number, run, sample, tmp_path):
+    """What can be resumed also trains."""
+    from conftest import TINY
+
+    from config import Config
+
+    (before,) = (run[0] / "checkpoints").glob("step_*")
+    options = TINY | dict(data_path=str(sample), output_dir=str(tmp_path), use_crf=True, batch_size=30, epochs=2)
+
+    def go_on(folder):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        shutil.copytree(run[0], tmp_path / "run")
+        shutil.copytree(folder, tmp_path / "run/checkpoints" / before.name, dirs_exist_ok=True)
+        train(Config(**options, model_version="run"))
+
+    shutil.copytree(before, tmp_path / "step")
+    assert 0 < fuzz(tmp_path / "step", ["training.json"], number, go_on) < number
+
+
+@pytest.mark.parametrize("number", [40, pytest.param(400, marks=pytest.mark.slow)])
+def test_no_result_of_a_run_ends_its_report_in_a_traceback(number, evaluated, tmp_path):
+    from engine.report.compare import compare_runs
+    from engine.report.page import make_report
+
+    for name in ("run", "twin"):
+        shutil.copytree(evaluated, tmp_path / name)
+
+    def show(folder):
+        make_report(folder)
+        compare_runs(tmp_path, ["run", "twin"])
+
+    names = ["answers/about.json", "answers/dev.jsonl", "answers/test.jsonl", "eval.json", "metrics.jsonl"]
+    assert 0 < fuzz(tmp_path / "run", names, number, show, sealed=False) < number
 
 
 @pytest.mark.parametrize(
@@ -496,6 +550,48 @@ def test_sigterm_ends_a_server_that_somebody_keeps_waiting(begun, run):
         assert server.process.wait(20) == 0
 
 
+@pytest.mark.slow
+def test_connections_that_only_wait_are_closed_and_others_are_answered(run):
+    """Half a header, nothing at all, a second request that does not come, an answer that nobody reads."""
+    pytest.importorskip("fastapi", reason="pip install -r requirements-serve.txt")
+    from test_serve import Served
+
+    with Served(run[1], "--max_idle_s", 1, "--max_texts", 20_000) as server:
+        lines = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in range(40)]
+        for line, sent in zip(lines, [HALF[:30], b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"] * 20):
+            line.sendall(sent)
+        deaf = socket.socket()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", server.port))
+        body = json.dumps({"texts": ["play a song"] * 20_000}).encode()
+        head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        deaf.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        for line in lines:
+            with suppress(OSError):  # reset, or closed after what was answered
+                while line.recv(1 << 16):
+                    pass
+            assert server.ask("/health")[0] == 200
+            line.close()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(30) == 0
+        deaf.close()
+
+
+@pytest.mark.slow
+def test_a_page_is_told_nothing_by_a_client_that_goes_while_it_sends(run, sample, tmp_path):
+    words = ["main.py", "--do_predict", "--demo", "--demo_address", "127.0.0.1:0", "--device", "cpu"]
+    words += ["--checkpoint", run[0] / "checkpoints/best", "--data_path", sample, "--output_dir", tmp_path]
+    words = [sys.executable, ROOT / words[0], *words[1:]]
+    with subprocess.Popen(list(map(str, words)), stderr=subprocess.PIPE, text=True) as process:
+        port = int(re.search(r"127.0.0.1:(\d+)", process.stderr.readline())[1])
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", port)) as line:
+                line.sendall(HALF.replace(b"/predict", b"/label"))
+        assert raw(port, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").startswith("HTTP/1.1 200")
+        process.terminate()
+        assert "Traceback" not in process.communicate(timeout=60)[1] and process.returncode == 0
+
+
 # ---- terminal, log, memory -------------------------------------------------------------------------------------------
 
 
@@ -601,3 +697,122 @@ def test_a_label_of_several_is_no_part_of_a_string():
     featurizer = Featurizer(train_tokenizer(lambda: ["a b c"] * 4, 60), tasks, 16)
     columns = featurizer([{"text": "a", "topics": "going"}, {"text": "b", "topics": ["go"]}])
     assert columns["labels.topics"].values.tolist() == [0, 1, 1, 0]
+
+
+# ---- found by benchmarks/hostile.py ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.symlink_to], ids=["a pipe", "a link to a device"])
+def test_what_is_neither_file_nor_folder_is_never_replaced(make, run, sample, command, tmp_path):
+    """data_process.py moved /dev/null away, where it may: `--output_dir /dev/null`."""
+    from data_process import DataConfig, process
+
+    place = tmp_path / "made.csv"
+    make(place) if make is os.mkfifo else make(place, "/dev/null")
+    before = place.stat()
+    with pytest.raises(UserError, match="no folder"):
+        process(DataConfig(input=str(sample), output_dir=str(place)))
+    with pytest.raises(UserError, match="no folder"), appearing_folder(place):
+        pass
+    flags = ["--checkpoint", run[0] / "checkpoints/best", "--output_dir", tmp_path / "out", "--predict_output", place]
+    done = command("main.py", "--do_predict", "--data_path", sample, *flags)
+    assert done.returncode == 2 and "no file" in done.stderr, done.stderr
+    done = predicted(run, tmp_path, "a.txt", "play a song\n", output="made.csv")
+    assert done.returncode == 2 and "no file" in done.stderr, done.stderr
+    assert (place.stat().st_ino, place.stat().st_mode) == (before.st_ino, before.st_mode)
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "labels.json"])
+def test_a_pipe_among_the_data_is_not_waited_for(name, sample, tmp_path):
+    from preprocess.schema import load_labels
+
+    shutil.copytree(sample, tmp_path / "data")
+    (tmp_path / "data" / name).unlink()
+    os.mkfifo(tmp_path / "data" / name)
+    with pytest.raises(UserError, match=name.replace(".", r"\.")):
+        load_labels(tmp_path / "data")
+
+
+def test_half_a_character_in_a_processed_row_is_one_line(sample, tmp_path):
+    from preprocess.schema import load_labels, read_processed
+
+    row = {"id": "1", "text": "a \ud800", "tokens": ["a", "\ud800"], "intent": "play_music", "slots": ["O", "O"]}
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UserError, match=r"row 1.*lone surrogate"):
+        list(read_processed(tmp_path / "train.jsonl", load_labels(sample)))
+
+
+@pytest.mark.parametrize(
+    "name, text, said",
+    [
+        ("a.jsonl", '{"text": "a", "text": "b", "label": "x"}\n', "row 1: not JSON.*'text' comes twice"),
+        ("a.json", '[{"text": "c", "label": "x"},\n{"text": "a", "label": "y", "label": "x"}]', "row 2.*comes twice"),
+        ("a.json", '{"data": [{"text": "a", "text": "b", "label": "x"}]}', "row 1.*comes twice"),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": true}\n' * 20, "write yes and no in one way"),
+        ("a.csv", "text,label\n" + "a,1\nb,TRUE\nc,0\n" * 20, "write yes and no in one way"),
+    ],
+)
+def test_what_would_be_read_in_one_of_two_ways_is_refused(name, text, said, tmp_path):
+    from data_process import DataConfig, process
+
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=said):
+        process(DataConfig(input=str(tmp_path / name), output_dir=str(tmp_path / "out")))
+
+
+@pytest.mark.parametrize("second", ["a_probability", "a_tags", "id", "extras"])
+def test_tasks_whose_columns_clash_are_refused(second, tmp_path):
+    from engine.tags import read_tasks
+
+    task = {"type": "classification", "labels": ["x", "y"]}
+    (tmp_path / "labels.json").write_text(json.dumps({"a": task, second: task}))
+    with pytest.raises(UserError, match=f"the column '{second}' would be that of"):
+        read_tasks(tmp_path / "labels.json")
+
+
+def test_tasks_whose_scores_clash_are_refused():
+    from metrics import score_names
+
+    task = {"type": "classification", "labels": ["x", "y"]}
+    assert "a_macro_f1" in score_names({"a": task})
+    tags = {"type": "tagging", "labels": ["O", "B-x"]}
+    with pytest.raises(UserError, match="the score a_macro_f1 would be that of 'a_macro' and of 'a'"):
+        score_names({"a": task, "a_macro": tags})
+
+
+@pytest.mark.parametrize(
+    "flags", ["--max_length 99999999999999999999", "--temperature 1e300 --teacher x", "--batch_size 99999999999999999"]
+)
+def test_numbers_that_no_library_takes_are_one_line(flags):
+    from config import Config
+    from engine.command_line import parse_args
+
+    with pytest.raises(SystemExit) as caught:
+        parse_args(Config, flags.split())
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("script, flags, code", [("main.py", "--help", 0), ("data_process.py", "--check", 128 + 13)])
+def test_output_that_nobody_reads_any_more_ends_a_command_quietly(script, flags, code, sample):
+    words = [sys.executable, "-u", ROOT / script, flags, *(["--input", sample] if flags == "--check" else [])]
+    with subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        told = process.stderr.read()
+        assert process.wait(60) == code and not told
+
+
+def test_what_a_command_prints_cannot_change_the_terminal(command, tmp_path):
+    rows = [{"text": f"text {n}", "label": "\x1b[31ma" if n % 2 else "b"} for n in range(30)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = command("data_process.py", "--input", "a.jsonl", "--output_dir", "out")
+    assert done.returncode == 0 and r"\x1b[31ma" in done.stdout and "\x1b" not in done.stdout
+
+
+def test_a_search_that_can_train_nothing_is_one_line(sample, tmp_path, monkeypatch):
+    pytest.importorskip("optuna", reason="pip install -r requirements-search.txt")
+    from search import SearchConfig, main
+
+    monkeypatch.chdir(tmp_path)
+    for options, said in ((dict(options="--epochs 0"), "trains nothing"), (dict(hours=1e-9), "no trial finished")):
+        with pytest.raises(UserError, match=said):
+            main(SearchConfig(data_path=str(sample), results="found", trials=1, finalists=0, **options))

@@ -396,7 +396,7 @@ def test_an_output_that_cannot_be_is_one_line(label, texts, tmp_path):
     with pytest.raises(UserError, match=r"cannot be written .*choose another --predict_output"):
         label(predict_output=str(texts / "out.csv"))
     (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(UserError, match=r"folder.csv is a folder"):
+    with pytest.raises(UserError, match=r"folder.csv: is a folder"):
         label("folder.csv")
 
 

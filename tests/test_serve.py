@@ -333,7 +333,7 @@ def test_mistakes_are_one_line(shipped, tmp_path):
         cases = {
             ("nowhere",): "no exported model",
             (shipped, "--port", server.port): "in use",
-            (shipped, "--batch_size", "0"): "too small",
+            (shipped, "--batch_size", "0"): "no whole number",
         }
         for words, said in cases.items():
             command = [sys.executable, ROOT / "serve.py", *words]

@@ -12,7 +12,6 @@ Shapes: B texts, L tokens, W words, C labels.
 """
 
 import argparse
-import codecs
 import csv
 import gzip
 import hashlib
@@ -35,12 +34,12 @@ HERE = Path(__file__).resolve().parent
 if (HERE / "predictor_schema.py").exists():  # in an exported folder, where nothing shall be written
     sys.path.append(str(HERE))
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    from predictor_schema import AnyOf, Optional, Range, SchemaError, read_json
+    from predictor_schema import AnyOf, Optional, Range, SchemaError, parse_json, read_json
 
     sys.dont_write_bytecode = before
 else:
     sys.path.append(str(HERE.parents[1]))
-    from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
+    from engine.schema import AnyOf, Optional, Range, SchemaError, parse_json, read_json
 
 MOST_TOKENS = 512  # of a batch: more at once are slower
 LOWEST, MOST = -4.0, 4  # as in engine/span_pointer.py: the lowest score of a span, and how many a word are kept
@@ -714,7 +713,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids", "word_starts", "word_
 def open_text(path, encoding, newline="\n"):
     """A file as text, unpacked if its name ends in .gz; auto: UTF-8 or, by its mark, UTF-16."""
     try:
-        codecs.lookup("utf-8" if encoding == "auto" else encoding)
+        io.TextIOWrapper(io.BytesIO(), encoding="utf-8" if encoding == "auto" else encoding)
     except (LookupError, ValueError):
         raise InputError(f"--encoding {encoding}: Python knows no such encoding") from None
     opened = gzip.open if path.suffix.lower() == ".gz" else open
@@ -773,21 +772,12 @@ def read_objects(path, lines, options):
 def parse_lines(path, lines):
     for number, line in enumerate(lines, 1):
         try:
-            one = json.loads(line, object_pairs_hook=without_duplicates) if line.strip() else {}
+            one = parse_json(line) if line.strip() else {}
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, row {number}: not JSON ({error})") from None
         if not isinstance(one, dict):
             raise InputError(f"{path}, row {number}: not a JSON object")
         yield one
-
-
-def without_duplicates(pairs):
-    """The dict of an object's pairs. ValueError if a key comes twice, of which json would take the last."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} comes twice")
-    return found
 
 
 def columns_of(path, names, options):
@@ -823,6 +813,8 @@ def harmless(cell):
 def write_rows(rows, path, spreadsheet_safe=False):
     """Dicts -> a .csv or .jsonl file that appears whole or not at all. Lists are JSON in a CSV."""
     path, safe = Path(path), harmless if spreadsheet_safe else lambda cell: cell
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is {'a folder' if path.is_dir() else 'no file'}; name another one")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, writer = path.with_name(f".{path.name}.tmp"), None
     temporary.unlink(missing_ok=True)
@@ -872,12 +864,35 @@ def labelled(predictor, rows, batch_size):
         done += len(chunk)
 
 
+def one_line(text):
+    """A text without line breaks, escape sequences and other marks that would change a terminal."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong with a command in one line."""
+
+    def error(self, message):
+        self.exit(2, one_line(f"error: {message} (--help lists all flags)") + "\n")
+
+
+def whole_number(low, high):
+    """A type of argparse: whole numbers from `low` to `high`, in plain digits."""
+
+    def parse(text):
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"{text[:30]!r} is no whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", help=".txt (a text a line), .csv, .tsv or .jsonl, also with .gz behind it")
     parser.add_argument("output", help=".jsonl or .csv, which appears when all of it is written")
-    parser.add_argument("--batch_size", type=int, default=64, help="texts in a batch [64]")
-    parser.add_argument("--threads", type=int, default=0, help="processor cores to use (default: all)")
+    parser.add_argument("--batch_size", type=whole_number(1, 65536), default=64, help="texts in a batch [64]")
+    parser.add_argument("--threads", type=whole_number(0, 1024), default=0, help="processor cores to use [all]")
     parser.add_argument("--text_column", default="", help="column of the text (default: found by its name)")
     parser.add_argument("--text_pair_column", default="", help="column of the second text of a pair")
     parser.add_argument("--encoding", default="auto", help="of the texts: auto (UTF-8 or UTF-16), gb18030, …")
@@ -885,8 +900,6 @@ def main():
         "--spreadsheet_safe", action="store_true", help="an apostrophe before cells that a spreadsheet would run"
     )
     options = parser.parse_args()
-    if options.batch_size < 1 or options.threads < 0:
-        parser.error("--batch_size must be 1 or more, --threads 0 or more")
     try:
         label_file(options)
     except (InputError, csv.Error) as error:
@@ -899,7 +912,7 @@ def main():
         mistake = str(error)
     else:
         return 0
-    print(f"error: {mistake}", file=sys.stderr)
+    print(one_line(f"error: {mistake}"), file=sys.stderr)
     return 2
 
 

@@ -22,9 +22,12 @@ import torch
 from engine.command_line import UserError
 from engine.files import appearing_whole, write_json
 from engine.predictions import text_and_places
-from engine.tags import kind_of
+from engine.run_folder import EVALUATE, read_result, read_result_lines
+from engine.schema import AnyOf, Optional, Range
+from engine.tags import TASK, kind_of
 
 SMALLEST = 1e-4  # what is less probable is left out
+PARTS = ("out_of_fold", "test", "dev")  # the details of a report are those of the first that there is
 KINDS = ("classification", "multilabel", "regression", "tagging", "spans", "words")
 # Options that say nothing about the model
 NO_MATTER = frozenset(
@@ -153,16 +156,80 @@ def commit_of(root):
     return head.stdout.strip() + ("+" if status.stdout.strip() else "") if head.returncode == 0 else ""
 
 
+TEXTS = ("monitor", "data_path", "log", "device", "torch", "commit", "evaluated")
+ABOUT = dict.fromkeys(TEXTS, str) | {
+    "tasks": {str: TASK},
+    "kinds": {str: AnyOf(*KINDS)},
+    "main_scores": {str: str},
+    "shown_scores": [str],
+    "parts": [AnyOf(*PARTS)],
+    "options": {str: object},
+    "seed": AnyOf(int, str),  # of an ensemble those of its runs
+    "by_tokens": bool,
+    Optional("folds"): [str],
+}
+OF_WORDS = {"tagging", "words", "spans"}
+LABEL = AnyOf(str, bool, float)
+ANSWERS = {  # what a label is, by kind
+    "classification": LABEL,
+    "multilabel": [LABEL],
+    "regression": float,
+    "tagging": [str],
+    "words": [str],
+    "spans": [(Range(0), Range(0), str)],
+}
+PROBABILITY = AnyOf(None, float)
+
+
+def row_shape(kinds):
+    """The shape of a row of answers/<part>.jsonl. kinds: {task: one of KINDS}"""
+    answers = {
+        name: {
+            "gold": AnyOf(None, ANSWERS[kind]),
+            "predicted": ANSWERS[kind],
+            "right": AnyOf(bool, None),
+            "probability": AnyOf(PROBABILITY, [PROBABILITY]),
+            Optional("probabilities"): {str: float},
+        }
+        for name, kind in kinds.items()
+    }
+    return {
+        "id": AnyOf(str, float),
+        "text": str,
+        Optional("text_pair"): AnyOf(str, None),
+        ("places" if set(kinds.values()) & OF_WORDS else Optional("places")): [(Range(0), Range(0))],
+        "cut": Range(0),
+        "windows": Range(0),
+        Optional("columns"): {str: LABEL},
+        "answers": answers,
+    }
+
+
 def read_about(folder):
-    """answers/about.json of a run folder. UserError if there is none."""
+    """answers/about.json of a run folder. UserError if there is none, or it is damaged."""
     path = Path(folder) / "answers/about.json"
     if not path.is_file():
-        advice = "evaluate the run once: python main.py --do_eval --model_version NAME"
-        raise UserError(f"{folder}: has no answers that a report could be made of; {advice}")
-    return json.loads(path.read_text(encoding="utf-8"))
+        raise UserError(f"{folder}: has no answers that a report could be made of; {EVALUATE}")
+    about = read_result(path, ABOUT)
+    names = set(about["kinds"])
+    if not names or names != set(about["tasks"]) or not names <= set(about["main_scores"]):
+        raise UserError(f"{path}: its tasks, kinds and main_scores do not fit each other; {EVALUATE}")
+    return about
 
 
-def read_rows(folder, part):
-    """The rows of a part."""
-    with open(Path(folder) / "answers" / f"{part}.jsonl", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+def read_rows(folder, part, kinds):
+    """The rows of a part. UserError for one that is damaged. kinds: {task: one of KINDS}"""
+    path = Path(folder) / "answers" / f"{part}.jsonl"
+    rows = read_result_lines(path, row_shape(kinds))
+    for number, row in enumerate(rows, 1):
+        size = len(row.get("places", ()))
+        for name, kind in kinds.items():
+            for label in (row["answers"][name][side] or [] for side in ("gold", "predicted")):
+                if kind in OF_WORDS and ("" in label or words_of(kind, label) > size):
+                    raise UserError(f"{path}, row {number}: {name!r} does not fit its {size} words; {EVALUATE}")
+    return rows
+
+
+def words_of(kind, label):
+    """How many words a text must have for these tags or spans."""
+    return len(label) if kind != "spans" else max((span[1] + 1 for span in label), default=0)

@@ -1,18 +1,17 @@
 """All numbers of a run's page, from the files in its folder."""
 
-import json
 import math
 from pathlib import Path
 
+from engine.command_line import UserError
 from engine.report import bootstrap, course, entities, figures, suspects
-from engine.report.answers import read_about, read_rows
+from engine.report.answers import PARTS, read_about, read_rows
+from engine.run_folder import EVALUATE, SCORES, read_result
+from engine.schema import Optional
 
-PARTS = ("out_of_fold", "test", "dev")  # the details are those of the first that there is
+NOTES = [{"what": str, "count": int, "rows": [str], "advice": str}]
+FOLDS = {Optional("out_of_fold"): SCORES, Optional("test_of_all_folds"): SCORES}
 LISTED = 200  # suspicious rows, confident mistakes and confused pairs at most in the page; all are in files
-
-
-def read_json(path, default):
-    return json.loads(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else default
 
 
 def collect(folder):
@@ -20,9 +19,12 @@ def collect(folder):
     folder = Path(folder)
     about = read_about(folder)
     kinds = about["kinds"]
-    rows = {part: read_rows(folder, part) for part in PARTS if part in about["parts"]}
+    rows = {part: read_rows(folder, part, kinds) for part in PARTS if part in about["parts"]}
     main = next((part for part in PARTS if rows.get(part)), None)
-    seen, whole = suspects.training_rows(about["data_path"])
+    if main is None:
+        raise UserError(f"{folder}: its answers have no row; {EVALUATE}")
+    seen, whole = suspects.training_rows(about["data_path"], about["tasks"])
+    checks = Path(about["data_path"]) / "checks.json"
     found = {
         "name": folder.resolve().name,
         "about": {key: value for key, value in about.items() if key != "tasks"},
@@ -32,7 +34,7 @@ def collect(folder):
         "scores": scores_of(folder, about, rows),
         "learning": learning_of(folder, about),
         "log": course.read_log(about["log"]),
-        "checks": read_json(Path(about["data_path"]) / "checks.json", None),
+        "checks": read_result(checks, NOTES) if checks.is_file() else None,
         "training": {"read": len(seen), "whole": whole},
     }
     details = rows.get(main, [])
@@ -63,7 +65,11 @@ def scores_of(folder, about, rows):
     An interval only where the score, computed from the rows, is the one in the file: a metric of one's own, or rows of
     another evaluation, have none.
     """
-    told = read_json(folder / "eval.json", None) or fold_scores(read_json(folder / "folds.json", {}))
+    told = {}
+    if (folder / "eval.json").is_file():
+        told = read_result(folder / "eval.json", {str: SCORES})
+    elif (folder / "folds.json").is_file():
+        told = fold_scores(read_result(folder / "folds.json", FOLDS))
     found = {}
     for part, scores in told.items():
         statistics = bootstrap.statistics_of(rows[part], about["kinds"]) if rows.get(part) else []

@@ -12,8 +12,8 @@ from pathlib import Path
 from engine.command_line import UserError
 from engine.files import appearing_whole
 from engine.report import bootstrap, svg
-from engine.report.answers import read_about, read_rows
-from engine.report.collect import PARTS, learning_of, scores_of
+from engine.report.answers import PARTS, read_about, read_rows
+from engine.report.collect import learning_of, scores_of
 from engine.report.page import TABLE_BYTES, environment, labels_of, plain, raw, short, shown_answer, size_of
 from engine.report.texts import Words, language_of
 
@@ -66,7 +66,7 @@ def figures_of(folders):
     part = next((part for part in PARTS if all(part in about["parts"] for about in abouts)), None)
     if not kinds or part is None:
         raise UserError(f"{folders[0]} and the other runs have no task and part in common; there is nothing to compare")
-    rows = [read_rows(folder, part) for folder in folders]
+    rows = [read_rows(folder, part, kinds) for folder in folders]
     most, rows = max(map(len, rows)), common(rows, kinds)
     if not rows[0]:
         raise UserError(f"the {part} parts of {folders[0]} and the other runs have no row in common")

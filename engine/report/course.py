@@ -3,20 +3,29 @@
 import json
 import re
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from engine.schema import AnyOf, Number, mismatch
+
+STEP = {"step": int, "epoch": int}
+# metrics.jsonl and throughput.jsonl have only numbers beside
+RECORD = {str: AnyOf(Number, None)}
+
 
 def read_lines(path):
-    """The records of a .jsonl file; none if it is not there. A line that was cut off by a kill is left out."""
+    """The records of a .jsonl file of a run; none if it is not there. A line that was cut off by a kill is left out,
+    and so is one that is no record."""
+    if not Path(path).is_file():
+        return []
     found = []
-    if Path(path).is_file():
-        for line in Path(path).read_text(encoding="utf-8").splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError, RecursionError):
+            record = json.loads(line)
+            if not (mismatch(record, STEP) or mismatch(record, RECORD)):
+                found.append(record)
     return found
 
 
@@ -24,7 +33,7 @@ def read_course(folder):
     """{"steps": [records of losses], "epochs": [records of dev scores], "pace": [records of throughput.jsonl]} by step;
     of what a resumed run did twice the last counts."""
     records = read_lines(Path(folder) / "metrics.jsonl")
-    steps = {r["step"]: r for r in records if "lr" in r}
+    steps = {r["step"]: r for r in records if "lr" in r and r.get("loss") is not None}
     epochs = {r["epoch"]: r for r in records if any(name.startswith("dev_") for name in r)}
     pace = {r["step"]: r for r in read_lines(Path(folder) / "throughput.jsonl")}
     ordered = ([table[key] for key in sorted(table)] for table in (steps, epochs, pace))
@@ -78,7 +87,8 @@ def verdict(course, monitor):
 
 def read_log(path):
     """{"warnings": [[message, how often]], "started", "ended", "stopped_early"} of a train.log."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines() if path and Path(path).is_file() else []
+    there = path and Path(path).is_file()
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines() if there else []
     pattern = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ (\w+) (.*)")
     found = [match.groups() for match in map(pattern.match, lines) if match]
     warnings = Counter(message for _, level, message in found if level in ("WARNING", "ERROR"))

@@ -204,11 +204,17 @@ def row_confidence(kind, answer):
     p, several = answer["probability"], answer.get("probabilities")
     if kind == "multilabel":
         taken = set(answer["predicted"])
-        sure = [v if label in taken else 1 - v for label, v in (several or {}).items()] + ([] if several else p)
-        return min(sure, default=1.0)
+        sure = [v if label in taken else 1 - v for label, v in (several or {}).items()]
+        return min(sure or known(p), default=1.0)
     if isinstance(p, list):
-        return min(p, default=None)
+        return min(known(p), default=None)
     return None if kind == "regression" else p
+
+
+def known(probability):
+    """The numbers of a probability, or of a list of them; a head of one's own may give none."""
+    values = probability if isinstance(probability, list) else [probability]
+    return [value for value in values if value is not None]
 
 
 def mistake_confidence(kind, answer):
@@ -223,12 +229,12 @@ def mistake_confidence(kind, answer):
     if kind == "regression":
         return abs(predicted - gold)
     if kind == "multilabel":
-        several = answer.get("probabilities") or dict(zip(predicted, p))
+        several = answer.get("probabilities") or dict(zip(predicted, known(p)))
         wrong = {*gold} ^ {*predicted}
         return max((several.get(x, 0) if x in predicted else 1 - several.get(x, 0) for x in wrong), default=None)
     if kind == "spans":
         there = {tuple(span) for span in gold}
-        return max((value for span, value in zip(predicted, p) if tuple(span) not in there), default=0.0)
+        return max((value for span, value in zip(predicted, known(p)) if tuple(span) not in there), default=0.0)
     if isinstance(p, list):
-        return max((value for g, t, value in zip(gold, predicted, p) if g != t), default=None)
+        return max((value or 0.0 for g, t, value in zip(gold, predicted, p) if g != t), default=None)
     return p

@@ -1,14 +1,17 @@
 """Rows whose label is probably wrong, and training texts that are nearly the same and say something else."""
 
-import json
+import logging
 from collections import defaultdict
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from engine.command_line import UserError
 from engine.text import text_of
+from preprocess.schema import read_processed
 
+logger = logging.getLogger("template")
 NEAR = 0.8  # cosine of the texts' character trigrams from which on they are near duplicates
 MOST_TEXTS = 200_000  # of training that are compared
 
@@ -103,13 +106,17 @@ def issue(number, task, likely, score):
     return {"row": number, "task": task, "likely": likely, "score": score}
 
 
-def training_rows(data_path, most=MOST_TEXTS):
-    """The first rows of the training part, and whether that is all; ([], True) where it is no longer there."""
+def training_rows(data_path, tasks, most=MOST_TEXTS):
+    """The first rows of the training part, and whether that is all; ([], True) where it is no longer there, or has
+    changed so that it does not have these tasks."""
     path = Path(data_path) / "train.jsonl"
     if not path.is_file():
         return [], True
-    with open(path, encoding="utf-8") as file:
-        rows = [json.loads(line) for line in islice(file, most + 1)]
+    try:
+        rows = [row for _, row in islice(read_processed(path, tasks), most + 1)]
+    except UserError as error:
+        logger.warning(f"the report leaves the training part out: {error}")
+        return [], True
     return rows[:most], len(rows) <= most
 
 
