@@ -169,10 +169,9 @@ ABOUT = dict.fromkeys(TEXTS, str) | {
     Optional("folds"): [str],
 }
 OF_WORDS = {"tagging", "words", "spans"}
-LABEL = AnyOf(str, bool, float)
 ANSWERS = {  # what a label is, by kind
-    "classification": LABEL,
-    "multilabel": [LABEL],
+    "classification": str,
+    "multilabel": [str],
     "regression": float,
     "tagging": [str],
     "words": [str],
@@ -200,7 +199,7 @@ def row_shape(kinds):
         ("places" if set(kinds.values()) & OF_WORDS else Optional("places")): [(Range(0), Range(0))],
         "cut": Range(0),
         "windows": Range(0),
-        Optional("columns"): {str: LABEL},
+        Optional("columns"): {str: AnyOf(str, bool, float)},
         "answers": answers,
     }
 

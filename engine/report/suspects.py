@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.command_line import UserError
+from engine.report.figures import known
 from engine.text import text_of
 from preprocess.schema import read_processed
 
@@ -89,17 +90,18 @@ def sure_errors(kind, answers):
 def decisions(kind, answer):
     """[(what was decided, its probability, whether it is right)] of an answer with several decisions."""
     gold, predicted, p = answer["gold"], answer["predicted"], answer["probability"]
+    if kind == "classification":
+        return [] if p is None else [(predicted, p, gold == predicted)]
+    p = p if isinstance(p, list) else []  # a head of one's own may give none
     if kind == "multilabel":
-        several = answer.get("probabilities") or dict(zip(predicted, p))
+        several = answer.get("probabilities") or dict(zip(predicted, known(p)))
         labels = {*several, *gold}
         taken = [(label, label in predicted, several.get(label, 0.0)) for label in labels]
         return [((label, yes), v if yes else 1 - v, yes == (label in gold)) for label, yes, v in taken]
     if kind == "spans":
         there = {tuple(span) for span in gold}
-        return [(span[2], v, tuple(span) in there) for span, v in zip(predicted, p)]
-    values = p if isinstance(p, list) else [p]
-    pairs = zip(gold, predicted) if isinstance(p, list) else [(gold, predicted)]
-    return [(guess, v, label == guess) for (label, guess), v in zip(pairs, values) if v is not None]
+        return [(span[2], v, tuple(span) in there) for span, v in zip(predicted, p) if v is not None]
+    return [(guess, v, label == guess) for label, guess, v in zip(gold, predicted, p) if v is not None]
 
 
 def issue(number, task, likely, score):
