@@ -248,7 +248,7 @@ def exit_code(main, config):
     except MemoryError:  # of Python, NumPy and Arrow
         mistake = OUT_OF_HOST_MEMORY
     except RuntimeError as error:
-        if "not enough memory" in str(error):
+        if any(words in str(error) for words in ("DefaultCPUAllocator", "not enough memory", "bad_alloc")):
             mistake = OUT_OF_HOST_MEMORY
         elif type(error).__name__ == "OutOfMemoryError":
             mistake = OUT_OF_MEMORY

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -633,7 +634,7 @@ def test_labels_that_the_terminal_cannot_write_are_written_out(command, tmp_path
     assert done.returncode == 0 and r"\u97f3\u4e50" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[enforce fail] not enough memory: you tried to")])
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory: you tried")])
 def test_too_little_memory_is_one_line_that_names_options(error, capsys):
     from engine.command_line import exit_code
 
@@ -816,3 +817,16 @@ def test_a_search_that_can_train_nothing_is_one_line(sample, tmp_path, monkeypat
     for options, said in ((dict(options="--epochs 0"), "trains nothing"), (dict(hours=1e-9), "no trial finished")):
         with pytest.raises(UserError, match=said):
             main(SearchConfig(data_path=str(sample), results="found", trials=1, finalists=0, **options))
+
+
+@pytest.mark.slow
+def test_a_machine_without_enough_memory_is_one_line(sample, tmp_path):
+    """A real shortage: the process may have 8 GB of addresses."""
+    resource = pytest.importorskip("resource")
+    words = "main.py --do_train --epochs 1 --hidden_size 16384 --num_layers 2 --device cpu".split()
+    words += ["--data_path", sample, "--output_dir", tmp_path]
+    limit = partial(resource.setrlimit, resource.RLIMIT_AS, (8 * 10**9, 8 * 10**9))
+    done = subprocess.run(
+        [sys.executable, ROOT / words[0], *map(str, words[1:])], preexec_fn=limit, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "this machine's memory is too small" in done.stderr.splitlines()[-1], done.stderr
