@@ -72,6 +72,8 @@ def scores_of(folder, about, rows):
         told = fold_scores(read_result(folder / "folds.json", FOLDS))
     found = {}
     for part, scores in told.items():
+        if part not in PARTS:
+            continue
         statistics = bootstrap.statistics_of(rows[part], about["kinds"]) if rows.get(part) else []
         size = len(rows.get(part, ()))
         own = bootstrap.point(statistics, size) if statistics else {}
