@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from engine.command_line import printable
+from engine.command_line import VERSION, printable
 from engine.run_folder import close_log
 
 FORGED = re.compile(r"\n(?=(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d)")  # a line within a message that begins like a record
@@ -26,7 +26,14 @@ class OneRecord(logging.Formatter):
 
 
 class LogFile(logging.FileHandler):
-    """A log file that ends the run in one line if it cannot be written, instead of a traceback for each message."""
+    """A log file that begins with the version and the command, and ends the run in one line if it cannot be written,
+    instead of a traceback for each message."""
+
+    def emit(self, record):
+        if self.stream is None:  # not yet opened
+            began = {"msg": f"version {VERSION}: {' '.join(sys.argv)}", "levelname": "INFO"}
+            super().emit(logging.makeLogRecord(began))
+        super().emit(record)
 
     def handleError(self, record):
         error = sys.exc_info()[1]

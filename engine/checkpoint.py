@@ -14,7 +14,6 @@ import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,7 @@ class Writer:
                 write_json(temporary / lora.BASE_FILE, base)
             write_json(temporary / "labels.json", self.tasks)
             # how often a run was killed says nothing of its model: `best` is the same to the byte
-            write_json(temporary / "args.json", asdict(self.config) | {"resume": False, "force_resume": False})
+            write_json(temporary / "args.json", self.config.kept() | {"resume": False, "force_resume": False})
             if training:
                 save_file(tensors, temporary / "training.safetensors")
                 write_json(temporary / "training.json", values)

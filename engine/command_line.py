@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 from dataclasses import field
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from engine.launch import end_process, is_first_to_say, is_launched, local_rank
@@ -19,6 +20,7 @@ class UserError(ValueError):
     """A mistake that the user can correct. `main` prints its one line and exits with code 2, without a traceback."""
 
 
+VERSION = (Path(__file__).resolve().parent.parent / "VERSION").read_text(encoding="utf-8").strip()
 MOST_COUNTED = 10**9  # epochs, steps, examples, …: libraries take no more than 2**31 or 2**63
 # Escape sequences, other controls but \t and \n, what turns the direction of writing, and line ends of Unicode
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
@@ -146,6 +148,7 @@ def parse_args(config_class, argv=None):
         allow_abbrev=False,
         formatter_class=lambda prog: HelpFormatter(prog, max_help_position=32, width=120),
     )
+    parser.add_argument("--version", action="version", version=VERSION, help="show the version and end")
     section = parser
     for f in dataclasses.fields(config_class):
         meta = f.metadata

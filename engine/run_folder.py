@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 
 from filelock import FileLock, Timeout
 
-from engine.command_line import UserError
+from engine.command_line import VERSION, UserError
 from engine.files import write_json
 from engine.launch import restarts
 from engine.schema import AnyOf, Number, Optional, SchemaError, read_json, read_json_lines
@@ -107,7 +107,11 @@ class SavedOptions:
 
     def save(self, path):
         """Writes the options as JSON."""
-        write_json(path, dataclasses.asdict(self))
+        write_json(path, self.kept())
+
+    def kept(self):
+        """{name: value} of the options, with the version that they are of."""
+        return {"version": VERSION} | dataclasses.asdict(self)
 
     @classmethod
     def load(cls, path):
@@ -127,10 +131,13 @@ class SavedOptions:
 
 
 def read_options(path: str | Path, options: type) -> dict:
-    """{option: value} of a file of options. UserError if one has another type than its field of the dataclass."""
-    shape = {Optional(f.name): shape_of(f) for f in dataclasses.fields(options)}
+    """{option: value} of a file of options, whatever version wrote it. UserError if one has another type than its field
+    of the dataclass."""
+    shape = {Optional(f.name): shape_of(f) for f in dataclasses.fields(options)} | {Optional("version"): str}
     try:
-        return read_json(path, shape)
+        values = read_json(path, shape)
+        values.pop("version", None)
+        return values
     except SchemaError as error:
         raise UserError(f"{error}; the file was edited or is damaged") from None
 

@@ -241,7 +241,8 @@ def test_options_of_a_checkpoint_from_before_still_load(tiny, tmp_path):
     trainer = build(tiny(epochs=1))
     trainer.train()
     args = read_json(trainer.checkpoints / "best/args.json")
-    new = "word_pooling load_dtype lora_rank lora_alpha lora_dropout lora_targets merge_lora gradient_checkpointing"
+    new = "version word_pooling load_dtype lora_rank lora_alpha lora_dropout lora_targets merge_lora "
+    new += "gradient_checkpointing"
     before = {name: value for name, value in args.items() if name not in new.split()} | {"pooling": "first"}
     shutil.copytree(trainer.checkpoints / "best", tmp_path / "old")
     (tmp_path / "old/args.json").write_text(json.dumps(before))

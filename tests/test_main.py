@@ -101,9 +101,12 @@ def test_the_originals_launch_line_runs_unchanged_but_for_device_and_paths(comma
         ),
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "models/v1/checkpoints/best/model.safetensors").exists() and "peak rates" in (
-        tmp_path / "logs/a.log"
-    ).read_text()
+    log = (tmp_path / "logs/a.log").read_text()
+    assert (tmp_path / "models/v1/checkpoints/best/model.safetensors").exists() and "peak rates" in log
+    version = (ROOT / "VERSION").read_text().strip()
+    assert f"INFO version {version}: " in log.splitlines()[0] and "--save_epoch=50" in log.splitlines()[0]
+    assert command("main.py", "--version").stdout.strip() == version
+    assert read_json(tmp_path / "models/v1/args.json")["version"] == version
 
 
 MISTAKES = {
