@@ -13,8 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # torch would take all cores in each of them
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models of the tests are too small for more
 
 from forks import Forks  # noqa: E402
 
@@ -66,14 +65,21 @@ def tiny(sample, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def forks(tmp_path_factory):
+def fork_server(tmp_path_factory):
+    """The address of a server of tests/forks.py that all workers share."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "forks"
+
+
+@pytest.fixture(scope="session")
+def forks(fork_server, tmp_path_factory):
     """(Forks in which the project's commands run, the environment that they have)"""
-    with Forks(ROOT, tmp_path_factory.mktemp("forks"), env={}) as forks:
+    with Forks(ROOT, tmp_path_factory.mktemp("commands"), fork_server) as forks:
         yield forks, environment()
 
 
 def environment():
-    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
-"""Runs scripts one after another, each in a process of its own, without importing the big libraries anew for each.
+"""Runs scripts, each in a process of its own, without importing the big libraries anew for each.
 
-    python tests/forks.py
+    python tests/forks.py ADDRESS
 
-Each line of standard input is JSON: {"words": [script, flag, …], "cwd": folder, "files": [standard input, output,
-errors], "seconds": until it is killed, "kill_at": [folder, step] or null}; for each the exit code is printed. With
-kill_at the process is killed once the folder has a checkpoint of that step.
+One server on a local socket forks for all who ask it, as many at once as they ask. Each line on a connection is JSON:
+{"words": [script, flag, …], "cwd": folder, "files": [standard input, output, errors], "seconds": until it is killed,
+"kill_at": [folder, step] or null}; for each the exit code is answered. With kill_at the process is killed once the
+folder has a checkpoint of that step. The server ends when nobody has been connected for some seconds.
 """
 
 import atexit
@@ -12,24 +13,35 @@ import gc
 import json
 import os
 import runpy
+import selectors
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock
+
 QUIET = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+LONELY = 5  # seconds without a connection after which the server ends
 
 
 class Forks:
-    """`with Forks(scripts, cwd) as forks:` — such a process beside the tests. Logs lie in `cwd`."""
+    """`with Forks(scripts, cwd, server) as forks:` — asks a server, which is started if there is none yet.
 
-    def __init__(self, scripts, cwd, env=QUIET):
+    scripts: the folder of the scripts; cwd: where `run` runs them, and where logs lie; server: the path of a socket,
+    the same for all who share a server (default: one of its own in cwd).
+    """
+
+    def __init__(self, scripts, cwd, server=None, env=QUIET):
         self.scripts, self.cwd = Path(scripts), Path(cwd)
-        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.process = subprocess.Popen([sys.executable, __file__], env={**os.environ, **env}, **pipes)
+        self.server = Path(server or self.cwd / "forks.socket")
+        self.line = connect(self.server, env)
+        self.answers = self.line.makefile("r")
 
     def command(self, words, cwd, input=None, seconds=600):
         """Runs [script, flag, …] in `cwd` -> subprocess.CompletedProcess. It is killed after so many seconds."""
@@ -49,15 +61,39 @@ class Forks:
     def start(self, words, cwd, files, kill_at=None, seconds=600):
         words = [str(self.scripts / words[0]), *map(str, words[1:])]
         task = {"words": words, "cwd": str(cwd), "files": [*map(str, files)], "seconds": seconds, "kill_at": kill_at}
-        self.process.stdin.write(json.dumps(task) + "\n")
-        self.process.stdin.flush()
-        return int(self.process.stdout.readline())
+        self.line.sendall(json.dumps(task).encode() + b"\n")
+        return int(self.answers.readline())
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.process.communicate()
+        self.answers.close()
+        self.line.close()
+
+
+def connect(address, env):
+    """A connection to the server at that path; it is started if none answers."""
+    with FileLock(f"{address}.lock"):
+        for attempt in range(3000):
+            line = socket.socket(socket.AF_UNIX)
+            with suppress(OSError):
+                line.connect(str(address))
+                return line
+            line.close()
+            if attempt == 0:
+                address.unlink(missing_ok=True)
+                command = [sys.executable, __file__, str(address)]
+                quiet = dict(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+                with open(f"{address}.log", "a") as log:
+                    process = subprocess.Popen(command, env={**os.environ, **env}, stderr=log, **quiet)
+            if process.poll() is not None:
+                break
+            time.sleep(0.02)
+    raise RuntimeError(f"no server at {address}")
+
+
+# ---- the server ------------------------------------------------------------------------------------------------------
 
 
 def become(words, cwd, files, seconds):
@@ -87,29 +123,57 @@ def become(words, cwd, files, seconds):
     os._exit(code)
 
 
-def main():
-    import datasets  # noqa: F401
-    import seqeval.metrics  # noqa: F401
-    import sklearn.metrics  # noqa: F401
-    import torch.utils.tensorboard  # noqa: F401
-    import transformers.models.bert.modeling_bert  # noqa: F401
+class Server:
+    """A single thread, as whoever forks should have: asks, forks and answers, in turn."""
 
-    gc.freeze()  # what is loaded stays shared
-    for line in iter(sys.stdin.readline, ""):
-        task = json.loads(line)
-        kill_at = task.pop("kill_at")
-        child = os.fork()
-        if child == 0:
-            become(**task)
-        ended = os.waitpid(child, os.WNOHANG) if kill_at else os.waitpid(child, 0)
-        while ended == (0, 0):
-            if is_there(*kill_at):
+    def __init__(self, listening):
+        self.listening, self.selector = listening, selectors.DefaultSelector()
+        self.selector.register(listening, selectors.EVENT_READ)
+        self.children = {}  # {process: (the connection that asked, where it is to be killed)}
+        self.lines, self.alone_since = {}, time.monotonic()  # {connection: what came of the next line}
+
+    def run(self):
+        """Until nobody has been connected for a while."""
+        while self.lines or self.children or time.monotonic() - self.alone_since < LONELY:
+            for key, _ in self.selector.select(0.003 if self.children else 1):
+                self.accept() if key.fileobj is self.listening else self.read(key.fileobj)
+            self.reap()
+
+    def accept(self):
+        line, _ = self.listening.accept()
+        self.lines[line] = b""
+        self.selector.register(line, selectors.EVENT_READ)
+
+    def read(self, line):
+        found = line.recv(1 << 16)
+        if not found:
+            self.selector.unregister(line)
+            del self.lines[line]
+            line.close()
+            self.alone_since = time.monotonic()
+            return
+        *tasks, self.lines[line] = (self.lines[line] + found).split(b"\n")
+        for task in map(json.loads, tasks):
+            kill_at = task.pop("kill_at")
+            child = os.fork()
+            if child == 0:
+                for other in (self.listening, *self.lines):
+                    other.close()
+                self.selector.close()
+                become(**task)
+            self.children[child] = line, kill_at
+
+    def reap(self):
+        """Answers for those that have ended, and kills those that have come far enough."""
+        for child, (line, kill_at) in list(self.children.items()):
+            if kill_at and is_there(*kill_at):
                 os.kill(child, signal.SIGKILL)
-                ended = os.waitpid(child, 0)
-            else:
-                time.sleep(0.003)
-                ended = os.waitpid(child, os.WNOHANG)
-        print(os.waitstatus_to_exitcode(ended[1]), flush=True)
+                self.children[child] = line, None
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                del self.children[child]
+                with suppress(OSError):  # whoever asked may have gone
+                    line.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
 
 
 def is_there(folder, step):
@@ -117,5 +181,19 @@ def is_there(folder, step):
     return any(int(path.name[5:]) >= step for path in Path(folder).glob("step_*") if path.name[5:].isdigit())
 
 
+def main(address):
+    import datasets  # noqa: F401
+    import seqeval.metrics  # noqa: F401
+    import sklearn.metrics  # noqa: F401
+    import torch.utils.tensorboard  # noqa: F401
+    import transformers.models.bert.modeling_bert  # noqa: F401
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(address)
+        listening.listen()
+        gc.freeze()  # what is loaded stays shared
+        Server(listening).run()
+
+
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

@@ -113,11 +113,11 @@ def write_raw(folder):
 class Road:
     """Runs a page's commands in an edited copy, each in a process of its own."""
 
-    def __init__(self, page, sample, tmp_path):
+    def __init__(self, page, sample, tmp_path, server):
         self.copy, self.folder = edited_copy(page, tmp_path / "copy"), tmp_path / "work"
         self.folder.mkdir()
         write_raw(self.folder)
-        self.forks = Forks(self.copy, self.folder)
+        self.forks = Forks(self.copy, self.folder, server)
         blocks = re.findall(r"^```sh\n(.*?)^```", read(page), re.M | re.S)
         commands = [shlex.split(line)[1:] for block in blocks for line in block.replace("\\\n", " ").splitlines()]
         for words in commands:
@@ -146,8 +146,8 @@ class Road:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
-def test_a_page_runs_from_end_to_end(page, sample, tmp_path):
-    road = Road(page, sample, tmp_path)
+def test_a_page_runs_from_end_to_end(page, sample, tmp_path, fork_server):
+    road = Road(page, sample, tmp_path, fork_server)
     with road.forks:
         road.forks.run(road.train("whole"))
         scores = read_json(road.folder / "output/whole/eval.json")

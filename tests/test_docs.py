@@ -168,7 +168,7 @@ def workplace(folder, sample):
 
 
 @pytest.mark.slow
-def test_every_command_of_the_pages_runs(sample, tmp_path, monkeypatch):
+def test_every_command_of_the_pages_runs(sample, tmp_path, monkeypatch, fork_server):
     """As it is written, on small data, with fewer epochs; each command once."""
     monkeypatch.chdir(tmp_path)
     workplace(tmp_path, sample)
@@ -179,7 +179,7 @@ def test_every_command_of_the_pages_runs(sample, tmp_path, monkeypatch):
     training.sort(key=lambda words: "--do_predict" in words and "dataset/mine" in words)  # predictions are of the last
     rest = [words for words in todo if words not in pretraining and words not in training]
     done = set()
-    with Forks(ROOT, tmp_path) as forks:
+    with Forks(ROOT, tmp_path, fork_server) as forks:
         for words in (*pretraining, *training, *rest):
             if words not in done:
                 done.add(words)

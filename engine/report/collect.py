@@ -23,7 +23,7 @@ def collect(folder):
     main = next((part for part in PARTS if rows.get(part)), None)
     if main is None:
         raise UserError(f"{folder}: its answers have no row; {EVALUATE}")
-    seen, whole = suspects.training_rows(about["data_path"], about["tasks"])
+    seen, whole = suspects.training_rows(about["data_path"], kinds)
     checks = Path(about["data_path"]) / "checks.json"
     found = {
         "name": folder.resolve().name,

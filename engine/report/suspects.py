@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.command_line import UserError
+from engine.report.answers import ANSWERS
 from engine.report.figures import known
+from engine.schema import AnyOf, Optional, SchemaError, read_json_lines
 from engine.text import text_of
-from preprocess.schema import read_processed
 
 logger = logging.getLogger("template")
 NEAR = 0.8  # cosine of the texts' character trigrams from which on they are near duplicates
@@ -108,15 +108,17 @@ def issue(number, task, likely, score):
     return {"row": number, "task": task, "likely": likely, "score": score}
 
 
-def training_rows(data_path, tasks, most=MOST_TEXTS):
+def training_rows(data_path, kinds, most=MOST_TEXTS):
     """The first rows of the training part, and whether that is all; ([], True) where it is no longer there, or has
-    changed so that it does not have these tasks."""
+    changed so that it does not have these tasks. kinds: {task: one of KINDS of answers.py}"""
     path = Path(data_path) / "train.jsonl"
     if not path.is_file():
         return [], True
+    shape = {Optional("text"): str, Optional("text_pair"): str, Optional("tokens"): [str]}
+    shape |= {Optional(name): AnyOf(ANSWERS[kind], None) for name, kind in kinds.items()}
     try:
-        rows = [row for _, row in islice(read_processed(path, tasks), most + 1)]
-    except UserError as error:
+        rows = list(islice(read_json_lines(path, shape), most + 1))
+    except SchemaError as error:
         logger.warning(f"the report leaves the training part out: {error}")
         return [], True
     return rows[:most], len(rows) <= most
