@@ -1,0 +1,231 @@
+"""Broken versions of the code, and whether the tests notice each.
+
+    python benchmarks/mutations.py [--only WORD …] [--tests FOLDER] [--all]
+
+A mutation is one line that is replaced in a copy of the repository; then the test files that should notice run, slow
+tests included, until one fails. --tests: those of another state of the repository; --all: all test files.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+# name: (file, line, what it becomes, test files)
+MUTATIONS = {
+    "the schedule stands still": (
+        "trainer.py",
+        "            self.scheduler.step()\n        self.optimizer.zero_grad()",
+        "            pass\n        self.optimizer.zero_grad()",
+        "trainer",
+    ),
+    "gradients are never zeroed": ("trainer.py", "        self.optimizer.zero_grad()\n", "", "trainer tricks"),
+    "the loss of one micro-batch's labels": (
+        "trainer.py",
+        "sum(count[name] for count in counts)",
+        "counts[0][name]",
+        "trainer tricks",
+    ),
+    "a tie replaces the best": ("metrics.py", "new > old", "new >= old", "trainer metrics"),
+    "the gradient is not clipped": ("engine/optimization.py", ".clamp(min=1) if", ".clamp(min=1, max=1) if", "trainer"),
+    "resume forgets the place in the epoch": (
+        "trainer.py",
+        "self.train_loader.set_position(epoch, progress.batch)",
+        "self.train_loader.set_position(epoch, 0)",
+        "trainer checkpoint",
+    ),
+    "focal loss the other way round": (
+        "model_utils.py",
+        "((1 - probability) ** self.focal_gamma",
+        "(probability**self.focal_gamma",
+        "model_utils",
+    ),
+    "balanced weights without the number of classes": (
+        "model_utils.py",
+        "counts.sum() / (len(counts) * counts)",
+        "counts.sum() / counts",
+        "model_utils",
+    ),
+    "the fitted threshold is not used": (
+        "model_utils.py",
+        "probabilities >= self.threshold",
+        "probabilities >= 0.5",
+        "model_utils any_data",
+    ),
+    "missing labels of several count": (
+        "model_utils.py",
+        "torch.where(labels != IGNORE, losses, 0.0).sum()",
+        "losses.sum()",
+        "model_utils any_data",
+    ),
+    "numbers come back standardized": (
+        "model_utils.py",
+        'logits.double() * self.task["std"]',
+        "logits.double()",
+        "model_utils any_data",
+    ),
+    "the forward algorithm without ends": (
+        "engine/crf.py",
+        "return (alpha + end).logsumexp(1)",
+        "return alpha.logsumexp(1)",
+        "crf",
+    ),
+    "Viterbi may break the scheme": (
+        "engine/crf.py",
+        "self.transitions.masked_fill(self.forbidden, IMPOSSIBLE)",
+        "self.transitions",
+        "crf decoders",
+    ),
+    "paths are scored without their start": (
+        "engine/crf.py",
+        "F.pad(self.start_transitions, (0, 1))",
+        "F.pad(0 * self.start_transitions, (0, 1))",
+        "crf",
+    ),
+    "word starts of windows are shifted": (
+        "engine/features.py",
+        "starts = [len(before) + begins[w] - begins[word]",
+        "starts = [len(before) + 1 + begins[w] - begins[word]",
+        "data_loader any_data",
+    ),
+    "windows share one word too few": (
+        "engine/features.py",
+        "<= self.stride:",
+        "< self.stride:",
+        "data_loader any_data",
+    ),
+    "windows are merged off the middle": (
+        "engine/features.py",
+        "(len(merged) - first + 1) // 2",
+        "(len(merged) - first + 1) // 2 + 1",
+        "data_loader any_data",
+    ),
+    "a text's label counts in each window": (
+        "engine/features.py",
+        "[None if feature.first_word else examples",
+        "[examples",
+        "data_loader any_data trainer",
+    ),
+    "a damaged checkpoint is taken": (
+        "engine/files.py",
+        "if sha256(folder / name) != expected:",
+        "if False:",
+        "checkpoint hostile",
+    ),
+    "Python's random state is not restored": (
+        "engine/checkpoint.py",
+        "    random.setstate((version, tuple(internal), gauss))\n",
+        "",
+        "checkpoint trainer",
+    ),
+    "the newest checkpoints go": (
+        "engine/checkpoint.py",
+        "step_folders(root)[KEEP:]",
+        "step_folders(root)[:-KEEP]",
+        "checkpoint trainer",
+    ),
+    "FGM looks downhill": (
+        "tricks.py",
+        "self.weight.index_add_(0, rows, self.r",
+        "self.weight.index_add_(0, rows, -self.r",
+        "tricks",
+    ),
+    "R-Drop counts twice": ("tricks.py", "mean + self.alpha / 2", "mean + self.alpha", "tricks"),
+    "AWP's weights stay": ("tricks.py", "p.copy_(before)", "pass", "tricks"),
+    "an average takes the whole weight": (
+        "engine/averages.py",
+        "self.average[name].lerp_(p, share.to(p.dtype))",
+        "self.average[name].copy_(p)",
+        "tricks",
+    ),
+    "a quote is a letter like any other": (
+        "preprocess/tables.py",
+        "strict=True",
+        "quoting=csv.QUOTE_NONE",
+        "shapes any_data",
+    ),
+    "comments of CoNLL-U are words": ("preprocess/tagged.py", 'elif not row.startswith("#"):', "else:", "shapes"),
+    "labels lack those of dev": (
+        "preprocess/splits.py",
+        "max(1, round(ratio * size))",
+        "max(1, int(ratio * size) + 1)",
+        "data_process",
+    ),
+    "processes do not add up their labels": (
+        "engine/distributed.py",
+        "    dist.all_reduce(numbers)\n",
+        "",
+        "distributed",
+    ),
+    "every process has all rows": (
+        "engine/length_sampler.py",
+        "return map(distributed.share, batches[self.start :])",
+        "return iter(batches[self.start :])",
+        "distributed",
+    ),
+    "answers go to other requests": ("serve.py", "zip(batch, answers)", "zip(batch, answers[::-1])", "serve"),
+    "nobody is refused": ("serve.py", "raise Busy(expected)", "pass", "serve"),
+    "any Host is answered": (
+        "serve.py",
+        'return ["*"]\n    return [f"[',
+        'return ["*"]\n    return ["*"]\n    return [f"[',
+        "hostile serve",
+    ),
+}
+
+
+def broken_copy(name, folder, tests):
+    """A copy of the repository with one mutation, and with the tests of `tests`."""
+    file, old, new, _ = MUTATIONS[name]
+    left_out = shutil.ignore_patterns(".*", "output", "__pycache__", "tests")
+    shutil.copytree(ROOT, folder, ignore=left_out)
+    shutil.copytree(tests, folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    text = (folder / file).read_text(encoding="utf-8")
+    assert text.count(old) == 1, f"{name}: {text.count(old)} times {old!r} in {file}"
+    (folder / file).write_text(text.replace(old, new), encoding="utf-8")
+
+
+def first_failure(folder, files, workers):
+    """The name of the first test that fails, "" if none does."""
+    chosen = [f"tests/test_{file}.py" for file in files.split()] if files else []
+    words = ["-m", "pytest", "-x", "-q", "-m", "slow or not slow", "-n", str(workers), "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, *words, *chosen],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TQDM_DISABLE": "1"},
+    )
+    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
+    return failed[0] if failed else "" if done.returncode == 0 else f"exit {done.returncode}: {done.stdout[-300:]}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=[""], help="words, one of which a mutation's name has")
+    parser.add_argument("--tests", type=Path, default=ROOT / "tests", help="folder of the tests [those of here]")
+    parser.add_argument("--all", action="store_true", help="run all test files, which takes very long")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of pytest-xdist [all cores]")
+    options = parser.parse_args()
+    chosen = [name for name in MUTATIONS if any(word in name for word in options.only)]
+    missed = []
+    for name in tqdm(chosen, disable=None):
+        with tempfile.TemporaryDirectory() as base:
+            folder = Path(base) / "repository"
+            broken_copy(name, folder, options.tests)
+            noticed = first_failure(folder, "" if options.all else MUTATIONS[name][3], options.workers)
+        missed += [] if noticed else [name]
+        print(f"| {name} | {noticed or 'MISSED'} |", flush=True)
+    print(f"{len(chosen) - len(missed)} of {len(chosen)} noticed")
+    return int(bool(missed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
