@@ -218,10 +218,13 @@ def run_command(main, config_class, argv=None):
 
 
 class PrintableOutput(io.TextIOWrapper):
-    """A standard output in which no text, label or file name can change the terminal."""
+    """A standard output in which no text, label or file name can change the terminal. styled: what is written has
+    escape sequences of our own, and is filtered already."""
+
+    styled = False
 
     def write(self, text: str) -> int:
-        super().write(printable(text))
+        super().write(text if self.styled else printable(text))
         return len(text)
 
 

@@ -36,6 +36,7 @@ from engine.device import to_device
 from engine.launch import is_launched, local_rank, restarts
 
 ROOT = Path(__file__).resolve().parent.parent
+KEPT = []  # replicas, until the process ends: taken apart, they join threads of gloo, which may wait for ever
 BUCKET = 2**24  # numbers that are added up at a time
 FEW_ROWS_FROM = 2**20  # numbers of a matrix of which only the rows that were used are added up
 
@@ -118,10 +119,11 @@ def end_with_parent():
 
 
 def leave():
-    """Waits for the others, and ends what `join` began."""
+    """Waits for the others, and ends what `join` began. Gloo's part stays (see KEPT): the process ends without it."""
     if dist.is_initialized():
         wait_for_all()
-        dist.destroy_process_group()
+        if torch.cuda.is_initialized():  # NCCL complains if it is left to the end
+            dist.destroy_process_group()
 
 
 # ---- what they tell each other -------------------------------------------------------------------------------------
@@ -266,6 +268,7 @@ def replicate(model, overlap):
         )
     replica.register_comm_hook(None, sum_bucket)
     replica.left_out = list(left_out.values())
+    KEPT.append(replica)
     return replica
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 import unicodedata
 
-from engine.command_line import UserError
+from engine.command_line import UserError, one_line
 from engine.extras import extras_of, pairs_of
 
 COLOURS = (34, 33, 32, 35, 31, 36, 94, 95)  # of SGR, a type of entity each
@@ -20,6 +20,7 @@ def run_prompt(label):
     """Asks for texts until Ctrl-D. label: a Labeller. Ctrl-C ends it as KeyboardInterrupt."""
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "replace")
+    sys.stdout.styled = True  # see PrintableOutput; what is drawn has no escape sequences but ours
     asks = sys.stdin.isatty()
     paint = painter(sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb")
     if asks:
@@ -38,7 +39,7 @@ def run_prompt(label):
             print()
             raise
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(one_line(f"error: {error}"), file=sys.stderr, flush=True)
 
 
 def ask(tasks, asks):

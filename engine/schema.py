@@ -153,7 +153,7 @@ def like(value: Any) -> Any:
         return tuple(map(like, value))
     if value is None or isinstance(value, bool):
         return object if value is None else bool
-    return type(value) if isinstance(value, int | str) else float
+    return str if isinstance(value, str) else float
 
 
 def wrong(value: Any, shape: Any, where: str) -> str:
@@ -168,7 +168,7 @@ def wrong(value: Any, shape: Any, where: str) -> str:
 def describe(shape: Any) -> str:
     """A shape in words."""
     names = {str: "a string", int: "a whole number", float: "a finite number", bool: "true or false", None: "null"}
-    names |= {Number: "a number"}
+    names |= {Number: "a number", object: "anything"}
     if isinstance(shape, AnyOf):
         return " or ".join(describe(one) for one in shape)
     if isinstance(shape, list):

@@ -3,9 +3,10 @@
     python tests/forks.py ADDRESS
 
 One server on a local socket forks for all who ask it, as many at once as they ask. Each line on a connection is JSON:
-{"words": [script, flag, …], "cwd": folder, "files": [standard input, output, errors], "seconds": until it is killed,
-"kill_at": [folder, step] or null}; for each the exit code is answered. With kill_at the process is killed once the
-folder has a checkpoint of that step. The server ends when nobody has been connected for some seconds.
+{"name": string, "words": [script, flag, …], "cwd": folder, "env": more of the environment, "files": [standard input,
+output, errors], "seconds": until it is killed, "kill_at": [folder, step] or null}; for each the name and the exit code
+are answered. With kill_at the process is killed once the folder has a checkpoint of that step. The server ends when
+nobody has been connected for some seconds.
 """
 
 import atexit
@@ -58,11 +59,37 @@ class Forks:
         assert found == code, f"{' '.join(map(str, words))}: exit {found}\n{printed[-3000:]}"
         return printed
 
+    def several(self, processes, words, cwd=None, seconds=120):
+        """Runs it in several processes that torch.distributed joins, as torchrun would start them. -> what they
+        printed. AssertionError if one fails."""
+        from torch.distributed import TCPStore
+
+        # here, as torchrun has it: with one in the first process the others could not end after it
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        logs = [self.cwd / f"log-{rank}.txt" for rank in range(processes)]
+        for rank, log in enumerate(logs):
+            env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+            self.ask(rank, words, cwd or self.cwd, [os.devnull, log, log], seconds=seconds, env=env)
+        codes = [self.answer()[1] for _ in logs]
+        printed = "".join(log.read_text(encoding="utf-8") for log in logs)
+        assert not any(codes), f"{' '.join(map(str, words))}: exit {codes}\n{printed[-3000:]}"
+        return printed
+
     def start(self, words, cwd, files, kill_at=None, seconds=600):
+        self.ask("", words, cwd, files, kill_at, seconds)
+        return self.answer()[1]
+
+    def ask(self, name, words, cwd, files, kill_at=None, seconds=600, env=()):
+        """Has [script, flag, …] started; its end will be answered under that name."""
         words = [str(self.scripts / words[0]), *map(str, words[1:])]
-        task = {"words": words, "cwd": str(cwd), "files": [*map(str, files)], "seconds": seconds, "kill_at": kill_at}
+        task = {"name": name, "words": words, "cwd": str(cwd), "files": [*map(str, files)]}
+        task |= {"seconds": seconds, "kill_at": kill_at, "env": {key: str(value) for key, value in dict(env).items()}}
         self.line.sendall(json.dumps(task).encode() + b"\n")
-        return int(self.answers.readline())
+
+    def answer(self):
+        """(name, exit code) of the next process that ends."""
+        return json.loads(self.answers.readline())
 
     def __enter__(self):
         return self
@@ -96,7 +123,7 @@ def connect(address, env):
 # ---- the server ------------------------------------------------------------------------------------------------------
 
 
-def become(words, cwd, files, seconds):
+def become(words, cwd, files, seconds, env):
     """Never returns: the process becomes the script, and ends without the seconds that taking the libraries apart would
     take."""
     writes = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND  # two may be the same file
@@ -104,6 +131,7 @@ def become(words, cwd, files, seconds):
         os.dup2(os.open(file, how), number)
     sys.stdin, code = os.fdopen(0, encoding="utf-8", closefd=False), 0
     os.chdir(cwd)
+    os.environ.update(env)
     signal.alarm(seconds)  # then it is killed
     sys.argv, sys.path[0] = words, str(Path(words[0]).parent)
     try:
@@ -129,7 +157,7 @@ class Server:
     def __init__(self, listening):
         self.listening, self.selector = listening, selectors.DefaultSelector()
         self.selector.register(listening, selectors.EVENT_READ)
-        self.children = {}  # {process: (the connection that asked, where it is to be killed)}
+        self.children = {}  # {process: (the connection that asked, its name there, where it is to be killed)}
         self.lines, self.alone_since = {}, time.monotonic()  # {connection: what came of the next line}
 
     def run(self):
@@ -154,26 +182,26 @@ class Server:
             return
         *tasks, self.lines[line] = (self.lines[line] + found).split(b"\n")
         for task in map(json.loads, tasks):
-            kill_at = task.pop("kill_at")
+            name, kill_at = task.pop("name"), task.pop("kill_at")
             child = os.fork()
             if child == 0:
                 for other in (self.listening, *self.lines):
                     other.close()
                 self.selector.close()
                 become(**task)
-            self.children[child] = line, kill_at
+            self.children[child] = line, name, kill_at
 
     def reap(self):
         """Answers for those that have ended, and kills those that have come far enough."""
-        for child, (line, kill_at) in list(self.children.items()):
+        for child, (line, name, kill_at) in list(self.children.items()):
             if kill_at and is_there(*kill_at):
                 os.kill(child, signal.SIGKILL)
-                self.children[child] = line, None
+                self.children[child] = line, name, None
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 del self.children[child]
                 with suppress(OSError):  # whoever asked may have gone
-                    line.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+                    line.sendall(json.dumps([name, os.waitstatus_to_exitcode(status)]).encode() + b"\n")
 
 
 def is_there(folder, step):

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, read_json
+from forks import Forks
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
@@ -55,11 +56,11 @@ def torchrun(processes, script, *words, cwd, env=None, check=0, **options):
     return done.stdout + done.stderr
 
 
-def python(script, *words, cwd):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, words)], cwd=cwd, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.fixture(scope="module")
+def started(fork_server, tmp_path_factory):
+    """Forks in which several processes run, without torchrun's own seconds."""
+    with Forks(ROOT, tmp_path_factory.mktemp("several"), fork_server) as forks:
+        yield forks
 
 
 @pytest.fixture(scope="module")
@@ -78,16 +79,16 @@ def few(sample, tmp_path_factory):
     return folder
 
 
-def gradients_of(how, tmp_path, processes, runs):
+def gradients_of(started, how, tmp_path, processes, runs):
     """runs: {name: flags} -> {name: (gradients, rows of each step of each process)}"""
     folder = tmp_path / how
     folder.mkdir()
     flags = json.dumps({name: [str(word) for word in words] for name, words in runs.items()})
     words = [folder, {"several": 0, "in turn": processes, "at once": 1}[how], flags]
     if how == "several":
-        torchrun(processes, "tests/gradients.py", *words, cwd=tmp_path)
+        started.several(processes, ["tests/gradients.py", *words], tmp_path)
     else:
-        python("tests/gradients.py", *words, cwd=tmp_path)
+        started.several(1, ["tests/gradients.py", *words], tmp_path)
     return {name: (load_file(folder / f"{name}.safetensors"), read_json(folder / f"{name}.json")) for name in runs}
 
 
@@ -106,14 +107,14 @@ def require_equal(several, one, tolerance=1e-5):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_have_the_gradient_of_one_with_as_many_rows(few, tmp_path, processes):
+def test_processes_have_the_gradient_of_one_with_as_many_rows(few, tmp_path, processes, started):
     """Also where labels are missing, in the last short batch, with no row at all, with accumulation and with a CRF."""
     common = ["--data_path", few, *TINY, "--dropout", "0"]
     accumulated = ["--gradient_accumulation_steps", "2"]
     kinds = {"plain": [], "accumulated": accumulated, "crf": ["--use_crf"], "both": ["--use_crf", *accumulated]}
     runs = {name: [*common, *flags, "--batch_size", "2"] for name, flags in kinds.items()}
-    several = gradients_of("several", tmp_path, processes, runs)
-    one = gradients_of("at once", tmp_path, processes, {n: [*r[:-1], 2 * processes] for n, r in runs.items()})
+    several = gradients_of(started, "several", tmp_path, processes, runs)
+    one = gradients_of(started, "at once", tmp_path, processes, {n: [*r[:-1], 2 * processes] for n, r in runs.items()})
     for name in kinds:
         (gradients, rows), (wanted, whole) = several[name], one[name]
         assert [sorted(chain(*step)) for step in zip(*rows)] == [sorted(step) for step in whole[0]]
@@ -122,18 +123,20 @@ def test_processes_have_the_gradient_of_one_with_as_many_rows(few, tmp_path, pro
 
 
 @pytest.mark.slow
-def test_a_trick_does_in_two_processes_what_it_does_with_two_micro_batches(few, tmp_path):
+def test_a_trick_does_in_two_processes_what_it_does_with_two_micro_batches(few, tmp_path, started):
     """Its directions are those of each process, its random numbers too."""
     shape = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=1, intermediate_size=64)
     tokenizer = train_tokenizer(lambda: training_texts(few / "train.jsonl"), 400)
     BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(tmp_path / "pretrained")
     tokenizer.save_pretrained(tmp_path / "pretrained")
     made = ["--output_dir", "teachers", "--model_version", "run", "--epochs", "0", "--use_crf"]
-    python("main.py", "--do_train", "--data_path", few, *TINY, *made, cwd=tmp_path)
+    started.several(1, ["main.py", "--do_train", "--data_path", few, *TINY, *made], tmp_path)
     (tmp_path / "more.txt").write_text("wake me at seven\nplay a song\n" * 6, encoding="utf-8")
     flags = ["--data_path", few, *TINY, "--gradient_accumulation_steps", "2"]
-    several = gradients_of("several", tmp_path, 2, {n: [*flags, "--batch_size", 4, *t] for n, t in TRICKS.items()})
-    one = gradients_of("in turn", tmp_path, 2, {n: [*flags, "--batch_size", 8, *t] for n, t in TRICKS.items()})
+    several = gradients_of(
+        started, "several", tmp_path, 2, {n: [*flags, "--batch_size", 4, *t] for n, t in TRICKS.items()}
+    )
+    one = gradients_of(started, "in turn", tmp_path, 2, {n: [*flags, "--batch_size", 8, *t] for n, t in TRICKS.items()})
     for trick in TRICKS:
         require_equal(several[trick][0], one[trick][0])
 
@@ -155,12 +158,12 @@ def metrics(folder):
 
 
 @pytest.mark.slow
-def test_two_processes_end_where_one_does_and_score_and_label_alike(sample, tmp_path):
+def test_two_processes_end_where_one_does_and_score_and_label_alike(sample, tmp_path, started):
     """Weights equal to rounding (Adam divides by the gradient's size and makes more of it), and the same checkpoint
     scored and used by two processes as by one: a tagging task with windows and CRF, and a text task."""
     train = [*ALL, "--data_path", sample, "--dropout", "0", "--epochs", "2", "--use_crf", "--max_length", "8"]
-    torchrun(2, "main.py", *train, "--batch_size", "4", "--output_dir", tmp_path / "two", cwd=tmp_path)
-    python("main.py", *train, "--batch_size", "8", "--output_dir", tmp_path / "one", cwd=tmp_path)
+    started.several(2, ["main.py", *train, "--batch_size", "4", "--output_dir", tmp_path / "two"], tmp_path)
+    started.several(1, ["main.py", *train, "--batch_size", "8", "--output_dir", tmp_path / "one"], tmp_path)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in one:
         assert (one[name] - two[name]).norm() <= 1e-3 * one[name].norm() + 1e-4, name
@@ -172,14 +175,14 @@ def test_two_processes_end_where_one_does_and_score_and_label_alike(sample, tmp_
 
     use = ["--do_eval", "--do_predict", "--data_path", sample, "--device", "cpu", "--eval_batch_size", "5"]
     use += ["--checkpoint", tmp_path / "one/run/checkpoints/best", "--model_version", "use"]
-    torchrun(2, "main.py", *use, "--output_dir", tmp_path / "by two", cwd=tmp_path)
-    python("main.py", *use, "--output_dir", tmp_path / "by one", cwd=tmp_path)
+    started.several(2, ["main.py", *use, "--output_dir", tmp_path / "by two"], tmp_path)
+    started.several(1, ["main.py", *use, "--output_dir", tmp_path / "by one"], tmp_path)
     for file in ("eval.json", "report.json", "predictions.csv"):
         assert (tmp_path / "by two/use" / file).read_bytes() == (tmp_path / "by one/use" / file).read_bytes(), file
 
 
 @pytest.mark.slow
-def test_a_threshold_is_fitted_on_all_of_dev(command, tmp_path):
+def test_a_threshold_is_fitted_on_all_of_dev(command, tmp_path, started):
     """Multilabel and spans: what the heads choose on dev is the same in two processes as in one."""
     rows = [
         {"text": f"{a} {b}", "topics": [t for t, there in (("x", i % 2), ("y", i % 3)) if there], "split": part,
@@ -193,8 +196,8 @@ def test_a_threshold_is_fitted_on_all_of_dev(command, tmp_path):
                    "--label_column", "topics,spans", "--label_type", "topics=multilabel,spans=spans")  # fmt: skip
     assert done.returncode == 0, done.stderr
     train = ["--do_train", *RUN, "--data_path", tmp_path / "data", "--dropout", "0", "--epochs", "1", "--lr", "1e-4"]
-    torchrun(2, "main.py", *train, "--batch_size", "4", "--output_dir", tmp_path / "two", cwd=tmp_path)
-    python("main.py", *train, "--batch_size", "8", "--output_dir", tmp_path / "one", cwd=tmp_path)
+    started.several(2, ["main.py", *train, "--batch_size", "4", "--output_dir", tmp_path / "two"], tmp_path)
+    started.several(1, ["main.py", *train, "--batch_size", "8", "--output_dir", tmp_path / "one"], tmp_path)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     thresholds = [name for name in one if name.endswith("threshold")]
     assert len(thresholds) == 2
@@ -205,9 +208,9 @@ def test_a_threshold_is_fitted_on_all_of_dev(command, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_stream_is_shared_so_that_each_row_comes_once(sample, tmp_path, workers):
+def test_a_stream_is_shared_so_that_each_row_comes_once(sample, tmp_path, workers, started):
     flags = ["--data_path", sample, *TINY, "--streaming", "--shuffle_buffer", "16", "--num_workers", workers]
-    _, rows = gradients_of("several", tmp_path, 3, {"stream": [*flags, "--batch_size", "3"]})["stream"]
+    _, rows = gradients_of(started, "several", tmp_path, 3, {"stream": [*flags, "--batch_size", "3"]})["stream"]
     assert sorted(row for process in rows for step in process for row in step) == list(range(60))
     assert len({len(process) for process in rows}) == 1  # as many steps in each
     assert all(len(step) <= 3 for process in rows for step in process)
@@ -303,7 +306,7 @@ STOPS = {
 
 
 @pytest.mark.slow
-def test_a_run_that_is_stopped_and_started_again_ends_with_equal_bytes(sample, tmp_path):
+def test_a_run_that_is_stopped_and_started_again_ends_with_equal_bytes(sample, tmp_path, started):
     """In each of these all save at the same step. benchmarks/soak.py stops runs in more ways, and as streams."""
     train = [*ALL, "--resume", "--data_path", sample, "--epochs", "12", "--batch_size", "4", "--save_steps", "2"]
     train += ["--early_stop_patience", "0", "--use_fgm", "--gradient_accumulation_steps", "2"]
@@ -369,11 +372,11 @@ def test_a_silent_process_ends_the_run_in_one_line(sample, tmp_path):
 
 
 @pytest.mark.slow
-def test_with_another_number_of_processes_it_goes_on_at_the_same_place(sample, tmp_path):
+def test_with_another_number_of_processes_it_goes_on_at_the_same_place(sample, tmp_path, started):
     """Two processes, then one, then three: each time from the same share of the epoch and of the schedule."""
     words = [*ALL, "--resume", "--data_path", sample, "--batch_size", "4", "--output_dir", tmp_path, "--log_steps", "1"]
     for number, processes in enumerate((2, 1, 3), 2):
-        torchrun(processes, "main.py", *words, "--epochs", number, "--force_resume", cwd=tmp_path)
+        started.several(processes, ["main.py", *words, "--epochs", number, "--force_resume"], tmp_path)
     log = (tmp_path / "run/train.log").read_text()
     assert "processes was 2, is 1" in log and "processes was 1, is 3" in log
     steps = [line for line in metrics(tmp_path) if "lr" in line]

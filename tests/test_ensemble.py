@@ -625,6 +625,7 @@ def altered(best, folder, change):
     copy = Path(shutil.copytree(best, folder))
     tasks = read_json(copy / "labels.json")
     change(tasks["intent"]["labels"])
+    tasks["intent"].pop("counts")
     (copy / "labels.json").write_text(json.dumps(tasks))
     seal(copy)
     return copy
@@ -644,7 +645,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(name, joint, texts, sample
         places["UNSEALED"] = shutil.copytree(best, tmp_path / "unsealed")
         (tmp_path / "unsealed/manifest.json").unlink()
     if "LABELS" in MISTAKES[name][0]:
-        places["LABELS"] = altered(best, tmp_path / "labels", lambda labels: labels.__setitem__(0, "of_another_kind"))
+        places["LABELS"] = altered(best, tmp_path / "labels", lambda labels: labels.append("of_another_kind"))
     if "ORDER" in MISTAKES[name][0]:
         places["ORDER"] = altered(best, tmp_path / "order", lambda labels: labels.reverse())
     monkeypatch.chdir(tmp_path)

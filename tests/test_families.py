@@ -6,7 +6,7 @@ something stands in EXCEPT, with what happens instead, and that is asserted too.
 
 import json
 import shutil
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import pytest
@@ -135,11 +135,20 @@ def build(config):
     return main_module.build_trainer(config, CPU, *data)
 
 
+@pytest.fixture(scope="module")
+def saved(sample, tmp_path_factory):
+    """saved(name) -> the folder of a family, made once."""
+    base = tmp_path_factory.mktemp("families")
+    return lru_cache(None)(lambda name: save_family(name, base / name.replace(" ", "_"), sample))
+
+
 @pytest.fixture
-def family(tiny, tmp_path, sample):
+def family(tiny, tmp_path, saved):
     def options(name, **more):
-        folder = tmp_path / "pretrained"
-        path = str(folder) if folder.exists() else save_family(name, folder, sample)
+        path = tmp_path / "pretrained"
+        if not path.exists():
+            shutil.copytree(saved(name), path)
+        path = str(path)
         return tiny(**{**dict(pretrain_model_path=path, epochs=1, use_crf=True, max_length=64, lr=1e-3), **more})
 
     return options
@@ -202,7 +211,7 @@ def looks_back_only(encoder):
 
 
 def predicts_elsewhere(family, name, folder):
-    trainer = build(family(name))
+    trainer = build(family(name, batch_size=24))
     trainer.train()
     shutil.rmtree(trainer.config.pretrain_model_path)  # nothing but `best` is needed
     same_answers(trainer, folder)
@@ -218,15 +227,17 @@ def resumes_to_equal_bytes(family, name, folder):
 
 
 def learns_in_bf16(family, name, folder):
-    trainer = build(family(name, precision="bf16"))
+    trainer = build(family(name, precision="bf16", batch_size=24))
     trainer.train()
     assert trainer.progress.skipped_steps == 0
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
 
 
 def learns_with_fgm(family, name, folder):
-    trainer = build(family(name, use_fgm=True))
-    assert trainer.train() is not None
+    trainer = build(family(name, use_fgm=True, batch_size=24))
+    trainer.train()
+    (fgm,) = trainer.tricks
+    assert float(torch.linalg.vector_norm(fgm.r)) == pytest.approx(1.0, abs=1e-4)  # the attack reached its words
 
 
 def learns_with_lora(family, name, folder):
