@@ -5,4 +5,4 @@ cd "$(dirname "$0")"
 requirements="requirements.txt requirements-test.txt"
 . ./setup_env.sh
 
-exec "$PYTHON" -m pytest -n auto --maxprocesses 4 "$@"
+exec "$PYTHON" -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"

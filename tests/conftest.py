@@ -15,7 +15,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models of the tests are too small for more
 
-from forks import Forks  # noqa: E402
+from forks import Forks, Process  # noqa: E402
 
 from config import Config  # noqa: E402
 from data_process import DataConfig, process  # noqa: E402
@@ -23,6 +23,15 @@ from data_process import DataConfig, process  # noqa: E402
 SHARED = ROOT.parent / "shared" / "data"
 TINY = dict(hidden_size=32, num_layers=1, epochs=2, batch_size=8, vocab_size=500, log_steps=2, lr=3e-3, device="cpu")
 TINY["use_crf"] = False  # tests of it say so
+
+
+# The files that take longest, first: with one file a worker (--dist loadfile) none of them is left for the end
+LONG = "hostile cookbook docs distributed export model_check crf labelling lora spans trainer tricks report checkpoint"
+
+
+def pytest_collection_modifyitems(items):
+    places = {f"test_{name}.py": place for place, name in enumerate(LONG.split())}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +110,17 @@ def command(tmp_path, forks):
             timeout=300,
             env={**os.environ, **(env or {})},
         )
+
+    return run
+
+
+@pytest.fixture
+def background(tmp_path, fork_server, tmp_path_factory):
+    """background('main.py', '--flag', …) -> a Process of tests/forks.py, which has the big libraries already."""
+
+    def run(script, *flags, cwd=tmp_path):
+        folder = tmp_path_factory.mktemp("process")
+        return Process(Forks(ROOT, folder, fork_server), [script, *flags], cwd, folder / "log.txt")
 
     return run
 

@@ -4,9 +4,9 @@
 
 One server on a local socket forks for all who ask it, as many at once as they ask. Each line on a connection is JSON:
 {"name": string, "words": [script, flag, …], "cwd": folder, "env": more of the environment, "files": [standard input,
-output, errors], "seconds": until it is killed, "kill_at": [folder, step] or null}; for each the name and the exit code
-are answered. With kill_at the process is killed once the folder has a checkpoint of that step. The server ends when
-nobody has been connected for some seconds.
+output, errors], "seconds": until it is killed, "kill_at": [folder, step] or null}; for each [name, "began", process] is
+answered, and at its end [name, "ended", exit code]. With kill_at the process is killed once the folder has a checkpoint
+of that step. The server ends when nobody has been connected for some seconds.
 """
 
 import atexit
@@ -42,7 +42,7 @@ class Forks:
         self.scripts, self.cwd = Path(scripts), Path(cwd)
         self.server = Path(server or self.cwd / "forks.socket")
         self.line = connect(self.server, env)
-        self.answers = self.line.makefile("r")
+        self.answers, self.ended = self.line.makefile("r"), {}
 
     def command(self, words, cwd, input=None, seconds=600):
         """Runs [script, flag, …] in `cwd` -> subprocess.CompletedProcess. It is killed after so many seconds."""
@@ -71,25 +71,38 @@ class Forks:
             env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
             env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
             self.ask(rank, words, cwd or self.cwd, [os.devnull, log, log], seconds=seconds, env=env)
-        codes = [self.answer()[1] for _ in logs]
+        codes = [self.wait(rank) for rank in range(processes)]
         printed = "".join(log.read_text(encoding="utf-8") for log in logs)
         assert not any(codes), f"{' '.join(map(str, words))}: exit {codes}\n{printed[-3000:]}"
         return printed
 
     def start(self, words, cwd, files, kill_at=None, seconds=600):
         self.ask("", words, cwd, files, kill_at, seconds)
-        return self.answer()[1]
+        return self.wait("")
 
     def ask(self, name, words, cwd, files, kill_at=None, seconds=600, env=()):
-        """Has [script, flag, …] started; its end will be answered under that name."""
+        """Has [script, flag, …] started, under that name. -> the number of the process"""
         words = [str(self.scripts / words[0]), *map(str, words[1:])]
         task = {"name": name, "words": words, "cwd": str(cwd), "files": [*map(str, files)]}
         task |= {"seconds": seconds, "kill_at": kill_at, "env": {key: str(value) for key, value in dict(env).items()}}
         self.line.sendall(json.dumps(task).encode() + b"\n")
+        return self.listen("began", name)
 
-    def answer(self):
-        """(name, exit code) of the next process that ends."""
-        return json.loads(self.answers.readline())
+    def wait(self, name):
+        """Until the process of that name has ended. -> its exit code"""
+        return self.ended.pop(name) if name in self.ended else self.listen("ended", name)
+
+    def has_ended(self, process):
+        """Whether a process has ended, whose end need not be known yet."""
+        state = Path(f"/proc/{process}/stat")
+        return not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+    def listen(self, what, name):
+        while True:
+            other, kind, number = json.loads(self.answers.readline())
+            if (kind, other) == (what, name):
+                return number
+            self.ended[other] = number
 
     def __enter__(self):
         return self
@@ -97,6 +110,48 @@ class Forks:
     def __exit__(self, *_):
         self.answers.close()
         self.line.close()
+
+
+class Process:
+    """A script in the background, as subprocess.Popen has it: with pid, poll, wait, signals, returncode. What it prints
+    goes to `log`."""
+
+    def __init__(self, forks, words, cwd, log):
+        self.forks, self.log, self.returncode = forks, Path(log), None
+        self.pid = forks.ask("process", words, cwd, [os.devnull, log, log])
+
+    def poll(self):
+        if self.returncode is None and self.forks.has_ended(self.pid):
+            self.wait()
+        return self.returncode
+
+    def wait(self, timeout=None):
+        """timeout: as in subprocess, seconds after which TimeoutExpired is raised."""
+        end = time.monotonic() + (timeout or 0)
+        while timeout and self.returncode is None and not self.forks.has_ended(self.pid):
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("", timeout)
+            time.sleep(0.003)
+        if self.returncode is None:
+            self.returncode = self.forks.wait("process")
+            self.forks.__exit__()
+        return self.returncode
+
+    def send_signal(self, number):
+        if self.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self):
+        self.send_signal(signal.SIGTERM)
+
+    def printed(self):
+        """What it printed, once it has ended."""
+        self.wait()
+        return self.log.read_text(encoding="utf-8")
 
 
 def connect(address, env):
@@ -129,11 +184,16 @@ def become(words, cwd, files, seconds, env):
     writes = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND  # two may be the same file
     for number, (file, how) in enumerate(zip(files, (os.O_RDONLY, writes, writes))):
         os.dup2(os.open(file, how), number)
-    sys.stdin, code = os.fdopen(0, encoding="utf-8", closefd=False), 0
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
     os.chdir(cwd)
     os.environ.update(env)
     signal.alarm(seconds)  # then it is killed
-    sys.argv, sys.path[0] = words, str(Path(words[0]).parent)
+    run_script(words)
+
+
+def run_script(words):
+    """Runs [script, flag, …] as this process, and ends it."""
+    code, sys.argv, sys.path[0] = 0, words, str(Path(words[0]).parent)
     try:
         runpy.run_path(words[0], run_name="__main__")
     except SystemExit as error:
@@ -190,6 +250,11 @@ class Server:
                 self.selector.close()
                 become(**task)
             self.children[child] = line, name, kill_at
+            self.tell(line, name, "began", child)
+
+    def tell(self, line, *answer):
+        with suppress(OSError):  # whoever asked may have gone
+            line.sendall(json.dumps(answer).encode() + b"\n")
 
     def reap(self):
         """Answers for those that have ended, and kills those that have come far enough."""
@@ -200,8 +265,7 @@ class Server:
             ended, status = os.waitpid(child, os.WNOHANG)
             if ended:
                 del self.children[child]
-                with suppress(OSError):  # whoever asked may have gone
-                    line.sendall(json.dumps([name, os.waitstatus_to_exitcode(status)]).encode() + b"\n")
+                self.tell(line, name, "ended", os.waitstatus_to_exitcode(status))
 
 
 def is_there(folder, step):

@@ -201,7 +201,7 @@ time.sleep(60)
 
 
 @pytest.mark.slow
-def test_a_killed_and_repeated_command_ends_like_one_that_was_left_alone(sample, command, tmp_path):
+def test_a_killed_and_repeated_command_ends_like_one_that_was_left_alone(sample, command, tmp_path, background):
     """The whole command line, with real signals: SIGTERM saves and exits with 143, SIGKILL loses steps but no bytes."""
     flags = [
         "--do_train",
@@ -231,12 +231,7 @@ def test_a_killed_and_repeated_command_ends_like_one_that_was_left_alone(sample,
     whole, cut = tmp_path / "output/whole", tmp_path / "output/cut"
     codes = []
     for number in (signal.SIGTERM, signal.SIGKILL, None):
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "main.py"), *map(str, flags), "--model_version", "cut"],
-            cwd=tmp_path,
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
+        process = background("main.py", *flags, "--model_version", "cut")
         logged = (cut / "metrics.jsonl").stat().st_size if (cut / "metrics.jsonl").exists() else 0
         while number and process.poll() is None:
             if (cut / "metrics.jsonl").exists() and (cut / "metrics.jsonl").stat().st_size > logged + 300:

@@ -117,7 +117,8 @@ def test_the_readmes_commands_for_your_data_run(command, tmp_path):
 # Run by hand: they set up an environment, take many minutes, or need two commits or data that others released
 BY_HAND = {
     *("run.sh", "test.sh", "benchmarks/soak.py", "benchmarks/same_bytes.py", "benchmarks/time_to_accuracy.py"),
-    *("benchmarks/labelling.py", "benchmarks/data_size.py"),
+    *("benchmarks/labelling.py", "benchmarks/data_size.py", "benchmarks/hostile.py", "benchmarks/mutations.py"),
+    "benchmarks/gpu.py",  # tests/test_crf.py
     *("benchmarks/pretraining.py", "benchmarks/ablation.py", "--only growth", "benchmarks/wrong_labels.py"),
     "benchmarks/nested.py --input ATIS",
     *("benchmarks/shipped.py", "tests/test_export.py"),  # the first installs an environment
@@ -132,6 +133,7 @@ SMALL = {
     "cross_validate.py": "--epochs 1 --max_length 48",
     "export.py": "--max_drop 1",
     "search.py": "--trials 1 --finalists 0",
+    "benchmarks/recombine.py": "--texts 500",
     "huggingface_hands_on/continue_pretrain_task.py": "--epochs 1 --max_length 32",
     "benchmarks/speed.py": "--examples 32 --rounds 1 --batch_size 8",
 }
@@ -189,5 +191,6 @@ def test_every_command_of_the_pages_runs(sample, tmp_path, monkeypatch, fork_ser
                 more = SMALL.get(words[0], "").split()
                 if words in training:
                     shutil.rmtree(tmp_path / "output", ignore_errors=True)
-                forks.run([*words, *more])
+                warm = ["tests/warm.py"] if words[0] == "search.py" else []
+                forks.run([*warm, *words, *more])
     assert len(done) > 20

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import tracemalloc
 
@@ -419,18 +417,8 @@ def test_the_training_loss_is_that_of_the_whole_logits(options, corpus):
     torch.testing.assert_close(2 * halves, expected)
 
 
-def start(folder, *flags):
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / PRETRAIN), *map(str, flags)],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 @pytest.mark.slow
-def test_killed_and_started_again_it_goes_on(corpus, tmp_path):
+def test_killed_and_started_again_it_goes_on(corpus, tmp_path, background):
     flags = [
         "--input",
         corpus / "texts.txt",
@@ -442,22 +430,22 @@ def test_killed_and_started_again_it_goes_on(corpus, tmp_path):
         2,
     ]
     flags += ["--epochs", 6, "--eval_steps", 5, "--lr", 3e-3, "--early_stop_patience", 0, "--device", "cpu"]
-    whole = start(tmp_path, *flags, "--output_dir", "whole")
-    assert whole.communicate()[0] and whole.returncode == 0
-    killed = start(tmp_path, *flags, "--output_dir", "out")
+    whole = background(PRETRAIN, *flags, "--output_dir", "whole")
+    assert whole.printed() and whole.returncode == 0
+    killed = background(PRETRAIN, *flags, "--output_dir", "out")
     checkpoints, deadline = tmp_path / "out/checkpoints", time.time() + 120
     while not list(checkpoints.glob("checkpoint-*/manifest.json")):
         assert time.time() < deadline and killed.poll() is None
         time.sleep(0.01)
     os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate()
+    killed.wait()
     assert not (tmp_path / "out/pretraining.json").exists()
     (checkpoints / "checkpoint-99999").mkdir()  # as a kill in the middle of saving leaves it
     (checkpoints / "checkpoint-99999/model.safetensors").write_bytes(b"half")
-    other = start(tmp_path, *flags, "--output_dir", "out", "--mlm_probability", "0.3")
-    assert "mlm_probability was 0.15, is 0.3" in other.communicate()[0] and other.returncode == 2
-    again = start(tmp_path, *flags, "--output_dir", "out")
-    printed = again.communicate()[0]
+    other = background(PRETRAIN, *flags, "--output_dir", "out", "--mlm_probability", "0.3")
+    assert "mlm_probability was 0.15, is 0.3" in other.printed() and other.returncode == 2
+    again = background(PRETRAIN, *flags, "--output_dir", "out")
+    printed = again.printed()
     assert again.returncode == 0 and re.search(r"going on from \S*checkpoint-\d{1,3}\n", printed), printed
     figures = [read_json(tmp_path / name / "pretraining.json") for name in ("out", "whole")]
     assert figures[0]["before"] == figures[1]["before"] and figures[0]["epochs"] == figures[1]["epochs"]
@@ -601,7 +589,7 @@ def test_new_words_from_files_and_lists(corpus, tmp_path):
 
 
 @pytest.mark.slow
-def test_other_texts_are_not_gone_on_with(corpus, tmp_path):
+def test_other_texts_are_not_gone_on_with(corpus, tmp_path, background):
     (tmp_path / "t.txt").write_text((corpus / "texts.txt").read_text())
     flags = [
         "--input",
@@ -616,17 +604,17 @@ def test_other_texts_are_not_gone_on_with(corpus, tmp_path):
         "cpu",
     ]
     flags += ["--epochs", 60, "--eval_steps", 5, "--early_stop_patience", 0, "--output_dir", "out"]
-    first = start(tmp_path, *flags)
+    first = background(PRETRAIN, *flags)
     deadline = time.time() + 120
     while not list((tmp_path / "out/checkpoints").glob("checkpoint-*/manifest.json")):
         assert time.time() < deadline and first.poll() is None
         time.sleep(0.01)
     first.send_signal(signal.SIGTERM)  # saves at the next step and says how to go on
-    printed = first.communicate()[0]
+    printed = first.printed()
     assert first.returncode == 143 and "the same command goes on" in printed and "Traceback" not in printed
     (tmp_path / "t.txt").write_text((corpus / "texts.txt").read_text() + "\nquite another text\n")
-    again = start(tmp_path, *flags)
-    printed = again.communicate()[0]
+    again = background(PRETRAIN, *flags)
+    printed = again.printed()
     assert again.returncode == 2 and "texts, tokenizer and first weights was" in printed and printed.count("\n") <= 2, (
         printed
     )

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -410,35 +411,33 @@ def test_memory_does_not_grow_with_the_text(name, tmp_path):
 
 
 def processes_of(folder):
-    """Those of this command that are still there."""
+    """Those that are still there of a command that was started in this folder."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if str(folder).encode() in b" ".join(words) and b"data_process.py" in b" ".join(words):
-            found.append(path.parent.name)
+    for path in Path("/proc").glob("[0-9]*/cwd"):
+        with suppress(OSError):
+            found += [path.parent.name] * (os.readlink(path) == str(folder))
     return found
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
-def test_killed_at_random_moments_it_leaves_the_old_folder_or_none(tmp_path):
+def test_killed_at_random_moments_it_leaves_the_old_folder_or_none(tmp_path, background):
     """... and no process, which would hold memory and disk; what lies beside the folder goes with the next run."""
     rng = random.Random(8)
-    for name, rows in (("old", 1000), ("new", 60_000)):
+    for name, rows in (("old", 1000), ("new", 30_000)):
         data_size.write_csv(tmp_path / f"{name}.csv", rows)
-    command = [sys.executable, str(ROOT / "data_process.py"), "--output_dir", str(tmp_path / "out"), "--input"]
-    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def process_file(name):
+        return background("data_process.py", "--output_dir", tmp_path / "out", "--input", tmp_path / name)
+
     began = time.monotonic()
-    subprocess.run([*command, tmp_path / "new.csv"], check=True, **quiet)
+    assert process_file("new.csv").wait() == 0
     seconds, new = time.monotonic() - began, files_of(tmp_path / "out")
-    subprocess.run([*command, tmp_path / "old.csv"], check=True, **quiet)
+    assert process_file("old.csv").wait() == 0
     old = files_of(tmp_path / "out")
     outcomes = Counter()
     for _ in range(12):
-        process = subprocess.Popen([*command, tmp_path / "new.csv"], **quiet)
+        process = process_file("new.csv")
         try:
             process.wait(rng.uniform(0.2, 1.1) * seconds)
         except subprocess.TimeoutExpired:
@@ -452,7 +451,7 @@ def test_killed_at_random_moments_it_leaves_the_old_folder_or_none(tmp_path):
             time.sleep(0.05)
         assert not processes_of(tmp_path)
         if folder == new:
-            subprocess.run([*command, tmp_path / "old.csv"], check=True, **quiet)
-    subprocess.run([*command, tmp_path / "new.csv"], check=True, **quiet)
+            assert process_file("old.csv").wait() == 0
+    assert process_file("new.csv").wait() == 0
     assert files_of(tmp_path / "out") == new and outcomes["old"] > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new.csv", "old.csv", "out"]
