@@ -277,7 +277,9 @@ def exit_code(main, config):
 def is_lost(error):
     """Whether an error says that another of several processes is gone or silent."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    return is_launched() and ("DistError" in names or "gloo" in str(error).lower() or "Connection" in str(error))
+    told = str(error).lower()
+    words = ("gloo", "connection", "pair closure", "timed out", "application timeout")
+    return is_launched() and ("DistError" in names or any(word in told for word in words))
 
 
 def tell(mistake):

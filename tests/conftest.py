@@ -26,7 +26,9 @@ TINY["use_crf"] = False  # tests of it say so
 
 
 # The files that take longest, first: with one file a worker (--dist loadfile) none of them is left for the end
-LONG = "hostile cookbook docs distributed export model_check crf labelling lora spans trainer tricks report checkpoint"
+LONG = (
+    "distributed cookbook docs hostile export model_check labelling hands_on report tricks crf size trainer main serve"
+)
 
 
 def pytest_collection_modifyitems(items):

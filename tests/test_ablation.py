@@ -86,7 +86,7 @@ def test_an_ablation_goes_on_where_it_stopped(sample, command, tmp_path):
     def rows():
         return {row["variant"]: row for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines())}
 
-    done = command("tests/warm.py", *flags)
+    done = command(*flags)
     assert done.returncode == 0, done.stderr
     assert "not significant (no interval)" in done.stdout and (tmp_path / "results/summary.csv").exists()
     assert (tmp_path / "results/differences.png").read_bytes()[:4] == b"\x89PNG"
@@ -100,7 +100,7 @@ def test_an_ablation_goes_on_where_it_stopped(sample, command, tmp_path):
     assert done.stdout.index("\ndev:") < done.stdout.index("\ntest:")
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     path.write_text("".join(line for line in lines if not line.startswith("baseline")), encoding="utf-8")
-    done = command("tests/warm.py", *flags)
+    done = command(*flags)
     again = rows()
     assert done.returncode == 0 and again["ema+lr=1e-3"] == first["ema+lr=1e-3"]
     assert {name: value for name, value in again["baseline"].items() if "seconds" not in name} == {

@@ -310,13 +310,13 @@ def test_a_run_that_is_stopped_and_started_again_ends_with_equal_bytes(sample, t
     """In each of these all save at the same step. benchmarks/soak.py stops runs in more ways, and as streams."""
     train = [*ALL, "--resume", "--data_path", sample, "--epochs", "12", "--batch_size", "4", "--save_steps", "2"]
     train += ["--early_stop_patience", "0", "--use_fgm", "--gradient_accumulation_steps", "2"]
-    torchrun(2, "main.py", *train, "--output_dir", tmp_path / "whole", cwd=tmp_path)
+    started.several(2, ["main.py", *train, "--output_dir", tmp_path / "whole"], tmp_path)
     for number, stop in enumerate(STOPS.values()):
         run = Run([*train, "--output_dir", tmp_path / "stopped"], tmp_path)
         run.wait_for(tmp_path / "stopped/run", 4 + 16 * number)
         stop(run)
         run.wait()
-    torchrun(2, "main.py", *train, "--output_dir", tmp_path / "stopped", cwd=tmp_path)
+    started.several(2, ["main.py", *train, "--output_dir", tmp_path / "stopped"], tmp_path)
     assert (tmp_path / "stopped/run/train.log").read_text().count("stopped and saved after step") == len(STOPS)
     assert digest(tmp_path / "stopped") == digest(tmp_path / "whole")
 
@@ -337,10 +337,10 @@ def test_run_sh_starts_as_many_processes_as_it_is_told(tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_a_run_whose_process_died_and_it_goes_on(sample, tmp_path):
+def test_torchrun_restarts_a_run_whose_process_died_and_it_goes_on(sample, tmp_path, started):
     """--max_restarts: no --resume is needed."""
     words = [*ALL, "--data_path", sample, "--epochs", "3", "--batch_size", "4", "--save_steps", "2"]
-    torchrun(2, "main.py", *words, "--output_dir", tmp_path / "whole", cwd=tmp_path)
+    started.several(2, ["main.py", *words, "--output_dir", tmp_path / "whole"], tmp_path)
     run = Run([*words, "--output_dir", tmp_path / "out"], tmp_path, ["--max_restarts", "1"])
     run.wait_for(tmp_path / "out/run", 6)
     os.kill(run.processes()[0], signal.SIGKILL)
@@ -365,7 +365,12 @@ def test_a_silent_process_ends_the_run_in_one_line(sample, tmp_path):
     ]
     run = Run(words, tmp_path)
     run.wait_for(tmp_path / "run", 1)
-    os.kill(run.processes()[1], signal.SIGSTOP)
+    silent = run.processes()[1]
+    os.kill(silent, signal.SIGSTOP)
+    while "error: " not in run.log.read_text():
+        assert run.agent.poll() is None, run.log.read_text()
+        time.sleep(0.05)
+    os.kill(silent, signal.SIGKILL)  # as torchrun does after half a minute
     printed = run.wait()
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "another process of this run has ended or is silent" in errors[0], printed

@@ -830,3 +830,15 @@ def test_a_machine_without_enough_memory_is_one_line(sample, tmp_path):
         [sys.executable, ROOT / words[0], *map(str, words[1:])], preexec_fn=limit, capture_output=True, text=True
     )
     assert done.returncode == 2 and "this machine's memory is too small" in done.stderr.splitlines()[-1], done.stderr
+
+
+def test_a_process_that_is_gone_is_told_in_one_line_however_gloo_says_it(monkeypatch, capsys):
+    from engine.command_line import LOST, exit_code
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = "Got the following error when running the callback: RuntimeError: Application timeout caused pair closure"
+
+    def lose(_):
+        raise RuntimeError(told)
+
+    assert exit_code(lose, None) == 2 and capsys.readouterr().err == f"error: {LOST}\n"

@@ -2,6 +2,8 @@
 without the seconds of importing the libraries anew.
 
     python tests/warm.py search.py --trials 2 …
+
+Not for one that starts them from threads, as benchmarks/ablation.py does: what another thread had locked stays so.
 """
 
 import os
