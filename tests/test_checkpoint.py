@@ -83,6 +83,7 @@ print(nth)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_system_call_of_a_save_intact_folders_remain(tmp_path):
     """A process is killed at its n-th open, write, fsync, rename or unlink, for every n; best and two others must
     verify."""

@@ -13,6 +13,7 @@ from engine.tokenizer import train_tokenizer
 FAST = ["--hidden_size", 32, "--num_layers", 1, "--epochs", 1]
 
 
+@pytest.mark.slow
 def test_the_first_command_works_right_after_the_clone(command, tmp_path):
     done = command("main.py", "--do_train", "--do_eval", "--do_predict", *FAST, fresh=True)
     assert done.returncode == 0, done.stderr
