@@ -991,7 +991,7 @@ def run_all(chosen, base, options):
         if not hasattr(local, "forks"):
             local.place = base / f"w{threading.get_ident()}"
             local.place.mkdir()
-            local.forks = Forks(ROOT, local.place, env)
+            local.forks = Forks(ROOT, local.place, env=env)
         return local.forks
 
     def run(item):
