@@ -57,7 +57,7 @@ MUTATIONS = {
         "model_utils.py",
         "probabilities >= self.threshold",
         "probabilities >= 0.5",
-        "model_utils any_data",
+        "export ensemble",
     ),
     "missing labels of several count": (
         "model_utils.py",
@@ -93,7 +93,7 @@ MUTATIONS = {
         "engine/features.py",
         "starts = [len(before) + begins[w] - begins[word]",
         "starts = [len(before) + 1 + begins[w] - begins[word]",
-        "data_loader any_data",
+        "data_loader checks spans export",
     ),
     "windows share one word too few": (
         "engine/features.py",
