@@ -25,6 +25,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -438,7 +439,7 @@ class Server(uvicorn.Server):
                 one.transport.abort()
 
 
-def awaited(connection):
+def awaited(connection: asyncio.Protocol) -> tuple | None:
     """What a connection waits for its client to do: to send the next request, or to read the answer; None: nothing."""
     cycle = connection.cycle
     if cycle is None or cycle.response_complete:
@@ -497,7 +498,7 @@ def serve(options):
     print(f"{all_answered}; the server has ended", flush=True)
 
 
-def one_line(text):
+def one_line(text: str) -> str:
     """A text without line breaks, escape sequences and other marks that would change a terminal."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
@@ -509,7 +510,7 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, one_line(f"error: {message} (--help lists all flags)") + "\n")
 
 
-def whole_number(low, high):
+def whole_number(low: int, high: int) -> Callable[[str], int]:
     """A type of argparse: whole numbers from `low` to `high`, in plain digits."""
 
     def parse(text):

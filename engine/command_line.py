@@ -228,7 +228,7 @@ class PrintableOutput(io.TextIOWrapper):
         return len(text)
 
 
-def make_output_printable():
+def make_output_printable() -> None:
     """Labels may have letters that the terminal's encoding lacks, and escape sequences."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -277,9 +277,9 @@ def exit_code(main, config):
 def is_lost(error):
     """Whether an error says that another of several processes is gone or silent."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    told = str(error).lower()
+    message = str(error).lower()
     words = ("gloo", "connection", "pair closure", "timed out", "application timeout")
-    return is_launched() and ("DistError" in names or any(word in told for word in words))
+    return is_launched() and ("DistError" in names or any(word in message for word in words))
 
 
 def tell(mistake):

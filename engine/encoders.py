@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -189,8 +190,8 @@ def fit_vocabulary(encoder, tokenizer, config):
 
 
 @contextmanager
-def silence():
-    """Nothing less than an error of transformers is told."""
+def silence() -> Iterator[None]:
+    """transformers logs nothing below an error."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -204,7 +205,7 @@ def load_pretrained(name, revision=None, dtype="fp32"):
     options = dict(output_loading_info=True, dtype=DTYPES[dtype], revision=revision)
     try:
         options["config"] = read_shape(name, revision)
-        with silence():  # its table of what is missing and unexpected; what matters of it is told below
+        with silence():  # its table of missing and unexpected weights; missing ones are refused below
             encoder, found = AutoModel.from_pretrained(name, trust_remote_code=False, **options)
     except UserError:
         raise

@@ -109,7 +109,7 @@ class SavedOptions:
         """Writes the options as JSON."""
         write_json(path, self.kept())
 
-    def kept(self):
+    def kept(self) -> dict:
         """{name: value} of the options, with the version that they are of."""
         return {"version": VERSION} | dataclasses.asdict(self)
 
@@ -131,8 +131,8 @@ class SavedOptions:
 
 
 def read_options(path: str | Path, options: type) -> dict:
-    """{option: value} of a file of options, whatever version wrote it. UserError if one has another type than its field
-    of the dataclass."""
+    """{option: value} of a file of options, written by any version. UserError if one has another type than its field of
+    the dataclass."""
     shape = {Optional(f.name): shape_of(f) for f in dataclasses.fields(options)} | {Optional("version"): str}
     try:
         values = read_json(path, shape)
@@ -151,7 +151,7 @@ def read_result(path: str | Path, shape: Any, advice: str = EVALUATE) -> Any:
 
 
 def read_result_lines(path: str | Path, shape: Any) -> list:
-    """Likewise the rows of a .jsonl file."""
+    """The rows of a .jsonl file of a run folder. UserError if one has not this shape."""
     try:
         return list(read_json_lines(path, shape))
     except SchemaError as error:

@@ -131,7 +131,7 @@ def check_class(label, name, where):
     return label.strip()
 
 
-def refuse_two_ways(name, labels):
+def refuse_two_ways(name: str, labels: list[str]) -> None:
     """UserError for a task of yes and no that are written in two ways, as 1 and true in JSON: it would have four
     labels."""
     written = {label.lower() for label in labels}

@@ -1,4 +1,4 @@
-"""Runs scripts, each in a process of its own, without importing the big libraries anew for each.
+"""Runs scripts, each in a process of its own, without importing the big libraries again for each.
 
     python tests/forks.py ADDRESS
 

@@ -1,5 +1,5 @@
 """Runs a script that starts runs of main.py, and has them fork from it: a process each, with signals and all, but
-without the seconds of importing the libraries anew.
+without the seconds of importing the libraries again.
 
     python tests/warm.py search.py --trials 2 …
 

@@ -22,6 +22,7 @@ import os
 import re
 import sys
 import zlib
+from collections.abc import Callable
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -864,7 +865,7 @@ def labelled(predictor, rows, batch_size):
         done += len(chunk)
 
 
-def one_line(text):
+def one_line(text: str) -> str:
     """A text without line breaks, escape sequences and other marks that would change a terminal."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
@@ -876,7 +877,7 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, one_line(f"error: {message} (--help lists all flags)") + "\n")
 
 
-def whole_number(low, high):
+def whole_number(low: int, high: int) -> Callable[[str], int]:
     """A type of argparse: whole numbers from `low` to `high`, in plain digits."""
 
     def parse(text):

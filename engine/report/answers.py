@@ -180,7 +180,7 @@ ANSWERS = {  # what a label is, by kind
 PROBABILITY = AnyOf(None, float)
 
 
-def row_shape(kinds):
+def row_shape(kinds: dict[str, str]) -> dict:
     """The shape of a row of answers/<part>.jsonl. kinds: {task: one of KINDS}"""
     answers = {
         name: {
@@ -216,7 +216,7 @@ def read_about(folder):
     return about
 
 
-def read_rows(folder, part, kinds):
+def read_rows(folder: str | Path, part: str, kinds: dict[str, str]) -> list[dict]:
     """The rows of a part. UserError for one that is damaged. kinds: {task: one of KINDS}"""
     path = Path(folder) / "answers" / f"{part}.jsonl"
     rows = read_result_lines(path, row_shape(kinds))
@@ -229,6 +229,6 @@ def read_rows(folder, part, kinds):
     return rows
 
 
-def words_of(kind, label):
+def words_of(kind: str, label: list) -> int:
     """How many words a text must have for these tags or spans."""
     return len(label) if kind != "spans" else max((span[1] + 1 for span in label), default=0)

@@ -9,6 +9,7 @@ from engine.report.answers import PARTS, read_about, read_rows
 from engine.run_folder import EVALUATE, SCORES, read_result
 from engine.schema import Optional
 
+REMAKE = "make the folder again with data_process.py"
 NOTES = [{"what": str, "count": int, "rows": [str], "advice": str}]
 FOLDS = {Optional("out_of_fold"): SCORES, Optional("test_of_all_folds"): SCORES}
 LISTED = 200  # suspicious rows, confident mistakes and confused pairs at most in the page; all are in files
@@ -34,7 +35,9 @@ def collect(folder):
         "scores": scores_of(folder, about, rows),
         "learning": learning_of(folder, about),
         "log": course.read_log(about["log"]),
-        "checks": read_result(checks, NOTES) if checks.is_file() else None,
+        "checks": read_result(checks, NOTES, "make the folder again with data_process.py")
+        if checks.is_file()
+        else None,
         "training": {"read": len(seen), "whole": whole},
     }
     details = rows.get(main, [])

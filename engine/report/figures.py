@@ -211,10 +211,16 @@ def row_confidence(kind, answer):
     return None if kind == "regression" else p
 
 
-def known(probability):
-    """The numbers of a probability, or of a list of them; a head of one's own may give none."""
+def known(probability: float | list | None) -> list[float]:
+    """The numbers of a probability, or of a list of them; a custom head may give none."""
     values = probability if isinstance(probability, list) else [probability]
     return [value for value in values if value is not None]
+
+
+def with_probability(predicted: list, probability: list | None) -> list[tuple]:
+    """[(label, tag or span, its probability)] of those that have one."""
+    pairs = zip(predicted, probability if isinstance(probability, list) else [])
+    return [(label, value) for label, value in pairs if value is not None]
 
 
 def mistake_confidence(kind, answer):
@@ -229,12 +235,13 @@ def mistake_confidence(kind, answer):
     if kind == "regression":
         return abs(predicted - gold)
     if kind == "multilabel":
-        several = answer.get("probabilities") or dict(zip(predicted, known(p)))
+        several = answer.get("probabilities") or dict(with_probability(predicted, p))
         wrong = {*gold} ^ {*predicted}
         return max((several.get(x, 0) if x in predicted else 1 - several.get(x, 0) for x in wrong), default=None)
     if kind == "spans":
         there = {tuple(span) for span in gold}
-        return max((value for span, value in zip(predicted, known(p)) if tuple(span) not in there), default=0.0)
+        sure = (value for span, value in with_probability(predicted, p) if tuple(span) not in there)
+        return max(sure, default=0.0)
     if isinstance(p, list):
-        return max((value or 0.0 for g, t, value in zip(gold, predicted, p) if g != t), default=None)
+        return max((v for g, t, v in zip(gold, predicted, p) if g != t and v is not None), default=None)
     return p

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.report.answers import ANSWERS
-from engine.report.figures import known
+from engine.report.figures import with_probability
 from engine.schema import AnyOf, Optional, SchemaError, read_json_lines
 from engine.text import text_of
 
@@ -92,23 +92,23 @@ def decisions(kind, answer):
     gold, predicted, p = answer["gold"], answer["predicted"], answer["probability"]
     if kind == "classification":
         return [] if p is None else [(predicted, p, gold == predicted)]
-    p = p if isinstance(p, list) else []  # a head of one's own may give none
     if kind == "multilabel":
-        several = answer.get("probabilities") or dict(zip(predicted, known(p)))
+        several = answer.get("probabilities") or dict(with_probability(predicted, p))
         labels = {*several, *gold}
         taken = [(label, label in predicted, several.get(label, 0.0)) for label in labels]
         return [((label, yes), v if yes else 1 - v, yes == (label in gold)) for label, yes, v in taken]
     if kind == "spans":
         there = {tuple(span) for span in gold}
-        return [(span[2], v, tuple(span) in there) for span, v in zip(predicted, p) if v is not None]
-    return [(guess, v, label == guess) for label, guess, v in zip(gold, predicted, p) if v is not None]
+        return [(span[2], v, tuple(span) in there) for span, v in with_probability(predicted, p)]
+    tags = with_probability(list(zip(gold, predicted)), p)
+    return [(guess, v, label == guess) for (label, guess), v in tags]
 
 
 def issue(number, task, likely, score):
     return {"row": number, "task": task, "likely": likely, "score": score}
 
 
-def training_rows(data_path, kinds, most=MOST_TEXTS):
+def training_rows(data_path: str | Path, kinds: dict[str, str], most: int = MOST_TEXTS) -> tuple[list[dict], bool]:
     """The first rows of the training part, and whether that is all; ([], True) where it is no longer there, or has
     changed so that it does not have these tasks. kinds: {task: one of KINDS of answers.py}"""
     path = Path(data_path) / "train.jsonl"
