@@ -17,17 +17,19 @@ needs (see Dockerfile). Edit here when requests shall look otherwise, or need a 
 
 import argparse
 import asyncio
+import contextlib
+import ctypes
 import importlib
 import ipaddress
 import json
 import math
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -290,7 +292,7 @@ class Service:
         self.batcher = Batcher(label, *limits, self.metrics)
         self.batcher.warm_up(example_row(predictor))
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def lifespan(self, app):
         running = asyncio.create_task(self.batcher.run())
         yield
@@ -415,7 +417,7 @@ class Server(uvicorn.Server):
         if self.stopping is not None:
             return super().handle_exit(number, frame)
         self.stopping = time.monotonic()
-        self.listening.listen(0)  # so that few are on their way in when it is closed
+        refuse_new_connections(self.listening)
 
     async def on_tick(self, counter):
         seconds = 0.0 if self.stopping is None else time.monotonic() - self.stopping
@@ -423,7 +425,10 @@ class Server(uvicorn.Server):
             for server in self.servers:
                 server.close()
         self.close_idle()
-        return await super().on_tick(counter) or seconds > DRAIN
+        ends = await super().on_tick(counter) or seconds > DRAIN
+        for _ in range(2 * ends):  # turns of the loop: a request that is unread when its connection is closed is lost
+            await asyncio.sleep(0)
+        return ends
 
     def close_idle(self):
         """Ends connections that have waited for their client for too long, and the oldest of too many."""
@@ -437,6 +442,22 @@ class Server(uvicorn.Server):
         for place, one in enumerate(oldest):
             if place < many or now - self.waits[one][1] > self.idle:
                 one.transport.abort()
+
+
+def refuse_new_connections(listening: socket.socket) -> None:
+    """Lets the kernel drop every SYN from now on, on Linux, so that nobody is connected but not yet accepted when the
+    socket is closed: such a client would have sent a request already. `listen(0)` does not do it: what is beyond that
+    queue believes itself connected.
+
+    The filter is a classic BPF program on the TCP header: man 7 socket, SO_ATTACH_FILTER.
+    """
+    if sys.platform != "linux":
+        return
+    program = [(0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 2**32 - 1)]
+    #          load the flags    SYN: next, else skip  drop           accept
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
+    with contextlib.suppress(OSError):  # of a kernel without it, as some sandboxes have
+        listening.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HP", len(program), ctypes.addressof(code)))
 
 
 def awaited(connection: asyncio.Protocol) -> tuple | None:

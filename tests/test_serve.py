@@ -316,7 +316,7 @@ def test_sigterm_loses_no_request_that_was_accepted(shipped):
                 return
 
     with Served(shipped) as server:
-        threads = in_threads(6, ask)
+        threads = in_threads(40, ask)
         while found[200] < 50:
             time.sleep(0.01)
         server.process.send_signal(signal.SIGTERM)
