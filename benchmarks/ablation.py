@@ -154,7 +154,7 @@ def run(variant, seed, options, runs):
         raise UserError(f"{name} failed: {child.last_line()} (see {log})")
     scores = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
     row = {"variant": variant, "seed": str(seed)} | runs.keys[variant]
-    row |= {"seconds": f"{child.seconds:.1f}", "cpu_seconds": f"{child.cpu_seconds:.1f}"} if fresh else {}
+    row |= {"seconds": f"{child.seconds:.1f}", "cpu_seconds": f"{child.cpu_seconds:.3f}"} if fresh else {}
     row |= {f"{part}_{score}": repr(value) for part in scores for score, value in scores[part].items()}
     runs.add(row)
     shutil.rmtree(folder)

@@ -89,12 +89,19 @@ def forks(fork_server, tmp_path_factory):
         yield forks, environment()
 
 
+@pytest.fixture(scope="session")
+def python(forks):
+    """The path of an executable that stands in for Python, without the seconds of importing the big libraries: a process
+    with signals, streams and all. See tests/stand_in.py."""
+    return str(forks[0].server) + ".python"
+
+
 def environment():
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
 
 
 @pytest.fixture
-def command(tmp_path, forks):
+def command(tmp_path, forks, python):
     """command('main.py', '--flag', …) -> the finished process, run as a user would from an empty folder.
 
     fresh, or with an environment of its own: a new process of Python; otherwise one that has the big libraries already.
@@ -104,7 +111,7 @@ def command(tmp_path, forks):
         if not env and not fresh and environment() == forks[1]:
             return forks[0].command([script, *flags], cwd, input)
         return subprocess.run(
-            [sys.executable, str(ROOT / script), *map(str, flags)],
+            [sys.executable if fresh else python, str(ROOT / script), *map(str, flags)],
             cwd=cwd,
             input=input,
             capture_output=True,

@@ -7,6 +7,9 @@ One server on a local socket forks for all who ask it, as many at once as they a
 output, errors], "seconds": until it is killed, "kill_at": [folder, step] or null}; for each [name, "began", process] is
 answered, and at its end [name, "ended", exit code]. With kill_at the process is killed once the folder has a checkpoint
 of that step. The server ends when nobody has been connected for some seconds.
+
+Beside the socket lies ADDRESS.python, an executable that stands in for Python (stand_in.py): it asks the server too,
+with its own streams and environment, and what is forked has it as `sys.executable`. So scripts that start scripts fork.
 """
 
 import atexit
@@ -22,12 +25,14 @@ import sys
 import threading
 import time
 import traceback
+import types
 from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
 
 QUIET = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+PYTHON = sys.executable
 LONELY = 5  # seconds without a connection after which the server ends
 
 
@@ -165,7 +170,7 @@ def connect(address, env):
             line.close()
             if attempt == 0:
                 address.unlink(missing_ok=True)
-                command = [sys.executable, __file__, str(address)]
+                command = [PYTHON, __file__, str(address)]
                 quiet = dict(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
                 with open(f"{address}.log", "a") as log:
                     process = subprocess.Popen(command, env={**os.environ, **env}, stderr=log, **quiet)
@@ -176,6 +181,33 @@ def connect(address, env):
 
 
 # ---- the server ------------------------------------------------------------------------------------------------------
+
+
+READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "TQDM_", "CUDA_", "PYTHON", "LC_", "LANG", "LD_")
+
+
+def differs(env):
+    """Whether a process with that environment must import the libraries itself."""
+    names = {name for name in (*env, *os.environ) if name.startswith(READ_AT_IMPORT) and name != "PYTHON_EXEC"}
+    return any(env.get(name) != os.environ.get(name) for name in names)
+
+
+def become_stand_in(words, cwd, env, streams):
+    """Never returns: the process becomes what `python WORDS` would be there."""
+    import torch
+
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+    for stream in streams:
+        os.close(stream)
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding=sys.stdout.encoding, closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, encoding=sys.stderr.encoding, errors="backslashreplace", closefd=False)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    torch.set_num_threads(int(env.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    run_script(words)
 
 
 def become(words, cwd, files, seconds, env):
@@ -192,10 +224,20 @@ def become(words, cwd, files, seconds, env):
 
 
 def run_script(words):
-    """Runs [script, flag, …] as this process, and ends it."""
-    code, sys.argv, sys.path[0] = 0, words, str(Path(words[0]).parent)
+    """Runs [script, flag, …] as this process, and ends it; also ["-m", module, flag, …] and ["-c", code, flag, …]."""
+    code, kind = 0, words[0]
     try:
-        runpy.run_path(words[0], run_name="__main__")
+        if kind in ("-m", "-c"):
+            sys.argv, sys.path[0] = [kind, *words[2:]], "" if kind == "-c" else os.getcwd()
+        else:
+            sys.argv, sys.path[0] = words, str(Path(kind).parent)
+        if kind == "-m":
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        elif kind == "-c":
+            sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(words[1], vars(sys.modules["__main__"]))
+        else:
+            runpy.run_path(kind, run_name="__main__")
     except SystemExit as error:
         code = error.code or 0
         if isinstance(code, str):
@@ -219,6 +261,7 @@ class Server:
         self.selector.register(listening, selectors.EVENT_READ)
         self.children = {}  # {process: (the connection that asked, its name there, where it is to be killed)}
         self.lines, self.alone_since = {}, time.monotonic()  # {connection: what came of the next line}
+        self.streams, self.stand_ins = {}, set()  # streams that came with a line; the connections of stand-ins
 
     def run(self):
         """Until nobody has been connected for a while."""
@@ -233,24 +276,45 @@ class Server:
         self.selector.register(line, selectors.EVENT_READ)
 
     def read(self, line):
-        found = line.recv(1 << 16)
+        found, streams, *_ = socket.recv_fds(line, 1 << 16, 3)
         if not found:
-            self.selector.unregister(line)
-            del self.lines[line]
-            line.close()
-            self.alone_since = time.monotonic()
+            self.forget(line)
             return
         *tasks, self.lines[line] = (self.lines[line] + found).split(b"\n")
+        self.streams[line] = [*self.streams.get(line, ()), *streams]
         for task in map(json.loads, tasks):
-            name, kill_at = task.pop("name"), task.pop("kill_at")
+            name, kill_at = task.pop("name", ""), task.pop("kill_at", None)
+            if "files" not in task:
+                task["streams"] = self.streams.pop(line)
+                self.stand_ins.add(line)
+                if differs(task["env"]):
+                    self.tell(line, name, "differs", 0)
+                    self.close(task["streams"])
+                    continue
             child = os.fork()
             if child == 0:
                 for other in (self.listening, *self.lines):
                     other.close()
                 self.selector.close()
-                become(**task)
+                become(**task) if "files" in task else become_stand_in(**task)
+            self.close(task.get("streams", ()))
             self.children[child] = line, name, kill_at
             self.tell(line, name, "began", child)
+
+    def forget(self, line):
+        """Of a stand-in that has been killed the process is killed too."""
+        for child, (asked, *_) in self.children.items():
+            if asked is line and line in self.stand_ins:
+                os.kill(child, signal.SIGKILL)
+        self.selector.unregister(line)
+        self.stand_ins.discard(line)
+        del self.lines[line]
+        line.close()
+        self.alone_since = time.monotonic()
+
+    def close(self, streams):
+        for stream in streams:
+            os.close(stream)
 
     def tell(self, line, *answer):
         with suppress(OSError):  # whoever asked may have gone
@@ -280,6 +344,12 @@ def main(address):
     import torch.utils.tensorboard  # noqa: F401
     import transformers.models.bert.modeling_bert  # noqa: F401
 
+    stand_in = Path(f"{address}.python")
+    code = Path(__file__).with_name("stand_in.py").read_text(encoding="utf-8")
+    code = f"#!{sys.executable} -IS\nADDRESS, PYTHON = {address!r}, {sys.executable!r}\n{code}"
+    stand_in.write_text(code, encoding="utf-8")
+    stand_in.chmod(0o755)
+    sys.executable = str(stand_in)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
         listening.listen()

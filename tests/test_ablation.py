@@ -174,7 +174,7 @@ def test_a_mistake_is_one_line(flags, said, sample, command):
 
 
 @pytest.mark.slow
-def test_a_signal_stops_the_runs_and_starts_no_other(sample, tmp_path):
+def test_a_signal_stops_the_runs_and_starts_no_other(sample, tmp_path, python):
     flags = [
         "--data_path",
         sample,
@@ -184,7 +184,7 @@ def test_a_signal_stops_the_runs_and_starts_no_other(sample, tmp_path):
         "--epochs 50 --hidden_size 32 --num_layers 1 --vocab_size 500",
     ]
     process = subprocess.Popen(
-        [sys.executable, ROOT / "benchmarks/ablation.py", *flags], cwd=tmp_path, stderr=subprocess.DEVNULL
+        [python, ROOT / "benchmarks/ablation.py", *flags], cwd=tmp_path, stderr=subprocess.DEVNULL
     )
     log = tmp_path / "output/ablation/baseline-1.log"
     while not (log.exists() and "epoch 1" in log.read_text()):

@@ -168,7 +168,7 @@ def test_each_fold_takes_its_number_and_keeps_it(tmp_path, two_epochs, monkeypat
 
 
 @pytest.mark.slow
-def test_two_processes_agree_and_one_may_go_on(sample, tmp_path, command):
+def test_two_processes_agree_and_one_may_go_on(sample, tmp_path, command, python):
     """Two have half as many steps an epoch, by which one would take more epochs."""
     rows = (sample / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     data = tmp_path / "data"
@@ -179,7 +179,7 @@ def test_two_processes_agree_and_one_may_go_on(sample, tmp_path, command):
     flags = "--hidden_size 32 --num_layers 1 --vocab_size 400 --device cpu --do_train --resume --log_steps 100".split()
     flags += ["--data_path", data, "--output_dir", tmp_path, "--model_version", "run", "--epochs", "auto"]
     flags += ["--precision", "auto", "--lr", "1e-12", "--early_stop_patience", "1"]
-    printed = torchrun(2, "main.py", *flags, "--batch_size", "5", cwd=tmp_path)
+    printed = torchrun(python, 2, "main.py", *flags, "--batch_size", "5", cwd=tmp_path)
     steps, epochs = 66, epochs_of(66, False)
     assert f"--epochs auto: {epochs} for {steps} steps an epoch" in printed
     assert read_json(tmp_path / "run/args.json")["epochs"] == epochs != epochs_of(132, False)

@@ -156,11 +156,11 @@ def test_ctrl_c_ends_the_prompt_without_a_traceback(trained):
     assert "Traceback" not in terminal.shown
 
 
-def test_lines_of_a_pipe_are_answered_and_bad_ones_told(trained):
+def test_lines_of_a_pipe_are_answered_and_bad_ones_told(trained, python):
     words, rows = trained
     lines = "\n".join([TEXTS[0], "", TEXTS[2]]).encode() + b"\n\xff\xfe\n" + f"{TEXTS[1]}".encode()
     done = subprocess.run(
-        [sys.executable, ROOT / "main.py", "--do_predict", "--interactive", *words],
+        [python, ROOT / "main.py", "--do_predict", "--interactive", *words],
         input=lines,
         capture_output=True,
         timeout=300,
@@ -312,10 +312,10 @@ def test_a_missing_package_is_one_line(trained, monkeypatch):
 class Server:
     """The demo as a process of its own, at a port that was free."""
 
-    def __init__(self, words, log):
+    def __init__(self, python, words, log):
         self.log = log
         with open(log, "wb") as file:
-            command = [sys.executable, ROOT / "main.py", "--do_predict", "--demo", "--demo_address", "127.0.0.1:0"]
+            command = [python, ROOT / "main.py", "--do_predict", "--demo", "--demo_address", "127.0.0.1:0"]
             self.process = subprocess.Popen([*command, *words], stdout=file, stderr=file)
         end = time.monotonic() + 120
         while not (found := re.search(r"http://\S+:(\d+)", self.log.read_text())):
@@ -338,10 +338,10 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(trained, tmp_path_factory):
+def server(trained, tmp_path_factory, python):
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
-    server = Server(trained[0], tmp_path_factory.mktemp("server") / "log")
+    server = Server(python, trained[0], tmp_path_factory.mktemp("server") / "log")
     yield server
     server.process.kill()
     server.process.wait()
@@ -457,8 +457,8 @@ def wait_for(browser, expression, beginning):
 
 
 @pytest.mark.slow
-def test_ctrl_c_closes_the_page(server, trained, tmp_path):
-    end_by(Server(trained[0], tmp_path / "log"), signal.SIGINT)
+def test_ctrl_c_closes_the_page(server, trained, tmp_path, python):
+    end_by(Server(python, trained[0], tmp_path / "log"), signal.SIGINT)
 
 
 def test_sigterm_closes_the_page(server):  # the last one that needs it

@@ -40,11 +40,11 @@ TRICKS = {
 }
 
 
-def torchrun(processes, script, *words, cwd, env=None, check=0, **options):
-    """Runs a script in several processes. -> what it printed"""
+def torchrun(python, processes, script, *words, cwd, env=None, check=0, **options):
+    """Runs a script in several processes. python: of the agent and of them. -> what it printed"""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, ROOT / script]
     done = subprocess.run(
-        [sys.executable, *map(str, launch), *map(str, words)],
+        [python, *map(str, launch), *map(str, words)],
         cwd=cwd,
         capture_output=True,
         text=True,
@@ -217,7 +217,7 @@ def test_a_stream_is_shared_so_that_each_row_comes_once(sample, tmp_path, worker
 
 
 @pytest.mark.slow
-def test_two_machines_are_two_agents(sample, tmp_path):
+def test_two_machines_are_two_agents(sample, tmp_path, python):
     """Two agents that meet on the loopback address. Other options on one of them: one line, and no hang."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -226,7 +226,7 @@ def test_two_machines_are_two_agents(sample, tmp_path):
     def node(number, *words):
         launch = f"-m torch.distributed.run --nnodes 2 --node_rank {number} --nproc_per_node 1 --master_addr 127.0.0.1"
         return subprocess.Popen(
-            [sys.executable, *launch.split(), "--master_port", str(port), str(ROOT / "main.py"), *map(str, words)],
+            [python, *launch.split(), "--master_port", str(port), str(ROOT / "main.py"), *map(str, words)],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -251,10 +251,11 @@ def test_two_machines_are_two_agents(sample, tmp_path):
 
 
 class Run:
-    """A run of two processes in the background, and who they are."""
+    """A run of two processes in the background, and who they are. python: a stand-in does not stop on SIGSTOP, and does
+    not hear that its agent was killed."""
 
-    def __init__(self, words, cwd, options=()):
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *options]
+    def __init__(self, words, cwd, options=(), python=sys.executable):
+        launch = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *options]
         self.log = cwd / "log"
         with open(self.log, "w") as log:
             self.agent = subprocess.Popen(
@@ -270,12 +271,12 @@ class Run:
         found = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-                if parent == self.agent.pid:
+                if str(self.log.parent) in (folder / "cmdline").read_text():
                     variables = dict(
                         part.split("=", 1) for part in (folder / "environ").read_text().split("\0") if "=" in part
                     )
-                    found[int(variables["RANK"])] = int(folder.name)
+                    if "RANK" in variables:
+                        found[int(variables["RANK"])] = int(folder.name)
         return [found[rank] for rank in sorted(found)]
 
     def wait_for(self, folder, step):
@@ -337,11 +338,11 @@ def test_run_sh_starts_as_many_processes_as_it_is_told(tmp_path):
 
 
 @pytest.mark.slow
-def test_torchrun_restarts_a_run_whose_process_died_and_it_goes_on(sample, tmp_path, started):
+def test_torchrun_restarts_a_run_whose_process_died_and_it_goes_on(sample, tmp_path, started, python):
     """--max_restarts: no --resume is needed."""
     words = [*ALL, "--data_path", sample, "--epochs", "3", "--batch_size", "4", "--save_steps", "2"]
     started.several(2, ["main.py", *words, "--output_dir", tmp_path / "whole"], tmp_path)
-    run = Run([*words, "--output_dir", tmp_path / "out"], tmp_path, ["--max_restarts", "1"])
+    run = Run([*words, "--output_dir", tmp_path / "out"], tmp_path, ["--max_restarts", "1"], python)
     run.wait_for(tmp_path / "out/run", 6)
     os.kill(run.processes()[0], signal.SIGKILL)
     printed = run.wait()
@@ -401,13 +402,13 @@ def test_a_place_within_an_epoch_is_kept_by_another_number_of_processes():
 
 
 @pytest.mark.slow
-def test_mistakes_are_one_line_from_one_process(sample, tmp_path):
+def test_mistakes_are_one_line_from_one_process(sample, tmp_path, python):
     for words, wanted in (
         (["--do_train", "--data_path", tmp_path / "none"], "none"),
         (["--do_train", "--debug", "--data_path", sample], "--debug and --compare work in a single process"),
         (["--do_train", "--bach_size", "4"], "--bach_size"),
     ):
-        printed = torchrun(2, "main.py", *words, cwd=tmp_path, check=1)
+        printed = torchrun(python, 2, "main.py", *words, cwd=tmp_path, check=1)
         errors = [line for line in printed.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1 and wanted in errors[0], printed
     assert not (tmp_path / "output").exists()

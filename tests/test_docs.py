@@ -191,6 +191,5 @@ def test_every_command_of_the_pages_runs(sample, tmp_path, monkeypatch, fork_ser
                 more = SMALL.get(words[0], "").split()
                 if words in training:
                     shutil.rmtree(tmp_path / "output", ignore_errors=True)
-                warm = ["tests/warm.py"] if words[0] == "search.py" else []
-                forks.run([*warm, *words, *more])
+                forks.run([*words, *more])
     assert len(done) > 20

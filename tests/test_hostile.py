@@ -579,10 +579,10 @@ def test_connections_that_only_wait_are_closed_and_others_are_answered(run):
 
 
 @pytest.mark.slow
-def test_a_page_is_told_nothing_by_a_client_that_goes_while_it_sends(run, sample, tmp_path):
+def test_a_page_is_told_nothing_by_a_client_that_goes_while_it_sends(run, sample, tmp_path, python):
     words = ["main.py", "--do_predict", "--demo", "--demo_address", "127.0.0.1:0", "--device", "cpu"]
     words += ["--checkpoint", run[0] / "checkpoints/best", "--data_path", sample, "--output_dir", tmp_path]
-    words = [sys.executable, ROOT / words[0], *words[1:]]
+    words = [python, ROOT / words[0], *words[1:]]
     with subprocess.Popen(list(map(str, words)), stderr=subprocess.PIPE, text=True) as process:
         port = int(re.search(r"127.0.0.1:(\d+)", process.stderr.readline())[1])
         for _ in range(3):

@@ -280,10 +280,10 @@ def test_a_damaged_rest_is_refused(stopped, label):
 
 
 @pytest.mark.slow
-def test_real_processes_are_killed_at_random_and_end_with_equal_bytes(trained, texts, label, pools, tmp_path):
+def test_processes_are_killed_at_random_and_end_with_equal_bytes(trained, texts, label, pools, tmp_path, python):
     texts.write_text("".join(f"play song number {n} by Adele\n" for n in range(4000)))
     wanted, rng, kills = label("whole.csv"), random.Random(0), 0
-    command = small_pools(trained, texts, tmp_path / "out.csv", "--resume")
+    command = small_pools(python, trained, texts, tmp_path / "out.csv", "--resume")
     while kills < 3:
         run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
         progress, target = tmp_path / "out.csv.partial.json", rng.randrange(200, 1000) * (kills + 1)
@@ -304,12 +304,12 @@ def rows_in(progress):
     return -1
 
 
-def small_pools(trained, texts, output, *more):
+def small_pools(python, trained, texts, output, *more):
     """The command of a process that labels in pools of 8 rows."""
     flags = {**trained, "predict_file": texts, "predict_output": output, "eval_batch_size": 4}
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import main, engine.labelling as l; l.POOL = {POOL}"
     code += "; from config import Config; sys.exit(main.run_command(main.main, Config))"
-    return [sys.executable, "-c", code, "--do_predict", *more, *(f"--{name}={value}" for name, value in flags.items())]
+    return [python, "-c", code, "--do_predict", *more, *(f"--{name}={value}" for name, value in flags.items())]
 
 
 # ---- shards, several processes ---------------------------------------------------------------------------------------
@@ -349,7 +349,7 @@ def test_a_shard_that_cannot_be_is_refused(shard):
 
 
 @pytest.mark.slow
-def test_two_processes_of_torchrun_write_the_bytes_of_one_and_go_on_likewise(trained, label, texts, tmp_path):
+def test_two_processes_of_torchrun_write_the_bytes_of_one_and_go_on_likewise(trained, label, texts, tmp_path, python):
     texts.write_text("".join(f"play song number {n} by Adele\n" for n in range(5000)))
     wanted = label("whole.csv", eval_batch_size=64)
     flags = [f"--{name}={value}" for name, value in trained.items()]
@@ -360,9 +360,9 @@ def test_two_processes_of_torchrun_write_the_bytes_of_one_and_go_on_likewise(tra
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}Output.add = dying\nimport main\n"
         "from config import Config\nsys.exit(main.run_command(main.main, Config))\n"
     )
-    torchrun(2, tmp_path / "dying.py", *words, cwd=tmp_path, check=1)
+    torchrun(python, 2, tmp_path / "dying.py", *words, cwd=tmp_path, check=1)
     assert rows_in(tmp_path / "out.csv.partial.json") == 4096
-    torchrun(2, "main.py", *words, "--resume", cwd=tmp_path)
+    torchrun(python, 2, "main.py", *words, "--resume", cwd=tmp_path)
     assert (tmp_path / "out.csv").read_bytes() == wanted and left(tmp_path) == []
 
 

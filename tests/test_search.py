@@ -286,7 +286,7 @@ def rows_of(folder):
 def test_a_search_runs_main_and_is_not_repeated(sample, command, tmp_path, monkeypatch):
     """Two trials side by side; then the same command, another one in its folder, and one without Optuna."""
     words = flags(sample, epochs=2, trials=2, finalists=0)
-    done = command("tests/warm.py", "search.py", *words)
+    done = command("search.py", *words)
     assert done.returncode == 0, done.stderr
     found = read_json(tmp_path / "results/search.json")
     first, second = rows_of(tmp_path / "results")
@@ -331,7 +331,7 @@ def warm(fork_server, tmp_path_factory):
 
 def run_search(warm, folder, *words):
     """A whole search, however long it takes: other work on the machine is no failure."""
-    return warm.command(["tests/warm.py", "search.py", *words], folder)
+    return warm.command(["search.py", *words], folder)
 
 
 @pytest.mark.slow
@@ -372,7 +372,7 @@ def test_hopeless_trials_are_pruned_and_the_winner_is_measured(sample, command, 
 
 def start(background, words, until):
     """A search as a process, once `until()` holds."""
-    process = background("tests/warm.py", "search.py", *words)
+    process = background("search.py", *words)
     while not until():
         assert process.poll() is None, process.printed()
         time.sleep(0.02)

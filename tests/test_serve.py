@@ -132,7 +132,7 @@ def test_a_slow_beginning_is_forgotten():
 
 
 @pytest.fixture(scope="module")
-def shipped(sample, tmp_path_factory):
+def shipped(sample, tmp_path_factory, python):
     """A folder made by export.py of a tiny model with a CRF."""
     folder = tmp_path_factory.mktemp("serve")
     flags = "--do_train --epochs 1 --hidden_size 32 --num_layers 1 --vocab_size 500 --use_crf --model_version run"
@@ -140,7 +140,7 @@ def shipped(sample, tmp_path_factory):
         ["main.py", *flags.split(), "--data_path", sample, "--output_dir", folder],
         ["export.py", "--checkpoint", folder / "run/checkpoints/best", "--output_dir", folder / "shipped"],
     ):
-        done = subprocess.run([sys.executable, ROOT / words[0], *map(str, words[1:])], capture_output=True, text=True)
+        done = subprocess.run([python, ROOT / words[0], *map(str, words[1:])], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     return folder / "shipped"
 

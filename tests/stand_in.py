@@ -1,0 +1,47 @@
+"""Stands in for python: lets the server of forks.py fork, and looks from outside like the process, with its standard
+streams, its signals and its exit code. forks.py writes it into an executable file that starts with ADDRESS (of the
+server) and PYTHON (the real one), which is used where a fork would differ: in a terminal, with options of Python's own,
+with an environment that the libraries have already read, and where no server answers."""
+
+import array
+import json
+import os
+import signal
+import socket
+import sys
+
+PASSED_ON = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
+
+
+def be_real():
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+    os.execv(PYTHON, [PYTHON, *sys.argv[1:]])  # noqa: F821
+
+
+def main(words):
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until it is known where they go
+    if not words or not (words[0] in ("-c", "-m") or words[0].endswith(".py")) or os.isatty(0):
+        be_real()
+    server = socket.socket(socket.AF_UNIX)
+    try:
+        server.connect(ADDRESS)  # noqa: F821
+    except OSError:
+        be_real()
+    task = json.dumps({"words": words, "cwd": os.getcwd(), "env": dict(os.environ)})
+    server.sendmsg([task.encode() + b"\n"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0, 1, 2]))])
+    answers = server.makefile("r")
+    _, what, process = json.loads(answers.readline())
+    if what == "differs":
+        be_real()
+    for number in PASSED_ON:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _: os.kill(process, number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
+    *_, code = json.loads(answers.readline())
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+main(sys.argv[1:])
