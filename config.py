@@ -11,16 +11,16 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.command_line import option, parse_epochs, parse_layers
-from engine.option_checks import CheckedOptions, check_options
-from engine.run_folder import AUTO, SavedOptions, changed_options
+from engine.run.command_line import option, parse_epochs, parse_layers
+from engine.run.option_checks import CheckedOptions, check_options
+from engine.run.run_folder import AUTO, SavedOptions, changed_options
 
 logger = logging.getLogger("template")
 ROOT = Path(__file__).resolve().parent  # of the repository
 
 # Options that may differ when a run is resumed: they do not change the result. All others must be what they were.
 RESUME_SAFE = frozenset(
-    """do_train do_eval do_predict interactive demo demo_address do_report compare report_language resume force_resume
+    """do_train do_eval do_predict report_language resume force_resume
     debug output_dir model_version log_output_path log_output_file checkpoint predict_file predict_output shard
     spreadsheet_safe text_column text_pair_column encoding num_workers clear_cache log_steps save_epoch save_steps
     device ddp_timeout""".split()
@@ -35,11 +35,6 @@ class Config(SavedOptions, CheckedOptions):
     do_train: bool = option(False, "train, and keep the best and the last checkpoints", group="what to do")
     do_eval: bool = option(False, "score the best checkpoint on dev and test, into eval.json")
     do_predict: bool = option(False, "label --predict_file, or else the test part, with the best checkpoint")
-    interactive: bool = option(False, "label what is typed in the terminal instead")
-    demo: bool = option(False, "label what is typed into a page on this machine instead")
-    demo_address: str = option("127.0.0.1:8000", "where the page of --demo is served; port 0: one that is free")
-    do_report: bool = option(False, "make report.html of a run anew, from its files alone; --do_eval makes it anyway")
-    compare: tuple[str, ...] = option((), "names of runs, or their folders: one page of all, the first as the baseline")
     report_language: str = option("auto", "of report.html; auto: that of the texts", choices=["auto", "en", "zh"])
     resume: bool = option(False, "go on with training or labelling where it was, or start if there is nothing")
     force_resume: bool = option(False, "resume although options, data or tokenizer differ from those of the run")
@@ -47,7 +42,7 @@ class Config(SavedOptions, CheckedOptions):
 
     # Files
     data_path: str = option("dataset/sample", "processed folder, made by data_process.py", group="files")
-    fold: int | None = option(None, "train on this fold of --data_path; cross_validate.py trains all of them")
+    fold: int | None = option(None, "train on this fold of --data_path; tools.cross_validate trains all of them")
     output_dir: str = option("output", "runs are kept here", aliases=["model_output_path"])
     model_version: str = option("", "the run's folder in --output_dir (default: that of --checkpoint or the data)")
     log_output_path: str = option("", "folder of the log file (default: the run folder)")
@@ -187,9 +182,6 @@ class Config(SavedOptions, CheckedOptions):
     ddp_timeout: int = option(1800, "under torchrun: seconds after which a process that is silent ends the run")
 
     def __post_init__(self):
-        self.compare = tuple(self.compare)  # JSON has lists
-        if self.interactive or self.demo:
-            self.do_predict = True
         if self.debug and not (self.do_train or self.do_eval or self.do_predict):
             self.do_train = self.do_eval = self.do_predict = True
         check_options(self)

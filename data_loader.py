@@ -3,9 +3,11 @@
 A batch is `Batch(inputs, labels, rows)`. inputs: `input_ids`, `attention_mask`, `token_type_ids` (B, L); for tagging
 also `word_starts`, the position of each word's first sub-token (for decoders `word_ends`, of its last one, too), and
 `word_mask` (B, W); with --extra_columns `extras` (B, N), standardised. labels: {task: (B,) or (B, W)}, IGNORE where
-there is none; of spans (B, 1 + 3N), see `encode` in engine/span_pointer.py. rows: each example's number in its file.
+there is none; of spans (B, 1 + 3N), see `encode` in engine/model/span_pointer.py. rows: each example's number in its
+file.
 The order of batches is a function of (seed, epoch) alone, whatever the number of workers, so a run can go on anywhere.
-Edit here when your model needs another input or your task another kind of label: engine/features.py, then `make_batch`.
+Edit here when your model needs another input or your task another kind of label: engine/data/features.py, then
+`make_batch`.
 """
 
 import copy
@@ -23,13 +25,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from tqdm import tqdm
 
-from engine import distributed
-from engine.command_line import UserError
-from engine.features import Ragged, encoded_fingerprint, label_column, to_arrow, to_numpy, warn_of_cuts
-from engine.files import sha256
-from engine.length_sampler import LengthSampler, length_batches
-from engine.tags import IGNORE
-from engine.token_cache import cached_table
+from engine.data.features import Ragged, encoded_fingerprint, label_column, to_arrow, to_numpy, warn_of_cuts
+from engine.data.length_sampler import LengthSampler, length_batches
+from engine.data.token_cache import cached_table
+from engine.errors import UserError
+from engine.run import distributed
+from engine.run.files import sha256
+from engine.task.tags import IGNORE
 from preprocess.schema import read_processed
 from preprocess.sources import Rows, read_unlabelled
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from config import ROOT, Config
-from engine.command_line import option, run_command
-from engine.files import appearing_folder
-from engine.text import text_of
+from engine.run.command_line import option, run_command
+from engine.run.files import appearing_folder
+from engine.task.text import text_of
 from preprocess import checks
 from preprocess.labelling import collect_labels, label_info
 from preprocess.labels import KINDS
@@ -120,7 +120,7 @@ def process(config):
             checks.keep(examine(config, data, new), new / "checks.json")
         if config.n_splits:
             folds = f"{config.n_splits} folds in {folder}/fold_0 …"
-            print(f"{folds}; python cross_validate.py --data_path {folder} trains them all")
+            print(f"{folds}; python -m tools.cross_validate --data_path {folder} trains them all")
         print(f"wrote {folder}: " + ", ".join(f"{len(rows)} {part}" for part, rows in data.parts.items()))
 
 
@@ -174,8 +174,8 @@ def featurizer_for_checks(config, parts, tasks):
     if not config.check and sum(map(len, parts.values())) > 50_000:
         print("what the tokenizer does to data of this size is examined by --check alone")
         return None
-    from engine.features import Featurizer
-    from engine.tokenizer import load_tokenizer
+    from engine.data.features import Featurizer
+    from engine.data.tokenizer import load_tokenizer
 
     options = Config(pretrain_model_path=config.pretrain_model_path)
     tokenizer = load_tokenizer(options, lambda: (text_of(example, with_pair=True) for example in parts["train"]))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from engine.command_line import VERSION, printable
-from engine.run_folder import close_log
+from engine.run.command_line import VERSION, printable
+from engine.run.run_folder import close_log
 
 FORGED = re.compile(r"\n(?=(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d)")  # a line within a message that begins like a record
 

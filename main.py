@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from config import ROOT, Config, seed_torch
-from engine.command_line import UserError, run_command
-from engine.files import write_json
-from engine.run_folder import claim_run_dir
+from engine.errors import UserError
+from engine.run.command_line import run_command
+from engine.run.files import write_json
+from engine.run.run_folder import claim_run_dir
 from logging_config import get_logger
 
 logger = logging.getLogger("template")
@@ -23,24 +24,17 @@ logger = logging.getLogger("template")
 def main(config):
     # Imported here, so that --help and a mistaken flag answer at once
     from data_process import make_sample
-    from engine import distributed
-    from engine.automatic import keep_to_run
-    from engine.device import keep_freed_memory
-    from engine.report.compare import show_comparison
-    from engine.report.page import show_report
-    from engine.token_cache import clear
+    from engine.data.token_cache import clear
+    from engine.run import distributed
+    from engine.run.device import keep_freed_memory
+    from engine.train.automatic import keep_to_run
     from preprocess.schema import load_labels
     from preprocess.sources import texts_of
 
     # Everything that can be checked before the slow part
-    if not (config.do_train or config.do_eval or config.do_predict or config.do_report or config.compare):
-        raise UserError("nothing to do: add --do_train, --do_eval, --do_predict, --do_report or --compare")
-    if config.compare:
-        get_logger()
-        return show_comparison(config.output_dir, config.compare, config.report_language)
+    if not (config.do_train or config.do_eval or config.do_predict):
+        raise UserError("nothing to do: add --do_train, --do_eval or --do_predict")
     device, data_path = distributed.join(config.device, config.ddp_timeout), config.data_dir
-    if config.interactive or config.demo:
-        return type_at_it(config, device)
     texts = texts_of(config) if config.do_predict and config.predict_file else None
     needs_data = config.do_train or config.do_eval or (config.do_predict and not texts)
     if needs_data and config.data_path == Config.data_path and config.fold is None:
@@ -66,8 +60,8 @@ def main(config):
             trainer.train()
         if config.do_eval or config.do_predict:
             evaluate_and_predict(config, device, run_dir, texts)
-        if (config.do_eval or config.do_report) and distributed.is_first():
-            show_report(run_dir, config.report_language, config.spreadsheet_safe)
+        if config.do_eval and distributed.is_first():
+            leave_report(run_dir, config)
         distributed.leave()
 
 
@@ -75,9 +69,9 @@ def evaluate_and_predict(config, device, run_dir, texts=None):
     """With the best checkpoint, as a new process elsewhere would. texts: Rows to label, if not the test part."""
     import metrics
     from data_loader import MyDataLoader, MyDataset
-    from engine import distributed
-    from engine.labelling import label_rows
-    from engine.report.answers import write_about
+    from engine.predict.answers import write_about
+    from engine.predict.labelling import label_rows
+    from engine.run import distributed
     from preprocess.schema import check_same_labels
     from preprocess.sources import rows_of_part
 
@@ -96,32 +90,13 @@ def evaluate_and_predict(config, device, run_dir, texts=None):
         label_rows(trainer, rows, lambda e: MyDataLoader(MyDataset(e, featurizer, quiet=True), size), output, best)
 
 
-def type_at_it(config, device):
-    """Labels what someone types, in the terminal or into a page of --demo, with the best checkpoint."""
-    from data_loader import MyDataLoader, MyDataset
-    from engine.demo import listen, run_demo
-    from engine.prompt import run_prompt
-    from engine.typed import Examples, Labeller
-
-    get_logger()
-    listening = listen(config.demo_address) if config.demo else None
-    best = Path(config.checkpoint or config.run_dir / "checkpoints/best")
-    trainer, featurizer = load_trained(best, config, device)
-    size = config.eval_batch_size
-    label = Labeller(trainer, lambda e: MyDataLoader(MyDataset(e, featurizer, quiet=True), size))
-    if config.interactive:
-        return run_prompt(label)
-    examples = Examples([config.data_dir, Config.load(best / "args.json").data_dir], trainer.tasks)
-    return run_demo(label, examples, listening, config.demo_address, config.report_language)
-
-
 def load_data(config, device, limit=None):
     """(tokenizer, tasks, train loader, dev loader). limit: only so many examples of each part."""
     from data_loader import build_loaders
-    from engine import distributed
-    from engine.encoders import pooling_of, pretrained_shape
-    from engine.features import Featurizer
-    from engine.tokenizer import load_tokenizer
+    from engine.data.features import Featurizer
+    from engine.data.tokenizer import load_tokenizer
+    from engine.model.encoders import pooling_of, pretrained_shape
+    from engine.run import distributed
     from preprocess.schema import load_labels, training_texts
 
     data_path = config.data_dir
@@ -138,8 +113,8 @@ def load_data(config, device, limit=None):
 
 def build_trainer(config, device, tokenizer, tasks, train_loader, dev_loader):
     """Model, optimizer and schedule -> Trainer."""
-    from engine.automatic import settle
-    from engine.optimization import parameter_groups, steps_per_epoch
+    from engine.train.automatic import settle
+    from engine.train.optimization import parameter_groups, steps_per_epoch
     from model_utils import build_model
     from trainer import Trainer, build_optimizer, build_scheduler
     from tricks import build_tricks
@@ -155,7 +130,7 @@ def build_trainer(config, device, tokenizer, tasks, train_loader, dev_loader):
 
 def load_trained(folder, config, device):
     """(Trainer with a checkpoint's model, its Featurizer), as a new process on another machine would load them."""
-    from engine.automatic import settle_precision
+    from engine.train.automatic import settle_precision
     from model_utils import load_with_featurizer
     from trainer import Trainer
 
@@ -168,8 +143,8 @@ def evaluate(trainer, data_sets, run_dir):
     """Scores each part, into the log, eval.json and report.json, answers in answers/. data_sets: {part: MyDataset}"""
     import metrics
     from data_loader import MyDataLoader
-    from engine import distributed
-    from engine.report.answers import rows_of, write_rows
+    from engine.predict.answers import rows_of, write_rows
+    from engine.run import distributed
 
     scores, per_label = {}, {}
     for part, data_set in data_sets.items():
@@ -188,10 +163,27 @@ def evaluate(trainer, data_sets, run_dir):
         write_json(run_dir / "eval.json", scores)
 
 
+def leave_report(run_dir, config):
+    """report.html of the run, unless tools/ was deleted."""
+    try:
+        from tools.report.page import show_report
+    except ModuleNotFoundError as error:
+        if not error.name.startswith("tools"):
+            raise
+        return logger.info("no report: tools/ is not there")
+    show_report(run_dir, config.report_language, config.spreadsheet_safe)
+
+
 def rehearse_and_check(config, device, run_dir, texts):
-    """All steps on a few examples, then checks of the model as it stands: engine/model_check.py. -> 3 if one fails"""
+    """All steps on a few examples, then checks of the model as it stands (tools/check). -> 3 if one fails"""
     from data_loader import MyDataset
-    from engine.model_check import Case, check_model, rehearsal
+
+    try:
+        from tools.check.model_check import Case, check_model, rehearsal
+    except ModuleNotFoundError as error:
+        if not error.name.startswith("tools"):
+            raise
+        raise UserError("--debug needs tools/check, which is not there; take it from the template") from None
 
     data = load_data(config, device, 64)
 

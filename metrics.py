@@ -13,10 +13,10 @@ from seqeval.metrics.sequence_labeling import get_entities
 from sklearn.metrics import accuracy_score, classification_report, f1_score, mean_absolute_error
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from engine import tags
-from engine.command_line import UserError
-from engine.predictions import names_entities
-from engine.tags import has_spans, is_tagging
+from engine.errors import UserError
+from engine.predict.predictions import names_entities
+from engine.task import tags
+from engine.task.tags import has_spans, is_tagging
 
 
 def is_better(name, new, old):

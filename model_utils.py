@@ -17,15 +17,24 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from config import Config
-from engine import checkpoint, span_pointer
-from engine.command_line import UserError, first_line
-from engine.crf import CRF, PathStatistics, has_all_labels
-from engine.encoders import build_transformer, freeze_layers, is_causal, pooling_of, require_plausible, takes_wide_mask
-from engine.features import Featurizer
-from engine.head import Head, ImbalanceOptions, NormalStatistics, SigmoidStatistics, TaskDict, best_threshold
-from engine.pooling import mean_of_tokens, text_vectors, word_vectors  # noqa: F401 (means: for heads of your own)
-from engine.span_pointer import SpanAnswers
-from engine.tags import IGNORE, read_tasks
+from engine.data.features import Featurizer
+from engine.errors import UserError
+from engine.model import span_pointer
+from engine.model.crf import CRF, PathStatistics, has_all_labels
+from engine.model.encoders import (
+    build_transformer,
+    freeze_layers,
+    is_causal,
+    pooling_of,
+    require_plausible,
+    takes_wide_mask,
+)
+from engine.model.head import Head, ImbalanceOptions, NormalStatistics, SigmoidStatistics, TaskDict, best_threshold
+from engine.model.pooling import mean_of_tokens, text_vectors, word_vectors  # noqa: F401 (means: for heads of your own)
+from engine.model.span_pointer import SpanAnswers
+from engine.run.command_line import first_line
+from engine.task.tags import IGNORE, read_tasks
+from engine.train import checkpoint
 
 
 @dataclass
@@ -293,7 +302,7 @@ class CRFTaggingHead(PathStatistics, Head):
 
 
 class SpanHead(SpanAnswers, Head):
-    """Spans of words that may nest and overlap (engine/span_pointer.py): (B, W, H) -> logits (B, W, W + 2T).
+    """Spans of words that may nest and overlap (engine/model/span_pointer.py): (B, W, H) -> logits (B, W, W + 2T).
 
     A span is taken if its score reaches `threshold`, fitted on dev (best F1) and saved with the weights.
     """

@@ -18,15 +18,16 @@ from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 
 import metrics
-from engine import checkpoint, distributed
-from engine.automatic import settle_patience, settle_precision
-from engine.command_line import UserError
-from engine.encoders import refuse_precision
-from engine.optimization import clip_and_step, describe, describe_rates
-from engine.predictions import Answers, Predictions, prediction_rows, write_predictions
-from engine.progress import EpochBar, Progress, RunningLosses, line_of_scores
-from engine.signals import Interrupted, StopSignals
-from engine.trick import Tricks
+from engine.errors import UserError
+from engine.model.encoders import refuse_precision
+from engine.predict.predictions import Answers, Predictions, prediction_rows, write_predictions
+from engine.run import distributed
+from engine.run.signals import Interrupted, StopSignals
+from engine.train import checkpoint
+from engine.train.automatic import settle_patience, settle_precision
+from engine.train.optimization import clip_and_step, describe, describe_rates
+from engine.train.progress import EpochBar, Progress, RunningLosses, line_of_scores
+from engine.tricks.trick import Tricks
 from logging_config import TRACKERS
 
 logger = logging.getLogger("template")
@@ -360,7 +361,7 @@ class Trainer:
         return prediction_rows(predictions, loader.dataset, self.tasks, metrics.is_right)
 
     def predict(self, loader, path):
-        """Labels every example of a MyDataLoader into a .csv or .jsonl file; of long files see engine/labelling.py."""
+        """Labels every example of a MyDataLoader into a .csv or .jsonl file; long ones: engine/predict."""
         rows = self.predict_rows(loader)
         if distributed.is_first():
             write_predictions(rows, path)

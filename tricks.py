@@ -1,8 +1,9 @@
 """Training tricks, each one class beside its formula and paper.
 
-The training step calls the hooks of `Trick` (engine/trick.py) and knows no trick by name. Edit here when you want one
-of your own: a subclass of `Trick` with the hooks it needs and its `switch`, its place in TRICKS at the end of this
-file, and its option in config.py. EMA, SWA and Soup, which average the weights, are in engine/averages.py.
+The training step calls the hooks of `Trick` (engine/tricks/trick.py) and knows no trick by name. Edit here when you
+want one of your own: a subclass of `Trick` with the hooks it needs and its `switch`, its place in TRICKS at the end
+of this file, and its option in config.py. EMA, SWA and Soup, which average the weights, are in
+engine/tricks/averages.py.
 
 Tricks stack: those that change the loss (`wrap_forward`) lie within those that change its gradient (`wrap_backward`),
 and of each kind a later one in TRICKS wraps those before it. Under gradient accumulation each acts on every micro-batch
@@ -16,13 +17,20 @@ from contextlib import contextmanager
 import torch
 
 from data_loader import MyDataLoader, MyDataset
-from engine.averages import EMA, SWA, Soup
-from engine.command_line import UserError
-from engine.device import random_state, set_random_state
-from engine.encoders import layer_ids
-from engine.perturb import WordNoise, add_gradients, norm_by_text, require_dropout, safe_normalize, take_gradients
-from engine.teachers import TaughtBySeveral
-from engine.trick import Trick, Tricks
+from engine.errors import UserError
+from engine.model.encoders import layer_ids
+from engine.run.device import random_state, set_random_state
+from engine.tricks.averages import EMA, SWA, Soup
+from engine.tricks.perturb import (
+    WordNoise,
+    add_gradients,
+    norm_by_text,
+    require_dropout,
+    safe_normalize,
+    take_gradients,
+)
+from engine.tricks.teachers import TaughtBySeveral
+from engine.tricks.trick import Trick, Tricks
 from model_utils import MyModelOutput, load_with_featurizer, mean_output
 
 logger = logging.getLogger("template")

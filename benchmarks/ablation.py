@@ -41,11 +41,12 @@ from filelock import FileLock, Timeout  # noqa: E402
 
 import metrics  # noqa: E402
 from config import RESUME_SAFE, Config  # noqa: E402
-from engine.child import SET_BY_SCRIPT, Child  # noqa: E402
-from engine.command_line import UserError, parse_args  # noqa: E402
-from engine.files import write_csv  # noqa: E402
-from engine.paired import interval, verdict  # noqa: E402
+from engine.errors import UserError  # noqa: E402
+from engine.run.command_line import parse_args  # noqa: E402
+from engine.run.files import write_csv  # noqa: E402
 from preprocess.schema import data_and_model, load_labels  # noqa: E402
+from tools.search.child import SET_BY_SCRIPT, Child  # noqa: E402
+from tools.search.paired import interval, verdict  # noqa: E402
 
 VARIANTS = {
     **{name: f"use_{name}=True" for name in ("fgm", "pgd", "freelb", "awp", "smart", "rdrop", "ema", "swa", "soup")},

@@ -35,10 +35,10 @@ from transformers import BertConfig, BertModel, TrainerCallback, set_seed
 
 from config import Config
 from data_process import DataConfig, process
-from engine import viterbi
-from engine.crf import CRF
-from engine.device import to_device
-from engine.tokenizer import train_tokenizer
+from engine.data.tokenizer import train_tokenizer
+from engine.model import viterbi
+from engine.model.crf import CRF
+from engine.run.device import to_device
 from main import build_trainer, load_data
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -38,14 +38,17 @@ TINY = "--hidden_size 32 --num_layers 1 --vocab_size 300 --batch_size 8 --device
 TRAIN = f"main.py --do_train --epochs 1 --data_path data {TINY} --model_version new"
 EVAL = "main.py --do_eval --do_predict --data_path data --output_dir output --model_version run"
 PREDICT = "main.py --do_predict --data_path data --checkpoint output/run/checkpoints/best --output_dir output"
-REPORT = "main.py --do_report --data_path data --output_dir output --model_version run"
-COMPARE = "main.py --compare run twin --data_path data --output_dir output"
+DEMO = "tools.demo --data_path data --checkpoint output/run/checkpoints/best"
+REPORT = "tools.report run --output_dir output"
+COMPARE = "tools.report run twin --output_dir output"
 RESUME = f"main.py --do_train --resume --epochs 2 --data_path data {TINY} --model_version run"
 PROCESS = "data_process.py --input raw.in --output_dir made"
-EXPORT = "export.py --checkpoint output/run/checkpoints/best --output_dir made --data_path data"
-ENSEMBLE = "ensemble.py output/run output/twin --data_path data --output_dir made"
-FOLDS = f"cross_validate.py --do_train --epochs 1 --data_path folds {TINY}"
-SEARCH = 'search.py --data_path data --results found --trials 1 --finalists 0 --options "--epochs 1 --hidden_size 32"'
+EXPORT = "tools.export --checkpoint output/run/checkpoints/best --output_dir made --data_path data"
+ENSEMBLE = "tools.ensemble output/run output/twin --data_path data --output_dir made"
+FOLDS = f"tools.cross_validate --do_train --epochs 1 --data_path folds {TINY}"
+SEARCH = (
+    'tools.search --data_path data --results found --trials 1 --finalists 0 --options "--epochs 1 --hidden_size 32"'
+)
 ALWAYS = ["*.log", "*/.lock", ".lock", "*.lock", "*/.cache/*", "*/.cache"]  # what commands may write anywhere
 RUN = [*ALWAYS, "output/run/*", "output/report.html", "output/compare*"]
 CODES = {0, 2}
@@ -392,25 +395,26 @@ COMMANDS = [
     f"{PREDICT} --predict_file bell.jsonl --predict_output o.jsonl",
     f"{PREDICT} --predict_file data",
     f"{PREDICT} --predict_file texts.txt.exe",
-    f"{PREDICT} --interactive",
-    f"{PREDICT} --demo --demo_address nothing",
-    f"{PREDICT} --demo --demo_address 127.0.0.1:99999",
-    f"{PREDICT} --demo --demo_address 256.1.1.1:0",
-    f"{PREDICT} --demo --demo_address :",
-    f"{PREDICT} --demo --demo_address '[::1'",
+    f"{DEMO} --terminal",
+    f"{DEMO} --address nothing",
+    f"{DEMO} --address 127.0.0.1:99999",
+    f"{DEMO} --address 256.1.1.1:0",
+    f"{DEMO} --address :",
+    f"{DEMO} --address '[::1'",
     f"{REPORT}",
-    f"{REPORT} --model_version nothing",
-    f"{REPORT} --model_version twin --report_language zh",
+    f"{REPORT} --report_language zh",
+    f"{REPORT} --report_language xx",
     f"{REPORT} --output_dir data",
     f"{COMPARE}",
-    "main.py --compare run --output_dir output",
-    "main.py --compare run run --output_dir output",
-    "main.py --compare run nothing --output_dir output",
-    "main.py --compare run ship --output_dir output",
-    "main.py --compare '' '' --output_dir output",
-    "main.py --compare output/run output/../output/run --output_dir made",
-    "main.py --compare output/run other --output_dir made",
-    "main.py --compare output/run output/twin --output_dir data/train.jsonl",
+    "tools.report",
+    "tools.report nothing --output_dir output",
+    "tools.report run run --output_dir output",
+    "tools.report run nothing --output_dir output",
+    "tools.report run ship --output_dir output",
+    "tools.report '' '' --output_dir output",
+    "tools.report output/run output/../output/run --output_dir made",
+    "tools.report output/run other --output_dir made",
+    "tools.report output/run output/twin --output_dir data/train.jsonl",
     "data_process.py",
     "data_process.py --input nowhere --output_dir made",
     "data_process.py --input . --output_dir made",
@@ -524,7 +528,7 @@ COMMANDS = [
     f"{FOLDS} --debug",
     f"{FOLDS} --output_dir texts.txt",
     f"{FOLDS} --monitor nothing",
-    f"{FOLDS} --interactive",
+    f"{FOLDS} --shard 1/2",
     f"{ENSEMBLE}",
     f"{ENSEMBLE} --select",
     f"{ENSEMBLE} --predict_file texts.txt",
@@ -536,15 +540,15 @@ COMMANDS = [
     f"{ENSEMBLE} --model_version ../out",
     f"{ENSEMBLE} --model_version ''",
     f"{ENSEMBLE} --eval_batch_size 0",
-    "ensemble.py",
-    "ensemble.py output/run --output_dir made",
-    "ensemble.py output/run output/run --output_dir made",
-    "ensemble.py output/run output/run/checkpoints/best --output_dir made",
-    "ensemble.py output/run nowhere --output_dir made",
-    "ensemble.py output/run ship --output_dir made",
-    "ensemble.py output/run data --output_dir made",
-    "ensemble.py output/run output/alien --output_dir made",
-    "ensemble.py '' '' --output_dir made",
+    "tools.ensemble",
+    "tools.ensemble output/run --output_dir made",
+    "tools.ensemble output/run output/run --output_dir made",
+    "tools.ensemble output/run output/run/checkpoints/best --output_dir made",
+    "tools.ensemble output/run nowhere --output_dir made",
+    "tools.ensemble output/run ship --output_dir made",
+    "tools.ensemble output/run data --output_dir made",
+    "tools.ensemble output/run output/alien --output_dir made",
+    "tools.ensemble '' '' --output_dir made",
     f"{EXPORT}",
     f"{EXPORT} --output_dir ship",
     f"{EXPORT} --output_dir data",
@@ -567,7 +571,7 @@ COMMANDS = [
     f"{EXPORT} --checkpoint ''",
     f"{EXPORT} --checkpoint output/run/checkpoints/step_00000006",
     f"{EXPORT} --pretrain_model_path nowhere",
-    "export.py",
+    "tools.export",
     SEARCH,
     *(
         f"{SEARCH} {words}"
@@ -640,23 +644,23 @@ COMMANDS = [
     "ship/predictor.py empty.txt out.csv",
     "ship/predictor.py data out.csv",
     "ship/predictor.py /dev/null out.csv",
-    "serve.py",
-    "serve.py nowhere",
-    "serve.py data",
-    "serve.py output/run/checkpoints/best",
-    "serve.py texts.txt",
-    "serve.py ship --port 99999",
-    "serve.py ship --port -1",
-    "serve.py ship --port a",
-    "serve.py ship --host nowhere.invalid",
-    "serve.py ship --host ''",
-    "serve.py ship --host 256.1.1.1",
-    "serve.py ship --threads -1",
-    "serve.py ship --batch_size 0",
-    "serve.py ship --max_latency_ms 0",
-    "serve.py ship --max_queue -5",
-    "serve.py ship --max_bytes 1e3",
-    "serve.py ship --hosts ,",
+    "tools.serve",
+    "tools.serve nowhere",
+    "tools.serve data",
+    "tools.serve output/run/checkpoints/best",
+    "tools.serve texts.txt",
+    "tools.serve ship --port 99999",
+    "tools.serve ship --port -1",
+    "tools.serve ship --port a",
+    "tools.serve ship --host nowhere.invalid",
+    "tools.serve ship --host ''",
+    "tools.serve ship --host 256.1.1.1",
+    "tools.serve ship --threads -1",
+    "tools.serve ship --batch_size 0",
+    "tools.serve ship --max_latency_ms 0",
+    "tools.serve ship --max_queue -5",
+    "tools.serve ship --max_bytes 1e3",
+    "tools.serve ship --hosts ,",
     "huggingface_hands_on/train_tokenizer_from_scratch.py",
     "huggingface_hands_on/train_tokenizer_from_scratch.py --input nowhere --output_dir made",
     "huggingface_hands_on/train_tokenizer_from_scratch.py --input empty.txt --output_dir made",
@@ -691,7 +695,7 @@ ODD = {
     bool: ["maybe", "''", "2", "TRUE"],
 }
 # values that only take long, or write elsewhere, which a user may want
-WANTED = ("epochs 1000000", "output_dir", "log_output_path", "demo", "interactive", "resume", "random_seed")
+WANTED = ("epochs 1000000", "output_dir", "log_output_path", "resume", "random_seed")
 
 
 def odd_options(place):
@@ -712,8 +716,8 @@ def odd_options(place):
 # ---- raw requests ----------------------------------------------------------------------------------------------------
 
 SERVERS = {
-    "serve.py": ("serve.py ship --port 0 --max_body_ms 1500", "/predict"),
-    "demo": (f"{PREDICT} --demo --demo_address 127.0.0.1:0", "/label"),
+    "tools.serve": ("tools.serve ship --port 0 --max_body_ms 1500", "/predict"),
+    "demo": (f"{DEMO} --address 127.0.0.1:0", "/label"),
 }
 
 
@@ -823,11 +827,11 @@ def ask_all(world, server, command, path, chosen):
     with (
         log,
         subprocess.Popen(
-            [sys.executable, ROOT / words[0], *words[1:]],
+            [sys.executable, *([ROOT / words[0]] if words[0].endswith(".py") else ["-m", words[0]]), *words[1:]],
             cwd=world,
             stdout=log,
             stderr=log,
-            env={**os.environ, **QUIET, "TQDM_DISABLE": "1"},
+            env={**os.environ, **QUIET, "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT)},
         ) as process,
     ):
         for _ in range(600):
@@ -904,7 +908,7 @@ def build_world(folder, forks):
         f"main.py --do_train --do_eval --epochs 1 --data_path data {TINY} --model_version run",
         f"main.py --do_train --do_eval --epochs 1 --seed 1 --data_path data {TINY} --model_version twin",
         f"main.py --do_train --do_eval --epochs 1 --data_path other {TINY} --model_version alien",
-        "export.py --checkpoint output/run/checkpoints/best --output_dir ship",
+        "tools.export --checkpoint output/run/checkpoints/best --output_dir ship",
     ):
         done = forks.command(words.split(), folder)
         assert done.returncode == 0, (words, done.stderr)

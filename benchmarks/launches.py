@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.tags import IGNORE
+from engine.task.tags import IGNORE
 from model_utils import MyLoss, OutputLayer
 
 NO_KERNEL = set(

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from seqeval.metrics.sequence_labeling import get_entities
 
 from data_process import DataConfig, process
-from engine.tags import find_scheme, is_tagging
-from engine.text import join_tokens
+from engine.task.tags import find_scheme, is_tagging
+from engine.task.text import join_tokens
 from preprocess.labels import without_overlaps
 from preprocess.schema import PARTS, load_labels, read_processed
 

@@ -1,4 +1,4 @@
-"""serve.py under load, on the loopback address of this machine.
+"""tools.serve under load, on the loopback address of this machine.
 
     apt install hey
     python benchmarks/serving.py --folder shipped --texts dataset/atis/test.jsonl
@@ -52,10 +52,10 @@ def row(what, found, seconds, memory):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", required=True, help="what export.py wrote")
+    parser.add_argument("--folder", required=True, help="what tools.export wrote")
     parser.add_argument("--texts", required=True, help="a processed .jsonl")
     parser.add_argument("--seconds", type=int, default=10, help="of each load [10]")
-    parser.add_argument("--flags", default="--max_latency_ms 200", help="of serve.py")
+    parser.add_argument("--flags", default="--max_latency_ms 200", help="of tools.serve")
     options = parser.parse_args()
     if not shutil.which("hey"):
         parser.error("hey is missing: apt install hey")
@@ -63,7 +63,7 @@ def main():
     texts = sorted((one.get("text") or " ".join(one["tokens"]) for one in rows), key=len)
     text, seconds = texts[len(texts) // 2], options.seconds
     body = json.dumps({"texts": text})
-    print(f"serve.py {options.folder} {options.flags}; {seconds} s each; a text of {len(text)} characters")
+    print(f"tools.serve {options.folder} {options.flags}; {seconds} s each; a text of {len(text)} characters")
     print("| load | answers/s | p50, ms | p99, ms | statuses | MB |\n| --- | --- | --- | --- | --- | --- |")
     with Served(options.folder, *options.flags.split()) as server:
         load(server.port, body, 2, 8)

@@ -43,7 +43,7 @@ def in_torch(checkpoint, rows, threads):
 
     from config import Config
     from data_loader import MyDataLoader, MyDataset, make_batch
-    from engine.predictions import Answers, prediction_row, prepare_inputs
+    from engine.predict.predictions import Answers, prediction_row, prepare_inputs
     from main import load_trained
 
     torch.set_num_threads(threads)
@@ -108,7 +108,12 @@ def measure(options):
 def run(python, *words, threads=None):
     """What a process printed, and how long it took."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
-    env = {**os.environ, "TQDM_DISABLE": "1", **(dict.fromkeys(names, str(threads)) if threads else {})}
+    env = {
+        **os.environ,
+        "TQDM_DISABLE": "1",
+        "PYTHONPATH": str(ROOT),
+        **(dict.fromkeys(names, str(threads)) if threads else {}),
+    }
     start = time.perf_counter()
     done = subprocess.run([python, *map(str, words)], capture_output=True, text=True, env=env)
     if done.returncode:
@@ -119,7 +124,7 @@ def run(python, *words, threads=None):
 def make_environment(folder):
     """(its Python, its size in MB, with pip) of an environment with the shipped requirements alone."""
     run(sys.executable, "-m", "venv", folder)
-    run(folder / "bin/python", "-m", "pip", "install", "--quiet", "-r", ROOT / "engine/export/requirements.txt")
+    run(folder / "bin/python", "-m", "pip", "install", "--quiet", "-r", ROOT / "tools/export/requirements.txt")
     size = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     return folder / "bin/python", size / 2**20
 
@@ -163,7 +168,7 @@ def compare(options):
         for kind in ("fp32", "int8"):
             words = ["--checkpoint", options.checkpoint, "--output_dir", folder / kind, "--max_drop", 1]
             words += ["--data_path", options.data_path, *(["--int8"] if kind == "int8" else [])]
-            run(sys.executable, ROOT / "export.py", *words)
+            run(sys.executable, "-m", "tools.export", *words)
             sides[kind] = (python, folder / kind)
         print(f"{'':<10}{'threads':>8}{'p50 ms':>9}{'p99 ms':>9}{'texts/s':>10}  {name} on test")
         for threads in map(int, options.thread_counts.split(",")):

@@ -42,8 +42,9 @@ import model_utils  # noqa: E402
 import trainer as trainer_module  # noqa: E402
 from config import Config  # noqa: E402
 from data_process import DataConfig, process  # noqa: E402
-from engine import checkpoint, files  # noqa: E402
-from engine.command_line import run_command  # noqa: E402
+from engine.run import files  # noqa: E402
+from engine.run.command_line import run_command  # noqa: E402
+from engine.train import checkpoint  # noqa: E402
 
 WORK = Path(tempfile.mkdtemp(prefix="soak-"))
 RNG = random.Random(0)

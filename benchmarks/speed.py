@@ -42,13 +42,13 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from config import Config
 from data_loader import MyDataLoader, MyDataset
-from engine.crf import CRF
-from engine.device import keep_freed_memory
-from engine.features import Featurizer
-from engine.optimization import parameter_groups
-from engine.progress import RunningLosses
-from engine.tags import IGNORE
-from engine.tokenizer import load_tokenizer
+from engine.data.features import Featurizer
+from engine.data.tokenizer import load_tokenizer
+from engine.model.crf import CRF
+from engine.run.device import keep_freed_memory
+from engine.task.tags import IGNORE
+from engine.train.optimization import parameter_groups
+from engine.train.progress import RunningLosses
 from logging_config import TensorBoard
 from model_utils import build_model
 from preprocess.schema import load_labels
@@ -382,10 +382,10 @@ READ = """
 import json, resource, sys, time
 from pathlib import Path
 from config import Config
-from engine.device import keep_freed_memory
-from engine.features import Featurizer
+from engine.run.device import keep_freed_memory
+from engine.data.features import Featurizer
 from data_loader import MyDataLoader, MyDataset, MyIterableDataLoader, MyIterableDataset
-from engine.tokenizer import load_tokenizer
+from engine.data.tokenizer import load_tokenizer
 from preprocess.schema import load_labels
 kind, path, model = sys.argv[1:]
 featurizer = Featurizer(load_tokenizer(Config(pretrain_model_path=model), None), load_labels(Path(path).parent), 64)

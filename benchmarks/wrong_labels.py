@@ -3,8 +3,8 @@
     python benchmarks/wrong_labels.py --input dataset/sample_raw --task intent
 
 Of the rows of train and dev a share gets another label of the same task, at random by the seed; every row is then
-judged by the fold that never saw it (cross_validate.py). Printed: how many of the planted rows lie within the first 5 %
-of suspicious.csv, counted in rows of the data.
+judged by the fold that never saw it (tools.cross_validate). Printed: how many of the planted rows lie within the
+first 5 % of suspicious.csv, counted in rows of the data.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main():
     parser.add_argument("--share", type=float, default=0.02, help="of the labels that are made wrong")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--n_splits", type=int, default=5)
-    parser.add_argument("--flags", default="--hidden_size 128 --epochs 8", help="of cross_validate.py, in quotes")
+    parser.add_argument("--flags", default="--hidden_size 128 --epochs 8", help="of tools.cross_validate, in quotes")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -61,7 +61,7 @@ def main():
         make = ["data_process.py", "--input", folder / "raw.jsonl", "--label_column", options.task]
         run(*make, "--output_dir", folder / "data", "--n_splits", options.n_splits, "--test_ratio", 0)
         run(
-            "cross_validate.py",
+            *("-m", "tools.cross_validate"),
             "--data_path",
             folder / "data",
             "--output_dir",

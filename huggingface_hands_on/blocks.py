@@ -16,10 +16,11 @@ from datasets.exceptions import DatasetGenerationError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DataCollatorForLanguageModeling
 
-from engine import files
-from engine.command_line import UserError, first_line
-from engine.tags import IGNORE
-from engine.text import join_tokens, split_text
+from engine.errors import UserError
+from engine.run import files
+from engine.run.command_line import first_line
+from engine.task.tags import IGNORE
+from engine.task.text import join_tokens, split_text
 
 
 def word_numbers(text):

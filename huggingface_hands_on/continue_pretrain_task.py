@@ -20,10 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, the repository is one folder up
 
-from engine import files
-from engine.command_line import UserError, option, require_range, require_seed, run_command
-from engine.run_folder import changed_options, lock_folder
-from engine.signals import StopSignals
+from engine.errors import UserError
+from engine.run import files
+from engine.run.command_line import option, require_range, require_seed, run_command
+from engine.run.run_folder import changed_options, lock_folder
+from engine.run.signals import StopSignals
 from huggingface_hands_on.corpus import CorpusConfig, read_corpus, read_words, require_free_folder
 
 ANOTHER = "choose another --output_dir"

@@ -10,8 +10,9 @@ from itertools import islice
 from pathlib import Path
 from zlib import crc32
 
-from engine.command_line import UserError, option
-from engine.files import sha256
+from engine.errors import UserError
+from engine.run.command_line import option
+from engine.run.files import sha256
 from preprocess.readers import READERS, find_format, read_rows, read_txt
 from preprocess.schema import check_text, encode
 from preprocess.sources import PART_NAMES, find_sources, part_of_name

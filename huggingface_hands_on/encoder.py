@@ -6,9 +6,10 @@ from tokenizers import AddedToken
 from transformers import AutoModelForMaskedLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
-from engine.command_line import UserError, first_line
-from engine.encoders import bert_config, num_positions, read_shape
-from engine.tokenizer import pretrained_tokenizer
+from engine.data.tokenizer import pretrained_tokenizer
+from engine.errors import UserError
+from engine.model.encoders import bert_config, num_positions, read_shape
+from engine.run.command_line import first_line
 
 
 def load_model(config):

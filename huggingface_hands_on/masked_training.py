@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
-from engine import files
-from engine.command_line import UserError, first_line
-from engine.encoders import first_position
-from engine.optimization import lr_of_width
-from engine.tags import IGNORE
+from engine.errors import UserError
+from engine.model.encoders import first_position
+from engine.run import files
+from engine.run.command_line import first_line
+from engine.task.tags import IGNORE
+from engine.train.optimization import lr_of_width
 from huggingface_hands_on.blocks import batch_of, mask
 
 
@@ -100,7 +101,7 @@ def held_out_scores(prediction):
 
 
 def build_trainer(model, collator, sets, config, stop=None):
-    """Hugging Face's Trainer for masked words. stop: an engine.signals.StopSignals."""
+    """Hugging Face's Trainer for masked words. stop: an engine.run.signals.StopSignals."""
     first = first_position(model)
 
     def collate(rows):

@@ -14,8 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, the repository is one folder up
 
-from engine.command_line import UserError, option, require_range, run_command
-from engine.tokenizer import train_tokenizer
+from engine.data.tokenizer import train_tokenizer
+from engine.errors import UserError
+from engine.run.command_line import option, require_range, run_command
 from huggingface_hands_on.corpus import CorpusConfig
 
 
@@ -40,7 +41,7 @@ class TokenizerConfig(CorpusConfig):
 def quality(tokenizer, texts):
     """Counts of "texts", "words", "tokens" and "unknown" tokens. texts: strings, or lists of words, that the training
     did not see."""
-    from engine.text import split_text
+    from engine.task.text import split_text
 
     counts = Counter()
     for text in texts:

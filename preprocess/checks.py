@@ -23,9 +23,18 @@ import numpy as np
 import regex
 from tqdm import tqdm
 
-from engine.files import write_json
-from engine.tags import TagFacts, entities_in, find_scheme, has_spans, illegal_tags, is_tagging, kind_of, needs_words
-from engine.text import text_of
+from engine.run.files import write_json
+from engine.task.tags import (
+    TagFacts,
+    entities_in,
+    find_scheme,
+    has_spans,
+    illegal_tags,
+    is_tagging,
+    kind_of,
+    needs_words,
+)
+from engine.task.text import text_of
 from preprocess.facts import Found, Note, Sample, buckets, frequent, hashes, repeats
 from preprocess.labelling import look_labels
 from preprocess.parallel import in_order

@@ -5,8 +5,8 @@ Edit here when your columns have names of their own that should be found without
 
 from typing import NamedTuple
 
-from engine.command_line import UserError
-from engine.tags import PARTS_OF_A_ROW
+from engine.errors import UserError
+from engine.task.tags import PARTS_OF_A_ROW
 from preprocess.raw_files import some
 
 # The usual names of columns and keys. Where several are present, the first in these lists is the text.

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from engine.command_line import UserError
+from engine.errors import UserError
 from preprocess.raw_files import MOST_CHARACTERS, read_rows, read_whole, some
 
 UNLABELLED = ("unsup", "unlabeled", "unlabelled")  # folders whose texts have no class

@@ -16,10 +16,10 @@ from itertools import chain
 import numpy as np
 from tqdm import tqdm
 
-from engine.command_line import UserError
-from engine.extras import column_statistics, require_extras
-from engine.tags import TagFacts, entities_in, has_spans, is_tagging, needs_words, require_distinct
-from engine.text import split_text
+from engine.errors import UserError
+from engine.task.extras import column_statistics, require_extras
+from engine.task.tags import TagFacts, entities_in, has_spans, is_tagging, needs_words, require_distinct
+from engine.task.text import split_text
 from preprocess import labels
 from preprocess.columns import PART_NAMES, RESERVED
 from preprocess.facts import Found, Note, Sample

@@ -14,10 +14,10 @@ from contextlib import suppress
 
 import regex
 
-from engine.command_line import UserError
-from engine.extras import MOST_NUMBER
-from engine.tags import has_spans, is_tagging
-from engine.text import HAN
+from engine.errors import UserError
+from engine.task.extras import MOST_NUMBER
+from engine.task.tags import has_spans, is_tagging
+from engine.task.text import HAN
 
 # Each kind of task, and the one that its labels look like: KINDS["ordinal"] = "classification" is a kind of your own
 KINDS = {kind: kind for kind in ("classification", "multilabel", "regression", "tagging", "spans")}

@@ -10,7 +10,8 @@ from itertools import chain, islice
 from json.decoder import WHITESPACE
 from pathlib import Path
 
-from engine.command_line import UserError, first_line
+from engine.errors import UserError
+from engine.run.command_line import first_line
 from engine.schema import parse_json, without_duplicates
 from preprocess.columns import LABEL_NAMES, PAIR_NAMES, TEXT_NAMES, columns_of_marks, find_columns, labels_of_row
 from preprocess.labels import is_spans

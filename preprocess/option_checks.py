@@ -1,6 +1,7 @@
 """Which values options of data_process.py may have, and which exclude each other."""
 
-from engine.command_line import UserError, require_range, require_seed
+from engine.errors import UserError
+from engine.run.command_line import require_range, require_seed
 from preprocess.labels import KINDS
 
 

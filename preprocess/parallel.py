@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 
-from engine.command_line import UserError
+from engine.errors import UserError
 
 MOST_PROCESSES = 8  # more would wait for the one that reads and writes
 FEW_BLOCKS = 4  # what is no more than this is done sooner than processes start

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from engine.command_line import UserError
-from engine.tags import kind_of
+from engine.errors import UserError
+from engine.task.tags import kind_of
 from preprocess.facts import Column
 from preprocess.labelling import Labeller, collect_labels, examine, label_all
 from preprocess.parallel import in_order

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import regex
 
-from engine.command_line import UserError, first_line
+from engine.errors import UserError
+from engine.run.command_line import first_line
 
 MOST_CHARACTERS = 16 * 2**20  # of one row: a file without line ends must not fill the memory
 MOST_OF_HEAD = 128 * 2**20  # bytes, about, of the first rows that are held to judge the columns by

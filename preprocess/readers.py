@@ -9,7 +9,7 @@ Edit here when your data has a format of its own: one reader, one line in READER
 import re
 from pathlib import Path
 
-from engine.command_line import UserError
+from engine.errors import UserError
 from preprocess.columns import LABEL_NAMES, NUMBER_NAMES, OTHER_LABEL_NAMES, TEXT_NAMES, alike
 from preprocess.folders import class_folders, is_brat, read_brat, read_classes
 from preprocess.objects import read_dataset, read_json, read_jsonl, read_parquet

@@ -11,12 +11,13 @@ from collections import Counter
 from itertools import accumulate
 from pathlib import Path
 
-from engine.command_line import UserError, first_line
-from engine.extras import extras_of, require_extras
-from engine.files import digest, require_file
+from engine.errors import UserError
+from engine.run.command_line import first_line
+from engine.run.files import digest, require_file
 from engine.schema import parse_json
-from engine.tags import kind_of, needs_words, read_tasks
-from engine.text import text_of
+from engine.task.extras import extras_of, require_extras
+from engine.task.tags import kind_of, needs_words, read_tasks
+from engine.task.text import text_of
 from preprocess import labels
 
 PARTS = ("train", "dev", "test")

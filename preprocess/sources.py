@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from engine.command_line import UserError
-from engine.files import sha256
-from engine.text import split_text, text_of
+from engine.errors import UserError
+from engine.run.files import sha256
+from engine.task.text import split_text, text_of
 from preprocess.columns import PART_NAMES, RESERVED
 from preprocess.folders import class_folders, is_brat
 from preprocess.labels import KINDS, NO_LABEL
@@ -170,7 +170,7 @@ def read_texts(path, config):
 def read_unlabelled(config, tasks, form):
     """The texts of --unlabelled as examples of these tasks, all labels None. form: which of "tokens" and "text_pair"
     the examples to train on have; these have them too, or there is a UserError."""
-    from engine.predictions import prepare_inputs  # of which commands that need no torch know nothing
+    from engine.predict.predictions import prepare_inputs  # of which commands that need no torch know nothing
 
     labels = dict.fromkeys(tasks)
     for number, example in enumerate(read_texts(config.unlabelled, config), 1):

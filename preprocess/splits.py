@@ -9,7 +9,7 @@ from collections import Counter
 
 import numpy as np
 
-from engine.command_line import UserError
+from engine.errors import UserError
 from preprocess.schema import PARTS
 
 STEP = 1 << 18  # rows that are counted at once

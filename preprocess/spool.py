@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.command_line import UserError
+from engine.errors import UserError
 from preprocess.facts import Column, read_all
 
 GROUP = 4  # rows that are read at once

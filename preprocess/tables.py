@@ -10,7 +10,8 @@ from datetime import date, time
 from functools import partial
 from itertools import chain
 
-from engine.command_line import UserError, first_line
+from engine.errors import UserError
+from engine.run.command_line import first_line
 from preprocess.columns import (
     PART_NAMES,
     TEXT_NAMES,

@@ -4,7 +4,7 @@ import re
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 
-from engine.command_line import UserError
+from engine.errors import UserError
 from preprocess.raw_files import read_rows
 
 MOST_TOKENS = 1_000_000  # of a sentence: a file without blank rows must not fill the memory

@@ -91,8 +91,8 @@ def forks(fork_server, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def python(forks):
-    """The path of an executable that stands in for Python, without the seconds of importing the big libraries: a process
-    with signals, streams and all. See tests/stand_in.py."""
+    """The path of an executable that stands in for Python (tests/stand_in.py), without the seconds of importing the big
+    libraries: a process with signals, streams and all."""
     return str(forks[0].server) + ".python"
 
 
@@ -102,7 +102,8 @@ def environment():
 
 @pytest.fixture
 def command(tmp_path, forks, python):
-    """command('main.py', '--flag', …) -> the finished process, run as a user would from an empty folder.
+    """command('main.py', '--flag', …) -> the finished process, run as a user would from an empty folder;
+    command('tools.export', …): as `python -m tools.export`.
 
     fresh, or with an environment of its own: a new process of Python; otherwise one that has the big libraries already.
     """
@@ -110,14 +111,16 @@ def command(tmp_path, forks, python):
     def run(script, *flags, cwd=tmp_path, env=None, input=None, fresh=False):
         if not env and not fresh and environment() == forks[1]:
             return forks[0].command([script, *flags], cwd, input)
+        words = [str(ROOT / script)] if script.endswith(".py") else ["-m", script]
+        modules = os.pathsep.join(filter(None, ((env or {}).get("PYTHONPATH"), str(ROOT))))
         return subprocess.run(
-            [sys.executable if fresh else python, str(ROOT / script), *map(str, flags)],
+            [sys.executable if fresh else python, *words, *map(str, flags)],
             cwd=cwd,
             input=input,
             capture_output=True,
             text=True,
             timeout=300,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, **(env or {})} | ({} if script.endswith(".py") else {"PYTHONPATH": modules}),
         )
 
     return run

@@ -3,10 +3,11 @@
     python tests/forks.py ADDRESS
 
 One server on a local socket forks for all who ask it, as many at once as they ask. Each line on a connection is JSON:
-{"name": string, "words": [script, flag, …], "cwd": folder, "env": more of the environment, "files": [standard input,
-output, errors], "seconds": until it is killed, "kill_at": [folder, step] or null}; for each [name, "began", process] is
-answered, and at its end [name, "ended", exit code]. With kill_at the process is killed once the folder has a checkpoint
-of that step. The server ends when nobody has been connected for some seconds.
+{"name": string, "words": [script, flag, …] or ["-m", module, flag, …], "cwd": folder, "scripts": where modules are,
+"env": more of the environment, "files": [standard input, output, errors], "seconds": until it is killed, "kill_at":
+[folder, step] or null}; for each [name, "began", process] is answered, and at its end [name, "ended", exit code]. With
+kill_at the process is killed once the folder has a checkpoint of that step. The server ends when nobody has been
+connected for some seconds.
 
 Beside the socket lies ADDRESS.python, an executable that stands in for Python (stand_in.py): it asks the server too,
 with its own streams and environment, and what is forked has it as `sys.executable`. So scripts that start scripts fork.
@@ -86,9 +87,16 @@ class Forks:
         return self.wait("")
 
     def ask(self, name, words, cwd, files, kill_at=None, seconds=600, env=()):
-        """Has [script, flag, …] started, under that name. -> the number of the process"""
-        words = [str(self.scripts / words[0]), *map(str, words[1:])]
-        task = {"name": name, "words": words, "cwd": str(cwd), "files": [*map(str, files)]}
+        """Has [script, flag, …] started, or [module, flag, …] as with -m. -> the number of the process"""
+        script = str(self.scripts / words[0])
+        words = [*([script] if script.endswith(".py") else ["-m", words[0]]), *map(str, words[1:])]
+        task = {
+            "name": name,
+            "words": words,
+            "cwd": str(cwd),
+            "scripts": str(self.scripts),
+            "files": [*map(str, files)],
+        }
         task |= {"seconds": seconds, "kill_at": kill_at, "env": {key: str(value) for key, value in dict(env).items()}}
         self.line.sendall(json.dumps(task).encode() + b"\n")
         return self.listen("began", name)
@@ -210,7 +218,7 @@ def become_stand_in(words, cwd, env, streams):
     run_script(words)
 
 
-def become(words, cwd, files, seconds, env):
+def become(words, cwd, scripts, files, seconds, env):
     """Never returns: the process becomes the script, and ends without the seconds that taking the libraries apart would
     take."""
     writes = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND  # two may be the same file
@@ -220,15 +228,16 @@ def become(words, cwd, files, seconds, env):
     os.chdir(cwd)
     os.environ.update(env)
     signal.alarm(seconds)  # then it is killed
-    run_script(words)
+    run_script(words, scripts)
 
 
-def run_script(words):
-    """Runs [script, flag, …] as this process, and ends it; also ["-m", module, flag, …] and ["-c", code, flag, …]."""
+def run_script(words, scripts=""):
+    """Runs [script, flag, …] as this process, and ends it; also ["-m", module, flag, …], which is searched for in
+    `scripts` (default: here), and ["-c", code, flag, …]."""
     code, kind = 0, words[0]
     try:
         if kind in ("-m", "-c"):
-            sys.argv, sys.path[0] = [kind, *words[2:]], "" if kind == "-c" else os.getcwd()
+            sys.argv, sys.path[0] = [kind, *words[2:]], "" if kind == "-c" else scripts or os.getcwd()
         else:
             sys.argv, sys.path[0] = words, str(Path(kind).parent)
         if kind == "-m":

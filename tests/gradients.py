@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 
 import trainer as trainer_module
 from config import Config, seed_torch
-from engine import distributed
-from engine.command_line import parse_args
-from engine.launch import end_process
-from engine.optimization import clip_and_step
+from engine.run import distributed
+from engine.run.command_line import parse_args
+from engine.run.launch import end_process
+from engine.train.optimization import clip_and_step
 from main import build_trainer, load_data
 
 distributed.FEW_ROWS_FROM = 0  # the small word embeddings of the tests too

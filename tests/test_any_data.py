@@ -24,11 +24,11 @@ import metrics
 from config import Config
 from data_loader import MyDataset
 from data_process import DataConfig, process
-from engine import tags
-from engine.command_line import UserError
-from engine.features import Featurizer
-from engine.text import place_tokens, split_text
-from engine.tokenizer import train_tokenizer
+from engine.data.features import Featurizer
+from engine.data.tokenizer import train_tokenizer
+from engine.errors import UserError
+from engine.task import tags
+from engine.task.text import place_tokens, split_text
 from main import main
 from preprocess import labels
 from preprocess.labelling import read_all_spans, spans_to_tokens
@@ -514,7 +514,7 @@ def test_cross_validation(tmp_path, command, sample):
         "cpu",
         "--use_crf",
     ]
-    done = command("cross_validate.py", *flags)
+    done = command("tools.cross_validate", *flags)
     assert done.returncode == 0, done.stderr
     result = read_json(tmp_path / "output/data-folds/folds.json")
     for part in ("dev", "test"):
@@ -543,9 +543,9 @@ def test_cross_validation(tmp_path, command, sample):
     right = sum(by_id[one["id"]]["intent"] == one["intent"] for one in pool)
     assert result["out_of_fold"]["intent_accuracy"] == pytest.approx(right / len(pool))
     trained = (tmp_path / "output/data-fold_0/metrics.jsonl").read_bytes()
-    assert command("cross_validate.py", *flags).returncode == 0  # finished folds are not trained again
+    assert command("tools.cross_validate", *flags).returncode == 0  # finished folds are not trained again
     assert (tmp_path / "output/data-fold_0/metrics.jsonl").read_bytes() == trained
-    assert "--n_splits" in command("cross_validate.py", "--data_path", "nowhere").stderr
+    assert "--n_splits" in command("tools.cross_validate", "--data_path", "nowhere").stderr
 
 
 @pytest.mark.parametrize("options", [{"class_weights": "balanced"}, {"focal_gamma": 2.0, "label_smoothing": 0.1}])

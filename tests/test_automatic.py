@@ -13,16 +13,17 @@ from test_trainer import fingerprints, make_trainer
 from torch import nn
 from transformers import DebertaConfig, DebertaModel
 
-import cross_validate
 import main as main_module
 from config import Config
 from data_process import DataConfig, process
-from engine import automatic, optimization
-from engine.automatic import settle, settle_patience, settle_precision
-from engine.command_line import UserError, parse_args
-from engine.device import has_bf16
-from engine.optimization import epochs_of
-from engine.signals import Interrupted
+from engine.errors import UserError
+from engine.run.command_line import parse_args
+from engine.run.device import has_bf16
+from engine.run.signals import Interrupted
+from engine.train import automatic, optimization
+from engine.train.automatic import settle, settle_patience, settle_precision
+from engine.train.optimization import epochs_of
+from tools.cross_validate import __main__ as cross_validate
 from trainer import Trainer
 
 CPU = torch.device("cpu")

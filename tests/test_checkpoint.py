@@ -14,10 +14,11 @@ from conftest import ROOT, read_json
 from safetensors.torch import load_file, save_file
 from test_trainer import make_trainer, train
 
-from engine import checkpoint, files
-from engine.command_line import UserError
-from engine.run_folder import claim_run_dir
-from engine.tokenizer import train_tokenizer
+from engine.data.tokenizer import train_tokenizer
+from engine.errors import UserError
+from engine.run import files
+from engine.run.run_folder import claim_run_dir
+from engine.train import checkpoint
 from main import main
 from model_utils import load_checkpoint
 
@@ -43,7 +44,8 @@ def test_a_folder_replaces_another_whole_and_damage_is_noticed(tmp_path):
 VICTIM = """
 import builtins, io, os, pathlib, runpy, signal, sys
 sys.path.insert(0, sys.argv[1])
-from engine import checkpoint, files
+from engine.run import files
+from engine.train import checkpoint
 
 def life(root, nth):
     calls = [0]
@@ -289,9 +291,9 @@ def test_resuming_with_another_result_in_sight_is_refused(tiny, sample, tmp_path
 def test_another_thread_count_is_told(tiny, monkeypatch):
     config, told = tiny(epochs=1), []
     train(config)
-    monkeypatch.setattr("engine.checkpoint.logger.warning", told.append)
+    monkeypatch.setattr("engine.train.checkpoint.logger.warning", told.append)
     monkeypatch.setattr(
-        "engine.checkpoint.environment", lambda device: {"torch": "9.9", "device": "cpu", "threads": 64}
+        "engine.train.checkpoint.environment", lambda device: {"torch": "9.9", "device": "cpu", "threads": 64}
     )
     train(config)
     assert len(told) == 2 and "torch was" in told[0] and "threads was" in told[1]
@@ -441,7 +443,7 @@ def test_signals_that_come_together_are_one_and_a_later_one_ends_the_process():
     """torchrun that is killed sends one for each of its threads, as the kernel gives its children to the next."""
     script = """if True:
         import os, signal
-        from engine import signals
+        from engine.run import signals
         with signals.StopSignals() as stop:
             for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
                 os.kill(os.getpid(), number)

@@ -7,8 +7,8 @@ import pytest
 from conftest import ROOT, SHARED
 
 from data_process import DataConfig, prepare, process
-from engine.features import Featurizer
-from engine.tokenizer import train_tokenizer
+from engine.data.features import Featurizer
+from engine.data.tokenizer import train_tokenizer
 from preprocess import checks
 from preprocess.labelling import collect_labels
 

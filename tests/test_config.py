@@ -7,7 +7,8 @@ import pytest
 
 from config import Config
 from data_process import DataConfig
-from engine.command_line import UserError, os_error_line, parse_args, parse_bool
+from engine.errors import UserError
+from engine.run.command_line import os_error_line, parse_args, parse_bool
 
 ORIGINAL = (
     "--pretrain_model_path=bert --device=cuda:0 --do_train=True --batch_size=64 --lr=5e-5 --epochs=100 "

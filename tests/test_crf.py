@@ -9,9 +9,9 @@ import torch
 import torchcrf
 from conftest import ROOT
 
-from engine import crf_scan, viterbi
-from engine.crf import CRF
-from engine.tags import may_follow
+from engine.model import crf_scan, viterbi
+from engine.model.crf import CRF
+from engine.task.tags import may_follow
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import launches
@@ -179,7 +179,7 @@ def test_decoding_has_no_launch_for_each_operation_and_word():
 
 MEMORY = """
 import resource, sys, torch
-from engine.crf import CRF
+from engine.model.crf import CRF
 crf = CRF([f"B-{i}" for i in range(120)])
 crf.scan_on = ("cpu",)
 emissions = torch.randn(32, 512, 120, requires_grad=True)
@@ -200,8 +200,8 @@ def test_32_texts_of_512_words_and_120_tags_fit_in_4_gb(derivative):
 
 
 @pytest.mark.slow
-def test_the_benchmark_for_a_gpu_runs_without_one(tmp_path):
-    command = [sys.executable, ROOT / "benchmarks/gpu.py", "--device", "cpu", "--minutes", "60"]
+def test_the_benchmark_for_a_gpu_runs_without_one(tmp_path, python):
+    command = [python, ROOT / "benchmarks/gpu.py", "--device", "cpu", "--minutes", "60"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.startswith("NO GPU HERE") and "`--deterministic` (weights, log; the run was killed) | yes" in (
@@ -225,7 +225,7 @@ def test_the_way_is_the_same_whenever_the_host_began_to_ask():
     asked, ways = [], []
     for call in range(1100):  # there and back over the borders at 6 and 30
         with torch.no_grad():
-            size = 0.6 + 0.06 * min(call, 1100 - call)  # moves by less than engine.crf.MOVE + what a float rounds
+            size = 0.6 + 0.06 * min(call, 1100 - call)  # moves by less than engine.model.crf.MOVE + what a float rounds
             for crf in (going_on, resumed):
                 crf.transitions.fill_(0.8 * size)
         resumed.calls_left = 0

@@ -11,13 +11,13 @@ from test_trainer import make_trainer
 
 from config import Config
 from data_loader import IGNORE, MyDataLoader, MyDataset, MyIterableDataLoader, MyIterableDataset
-from engine import token_cache
-from engine.command_line import UserError
-from engine.device import to_device
-from engine.features import Featurizer, Ragged
-from engine.files import sha256
-from engine.run_folder import close_log
-from engine.tokenizer import load_tokenizer, train_tokenizer
+from engine.data import token_cache
+from engine.data.features import Featurizer, Ragged
+from engine.data.tokenizer import load_tokenizer, train_tokenizer
+from engine.errors import UserError
+from engine.run.device import to_device
+from engine.run.files import sha256
+from engine.run.run_folder import close_log
 from model_utils import load_checkpoint
 from preprocess.schema import read_processed, training_texts
 

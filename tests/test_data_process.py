@@ -11,9 +11,9 @@ from conftest import ROOT, SHARED, read_json
 
 from config import Config
 from data_process import DataConfig, process
-from engine.command_line import UserError
-from engine.tags import illegal_tags
-from engine.text import join_tokens, split_text
+from engine.errors import UserError
+from engine.task.tags import illegal_tags
+from engine.task.text import join_tokens, split_text
 from preprocess import labels
 from preprocess.schema import load_labels
 from preprocess.sources import Rows, read_texts

@@ -9,11 +9,11 @@ from test_families import DECODERS, build, close, decoders_tokenizer, logits_of,
 
 from config import Config
 from data_loader import MyDataset
-from engine.command_line import UserError
-from engine.encoders import is_causal, pooling_of
-from engine.features import Featurizer
-from engine.pooling import text_vectors, word_vectors
-from engine.tokenizer import load_tokenizer
+from engine.data.features import Featurizer
+from engine.data.tokenizer import load_tokenizer
+from engine.errors import UserError
+from engine.model.encoders import is_causal, pooling_of
+from engine.model.pooling import text_vectors, word_vectors
 
 TEXTS = ["turn on the light in the kitchen", "play a song by the beatles", "wake me up at seven", "播放音乐"] * 5
 KINDS = ("gpt2", "neox", "qwen", "llama", "gemma")

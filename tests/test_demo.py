@@ -25,11 +25,13 @@ from conftest import ROOT, TINY
 from config import Config
 from data_loader import MyDataLoader, MyDataset
 from data_process import DataConfig, process
-from engine.command_line import UserError
-from engine.demo import listen, parse_address
-from engine.prompt import drawn, painter
-from engine.typed import MOST_CHARACTERS, Examples, Labeller, as_example
+from engine.errors import UserError
 from main import load_trained, main
+from tools.demo.__main__ import DemoConfig
+from tools.demo.__main__ import main as demo
+from tools.demo.page import listen, parse_address
+from tools.demo.prompt import drawn, painter
+from tools.demo.typed import MOST_CHARACTERS, Examples, Labeller, as_example
 
 TEXTS = ["play some jazz in Paris", "明天北京天气怎么样", '<b onclick="x()">Rome</b> & "Oslo"']
 
@@ -83,7 +85,7 @@ class Terminal:
     def __init__(self, *words):
         self.master, inner = pty.openpty()
         os.set_blocking(self.master, False)
-        env = {**os.environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
+        env = {**os.environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8", "PYTHONPATH": str(ROOT)}
         env.pop("NO_COLOR", None)
         command = [sys.executable, "-c", LOGIN, *map(str, words)]
         self.process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner, env=env)
@@ -124,7 +126,7 @@ LOGIN = (
 
 def test_keys_typed_in_a_terminal(trained):
     words, rows = trained
-    terminal = Terminal(ROOT / "main.py", "--do_predict", "--interactive", *words)
+    terminal = Terminal("-m", "tools.demo", "--terminal", *words)
     terminal.see("text> ")
     terminal.type("\r")
     terminal.see("text> ")  # an empty line asks again
@@ -143,14 +145,14 @@ def test_keys_typed_in_a_terminal(trained):
 
 @pytest.mark.slow
 def test_ctrl_c_ends_the_prompt_without_a_traceback(trained):
-    terminal = Terminal(ROOT / "main.py", "--interactive", *trained[0])
+    terminal = Terminal("-m", "tools.demo", "--terminal", *trained[0])
     terminal.see("text> ")
     terminal.type("half a te")
     terminal.see("half a te")
     for _ in range(20):  # readline may sleep through a signal that comes while it handles a key, until the next one
         terminal.type("\x03")
         with contextlib.suppress(subprocess.TimeoutExpired):
-            terminal.process.wait(15)
+            terminal.process.wait(3)
             break
     assert terminal.end() == 130
     assert "Traceback" not in terminal.shown
@@ -160,10 +162,7 @@ def test_lines_of_a_pipe_are_answered_and_bad_ones_told(trained, python):
     words, rows = trained
     lines = "\n".join([TEXTS[0], "", TEXTS[2]]).encode() + b"\n\xff\xfe\n" + f"{TEXTS[1]}".encode()
     done = subprocess.run(
-        [python, ROOT / "main.py", "--do_predict", "--interactive", *words],
-        input=lines,
-        capture_output=True,
-        timeout=300,
+        [python, "-m", "tools.demo", "--terminal", *words], cwd=ROOT, input=lines, capture_output=True, timeout=300
     )
     out, err = done.stdout.decode(), done.stderr.decode()
     assert done.returncode == 0 and "text>" not in out and "\x1b" not in out
@@ -284,29 +283,22 @@ def test_examples_that_cannot_be_used_are_passed_over(sample, tmp_path):
 
 @pytest.mark.parametrize("text", ["127.0.0.1", "8000", ":8000", "127.0.0.1:x", "127.0.0.1:70000", "127.0.0.1:²"])
 def test_an_address_that_is_none(text):
-    with pytest.raises(UserError, match="--demo_address"):
+    with pytest.raises(UserError, match="--address"):
         parse_address(text)
     assert parse_address("[::1]:80") == ("::1", 80)
-
-
-def test_options_that_do_not_go_together():
-    for options in ({"demo": True}, {"do_train": True}, {"predict_file": "a.txt"}, {"debug": True}, {"do_eval": True}):
-        with pytest.raises(UserError, match="--interactive"):
-            Config(interactive=True, **options)
-    assert Config(demo=True).do_predict
 
 
 def test_under_torchrun_nobody_can_type(monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "x"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="without torchrun"):
-        Config(interactive=True)
+        DemoConfig()
 
 
 def test_a_missing_package_is_one_line(trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    with pytest.raises(UserError, match=r"pip install -r requirements-demo\.txt"):
-        main(Config(demo=True))
+    with pytest.raises(UserError, match=r"pip install -r tools/demo/requirements\.txt"):
+        demo(DemoConfig())
 
 
 class Server:
@@ -315,8 +307,8 @@ class Server:
     def __init__(self, python, words, log):
         self.log = log
         with open(log, "wb") as file:
-            command = [python, ROOT / "main.py", "--do_predict", "--demo", "--demo_address", "127.0.0.1:0"]
-            self.process = subprocess.Popen([*command, *words], stdout=file, stderr=file)
+            command = [python, "-m", "tools.demo", "--address", "127.0.0.1:0"]
+            self.process = subprocess.Popen([*command, *words], cwd=ROOT, stdout=file, stderr=file)
         end = time.monotonic() + 120
         while not (found := re.search(r"http://\S+:(\d+)", self.log.read_text())):
             assert self.process.poll() is None and time.monotonic() < end, self.log.read_text()
@@ -400,7 +392,7 @@ def test_a_port_that_is_taken_is_one_line():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(UserError, match=f"{address}: address already in use; choose another one"):
-            main(Config(demo=True, demo_address=address))
+            demo(DemoConfig(address=address))
     with pytest.raises(UserError, match=r"nowhere\.invalid"):
         listen("nowhere.invalid:80")
 

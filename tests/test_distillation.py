@@ -10,15 +10,17 @@ import pytest
 import torch
 from test_trainer import fingerprints, make_trainer, train
 
-import engine.head
+import engine.model.head
 import tricks
 from config import Config
 from data_loader import MyDataLoader, MyDataset
-from engine import checkpoint, soft_targets, span_pointer, teachers
-from engine import crf as crf_module
-from engine.command_line import UserError
-from engine.signals import Interrupted
-from engine.tags import IGNORE
+from engine.errors import UserError
+from engine.model import crf as crf_module
+from engine.model import span_pointer
+from engine.run.signals import Interrupted
+from engine.task.tags import IGNORE
+from engine.train import checkpoint
+from engine.tricks import soft_targets, teachers
 from model_utils import load_with_featurizer
 from preprocess.sources import read_unlabelled
 
@@ -226,7 +228,7 @@ def test_gradient_equals_the_oracle(use_crf, accumulation, every_kind, two_teach
 
 BROKEN = {  # module: [(line, broken)]
     tricks: [(" - self.loss_of_labels(output.losses)", ""), ("self.weight * more", "more")],
-    engine.head: [
+    engine.model.head: [
         ("return temperature**2 * (normalizers", "return (normalizers"),
         ("F.softplus(scores).sum(2)", "scores.logsumexp(2)"),
         ("entropies = self.log_normalizers(scores, inputs) - (statistics", "entropies = -(statistics"),
@@ -490,7 +492,7 @@ def test_unlabelled_texts_take_the_form_of_those_to_train_on(tmp_path):
 
 def only_score(two_teachers, tmp_path):
     """A checkpoint that knows the task `score` alone."""
-    from engine.files import replace_folder, write_json
+    from engine.run.files import replace_folder, write_json
 
     folder = tmp_path / "scores"
 

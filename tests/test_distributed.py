@@ -19,8 +19,8 @@ from forks import Forks
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
-from engine.progress import Progress
-from engine.tokenizer import train_tokenizer
+from engine.data.tokenizer import train_tokenizer
+from engine.train.progress import Progress
 from preprocess.schema import training_texts
 
 TINY = "--hidden_size 32 --num_layers 1 --vocab_size 400 --device cpu --lr 1e-12 --epochs 1 --log_steps 2".split()
@@ -405,7 +405,7 @@ def test_a_place_within_an_epoch_is_kept_by_another_number_of_processes():
 def test_mistakes_are_one_line_from_one_process(sample, tmp_path, python):
     for words, wanted in (
         (["--do_train", "--data_path", tmp_path / "none"], "none"),
-        (["--do_train", "--debug", "--data_path", sample], "--debug and --compare work in a single process"),
+        (["--do_train", "--debug", "--data_path", sample], "--debug works in a single process"),
         (["--do_train", "--bach_size", "4"], "--bach_size"),
     ):
         printed = torchrun(python, 2, "main.py", *words, cwd=tmp_path, check=1)

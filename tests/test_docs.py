@@ -13,7 +13,7 @@ PAGES = [*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 WITH_FLAGS = [name for name in NAMES if "cookbook" not in name]  # a recipe adds its own: tests/test_cookbook.py runs it
 PREDICTION = "output/mine/checkpoints/best"
-EXPORTED = ("shipped/predictor.py",)  # what export.py writes: tests/test_export.py runs it
+EXPORTED = ("shipped/predictor.py",)  # what tools.export writes: tests/test_export.py runs it
 
 
 def anchors(page):
@@ -42,8 +42,13 @@ def commands_of(page):
     text = page.read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    lines += [code for code in re.findall(r"`([^`\n]+)`", text) if re.match(r"(python|sh) \S+\.(py|sh)\b", code)]
+    lines += [
+        code for code in re.findall(r"`([^`\n]+)`", text) if re.match(r"(python|sh) (\S+\.(py|sh)|-m tools\.)\b", code)
+    ]
     found = [shlex.split(line.split("  #")[0]) for line in lines]
+    found = [
+        words[:1] + words[2:] if words[1:2] == ["-m"] and words[2].startswith("tools.") else words for words in found
+    ]
     found = [words[1:] for words in found if len(words) > 1 and words[0] in ("python", "sh") and "." in words[1]]
     return [words for words in found if words[0] not in EXPORTED]
 
@@ -65,8 +70,9 @@ def flags_of(forks, tmp_path_factory):
 @pytest.mark.parametrize("name", WITH_FLAGS)
 def test_every_command_exists_and_takes_its_flags(name, flags_of):
     for script, *words in commands_of(ROOT / name):
-        assert (ROOT / script).is_file(), f"{name}: {script}"
-        if script.endswith(".py"):
+        file = f"{script.replace('.', '/')}/__main__.py" if script.startswith("tools.") else script
+        assert (ROOT / file).is_file(), f"{name}: {script}"
+        if file.endswith(".py"):
             known = flags_of(script)
             for flag in (word.split("=")[0] for word in words if word.startswith("--")):
                 plain = "--" + flag.removeprefix("--no_") if flag.startswith("--no_") else flag
@@ -78,10 +84,10 @@ def test_flags_in_sentences_exist(flags_of):
     scripts = [str(path.relative_to(ROOT)) for path in ROOT.glob("huggingface_hands_on/*_*.py")]
     scripts = [script for script in scripts if "masked" not in script]
     scripts += ["main.py", "data_process.py", "benchmarks/speed.py", "benchmarks/ablation.py", "benchmarks/soak.py"]
-    scripts += ["benchmarks/wrong_labels.py", "benchmarks/nested.py", "serve.py", "benchmarks/serving.py"]
-    scripts += ["benchmarks/wrong_labels.py", "benchmarks/nested.py", "benchmarks/shipped.py", "export.py"]
-    scripts += ["engine/export/predictor.py", "benchmarks/labelling.py", "benchmarks/data_size.py", "ensemble.py"]
-    scripts += ["benchmarks/recombine.py", "search.py"]
+    scripts += ["benchmarks/wrong_labels.py", "benchmarks/nested.py", "tools.serve", "benchmarks/serving.py"]
+    scripts += ["benchmarks/wrong_labels.py", "benchmarks/nested.py", "benchmarks/shipped.py", "tools.export"]
+    scripts += ["tools/export/predictor.py", "benchmarks/labelling.py", "benchmarks/data_size.py", "tools.ensemble"]
+    scripts += ["benchmarks/recombine.py", "tools.search", "tools.demo", "tools.report", "tools.cross_validate"]
     known = set().union(*map(flags_of, scripts))
     for name in WITH_FLAGS:
         for code in re.findall(r"`([^`\n]+)`", (ROOT / name).read_text(encoding="utf-8")):
@@ -122,17 +128,17 @@ BY_HAND = {
     *("benchmarks/pretraining.py", "benchmarks/ablation.py", "--only growth", "benchmarks/wrong_labels.py"),
     "benchmarks/nested.py --input ATIS",
     *("benchmarks/shipped.py", "tests/test_export.py"),  # the first installs an environment
-    "export.py --checkpoint output/sample",  # of run.sh's run
+    "tools.export --checkpoint output/sample",  # of run.sh's run
     "--teacher output",  # of runs that must be there: tests/test_distillation.py
-    *("--do_report", "--compare"),  # of runs that must be there: tests/test_report.py
-    *("--interactive", "--demo"),  # wait for someone who types: tests/test_demo.py
-    *("serve.py", "benchmarks/serving.py"),  # tests/test_serve.py
+    "tools.report",  # of runs that must be there: tests/test_report.py
+    "tools.demo",  # waits for someone who types: tests/test_demo.py
+    *("tools.serve", "benchmarks/serving.py"),  # tests/test_serve.py
 }
 SMALL = {
     "main.py": "--epochs 1 --hidden_size 32 --num_layers 1 --batch_size 16 --max_length 48",
-    "cross_validate.py": "--epochs 1 --max_length 48",
-    "export.py": "--max_drop 1",
-    "search.py": "--trials 1 --finalists 0",
+    "tools.cross_validate": "--epochs 1 --max_length 48",
+    "tools.export": "--max_drop 1",
+    "tools.search": "--trials 1 --finalists 0",
     "benchmarks/recombine.py": "--texts 500",
     "huggingface_hands_on/continue_pretrain_task.py": "--epochs 1 --max_length 32",
     "benchmarks/speed.py": "--examples 32 --rounds 1 --batch_size 8",
@@ -145,8 +151,8 @@ def workplace(folder, sample):
     from transformers import BertModel
 
     from data_process import DataConfig, process
-    from engine.encoders import bert_config
-    from engine.tokenizer import train_tokenizer
+    from engine.data.tokenizer import train_tokenizer
+    from engine.model.encoders import bert_config
 
     words = ["a", "good", "bad", "film", "number", *map(str, range(60))]
     rows = [f"a {'good' if i % 2 else 'bad'} film number {i},{'pos' if i % 2 else 'neg'}" for i in range(60)]
@@ -185,7 +191,7 @@ def test_every_command_of_the_pages_runs(sample, tmp_path, monkeypatch, fork_ser
         for words in (*pretraining, *training, *rest):
             if words not in done:
                 done.add(words)
-                for word in words[1:] if words[0] == "ensemble.py" else ():  # its runs: of trainings one was left
+                for word in words[1:] if words[0] == "tools.ensemble" else ():  # its runs: of trainings one was left
                     if word.startswith("output/") and not (tmp_path / word).exists():
                         shutil.copytree(tmp_path / "output/mine", tmp_path / word)
                 more = SMALL.get(words[0], "").split()

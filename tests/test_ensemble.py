@@ -22,10 +22,13 @@ import metrics
 from config import Config, seed_torch
 from data_loader import MyDataset
 from data_process import DataConfig, process
-from engine import labelling, span_pointer
-from engine.command_line import UserError, parse_args
-from engine.encoders import bert_config
-from engine.ensemble import (
+from engine.data.features import Featurizer, merge_windows
+from engine.data.tokenizer import train_tokenizer
+from engine.errors import UserError
+from engine.model import span_pointer
+from engine.model.encoders import bert_config
+from engine.predict import labelling
+from engine.predict.ensemble import (
     Committee,
     Part,
     Run,
@@ -35,19 +38,18 @@ from engine.ensemble import (
     mean_of_words,
     mean_predictions,
 )
-from engine.features import Featurizer, merge_windows
-from engine.predictions import Predictions, prepare_inputs
-from engine.report.compare import unique
-from engine.report.page import make_report
-from engine.selection import SEED, SHARES, Selection, assess, select
-from engine.tags import may_follow
-from engine.tokenizer import train_tokenizer
-from ensemble import EnsembleConfig, loader_of
-from ensemble import main as ensemble
+from engine.predict.predictions import Predictions, prepare_inputs
+from engine.run.command_line import parse_args
+from engine.task.tags import may_follow
 from main import build_trainer, load_data, load_trained
 from main import main as main_py
 from model_utils import ClassificationHead, CRFTaggingHead
 from preprocess.schema import load_labels, read_processed
+from tools.ensemble.__main__ import EnsembleConfig, loader_of
+from tools.ensemble.__main__ import main as ensemble
+from tools.ensemble.selection import SEED, SHARES, Selection, assess, select
+from tools.report.compare import show_comparison, unique
+from tools.report.page import make_report
 
 CPU = torch.device("cpu")
 WORDS = "red green blue big small cat dog runs sleeps in Paris Rome the of".split()
@@ -141,7 +143,7 @@ def spans(tmp_path_factory):
 
 
 def together(runs, folder, **options):
-    """Runs ensemble.py in this process. -> its folder"""
+    """Runs tools.ensemble in this process. -> its folder"""
     flags = dict(device="cpu", output_dir=str(folder), **options)
     ensemble(EnsembleConfig(runs=tuple(map(str, runs)), **flags))
     return folder / "ensemble"
@@ -620,7 +622,7 @@ MISTAKES = {
 
 def altered(best, folder, change):
     """A sealed copy of a checkpoint with other labels."""
-    from engine.files import seal
+    from engine.run.files import seal
 
     copy = Path(shutil.copytree(best, folder))
     tasks = read_json(copy / "labels.json")
@@ -690,7 +692,7 @@ def test_dev_without_labels_is_told(joint, sample, tmp_path):
 @pytest.mark.slow
 def test_the_command(joint, sample, command, tmp_path):
     runs = joint[True]
-    done = command("ensemble.py", *runs, "--device", "cpu", "--select")
+    done = command("tools.ensemble", *runs, "--device", "cpu", "--select")
     assert done.returncode == 0 and "selected on dev" in done.stderr, done.stderr
     assert {path.name for path in (tmp_path / "output/ensemble").iterdir()} >= {
         "ensemble.json",
@@ -698,9 +700,9 @@ def test_the_command(joint, sample, command, tmp_path):
         "predictions.csv",
     }
     (tmp_path / "texts.txt").write_text("play a song\n")
-    done = command("ensemble.py", *runs, "--select", "--predict_file", "texts.txt", "--predict_output", "out.csv")
+    done = command("tools.ensemble", *runs, "--select", "--predict_file", "texts.txt", "--predict_output", "out.csv")
     assert done.returncode == 0 and len((tmp_path / "out.csv").read_text().splitlines()) == 2, done.stderr
-    done = command("ensemble.py", runs[0], "nowhere")
+    done = command("tools.ensemble", runs[0], "nowhere")
     assert done.returncode == 2 and done.stderr.startswith("error: nowhere") and done.stderr.count("\n") == 1
 
 
@@ -708,9 +710,9 @@ def test_the_command(joint, sample, command, tmp_path):
 def test_folds_and_an_ensemble_of_them_say_the_same(sample, command, tmp_path):
     assert command("data_process.py", "--input", sample, "--output_dir", "data", "--n_splits", 3).returncode == 0
     flags = ["--epochs", 2, "--hidden_size", 32, "--num_layers", 1, "--device", "cpu", "--use_crf"]
-    assert command("cross_validate.py", "--data_path", "data", *flags).returncode == 0
+    assert command("tools.cross_validate", "--data_path", "data", *flags).returncode == 0
     runs = [f"output/data-fold_{number}" for number in range(3)]
-    done = command("ensemble.py", *runs, "--device", "cpu", "--data_path", "data")
+    done = command("tools.ensemble", *runs, "--device", "cpu", "--data_path", "data")
     assert done.returncode == 0 and "its scores here are too good" in done.stderr, done.stderr
     folds = read_json(tmp_path / "output/data-folds/folds.json")
     assert read_json(tmp_path / "output/ensemble/ensemble.json")["all"]["test"] == folds["test_of_all_folds"]
@@ -740,5 +742,5 @@ def test_a_run_and_an_ensemble_can_be_compared(joint, sample, tmp_path):
     main_py(Config(do_eval=True, checkpoint=str(joint[True][0] / "checkpoints/best"), model_version="alone", **options))
     logging.getLogger("template").handlers.clear()
     together(joint[True], tmp_path)
-    main_py(Config(compare=("alone", "ensemble"), **options))
+    show_comparison(tmp_path, ("alone", "ensemble"))
     assert "ensemble" in (tmp_path / "comparison-alone-ensemble.html").read_text(encoding="utf-8")

@@ -30,22 +30,22 @@ from transformers import ByT5Tokenizer
 from config import Config, seed_torch
 from data_loader import MyDataLoader, MyDataset
 from data_process import DataConfig, process
-from engine.command_line import UserError
-from engine.crf import CRF
-from engine.files import seal, verify
-from engine.predictions import prepare_inputs
-from engine.text import split_text
+from engine.errors import UserError
+from engine.model.crf import CRF
+from engine.predict.predictions import prepare_inputs
+from engine.run.files import seal, verify
+from engine.task.text import split_text
 from main import build_trainer, load_data, load_trained
 from model_utils import HEADS, ClassificationHead, MyModel
 from preprocess.sources import read_texts
 
-pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
-pytest.importorskip("onnxscript", reason="pip install -r requirements-export.txt")
+pytest.importorskip("onnxruntime", reason="pip install -r tools/export/requirements.txt")
+pytest.importorskip("onnxscript", reason="pip install -r tools/export/requirements.txt")
 
-from engine.export import graph
-from engine.export import settings as export_settings
-from engine.export.predictor import InputError, Predictor, entities_of, longest_first, read_rows, viterbi
-from export import ExportConfig, export
+from tools.export import graph
+from tools.export import settings as export_settings
+from tools.export.__main__ import ExportConfig, export
+from tools.export.predictor import InputError, Predictor, entities_of, longest_first, read_rows, viterbi
 
 WILD = [
     "",
@@ -177,7 +177,7 @@ def test_the_folder_is_whole_and_says_what_it_is(joint):
     assert {name: task["labels"] for name, task in joint.predictor.tasks.items()} == {
         name: task["labels"] for name, task in tasks.items()
     }
-    assert (joint.folder / "predictor.py").read_bytes() == (ROOT / "engine/export/predictor.py").read_bytes()
+    assert (joint.folder / "predictor.py").read_bytes() == (ROOT / "tools/export/predictor.py").read_bytes()
 
 
 def test_rows_of_all_kinds_in_one_call(joint):
@@ -429,7 +429,7 @@ def test_what_is_wrong_is_told_before_anything_is_loaded(joint, tmp_path, monkey
     refused("holds other things", output_dir=str(ROOT / "docs"))
     refused("no labels.json", data_path=str(tmp_path))
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    refused("onnxscript: pip install -r requirements-export.txt")
+    refused("onnxscript: pip install -r tools/export/requirements.txt")
 
 
 class Impatient(torch.nn.Module):

@@ -19,13 +19,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 import main as main_module
 from config import seed_torch
 from data_loader import MyDataLoader, MyDataset
-from engine import lora
-from engine.command_line import UserError
-from engine.encoders import is_causal, layer_ids, load_pretrained, some_layers
-from engine.model_check import padding_mixer, run_until
-from engine.tokenizer import train_tokenizer
+from engine.data.tokenizer import train_tokenizer
+from engine.errors import UserError
+from engine.model import lora
+from engine.model.encoders import is_causal, layer_ids, load_pretrained, some_layers
 from model_utils import load_checkpoint
 from preprocess.schema import training_texts
+from tools.check.model_check import padding_mixer, run_until
 
 CPU = torch.device("cpu")
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)

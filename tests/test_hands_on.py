@@ -14,8 +14,8 @@ from conftest import ROOT, read_json
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
-from engine.command_line import UserError
-from engine.tokenizer import train_tokenizer
+from engine.data.tokenizer import train_tokenizer
+from engine.errors import UserError
 from huggingface_hands_on import blocks, encoder, masked_training
 from huggingface_hands_on.continue_pretrain_task import PretrainConfig
 from huggingface_hands_on.continue_pretrain_task import main as pretrain

@@ -23,11 +23,11 @@ from conftest import ROOT, read_json
 from safetensors.torch import load_file, save_file
 from test_trainer import train
 
-from engine import files
-from engine.checkpoint import newest_whole
-from engine.command_line import UserError
-from engine.files import appearing_folder, appearing_whole, clean_temporaries, open_own, seal
-from engine.token_cache import clear
+from engine.data.token_cache import clear
+from engine.errors import UserError
+from engine.run import files
+from engine.run.files import appearing_folder, appearing_whole, clean_temporaries, open_own, seal
+from engine.train.checkpoint import newest_whole
 from model_utils import load_checkpoint
 
 ODD = [None, True, -1, 10**400, 1e308, "", "x", [], [[]], {}, {"a": None}, [None], "../../x", "\ud800"[:0]]
@@ -36,11 +36,11 @@ ODD = [None, True, -1, 10**400, 1e308, "", "x", [], [[]], {}, {"a": None}, [None
 @pytest.fixture(scope="module")
 def run(sample, tmp_path_factory):
     """(a tiny trained run with a CRF, the folder of its export)"""
-    pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
+    pytest.importorskip("onnxruntime", reason="pip install -r tools/export/requirements.txt")
     from conftest import TINY
 
     from config import Config
-    from export import ExportConfig, export
+    from tools.export.__main__ import ExportConfig, export
 
     output = tmp_path_factory.mktemp("hostile")
     options = TINY | dict(data_path=str(sample), output_dir=str(output), model_version="run", use_crf=True, epochs=1)
@@ -97,7 +97,7 @@ def mutated(value, rng):
 
 @pytest.mark.parametrize("strange", ["my_notes.txt", "eval/a.csv", "__pycache__/mine.pyc", ".hidden"])
 def test_an_export_over_an_earlier_one_refuses_what_it_did_not_write(strange, run, tmp_path):
-    from export import ExportConfig, export
+    from tools.export.__main__ import ExportConfig, export
 
     folder = tmp_path / "ship"
     shutil.copytree(run[1], folder)
@@ -136,7 +136,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from engine.files import appearing_folder
+from engine.run.files import appearing_folder
 folder, number = Path(sys.argv[2]), int(sys.argv[3])
 for name in ("rename", "mkdir", "fsync", "unlink", "rmdir"):
     def counted(*given, call=getattr(os, name), **more):
@@ -238,7 +238,7 @@ def test_predictions_never_replace_what_is_read(way, run, command, tmp_path):
 
 @pytest.mark.parametrize("name", ["predictor.json", "model.onnx", "tokenizer.json", "arrays.npz", "manifest.json"])
 def test_an_export_that_was_edited_is_refused(name, run, tmp_path):
-    from engine.export.predictor import InputError, Predictor
+    from tools.export.predictor import InputError, Predictor
 
     folder = tmp_path / "ship"
     shutil.copytree(run[1], folder)
@@ -278,7 +278,7 @@ def fuzz(folder, names, number, use, sealed=True):
 
 
 def label_with(folder):
-    from engine.export.predictor import Predictor
+    from tools.export.predictor import Predictor
 
     json.dumps(Predictor(folder, 1)(["play a song", {"tokens": ["播", "放"]}]), allow_nan=False)
 
@@ -322,8 +322,8 @@ def test_no_state_of_training_ends_in_a_traceback(number, run, sample, tmp_path)
 
 @pytest.mark.parametrize("number", [20, pytest.param(150, marks=pytest.mark.slow)])
 def test_no_result_of_a_run_ends_its_report_in_a_traceback(number, evaluated, tmp_path):
-    from engine.report.compare import compare_runs
-    from engine.report.page import make_report
+    from tools.report.compare import compare_runs
+    from tools.report.page import make_report
 
     for name in ("run", "twin"):
         shutil.copytree(evaluated, tmp_path / name)
@@ -391,7 +391,7 @@ def test_a_sealed_checkpoint_of_wrong_values_is_one_line(name, change, run, tmp_
 
 
 def test_weights_that_are_not_finite_are_refused(run, command, tmp_path):
-    from export import ExportConfig, export
+    from tools.export.__main__ import ExportConfig, export
 
     folder = tmp_path / "best"
     shutil.copytree(run[0] / "checkpoints/best", folder)
@@ -410,7 +410,7 @@ def test_weights_that_are_not_finite_are_refused(run, command, tmp_path):
 
 def test_an_export_on_a_full_disk_is_one_line(run, tmp_path, monkeypatch):
     """tokenizers raises a bare Exception there, torch a RuntimeError."""
-    import export as export_file
+    from tools.export import __main__ as export_file
 
     def full(*_):
         raise Exception("No space left on device (os error 28)")
@@ -427,7 +427,7 @@ def test_all_files_of_a_checkpoint_can_be_read_by_the_same_people(run):
 
 
 def test_a_run_named_for_its_checkpoint_is_one_line(run):
-    from export import ExportConfig, export
+    from tools.export.__main__ import ExportConfig, export
 
     with pytest.raises(UserError, match=r"is a run; its best checkpoint is .*best"):
         export(ExportConfig(checkpoint=str(run[0]), output_dir="x"))
@@ -479,7 +479,7 @@ def test_the_predictor_writes_cells_that_no_spreadsheet_runs(run, tmp_path):
 
 @pytest.mark.parametrize("text", ["", "   ", "\u3000"])
 def test_a_text_without_words_has_neither_tags_nor_entities(text, run, command, tmp_path):
-    from engine.export.predictor import Predictor
+    from tools.export.predictor import Predictor
 
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}) + '\n{"text": "play"}\n')
     flags = ["--checkpoint", run[0] / "checkpoints/best", "--output_dir", tmp_path / "out"]
@@ -516,7 +516,7 @@ def raw(port, request):
 
 @pytest.mark.slow
 def test_requests_that_never_end_are_refused_and_hold_little(run):
-    pytest.importorskip("fastapi", reason="pip install -r requirements-serve.txt")
+    pytest.importorskip("fastapi", reason="pip install -r tools/serve/requirements.txt")
     from test_serve import Served
 
     with Served(run[1], "--max_body_ms", 400, "--max_bytes", 1_000_000) as server:
@@ -541,7 +541,7 @@ def test_requests_that_never_end_are_refused_and_hold_little(run):
 @pytest.mark.slow
 @pytest.mark.parametrize("begun", [HALF, HALF[:30], b""], ids=["half a body", "half a header", "nothing"])
 def test_sigterm_ends_a_server_that_somebody_keeps_waiting(begun, run):
-    pytest.importorskip("fastapi", reason="pip install -r requirements-serve.txt")
+    pytest.importorskip("fastapi", reason="pip install -r tools/serve/requirements.txt")
     from test_serve import Served
 
     with Served(run[1]) as server, socket.create_connection(("127.0.0.1", server.port)) as line:
@@ -554,7 +554,7 @@ def test_sigterm_ends_a_server_that_somebody_keeps_waiting(begun, run):
 @pytest.mark.slow
 def test_connections_that_only_wait_are_closed_and_others_are_answered(run):
     """Half a header, nothing at all, a second request that does not come, an answer that nobody reads."""
-    pytest.importorskip("fastapi", reason="pip install -r requirements-serve.txt")
+    pytest.importorskip("fastapi", reason="pip install -r tools/serve/requirements.txt")
     from test_serve import Served
 
     with Served(run[1], "--max_idle_s", 1, "--max_texts", 20_000) as server:
@@ -580,10 +580,9 @@ def test_connections_that_only_wait_are_closed_and_others_are_answered(run):
 
 @pytest.mark.slow
 def test_a_page_is_told_nothing_by_a_client_that_goes_while_it_sends(run, sample, tmp_path, python):
-    words = ["main.py", "--do_predict", "--demo", "--demo_address", "127.0.0.1:0", "--device", "cpu"]
+    words = [python, "-m", "tools.demo", "--address", "127.0.0.1:0", "--device", "cpu"]
     words += ["--checkpoint", run[0] / "checkpoints/best", "--data_path", sample, "--output_dir", tmp_path]
-    words = [python, ROOT / words[0], *words[1:]]
-    with subprocess.Popen(list(map(str, words)), stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(list(map(str, words)), cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         port = int(re.search(r"127.0.0.1:(\d+)", process.stderr.readline())[1])
         for _ in range(3):
             with socket.create_connection(("127.0.0.1", port)) as line:
@@ -636,7 +635,7 @@ def test_labels_that_the_terminal_cannot_write_are_written_out(command, tmp_path
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory: you tried")])
 def test_too_little_memory_is_one_line_that_names_options(error, capsys):
-    from engine.command_line import exit_code
+    from engine.run.command_line import exit_code
 
     def main(_):
         raise error
@@ -645,20 +644,18 @@ def test_too_little_memory_is_one_line_that_names_options(error, capsys):
     assert "memory is too small: lower --batch_size" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "flag", [["--predict_file", "x.txt"], ["--checkpoint", "x"], ["--do_report"], ["--demo"], ["--fold", "0"]]
-)
+@pytest.mark.parametrize("flag", [["--predict_file", "x.txt"], ["--checkpoint", "x"], ["--fold", "0"]])
 def test_options_that_folds_would_ignore_are_refused_before_anything_runs(flag, sample):
     from config import Config
-    from cross_validate import main
-    from engine.command_line import parse_args
+    from engine.run.command_line import parse_args
+    from tools.cross_validate.__main__ import main
 
     with pytest.raises(UserError, match=f"takes no {flag[0]}"):
         main(parse_args(Config, [*flag, "--data_path", str(sample)]))
 
 
 def test_suspicious_rows_are_written_as_no_spreadsheet_runs_them(tmp_path):
-    from engine.report.page import write_suspicious
+    from tools.report.page import write_suspicious
 
     suspect = {"row": 0, "task": "intent", "gold_shown": "a", "likely_shown": "-b", "score": 0.5}
     for safe, text in ((False, "=1+1"), (True, "'=1+1")):
@@ -669,7 +666,7 @@ def test_suspicious_rows_are_written_as_no_spreadsheet_runs_them(tmp_path):
 
 @pytest.mark.parametrize("name, value", [("facts", [1]), ("rows", "3"), ("bytes", -1), ("cuts", [[1]]), (None, 5)])
 def test_a_damaged_record_of_labelling_is_one_line(name, value, tmp_path):
-    from engine.labelling import Output
+    from engine.predict.labelling import Output
 
     output = Output(tmp_path / "o.jsonl", {"rows": 2}, 2)
     with output.opened(resume=False, force=False):
@@ -691,8 +688,8 @@ def test_saved_options_without_a_number_of_epochs_are_compared_all_the_same(tiny
 
 
 def test_a_label_of_several_is_no_part_of_a_string():
-    from engine.features import Featurizer
-    from engine.tokenizer import train_tokenizer
+    from engine.data.features import Featurizer
+    from engine.data.tokenizer import train_tokenizer
 
     tasks = {"topics": {"type": "multilabel", "labels": ["go", "going"]}}
     featurizer = Featurizer(train_tokenizer(lambda: ["a b c"] * 4, 60), tasks, 16)
@@ -763,7 +760,7 @@ def test_what_would_be_read_in_one_of_two_ways_is_refused(name, text, said, tmp_
 
 @pytest.mark.parametrize("second", ["a_probability", "a_tags", "id", "extras"])
 def test_tasks_whose_columns_clash_are_refused(second, tmp_path):
-    from engine.tags import read_tasks
+    from engine.task.tags import read_tasks
 
     task = {"type": "classification", "labels": ["x", "y"]}
     (tmp_path / "labels.json").write_text(json.dumps({"a": task, second: task}))
@@ -786,7 +783,7 @@ def test_tasks_whose_scores_clash_are_refused():
 )
 def test_numbers_that_no_library_takes_are_one_line(flags):
     from config import Config
-    from engine.command_line import parse_args
+    from engine.run.command_line import parse_args
 
     with pytest.raises(SystemExit) as caught:
         parse_args(Config, flags.split())
@@ -810,8 +807,8 @@ def test_what_a_command_prints_cannot_change_the_terminal(command, tmp_path):
 
 
 def test_a_search_that_can_train_nothing_is_one_line(sample, tmp_path, monkeypatch):
-    pytest.importorskip("optuna", reason="pip install -r requirements-search.txt")
-    from search import SearchConfig, main
+    pytest.importorskip("optuna", reason="pip install -r tools/search/requirements.txt")
+    from tools.search.__main__ import SearchConfig, main
 
     monkeypatch.chdir(tmp_path)
     for options, said in ((dict(options="--epochs 0"), "trains nothing"), (dict(hours=1e-9), "no trial finished")):
@@ -833,7 +830,7 @@ def test_a_machine_without_enough_memory_is_one_line(sample, tmp_path):
 
 
 def test_a_process_that_is_gone_is_told_in_one_line_however_gloo_says_it(monkeypatch, capsys):
-    from engine.command_line import LOST, exit_code
+    from engine.run.command_line import LOST, exit_code
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     told = "Got the following error when running the callback: RuntimeError: Application timeout caused pair closure"

@@ -5,9 +5,9 @@ import json
 import pytest
 from transformers import AutoModel, BertConfig
 
-from engine.command_line import UserError
-from engine.device import to_device
-from engine.encoders import load_pretrained
+from engine.errors import UserError
+from engine.model.encoders import load_pretrained
+from engine.run.device import to_device
 
 
 @pytest.mark.parametrize("name", "meta hpu foo cuda:99 cuda:-1 cpu:3 xpu:7 mps:5 cuda:300".split())

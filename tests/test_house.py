@@ -8,8 +8,9 @@ from conftest import ROOT
 from test_trainer import make_trainer
 
 TOP_LEVEL = set("main config data_process data_loader model_utils trainer tricks logging_config metrics".split())
-TOP_LEVEL |= {"cross_validate", "ensemble", "export", "search", "serve"}
-BELOW = ("engine", "preprocess", "huggingface_hands_on")
+BELOW = ("engine", "preprocess", "huggingface_hands_on", "tools")
+GROUND = {"engine.errors", "engine.schema"}  # for all packages of engine/
+ORDER = "task run model data predict train tricks".split()  # each imports only those before it
 LIBRARY = [*sorted(ROOT.glob("*.py")), *(path for name in BELOW for path in sorted((ROOT / name).rglob("*.py")))]
 
 
@@ -37,17 +38,41 @@ def test_the_top_level_is_what_people_edit():
     assert {path.stem for path in ROOT.glob("*.py")} == TOP_LEVEL
     folders = {path.parent.name for path in ROOT.glob("[a-z]*/*.*") if path.suffix in (".py", ".md", ".jsonl")}
     folders |= {path.parent.parent.name for path in ROOT.glob("[a-z]*/*/*.py")}
-    assert folders == {"engine", "preprocess", "huggingface_hands_on", "dataset", "tests", "benchmarks", "docs"}
+    assert folders == {
+        "engine",
+        "preprocess",
+        "huggingface_hands_on",
+        "tools",
+        "dataset",
+        "tests",
+        "benchmarks",
+        "docs",
+    }
+    assert {path.name for path in (ROOT / "engine").iterdir() if (path / "__init__.py").exists()} == {*ORDER}
 
 
 def test_machinery_imports_nothing_from_above():
-    """Top level -> preprocess/ -> engine/, never back."""
+    """Top level -> preprocess/ -> engine/, never back; within engine/ the packages have an order."""
     for module, imported in IMPORTS.items():
         allowed = {"engine": ("engine.",), "preprocess": ("engine.", "preprocess.")}.get(module.split(".")[0])
         if allowed:
             assert all(name.startswith(allowed) for name in imported), f"{module} imports {sorted(imported)}"
         elif not module.startswith("huggingface_hands_on"):
             assert not any(name.startswith("huggingface_hands_on") for name in imported), module
+        if module.startswith("engine.") and module not in GROUND:
+            package = module.split(".")[1]
+            earlier = {*ORDER[: ORDER.index(package) + 1]}
+            found = {name for name in imported if name not in GROUND and name.split(".")[1] not in earlier}
+            assert not found, f"{module} imports {sorted(found)}"
+
+
+def test_tools_can_be_deleted():
+    """Nothing but main.py imports from tools/, and that within its functions."""
+    for module, imported in IMPORTS.items():
+        if not module.startswith(("tools", "main")):
+            assert not any(name.startswith("tools") for name in imported), module
+    for node in ast.parse((ROOT / "main.py").read_text(encoding="utf-8")).body:
+        assert not (isinstance(node, ast.ImportFrom) and node.module.startswith("tools"))
 
 
 def test_no_imports_run_in_a_circle():

@@ -21,12 +21,12 @@ from test_distributed import torchrun
 
 from config import Config
 from data_loader import MyDataLoader, MyDataset
-from engine import labelling
-from engine.command_line import UserError
-from engine.labelling import Output, check_all, part_of_shard, path_of_shard
-from engine.predictions import prepare_inputs, write_rows
-from engine.run_folder import hold
-from engine.signals import Interrupted
+from engine.errors import UserError
+from engine.predict import labelling
+from engine.predict.labelling import Output, check_all, part_of_shard, path_of_shard
+from engine.predict.predictions import prepare_inputs, write_rows
+from engine.run.run_folder import hold
+from engine.run.signals import Interrupted
 from main import load_trained, main
 from preprocess.sources import Rows, read_texts
 
@@ -307,7 +307,7 @@ def rows_in(progress):
 def small_pools(python, trained, texts, output, *more):
     """The command of a process that labels in pools of 8 rows."""
     flags = {**trained, "predict_file": texts, "predict_output": output, "eval_batch_size": 4}
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import main, engine.labelling as l; l.POOL = {POOL}"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import main, engine.predict.labelling as l; l.POOL = {POOL}"
     code += "; from config import Config; sys.exit(main.run_command(main.main, Config))"
     return [python, "-c", code, "--do_predict", *more, *(f"--{name}={value}" for name, value in flags.items())]
 
@@ -354,7 +354,7 @@ def test_two_processes_of_torchrun_write_the_bytes_of_one_and_go_on_likewise(tra
     wanted = label("whole.csv", eval_batch_size=64)
     flags = [f"--{name}={value}" for name, value in trained.items()]
     words = [*flags, "--do_predict", "--predict_file", texts, "--predict_output", tmp_path / "out.csv"]
-    code = "import os, signal; from engine.labelling import Output; add = Output.add\n"
+    code = "import os, signal; from engine.predict.labelling import Output; add = Output.add\n"
     code += "def dying(self, rows, data):\n    add(self, rows, data)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     (tmp_path / "dying.py").write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}Output.add = dying\nimport main\n"

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from test_families import build, close, logits_of, same_answers, save_family
 
 from config import Config
-from engine import lora
-from engine.command_line import UserError
-from engine.encoders import is_causal
-from engine.files import seal
-from engine.model_check import run_until
-from engine.optimization import default_lr, parameter_groups
+from engine.errors import UserError
+from engine.model import lora
+from engine.model.encoders import is_causal
+from engine.run.files import seal
+from engine.train.optimization import default_lr, parameter_groups
 from model_utils import load_checkpoint
+from tools.check.model_check import run_until
 
 CPU = torch.device("cpu")
 

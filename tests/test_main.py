@@ -3,12 +3,15 @@
 import csv
 import json
 import re
+import shutil
+import signal
 
 import pytest
 from conftest import ROOT, read_json
+from forks import Forks
 from transformers import BertConfig, BertModel
 
-from engine.tokenizer import train_tokenizer
+from engine.data.tokenizer import train_tokenizer
 
 FAST = ["--hidden_size", 32, "--num_layers", 1, "--epochs", 1]
 
@@ -140,7 +143,8 @@ MISTAKES = {
 def test_a_mistake_is_one_line_exit_code_2_and_nothing_written(name, sample, tmp_path, monkeypatch, capsys):
     import main
     from config import Config
-    from engine.command_line import UserError, parse_args
+    from engine.errors import UserError
+    from engine.run.command_line import parse_args
 
     (tmp_path / "texts.txt").write_text("a\n")
     if "SMALL" in MISTAKES[name][0]:
@@ -192,3 +196,25 @@ def test_ruff_finds_nothing():
     for check in (["check"], ["format", "--check"]):
         done = subprocess.run([sys.executable, "-m", "ruff", *check, "."], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_without_tools_it_trains_resumes_evaluates_and_predicts(sample, tmp_path, fork_server):
+    """In a copy without tools/: killed and resumed to the bytes of a whole run with it."""
+    copy, work = tmp_path / "copy", tmp_path / "work"
+    left_out = shutil.ignore_patterns(".*", "output", "__pycache__", "tests", "benchmarks", "docs", "tools")
+    shutil.copytree(ROOT, copy, ignore=left_out)
+    work.mkdir()
+    flags = ["--data_path", sample, "--batch_size", 8, "--vocab_size", 400, "--save_steps", 1, "--device", "cpu", *FAST]
+    train = ["main.py", "--do_train", "--do_eval", "--do_predict", "--resume", *flags, "--model_version"]
+    with Forks(ROOT, work, fork_server) as forks:
+        forks.run([*train, "whole"])
+    with Forks(copy, work, fork_server) as forks:
+        forks.run([*train, "cut"], code=-signal.SIGKILL, kill_at=[str(work / "output/cut/checkpoints"), 4])
+        printed = forks.run([*train, "cut"])
+        assert "resumed from" in printed and "no report: tools/ is not there" in printed
+        printed = forks.run(["main.py", "--debug", *flags], code=2)
+        assert printed.splitlines()[-1].startswith("error: --debug needs tools/check")
+    for name in ("checkpoints/best/model.safetensors", "metrics.jsonl", "eval.json", "predictions.csv"):
+        assert (work / "output/cut" / name).read_bytes() == (work / "output/whole" / name).read_bytes(), name
+    assert not (work / "output/cut/report.html").exists() and (work / "output/whole/report.html").exists()

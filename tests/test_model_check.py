@@ -17,9 +17,9 @@ import model_utils
 from config import Config, seed_torch
 from data_loader import MyDataset
 from data_process import DataConfig, process
-from engine.model_check import CHECKS, Case, check_model
-from engine.tags import IGNORE
+from engine.task.tags import IGNORE
 from model_utils import ClassificationHead, MultilabelHead, MyModel
+from tools.check.model_check import CHECKS, Case, check_model
 
 NAMES = {check.run.__name__.removeprefix("check_"): check.name for check in CHECKS}
 SLOW = {"by_heart", "resume", "prediction"}
@@ -44,7 +44,7 @@ def failed_checks(case, monkeypatch, wanted=()):
     """Names of the checks that fail, of all, or of the quick ones and those that are wanted."""
     if wanted:
         kept = [check for check in CHECKS if check.run.__name__.removeprefix("check_") not in SLOW - set(wanted)]
-        monkeypatch.setattr("engine.model_check.CHECKS", kept)
+        monkeypatch.setattr("tools.check.model_check.CHECKS", kept)
     function_of = {name: function for function, name in NAMES.items()}
     return {function_of[name]: wrong for name, wrong in check_model(case).items()}
 
@@ -492,7 +492,7 @@ def test_nothing_is_said_against_a_pretrained_encoder(tiny, tmp_path, monkeypatc
     FNetModel(shape).save_pretrained(folder)
     case = case_of(tiny(pretrain_model_path=str(folder), max_length=32, epochs=3))
     told = []
-    monkeypatch.setattr("engine.model_check.logger.info", told.append)
+    monkeypatch.setattr("tools.check.model_check.logger.info", told.append)
     failed = failed_checks(case, monkeypatch)
     assert any("fnet mixes padding into its answers by design" in line for line in told)
     assert failed == {}

@@ -9,12 +9,12 @@ from test_trainer import make_trainer
 from transformers import AutoModel, BertConfig
 
 from config import Config
-from engine.command_line import UserError
-from engine.crf import CRF
-from engine.encoders import layer_ids
-from engine.optimization import default_lr, parameter_groups
-from engine.tags import may_follow
-from engine.tokenizer import train_tokenizer
+from engine.data.tokenizer import train_tokenizer
+from engine.errors import UserError
+from engine.model.crf import CRF
+from engine.model.encoders import layer_ids
+from engine.task.tags import may_follow
+from engine.train.optimization import default_lr, parameter_groups
 from model_utils import HEADS, BiLSTM, MyModel, build_model, mean_of_tokens
 
 TASKS = {

@@ -22,12 +22,14 @@ from tqdm import tqdm
 import metrics
 from config import Config
 from data_process import DataConfig, process
-from engine.command_line import UserError
-from engine.report import bootstrap, compare, course, entities, figures, look, marked, suspects, svg
-from engine.report.collect import collect
-from engine.report.page import json_in_page, make_report, short
-from engine.report.texts import TEXTS, Words, language_of
+from engine.errors import UserError
 from main import main
+from tools.report import bootstrap, compare, course, entities, figures, look, marked, suspects, svg
+from tools.report.__main__ import ReportConfig
+from tools.report.__main__ import main as report
+from tools.report.collect import collect
+from tools.report.page import json_in_page, make_report, short
+from tools.report.texts import TEXTS, Words, language_of
 
 in_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian's package `chromium`)")
 LABELS = ["a", "b", "c"]
@@ -470,7 +472,7 @@ def test_words_are_there_in_both_languages_and_found_by_the_texts():
     assert language_of("auto", ["明天北京天气怎么样", "play 音乐"]) == "zh"
     assert language_of("auto", ["play a song"]) == language_of("en", ["明天"]) == "en"
     used = set()
-    for path in (ROOT / "engine/report/templates").glob("*.jinja"):
+    for path in (ROOT / "tools/report/templates").glob("*.jinja"):
         used |= set(re.findall(r'\bt\("(\w+)"', path.read_text(encoding="utf-8")))
     assert used <= TEXTS["en"].keys()
 
@@ -568,20 +570,23 @@ def test_what_training_leaves_for_the_page(trained, caplog):
 def test_the_page_is_made_again_without_a_model(trained, tmp_path, monkeypatch):
     shutil.copytree(trained / "run", tmp_path / "output/run", ignore=shutil.ignore_patterns("checkpoints", "*.html"))
     monkeypatch.chdir(tmp_path)
-    main(Config(do_report=True, model_version="run", report_language="zh"))
+    report(ReportConfig(runs=("run",), report_language="zh"))
     page = tmp_path / "output/run/report.html"
     before, after = figures_in(trained / "run/report.html"), figures_in(page)
     assert all(after[key] == before[key] for key in ("scores", "tasks", "slices", "learning"))
     assert "概览" in page.read_text(encoding="utf-8")
+    with pytest.raises(UserError, match="never: no run of that name in output"):
+        report(ReportConfig(runs=("never",)))
+    (tmp_path / "output/empty").mkdir()
     with pytest.raises(UserError, match="no answers"):
-        main(Config(do_report=True, model_version="never"))
+        report(ReportConfig(runs=("empty",)))
     assert not (tmp_path / "output/never").exists()
 
 
 def test_runs_are_compared_on_the_rows_that_they_share(trained, tmp_path):
     output = tmp_path / "output"
     shutil.copytree(trained, output)
-    main(Config(compare=("run", "crf"), output_dir=str(output)))
+    report(ReportConfig(runs=("run", "crf"), output_dir=str(output)))
     found = figures_in(output / "comparison-run-crf.html")
     told = [read_json(output / name / "eval.json")["test"] for name in ("run", "crf")]
     for name, cells in found["scores"].items():
@@ -591,9 +596,9 @@ def test_runs_are_compared_on_the_rows_that_they_share(trained, tmp_path):
     assert found["options"] == {"use_crf": [False, None]} and found["left_out"] == 0
     same = compare.paired([bootstrap.statistics_of(class_rows(80), {"mood": "classification"})] * 2, 80)
     assert same["mood_accuracy"][1]["difference_low"] == same["mood_accuracy"][1]["difference_high"] == 0.0
-    for names, said in ((("run",), "at least two"), (("run", "none"), "no run of that name")):
+    for names, said in ((("run", "run"), "at least two"), (("run", "none"), "no run of that name"), ((), "name a run")):
         with pytest.raises(UserError, match=said):
-            main(Config(compare=names, output_dir=str(output)))
+            report(ReportConfig(runs=names, output_dir=str(output)))
 
 
 # ---- in a browser ---------------------------------------------------------------------------------------------------
@@ -737,7 +742,7 @@ def test_a_real_run_of_each_kind(kind, tmp_path):
 @pytest.mark.slow
 def test_a_cross_validation_finds_wrong_labels_that_were_planted(tmp_path):
     """2 % of the labels are wrong on purpose; at least half of them are within the first 5 % of the list."""
-    import cross_validate
+    from tools.cross_validate import __main__ as cross_validate
 
     rng, rows = random.Random(4), []
     for i in range(500):
@@ -790,9 +795,9 @@ def test_three_things_are_chosen_no_two_of_a_kind(tmp_path):
 
 
 def test_the_bar_shows_loss_rate_pace_and_time_left(tmp_path, monkeypatch):
-    from engine.progress import EpochBar, Progress, RunningLosses
+    from engine.train.progress import EpochBar, Progress, RunningLosses
 
-    monkeypatch.setattr("engine.progress.tqdm", partial(tqdm, disable=False, file=io.StringIO()))
+    monkeypatch.setattr("engine.train.progress.tqdm", partial(tqdm, disable=False, file=io.StringIO()))
     progress = Progress()
     losses = RunningLosses(progress, "cpu")
     bar = EpochBar("epoch 1/2", 10, progress, losses, tmp_path)

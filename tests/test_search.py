@@ -1,4 +1,4 @@
-"""search.py: its language, what it proposes and gives up, and real searches that are stopped, killed and go on."""
+"""tools.search: its language, what it proposes and gives up, and real searches that are stopped, killed and go on."""
 
 import csv
 import json
@@ -19,16 +19,17 @@ import pytest
 from conftest import ROOT, read_json
 from forks import Forks
 
-pytest.importorskip("optuna", reason="pip install -r requirements-search.txt")
+pytest.importorskip("optuna", reason="pip install -r tools/search/requirements.txt")
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import ablation
 
-import search
-from engine.command_line import UserError, parse_args
-from engine.optimization import epochs_of
-from engine.search import outcome, picture
-from engine.search.stages import FinalStage
-from engine.search.study import Study
+from engine.errors import UserError
+from engine.run.command_line import parse_args
+from engine.train.optimization import epochs_of
+from tools.search import __main__ as search
+from tools.search import outcome, picture
+from tools.search.stages import FinalStage
+from tools.search.study import Study
 
 SMALL = "--hidden_size 32 --num_layers 1 --vocab_size 500 --batch_size 8"
 SPACE = "lr=1e-6..1e-2:log pooling=first,mean"
@@ -286,7 +287,7 @@ def rows_of(folder):
 def test_a_search_runs_main_and_is_not_repeated(sample, command, tmp_path, monkeypatch):
     """Two trials side by side; then the same command, another one in its folder, and one without Optuna."""
     words = flags(sample, epochs=2, trials=2, finalists=0)
-    done = command("search.py", *words)
+    done = command("tools.search", *words)
     assert done.returncode == 0, done.stderr
     found = read_json(tmp_path / "results/search.json")
     first, second = rows_of(tmp_path / "results")
@@ -317,8 +318,8 @@ def test_a_search_runs_main_and_is_not_repeated(sample, command, tmp_path, monke
             search.main(parse_args(search.SearchConfig, flags(sample, epochs=2, trials=2, **changed)))
     (tmp_path / "without").mkdir()
     (tmp_path / "without/optuna.py").write_text("raise ModuleNotFoundError(name='optuna')")
-    lacking = command("search.py", *words, env={"PYTHONPATH": str(tmp_path / "without")})
-    assert lacking.returncode == 2 and "pip install -r requirements-search.txt" in lacking.stderr
+    lacking = command("tools.search", *words, env={"PYTHONPATH": str(tmp_path / "without")})
+    assert lacking.returncode == 2 and "pip install -r tools/search/requirements.txt" in lacking.stderr
     assert len(lacking.stderr.strip().splitlines()) == 1
 
 
@@ -331,7 +332,7 @@ def warm(fork_server, tmp_path_factory):
 
 def run_search(warm, folder, *words):
     """A whole search, however long it takes: other work on the machine is no failure."""
-    return warm.command(["search.py", *words], folder)
+    return warm.command(["tools.search", *words], folder)
 
 
 @pytest.mark.slow
@@ -372,7 +373,7 @@ def test_hopeless_trials_are_pruned_and_the_winner_is_measured(sample, command, 
 
 def start(background, words, until):
     """A search as a process, once `until()` holds."""
-    process = background("search.py", *words)
+    process = background("tools.search", *words)
     while not until():
         assert process.poll() is None, process.printed()
         time.sleep(0.02)

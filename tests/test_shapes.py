@@ -24,8 +24,8 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 from config import Config
 from data_process import DataConfig, process
-from engine.command_line import UserError
-from engine.text import place_tokens
+from engine.errors import UserError
+from engine.task.text import place_tokens
 from main import main
 from preprocess import objects, raw_files, tables, tagged
 from preprocess.columns import names_marked

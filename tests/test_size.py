@@ -23,8 +23,8 @@ from sklearn.model_selection import train_test_split
 
 import data_process
 from data_process import DataConfig, prepare, process
-from engine.command_line import UserError
-from engine.tags import entities_in
+from engine.errors import UserError
+from engine.task.tags import entities_in
 from preprocess import checks, facts, parallel, prepared, spool
 from preprocess.facts import Column, Found, Sample, frequent, repeats
 from preprocess.labelling import collect_labels
@@ -402,7 +402,7 @@ def test_half_a_character_is_found_wherever_it_is(tmp_path):
 def test_memory_does_not_grow_with_the_text(name, tmp_path):
     """More rows than those up to which the tokenizer is examined too."""
     measured = []
-    for rows in (60_000, 300_000):
+    for rows in (60_000, 200_000):
         data_size.WRITERS[name](tmp_path / f"rows.{name}", rows)
         measured.append(data_size.measure(ROOT, tmp_path / f"rows.{name}", tmp_path / "out"))
         assert measured[-1]["disk"] <= 1.5 * (tmp_path / f"rows.{name}").stat().st_size
@@ -424,7 +424,7 @@ def processes_of(folder):
 def test_killed_at_random_moments_it_leaves_the_old_folder_or_none(tmp_path, background):
     """... and no process, which would hold memory and disk; what lies beside the folder goes with the next run."""
     rng = random.Random(8)
-    for name, rows in (("old", 1000), ("new", 30_000)):
+    for name, rows in (("old", 1000), ("new", 10_000)):
         data_size.write_csv(tmp_path / f"{name}.csv", rows)
 
     def process_file(name):
@@ -436,7 +436,7 @@ def test_killed_at_random_moments_it_leaves_the_old_folder_or_none(tmp_path, bac
     assert process_file("old.csv").wait() == 0
     old = files_of(tmp_path / "out")
     outcomes = Counter()
-    for _ in range(12):
+    for _ in range(8):
         process = process_file("new.csv")
         try:
             process.wait(rng.uniform(0.2, 1.1) * seconds)

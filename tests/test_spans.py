@@ -15,15 +15,15 @@ import metrics
 from config import Config, seed_torch
 from data_loader import MyDataLoader, MyDataset
 from data_process import DataConfig, process
-from engine import span_pointer
-from engine.command_line import UserError
-from engine.ensemble import average_heads, deciding_state, mean_predictions
-from engine.features import Featurizer
-from engine.head import best_threshold
-from engine.signals import Interrupted
-from engine.tags import IGNORE
-from engine.text import place_tokens
-from engine.tokenizer import train_tokenizer
+from engine.data.features import Featurizer
+from engine.data.tokenizer import train_tokenizer
+from engine.errors import UserError
+from engine.model import span_pointer
+from engine.model.head import best_threshold
+from engine.predict.ensemble import average_heads, deciding_state, mean_predictions
+from engine.run.signals import Interrupted
+from engine.task.tags import IGNORE
+from engine.task.text import place_tokens
 from main import main
 from model_utils import MyModel, SpanHead
 from trainer import Trainer
@@ -569,7 +569,7 @@ def test_cross_validation(raw, command, tmp_path):
     folds = ["--input", raw, "--output_dir", "data", "--label_column", "entities,mood", "--n_splits", 3]
     assert command("data_process.py", *folds).returncode == 0
     flags = ["--data_path", "data", "--epochs", 8, "--lr", 0.01, "--hidden_size", 64, "--num_layers", 1]
-    done = command("cross_validate.py", *flags, "--device", "cpu")
+    done = command("tools.cross_validate", *flags, "--device", "cpu")
     assert done.returncode == 0, done.stderr
     result = read_json(tmp_path / "output/data-folds/folds.json")
     assert result["out_of_fold"]["entities_f1"] > 0.8 and result["test_of_all_folds"]["entities_f1"] > 0.8

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 import main as main_module
 from config import Config, seed_torch
 from data_loader import LengthSampler, MyDataLoader, MyDataset, build_loaders
-from engine import checkpoint
-from engine.automatic import settle
-from engine.command_line import UserError
-from engine.features import Featurizer, merge_windows
-from engine.optimization import parameter_groups
-from engine.signals import Interrupted
-from engine.tokenizer import load_tokenizer
+from engine.data.features import Featurizer, merge_windows
+from engine.data.tokenizer import load_tokenizer
+from engine.errors import UserError
+from engine.run.signals import Interrupted
+from engine.train import checkpoint
+from engine.train.automatic import settle
+from engine.train.optimization import parameter_groups
 from model_utils import MyModelOutput, build_model
 from preprocess.schema import load_labels, training_texts
 from trainer import Evaluation, Trainer, build_optimizer, build_scheduler

@@ -1,7 +1,8 @@
 """Each trick against gradients, or weights, written with plain autograd: perturbations are inputs to the forward, no
 weight is changed.
 
-Each has a broken version, one line of tricks.py or engine/averages.py changed, that the same comparison must reject.
+Each has a broken version, one line of tricks.py or engine/tricks/averages.py changed, that the same comparison must
+reject.
 """
 
 import inspect
@@ -24,10 +25,11 @@ from transformers import BertConfig, BertModel
 import tricks
 from config import Config, seed_torch
 from data_loader import Batch
-from engine import averages, checkpoint
-from engine.command_line import UserError
-from engine.optimization import ema_decay_of, parameter_groups
-from engine.signals import Interrupted
+from engine.errors import UserError
+from engine.run.signals import Interrupted
+from engine.train import checkpoint
+from engine.train.optimization import ema_decay_of, parameter_groups
+from engine.tricks import averages
 from model_utils import MyModel, load_checkpoint
 from trainer import Trainer, build_optimizer, build_scheduler
 from tricks import FGM, Trick
@@ -396,10 +398,10 @@ def gradient_error(name, precision, accumulation, room, tmp_path):
 
 
 def broken(old, new):
-    """tricks.py, or engine/averages.py, with one line changed."""
+    """tricks.py, or engine/tricks/averages.py, with one line changed."""
     sources = [inspect.getsource(module) for module in (tricks, averages)]
     counts = [source.count(old) for source in sources]
-    assert sorted(counts) == [0, 1], f"{counts} times in tricks.py and engine/averages.py: {old}"
+    assert sorted(counts) == [0, 1], f"{counts} times in tricks.py and engine/tricks/averages.py: {old}"
     source = sources[counts.index(1)]
     room = ModuleType("broken")
     exec(compile(source.replace(old, new), "broken", "exec"), room.__dict__)

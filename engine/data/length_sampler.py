@@ -1,0 +1,57 @@
+"""Batches of rows of similar length, in an order that is a function of (seed, epoch) alone."""
+
+import numpy as np
+
+from engine.run import distributed
+
+
+def length_batches(lengths, rows, batch_size, rng):
+    """Shuffled `rows` -> batches of similar length, in random order. Ties stay as they were shuffled."""
+    ordered = rows[np.argsort(lengths[rows], kind="stable")]
+    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+class LengthSampler:
+    """Row numbers of each batch. shuffled: random batches of similar length, new in each epoch; else longest first.
+
+    Of the rows from `labelled` on an epoch has `ratio` for each row before, the next ones in each. Of several processes
+    each has its share of the rows of a batch when shuffled, else of the batches.
+    """
+
+    POOL = 256  # batches sorted together: nearly no padding, and still random
+
+    def __init__(self, lengths, batch_size, seed=None, labelled=None, ratio=0.0):
+        self.lengths, self.seed, self.epoch, self.start = lengths, seed, 0, 0
+        self.labelled = len(lengths) if labelled is None else labelled
+        self.others = round(ratio * self.labelled) if self.labelled < len(lengths) else 0  # in an epoch
+        self.batch_size = batch_size * (1 if seed is None else distributed.size())
+
+    def __len__(self):
+        rows = len(self.lengths) if self.seed is None else self.labelled + self.others
+        starts = range(0, rows, self.batch_size)
+        return len(distributed.share(starts) if self.seed is None else starts)
+
+    def __iter__(self):
+        if self.seed is None:
+            order = np.argsort(-self.lengths, kind="stable")
+            batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+            return iter(distributed.share(batches))
+        rng = np.random.default_rng([self.seed, self.epoch])
+        rows = self.rows_of_epoch()
+        rows = rows[rng.permutation(len(rows))]
+        pool = self.POOL * self.batch_size
+        batches = [
+            batch
+            for i in range(0, len(rows), pool)
+            for batch in length_batches(self.lengths, rows[i : i + pool], self.batch_size, rng)
+        ]
+        return map(distributed.share, batches[self.start :])
+
+    def rows_of_epoch(self):
+        """All rows with labels, and of those without as many as an epoch has."""
+        rows = np.arange(self.labelled)
+        if not self.others:
+            return rows
+        order = self.labelled + np.random.default_rng([self.seed]).permutation(len(self.lengths) - self.labelled)
+        return np.concatenate([rows, order[(self.epoch * self.others + np.arange(self.others)) % len(order)]])

@@ -1,0 +1,82 @@
+"""Tables of numbers kept as Arrow files beside the data, verified before use."""
+
+import logging
+import os
+import re
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+
+import pyarrow as pa
+
+from engine.run.command_line import os_error_line
+from engine.run.files import sha256
+
+logger = logging.getLogger("template")
+OURS = re.compile(r"[\w.-]+-[0-9a-f]{20}\.[0-9a-f]{16}\.arrow")  # what the caches that we write are called
+KEPT = 24  # files of a folder; those that were used longest ago go first
+
+
+def cached_table(folder, name, make_batches, schema=None):
+    """The Arrow table of make_batches(), an iterator of one or more record batches, memory-mapped from `folder`.
+
+    The file is named by `name`, which says what the table depends on, and by its own SHA-256: one that is damaged, or
+    has another schema, is made again. Where none can be written, the table is kept in memory.
+    """
+    from datasets import Dataset as ArrowDataset
+
+    temporary = folder / f"{name}.{os.getpid()}.tmp"
+    try:
+        cache = find_cache(folder, name, schema)
+        if cache is None:
+            folder.mkdir(exist_ok=True)
+            batches = make_batches()
+            first = next(batches)
+            with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_stream(file, first.schema) as writer:
+                for batch in chain([first], batches):
+                    writer.write_batch(batch)
+            cache = folder / f"{name}.{sha256(temporary)[:16]}.arrow"
+            os.replace(temporary, cache)
+            clear(folder, KEPT)
+        return ArrowDataset.from_file(str(cache)).data.table
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        logger.warning(f"no token cache ({os_error_line(error)}); tokens are kept in memory, and made anew by each run")
+        return pa.Table.from_batches(list(make_batches()))
+
+
+def find_cache(folder, name, schema=None):
+    """The file of that name whose bytes are what its name says, or None; damaged ones are logged and removed."""
+    for path in sorted(folder.glob(f"{name}.*.arrow")):
+        if sha256(path)[:16] == path.name.split(".")[-2] and has_schema(path, schema):
+            with suppress(OSError):  # of a folder that may only be read
+                os.utime(path)
+            return path
+        logger.warning(f"{path}: the token cache is damaged and is made again")
+        path.unlink()
+    return None
+
+
+def has_schema(path: Path, schema: pa.Schema | None) -> bool:
+    """Whether the columns of an Arrow file are these, by name and type."""
+    if schema is None:
+        return True
+    try:
+        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
+            return stream.schema.remove_metadata().equals(schema)
+    except pa.ArrowInvalid:
+        return False
+
+
+def clear(folder, kept=0):
+    """Removes the caches of a folder, but for so many that were used last, of tokens and of teachers' answers."""
+    with suppress(OSError):
+        ours = [path for path in folder.glob("*.arrow") if OURS.fullmatch(path.name)]
+        caches = sorted(ours, key=lambda path: -path.stat().st_mtime_ns)
+        of_teachers = [path for path in caches if path.name.startswith("teacher-")]
+        old = [path for path in caches if path not in of_teachers][kept:] + of_teachers[kept:]
+        for path in old:
+            path.unlink()
+        if old:
+            logger.info(f"{folder}: {len(old)} caches removed")

@@ -1,0 +1,193 @@
+"""Tokenizers: loading a pretrained one, and training one from texts."""
+
+import io
+import logging
+import os
+import random
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+
+import regex
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from engine.errors import UserError
+from engine.run.command_line import first_line
+
+logger = logging.getLogger("template")
+SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+
+# What BERT's normaliser sets apart: ideographs, but not kana or hangul.
+IDEOGRAPH = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ceaf\U0002f800-\U0002fa1f"
+# Characters that are always words of their own: with ASCII's symbols.
+APART = regex.compile(rf"[{IDEOGRAPH}\p{{P}}$+<=>^`|~]")
+
+
+def load_tokenizer(config, texts):
+    """The pretrained model's tokenizer, or one trained on the texts (see `train_tokenizer`)."""
+    name, needed = config.pretrain_model_path, ("pad_token", "unk_token", "cls_token")
+    if not name:
+        logger.info("no --pretrain_model_path: the tokenizer is trained on the training texts")
+        tokenizer = train_tokenizer(texts, config.vocab_size)
+    else:
+        if name.startswith((".", os.sep, "~")) and not Path(name).is_dir():
+            raise UserError(f"--pretrain_model_path {name}: no such folder")
+        if causal := reads_causally(config):
+            needed = ()
+        tokenizer = pretrained_tokenizer(name, needed)
+        if causal:
+            require_padding(tokenizer, name)
+        elif isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
+            # RoBERTa's kind, where a word begins with a blank: the first one, and one given apart, must too
+            tokenizer = pretrained_tokenizer(name, needed, add_prefix_space=True)
+            tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    if config.special_tokens:
+        named = [token.strip() for token in config.special_tokens.split(",")]
+        tokenizer.add_special_tokens({"additional_special_tokens": named})
+    return tokenizer
+
+
+def reads_causally(config):
+    from engine.model.encoders import is_causal, pretrained_shape  # here, so that other commands need no transformers
+
+    return is_causal(pretrained_shape(config))
+
+
+def require_padding(tokenizer, name):
+    """A decoder's tokenizer may have no padding token: what ends a text pads it then, behind an attention mask."""
+    if tokenizer.pad_token is None:
+        token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
+        if token is None:
+            raise UserError(f"--pretrain_model_path {name}: its tokenizer has no token that could pad, not even EOS")
+        logger.info(f"{name} has no padding token: {token} takes its place, is never attended to and never trained on")
+        tokenizer.pad_token = token
+
+
+def pretrained_tokenizer(name, needed, **options):
+    """The fast tokenizer of a folder or of the hub. UserError if there is none with the special tokens `needed`."""
+    from transformers import AutoTokenizer
+
+    from engine.model.encoders import require_plausible  # here, as it imports torch
+
+    try:
+        if (Path(name) / "config.json").exists():
+            require_plausible(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
+    except Exception as error:  # a foreign folder can make transformers raise anything
+        raise UserError(f"--pretrain_model_path {name}: no tokenizer loads from it ({first_line(error)})") from None
+    missing = [kind for kind in needed if getattr(tokenizer, kind) is None]
+    if missing or not tokenizer.is_fast:
+        lacking = f"its tokenizer has no {', '.join(missing) or 'fast version'}"
+        raise UserError(f"--pretrain_model_path {name}: {lacking}; use a BERT-like model")
+    return tokenizer
+
+
+def train_tokenizer(texts, vocab_size, lowercase=True, model="wordpiece", chinese=True, show_progress=False):
+    """Texts -> a fast transformers tokenizer with BERT's special tokens and [CLS] A [SEP] B [SEP].
+
+    texts: a function that returns a fresh iterator of strings; it may be called twice and nothing is kept. Equal texts
+    give equal bytes. A text cut into words beforehand gets the same pieces as the text itself: each word begins anew.
+    model: "wordpiece" (BERT's) and "wordlevel" (whole words), where what was seen once is left out, so that the
+    embedding of [UNK] is trained too; "bpe" over bytes (RoBERTa's), which knows every text; "unigram" (XLM-RoBERTa's).
+    chinese: each Chinese character is a word of its own; without, runs of them are cut as the model learns to.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = assemble(model, lowercase, chinese)
+    special, room = list(SPECIAL.values()), vocab_size - len(SPECIAL)
+    options = dict(vocab_size=vocab_size, special_tokens=special, show_progress=show_progress)
+    if model == "wordpiece":
+        # The trainer numbers the ##pieces of single characters by a hash, so ties between merges would fall differently
+        # in each run (huggingface/tokenizers#1794). Named beforehand as special tokens, they have a fixed order.
+        characters = alphabet(texts(), tokenizer.normalizer, room, chinese)
+        inner = [f"##{character}" for character in characters if not (chinese and APART.match(character))]
+        options |= dict(special_tokens=special + inner, initial_alphabet=characters)
+        options["limit_alphabet"] = max(1, len(characters))
+        tokenizer.train_from_iterator(texts(), trainers.WordPieceTrainer(**options))
+        vocabulary = tokenizer.get_vocab()
+        tokenizer = assemble(model, lowercase, chinese, vocabulary)  # anew: the ##pieces are no special tokens
+    elif model == "bpe":
+        options["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
+        tokenizer.train_from_iterator(texts(), trainers.BpeTrainer(**options))
+    elif model == "unigram":
+        pieces = unigram_pieces(texts(), tokenizer.normalizer, room)
+        tokenizer = assemble(model, lowercase, chinese, [(token, 0.0) for token in special] + pieces)
+    else:
+        tokenizer.train_from_iterator(texts(), trainers.WordLevelTrainer(**options, min_frequency=2))
+    cls, sep = SPECIAL["cls_token"], SPECIAL["sep_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
+    )
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **SPECIAL)
+
+
+def assemble(model, lowercase, chinese, vocab=None):
+    """A Tokenizer that cuts and joins as the model needs it, with nothing learned but `vocab`.
+
+    All cut at blanks and around punctuation first. A decoded text has no blanks between Chinese characters.
+    """
+    unknown, pieces, decoder = SPECIAL["unk_token"], [], decoders.WordPiece()
+    if model == "wordpiece":
+        body = models.WordPiece(vocab or {}, unk_token=unknown)
+    elif model == "wordlevel":
+        body = models.WordLevel(vocab or {}, unk_token=unknown)
+    elif model == "bpe":
+        body, decoder = models.BPE(), decoders.ByteLevel()
+        pieces = [pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)]
+    else:
+        body = models.Unigram(vocab, list(SPECIAL).index("unk_token")) if vocab else models.Unigram()
+        pieces, decoder = [pre_tokenizers.Metaspace()], decoders.Metaspace()
+    join = [decoders.Fuse(), decoders.Replace(Regex(f"(?<=[{IDEOGRAPH}]) (?=[{IDEOGRAPH}])"), "")]
+    tokenizer = Tokenizer(body)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase, handle_chinese_chars=chinese)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), *pieces])
+    tokenizer.decoder = decoders.Sequence([decoder, *join])
+    return tokenizer
+
+
+def unigram_pieces(texts, normalizer, size):
+    """[(piece, log probability)] as SentencePiece learns them (Kudo, 2018), from at most 200,000 of the texts.
+
+    The trainer of `tokenizers` gives other pieces in each run, and none for a word that is part of no other word.
+    """
+    import sentencepiece
+
+    rng, sample = random.Random(0), []
+    for number, text in enumerate(texts):  # a reservoir: each text has the same chance to stay
+        if number < 200_000:
+            sample.append(text)
+        elif (place := rng.randrange(number + 1)) < len(sample):
+            sample[place] = text
+    cut, trained = pre_tokenizers.BertPreTokenizer().pre_tokenize_str, io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=(" ".join(word for word, _ in cut(normalizer.normalize_str(text))) for text in sample),
+            model_writer=trained,
+            vocab_size=size + 1,  # with its own unknown piece
+            hard_vocab_limit=False,
+            normalization_rule_name="identity",
+            **dict(unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1),
+            max_sentence_length=1_000_000,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(f"--model unigram cannot be trained on these texts: {first_line(error)}") from None
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=trained.getvalue())
+    return [(pieces.id_to_piece(number), pieces.get_score(number)) for number in range(1, len(pieces))]
+
+
+def alphabet(texts, normalizer, size, chinese):
+    """The characters that are seen more than once, in order; at most `size`, the most frequent."""
+    counts = Counter()
+    for character, count in Counter(chain.from_iterable(texts)).items():
+        for normalized in normalizer.normalize_str(character).strip():
+            counts[normalized] += count
+    kept = []
+    for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        size -= 1 if chinese and APART.match(character) else 2  # a character inside words is there twice, as X and ##X
+        if count > 1 and size >= 0:
+            kept.append(character)
+    return sorted(kept)

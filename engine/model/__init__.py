@@ -1,0 +1,1 @@
+"""What models are built of: encoders, LoRA, pooling, the base of heads, the CRF, spans."""

@@ -1,0 +1,218 @@
+"""A linear-chain conditional random field."""
+
+import torch
+import torch.nn.functional as F
+import torchcrf
+
+from engine.model import crf_scan, viterbi
+from engine.model.head import LogitAverages
+from engine.task.tags import IGNORE, may_follow
+
+IMPOSSIBLE = -1e4  # score of a transition that decoding must not take
+# With transitions further from 0 a sum of exp(score) could lose paths: logarithms are added
+LOG_TRANSITION = crf_scan.MAX_TRANSITION[torch.float64]
+SCAN_TAGS = 15  # on a CPU the scan is faster up to so many tags
+MOVE = 0.05  # no call moves a transition further: a step of AdamW moves it by about its rate
+
+
+class CRF(torchcrf.CRF):
+    """pytorch-crf's linear-chain CRF: its parameters and its results, computed a whole time step at once.
+
+    Masks are (B, W) with every row a prefix of ones, at least one long. Lafferty et al., ICML 2001.
+    labels: the tags' names; transitions that BIO or BIOES rule out are never taken when decoding.
+    """
+
+    def __init__(self, labels):
+        super().__init__(len(labels), batch_first=True)
+        self.scan_on = ("cuda",)  # a CPU has nothing to wait for; a test puts it here
+        self.calls_left, self.largest = 0, 0.0
+        bioes = any(label[:2] in ("E-", "S-") for label in labels)
+        rules = {
+            "forbidden": [[not may_follow(a, b, bioes) for b in labels] for a in labels],
+            "forbidden_start": [not may_follow("O", b, bioes) for b in labels],
+            "forbidden_end": [not may_follow(a, "O", bioes) for a in labels],
+        }
+        for name, rule in rules.items():
+            self.register_buffer(name, torch.tensor(rule), persistent=False)
+
+    def path_score(self, emissions, tags, mask):
+        """The score of each text's tags, (B,); log p(tags | emissions) is this minus `log_partition`.
+
+        emissions (B, W, C) in fp32, tags (B, W), mask (B, W).
+        """
+        edge = len(self.transitions)  # one more tag, before the first word and after the last
+        table = torch.cat([self.transitions, self.end_transitions.unsqueeze(1)], 1)
+        table = torch.cat([table, F.pad(self.start_transitions, (0, 1)).unsqueeze(0)])
+        path = F.pad(torch.where(mask, tags, edge), (1, 1), value=edge)
+        score = (emissions.gather(2, tags.unsqueeze(2)).squeeze(2) * mask).sum(1)
+        return score + table[path[:, :-1], path[:, 1:]].sum(1)
+
+    def log_partition(self, emissions, mask, temperature=1.0):
+        """log of the sum over all paths, (B,): by a scan, or by the forward algorithm one word at a time.
+
+        temperature: what emissions and transitions are divided by.
+
+        Which one is a function of device, shape and the largest transition, so a run that is resumed takes the same.
+        """
+        start, transitions, end = self.start_transitions, self.transitions, self.end_transitions
+        largest = self.largest_transition()
+        if temperature != 1:
+            emissions, start, transitions, end = (x / temperature for x in (emissions, start, transitions, end))
+            largest /= temperature
+        if largest <= LOG_TRANSITION and self.takes_scan(emissions):
+            parameters = start, transitions, end
+            dtype = torch.float64 if largest > crf_scan.MAX_TRANSITION[torch.float32] else emissions.dtype
+            return crf_scan.log_partition(emissions, mask, *parameters, dtype)
+        alpha = start + emissions[:, 0]  # (B, C)
+        peak = transitions.detach().max()
+        factors = (transitions - peak).exp()
+        for t in range(1, emissions.shape[1]):
+            if largest <= LOG_TRANSITION:
+                top = alpha.detach().amax(1, keepdim=True)
+                step = ((alpha - top).exp() @ factors).log() + top + peak
+            else:
+                step = (alpha.unsqueeze(2) + transitions).logsumexp(1)
+            alpha = torch.where(mask[:, t, None], step + emissions[:, t], alpha)
+        return (alpha + end).logsumexp(1)
+
+    def takes_scan(self, emissions):
+        kind, num_tags = emissions.device.type, emissions.shape[2]
+        return kind in self.scan_on or (kind == "cpu" and num_tags <= SCAN_TAGS)
+
+    def largest_transition(self):
+        """How far from 0 transitions lie.
+
+        On a GPU the host would wait for the answer, so it asks again only when a border might have been passed.
+        """
+        if self.calls_left == 0 or self.transitions.device.type not in self.scan_on:
+            self.largest = torch.linalg.vector_norm(self.transitions.detach(), torch.inf).item()
+            way = min(abs(self.largest - border) for border in crf_scan.MAX_TRANSITION.values())
+            self.calls_left = int(min(100, way / MOVE))
+        else:
+            self.calls_left -= 1
+        return self.largest
+
+    def train(self, mode=True):
+        self.calls_left = 0  # between training and evaluation weights are exchanged for their averages
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args):
+        super()._load_from_state_dict(*args)
+        self.calls_left = 0
+
+    def marginals(self, emissions, mask):
+        """p(tag of word t = c), (B, W, C), the gradient of the log partition; it can be differentiated again."""
+        with torch.enable_grad():
+            emissions = emissions if emissions.requires_grad else emissions.clone().requires_grad_()
+            return torch.autograd.grad(self.log_partition(emissions, mask).sum(), emissions, create_graph=True)[0]
+
+    @torch.no_grad()
+    def path_statistics(self, emissions, mask, temperature=1.0):
+        """Of the distribution over paths at a temperature: p(tag of word t) (B, W, C), the entropies (B,), and p(tag of
+        word t) if the text ended there, without the transition to its end, (B, W, C).
+
+        By the forward-backward algorithm on probabilities in fp64, each word's divided by their sum.
+        """
+        scores = emissions.double() / temperature
+        names = ("start_transitions", "transitions", "end_transitions")
+        start, between, end = (getattr(self, name).double() / temperature for name in names)
+        texts, last = torch.arange(len(mask), device=mask.device), mask.sum(1) - 1
+        scores[:, 0] += start
+        scores[texts, last] += end
+        peaks, factors = scores.amax(2, keepdim=True), (between - between.max()).exp()
+        words = (scores - peaks).exp()
+        before, logs = [words[:, 0]], [torch.zeros_like(mask[:, 0], dtype=words.dtype)]
+        for t in range(1, words.shape[1]):
+            step = (before[-1] @ factors) * words[:, t]
+            total = step.sum(1, keepdim=True)
+            before.append(torch.where(mask[:, t, None], step / total, before[-1]))
+            logs.append(torch.where(mask[:, t], total.squeeze(1).log() + between.max(), 0.0))
+        after = [torch.ones_like(words[:, 0])]
+        for t in range(words.shape[1] - 1, 0, -1):
+            step = (words[:, t] * after[-1]) @ factors.T
+            after.append(torch.where(mask[:, t, None], step / step.sum(1, keepdim=True), after[-1]))
+        before, after = torch.stack(before, 1), torch.stack(after[::-1], 1)
+        statistics = before * after
+        statistics /= statistics.sum(2, keepdim=True)
+        # The logarithm of all paths' sum, less the score that is expected
+        onwards = words * after
+        crossings = ((before[:, :-1] @ factors) * onwards[:, 1:]).sum(2)
+        crossed = ((before[:, :-1] @ (factors * between)) * onwards[:, 1:]).sum(2) / crossings
+        total = torch.stack(logs, 1).sum(1) + before[texts, last].sum(1).log() + (peaks.squeeze(2) * mask).sum(1)
+        expected = torch.where(mask, (statistics * scores).sum(2), 0.0).sum(1) + torch.where(
+            mask[:, 1:], crossed, 0.0
+        ).sum(1)
+
+        return statistics, total - expected, before
+
+    @torch.no_grad()
+    def viterbi(self, emissions, mask):
+        """The best path of each text that breaks no rule of the scheme, (B, W); 0 where the mask is."""
+        batch, width, num_tags = emissions.shape
+        start = self.start_transitions.masked_fill(self.forbidden_start, IMPOSSIBLE)
+        transitions = self.transitions.masked_fill(self.forbidden, IMPOSSIBLE)
+        end = self.end_transitions.masked_fill(self.forbidden_end, IMPOSSIBLE)
+        if emissions.device.type in self.scan_on:
+            way = viterbi.by_scan if viterbi.is_for_scan(batch, num_tags) else viterbi.by_words
+            return way(emissions, start, transitions, end, mask)
+        into = transitions.T.contiguous()  # into[j, i]: from i to j
+        score = start + emissions[:, 0]
+        scores, paths = [score], score.new_empty(batch, num_tags, num_tags)
+        for t in range(1, width):
+            torch.add(score.unsqueeze(1), into, out=paths)
+            score = torch.where(mask[:, t, None], paths.amax(2) + emissions[:, t], score)
+            scores.append(score)
+        tag = (score + end).argmax(1)
+        tags = [tag]
+        for t in range(width - 1, 0, -1):  # walk back, all texts at once
+            before = (scores[t - 1] + into[tag]).argmax(1)
+            tag = torch.where(mask[:, t], before, tag)
+            tags.append(tag)
+        return torch.stack(tags[::-1], 1) * mask
+
+
+def has_all_labels(labels, mask):
+    """Whether every word of a text has a label, (B,)."""
+    return ((labels != IGNORE) >= mask).all(1)
+
+
+class PathStatistics(LogitAverages):
+    """For a head whose distribution is that of a CRF over the tags of a whole text, `self.crf`."""
+
+    wants_pairs = True
+
+    def expected_statistics(self, logits, inputs):
+        return self.crf.marginals(logits, inputs["word_mask"])
+
+    def teach(self, logits, inputs, temperature, pairs=False):
+        statistics, entropies, before = self.crf.path_statistics(logits, inputs["word_mask"], temperature)
+        entropies = F.pad(entropies.unsqueeze(1), (0, logits.shape[1] - 1))  # all of it at the first word
+        return statistics.float(), entropies.float(), before if pairs else None
+
+    def num_taught(self, targets, inputs):
+        """Words of the texts that teachers answered to the end: a path through others is none of theirs."""
+        mask = inputs["word_mask"]
+        return (mask * targets.whole(mask).unsqueeze(1)).sum()
+
+    def distillation(self, logits, targets, inputs, temperature):
+        crf, mask = self.crf, inputs["word_mask"]
+        whole, last = targets.whole(mask).to(logits.dtype), mask.sum(1) - 1
+        _, rows, words, tags = targets.places
+        by_tag = logits[rows, words, tags] + torch.where(words == 0, crf.start_transitions[tags], 0.0)
+        by_tag = by_tag + torch.where(words == last[rows], crf.end_transitions[tags], 0.0)
+        expected = (by_tag * targets.values * whole[rows]).sum() + self.expected_transitions(targets, whole)
+        partitions = (crf.log_partition(logits, mask, temperature) * whole).sum()
+        entropies = (targets.entropies * whole.unsqueeze(1)).sum()
+        return temperature**2 * (partitions - expected / temperature - entropies)
+
+    def expected_transitions(self, targets, whole):
+        """The sum of the transitions' scores that the teachers expect of texts, each weighted by `whole` (B,). -> ()"""
+        transitions = self.crf.transitions
+        shares, before = targets.pairs(len(transitions))
+        before, factors = (
+            before[:, :, :-1].flatten(1, 2),
+            targets.factors,
+        )  # (teachers, B * (W - 1), C), (teachers, C, C)
+        shares = (shares[:, :, 1:] * whole[:, None, None]).flatten(1, 2)
+        given = shares / (before @ factors).clamp(min=1e-30)
+        return ((before @ (factors * transitions)) * given).sum()

@@ -1,0 +1,243 @@
+"""What all heads have in common. A head of your own, in model_utils.py, writes `forward`, `loss` and `decode`."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from engine.errors import UserError
+from engine.task.tags import IGNORE
+
+LEVELS = ("text", "words", "tokens")
+
+
+class Head(nn.Module):
+    """What all heads have in common: a linear layer from vectors to logits.
+
+    A head of your own must have `forward`, `loss` and `decode`. The other methods have defaults that suit labels which
+    are numbers with IGNORE where there is none, and logits of which softmax makes a distribution; override those that
+    differ.
+    """
+
+    # What `vectors` are: "text", a vector a text (B, H); "words", a vector a word (B, W, H); or "tokens", the encoder's
+    # hidden states (B, L, H) as they are, for a head that makes its own one vector a text of them
+    level = "text"
+    needs_calibration = False  # whether `calibrate` chooses something on dev
+    # whether answers are lists of (first word, last word, type id), and labels as SpanHead has them
+    finds_spans = False
+    first_loss = None  # about what the loss is before training; None: that of guessing, as of a cross-entropy
+    compares_rows = False  # whether the loss of a row depends on the other rows of its batch, as contrastive losses do
+
+    def __init__(self, hidden_size, task, num_logits=None):
+        super().__init__()
+        assert self.level in LEVELS, f"{type(self).__name__}.level is {self.level!r}; it must be one of {LEVELS}"
+        self.task = task
+        self.linear = nn.Linear(hidden_size, num_logits or len(task["labels"]))
+
+    def forward(self, vectors, inputs):
+        """(B, H) or (B, W, H), as `level` says -> logits, with C in the place of H. inputs: all of the batch."""
+        return self.linear(vectors)
+
+    def loss(self, logits, labels, inputs):
+        """Sum, not mean, of the losses of the labels that are there. -> ()"""
+        raise NotImplementedError(f"{type(self).__name__} has no loss(logits, labels, inputs)")
+
+    def decode(self, logits, inputs):
+        """(answers, their probabilities), each (B,) or (B, W) or (B, C), or lists of spans: what `to_labels` takes."""
+        raise NotImplementedError(f"{type(self).__name__} has no decode(logits, inputs)")
+
+    def to_labels(self, answer, probability):
+        """(label, probability) of one text, from its part of what `decode` gave, as Python values."""
+        return self.task["labels"][answer], probability
+
+    def label_mask(self, labels, inputs):
+        """Which labels have a loss, in the labels' shape."""
+        return labels != IGNORE
+
+    def label_weights(self, labels, inputs):
+        """How much each label weighs in the loss, in the labels' shape; their sum is what `loss` is divided by."""
+        return self.label_mask(labels, inputs)
+
+    def calibrate(self, logits, labels):
+        """Chooses something on dev, if `needs_calibration`. logits, labels: of the whole part; of a head that finds
+        spans (spans, probabilities) of each text, its windows put together, and the texts' labels as in the file."""
+
+    def set_options(self, config, task_name):
+        """Takes from the options what this head needs; called once, when the model is built."""
+
+    def expected_statistics(self, logits, inputs):
+        """The gradient of the distribution's log normaliser by its logits: of a softmax its probabilities."""
+        return logits.softmax(-1)
+
+    def divergence(self, first, second, labels, inputs):
+        """KL(p || q) + KL(q || p) of the distributions by two logits, summed over what has labels.
+
+        It is <statistics_p - statistics_q, logits_p - logits_q>, as in any exponential family (Amari, Information
+        Geometry and Its Applications, 2016).
+        """
+        statistics = self.expected_statistics(first, inputs) - self.expected_statistics(second, inputs)
+        products = statistics * (first - second)
+        weights = self.label_weights(labels, inputs)
+        return (products * weights.view(*weights.shape, *[1] * (products.ndim - weights.ndim))).sum()
+
+    # What a student learns from a teacher (engine/tricks/soft_targets.py), and its own loss against it
+    wants_pairs = False  # whether it learns from pairs of tags, too
+    numbers_a_word = 0  # by how much the numbers of its statistics rise from word to word
+    least = 1e-5  # what a teacher finds less likely is not kept
+
+    def natural(self, logits):
+        """Logits as the parameters of a distribution for each word, (B, W, N), W = 1 for labels of whole texts."""
+        return logits.reshape(len(logits), logits.shape[1] if self.level == "words" else 1, -1)
+
+    def log_normalizers(self, scores, inputs):
+        """The logarithms of what makes a distribution of `natural` scores: (B, W, N) -> (B, W)."""
+        return scores.logsumexp(2)
+
+    def statistics(self, scores, inputs):
+        """The gradient of `log_normalizers`, (B, W, N): what is expected of each number under the distribution."""
+        return scores.softmax(2)
+
+    def teach(self, logits, inputs, temperature, pairs=False):
+        """Of the answers by logits / temperature: (statistics (B, W, N), entropies (B, W), for `pairs` of tags `before`
+        (B, W, C) as soft_targets.py has it, or else None)."""
+        scores = self.natural(logits) / temperature
+        statistics = self.statistics(scores, inputs)
+        entropies = self.log_normalizers(scores, inputs) - (statistics * scores).sum(2)
+        return statistics, entropies, statistics if pairs else None
+
+    def num_taught(self, targets, inputs):
+        """How many texts or words teachers answered, (), which `distillation` is divided by. targets: SoftTargets"""
+        return targets.taught.sum()
+
+    def distillation(self, logits, targets, inputs, temperature):
+        """temperature^2 * mean over teachers of KL(teacher || student) at that temperature, summed over all texts
+        or words that they taught. -> ()
+
+        It is A(student) - <statistics of the teacher, student> - entropy of the teacher, A the log normaliser.
+        """
+        scores = self.natural(logits) / temperature
+        _, rows, words, numbers = targets.places
+        expected = (scores[rows, words, numbers + words * self.numbers_a_word] * targets.values).sum()
+        normalizers = (self.log_normalizers(scores, inputs) * targets.taught).sum()
+        return temperature**2 * (normalizers - expected - targets.entropies.sum())
+
+    def real_logits(self, logits, inputs):
+        """The logits of texts and words that there are, without those of padding."""
+        return logits[inputs["word_mask"]] if self.level == "words" else logits
+
+    def hits(self, answers, probabilities, labels):
+        """How many of a batch's labels the answers of `decode` hit, and how many there are; a number is hit within half
+        a standard deviation."""
+        numbers = labels.is_floating_point()
+        there = ~labels.isnan() if numbers else labels != IGNORE
+        right = (answers - labels).abs() < 0.5 * self.task["std"] if numbers else answers == labels
+        return int((right & there).sum()), int(there.sum())
+
+    def to_average(self, logits):
+        """What may be averaged over several models: probabilities."""
+        return logits.softmax(-1)
+
+    def from_average(self, average):
+        """Logits that `decode` can read, from a mean of what `to_average` gave."""
+        return average.clamp(min=1e-12).log()
+
+
+class ImbalanceOptions:
+    """For imbalanced labels: label_smoothing (Szegedy et al., 2016), focal_gamma (Lin et al., 2017, arXiv:1708.02002:
+    each loss times (1 - p)^gamma) and class_weights (C,)."""
+
+    label_smoothing, focal_gamma = 0.0, 0.0
+
+    def __init__(self, hidden_size, task):
+        super().__init__(hidden_size, task)
+        self.register_buffer("class_weights", None, persistent=False)
+
+    def set_options(self, config, task_name):
+        self.label_smoothing, self.focal_gamma = config.label_smoothing, config.focal_gamma
+        if config.class_weights == "balanced":
+            if "counts" not in self.task:
+                raise UserError(
+                    f"--class_weights: labels.json has no counts for {task_name!r}; "
+                    "make the folder anew with data_process.py"
+                )
+            counts = torch.tensor(self.task["counts"], dtype=torch.float32).clamp(min=1)
+            self.class_weights = self.balanced_weights(counts)
+            # on a GPU labels are counted before they move there
+            self.class_weights_on_host = self.class_weights.numpy().copy()
+
+
+class SigmoidStatistics:
+    """For logits of which each is decided by itself, by its sigmoid."""
+
+    def expected_statistics(self, logits, inputs):
+        return logits.sigmoid()
+
+    def statistics(self, scores, inputs):
+        return scores.sigmoid()
+
+    def log_normalizers(self, scores, inputs):
+        return F.softplus(scores).sum(2)
+
+    def to_average(self, logits):
+        return logits.sigmoid()
+
+    def from_average(self, average):
+        return average.clamp(1e-7, 1 - 1e-7).logit()
+
+
+class LogitAverages:
+    """For logits that may be averaged themselves: numbers, and a CRF's emissions, whose sums are scores of paths."""
+
+    def to_average(self, logits):
+        return logits
+
+    def from_average(self, average):
+        return average
+
+
+class NormalStatistics(LogitAverages):
+    """For logits that are numbers, each the mean of a normal distribution of variance 1; no temperature changes it."""
+
+    least = -1.0  # of a number there is no least
+
+    def expected_statistics(self, logits, inputs):
+        return logits
+
+    def statistics(self, scores, inputs):
+        return scores
+
+    def log_normalizers(self, scores, inputs):
+        return (scores**2).sum(2) / 2
+
+    def teach(self, logits, inputs, temperature, pairs=False):
+        return super().teach(logits, inputs, 1.0)
+
+    def distillation(self, logits, targets, inputs, temperature):
+        return super().distillation(logits, targets, inputs, 1.0)
+
+
+def best_threshold(scores, right, lowest, there=None):
+    """From which score on to take things so that F1 is best: the middle of the last that is taken and the next.
+
+    scores, right: (N,), right is 1 where taking it is right. lowest: a score below all. there: how many should be taken
+    (default: those of `right`). None if none is right.
+    """
+    scores, order = scores.sort(descending=True)
+    right = right[order].cumsum(0)
+    if not len(right) or not right[-1] > 0:
+        return None
+    f1 = 2 * right / (torch.arange(1, len(right) + 1, device=right.device) + (right[-1] if there is None else there))
+    f1[:-1][scores[:-1] == scores[1:]] = 0  # no threshold lies between equal scores
+    best = f1.argmax()
+    following = scores[best + 1] if best + 1 < len(scores) else torch.full_like(scores[0], lowest)
+    return (scores[best] + following) / 2
+
+
+class TaskDict(nn.ModuleDict):
+    """A ModuleDict that accepts task names such as 'type' or 'items', which torch reserves."""
+
+    def add_module(self, name, module):
+        self._modules[name] = module
+
+    def __setattr__(self, name, value):
+        # `train` and `eval` set the attribute `training`; a task of that name must not be in their way
+        object.__setattr__(self, name, value)

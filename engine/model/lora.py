@@ -1,0 +1,179 @@
+"""LoRA (Hu et al., 2021, arXiv:2106.09685) by peft: W + alpha / r * B A beside each linear layer, of which only A and B
+train, and the checkpoints that hold no more than that.
+
+An adapter is of no use without the very weights that it was trained beside. So a checkpoint names its base (folder or
+hub name, revision, SHA-256 of the files of weights), and a base that is another one is refused.
+"""
+
+import warnings
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from engine.errors import UserError
+from engine.run.command_line import first_line
+from engine.run.files import sha256
+from engine.schema import AnyOf, SchemaError, read_json
+
+BASE_FILE = "lora_base.json"
+ADAPTER = "default"  # peft's name for the one adapter
+
+
+def add_adapter(encoder, config):
+    """Freezes the encoder and puts trainable A and B beside the layers that --lora_targets names."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        needed = "pip install -r requirements-lora.txt"
+        raise UserError(f"--lora_rank, and checkpoints made with it, need the package peft: {needed}") from None
+    targets = find_targets(encoder, config.lora_targets)
+    modules = dict(encoder.named_modules())
+    shape = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+        fan_in_fan_out=all(isinstance(modules[name], Conv1D) for name in targets),  # GPT-2 keeps W transposed
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of layers of both kinds: peft sees by itself which one is transposed
+        inject_adapter_in_model(shape, encoder)
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad_(is_adapter(name))
+        if is_adapter(name):
+            parameter.data = parameter.data.float()  # beside weights in bf16 too: small steps must not be lost
+
+
+def is_adapter(name):
+    return ".lora_" in name
+
+
+def find_targets(encoder, wanted):
+    """Names of the linear layers that get an adapter.
+
+    auto: all within the encoder's layers, attention and feed-forward alike. With adapters on attention alone LoRA falls
+    behind full fine-tuning (Dettmers et al., QLoRA, 2023, arXiv:2305.14314, section 4); and it needs no list of names
+    that each family would have to be added to.
+    """
+    stacks = [name for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)]
+    linear = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    inside = [name for name in linear if any(name.startswith(f"{stack}.") for stack in stacks)]
+    if wanted != "auto":
+        endings = [part.strip() for part in wanted.split(",") if part.strip()]
+        inside = [name for name in linear if any(f".{name}".endswith(f".{ending}") for ending in endings)]
+    if not inside:
+        known = sorted({name.rpartition(".")[2] for name in linear})
+        raise UserError(f"--lora_targets={wanted}: no such linear layer; this encoder has {', '.join(known) or 'none'}")
+    return inside
+
+
+# ---- the base --------------------------------------------------------------------------------------------------------
+
+
+BASE = {"name": str, "revision": AnyOf(str, None), "sha256": {str: str}}
+
+
+def describe_base(name):
+    """{"name", "revision", "sha256": {file: sum}} of the weights that an adapter belongs to."""
+    folder = folder_of(name)
+    if Path(name).is_dir():
+        return {"name": str(folder.resolve()), "revision": None, "sha256": sums_of_weights(folder)}
+    return {"name": name, "revision": folder.name, "sha256": sums_of_weights(folder)}
+
+
+def folder_of(name, revision=None):
+    """Where a model's files lie: its folder, or if it is of the hub its snapshot, which is named by the revision."""
+    if Path(name).is_dir():
+        return Path(name)
+    from transformers.utils import cached_file
+
+    return Path(cached_file(name, "config.json", revision=revision)).parent
+
+
+def sums_of_weights(folder):
+    """{file: SHA-256} of a model's files of weights."""
+    files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    return {path.name: sum_of(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+@lru_cache
+def sum_of(path, size, changed):
+    """The SHA-256 of a file of this size and time of change, computed once a process."""
+    return sha256(path)
+
+
+def read_base(folder):
+    """What `describe_base` gave when a checkpoint was written, or None if it needs no base."""
+    path = Path(folder) / BASE_FILE
+    try:
+        return read_json(path, BASE) if path.exists() else None
+    except SchemaError as error:
+        raise UserError(f"{error}; the file was edited or is damaged") from None
+
+
+def load_base(folder, base, moved_to, load):
+    """The encoder beside which a checkpoint's adapter was trained. load(name, revision) loads it; moved_to: where it
+    lies now, if not where it was."""
+    name = moved_to or base["name"]
+    revision = None if Path(name).is_dir() else base["revision"]
+    told = f"{folder}: holds a LoRA adapter alone; it was trained on {base['name']}"
+    told += f" (revision {base['revision']})" if base["revision"] else ""
+    advice = "name where that lies with --pretrain_model_path, or train with --merge_lora"
+    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        raise UserError(f"{told}, and {name} is not there; {advice}")
+    try:
+        encoder, sums = load(name, revision), sums_of_weights(folder_of(name, revision))
+    except (UserError, OSError) as error:
+        raise UserError(f"{told}, which does not load ({first_line(error)}); {advice}") from None
+    require_same_base(folder, base, sums, name)
+    return encoder
+
+
+def require_same_base(folder, base, sums, name):
+    """UserError unless the files of weights at `name` are those that a checkpoint's adapter was trained beside."""
+    if sums != base["sha256"]:
+        wrong = next((file for file in base["sha256"] if sums.get(file) != base["sha256"][file]), "their number")
+        other = f"{name} is another model now ({wrong} differs by its SHA-256)"
+        raise UserError(
+            f"{folder}: its LoRA adapter was trained on {base['name']}, but {other}; put the same one there"
+        )
+
+
+# ---- what a checkpoint holds -----------------------------------------------------------------------------------------
+
+
+def base_of(model):
+    """The base of a model with an adapter, or None."""
+    return getattr(model.encoder, "lora_base", None)
+
+
+def kept_tensors(model):
+    """{name: tensor} of what a checkpoint holds: all, or with an adapter that and what lies outside the encoder."""
+    state = model.state_dict()
+    if base_of(model) is None:
+        return state
+    return {name: tensor for name, tensor in state.items() if is_adapter(name) or not name.startswith("encoder.")}
+
+
+@torch.no_grad()
+def merged_tensors(model):
+    """{name: tensor} of the same model without adapter: W + alpha / r * B A in the place of W."""
+    merged = {}
+    for name, tensor in model.state_dict().items():
+        owner, _, last = name.rpartition(".base_layer.")
+        if owner and last == "weight":
+            tensor = tensor + model.get_submodule(owner).get_delta_weight(ADAPTER).to(tensor.dtype)
+        if not is_adapter(name):
+            merged[name.replace(".base_layer.", ".")] = tensor
+    return merged
+
+
+def split_merged(model, merged):
+    """What `merged_tensors` gave, as tensors of a model with an adapter: B is 0 and adds nothing to merged weights."""
+    own = model.state_dict()
+    plain = {name: merged.get(name.replace(".base_layer.", ".")) for name in own}
+    adapter = {name: 0 * p if ".lora_B." in name else p for name, p in own.items() if is_adapter(name)}
+    return {name: tensor for name, tensor in plain.items() if tensor is not None} | adapter

@@ -1,0 +1,278 @@
+"""Efficient GlobalPointer: a score for every span of words and every type, so that spans may nest and overlap.
+
+Su et al., Global Pointer, 2022 (arXiv:2208.03054). For word i as the first and word j as the last word of type t
+
+    s[i, j, t] = q_i . k_j / sqrt(D) + starts[i, t] + ends[j, t]
+
+with q, k (D numbers a word, shared by all types) turned by the words' positions (RoPE, Su et al., 2021,
+arXiv:2104.09864), so that q_i . k_j depends on j - i and not on where the text or its window begins. i <= j alone
+counts.
+
+The logits are these summands, not their sums: (B, W, W + 2T), q_i . k_j beside starts and ends. So a batch costs
+B x W x W, whatever the number of types T.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from engine.model.head import best_threshold
+from engine.task.tags import IGNORE
+
+LOWEST = -4.0  # what scores less (a probability of 1.8 %) is never a span, whatever threshold dev asks for
+MOST = 4  # spans a word that are kept of a text, the best: a model that has learnt nothing finds half of all spans
+CELLS = 2**22  # sums that are on the device at a time when spans are looked for
+
+
+def rotate(vectors):
+    """RoPE: pairs of the numbers of word m turned by the angles m * 10000^(-2i / D). (B, W, D) -> (B, W, D)"""
+    width, size = vectors.shape[1:]
+    rates = 10000 ** (-torch.arange(0, size, 2, device=vectors.device) / size)
+    angles = torch.arange(width, device=vectors.device).unsqueeze(1) * rates
+    cos, sin = angles.cos(), angles.sin()
+    even, odd = vectors.unflatten(2, (-1, 2)).unbind(3)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], 3).flatten(2)
+
+
+def scores_of_pairs(vectors):
+    """Vectors of words (B, W, 2D), q and k -> q_i . k_j / sqrt(D), (B, W, W)."""
+    q, k = vectors.chunk(2, 2)
+    return rotate(q / math.sqrt(q.shape[2])) @ rotate(k).transpose(1, 2)
+
+
+def parts_of(logits):
+    """The summands: (B, W, W), starts (B, W, T), ends (B, W, T)."""
+    width = logits.shape[1]
+    return logits.split([width, *[(logits.shape[2] - width) // 2] * 2], 2)
+
+
+def dense(logits):
+    """The scores themselves, (B, T, W, W). Only where a batch is small, or one text at a time: see `loss`."""
+    pairs, starts, ends = parts_of(logits)
+    return pairs.unsqueeze(1) + starts.transpose(1, 2).unsqueeze(3) + ends.transpose(1, 2).unsqueeze(2)
+
+
+def spans_of(mask):
+    """Which (first word, last word) are spans, (B, W, W). mask: (B, W), the words that are there."""
+    return (mask.unsqueeze(2) & mask.unsqueeze(1)).triu()
+
+
+def has_labels(labels):
+    """Which texts have labels, (B,). labels: as `encode` made them."""
+    return labels[:, 0] != IGNORE
+
+
+def encode(spans):
+    """[(first word, last word, type id)] of a text -> a flat row of labels: 0, then three numbers a span. None, which
+    says that there is no label, is [IGNORE]. A batch of such rows is padded with IGNORE."""
+    return [IGNORE] if spans is None else [0, *(number for span in spans for number in span)]
+
+
+def cells_of(labels, mask):
+    """(first words, last words, types, whether it is a span of this text), each (B, N), of a batch's labels."""
+    number = (labels.shape[1] - 1) // 3
+    first, last, kind = labels[:, 1 : 1 + 3 * number].unflatten(1, (number, 3)).unbind(2)
+    last = last.clamp(max=mask.shape[1])
+    there = (kind >= 0) & (first >= 0) & (first <= last) & (last < mask.sum(1, keepdim=True))
+    return torch.where(there, first, 0), torch.where(there, last, 0), torch.where(there, kind, 0), there
+
+
+def loss(logits, labels, mask):
+    """The multi-label cross-entropy of Su (2020, kexue.fm/archives/7359) of each text, summed over types, (B,):
+
+        sum over t of log(1 + sum of e^s over spans that are not of type t) + log(1 + sum of e^-s over those that are)
+
+    0 where a text has no labels. The spans that are of no type at all, nearly all, are summed as a product of matrices:
+    e^(pairs + ends) needs no sum for each type, in fp64, whose e^s does not vanish before s < -700.
+    """
+    first, last, kind, there = cells_of(labels, mask)
+    pairs, starts, ends = parts_of(logits)
+    width, low = pairs.shape[1], -1e30  # low: the score of what does not count; finite, for the sake of gradients
+    cell = first * width + last
+    at_cells = pairs.flatten(1).gather(1, cell).unsqueeze(2) + rows_at(starts, first) + rows_at(ends, last)  # (B, N, T)
+    same = (cell.unsqueeze(2) == cell.unsqueeze(1)) & there.unsqueeze(2) & there.unsqueeze(1)
+    counts = there & ~same.tril(-1).any(2)  # a span of two types is there twice, and counted at its first place
+    types = torch.arange(starts.shape[2], device=kind.device)
+    is_gold = (same.float() @ (kind.unsqueeze(2) == types).float()) > 0  # (B, N, T)
+    wrong = at_cells.masked_fill(is_gold | ~counts.unsqueeze(2), low)
+    right = (-at_cells).masked_fill(~is_gold | ~counts.unsqueeze(2), low)
+    gold_cells = torch.zeros(len(cell), width * width + 1, dtype=torch.bool, device=cell.device)
+    gold_cells.scatter_(1, torch.where(there, cell, width * width), True)
+    others = spans_of(mask) & ~gold_cells[:, :-1].unflatten(1, (width, width))
+    rest = log_sum(pairs, starts, ends, others).unsqueeze(1)
+    one = torch.zeros_like(rest)
+    by_type = torch.cat([one, rest, wrong], 1).logsumexp(1) + torch.cat([one, right], 1).logsumexp(1)
+    return torch.where(has_labels(labels), by_type.sum(1), 0.0)
+
+
+def rows_at(values, places):
+    """values (B, W, T), places (B, N) -> (B, N, T)"""
+    return values.gather(1, places.unsqueeze(2).expand(-1, -1, values.shape[2]))
+
+
+def log_sum(pairs, starts, ends, where):
+    """log of the sum of e^s over the spans of `where` (B, W, W), for each type: (B, T); very low if there are none."""
+    pairs = pairs.double().masked_fill(~where, -math.inf)
+    tops = pairs.detach().amax(2, keepdim=True).clamp(min=-1e30)  # of each first word: no e^x below overflows
+    top_ends = ends.detach().amax(1, keepdim=True).double()
+    sums = (pairs - tops).exp() @ (ends - top_ends).exp()
+    logs = sums.clamp(min=1e-300).log() + tops + top_ends + starts
+    return logs.masked_fill(~where.any(2, keepdim=True), -1e30).logsumexp(1).to(starts.dtype)
+
+
+def divergence(first, second, labels, mask):
+    """KL(p || q) + KL(q || p), (), where each span of each type is there or not by the sigmoid of its score: the sum of
+    (sigmoid(s) - sigmoid(s')) (s - s') over all spans of the texts that have labels."""
+    where = (spans_of(mask) & has_labels(labels)[:, None, None]).unsqueeze(1)
+    one, other = dense(first), dense(second)
+    return torch.where(where, (one.sigmoid() - other.sigmoid()) * (one - other), 0.0).sum()
+
+
+def real_scores(logits, mask):
+    """The scores of all spans that there are, text by text, flat."""
+    scores, where = dense(logits), spans_of(mask).unsqueeze(1)
+    return scores[where.expand_as(scores)]
+
+
+@torch.no_grad()
+def find(logits, mask, lowest=LOWEST, most=MOST):
+    """(spans, probabilities): for each text a list of (first word, last word, type id) with a score above `lowest`, in
+    order, and the sigmoids of their scores. Of more than `most` a word the best are kept."""
+    spans, probabilities = [[] for _ in mask], [[] for _ in mask]
+    width, types = mask.shape[1], (logits.shape[2] - mask.shape[1]) // 2
+    size = max(1, CELLS // (width * width * types))
+    for begin in range(0, len(logits), size):
+        part = slice(begin, begin + size)
+        where = spans_of(mask[part]).unsqueeze(1)
+        scores = dense(logits[part]).masked_fill(~where, -math.inf).permute(0, 2, 3, 1)  # (b, W, W, T)
+        taken = scores > lowest
+        limits = most * mask[part].sum(1)
+        for text in (taken.flatten(1).sum(1) > limits).nonzero().flatten().tolist():
+            lowest_kept = scores[text].flatten().topk(int(limits[text])).values[-1]
+            taken[text] &= scores[text] >= lowest_kept
+        for (text, *span), p in zip(taken.nonzero().tolist(), scores[taken].double().sigmoid().tolist()):
+            spans[begin + text].append(tuple(span))
+            probabilities[begin + text].append(p)
+    return spans, probabilities
+
+
+def merge_windows(windows):
+    """Spans that the windows of a text found -> (spans, probabilities) over its words, each span once.
+
+    windows: [(first word, number of words, spans, probabilities)]. Of several windows that hold a span the one counts
+    whose edge is farther from it, also if it did not find it; the ends of the text are no edges.
+    """
+    windows = sorted(windows, key=lambda window: window[0])
+    end = max(first + size for first, size, _, _ in windows)
+
+    def room(number, start, stop):  # between a span and the nearer edge of a window; negative if it is not inside
+        first, size = windows[number][:2]
+        before, behind = start - first, first + size - 1 - stop
+        if before < 0 or behind < 0:
+            return -1
+        return min(before if first else math.inf, behind if first + size < end else math.inf)
+
+    merged = {}
+    for number, (first, _, spans, probabilities) in enumerate(windows):
+        for (start, stop, kind), p in zip(spans, probabilities):
+            place = start + first, stop + first
+            if max(range(len(windows)), key=lambda other: room(other, *place)) == number:
+                merged[(*place, kind)] = p
+    return sorted(merged), [merged[span] for span in sorted(merged)]
+
+
+def num_outside(data, name):
+    """How many spans of a task no window of their text holds whole. data: a MyDataset"""
+    windows = {}
+    for example, first, size in zip(
+        data.example_index.tolist(), data.columns["first_word"].tolist(), data.columns["word_starts"].lengths.tolist()
+    ):
+        windows.setdefault(example, []).append((first, first + size))
+    cut = {example: parts for example, parts in windows.items() if len(parts) > 1}
+    return sum(
+        not any(begin <= first and last < end for begin, end in parts)
+        for example, parts in cut.items()
+        for first, last, _ in data[example].get(name) or ()
+    )
+
+
+def mean_of(answers, seen=None):
+    """(spans, probabilities) of one text by several models -> the mean; a model that did not find a span says 0.
+
+    seen: how many words of the text each model saw, if one cut it: it says nothing of a span that ends behind them.
+    """
+    sums, seen = {}, seen or [math.inf] * len(answers)
+    for spans, probabilities in answers:
+        for span, p in zip(spans, probabilities):
+            sums[span] = sums.get(span, 0.0) + p / sum(span[1] < size for size in seen)
+    return sorted(sums), [sums[span] for span in sorted(sums)]
+
+
+class SpanAnswers:
+    """What a head whose answers are spans does otherwise than other heads: see `Head`."""
+
+    finds_spans, needs_calibration = True, True
+    least = 1e-3  # of the probabilities that a student learns from: all spans have some
+
+    @property
+    def numbers_a_word(self):
+        return len(self.task["labels"])
+
+    def natural(self, logits):
+        """The scores of all spans by their first word, (B, W, W * T): of last word j and type t at j * T + t."""
+        return dense(logits).permute(0, 2, 3, 1).flatten(2)
+
+    def statistics(self, scores, inputs):
+        return scores.sigmoid() * self.are_spans(inputs)
+
+    def log_normalizers(self, scores, inputs):
+        return (F.softplus(scores) * self.are_spans(inputs)).sum(2)
+
+    def are_spans(self, inputs):
+        return spans_of(inputs["word_mask"]).repeat_interleave(len(self.task["labels"]), 2)
+
+    def num_taught(self, targets, inputs):
+        """Texts, as their labels count."""
+        return (targets.taught.amax(1)).sum()
+
+    def to_labels(self, answer, probability):
+        """The spans that reach the threshold: [[first word, last word, type]], and their probabilities."""
+        lowest, names = float(self.threshold.double().sigmoid()), self.task["labels"]
+        taken = [(span, p) for span, p in zip(answer, probability) if p >= lowest]
+        return [[first, last, names[kind]] for (first, last, kind), _ in taken], [p for _, p in taken]
+
+    def label_mask(self, labels, inputs):
+        """A text has one label, the set of its spans."""
+        return torch.arange(labels.shape[1], device=labels.device).eq(0) & has_labels(labels).unsqueeze(1)
+
+    def divergence(self, first, second, labels, inputs):
+        return divergence(first, second, labels, inputs["word_mask"])
+
+    def real_logits(self, logits, inputs):
+        return real_scores(logits, inputs["word_mask"])
+
+    def calibrate(self, found, labels):
+        """Chooses the threshold of the best F1."""
+        names, pairs, there = self.task["labels"], [], 0
+        for (spans, probabilities), gold in zip(found, labels):
+            if gold is not None:
+                gold = {tuple(span) for span in gold}
+                there += len(gold)
+                taken = [(first, last, names[kind]) in gold for first, last, kind in spans]
+                pairs += zip(probabilities, taken)
+        if pairs:
+            probabilities, right = torch.tensor(pairs, dtype=torch.float64).T
+            threshold = best_threshold(probabilities.logit(eps=1e-15), right, LOWEST, there)
+            self.threshold.copy_(self.threshold if threshold is None else threshold)
+
+    def hits(self, answers, probabilities, labels):
+        """Twice the spans that are right, and those found and those there are together: their quotient is F1."""
+        right, total, names = 0, 0, self.task["labels"]
+        for answer, probability, row in zip(answers, probabilities, labels.tolist()):
+            if row[0] != IGNORE:
+                found = {tuple(span) for span in self.to_labels(answer, probability)[0]}
+                numbers = [number for number in row[1:] if number != IGNORE]
+                gold = {(f, last, names[kind]) for f, last, kind in zip(*(numbers[i::3] for i in range(3)))}
+                right, total = right + 2 * len(found & gold), total + len(found) + len(gold)
+        return right, total

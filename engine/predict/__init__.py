@@ -1,0 +1,1 @@
+"""Model outputs to answers: prediction files, labelling of large files, several models as one."""

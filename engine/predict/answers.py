@@ -1,0 +1,231 @@
+"""What an evaluation leaves in a run folder for its report: every answer beside its label, and what was at hand.
+
+    answers/about.json    the tasks, the options that differ from the defaults, where and when it was
+    answers/<part>.jsonl  a row of dev, test or (of a cross-validation) out_of_fold:
+
+{"id", "text", "text_pair"?, "places"?: [[start, end] of each token in the text], "cut": sub-tokens that were not seen,
+"windows": how many inputs it was read in, "columns"?: other columns of the row, "answers": {task: {"gold",
+"predicted", "right", "probability", "probabilities"?}}}. gold is null where there is no label; spans are [first token,
+last token, type]. probability: of the label; of tags and spans a list. probabilities: of a text's labels, those of at
+least SMALLEST. So a report can be made again without the model, and anyone can recompute its figures.
+"""
+
+import dataclasses
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine.errors import UserError
+from engine.predict.predictions import text_and_places
+from engine.run.files import appearing_whole, write_json
+from engine.run.run_folder import EVALUATE, read_result, read_result_lines
+from engine.schema import AnyOf, Optional, Range
+from engine.task.tags import TASK, kind_of
+
+SMALLEST = 1e-4  # what is less probable is left out
+PARTS = ("out_of_fold", "test", "dev")  # the details of a report are those of the first that there is
+KINDS = ("classification", "multilabel", "regression", "tagging", "spans", "words")
+# Options that say nothing about the model
+NO_MATTER = frozenset("do_train do_eval do_predict report_language resume clear_cache output_dir model_version".split())
+PLAIN_KEYS = {"id", "text", "tokens", "text_pair", "extras", "kept"}
+
+
+def marks_of(data):
+    """(sub-tokens cut, number of inputs) of each example of a MyDataset, each (N,)."""
+    windows = np.bincount(data.example_index, minlength=len(data))
+    return np.bincount(data.example_index, data.columns["num_cut"], len(data)).astype(int), windows
+
+
+def distribution(average, labels, predicted, kind):
+    """{label: probability} of what `to_average` of a head gave for a text; None if it is no such distribution, as a
+    head of one's own may give anything."""
+    if average is None or average.ndim != 1 or len(average) != len(labels):
+        return None
+    values = average.double().tolist()
+    several = kind == "multilabel"
+    if not all(0 <= p <= 1 for p in values) or (not several and labels[values.index(max(values))] != predicted):
+        return None
+    kept = {label: round(p, 6) for label, p in zip(labels, values) if p >= SMALLEST}
+    return kept if several else dict(sorted(kept.items(), key=lambda item: -item[1]))
+
+
+def answer_of(task, kind, gold, label, probability, average, verdict):
+    """What is kept of a task's answer to a text."""
+    rounded = probability if probability is None else np.round(probability, 6).tolist()
+    kept = {"gold": gold, "predicted": label, "right": verdict, "probability": rounded}
+    if kind in ("classification", "multilabel"):
+        found = distribution(average, task["labels"], label, kind)
+        kept |= {} if found is None else {"probabilities": found}
+    return kept
+
+
+def rows_of(data, predictions, tasks, metrics):
+    """The rows of a MyDataset as they are kept. predictions: engine.predict.predictions.Predictions; metrics: the
+    module metrics.py, which says what is right."""
+    kinds = looks(tasks, metrics)
+    cut, windows = marks_of(data)
+    labels, probabilities, averages = predictions
+    for i in range(len(data)):
+        example = data[i]
+        text, places = text_and_places(example, tasks)
+        row = {"id": example["id"], "text": text}
+        row |= {"text_pair": example["text_pair"]} if "text_pair" in example else {}
+        row |= {} if places is None else {"places": places}
+        others = {k: v for k, v in example.items() if k not in {*PLAIN_KEYS, *tasks}}
+        kept = {name: str(value) for name, value in example.get("kept", {}).items() if value is not None}
+        others = example.get("extras", {}) | kept | others
+        others = {name: value for name, value in others.items() if isinstance(value, str | int | float)}
+        row |= {"cut": int(cut[i]), "windows": int(windows[i])} | ({"columns": others} if others else {})
+        row["answers"] = {
+            name: answer_of(
+                task,
+                kinds[name],
+                example[name],
+                labels[name][i],
+                probabilities[name][i],
+                averages[name][i],
+                metrics.is_right(task, example[name], labels[name][i]),
+            )
+            for name, task in tasks.items()
+        }
+        yield row
+
+
+def looks(tasks, metrics):
+    """{task: one of KINDS}, as metrics.py scores it; a kind of one's own becomes the one that its labels look like."""
+    kinds = {name: metrics.kind_of(task) for name, task in tasks.items()}
+    return {name: kind if kind in KINDS else kind_of(tasks[name]) for name, kind in kinds.items()}
+
+
+def write_rows(folder, part, rows):
+    """Writes answers/<part>.jsonl below a run folder."""
+    (folder / "answers").mkdir(exist_ok=True)
+    with appearing_whole(folder / "answers" / f"{part}.jsonl") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_about(folder, trainer, trained, parts, metrics, **more):
+    """Writes answers/about.json. trainer: with the model that answered; trained: the options of its training."""
+    tasks, config, device = trainer.tasks, trainer.config, trainer.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    root = Path(__file__).resolve().parents[2]
+    about = {
+        "tasks": tasks,
+        "kinds": looks(tasks, metrics),
+        "monitor": trained.monitor or metrics.default_monitor(tasks),
+        "main_scores": {name: metrics.MAIN[metrics.kind_of(task)] for name, task in tasks.items()},
+        "shown_scores": metrics.main_scores(tasks),
+        "parts": parts,
+        "data_path": str(config.data_dir),
+        "options": options_of(trained),
+        "seed": trained.random_seed,
+        "by_tokens": any("unit" in task for task in tasks.values()),
+        "log": str(Path(config.log_output_path or folder) / config.log_output_file),
+        "device": f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else name,
+        "torch": torch.__version__,
+        "commit": commit_of(root),
+        "evaluated": time.strftime("%Y-%m-%d %H:%M"),
+    }
+    write_json(folder / "answers/about.json", about | more)
+
+
+def options_of(trained):
+    """The options of a training that say something about the model and differ from the defaults."""
+    defaults = {f.name: f.default for f in dataclasses.fields(trained)}
+    options = dataclasses.asdict(trained)
+    return {n: v for n, v in options.items() if v != defaults[n] and n not in NO_MATTER}
+
+
+def commit_of(root):
+    """The commit of a clone, with "+" if files that git follows have changed since; "" where there is no git."""
+
+    def git(*words):
+        return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, timeout=10)
+
+    try:
+        head, status = git("rev-parse", "--short=10", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return head.stdout.strip() + ("+" if status.stdout.strip() else "") if head.returncode == 0 else ""
+
+
+TEXTS = ("monitor", "data_path", "log", "device", "torch", "commit", "evaluated")
+ABOUT = dict.fromkeys(TEXTS, str) | {
+    "tasks": {str: TASK},
+    "kinds": {str: AnyOf(*KINDS)},
+    "main_scores": {str: str},
+    "shown_scores": [str],
+    "parts": [AnyOf(*PARTS)],
+    "options": {str: object},
+    "seed": AnyOf(int, str),  # of an ensemble those of its runs
+    "by_tokens": bool,
+    Optional("folds"): [str],
+}
+OF_WORDS = {"tagging", "words", "spans"}
+ANSWERS = {  # what a label is, by kind
+    "classification": str,
+    "multilabel": [str],
+    "regression": float,
+    "tagging": [str],
+    "words": [str],
+    "spans": [(Range(0), Range(0), str)],
+}
+PROBABILITY = AnyOf(None, float)
+
+
+def row_shape(kinds: dict[str, str]) -> dict:
+    """The shape of a row of answers/<part>.jsonl. kinds: {task: one of KINDS}"""
+    answers = {
+        name: {
+            "gold": AnyOf(None, ANSWERS[kind]),
+            "predicted": ANSWERS[kind],
+            "right": AnyOf(bool, None),
+            "probability": AnyOf(PROBABILITY, [PROBABILITY]),
+            Optional("probabilities"): {str: float},
+        }
+        for name, kind in kinds.items()
+    }
+    return {
+        "id": AnyOf(str, float),
+        "text": str,
+        Optional("text_pair"): AnyOf(str, None),
+        ("places" if set(kinds.values()) & OF_WORDS else Optional("places")): [(Range(0), Range(0))],
+        "cut": Range(0),
+        "windows": Range(0),
+        Optional("columns"): {str: AnyOf(str, bool, float)},
+        "answers": answers,
+    }
+
+
+def read_about(folder):
+    """answers/about.json of a run folder. UserError if there is none, or it is damaged."""
+    path = Path(folder) / "answers/about.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: has no answers that a report could be made of; {EVALUATE}")
+    about = read_result(path, ABOUT)
+    names = set(about["kinds"])
+    if not names or names != set(about["tasks"]) or not names <= set(about["main_scores"]):
+        raise UserError(f"{path}: its tasks, kinds and main_scores do not fit each other; {EVALUATE}")
+    return about
+
+
+def read_rows(folder: str | Path, part: str, kinds: dict[str, str]) -> list[dict]:
+    """The rows of a part. UserError for one that is damaged. kinds: {task: one of KINDS}"""
+    path = Path(folder) / "answers" / f"{part}.jsonl"
+    rows = read_result_lines(path, row_shape(kinds))
+    for number, row in enumerate(rows, 1):
+        size = len(row.get("places", ()))
+        for name, kind in kinds.items():
+            for label in (row["answers"][name][side] or [] for side in ("gold", "predicted")):
+                if kind in OF_WORDS and ("" in label or words_of(kind, label) > size):
+                    raise UserError(f"{path}, row {number}: {name!r} does not fit its {size} words; {EVALUATE}")
+    return rows
+
+
+def words_of(kind: str, label: list) -> int:
+    """How many words a text must have for these tags or spans."""
+    return len(label) if kind != "spans" else max((span[1] + 1 for span in label), default=0)

@@ -1,0 +1,307 @@
+"""Several models with the same heads, put together: the folds of a cross-validation, or any runs with the same labels.
+
+Probabilities are averaged; of a CRF the scores of paths are, its emissions and transitions, which is the geometric mean
+of the models' distributions over paths, scaled to sum to one. Words go by their number in the text, whatever the
+tokenizers.
+"""
+
+import math
+import statistics
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from engine.errors import UserError
+from engine.model import span_pointer
+from engine.predict.predictions import Predictions, add_cut_words, prediction_rows
+from engine.run.files import verify
+from engine.run.run_folder import SCORES, read_result
+from engine.schema import Optional
+from engine.task.extras import extras_of
+from engine.task.tags import read_tasks
+
+
+def mean_scores(paths):
+    """{"folds": [eval.json of each], "mean": …, "std": …}; a score that one of them lacks has no mean."""
+    result = {"folds": [read_result(path, {str: SCORES}) for path in paths]}
+    for part in result["folds"][0]:
+        for name in result["folds"][0][part]:
+            values = [fold[part][name] for fold in result["folds"] if name in fold[part]]
+            if len(values) == len(paths):
+                result.setdefault("mean", {}).setdefault(part, {})[name] = statistics.fmean(values)
+                result.setdefault("std", {}).setdefault(part, {})[name] = statistics.stdev(values)
+    return result
+
+
+# ---- the mean of several models --------------------------------------------------------------------------------------
+
+
+def deciding_state(heads):
+    """{task: {name: tensor}}, copies of what heads decide by beside their logits: thresholds, transitions of a CRF."""
+    return {
+        task: {
+            name: tensor.detach().to("cpu", copy=True)
+            for name, tensor in head.state_dict().items()
+            if not name.startswith("linear.")
+        }
+        for task, head in heads.items()
+    }
+
+
+def average_heads(heads, states):
+    """Gives heads the mean of several models' `deciding_state`."""
+    for task, head in heads.items():
+        means = {name: torch.stack([state[task][name].float() for state in states]).mean(0) for name in states[0][task]}
+        head.load_state_dict(means, strict=False)
+
+
+def means_of(head, averages, seen=None):
+    """What several models gave for a task -> the mean for each text; of a head that finds spans (spans, probabilities).
+
+    averages: of each model what `Trainer.infer` gives with keep_averages. seen: of each how many words of each text it
+    saw, if one may have cut a text. Words that one cut count from the others.
+    """
+    texts = zip(*averages)
+    if not head.finds_spans:
+        return [mean_of_words(several) for several in texts]
+    sizes = [None] * len(averages[0]) if seen is None else zip(*seen)
+    return [span_pointer.mean_of(several, size and list(map(int, size))) for several, size in zip(texts, sizes)]
+
+
+def mean_of_words(several):
+    """The mean of tensors; if they are of different numbers of words, (W, C), of each word over those that have it."""
+    if len({one.shape for one in several}) == 1:
+        return torch.stack(several).mean(0)
+    return pad_sequence(several, padding_value=math.nan).nanmean(1)
+
+
+def decode(head, means, size=64):
+    """[(answer, probability)] of each text that a head decodes from the means of several models."""
+    by_words, found = head.level == "words", [None] * len(means)
+    order = sorted(range(len(means)), key=lambda i: len(means[i])) if by_words else range(len(means))
+    for start in range(0, len(order), size):
+        numbers = order[start : start + size]
+        batch = [means[i] for i in numbers]
+        logits = head.from_average(pad_sequence(batch, batch_first=True) if by_words else torch.stack(batch))
+        lengths, inputs = torch.tensor([len(mean) if by_words else 0 for mean in batch]), {}
+        if by_words:
+            inputs["word_mask"] = torch.arange(logits.shape[1]) < lengths.unsqueeze(1)
+        device = head.linear.weight.device
+        decoded = head.decode(logits.to(device), {name: tensor.to(device) for name, tensor in inputs.items()})
+        for i, length, *pair in zip(numbers, lengths.tolist(), *(tensor.tolist() for tensor in decoded)):
+            found[i] = [side[:length] for side in pair] if by_words else pair
+    return found
+
+
+@torch.inference_mode()
+def mean_predictions(heads, averages, data, seen=None):
+    """Predictions for the examples of a MyDataset that `heads` decode from the mean of what several models gave for
+    them; of the labels of whole texts with the mean itself. averages: of each {task: …}; see `means_of`."""
+    labels, probabilities, means = {}, {}, {}
+    for name, head in heads.items():
+        mean = means_of(head, [average[name] for average in averages], seen)
+        answers = mean if head.finds_spans else decode(head, mean)
+        if head.level == "words" and not head.finds_spans:
+            lengths = [len(data[i]["tokens"]) for i in range(len(data))]
+            answers = [add_cut_words(*pair, n - len(pair[0]), head.task) for pair, n in zip(answers, lengths)]
+        named = [head.to_labels(*pair) for pair in answers]
+        labels[name], probabilities[name] = ([pair[side] for pair in named] for side in (0, 1))
+        means[name] = [None] * len(named) if head.level == "words" else mean
+    return Predictions(labels, probabilities, means)
+
+
+@torch.inference_mode()
+def calibrate(heads, averages, data, rows, seen=None):
+    """Lets heads choose what they choose on dev, such as thresholds, anew: for the mean of several models, on these
+    rows of a MyDataset."""
+    for name, head in heads.items():
+        if not head.needs_calibration:
+            continue
+        means = means_of(head, [average[name] for average in averages], seen)
+        chosen = [means[i] for i in rows]
+        if head.finds_spans:
+            head.calibrate(chosen, [data[i][name] for i in rows])
+        else:
+            labels = data.batch(data.first_rows[rows]).labels[name]
+            head.calibrate(head.from_average(torch.stack(chosen)), labels)
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    name: str
+    folder: Path  # of its checkpoint
+    tasks: dict  # as in labels.json
+    use_crf: bool
+
+    @property
+    def home(self):
+        """The folder of the run, if its checkpoint lies in one."""
+        folder = self.folder.resolve()
+        return folder.parents[1] if folder.parent.name == "checkpoints" else None
+
+
+def find_runs(paths, unique):
+    """The Runs of folders of runs, of which checkpoints/best is taken, or of checkpoints.
+
+    unique: names -> names that are told apart. UserError for one that is damaged, that is there twice, or whose tasks,
+    heads or labels are not those of the first.
+    """
+    folders = [checkpoint_of(Path(path)) for path in paths]
+    for number, folder in enumerate(folders):
+        if folder.resolve() in [other.resolve() for other in folders[:number]]:
+            raise UserError(f"{folder}: is named twice; a run counts once (a selection may give it more weight)")
+    runs = []
+    for folder, name in zip(folders, unique([name_of(folder) for folder in folders])):
+        options = read_result(folder / "args.json", {Optional("use_crf"): bool}, "train the run again")
+        runs.append(Run(name, folder, read_tasks(folder / "labels.json"), options.get("use_crf", False)))
+        refuse_difference(runs[0], runs[-1])
+    return runs
+
+
+def checkpoint_of(path):
+    """The checkpoint that a folder is or has. UserError if there is none, or a file of it is not what was written."""
+    folder = path / "checkpoints/best" if (path / "checkpoints/best").is_dir() else path
+    if not all((folder / f"{name}.json").is_file() for name in ("labels", "args")):
+        raise UserError(
+            f"{path}: neither a run with checkpoints/best nor a checkpoint; train it, or name another folder"
+        )
+    if reason := verify(folder):
+        raise UserError(f"{folder}: damaged checkpoint, {reason}; name another one, or train again")
+    return folder
+
+
+def name_of(folder):
+    """output/mine/checkpoints/best -> mine; output/mine/checkpoints/step_00000010 -> mine/step_00000010"""
+    folder = folder.resolve()
+    if folder.parent.name != "checkpoints":
+        return folder.name
+    run = folder.parent.parent.name
+    return run if folder.name == "best" else f"{run}/{folder.name}"
+
+
+def facts_of(run, name):
+    """{what: value} of a run's task, in which all runs must agree."""
+    task = run.tasks[name]
+    facts = {"head": "crf_tagging" if run.use_crf and task["type"] == "tagging" else task["type"]}
+    facts |= {"labels": task["labels"], "tokens": task.get("unit"), "pairs of texts": bool(task.get("pairs"))}
+    facts["--extra_columns"] = list(extras_of(run.tasks))
+    if task["type"] != "regression":  # whose numbers are brought to the first run's scale: see `on_scale_of`
+        facts["scale"] = [task.get("mean"), task.get("std")]
+    return facts
+
+
+def refuse_difference(first, run):
+    """UserError that says in what a run differs from the first one."""
+    for one, other in ((first, run), (run, first)):
+        if lacking := sorted(one.tasks.keys() - other.tasks.keys()):
+            raise UserError(
+                f"{other.folder}: has no task {lacking[0]!r}, which {one.folder} has; they cannot be averaged"
+            )
+    for name in run.tasks:
+        facts, others = facts_of(first, name), facts_of(run, name)
+        for what in facts:
+            ours, theirs = facts[what], others[what]
+            if ours == theirs:
+                continue
+            if what == "labels":
+                differ = sorted({*ours} ^ {*theirs})
+                shown = f"labels differ ({', '.join(differ[:8]) or 'in their order'})"
+            else:
+                shown = f"{what} is {theirs!r}, not {ours!r}"
+            raise UserError(
+                f"{run.folder}: of the task {name!r} the {shown} as in {first.folder}; they cannot be averaged"
+            )
+
+
+def on_scale_of(first, run, predictions):
+    """Predictions of a run, its numbers to average in standard deviations from the mean of the first run's train."""
+    averages = dict(predictions.averages)
+    for name, task in first.tasks.items():
+        if task["type"] == "regression" and any(task[key] != run.tasks[name][key] for key in ("mean", "std")):
+            numbers = np.array(predictions.labels[name])
+            averages[name] = list(torch.from_numpy((numbers - task["mean"]) / task["std"]).float())
+    return predictions._replace(averages=averages)
+
+
+class Part:
+    """What runs, by number, gave for the examples of a part."""
+
+    def __init__(self):
+        self.dataset, self.predictions, self.seen = None, {}, {}
+
+    def add(self, number, data, predictions):
+        """data: the run's MyDataset. That of the run that cuts least is kept."""
+        if self.dataset is None or data.columns["num_cut"].sum() < self.dataset.columns["num_cut"].sum():
+            self.dataset = data
+        self.predictions[number] = predictions
+        if "word_starts" in data.columns:
+            self.seen[number] = np.zeros(len(data), int)
+            ends = data.columns["first_word"] + data.columns["word_starts"].lengths
+            np.maximum.at(self.seen[number], data.example_index, ends)
+
+    def of(self, members):
+        """What `mean_predictions` and `calibrate` take of these runs: averages, and the words that were seen."""
+        members = sorted(members)
+        seen = [self.seen[number] for number in members] if self.seen else None
+        return dict(averages=[self.predictions[number].averages for number in members], seen=seen, data=self.dataset)
+
+    def gold(self, tasks):
+        examples = [self.dataset[i] for i in range(len(self.dataset))]
+        return {name: [example[name] for example in examples] for name in tasks}
+
+
+class Committee:
+    """Runs that answer together; one model is in memory at a time.
+
+    load: the folder of a checkpoint -> (its Trainer, its Featurizer); loader_of: (a file or a list of examples, a
+    Featurizer, the size of a batch, the name of the run) -> a MyDataLoader.
+    metrics: the module metrics.py. A Trainer to `label_rows`: `collect_rows` gives what `predict_rows` takes.
+    """
+
+    def __init__(self, runs, load, loader_of, config, device, metrics):
+        self.runs, self.load, self.loader_of = runs, load, loader_of
+        self.config, self.device, self.metrics = config, device, metrics
+        self.tasks, self.members, self.stop = runs[0].tasks, range(len(runs)), None
+        self.heads, self.states, self.is_calibrated = None, {}, False
+
+    def collect(self, sources, members=None):
+        """{title: a file or a list of examples} -> {title: Part}, what each of these runs gives."""
+        parts = {title: Part() for title in sources}
+        for number in tqdm(sorted({*(members or self.members)}), desc="runs", leave=False, delay=2):
+            run = self.runs[number]
+            trainer, featurizer = self.load(run.folder)
+            trainer.stop = self.stop or trainer.stop
+            for title, source in sources.items():
+                loader = self.loader_of(source, featurizer, self.config.eval_batch_size, run.name)
+                predictions, _ = trainer.infer(loader, f"{run.name}: {title}", keep_averages=True)
+                parts[title].add(number, loader.dataset, on_scale_of(self.runs[0], run, predictions))
+            heads = trainer.model.output_layer.heads.cpu()
+            self.heads, self.states[number] = self.heads or heads, deciding_state(heads)
+            del trainer  # before the next one is loaded
+        return parts
+
+    def decide(self, members, dev=None, rows=None):
+        """The heads decide by the mean of these runs: of transitions, and of thresholds, or those that are best for
+        the runs together on dev, a Part, or on these rows of it."""
+        average_heads(self.heads, [self.states[number] for number in sorted(members)])
+        self.members, self.is_calibrated = members, dev is not None
+        if self.is_calibrated:
+            calibrate(self.heads, rows=np.arange(len(dev.dataset)) if rows is None else rows, **dev.of(members))
+
+    def answer(self, part):
+        """Predictions of the members for a Part."""
+        return mean_predictions(self.heads, **part.of(self.members))
+
+    def collect_rows(self, examples):
+        return self.collect({"labelling": examples})["labelling"]
+
+    def predict_rows(self, part):
+        if not self.is_calibrated:
+            self.decide(self.members)
+        return prediction_rows(self.answer(part), part.dataset, self.tasks, self.metrics.is_right)

@@ -1,0 +1,219 @@
+"""Labels the rows of a file as a stream: in constant memory, in input order, and after a kill on from where it was.
+
+Rows are labelled a pool at a time. What is done lies in <output>.partial, and <output>.partial.json says how far that
+is to be trusted: it is written when the pool's rows are on the disk. The output appears under its name at the end.
+Where pools begin depends on the number of the row alone, so a run that goes on labels the same batches, and parts of
+the rows (--shard) are made of whole pools: put together they are the bytes of one run.
+"""
+
+import io
+import logging
+import os
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from engine.data.features import Cuts
+from engine.errors import UserError
+from engine.predict.predictions import check_pairs, prepare_inputs, write_rows
+from engine.run import distributed
+from engine.run.command_line import os_error_line
+from engine.run.files import open_own, refuse_same_file, require_file, sha256, sync, write_json
+from engine.run.launch import restarts
+from engine.run.option_checks import parse_shard
+from engine.run.run_folder import changed_options, hold
+from engine.run.signals import Interrupted, StopSignals
+from engine.schema import Range, SchemaError, read_json
+from engine.task.extras import extras_of
+
+logger = logging.getLogger("template")
+
+POOL, BATCHES = 4096, 64  # rows, and batches, that are labelled together at most: sorted by length, with little padding
+# What the bytes of the output depend on: options, and of all that what --force_resume may change, as rows stay in place
+OPTIONS = "shard text_column text_pair_column encoding spreadsheet_safe eval_batch_size precision compile".split()
+CHECKPOINT, POOLS = "SHA-256 of the checkpoint", "rows in a pool"
+FORCEABLE = {CHECKPOINT, POOLS, "device", "--eval_batch_size", "--precision", "--compile"}
+
+
+def label_rows(trainer, rows, load, path, *checkpoints, **more):
+    """Labels the rows of a file into a .csv or .jsonl file, or the part of them that --shard names.
+
+    rows: a Rows of preprocess/sources.py; load: examples -> a MyDataLoader; path: of the output, to which --shard adds
+    its number; checkpoints: the folders of the trainer's model, or of the models that answer together; more: what
+    else the answers depend on. SIGTERM and SIGINT stop after a batch, and raise Interrupted; --resume labels its pool
+    anew.
+    """
+    config, tasks = trainer.config, trainer.tasks
+    pool = config.eval_batch_size * min(BATCHES, max(1, POOL // config.eval_batch_size))
+    part = part_of_shard(rows.size, pool, config.shard)
+    check_all(rows, tasks)
+    sums = [sha256(Path(checkpoint) / "manifest.json")[:16] for checkpoint in checkpoints]
+    facts = {"SHA-256 of the input": rows.sha256[:16], CHECKPOINT: " ".join(sums)} | more
+    facts |= {"rows": rows.size, POOLS: pool, "device": trainer.device.type}
+    facts |= {f"--{name}": getattr(config, name) for name in OPTIONS}
+    distributed.require_same(facts)
+    path = path_of_shard(path, config.shard)
+    refuse_same_file(path, "predict_output", rows.path)
+    output = Output(path, facts, len(part), config.spreadsheet_safe)
+    trainer.stop = StopSignals(logger.warning, distributed.highest, "stopping after this batch")
+    going_on = config.resume or restarts() > 0
+    with distributed.entered_by_first(output.opened(going_on, config.force_resume)) as done, trainer.stop:
+        examples = examples_of(rows, tasks, part.start + done, part.stop)
+        bar = tqdm(total=len(part), initial=done, desc="labelling", unit=" rows", leave=False, delay=2)
+        try:
+            for start in range(part.start + done, part.stop, pool):
+                chunk = list(islice(examples, pool))
+                if len(chunk) < min(pool, part.stop - start):
+                    raise UserError(f"{rows.path}: has fewer rows than when it was checked; label it anew")
+                loader = load(chunk)
+                found = trainer.predict_rows(loader)
+                if distributed.is_first():
+                    output.add(found, loader.dataset)
+                bar.update(len(chunk))
+        except Interrupted:
+            logger.info(f"stopped; {output.so_far()}; the same command with --resume goes on")
+            raise
+        finally:
+            bar.close()
+        if distributed.is_first():
+            output.cuts.tell(rows.path, tasks)
+            output.finish()
+
+
+def part_of_shard(size, pool, shard):
+    """The range of rows that a shard such as "3/16" labels: whole pools, as many as the others within one."""
+    number, shards = parse_shard(shard)
+    pools = -(-size // pool)
+    first, end = (min(size, pools * n // shards * pool) for n in (number - 1, number))
+    if first == end:
+        logger.warning(
+            f"--shard={shard} is empty: a shard is made of pools of {pool} rows, and there are {pools} of them"
+        )
+    return range(first, end)
+
+
+def path_of_shard(path, shard):
+    """The output of a shard: labelled.csv -> labelled-03-of-16.csv, so that names sort as the rows do."""
+    path, (number, shards) = Path(path), parse_shard(shard)
+    return path.with_stem(f"{path.stem}-{number:0{len(str(shards))}d}-of-{shards}") if shard else path
+
+
+def check_all(rows, tasks):
+    """UserError for a row that a model of these tasks cannot read; what needs no model `Rows` has checked."""
+    if not rows.labelled:
+        check_pairs(next(iter(rows.read())), tasks)
+        for _ in prepare_inputs(rows.read(), tasks, rows.path) if extras_of(tasks) else ():
+            pass
+
+
+def examples_of(rows, tasks, start, stop):
+    """The examples from one row to another, as these tasks need them, one after another."""
+    examples = rows.read()
+    before = tqdm(total=start, desc=f"finding row {start + 1}", unit=" rows", leave=False, delay=2)
+    for _ in islice(examples, start):
+        before.update()
+    before.close()
+    examples = islice(examples, stop - start)
+    return examples if rows.labelled else prepare_inputs(examples, tasks, rows.path, start + 1)
+
+
+PROGRESS = {"facts": {str: object}, "rows": Range(0), "bytes": Range(0), "cuts": {str: int}}  # of <output>.partial.json
+
+
+class Output:
+    """The file that appears when all rows are labelled, and what is known of it until then. One process writes it.
+
+    facts: {what the bytes depend on: its value}; num_rows: how many there will be.
+    """
+
+    def __init__(self, path, facts, num_rows, spreadsheet_safe=False):
+        self.path, self.facts, self.num_rows, self.safe = Path(path), facts, num_rows, spreadsheet_safe
+        self.partial = self.path.with_name(f"{self.path.name}.partial")
+        self.progress = self.path.with_name(f"{self.path.name}.partial.json")
+        self.lock = self.path.with_name(f".{self.path.name}.lock")
+        self.rows = self.bytes = 0  # that are labelled
+        self.cuts = Cuts()
+
+    @contextmanager
+    def opened(self, resume, force):
+        """`with output.opened(…) as rows:` — it is this process's alone; so many rows of it are done.
+
+        resume: go on if something is there; force: also with another model, or other options.
+        """
+        with hold(self.lock, self.path, "name another --predict_output", "choose another --predict_output"):
+            try:
+                require_file(self.path)
+                if not (resume and self.progress.exists() and self.go_on(force)):
+                    self.begin(resume)
+            except OSError as error:
+                raise UserError(os_error_line(error)) from None
+            yield self.rows
+
+    def begin(self, resume):
+        self.rows = self.bytes = 0
+        if self.partial.exists():
+            why = f"{self.progress.name} is missing" if resume else "--resume is not given"
+            logger.warning(f"{self.partial}: what an earlier run left is begun anew, as {why}")
+        self.save()
+        self.partial.unlink(missing_ok=True)
+        open_own(self.partial).close()
+
+    def go_on(self, force):
+        """Goes back to where all is on the disk. -> whether there is something; UserError if that was another work, or
+        it is damaged."""
+        anew = f"remove {self.progress} to begin anew"
+        try:
+            saved = read_json(self.progress, PROGRESS)
+            before, self.rows, self.bytes, cuts = (saved[name] for name in PROGRESS)
+        except SchemaError:
+            raise UserError(f"{self.progress}: damaged, or another version wrote it; {anew}") from None
+        changes = changed_options(before, self.facts, FORCEABLE if force else ())
+        if changes:
+            can_go_on = not changed_options(before, self.facts, FORCEABLE)
+            forced = ", or add --force_resume to go on all the same" if can_go_on else ""
+            raise UserError(f"{self.partial} was begun with something else: {'; '.join(changes)}; {anew}{forced}")
+        if not self.partial.exists():  # it has its name already, or a kill came before it was there
+            return self.rows == self.num_rows and self.path.exists()
+        if self.partial.stat().st_size < self.bytes:
+            raise UserError(f"{self.partial}: holds less than the {self.rows} rows that were written; {anew}")
+        with open_own(self.partial, append=True) as file:
+            file.truncate(self.bytes)
+        self.cuts = Cuts(cuts)
+        logger.info(f"going on: {self.so_far()}")
+        return True
+
+    def so_far(self):
+        return f"{self.rows} of {self.num_rows} rows are in {self.partial}"
+
+    def save(self):
+        done = {"rows": self.rows, "bytes": self.bytes, "cuts": self.cuts.counts, "facts": self.facts}
+        write_json(self.progress, done, durable=True)
+
+    def add(self, rows, data):
+        """Appends the answers, dicts, to the rows of a MyDataset. UserError if the disk is full, all before is safe."""
+        text = io.StringIO(newline="")
+        write_rows(rows, text, self.path.suffix == ".jsonl", header=not self.rows, spreadsheet_safe=self.safe)
+        written, safe = text.getvalue().encode(), self.rows
+        try:
+            with open_own(self.partial, append=True) as file:
+                file.write(text.getvalue())
+                file.flush()
+                os.fsync(file.fileno())
+            self.rows, self.bytes = self.rows + len(data), self.bytes + len(written)
+            self.cuts.add(data)
+            self.save()
+        except OSError as error:
+            left = f"{safe} of {self.num_rows} rows are safe, and --resume goes on"
+            raise UserError(f"{self.partial}: cannot be written ({(error.strerror or '').lower()}); {left}") from None
+
+    def finish(self):
+        """Gives the file its name."""
+        if self.partial.exists():
+            os.replace(self.partial, self.path)
+            sync(self.path.parent)
+        self.progress.unlink()
+        with suppress(OSError):  # Windows keeps it until it is let go
+            self.lock.unlink()
+        logger.info(f"{self.num_rows} predictions in {self.path}")

@@ -1,0 +1,308 @@
+"""What the heads answer, put together for each text, and written to a file."""
+
+import csv
+import json
+import logging
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from seqeval.metrics.sequence_labeling import get_entities
+
+from engine.data.features import merge_windows
+from engine.errors import UserError
+from engine.model import span_pointer
+from engine.run import distributed
+from engine.run.files import appearing_whole
+from engine.task.extras import extras_of, pairs_of, require_extras
+from engine.task.tags import find_scheme, has_spans, is_tagging, needs_words
+from engine.task.text import join_tokens, place_tokens, split_text
+
+logger = logging.getLogger("template")
+
+
+class Predictions(NamedTuple):
+    """Each {task: a list with an entry for each example}."""
+
+    labels: dict  # labels, lists of tags, or lists of spans
+    probabilities: dict
+    averages: dict  # what may be averaged over several models, if asked for: see `to_average` of the heads
+
+
+class Answers:
+    """Collects what the heads decode for the rows of a MyDataset; an example's windows are put together again.
+
+    calibrate: decode a task only when all its logits are known, and let its head choose on them what it chooses on dev.
+    Of a head that finds spans all that it might take is kept instead; it chooses on that, its windows put together.
+    keep_averages: True, or "texts": of the labels of whole texts alone, which are few numbers each.
+    """
+
+    def __init__(self, heads, data, calibrate=False, keep_averages=False):
+        self.heads, self.data = heads, data
+        self.keep = {n for n, h in heads.items() if keep_averages and (keep_averages != "texts" or h.level != "words")}
+        calibrated = [name for name, head in heads.items() if calibrate and head.needs_calibration]
+        self.waiting = {name: [] for name in calibrated if not heads[name].finds_spans}
+        self.calibrated_on_spans = [name for name in calibrated if heads[name].finds_spans]
+        self.pieces = {name: [[] for _ in range(len(data))] for name in heads}
+        self.num_words = data.columns["word_starts"].lengths if "word_starts" in data.columns else None  # of each row
+
+    def add(self, batch, logits):
+        for name, task_logits in logits.items():
+            if name in self.waiting:
+                self.waiting[name].append((batch, task_logits))
+            else:
+                self.decode(name, batch, task_logits)
+
+    def decode(self, name, batch, logits):
+        """Keeps, of each example, (first word, answer, probability, what may be averaged) of its rows; of spans (first
+        word, number of words, spans, probabilities), which can be averaged themselves."""
+        data, head = self.data, self.heads[name]
+        by_words = head.level == "words"
+        answers, probabilities = head.decode(logits, batch.inputs)
+        if not head.finds_spans:
+            answers, probabilities = answers.tolist(), probabilities.tolist()
+        keep = name in self.keep and not head.finds_spans
+        averages = head.to_average(logits).cpu() if keep else [None] * len(answers)
+        for i, row in enumerate(batch.rows.tolist()):
+            if head.finds_spans:
+                first, size = int(data.columns["first_word"][row]), int(self.num_words[row])
+                piece = (first, size, answers[i], probabilities[i])
+            elif by_words:
+                first, size = int(data.columns["first_word"][row]), self.num_words[row]
+                average = averages[i] if averages[i] is None else averages[i][:size]
+                piece = (first, answers[i][:size], probabilities[i][:size], average)
+            elif data.is_first(row):
+                piece = (0, answers[i], probabilities[i], averages[i])
+            else:
+                continue
+            self.pieces[name][data.example_index[row]].append(piece)
+
+    def gather(self):
+        """Of several processes, brings together what each decoded of its own batches."""
+        if distributed.size() == 1:
+            return
+        device = next(self.heads.parameters()).device
+        for name, batches in self.waiting.items():
+            own = [(batch.to("cpu"), logits.cpu()) for batch, logits in batches]
+            everyone = distributed.gather_in_turn(own)
+            self.waiting[name] = [(batch.to(device), logits.to(device)) for batch, logits in everyone]
+        for name, pieces in self.pieces.items():
+            own = {example: found for example, found in enumerate(pieces) if found}
+            self.pieces[name] = merged = [[] for _ in pieces]
+            for answers in distributed.gather(own):
+                for example, found in answers.items():
+                    merged[example] += found
+
+    def finish(self):
+        """-> Predictions"""
+        for name, batches in self.waiting.items():
+            labels = torch.cat([batch.labels[name] for batch, _ in batches])
+            self.heads[name].calibrate(torch.cat([logits for _, logits in batches]), labels)
+            for batch, logits in batches:
+                self.decode(name, batch, logits)
+        labels, probabilities, averages = {}, {}, {}
+        for name, head in self.heads.items():
+            merged = [self.merge(name, i) for i in range(len(self.data))]
+            if name in self.calibrated_on_spans:
+                head.calibrate([pair[:2] for pair in merged], [self.data[i][name] for i in range(len(self.data))])
+            named = [head.to_labels(answer, probability) for answer, probability, _ in merged]
+            labels[name], probabilities[name] = ([pair[part] for pair in named] for part in (0, 1))
+            averages[name] = [average for _, _, average in merged]
+        return Predictions(labels, probabilities, averages)
+
+    def merge(self, name, example):
+        """(answer, probability, what may be averaged) of an example from its rows; words that were cut are O."""
+        pieces, head, data = self.pieces[name][example], self.heads[name], self.data
+        if head.finds_spans:
+            found = span_pointer.merge_windows(pieces)
+            return *found, found if name in self.keep else None
+        if head.level != "words":
+            return pieces[0][1:]
+        tag_ids, probabilities = (merge_windows([(piece[0], piece[part]) for piece in pieces]) for part in (1, 2))
+        average = (
+            torch.stack(merge_windows([(piece[0], list(piece[3])) for piece in pieces])) if name in self.keep else None
+        )
+        cut = int(data.columns["num_words"][data.first_rows[example]]) - len(tag_ids) if len(pieces) == 1 else 0
+        return *add_cut_words(tag_ids, probabilities, cut, head.task), average
+
+
+def add_cut_words(tag_ids, probabilities, num_cut, task):
+    """Tags and probabilities of a text whose last words were cut: these are O."""
+    return tag_ids + [outside_id(task)] * num_cut, probabilities + [0.0] * num_cut
+
+
+def outside_id(task):
+    """The number of the tag O, or of the first tag."""
+    return task["labels"].index("O") if "O" in task["labels"] else 0
+
+
+def names_entities(task):
+    """Whether the tags of a tagging task are entities (B-, I-, …), not classes of words such as parts of speech."""
+    return are_of_entities(tuple(task.get("labels", ())))
+
+
+@lru_cache  # as it is asked for each text
+def are_of_entities(labels):
+    tags = [tag for tag in labels if tag != "O"]
+    return not tags or find_scheme([tags]) is not None
+
+
+def entities(tags, spans, text):
+    """[{label, text, start, end}] of a list of tags; spans: each token's (start, end) in the text."""
+    return [entity(label, spans[first][0], spans[last][1], text) for label, first, last in get_entities(tags)]
+
+
+def entity(label, start, end, text):
+    return {"label": label, "text": text[start:end], "start": start, "end": end}
+
+
+def prepare_inputs(examples, tasks, path="--predict_file", first=1):
+    """Texts to predict on -> examples as these tasks need them: for tags and spans with tokens, with extra columns.
+
+    Both one after another. first: the number of the first one, for messages.
+    """
+    extras, unit = extras_of(tasks), token_unit(tasks)
+    paired = pairs_of(tasks)
+    for number, example in enumerate(examples, first):
+        if not paired:
+            example.pop("text_pair", None)
+        if extras:
+            require_extras(example, extras, f"{path}, text {number}")
+        else:
+            example.pop("extras", None)
+        if unit is not None and "tokens" not in example:
+            example["tokens"] = [token for token, _, _ in split_text(example["text"], unit)]
+        yield example
+
+
+def check_pairs(example, tasks):
+    """UserError if the tasks read pairs of texts and an example to predict on is none; a line of one text too many."""
+    paired = pairs_of(tasks)
+    if paired and "text_pair" not in example:
+        raise UserError(
+            "this model was trained on pairs of texts, but --predict_file has one text a row; add --text_pair_column"
+        )
+    if "text_pair" in example and not paired:
+        logger.warning("this model was trained on single texts: the second texts of --predict_file are not read")
+
+
+def token_unit(tasks):
+    """What a token is to tasks of tags or spans: "word", "character" or "character+blank"; None if there are none."""
+    return next((task["unit"] for task in tasks.values() if needs_words(task["type"])), None)
+
+
+def text_and_places(example, tasks):
+    """(the text of an example, [(start, end)] of its tokens in it, or None if it has none)."""
+    text, spans = example.get("text"), None
+    if text is not None and "tokens" in example:
+        spans = place_tokens(text, example["tokens"])
+    if text is None or ("tokens" in example and spans is None):  # there is none, or the tokens are not from it
+        text, spans = join_tokens(example["tokens"], token_unit(tasks) or "word")
+    return text, spans
+
+
+def prediction_row(example, answers, tasks, is_right=None):
+    """What is written of an example. answers: {task: (label or tags, probability)}.
+
+    Columns: id, text, (text_pair,) and for each task its label and probability, or its entities, with text and
+    character offsets into the text column, and its tags; the entities of a task of spans have a probability each.
+    Where the example has the labels and `is_right` says of (task, gold, predicted) whether they agree, or None, follow
+    <task>_gold (and <task>_gold_tags), <task>_right, and at the end `right`: all of them that there are.
+    """
+    text, spans = text_and_places(example, tasks)
+    answers = {name: without_words(example, tasks[name], *answer) for name, answer in answers.items()}
+    require_finite(example, answers)
+    row = {"id": example["id"], "text": text}
+    if "text_pair" in example:
+        row["text_pair"] = example["text_pair"]
+    for name, (label, probability) in answers.items():
+        row |= columns_of(name, tasks[name], label, spans, text)
+        if has_spans(tasks[name]["type"]):
+            row[name] = [one | {"probability": round(p, 6)} for one, p in zip(row[name], probability)]
+        elif probability is not None and not is_tagging(tasks[name]["type"]):
+            several = isinstance(probability, list)
+            row[f"{name}_probability"] = [round(p, 6) for p in probability] if several else round(probability, 6)
+    if is_right is None or any(name not in example for name in answers):
+        return row
+    verdicts = {name: is_right(tasks[name], example[name], answers[name][0]) for name in answers}
+    gold = {}
+    for name, verdict in verdicts.items():
+        gold |= columns_of(f"{name}_gold", tasks[name], example[name], spans, text) | {f"{name}_right": verdict}
+    known = [verdict for verdict in verdicts.values() if verdict is not None]
+    return gold_last(row, gold | {"right": all(known) if known else None})
+
+
+def prediction_rows(predictions, data, tasks, is_right=None):
+    """The `prediction_row` of each example of a MyDataset, one after another. predictions: a Predictions"""
+    labels, probabilities, _ = predictions
+    for i in range(len(data)):
+        yield prediction_row(
+            data[i], {name: (labels[name][i], probabilities[name][i]) for name in tasks}, tasks, is_right
+        )
+
+
+def without_words(example: dict, task: dict, label: Any, probability: Any) -> tuple[Any, Any]:
+    """The answer to an example; a text without words has neither tags nor spans, though the model read [UNK] there."""
+    if needs_words(task["type"]) and example.get("tokens") == [""] and not example.get("text", "").strip():
+        return [], [] if has_spans(task["type"]) else None
+    return label, probability
+
+
+def require_finite(example: dict, answers: dict) -> None:
+    """UserError if a number of an answer is not finite: the model computed nothing."""
+    for name, answer in answers.items():
+        numbers = [value for part in answer for value in (part if isinstance(part, list) else [part])]
+        if not all(math.isfinite(value) for value in numbers if isinstance(value, float)):
+            raise UserError(
+                f"row {example.get('id')}: the model's answer for {name!r} is not a finite number; try --precision "
+                "fp32, and train again if that does not help"
+            )
+
+
+def gold_last(row, gold):
+    """Both; a task that is itself called "right" or "<task>_gold" keeps its column."""
+    return row | {name: value for name, value in gold.items() if name not in row}
+
+
+def columns_of(name, task, label, spans, text):
+    """The columns of a task's label, gold or predicted; None, where there is none, stays so."""
+    if has_spans(task["type"]):
+        found = label if label is None else [entity(kind, spans[f][0], spans[last][1], text) for f, last, kind in label]
+        return {name: found}
+    if not is_tagging(task["type"]):
+        return {name: label}
+    tags = {f"{name}_tags": label}
+    return {name: label if label is None else entities(label, spans, text)} | tags if names_entities(task) else tags
+
+
+def write_predictions(rows, path, spreadsheet_safe=False):
+    """Dicts -> a .csv or .jsonl file that appears whole or not at all. Lists are JSON in a CSV."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with appearing_whole(path) as file:
+        write_rows(rows, file, path.suffix == ".jsonl", spreadsheet_safe=spreadsheet_safe)
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")  # what a spreadsheet may run begins so (OWASP, CSV Injection)
+
+
+def write_rows(rows, file, as_jsonl, header=True, spreadsheet_safe=False):
+    """Dicts -> lines of an open text file. header: begin a CSV with the names of its columns; spreadsheet_safe: put an
+    apostrophe before cells of text that a spreadsheet would take for a formula."""
+    to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode  # NaN is no JSON
+    if as_jsonl:
+        file.writelines(to_json(row) + "\n" for row in rows)
+        return
+    writer = csv.writer(file)
+    for row in rows:
+        cells = [to_json(v) if isinstance(v, list) else v for v in row.values()]
+        for line in [list(row), cells] if header else [cells]:
+            writer.writerow(map(harmless, line) if spreadsheet_safe else line)
+        header = False
+
+
+def harmless(cell):
+    """A cell of a CSV as no spreadsheet runs it; a number is none of its formulas."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

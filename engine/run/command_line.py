@@ -1,0 +1,284 @@
+"""A command line out of a dataclass: each field is a flag. And mistakes of the user: one line, exit code 2."""
+
+import argparse
+import dataclasses
+import errno
+import io
+import os
+import re
+import signal
+import sys
+from dataclasses import field
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from engine.errors import UserError
+from engine.run.launch import end_process, is_first_to_say, is_launched, local_rank
+from engine.run.signals import Interrupted
+
+VERSION = (Path(__file__).resolve().parents[2] / "VERSION").read_text(encoding="utf-8").strip()
+MOST_COUNTED = 10**9  # epochs, steps, examples, …: libraries take no more than 2**31 or 2**63
+# Escape sequences, other controls but \t and \n, what turns the direction of writing, and line ends of Unicode
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
+
+
+def printable(text: str) -> str:
+    """A text in which what would change a terminal, or begin a line, is written out as \\x1b and the like."""
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """`printable`, and on a single line: the name of a file may have line breaks."""
+    return printable(text).replace("\n", "\\n")
+
+
+def first_line(error):
+    """What another library's error says, short enough for a one-line message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+OS_ADVICE = {
+    errno.ENOSPC: "free some space, or choose another place",
+    errno.EFBIG: "free some space, or choose another place",
+    errno.EDQUOT: "free some space, or choose another place",
+    errno.EACCES: "make it readable and writable for you, or choose another place",
+    errno.EPERM: "make it readable and writable for you, or choose another place",
+    errno.EROFS: "it cannot be written there: choose another place",
+    errno.EEXIST: "something of that name is in the way: move or remove it",
+    errno.ENOTDIR: "a part of that path is a file: move it, or choose another place",
+    errno.EISDIR: "that is a folder: name a file",
+    errno.ENOENT: "check the name",
+    errno.ELOOP: "a link of that name is in the way: remove it, or choose another place",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+
+
+def os_error_line(error):
+    """An error of the operating system as one line: which file, what is wrong, what to do."""
+    if error.filename is None or error.strerror is None:
+        return first_line(error)
+    advice = OS_ADVICE.get(error.errno)
+    return f"{error.filename2 or error.filename}: {error.strerror.lower()}" + (f"; {advice}" if advice else "")
+
+
+def option(default, help, group=None, choices=None, aliases=(), parse=None, needs="", positional=""):
+    """A dataclass field that becomes a flag.
+
+    group: opens a section of `--help` that lasts until the next one. needs: the switches, of which one must be on for
+    this option to have an effect. positional: what `--help` calls one of several words that need no flag.
+    """
+    metadata = dict(help=help, group=group, choices=choices, aliases=aliases, parse=parse, needs=needs.split())
+    metadata["positional"] = positional
+    return field(default=default, metadata=metadata)
+
+
+def parse_bool(text):
+    """'True', 'yes', '1', … -> True and 'False', 'no', '0', … -> False (plain `type=bool` reads 'False' as true)."""
+    value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(str(text).lower())
+    if value is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return value
+
+
+def parse_layers(text):
+    """'True' or 'all' -> -1 (the whole encoder), 'False' -> 0 (nothing), else a number of layers."""
+    named = {"true": -1, "all": -1, "false": 0}.get(str(text).lower())
+    if named is None and not str(text).isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of layers nor 'all' nor False")
+    return int(text) if named is None else named
+
+
+def parse_epochs(text):
+    """'auto' -> -1 (what it is then: engine/train/automatic.py), else a number of epochs."""
+    if text != "auto" and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of epochs nor 'auto'")
+    return -1 if text == "auto" else int(text)
+
+
+def require_range(config: Any, low: float, names: str, high: float = float("inf")) -> None:
+    """UserError unless each of these options is None, or a finite number from `low` to `high`, a whole one of at most
+    MOST_COUNTED."""
+    for name in names.split():
+        value = getattr(config, name)
+        highest = min(high, MOST_COUNTED) if isinstance(value, int) else high
+        if value is not None and not (low <= value <= highest and value < float("inf")):
+            most = "" if value < highest or highest == float("inf") else f" and at most {highest}"
+            raise UserError(f"--{name}={str(value)[:30]} must be a number of at least {low}{most}")
+
+
+def require_seed(seed):
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--random_seed={seed} must be a whole number from 0 to 4294967295")
+
+
+def options_without_switch(config):
+    """A line for each option that is set while no switch that it needs is on, or that leaves one without effect."""
+    unused = []
+    for option_field in dataclasses.fields(config):
+        name, value, switches = option_field.name, getattr(config, option_field.name), option_field.metadata["needs"]
+        use = " or ".join(f"--{switch}" for switch in switches)
+        on = any(getattr(config, switch) for switch in switches)
+        if switches and not on and value != option_field.default:
+            shown = value if isinstance(value, str | bool) else f"{value:g}"
+            unused.append(f"--{name}={shown} has no effect without {use}")
+        if on and value == 0 and value != option_field.default and not name.endswith("start"):
+            unused.append(f"--{name}=0 leaves {use} without effect")
+    return unused
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the description, which has commands to copy."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, None if local_rank() else one_line(f"error: {message} (--help lists all flags)") + "\n")
+
+
+def parse_args(config_class, argv=None):
+    """Builds an argparse parser from a dataclass of `option`s, and fills it; a mistake exits with 2."""
+    words = [f.metadata["positional"] for f in dataclasses.fields(config_class) if f.metadata["positional"]]
+    parser = OneLineParser(
+        description=sys.modules["__main__"].__doc__,
+        usage=" ".join(["%(prog)s", *(f"{word} {word} ..." for word in words), "[--flag VALUE] ..."]),
+        allow_abbrev=False,
+        formatter_class=lambda prog: HelpFormatter(prog, max_help_position=32, width=120),
+    )
+    parser.add_argument("--version", action="version", version=VERSION, help="show the version and end")
+    section = parser
+    for f in dataclasses.fields(config_class):
+        meta = f.metadata
+        if meta["group"]:
+            section = parser.add_argument_group(meta["group"])
+        flags = [f"--{name}" for name in (f.name, *meta["aliases"])]
+        shown = "" if f.default is None or f.default is False or f.default in ("", (), -1) else f" [{f.default}]"
+        described = dict(dest=f.name, default=f.default, help=meta["help"] + shown)
+        if meta["positional"]:
+            parser.add_argument(f.name, nargs="+", metavar=meta["positional"], help=meta["help"])
+        elif f.type is bool:
+            section.add_argument(*flags, type=parse_bool, nargs="?", const=True, metavar="BOOL", **described)
+            section.add_argument(
+                f"--no_{f.name}",
+                dest=f.name,
+                action="store_const",
+                const=False,
+                default=f.default,
+                help=argparse.SUPPRESS,
+            )
+        else:
+            kind = (
+                next(t for t in get_args(f.type) if t is not type(None))
+                if get_origin(f.type) or get_args(f.type)
+                else f.type
+            )
+            several = {"nargs": "+", "metavar": "NAME"} if get_origin(f.type) is tuple else {}
+            section.add_argument(*flags, type=meta["parse"] or kind, choices=meta["choices"], **several, **described)
+    try:
+        return config_class(**vars((parser.parse_intermixed_args if words else parser.parse_args)(argv)))
+    except UserError as error:
+        parser.error(str(error))
+
+
+OUT_OF_MEMORY = (
+    "the GPU's memory is too small: lower --batch_size and raise --gradient_accumulation_steps, lower --max_length, "
+    "or use --precision bf16; the last checkpoint is intact"
+)
+
+
+OUT_OF_HOST_MEMORY = (
+    "this machine's memory is too small: lower --batch_size, --eval_batch_size or --max_length, use --streaming, or a "
+    "smaller model; the last checkpoint is intact"
+)
+PIPE = 128 + 13  # what a shell shows of a process that SIGPIPE ended
+LOST = "another process of this run has ended or is silent; its checkpoints are intact, --resume goes on"
+
+
+def run_command(main, config_class, argv=None):
+    """Runs main(config) with the flags of the command line. -> the exit code, that of `main` or 0.
+
+    A mistake, a full disk and too small a GPU are one line and 2; a signal is 128 and its number, that of SIGPIPE if
+    whoever read the output has gone.
+    """
+    make_output_printable()
+    try:
+        config = parse_args(config_class, argv)
+        if is_launched():  # DistributedDataParallel tells of what it need not have looked for
+            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        code = exit_code(main, config)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        for stream in (1, 2):  # else Python complains at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        code = PIPE
+    return end_process(code)
+
+
+class PrintableOutput(io.TextIOWrapper):
+    """A standard output in which no text, label or file name can change the terminal. styled: what is written has
+    escape sequences of our own, and is filtered already."""
+
+    styled = False
+
+    def write(self, text: str) -> int:
+        super().write(text if self.styled else printable(text))
+        return len(text)
+
+
+def make_output_printable() -> None:
+    """Labels may have letters that the terminal's encoding lacks, and escape sequences."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    if type(sys.stdout) is io.TextIOWrapper:
+        buffered = {"encoding": sys.stdout.encoding, "line_buffering": sys.stdout.line_buffering}
+        sys.stdout = PrintableOutput(sys.stdout.detach(), errors="backslashreplace", **buffered)
+
+
+def exit_code(main, config):
+    try:
+        return main(config) or 0
+    except Interrupted as interrupted:
+        return 128 + interrupted.signal_number
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except UserError as error:
+        mistake = error
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        mistake = os_error_line(error)
+    except MemoryError:  # of Python, NumPy and Arrow
+        mistake = OUT_OF_HOST_MEMORY
+    except RuntimeError as error:
+        if any(words in str(error) for words in ("DefaultCPUAllocator", "not enough memory", "bad_alloc")):
+            mistake = OUT_OF_HOST_MEMORY
+        elif type(error).__name__ == "OutOfMemoryError":
+            mistake = OUT_OF_MEMORY
+        elif "PytorchStreamWriter" in str(error) or "No space" in str(error):
+            mistake = f"a checkpoint cannot be written ({first_line(error)}); the one before is intact"
+        elif is_lost(error):
+            mistake = LOST
+        elif str(error).startswith("Symlink loop"):  # of Path.resolve
+            mistake = f"{first_line(error)}; remove the link"
+        else:
+            raise
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of the tokenizers' Rust, which is no Exception
+            raise
+        mistake = f"the tokenizer cannot be used ({first_line(error)}): its tokenizer.json is damaged"
+    tell(mistake)
+    return 2
+
+
+def is_lost(error):
+    """Whether an error says that another of several processes is gone or silent."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    message = str(error).lower()
+    words = ("gloo", "connection", "pair closure", "timed out", "application timeout")
+    return is_launched() and ("DistError" in names or any(word in message for word in words))
+
+
+def tell(mistake):
+    """Prints why the program ends; of several processes that torchrun started, the one that knows it first does."""
+    if is_first_to_say(patience=2 if mistake == LOST else 0):
+        print(one_line(f"error: {mistake}"), file=sys.stderr)

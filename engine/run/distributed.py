@@ -1,0 +1,329 @@
+"""Several processes that train one model, as torchrun starts them: one for each GPU, or for each part of a CPU.
+
+    torchrun --nproc_per_node 4 main.py --do_train ...
+
+All of them run the same program. A batch of training is that of --batch_size rows times the number of processes, cut as
+one process would cut it and shared out by length; gradients are added up; losses are divided by the labels of the whole
+group. So N processes do what one does with --batch_size N times as large, and a trick that acts on each micro-batch
+acts as it would if the N shares were N micro-batches that one process accumulates. Evaluation is shared out by batches
+and its answers gathered. Process 0 alone logs and writes.
+
+In a single process all functions here do nothing, or give back what they got.
+"""
+
+import ctypes
+import dataclasses
+import hashlib
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import warnings
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from datetime import timedelta
+from functools import partialmethod
+from itertools import zip_longest
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from engine.errors import UserError
+from engine.run.command_line import first_line
+from engine.run.device import to_device
+from engine.run.launch import is_launched, local_rank, restarts
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT = []  # replicas, until the process ends: taken apart, they join threads of gloo, which may wait for ever
+BUCKET = 2**24  # numbers that are added up at a time
+FEW_ROWS_FROM = 2**20  # numbers of a matrix of which only the rows that were used are added up
+
+
+def rank():
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size():
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first():
+    """Whether this is the process that logs and writes."""
+    return rank() == 0
+
+
+# ---- beginning and end ---------------------------------------------------------------------------------------------
+
+
+def join(device_name, timeout):
+    """Joins the other processes, if there are any. -> this process's device
+
+    timeout: seconds after which a process that says nothing ends the run.
+    """
+    if not is_launched() or dist.is_initialized():
+        return to_device(device_name)
+    local = local_rank()
+    device = local_device(device_name, local)
+    end_with_parent()
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    wait = timedelta(seconds=timeout)
+    try:
+        store, number, processes = next(dist.rendezvous("env://", timeout=wait))
+        store = dist.PrefixStore(f"start_{restarts()}", store)  # torchrun's own, in which the addresses of before are
+        dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=wait)
+    except (ValueError, RuntimeError) as error:
+        where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+        raise UserError(
+            f"the processes do not find each other at {where} ({first_line(error)}); is the port free, and does every "
+            "node name the same one?"
+        ) from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if not is_first():  # process 0 speaks for all
+        logging.getLogger("template").setLevel(logging.ERROR)
+        os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
+    return device
+
+
+def seed_each(seed):
+    """At the start of training: Python's random numbers by the seed, torch's of processes 1, 2, … by it and theirs."""
+    random.seed(seed)
+    if rank():
+        torch.manual_seed(seed + rank() * 1_000_003)
+
+
+def local_device(name, local):
+    """The device of the process with this number on its machine: each its own GPU, or all the CPU."""
+    device = to_device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
+    if device.type != "cuda":
+        return device
+    if device.index is not None:
+        raise UserError(f"--device {name}: several processes take a GPU each; use --device cuda or auto")
+    processes, there = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)), torch.cuda.device_count()
+    if processes > there:  # all of them find it, so the one that speaks for a machine does
+        raise UserError(f"{processes} processes here, but {there} GPUs; start one for each, or add --device cpu")
+    return torch.device("cuda", local)
+
+
+def end_with_parent():
+    """Has the system send SIGTERM to this process when torchrun dies: it saves and ends instead of going on alone."""
+    with suppress(OSError, AttributeError):  # other systems have no such thing
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def leave():
+    """Waits for the others, and ends what `join` began. Gloo's part stays (see KEPT): the process ends without it."""
+    if dist.is_initialized():
+        wait_for_all()
+        if torch.cuda.is_initialized():  # NCCL complains if it is left to the end
+            dist.destroy_process_group()
+
+
+# ---- what they tell each other -------------------------------------------------------------------------------------
+
+
+def gather(value):
+    """[value of process 0, of process 1, …], of any kind that can be pickled."""
+    if size() == 1:
+        return [value]
+    values = [None] * size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def gather_in_turn(items):
+    """The lists of all processes as one, an item of each in turn: the order of what was dealt out as `share` does."""
+    lists = gather(items)
+    if len(lists) == 1:
+        return items
+    missing = object()
+    return [item for turn in zip_longest(*lists, fillvalue=missing) for item in turn if item is not missing]
+
+
+def in_step(loader):
+    """The items of a loader, then None until those of all processes are through."""
+    items = iter(loader)
+    for _ in range(highest(len(loader))):
+        yield next(items, None)
+
+
+def wait_for_all():
+    if size() > 1:
+        dist.all_reduce(torch.zeros(1))
+
+
+def highest(number):
+    """The highest of the processes' whole numbers."""
+    if size() == 1:
+        return number
+    numbers = torch.tensor(number)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return int(numbers)
+
+
+def add_up(values):
+    """{name: () on the CPU} -> the sums over all processes."""
+    if size() == 1:
+        return values
+    numbers = torch.stack([value.double() for value in values.values()])
+    dist.all_reduce(numbers)
+    return dict(zip(values, numbers.float()))
+
+
+def from_first(function):
+    """What function() gives in process 0, in all; a UserError there is raised in all."""
+    if size() == 1:
+        return function()
+    answer = [None, None]
+    if is_first():
+        try:
+            answer = [function(), None]
+        except UserError as error:
+            answer = [None, str(error)]
+    dist.broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise UserError(answer[1])
+    return answer[0]
+
+
+@contextmanager
+def first_of_node():
+    """`with first_of_node():` — one process of each machine goes first, the others when it is done."""
+    local = local_rank() if size() > 1 else 0
+    if local:
+        wait_for_all()
+    try:
+        yield
+    finally:
+        if not local:
+            wait_for_all()
+
+
+def require_same(facts):
+    """UserError if the processes' facts, {what: text or number}, differ: it names what and where."""
+    everyone = gather(facts)
+    for other, theirs in enumerate(everyone):
+        for what, ours in everyone[0].items():
+            if theirs[what] != ours:
+                raise UserError(f"{what} is not the same in process 0 and process {other}: {ours} and {theirs[what]}")
+
+
+@contextmanager
+def entered_by_first(context):
+    """`with entered_by_first(context) as value:` — process 0 enters it for all."""
+    with ExitStack() as stack:
+        yield from_first(lambda: stack.enter_context(context))
+
+
+def require_same_run(config, data):
+    """UserError if the processes run other code, options or data than process 0. data: a fingerprint."""
+    if size() > 1:
+        own = [*ROOT.glob("*.py"), *(ROOT / "preprocess").rglob("*.py"), *(ROOT / "engine").rglob("*.py")]
+        code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(own))).hexdigest()
+        options = {f"--{name}": value for name, value in dataclasses.asdict(config).items()}
+        require_same({"the code": code[:16], "torch": torch.__version__, **options, "the data": data})
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def share(rows):
+    """This process's part of what all share, every N-th: of rows sorted by length all get like lengths."""
+    return rows[rank() :: size()]
+
+
+def worker_context(num_workers):
+    """How a loader's workers are made: of several processes not as forks of this one, in which threads of gloo run, but
+    of a small server, and so without their locks."""
+    if size() == 1 or not num_workers:
+        return None
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["data_loader"])
+    return context
+
+
+def replicate(model, overlap):
+    """Gives all processes the weights of process 0. -> PyTorch's DistributedDataParallel of the model, in which the
+    gradients are added up, not averaged, while they are computed, but for those of `left_out`; None in a single
+    process, or if not `overlap`: they are to be added up afterwards."""
+    if size() == 1:
+        return None
+    for tensor in model.state_dict().values():
+        dist.broadcast(tensor.data, 0)
+    if not overlap:
+        return None
+    left_out = {name: p for name, p in model.named_parameters() if p.requires_grad and has_few_rows(p)}
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(left_out))
+    with warnings.catch_warnings():  # torch 2.13 has a new name for broadcast_buffers; older ones do not know it
+        warnings.simplefilter("ignore", FutureWarning)
+        replica = DistributedDataParallel(
+            model, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+        )
+    replica.register_comm_hook(None, sum_bucket)
+    replica.left_out = list(left_out.values())
+    KEPT.append(replica)
+    return replica
+
+
+def has_few_rows(parameter):
+    """Whether a matrix is large and much longer than wide, as word embeddings are, of which a step needs few rows. On
+    a GPU all are sent: choosing them would make the host wait."""
+    long = parameter.ndim == 2 and parameter.shape[0] > 8 * parameter.shape[1]
+    return long and parameter.numel() > FEW_ROWS_FROM and parameter.device.type == "cpu"
+
+
+def sync_gradients(replica, is_last):
+    """A context for a micro-batch: gradients of several are added up over the processes with those of the last."""
+    return nullcontext() if replica is None or is_last else replica.no_sync()
+
+
+def sum_bucket(_, bucket):
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda done: done.value()[0])
+
+
+def add_up_gradients(parameters):
+    """Adds up the processes' gradients; one that is missing counts as zeros, unless it is missing in all."""
+    if size() == 1 or not parameters:
+        return
+    there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
+    dist.all_reduce(there, dist.ReduceOp.MAX)
+    bucket, numbers = [], 0
+    for p, has_gradient in zip(parameters, there.tolist()):
+        if not has_gradient:
+            continue
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        if has_few_rows(p):
+            add_up_rows(p.grad)
+            continue
+        bucket.append(p.grad)
+        numbers += p.numel()
+        if numbers >= BUCKET:
+            add_up_tensors(bucket)
+            bucket, numbers = [], 0
+    if bucket:
+        add_up_tensors(bucket)
+
+
+def add_up_rows(gradient):
+    """Adds up the rows (V, H) in which any process has a number other than zero."""
+    used = ((gradient.amax(1) != 0) | (gradient.amin(1) != 0)).to(torch.uint8)
+    dist.all_reduce(used, dist.ReduceOp.MAX)
+    rows = used.nonzero().squeeze(1)
+    sums = gradient[rows]
+    dist.all_reduce(sums)
+    gradient.index_copy_(0, rows, sums)
+
+
+def add_up_tensors(tensors):
+    flat = torch._utils._flatten_dense_tensors(tensors)
+    dist.all_reduce(flat)
+    torch._foreach_copy_(tensors, torch._utils._unflatten_dense_tensors(flat, tensors))

@@ -1,0 +1,253 @@
+"""Files and folders that are complete or absent, and known by their SHA-256."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from safetensors import SafetensorError
+
+from engine.errors import UserError
+from engine.schema import SchemaError, read_json
+
+# Names that nobody else gives to a folder, so that they can be removed without asking
+TEMPORARY, OLD = ".template-new", ".template-old"
+LAST = ("labels.json", "manifest.json")  # a folder without them is refused
+
+
+def sha256(path):
+    """Of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digest(folder, names):
+    """Of those files that are there."""
+    sums = [sha256(path) for path in (folder / name for name in names) if path.is_file()]
+    return hashlib.sha256("".join(sums).encode()).hexdigest()[:12]
+
+
+def sync(path):
+    """Flushes a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_own(path: Path, append: bool = False) -> TextIO:
+    """Opens a file of our own, whose name anybody could guess, for writing; never through a link.
+
+    append: what it holds stays; otherwise it must not exist.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | (os.O_APPEND if append else os.O_EXCL)
+    return open(os.open(path, flags, 0o666), "a" if append else "w", encoding="utf-8", newline="")
+
+
+@contextmanager
+def appearing_whole(path, durable=False):
+    """A text file to write, which appears under its name when all of it is written, or not at all.
+
+    durable: it appears when it is on the disk, so that it is whole also after a power failure.
+    """
+    path = Path(path)
+    require_file(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        with open_own(temporary) as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    os.replace(temporary, path)
+
+
+def require_file(path: str | Path) -> None:
+    """UserError if something else than a file has this name, such as a folder, a pipe or a device."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path}: is {'a folder' if os.path.isdir(path) else 'no file'}; name another one")
+
+
+def refuse_same_file(output: str | Path, option: str, *inputs: str | Path) -> None:
+    """UserError if a file to write is one of those that are read, whatever it is called."""
+    for path in inputs:
+        if path and os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):
+            raise UserError(f"--{option} {output} is the file that is read ({path}); name another one")
+
+
+def write_json(path, value, durable=False):
+    """Writes a JSON file that appears whole or not at all. durable: see `appearing_whole`."""
+    with appearing_whole(path, durable) as file:
+        file.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def write_csv(path, rows):
+    """Writes a table, which appears whole or not at all. rows: [{column: cell}]; a column that only some have is empty
+    in the others."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with appearing_whole(path) as file:
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def replace_folder(
+    folder: Path,
+    fill: Callable[[Path], None],
+    owns: Callable[[Path], None] | None = None,
+    unharmed: str = "earlier checkpoints are as they were",
+) -> None:
+    """Calls fill(temporary folder), seals it, and puts it in the place of `folder`, which stays until then.
+
+    owns: see `appearing_folder`. unharmed: what the UserError says of a disk that is full, or cannot be written.
+    """
+    try:
+        with appearing_folder(folder, owns=owns, sealed=True) as temporary:
+            fill(temporary)
+    except Exception as error:
+        # A full disk raises OSError in Python, RuntimeError in torch, SafetensorError, a bare Exception in tokenizers
+        if not isinstance(error, OSError | RuntimeError | SafetensorError) and type(error) is not Exception:
+            raise
+        raise UserError(f"{folder}: cannot be written ({error}); {unharmed}") from None
+
+
+@contextmanager
+def appearing_folder(folder, keeps=(), owns=None, sealed=False):
+    """A folder to fill, which takes the place of `folder` when all of it is written, or not at all.
+
+    keeps: names in the old folder that stay. owns: raises UserError if the old folder holds what the command did not
+    write; asked again right before anything goes. sealed: with a manifest of all files.
+    A link stays, and the folder that it names is replaced. Killed between the two renames at the very end, it leaves no
+    folder; the old one returns with the next call. A folder that cannot be renamed (this process is in it, it is
+    mounted, or its parent cannot be written) gets the files one by one, those of LAST last: it is refused without them.
+    """
+    folder = Path(folder).resolve()
+    if folder.exists() and not folder.is_dir():  # a device would be moved away
+        raise UserError(f"{folder}: is no folder; name another one")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (folder.with_name(f".{folder.name}{end}") for end in (TEMPORARY, OLD))
+    if old.exists() and not folder.exists():
+        os.rename(old, folder)
+    if Path.cwd().is_relative_to(folder) or not os.access(folder.parent, os.W_OK) or folder.is_mount():
+        temporary = folder / TEMPORARY
+    for stale in (temporary, old):
+        remove_folder(stale)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if sealed:
+            seal(temporary)
+        else:
+            for path in [*temporary.rglob("*"), temporary]:
+                sync(path)
+        if owns:
+            owns(folder)
+        put_in_place(temporary, folder, old, keeps)
+    finally:
+        remove_folder(temporary)
+
+
+def remove_folder(path: Path) -> None:
+    """Removes a temporary folder of ours; a link of its name goes, and not what it names."""
+    if path.is_symlink():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def put_in_place(temporary, folder, old, keeps):
+    """Puts what was written where `folder` is, or would be."""
+    try:
+        if temporary.parent == folder:
+            raise OSError
+        if folder.exists():
+            shutil.copymode(folder, temporary)
+            os.rename(folder, old)
+        os.rename(temporary, folder)
+    except OSError:
+        if old.exists():
+            os.rename(old, folder)
+        return fill_in_place(temporary, folder, keeps)
+    sync(folder.parent)
+    for name in keeps:
+        if (old / name).exists():
+            os.rename(old / name, folder / name)
+    remove_folder(old)
+
+
+def fill_in_place(temporary, folder, keeps):
+    """Replaces the files of a folder that cannot be renamed; it is incomplete from the first to the last of them."""
+    if temporary.parent != folder:  # copied over a mount's border, before anything that was there goes
+        remove_folder(folder / TEMPORARY)
+        temporary = Path(shutil.move(temporary, folder / TEMPORARY))
+    for path in sorted(folder.iterdir(), key=lambda path: path.name not in LAST):
+        if path.name not in {temporary.name, *keeps}:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    for path in sorted(temporary.iterdir(), key=lambda path: path.name in LAST):
+        os.rename(path, folder / path.name)
+    temporary.rmdir()
+
+
+def seal(folder):
+    """Writes the manifest of a folder's files, and syncs all to the disk."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "manifest.json")
+    with ThreadPoolExecutor(4) as pool:  # the disk works on one file while another is summed
+        syncs = [pool.submit(sync, path) for path in files]
+        sums = list(pool.map(sha256, files))
+        for done in syncs:
+            done.result()
+    write_json(folder / "manifest.json", {path.relative_to(folder).as_posix(): sum for path, sum in zip(files, sums)})
+    mode = (folder / "manifest.json").stat().st_mode
+    for path in files:  # safetensors makes files that only their owner may read
+        if path.stat().st_mode != mode:
+            path.chmod(mode)
+    for path in (folder / "manifest.json", folder):
+        sync(path)
+
+
+def verify(folder):
+    """Why a checkpoint cannot be trusted, or None if every file is what it was when written."""
+    try:
+        manifest = read_json(folder / "manifest.json", {str: str})
+    except SchemaError as error:
+        return f"no readable manifest ({str(error).removeprefix(f'{folder}/manifest.json: ')})"
+    if not manifest:
+        return "its manifest names no file"
+    for name, expected in manifest.items():
+        if not is_inside(name) or not os.path.isfile(folder / name):  # which raises of no name, however odd
+            return f"{name} is missing"
+        if sha256(folder / name) != expected:
+            return f"{name} is not what was written"
+    return None
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name in a manifest is that of a file below the manifest's folder."""
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
+def clean_temporaries(root):
+    """Removes what a killed run left in its own folder; a folder without its successor returns."""
+    for end in (OLD, ".old"):  # the second is what earlier versions wrote
+        for old in root.glob(f".*{end}"):
+            place = old.with_name(old.name[1 : -len(end)])
+            if place.exists():
+                remove_folder(old)
+            else:
+                os.rename(old, place)
+    for temporary in [*root.glob(f".*{TEMPORARY}"), *root.glob(".*.tmp")]:
+        remove_folder(temporary)

@@ -1,0 +1,195 @@
+"""Which values options of main.py may have, and which exclude each other. Nothing slow is imported here: every
+command needs it."""
+
+import math
+import os
+from pathlib import Path
+
+from engine.errors import UserError
+from engine.run.command_line import options_without_switch, require_range, require_seed
+from engine.run.launch import is_launched
+from engine.task.tags import has_spans, needs_words
+
+
+class CheckedOptions:
+    """What the options of main.py say of themselves."""
+
+    def task_weights_by_name(self):
+        """'intent=1,slots=2' -> {'intent': 1.0, 'slots': 2.0}"""
+        return task_weights_by_name(self.task_weights)
+
+    def unused_options(self, kinds=("tagging", "classification")):
+        """A line for each option that has no effect, or leaves another one without. kinds: the types of the tasks."""
+        return unused_options(self, kinds)
+
+
+def check_options(config):
+    """UserError for options of main.py that cannot be, or not together."""
+    require_numbers(config)
+    require_seed(config.random_seed)
+    refuse_contradictions(config)
+    refuse_tricks(config)
+    refuse_teachers(config)
+    refuse_backbone(config)
+    config.task_weights_by_name()
+
+
+def require_numbers(config):
+    """UserError for a number out of its range."""
+    counts = "batch_size gradient_accumulation_steps eval_batch_size log_steps ddp_timeout shuffle_buffer"
+    require_range(config, 1, counts)
+    # so many that building or running them would not end
+    require_range(config, 1, "num_layers pgd_steps freelb_steps dropout_samples", high=1000)
+    require_range(config, 0, "shared_layers num_workers", high=1000)
+    require_range(config, 1, "hidden_size", high=2**17)
+    require_range(config, 1, "vocab_size", high=2**24)
+    require_range(config, 0, "warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps")
+    require_range(config, 0, "fgm_eps pgd_alpha freelb_alpha awp_gamma smart_weight")
+    require_range(config, 0, "rdrop_alpha focal_gamma unfreeze_layers keep_layers lora_rank lora_alpha")
+    require_range(config, 8, "max_length", high=2**20)
+    require_range(config, -1, "freeze_layers epochs")  # -1: all, auto
+    require_range(config, 0, "unlabelled_ratio")
+    shares = "teacher_weight dropout lora_dropout lrf label_smoothing ema_decay awp_start swa_start layer_decay"
+    for name in shares.split():
+        if not 0 <= (getattr(config, name) or 0) <= 1:
+            raise UserError(f"--{name}={getattr(config, name)} must lie between 0 and 1")
+    for name in ("lr", "head_lr"):
+        if getattr(config, name) is not None and not 0 < getattr(config, name) < 1:
+            raise UserError(f"--{name}={getattr(config, name)} must lie between 0 and 1")
+
+
+def refuse_teachers(config):
+    """UserError for options of teachers that cannot be."""
+    require_range(config, 0.01, "temperature", high=1000)
+    if config.unlabelled and not config.teacher.strip(", "):
+        raise UserError("--unlabelled: texts without labels are learnt from a --teacher; name one")
+    if config.unlabelled and config.streaming:
+        raise UserError("--unlabelled is read into memory; leave out --streaming")
+    if config.unlabelled and not config.teacher_weight:
+        raise UserError("--teacher_weight=0 learns nothing from --unlabelled; raise it")
+
+
+def task_weights_by_name(text):
+    """'intent=1,slots=2' -> {'intent': 1.0, 'slots': 2.0}"""
+    try:
+        pairs = [part.rsplit("=", 1) for part in text.split(",") if part.strip()]
+        weights = {name.strip(): float(value) for name, value in pairs}
+    except ValueError:
+        raise UserError(f"--task_weights={text!r} must look like 'intent=1,slots=2'") from None
+    if not all(0 <= weight < float("inf") for weight in weights.values()):
+        raise UserError(f"--task_weights={text!r}: weights must be finite and not negative")
+    return weights
+
+
+def refuse_backbone(config):
+    """UserError for options of the encoder and of its adapter that exclude each other."""
+    pretrained = config.encoder == "transformer" and (config.pretrain_model_path or not config.do_train)
+    if config.lora_rank and not pretrained:
+        raise UserError("--lora_rank adapts a pretrained encoder: it needs --pretrain_model_path")
+    if config.keep_layers and (config.lora_rank or not pretrained):
+        raise UserError("--keep_layers is for a pretrained encoder that trains itself, without --lora_rank")
+    if config.lora_rank and config.special_tokens:
+        added = "--special_tokens adds word vectors, which --lora_rank would neither train nor save"
+        raise UserError(f"{added}; drop one of them")
+    if config.lora_rank and (config.freeze_layers or config.unfreeze_layers):
+        raise UserError("--lora_rank freezes the encoder by itself; leave out --freeze_layers and --unfreeze_layers")
+    if config.load_dtype == "bf16" and not config.lora_rank and config.freeze_layers != -1:
+        raise UserError("--load_dtype=bf16 is for weights that do not train: add --lora_rank or --freeze_layers all")
+    if config.load_dtype == "bf16" and not pretrained:
+        raise UserError("--load_dtype=bf16 is for pretrained weights: it needs --pretrain_model_path")
+    if config.load_dtype == "bf16" and config.use_smart:
+        fine = "--load_dtype=bf16 does not resolve the small noise of --use_smart"
+        raise UserError(f"{fine}; take fp32, or --use_freelb")
+    if config.gradient_checkpointing and config.encoder == "bilstm":
+        raise UserError("--gradient_checkpointing: a BiLSTM has none; leave it out")
+
+
+def refuse_tricks(config):
+    """UserError for options of training tricks that exclude each other, or leave one without effect."""
+    adversaries = ("use_fgm", "use_pgd", "use_freelb", "use_awp", "use_smart")
+    adversaries = [f"--{name}" for name in adversaries if getattr(config, name)]
+    pretrained = config.pretrain_model_path and config.encoder == "transformer"
+    if len(adversaries) > 1:
+        raise UserError(f"{' and '.join(adversaries)} are each an adversary; choose one")
+    averages = [f"--{name}" for name in ("use_ema", "use_swa", "use_soup") if getattr(config, name)]
+    if len(averages) > 1:
+        raise UserError(f"{' and '.join(averages)} each replace the weights that are scored; choose one")
+    if config.use_ema and config.ema_decay == 1:
+        raise UserError("--ema_decay=1 would never move; it must be below 1")
+    if config.use_swa and 0 < config.epochs < math.floor(config.swa_start * config.epochs) + 2:
+        fewer = f"--use_swa would average fewer than two of {config.epochs} epochs"
+        raise UserError(f"{fewer}; lower --swa_start={config.swa_start:g}")
+    if config.use_awp and 0 < config.epochs <= math.ceil(config.awp_start * config.epochs - 1e-9):
+        raise UserError(f"--awp_start={config.awp_start:g} leaves none of {config.epochs} epochs for AWP")
+    if config.unfreeze_layers and config.compile:
+        raise UserError("--unfreeze_layers trains other layers in each epoch: --compile would compile anew; drop one")
+    if config.unfreeze_layers and config.epochs == 1:
+        raise UserError("--unfreeze_layers trains the heads alone in the first epoch; --epochs=1 has no second")
+    if config.layer_decay == 0:
+        raise UserError("--layer_decay=0 would stop all layers but the last; see --freeze_layers")
+    if (config.layer_decay < 1 or config.unfreeze_layers) and (not pretrained or config.freeze_layers == -1):
+        needed = "need --pretrain_model_path, and layers that are trained"
+        raise UserError(f"--layer_decay and --unfreeze_layers spare pretrained layers: they {needed}")
+    if (config.freeze_layers or config.unfreeze_layers or config.lora_rank) and (config.use_fgm or config.use_pgd):
+        frozen = "--freeze_layers, --unfreeze_layers and --lora_rank freeze them; try --use_freelb"
+        raise UserError(f"--use_fgm and --use_pgd need the gradient of the word embeddings, but {frozen}")
+
+
+def refuse_contradictions(config):
+    """UserError for options that exclude each other."""
+    if config.debug and is_launched():
+        raise UserError("--debug works in a single process; start it without torchrun")
+    if config.warmup_epochs is not None and config.warmup_epochs > config.epochs > 0:
+        longer = f"--warmup_epochs={config.warmup_epochs:g} is longer than --epochs={config.epochs}"
+        raise UserError(f"{longer}: the rate would never reach its peak")
+    if config.encoder == "bilstm" and config.hidden_size % 2:
+        raise UserError(f"--hidden_size={config.hidden_size} must be even: each direction of a BiLSTM has half of it")
+    if config.encoder == "transformer" and not config.pretrain_model_path and config.hidden_size % 32:
+        raise UserError(f"--hidden_size={config.hidden_size} must be a multiple of 32, the size of an attention head")
+    if config.pooling not in ("auto", "first") and config.encoder == "bilstm":
+        raise UserError(f"--pooling={config.pooling}: a BiLSTM classifies from its two last states; leave it at auto")
+    if config.window_stride is not None and not -1 <= config.window_stride <= config.max_length // 2:
+        raise UserError(f"--window_stride={config.window_stride} must be at most half of --max_length, or -1")
+    if config.predict_output and Path(config.predict_output).suffix not in (".csv", ".jsonl"):
+        raise UserError(f"--predict_output={config.predict_output} must end in .csv or .jsonl")
+    refuse_shards(config)
+    if os.sep in config.model_version or config.model_version in (".", ".."):
+        name = f"--model_version={config.model_version}"
+        raise UserError(f"{name} must be a plain name; --output_dir says where runs are kept")
+
+
+def parse_shard(text):
+    """'3/16' -> (3, 16); nothing -> (1, 1). UserError for anything else."""
+    number, slash, shards = (text or "1/1").partition("/")
+    if not (slash and number.isascii() and number.isdigit() and shards.isascii() and shards.isdigit()):
+        raise UserError(f"--shard={text} must look like 3/16, the third of sixteen")
+    if not 1 <= int(number) <= int(shards):
+        raise UserError(f"--shard={text}: shards are numbered from 1 to {int(shards)}")
+    return int(number), int(shards)
+
+
+def refuse_shards(config):
+    """UserError for options of labelling that cannot be, or have no effect."""
+    parse_shard(config.shard)
+    if config.shard and (config.do_train or config.do_eval or not config.do_predict):
+        raise UserError(
+            f"--shard={config.shard} labels a part of the rows: it needs --do_predict, and nothing beside it"
+        )
+    if config.spreadsheet_safe and config.predict_output.endswith(".jsonl"):
+        raise UserError("--spreadsheet_safe is for a .csv; no spreadsheet runs cells of a .jsonl, leave it out")
+
+
+def unused_options(config, kinds):
+    """A line for each option that has no effect, or leaves another one without. kinds: the types of the tasks."""
+    unused = options_without_switch(config)
+    if config.class_weights != "none" or config.label_smoothing or config.focal_gamma:
+        imbalance = "--class_weights, --label_smoothing and --focal_gamma have no effect on"
+        if config.use_crf and "tagging" in kinds:
+            unused.append(f"{imbalance} tagging with a CRF (--no_use_crf: without)")
+        if any(map(has_spans, kinds)):
+            unused.append(f"{imbalance} spans")
+    if config.pooling != "auto" and all(map(needs_words, kinds)):
+        unused.append(f"--pooling={config.pooling} has no effect: all tasks are tagging")
+    if config.word_pooling != "auto" and not any(map(needs_words, kinds)):
+        unused.append(f"--word_pooling={config.word_pooling} has no effect: none of the tasks is tagging")
+    return unused

@@ -1,0 +1,163 @@
+"""Tags of words: schemes such as BIO and BIOES, and what may follow what in them."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from engine.errors import UserError
+from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
+
+PARTS_OF_A_ROW = ("id", "text", "tokens", "text_pair", "extras", "kept")
+IGNORE = -100  # what a label is where there is none: torch's ignore_index
+
+
+STATISTICS = {"mean": float, "std": Range(1e-300, 1e300)}
+TASK = {
+    "type": str,
+    "labels": [str],
+    Optional("kind"): str,
+    Optional("counts"): [Range(0)],
+    Optional("rows"): Range(0),
+    Optional("unit"): AnyOf("word", "character", "character+blank"),
+    Optional("pairs"): AnyOf(bool, None),
+    Optional("extras"): {str: STATISTICS},
+}
+
+
+def read_tasks(path: str | Path) -> dict[str, dict]:
+    """labels.json of a processed folder or a checkpoint: {task: {"type", "labels", …}}. UserError if it has another
+    form."""
+    try:
+        tasks = read_json(path, {str: TASK})
+        for name, task in tasks.items():
+            if not task["labels"]:  # numbers
+                read_json(path, {name: STATISTICS})
+            elif "" in task["labels"]:
+                raise SchemaError(f"{path}: {name}.labels has an empty label")
+            elif len(task.get("counts", task["labels"])) != len(task["labels"]):
+                raise SchemaError(f"{path}: {name}.counts has another length than {name}.labels")
+            if needs_words(task["type"]):
+                task.setdefault("unit", "word")
+    except SchemaError as error:
+        raise UserError(f"{error}; make it again, or take one that is whole") from None
+    if not tasks:
+        raise UserError(f"{path}: names no task")
+    require_distinct(path, tasks)
+    return tasks
+
+
+def require_distinct(path: str | Path, names: Iterable[str]) -> None:
+    """UserError if predictions would have two columns of one name, or a task has the name of a part of a row."""
+    owners = dict.fromkeys(PARTS_OF_A_ROW, "the row itself")
+    for name in names:
+        for column in (name, f"{name}_tags", f"{name}_probability"):
+            if column in owners:
+                both = f"the column {column!r} would be that of {name!r} and of {owners[column]!r}"
+                raise UserError(f"{path}: {both}; rename the column of the label")
+            owners[column] = name
+
+
+def is_tagging(kind):
+    """Whether a task of this type has one label a word. Types of your own end in "tagging" then."""
+    return kind.endswith("tagging")
+
+
+def kind_of(task):
+    """What a task's labels look like: its type, or for one of the user's own the kind that it names."""
+    return task.get("kind", task["type"])
+
+
+def has_spans(kind):
+    """Whether the labels of a task of this type are spans of words, which may overlap. Types of your own end in "spans"
+    then."""
+    return kind.endswith("spans")
+
+
+def needs_words(kind):
+    """Whether a task of this type needs a text cut into tokens."""
+    return is_tagging(kind) or has_spans(kind)
+
+
+class TagFacts:
+    """What many lists of tags tell of their scheme; those of several blocks of rows can be merged."""
+
+    def __init__(self):
+        self.tags, self.i_starts, self.b_starts = set(), False, False
+
+    def add(self, tags):
+        """Notes which tags there are, and whether entities begin with I-, and with B-, after none of their type."""
+        self.tags.update(tags)
+        before = "O"
+        for tag in tags:
+            if tag != "O" and (before == "O" or before[2:] != tag[2:]):
+                if tag[0] == "I":
+                    self.i_starts = True
+                elif tag[0] == "B":
+                    self.b_starts = True
+            before = tag
+
+    def merge(self, other):
+        self.tags |= other.tags
+        self.i_starts |= other.i_starts
+        self.b_starts |= other.b_starts
+
+    @property
+    def scheme(self):
+        """See find_scheme."""
+        letters = {tag[0] if re.match(r"[BIESMLU]-.", tag) else "" for tag in self.tags - {"O"}}
+        if not letters or "" in letters:
+            return None
+        if letters & {"L", "U"}:
+            return "bilou"
+        if "M" in letters:
+            return "bmes"
+        if letters & {"E", "S"}:
+            return "bioes"
+        return "iob1" if self.i_starts and not self.b_starts else "bio"
+
+
+def find_scheme(tag_lists):
+    """ "bio", "iob1", "bioes", "bmes" or "bilou"; None if the tags are no entities (parts of speech, say).
+
+    IOB1 writes B- only where an entity follows one of its own type directly (Ramshaw and Marcus, 1995).
+    """
+    facts = TagFacts()
+    for tags in tag_lists:
+        facts.add(tags)
+    return facts.scheme
+
+
+def entities_in(tags):
+    """[(type, first token, last token)] of a list of tags, as seqeval's get_entities reads them.
+
+    Here in a form that needs no scikit-learn and skips what lies outside.
+    """
+    found, before, kind_before, begin = [], "O", "_", 0
+    for i, chunk in enumerate([*tags, "O"]):
+        if chunk == before == "O":
+            kind_before = "_"
+            continue
+        tag, kind = chunk[0], chunk[1:].split("-", 1)[-1] or "_"
+        another = kind != kind_before
+        if before in "ES" or (before in "BI" and tag in "BSO") or (another and before not in "O."):
+            found.append((kind_before, begin, i - 1))
+        if tag in "BS" or (tag in "EI" and before in "ESO") or (another and tag not in "O."):
+            begin = i
+        before, kind_before = tag, kind
+    return found
+
+
+def may_follow(before, tag, bioes):
+    """Whether `tag` may come after `before`; "O" stands for the ends of a text.
+
+    BIO: an I- continues a B- or I- of its type. BIOES (BMES): besides, an entity that is open must be closed by an E-.
+    """
+    is_open = before[:2] in ("B-", "I-", "M-")
+    if tag[:2] in ("I-", "E-", "M-"):
+        return is_open and before[2:] == tag[2:]
+    return not (bioes and is_open)
+
+
+def illegal_tags(tags):
+    """Positions of tags that break BIO or BIOES: an I-, E- or M- that continues nothing of its own type."""
+    return [i for i, (before, tag) in enumerate(zip(["O", *tags], tags)) if not may_follow(before, tag, bioes=False)]

@@ -1,0 +1,384 @@
+"""Checkpoints: folders that are complete or absent, never half; nothing in them that a load could execute.
+
+Tensors are safetensors, everything else JSON. A folder is written beside its place, synced, sealed with a manifest of
+SHA-256 sums, and renamed; a thread does it, from a copy, while training goes on. `best` holds what prediction needs;
+`step_N` also what the next training step depends on.
+Edit here when you want to keep more or other checkpoints.
+"""
+
+import copy
+import json
+import logging
+import random
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from engine.errors import UserError
+from engine.model import lora
+from engine.run import distributed
+from engine.run.command_line import first_line
+from engine.run.files import clean_temporaries, replace_folder, sync, verify, write_json
+from engine.schema import AnyOf, Number, Optional, Range, SchemaError, like, mismatch, read_json
+from engine.task.tags import read_tasks
+
+logger = logging.getLogger("template")
+KEEP = 2  # checkpoints to resume from, beside the best; one more while training
+
+
+def step_folders(root):
+    """The checkpoints to resume from, newest first."""
+    found = [path for path in root.glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
+    return sorted(found, key=lambda path: -int(path.name[5:]))
+
+
+def rotate(root):
+    for path in step_folders(root)[KEEP:]:
+        shutil.rmtree(path)
+
+
+# ---- what is in them -------------------------------------------------------------------------------------------------
+
+
+class Writer:
+    """Writes checkpoints below `root`, one after another, in a thread: `save` returns once it has copied them.
+
+    At most two are on their way. One that fails raises its UserError at a later `save`, or at `wait`. `with writer:`
+    waits at its end.
+    """
+
+    def __init__(self, root, tokenizer, tasks, config):
+        self.root, self.tokenizer, self.tasks, self.config = root, copy.deepcopy(tokenizer), tasks, config
+        self.thread, self.pending = ThreadPoolExecutor(1), []
+
+    def save(self, name, model, training=None, log=None):
+        """training: (tensors, values) of `training_state`, for a checkpoint that can be resumed.
+        log: a file whose lines must be on the disk before it is."""
+        self.wait(leave=1)
+        encoder, base = model.encoder, lora.base_of(model)
+        merge = base and self.config.merge_lora and not training
+        weights = snapshot(lora.merged_tensors(model) if merge else lora.kept_tensors(model))
+        tensors, values = (snapshot(training[0]), copy.deepcopy(training[1])) if training else (None, None)
+
+        def fill(temporary):
+            save_file(weights, temporary / "model.safetensors")
+            self.tokenizer.save_pretrained(temporary)
+            if hasattr(encoder, "config"):
+                encoder.config.save_pretrained(temporary)
+            if base and not merge:
+                write_json(temporary / lora.BASE_FILE, base)
+            write_json(temporary / "labels.json", self.tasks)
+            # how often a run was killed says nothing of its model: `best` is the same to the byte
+            write_json(temporary / "args.json", self.config.kept() | {"resume": False, "force_resume": False})
+            if training:
+                save_file(tensors, temporary / "training.safetensors")
+                write_json(temporary / "training.json", values)
+
+        def write():
+            if training:
+                rotate(
+                    self.root
+                )  # before, not after: the file cache can reuse these pages; new ones may cost more than all the rest
+            if log and log.exists():
+                sync(log)
+            replace_folder(self.root / name, fill)
+
+        self.pending.append(self.thread.submit(write))
+
+    def wait(self, leave=0):
+        """Until all but the last `leave` are whole on the disk."""
+        while len(self.pending) > leave:
+            self.pending.pop(0).result()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        errors = [error for error in (write.exception() for write in self.pending) if error]  # waits for all of them
+        self.pending = []
+        for error in errors:
+            logger.error(error)
+        if errors and kind is None:
+            raise errors[0]
+        if distributed.is_first():
+            rotate(self.root)
+
+
+def snapshot(tensors):
+    """Copies on the host, which training no longer changes."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def newest_whole(root):
+    """(the newest checkpoint to resume from that is whole, or None; those that are newer and damaged)."""
+    clean_temporaries(root)
+    damaged = []
+    for folder in step_folders(root):
+        reason = verify(folder)
+        if reason is None:
+            return folder, damaged
+        logger.warning(f"{folder} is damaged ({reason}); trying the one before")
+        damaged.append(folder)
+    return None, damaged
+
+
+def go_back_to(num_bytes, log, damaged):
+    """Cuts a log to what it was at a checkpoint, and removes the damaged ones after it, which would count among those
+    that are kept."""
+    with open(log, "ab") as file:
+        if file.tell() < num_bytes:
+            logger.warning(f"{log} is shorter than it was; the lines that are missing stay so")
+        file.truncate(min(file.tell(), num_bytes))
+    for path in damaged:
+        shutil.rmtree(path)
+
+
+def require_whole(folder):
+    """UserError if a checkpoint is damaged, which names those beside it that are whole."""
+    reason = verify(folder)
+    if reason is None:
+        return
+    whole = [
+        path for path in (folder.parent / "best", *step_folders(folder.parent)) if path != folder and not verify(path)
+    ]
+    if not whole:
+        raise UserError(f"{folder}: damaged checkpoint, {reason}, and none beside it is whole; train again")
+    weights = weights_sum(folder)
+    same = [path for path in whole if weights and weights_sum(path) == weights]
+    listed = ", ".join(path.name + (" (the very same weights)" if path in same else "") for path in whole)
+    chosen = (same or whole)[0]
+    raise UserError(
+        f"{folder}: damaged checkpoint, {reason}; whole beside it: {listed}. To use one: --checkpoint {chosen}"
+    )
+
+
+def weights_sum(folder):
+    """SHA-256 of a checkpoint's weights as its manifest has it; None if that cannot be read."""
+    with suppress(OSError, ValueError, AttributeError):
+        return json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("model.safetensors")
+
+
+def load_weights(model, folder):
+    """Every tensor by name and shape, or a UserError that says what differs."""
+    try:
+        tensors, own = load_file(folder / "model.safetensors"), lora.kept_tensors(model)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{folder}: model.safetensors cannot be read ({first_line(error)})") from None
+    base, own_base = lora.read_base(folder), lora.base_of(model)
+    if base and own_base:
+        lora.require_same_base(folder, base, own_base["sha256"], own_base["name"])
+    elif own_base and any(name.startswith("encoder.") for name in tensors):  # merged
+        own, tensors = model.state_dict(), lora.split_merged(model, tensors)
+    wrong = sorted(set(tensors) ^ set(own)) or [name for name in own if own[name].shape != tensors[name].shape]
+    if wrong:
+        raise UserError(
+            f"{folder}: holds another model: {len(wrong)} tensors differ, such as {wrong[0]} "
+            f"({shape_of(tensors, wrong[0])} there, {shape_of(own, wrong[0])} here)"
+        )
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():  # a buffer may hold an infinite constant
+        if torch.isnan(tensor).any() or (name in parameters and not torch.isfinite(tensor).all()):
+            raise UserError(f"{folder}: the weights {name} are not finite; train again, or use another one")
+    model.load_state_dict(tensors, strict=own_base is None)  # what a base holds is not in a checkpoint
+
+
+def require_labels(folder, tasks):
+    """UserError if a checkpoint was trained with other tasks or labels than these."""
+    theirs = read_tasks(folder / "labels.json")
+    for name in sorted(theirs.keys() | tasks.keys()):
+        old, new = (side.get(name, {}).get("labels", []) for side in (theirs, tasks))
+        if old != new:
+            differ = sorted(set(old) ^ set(new)) or ["their order"]
+            raise UserError(
+                f"{folder}: the labels of {name!r} have changed since ({', '.join(differ[:8])}); train a new "
+                "--model_version"
+            )
+
+
+def shape_of(tensors, name):
+    return tuple(tensors[name].shape) if name in tensors else "absent"
+
+
+def training_state(optimizer, scheduler, scaler, tricks, progress, device):
+    """(tensors, JSON values): all that the next step depends on beside the weights. progress: a dict of the trainer's.
+
+    Any optimizer and scheduler of torch's kind will do, if what it remembers is tensors, numbers and strings.
+    """
+    tensors, numbers = {}, {}  # the optimizer's state: tensors, and what else it remembers of each parameter
+    for number, slots in optimizer.state_dict()["state"].items():
+        for name, value in slots.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer.{number}.{name}"] = value
+            else:
+                numbers.setdefault(str(number), {})[name] = value
+    tensors |= {f"tricks.{name}": tensor for name, tensor in tricks.state_dict().items()}
+    own_tensors, own_values = random_states(device)
+    _, *others = distributed.gather((own_tensors, own_values, progress["sums"]))
+    for number, (states, _, _) in enumerate(others, 1):
+        tensors |= {f"process_{number}.{name}": state for name, state in states.items()}
+    tensors |= own_tensors
+    values = {
+        "optimizer": [
+            {name: as_json(value) for name, value in group.items()} for group in optimizer.state_dict()["param_groups"]
+        ],
+        "optimizer_state": numbers,
+        "scheduler": {name: as_json(value) for name, value in scheduler.state_dict().items()},
+        "scaler": scaler.state_dict(),
+        **own_values,
+        "other_processes": [{**states, "sums": sums} for _, states, sums in others],
+        "progress": progress,
+        "environment": environment(device),
+    }
+    try:
+        json.dumps(values)
+    except TypeError as error:
+        raise UserError(
+            f"{type(optimizer).__name__} or {type(scheduler).__name__} remembers what a checkpoint cannot hold "
+            f"({error}); "
+            "only tensors, numbers, strings, and lists and dicts of them can be saved"
+        ) from None
+    return tensors, values
+
+
+def random_states(device):
+    """(tensors, JSON values) of all that is random in this process."""
+    tensors = {"random.torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
+    name, keys, *rest = np.random.get_state()
+    return tensors, {"random_python": random.getstate(), "random_numpy": [name, keys.tolist(), *rest]}
+
+
+def set_random_states(tensors, values, device):
+    version, internal, gauss = values["random_python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = values["random_numpy"]
+    np.random.set_state((name, np.array(keys, np.uint32), *rest))
+    torch.set_rng_state(tensors["random.torch"])
+    if device.type == "cuda" and "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"], device)
+
+
+def as_json(value):
+    """Tensors, also in lists, as the numbers or lists that JSON can hold; all else as it is."""
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    return value.tolist() if isinstance(value, torch.Tensor) else value
+
+
+def as_before(value, now):
+    """What JSON gave back, as the type that the object has now: JSON has neither tuples nor tensors."""
+    if isinstance(now, torch.Tensor):
+        return torch.tensor(value, dtype=now.dtype, device=now.device)
+    if isinstance(now, list | tuple) and len(now) == len(value):
+        return type(now)(as_before(*pair) for pair in zip(value, now))
+    return value
+
+
+def environment(device):
+    """What equal bytes depend on beside the run itself; a resumed run tells if it has changed."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    processes = distributed.size()
+    return {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads(), "processes": processes}
+
+
+RANDOM = {
+    "random_python": (int, [Range(0, 2**32)], AnyOf(None, float)),
+    "random_numpy": (str, [Range(0, 2**32)], int, int, float),
+}
+STATE = RANDOM | {  # of training.json
+    "optimizer": [{str: object}],  # see `updated`
+    Optional("optimizer_state"): {str: {str: AnyOf(float, bool, None, str, [object])}},
+    "scheduler": {str: object},
+    "scaler": {str: object},
+    Optional("other_processes"): [RANDOM | {"sums": {str: Number}}],
+    "progress": {str: object},  # see Progress.load
+    "environment": {str: object},
+}
+
+
+def restore_training(folder: Path, *state: Any) -> tuple[dict, int]:
+    """Puts back what `training_state` gave. -> (progress, how many processes there were)
+
+    state: optimizer, scheduler, scaler, tricks and device. UserError for values that this version did not write.
+    """
+    try:
+        return restore_values(folder, *state)
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, UserError):
+            raise
+        if isinstance(error, SchemaError):
+            raise UserError(f"{error}; the checkpoint is damaged, remove it") from None
+        wrong = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(
+            f"{folder}: training.json or training.safetensors holds what no run wrote ({wrong}); remove that checkpoint"
+        ) from None
+
+
+def restore_values(folder, optimizer, scheduler, scaler, tricks, device):
+    tensors = load_file(folder / "training.safetensors")
+    values = read_json(folder / "training.json", STATE)
+    for name, now in environment(device).items():
+        if (before := values["environment"].get(name, now)) != now:
+            differ = "its bytes may differ from those of a run that was never stopped"
+            logger.warning(f"{name} was {before}, is {now}: the run goes on, but {differ}")
+    state = {int(number): dict(slots) for number, slots in values.get("optimizer_state", {}).items()}
+    averages = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimizer":
+            number, slot = rest.split(".")
+            state.setdefault(int(number), {})[slot] = tensor
+        elif kind == "tricks":
+            averages[rest] = tensor
+    try:
+        pairs = zip(optimizer.state_dict()["param_groups"], values["optimizer"], strict=True)
+        groups = [updated(now, before, switches=(type(None), bool)) for now, before in pairs]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        scheduler.load_state_dict(updated(scheduler.state_dict(), values["scheduler"]))
+        tricks.load_state_dict(averages)
+    except (ValueError, KeyError) as error:  # with --force_resume the options may have changed
+        raise UserError(
+            f"{folder}: was made with other options that this run cannot go on from ({first_line(error)})"
+        ) from None
+    scaler.load_state_dict(values["scaler"])
+    return restore_process(tensors, values, device)
+
+
+def updated(now: dict, before: dict, switches: tuple = ()) -> dict:
+    """What an object remembers now, with what a checkpoint says of it. ValueError for what it cannot remember.
+
+    switches: types of values that stay as they are now: on another device an optimizer has other ones.
+    """
+    kept = {name: as_json(value) for name, value in now.items() if not isinstance(value, switches)}
+    if wrong := mismatch(before, like(kept)):
+        raise ValueError(wrong)
+    return now | {name: as_before(before[name], now[name]) for name in kept if name in before}
+
+
+def restore_process(tensors, values, device):
+    """What a process has of its own, its random states and its share of the losses. -> (progress, processes before)
+
+    If their number has changed, those that are new begin with other random numbers, and process 0 takes all losses.
+    """
+    progress, others, rank = values["progress"], values.get("other_processes", []), distributed.rank()
+    if rank <= len(others):
+        prefix = f"process_{rank}." if rank else ""
+        states = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        set_random_states(states, others[rank - 1] if rank else values, device)
+    else:
+        torch.manual_seed(torch.initial_seed() + rank)
+    if len(others) + 1 == distributed.size():
+        progress["sums"] = others[rank - 1]["sums"] if rank else progress["sums"]
+    else:
+        shares = [progress["sums"], *(other["sums"] for other in others)]
+        progress["sums"] = {name: 0.0 if rank else sum(share[name] for share in shares) for name in progress["sums"]}
+    return progress, len(others) + 1

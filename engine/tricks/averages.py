@@ -1,0 +1,153 @@
+"""Averages of the weights, each a trick (engine/tricks/trick.py) beside its formula and paper: EMA, SWA, a model soup.
+
+Dev is scored with the average, and the best checkpoint holds it; training goes on without.
+"""
+
+import logging
+import math
+from contextlib import contextmanager
+
+import torch
+
+from engine.train.optimization import ema_decay_of, steps_per_epoch
+from engine.tricks.trick import Trick
+
+logger = logging.getLogger("template")
+
+
+class Average(Trick):
+    """Keeps an average of the trained weights; dev is scored with it, training goes on without."""
+
+    def __init__(self, model):
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+        # terms in the average
+        self.count = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
+
+    @torch.no_grad()
+    def update(self, share):
+        """average <- average + share * (weights - average). share: ()."""
+        for name, p in self.parameters.items():
+            self.average[name].lerp_(p, share.to(p.dtype))
+
+    def swap_weights(self):
+        return self.given(self.average if self.count > 0 else {})
+
+    @contextmanager
+    def given(self, weights):
+        """The model has these weights, {name: tensor}, and then its own again."""
+        swapped = [(self.parameters[name], weight) for name, weight in weights.items()]
+        own = [p.data for p, _ in swapped]
+        for p, weight in swapped:
+            p.data = weight
+        try:
+            yield
+        finally:
+            for (p, _), data in zip(swapped, own):
+                p.data = data
+
+    def state_dict(self):
+        return {"count": self.count} | {f"average.{name}": average for name, average in self.average.items()}
+
+    def load_state_dict(self, tensors):
+        self.count.copy_(tensors["count"])
+        for name, average in self.average.items():
+            average.copy_(tensors[f"average.{name}"])
+
+
+class EMA(Average):
+    """Exponential moving average: a <- beta * a + (1 - beta) * w after each step, divided by 1 - beta^t as Adam does it
+    with its moments: a_t = sum of beta^(t-i) * w_i / sum of beta^(t-i). So it never contains the weights from before
+    the first step.
+
+    decay: beta; None: by the number of steps, see `ema_decay_of`.
+    Polyak and Juditsky, 1992; Kingma and Ba, 2015 (arXiv:1412.6980), section 7.2.
+    """
+
+    switch, options = "use_ema", ("ema_decay",)
+
+    def __init__(self, model, decay=None):
+        super().__init__(model)
+        self.decay = decay
+
+    def begin(self, train_loader, config):
+        if self.decay is None:
+            steps = config.epochs * steps_per_epoch(len(train_loader), config)
+            self.decay = config.ema_decay = ema_decay_of(steps)  # kept to when the run goes on, be it for longer
+            logger.info(f"--ema_decay auto: {self.decay:.4f} for {steps} steps")
+
+    def after_step(self, finite):
+        self.count += finite
+        share = (1 - self.decay) / (1 - self.decay ** self.count.clamp(min=1))
+        self.update(torch.where(finite, share, 0.0))
+
+
+class SWA(Average):
+    """Stochastic weight averaging: a <- (n * a + w) / (n + 1) at the end of each epoch of the tail, where the rate
+    stays constant (see `build_scheduler`). Izmailov et al., 2018 (arXiv:1803.05407)."""
+
+    @classmethod
+    def build(cls, model, config):
+        return cls(model, config.swa_start * config.epochs) if config.use_swa else None
+
+    def __init__(self, model, start=0):
+        super().__init__(model)
+        self.start, self.last = start, -1
+
+    def start_epoch(self):
+        return math.floor(self.start)
+
+    def after_epoch(self, epoch):
+        if epoch + 1 > self.start and epoch > self.last:
+            self.count, self.last = self.count + 1, epoch
+            self.update(1 / self.count)
+
+    def state_dict(self):
+        return super().state_dict() | {"last": torch.tensor(self.last)}
+
+    def load_state_dict(self, tensors):
+        super().load_state_dict(tensors)
+        self.last = int(tensors["last"])
+
+
+class Soup(Average):
+    """A model soup: the mean of the weights at the ends of those epochs that do not lower its score on dev.
+
+    After each epoch, whose weights are w, the best of three is kept: (n * s + w) / (n + 1), s the soup of n epochs so
+    far; w alone, the beginning of another soup; s as it was. Of equals the first of them. Costs a copy of the weights,
+    a second one while dev is scored, and two more scorings of dev an epoch.
+
+    The greedy soup of Wortsman et al., 2022 (arXiv:2203.05482), over the epochs of one run in their order: by their
+    scores, as there, all of them would have to be kept until the end.
+    """
+
+    switch = "use_soup"
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.score, self.last = math.nan, -1  # nan: worse than any number
+
+    @torch.no_grad()
+    def choose_weights(self, epoch, score, is_better):
+        if epoch <= self.last:
+            return
+        alone, share = score(), 1 / (self.count + 1)
+        mixed = {name: self.average[name].lerp(p, share.to(p.dtype)) for name, p in self.parameters.items()}
+        with self.given(mixed):
+            together = score() if self.count > 0 else alone
+        if not is_better(alone, together) and not is_better(self.score, together):
+            self.average, self.count, self.score = mixed, self.count + 1, together
+        elif is_better(alone, self.score):
+            self.average = {name: p.clone() for name, p in self.parameters.items()}
+            self.count, self.score = torch.ones_like(self.count), alone
+        self.last = epoch
+        epochs = f"{int(self.count)} epochs" if self.count > 1 else "one epoch"
+        logger.info(f"soup of {epochs}, dev {self.score:.4f} (this epoch alone {alone:.4f}, with it {together:.4f})")
+
+    def state_dict(self):
+        own = {"score": torch.tensor(self.score, dtype=torch.float64), "last": torch.tensor(self.last)}
+        return super().state_dict() | own
+
+    def load_state_dict(self, tensors):
+        super().load_state_dict(tensors)
+        self.score, self.last = float(tensors["score"]), int(tensors["last"])

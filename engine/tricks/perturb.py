@@ -1,0 +1,82 @@
+"""What adversarial and consistency training share: noise on word vectors, gradients taken aside, random states."""
+
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+
+from engine.errors import UserError
+
+
+class WordNoise:
+    """Adds noise to the word vectors that the encoder looks up, by a hook that stays; any encoder with
+    `get_input_embeddings` will do."""
+
+    def __init__(self, model):
+        encoder, self.value = model.encoder, None
+        if getattr(getattr(encoder, "config", None), "is_encoder_decoder", False):
+            encoder = encoder.get_encoder()  # BART looks words up in tables of its encoder and of its decoder
+        table = encoder.get_input_embeddings()
+        self.width = table.embedding_dim
+        self.require_lookup(model.encoder, table)
+        table.register_forward_hook(self.add)
+
+    @staticmethod
+    def require_lookup(encoder, table):
+        """UserError unless the encoder looks its words up in `table`, as (B, L, width), unlike XLNet."""
+        shapes, training, ids = [], encoder.training, torch.ones(1, 3, dtype=torch.long, device=table.weight.device)
+        hook = table.register_forward_hook(lambda table, inputs, output: shapes.append(output.shape[:2]))
+        encoder.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            encoder(input_ids=ids, attention_mask=ids)
+        encoder.train(training)
+        hook.remove()
+        if not shapes or shapes[0][0] != 1:
+            raise UserError(
+                "--use_smart and --use_freelb cannot add noise to this encoder's word vectors; try --use_fgm"
+            )
+
+    def add(self, table, inputs, output):
+        if self.value is None:
+            return output
+        longer = output.shape[1] - self.value.shape[1]  # Longformer pads its input behind the text
+        return (output + F.pad(self.value, (0, 0, 0, longer))).to(output.dtype)  # weights may be in bf16
+
+    @contextmanager
+    def added(self, value):
+        """value: (B, L, width), or None."""
+        self.value = value
+        try:
+            yield
+        finally:
+            self.value = None
+
+
+def safe_normalize(direction, length):
+    """direction / length, and 0 where the length is 0 or not finite."""
+    usable = torch.isfinite(length) & (length > 0)
+    return torch.where(usable, direction / length, 0.0)
+
+
+def norm_by_text(delta):
+    """Frobenius norm of each text's noise, (B, 1, 1)."""
+    return torch.linalg.vector_norm(delta, dim=(1, 2), keepdim=True)
+
+
+def take_gradients(model):
+    """The gradients, which the parameters then no longer have."""
+    taken = [(p, p.grad) for p in model.parameters()]
+    for p, _ in taken:
+        p.grad = None
+    return taken
+
+
+def add_gradients(taken, share=1.0):
+    for p, grad in taken:
+        if grad is not None:
+            p.grad = grad.mul_(share) if p.grad is None else p.grad.add_(grad, alpha=share)
+
+
+def require_dropout(model, why):
+    if not any(isinstance(module, torch.nn.Dropout) and module.p for module in model.modules()):
+        raise UserError(f"{why}, but nothing in this model drops out")

@@ -1,0 +1,118 @@
+"""The part of distillation that nobody edits: which teachers there are, and their answers for each step."""
+
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from engine.errors import UserError
+from engine.predict.ensemble import checkpoint_of
+from engine.run import distributed
+from engine.task.tags import kind_of, read_tasks
+from engine.train import checkpoint
+from engine.tricks.soft_targets import Places, Teacher, soft_targets
+from engine.tricks.trick import Trick
+
+
+def shared_tasks(folder, theirs, ours):
+    """The names of the tasks that a teacher can teach. UserError if there is none, or one with other labels."""
+    names = [name for name in ours if name in theirs]
+    if not names:
+        raise UserError(f"--teacher: {folder} knows none of the tasks {', '.join(ours)}, only {', '.join(theirs)}")
+    for name in names:
+        own, other = ours[name], theirs[name]
+        if kind_of(own) != kind_of(other):
+            raise UserError(f"--teacher: {name!r} is {kind_of(other)} to {folder}, but {kind_of(own)} here")
+        if bool(own.get("pairs")) != bool(other.get("pairs")):
+            theirs, here = ("pairs of texts", "single texts")[:: 1 if other.get("pairs") else -1]
+            raise UserError(f"--teacher: {folder} reads {theirs}, but here are {here}")
+        if own.get("unit") != other.get("unit"):
+            raise UserError(
+                f"--teacher: a token of {name!r} is a {other.get('unit')} to {folder}, not a {own.get('unit')}"
+            )
+        if own["labels"] != other["labels"]:
+            differ = sorted(set(own["labels"]) ^ set(other["labels"])) or ["their order"]
+            raise UserError(f"--teacher: {folder} has other labels of {name!r} ({', '.join(differ[:8])})")
+    return names
+
+
+@contextmanager
+def unchanged_random_states(device):
+    """Random numbers go on after it as if nothing had drawn any within."""
+    states = checkpoint.random_states(device)
+    try:
+        yield
+    finally:
+        checkpoint.set_random_states(*states, device)
+
+
+class TaughtBySeveral(Trick):
+    """The mean divergence of a model's answers from those of several teachers, which were asked once.
+
+    folders: runs or checkpoints; see Distillation in tricks.py.
+    """
+
+    def __init__(self, model, folders, temperature):
+        self.model, self.temperature, self.heads = model, temperature, model.output_layer.heads
+        self.of_step, self.counts, self.force, self.teachers = [], None, False, []
+        ours = {name: head.task for name, head in self.heads.items()}
+        for folder in (checkpoint_of(Path(folder)) for folder in folders):
+            theirs = read_tasks(folder / "labels.json")
+            self.teachers.append(Teacher(folder, self.heads, shared_tasks(folder, theirs, ours), temperature))
+        self.taught = [name for name in self.heads if any(name in teacher.tasks for teacher in self.teachers)]
+
+    def ask_teachers(self, data, load, batches_of, config):
+        """Has each teacher answer the texts of a training set, or reads what it answered before.
+
+        load(folder) -> (model, featurizer, its options); batches_of(examples, featurizer) -> a MyDataLoader.
+        """
+        self.places, self.force = Places(data), config.force_resume
+        device = next(self.model.parameters()).device
+        with unchanged_random_states(device):
+            for teacher in self.teachers:
+                teacher.answer(data, partial(load, teacher.folder), config.precision, device, batches_of)
+
+    def before_step(self, group):
+        self.of_step = [(batch.rows, self.targets_of(batch)) for batch in group]
+        self.counts = distributed.add_up(self.count([(step[1], batch) for step, batch in zip(self.of_step, group)]))
+
+    def targets_of(self, batch):
+        """{task: SoftTargets} of a batch on the host."""
+        return {name: soft_targets(self.teachers, name, self.heads[name], batch, self.places) for name in self.taught}
+
+    def count(self, pairs):
+        """{task: how much was taught} of [(targets, batch)]."""
+        counts = [
+            {n: self.heads[n].num_taught(t, batch.inputs) for n, t in targets.items()} for targets, batch in pairs
+        ]
+        return {name: sum(count[name] for count in counts) for name in counts[0]}
+
+    def loss_of_labels(self, losses):
+        """The part of a micro-batch's loss that is of the tasks that are taught. -> ()"""
+        weights = self.model.loss.task_weights
+        return sum(weights.get(name, 1.0) * losses[name] for name in self.taught if name in losses)
+
+    def divergence(self, logits, batch):
+        """This micro-batch's share of its group's mean divergence from the teachers, weighted as tasks are. -> ()"""
+        targets = next((targets for rows, targets in self.of_step if rows is batch.rows), None)
+        counts, total = self.counts, 0.0
+        if targets is None:  # it is none of an optimizer step
+            host = batch.to("cpu")
+            targets = self.targets_of(host)
+            counts = self.count([(targets, host)])
+        with torch.autocast(batch.inputs["input_ids"].device.type, enabled=False):
+            for name, taught in targets.items():
+                taught, count = taught.to(logits[name].device), counts[name].clamp(min=1).to(logits[name].device)
+                loss = self.heads[name].distillation(logits[name], taught, batch.inputs, self.temperature)
+                total = total + self.model.loss.task_weights.get(name, 1.0) * loss / count
+        return total
+
+    def state_dict(self):
+        """Which teachers they are: others would be another run."""
+        return {"teachers": torch.tensor([list(bytes.fromhex(teacher.sha256)) for teacher in self.teachers])}
+
+    def load_state_dict(self, tensors):
+        if not (self.force or torch.equal(tensors["teachers"], self.state_dict()["teachers"])):
+            changed = "--teacher: the teachers are not the checkpoints that they were"
+            raise UserError(f"{changed}; train a new --model_version, or add --force_resume")

@@ -1,0 +1,1 @@
+"""Checks of an edited model, for `main.py --debug`: docs/checking.md."""

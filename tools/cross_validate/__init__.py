@@ -1,0 +1,1 @@
+"""Trains and scores every fold: docs/folds.md."""

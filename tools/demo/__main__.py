@@ -1,0 +1,69 @@
+"""Labels what someone types, with the best checkpoint of a run: into a page on this machine, or in the terminal.
+
+pip install -r tools/demo/requirements.txt
+python -m tools.demo --model_version sample               # a page at http://127.0.0.1:8000
+python -m tools.demo --model_version sample --terminal    # needs no other package
+"""
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from config import Config
+from engine.errors import UserError
+from engine.run.command_line import option, run_command
+from engine.run.launch import is_launched
+from logging_config import get_logger
+
+
+@dataclass
+class DemoConfig:
+    """Options of `tools.demo`; those that main.py has as well mean the same."""
+
+    terminal: bool = option(False, "a prompt in the terminal instead of a page")
+    address: str = option("127.0.0.1:8000", "where the page is served; port 0: one that is free")
+    checkpoint: str = option("", "checkpoint folder (default: best of the run)", group="model")
+    model_version: str = option("", "the run's folder in --output_dir (default: that of the data)")
+    output_dir: str = option("output", "runs are kept here")
+    data_path: str = option(Config.data_path, "processed folder whose test part has the examples of the page")
+    pretrain_model_path: str = option("", "where the base of a LoRA adapter lies, if not where it was")
+    device: str = option("auto", "auto, cpu, cuda, cuda:0, …", group="machine")
+    precision: str = option("fp32", "autocast to half precision", choices=["auto", "fp32", "bf16", "fp16"])
+    eval_batch_size: int = option(64, "texts in a batch")
+    report_language: str = option("auto", "of the page; auto: that of the texts", choices=["auto", "en", "zh"])
+
+    def __post_init__(self):
+        if is_launched():
+            raise UserError("tools.demo answers from a single process; start it without torchrun")
+        self.for_run()  # checks them
+
+    def for_run(self) -> Config:
+        """The options of main.py with which the checkpoint is loaded."""
+        names = {field.name for field in dataclasses.fields(Config)}
+        return Config(do_predict=True, **{name: value for name, value in vars(self).items() if name in names})
+
+
+def main(config: DemoConfig) -> int:
+    """Answers until Ctrl-C."""
+    from data_loader import MyDataLoader, MyDataset
+    from engine.run.device import to_device
+    from main import load_trained
+    from tools.demo.page import listen, run_demo
+    from tools.demo.prompt import run_prompt
+    from tools.demo.typed import Examples, Labeller
+
+    get_logger()
+    listening = None if config.terminal else listen(config.address)
+    options, size = config.for_run(), config.eval_batch_size
+    best = Path(config.checkpoint or options.run_dir / "checkpoints/best")
+    trainer, featurizer = load_trained(best, options, to_device(config.device))
+    label = Labeller(trainer, lambda e: MyDataLoader(MyDataset(e, featurizer, quiet=True), size))
+    if config.terminal:
+        return run_prompt(label)
+    examples = Examples([options.data_dir, Config.load(best / "args.json").data_dir], trainer.tasks)
+    return run_demo(label, examples, listening, config.address, config.report_language)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, DemoConfig))

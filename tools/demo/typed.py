@@ -1,0 +1,180 @@
+"""Texts that someone types -> what a trained model answers, for the prompt (tools/demo/prompt.py) and the page
+(tools/demo/page.py)."""
+
+import json
+import random
+from pathlib import Path
+from threading import Lock
+
+from engine.errors import UserError
+from engine.predict.answers import distribution, marks_of
+from engine.predict.predictions import entities, entity, names_entities, prediction_row, prepare_inputs, text_and_places
+from engine.task.extras import extras_of, pairs_of
+from engine.task.tags import has_spans, is_tagging, kind_of, needs_words
+from tools.report.marked import Mark, split_crossing, tree
+
+MOST_CHARACTERS = 10_000  # of a text
+MOST_TEXTS = 64  # that are labelled together
+MOST_ROW = 1_000_000  # bytes of an example
+MOST_LABELS = 5  # of a distribution that are shown
+
+
+def as_example(given, tasks):
+    """What was typed, {"text", "text_pair"?, "extras"?: {column: number}}, or a text alone -> an example for these
+    tasks. UserError that says what is wrong with it."""
+    given = {"text": given} if isinstance(given, str) else given
+    if not isinstance(given, dict) or not isinstance(given.get("text"), str):
+        raise UserError('each text must be a string, or an object with a string "text"')
+    if unknown := sorted(given.keys() - {"text", "text_pair", "extras"}):
+        raise UserError(f"{unknown[0]!r} is not known; a text may have text, text_pair and extras")
+    if pairs_of(tasks) and not isinstance(given.get("text_pair"), str):
+        raise UserError("this model reads pairs of texts: text_pair must be a string")
+    if not isinstance(given.get("extras") or {}, dict):
+        raise UserError("extras must be an object: the number of each column")
+    if not given["text"].strip():
+        raise UserError("the text is empty")
+    example = {"id": "0", "text": given["text"]}
+    if pairs_of(tasks):
+        example["text_pair"] = given["text_pair"]
+    for text in (value for name, value in example.items() if name != "id"):
+        if len(text) > MOST_CHARACTERS:
+            raise UserError(f"the text has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read here")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError("the text holds half a character, or bytes that are not UTF-8")
+    return next(prepare_inputs([example | {"extras": given.get("extras") or {}}], tasks, "typed"))
+
+
+class Labeller:
+    """`label(texts)`: what a Trainer's model answers to texts that were typed.
+
+    load: examples -> a MyDataLoader of them. One call at a time; others wait.
+    """
+
+    def __init__(self, trainer, load):
+        self.trainer, self.tasks, self.load, self.lock = trainer, trainer.tasks, load, Lock()
+
+    def __call__(self, texts):
+        """[as `as_example` takes them] -> [{"prediction": as in predictions.jsonl, "tasks": [as `view` gives them],
+        "cut": sub-tokens that the model did not see}]. UserError for a text that cannot be read."""
+        examples = [as_example(text, self.tasks) for text in texts]
+        with self.lock:
+            loader = self.load(examples)
+            (labels, probabilities, averages), _ = self.trainer.infer(loader, "labelling", keep_averages="texts")
+        found, cut = [], marks_of(loader.dataset)[0]
+        for i, example in enumerate(examples):
+            answers = {name: (labels[name][i], probabilities[name][i]) for name in self.tasks}
+            row = prediction_row(example, answers, self.tasks)
+            row.pop("id")
+            tasks = [view(example, name, self.tasks, *answers[name], averages[name][i]) for name in self.tasks]
+            found.append({"prediction": row, "tasks": tasks, "cut": int(cut[i])})
+        return found
+
+
+def view(example, name, tasks, label, probability=None, average=None):
+    """A task's answer, or its gold label, as people look at it: {"task", "kind"} and
+
+    of words: "marked", the text in pieces: strings, and {"label", "colour", "first", "inside": pieces};
+    of numbers: "value"; of labels: "labels", [[label, probability or None, whether it was chosen]], likeliest first.
+    """
+    task = tasks[name]
+    kind = kind_of(task)
+    shown = {"task": name, "kind": kind}
+    if needs_words(task["type"]):
+        return shown | {"marked": marked(example, task, tasks, label)}
+    if isinstance(label, int | float) and not task.get("labels"):
+        return shown | {"value": label}
+    chosen = label if isinstance(label, list) else [label]
+    found = distribution(average, task.get("labels", ()), label, kind)
+    if found is None:
+        several = isinstance(probability, list) and len(probability) == len(chosen)
+        found = dict(zip(chosen, probability if several else [probability] * len(chosen)))
+    likeliest = sorted(found.items(), key=lambda item: -(item[1] or 0))
+    kept = [item for number, item in enumerate(likeliest) if number < MOST_LABELS or item[0] in chosen]
+    return shown | {"labels": [[one, p, one in chosen] for one, p in kept]}
+
+
+def marked(example, task, tasks, label):
+    """The pieces of a text with its entities, or where there are none with the tag of each word."""
+    text, places = text_and_places(example, tasks)
+    kinds = sorted({tag.partition("-")[2] or tag for tag in task.get("labels", ()) if tag != "O"})
+    if has_spans(task["type"]):
+        kinds = task.get("labels", [])
+        found = [entity(kind, places[first][0], places[last][1], text) for first, last, kind in label]
+    elif is_tagging(task["type"]) and names_entities(task):
+        found = entities(label, places, text)
+    else:
+        kinds = task["labels"]
+        found = [entity(tag, start, end, text) for tag, (start, end) in zip(label, places) if tag != "O"]
+    marks = [Mark(one["start"], one["end"], one["label"], "right") for one in found if one["start"] < one["end"]]
+    colours = {kind: number % 8 for number, kind in enumerate(kinds)}
+    return pieces(tree(text, split_crossing(marks)), colours)
+
+
+def pieces(found, colours):
+    """A tree of tools/report/marked.py as JSON."""
+    return [
+        item
+        if isinstance(item, str)
+        else {
+            "label": item[0].label,
+            "colour": colours.get(item[0].label, 0),
+            "first": item[0].first,
+            "inside": pieces(item[1], colours),
+        }
+        for item in found
+    ]
+
+
+class Examples:
+    """Rows of a test part, to try: of the first folder that has one with the model's tasks and labels.
+
+    Nothing is kept in memory: `first` reads the first rows, `any` one from somewhere in the file.
+    """
+
+    def __init__(self, folders, tasks):
+        self.tasks, self.path = tasks, next((p for p in map(Path, folders) if is_of(p, tasks)), None)
+
+    def first(self, most=8):
+        """[as `shown` gives them]"""
+        if self.path is None:
+            return []
+        with open(self.path / "test.jsonl", "rb") as file:
+            return list(filter(None, (self.shown(line) for line, _ in zip(file, range(most)))))
+
+    def any(self, random=random):
+        """A row at random, long ones more often; None if there is none that can be read here."""
+        if self.path is None:
+            return None
+        with open(self.path / "test.jsonl", "rb") as file:
+            size = file.seek(0, 2)
+            for _ in range(20):
+                place = random.randrange(size) if size else 0
+                start = max(0, place - MOST_ROW)
+                file.seek(start)
+                file.seek(start + file.read(place - start).rfind(b"\n") + 1)
+                if found := self.shown(file.readline(MOST_ROW)):
+                    return found
+        return None
+
+    def shown(self, line):
+        """A row as {"given": what one would type, "gold": [as `view` gives them]}; None if it cannot be read here."""
+        try:
+            row = json.loads(line)
+            given = {"text": text_and_places(row, self.tasks)[0]}
+            given |= {"text_pair": row["text_pair"]} if "text_pair" in row else {}
+            given |= {"extras": row["extras"]} if extras_of(self.tasks) else {}
+            as_example(given, self.tasks)
+            known = [name for name in self.tasks if row.get(name) is not None]
+            return {"given": given, "gold": [view(row, name, self.tasks, row[name]) for name in known]}
+        except (ValueError, KeyError, TypeError, AttributeError):  # a UserError is a ValueError
+            return None
+
+
+def is_of(folder, tasks):
+    """Whether a data folder has a test part, and the labels of these tasks."""
+    try:
+        there = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+        same = {n: t.get("labels") for n, t in there.items()} == {n: t.get("labels") for n, t in tasks.items()}
+        return same and (folder / "test.jsonl").is_file()
+    except (OSError, ValueError, AttributeError):
+        return False

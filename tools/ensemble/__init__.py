@@ -1,0 +1,1 @@
+"""Several trained runs as one model, and which of them are worth it: docs/ensemble.md."""

@@ -1,0 +1,204 @@
+"""Several trained runs as one model: scored on dev and test, selected on dev, and labelling texts together.
+
+    python -m tools.ensemble output/a output/b output/c
+    python -m tools.ensemble output/a output/b output/c --predict_file texts.txt --predict_output labelled.csv
+
+A RUN is a run folder (its checkpoints/best counts) or a checkpoint folder, of any encoder and tokenizer; tasks, labels
+and heads (CRF or not) must be the same. Probabilities are averaged, of a CRF the scores of paths (docs/ensemble.md).
+
+Without --predict_file: scores of each run, of all, and of those that a greedy search on dev selected, with the gain
+over the best single run. In OUTPUT_DIR/ensemble: ensemble.json with all of these; and of all runs together, with
+--select of the selected ones, eval.json, predictions.csv of the test part and report.html.
+"""
+
+import dataclasses
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from config import Config
+from engine.errors import UserError
+from engine.run.command_line import option, run_command
+from engine.run.files import sha256, write_json
+from engine.run.launch import is_launched
+from engine.run.run_folder import lock_folder
+from logging_config import get_logger
+
+logger = logging.getLogger("template")
+
+
+@dataclass
+class EnsembleConfig:
+    """Options of `tools.ensemble`; those that main.py has as well mean the same."""
+
+    runs: tuple[str, ...] = option((), "two or more: folders of runs, or of checkpoints", positional="RUN")
+    data_path: str = option("", "processed folder whose dev and test count (default: that of the first run)")
+    select: bool = option(False, "label and report with the runs selected on dev, not with all")
+    monitor: str = option("", "dev score that selects, such as slots_f1 (default: that of the first run)")
+    output_dir: str = option("output", "the ensemble's folder is made here")
+    model_version: str = option("ensemble", "its name")
+    predict_file: str = option("", "what to label: .txt (a text a line), .csv, .tsv or .jsonl", group="labelling")
+    predict_output: str = option("", ".csv or .jsonl to write (default: predictions.csv in the ensemble's folder)")
+    resume: bool = option(False, "go on with labelling where it was, or start if there is nothing")
+    force_resume: bool = option(False, "resume although checkpoints or options differ from those before")
+    spreadsheet_safe: bool = option(False, "an apostrophe before cells that a spreadsheet would run as formulas")
+    text_column: str = option("", "column of the text in --predict_file (default: found by its name)")
+    text_pair_column: str = option("", "column of the second text in --predict_file")
+    encoding: str = option("auto", "of --predict_file: auto (UTF-8, UTF-16 by its mark, GB18030 if it is Chinese), …")
+    device: str = option("auto", "auto, cpu, cuda, cuda:0, …", group="machine")
+    precision: str = option("fp32", "autocast to half precision", choices=["fp32", "bf16", "fp16"])
+    eval_batch_size: int = option(64, "texts in a batch; scores do not depend on it")
+    pretrain_model_path: str = option("", "where the base of LoRA adapters lies, if not where it was")
+    report_language: str = option("auto", "of report.html; auto: that of the texts", choices=["auto", "en", "zh"])
+
+    def __post_init__(self):
+        self.runs = tuple(self.runs)
+        if len(self.runs) < 2:
+            raise UserError("name two or more runs: one alone is evaluated by main.py --do_eval")
+        self.for_runs()  # checks them
+
+    def for_runs(self):
+        """The options of main.py with which each run is loaded and texts are labelled."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(Config) if f.name in vars(self)}
+        return Config(do_predict=bool(self.predict_file), **values)
+
+
+def main(config):
+    import metrics
+    from engine.predict.ensemble import Committee, find_runs
+    from engine.run.device import keep_freed_memory, to_device
+    from main import load_trained
+    from preprocess.sources import texts_of
+    from tools.ensemble.selection import monitor_of
+    from tools.report.compare import unique
+
+    if is_launched():
+        raise UserError("tools.ensemble loads one run after another in one process; start it without torchrun")
+    runs, device = find_runs(config.runs, unique), to_device(config.device)
+    trained = [Config.load(run.folder / "args.json") for run in runs]
+    monitor = monitor_of(config.monitor, trained[0].monitor, runs[0].tasks, metrics)
+    data_path, parts = parts_of(config, runs, trained)
+    options = dataclasses.replace(config.for_runs(), data_path=str(data_path))
+    texts = texts_of(options) if config.predict_file else None
+    folder = Path(config.output_dir) / config.model_version
+    if (folder / "args.json").exists() or (folder / "checkpoints").exists():
+        raise UserError(f"{folder} holds a run of main.py; name the ensemble's folder with --model_version")
+    keep_freed_memory(device)
+    with lock_folder(folder, "name another folder with --model_version"):
+        get_logger(folder / "train.log")
+        for run, one in zip(runs, trained):
+            if parts and one.data_dir.resolve() != data_path.resolve():
+                leak = f"if that holds texts of dev or test of {data_path}, its scores here are too good"
+                logger.warning(f"{run.name} was trained on {one.data_dir}: {leak}")
+        load = partial(load_trained, config=options, device=device)
+        committee = Committee(runs, load, loader_of, options, device, metrics)
+        if texts:
+            return label(committee, config, monitor, parts.get("dev"), texts, folder)
+        score(committee, config, monitor, parts, folder)
+        leave_report(committee, config, trained, parts, folder)
+
+
+def parts_of(config, runs, trained):
+    """(the processed folder, {"dev", "test": file}) of those that are there, or to label without dev none."""
+    from preprocess.schema import check_same_labels
+
+    data_path = Path(config.data_path) if config.data_path else trained[0].data_dir
+    is_there = config.data_path or (data_path / "labels.json").exists()
+    if config.predict_file and not config.select and not (is_there and calibrates(runs[0].tasks)):
+        return data_path, {}
+    if not is_there:
+        gone = f"{data_path}, on which {runs[0].name} was trained, is not there"
+        raise UserError(f"{gone}; name a processed folder with --data_path")
+    check_same_labels(data_path, runs[0].tasks)
+    parts = {part: data_path / f"{part}.jsonl" for part in ("dev", "test")}
+    parts = {part: path for part, path in parts.items() if path.exists()}
+    if not parts or (config.select and "dev" not in parts):
+        raise UserError(f"{data_path}: has no dev.jsonl to score and select on; name another folder with --data_path")
+    return data_path, parts
+
+
+def calibrates(tasks):
+    """Whether heads choose something on dev, such as thresholds."""
+    from model_utils import HEADS
+
+    return any(getattr(HEADS.get(task["type"]), "needs_calibration", False) for task in tasks.values())
+
+
+def loader_of(source, featurizer, batch_size, name):
+    """A MyDataLoader of a processed file, or of a list of texts to label. name: of the run that reads it"""
+    from data_loader import MyDataLoader, MyDataset
+    from engine.data.features import warn_of_cuts
+
+    data = MyDataset(source, featurizer, quiet=True)
+    if not isinstance(source, list):  # of those `label_rows` tells
+        warn_of_cuts(data, f"{name} on {source}")
+    return MyDataLoader(data, batch_size)
+
+
+def decide_on_dev(committee, config, monitor, dev_path):
+    """Fits thresholds, and with --select chooses the runs, on dev. -> what the answers then depend on"""
+    from tools.ensemble.selection import Selection
+
+    dev, members = committee.collect({"dev": dev_path})["dev"], committee.members
+    if config.select:
+        members = [member for member, _ in Selection(committee, dev, monitor).order()]
+        logger.info(f"selected on dev: {', '.join(committee.runs[member].name for member in members)}")
+    committee.decide(members, dev)
+    return {"SHA-256 of dev": sha256(dev_path)[:16]}
+
+
+def label(committee, config, monitor, dev_path, texts, folder):
+    """Labels --predict_file by the mean of all runs, or with --select of those selected on dev."""
+    from engine.predict.labelling import label_rows
+
+    depends = decide_on_dev(committee, config, monitor, dev_path) if dev_path else {}
+    if not dev_path and calibrates(committee.tasks):
+        logger.warning("there is no dev part to fit thresholds on (--data_path): they are the mean of the runs'")
+    checkpoints = [committee.runs[member].folder for member in committee.members]
+    output = config.predict_output or folder / "predictions.csv"
+    label_rows(committee, texts, committee.collect_rows, output, *checkpoints, **depends)
+
+
+def score(committee, config, monitor, parts, folder):
+    """Scores each run, all together and those selected, into the log and ensemble.json; eval.json, predictions.csv and
+    answers/ are of all together, or with --select of those selected."""
+    from engine.predict.answers import rows_of, write_rows
+    from engine.predict.predictions import prediction_rows, write_predictions
+    from tools.ensemble.selection import assess, told
+
+    tasks, metrics, given = committee.tasks, committee.metrics, committee.collect(parts)
+    result, answers = assess(committee, given, monitor)
+    for text in told(result, given, tasks, metrics):
+        logger.info(text)
+    group = "selected" if config.select else "all"
+    write_json(folder / "ensemble.json", result)
+    write_json(folder / "eval.json", {title: result[group][title] for title in given})
+    safe = config.spreadsheet_safe
+    for title, part in given.items():
+        found = answers[group][title]
+        write_rows(folder, title, rows_of(part.dataset, found, tasks, metrics))
+        if title == "test":
+            write_predictions(
+                prediction_rows(found, part.dataset, tasks, metrics.is_right), folder / "predictions.csv", safe
+            )
+
+
+def leave_report(committee, config, trained, parts, folder):
+    """report.html, from the answers that lie there already, with the courses of all runs and the options they share."""
+    from engine.predict.answers import options_of, write_about
+    from tools.report.page import show_report
+
+    homes = [run.home for run in committee.runs if run.home]
+    folds = [os.path.relpath(home, folder.resolve().parent) for home in dict.fromkeys(homes)]
+    first, *others = map(options_of, trained)
+    shared = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
+    more = dict(folds=folds, options=shared, seed=", ".join(str(one.random_seed) for one in trained))
+    write_about(folder, committee, trained[0], list(parts), committee.metrics, **more)
+    show_report(folder, config.report_language, config.spreadsheet_safe)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, EnsembleConfig))

@@ -1,0 +1,222 @@
+"""Which of several runs answer together, chosen on dev, and what that is worth, told so that nobody is fooled."""
+
+import math
+
+import numpy as np
+from tqdm import tqdm
+
+from engine.errors import UserError
+from engine.predict.answers import looks, rows_of
+from tools.report.bootstrap import SHARE, TIMES, statistics_of
+from tools.report.compare import paired
+
+MOST = 50  # members of a selection
+SHARES, SEED = 5, 20240101  # of dev, of which each is scored by what the others chose; how it is dealt out
+
+
+def select(number, score, better):
+    """Greedy forward selection with replacement (Caruana et al., Ensemble Selection from Libraries of Models, 2004).
+    -> [(member, the score with it)], of members 0 … number - 1.
+
+    The best one begins. The one with which the score is best is added, also one that is in already, which gives it more
+    weight, until none raises it; of equal ones the first is taken. score: members -> value; better: (new, old) -> bool
+    """
+    chosen = []
+    while len(chosen) < MOST:
+        members, top = [member for member, _ in chosen], None
+        for member in range(number):
+            value = score([*members, member])
+            if top is None or better(value, top[1]):
+                top = member, value
+        if chosen and not better(top[1], chosen[-1][1]):
+            break
+        chosen.append(top)
+    return chosen
+
+
+class Selection:
+    """Who of a committee answers. dev: a Part of it; monitor: the score on dev that decides."""
+
+    def __init__(self, committee, dev, monitor):
+        self.committee, self.dev, self.monitor = committee, dev, monitor
+        self.gold, self.size, self.cache = dev.gold(committee.tasks), len(dev.dataset), {}
+        self.fits = any(head.needs_calibration for head in committee.heads.values())
+
+    def labels(self, members, rows):
+        """{task: labels} for all of dev by these members, with thresholds that were fitted on these rows."""
+        key = *sorted(members), rows.tobytes() if self.fits else b""
+        if key not in self.cache:
+            self.committee.decide(members, self.dev, rows)
+            self.cache[key] = self.committee.answer(self.dev).labels
+        return self.cache[key]
+
+    def order(self, rows=None):
+        """What `select` chooses on these rows of dev, or on all. UserError if all of them have no label to score."""
+        inside, metrics = np.arange(self.size) if rows is None else rows, self.committee.metrics
+
+        def value(members):
+            sides = (self.gold, self.labels(members, inside))
+            scores = metrics.score(
+                self.committee.tasks, *({n: [v[i] for i in inside] for n, v in s.items()} for s in sides)
+            )
+            return scores.get(self.monitor, math.nan)
+
+        order = select(len(self.committee.runs), value, lambda new, old: metrics.is_better(self.monitor, new, old))
+        if rows is None and math.isnan(order[0][1]):
+            raise UserError(f"--monitor={self.monitor}: dev has no label that it could be computed from")
+        return order
+
+    def groups(self, order):
+        """{"best": the best run alone, "all", "selected"}: members of each."""
+        members = [member for member, _ in order]
+        return {"best": members[:1], "all": list(range(len(self.committee.runs))), "selected": members}
+
+    def cross_fitted(self):
+        """{group: scores} on dev, where no row had a part in what it is scored by: each share of the rows is answered
+        by the members that the others chose, with thresholds that were fitted on the others. {} for a single row."""
+        answers = {}
+        shares = np.array_split(np.random.default_rng(SEED).permutation(self.size), SHARES) if self.size > 1 else []
+        for share in tqdm(shares, desc="cross-fitting on dev", leave=False, delay=2):
+            rest = np.setdiff1d(np.arange(self.size), share)
+            for group, members in self.groups(self.order(rest)).items():
+                for name, labels in self.labels(members, rest).items():
+                    whole = answers.setdefault(group, {}).setdefault(name, [None] * self.size)
+                    for i in share:
+                        whole[i] = labels[i]
+        score = self.committee.metrics.score
+        return {group: score(self.committee.tasks, self.gold, labels) for group, labels in answers.items()}
+
+
+def monitor_of(asked, trained, tasks, metrics):
+    """The score that decides: the one that is asked for, or by which a training chose its best checkpoint, or the
+    default. UserError for one that answers alone do not give."""
+    names = [name for name in metrics.score_names(tasks) if not name.endswith("loss")]
+    if asked and asked not in names:
+        raise UserError(f"--monitor={asked} is none of the scores: {', '.join(names)}")
+    return asked or (trained if trained in names else metrics.default_monitor(tasks))
+
+
+def assess(committee, parts, monitor):
+    """(what ensemble.json holds, {group: {title: Predictions}}) from {"dev", "test": Part}, or one of them.
+
+    Groups are "all" and, if there is a dev part, "best", a run alone, and "selected".
+    """
+    names, tasks, metrics = [run.name for run in committee.runs], committee.tasks, committee.metrics
+    gold, dev = {title: part.gold(tasks) for title, part in parts.items()}, parts.get("dev")
+
+    def scores_of(predictions):
+        return {title: metrics.score(tasks, gold[title], predictions[title].labels) for title in parts}
+
+    runs = {}
+    for number, run in enumerate(committee.runs):
+        own = {title: part.predictions[number] for title, part in parts.items()}
+        runs[run.name] = {"checkpoint": str(run.folder), **scores_of(own)}
+    groups, order, crossed = {"all": list(committee.members)}, [], {}
+    if dev:
+        selection = Selection(committee, dev, monitor)
+        order, crossed = selection.order(), selection.cross_fitted()
+        groups = selection.groups(order)
+    result, answers = {"monitor": monitor, "runs": runs}, {}
+    for group, members in groups.items():
+        committee.decide(members, dev)
+        answers[group] = {title: committee.answer(part) for title, part in parts.items()}
+        result[group] = {"runs": [names[member] for member in members], **scores_of(answers[group])}
+        result[group] |= {"dev_cross_fitted": crossed[group]} if group in crossed else {}
+    if order:
+        chosen = result["selected"]["runs"]
+        result["selected"]["weights"] = {name: chosen.count(name) / len(chosen) for name in dict.fromkeys(chosen)}
+        result["selected"][f"dev_{monitor}_with_each"] = [value for _, value in order]
+    if order and "test" in parts:
+        result["gain_on_test"] = gains(
+            committee, parts["test"].dataset, {g: found["test"] for g, found in answers.items()}
+        )
+    return result, answers
+
+
+def gains(committee, data, answers):
+    """{group: {score: {"difference", "low", "high"}}} of "all" and "selected" against "best", by a paired bootstrap; {}
+    without labels. answers: {group: Predictions for a MyDataset}"""
+    tasks, metrics, groups = committee.tasks, committee.metrics, ("best", "all", "selected")
+    kinds, mains = looks(tasks, metrics), metrics.main_scores(tasks)[-len(tasks) :]
+    statistics = [statistics_of(list(rows_of(data, answers[group], tasks, metrics)), kinds) for group in groups]
+    if not statistics[0]:
+        return {}
+    cells = paired(statistics, len(data), () if metrics.all_exact(tasks) else mains)
+    keys = {"difference": "difference", "low": "difference_low", "high": "difference_high"}
+    return {
+        group: {name: {key: cell[number][told] for key, told in keys.items()} for name, cell in cells.items()}
+        for number, group in enumerate(groups[1:], 1)
+    }
+
+
+# ---- told ------------------------------------------------------------------------------------------------------------
+
+
+def table(title, rows, names):
+    """A text table. rows: {who: {name: cell}}; names: of its columns."""
+    width = max(map(len, rows))
+    widths = {name: max(len(name), *(len(cells.get(name, "–")) for cells in rows.values())) for name in names}
+    lines = [f"{title}:", f"{'':<{width}}  {'  '.join(name.rjust(size) for name, size in widths.items())}"]
+    for who, cells in rows.items():
+        shown = (cells.get(name, "–").rjust(size) for name, size in widths.items())
+        lines.append(f"{who:<{width}}  {'  '.join(shown)}")
+    return "\n".join(lines)
+
+
+def scores_told(title, rows, names):
+    """A table of scores. rows: {who: {score: value}}; names: of those that are shown, if they are there at all."""
+    there = [name for name in names if any(name in scores for scores in rows.values())]
+    if not there:
+        return f"{title}: no labels to score"
+    cells = {who: {name: f"{scores[name]:.4f}" for name in there if name in scores} for who, scores in rows.items()}
+    return table(title, cells, there)
+
+
+def told(result, parts, tasks, metrics):
+    """What `assess` found, as texts for a terminal."""
+    runs, names = result["runs"], list(dict.fromkeys([result["monitor"], *metrics.main_scores(tasks)]))
+    titles = {"all": f"all {len(runs)}"}
+    if "best" in result:
+        titles["selected"] = f"selected ({len(result['selected']['weights'])} of {len(runs)})"
+    lines = []
+    for part, given in parts.items():
+        rows = {name: scores[part] for name, scores in runs.items()}
+        rows |= {title: result[group][part] for group, title in titles.items()}
+        lines.append(scores_told(f"{part}, {len(given.dataset)} texts", rows, names))
+    if "dev_cross_fitted" in result["all"]:
+        rows = {title: result[group]["dev_cross_fitted"] for group, title in ({"best": "best run"} | titles).items()}
+        lines.append(scores_told("dev, cross-fitted (each fifth by what the other four chose)", rows, names))
+    if "best" in result:
+        lines += selection_told(result, metrics.is_better)
+    if gain := result.get("gain_on_test"):
+        rows = {
+            titles[group]: {
+                name: f"{found['difference']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
+                for name, found in scores.items()
+            }
+            for group, scores in gain.items()
+        }
+        best = result["best"]["runs"][0]
+        there = [name for name in names if name in gain["all"]]
+        what = f"{SHARE:.0%} intervals of {TIMES} paired resamples"
+        lines.append(table(f"test, gain over {best}, the best run on dev, with {what}", rows, there))
+    return lines
+
+
+def selection_told(result, is_better):
+    """How the selection came about, how much its score on dev flatters it, and whether it is worth it."""
+    monitor, chosen, number = result["monitor"], result["selected"], len(result["runs"])
+    steps = zip(chosen["runs"], chosen[f"dev_{monitor}_with_each"])
+    lines = [f"selected on dev, {monitor} with each: " + ", ".join(f"{name} {value:.4f}" for name, value in steps)]
+    honest = {group: result[group].get("dev_cross_fitted", {}).get(monitor) for group in ("selected", "all")}
+    if None in honest.values():
+        return lines
+    lines.append(
+        f"the selection was chosen by its {monitor} on dev, {chosen['dev'][monitor]:.4f}, which may flatter it: "
+        f"cross-fitted it is {honest['selected']:.4f}, that of all {number} {honest['all']:.4f}"
+    )
+    if is_better(monitor, honest["selected"], honest["all"]):
+        lines.append(f"cross-fitted, the selection is better than all {number}: --select labels with it")
+    else:
+        lines.append(f"cross-fitted, the selection is not better than all {number}: take all")
+    return lines

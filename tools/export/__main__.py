@@ -1,0 +1,167 @@
+"""Turns a checkpoint into a folder that labels texts without torch, with the same answers.
+
+    python -m tools.export --checkpoint output/sample/checkpoints/best --output_dir shipped
+    python -m tools.export --checkpoint output/mine/checkpoints/best --output_dir shipped --int8 --data_path DATA
+    pip install -r shipped/requirements.txt && python shipped/predictor.py texts.txt labelled.jsonl
+
+Encoder and heads become an ONNX graph; beside it lie the tokenizer, what decoding needs, and predictor.py, which needs
+onnxruntime, tokenizers and numpy alone (docs/export.md). Before the folder appears, its predictor labels the dev part:
+fp32 must answer as torch does, and what is smaller may lose --max_drop of the main score.
+"""
+
+import logging
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from config import ROOT, Config
+from engine.errors import UserError
+from engine.run.command_line import option, require_range, run_command
+from engine.run.files import TEMPORARY, replace_folder
+from logging_config import get_logger
+
+logger = logging.getLogger("template")
+NAMES = {"predictor.py", "predictor_schema.py", "predictor.json", "requirements.txt", "tokenizer.json", "arrays.npz"}
+NAMES |= {"model.onnx", "model.onnx.data", "manifest.json"}  # all that an export writes
+
+
+@dataclass
+class ExportConfig:
+    """Options of `tools.export`."""
+
+    checkpoint: str = option("", "checkpoint folder, such as output/NAME/checkpoints/best")
+    output_dir: str = option("", "folder to write; one that an export wrote before is replaced")
+    int8: bool = option(False, "weights as int8: a quarter of the size, and faster on a CPU")
+    fp16: bool = option(False, "all in fp16: half the size; for a GPU, a CPU computes in fp32 nevertheless")
+    data_path: str = option("", "processed folder whose dev part is scored (default: that of the training)")
+    max_drop: float = option(0.005, "how much of the main score on dev --int8 and --fp16 may lose; else exit code 2")
+    pretrain_model_path: str = option("", "where the base of a LoRA adapter lies, if not where it was")
+
+    def __post_init__(self):
+        if not self.checkpoint or not self.output_dir:
+            raise UserError("both --checkpoint FOLDER and --output_dir FOLDER are needed")
+        if self.int8 and self.fp16:
+            raise UserError("--int8 and --fp16 exclude each other: export two folders")
+        require_range(self, 0, "max_drop")
+
+    @property
+    def kind(self):
+        return "int8" if self.int8 else "fp16" if self.fp16 else "fp32"
+
+
+def export(config):
+    """Checkpoint -> folder, as `config` (an ExportConfig) says. Nothing is written unless all of it is good."""
+    from tools.export import graph
+
+    get_logger()
+    graph.require_packages()
+    folder = Path(config.output_dir)
+    require_own_folder(folder)
+    require_checkpoint(Path(config.checkpoint))
+    trainer, featurizer, data = load(config)
+    theirs = trainer.infer(loader_of(data, trainer), "dev in torch")[0] if data else None
+    replace_folder(
+        folder,
+        lambda temporary: fill(temporary, config, trainer, featurizer, data, theirs),
+        owns=require_own_folder,
+        unharmed="an earlier export is as it was",
+    )
+    size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
+    print(f"wrote {folder} ({config.kind}, {size:.1f} MB); python {folder}/predictor.py texts.txt labelled.jsonl")
+
+
+def load(config):
+    """(Trainer with the checkpoint's model, its Featurizer, its dev part as a MyDataset or None)."""
+    import torch
+
+    from data_loader import MyDataset
+    from main import load_trained
+    from preprocess.schema import check_same_labels
+
+    checkpoint = Path(config.checkpoint)
+    options = Config(device="cpu", precision="fp32", pretrain_model_path=config.pretrain_model_path)
+    trainer, featurizer = load_trained(checkpoint, options, torch.device("cpu"))
+    trainer.model.float()  # of --load_dtype bf16: what is exported computes in fp32
+    trained = Config.load(checkpoint / "args.json")
+    data_path = Path(config.data_path) if config.data_path else trained.data_dir
+    if config.data_path or (data_path / "labels.json").exists():
+        check_same_labels(data_path, trainer.tasks)
+        if (data_path / "dev.jsonl").exists():
+            return trainer, featurizer, MyDataset(data_path / "dev.jsonl", featurizer)
+    if config.kind != "fp32":
+        raise UserError(f"--{config.kind}: {data_path} has no dev part to score it on; name one with --data_path")
+    logger.warning(f"{data_path}: no dev part to try the export on; name one with --data_path")
+    return trainer, featurizer, None
+
+
+def loader_of(data, trainer):
+    from data_loader import MyDataLoader
+
+    return MyDataLoader(data, trainer.config.eval_batch_size)
+
+
+def fill(folder, config, trainer, featurizer, data, theirs):
+    """Writes all files of an export into a folder, and tries them on the dev part."""
+    from data_loader import MyDataset
+    from tools.export import compare, graph, settings, shrink
+
+    here = Path(__file__).parent
+    settings.write_settings(folder, trainer.model, featurizer)
+    shutil.copyfile(here / "predictor.py", folder / "predictor.py")
+    shutil.copyfile(here / "predictor_requirements.txt", folder / "requirements.txt")
+    shutil.copyfile(ROOT / "engine/schema.py", folder / "predictor_schema.py")
+    inputs = graph.example_inputs(featurizer, lambda examples: MyDataset(examples, featurizer).batch([0, 1]))
+    graph.write_graph(graph.prepare(trainer.model), inputs, folder / "model.onnx")
+    if data:
+        predictor = compare.load_predictor(folder)
+        compare.require_same(predictor, theirs, compare.answers_of(predictor, data))
+    if config.kind != "fp32":
+        {"int8": shrink.to_int8, "fp16": shrink.to_fp16}[config.kind](folder / "model.onnx")
+        labels = compare.answers_of(compare.load_predictor(folder), data)[0]
+        require_score(config, trainer.tasks, data, theirs.labels, labels)
+
+
+def require_score(config, tasks, data, before, after):
+    """Tells the scores on dev before and after; UserError if the main one has lost more than --max_drop."""
+    import metrics
+
+    gold = {name: [data[i].get(name) for i in range(len(data))] for name in tasks}
+    scores = [metrics.score(tasks, gold, labels) for labels in (before, after)]
+    for name in metrics.main_scores(tasks):
+        if name in scores[0]:
+            old, new = (side[name] for side in scores)
+            logger.info(f"dev {name}: {old:.4f} in fp32, {new:.4f} in {config.kind} ({new - old:+.4f})")
+    name = metrics.default_monitor(tasks)
+    lost = scores[0][name] - scores[1][name]
+    if lost > config.max_drop:
+        raise UserError(
+            f"--{config.kind} loses {lost:.4f} of {name} on dev, more than --max_drop {config.max_drop:g}; nothing was "
+            "written"
+        )
+
+
+def require_own_folder(folder):
+    """UserError if the output folder is a file, or holds anything that no export wrote."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder}: is no folder; choose an empty or new folder")
+    inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    compiled = ("predictor.", "predictor_schema.")  # by whoever imported the predictor
+    inside |= {path.name for path in folder.glob("__pycache__/*") if not path.name.startswith(compiled)}
+    strange = inside - NAMES - {"__pycache__", TEMPORARY}
+    if strange or (inside and "predictor.json" not in inside):
+        found = ", ".join(sorted(strange or inside)[:5])
+        raise UserError(f"--output_dir {folder}: holds other things ({found}); choose an empty or new folder")
+
+
+def require_checkpoint(folder: Path) -> None:
+    """UserError if what is named is a run's folder, or has no tokenizer that can be exported."""
+    best = folder / "checkpoints/best"
+    if best.is_dir():
+        raise UserError(f"--checkpoint {folder} is a run; its best checkpoint is {best}")
+    if (folder / "args.json").exists() and not (folder / "tokenizer.json").exists():
+        raise UserError(f"{folder}: its tokenizer is not a fast one, so there is no tokenizer.json to export")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(export, ExportConfig))

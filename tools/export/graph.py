@@ -1,0 +1,182 @@
+"""A trained model -> one ONNX graph, from a batch's inputs to the logits of each task, of any batch size and length."""
+
+import io
+import logging
+import warnings
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from engine.errors import UserError
+from engine.model import lora
+from engine.run.command_line import first_line
+from engine.task.extras import pairs_of
+
+NEEDED = "pip install -r tools/export/requirements.txt"
+MOST_BYTES = 2**30  # of tensors within the graph's own file, which may have 2 GB
+
+
+def require_packages():
+    """UserError unless all that an export needs is installed."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"tools.export needs the package {error.name}: {NEEDED}") from None
+
+
+class LogitsOnly(nn.Module):
+    """A MyModel whose inputs are positional tensors, named `names`, and whose outputs are the tasks' logits."""
+
+    def __init__(self, model, names):
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *tensors):
+        return tuple(self.model(dict(zip(self.names, tensors))).logits.values())
+
+
+class PaddedLSTM(nn.Module):
+    """The BiLSTM of model_utils.py as ONNX has it: one operator a layer, told how long each text is.
+
+    torch packs what is real, which has no form in a graph; and its gates are i, f, g, o, those of ONNX i, o, f, g.
+    """
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.embeddings = encoder.embeddings
+        self.sizes = [layer.hidden_size for layer in encoder.layers]
+        for number, layer in enumerate(encoder.layers):
+            for kind in ("weight_ih", "weight_hh", "bias"):
+                ways = [self.reordered(layer, kind, way) for way in ("", "_reverse")]
+                self.register_buffer(f"{kind}_{number}", torch.stack(ways))
+
+    def reordered(self, layer, kind, way):
+        """A tensor of one direction, its gates in ONNX's order; both biases, one behind the other."""
+        names = [f"{name}_l0{way}" for name in (("bias_ih", "bias_hh") if kind == "bias" else (kind,))]
+        parts = [getattr(layer, name).detach().chunk(4) for name in names]
+        return torch.cat([torch.cat([i, o, f, g]) for i, f, g, o in parts])
+
+    def forward(self, input_ids, attention_mask):
+        lengths = attention_mask.sum(1).to(torch.int32)
+        hidden = self.embeddings(input_ids).transpose(0, 1)  # (L, B, H)
+        for number, size in enumerate(self.sizes):
+            weights = [getattr(self, f"{kind}_{number}") for kind in ("weight_ih", "weight_hh", "bias")]
+            steps, batch = hidden.shape[:2]
+            both = torch.onnx.ops.symbolic(
+                "LSTM",
+                (hidden, *weights, lengths),
+                attrs={"hidden_size": size, "direction": "bidirectional"},
+                dtype=hidden.dtype,
+                shape=(steps, 2, batch, size),
+            )
+            hidden = both.permute(0, 2, 1, 3).flatten(2)
+        hidden = hidden.transpose(0, 1)  # (B, L, H)
+        last = (lengths.long() - 1)[:, None, None].expand(-1, 1, hidden.shape[2] // 2)
+        forward, backward = hidden.chunk(2, 2)
+        first = torch.cat([forward.gather(1, last), backward[:, :1]], 2)  # the whole text, both ways
+        return SimpleNamespace(last_hidden_state=torch.cat([first, hidden[:, 1:]], 1))
+
+
+def merge_adapter(encoder):
+    """Puts W + alpha / r * B A in the place of each layer that has a LoRA adapter beside it."""
+    for name, module in list(encoder.named_modules()):
+        if hasattr(module, "base_layer") and hasattr(module, "get_delta_weight"):
+            delta = module.get_delta_weight(lora.ADAPTER)
+            plain = module.base_layer
+            plain.weight.data = plain.weight.data.float() + delta.float()
+            parent, _, child = name.rpartition(".")
+            setattr(encoder.get_submodule(parent), child, plain)
+
+
+def prepare(model):
+    """The model as it can be exported: in fp32, an adapter merged, its attention written out. Changes the model."""
+    if lora.base_of(model):
+        merge_adapter(model.encoder)
+        del model.encoder.lora_base
+    model.float()
+    model.encoder_in_fp32, model.wide_mask_on = True, "none"
+    if type(model.encoder).__name__ == "BiLSTM":
+        model.encoder = PaddedLSTM(model.encoder)
+    return model.eval()
+
+
+def example_inputs(featurizer, makes):
+    """A batch of two texts of different lengths, {name: tensor}, no two sizes alike. makes(examples) -> Batch."""
+    texts = [["a"] * 3, ["b"] * 5]
+    tasks = featurizer.tasks
+    paired = pairs_of(tasks)
+    examples = []
+    for number, words in enumerate(texts):
+        example = {"id": str(number), "text": " ".join(words)}
+        if featurizer.tagging:
+            example["tokens"] = words
+        if paired:
+            example["text_pair"] = "c d"
+        if featurizer.extras:
+            example["extras"] = dict.fromkeys(featurizer.extras)
+        examples.append(example)
+    return makes(examples).inputs
+
+
+@contextmanager
+def quiet():
+    """The exporter warns of much that no user can act on, and of what it cannot trace it prints the whole graph."""
+    unread = io.StringIO()
+    with warnings.catch_warnings(), redirect_stdout(unread), redirect_stderr(unread):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def forget_sources(graph_model):
+    """Removes what the exporter notes of the code behind each node: it is long, and names folders of this machine."""
+    graph = graph_model.graph
+    for node in graph.all_nodes():
+        node.doc_string = None
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*graph.inputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+    graph.metadata_props.clear()
+    graph_model.metadata_props.clear()
+
+
+def write_graph(model, inputs, path):
+    """Writes a prepared model as ONNX, and has onnx check it. inputs: an example, {name: tensor}.
+
+    UserError if torch cannot export this encoder. Tensors of more than 1 GB in all lie in a file beside the graph's.
+    """
+    import onnx
+
+    names, tensors = list(inputs), tuple(inputs.values())
+    free = torch.export.Dim.DYNAMIC
+    shapes = tuple({0: free} if name == "extras" else {0: free, 1: free} for name in names)
+    outputs = [f"logits_{number}" for number in range(len(model.output_layer.heads))]
+    module = LogitsOnly(model, names).eval()
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module,
+                tensors,
+                dynamo=True,
+                dynamic_shapes=(shapes,),
+                input_names=names,
+                output_names=outputs,
+                verbose=False,
+            )
+    except Exception as error:  # of an encoder that torch cannot trace, anything
+        kind = getattr(getattr(model.encoder, "config", None), "model_type", type(model.encoder).__name__)
+        cause = first_line(error.__cause__ or error)
+        raise UserError(f"torch cannot export {kind} to ONNX ({type(error).__name__}: {cause})") from None
+    forget_sources(program.model)
+    size = sum(p.numel() * p.element_size() for p in (*model.parameters(), *model.buffers()))
+    program.save(str(path), external_data=size > MOST_BYTES)
+    onnx.checker.check_model(str(path), full_check=size <= MOST_BYTES)

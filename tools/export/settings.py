@@ -1,0 +1,96 @@
+"""What the predictor must know beside the graph: predictor.json, and arrays.npz for the parameters of CRFs."""
+
+import json
+import sys
+
+import numpy as np
+import regex
+
+from engine.errors import UserError
+from engine.model.crf import IMPOSSIBLE
+from engine.predict.predictions import names_entities, outside_id
+from engine.task import text
+from engine.task.extras import extras_of, pairs_of
+from engine.task.tags import needs_words
+
+# Where a head's class decodes and names its labels -> how the predictor does. A head of your own that keeps both is one
+# of these too; one that does otherwise needs its own lines in tools/export/predictor.py, and here
+HEADS = {
+    ("ClassificationHead.decode", "Head.to_labels"): "classification",
+    ("MultilabelHead.decode", "MultilabelHead.to_labels"): "multilabel",
+    ("RegressionHead.decode", "RegressionHead.to_labels"): "regression",
+    ("ClassificationHead.decode", "TaggingHead.to_labels"): "tagging",
+    ("CRFTaggingHead.decode", "CRFTaggingHead.to_labels"): "crf",
+    ("SpanHead.decode", "SpanAnswers.to_labels"): "spans",
+}
+KEPT = ("type", "kind", "labels", "unit", "mean", "std", "pairs")  # of a task in labels.json
+
+
+def class_of(pattern):
+    """The characters that match a pattern of the package regex, as a class [...] of Python's own re, which knows no
+    \\p{Han}."""
+    everything = "".join(map(chr, range(sys.maxunicode + 1)))
+    runs = [(ord(m.group()[0]), ord(m.group()[-1])) for m in regex.finditer(f"(?V1)(?:{pattern})+", everything)]
+    return "[" + "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in runs) + "]"
+
+
+def patterns():
+    """(the patterns of tokens that `split_text` takes for each unit, that of a Chinese character) for Python's re."""
+    han, letter, blank, digit = (class_of(pattern) for pattern in (text.HAN, text.LETTER, r"\s", r"\d"))
+    other = f"[^{blank[1:-1]}]"
+    word = text.WORD.removeprefix("(?V1)").replace(text.LETTER, letter).replace(text.HAN, han)
+    word = word.replace(r"[^\s]", other).replace(r"\d", digit)
+    return {"word": word, "character": other, "character+blank": "(?s:.)"}, han
+
+
+def kind_of_head(name, head):
+    """How the predictor decodes a head's logits. UserError if it cannot."""
+    kind = type(head)
+    known = HEADS.get((kind.decode.__qualname__, kind.to_labels.__qualname__))
+    if known is None:
+        raise UserError(
+            f"the head of {name!r}, {kind.__name__}, decodes in its own way, which predictor.py does not know; "
+            "teach it: tools/export/predictor.py, then HEADS in tools/export/settings.py"
+        )
+    return known
+
+
+def write_settings(folder, model, featurizer):
+    """Writes predictor.json, arrays.npz and tokenizer.json of a model into a folder."""
+    arrays, tasks = {}, {}
+    for number, (name, head) in enumerate(model.output_layer.heads.items()):
+        kind, task = kind_of_head(name, head), head.task
+        tasks[name] = {key: task[key] for key in KEPT if key in task} | {"head": kind}
+        tasks[name].setdefault("labels", [])
+        if kind in ("multilabel", "spans"):
+            tasks[name]["threshold"] = float(head.threshold)
+        if kind in ("crf", "tagging"):
+            tasks[name] |= {"outside": outside_id(task), "entities": names_entities(task)}
+        if kind == "crf":
+            tasks[name]["crf"] = number  # names its arrays
+            crf = head.crf
+            for part, rule in (("start", "forbidden_start"), ("transitions", "forbidden"), ("end", "forbidden_end")):
+                scores = getattr(crf, "transitions" if part == "transitions" else f"{part}_transitions")
+                masked = scores.detach().masked_fill(getattr(crf, rule), IMPOSSIBLE)
+                arrays[f"{number}.{part}"] = masked.float().numpy()
+    by_unit, han = patterns()
+    settings = {
+        "tasks": tasks,
+        "max_length": featurizer.max_length,
+        "stride": featurizer.stride,
+        "truncation": featurizer.truncation,
+        "word_ends": featurizer.word_ends,
+        "unit": next((task["unit"] for task in tasks.values() if needs_words(task["type"])), None),
+        "pairs": pairs_of(tasks),
+        "extras": extras_of(featurizer.tasks),
+        "pad_id": featurizer.tokenizer.pad_token_id,
+        "filler": featurizer.filler,
+        "separator": featurizer.separator or None,
+        "blanks": bool(featurizer.blanks),
+        "patterns": by_unit,
+        "han": han,
+    }
+    (folder / "predictor.json").write_text(json.dumps(settings, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    if arrays:
+        np.savez(folder / "arrays.npz", **arrays)
+    featurizer.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))

@@ -1,0 +1,50 @@
+"""Makes report.html of a run from its files, or one page that compares several runs.
+
+    python -m tools.report sample
+    python -m tools.report baseline with_crf other_seed
+
+A RUN is a folder, or its name in --output_dir. `main.py --do_eval` makes the report of its run as well. Of several runs
+the first is the baseline.
+"""
+
+import sys
+from dataclasses import dataclass
+
+from engine.errors import UserError
+from engine.run.command_line import option, run_command
+from engine.run.launch import is_launched
+from engine.run.run_folder import lock_folder
+from logging_config import get_logger
+
+
+@dataclass
+class ReportConfig:
+    """Options of `tools.report`."""
+
+    runs: tuple[str, ...] = option((), "folders of runs, or their names in --output_dir", positional="RUN")
+    output_dir: str = option("output", "where runs are kept, and where a comparison is written")
+    report_language: str = option("auto", "of the page; auto: that of the texts", choices=["auto", "en", "zh"])
+    spreadsheet_safe: bool = option(False, "an apostrophe before cells that a spreadsheet would run as formulas")
+
+    def __post_init__(self):
+        self.runs = tuple(self.runs)
+        if not self.runs:
+            raise UserError("name a run, or several that are to be compared")
+        if is_launched():
+            raise UserError("tools.report works in a single process; start it without torchrun")
+
+
+def main(config: ReportConfig) -> None:
+    """Writes the page of one run into its folder, of several into --output_dir."""
+    from tools.report.compare import folder_of, show_comparison
+    from tools.report.page import show_report
+
+    get_logger()
+    if len(config.runs) > 1:
+        return show_comparison(config.output_dir, config.runs, config.report_language)
+    with lock_folder(folder_of(config.output_dir, config.runs[0]), "make a copy of the folder") as folder:
+        show_report(folder, config.report_language, config.spreadsheet_safe)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, ReportConfig))

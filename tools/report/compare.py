@@ -1,0 +1,173 @@
+"""Several runs side by side: one page, made from their folders.
+
+    python -m tools.report baseline with_crf other_seed
+
+The first is the baseline. Scores have intervals, their differences paired ones: both runs are scored on the same
+resamples of the same rows (bootstrap.py).
+"""
+
+import logging
+from pathlib import Path
+
+from engine.errors import UserError
+from engine.predict.answers import PARTS, read_about, read_rows
+from engine.run.files import appearing_whole
+from tools.report import bootstrap, svg
+from tools.report.collect import learning_of, scores_of
+from tools.report.page import TABLE_BYTES, environment, labels_of, plain, raw, short, shown_answer, size_of
+from tools.report.texts import Words, language_of
+
+logger = logging.getLogger("template")
+
+
+def compare_runs(output_dir, names, language="auto"):
+    """Writes comparison.html of runs, named by their folder in output_dir or by a path, into output_dir. -> its path"""
+    folders = [folder_of(output_dir, name) for name in names]
+    if len(set(folders)) < 2:
+        raise UserError(f"{' '.join(names)}: name at least two different runs")
+    found, rows = figures_of(folders)
+    words = Words(language_of(language, [row["text"] for row in rows[0]]))
+    view = {
+        "found": found,
+        "pictures": pictures(found, words),
+        "table": table_of(found, rows),
+        "times": bootstrap.TIMES,
+    }
+    html = (
+        environment(words)
+        .get_template("compare.html.jinja")
+        .render(view, words=words, style=raw("page.css"), script=raw("page.js"), figures=plain(found))
+    )
+    path = Path(output_dir) / f"comparison-{'-'.join(folder.name for folder in folders)}"[:200]
+    path = path.with_name(path.name + ".html")
+    with appearing_whole(path) as file:
+        file.write(html)
+    return path
+
+
+def show_comparison(output_dir, names, language="auto"):
+    """Makes the page, and says in the log where it is."""
+    logger.info(f"comparison: {compare_runs(output_dir, names, language)}")
+
+
+def folder_of(output_dir, name):
+    """UserError if there is no such run, or none that was evaluated."""
+    folder = next((path for path in (Path(output_dir) / name, Path(name)) if path.is_dir()), None)
+    if folder is None:
+        raise UserError(f"{name}: no run of that name in {output_dir}, and no such folder")
+    read_about(folder)
+    return folder
+
+
+def figures_of(folders):
+    """(figures that can be written as JSON, [rows of each run that all have, in the same order])."""
+    abouts = [read_about(folder) for folder in folders]
+    kinds = {n: kind for n, kind in abouts[0]["kinds"].items() if all(a["kinds"].get(n) == kind for a in abouts)}
+    part = next((part for part in PARTS if all(part in about["parts"] for about in abouts)), None)
+    if not kinds or part is None:
+        raise UserError(f"{folders[0]} and the other runs have no task and part in common; there is nothing to compare")
+    rows = [read_rows(folder, part, kinds) for folder in folders]
+    most, rows = max(map(len, rows)), common(rows, kinds)
+    if not rows[0]:
+        raise UserError(f"the {part} parts of {folders[0]} and the other runs have no row in common")
+    names = unique([folder.resolve().name for folder in folders])
+    options = [about["options"] | {"random_seed": about["seed"]} for about in abouts]
+    differ = {n: [o.get(n) for o in options] for n in sorted({n for o in options for n in o})}
+    statistics = [bootstrap.statistics_of(found, kinds) for found in rows]
+    return {
+        "names": names,
+        "kinds": kinds,
+        "part": part,
+        "rows": len(rows[0]),
+        "left_out": most - len(rows[0]),
+        "abouts": [{k: a[k] for k in ("device", "commit", "evaluated", "data_path", "monitor")} for a in abouts],
+        "options": {name: values for name, values in differ.items() if any(v != values[0] for v in values)},
+        "told": [scores_of(folder, about, {}).get(part, []) for folder, about in zip(folders, abouts)],
+        "scores": paired(statistics, len(rows[0])),
+        "learning": [learning_of(folder, about) for folder, about in zip(folders, abouts)],
+    }, rows
+
+
+def unique(names):
+    """The same names, numbered where one occurs twice."""
+    return [f"{name} ({names[:i].count(name) + 1})" if name in names[:i] else name for i, name in enumerate(names)]
+
+
+def key_of(row, kinds):
+    """What the same row has in all runs: its id, text and labels."""
+    gold = [str(row["answers"][name]["gold"]) for name in kinds]
+    return str(row["id"]), row["text"], row.get("text_pair"), *gold
+
+
+def common(rows, kinds):
+    """The rows of each run that all have, in the order of the first; of several with the same key one."""
+    tables = [{key_of(row, kinds): row for row in found} for found in rows]
+    keys = [key for key in tables[0] if all(key in table for table in tables)]
+    return [[table[key] for key in keys] for table in tables]
+
+
+def paired(statistics, size, mains=()):
+    """{score: [{"value", "low", "high"; of all but the first "difference", "difference_low", "difference_high",
+    "better": 1 or -1 if 0 lies outside}]}. mains: the scores whose mean is mean_score, if that is asked for."""
+    draws = [bootstrap.resample(found, size) for found in statistics]
+    points = [bootstrap.point(found, size) for found in statistics]
+    for values in (*draws, *points):
+        bootstrap.add_mean_score(values, mains)
+    table = {}
+    for name in points[0]:
+        table[name] = []
+        for number, (values, own) in enumerate(zip(draws, points)):
+            low, high = bootstrap.interval(values[name])
+            cell = {"value": own[name], "low": low, "high": high}
+            if number:
+                cell["difference"] = own[name] - points[0][name]
+                ends = bootstrap.interval(values[name] - draws[0][name])
+                cell["difference_low"], cell["difference_high"] = ends
+                sign = 1 if ends[0] > 0 else -1 if ends[1] < 0 else 0
+                cell["better"] = -sign if name.endswith("mae") else sign
+            table[name].append(cell)
+    return table
+
+
+def pictures(found, words):
+    """[(title, picture, names)]: losses of dev, the monitored score, losses of training and throughput, overlaid."""
+    runs = [(name, one) for name, courses in zip(found["names"], found["learning"]) for one in courses]
+    labels = [name if name.split(" (")[0] == one["name"] else f"{name} · {one['name']}" for name, one in runs]
+    monitor = found["abouts"][0]["monitor"]
+    chosen = [
+        (f"{words('loss')} · {words('train_loss')}", "steps", "loss"),
+        (f"{words('loss')} · {words('dev_loss')}", "epochs", "dev_loss"),
+        (words("monitored", monitor=monitor), "epochs", f"dev_{monitor}"),
+        (words("throughput"), "pace", "examples_per_second"),
+    ]
+    result = []
+    for title, kind, key in chosen:
+        series = [([r["step"] for r in one[kind]], [r.get(key) for r in one[kind]]) for _, one in runs]
+        if any(svg.finite(values) for _, values in series):
+            result.append((title, svg.lines(series, words("step"), "", title), labels))
+    return result
+
+
+def table_of(found, rows):
+    """As page.table_of, with an answer of each run: the rows that one has right and another wrong."""
+    kinds, numbers, kept, size, count = found["kinds"], {}, [], 0, 0
+    for several in zip(*rows):
+        verdicts = {name: [row["answers"][name]["right"] for row in several] for name in kinds}
+        if all(len(set(values)) == 1 for values in verdicts.values()):
+            continue
+        count += 1
+        first, cells, labels = several[0], [], set()
+        for name, kind in kinds.items():
+            gold = first["answers"][name]["gold"]
+            answers = [row["answers"][name] for row in several]
+            shown = [[shown_answer(kind, first, a["predicted"]), a["right"], None] for a in answers]
+            cells.append([shown_answer(kind, first, gold), shown])
+            labels |= {(name, label) for label in labels_of(kind, gold)}
+        found_labels = [numbers.setdefault((n, short(x, 60)), len(numbers)) for n, x in sorted(labels)[:20]]
+        right = int(all(values[0] is not False for values in verdicts.values()))
+        record = [found["part"], short(str(first["id"]), 60), short(first["text"], 280), right, cells, found_labels]
+        size += size_of(record)
+        if size + 80 * len(numbers) <= TABLE_BYTES:
+            kept.append(record)
+    labels = [list(pair) for pair in numbers]
+    return {"tasks": list(kinds), "labels": labels, "rows": kept, "all": count, "runs": found["names"]}

@@ -1,0 +1,246 @@
+"""Searches hyper-parameters with Optuna, and says whether the best are better than the defaults.
+
+    pip install -r tools/search/requirements.txt
+    python -m tools.search --data_path dataset/NAME --pretrain_model_path bert-base-uncased --trials 30 --jobs 2
+    python -m tools.search --options="--use_crf --epochs 6" --space "lr=1e-4..3e-3:log pooling=first,mean"
+
+First the search: each trial is a process of main.py that trains once; the first one has the defaults. TPE proposes the
+next from the dev scores so far, and a trial that does worse than the median is stopped. Then the finalists: the best
+trials and the default with several seeds each. The mean dev score chooses the winner, and the test part, which nothing
+has looked at until then, tells what it gains.
+
+A space lists options of main.py with their values: a range as lr=1e-4..1e-3:log (:log for what spans powers of ten) or
+a list as pooling=first,mean. head_multiple is --head_lr divided by --lr, warmup_share is --warmup_epochs divided by
+--epochs. Stopped, or killed, the same command goes on. docs/search.md explains what comes out.
+"""
+
+import logging
+import shlex
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from tqdm import tqdm
+
+from config import RESUME_SAFE, ROOT, Config
+from engine.errors import UserError
+from engine.run.command_line import option, parse_args, require_range, require_seed, run_command
+from engine.run.run_folder import AUTO, hold
+from engine.run.signals import Interrupted, StopSignals
+from logging_config import get_logger
+
+logger = logging.getLogger("template")
+NEEDED = "pip install -r tools/search/requirements.txt"
+JOURNAL = "search.journal"
+
+
+@dataclass
+class SearchConfig:
+    """Options of `tools.search`."""
+
+    data_path: str = option("dataset/sample", "processed folder, made by data_process.py", group="what is trained")
+    pretrain_model_path: str = option("", "save_pretrained folder or hub name; empty: from scratch")
+    options: str = option("", 'flags of main.py for all runs, as --options="--use_crf --epochs 6"')
+    space: str = option("", "options to search and their values (default: what matters most, around the defaults)")
+    monitor: str = option("", "dev score that is to be best, such as slots_f1 or loss (default: by task)")
+
+    trials: int = option(30, "trials of the search, with the default as the first", group="search")
+    hours: float = option(0.0, "end the search after so long, over all starts, and go on to the finalists; 0: no limit")
+    jobs: int = option(1, "runs side by side; they share the cores")
+    seed: int = option(666, "of what is proposed; with --jobs 1 the same command proposes the same trials")
+    startup: int = option(8, "trials that must have ended before TPE proposes; until then they are drawn at random")
+    prune: bool = option(True, "stop trials that do worse than the median (--no_prune: never)")
+    prune_after: int = option(2, "epochs that every trial gets")
+
+    finalists: int = option(
+        3, "best trials to train with several seeds beside the default; 0: end with the search", group="finalists"
+    )
+    seeds: int = option(5, "seeds of each; an interval needs five")
+
+    results: str = option("", "folder of all that is kept (default: output/search-NAME)", group="files")
+
+    def __post_init__(self):
+        require_range(self, 1, "trials jobs startup prune_after seeds")
+        require_range(self, 0, "hours finalists")
+        require_seed(self.seed)
+
+    @property
+    def folder(self):
+        return Path(self.results or f"output/search-{Path(self.data_path).resolve().name}")
+
+
+def main(config):
+    get_logger()
+    try:
+        import optuna  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"tools.search needs the package {error.name}: {NEEDED}") from None
+    plan = make_plan(config)
+    folder = config.folder
+    others = folder.is_dir() and {path.name for path in folder.iterdir()} - {".lock"}
+    if folder.is_file() or (others and JOURNAL not in others):
+        raise UserError(f"--results {folder}: holds other things; choose an empty or new folder")
+    with hold(folder / ".lock", folder, "name another with --results", "name another with --results"):
+        return search(config, *plan)
+
+
+def make_plan(config):
+    """(Setup, Resolver, space, names of scores, what the search is known by). All mistakes are told here, before
+    anything runs."""
+    import metrics
+    from data_process import make_sample
+    from preprocess.schema import PARTS, data_and_model, load_labels
+    from tools.search.runs import Setup
+
+    base, fixed = base_of(config)
+    if config.data_path == Config.data_path:
+        make_sample(base.data_dir)
+    tasks = load_labels(base.data_dir)
+    if missing := [part for part in ("train", "dev") if not (base.data_dir / f"{part}.jsonl").exists()]:
+        raise UserError(f"{base.data_dir}: no {missing[0]}.jsonl in it; a search needs {' and '.join(PARTS[:2])}")
+    monitor = config.monitor or metrics.default_monitor(tasks)
+    if monitor not in (names := metrics.score_names(tasks)):
+        raise UserError(f"--monitor={monitor} is none of the scores: {', '.join(names)}")
+    flags = shlex.split(config.options)
+    if base.epochs == 0:
+        raise UserError("--options: --epochs 0 trains nothing; name more")
+    if base.epochs == AUTO["epochs"]:
+        base.epochs = count_epochs(base)
+        flags += ["--epochs", str(base.epochs)]
+    resolver, space = space_of(config, base, fixed, [task["type"] for task in tasks.values()])
+
+    setup = Setup(
+        main=[sys.executable, ROOT / "main.py"],
+        flags=["--data_path", config.data_path, "--pretrain_model_path", config.pretrain_model_path, *flags],
+        folder=config.folder,
+        monitor=monitor,
+        lower=metrics.is_better(monitor, 0, 1),
+        jobs=config.jobs,
+        has_test=(base.data_dir / "test.jsonl").exists(),
+    )
+    scores = [name for name in dict.fromkeys([monitor, *metrics.main_scores(tasks)]) if name in names]
+    options = {name: str(value) for name, value in asdict(base).items() if name not in RESUME_SAFE}
+    for path in ("data_path", "pretrain_model_path"):  # known by their bytes
+        options.pop(path)
+    known_by = data_and_model(base.data_dir, config.pretrain_model_path) | {"monitor": monitor, "seed": config.seed}
+    known_by |= {"startup": config.startup, "prune_after": config.prune_after if config.prune else None}
+    known_by |= {"space": {name: str(dimension) for name, dimension in space.items()}, "options": options}
+    return setup, resolver, space, scores, known_by
+
+
+def count_epochs(base):
+    """What --epochs auto is with the batch size of `base`: one number for all trials, which could else not be compared
+    after an epoch."""
+    from engine.train.optimization import epochs_of, is_pretrained, steps_per_epoch
+
+    with open(base.data_dir / "train.jsonl", "rb") as file:
+        rows = sum(1 for line in file if line.strip())
+    steps = steps_per_epoch(-(-rows // base.batch_size), base)
+    epochs = epochs_of(steps, is_pretrained(base))
+    logger.info(f"--epochs auto: {epochs} for {steps} steps an epoch, in all trials")
+    return epochs
+
+
+def base_of(config):
+    """(the Config that all runs share, the names that --options sets)."""
+    from tools.search.space import NOT_FOR_TRIALS
+
+    try:
+        words = shlex.split(config.options)
+    except ValueError as error:
+        raise UserError(f"--options={config.options!r} cannot be read: {error}") from None
+    paths = {"data_path": config.data_path, "pretrain_model_path": config.pretrain_model_path}
+    base = parse_args(Config, [f"--{name}={value}" for name, value in paths.items()] + words)
+    given, plain = asdict(base), asdict(Config(**paths))
+    if taken := [name for name in NOT_FOR_TRIALS if given[name] != plain[name]]:
+        raise UserError(f"--options: --{taken[0]} is none of its flags; tools.search says what a run does, and where")
+    names = {alias: field.name for field in fields(Config) for alias in (field.name, *field.metadata["aliases"])}
+    said = [word[2:].split("=")[0].removeprefix("no_") for word in words if word.startswith("--")]
+    return base, {names[name] for name in said}
+
+
+def space_of(config, base, fixed, kinds):
+    """(Resolver, {name: Dimension}). UserError with a line for each mistake."""
+    from tools.search.space import NOT_FOR_TRIALS, Resolver, default_space, parse_space
+
+    known = {field.name: field for field in fields(Config) if field.name not in {*RESUME_SAFE, *NOT_FOR_TRIALS}}
+    space, mistakes = parse_space(config.space, known, fixed)
+    mistakes = [f"--options: {line}" for line in base.unused_options(kinds)] + mistakes
+    shape = None
+    if base.pretrain_model_path and base.encoder == "transformer":
+        from engine.model.encoders import pretrained_shape
+
+        if (shape := pretrained_shape(base)) is None:
+            raise UserError(f"{base.pretrain_model_path}: no encoder loads from it")
+    resolver = Resolver(base, kinds, shape)
+    if not config.space:
+        space = default_space(resolver, fixed)
+    mistakes += resolver.mistakes(space)
+    if mistakes:
+        raise UserError("\nerror: ".join(mistakes))
+    return resolver, space
+
+
+def search(config, setup, resolver, space, scores, known_by):
+    """Both stages, as far as they are not done, and what comes out. -> the exit code"""
+    from tools.search import outcome
+    from tools.search.stages import FinalStage, SearchStage
+    from tools.search.study import Study
+
+    prune_after = config.prune_after if config.prune else None
+    study = Study(config.folder / JOURNAL, space, setup.lower, config.seed, config.startup, prune_after)
+    require_same(study, known_by, config.folder)
+    logger.info("space: " + " ".join(f"{name}={dimension}" for name, dimension in space.items()))
+    winner = stage = None
+    try:
+        with StopSignals(logger.warning, then="runs save and end") as stop:
+            with tqdm(total=config.trials, desc="search", disable=None) as bar:
+                limits = config.trials, resolver.base.random_seed, config.hours
+                SearchStage(setup, study, resolver, space, *limits, bar).run(stop)
+            if (code := nothing_finished(study)) is not None:
+                return code
+            if config.finalists:
+                others = [trial.number for trial in study.ranked() if trial.number][: config.finalists]
+                numbers = ([] if study.state(0) == "failed" else [0]) + others
+                with tqdm(total=len(numbers) * config.seeds, desc="finalists", disable=None) as bar:
+                    stage = FinalStage(setup, study, numbers, range(1, config.seeds + 1), bar)
+                    winner = stage.run(stop)
+    except Interrupted:
+        done = study.counts()
+        ended = done["finished"] + done["pruned"] + done["failed"]
+        logger.info(f"stopped, with {ended} of {config.trials} trials done; the same command goes on")
+        raise
+    finally:
+        rows = outcome.write_trials(config.folder, study, space, setup.monitor)
+    outcome.tell(config, setup, study, space, scores, known_by, rows, stage, winner)
+    return 0
+
+
+def require_same(study, known_by, folder):
+    """UserError if the folder holds a search of something else."""
+    before = study.get("known_by")
+    if before is None:
+        return study.set("known_by", known_by)
+    for name in before.keys() | known_by.keys():
+        old, new = before.get(name), known_by.get(name)
+        if old != new:
+            if isinstance(old, dict) and isinstance(new, dict):
+                part = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))[0]
+                name, old, new = f"{name}: {part}", old.get(part), new.get(part)
+            raise UserError(f"{folder} holds another search ({name} was {old}, is {new}); name another with --results")
+
+
+def nothing_finished(study):
+    """The exit code if there is no finalist: that of main.py, if all trials failed. None if there is one."""
+    if study.ranked():
+        return None
+    failed = study.of_state("failed")
+    if not failed or len(failed) < len(study.trials):
+        raise UserError("no trial finished in this time; the same command with more --hours goes on")
+    last = failed[-1].user_attrs
+    print(f"error: all {len(failed)} trials failed; the last: {last['reason']}", file=sys.stderr)
+    return 128 - last["code"] if last["code"] < 0 else last["code"] or 2
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, SearchConfig))

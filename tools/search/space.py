@@ -1,0 +1,250 @@
+"""Which options of main.py a search varies, and within which borders.
+
+    lr=1e-4..1e-3:log head_multiple=3..30:log weight_decay=0..0.1 epochs=3,6,10 use_fgm=True,False
+
+A range goes from a lowest to a highest value, by its logarithm with :log; else values are listed. Two names are no
+options of main.py: head_multiple is --head_lr divided by --lr, warmup_share is --warmup_epochs divided by --epochs.
+"""
+
+import argparse
+import difflib
+import math
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import get_args
+
+from engine.errors import UserError
+from engine.run.command_line import parse_bool
+from engine.run.run_folder import AUTO
+from engine.task.tags import needs_words
+from tools.search.child import SET_BY_SCRIPT
+
+MADE_OF = {"head_multiple": "head_lr", "warmup_share": "warmup_epochs"}
+HIGHEST_HEAD_LR = 0.5
+# What --options cannot hold: the search says it, or the run would not train
+NOT_FOR_TRIALS = (
+    *SET_BY_SCRIPT,
+    *("do_train", "do_eval", "do_predict", "resume", "force_resume"),
+    *("predict_file", "predict_output", "shard", "monitor"),
+)
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """An option and the values it may have: those of `choices`, or from `low` to `high`."""
+
+    choices: tuple = ()
+    low: float | int | None = None
+    high: float | int | None = None
+    log: bool = False
+
+    def __contains__(self, value):
+        if self.choices:
+            return any(value == choice and type(value) is type(choice) for choice in self.choices)
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+    def ends(self):
+        """Values that stand for all: if these can be, so can those between."""
+        return self.choices or (self.low, self.high)
+
+    def __str__(self):
+        if self.choices:
+            return ",".join(map(str, self.choices))
+        return f"{self.low:g}..{self.high:g}" + (":log" if self.log else "")
+
+
+# ---- the language ----------------------------------------------------------------------------------------------------
+
+
+def parse_space(text, fields, fixed):
+    """--space -> ({name: Dimension}, [a line for each mistake]).
+
+    fields: {name: field} of the options of main.py that a trial may vary; fixed: names that --options sets.
+    """
+    space, mistakes = {}, []
+    for part in text.split():
+        name, _, values = part.partition("=")
+        try:
+            if not name or not values:
+                raise UserError(f"{part!r} must look like lr=1e-4..1e-3:log or batch_size=16,32")
+            if name in space:
+                raise UserError(f"{name} is there twice")
+            if clash := ({name, MADE_OF.get(name, name)} & fixed) or ({name, MADE_OF.get(name)} & set(space)):
+                raise UserError(f"{name}: {clash.pop()} is set already, by --options or another part")
+            require_known(name, fields)
+            space[name] = parse_values(name, values, fields.get(name))
+        except UserError as mistake:
+            mistakes.append(f"--space: {mistake}")
+    return space, mistakes
+
+
+def require_known(name, fields):
+    """UserError unless a trial may vary this option."""
+    if name in NOT_FOR_TRIALS:
+        raise UserError(f"{name} is no hyper-parameter: tools.search sets it itself")
+    if name not in fields and name not in MADE_OF:
+        near = difflib.get_close_matches(name, [*fields, *MADE_OF], 1)
+        meant = f"; did you mean {near[0]}?" if near else "; see python main.py --help"
+        raise UserError(f"{name} is no option of main.py that changes the result{meant}")
+
+
+def parse_values(name, values, field):
+    """'1e-4..1e-3:log' or '16,32' -> Dimension. field: of the option, None for those of MADE_OF."""
+    number = field is None or (kind_of(field) in (int, float) and not field.metadata["parse"])
+    if ".." not in values:
+        choices = tuple(parse_value(name, value, field) for value in values.split(","))
+        if len(set(choices)) < len(choices) or len(choices) < 2:
+            raise UserError(f"{name}={values}: name two or more different values; a single one belongs into --options")
+        return Dimension(choices)
+    if not number:
+        raise UserError(f"{name}={values}: this option has no range; list its values, such as {name}={example(field)}")
+    borders, _, scale = values.partition(":")
+    low, high = (parse_value(name, border, field) for border in borders.split("..", 1))
+    if not low < high:
+        raise UserError(f"{name}={values}: the range is empty, {low:g} is not below {high:g}")
+    if scale not in ("", "log") or values.endswith(":"):
+        raise UserError(f"{name}={values}: after the range only :log can stand")
+    if scale and low <= 0:
+        raise UserError(f"{name}={values}: a range with :log must begin above 0")
+    return Dimension(low=low, high=high, log=scale == "log")
+
+
+def kind_of(field):
+    """The type of an option's values."""
+    return next((kind for kind in get_args(field.type) if kind is not type(None)), field.type)
+
+
+def example(field):
+    return "True,False" if field.type is bool else ",".join(field.metadata["choices"] or ("a", "b"))
+
+
+def parse_value(name, text, field):
+    """A value as main.py would read it. UserError for anything else."""
+    kind = float if field is None else kind_of(field)
+    parse = (field and field.metadata["parse"]) or (parse_bool if kind is bool else kind)
+    try:
+        value = parse(text)
+    except (ValueError, argparse.ArgumentTypeError):
+        words = {int: "a whole number", float: "a number", bool: "True or False"}.get(kind, "a value of it")
+        raise UserError(f"{name}: {text!r} is not {words}") from None
+    if name == "epochs" and value == AUTO["epochs"]:
+        raise UserError("epochs: auto is one number for the data; say numbers")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name}: {text!r} is not finite")
+    if field is not None and field.metadata["choices"] and value not in field.metadata["choices"]:
+        raise UserError(f"{name}: {text!r} is none of {', '.join(field.metadata['choices'])}")
+    return value
+
+
+# ---- from a point in the space to options, and back ------------------------------------------------------------------
+
+
+class Resolver:
+    """What a point of the space means for main.py.
+
+    base: a Config with what all trials have; kinds: the types of the tasks; shape: the config of the pretrained
+    encoder, or None.
+    """
+
+    def __init__(self, base, kinds, shape):
+        from engine.train.optimization import default_head_lr, default_lr  # torch, which a mistake need not wait for
+
+        self.base, self.kinds, self.shape = base, kinds, shape
+        self.model = SimpleNamespace(encoder=SimpleNamespace(config=shape))
+        self.lr = base.lr or default_lr(self.model, base)
+        self.head_lr = base.head_lr or default_head_lr(self.model, base, self.lr)
+
+    def values(self, point):
+        """{name: value of the space} -> {option of main.py: value}, without those that have no effect there."""
+        values = {name: value for name, value in point.items() if name not in MADE_OF}
+        if "head_multiple" in point:
+            head_lr = values.get("lr", self.lr) * point["head_multiple"]
+            values["head_lr"] = min(rounded(head_lr), HIGHEST_HEAD_LR)
+        if "warmup_share" in point:
+            values["warmup_epochs"] = rounded(values.get("epochs", self.base.epochs) * point["warmup_share"])
+        needs = {field.name: field.metadata["needs"] for field in self.base.__dataclass_fields__.values()}
+        on = {name for name in needs if values.get(name, getattr(self.base, name))}
+        return {name: value for name, value in values.items() if not needs[name] or on & set(needs[name])}
+
+    def config(self, point):
+        """The Config of a trial. UserError if its options cannot be together."""
+        return replace(self.base, **self.values(point))
+
+    def default(self, space):
+        """Where the options lie that a trial has without any of the space, as far as they lie within it."""
+        from engine.model.encoders import pooling_of
+
+        pooling, word_pooling = pooling_of(self.base, self.shape)
+        epochs, warmup = self.base.epochs, self.base.warmup_epochs
+        meant = {
+            "lr": self.lr,
+            "head_lr": self.head_lr,
+            "head_multiple": self.head_lr / self.lr,
+            "warmup_epochs": epochs / 10 if warmup is None else warmup,
+            "warmup_share": 0.1 if warmup is None or not epochs else warmup / epochs,
+            "pooling": pooling,
+            "word_pooling": word_pooling,
+        }
+        point = {}
+        for name, dimension in space.items():
+            written = getattr(self.base, name, None)
+            value = written if written in dimension else meant.get(name, written)
+            value = rounded(value) if isinstance(value, float) else value
+            if value in dimension:
+                point[name] = value
+        return point
+
+    def mistakes(self, space):
+        """A line for each value of the space that main.py would refuse, or that would have no effect."""
+        found, before = [], set(self.base.unused_options(self.kinds))
+        for name, dimension in space.items():
+            for value in dimension.ends():
+                point = {name: value} | self.switches(name, space)
+                try:
+                    idle = set(self.config(point).unused_options(self.kinds)) - before
+                    kept = self.values(point)
+                except UserError as mistake:
+                    found.append(f"--space: {name}={value}: {mistake}")
+                    break
+                if idle or MADE_OF.get(name, name) not in kept:
+                    needed = " or ".join(self.base.__dataclass_fields__[name].metadata["needs"])
+                    why = sorted(idle)[0] if idle else f"has no effect without {needed}: add it to --options or --space"
+                    found.append(f"--space: {name}={value}: {why}")
+                    break
+        return found
+
+    def switches(self, name, space):
+        """What must be on for this option to have an effect, as far as the space can switch it on."""
+        field = self.base.__dataclass_fields__.get(name)
+        able = [switch for switch in (field.metadata["needs"] if field else ()) if switch in space]
+        return {switch: next(filter(None, space[switch].ends())) for switch in able[:1]}
+
+
+def rounded(value):
+    """To four digits, so that a command line can be read."""
+    return float(f"{value:.4g}")
+
+
+# ---- what is searched when nothing is said ---------------------------------------------------------------------------
+
+
+def default_space(resolver, fixed):
+    """{name: Dimension} around the defaults, of what can matter for these tasks and this encoder. fixed: names that
+    --options sets, which are not searched."""
+    lr, pretrained = resolver.lr, resolver.shape is not None
+    space = {
+        "lr": Dimension(low=rounded(lr / 4), high=min(rounded(lr * 4), 0.5), log=True),
+        "head_multiple": Dimension(low=3.0 if pretrained else 0.3, high=30.0 if pretrained else 3.0, log=True),
+        "batch_size": Dimension((16, 32, 64)),
+        "warmup_share": Dimension(low=0.0, high=0.3),
+        "weight_decay": Dimension(low=0.0, high=0.1),
+        "dropout": Dimension(low=0.0, high=0.3 if pretrained else 0.5),
+        "scheduler": Dimension(("cosine", "linear")),
+    }
+    words = [needs_words(kind) for kind in resolver.kinds]
+    if resolver.base.encoder == "transformer" and not all(words):
+        space["pooling"] = Dimension(("auto", "mean"))
+    if any(words):
+        space["word_pooling"] = Dimension(("auto", "mean"))
+    taken = fixed | {name for name, of in MADE_OF.items() if of in fixed}
+    return {name: dimension for name, dimension in space.items() if name not in taken}

@@ -1,0 +1,1 @@
+"""An exported model over HTTP: docs/serving.md."""
