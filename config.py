@@ -1,7 +1,8 @@
 """The options of `main.py`, in one typed dataclass that *is* its command line, and the checks on them.
 
-Edit here when you want a new option: add one field (name, type, default, line of help), then read it as `config.<name>`
-where it is used. `--flag`, `--flag=True`, `--flag=False` and `--no_flag` all work.
+Edit here when you want a new option: add one field (name, type, default, line of help, and its bounds), then read it
+as `config.<name>` where it is used. `--flag`, `--flag=True`, `--flag=False` and `--no_flag` all work. A run can be
+resumed with another value only of an option that is `resume_safe`: it does not change the result.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from engine.run.command_line import option, parse_epochs, parse_layers
 from engine.run.option_checks import CheckedOptions, check_options
@@ -18,74 +20,96 @@ from engine.run.run_folder import AUTO, SavedOptions, changed_options
 logger = logging.getLogger("template")
 ROOT = Path(__file__).resolve().parent  # of the repository
 
-# Options that may differ when a run is resumed: they do not change the result. All others must be what they were.
-RESUME_SAFE = frozenset(
-    """do_train do_eval do_predict report_language resume force_resume
-    debug output_dir model_version log_output_path log_output_file checkpoint predict_file predict_output shard
-    spreadsheet_safe text_column text_pair_column encoding num_workers clear_cache log_steps save_epoch save_steps
-    device ddp_timeout""".split()
-)
-
 
 @dataclass
 class Config(SavedOptions, CheckedOptions):
     """Options of `main.py`."""
 
     # What to do
-    do_train: bool = option(False, "train, and keep the best and the last checkpoints", group="what to do")
-    do_eval: bool = option(False, "score the best checkpoint on dev and test, into eval.json")
-    do_predict: bool = option(False, "label --predict_file, or else the test part, with the best checkpoint")
-    report_language: str = option("auto", "of report.html; auto: that of the texts", choices=["auto", "en", "zh"])
-    resume: bool = option(False, "go on with training or labelling where it was, or start if there is nothing")
-    force_resume: bool = option(False, "resume although options, data or tokenizer differ from those of the run")
-    debug: bool = option(False, "trial run on 64 examples a part, then checks of the model; exit code 3 if one fails")
+    do_train: bool = option(
+        False, "train, and keep the best and the last checkpoints", group="what to do", resume_safe=True
+    )
+    do_eval: bool = option(False, "score the best checkpoint on dev and test, into eval.json", resume_safe=True)
+    do_predict: bool = option(
+        False, "label --predict_file, or else the test part, with the best checkpoint", resume_safe=True
+    )
+    report_language: Literal["auto", "en", "zh"] = option(
+        "auto", "of report.html; auto: that of the texts", resume_safe=True
+    )
+    resume: bool = option(
+        False, "go on with training or labelling where it was, or start if there is nothing", resume_safe=True
+    )
+    force_resume: bool = option(
+        False, "resume although options, data or tokenizer differ from those of the run", resume_safe=True
+    )
+    debug: bool = option(
+        False, "trial run on 64 examples a part, then checks of the model; exit code 3 if one fails", resume_safe=True
+    )
 
     # Files
     data_path: str = option("dataset/sample", "processed folder, made by data_process.py", group="files")
     fold: int | None = option(None, "train on this fold of --data_path; tools.cross_validate trains all of them")
-    output_dir: str = option("output", "runs are kept here", aliases=["model_output_path"])
-    model_version: str = option("", "the run's folder in --output_dir (default: that of --checkpoint or the data)")
-    log_output_path: str = option("", "folder of the log file (default: the run folder)")
-    log_output_file: str = option("train.log", "name of the log file")
-    checkpoint: str = option("", "checkpoint folder to evaluate or predict with (default: best of the run)")
-    predict_file: str = option("", "what to label: .txt (a text a line), .csv, .tsv or .jsonl (default: the test part)")
-    predict_output: str = option("", ".csv or .jsonl to write (default: predictions.csv in the run folder)")
-    shard: str = option("", "label only this part of the rows, such as 3/16, into a file of its own")
-    spreadsheet_safe: bool = option(False, "an apostrophe before cells that a spreadsheet would run as formulas")
-    text_column: str = option("", "column of the text in --predict_file (default: found by its name)")
-    text_pair_column: str = option("", "column of the second text in --predict_file")
-    encoding: str = option("auto", "of --predict_file: auto (UTF-8, UTF-16 by its mark, GB18030 if it is Chinese), …")
+    output_dir: str = option("output", "runs are kept here", aliases=["model_output_path"], resume_safe=True)
+    model_version: str = option(
+        "", "the run's folder in --output_dir (default: that of --checkpoint or the data)", resume_safe=True
+    )
+    log_output_path: str = option("", "folder of the log file (default: the run folder)", resume_safe=True)
+    log_output_file: str = option("train.log", "name of the log file", resume_safe=True)
+    checkpoint: str = option(
+        "", "checkpoint folder to evaluate or predict with (default: best of the run)", resume_safe=True
+    )
+    predict_file: str = option(
+        "", "what to label: .txt (a text a line), .csv, .tsv or .jsonl (default: the test part)", resume_safe=True
+    )
+    predict_output: str = option(
+        "", ".csv or .jsonl to write (default: predictions.csv in the run folder)", resume_safe=True
+    )
+    shard: str = option("", "label only this part of the rows, such as 3/16, into a file of its own", resume_safe=True)
+    spreadsheet_safe: bool = option(
+        False, "an apostrophe before cells that a spreadsheet would run as formulas", resume_safe=True
+    )
+    text_column: str = option("", "column of the text in --predict_file (default: found by its name)", resume_safe=True)
+    text_pair_column: str = option("", "column of the second text in --predict_file", resume_safe=True)
+    encoding: str = option(
+        "auto", "of --predict_file: auto (UTF-8, UTF-16 by its mark, GB18030 if it is Chinese), …", resume_safe=True
+    )
 
     # Model
     pretrain_model_path: str = option("", "save_pretrained folder or hub name; empty: from scratch", group="model")
-    encoder: str = option("transformer", "bilstm: an encoder without transformers", choices=["transformer", "bilstm"])
-    hidden_size: int = option(256, "width of an encoder built from scratch")
-    num_layers: int = option(3, "layers of an encoder built from scratch")
-    vocab_size: int = option(8000, "vocabulary of the tokenizer trained when there is no --pretrain_model_path")
-    keep_layers: int = option(0, "take so many layers of a pretrained encoder, evenly spaced; 0: all")
+    encoder: Literal["transformer", "bilstm"] = option("transformer", "bilstm: an encoder without transformers")
+    hidden_size: int = option(256, "width of an encoder built from scratch", low=1, high=2**17)
+    num_layers: int = option(3, "layers of an encoder built from scratch", low=1, high=1000)
+    vocab_size: int = option(
+        8000, "vocabulary of the tokenizer trained when there is no --pretrain_model_path", low=1, high=2**24
+    )
+    keep_layers: int = option(0, "take so many layers of a pretrained encoder, evenly spaced; 0: all", low=0)
     special_tokens: str = option("", "tokens to add to the tokenizer, comma-separated, such as '<e1>,</e1>'")
-    load_dtype: str = option("fp32", "of a frozen encoder's weights: bf16: half the memory", choices=["fp32", "bf16"])
-    pooling: str = option(
-        "auto",
-        "a text is classified by its first token, its last, or their mean; auto: first, of decoders last",
-        choices=["auto", "first", "mean", "last"],
+    load_dtype: Literal["fp32", "bf16"] = option("fp32", "of a frozen encoder's weights: bf16: half the memory")
+    pooling: Literal["auto", "first", "mean", "last"] = option(
+        "auto", "a text is classified by its first token, its last, or their mean; auto: first, of decoders last"
     )
-    word_pooling: str = option(
-        "auto",
-        "likewise a word, of its sub-tokens; auto: first, of decoders last",
-        choices=["auto", "first", "mean", "last"],
+    word_pooling: Literal["auto", "first", "mean", "last"] = option(
+        "auto", "likewise a word, of its sub-tokens; auto: first, of decoders last"
     )
-    shared_layers: int = option(0, "hidden layers between the encoder and all heads")
-    dropout: float = option(0.1, "dropout before the heads and in an encoder built from scratch")
+    shared_layers: int = option(0, "hidden layers between the encoder and all heads", low=0, high=1000)
+    dropout: float = option(0.1, "dropout before the heads and in an encoder built from scratch", low=0, high=1)
     use_crf: bool = option(True, "conditional random field over the words of tagging tasks (--no_use_crf: none)")
     task_weights: str = option("", "weights of the tasks' losses, such as 'intent=1,slots=2' (default: 1 each)")
-    class_weights: str = option("none", "balanced: rare labels weigh more in the loss", choices=["none", "balanced"])
-    label_smoothing: float = option(0.0, "share of the target that is spread over all labels; not with a CRF")
-    focal_gamma: float = option(0.0, "focal loss: easy examples weigh less, with 2 as a usual value; not with a CRF")
-    freeze_layers: int = option(0, "keep the embeddings and the first N layers; 'all': the encoder", parse=parse_layers)
-    lora_rank: int = option(0, "train matrices of this rank beside a frozen encoder's (LoRA); 0: the encoder itself")
-    lora_alpha: float = option(16.0, "weight of what LoRA adds: alpha / rank", needs="lora_rank")
-    lora_dropout: float = option(0.0, "dropout before LoRA's matrices", needs="lora_rank")
+    class_weights: Literal["none", "balanced"] = option("none", "balanced: rare labels weigh more in the loss")
+    label_smoothing: float = option(
+        0.0, "share of the target that is spread over all labels; not with a CRF", low=0, high=1
+    )
+    focal_gamma: float = option(
+        0.0, "focal loss: easy examples weigh less, with 2 as a usual value; not with a CRF", low=0
+    )
+    freeze_layers: int = option(
+        0, "keep the embeddings and the first N layers; 'all': the encoder", parse=parse_layers, low=-1
+    )
+    lora_rank: int = option(
+        0, "train matrices of this rank beside a frozen encoder's (LoRA); 0: the encoder itself", low=0
+    )
+    lora_alpha: float = option(16.0, "weight of what LoRA adds: alpha / rank", needs="lora_rank", low=0)
+    lora_dropout: float = option(0.0, "dropout before LoRA's matrices", needs="lora_rank", low=0, high=1)
     lora_targets: str = option(
         "auto",
         "layers that get them, such as 'query,value'; auto: all linear ones of the encoder's layers",
@@ -95,19 +119,23 @@ class Config(SavedOptions, CheckedOptions):
     gradient_checkpointing: bool = option(False, "keep no activations but compute them twice: less memory, slower")
 
     # Data
-    max_length: int = option(256, "longest input in sub-tokens; what is cut is counted and logged", group="data")
-    truncation: str = option(
-        "head",
-        "what is kept of longer texts to classify; head_tail: a quarter of head, the rest of tail",
-        choices=["head", "tail", "head_tail"],
+    max_length: int = option(
+        256, "longest input in sub-tokens; what is cut is counted and logged", group="data", low=8, high=2**20
+    )
+    truncation: Literal["head", "tail", "head_tail"] = option(
+        "head", "what is kept of longer texts to classify; head_tail: a quarter of head, the rest of tail"
     )
     window_stride: int | None = option(
         None, "sub-tokens that windows of longer texts to tag share (default: max_length / 4; -1: cut)"
     )
     streaming: bool = option(False, "read the training file as a stream, in constant memory")
-    shuffle_buffer: int = option(8192, "rows shuffled together when streaming")
-    clear_cache: bool = option(False, "remove the token caches of --data_path first; else the last 24 are kept")
-    num_workers: int = option(0, "processes that prepare batches; any number gives the same batches")
+    shuffle_buffer: int = option(8192, "rows shuffled together when streaming", low=1)
+    clear_cache: bool = option(
+        False, "remove the token caches of --data_path first; else the last 24 are kept", resume_safe=True
+    )
+    num_workers: int = option(
+        0, "processes that prepare batches; any number gives the same batches", low=0, high=1000, resume_safe=True
+    )
 
     # Training
     epochs: int = option(
@@ -116,70 +144,105 @@ class Config(SavedOptions, CheckedOptions):
         group="training",
         aliases=["num_train_epochs"],
         parse=parse_epochs,
+        low=-1,
     )
-    batch_size: int = option(32, "examples in a micro-batch")
-    gradient_accumulation_steps: int = option(1, "micro-batches in one optimizer step")
-    eval_batch_size: int = option(64, "examples in a batch of evaluation and prediction; scores do not depend on it")
-    lr: float | None = option(None, "peak rate of the encoder (default: by its width)", aliases=["learning_rate"])
-    head_lr: float | None = option(None, "peak rate of heads and CRF (default: 10 times --lr; --lr from scratch)")
-    scheduler: str = option("cosine", "learning rate schedule after warmup", choices=["cosine", "linear", "constant"])
-    warmup_epochs: float | None = option(None, "epochs of linear warmup (default: a tenth)", aliases=["warm_up_epochs"])
-    lrf: float = option(0.01, "final rate as a fraction of the peak")
-    weight_decay: float = option(0.01, "AdamW's decoupled decay; none on biases, norms and the CRF")
-    max_grad_norm: float = option(1.0, "clip the gradient of each step to this norm; 0: never")
+    batch_size: int = option(32, "examples in a micro-batch", low=1)
+    gradient_accumulation_steps: int = option(1, "micro-batches in one optimizer step", low=1)
+    eval_batch_size: int = option(
+        64, "examples in a batch of evaluation and prediction; scores do not depend on it", low=1
+    )
+    lr: float | None = option(
+        None,
+        "peak rate of the encoder (default: by its width)",
+        aliases=["learning_rate"],
+        low=0,
+        high=1,
+        exclusive=True,
+    )
+    head_lr: float | None = option(
+        None, "peak rate of heads and CRF (default: 10 times --lr; --lr from scratch)", low=0, high=1, exclusive=True
+    )
+    scheduler: Literal["cosine", "linear", "constant"] = option("cosine", "learning rate schedule after warmup")
+    warmup_epochs: float | None = option(
+        None, "epochs of linear warmup (default: a tenth)", aliases=["warm_up_epochs"], low=0
+    )
+    lrf: float = option(0.01, "final rate as a fraction of the peak", low=0, high=1)
+    weight_decay: float = option(0.01, "AdamW's decoupled decay; none on biases, norms and the CRF", low=0)
+    max_grad_norm: float = option(1.0, "clip the gradient of each step to this norm; 0: never", low=0)
     monitor: str = option("", "dev score that picks the best checkpoint, such as slots_f1, loss (default: by task)")
     early_stop_patience: int | None = option(
         AUTO["early_stop_patience"],
         "stop after so many epochs without a better score; 0: never (default: a quarter of --epochs, at least 5)",
         aliases=["earlystop_patient", "earlystop_patience"],
+        low=0,
     )
-    save_epoch: int = option(1, "save a checkpoint to resume from every N epochs; 0: only at the end")
-    save_steps: int = option(0, "also save every N optimizer steps; 0: no")
-    log_steps: int = option(20, "log every N optimizer steps")
+    save_epoch: int = option(
+        1, "save a checkpoint to resume from every N epochs; 0: only at the end", low=0, resume_safe=True
+    )
+    save_steps: int = option(0, "also save every N optimizer steps; 0: no", low=0, resume_safe=True)
+    log_steps: int = option(20, "log every N optimizer steps", low=1, resume_safe=True)
 
     # Tricks
     use_fgm: bool = option(False, "adversarial training on the word embeddings (FGM)", group="tricks")
-    fgm_eps: float = option(1.0, "norm of the perturbation of FGM and PGD", needs="use_fgm use_pgd")
+    fgm_eps: float = option(1.0, "norm of the perturbation of FGM and PGD", needs="use_fgm use_pgd", low=0)
     use_pgd: bool = option(False, "the same in several steps (PGD)")
-    pgd_alpha: float = option(0.4, "length of a step of PGD", needs="use_pgd")
-    pgd_steps: int = option(3, "steps of PGD", needs="use_pgd")
+    pgd_alpha: float = option(0.4, "length of a step of PGD", needs="use_pgd", low=0)
+    pgd_steps: int = option(3, "steps of PGD", needs="use_pgd", low=1, high=1000)
     use_freelb: bool = option(False, "adversarial training on word vectors, averaged over the steps (FreeLB)")
-    freelb_alpha: float = option(0.1, "length of a step of FreeLB", needs="use_freelb")
-    freelb_steps: int = option(3, "steps of FreeLB", needs="use_freelb")
+    freelb_alpha: float = option(0.1, "length of a step of FreeLB", needs="use_freelb", low=0)
+    freelb_steps: int = option(3, "steps of FreeLB", needs="use_freelb", low=1, high=1000)
     use_awp: bool = option(False, "adversarial training on the weights (AWP)")
-    awp_gamma: float = option(0.0002, "size of AWP's perturbation, as a share of each matrix's norm", needs="use_awp")
-    awp_start: float = option(0.2, "share of the epochs before AWP begins", needs="use_awp")
+    awp_gamma: float = option(
+        0.0002, "size of AWP's perturbation, as a share of each matrix's norm", needs="use_awp", low=0
+    )
+    awp_start: float = option(0.2, "share of the epochs before AWP begins", needs="use_awp", low=0, high=1)
     use_smart: bool = option(False, "answers must not change under small adversarial noise (SMART, VAT)")
-    smart_weight: float = option(1.0, "weight of SMART's divergence in the loss", needs="use_smart")
+    smart_weight: float = option(1.0, "weight of SMART's divergence in the loss", needs="use_smart", low=0)
     use_rdrop: bool = option(False, "answers must not change under dropout (R-Drop)")
-    rdrop_alpha: float = option(1.0, "weight of R-Drop's divergence in the loss", needs="use_rdrop")
-    dropout_samples: int = option(1, "dropout masks under which the heads read each text (multi-sample dropout)")
+    rdrop_alpha: float = option(1.0, "weight of R-Drop's divergence in the loss", needs="use_rdrop", low=0)
+    dropout_samples: int = option(
+        1, "dropout masks under which the heads read each text (multi-sample dropout)", low=1, high=1000
+    )
     teacher: str = option("", "runs or checkpoints, comma-separated, whose answers are learnt from beside the labels")
-    teacher_weight: float = option(0.5, "share of the teachers in the loss; 1: they alone", needs="teacher")
-    temperature: float = option(1.0, "what logits are divided by before they are compared", needs="teacher")
+    teacher_weight: float = option(
+        0.5, "share of the teachers in the loss; 1: they alone", needs="teacher", low=0, high=1
+    )
+    temperature: float = option(
+        1.0, "what logits are divided by before they are compared", needs="teacher", low=0.01, high=1000
+    )
     unlabelled: str = option("", "more texts to learn from the teachers, as in --predict_file", needs="teacher")
-    unlabelled_ratio: float = option(1.0, "so many of them in an epoch for each text with labels", needs="unlabelled")
+    unlabelled_ratio: float = option(
+        1.0, "so many of them in an epoch for each text with labels", needs="unlabelled", low=0
+    )
     use_ema: bool = option(False, "score and keep an exponential moving average of the weights (EMA)")
     ema_decay: float | None = option(
-        None, "its decay a step: 0.99 averages over some 100 steps (default: over a twentieth of all)", needs="use_ema"
+        None,
+        "its decay a step: 0.99 averages over some 100 steps (default: over a twentieth of all)",
+        needs="use_ema",
+        low=0,
+        high=1,
     )
     use_swa: bool = option(False, "score and keep the mean weights of the last epochs, under a constant rate (SWA)")
-    swa_start: float = option(0.7, "share of training before SWA begins", needs="use_swa")
+    swa_start: float = option(0.7, "share of training before SWA begins", needs="use_swa", low=0, high=1)
     use_soup: bool = option(False, "score and keep the mean weights of epochs that are good together (model soup)")
-    layer_decay: float = option(1.0, "each encoder layer learns at this share of the rate of the layer above it")
-    unfreeze_layers: int = option(0, "begin with a frozen encoder; each epoch N more layers train, from the top; 0: no")
+    layer_decay: float = option(
+        1.0, "each encoder layer learns at this share of the rate of the layer above it", low=0, high=1
+    )
+    unfreeze_layers: int = option(
+        0, "begin with a frozen encoder; each epoch N more layers train, from the top; 0: no", low=0
+    )
 
     # Machine
-    device: str = option("auto", "auto, cpu, cuda, cuda:0, …", group="machine")
-    precision: str = option(
-        "fp32",
-        "autocast to half precision; weights, losses and CRF stay fp32; auto: bf16 where it is faster",
-        choices=["auto", "fp32", "bf16", "fp16"],
+    device: str = option("auto", "auto, cpu, cuda, cuda:0, …", group="machine", resume_safe=True)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "fp32", "autocast to half precision; weights, losses and CRF stay fp32; auto: bf16 where it is faster"
     )
     compile: bool = option(False, "torch.compile the encoder; pays on a GPU after some minutes")
-    random_seed: int = option(666, "seed of everything random", aliases=["seed"])
+    random_seed: int = option(666, "seed of everything random", aliases=["seed"], low=0, high=2**32 - 1)
     deterministic: bool = option(False, "on a GPU: deterministic algorithms only, somewhat slower")
-    ddp_timeout: int = option(1800, "under torchrun: seconds after which a process that is silent ends the run")
+    ddp_timeout: int = option(
+        1800, "under torchrun: seconds after which a process that is silent ends the run", low=1, resume_safe=True
+    )
 
     def __post_init__(self):
         if self.debug and not (self.do_train or self.do_eval or self.do_predict):
@@ -214,6 +277,9 @@ class Config(SavedOptions, CheckedOptions):
         before = {option_field.name: option_field.default for option_field in dataclasses.fields(self)} | before
         before |= {name: auto for name, auto in AUTO.items() if getattr(self, name) == auto}
         return changed_options(before, dataclasses.asdict(self), RESUME_SAFE | ({"epochs"} if longer else set()))
+
+
+RESUME_SAFE = frozenset(f.name for f in dataclasses.fields(Config) if f.metadata["resume_safe"])
 
 
 def seed_torch(seed, deterministic=False):

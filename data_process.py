@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from filelock import FileLock
 
@@ -44,7 +45,9 @@ class DataConfig:
     delimiter: str = option("", "what parts the cells of a table, such as ';', '|', '_!_' (default: found by itself)")
     header: bool = option(True, "tables have a row of names; with --no_header columns are called 0, 1, …")
     sheet: str = option("", "sheet of an Excel workbook that has several")
-    max_rows: int = option(0, "read only the first N rows of each file; a hub's dataset is streamed then; 0: all")
+    max_rows: int = option(
+        0, "read only the first N rows of each file; a hub's dataset is streamed then; 0: all", low=0
+    )
     drop_unlabelled: bool = option(False, "leave out rows whose label is empty, null or NaN, and count them")
     text_column: str = option("", "column or key of the text (default: found by its name)")
     text_pair_column: str = option("", "column or key of the second text of a pair")
@@ -61,15 +64,11 @@ class DataConfig:
     extra_columns: str = option("", "columns of numbers, comma-separated, that are inputs of the model beside the text")
     keep_columns: str = option("", "columns, comma-separated, that are kept: the report has scores for their values")
     label_separator: str = option(",", "what separates the labels in a cell of a multilabel column")
-    tag_scheme: str = option(
-        "auto",
-        "how entities' tags are written: auto is BIO, or BIOES if the data has ends",
-        choices=["auto", "bio", "bioes", "keep"],
+    tag_scheme: Literal["auto", "bio", "bioes", "keep"] = option(
+        "auto", "how entities' tags are written: auto is BIO, or BIOES if the data has ends"
     )
-    unit: str = option(
-        "auto",
-        "what a token of a text with spans is (auto: characters if most are Chinese)",
-        choices=["auto", "word", "character"],
+    unit: Literal["auto", "word", "character"] = option(
+        "auto", "what a token of a text with spans is (auto: characters if most are Chinese)"
     )
     n_splits: int = option(0, "make so many folds of train and dev for cross-validation; 0: none")
     group_column: str = option("", "column whose equal values stay in one part and one fold")
@@ -78,7 +77,7 @@ class DataConfig:
     pretrain_model_path: str = option("", "for --check: the model whose tokenizer training will use")
     dev_ratio: float = option(0.1, "share of examples for dev, if the data has no dev part")
     test_ratio: float = option(0.1, "share of examples for test, if the data is a single part")
-    random_seed: int = option(666, "seed of the split", aliases=["seed"])
+    random_seed: int = option(666, "seed of the split", aliases=["seed"], low=0, high=2**32 - 1)
 
     def __post_init__(self):
         check_options(self)

@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, the repository is one folder up
 
 from engine.errors import UserError
 from engine.run import files
-from engine.run.command_line import option, require_range, require_seed, run_command
+from engine.run.command_line import option, run_command
 from engine.run.run_folder import changed_options, lock_folder
 from engine.run.signals import StopSignals
 from huggingface_hands_on.corpus import CorpusConfig, read_corpus, read_words, require_free_folder
@@ -44,33 +45,34 @@ class PretrainConfig(CorpusConfig):
     new_tokens: str = option(
         "", "words of your domain to add to the vocabulary: comma-separated, or a file with one a row"
     )
-    max_length: int = option(128, "length of a block in sub-tokens; longer texts go on in the next block")
+    max_length: int = option(128, "length of a block in sub-tokens; longer texts go on in the next block", low=8)
     packing: bool = option(True, "fill each block with as many texts as fit")
     whole_word: bool = option(True, "mask whole words; Chinese words as rjieba cuts them")
-    mlm_probability: float = option(0.15, "share of the words that are masked, anew in each epoch")
-    epochs: int = option(10, "passes over the texts", aliases=["num_train_epochs"])
-    batch_size: int = option(32, "blocks in a micro-batch")
-    gradient_accumulation_steps: int = option(1, "micro-batches in one optimizer step")
-    lr: float | None = option(
-        None, "peak learning rate (default: by the encoder's width; 1e-3 from scratch)", aliases=["learning_rate"]
+    mlm_probability: float = option(
+        0.15, "share of the words that are masked, anew in each epoch", low=0, high=1, exclusive=True
     )
-    weight_decay: float = option(0.01, "AdamW's decoupled decay")
-    early_stop_patience: int = option(3, "stop after so many evaluations without a lower held-out loss; 0: never")
-    eval_steps: int = option(0, "evaluate and save every N optimizer steps; 0: every epoch")
-    device: str = option("auto", "auto takes a GPU if there is one", choices=["auto", "cpu", "cuda"])
-    precision: str = option("fp32", "autocast to half precision", choices=["fp32", "bf16", "fp16"])
-    random_seed: int = option(666, "seed of everything random", aliases=["seed"])
+    epochs: int = option(10, "passes over the texts", aliases=["num_train_epochs"], low=1)
+    batch_size: int = option(32, "blocks in a micro-batch", low=1)
+    gradient_accumulation_steps: int = option(1, "micro-batches in one optimizer step", low=1)
+    lr: float | None = option(
+        None,
+        "peak learning rate (default: by the encoder's width; 1e-3 from scratch)",
+        aliases=["learning_rate"],
+        low=0,
+        high=1,
+        exclusive=True,
+    )
+    weight_decay: float = option(0.01, "AdamW's decoupled decay", low=0)
+    early_stop_patience: int = option(
+        3, "stop after so many evaluations without a lower held-out loss; 0: never", low=0
+    )
+    eval_steps: int = option(0, "evaluate and save every N optimizer steps; 0: every epoch", low=0)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto takes a GPU if there is one")
+    precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "autocast to half precision")
+    random_seed: int = option(666, "seed of everything random", aliases=["seed"], low=0, high=2**32 - 1)
 
     def __post_init__(self):
         super().__post_init__()
-        require_range(self, 1, "epochs batch_size gradient_accumulation_steps")
-        require_range(self, 0, "weight_decay early_stop_patience eval_steps")
-        require_range(self, 8, "max_length")
-        require_seed(self.random_seed)
-        if self.lr is not None and not 0 < self.lr < 1:
-            raise UserError(f"--lr={self.lr} must lie between 0 and 1")
-        if not 0 < self.mlm_probability < 1:
-            raise UserError(f"--mlm_probability={self.mlm_probability} must lie between 0 and 1")
         if not self.pretrain_model_path:
             either = "the encoder to go on from, or with --from_scratch the tokenizer's folder"
             raise UserError(f"--pretrain_model_path is needed: {either}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from zlib import crc32
 
 from engine.errors import UserError
-from engine.run.command_line import option
+from engine.run.command_line import check_values, option
 from engine.run.files import sha256
 from preprocess.readers import READERS, find_format, read_rows, read_txt
 from preprocess.schema import check_text, encode
@@ -35,14 +35,17 @@ class CorpusConfig:
     text_column: str = option("", "column or key of the text (default: found by its name)")
     text_pair_column: str = option("", "column or key of a second text")
     held_out_ratio: float = option(
-        0.05, "share of the texts that is kept apart to measure on, if the input has no dev part"
+        0.05,
+        "share of the texts that is kept apart to measure on, if the input has no dev part",
+        low=0,
+        high=1,
+        exclusive=True,
     )
 
     def __post_init__(self):
         if not self.input or not self.output_dir:
             raise UserError("both --input TEXTS and --output_dir FOLDER are needed")
-        if not 0 < self.held_out_ratio < 1:
-            raise UserError(f"--held_out_ratio={self.held_out_ratio} must lie between 0 and 1")
+        check_values(self)
 
 
 def read_corpus(config):

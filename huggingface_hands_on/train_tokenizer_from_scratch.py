@@ -11,12 +11,13 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, the repository is one folder up
 
 from engine.data.tokenizer import train_tokenizer
 from engine.errors import UserError
-from engine.run.command_line import option, require_range, run_command
+from engine.run.command_line import option, run_command
 from huggingface_hands_on.corpus import CorpusConfig
 
 
@@ -24,18 +25,19 @@ from huggingface_hands_on.corpus import CorpusConfig
 class TokenizerConfig(CorpusConfig):
     """Options of `huggingface_hands_on/train_tokenizer_from_scratch.py`."""
 
-    model: str = option(
-        "wordpiece",
-        "wordpiece (BERT), bpe over bytes (RoBERTa), unigram (XLM-RoBERTa) or wordlevel (whole words)",
-        choices=["wordpiece", "bpe", "unigram", "wordlevel"],
+    model: Literal["wordpiece", "bpe", "unigram", "wordlevel"] = option(
+        "wordpiece", "wordpiece (BERT), bpe over bytes (RoBERTa), unigram (XLM-RoBERTa) or wordlevel (whole words)"
     )
-    vocab_size: int = option(8000, "entries of the vocabulary; of a small corpus it may be fewer")
+    vocab_size: int = option(8000, "entries of the vocabulary; of a small corpus it may be fewer", low=6)
     lowercase: bool = option(True, "'Play' and 'play' are one word; accents go too")
     chinese: bool = option(True, "each Chinese character is a word of its own, as tagging wants it")
 
     def __post_init__(self):
         super().__post_init__()
-        require_range(self, 300 if self.model == "bpe" else 6, "vocab_size")
+        if self.model == "bpe" and self.vocab_size < 300:
+            raise UserError(
+                f"--vocab_size={self.vocab_size} must be a number of at least 300: bpe begins with all bytes"
+            )
 
 
 def quality(tokenizer, texts):

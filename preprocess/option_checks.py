@@ -1,7 +1,7 @@
 """Which values options of data_process.py may have, and which exclude each other."""
 
 from engine.errors import UserError
-from engine.run.command_line import require_range, require_seed
+from engine.run.command_line import check_values
 from preprocess.labels import KINDS
 
 
@@ -9,11 +9,10 @@ def check_options(config):
     """UserError for options of data_process.py that cannot be, or not together."""
     if not config.input or not (config.output_dir or config.check):
         raise UserError("both --input FILE_OR_FOLDER and --output_dir dataset/NAME are needed")
-    require_seed(config.random_seed)
+    check_values(config)
     label_types_by_name(config.label_type)
     if config.n_splits < 0 or config.n_splits == 1:
         raise UserError(f"--n_splits={config.n_splits} must be at least 2")
-    require_range(config, 0, "max_rows")
     if not config.label_separator:
         raise UserError("--label_separator must not be empty")
     if set(config.delimiter) & {'"', "\n", "\r"}:

@@ -2,6 +2,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import re
 
 import pytest
 
@@ -140,6 +141,24 @@ def test_a_mistake_is_one_line_that_names_the_flag(flags, named, capsys):
         parse_args(Config, flags.split())
     message = capsys.readouterr().err
     assert stop.value.code == 2 and named in message and message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"encoder": "foo"}, "--encoder=foo is none of transformer, bilstm"),
+        ({"dropout": 1.5}, "--dropout=1.5 must lie between 0 and 1"),
+        ({"lr": 1.0}, "--lr=1.0 must lie between 0 and 1"),
+        ({"batch_size": 0}, "--batch_size=0 must be a number of at least 1"),
+        ({"batch_size": 10**10}, "--batch_size=10000000000 must lie between 1 and 1000000000"),
+        ({"fgm_eps": float("inf")}, "--fgm_eps=inf must be a number of at least 0"),
+        ({"fgm_eps": float("nan")}, "--fgm_eps=nan must be a number of at least 0"),
+        ({"random_seed": 2**32}, "--random_seed=4294967296 must lie between 0 and 4294967295"),
+    ],
+)
+def test_values_are_checked_from_python_too(options, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        Config(**options)
 
 
 def test_strengths_that_do_nothing_are_told():

@@ -8,9 +8,10 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from engine.errors import UserError
 from engine.run.launch import end_process, is_first_to_say, is_launched, local_rank
@@ -61,15 +62,45 @@ def os_error_line(error):
     return f"{error.filename2 or error.filename}: {error.strerror.lower()}" + (f"; {advice}" if advice else "")
 
 
-def option(default, help, group=None, choices=None, aliases=(), parse=None, needs="", positional=""):
-    """A dataclass field that becomes a flag.
+def option(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float = float("inf"),
+    exclusive: bool = False,
+    resume_safe: bool = False,
+    group: str | None = None,
+    aliases: Sequence[str] = (),
+    needs: str = "",
+    parse: Callable[[str], Any] | None = None,
+    choices: Sequence[str] = (),
+    positional: str = "",
+) -> Any:
+    """A dataclass field that becomes a flag. Its annotation says what it can be: a `Literal` lists its choices.
 
-    group: opens a section of `--help` that lasts until the next one. needs: the switches, of which one must be on for
-    this option to have an effect. positional: what `--help` calls one of several words that need no flag.
+    low, high: bounds of a number, which it may reach unless they are `exclusive`. resume_safe: a run may be resumed
+    with another value, since it does not change the result. group: starts a section of `--help`. aliases: other names
+    of the flag. needs: switches, of which one must be on for the option to have an effect. parse: text -> value, if the
+    type alone does not do it. choices: those that are known only at run time. positional: what `--help` calls one of
+    several words that need no flag.
     """
-    metadata = dict(help=help, group=group, choices=choices, aliases=aliases, parse=parse, needs=needs.split())
-    metadata["positional"] = positional
+    metadata = dict(help=help, low=low, high=high, exclusive=exclusive, resume_safe=resume_safe, group=group)
+    metadata |= dict(aliases=aliases, needs=needs.split(), parse=parse, choices=tuple(choices), positional=positional)
     return field(default=default, metadata=metadata)
+
+
+def choices_of(option_field: dataclasses.Field) -> tuple[str, ...]:
+    """The values that an option may have; () if they are not listed."""
+    return get_args(option_field.type) if get_origin(option_field.type) is Literal else option_field.metadata["choices"]
+
+
+def type_of(option_field: dataclasses.Field) -> type:
+    """The type of an option's value, or of one of several: that of `int | None` is int, that of `Literal["a"]` str."""
+    if get_origin(option_field.type) is Literal:
+        return str
+    kinds = [kind for kind in get_args(option_field.type) if kind not in (type(None), Ellipsis)]
+    return kinds[0] if kinds else option_field.type
 
 
 def parse_bool(text):
@@ -95,20 +126,23 @@ def parse_epochs(text):
     return -1 if text == "auto" else int(text)
 
 
-def require_range(config: Any, low: float, names: str, high: float = float("inf")) -> None:
-    """UserError unless each of these options is None, or a finite number from `low` to `high`, a whole one of at most
-    MOST_COUNTED."""
-    for name in names.split():
-        value = getattr(config, name)
-        highest = min(high, MOST_COUNTED) if isinstance(value, int) else high
-        if value is not None and not (low <= value <= highest and value < float("inf")):
-            most = "" if value < highest or highest == float("inf") else f" and at most {highest}"
-            raise UserError(f"--{name}={str(value)[:30]} must be a number of at least {low}{most}")
-
-
-def require_seed(seed):
-    if not 0 <= seed < 2**32:
-        raise UserError(f"--random_seed={seed} must be a whole number from 0 to 4294967295")
+def check_values(config: Any) -> None:
+    """UserError unless each option has one of its choices, or a number within its bounds. A whole number without an
+    upper bound is at most MOST_COUNTED."""
+    for option_field in dataclasses.fields(config):
+        value, bounds = getattr(config, option_field.name), option_field.metadata
+        low, high, choices = bounds["low"], bounds["high"], choices_of(option_field)
+        if choices and value not in choices:
+            raise UserError(f"--{option_field.name}={value} is none of {', '.join(choices)}")
+        if value is None or low is None:
+            continue
+        if isinstance(value, int) and high == float("inf"):
+            high = MOST_COUNTED
+        inside = low < value < high if bounds["exclusive"] else low <= value <= high
+        if not inside or value == float("inf"):
+            bounded = bounds["high"] < float("inf") or value > high
+            must = f"lie between {low} and {high}" if bounded else f"be a number of at least {low}"
+            raise UserError(f"--{option_field.name}={str(value)[:30]} must {must}")
 
 
 def options_without_switch(config):
@@ -166,13 +200,9 @@ def parse_args(config_class, argv=None):
                 help=argparse.SUPPRESS,
             )
         else:
-            kind = (
-                next(t for t in get_args(f.type) if t is not type(None))
-                if get_origin(f.type) or get_args(f.type)
-                else f.type
-            )
             several = {"nargs": "+", "metavar": "NAME"} if get_origin(f.type) is tuple else {}
-            section.add_argument(*flags, type=meta["parse"] or kind, choices=meta["choices"], **several, **described)
+            kinds = {"type": meta["parse"] or type_of(f), "choices": choices_of(f) or None}
+            section.add_argument(*flags, **kinds, **several, **described)
     try:
         return config_class(**vars((parser.parse_intermixed_args if words else parser.parse_args)(argv)))
     except UserError as error:

@@ -1,12 +1,11 @@
-"""Which values options of main.py may have, and which exclude each other. Nothing slow is imported here: every
-command needs it."""
+"""Which options of main.py exclude each other. Nothing slow is imported here: every command needs it."""
 
 import math
 import os
 from pathlib import Path
 
 from engine.errors import UserError
-from engine.run.command_line import options_without_switch, require_range, require_seed
+from engine.run.command_line import check_values, options_without_switch
 from engine.run.launch import is_launched
 from engine.task.tags import has_spans, needs_words
 
@@ -25,8 +24,7 @@ class CheckedOptions:
 
 def check_options(config):
     """UserError for options of main.py that cannot be, or not together."""
-    require_numbers(config)
-    require_seed(config.random_seed)
+    check_values(config)
     refuse_contradictions(config)
     refuse_tricks(config)
     refuse_teachers(config)
@@ -34,33 +32,8 @@ def check_options(config):
     config.task_weights_by_name()
 
 
-def require_numbers(config):
-    """UserError for a number out of its range."""
-    counts = "batch_size gradient_accumulation_steps eval_batch_size log_steps ddp_timeout shuffle_buffer"
-    require_range(config, 1, counts)
-    # so many that building or running them would not end
-    require_range(config, 1, "num_layers pgd_steps freelb_steps dropout_samples", high=1000)
-    require_range(config, 0, "shared_layers num_workers", high=1000)
-    require_range(config, 1, "hidden_size", high=2**17)
-    require_range(config, 1, "vocab_size", high=2**24)
-    require_range(config, 0, "warmup_epochs weight_decay max_grad_norm early_stop_patience save_epoch save_steps")
-    require_range(config, 0, "fgm_eps pgd_alpha freelb_alpha awp_gamma smart_weight")
-    require_range(config, 0, "rdrop_alpha focal_gamma unfreeze_layers keep_layers lora_rank lora_alpha")
-    require_range(config, 8, "max_length", high=2**20)
-    require_range(config, -1, "freeze_layers epochs")  # -1: all, auto
-    require_range(config, 0, "unlabelled_ratio")
-    shares = "teacher_weight dropout lora_dropout lrf label_smoothing ema_decay awp_start swa_start layer_decay"
-    for name in shares.split():
-        if not 0 <= (getattr(config, name) or 0) <= 1:
-            raise UserError(f"--{name}={getattr(config, name)} must lie between 0 and 1")
-    for name in ("lr", "head_lr"):
-        if getattr(config, name) is not None and not 0 < getattr(config, name) < 1:
-            raise UserError(f"--{name}={getattr(config, name)} must lie between 0 and 1")
-
-
 def refuse_teachers(config):
     """UserError for options of teachers that cannot be."""
-    require_range(config, 0.01, "temperature", high=1000)
     if config.unlabelled and not config.teacher.strip(", "):
         raise UserError("--unlabelled: texts without labels are learnt from a --teacher; name one")
     if config.unlabelled and config.streaming:

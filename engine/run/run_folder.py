@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin
 from filelock import FileLock, Timeout
 
 from engine.errors import UserError
-from engine.run.command_line import VERSION
+from engine.run.command_line import VERSION, choices_of
 from engine.run.files import write_json
 from engine.run.launch import restarts
 from engine.schema import AnyOf, Number, Optional, SchemaError, read_json, read_json_lines
@@ -167,7 +167,7 @@ def read_result_lines(path: str | Path, shape: Any) -> list:
 
 def shape_of(option_field: dataclasses.Field) -> Any:
     """The shape of an option's value in JSON, by its annotation and its choices."""
-    if choices := option_field.metadata.get("choices"):
+    if choices := choices_of(option_field):
         return AnyOf(*choices)
     kinds = get_args(option_field.type) or (option_field.type,)
     if get_origin(option_field.type) is tuple:

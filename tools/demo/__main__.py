@@ -9,6 +9,7 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from config import Config
 from engine.errors import UserError
@@ -29,9 +30,9 @@ class DemoConfig:
     data_path: str = option(Config.data_path, "processed folder whose test part has the examples of the page")
     pretrain_model_path: str = option("", "where the base of a LoRA adapter lies, if not where it was")
     device: str = option("auto", "auto, cpu, cuda, cuda:0, …", group="machine")
-    precision: str = option("fp32", "autocast to half precision", choices=["auto", "fp32", "bf16", "fp16"])
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = option("fp32", "autocast to half precision")
     eval_batch_size: int = option(64, "texts in a batch")
-    report_language: str = option("auto", "of the page; auto: that of the texts", choices=["auto", "en", "zh"])
+    report_language: Literal["auto", "en", "zh"] = option("auto", "of the page; auto: that of the texts")
 
     def __post_init__(self):
         if is_launched():

@@ -18,6 +18,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from config import Config
 from engine.errors import UserError
@@ -49,10 +50,10 @@ class EnsembleConfig:
     text_pair_column: str = option("", "column of the second text in --predict_file")
     encoding: str = option("auto", "of --predict_file: auto (UTF-8, UTF-16 by its mark, GB18030 if it is Chinese), …")
     device: str = option("auto", "auto, cpu, cuda, cuda:0, …", group="machine")
-    precision: str = option("fp32", "autocast to half precision", choices=["fp32", "bf16", "fp16"])
+    precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "autocast to half precision")
     eval_batch_size: int = option(64, "texts in a batch; scores do not depend on it")
     pretrain_model_path: str = option("", "where the base of LoRA adapters lies, if not where it was")
-    report_language: str = option("auto", "of report.html; auto: that of the texts", choices=["auto", "en", "zh"])
+    report_language: Literal["auto", "en", "zh"] = option("auto", "of report.html; auto: that of the texts")
 
     def __post_init__(self):
         self.runs = tuple(self.runs)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from config import ROOT, Config
 from engine.errors import UserError
-from engine.run.command_line import option, require_range, run_command
+from engine.run.command_line import check_values, option, run_command
 from engine.run.files import TEMPORARY, replace_folder
 from logging_config import get_logger
 
@@ -35,7 +35,9 @@ class ExportConfig:
     int8: bool = option(False, "weights as int8: a quarter of the size, and faster on a CPU")
     fp16: bool = option(False, "all in fp16: half the size; for a GPU, a CPU computes in fp32 nevertheless")
     data_path: str = option("", "processed folder whose dev part is scored (default: that of the training)")
-    max_drop: float = option(0.005, "how much of the main score on dev --int8 and --fp16 may lose; else exit code 2")
+    max_drop: float = option(
+        0.005, "how much of the main score on dev --int8 and --fp16 may lose; else exit code 2", low=0
+    )
     pretrain_model_path: str = option("", "where the base of a LoRA adapter lies, if not where it was")
 
     def __post_init__(self):
@@ -43,7 +45,7 @@ class ExportConfig:
             raise UserError("both --checkpoint FOLDER and --output_dir FOLDER are needed")
         if self.int8 and self.fp16:
             raise UserError("--int8 and --fp16 exclude each other: export two folders")
-        require_range(self, 0, "max_drop")
+        check_values(self)
 
     @property
     def kind(self):

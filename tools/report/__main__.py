@@ -9,9 +9,10 @@ the first is the baseline.
 
 import sys
 from dataclasses import dataclass
+from typing import Literal
 
 from engine.errors import UserError
-from engine.run.command_line import option, run_command
+from engine.run.command_line import check_values, option, run_command
 from engine.run.launch import is_launched
 from engine.run.run_folder import lock_folder
 from logging_config import get_logger
@@ -23,10 +24,11 @@ class ReportConfig:
 
     runs: tuple[str, ...] = option((), "folders of runs, or their names in --output_dir", positional="RUN")
     output_dir: str = option("output", "where runs are kept, and where a comparison is written")
-    report_language: str = option("auto", "of the page; auto: that of the texts", choices=["auto", "en", "zh"])
+    report_language: Literal["auto", "en", "zh"] = option("auto", "of the page; auto: that of the texts")
     spreadsheet_safe: bool = option(False, "an apostrophe before cells that a spreadsheet would run as formulas")
 
     def __post_init__(self):
+        check_values(self)
         self.runs = tuple(self.runs)
         if not self.runs:
             raise UserError("name a run, or several that are to be compared")

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from config import RESUME_SAFE, ROOT, Config
 from engine.errors import UserError
-from engine.run.command_line import option, parse_args, require_range, require_seed, run_command
+from engine.run.command_line import check_values, option, parse_args, run_command
 from engine.run.run_folder import AUTO, hold
 from engine.run.signals import Interrupted, StopSignals
 from logging_config import get_logger
@@ -44,25 +44,32 @@ class SearchConfig:
     space: str = option("", "options to search and their values (default: what matters most, around the defaults)")
     monitor: str = option("", "dev score that is to be best, such as slots_f1 or loss (default: by task)")
 
-    trials: int = option(30, "trials of the search, with the default as the first", group="search")
-    hours: float = option(0.0, "end the search after so long, over all starts, and go on to the finalists; 0: no limit")
-    jobs: int = option(1, "runs side by side; they share the cores")
-    seed: int = option(666, "of what is proposed; with --jobs 1 the same command proposes the same trials")
-    startup: int = option(8, "trials that must have ended before TPE proposes; until then they are drawn at random")
+    trials: int = option(30, "trials of the search, with the default as the first", group="search", low=1)
+    hours: float = option(
+        0.0, "end the search after so long, over all starts, and go on to the finalists; 0: no limit", low=0
+    )
+    jobs: int = option(1, "runs side by side; they share the cores", low=1)
+    seed: int = option(
+        666, "of what is proposed; with --jobs 1 the same command proposes the same trials", low=0, high=2**32 - 1
+    )
+    startup: int = option(
+        8, "trials that must have ended before TPE proposes; until then they are drawn at random", low=1
+    )
     prune: bool = option(True, "stop trials that do worse than the median (--no_prune: never)")
-    prune_after: int = option(2, "epochs that every trial gets")
+    prune_after: int = option(2, "epochs that every trial gets", low=1)
 
     finalists: int = option(
-        3, "best trials to train with several seeds beside the default; 0: end with the search", group="finalists"
+        3,
+        "best trials to train with several seeds beside the default; 0: end with the search",
+        group="finalists",
+        low=0,
     )
-    seeds: int = option(5, "seeds of each; an interval needs five")
+    seeds: int = option(5, "seeds of each; an interval needs five", low=1)
 
     results: str = option("", "folder of all that is kept (default: output/search-NAME)", group="files")
 
     def __post_init__(self):
-        require_range(self, 1, "trials jobs startup prune_after seeds")
-        require_range(self, 0, "hours finalists")
-        require_seed(self.seed)
+        check_values(self)
 
     @property
     def folder(self):

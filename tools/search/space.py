@@ -11,10 +11,9 @@ import difflib
 import math
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import get_args
 
 from engine.errors import UserError
-from engine.run.command_line import parse_bool
+from engine.run.command_line import choices_of, parse_bool, type_of
 from engine.run.run_folder import AUTO
 from engine.task.tags import needs_words
 from tools.search.child import SET_BY_SCRIPT
@@ -90,7 +89,7 @@ def require_known(name, fields):
 
 def parse_values(name, values, field):
     """'1e-4..1e-3:log' or '16,32' -> Dimension. field: of the option, None for those of MADE_OF."""
-    number = field is None or (kind_of(field) in (int, float) and not field.metadata["parse"])
+    number = field is None or (type_of(field) in (int, float) and not field.metadata["parse"])
     if ".." not in values:
         choices = tuple(parse_value(name, value, field) for value in values.split(","))
         if len(set(choices)) < len(choices) or len(choices) < 2:
@@ -109,18 +108,13 @@ def parse_values(name, values, field):
     return Dimension(low=low, high=high, log=scale == "log")
 
 
-def kind_of(field):
-    """The type of an option's values."""
-    return next((kind for kind in get_args(field.type) if kind is not type(None)), field.type)
-
-
 def example(field):
-    return "True,False" if field.type is bool else ",".join(field.metadata["choices"] or ("a", "b"))
+    return "True,False" if field.type is bool else ",".join(choices_of(field) or ("a", "b"))
 
 
 def parse_value(name, text, field):
     """A value as main.py would read it. UserError for anything else."""
-    kind = float if field is None else kind_of(field)
+    kind = float if field is None else type_of(field)
     parse = (field and field.metadata["parse"]) or (parse_bool if kind is bool else kind)
     try:
         value = parse(text)
@@ -131,8 +125,8 @@ def parse_value(name, text, field):
         raise UserError("epochs: auto is one number for the data; say numbers")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}: {text!r} is not finite")
-    if field is not None and field.metadata["choices"] and value not in field.metadata["choices"]:
-        raise UserError(f"{name}: {text!r} is none of {', '.join(field.metadata['choices'])}")
+    if field is not None and choices_of(field) and value not in choices_of(field):
+        raise UserError(f"{name}: {text!r} is none of {', '.join(choices_of(field))}")
     return value
 
 
