@@ -7,12 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from test_trainer import make_trainer
 
 from config import Config
 from data_loader import IGNORE, MyDataLoader, MyDataset, MyIterableDataLoader, MyIterableDataset
 from engine.data import token_cache
-from engine.data.features import Featurizer, Ragged
+from engine.data.features import Featurizer, Ragged, merge_windows
 from engine.data.tokenizer import load_tokenizer, train_tokenizer
 from engine.errors import UserError
 from engine.run.device import to_device
@@ -304,8 +306,13 @@ def test_windows_hold_every_word_whole_and_its_own_tag(tokenizer, length, stride
     inputs, labels, rows = data.batch(np.arange(len(data.lengths)))
     assert data.lengths.max() <= length
     ids = {label: number for number, label in enumerate(TASKS["slots"]["labels"])}
-    ends, seen = [], set()
+    firsts, ends, seen = [], [], set()
     known = [word if word != "\u200b" else "[UNK]" for word in LONG["tokens"]]
+
+    def pieces_of(words):
+        whole = tokenizer([words], is_split_into_words=True, add_special_tokens=False) if words else None
+        return len(whole["input_ids"][0]) if whole else 0
+
     for row in rows[1:-1].tolist():
         assert data.example_index[row] == 1
         first, size = int(data.columns["first_word"][row]), int(inputs["word_mask"][row].sum())
@@ -315,16 +322,34 @@ def test_windows_hold_every_word_whole_and_its_own_tag(tokenizer, length, stride
         assert inputs["token_type_ids"][row][:real].tolist() == (wanted["token_type_ids"][0] if paired else [0] * real)
         assert labels["slots"][row][:size].tolist() == [ids[tag] for tag in LONG["slots"][first : first + size]]
         assert labels["intent"][row].item() == (0 if first == 0 else IGNORE)
-        if ends:
-            shared = (
-                tokenizer([known[first : ends[-1]]], is_split_into_words=True, add_special_tokens=False)
-                if first < ends[-1]
-                else None
-            )
-            assert shared is None or len(shared["input_ids"][0]) <= stride
+        if ends:  # as many words are shared as `stride` sub-tokens hold, but not all of the window before
+            shared, more = (pieces_of(known[start : ends[-1]]) for start in (first, first - 1))
+            assert shared <= stride and (more > stride or first == firsts[-1] + 1)
+        firsts.append(first)
         ends.append(first + size)
         seen |= set(range(first, first + size))
     assert seen == set(range(len(LONG["tokens"]))) and ends[-1] == len(LONG["tokens"])
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 8)), min_size=1, max_size=6))
+def test_a_word_of_two_windows_is_answered_by_the_one_whose_edge_is_farther(sizes):
+    """Word by word, by the distances to the edges. sizes: (words of a window, how many it shares with the last one)."""
+    windows, end = [], 0
+    for size, shared in sizes:
+        first = max(end - shared, windows[-1][0] + 1 if windows else 0)
+        end = max(end, first + size)
+        windows.append((first, [(len(windows), word) for word in range(first, end)]))
+    merged = merge_windows(windows[::-1])
+    assert [word for _, word in merged] == list(range(end))
+    for position, (window, _) in enumerate(merged):
+        holding = [
+            (n, first, first + len(items) - 1)
+            for n, (first, items) in enumerate(windows)
+            if items and first <= position < first + len(items)
+        ]
+        if len(holding) == 2:
+            (left, _, last), (right, first, _) = holding
+            assert window == (left if last - position >= position - first else right)
 
 
 def test_a_word_longer_than_a_window_still_has_its_place(tokenizer):
