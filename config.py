@@ -2,7 +2,7 @@
 
 Edit here when you want a new option: add one field (name, type, default, line of help, and its bounds), then read it
 as `config.<name>` where it is used. `--flag`, `--flag=True`, `--flag=False` and `--no_flag` all work. A run can be
-resumed with another value only of an option that is `resume_safe`: it does not change the result.
+resumed with another value of an option only if it is `resume_safe`, that is, does not change the result.
 """
 
 import dataclasses
@@ -27,31 +27,31 @@ class Config(SavedOptions, CheckedOptions):
 
     # What to do
     do_train: bool = option(
-        False, "train, and keep the best and the last checkpoints", group="what to do", resume_safe=True
+        False, "train, and save the best and the last checkpoints", group="what to do", resume_safe=True
     )
-    do_eval: bool = option(False, "score the best checkpoint on dev and test, into eval.json", resume_safe=True)
+    do_eval: bool = option(False, "score the best checkpoint on dev and test; writes eval.json", resume_safe=True)
     do_predict: bool = option(
-        False, "label --predict_file, or else the test part, with the best checkpoint", resume_safe=True
+        False, "label --predict_file, or by default the test part, with the best checkpoint", resume_safe=True
     )
     report_language: Literal["auto", "en", "zh"] = option(
-        "auto", "of report.html; auto: that of the texts", resume_safe=True
+        "auto", "language of report.html; auto: that of the texts", resume_safe=True
     )
     resume: bool = option(
-        False, "go on with training or labelling where it was, or start if there is nothing", resume_safe=True
+        False, "continue training or labelling where it stopped, or start if there is nothing yet", resume_safe=True
     )
     force_resume: bool = option(
-        False, "resume although options, data or tokenizer differ from those of the run", resume_safe=True
+        False, "resume even if options, data or tokenizer differ from those of the run", resume_safe=True
     )
     debug: bool = option(
-        False, "trial run on 64 examples a part, then checks of the model; exit code 3 if one fails", resume_safe=True
+        False, "trial run on 64 examples per part, then checks of the model; exit code 3 if one fails", resume_safe=True
     )
 
     # Files
     data_path: str = option("dataset/sample", "processed folder, made by data_process.py", group="files")
     fold: int | None = option(None, "train on this fold of --data_path; tools.cross_validate trains all of them")
-    output_dir: str = option("output", "runs are kept here", aliases=["model_output_path"], resume_safe=True)
+    output_dir: str = option("output", "folder of all runs", aliases=["model_output_path"], resume_safe=True)
     model_version: str = option(
-        "", "the run's folder in --output_dir (default: that of --checkpoint or the data)", resume_safe=True
+        "", "name of the run's folder in --output_dir (default: from --checkpoint or the data)", resume_safe=True
     )
     log_output_path: str = option("", "folder of the log file (default: the run folder)", resume_safe=True)
     log_output_file: str = option("train.log", "name of the log file", resume_safe=True)
@@ -59,88 +59,84 @@ class Config(SavedOptions, CheckedOptions):
         "", "checkpoint folder to evaluate or predict with (default: best of the run)", resume_safe=True
     )
     predict_file: str = option(
-        "", "what to label: .txt (a text a line), .csv, .tsv or .jsonl (default: the test part)", resume_safe=True
+        "", "file to label: .txt (one text per line), .csv, .tsv or .jsonl (default: the test part)", resume_safe=True
     )
     predict_output: str = option(
         "", ".csv or .jsonl to write (default: predictions.csv in the run folder)", resume_safe=True
     )
-    shard: str = option("", "label only this part of the rows, such as 3/16, into a file of its own", resume_safe=True)
+    shard: str = option("", "label only this part of the rows, such as 3/16, into a separate file", resume_safe=True)
     spreadsheet_safe: bool = option(
-        False, "an apostrophe before cells that a spreadsheet would run as formulas", resume_safe=True
+        False, "put an apostrophe before cells that a spreadsheet would run as formulas", resume_safe=True
     )
-    text_column: str = option("", "column of the text in --predict_file (default: found by its name)", resume_safe=True)
+    text_column: str = option("", "column of the text in --predict_file (default: found by name)", resume_safe=True)
     text_pair_column: str = option("", "column of the second text in --predict_file", resume_safe=True)
     encoding: str = option(
-        "auto", "of --predict_file: auto (UTF-8, UTF-16 by its mark, GB18030 if it is Chinese), …", resume_safe=True
+        "auto", "encoding of --predict_file: auto (UTF-8, UTF-16 by its BOM, GB18030 if Chinese), …", resume_safe=True
     )
 
     # Model
     pretrain_model_path: str = option("", "save_pretrained folder or hub name; empty: from scratch", group="model")
     encoder: Literal["transformer", "bilstm"] = option("transformer", "bilstm: an encoder without transformers")
-    hidden_size: int = option(256, "width of an encoder built from scratch", low=1, high=2**17)
+    hidden_size: int = option(256, "hidden size of an encoder built from scratch", low=1, high=2**17)
     num_layers: int = option(3, "layers of an encoder built from scratch", low=1, high=1000)
     vocab_size: int = option(
-        8000, "vocabulary of the tokenizer trained when there is no --pretrain_model_path", low=1, high=2**24
+        8000, "vocabulary size of the tokenizer trained if there is no --pretrain_model_path", low=1, high=2**24
     )
-    keep_layers: int = option(0, "take so many layers of a pretrained encoder, evenly spaced; 0: all", low=0)
+    keep_layers: int = option(0, "use N layers of a pretrained encoder, evenly spaced; 0: all", low=0)
     special_tokens: str = option("", "tokens to add to the tokenizer, comma-separated, such as '<e1>,</e1>'")
-    load_dtype: Literal["fp32", "bf16"] = option("fp32", "of a frozen encoder's weights: bf16: half the memory")
+    load_dtype: Literal["fp32", "bf16"] = option("fp32", "dtype of a frozen encoder's weights; bf16: half the memory")
     pooling: Literal["auto", "first", "mean", "last"] = option(
-        "auto", "a text is classified by its first token, its last, or their mean; auto: first, of decoders last"
+        "auto", "vector of a text: its first token, its last, or the mean; auto: first, for decoders last"
     )
     word_pooling: Literal["auto", "first", "mean", "last"] = option(
-        "auto", "likewise a word, of its sub-tokens; auto: first, of decoders last"
+        "auto", "vector of a word, from its sub-tokens; auto: first, for decoders last"
     )
     shared_layers: int = option(0, "hidden layers between the encoder and all heads", low=0, high=1000)
     dropout: float = option(0.1, "dropout before the heads and in an encoder built from scratch", low=0, high=1)
-    use_crf: bool = option(True, "conditional random field over the words of tagging tasks (--no_use_crf: none)")
+    use_crf: bool = option(True, "conditional random field over the words in tagging tasks (--no_use_crf: none)")
     task_weights: str = option("", "weights of the tasks' losses, such as 'intent=1,slots=2' (default: 1 each)")
     class_weights: Literal["none", "balanced"] = option("none", "balanced: rare labels weigh more in the loss")
-    label_smoothing: float = option(
-        0.0, "share of the target that is spread over all labels; not with a CRF", low=0, high=1
-    )
-    focal_gamma: float = option(
-        0.0, "focal loss: easy examples weigh less, with 2 as a usual value; not with a CRF", low=0
-    )
+    label_smoothing: float = option(0.0, "share of the target spread over all labels; not with a CRF", low=0, high=1)
+    focal_gamma: float = option(0.0, "focal loss: easy examples weigh less; 2 is a usual value; not with a CRF", low=0)
     freeze_layers: int = option(
-        0, "keep the embeddings and the first N layers; 'all': the encoder", parse=parse_layers, low=-1
+        0, "freeze the embeddings and the first N layers; 'all': the encoder", parse=parse_layers, low=-1
     )
     lora_rank: int = option(
-        0, "train matrices of this rank beside a frozen encoder's (LoRA); 0: the encoder itself", low=0
+        0, "train LoRA matrices of this rank and freeze the encoder; 0: train the encoder itself", low=0
     )
-    lora_alpha: float = option(16.0, "weight of what LoRA adds: alpha / rank", needs="lora_rank", low=0)
+    lora_alpha: float = option(16.0, "LoRA's update is scaled by alpha / rank", needs="lora_rank", low=0)
     lora_dropout: float = option(0.0, "dropout before LoRA's matrices", needs="lora_rank", low=0, high=1)
     lora_targets: str = option(
         "auto",
-        "layers that get them, such as 'query,value'; auto: all linear ones of the encoder's layers",
+        "modules that LoRA adapts, such as 'query,value'; auto: all linear ones in the encoder's layers",
         needs="lora_rank",
     )
-    merge_lora: bool = option(False, "best holds merged weights, and needs no base model", needs="lora_rank")
-    gradient_checkpointing: bool = option(False, "keep no activations but compute them twice: less memory, slower")
+    merge_lora: bool = option(False, "save merged weights in best, which then needs no base model", needs="lora_rank")
+    gradient_checkpointing: bool = option(False, "recompute activations instead of storing them: less memory, slower")
 
     # Data
     max_length: int = option(
-        256, "longest input in sub-tokens; what is cut is counted and logged", group="data", low=8, high=2**20
+        256, "longest input in sub-tokens; cut tokens are counted and logged", group="data", low=8, high=2**20
     )
     truncation: Literal["head", "tail", "head_tail"] = option(
-        "head", "what is kept of longer texts to classify; head_tail: a quarter of head, the rest of tail"
+        "head", "part kept of longer texts to classify; head_tail: a quarter from the head, the rest from the tail"
     )
     window_stride: int | None = option(
-        None, "sub-tokens that windows of longer texts to tag share (default: max_length / 4; -1: cut)"
+        None, "overlap in sub-tokens of the windows of longer texts to tag (default: max_length / 4; -1: cut)"
     )
     streaming: bool = option(False, "read the training file as a stream, in constant memory")
     shuffle_buffer: int = option(8192, "rows shuffled together when streaming", low=1)
     clear_cache: bool = option(
-        False, "remove the token caches of --data_path first; else the last 24 are kept", resume_safe=True
+        False, "first remove the token caches of --data_path; otherwise the last 24 are kept", resume_safe=True
     )
     num_workers: int = option(
-        0, "processes that prepare batches; any number gives the same batches", low=0, high=1000, resume_safe=True
+        0, "worker processes that prepare batches; the batches do not depend on it", low=0, high=1000, resume_safe=True
     )
 
     # Training
     epochs: int = option(
         AUTO["epochs"],
-        "passes over the training data; 0: none (default: auto, by its size)",
+        "passes over the training data; 0: none (default: auto, depends on its size)",
         group="training",
         aliases=["num_train_epochs"],
         parse=parse_epochs,
@@ -149,35 +145,35 @@ class Config(SavedOptions, CheckedOptions):
     batch_size: int = option(32, "examples in a micro-batch", low=1)
     gradient_accumulation_steps: int = option(1, "micro-batches in one optimizer step", low=1)
     eval_batch_size: int = option(
-        64, "examples in a batch of evaluation and prediction; scores do not depend on it", low=1
+        64, "examples in a batch for evaluation and prediction; scores do not depend on it", low=1
     )
     lr: float | None = option(
         None,
-        "peak rate of the encoder (default: by its width)",
+        "peak learning rate of the encoder (default: depends on its hidden size)",
         aliases=["learning_rate"],
         low=0,
         high=1,
         exclusive=True,
     )
     head_lr: float | None = option(
-        None, "peak rate of heads and CRF (default: 10 times --lr; --lr from scratch)", low=0, high=1, exclusive=True
+        None, "peak rate of heads and CRF (default: 10 times --lr; from scratch --lr)", low=0, high=1, exclusive=True
     )
     scheduler: Literal["cosine", "linear", "constant"] = option("cosine", "learning rate schedule after warmup")
     warmup_epochs: float | None = option(
-        None, "epochs of linear warmup (default: a tenth)", aliases=["warm_up_epochs"], low=0
+        None, "epochs of linear warmup (default: a tenth of all)", aliases=["warm_up_epochs"], low=0
     )
     lrf: float = option(0.01, "final rate as a fraction of the peak", low=0, high=1)
-    weight_decay: float = option(0.01, "AdamW's decoupled decay; none on biases, norms and the CRF", low=0)
+    weight_decay: float = option(0.01, "AdamW's decoupled decay; not on biases, norms and the CRF", low=0)
     max_grad_norm: float = option(1.0, "clip the gradient of each step to this norm; 0: never", low=0)
-    monitor: str = option("", "dev score that picks the best checkpoint, such as slots_f1, loss (default: by task)")
+    monitor: str = option("", "dev score that picks the best checkpoint, such as slots_f1 or loss (default: by task)")
     early_stop_patience: int | None = option(
         AUTO["early_stop_patience"],
-        "stop after so many epochs without a better score; 0: never (default: a quarter of --epochs, at least 5)",
+        "stop after N epochs without a better score; 0: never (default: a quarter of --epochs, at least 5)",
         aliases=["earlystop_patient", "earlystop_patience"],
         low=0,
     )
     save_epoch: int = option(
-        1, "save a checkpoint to resume from every N epochs; 0: only at the end", low=0, resume_safe=True
+        1, "save a resumable checkpoint every N epochs; 0: only at the end", low=0, resume_safe=True
     )
     save_steps: int = option(0, "also save every N optimizer steps; 0: no", low=0, resume_safe=True)
     log_steps: int = option(20, "log every N optimizer steps", low=1, resume_safe=True)
@@ -185,51 +181,51 @@ class Config(SavedOptions, CheckedOptions):
     # Tricks
     use_fgm: bool = option(False, "adversarial training on the word embeddings (FGM)", group="tricks")
     fgm_eps: float = option(1.0, "norm of the perturbation of FGM and PGD", needs="use_fgm use_pgd", low=0)
-    use_pgd: bool = option(False, "the same in several steps (PGD)")
-    pgd_alpha: float = option(0.4, "length of a step of PGD", needs="use_pgd", low=0)
+    use_pgd: bool = option(False, "as --use_fgm, in several steps (PGD)")
+    pgd_alpha: float = option(0.4, "step size of PGD", needs="use_pgd", low=0)
     pgd_steps: int = option(3, "steps of PGD", needs="use_pgd", low=1, high=1000)
     use_freelb: bool = option(False, "adversarial training on word vectors, averaged over the steps (FreeLB)")
-    freelb_alpha: float = option(0.1, "length of a step of FreeLB", needs="use_freelb", low=0)
+    freelb_alpha: float = option(0.1, "step size of FreeLB", needs="use_freelb", low=0)
     freelb_steps: int = option(3, "steps of FreeLB", needs="use_freelb", low=1, high=1000)
     use_awp: bool = option(False, "adversarial training on the weights (AWP)")
     awp_gamma: float = option(
         0.0002, "size of AWP's perturbation, as a share of each matrix's norm", needs="use_awp", low=0
     )
     awp_start: float = option(0.2, "share of the epochs before AWP begins", needs="use_awp", low=0, high=1)
-    use_smart: bool = option(False, "answers must not change under small adversarial noise (SMART, VAT)")
+    use_smart: bool = option(False, "penalise answers that change under small adversarial noise (SMART, VAT)")
     smart_weight: float = option(1.0, "weight of SMART's divergence in the loss", needs="use_smart", low=0)
-    use_rdrop: bool = option(False, "answers must not change under dropout (R-Drop)")
+    use_rdrop: bool = option(False, "penalise answers that change under dropout (R-Drop)")
     rdrop_alpha: float = option(1.0, "weight of R-Drop's divergence in the loss", needs="use_rdrop", low=0)
     dropout_samples: int = option(
         1, "dropout masks under which the heads read each text (multi-sample dropout)", low=1, high=1000
     )
-    teacher: str = option("", "runs or checkpoints, comma-separated, whose answers are learnt from beside the labels")
+    teacher: str = option("", "runs or checkpoints, comma-separated, to distil from in addition to the labels")
     teacher_weight: float = option(
-        0.5, "share of the teachers in the loss; 1: they alone", needs="teacher", low=0, high=1
+        0.5, "share of the teachers in the loss; 1: only the teachers", needs="teacher", low=0, high=1
     )
     temperature: float = option(
-        1.0, "what logits are divided by before they are compared", needs="teacher", low=0.01, high=1000
+        1.0, "divisor of the logits of teacher and student", needs="teacher", low=0.01, high=1000
     )
-    unlabelled: str = option("", "more texts to learn from the teachers, as in --predict_file", needs="teacher")
+    unlabelled: str = option("", "more texts for the teachers to label, as in --predict_file", needs="teacher")
     unlabelled_ratio: float = option(
-        1.0, "so many of them in an epoch for each text with labels", needs="unlabelled", low=0
+        1.0, "unlabelled texts in an epoch for each labelled text", needs="unlabelled", low=0
     )
     use_ema: bool = option(False, "score and keep an exponential moving average of the weights (EMA)")
     ema_decay: float | None = option(
         None,
-        "its decay a step: 0.99 averages over some 100 steps (default: over a twentieth of all)",
+        "decay of EMA per step: 0.99 averages over about 100 steps (default: over a twentieth of all)",
         needs="use_ema",
         low=0,
         high=1,
     )
-    use_swa: bool = option(False, "score and keep the mean weights of the last epochs, under a constant rate (SWA)")
+    use_swa: bool = option(False, "score and keep the mean weights of the last epochs, at a constant rate (SWA)")
     swa_start: float = option(0.7, "share of training before SWA begins", needs="use_swa", low=0, high=1)
-    use_soup: bool = option(False, "score and keep the mean weights of epochs that are good together (model soup)")
+    use_soup: bool = option(False, "score and keep the mean weights of epochs that do not lower the dev score (soup)")
     layer_decay: float = option(
-        1.0, "each encoder layer learns at this share of the rate of the layer above it", low=0, high=1
+        1.0, "learning rate of each encoder layer as a share of the layer above it", low=0, high=1
     )
     unfreeze_layers: int = option(
-        0, "begin with a frozen encoder; each epoch N more layers train, from the top; 0: no", low=0
+        0, "start with a frozen encoder; each epoch N more layers train, from the top; 0: no", low=0
     )
 
     # Machine
@@ -237,11 +233,11 @@ class Config(SavedOptions, CheckedOptions):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "fp32", "autocast to half precision; weights, losses and CRF stay fp32; auto: bf16 where it is faster"
     )
-    compile: bool = option(False, "torch.compile the encoder; pays on a GPU after some minutes")
-    random_seed: int = option(666, "seed of everything random", aliases=["seed"], low=0, high=2**32 - 1)
+    compile: bool = option(False, "torch.compile the encoder; pays off on a GPU after some minutes")
+    random_seed: int = option(666, "seed of all random numbers", aliases=["seed"], low=0, high=2**32 - 1)
     deterministic: bool = option(False, "on a GPU: deterministic algorithms only, somewhat slower")
     ddp_timeout: int = option(
-        1800, "under torchrun: seconds after which a process that is silent ends the run", low=1, resume_safe=True
+        1800, "under torchrun: seconds after which an unresponsive process ends the run", low=1, resume_safe=True
     )
 
     def __post_init__(self):
@@ -251,27 +247,27 @@ class Config(SavedOptions, CheckedOptions):
 
     @property
     def run_dir(self):
-        """Where this run is kept; a trial run (--debug) never touches the real run's folder."""
+        """The folder of this run; a trial run (--debug) never touches the real run's folder."""
         name = self.model_version or Path(self.checkpoint or self.data_path).resolve().name
         name += "" if self.fold is None else f"-fold_{self.fold}"
         return Path(self.output_dir) / (name + ("-debug" if self.debug else ""))
 
     @property
     def data_dir(self):
-        """The processed folder to read: --data_path, or a fold in it. The sample is always the repository's own."""
+        """The processed folder to read: --data_path, or a fold in it. The sample is always that of the repository."""
         path = Path(self.data_path)
         if self.data_path == Config.data_path and not path.exists():
             path = ROOT / path
         return path if self.fold is None else path / f"fold_{self.fold}"
 
     def changes_since(self, before):
-        """['lr was 0.001, is 0.01', …] of the options that change the result. before: those of a run.
+        """['lr was 0.001, is 0.01', …] for the options that change the result. before: the options of a run.
 
-        More epochs change nothing under a constant rate. An option that the run did not have yet was at its default.
-        What is auto agrees with what the run had.
+        More epochs change nothing at a constant rate. An option that did not exist yet counts as at its default. An
+        option that is auto agrees with any value of the run.
         """
         if "word_pooling" not in before and before.get("pooling") == "first" and self.pooling == "auto":
-            before = before | {"pooling": "auto"}  # which did not exist yet; of encoders it is the same
+            before = before | {"pooling": "auto"}  # auto did not exist yet; for encoders it is the same
         constant = self.scheduler == "constant" and self.warmup_epochs is not None
         longer = constant and not (self.use_awp or self.use_swa) and self.epochs >= before.get("epochs", self.epochs)
         before = {option_field.name: option_field.default for option_field in dataclasses.fields(self)} | before

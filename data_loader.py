@@ -1,11 +1,11 @@
 """Examples -> token ids -> batches of similar length, from memory (MyDataset) or from a stream (MyIterableDataset).
 
 A batch is `Batch(inputs, labels, rows)`. inputs: `input_ids`, `attention_mask`, `token_type_ids` (B, L); for tagging
-also `word_starts`, the position of each word's first sub-token (for decoders `word_ends`, of its last one, too), and
-`word_mask` (B, W); with --extra_columns `extras` (B, N), standardised. labels: {task: (B,) or (B, W)}, IGNORE where
-there is none; of spans (B, 1 + 3N), see `encode` in engine/model/span_pointer.py. rows: each example's number in its
-file.
-The order of batches is a function of (seed, epoch) alone, whatever the number of workers, so a run can go on anywhere.
+also `word_starts`, the position of each word's first sub-token (for decoders also `word_ends`, that of its last one),
+and `word_mask` (B, W); with --extra_columns `extras` (B, N), standardised. labels: {task: (B,) or (B, W)}, IGNORE where
+there is none; for spans (B, 1 + 3N), see `encode` in engine/model/span_pointer.py. rows: each example's row number in
+its file.
+The order of batches depends on (seed, epoch) alone, not on the number of workers, so a run can be resumed at any batch.
 Edit here when your model needs another input or your task another kind of label: engine/data/features.py, then
 `make_batch`.
 """
@@ -53,7 +53,7 @@ class Batch(NamedTuple):
 def make_batch(columns, rows, tasks, pad_id, numbers=None, multiple=1):
     """Columns and row numbers -> Batch, by index arithmetic; tokens are padded to the longest of these rows.
 
-    Without rows it is one row without labels: a process that has none must take part in each step all the same.
+    Without rows it is one row without labels, since a process that has no rows must still take part in each step.
     """
     if not len(rows):
         return without_labels(make_batch(columns, np.zeros(1, int), tasks, pad_id, multiple=multiple))
@@ -87,16 +87,16 @@ def without_labels(batch):
     return Batch(batch.inputs, labels, batch.rows[:0])
 
 
-# ---- whole in memory -------------------------------------------------------------------------------------------------
+# ---- in memory -------------------------------------------------------------------------------------------------------
 
 
 class MyDataset(Dataset):
     """A processed file, or a list of examples, tokenised once and kept as Arrow.
 
-    Numbers are in memory, some bytes a token; the examples themselves stay memory-mapped, in `.cache` beside the data.
-    An example that is too long may have several rows. `dataset[i]` is the example as it was read; `dataset.batch(rows)`
-    is a Batch. unlabelled: Rows of texts without labels that follow those of the file. strict: labels.json must have
-    all labels of the file, as when it is trained on.
+    The encoded columns are in memory, a few bytes per token; the examples themselves stay memory-mapped, in `.cache`
+    next to the data. An example that is too long may have several rows. `dataset[i]` is the example as it was read;
+    `dataset.batch(rows)` is a Batch. unlabelled: Rows of texts without labels that follow those of the file. strict:
+    labels.json must have all labels of the file, as training requires.
     """
 
     def __init__(self, source, featurizer, limit=None, quiet=False, unlabelled=None, strict=False):
@@ -109,7 +109,7 @@ class MyDataset(Dataset):
             path = Path(source)
             more = unlabelled.sha256 if unlabelled else ""
             self.cache = path.parent / ".cache"
-            # a cache that was made without the check of labels must not stand in for one with it
+            # a cache made without the check of labels must not be used where the check is required
             self.fingerprint = encoded_fingerprint(path, featurizer, f"{limit}{more}{' strict' if strict else ''}")
             name = f"{path.stem}-{self.fingerprint}"
             with distributed.first_of_node():
@@ -118,15 +118,15 @@ class MyDataset(Dataset):
         self.lengths = self.columns["input_ids"].lengths
         self.example_index = self.columns["example_index"]  # of each row
         self.first_rows = np.flatnonzero(np.diff(self.example_index, prepend=-1))  # of each example
-        if not quiet:  # else the caller tells: of the parts of a whole, together
+        if not quiet:  # otherwise the caller warns, once for all parts
             warn_of_cuts(self, "texts" if isinstance(source, list) else source)
 
     def source(self):
-        """What the examples are known by, whatever the tokenizer."""
+        """A string that identifies the examples, regardless of the tokenizer."""
         return f"{sha256(self.origin)} {self.limit} {self.unlabelled.sha256 if self.unlabelled else ''}"
 
     def examples(self):
-        """All examples, one after another, as they are read."""
+        """An iterator over all examples, as they are read."""
         if isinstance(self.origin, list):
             return iter(self.origin)
         rows = read_processed(self.origin, self.tasks, strict=self.strict)
@@ -135,23 +135,23 @@ class MyDataset(Dataset):
 
     @property
     def num_labelled(self):
-        """How many examples are those of the file; the others have no labels."""
+        """How many examples are from the file; the others have no labels."""
         return len(self) - (min(self.unlabelled.size, self.limit or self.unlabelled.size) if self.unlabelled else 0)
 
     def schema(self):
-        """The Arrow schema that the table must have: what the first example is encoded to."""
+        """The Arrow schema that the table must have: that of the first example, encoded."""
         return next(self.encode(islice(self.examples(), 1), "")).schema if os.path.getsize(self.origin) else None
 
     def encode_file(self, path):
-        """The record batches of a processed file; UserError if it has no example."""
+        """The record batches of a processed file. Raises UserError if it has no examples."""
         batches = self.encode(self.examples(), f"tokenising {path.name}")
         first = next(batches, None)
         if first is None:
-            raise UserError(f"{path}: no examples in it")
+            raise UserError(f"{path}: no examples in this file")
         return chain([first], batches)
 
     def encode(self, examples, what, size=1000):
-        """Record batches of the encoded columns and, as JSON in the first row of each, of the examples themselves."""
+        """Yields record batches of the encoded columns, with each example as JSON in the first of its rows."""
         examples, done = iter(examples), 0
         with tqdm(desc=what, unit=" examples", leave=False, delay=2) as bar:
             while chunk := list(islice(examples, size)):
@@ -166,7 +166,7 @@ class MyDataset(Dataset):
                 bar.update(len(chunk))
 
     def __len__(self):
-        """Examples; of their rows, which may be more, there are len(dataset.lengths)."""
+        """The number of examples; that of rows, which may be larger, is len(dataset.lengths)."""
         return len(self.first_rows)
 
     def __getitem__(self, index):
@@ -178,12 +178,12 @@ class MyDataset(Dataset):
     def batch(self, rows):
         return make_batch(self.columns, np.asarray(rows, int), self.tasks, self.pad_id, None, self.pad_to_multiple)
 
-    __getitems__ = batch  # what torch's DataLoader asks for, with the row numbers of a whole batch
+    __getitems__ = batch  # torch's DataLoader calls it with the row numbers of a whole batch
 
 
 class MyDataLoader(DataLoader):
-    """Batches of a MyDataset. seed: shuffle by it; None: a fixed order for evaluation, longest first. ratio: how many
-    rows without labels an epoch has for each with labels."""
+    """Batches of a MyDataset. seed: of the shuffling; None: a fixed order for evaluation, longest first. ratio: rows
+    without labels in an epoch per row with labels."""
 
     def __init__(self, dataset, batch_size, seed=None, num_workers=0, pin_memory=False, ratio=0.0):
         labelled = len(dataset.lengths)
@@ -200,7 +200,7 @@ class MyDataLoader(DataLoader):
         )
 
     def set_position(self, epoch, batch=0):
-        """The next iteration is that epoch's, from that batch on. Nothing before it is read."""
+        """Makes the next iteration start at this batch of this epoch. Nothing before it is read."""
         self.batch_sampler.epoch, self.batch_sampler.start = epoch, batch
 
 
@@ -209,7 +209,7 @@ def as_it_is(batch):
 
 
 def detach_worker(worker):
-    """A worker leaves the process group, so that Ctrl-C lets it serve until the run has saved."""
+    """Takes a worker out of the process group, so that on Ctrl-C it keeps working until the run has saved."""
     if hasattr(os, "setsid"):
         os.setsid()
 
@@ -218,18 +218,18 @@ def detach_worker(worker):
 
 
 class MyIterableDataset(IterableDataset):
-    """A processed file read as a stream: constant memory, however long it is.
+    """A processed file read as a stream, in constant memory whatever its length.
 
-    The file is indexed once by blocks of rows (a byte position for each). An epoch takes the blocks in random order;
+    The file is indexed once by blocks of rows (the byte offset of each). An epoch takes the blocks in random order;
     `shuffle_buffer` rows at a time form a pool that is tokenised, shuffled and batched by length. Yields one pool after
     another: (encoded columns, row numbers, batches). Workers take turns by pools, so each row comes exactly once and in
-    an order that does not depend on their number. Of several processes each reads and batches its share of each pool.
+    an order that does not depend on their number. With several processes, each reads and batches its share of a pool.
     """
 
     def __init__(self, path, featurizer, batch_size, shuffle_buffer, seed, limit=None):
         self.path, self.featurizer, self.seed, self.limit = path, featurizer, seed, limit
         self.cache = Path(path).parent / ".cache"
-        self.rank, self.processes = distributed.rank(), distributed.size()  # a worker could not ask
+        self.rank, self.processes = distributed.rank(), distributed.size()  # not known in a worker
         self.batch_size = batch_size = batch_size * self.processes
         self.block = batch_size * max(1, min(8, shuffle_buffer // (4 * batch_size)))  # rows read together
         self.blocks_in_pool = max(1, shuffle_buffer // self.block)
@@ -245,7 +245,7 @@ class MyIterableDataset(IterableDataset):
                 self.num_rows += 1
         self.starts.append(position)
         if not self.num_rows:
-            raise UserError(f"{path}: no examples in it")
+            raise UserError(f"{path}: no examples in this file")
         self.epoch = self.first_pool = 0
         self.fingerprint = encoded_fingerprint(path, featurizer, limit)
 
@@ -272,14 +272,14 @@ class MyIterableDataset(IterableDataset):
         return f"{sha256(self.path)} {self.limit} "
 
     def examples(self):
-        """All examples, one after another, in the order of the file."""
+        """An iterator over all examples, in the order of the file."""
         return (example for _, example in islice(read_processed(self.path, self.featurizer.tasks), self.limit))
 
     def rows_in(self, blocks):
         return sum(min(self.block, self.num_rows - block * self.block) for block in blocks)
 
     def read(self, blocks, first, end):
-        """(numbers, examples) of the rows of some blocks, from one place in them to another."""
+        """(row numbers, examples) of rows first to end of these blocks."""
         before, rows, examples = 0, [], []
         for block in blocks:
             size = self.rows_in([block])
@@ -299,7 +299,7 @@ class MyIterableDataset(IterableDataset):
 
 
 class MyIterableDataLoader(DataLoader):
-    """Batches of a MyIterableDataset, of its batch size."""
+    """Batches of a MyIterableDataset, with its batch size."""
 
     def __init__(self, dataset, num_workers=0, pin_memory=False):
         super().__init__(
@@ -339,7 +339,7 @@ class MyIterableDataLoader(DataLoader):
         if num_cut and not self.warned:
             self.warned = True
             path = self.dataset.path
-            logger.warning(f"{path}: {num_cut} examples of this epoch do not fit --max_length; what is longer is cut")
+            logger.warning(f"{path}: {num_cut} examples of this epoch are longer than --max_length and are cut")
 
 
 def pin(batch):
@@ -347,23 +347,23 @@ def pin(batch):
 
 
 def unlabelled_texts(config, tasks, train_path):
-    """The Rows of --unlabelled, as examples like those of a training file, without labels; or None."""
+    """The Rows of --unlabelled, as examples like those of a training file, but without labels; or None."""
     if not config.unlabelled:
         return None
     _, like = next(read_processed(train_path, tasks))
     rows = Rows(config.unlabelled, partial(read_unlabelled, config, tasks, like.keys() & {"tokens", "text_pair"}))
-    rows.sha256 += f" {config.text_column!r} {config.text_pair_column!r} {config.encoding!r}"  # what its texts are
+    rows.sha256 += f" {config.text_column!r} {config.text_pair_column!r} {config.encoding!r}"  # they change the texts
     return rows
 
 
 def build_loaders(config, data_path, featurizer, device, limit=None):
-    """(train loader, dev loader) as the options say; `limit`: only so many rows of each."""
+    """(train loader, dev loader) as configured. limit: the number of examples to read of each."""
     pinned = device.type == "cuda"
     featurizer.pad_to_multiple = 8 if pinned else 1
     path = Path(data_path) / "train.jsonl"
     if config.streaming:
         one_row = copy.copy(featurizer)
-        one_row.stride = -1  # no windows: an example is a row
+        one_row.stride = -1  # no windows: one row per example
         dataset = MyIterableDataset(path, one_row, config.batch_size, config.shuffle_buffer, config.random_seed, limit)
         train_loader = MyIterableDataLoader(dataset, config.num_workers, pinned)
     else:

@@ -1,11 +1,11 @@
-"""Raw files in any accepted format -> one validated, split, human-readable folder that `main.py` trains on.
+"""Converts raw files in any supported format to one validated, split, human-readable folder for `main.py`.
 
     python data_process.py --input FILE_OR_FOLDER --output_dir dataset/NAME
 
-The folder holds train.jsonl, dev.jsonl, (test.jsonl) and labels.json. An example is one line:
-`id`; `text`, or `tokens`; optional `text_pair`; and one key per task: a string, a tag a token, spans of tokens, ...
-Edit here when a stage should do something else. The stages are in preprocess/: formats in readers.py, labels in
-labelling.py, splits in splits.py, what would hurt training in checks.py.
+The folder contains train.jsonl, dev.jsonl, (test.jsonl) and labels.json. An example is one line:
+`id`; `text` or `tokens`; optional `text_pair`; and one key per task: a string, one tag per token, spans of tokens, ...
+Edit here to change the sequence of stages. The stages are in preprocess/: formats in readers.py, labels in
+labelling.py, splits in splits.py, data checks in checks.py.
 """
 
 import sys
@@ -38,42 +38,40 @@ class DataConfig:
     output_dir: str = option("", "processed folder to write, such as dataset/NAME")
     format: str = option(
         "auto",
-        "what the input is; auto finds it by its names and first rows; hf: a Hugging Face dataset",
+        "format of the input; auto detects it from file names and first rows; hf: a Hugging Face dataset",
         choices=["auto", *READERS],
     )
-    encoding: str = option("auto", "of the input: auto (UTF-8, UTF-16 by its mark, GB18030 if it reads as Chinese), …")
-    delimiter: str = option("", "what parts the cells of a table, such as ';', '|', '_!_' (default: found by itself)")
-    header: bool = option(True, "tables have a row of names; with --no_header columns are called 0, 1, …")
-    sheet: str = option("", "sheet of an Excel workbook that has several")
-    max_rows: int = option(
-        0, "read only the first N rows of each file; a hub's dataset is streamed then; 0: all", low=0
-    )
-    drop_unlabelled: bool = option(False, "leave out rows whose label is empty, null or NaN, and count them")
-    text_column: str = option("", "column or key of the text (default: found by its name)")
+    encoding: str = option("auto", "of the input: auto (UTF-8, UTF-16 with a BOM, GB18030 if it is Chinese), …")
+    delimiter: str = option("", "delimiter of tables, such as ';', '|', '_!_' (default: detected)")
+    header: bool = option(True, "the first row of a table names its columns; with --no_header they are called 0, 1, …")
+    sheet: str = option("", "sheet of an Excel workbook with several sheets")
+    max_rows: int = option(0, "read only the first N rows of each file, and stream a dataset of the hub; 0: all", low=0)
+    drop_unlabelled: bool = option(False, "drop rows whose label is empty, null or NaN, and count them")
+    text_column: str = option("", "column or key of the text (default: by usual names)")
     text_pair_column: str = option("", "column or key of the second text of a pair")
     label_column: str = option(
         "",
-        "column or key of the label, or several, comma-separated; each becomes a task (default: found by its name); "
-        "columns of 0 and 1 make one multilabel task with TASK=COLUMN+COLUMN+…, such as 'topics=toxic+obscene+threat'",
+        "column or key of the label, or several, comma-separated; each becomes a task (default: by usual names); "
+        "TASK=COLUMN+COLUMN+… combines columns of 0 and 1 into one multilabel task: 'topics=toxic+obscene+threat'",
     )
     label_type: str = option(
         "",
-        "types of tasks where they should not be guessed, such as 'score=regression,topics=multilabel,entities=spans'; "
-        "also classification, tagging, or a kind of your own",
+        "types of tasks, if not detected correctly, such as 'score=regression,topics=multilabel,entities=spans'; "
+        "also classification, tagging, or a custom kind",
     )
-    extra_columns: str = option("", "columns of numbers, comma-separated, that are inputs of the model beside the text")
-    keep_columns: str = option("", "columns, comma-separated, that are kept: the report has scores for their values")
-    label_separator: str = option(",", "what separates the labels in a cell of a multilabel column")
+    extra_columns: str = option("", "numeric columns, comma-separated, that are model inputs in addition to the text")
+    keep_columns: str = option("", "columns, comma-separated, to keep: the report has scores for each of their values")
+    label_separator: str = option(",", "separator of the labels in a cell of a multilabel column")
     tag_scheme: Literal["auto", "bio", "bioes", "keep"] = option(
-        "auto", "how entities' tags are written: auto is BIO, or BIOES if the data has ends"
+        "auto", "scheme in which entity tags are written: auto is BIO, or BIOES if the data has end tags"
     )
     unit: Literal["auto", "word", "character"] = option(
-        "auto", "what a token of a text with spans is (auto: characters if most are Chinese)"
+        "auto", "token unit of texts with spans (auto: character if most of the text is Chinese)"
     )
-    n_splits: int = option(0, "make so many folds of train and dev for cross-validation; 0: none")
+    n_splits: int = option(0, "number of folds of train and dev for cross-validation; 0: none")
     group_column: str = option("", "column whose equal values stay in one part and one fold")
-    check: bool = option(False, "only examine the input, raw or processed, and write nothing")
-    max_length: int = option(256, "for --check: the length that training will use")
+    check: bool = option(False, "only check the input, raw or processed, and write nothing")
+    max_length: int = option(256, "for --check: the maximum length that training will use")
     pretrain_model_path: str = option("", "for --check: the model whose tokenizer training will use")
     dev_ratio: float = option(0.1, "share of examples for dev, if the data has no dev part")
     test_ratio: float = option(0.1, "share of examples for test, if the data is a single part")
@@ -87,7 +85,7 @@ class DataConfig:
 
 
 def prepare(config):
-    """Raw input, or a processed folder -> (parts, tasks, notes), as lists. Every example has "_where" it came from."""
+    """(parts, tasks, notes) of raw input or a processed folder, as lists. Every example has "_where", its source."""
     with Prepared(config) as data:
         parts, notes = {part: list(rows) for part, rows in data.parts.items()}, data.notes
     types = data.kinds | config.label_types_by_name()
@@ -95,15 +93,15 @@ def prepare(config):
 
 
 def with_own_kinds(tasks, types):
-    """labels.json, with the types that are the user's own and the kinds that they look like. types: {task: type}"""
+    """labels.json, extended by custom types and the kinds they are based on. types: {task: type}"""
     own = {name: {"type": kind, "kind": KINDS[kind]} for name, kind in types.items() if KINDS.get(kind, kind) != kind}
     return {name: task | own.get(name, {}) for name, task in tasks.items()}
 
 
 def process(config):
-    """Raw input -> processed folder, as `config` (a DataConfig) says; with --check, only the report.
+    """Converts raw input to a processed folder, or with --check only prints the report. config: a DataConfig
 
-    Nothing is written unless all of it is good: the folder appears whole, or stays as it was.
+    Nothing is written unless all rows are valid: the folder appears complete, or remains as it was.
     """
     folder = Path(config.output_dir)
     source = Path(config.input)
@@ -124,7 +122,7 @@ def process(config):
 
 
 def examine(config, data, folder=None):
-    """One look at all rows, which are written into the folder if there is one; what they hold is told. -> notes"""
+    """Checks all rows in one pass, writes them if there is a folder, and prints summary and notes. -> notes"""
     with ExitStack() as stack:
         paths = {part: folder / f"{part}.jsonl" for part in data.parts} if folder else {}
         files = {part: stack.enter_context(open(path, "wb")) for part, path in paths.items()}
@@ -136,14 +134,14 @@ def examine(config, data, folder=None):
         write_labels(folder, tasks)
     summary(data.parts, tasks, found)
     notes = checks.examine(data.parts, tasks, notes=data.notes, found=found)
-    if featurizer := featurizer_for_checks(config, data.parts, tasks):  # last: its threads would be in a fork's way
+    if featurizer := featurizer_for_checks(config, data.parts, tasks):  # last: its threads are not fork-safe
         notes += checks.with_rows(checks.check_encoding(data.parts, tasks, featurizer))
     checks.show(notes)
     return notes
 
 
 def make_sample(folder):
-    """Makes the sample's processed folder if there is none; of several processes at once only one does."""
+    """Creates the processed folder of the sample if it does not exist; safe if several processes call it at once."""
     if (folder / "labels.json").exists():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -153,9 +151,9 @@ def make_sample(folder):
 
 
 def write_folds(folder, data, config):
-    """A processed folder fold_<k> for each fold; beside them the whole will lie, whose dev part is that of the first.
+    """Writes a processed folder fold_<k> for each fold. The main folder then gets the parts of fold 0.
 
-    Labels are those of all folds together, so that the folds' models can be averaged.
+    The labels are those of all folds together, so that the models of the folds can be averaged.
     """
     pool, folds = data.folds()
     types = data.kinds | {name: task["type"] for name, task in (data.tasks or {}).items()}
@@ -169,9 +167,9 @@ def write_folds(folder, data, config):
 
 
 def featurizer_for_checks(config, parts, tasks):
-    """The Featurizer that training would use; None for much data, unless --check asks for it."""
+    """The Featurizer that training would use; None for more than 50,000 examples, except with --check."""
     if not config.check and sum(map(len, parts.values())) > 50_000:
-        print("what the tokenizer does to data of this size is examined by --check alone")
+        print("tokenizer checks are skipped for data of this size; --check runs them")
         return None
     from engine.data.features import Featurizer
     from engine.data.tokenizer import load_tokenizer

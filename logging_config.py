@@ -1,7 +1,7 @@
-"""One logger for the whole program, console and file, each message once; and the trackers that draw a run's curves.
+"""The program's logger, for console and file, each message once; and the trackers that plot a run's curves.
 
 Edit here when you want another format, another destination or quieter libraries; or another tracker: one class with the
-methods of `TensorBoard`, and its place in TRACKERS.
+methods of `TensorBoard`, added to TRACKERS.
 """
 
 import logging
@@ -15,22 +15,24 @@ from tqdm import tqdm
 from engine.run.command_line import VERSION, printable
 from engine.run.run_folder import close_log
 
-FORGED = re.compile(r"\n(?=(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d)")  # a line within a message that begins like a record
+FORGED = re.compile(
+    r"\n(?=(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d)"
+)  # a line in a message that looks like the start of a record
 
 
 class OneRecord(logging.Formatter):
-    """Formats a record so that no text or label in it can change the terminal, or pass for another record."""
+    """Formats a record so that no text or label in it can control the terminal, or pass for another record."""
 
     def format(self, record):
         return FORGED.sub("\n    ", printable(super().format(record)))
 
 
 class LogFile(logging.FileHandler):
-    """A log file that begins with the version and the command, and ends the run in one line if it cannot be written,
+    """A log file that begins with the version and the command. If it cannot be written, the run ends with one line
     instead of a traceback for each message."""
 
     def emit(self, record):
-        if self.stream is None:  # not yet opened
+        if self.stream is None:  # not opened yet
             began = {"msg": f"version {VERSION}: {' '.join(sys.argv)}", "levelname": "INFO"}
             super().emit(logging.makeLogRecord(began))
         super().emit(record)
@@ -43,7 +45,7 @@ class LogFile(logging.FileHandler):
         raise OSError(error.errno, error.strerror, self.baseFilename) from None
 
     def close(self):
-        with suppress(OSError):  # what is left in its buffer has no room either
+        with suppress(OSError):  # the rest of the buffer does not fit on the disk either
             super().close()
 
 
@@ -57,7 +59,7 @@ class TqdmHandler(logging.StreamHandler):
 def get_logger(log_path=None, level=logging.INFO):
     """The project's logger. Calling it again changes its file or level; it never adds a second handler of a kind.
 
-    log_path: file to append to (its folder is made), or None to leave the files as they are.
+    log_path: file to append to (its folder is created), or None to keep the current log file.
     """
     logger = logging.getLogger("template")
     logger.setLevel(level)
@@ -79,8 +81,8 @@ class TensorBoard:
     """Curves for `tensorboard --logdir output`."""
 
     def __init__(self, config, step):
-        """config: the run's options. step: optimizer steps done, if a run goes on; what came later is drawn anew."""
-        from torch.utils.tensorboard import SummaryWriter  # here, as it takes a second that --help need not wait for
+        """config: the run's options. step: optimizer steps done; a resumed run replaces later points of the curves."""
+        from torch.utils.tensorboard import SummaryWriter  # imported here, as it takes a second, which --help can skip
 
         self.writer = SummaryWriter(config.run_dir / "tensorboard", purge_step=step + 1)
 

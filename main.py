@@ -3,7 +3,7 @@
     python main.py --do_train --do_eval --do_predict
     python main.py --do_train --do_eval --data_path dataset/NAME --pretrain_model_path bert-base-uncased
 
-This file is the table of contents: each step is one call. Edit here when the order changes.
+This file is the table of contents: each step is one call. Edit here when you want another order of steps.
 """
 
 import logging
@@ -22,7 +22,7 @@ logger = logging.getLogger("template")
 
 
 def main(config):
-    # Imported here, so that --help and a mistaken flag answer at once
+    # Imported here, so that --help and errors in flags appear at once
     from data_process import make_sample
     from engine.data.token_cache import clear
     from engine.run import distributed
@@ -31,7 +31,7 @@ def main(config):
     from preprocess.schema import load_labels
     from preprocess.sources import texts_of
 
-    # Everything that can be checked before the slow part
+    # All checks that are possible before the slow part
     if not (config.do_train or config.do_eval or config.do_predict):
         raise UserError("nothing to do: add --do_train, --do_eval or --do_predict")
     device, data_path = distributed.join(config.device, config.ddp_timeout), config.data_dir
@@ -42,7 +42,7 @@ def main(config):
             make_sample(data_path)
 
     if config.clear_cache and distributed.is_first():
-        load_labels(data_path)  # refuses what is no processed folder before anything in it goes
+        load_labels(data_path)  # raises an error, before anything is removed, if this is not a processed folder
         clear(data_path / ".cache")
     with distributed.entered_by_first(claim_run_dir(config)) as run_dir:
         if distributed.is_first():
@@ -66,7 +66,8 @@ def main(config):
 
 
 def evaluate_and_predict(config, device, run_dir, texts=None):
-    """With the best checkpoint, as a new process elsewhere would. texts: Rows to label, if not the test part."""
+    """Evaluates and predicts with the best checkpoint, as a new process elsewhere would. texts: Rows to label, if not
+    the test part."""
     import metrics
     from data_loader import MyDataLoader, MyDataset
     from engine.predict.answers import write_about
@@ -91,7 +92,7 @@ def evaluate_and_predict(config, device, run_dir, texts=None):
 
 
 def load_data(config, device, limit=None):
-    """(tokenizer, tasks, train loader, dev loader). limit: only so many examples of each part."""
+    """(tokenizer, tasks, train loader, dev loader). limit: the number of examples to read of each part."""
     from data_loader import build_loaders
     from engine.data.features import Featurizer
     from engine.data.tokenizer import load_tokenizer
@@ -140,7 +141,7 @@ def load_trained(folder, config, device):
 
 
 def evaluate(trainer, data_sets, run_dir):
-    """Scores each part, into the log, eval.json and report.json, answers in answers/. data_sets: {part: MyDataset}"""
+    """Scores each part; writes the log, eval.json, report.json and answers/. data_sets: {part: MyDataset}"""
     import metrics
     from data_loader import MyDataLoader
     from engine.predict.answers import rows_of, write_rows
@@ -155,7 +156,7 @@ def evaluate(trainer, data_sets, run_dir):
         write_rows(run_dir, part, rows_of(data_set, answers, trainer.tasks, metrics))
         per_label[part] = metrics.report(trainer.tasks, gold, predicted)
         for name, scores_of_labels in per_label[part].items():
-            if not trainer.config.debug:  # of so few examples they would hide what matters
+            if not trainer.config.debug:  # with so few examples they would only hide what matters
                 logger.info(f"{part}, {name}:\n{metrics.table(scores_of_labels)}")
         logger.info(f"{part}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores[part].items()))
     if distributed.is_first():
@@ -164,18 +165,18 @@ def evaluate(trainer, data_sets, run_dir):
 
 
 def leave_report(run_dir, config):
-    """report.html of the run, unless tools/ was deleted."""
+    """Writes report.html of the run, unless tools/ was deleted."""
     try:
         from tools.report.page import show_report
     except ModuleNotFoundError as error:
         if not error.name.startswith("tools"):
             raise
-        return logger.info("no report: tools/ is not there")
+        return logger.info("no report: tools/ is missing")
     show_report(run_dir, config.report_language, config.spreadsheet_safe)
 
 
 def rehearse_and_check(config, device, run_dir, texts):
-    """All steps on a few examples, then checks of the model as it stands (tools/check). -> 3 if one fails"""
+    """Runs all steps on a few examples, then checks the model as it is (tools/check). -> 3 if a check fails, else 0"""
     from data_loader import MyDataset
 
     try:
@@ -183,7 +184,7 @@ def rehearse_and_check(config, device, run_dir, texts):
     except ModuleNotFoundError as error:
         if not error.name.startswith("tools"):
             raise
-        raise UserError("--debug needs tools/check, which is not there; take it from the template") from None
+        raise UserError("--debug needs tools/check, which is missing; copy it from the template") from None
 
     data = load_data(config, device, 64)
 
@@ -194,7 +195,7 @@ def rehearse_and_check(config, device, run_dir, texts):
 
     with rehearsal() as failures:
         trainer = build()
-        config = trainer.config  # what was auto is settled
+        config = trainer.config  # with options that were auto resolved
         trainer.resume()
         trainer.train()
         if config.do_eval or config.do_predict:

@@ -1,5 +1,4 @@
-"""Scores in the field's terms, from names of labels (never numbers), so that anyone can recompute them from
-predictions.csv.
+"""Standard scores, computed from label names (never ids), so that anyone can recompute them from predictions.csv.
 
 Edit here when you want another metric: add it to the dict of its task type; it appears in eval.json as `<task>_<name>`.
 """
@@ -27,7 +26,7 @@ def is_better(name, new, old):
 
 
 def classification_scores(gold, predicted):
-    """gold, predicted: one label a text. Macro F1 is over all labels that occur in either."""
+    """gold, predicted: one label per text. Macro F1 is over all labels that occur in either."""
     averages = {
         f"{kind}_f1": f1_score(gold, predicted, average=kind, zero_division=0) for kind in ("macro", "weighted")
     }
@@ -35,7 +34,7 @@ def classification_scores(gold, predicted):
 
 
 def multilabel_scores(gold, predicted):
-    """gold, predicted: a list of labels a text. Accuracy: the whole set is right. Micro F1 counts labels, macro F1
+    """gold, predicted: a list of labels per text. Accuracy: the whole set is right. Micro F1 pools all labels, macro F1
     averages over them."""
     right, guessed, there = matches("multilabel", gold, predicted)
     f1 = {label: 2 * right[label] / (guessed[label] + there[label]) for label in sorted(guessed.keys() | there.keys())}
@@ -48,7 +47,7 @@ def multilabel_scores(gold, predicted):
 
 
 def regression_scores(gold, predicted):
-    """gold, predicted: a number a text. A correlation with a constant is 0."""
+    """gold, predicted: one number per text. A correlation with a constant is 0."""
     constant = len(set(gold)) == 1 or len(set(predicted)) == 1
     return {
         "pearson": 0.0 if constant else pearsonr(gold, predicted).statistic,
@@ -58,12 +57,12 @@ def regression_scores(gold, predicted):
 
 
 def tagging_scores(gold, predicted):
-    """gold, predicted: one list of tags a text. Entities count as seqeval counts them: type and both borders right."""
+    """gold, predicted: a list of tags per text. Entities count as in seqeval: type and both boundaries are right."""
     return entity_scores(*matches("tagging", gold, predicted))
 
 
 def span_scores(gold, predicted):
-    """gold, predicted: a list of [first token, last token, type] a text, counted as entities are."""
+    """gold, predicted: a list of [first token, last token, type] per text, counted like entities."""
     return entity_scores(*matches("spans", gold, predicted))
 
 
@@ -77,7 +76,7 @@ def entity_scores(*counters):
 
 
 def matches(kind, gold, predicted):
-    """Counters {label or entity type: how many}: right, predicted, in gold."""
+    """Three Counters {label or entity type: how many}: right, predicted, in gold."""
     right, guessed, there = Counter(), Counter(), Counter()
     for g, p in zip(gold, predicted):
         if kind in ("tagging", "spans"):
@@ -95,7 +94,7 @@ def entities_in(kind, label):
 
 
 def word_scores(gold, predicted):
-    """As classification, of all words together: for tags that are no entities, such as parts of speech."""
+    """As classification, over all words together: for tags that are not entities, such as parts of speech."""
     return classification_scores(*([tag for tags in side for tag in tags] for side in (gold, predicted)))
 
 
@@ -118,8 +117,8 @@ MAIN = {
 
 
 def kind_of(task):
-    """The kind by which a task is scored; a type of your own as the kind that its labels look like, until it has an
-    entry in SCORES. "words": tagging whose tags are no entities (no B-, I-, …)."""
+    """The kind by which a task is scored; a custom type as the kind that its labels fit, until it has an entry in
+    SCORES. "words": tagging whose tags are not entities (no B-, I-, …)."""
     kind = task["type"] if task["type"] in SCORES else tags.kind_of(task)
     if is_tagging(kind) and (kind == "tagging" or kind not in SCORES):
         return "tagging" if names_entities(task) else "words"
@@ -128,11 +127,11 @@ def kind_of(task):
 
 
 def score(tasks, gold, predicted):
-    """{task}_{metric} for each task, over the texts that have its label (others are None in gold), and over the tasks
+    """{task}_{metric} for each task, over the texts that have its label (others are None in gold), and for all tasks
     together:
 
-    sentence_accuracy, the share of texts with every label right that they have (regression left out), and, of several
-    tasks that are not all classification or tagging, mean_score, the mean of their main scores.
+    sentence_accuracy, the share of texts with all their labels right (without regression), and mean_score, the mean of
+    the main scores, if there are several tasks and not all are classification or tagging.
     tasks: as in labels.json; gold, predicted: {task: list with an entry for each text}.
     """
     scores, mains, kinds = {}, [], {name: kind_of(task) for name, task in tasks.items()}
@@ -142,7 +141,7 @@ def score(tasks, gold, predicted):
             values = SCORES[kind]([gold[name][i] for i in labelled], [predicted[name][i] for i in labelled])
             scores |= {f"{name}_{metric}": float(value) for metric, value in values.items()}
             mains.append(scores[f"{name}_{MAIN[kind]}"])
-    wrong, with_labels = set(), set()  # numbers of texts
+    wrong, with_labels = set(), set()  # indices of texts
     for name, kind in kinds.items():
         for i, (g, p) in enumerate(zip(gold[name], predicted[name])):
             if g is not None and kind != "regression":
@@ -157,20 +156,20 @@ def score(tasks, gold, predicted):
 
 
 def is_same(kind, gold, predicted):
-    """Whether an answer is right as a whole; of labels and spans in any order."""
+    """Whether an answer is right as a whole; labels and spans may be in any order."""
     if kind == "spans":
         return entities_in(kind, gold) == entities_in(kind, predicted)
     return set(gold) == set(predicted) if kind == "multilabel" else gold == predicted
 
 
 def is_right(task, gold, predicted):
-    """Whether an answer to a text is right as a whole; None of a number, and where there is no label."""
+    """Whether an answer to a text is right as a whole; None for regression, and where there is no label."""
     kind = kind_of(task)
     return None if gold is None or kind == "regression" else is_same(kind, gold, predicted)
 
 
 def main_scores(tasks):
-    """The names of the scores that tell most: those of all tasks together, then the main one of each."""
+    """The names of the most important scores: those of all tasks together, then the main one of each."""
     mains = [f"{name}_{MAIN[kind_of(task)]}" for name, task in tasks.items()]
     return ["sentence_accuracy", "mean_score", *mains] if len(tasks) > 1 else mains
 
@@ -196,7 +195,7 @@ def report(tasks, gold, predicted):
 
 
 def report_of(kind, gold, predicted):
-    """{label or entity type: scores}, as scikit-learn and seqeval count them."""
+    """{label or entity type: scores}, as computed by scikit-learn and seqeval."""
     options = dict(output_dict=True, zero_division=0)
     if kind == "tagging":
         labels = {entity[0] for tags in (*gold, *predicted) for entity in get_entities(tags)}
@@ -259,8 +258,8 @@ def all_exact(tasks):
 
 
 def score_names(tasks):
-    """The names of all that `score` and the losses give for these tasks, found by scoring one text. UserError if two
-    of them would be the same, as those of the tasks "a" and "a_macro" may be."""
+    """The names of all scores and losses of these tasks, found by scoring one text. Raises UserError if two of them
+    would be the same, as may happen with tasks "a" and "a_macro"."""
     blank = {"tagging": ["O"], "spans": [], "words": ["X"], "multilabel": ["x"], "regression": 0.0}
     answers = {name: [blank.get(kind_of(task), "")] for name, task in tasks.items()}
     owners = {"loss": "all tasks", "sentence_accuracy": "all tasks", "mean_score": "all tasks"}
@@ -268,12 +267,12 @@ def score_names(tasks):
         for metric in ("loss", *SCORES[kind_of(task)](answers[name], answers[name])):
             other = owners.setdefault(f"{name}_{metric}", name)
             if other != name:
-                raise UserError(f"the score {name}_{metric} would be that of {name!r} and of {other!r}; rename a task")
+                raise UserError(f"the score {name}_{metric} would belong to {name!r} and to {other!r}; rename a task")
     return ["loss", *(f"{name}_loss" for name in tasks), *score(tasks, answers, answers)]
 
 
 def default_monitor(tasks):
-    """What picks the best checkpoint: one task's main score; else sentence accuracy or mean_score."""
+    """The score that picks the best checkpoint: a single task's main score, or sentence_accuracy or mean_score."""
     if len(tasks) > 1:
         return "sentence_accuracy" if all_exact(tasks) else "mean_score"
     name, task = next(iter(tasks.items()))

@@ -1,9 +1,9 @@
-"""The model: an encoder, shared layers, one head a task, and the loss that joins them.
+"""The model: an encoder, shared layers, one head per task, and the loss that combines them.
 
-Edit here for your own model. A head of your own is one class with `forward`, `loss` and `decode` and one line in
-HEADS; its name there is the task's "type" in labels.json (a name that ends in "tagging" if it labels words). An encoder
-of your own is a module whose output has `last_hidden_state` (B, L, H) (see `BiLSTM`) and one line in `build_encoder`.
-Shapes: B texts, L tokens, W words, H the encoder's width, C labels.
+Edit here for your own model. A custom head is one class with `forward`, `loss` and `decode` and one line in HEADS; its
+name there is the task's "type" in labels.json (a name that ends in "tagging" if it labels words). A custom encoder is a
+module whose output has `last_hidden_state` (B, L, H) (see `BiLSTM`) and one line in `build_encoder`.
+Shapes: B texts, L tokens, W words, H the encoder's hidden size, C labels.
 """
 
 import inspect
@@ -30,7 +30,7 @@ from engine.model.encoders import (
     takes_wide_mask,
 )
 from engine.model.head import Head, ImbalanceOptions, NormalStatistics, SigmoidStatistics, TaskDict, best_threshold
-from engine.model.pooling import mean_of_tokens, text_vectors, word_vectors  # noqa: F401 (means: for heads of your own)
+from engine.model.pooling import mean_of_tokens, text_vectors, word_vectors  # noqa: F401 (means: for custom heads)
 from engine.model.span_pointer import SpanAnswers
 from engine.run.command_line import first_line
 from engine.task.tags import IGNORE, read_tasks
@@ -46,13 +46,13 @@ class MyModelOutput:
 
 
 def mean_output(outputs, total_loss):
-    """One MyModelOutput of several: the mean of their losses, this total, and the logits of the first."""
+    """Combines several MyModelOutputs: the mean of their losses, this total, and the logits of the first."""
     losses = {name: sum(output.losses[name] for output in outputs) / len(outputs) for name in outputs[0].losses}
     return replace(outputs[0], total_loss=total_loss, losses=losses)
 
 
 class MyModel(nn.Module):
-    """Encoder -> OutputLayer -> MyLoss. It holds any encoder and is a subclass of none: weights load as they are.
+    """Encoder -> OutputLayer -> MyLoss. It holds any encoder and subclasses none, so weights load unchanged.
 
     tasks: {name: {"type", "labels", …}} as in labels.json.
     """
@@ -79,16 +79,16 @@ class MyModel(nn.Module):
         self.dropout_samples = 1  # see MultiSampleDropout in tricks.py
         takes_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
         self.takes_token_types = takes_types and not is_causal(encoder)  # GPT-2 would add the word vector of token 0
-        # Of a (B, L) mask transformers asks whether all is real: on a GPU the host would wait for the answer
+        # transformers checks whether a (B, L) mask is all ones, for which the host would have to wait on a GPU
         self.takes_wide_mask = takes_wide_mask(encoder)
         self.encoder_in_fp32 = all(p.dtype == torch.float32 for p in encoder.parameters())
         self.wide_mask_on = "cuda"
 
     def forward(self, inputs, labels=None, label_counts=None):
-        """inputs, labels: as data_loader.Batch has them. -> MyModelOutput, with losses if there are labels.
+        """inputs, labels: as in data_loader.Batch. -> MyModelOutput, with losses if there are labels.
 
-        label_counts: how many labels of each task its loss is averaged over, if not only those of this batch (under
-        gradient accumulation those of the whole group).
+        label_counts: for each task, the number of labels to average its loss over (under gradient accumulation that of
+        the whole group); default: that of this batch.
         """
         hidden = self.encode(inputs)
         if labels is None:
@@ -112,7 +112,7 @@ class MyModel(nn.Module):
         return hidden if self.encoder_in_fp32 else hidden.float()
 
     def divergence(self, first, second, batch):
-        """How far apart two outputs for a batch are: KL(p || q) + KL(q || p), weighted and averaged as the losses are.
+        """The divergence of two outputs for a batch: KL(p || q) + KL(q || p), weighted and averaged like the losses.
         -> ()"""
         heads = self.output_layer.heads
         with torch.autocast(batch.inputs["input_ids"].device.type, enabled=False):
@@ -124,21 +124,21 @@ class MyModel(nn.Module):
             )
 
     def decode(self, logits, inputs):
-        """{task: (label ids, probabilities)} for logits of `forward`; training never pays for it."""
+        """{task: (label ids, probabilities)} for logits of `forward`; training does not call it."""
         return {name: head.decode(logits[name], inputs) for name, head in self.output_layer.heads.items()}
 
     def count_labels(self, inputs, labels):
-        """{task: how many labels have a loss}, which `loss` divides by; computed where the batch lies."""
+        """{task: how many labels have a loss}, which `loss` divides by; computed on the batch's device."""
         heads = self.output_layer.heads
         return {name: head.label_weights(labels[name], inputs).sum() for name, head in heads.items() if name in labels}
 
 
 class OutputLayer(nn.Module):
-    """Hidden states (B, L, H) -> {task: logits}. Shared layers first, then a head for each task.
+    """Hidden states (B, L, H) -> {task: logits}. Shared layers first, then one head per task.
 
-    Heads of level "text" get one vector a text (B, H): that of its first or last token, or the mean over its tokens.
-    Heads of level "words" get one a word (B, W, H), likewise of its sub-tokens. Heads of level "tokens" get the hidden
-    states as they are.
+    Heads of level "text" get one vector per text (B, H): that of its first or last token, or the mean over its tokens.
+    Heads of level "words" get one per word (B, W, H), in the same way from its sub-tokens. Heads of level "tokens" get
+    the hidden states unchanged.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class OutputLayer(nn.Module):
 
 
 class ClassificationHead(ImbalanceOptions, Head):
-    """One label a text: (B, H) -> logits (B, C). With class_weights losses are weighted and averaged by them."""
+    """One label per text: (B, H) -> logits (B, C). With class_weights the loss is the weighted mean."""
 
     def loss(self, logits, labels, inputs):
         logits, labels = logits.flatten(0, -2), labels.flatten()
@@ -198,14 +198,14 @@ class ClassificationHead(ImbalanceOptions, Head):
         return torch.from_numpy(self.class_weights_on_host).to(labels.device)[labels.clamp(min=0)] * mask
 
     def balanced_weights(self, counts):
-        """All labels / (number of classes * labels of this class), as scikit-learn's "balanced". counts: (C,)"""
+        """Number of labels / (number of classes * labels of this class), as scikit-learn's "balanced". counts: (C,)"""
         return counts.sum() / (len(counts) * counts)
 
 
 class MultilabelHead(ImbalanceOptions, SigmoidStatistics, Head):
-    """Any number of labels a text: (B, H) -> logits (B, C). Labels (B, C) are 0, 1 or IGNORE.
+    """Any number of labels per text: (B, H) -> logits (B, C). Labels (B, C) are 0, 1 or IGNORE.
 
-    A label is taken if its probability reaches `threshold`, fitted on dev (best micro F1) and saved with the weights.
+    A label is predicted if its probability reaches `threshold`, fitted on dev (best micro F1), saved with the weights.
     """
 
     needs_calibration = True
@@ -215,7 +215,7 @@ class MultilabelHead(ImbalanceOptions, SigmoidStatistics, Head):
         self.register_buffer("threshold", torch.tensor(0.5))
 
     def loss(self, logits, labels, inputs):
-        """Binary cross-entropies; class_weights weigh those of labels that are there."""
+        """Sum of binary cross-entropies; class_weights weight the positive labels."""
         targets = labels.clamp(min=0).float() * (1 - self.label_smoothing) + self.label_smoothing / 2
         losses = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.class_weights, reduction="none")
         if self.focal_gamma:
@@ -223,7 +223,7 @@ class MultilabelHead(ImbalanceOptions, SigmoidStatistics, Head):
         return torch.where(labels != IGNORE, losses, 0.0).sum()
 
     def decode(self, logits, inputs):
-        """(whether each label is taken, probabilities), each (B, C)."""
+        """(whether each label is predicted, probabilities), each (B, C)."""
         probabilities = logits.sigmoid()
         return probabilities >= self.threshold, probabilities
 
@@ -232,7 +232,7 @@ class MultilabelHead(ImbalanceOptions, SigmoidStatistics, Head):
         return labels, [value for value, taken in zip(probability, answer) if taken]
 
     def balanced_weights(self, counts):
-        """Rows without the label / rows with it."""
+        """Rows without the label / rows with the label."""
         return (self.task.get("rows", 0) - counts).clamp(min=1) / counts
 
     def calibrate(self, logits, labels):
@@ -242,7 +242,7 @@ class MultilabelHead(ImbalanceOptions, SigmoidStatistics, Head):
 
 
 class RegressionHead(NormalStatistics, Head):
-    """A number a text: (B, H) -> (B,), in standard deviations from the mean of train. Labels: NaN if missing."""
+    """One number per text: (B, H) -> (B,), in standard deviations from the mean of train. Labels: NaN if missing."""
 
     def __init__(self, hidden_size, task):
         super().__init__(hidden_size, task, num_logits=1)
@@ -251,7 +251,7 @@ class RegressionHead(NormalStatistics, Head):
         return self.linear(vectors).squeeze(-1)
 
     def loss(self, logits, labels, inputs):
-        """Squared errors, scaled."""
+        """Sum of squared errors of the standardised values."""
         targets = (labels - self.task["mean"]) / self.task["std"]
         return torch.where(labels.isnan(), 0.0, (logits - targets.nan_to_num()) ** 2).sum()
 
@@ -267,7 +267,7 @@ class RegressionHead(NormalStatistics, Head):
 
 
 class TaggingHead(ClassificationHead):
-    """One tag a word, each by itself: (B, W, H) -> logits (B, W, C)."""
+    """One tag per word, each decided independently: (B, W, H) -> logits (B, W, C)."""
 
     level = "words"
 
@@ -276,7 +276,7 @@ class TaggingHead(ClassificationHead):
 
 
 class CRFTaggingHead(PathStatistics, Head):
-    """One tag a word, all tags of a text together: (B, W, H) -> emissions (B, W, C) of a conditional random field."""
+    """One tag per word, all tags of a text jointly: (B, W, H) -> emissions (B, W, C) of a conditional random field."""
 
     level = "words"
 
@@ -285,7 +285,7 @@ class CRFTaggingHead(PathStatistics, Head):
         self.crf = CRF(task["labels"])
 
     def loss(self, logits, labels, inputs):
-        """-log p(tags). A text with a word of no label is left out: no path through it has a likelihood."""
+        """-log p(tags). A text with an unlabelled word is left out: its path has no likelihood."""
         mask = inputs["word_mask"]
         score = self.crf.path_score(logits, labels.clamp(min=0), mask)
         return ((self.crf.log_partition(logits, mask) - score) * has_all_labels(labels, mask)).sum()
@@ -304,7 +304,7 @@ class CRFTaggingHead(PathStatistics, Head):
 class SpanHead(SpanAnswers, Head):
     """Spans of words that may nest and overlap (engine/model/span_pointer.py): (B, W, H) -> logits (B, W, W + 2T).
 
-    A span is taken if its score reaches `threshold`, fitted on dev (best F1) and saved with the weights.
+    A span is predicted if its score reaches `threshold`, fitted on dev (best F1) and saved with the weights.
     """
 
     level, size = "words", 64  # size: of the vectors q and k
@@ -312,7 +312,7 @@ class SpanHead(SpanAnswers, Head):
     def __init__(self, hidden_size, task):
         super().__init__(hidden_size, task, num_logits=2 * self.size)
         self.borders = nn.Linear(2 * self.size, 2 * len(task["labels"]))  # a type's score for first and for last words
-        nn.init.constant_(self.borders.bias, -5.0)  # spans are rare: as in Lin et al., 2017, the loss begins with few
+        nn.init.constant_(self.borders.bias, -5.0)  # spans are rare: starts with few, as Lin et al., 2017
         self.register_buffer("threshold", torch.tensor(0.0))
 
     def forward(self, vectors, inputs):
@@ -324,11 +324,11 @@ class SpanHead(SpanAnswers, Head):
         return span_pointer.loss(logits, labels, inputs["word_mask"]).sum()
 
     def decode(self, logits, inputs):
-        """All spans that some threshold might take; `to_labels` keeps those that reach this one."""
+        """All spans that some threshold might accept; `to_labels` keeps those that reach the current one."""
         return span_pointer.find(logits, inputs["word_mask"])
 
 
-HEADS = {  # a task's "type" in labels.json -> its head; with --use_crf "tagging" takes "crf_tagging"
+HEADS = {  # a task's "type" in labels.json -> its head; with --use_crf "tagging" uses "crf_tagging"
     "classification": ClassificationHead,
     "multilabel": MultilabelHead,
     "regression": RegressionHead,
@@ -360,9 +360,9 @@ class MyLoss(nn.Module):
 
 
 class BiLSTM(nn.Module):
-    """An encoder without transformers: embeddings and bidirectional LSTMs. It shows what an encoder of your own needs.
+    """An encoder without transformers: embeddings and bidirectional LSTMs. It shows what a custom encoder needs.
 
-    The layers are modules of their own: the dropout between layers of one LSTM has a state that no checkpoint holds.
+    Each layer is its own module, since the dropout between layers of one LSTM has a state that no checkpoint holds.
     """
 
     def __init__(self, vocab_size, hidden_size, num_layers, dropout, pad_id):
@@ -377,7 +377,9 @@ class BiLSTM(nn.Module):
         return self.embeddings
 
     def forward(self, input_ids, attention_mask):
-        lengths = attention_mask.sum(1).cpu()  # packed: no padding in the backward pass, but the host waits for a GPU
+        lengths = attention_mask.sum(
+            1
+        ).cpu()  # packed: the backward direction sees no padding, but the host waits for a GPU
         vectors = self.dropout(self.embeddings(input_ids))
         packed, _ = self.layers[0](
             nn.utils.rnn.pack_padded_sequence(vectors, lengths, batch_first=True, enforce_sorted=False)
@@ -386,14 +388,14 @@ class BiLSTM(nn.Module):
             packed, _ = layer(packed._replace(data=self.dropout(packed.data)))
         hidden, _ = nn.utils.rnn.pad_packed_sequence(packed, batch_first=True, total_length=input_ids.shape[1])
         hidden = hidden.unflatten(2, (2, -1))
-        # the whole text, both ways
+        # the last states of both directions, which have read the whole text
         first = torch.cat([hidden[range(len(lengths)), lengths - 1, 0], hidden[:, 0, 1]], 1)
         return SimpleNamespace(last_hidden_state=torch.cat([first.unsqueeze(1), hidden.flatten(2)[:, 1:]], 1))
 
 
 def build_encoder(config, tokenizer, checkpoint=None, base_path=None):
-    """(encoder, its width H). checkpoint: a folder of ours that tells its shape; its weights are loaded afterwards.
-    base_path: where the base of its LoRA adapter lies, if not where it was."""
+    """(encoder, its hidden size H). checkpoint: a folder of this template with its shape; weights are loaded later.
+    base_path: the folder of the base model of its LoRA adapter, if that has moved."""
     if config.encoder == "bilstm":
         encoder = BiLSTM(len(tokenizer), config.hidden_size, config.num_layers, config.dropout, tokenizer.pad_token_id)
         return encoder, config.hidden_size
@@ -402,7 +404,7 @@ def build_encoder(config, tokenizer, checkpoint=None, base_path=None):
 
 
 def build_model(config, tokenizer, tasks, checkpoint=None, base_path=None):
-    """MyModel as the options say, on the CPU. checkpoint, base_path: as for `build_encoder`."""
+    """MyModel as configured, on the CPU. checkpoint, base_path: as for `build_encoder`."""
     encoder, hidden_size = build_encoder(config, tokenizer, checkpoint, base_path)
     pooling, word_pooling = pooling_of(config, getattr(encoder, "config", None))
     model = MyModel(
@@ -423,11 +425,11 @@ def build_model(config, tokenizer, tasks, checkpoint=None, base_path=None):
 
 
 def load_checkpoint(folder, base_path=None):
-    """(model, tokenizer, tasks, config) of a checkpoint, on the CPU; needs no data and no hub, or with a LoRA adapter
-    alone its base, that lies where it was or at base_path."""
+    """(model, tokenizer, tasks, config) of a checkpoint, on the CPU. Needs no data and no hub; an unmerged LoRA adapter
+    also needs its base model, where it was in training or at base_path."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: no checkpoint there; train first (--do_train), or name one with --checkpoint")
+        raise UserError(f"{folder}: no checkpoint there; train first (--do_train), or give one with --checkpoint")
     if (folder / "checkpoints/best").is_dir():
         raise UserError(f"{folder} is a run; its best checkpoint is {folder / 'checkpoints/best'}")
     checkpoint.require_whole(folder)
@@ -439,15 +441,15 @@ def load_checkpoint(folder, base_path=None):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except UserError:
         raise
-    except Exception as error:  # a foreign folder can make transformers raise anything
-        raise UserError(f"{folder}: no tokenizer loads from it ({first_line(error)})") from None
+    except Exception as error:  # on an arbitrary folder transformers may raise anything
+        raise UserError(f"{folder}: its tokenizer cannot be loaded ({first_line(error)})") from None
     model = build_model(config, tokenizer, tasks, folder, base_path)
     checkpoint.load_weights(model, folder)
     return model, tokenizer, tasks, config
 
 
 def load_with_featurizer(folder, base_path=None):
-    """(model, Featurizer, config) of a checkpoint, which reads texts as it was trained to."""
+    """(model, Featurizer, config) of a checkpoint; the Featurizer reads texts as in training."""
     model, tokenizer, tasks, trained = load_checkpoint(folder, base_path)
     word_ends = model.output_layer.word_pooling != "first"
     options = trained.max_length, trained.window_stride, trained.truncation

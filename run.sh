@@ -1,9 +1,9 @@
 #!/bin/sh
 # Sets up what is missing, then trains, evaluates and predicts. Edit the flags below to launch your own run.
-# To leave it going after you log out:   nohup sh run.sh > run.out 2>&1 &
-# and to look at it later:               tail -f output/*/train.log
-# --num_gpus N (first): so many processes with a GPU each; by itself as many as there are GPUs. docs/distributed.md
-# --resume: the same line goes on where a kill or a reboot stopped it, and starts afresh where there is nothing yet.
+# To keep it running after you log out:  nohup sh run.sh > run.out 2>&1 &
+# and to follow it later:                tail -f output/*/train.log
+# --num_gpus N (first): N processes with one GPU each; by default one process per GPU. docs/distributed.md
+# --resume: the same command continues after a kill or a reboot, and starts from scratch if there is no run yet.
 set -eu
 cd "$(dirname "$0")"
 requirements="requirements.txt"
@@ -15,7 +15,7 @@ if command -v nvidia-smi > /dev/null; then
 fi
 case ${1:-} in
     --num_gpus=*) num_gpus=${1#*=}; shift ;;
-    --num_gpus) num_gpus=${2:?"--num_gpus wants a number"}; shift 2 ;;
+    --num_gpus) num_gpus=${2:?"--num_gpus needs a number"}; shift 2 ;;
 esac
 launch=
 if [ "$num_gpus" -gt 1 ]; then

@@ -1,6 +1,6 @@
-# Sourced by run.sh and test.sh after `requirements="FILE FILE"`: sets $PYTHON to a Python that has what the files name.
-# An active Python that has all packages is used as it is, whatever their versions; otherwise .venv is made and filled.
-# FORCE_VENV=1 leaves the active one alone.
+# Sourced by run.sh and test.sh after `requirements="FILE FILE"`: sets $PYTHON to a Python with the packages they list.
+# An active Python that has all of them, in any version, is used as it is; otherwise .venv is created and filled.
+# FORCE_VENV=1 always uses .venv.
 
 check='
 import re, sys
@@ -19,12 +19,12 @@ if [ -z "$PYTHON" ] || ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (
 fi
 if [ -n "${FORCE_VENV:-}" ] || ! "$PYTHON" -c "$check" $requirements; then
     if [ ! -x .venv/bin/python ]; then
-        echo "making .venv, an environment of this folder's own" >&2
+        echo "creating .venv, a virtual environment in this folder" >&2
         "$PYTHON" -m venv .venv || { rm -rf .venv; echo "error: python3 -m venv failed; on Debian: apt install python3-venv" >&2; exit 2; }
     fi
     PYTHON=$PWD/.venv/bin/python
     if ! cat $requirements | cmp -s - .venv/installed; then
-        echo "installing what $requirements name; this takes some minutes once" >&2
+        echo "installing the packages of $requirements; this takes a few minutes, once" >&2
         "$PYTHON" -m pip install --quiet --disable-pip-version-check $(for file in $requirements; do echo "-r $file"; done)
         cat $requirements > .venv/installed
     fi

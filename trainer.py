@@ -1,7 +1,7 @@
-"""The training loop, evaluation and prediction, and what makes a run resumable.
+"""The training loop, evaluation and prediction, saving and resuming.
 
 Edit here when you want another optimizer or schedule (`build_optimizer`, `build_scheduler`), another training step
-(`train_one_epoch`), or another rule for the best checkpoint (`keep_best`). What is scored is in metrics.py.
+(`train_one_epoch`), or another rule for the best checkpoint (`keep_best`). The scores are in metrics.py.
 """
 
 import json
@@ -34,15 +34,15 @@ logger = logging.getLogger("template")
 
 
 def build_optimizer(param_groups, device):
-    """AdamW (Loshchilov and Hutter, 2019) in torch's fused form. Any other torch.optim.Optimizer will do as well."""
+    """AdamW (Loshchilov and Hutter, 2019) in torch's fused form. Any other torch.optim.Optimizer works as well."""
     fused = torch.device(device).type in ("cpu", "cuda")
     return torch.optim.AdamW(param_groups, betas=(0.9, 0.999), eps=1e-8, fused=fused)
 
 
 def build_scheduler(optimizer, config, steps_per_epoch):
-    """Linear warmup, then cosine or linear down to --lrf of the peak, or constant; one value for each optimizer step.
+    """Linear warmup, then cosine or linear decay to --lrf of the peak, or constant; one value for each optimizer step.
 
-    With --use_swa the rate stays, from --swa_start of the steps on, what it is there.
+    With --use_swa the rate is constant after --swa_start of the steps: it keeps the value it has at that step.
     """
     total = max(1, config.epochs * steps_per_epoch)
     warmup = round((config.epochs / 10 if config.warmup_epochs is None else config.warmup_epochs) * steps_per_epoch)
@@ -69,7 +69,7 @@ class Evaluation(NamedTuple):
 class Trainer:
     """Trains, evaluates and predicts with a MyModel.
 
-    tasks: as in labels.json. The loaders, optimizer, scheduler and tricks are needed for `train` alone.
+    tasks: as in labels.json. Only `train` needs the loaders, optimizer, scheduler and tricks.
     """
 
     def __init__(
@@ -99,13 +99,13 @@ class Trainer:
         self.writer = checkpoint.Writer(self.checkpoints, tokenizer, tasks, config)
         self.monitor = config.monitor or metrics.default_monitor(tasks)
         if self.monitor not in (names := metrics.score_names(tasks)):
-            raise UserError(f"--monitor={self.monitor} is none of the scores: {', '.join(names)}")
+            raise UserError(f"--monitor={self.monitor} must be one of the scores: {', '.join(names)}")
         data = "-".join(loader.dataset.fingerprint for loader in (train_loader, dev_loader) if loader is not None)
         self.progress = Progress(data=data)
         self.losses = RunningLosses(self.progress, device)
         self.tracker_kinds, self.trackers = TRACKERS, []
         self.stop = StopSignals(logger.warning, distributed.highest)
-        self.replica = None  # of the model, in which PyTorch adds up the gradients of several processes
+        self.replica = None  # the model wrapped so that PyTorch sums the gradients of several processes
         if config.compile:
             model.encoder.compile(dynamic=True)
         if train_loader is not None:
@@ -114,18 +114,18 @@ class Trainer:
     # ---- training --------------------------------------------------------------------------------------------------
 
     def train(self):
-        """All epochs that are left, with evaluation on dev, checkpoints and early stopping. -> the best dev score.
+        """Runs all remaining epochs, with evaluation on dev, checkpoints and early stopping. -> the best dev score
 
-        The model then holds the best checkpoint's weights. SIGTERM and SIGINT save at the next step boundary and raise
-        Interrupted.
+        Afterwards the model has the weights of the best checkpoint. SIGTERM and SIGINT save at the next step boundary
+        and raise Interrupted.
         """
         config, progress = self.config, self.progress
-        assert config.epochs >= 0  # auto was settled before the schedule was built
+        assert config.epochs >= 0  # auto was resolved before the schedule was built
         if distributed.is_first():
             config.save(config.run_dir / "args.json")
         data = self.train_loader.dataset
         others = f" and {len(data) - data.num_labelled} without labels" if data.num_labelled < len(data) else ""
-        data_sizes = f"{data.num_labelled} examples to train on{others}, {len(self.dev_loader.dataset)} in dev"
+        data_sizes = f"{data.num_labelled} training examples{others}, {len(self.dev_loader.dataset)} in dev"
         logger.info(f"{describe(self.model, self.device)}; {data_sizes}; {describe_rates(self.optimizer)}")
         distributed.require_same_run(config, progress.data)
         self.replica = distributed.replicate(self.model, overlap=not self.tricks.change_gradients())
@@ -141,17 +141,19 @@ class Trainer:
                     self.writer.wait()
                     distributed.wait_for_all()
                     saved = f"stopped and saved after step {progress.step}"
-                    logger.info(f"{saved}; the same command with --resume goes on")
+                    logger.info(f"{saved}; the same command with --resume continues")
                     raise
                 except RuntimeError:
                     if self.stop.number is None:
                         raise
-                    raise Interrupted(self.stop.number) from None  # workers died of it too: the last checkpoint counts
+                    raise Interrupted(
+                        self.stop.number
+                    ) from None  # the signal killed workers too: the last checkpoint is kept
             if self.out_of_patience():
-                logger.info(f"stopped early: {self.monitor} has not risen for {progress.bad_epochs} epochs")
+                logger.info(f"stopped early: {self.monitor} has not improved for {progress.bad_epochs} epochs")
             if config.epochs == 0:
                 self.save_model("best")
-        distributed.wait_for_all()  # until the best is on the disk
+        distributed.wait_for_all()  # until the best is on disk
         if config.epochs > 0:
             checkpoint.require_whole(self.checkpoints / "best")
             checkpoint.load_weights(self.model, self.checkpoints / "best")
@@ -159,7 +161,7 @@ class Trainer:
         return progress.best_score
 
     def train_one_epoch(self, epoch):
-        """One pass over the training data, from where the run stands; a group of batches is a step."""
+        """Runs one pass over the training data, from the run's current position; a group of batches is a step."""
         progress, config = self.progress, self.config
         self.model.train()
         self.tricks.before_epoch(epoch)
@@ -190,7 +192,7 @@ class Trainer:
         bar.close()
 
     def count_labels(self, group):
-        """{task: how many labels all micro-batches of a group have, in all processes}: what its loss is divided by."""
+        """{task: number of labels in all micro-batches of a group, in all processes}, which its loss is divided by."""
         counts = [self.model.count_labels(batch.inputs, batch.labels) for batch in group]
         counts = distributed.add_up({name: sum(count[name] for count in counts) for name in counts[0]})
         return {name: count.to(self.device, non_blocking=True) for name, count in counts.items()}
@@ -204,7 +206,7 @@ class Trainer:
         self.scaler.scale(output.total_loss).backward()
 
     def optimizer_step(self, group):
-        """Clip, step, schedule, zero_grad. A step whose gradient is not finite changes nothing."""
+        """Clip, step, schedule, zero_grad. A step with a non-finite gradient leaves the weights unchanged."""
         distributed.add_up_gradients(self.trained if self.replica is None else self.replica.left_out)
         self.scaler.unscale_(self.optimizer)
         norm = get_total_norm([p.grad for p in self.trained if p.grad is not None])
@@ -213,7 +215,7 @@ class Trainer:
         clip_and_step(self.optimizer, self.scaler, self.trained, norm, finite, self.config.max_grad_norm)
         self.scaler.update()
         self.lr = float(self.scheduler.get_last_lr()[0])
-        if self.scaler.get_scale() >= scale:  # after an fp16 overflow the rate waits as well
+        if self.scaler.get_scale() >= scale:  # after an fp16 overflow the schedule does not advance either
             self.scheduler.step()
         self.optimizer.zero_grad()
         self.tricks.after_step(finite)
@@ -222,7 +224,7 @@ class Trainer:
     # ---- logs, best, last, resume ----------------------------------------------------------------------------------
 
     def log_losses(self, epoch):
-        """Mean losses since the last line, to metrics.jsonl and TensorBoard. -> the total loss"""
+        """Logs the mean losses since the last line to metrics.jsonl and TensorBoard. -> the total loss"""
         means = self.losses.mean()
         self.log({"step": self.progress.step, "epoch": epoch, "lr": self.lr} | means)
         return means["loss"]
@@ -237,7 +239,7 @@ class Trainer:
             tracker.log(record)
 
     def end_epoch(self):
-        """Scores dev with the weights that are to be kept; saves the best and the last."""
+        """Scores dev with the weights to keep; saves the best and the last checkpoint."""
         config, progress = self.config, self.progress
         self.tricks.after_epoch(progress.epoch)
         is_better = partial(metrics.is_better, self.monitor)
@@ -252,17 +254,17 @@ class Trainer:
         self.stop.check()
 
     def score_dev(self):
-        """{score: value} of dev with the weights that the model has now."""
+        """{score: value} of dev with the model's current weights."""
         scores = self.eval(self.dev_loader, calibrate=True).scores
         if self.monitor not in scores:
-            raise UserError(f"--monitor={self.monitor}: dev has no label that it could be computed from")
+            raise UserError(f"--monitor={self.monitor}: dev has no labels to compute it from")
         return scores
 
     def out_of_patience(self):
         return 0 < self.config.early_stop_patience <= self.progress.bad_epochs
 
     def keep_best(self, scores):
-        """Logs dev scores, and saves the model if it is the best so far (a tie keeps the earlier)."""
+        """Logs dev scores, and saves the model if it is the best so far (a tie keeps the earlier one)."""
         progress = self.progress
         dev_scores = {f"dev_{name}": score for name, score in scores.items()}
         self.log({"step": progress.step, "epoch": progress.epoch - 1} | dev_scores)
@@ -277,11 +279,11 @@ class Trainer:
 
     @property
     def training_state(self):
-        """What a checkpoint to resume from has beside the weights and `progress`."""
+        """What a checkpoint to resume from contains in addition to the weights and `progress`."""
         return self.optimizer, self.scheduler, self.scaler, self.tricks
 
     def save_model(self, name, resumable=False):
-        """Has checkpoints/<name> written while training goes on; resumable: with all that the next step depends on."""
+        """Writes checkpoints/<name> while training continues. resumable: with all that the next step depends on."""
         training = None
         if resumable:
             self.losses.sync_losses()
@@ -290,11 +292,11 @@ class Trainer:
             self.writer.save(name, self.model, training, log=self.config.run_dir / "metrics.jsonl")
 
     def resume(self):
-        """Goes on from the newest checkpoint that is whole. -> whether there was one."""
+        """Resumes from the newest intact checkpoint. -> whether there was one"""
         metrics_path = self.config.run_dir / "metrics.jsonl"
         folder, damaged = distributed.from_first(lambda: checkpoint.newest_whole(self.checkpoints))
         if folder is None:
-            # Some libraries draw from Python's while they are imported; each process has its own dropout
+            # Some libraries draw from Python's generator on import; each process has its own dropout
             distributed.seed_each(self.config.random_seed)
             if distributed.is_first():
                 metrics_path.write_bytes(b"")
@@ -308,7 +310,7 @@ class Trainer:
             batches, in_step = len(self.train_loader), self.config.gradient_accumulation_steps
             self.progress.share_among(distributed.size(), processes, self.scheduler, batches, in_step)
         if self.progress.data != data and not self.config.force_resume:
-            changed = "the data or the tokenizer has changed since"
+            changed = "the data or the tokenizer has changed since then"
             raise UserError(f"{folder}: {changed}; train a new --model_version, or add --force_resume")
         self.losses = RunningLosses(self.progress, self.device)
         if distributed.is_first():
@@ -323,9 +325,9 @@ class Trainer:
         return metrics.score(self.tasks, gold, predicted)
 
     def eval(self, loader, calibrate=False, keep_averages=False):
-        """Scores all examples against the labels as they are in the file, cut or unknown ones too. -> Evaluation
+        """Scores all examples against the labels as they are in the file, including cut or unknown ones. -> Evaluation
 
-        calibrate: first let the heads choose what they choose on dev (a multilabel head its threshold).
+        calibrate: first let the heads choose what they choose on dev (such as the threshold of a multilabel head).
         """
         predictions, losses = self.infer(loader, "evaluating", calibrate, keep_averages)
         examples = [loader.dataset[i] for i in range(len(loader.dataset))]
@@ -341,7 +343,7 @@ class Trainer:
         parts = []  # {task: (loss, number of labels)} of each batch
         for batch in tqdm(distributed.in_step(loader), desc=title, total=len(loader), leave=False, delay=2):
             self.stop.check()
-            if batch is None:  # other processes have one more
+            if batch is None:  # other processes have one batch more
                 continue
             batch = batch.to(self.device)
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
@@ -356,12 +358,12 @@ class Trainer:
         return answers.finish(), metrics.mean_losses(parts, self.model.loss.task_weights)
 
     def predict_rows(self, loader):
-        """The `prediction_row` of each example of a MyDataLoader, one after another in input order."""
+        """Yields the `prediction_row` of each example of a MyDataLoader, in input order."""
         predictions, _ = self.infer(loader, "predicting")
         return prediction_rows(predictions, loader.dataset, self.tasks, metrics.is_right)
 
     def predict(self, loader, path):
-        """Labels every example of a MyDataLoader into a .csv or .jsonl file; long ones: engine/predict."""
+        """Writes predictions for all examples of a MyDataLoader to a .csv or .jsonl; large files: engine/predict."""
         rows = self.predict_rows(loader)
         if distributed.is_first():
             write_predictions(rows, path)

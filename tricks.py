@@ -1,13 +1,13 @@
-"""Training tricks, each one class beside its formula and paper.
+"""Training tricks, each one class with its formula and paper.
 
-The training step calls the hooks of `Trick` (engine/tricks/trick.py) and knows no trick by name. Edit here when you
-want one of your own: a subclass of `Trick` with the hooks it needs and its `switch`, its place in TRICKS at the end
-of this file, and its option in config.py. EMA, SWA and Soup, which average the weights, are in
+The training step calls the hooks of `Trick` (engine/tricks/trick.py) and refers to no trick by name. Edit here when you
+want a custom trick: write a subclass of `Trick` with the hooks it needs and its `switch`, add it to TRICKS at the end
+of this file, and add its option to config.py. EMA, SWA and Soup, which average the weights, are in
 engine/tricks/averages.py.
 
-Tricks stack: those that change the loss (`wrap_forward`) lie within those that change its gradient (`wrap_backward`),
-and of each kind a later one in TRICKS wraps those before it. Under gradient accumulation each acts on every micro-batch
-by itself; what it adds to the gradients is scaled like the clean loss.
+Tricks stack: those that change the loss (`wrap_forward`) run inside those that change its gradient (`wrap_backward`),
+and within each kind a later one in TRICKS wraps those before it. Under gradient accumulation each acts on every
+micro-batch separately; what it adds to the gradients is scaled like the clean loss.
 """
 
 import logging
@@ -36,15 +36,15 @@ from model_utils import MyModelOutput, load_with_featurizer, mean_output
 logger = logging.getLogger("template")
 
 
-# ---- adversarial training: the gradient at a point nearby where the loss is higher -----------------------------------
+# ---- adversarial training: the gradient at a nearby point with a higher loss -----------------------------------------
 
 
 class FGM(Trick):
     """Fast gradient method: adds the gradient at x + r, r = eps * g / ||g||_2, g the gradient of the word embeddings.
 
     Miyato et al., Adversarial Training Methods for Semi-Supervised Text Classification, 2017 (arXiv:1605.07725), in the
-    community's form: one norm over the whole embedding matrix. Only rows of tokens in the batch have a gradient, so
-    only these are read, changed and put back, to the bit.
+    usual implementation: one norm over the whole embedding matrix. Only rows of tokens in the batch have a gradient, so
+    only these are read, changed and restored, bit for bit.
 
     model: its `encoder` (or the model itself) must have `get_input_embeddings`, unless emb_name names the parameter.
     """
@@ -68,8 +68,8 @@ class FGM(Trick):
     def attack(self, input_ids=None):
         """Moves the embeddings by r. input_ids: the batch's tokens, any shape; None: all rows that have a gradient.
 
-        Without host synchronisation: a token that occurs twice is moved once, by masking instead of `unique`. A
-        gradient whose norm is zero or not finite gives no direction, and nothing is moved.
+        There is no host sync: a token that occurs twice is moved once, by masking instead of `unique`. If the norm of
+        the gradient is zero or not finite, nothing is moved.
         """
         if self.saved is not None:
             raise RuntimeError("attack() twice without restore()")
@@ -84,7 +84,7 @@ class FGM(Trick):
 
     @torch.no_grad()
     def ascend(self):
-        """r <- r + alpha * g / ||g||, back to norm eps if it is longer; the rows of the attack become x + r."""
+        """r <- r + alpha * g / ||g||, scaled back to norm eps if it is longer; the attacked rows become x + r."""
         rows, first, values = self.saved
         direction = self.weight.grad[rows].to(torch.promote_types(self.weight.dtype, torch.float32)) * first
         r = self.r + self.alpha * safe_normalize(direction, torch.linalg.vector_norm(direction))
@@ -94,7 +94,7 @@ class FGM(Trick):
 
     @torch.no_grad()
     def restore(self):
-        """Puts the rows back as they were. Without an attack it does nothing."""
+        """Restores the rows. Does nothing without an attack."""
         if self.saved is not None:
             rows, _, values = self.saved
             self.weight[rows] = values
@@ -120,9 +120,9 @@ class FGM(Trick):
 
 
 class PGD(FGM):
-    """Projected gradient descent: K times r <- P(r + alpha * g / ||g||_2), g the gradient at x + r and P onto ||r||_2
-    <= eps; the gradient at the last x + r is added to the clean one. Madry et al., 2018 (arXiv:1706.06083), on the word
-    embeddings as in FGM."""
+    """Projected gradient descent: K times r <- P(r + alpha * g / ||g||_2), g the gradient at x + r and P the projection
+    onto ||r||_2 <= eps; the gradient at the last x + r is added to the clean one. Madry et al., 2018
+    (arXiv:1706.06083), on the word embeddings as in FGM."""
 
     switch, options = "use_pgd", ("fgm_eps", "pgd_alpha", "pgd_steps")
 
@@ -146,12 +146,12 @@ class PGD(FGM):
 
 
 class FreeLB(Trick):
-    """K steps of ascent on noise d on the word vectors of each text, whose K gradients are averaged; there is no clean
+    """K steps of ascent on noise d on the word vectors of each text; the K gradients are averaged, without a clean
     pass.
 
     d_0 = U(-1, 1) * magnitude / sqrt(L * H); gradient = 1/K * sum of grad L(x + d_k); d_k+1 = P(d_k + alpha * g /
-    ||g||_F), g the gradient of the loss by d_k and P onto ||d||_F <= eps, all for each text; one dropout mask for all
-    K. Zhu et al., 2020 (arXiv:1909.11764).
+    ||g||_F), g the gradient of the loss w.r.t. d_k and P the projection onto ||d||_F <= eps, all per text; one dropout
+    mask for all K. Zhu et al., 2020 (arXiv:1909.11764).
     """
 
     switch, options = "use_freelb", ("freelb_steps", "freelb_alpha")
@@ -181,8 +181,8 @@ class FreeLB(Trick):
 
 class AWP(Trick):
     """Adversarial weight perturbation: v = gamma * ||w|| * g / ||g|| for each matrix w, g its gradient; the gradient at
-    w + v is used in the place of the one at w. From the epoch `start` on. Wu et al., 2020 (arXiv:2004.05884), whose
-    0.005 for image networks trained from scratch is far too much for fine-tuning (benchmarks/RESULTS.md)."""
+    w + v replaces the one at w. Active from epoch `start`. Wu et al., 2020 (arXiv:2004.05884), whose 0.005 for image
+    networks trained from scratch is far too much for fine-tuning (benchmarks/RESULTS.md)."""
 
     @classmethod
     def build(cls, model, config):
@@ -227,11 +227,11 @@ class AWP(Trick):
 
 
 class SMART(Trick):
-    """Adds weight * [KL(p || q) + KL(q || p)], p the answers for x and q those for x + r: smoothness by virtual
+    """Adds weight * [KL(p || q) + KL(q || p)], p the answers for x and q those for x + r: smoothness under virtual
     adversarial noise.
 
-    r = r_0 + step * g / ||g|| for each token, r_0 ~ N(0, 1e-5^2), g the gradient of the divergence by the noise. p and
-    q share their dropout mask. Both are computed in full precision: half precision does not resolve such noise.
+    r = r_0 + step * g / ||g|| for each token, r_0 ~ N(0, 1e-5^2), g the gradient of the divergence w.r.t. the noise. p
+    and q share their dropout mask. Both are computed in full precision: half precision cannot resolve such small noise.
     Jiang et al., 2020 (arXiv:1911.03437); Miyato et al., Virtual Adversarial Training, 2017 (arXiv:1704.03976).
     """
 
@@ -269,11 +269,11 @@ class SMART(Trick):
 
 
 class RDrop(Trick):
-    """Two passes with their own dropout: (L_1 + L_2) / 2 + alpha / 2 * [KL(p_1 || p_2) + KL(p_2 || p_1)], summed over
+    """Two passes with independent dropout: (L_1 + L_2) / 2 + alpha / 2 * [KL(p_1 || p_2) + KL(p_2 || p_1)], summed over
     classes.
 
     Liang et al., 2021 (arXiv:2106.14448), with the mean of the two losses, so that learning rates keep their meaning.
-    The divergence is a mean over labels like the loss; of a CRF it is that of the distributions over paths.
+    The divergence is a mean over labels like the loss; for a CRF it is that of the distributions over paths.
     """
 
     switch, options = "use_rdrop", ("rdrop_alpha",)
@@ -301,7 +301,7 @@ class MultiSampleDropout(Trick):
 
     def __init__(self, model, samples=5):
         if not model.output_layer.dropout.p:
-            raise UserError("--dropout_samples reads under several dropout masks, but --dropout is 0")
+            raise UserError("--dropout_samples uses several dropout masks, but --dropout is 0")
         model.dropout_samples = samples
 
 
@@ -311,11 +311,11 @@ class MultiSampleDropout(Trick):
 class Distillation(TaughtBySeveral):
     """(1 - weight) * loss + weight * temperature^2 * mean over teachers of KL(teacher || student), both at that
     temperature, averaged like the loss over all texts or words that were taught, also those without labels. A task that
-    no teacher knows keeps its loss.
+    no teacher has keeps its loss.
 
-    The gradient is that of the divergence from the mean of the teachers' distributions, of a CRF over whole paths.
+    The gradient is that of the divergence from the mean of the teachers' distributions, for a CRF over whole paths.
     Hinton et al., 2015 (arXiv:1503.02531); Wang et al., Structural Knowledge Distillation, 2020 (arXiv:2010.05010).
-    folders: checkpoints of this template, whatever their encoders and tokenizers.
+    folders: checkpoints of this template, with any encoders and tokenizers.
     """
 
     @classmethod
@@ -347,7 +347,7 @@ class LayerwiseDecay(Trick):
     """The rate falls from layer to layer: lr * decay^(n - l) for layer l of n, lr * decay^n for the embeddings; heads
     keep theirs.
 
-    Howard and Ruder, 2018 (arXiv:1801.06146), discriminative fine-tuning; the form of Clark et al., ELECTRA, 2020.
+    Discriminative fine-tuning, Howard and Ruder, 2018 (arXiv:1801.06146), in the form of Clark et al., ELECTRA, 2020.
     """
 
     @classmethod
@@ -371,8 +371,8 @@ class LayerwiseDecay(Trick):
 
 
 class GradualUnfreezing(Trick):
-    """The heads learn alone in the first epoch; in each later one `layers` more of the encoder join, from the top; the
-    embeddings last. Howard and Ruder, 2018 (arXiv:1801.06146)."""
+    """Only the heads train in the first epoch; in each later one `step` more encoder layers join, from the top; the
+    embeddings come last. Howard and Ruder, 2018 (arXiv:1801.06146)."""
 
     @classmethod
     def build(cls, model, config):
@@ -395,7 +395,7 @@ class GradualUnfreezing(Trick):
             p.requires_grad_(layer > self.num_layers - self.step * epoch)
 
 
-# ---- all of them ---------------------------------------------------------------------------------------------------
+# ---- all tricks ----------------------------------------------------------------------------------------------------
 
 # In the order in which they apply
 TRICKS = [FGM, PGD, FreeLB, AWP, Distillation, SMART, RDrop, MultiSampleDropout]

@@ -1,5 +1,5 @@
-"""What training needs and nobody opens in order to fine-tune. Imports nothing from the top level, preprocess/ and
-tools/.
+"""The machinery behind training, which fine-tuning does not require editing. Imports nothing from the top level,
+preprocess/ or tools/.
 
-Packages, each of which imports only those before it: task, run, model, data, predict, train, tricks.
+Packages, each importing only those before it: task, run, model, data, predict, train, tricks.
 """

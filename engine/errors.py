@@ -1,5 +1,5 @@
-"""The error that all packages raise for a mistake of the user."""
+"""The error that all packages raise when the input or an option is wrong."""
 
 
 class UserError(ValueError):
-    """A mistake that the user can correct. `main` prints its one line and exits with code 2, without a traceback."""
+    """An error that the user can fix. `main` prints it on one line and exits with code 2, without a traceback."""

@@ -3,11 +3,11 @@
     TASK = {"type": str, "labels": [str], Optional("unit"): AnyOf("word", "character")}
     tasks = read_json(folder / "labels.json", {str: TASK})
 
-A shape is one of: a type (`float` also takes whole numbers, `int` no booleans; numbers must be finite), None, a value
-that it must equal (a string or a boolean), `[shape]` for a list, `(shape, shape)` for a list of two,
-`{str: shape}` for an object with any keys, `{"name": shape, Optional("name"): shape}` for one with these keys (and
-others, which nobody reads), `AnyOf(shape, …)`, `Range(low, high)` for a number between both, `Number` for one that need
-not be finite, or `object` for anything.
+A shape is one of: a type (`float` also accepts whole numbers, `int` rejects booleans; numbers must be finite), None, a
+value that it must equal (a string or a boolean), `[shape]` for a list, `(shape, shape)` for a list of two,
+`{str: shape}` for an object with any keys, `{"name": shape, Optional("name"): shape}` for one with these keys (others
+are ignored), `AnyOf(shape, …)`, `Range(low, high)` for a number in that range, `Number` for one that need not be
+finite, or `object` for anything.
 Only the standard library is used, because every exported folder has a copy of this file.
 """
 
@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-MOST_SHOWN = 60  # characters of a wrong value that a message shows
+MOST_SHOWN = 60  # characters of a wrong value shown in a message
 
 
 class SchemaError(ValueError):
-    """What is wrong with a file, and where in it, in one line."""
+    """What is wrong with a file, and where, in one line."""
 
 
 class Optional(str):
@@ -30,39 +30,39 @@ class Optional(str):
 
 
 class AnyOf(tuple):
-    """Several shapes, one of which must fit."""
+    """Several shapes, one of which must match."""
 
     def __new__(cls, *shapes: Any) -> "AnyOf":
         return super().__new__(cls, shapes)
 
 
 class Range(NamedTuple):
-    """A number from `low` to `high`, both included; a whole one if `low` is an int."""
+    """A number from `low` to `high`, both included; a whole number if `low` is an int."""
 
     low: float
     high: float = math.inf
 
 
 class Number:
-    """Any number that a float can be, also NaN and the infinities: a score, a loss."""
+    """Any number that a float can be, including NaN and the infinities: a score, a loss."""
 
 
 def without_duplicates(pairs: list[tuple[str, Any]]) -> dict:
-    """The dict of a JSON object's pairs. ValueError if a key comes twice, of which json would take the last."""
+    """The dict of a JSON object's pairs. Raises ValueError for a duplicate key; json would keep the last value."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} comes twice")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice")
     return found
 
 
-# Text -> its JSON value, as json.loads
+# Text -> its JSON value, like json.loads
 parse_json = json.JSONDecoder(object_pairs_hook=without_duplicates).decode
 
 
 def read_json(path: str | Path, shape: Any = object) -> Any:
-    """The value in a JSON file, if it has this shape. SchemaError: it cannot be read, or has another one."""
-    if not os.path.isfile(path):  # a pipe would be waited for, and /dev/zero has no end
+    """The value in a JSON file. Raises SchemaError if it cannot be read or does not have this shape."""
+    if not os.path.isfile(path):  # a pipe would block, and /dev/zero has no end
         raise SchemaError(f"{path}: no such file")
     try:
         value = parse_json(Path(path).read_text(encoding="utf-8-sig"))
@@ -74,7 +74,7 @@ def read_json(path: str | Path, shape: Any = object) -> Any:
 
 
 def read_json_lines(path: str | Path, shape: Any = object) -> Iterator[Any]:
-    """The values of a .jsonl file, one a line, that all have this shape. SchemaError as `read_json`."""
+    """The values of a .jsonl file, one per line, all of this shape. Raises SchemaError as `read_json` does."""
     number = 0
     if not os.path.isfile(path):
         raise SchemaError(f"{path}: no such file")
@@ -92,14 +92,14 @@ def read_json_lines(path: str | Path, shape: Any = object) -> Iterator[Any]:
 
 
 def mismatch(value: Any, shape: Any, where: str = "") -> str:
-    """Where a value does not have a shape, and what it should be; empty if it has it."""
+    """Where a value does not match a shape, and what it should be; empty if it matches."""
     if isinstance(shape, AnyOf):
         found = [mismatch(value, one, where) for one in shape]
         return "" if "" in found else wrong(value, shape, where)
     if isinstance(shape, list):
         if not isinstance(value, list):
             return wrong(value, shape, where)
-        if shape[0] is str and set(map(type, value)) <= {str}:  # the usual case, and long
+        if shape[0] is str and set(map(type, value)) <= {str}:  # the usual case, and often long
             return ""
         items = ((one, shape[0], f"{where}[{number}]") for number, one in enumerate(value))
         return next((text for item in items if (text := mismatch(*item))), "")
@@ -127,7 +127,7 @@ def mismatch_in_object(value: Any, shape: dict, where: str) -> str:
 
 
 def fits(value: Any, shape: Any) -> bool:
-    """Whether a single value has a shape that is neither a list nor an object."""
+    """Whether a single value matches a shape that is neither a list nor an object."""
     if shape is object:
         return True
     if isinstance(value, bool) or shape is bool:
@@ -139,14 +139,14 @@ def fits(value: Any, shape: Any) -> bool:
     if shape is Number:
         return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1e308)
     if shape is float:
-        # `float(10**400)` raises, and so do comparisons that numpy makes of it later
+        # `float(10**400)` raises, and so do later comparisons in numpy
         return isinstance(value, int | float) and abs(value) < 1e308 and math.isfinite(value)
     return isinstance(value, shape) if isinstance(shape, type) else type(value) is type(shape) and value == shape
 
 
 def like(value: Any) -> Any:
-    """The shape of values like this one: the same keys, as many items, finite numbers where it has numbers, anything
-    where it has null."""
+    """The shape of values like this one: the same keys, the same number of items, finite numbers for numbers, anything
+    for null."""
     if isinstance(value, dict):
         return {Optional(key): like(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -159,7 +159,7 @@ def like(value: Any) -> Any:
 def wrong(value: Any, shape: Any, where: str) -> str:
     try:
         shown = json.dumps(value, ensure_ascii=False)
-    except RecursionError:  # writing takes a little more of the stack than reading did
+    except RecursionError:  # writing takes slightly more of the stack than reading
         shown = "nested too deeply"
     shown = shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}…"
     return f"{where or 'it'} is {shown}, but must be {describe(shape)}"

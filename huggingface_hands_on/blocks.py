@@ -1,6 +1,6 @@
-"""Texts -> blocks of sub-tokens -> batches of tensors, with words masked that the encoder learns to fill in.
+"""Converts texts to blocks of sub-tokens, and those to batches of tensors with masked words.
 
-Edit here when another task than masked words should teach it: `mask`, then `MaskedTrainer.compute_loss`.
+Edit here for another pretraining task than masked words: `mask`, then `MaskedTrainer.compute_loss`.
 """
 
 import shutil
@@ -24,9 +24,9 @@ from engine.task.text import join_tokens, split_text
 
 
 def word_numbers(text):
-    """For each character of a text the number of its word, so that the pieces of a word can be masked together.
+    """The word number of each character of a text, so that the sub-tokens of a word can be masked together.
 
-    Chinese words are those that rjieba finds; each kana, mark of punctuation or other sign is a word.
+    Chinese words are those that rjieba finds; each kana, punctuation mark or other symbol is a word.
     """
     starts = np.zeros(len(text) + 1, int)
     for _, start, _ in split_text(text, "word"):
@@ -40,7 +40,7 @@ def word_numbers(text):
 
 
 def encode_texts(texts, tokenizer, whole_word):
-    """Yields (token ids, word number of each) for each text, without special tokens. Words given apart stay apart."""
+    """Yields (token ids, their word numbers) for each text, without special tokens. Words of a list stay separate."""
     texts = iter(texts)
     while chunk := list(islice(texts, 1000)):
         for kind, same in groupby(chunk, type):
@@ -58,9 +58,9 @@ def encode_texts(texts, tokenizer, whole_word):
 
 
 def blocks(texts, tokenizer, max_length, packing=True, whole_word=True):
-    """Yields {"input_ids", "words"}: as many of [CLS] text [SEP] as fit into max_length tokens.
+    """Yields {"input_ids", "words"}: blocks of as many [CLS] text [SEP] as fit into max_length tokens.
 
-    "words" is -1 at special tokens. Of a text that is too long the rest is a text of its own, so nothing is lost.
+    "words" is -1 at special tokens. The rest of a text that is too long becomes another text, so nothing is lost.
     """
     room, ids, words = max_length - 2, [], []
     for text_ids, text_words in encode_texts(texts, tokenizer, whole_word):
@@ -77,10 +77,10 @@ def blocks(texts, tokenizer, max_length, packing=True, whole_word=True):
 
 
 def batch_of(rows, tokenizer, first_position=0):
-    """Rows of `blocks`, perhaps with "labels" -> tensors for the model.
+    """Tensors for the model from rows of `blocks`, optionally with "labels".
 
-    Texts of a block do not see each other, and each has its positions from the first on, so that packing changes
-    nothing but the speed.
+    Texts of a block do not attend to each other, and the positions of each start from first_position, so packing
+    changes only the speed.
     """
     fill = {"input_ids": tokenizer.pad_token_id, "words": -2, "labels": IGNORE}
     batch = {name: pad_sequence([torch.tensor(row[name]) for row in rows], True, fill[name]) for name in rows[0]}
@@ -88,26 +88,26 @@ def batch_of(rows, tokenizer, first_position=0):
     text = begins.cumsum(1).masked_fill(batch["words"] == -2, 0)
     places = torch.arange(begins.shape[1]).expand_as(text)
     batch["position_ids"] = places - torch.where(begins, places, 0).cummax(1).values + first_position
-    # (B, L), or (B, 1, L, L) where texts share a block
+    # (B, L), or (B, 1, L, L) if texts share a block
     batch["attention_mask"] = text if text.max() == 1 else (text[:, :, None] == text[:, None, :]).unsqueeze(1)
     return batch
 
 
 def masking_collator(config, tokenizer):
-    """80 % [MASK], 10 % another token, 10 % as it is (Devlin et al., 2019), of whole words too."""
+    """Masks words, whole ones too: 80 % [MASK], 10 % another token, 10 % unchanged (Devlin et al., 2019)."""
     collator = DataCollatorForLanguageModeling(
         tokenizer, whole_word_mask=config.whole_word, mask_replace_prob=1, random_replace_prob=0
     )
-    # Set afterwards, as it refuses to replace whole words by other tokens
+    # Set afterwards, because the constructor rejects random replacement with whole words
     collator.mlm_probability = config.mlm_probability
     collator.mask_replace_prob, collator.random_replace_prob = 0.8, 0.1
     return collator
 
 
 def mask(collator, batch):
-    """Masks words of a batch of `batch_of` by Hugging Face's collator, and adds the labels.
+    """Masks words of a batch of `batch_of` with Hugging Face's collator, and adds the labels.
 
-    The collator tells words by gaps between the tokens' offsets: it gets some with a gap where the word number changes.
+    The collator detects words by gaps between token offsets, so offsets here have a gap where the word number changes.
     """
     words = batch["words"].clamp(min=-1)
     starts = torch.arange(words.shape[1]) + words.clamp(min=0)
@@ -117,7 +117,7 @@ def mask(collator, batch):
 
 
 def build_sets(config, collator, texts, key):
-    """(train, held out), on the disk; the held-out words are masked here, once, so that losses can be compared."""
+    """(train, held-out) datasets on the disk. Held-out words are masked here, once, so that losses are comparable."""
 
     def rows(side):
         return blocks(texts[side](), collator.tokenizer, config.max_length, config.packing, config.whole_word)
@@ -125,14 +125,14 @@ def build_sets(config, collator, texts, key):
     def masked():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.random_seed)
-            for row in islice(rows(1), 5000):  # enough to measure on
+            for row in islice(rows(1), 5000):  # enough for evaluation
                 batch = mask(collator, batch_of([row], collator.tokenizer))
                 yield {name: batch[name][0].tolist() for name in ("input_ids", "words", "labels")}
 
     cache = Path(config.output_dir) / ".cache"
-    if cache.exists() and (reason := files.verify(cache)):  # without a manifest it is of a run that was killed early
+    if cache.exists() and (reason := files.verify(cache)):  # no manifest: the run was killed before it was complete
         if (cache / "manifest.json").exists():
-            print(f"{cache}: damaged ({reason}); the texts are cut into blocks anew")
+            print(f"{cache}: damaged ({reason}); the texts are split into blocks again")
         shutil.rmtree(cache)
     try:
         train = Dataset.from_generator(rows, gen_kwargs={"side": 0}, cache_dir=str(cache), fingerprint=f"train-{key}")
@@ -141,10 +141,10 @@ def build_sets(config, collator, texts, key):
     except DatasetGenerationError as error:
         cause = error
         while cause := cause.__cause__ or cause.__context__:
-            if isinstance(cause, UserError | OSError):  # what was wrong in the texts, or with the disk
+            if isinstance(cause, UserError | OSError):  # a problem of the texts or the disk
                 raise cause from None
-        raise UserError(f"{config.input}: no text leaves a token ({first_line(error)})") from None
+        raise UserError(f"{config.input}: tokenizing the texts gives no tokens ({first_line(error)})") from None
     if all(label == IGNORE for row in held_out for label in row["labels"]):
-        few = "too few texts to hold out: not one word of them is masked"
+        few = "too few held-out texts: none of their words is masked"
         raise UserError(f"{config.input}: {few}; raise --held_out_ratio")
     return train, held_out

@@ -1,11 +1,11 @@
-"""Masked-language-model training on your own texts: adapts an encoder to a domain, or makes a new one.
+"""Masked-language-model training on your own texts: adapts an encoder to a domain, or trains a new one.
 
     python huggingface_hands_on/continue_pretrain_task.py --input TEXTS --pretrain_model_path DIR_OR_HUB \\
         --output_dir models/mine
-    … --pretrain_model_path models/tokenizer --from_scratch --config mini      makes a new encoder for that tokenizer
+    … --pretrain_model_path models/tokenizer --from_scratch --config mini      trains a new encoder for that tokenizer
 
-The result is a folder for `main.py --pretrain_model_path models/mine`. A run that was killed goes on with the same
-command. Another task than masked words can teach the encoder: edit `blocks.mask`, then `MaskedTrainer.compute_loss`.
+The result is a folder for `main.py --pretrain_model_path models/mine`. The same command resumes a run that was killed.
+For another pretraining task than masked words, edit `blocks.mask`, then `MaskedTrainer.compute_loss`.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from engine.run.signals import StopSignals
 from huggingface_hands_on.corpus import CorpusConfig, read_corpus, read_words, require_free_folder
 
 ANOTHER = "choose another --output_dir"
-# layers and width (Turc et al., 2019)
+# layers and hidden size (Turc et al., 2019)
 SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768)}
 
 
@@ -38,48 +38,46 @@ class PretrainConfig(CorpusConfig):
     """Options of `huggingface_hands_on/continue_pretrain_task.py`."""
 
     pretrain_model_path: str = option(
-        "", "encoder to go on from: folder or hub name; with --from_scratch only its tokenizer is taken"
+        "", "encoder to continue from: folder or hub name; with --from_scratch only its tokenizer is used"
     )
     from_scratch: bool = option(False, "pretrain a new encoder with the tokenizer of --pretrain_model_path")
-    config: str = option("mini", "size of a new encoder: layers and width of Google's small BERTs", choices=list(SIZES))
+    config: str = option("mini", "size of a new encoder, as in Google's small BERTs", choices=list(SIZES))
     new_tokens: str = option(
-        "", "words of your domain to add to the vocabulary: comma-separated, or a file with one a row"
+        "", "words of your domain to add to the vocabulary: comma-separated, or a file with one per row"
     )
-    max_length: int = option(128, "length of a block in sub-tokens; longer texts go on in the next block", low=8)
+    max_length: int = option(128, "length of a block in sub-tokens; longer texts continue in the next block", low=8)
     packing: bool = option(True, "fill each block with as many texts as fit")
-    whole_word: bool = option(True, "mask whole words; Chinese words as rjieba cuts them")
+    whole_word: bool = option(True, "mask whole words; Chinese is segmented by rjieba")
     mlm_probability: float = option(
-        0.15, "share of the words that are masked, anew in each epoch", low=0, high=1, exclusive=True
+        0.15, "share of words to mask, chosen again in each epoch", low=0, high=1, exclusive=True
     )
     epochs: int = option(10, "passes over the texts", aliases=["num_train_epochs"], low=1)
     batch_size: int = option(32, "blocks in a micro-batch", low=1)
     gradient_accumulation_steps: int = option(1, "micro-batches in one optimizer step", low=1)
     lr: float | None = option(
         None,
-        "peak learning rate (default: by the encoder's width; 1e-3 from scratch)",
+        "peak learning rate (default: by the encoder's hidden size; 1e-3 from scratch)",
         aliases=["learning_rate"],
         low=0,
         high=1,
         exclusive=True,
     )
     weight_decay: float = option(0.01, "AdamW's decoupled decay", low=0)
-    early_stop_patience: int = option(
-        3, "stop after so many evaluations without a lower held-out loss; 0: never", low=0
-    )
+    early_stop_patience: int = option(3, "stop after N evaluations without a lower held-out loss; 0: never", low=0)
     eval_steps: int = option(0, "evaluate and save every N optimizer steps; 0: every epoch", low=0)
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto takes a GPU if there is one")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto uses a GPU if available")
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "autocast to half precision")
     random_seed: int = option(666, "seed of everything random", aliases=["seed"], low=0, high=2**32 - 1)
 
     def __post_init__(self):
         super().__post_init__()
         if not self.pretrain_model_path:
-            either = "the encoder to go on from, or with --from_scratch the tokenizer's folder"
+            either = "the encoder to continue from, or with --from_scratch the tokenizer's folder"
             raise UserError(f"--pretrain_model_path is needed: {either}")
 
     @property
     def size(self):
-        """(layers, width) of a new encoder."""
+        """(layers, hidden size) of a new encoder."""
         return SIZES[self.config]
 
 
@@ -87,7 +85,7 @@ class PretrainConfig(CorpusConfig):
 
 
 def main(config):
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU; more would be used as one big one
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU: the Trainer would split each batch over several
     import torch
 
     refuse_finished(Path(config.output_dir))
@@ -96,18 +94,18 @@ def main(config):
     words = read_words(config.new_tokens, config.encoding)
     train, held_out, texts = read_corpus(config)
 
-    # slow to import, so a mistake in the above is told before
+    # slow to import, so errors in the options and texts are reported first
     from transformers import logging, set_seed
 
     from huggingface_hands_on import encoder, masked_training
 
-    logging.set_verbosity_error()  # what it would log about missing heads is checked in encoder.load_model
+    logging.set_verbosity_error()  # missing heads are reported by encoder.load_model
     set_seed(config.random_seed)
     model, tokenizer = encoder.load_model(config)
     added = encoder.add_words(words, model, tokenizer)
     if words:
         rest = len(words) - added
-        known = f"; {rest} are tokens already, or the same as another" if rest else ""
+        known = f"; {rest} are already tokens, or duplicates" if rest else ""
         print(f"--new_tokens: {added} words added{known}")
     masked_training.check_model(model, tokenizer, config.max_length, config.packing)
     fingerprint = digest_of(model, tokenizer, texts)
@@ -116,7 +114,7 @@ def main(config):
 
 
 def pretrain(config, model, tokenizer, texts, fingerprint, stop, words_added):
-    """The training itself, from the newest checkpoint if there is one, and its result in --output_dir."""
+    """Trains, from the newest checkpoint if there is one, and saves the model to --output_dir."""
     from huggingface_hands_on import blocks, masked_training
 
     folder = Path(config.output_dir)
@@ -129,19 +127,19 @@ def pretrain(config, model, tokenizer, texts, fingerprint, stop, words_added):
     print(f"{millions:.1f} M parameters on {trainer.args.device}; {counted}")
 
     before_path, start = folder / "before.json", newest_checkpoint(folder / "checkpoints")
-    if not before_path.exists():  # of the untouched model: a resumed run has it already
+    if not before_path.exists():  # scores before training; a resumed run has them already
         files.write_json(before_path, scores_of(trainer))
     before = json.loads(before_path.read_text(encoding="utf-8"))
     print(f"before: {shown(before)}")
     if start:
-        print(f"going on from {start}")
+        print(f"resuming from {start}")
     trainer.train(resume_from_checkpoint=start)
     if stop.number:
-        print("stopped and saved; the same command goes on")
+        print("stopped and saved; the same command resumes")
         stop.check()
     after = scores_of(trainer)
     lower = before["perplexity"] / after["perplexity"]
-    print(f"after {trainer.state.epoch:.1f} epochs, the best: {shown(after)}, {lower:.2f} times lower")
+    print(f"after {trainer.state.epoch:.1f} epochs, best model: {shown(after)}, {lower:.2f} times lower")
 
     trainer.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -163,12 +161,12 @@ def shown(scores):
     return f"held-out perplexity {scores['perplexity']:.2f} ({loss})"
 
 
-# ---- its folder ------------------------------------------------------------------------------------------------------
+# ---- output folder ---------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def claim(config, fingerprint):
-    """Makes the output folder this run's own. UserError if it holds anything but the same run, unfinished."""
+    """Locks the output folder for this run. Raises UserError if it has anything but the same run, unfinished."""
     folder, now = Path(config.output_dir), asdict(config) | {"texts, tokenizer and first weights": fingerprint}
     if (folder / "args.json").exists():
         refuse_finished(folder)
@@ -178,7 +176,7 @@ def claim(config, fingerprint):
         if newest_checkpoint(folder / "checkpoints"):
             before = json.loads((folder / "args.json").read_text(encoding="utf-8"))
             if changes := changed_options(before, now, resume_safe=("device", "output_dir")):
-                raise UserError(f"{folder} holds an unfinished run, but {'; '.join(changes)}: {ANOTHER}")
+                raise UserError(f"{folder} has an unfinished run, but {'; '.join(changes)}: {ANOTHER}")
         else:
             remove_leftovers(folder)
             files.write_json(folder / "args.json", now)
@@ -187,8 +185,8 @@ def claim(config, fingerprint):
 
 def refuse_finished(folder):
     if (folder / "pretraining.json").exists():
-        remove_leftovers(folder)  # of a run that was killed while it cleaned up
-        raise UserError(f"{folder} already holds a finished model; {ANOTHER}")
+        remove_leftovers(folder)  # the run may have been killed during its cleanup
+        raise UserError(f"{folder} already has a finished model; {ANOTHER}")
 
 
 def remove_leftovers(folder):
@@ -199,7 +197,7 @@ def remove_leftovers(folder):
 
 
 def newest_checkpoint(root):
-    """The newest checkpoint that is whole, or None; those that a kill or a fault left damaged are removed."""
+    """The newest valid checkpoint, or None; newer, damaged or incomplete ones are removed."""
     for folder in sorted(root.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])):
         if files.verify(folder) is None:
             return str(folder)
@@ -208,7 +206,7 @@ def newest_checkpoint(root):
 
 
 def digest_of(model, tokenizer, texts):
-    """Changes with whatever a resumed run must have in common with the one that was stopped."""
+    """Digest of everything that a resumed run must have in common with the run that was stopped."""
     digest = hashlib.sha256(f"{texts}{tokenizer.backend_tokenizer.to_str()}".encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())

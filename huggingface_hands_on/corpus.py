@@ -1,4 +1,4 @@
-"""Texts to train a tokenizer or to pretrain on, read one at a time from any format that data_process.py reads."""
+"""Reads texts for tokenizer training and pretraining, one at a time, in any format that data_process.py supports."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ from preprocess.sources import PART_NAMES, find_sources, part_of_name
 
 @dataclass
 class CorpusConfig:
-    """Options of all that reads texts without labels."""
+    """Options of the commands that read texts without labels."""
 
     input: str = option(
         "",
@@ -29,17 +29,13 @@ class CorpusConfig:
     )
     output_dir: str = option("", "folder to write")
     format: str = option(
-        "auto", "what the input is; auto finds it by its names and first rows", choices=["auto", "txt", *READERS]
+        "auto", "format of the input; auto detects it from names and first rows", choices=["auto", "txt", *READERS]
     )
-    encoding: str = option("auto", "of the input: auto (UTF-8, UTF-16 by its mark, GB18030 if it is Chinese), …")
-    text_column: str = option("", "column or key of the text (default: found by its name)")
+    encoding: str = option("auto", "of the input: auto (UTF-8, UTF-16 with a BOM, GB18030 if it is Chinese), …")
+    text_column: str = option("", "column or key of the text (default: by usual names)")
     text_pair_column: str = option("", "column or key of a second text")
     held_out_ratio: float = option(
-        0.05,
-        "share of the texts that is kept apart to measure on, if the input has no dev part",
-        low=0,
-        high=1,
-        exclusive=True,
+        0.05, "share of the texts held out for evaluation, if the input has no dev part", low=0, high=1, exclusive=True
     )
 
     def __post_init__(self):
@@ -49,11 +45,11 @@ class CorpusConfig:
 
 
 def read_corpus(config):
-    """(train, held out, fingerprint of the files); each call of the first two reads the texts anew, one at a time.
+    """(train, held out, fingerprint of the files); each call of the first two reads the texts again, one at a time.
 
-    A text is a string, or a list of words where the data has `tokens`. Parts follow from the files' names: train to
-    learn from, dev as held out; test is never read. Without a dev part a text is held out by its hash, so equal texts
-    stay together.
+    A text is a string, or a list of words if the data has `tokens`. Parts follow from file names: train is for
+    training, dev is held out, test is never read. Without a dev part, texts are held out by hash, so equal texts stay
+    together.
     """
     if config.format == "hf":
         sources = [(None, Path(config.input))]
@@ -62,7 +58,7 @@ def read_corpus(config):
     else:
         sources = find_sources(Path(config.input))
     if not sources:
-        raise UserError(f"{config.input}: no file has such a name")
+        raise UserError(f"{config.input}: no file matches this pattern")
     limit = config.held_out_ratio * 2**32
 
     def with_parts():
@@ -74,7 +70,7 @@ def read_corpus(config):
                     yield PART_NAMES.get(str(example.get("split")).lower(), part), example
 
     has_dev = any(part == "dev" for part, _ in sources)
-    # If the rows name their parts, are there any for dev?
+    # Rows may name their parts, including dev
     if any("split" in example for _, example in islice(with_parts(), 1000)):
         has_dev = has_dev or any(part == "dev" for part, _ in with_parts())
 
@@ -88,9 +84,9 @@ def read_corpus(config):
                 if not whole.isspace() and whole and (has_dev or held_out == by_hash):
                     yield text
 
-    for held_out, side in ((False, "to learn from"), (True, "to hold out")):
+    for held_out, side in ((False, "to train on"), (True, "to hold out")):
         if next(texts(held_out), None) is None:
-            raise UserError(f"{config.input}: holds no text {side}; empty rows do not count")
+            raise UserError(f"{config.input}: contains no text {side}; empty rows do not count")
     digest = hashlib.sha256()
     for _, path in sources:
         for item in [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file()):
@@ -99,9 +95,9 @@ def read_corpus(config):
 
 
 def read_words(source, encoding):
-    """'a,b' or a file with a word a row -> [words]"""
+    """The distinct words of 'a,b', or of a file with one word per row."""
     words, is_file = [part.strip() for part in source.split(",")], False
-    with suppress(OSError):  # a long list is no path
+    with suppress(OSError):  # a long list is not a valid path
         is_file = Path(source).is_file()
     if is_file:
         words = [row.strip() for _, row in read_rows(source, encoding)]
@@ -111,10 +107,10 @@ def read_words(source, encoding):
 
 
 def require_free_folder(folder):
-    """UserError if a folder to write has something in it already, or cannot be made."""
+    """Raises UserError if an output folder is not empty or cannot be created."""
     if folder.is_file() or (folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir())):
         raise UserError(f"--output_dir {folder}: is not empty; choose a new folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output_dir {folder}: cannot be made ({error.strerror})") from None
+        raise UserError(f"--output_dir {folder}: cannot be created ({error.strerror})") from None

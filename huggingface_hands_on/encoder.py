@@ -1,4 +1,4 @@
-"""The encoder to pretrain, with its head for masked words and its tokenizer, and new words for both."""
+"""Loads the encoder to pretrain, with its masked-language-model head and tokenizer, and adds new words to both."""
 
 import regex
 import torch
@@ -13,7 +13,7 @@ from engine.run.command_line import first_line
 
 
 def load_model(config):
-    """(model with a head for masked words, tokenizer). UserError if they cannot be trained so."""
+    """(masked-language model, tokenizer). Raises UserError if they cannot be trained on masked words."""
     needed = ("mask_token", "pad_token", "cls_token", "sep_token")
     tokenizer = pretrained_tokenizer(config.pretrain_model_path, needed)
     if config.from_scratch:
@@ -23,14 +23,14 @@ def load_model(config):
 
 
 def load_encoder(config, tokenizer):
-    """A pretrained model with a head for masked words, a new one if it came without."""
+    """A pretrained model with a masked-language-model head, a new one if it has none."""
     name, named = config.pretrain_model_path, f"--pretrain_model_path {config.pretrain_model_path}"
     try:
         shape = read_shape(name)
     except UserError:
         raise
     except Exception as error:  # a foreign folder can make transformers raise anything
-        raise UserError(f"{named}: no model in it ({first_line(error)}); --from_scratch makes a new one") from None
+        raise UserError(f"{named}: contains no model ({first_line(error)}); --from_scratch trains a new one") from None
     if type(shape) not in MODEL_FOR_MASKED_LM_MAPPING:
         raise UserError(f"{named}: {shape.model_type} cannot fill in masked words; use an encoder such as BERT")
     try:
@@ -42,28 +42,28 @@ def load_encoder(config, tokenizer):
     prefix = model.base_model_prefix
     missing = [key for key in info["missing_keys"] if key.startswith(prefix) and "pooler" not in key]
     if missing:
-        raise UserError(f"{named}: has no weights for {len(missing)} tensors of its own config, such as {missing[0]}")
+        raise UserError(f"{named}: lacks weights for {len(missing)} tensors of its config, such as {missing[0]}")
     if info["missing_keys"]:
-        print(f"{name} has no head for masked words: it gets a new one, so its perplexity before training says little")
+        print(f"{name} has no masked-language-model head: a new one is added, so its first perplexity means little")
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise UserError(f"{named}: its tokenizer has more entries than its embedding; they do not belong together")
+        raise UserError(f"{named}: its tokenizer has more entries than its embedding; they do not match")
     if (longest := num_positions(model)) and config.max_length > longest:
         raise UserError(f"--max_length={config.max_length} is more than the {longest} positions of this encoder")
     return model
 
 
 def add_words(words, model, tokenizer):
-    """Adds domain words as tokens of their own, each the mean of the sub-tokens that it was cut into. -> how many.
+    """Adds domain words as new tokens, each initialised to the mean of its former sub-tokens. -> number added
 
-    Words of Chinese characters match anywhere in a text, other words only as whole words. A word of which nothing was
-    known begins at random.
+    Words with Chinese characters match anywhere in a text, other words only as whole words. A word without known
+    sub-tokens is initialised at random.
     """
     pieces, normalizer = {}, tokenizer.backend_tokenizer.normalizer
     for word in words:
         chinese = bool(regex.search(r"\p{Han}", word))
         word = word if chinese or normalizer is None else normalizer.normalize_str(word).strip()
         ids = tokenizer(word, add_special_tokens=False)["input_ids"]
-        if len(ids) > 1 or ids == [tokenizer.unk_token_id]:  # else it is one token already
+        if len(ids) > 1 or ids == [tokenizer.unk_token_id]:  # otherwise it is one token already
             pieces[AddedToken(word, single_word=not chinese, normalized=not chinese)] = ids
     if not pieces:
         return 0
@@ -76,7 +76,7 @@ def add_words(words, model, tokenizer):
         assert output.weight.shape[0] == size and (output.bias is None or len(output.bias) == size)
     except (TypeError, AssertionError):
         kind = model.config.model_type
-        raise UserError(f"--new_tokens: the vocabulary of {kind} cannot be made larger here") from None
+        raise UserError(f"--new_tokens: the vocabulary of {kind} cannot be extended here") from None
     tables = [model.get_input_embeddings().weight, output.weight, *([] if output.bias is None else [output.bias])]
     with torch.no_grad():
         for number, ids in numbers.items():

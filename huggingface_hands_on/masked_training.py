@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer for masked words: logits for these alone, and checkpoints that can be verified."""
+"""Hugging Face's Trainer for masked words: logits of masked positions only, and verified checkpoints."""
 
 import inspect
 import math
@@ -20,13 +20,13 @@ from huggingface_hands_on.blocks import batch_of, mask
 
 
 def inputs_of(model, batch):
-    """Of a batch, what the model's forward takes."""
+    """The items of a batch that the model's forward accepts."""
     taken = inspect.signature(model.forward).parameters
     return {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in taken}
 
 
 def masked_logits(model, inputs, chosen):
-    """Logits (N, V) of the chosen places of (B, L) alone: the big product with the vocabulary sees nothing else."""
+    """Logits (N, V) of the chosen positions of (B, L) only, so the large vocabulary projection skips all others."""
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, hidden: (hidden[0][chosen],))
     try:
         return model(**inputs).logits
@@ -35,9 +35,9 @@ def masked_logits(model, inputs, chosen):
 
 
 def check_model(model, tokenizer, max_length, packing):
-    """UserError unless the model can compute logits for chosen places alone, and keep the texts of a block apart.
+    """Raises UserError unless the model can compute logits at chosen positions only, and keep packed texts separate.
 
-    With packing, two texts that fill a block together must get the logits that each gets alone.
+    With packing, two texts that share a block must get the same logits as each text alone.
     """
     kind, half = model.config.model_type, max(1, max_length // 2 - 2)
     words = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)) or [tokenizer.mask_token_id]
@@ -53,17 +53,17 @@ def check_model(model, tokenizer, max_length, packing):
             near = 1e-3 * float(apart.std())
             second = torch.arange(half + 2).expand(2, -1) == 1
             right = torch.allclose(masked_logits(model, alone, second), apart[second.flatten()], atol=near)
-        except Exception as error:  # whatever an unusual architecture raises
+        except Exception as error:  # an unusual architecture can raise anything
             reason = f"cannot be trained on masked words here ({first_line(error)})"
             raise UserError(f"{kind} {reason}; use a BERT-like model") from None
         if not right:
-            raise UserError(f"{kind} computes its logits in another way than this command needs; use a BERT-like model")
+            raise UserError(f"{kind} computes logits in a way that is not supported here; use a BERT-like model")
         if packing:
             right = False
             with suppress(Exception):
                 right = torch.allclose(model(**inputs_of(model, packed)).logits[0], apart, atol=near)
             if not right:
-                raise UserError(f"{kind} cannot keep the texts of a block apart; add --no_packing")
+                raise UserError(f"{kind} cannot keep the texts of a block separate; add --no_packing")
 
 
 class MaskedTrainer(Trainer):
@@ -80,7 +80,7 @@ class MaskedTrainer(Trainer):
 
 
 class SealCheckpoints(TrainerCallback):
-    """A checkpoint counts once it has its manifest of SHA-256 sums. A signal asks for one, and for the end."""
+    """Writes a manifest of SHA-256 sums, which makes a checkpoint valid. A signal makes it save and stop."""
 
     def __init__(self, stop):
         self.stop = stop
@@ -94,7 +94,7 @@ class SealCheckpoints(TrainerCallback):
 
 
 def held_out_scores(prediction):
-    """Perplexity is exp(the mean loss of the masked words)."""
+    """Mean loss of the masked tokens, and perplexity, its exponential."""
     total, count = prediction.predictions.astype("float64").sum(0)
     perplexity = math.exp(min(total / count, 700.0))
     return {"masked_loss": total / count, "perplexity": perplexity, "masked_tokens": int(count)}
@@ -131,7 +131,7 @@ def training_arguments(config, hidden_size):
         per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         learning_rate=config.lr or (1e-3 if config.from_scratch else lr_of_width(hidden_size)),
-        warmup_steps=0.06,  # below 1 it is a share of all steps
+        warmup_steps=0.06,  # below 1: a share of all steps
         weight_decay=config.weight_decay,
         eval_strategy=every,
         save_strategy=every,

@@ -1,9 +1,9 @@
-"""A tokenizer of your own, from texts. `main.py` trains one too when there is no pretrained model.
+"""Trains a tokenizer on your own texts. `main.py` also trains one if there is no pretrained model.
 
     python huggingface_hands_on/train_tokenizer_from_scratch.py --input TEXTS --output_dir models/tokenizer
 
-TEXTS: a file, a folder of files, or a quoted pattern; plain text (a text a row), CSV, JSONL, CoNLL, or a processed
-folder. Edit here when your language or domain needs another normalisation or another way to cut words.
+TEXTS: a file, a folder of files, or a quoted pattern; plain text (one text per row), CSV, JSONL, CoNLL, or a processed
+folder. Edit here if your language or domain needs another normalisation or another way to split words.
 """
 
 import sys
@@ -28,21 +28,20 @@ class TokenizerConfig(CorpusConfig):
     model: Literal["wordpiece", "bpe", "unigram", "wordlevel"] = option(
         "wordpiece", "wordpiece (BERT), bpe over bytes (RoBERTa), unigram (XLM-RoBERTa) or wordlevel (whole words)"
     )
-    vocab_size: int = option(8000, "entries of the vocabulary; of a small corpus it may be fewer", low=6)
-    lowercase: bool = option(True, "'Play' and 'play' are one word; accents go too")
-    chinese: bool = option(True, "each Chinese character is a word of its own, as tagging wants it")
+    vocab_size: int = option(8000, "entries of the vocabulary; fewer for a small corpus", low=6)
+    lowercase: bool = option(True, "'Play' and 'play' are one word; accents are removed too")
+    chinese: bool = option(True, "each Chinese character is a separate word, as tagging needs it")
 
     def __post_init__(self):
         super().__post_init__()
         if self.model == "bpe" and self.vocab_size < 300:
             raise UserError(
-                f"--vocab_size={self.vocab_size} must be a number of at least 300: bpe begins with all bytes"
+                f"--vocab_size={self.vocab_size} must be a number of at least 300: bpe starts with all bytes"
             )
 
 
 def quality(tokenizer, texts):
-    """Counts of "texts", "words", "tokens" and "unknown" tokens. texts: strings, or lists of words, that the training
-    did not see."""
+    """Counts of "texts", "words", "tokens" and "unknown" tokens. texts: held-out strings or lists of words"""
     from engine.task.text import split_text
 
     counts = Counter()
@@ -74,11 +73,11 @@ def main(config):
     tokenizer = train_tokenizer(texts, config.vocab_size, config.lowercase, config.model, config.chinese, show)
     counts = quality(tokenizer, bar(held_out(), desc="held-out texts"))
     if not counts["tokens"]:
-        raise UserError(f"{config.input}: no text leaves a token; they hold nothing but characters that are dropped")
+        raise UserError(f"{config.input}: tokenizing the texts gives no tokens; all their characters are dropped")
     tokenizer.save_pretrained(folder)
     print(f"{folder}: {config.model}, vocabulary of {len(tokenizer)}")
     if len(tokenizer) > config.vocab_size:
-        needed = f"{config.model} needs so many for the characters alone"
+        needed = f"{config.model} needs this many for the characters alone"
         print(f"that is more than --vocab_size {config.vocab_size}: {needed}")
     unknown = f"[UNK] {counts['unknown'] / counts['tokens']:.2%} of {counts['tokens']} tokens"
     per_word = counts["tokens"] / max(1, counts["words"])

@@ -1,1 +1,1 @@
-"""Raw files to a checked, split folder: readers, labels, splits, checks, the folder's schema. Imports only engine/."""
+"""Converts raw files to a checked, split folder: readers, labels, splits, checks, schema. Imports only engine/."""

@@ -1,11 +1,12 @@
-"""What in the data would hurt, found before hours are spent: `python data_process.py --check --input DATA`.
+"""Data checks that find problems before training time is wasted: `python data_process.py --check --input DATA`.
 
-A check is a generator `check_<what>(parts, tasks)` of Notes, in CHECKS. parts: {part: examples with "_where", which
-says where each came from}, sequences that read examples when they are asked for them; tasks: as in labels.json. A note
-without rows is not shown, so of clean data nothing is.
-The checks here see the data in one pass that writes it too, a block of rows at a time in several processes: those are
-pairs of functions, Streamed(look_<what>, check_<what>); the first notes of a block in `found` what the second reads.
-Edit here when your data has faults of its own: one function, one line in CHECKS.
+A check is a generator `check_<what>(parts, tasks)` of Notes, listed in CHECKS. parts: {part: examples with "_where",
+the source of each}, sequences that read examples on demand; tasks: as in labels.json. A note without rows is not shown,
+so clean data gives no output.
+The checks here run in the same pass that writes the data, one block of rows at a time in several processes. Each is a
+pair of functions, Streamed(look_<what>, check_<what>): the first records facts of a block in `found`, the second
+reads them.
+Edit here to add a check for your own data: one function, one line in CHECKS.
 """
 
 import html
@@ -50,26 +51,26 @@ HIGH = re.compile("[\u0080-\u00ff\u0152\u0153\u0160\u0161\u0178\u017d\u017e\u019
 MARKUP = re.compile(r"</?(?:p|br|div|span|a|b|i|img|td|tr|li)\b[^<>]*>|&(?:[a-z]{2,8}|#\d{2,6});")
 LOOK_ALIKE = "аеорсухіјѕАВЕКМНОРСТХΑΒΕΖΗΙΚΜΝΟΡΤΥΧο"  # Cyrillic and Greek letters that look Latin
 HALF_WIDTH = re.compile("[0-9A-Za-z]")
-# What most texts have none of: only those that have are looked at closely
+# Most texts contain none of these; only texts that do are inspected closely
 SUSPECT = re.compile("[\ufffd\uff10-\uff19\uff21-\uff3a\uff41-\uff5a<&]|" + HIGH.pattern + "|锟斤拷|烫烫烫")
 SUSPECT_LETTER = re.compile(f"[{LOOK_ALIKE}]")
 HARMLESS_BLANKS = "\n\r\t\u3000\u00a0"
 
 
 class Streamed(NamedTuple):
-    """A check in two steps: look(found, part, start, examples, context) notes in `found` what is to be known of a block
-    that begins with row `start` of the part; conclude(found, parts, tasks) gives the Notes."""
+    """A check in two steps: look(found, part, start, examples, context) records in `found` facts of the block that
+    begins at row `start` of the part; conclude(found, parts, tasks) yields the Notes."""
 
     look: object
     conclude: object
 
 
 class Context:
-    """What is known before the data is looked at. parts: as of a check; kinds: {task: kind}"""
+    """What is known before the data is read. parts: as for a check; kinds: {task: kind}"""
 
     def __init__(self, parts, kinds):
         self.kinds = kinds
-        self.ids = getattr(parts["train"], "own_ids", True)  # else they are the rows' numbers
+        self.ids = getattr(parts["train"], "own_ids", True)  # otherwise ids are the row numbers
         head = parts["train"][:1000]
         tokens = [token for e in head for token in e.get("tokens", ())]
         self.glued = sum(bool(re.fullmatch(r"\S\d+", token)) for token in tokens) > 0.5 * len(tokens)
@@ -79,7 +80,7 @@ class Context:
 
 
 def foreign_tags(examples, name):
-    """Whether tags among these are no entities."""
+    """Whether some tags of these examples follow no entity scheme."""
     facts = TagFacts()
     for e in examples:
         facts.add(e[name] or ())
@@ -91,19 +92,19 @@ def texts_of(example):
 
 
 def key_of(example):
-    """What equal texts have in common."""
+    """The key that examples with equal texts share."""
     return tuple(example["tokens"]) if "tokens" in example else example["text"], example.get("text_pair")
 
 
 def plain(example):
-    """The text without case, blanks, punctuation and width: near duplicates share it."""
+    """The text without case, whitespace, punctuation and character width: near duplicates share it."""
     text = text_of(example) + "\n" + example.get("text_pair", "")
     text = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
     return text.translate(LETTERS) if len(text) > 8 else text
 
 
 class Letters(dict):
-    """For str.translate: letters, digits, marks and line feeds stay."""
+    """A table for str.translate that keeps letters, digits, marks and line feeds."""
 
     def __missing__(self, code):
         stays = code == 10 or unicodedata.category(chr(code))[0] in "LNM"
@@ -115,7 +116,7 @@ LETTERS = Letters()
 
 
 class Places:
-    """Rows of all parts by one number, in the order in which they were looked at."""
+    """Indexes the rows of all parts by one position, in the order in which they were read."""
 
     def __init__(self, parts):
         self.parts, self.names = parts, list(parts)
@@ -141,7 +142,7 @@ class Places:
         return f"{self.where(place)}{between} {self.where(other)}"
 
     def examples(self, places):
-        """Those at an array of places."""
+        """The examples at an array of positions."""
         numbers, found = self.part_numbers(places), [None] * len(places)
         for number, name in enumerate(self.names):
             inside = np.flatnonzero(numbers == number).tolist()
@@ -164,7 +165,7 @@ def look_duplicates(found, part, start, examples, context):
 
 
 def check_duplicates(found, parts, tasks):
-    """Notes on equal texts, and on those that are nearly equal; only these rows are read again."""
+    """Notes on equal and nearly equal texts; only these rows are read again."""
     firsts, rows = repeats(found.columns["plain"])
     places = Places(parts)
     blocks = list(in_order(CopiesAgain(places, rows, list(tasks)), range(0, len(rows), step_of(parts["train"]))))
@@ -177,7 +178,7 @@ def check_duplicates(found, parts, tasks):
     apart = places.part_numbers(rows) != places.part_numbers(firsts)
     near = np.stack([rows, firsts], axis=1)[apart & (keys != keys[begin])]
     similar = sampled(near, lambda pair: places.pair(*pair, " and"))
-    what = "texts of two parts differ only in case, blanks or punctuation"
+    what = "texts of two parts differ only in case, whitespace or punctuation"
     yield Note(what, similar, "nearly a leak: keep each in one part")
 
 
@@ -193,12 +194,12 @@ class Copies:
         self.begins, self.ends = begins[several][order], ends[several][order]
 
     def __iter__(self):
-        """slices of `rows`"""
+        """Slices of `rows`."""
         return map(slice, self.begins.tolist(), self.ends.tolist())
 
 
 class CopiesAgain:
-    """Of a block of the rows whose texts may be equal: hashes of the text itself, and of its label of each task."""
+    """For a block of rows whose texts may be equal: hashes of each text, and of its label for each task."""
 
     def __init__(self, places, rows, names):
         self.places, self.rows, self.names = places, rows, names
@@ -210,7 +211,7 @@ class CopiesAgain:
 
 
 def add_lazily(sample, row, *arguments):
-    """Adds what row(*arguments) returns, which is only asked for if it is kept."""
+    """Adds row(*arguments), which is called only if the result is kept."""
     if sample.is_full:
         sample.number += 1
     else:
@@ -218,7 +219,7 @@ def add_lazily(sample, row, *arguments):
 
 
 def repeated_texts(equal, places):
-    """Notes on equal texts in one part and in two. equal: Copies"""
+    """Notes on texts that are repeated within a part or across two parts. equal: Copies"""
     within, across = defaultdict(Sample), defaultdict(Sample)
     for group in equal:
         first_in = {}
@@ -229,11 +230,11 @@ def repeated_texts(equal, places):
                 add_lazily(kind, places.pair, row, first, ", as")
             first_in.setdefault(part, row)
     for part, copies in within.items():
-        advice = "remove them, or keep them if they are as frequent in use"
-        yield Note(f"{part}: the text of another example again", copies, advice)
+        advice = "remove them, or keep them if they are as frequent in production"
+        yield Note(f"{part}: texts that repeat an earlier example", copies, advice)
     for (first, second), copies in across.items():
-        advice = "the score would be too good: remove them from one of the parts"
-        yield Note(f"{second}: texts that occur in {first} too", copies, advice)
+        advice = "scores would be too high: remove them from one of the parts"
+        yield Note(f"{second}: texts that also occur in {first}", copies, advice)
 
 
 def conflicting_labels(equal, places, labels):
@@ -273,9 +274,9 @@ def check_swapped_pairs(found, parts, tasks):
             at = np.minimum(np.searchsorted(known, turned), max(0, len(known) - 1))
             if len(known):
                 swapped.append(others[(known[at] == turned) & (places[first[at]] < others)])
-    advice = "fine for a symmetric task; else check which order is meant"
+    advice = "fine for a symmetric task; otherwise check which order is meant"
     rows = sampled(np.sort(np.concatenate(swapped)), Places(parts).where)
-    yield Note("pairs that occur the other way round too", rows, advice)
+    yield Note("pairs that also occur in reverse order", rows, advice)
 
 
 def sampled(numbers, row):
@@ -295,7 +296,7 @@ def check_ids(found, parts, tasks):
     if "id" in found.columns:
         firsts, again = repeats(found.columns["id"])
         rows = sampled(np.sort(again[again != firsts]), lambda row: f"{places.where(row)}: {places[row]['id']}")
-    yield Note("ids are used more than once", rows, "predictions could not be told apart by id")
+    yield Note("ids are used more than once", rows, "predictions cannot be matched to examples by id")
 
 
 def first_match(pattern, text):
@@ -311,7 +312,7 @@ def invisible(text):
 
 
 def mojibake(text):
-    """Characters that are UTF-8 read as Latin-1 or cp1252: written so and read as UTF-8 they make sense."""
+    """The first characters that are UTF-8 decoded as Latin-1 or cp1252, or None: re-encoded, they are valid UTF-8."""
     for run in HIGH.findall(text):
         for encoding in ("cp1252", "latin-1"):
             with suppress(UnicodeError):
@@ -338,20 +339,20 @@ control = partial(first_match, "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 undecodable = partial(first_match, "\ufffd")
 mixed_script = partial(first_match, rf"\b(?=\w*[{LOOK_ALIKE}])(?=\w*[A-Za-z])\w{{3,}}")
 full_width = partial(first_match, "[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]")
-IN_TEXTS = [  # what is found in a text, how it is called, what to do
+IN_TEXTS = [  # test of a text, what it finds, what to do
     (control, "control characters in texts", "they come from a broken export: remove them"),
     (undecodable, "characters that could not be decoded (U+FFFD)", "read the source again with --encoding"),
     (mojibake, "texts decoded with the wrong encoding", "read the source again with --encoding"),
     (invisible, "invisible characters in texts", "two texts that look the same differ: remove them"),
-    (private, "private or unassigned characters in texts", "no tokenizer knows them: replace them"),
-    (markup, "markup or HTML entities in texts", "html.unescape and a parser make plain text of them"),
-    (mixed_script, "words mixed of Latin and look-alike letters", "they become other tokens than they look like"),
-    (full_width, "full-width letters or digits beside half-width ones", "NFKC normalisation makes them one"),
+    (private, "private or unassigned characters in texts", "not in any vocabulary: replace them"),
+    (markup, "markup or HTML entities in texts", "convert them to plain text with html.unescape and a parser"),
+    (mixed_script, "words that mix Latin and look-alike letters", "they are tokenized differently than they look"),
+    (full_width, "both full-width and half-width letters or digits", "NFKC normalisation unifies them"),
 ]
 
 
 def first_hit(test, e):
-    """What a test finds in a text of an example, so that it can be seen; or None."""
+    """What a test finds in the texts of an example, as printable ASCII; or None."""
     return next((ascii(hit) for text in texts_of(e) if (hit := test(text))), None)
 
 
@@ -387,11 +388,15 @@ def has_empty_pair(e):
 IN_EXAMPLES = [
     (
         is_quoted,
-        "texts with the quotes of a CSV around them and doubled inside",
-        "a TSV written as a CSV is: add --format csv, or unquote them",
+        "texts in CSV quotes, with doubled quotes inside",
+        "the TSV was written with CSV quoting: add --format csv, or unquote them",
     ),
-    (has_outer_blanks, "texts begin or end with blanks", "harmless for most tokenizers; strip them to find duplicates"),
-    (looks_missing, "texts that look like a missing value", "they are taken as texts: remove the rows if they are not"),
+    (
+        has_outer_blanks,
+        "texts begin or end with whitespace",
+        "harmless for most tokenizers; strip them to find duplicates",
+    ),
+    (looks_missing, "texts that look like a missing value", "they are used as texts: remove the rows if they are not"),
     (has_no_letter, "texts without a letter or digit", "there is little to learn from them"),
     (is_own_pair, "both texts of a pair are the same", "check the export"),
     (has_empty_pair, "one text of a pair is empty", "check the export"),
@@ -399,8 +404,8 @@ IN_EXAMPLES = [
 
 
 def suspicious(text):
-    """Whether a closer look at a text could find something of IN_TEXTS."""
-    if not text.isprintable():  # so it has control, format, private or unassigned characters, or blanks
+    """Whether a test of IN_TEXTS could find something in a text: a quick filter."""
+    if not text.isprintable():  # it has control, format, private or unassigned characters, or whitespace
         for blank in HARMLESS_BLANKS:
             text = text.replace(blank, "")
         if not text.isprintable():
@@ -442,11 +447,11 @@ def check_groups(found, parts, tasks):
         firsts, rows = repeats(found.columns["group"])
         apart = np.unique(firsts[places.part_numbers(rows) != places.part_numbers(firsts)])
         shared = sampled(apart, lambda first: shared_group(places, rows[firsts == first].tolist()))
-    yield Note("groups that two parts share", shared, "the score would be too good: keep each group in one part")
+    yield Note("groups that two parts share", shared, "scores would be too high: keep each group in one part")
 
 
 def shared_group(places, rows):
-    """A group, and its first row in each part."""
+    """A group and its first row in each part, as shown."""
     where = {places.part(row): places.where(row) for row in reversed(rows)}
     return f"{str(places[rows[0]]['group'])!r}: {', '.join(reversed(where.values()))}"
 
@@ -463,20 +468,20 @@ def look_tokens(found, part, start, examples, context):
 
 
 def check_tokens(found, parts, tasks):
-    yield Note("tokens that are empty", found.rows["empty token"], "they become [UNK]; check how the text was cut")
-    advice = "remove it, or no tokenizer knows them"
-    yield Note("tokens are characters with a number glued to them", found.rows["glued token"], advice)
-    advice = "a tag may be a column too far: check the separator"
-    yield Note("tokens that are or hold blanks", found.rows["blank token"], advice)
+    yield Note("tokens that are empty", found.rows["empty token"], "they become [UNK]; check how the text was split")
+    advice = "remove the number; such tokens are in no vocabulary"
+    yield Note("tokens are characters with a number appended", found.rows["glued token"], advice)
+    advice = "tags may be shifted by a column: check the delimiter"
+    yield Note("tokens that are or contain whitespace", found.rows["blank token"], advice)
 
 
 def first_token(e, pattern, shown):
-    """The first token of a pattern, as it is to be shown; or None."""
+    """The first token that matches a pattern, formatted by shown(token); or None."""
     return next((shown(token) for token in e.get("tokens", ()) if re.fullmatch(pattern, token)), None)
 
 
 def weighted_median(counts):
-    """The median of values of which each occurs so often: {value: how often}."""
+    """The median of values given with their counts, {value: count}."""
     ordered, before, total = sorted(counts), 0, sum(counts.values())
     middle = []
     for value in ordered:
@@ -488,7 +493,7 @@ def weighted_median(counts):
 
 
 def outlier_spread(counts, middle):
-    """The median deviation, scaled to be the standard deviation of normal values: outliers hardly move it."""
+    """The median absolute deviation, scaled to the standard deviation of a normal distribution; robust to outliers."""
     deviations = Counter()
     for value, count in counts.items():
         deviations[abs(value - middle)] += count
@@ -512,13 +517,13 @@ def check_lengths(found, parts, tasks):
             for e in parts[part][start:stop]:
                 add_if(long, e, length_of(e) > limit and str(length_of(e)))
     long.number = sum(count for of_part in lengths.values() for n, count in of_part.items() if n > limit)
-    yield Note("texts far longer than the others", long, "a row that was never ended, or several texts in one?")
+    yield Note("texts far longer than the others", long, "a missing end of row, or several texts in one?")
     for part in parts:
         yield from compare_lengths(lengths["train"], lengths[part], part)
 
 
 def compare_lengths(train, others, part):
-    """A note if the lengths of a part are of another distribution than those of train (Kolmogorov-Smirnov)."""
+    """A note if the length distribution of a part differs from that of train (Kolmogorov-Smirnov)."""
     sizes = train.total(), others.total()
     if part != "train" and min(sizes) >= 30:
         unlikely = 1.95 * math.sqrt(sum(sizes) / (sizes[0] * sizes[1]))
@@ -528,7 +533,7 @@ def compare_lengths(train, others, part):
             apart = max(apart, abs(below / sizes[0] - below_others / sizes[1]))
         if apart > max(0.15, unlikely):
             rows = [f"median {weighted_median(train):g} in train, {weighted_median(others):g} in {part}"]
-            advice = "the parts are of different kinds: split again, or know why"
+            advice = "the parts differ in kind: split again unless this is intended"
             yield Note(f"{part}: texts are longer or shorter than in train", rows, advice)
 
 
@@ -536,7 +541,7 @@ def compare_lengths(train, others, part):
 
 
 def look_at_labels(found, part, start, examples, context):
-    """What labels.json, the summary and the checks of labels say of them."""
+    """Records what labels.json, the summary and the label checks need."""
     look_labels(found, part, start, examples, context.kinds)
     for name, kind in context.kinds.items():
         if kind == "multilabel":
@@ -561,33 +566,33 @@ def check_labels(found, parts, tasks):
                 often, number = without > 0.05 * len(parts["train"]), len(parts["train"])
                 none = [] if often else found.rows["no label", name]
                 yield Note(
-                    f"{name}: rows with no label at all", none, "is that what is meant, or is it missing (null)?"
+                    f"{name}: rows with no label at all", none, "is an empty set meant, or is the label missing (null)?"
                 )
                 always = [first["train"][label] for label, n in counts["train"].items() if n == number > 1]
-                yield Note(f"{name}: labels that every row has", always, "there is nothing to learn: leave them out")
+                yield Note(f"{name}: labels that every row has", always, "there is nothing to learn: remove them")
 
 
 def check_label_names(name, task, counts, first):
-    """Labels that are missing in a part, rare, or look like another one. first: {part: {label: its first row}}"""
+    """Notes on labels that a part lacks, that are rare, or look like another. first: {part: {label: its first row}}"""
     train, dev = counts["train"], counts.get("dev")
     for part, present in counts.items():
         unseen = [first[part][label] for label in sorted(present.keys() - train.keys())]
-        advice = "every use counts as wrong: move some to train, or merge them"
+        advice = "they always count as wrong: move some to train, or merge them"
         yield Note(f"{name}: labels of {part} that never occur in train", unseen, advice)
     once = [first["train"][label] for label in sorted(train) if train[label] == 1]
-    advice = "one example teaches little: merge, collect more, or leave out"
+    advice = "one example is too few to learn from: merge, collect more, or remove"
     yield Note(f"{name}: labels that occur only once in train", once, advice)
     untested = [first["train"][x] for x in sorted(train) if dev is not None and train[x] >= 20 and not dev[x]]
-    yield Note(f"{name}: labels of train that dev never tests", untested, "split again, stratified")
+    yield Note(f"{name}: labels of train that dev lacks", untested, "split again, stratified")
     if not is_tagging(kind_of(task)):
         alike = labels_alike(counts, first)
-        yield Note(f"{name}: labels that differ only in case, blanks or width", alike, "probably one label: merge them")
+        yield Note(f"{name}: labels that differ only in case, spaces or width", alike, "probably one label: merge them")
     odd = [first[part][x] for part in counts for x in sorted(counts[part]) if x.strip().lower() in PLACEHOLDERS]
     yield Note(f"{name}: labels that look like a missing value", odd, "leave the label empty (null) if there is none")
 
 
 def labels_alike(counts, first):
-    """Where the rarest of each group of labels is that differ only in case, blanks or width."""
+    """For each group of labels that differ only in case, spaces or width: where the rarest occurs, and the others."""
     folded, rows = defaultdict(set), []
     total = sum(counts.values(), Counter())
     for label in total:
@@ -605,7 +610,7 @@ def check_class_balance(name, counts, first):
     label, most = train.most_common(1)[0]
     if most / train.total() > 0.95 and train.total() >= 20:
         rows = [f"{first['train'][label]} {most / train.total():.1%}"]
-        advice = "look at macro F1, not accuracy; try --class_weights balanced"
+        advice = "use macro F1, not accuracy; try --class_weights balanced"
         yield Note(f"{name}: nearly all of train is one label", rows, advice)
     for part, other in counts.items():
         if min(other.total(), train.total()) >= 30:  # train does not differ from itself
@@ -614,7 +619,7 @@ def check_class_balance(name, counts, first):
                 worst = max(shares, key=lambda x: abs(shares[x][0] - shares[x][1]))
                 rows = [f"{worst!r} is {shares[worst][0]:.0%} of train, {shares[worst][1]:.0%} of {part}"]
                 what = f"{name}: labels are distributed differently in {part} than in train"
-                yield Note(what, rows, "split again, stratified, or know why")
+                yield Note(what, rows, "split again, stratified, unless this is intended")
 
 
 def check_numbers(found, parts, tasks):
@@ -628,22 +633,22 @@ def check_numbers(found, parts, tasks):
             for values, start in zip(columns.values(), places.starts.tolist()):
                 for row in np.flatnonzero(np.abs(values - middle) > limit).tolist():
                     add_lazily(far, places.with_value, start + row, values[row])
-            yield Note(f"{name}: numbers far from all others", far, "a unit or a decimal point may be wrong")
+            yield Note(f"{name}: values far from all others", far, "a unit or a decimal point may be wrong")
             for part, values in columns.items():
                 values = values[~np.isnan(values)]
                 yield from compare_numbers(name, task, part, values, parts[part][0]["_where"])
 
 
 def compare_numbers(name, task, part, values, where):
-    """Notes on the numbers of a part: all the same, or others than train has."""
+    """Notes on a part whose values are all the same, or distributed differently than in train."""
     if len(values) > 1 and values.min() == values.max():
         rows = [f"{where}: {values[0]:g}"]
-        yield Note(f"{name}: all numbers of {part} are the same", rows, "no correlation can be computed")
+        yield Note(f"{name}: all values of {part} are the same", rows, "no correlation can be computed")
     elif part != "train" and len(values) >= 30:
         mean = math.fsum(values) / len(values)
         if abs(mean - task["mean"]) > 0.5 * task["std"]:
             rows = [f"mean {mean:.4g} and {task['mean']:.4g}"]
-            yield Note(f"{name}: numbers of {part} differ from those of train", rows, "split again, or know why")
+            yield Note(f"{name}: values of {part} differ from train", rows, "split again unless this is intended")
 
 
 # ---- tags ----------------------------------------------------------------------------------------------------------
@@ -685,8 +690,8 @@ def look_spans(found, part, start, examples, context):
 def check_spans(found, parts, tasks):
     for name, task in tasks.items():
         if has_spans(kind_of(task)):
-            advice = "fine if it is meant; nested ones lie one within the other"
-            what = f"{name}: spans that overlap without one holding the other"
+            advice = "fine if intended; nested spans lie one within the other"
+            what = f"{name}: spans that overlap without being nested"
             yield Note(what, found.rows["crossing", name], advice)
             yield from check_entities(found, parts, name)
             bare = [part for part in parts if not found.counts["entities", name][part]]
@@ -695,7 +700,7 @@ def check_spans(found, parts, tasks):
 
 
 def first_crossing(e, name):
-    """Two spans of an example of which each has a token that the other has not, but one that both have; or None."""
+    """Two spans of an example that overlap without being nested, as shown; or None."""
     spans = sorted((first, -last) for first, last, _ in e[name])
     for number, (first, last) in enumerate(spans):
         for other, end in spans[number + 1 :]:
@@ -705,7 +710,7 @@ def first_crossing(e, name):
 
 
 def entities_of(e, name):
-    """(type, first token, last token, tokens) of an example's entities, which are tags or spans."""
+    """(type, first token, last token, tokens) of an example's entities, given as tags or spans."""
     label = e[name]
     found = [(kind, *ends) for *ends, kind in label] if label and isinstance(label[0], list) else entities_in(label)
     return [(kind, first, last, e["tokens"][first : last + 1]) for kind, first, last in found]
@@ -726,11 +731,11 @@ def check_scheme(found, name, task):
     yield Note(f"{name}: tags that continue no entity", found.rows["illegal", name], advice)
     bioes = any(label.startswith(("E-", "S-")) for label in task["labels"])
     unfinished = found.rows["unfinished", name] if bioes else []
-    yield Note(f"{name}: entities that are never ended", unfinished, "the scheme wants an E- or S- there")
+    yield Note(f"{name}: entities without an end tag", unfinished, "the scheme requires an E- or S- there")
 
 
 def look_borders(found, name, e):
-    """Notes odd borders of an example's entities. -> the words of each"""
+    """Records odd borders of an example's entities. -> the words of each"""
     surfaces = []
     for label, first, last, words in entities_of(e, name):
         if last - first >= 20 and last - first > 0.5 * len(e["tokens"]):
@@ -752,9 +757,9 @@ def check_entities(found, parts, name):
     """Notes on the borders of entities, and on the same words tagged in different ways."""
     surfaces = found.columns.get(("surfaces", name), ())
     long, edges = found.rows["long", name], found.rows["edges", name]
-    yield Note(f"{name}: entities of many tokens that fill most of their text", long, "a tag may have been dragged on")
+    yield Note(f"{name}: long entities that fill most of their text", long, "a tag may have been extended by mistake")
     few = edges.number < max(10, 0.02 * len(surfaces))
-    yield Note(f"{name}: entities begin or end with punctuation", edges if few else [], "borders may be a token off")
+    yield Note(f"{name}: entities begin or end with punctuation", edges if few else [], "boundaries may be off by one")
     often = frequent(surfaces, 10) if len(surfaces) else {}
     seen = look_again(parts, Surfaces(parts, name, often)) if often else Found()
     rare = Sample()
@@ -762,18 +767,18 @@ def check_entities(found, parts, name):
         label, count = min(kinds.items(), key=lambda item: (item[1], item[0]))
         if len(kinds) > 1 and count == 1:
             usual = max(kinds, key=kinds.get)
-            rare.add(f"{seen.first[words][label]}: {' '.join(words)!r} is {label} once, else {usual}")
-    what = f"{name}: the same words have one type nearly always, and another once"
-    yield Note(what, rare, "probably a slip: look at the row")
+            rare.add(f"{seen.first[words][label]}: {' '.join(words)!r} is {label} once, otherwise {usual}")
+    what = f"{name}: the same words nearly always have one type, and another once"
+    yield Note(what, rare, "probably an annotation error: check the row")
     totals = {words: kinds.total() for words, kinds in seen.counts.items() if len(words) >= 2}
     outside = look_again(parts, Forgotten(parts, name, totals), totals).rows if totals else {}
     rows = [row for words, rows in outside.items() if rows.number <= 0.05 * totals[words] for row in rows]
-    what = f"{name}: words that are entities nearly always are O here"
-    yield Note(what, rows, "probably forgotten: look at the rows")
+    what = f"{name}: words that are nearly always entities are O here"
+    yield Note(what, rows, "probably missed in annotation: check the rows")
 
 
 def look_again(parts, look, totals=None):
-    """What a second look at all blocks finds. totals: as of Forgotten; rows of what is not rare are let go at once"""
+    """What a second pass over all blocks finds. totals: as in Forgotten; rows of frequent findings are dropped"""
     found = Found()
     blocks = tqdm(list(blocks_of(parts)), desc="data checks: entities", leave=False, delay=2)
     for of_block in in_order(look, blocks):
@@ -785,7 +790,7 @@ def look_again(parts, look, totals=None):
 
 
 class Surfaces:
-    """Counts the types of the entities whose words are frequent. often: hashes of the words"""
+    """Counts the types of entities whose words are frequent. often: hashes of the words"""
 
     def __init__(self, parts, name, often):
         self.parts, self.name, self.often = parts, name, often
@@ -802,7 +807,7 @@ class Surfaces:
 
 
 class Forgotten:
-    """Finds words without a tag that are an entity elsewhere. totals: {two words or more: how often they are one}"""
+    """Finds untagged words that are an entity elsewhere. totals: {two words or more: how often they are an entity}"""
 
     def __init__(self, parts, name, totals):
         self.parts, self.name, self.by_pair = parts, name, defaultdict(list)
@@ -824,7 +829,7 @@ class Forgotten:
 
 
 def outside_of(e, name):
-    """Which tokens of an example belong to no entity."""
+    """One bool per token of an example: whether it belongs to no entity."""
     if not e[name] or isinstance(e[name][0], str):
         return [tag == "O" for tag in e[name] or ["O"] * len(e["tokens"])]
     inside = {place for first, last, _ in e[name] for place in range(first, last + 1)}
@@ -835,7 +840,7 @@ def outside_of(e, name):
 
 
 def check_encoding(parts, tasks, featurizer):
-    """What the tokenizer does to the data: what is longer than max_length, what vanishes, what it does not know."""
+    """Notes on the data after tokenization: texts over max_length, tokens that vanish, unknown characters."""
     tokenizer, length = featurizer.tokenizer, featurizer.max_length
     rows, number = defaultdict(Sample), sum(map(len, parts.values()))
     special = {token for token in tokenizer.all_special_tokens if token.strip()}
@@ -846,22 +851,22 @@ def check_encoding(parts, tasks, featurizer):
         for e, encoding in zip(chunk, tokenizer(words, **options).encodings):
             for what, detail in encoding_faults(e, encoding, tokenizer, length, tasks, special):
                 rows[what].add(f"{e['_where']}: {detail}")
-    advice = "raise it; else tagging uses windows and classification --truncation"
+    advice = "raise it; otherwise tagging uses windows and classification --truncation"
     yield Note(f"texts are longer than --max_length {length}", rows["long"], advice)
-    advice = "windows (--window_stride) read them; a larger --max_length is faster"
+    advice = "windows (--window_stride) cover them; a larger --max_length is faster"
     yield Note(f"entities lie beyond --max_length {length}", rows["entity"], advice)
-    advice = "they are read as [UNK], so tags do not shift; remove them if they mean nothing"
+    advice = "they are read as [UNK], so tags do not shift; remove them if they carry no meaning"
     yield Note("tokens vanish in the tokenizer", rows["vanished"], advice)
     if rows["unknown"].number > 0.1 * number:
-        advice = "another tokenizer, or --new_tokens of continue_pretrain_task.py, knows them"
+        advice = "use another tokenizer, or add them with --new_tokens of continue_pretrain_task.py"
         share = f" ({rows['unknown'].number / number:.1%} of the rows)"
         yield Note(f"characters become [UNK]{share}", rows["unknown"], advice)
-    advice = "they are read as such: --special_tokens is the way to add markers"
-    yield Note("texts hold the tokenizer's own special tokens", rows["special"], advice)
+    advice = "they are read as special tokens: add markers with --special_tokens"
+    yield Note("texts contain the tokenizer's own special tokens", rows["special"], advice)
 
 
 def encoding_faults(e, encoding, tokenizer, length, tasks, special):
-    """(kind, detail) of what the tokenizer does to an example."""
+    """(kind, detail) of each problem that the tokenizer has with an example."""
     pair = e.get("text_pair")
     room = length - 2 - (len(tokenizer(pair, add_special_tokens=False)["input_ids"]) + 1 if pair else 0)
     tokens = e.get("tokens")
@@ -898,7 +903,7 @@ CHECKS = [
 
 
 class Look:
-    """The one look at a block of rows: what all checks note of it, and its lines for the processed folder."""
+    """The single pass over a block of rows: what all checks record of it, and its lines for the processed folder."""
 
     def __init__(self, parts, kinds, write):
         self.parts, self.context, self.write = parts, Context(parts, kinds), write
@@ -913,7 +918,7 @@ class Look:
 
 
 def look_through(parts, kinds, files=None):
-    """Reads all rows once, writes those of each part into files[part], and returns what was found in them."""
+    """Reads all rows once, writes those of each part to files[part], and returns what was found in them."""
     found, blocks = Found(getattr(parts["train"], "folder", None)), list(blocks_of(parts))
     bar = tqdm(total=sum(map(len, parts.values())), desc="rows", unit=" rows", leave=False, delay=2)
     with bar:
@@ -926,7 +931,7 @@ def look_through(parts, kinds, files=None):
 
 
 def examine(parts, tasks, notes=(), found=None):
-    """All notes that have rows, those of the processing first. found: by `look_through`, if that is done."""
+    """All notes that have rows, those of the processing first. found: the result of `look_through`, if it has run."""
     if found is None:
         found = look_through(parts, {name: kind_of(task) for name, task in tasks.items()})
     notes = list(notes)
@@ -940,16 +945,16 @@ def with_rows(notes):
 
 
 def keep(notes, path):
-    """Writes the notes, the first rows of each, to a JSON file, for a run's report."""
+    """Writes the notes with the first rows of each to a JSON file, for a run's report."""
     write_json(path, [{"what": n.what, "count": n.number, "rows": n.rows[:3], "advice": n.advice} for n in notes])
 
 
 def show(notes, most=3):
-    """Prints each note: what, how often, the first rows, what to do."""
+    """Prints each note: what was found, how often, the first rows, what to do."""
     if not notes:
-        print("checks: nothing odd found")
+        print("checks: no problems found")
         return
-    print(f"checks: {len(notes)} things to look at")
+    print(f"checks: {len(notes)} possible problems")
     for note in notes:
         more = f"; and {note.number - most} more" if note.number > most else ""
         print(f"  - {note.what} ({note.number}): {'; '.join(note.rows[:most])}{more}\n      -> {note.advice}")

@@ -1,4 +1,4 @@
-"""What is found in blocks of rows and added up: counts, the first rows of each kind, a number a row on the disk."""
+"""Statistics that are collected per block of rows and merged: counts, first rows, and columns of values on the disk."""
 
 import os
 import tempfile
@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-MOST_ROWS = 2000  # that are kept of each finding; the others are counted
-CHUNK = 1 << 18  # numbers of a column that are in memory at once
+MOST_ROWS = 2000  # rows kept of each finding; the others are only counted
+CHUNK = 1 << 18  # values of a column that are in memory at once
 
 
 class Sample(list):
-    """The first of many rows; `number` is how many there were."""
+    """The first rows of many; `number` is the count of all."""
 
     most = MOST_ROWS
 
@@ -33,7 +33,7 @@ class Sample(list):
         self.number += getattr(other, "number", len(other))
         self += other[: MOST_ROWS - len(self)]
 
-    def __reduce__(self):  # pickle would call `append` before there is a number
+    def __reduce__(self):  # pickle would call `append` before `number` is set
         return restored, (list(self), self.number)
 
 
@@ -45,7 +45,7 @@ def restored(rows, number):
 
 class Note(NamedTuple):
     what: str
-    rows: list  # where: "FILE, row N", perhaps with ": detail"; a Sample of them if there may be many
+    rows: list  # of "FILE, row N", possibly with ": detail"; a Sample if there may be many
     advice: str
 
     @property
@@ -54,14 +54,14 @@ class Note(NamedTuple):
 
 
 class Found:
-    """What was found in a block, under names that the finder chooses; that of all blocks is merged in order."""
+    """What was found in a block, under names chosen by each check; the results of all blocks are merged in order."""
 
     def __init__(self, folder=None):
         self.folder = folder  # for the columns
-        self.rows = defaultdict(Sample)  # where something is
+        self.rows = defaultdict(Sample)  # rows of each finding
         self.counts = defaultdict(Counter)
-        self.first = defaultdict(dict)  # thing -> where it was first
-        self.columns = {}  # numbers, of which there may be one for each row: an array, or of all blocks a Column
+        self.first = defaultdict(dict)  # {value: its first row}
+        self.columns = {}  # up to one value per row: an array for one block, a Column for all blocks
 
     def merge(self, later):
         """Adds what was found in the rows that follow."""
@@ -78,14 +78,14 @@ class Found:
 
 
 def merged(first, later):
-    """The first dict with what only the second has at its end."""
+    """The first dict, extended by the keys that only the second has."""
     for key, value in later.items():
         first.setdefault(key, value)
     return first
 
 
 class Column:
-    """Numbers on the disk, in a file without a name, written in order; any process reads them, as an array is read."""
+    """An array on the disk, in an unnamed temporary file: written in order, readable from any process."""
 
     def __init__(self, dtype, folder=None, values=()):
         self.file, self.dtype, self.size = tempfile.TemporaryFile(dir=folder), np.dtype(dtype), 0  # noqa: SIM115
@@ -104,14 +104,14 @@ class Column:
         return np.frombuffer(read_all(self.file.fileno(), (stop - start) * width, start * width), self.dtype)
 
     def __getitem__(self, places):
-        """A slice without a step, or a list of places."""
+        """The values of a slice without a step, or at a list of positions."""
         if isinstance(places, slice):
             start, stop, _ = places.indices(self.size)
             return self.read(start, stop)
-        return self.take(np.array([range(self.size)[place] for place in places], np.int64))  # also those from the end
+        return self.take(np.array([range(self.size)[place] for place in places], np.int64))  # also negative ones
 
     def take(self, places):
-        """The numbers at an array of places: one by one where they are few, else with all of the column read once."""
+        """The values at an array of positions: one by one if they are few, otherwise in one pass over the column."""
         if self.size > 1000 * len(places):
             return np.concatenate([self.read(place, place + 1) for place in places.tolist()] or [self.read(0, 0)])
         result = np.empty(len(places), self.dtype)
@@ -121,13 +121,13 @@ class Column:
         return result
 
     def chunks(self):
-        """(place of the first, array)"""
+        """Yields (position of the first value, array)."""
         for start in range(0, self.size, CHUNK):
             yield start, self.read(start, start + CHUNK)
 
 
 def read_all(descriptor, size, start):
-    """So many bytes of a file: the system gives no more than 2 GB at once."""
+    """`size` bytes of a file, in several reads if needed: one read returns at most 2 GB."""
     data = os.pread(descriptor, size, start)
     while len(data) < size:
         data += os.pread(descriptor, size - len(data), start + len(data))
@@ -135,14 +135,14 @@ def read_all(descriptor, size, start):
 
 
 def hashes(values):
-    """(N,) of things that can be hashed: equal ones have equal numbers, others different ones, but for one in 2**64."""
+    """(N,) 64-bit hashes of hashable values: equal values have equal hashes; two others collide once in 2**64."""
     return np.fromiter(map(hash, values), np.int64, len(values))
 
 
 def buckets(*columns):
-    """The places and values of each column, cut into buckets by value: no more than a few chunks are in memory.
+    """Partitions columns into buckets by value, so that only a few chunks are in memory at once.
 
-    Yields [(places, values) of each column].
+    Yields [(positions, values) for each column].
     """
     number = 1 << max(0, (max(map(len, columns)) // CHUNK).bit_length())
     for bucket in range(number):
@@ -158,8 +158,8 @@ def buckets(*columns):
 
 
 def repeats(column):
-    """(firsts, places): the places of all values that occur more than once, each with that of its first copy; in order
-    of the first copies, then of the places."""
+    """(firsts, positions) of all values that occur more than once: the position of each, and of its first copy; sorted
+    by first copy, then by position."""
     found = [np.zeros((2, 0), np.int64)]
     for ((places, values),) in buckets(column):
         order = np.argsort(values, kind="stable")
@@ -175,7 +175,7 @@ def repeats(column):
 
 
 def frequent(column, least):
-    """{value: how often} of the values that occur `least` times or more; of very many the most frequent."""
+    """{value: count} of the values that occur at least `least` times, limited to the 100,000 most frequent."""
     found = Counter()
     for ((_, values),) in buckets(column):
         names, counts = np.unique(values, return_counts=True)

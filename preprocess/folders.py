@@ -1,4 +1,4 @@
-"""Readers of folders with a text a file: a folder a class, and BRAT's texts with their annotations beside them."""
+"""Readers of folders with one text per file: one folder per class, and BRAT's texts with annotation files."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ TEXT_BOUND = re.compile(r"(\S+) (\d+ \d+(?:;\d+ \d+)*)")
 
 
 def is_text(path):
-    """Whether a file is one of many texts: NAME.txt, or a number alone (as in 20 Newsgroups)."""
+    """Whether a file is one of many texts: NAME.txt, or a number without suffix (as in 20 Newsgroups)."""
     return (path.suffix.lower() == ".txt" or path.name.isdigit()) and not path.name.startswith(".") and path.is_file()
 
 
@@ -21,44 +21,44 @@ def text_files(folder):
 
 
 def class_folders(folder):
-    """The folders in a folder that hold texts: each is a class, if they are two or more."""
+    """The subfolders that contain texts: if there are two or more, each is a class."""
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
     return [path for path in inside if any(map(is_text, path.iterdir()))]
 
 
 def is_brat(folder):
-    """Whether a folder holds annotations as BRAT writes them: NAME.ann beside NAME.txt."""
+    """Whether a folder contains BRAT annotations: NAME.ann next to NAME.txt."""
     return any(path.suffix == ".ann" for path in folder.iterdir())
 
 
 def read_classes(path, options):
-    """A folder for each class, with a text in each .txt file of it."""
+    """One folder per class, with one text per .txt file."""
     folders = class_folders(Path(path))
     if len(folders) < 2:
-        raise UserError(f"{path}: needs a folder for each class, with texts in them, a .txt each; found {len(folders)}")
-    labelled = hasattr(options, "label_column")  # a corpus to pretrain on takes all texts
+        raise UserError(f"{path}: needs one folder per class, with one .txt file per text; found {len(folders)}")
+    labelled = hasattr(options, "label_column")  # pretraining uses all texts
     unlabelled = [folder.name for folder in folders if labelled and folder.name.lower() in UNLABELLED]
     classes = [folder for folder in folders if folder.name not in unlabelled]
-    left_out = f"; left out, as they have no class: {some(unlabelled)}" if unlabelled else ""
-    print(f"{path}: a class for each of the {len(classes)} folders ({some(f.name for f in classes)}){left_out}")
+    left_out = f"; skipped, as their texts have no class: {some(unlabelled)}" if unlabelled else ""
+    print(f"{path}: one class for each of the {len(classes)} folders ({some(f.name for f in classes)}){left_out}")
     told = False
     for folder in classes:
         for file in text_files(folder):
             text, encoding = read_whole(file, options.encoding)
             if encoding == "gb18030" and options.encoding == "auto" and not told:
-                print(f"{file}: not UTF-8; read as GB18030, as others here may be (--encoding overrides)")
+                print(f"{file}: not UTF-8; read as GB18030, as other files here may be (--encoding overrides)")
                 told = True
             text = text.removeprefix("\ufeff").replace("\r\n", "\n").strip("\n")
             yield {"_where": f"{file}", "id": f"{folder.name}/{file.stem}", "text": text, "label": folder.name}
 
 
 def read_brat(path, options):
-    """BRAT's folder: NAME.txt, and NAME.ann with its entities ("T1<tab>TYPE START END<tab>SURFACE")."""
+    """A BRAT folder: NAME.txt, and NAME.ann with its entities ("T1<tab>TYPE START END<tab>SURFACE")."""
     path, unread, split_up = Path(path), Counter(), []
     annotations = sorted(file for file in path.iterdir() if file.suffix == ".ann")
     texts = text_files(path)
     if alone := sorted({file.stem for file in annotations} - {file.stem for file in texts}):
-        raise UserError(f"{path}/{alone[0]}.ann: no {alone[0]}.txt beside it")
+        raise UserError(f"{path}/{alone[0]}.ann: no {alone[0]}.txt next to it")
     for file in texts:
         text, _ = read_whole(file, options.encoding)
         spans = None
@@ -74,14 +74,14 @@ def read_brat(path, options):
                     spans.append(span)
         yield {"_where": f"{file}", "id": file.stem, "text": text, "entities": spans}
     if split_up:
-        print(f"{path}: entities in several pieces are left out ({len(split_up)}): {some(split_up, 3)}")
+        print(f"{path}: discontinuous entities are dropped ({len(split_up)}): {some(split_up, 3)}")
     names = {"R": "relations", "E": "events", "A": "attributes", "M": "attributes", "#": "notes", "N": "references"}
     if unread := {names.get(sign, f"{sign} lines"): number for sign, number in unread.items() if number}:
-        print(f"{path}: not read: {', '.join(f'{number} {name}' for name, number in unread.items())}")
+        print(f"{path}: ignored: {', '.join(f'{number} {name}' for name, number in unread.items())}")
 
 
 def text_bound(row, text, where):
-    """[start, end, type] of a line of BRAT; None for one in several pieces. UserError unless its surface lies there."""
+    """[start, end, type] of a BRAT line; None if discontinuous. Raises UserError if the surface does not match."""
     cells = row.split("\t")
     match = TEXT_BOUND.fullmatch(cells[1]) if len(cells) > 1 else None
     if match is None:
@@ -93,5 +93,5 @@ def text_bound(row, text, where):
         raise UserError(f"{where}: {start} to {end} lies outside the text, which has {len(text)} characters")
     surface = cells[2] if len(cells) > 2 else ""
     if surface and surface.split() != text[start:end].split():
-        raise UserError(f"{where}: {start} to {end} is {text[start:end]!r}, but the data calls it {surface!r}")
+        raise UserError(f"{where}: {start} to {end} is {text[start:end]!r}, but the data gives {surface!r}")
     return [start, end, match[1]]

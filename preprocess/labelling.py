@@ -1,8 +1,7 @@
-"""Examples as they were read -> examples as the processed folder holds them: checked, in one form.
+"""Converts examples as read into the form of the processed folder, and checks them.
 
-What all examples together decide (which kind of task labels make, how tags are written) is found first, in blocks that
-several processes read: `examine`. It says how each example is brought into form: a Form, which does it as often as
-examples are read.
+`examine` first determines what depends on all examples (the kind of each task, the tag scheme), in blocks that several
+processes read. It returns a Form, which converts examples each time they are read.
 """
 
 import math
@@ -27,23 +26,23 @@ from preprocess.parallel import in_order
 from preprocess.schema import PARTS, TEXT_KEYS, check_characters, check_text, length_of
 from preprocess.spool import blocks_of
 
-SPAN_KINDS = (None, "tagging", "spans")  # what --label_type may say of labels that are spans over a text
+SPAN_KINDS = (None, "tagging", "spans")  # values of --label_type allowed for labels that are spans over a text
 
 
-# ---- what labels look like -----------------------------------------------------------------------------------------
+# ---- kinds of labels -----------------------------------------------------------------------------------------------
 
 
 class Values:
-    """What the labels of a task, None left out, look like; those of several blocks can be merged.
+    """Statistics of a task's labels, without None; those of several blocks can be merged.
 
-    "-", which may mean that there is no label, is counted apart.
+    "-", which may mean that there is no label, is counted separately.
     """
 
     def __init__(self):
         self.looks = set()  # "spans", "list", "no number", "float", "not written" (as a number), "point"
-        self.number = self.decimals = self.dashes = 0  # labels; with a decimal point; "-"
-        self.words, self.signs = set(), False  # the first strings, and whether one of all has no letter or digit
-        self.numbers = set()  # the first different ones
+        self.number = self.decimals = self.dashes = 0  # counts: labels; those with a decimal point; "-"
+        self.words, self.signs = set(), False  # the first strings; whether any string has no letter or digit
+        self.numbers = set()  # the first distinct values
         self.first = None  # (where, label)
 
     def add(self, examples, name):
@@ -95,8 +94,8 @@ class Values:
 
     @property
     def dashes_mean_none(self):
-        """Whether "-" among words, as OCNLI and SNLI write it, stands for no label. Beside other signs ("+") it is a
-        label like any other."""
+        """Whether "-" among words means no label, as in OCNLI and SNLI. Next to other signs ("+") it is a label like
+        any other."""
         return self.dashes > 0 and len(self.words) >= 2 and not self.signs
 
     def keep_dashes(self):
@@ -108,7 +107,7 @@ class Values:
 
     @property
     def kind(self):
-        """The kind of task that all these labels make: spans, list, regression or classification."""
+        """The kind that all these labels imply: spans, list, regression or classification."""
         for kind in ("spans", "list"):
             if kind in self.looks:
                 return kind
@@ -118,13 +117,13 @@ class Values:
 
 
 class Shaper:
-    """The first look at a block: refuses rows that cannot be trained on, and sees what their labels look like."""
+    """The first pass over a block: rejects rows that cannot be trained on, and collects the Values of their labels."""
 
     def __init__(self, first, shapes, chosen):
         self.first, self.shapes, self.chosen = first, shapes, chosen
 
     def __call__(self, piece):
-        """(the names of labels that were known, {name: Values}, places of rows with the label "-" by name, parts)"""
+        """(known label names, {name: Values}, {name: row numbers of the label "-"}, parts)"""
         examples, names = list(piece), names_of(self.shapes)
         for example in examples:
             check_shape(example, self.first)
@@ -139,12 +138,12 @@ class Shaper:
 
 
 def names_of(shapes):
-    """The labels' names, given all the tuples of keys that examples have."""
+    """The label names, given all tuples of keys that examples have."""
     return list(dict.fromkeys(key for shape in list(shapes) for key in shape if key not in RESERVED))
 
 
 def reshape(example, names, chosen):
-    """Makes extra columns numbers, and empty cells of one of several tasks no label."""
+    """Converts extra columns to numbers, and empty cells to None if there are several tasks."""
     if "split" in example:
         example["split"] = PART_NAMES[str(example["split"]).lower()]
     if "extras" in example:
@@ -152,26 +151,26 @@ def reshape(example, names, chosen):
     for name in names if len(names) > 1 else ():
         label = example.get(name)
         if type(label) is str and not label.strip() and chosen.get(name) != "multilabel":
-            example[name] = None  # a cell without labels is just that
+            example[name] = None
 
 
 def look_over(spool, pieces, first, config):
-    """Runs the Shaper over all blocks. -> (names of the labels, {name: Values}, {name: places of "-"}, parts)"""
+    """Runs the Shaper over all blocks. -> (label names, {name: Values}, {name: row numbers of "-"}, parts)"""
     chosen = {name: labels.KINDS[kind] for name, kind in config.label_types_by_name().items()}
     shaper = Shaper(first, spool.shapes, chosen)
     *found, seen = merge_looks(in_order(shaper, pieces))
     names = names_of(spool.shapes)
     if unknown := sorted(set(chosen) - set(names)):
-        joined = f"; --label_column {unknown[0]}={'+'.join(names)} makes one task of columns of 0 and 1"
+        joined = f"; --label_column {unknown[0]}={'+'.join(names)} combines columns of 0 and 1 into one task"
         advice = joined if chosen[unknown[0]] == "multilabel" and len(names) > 1 else ""
         raise UserError(f"--label_type names {', '.join(unknown)}, but the labels are {', '.join(names)}{advice}")
-    if seen != {tuple(names)}:  # a name that came late decides what an empty cell means
+    if seen != {tuple(names)}:  # names found in later blocks change what an empty cell means
         *found, _ = merge_looks(in_order(shaper, spool.pieces()))
     return names, *found
 
 
 def merge_looks(looks):
-    """What a Shaper says of all blocks: ({name: Values}, {name: places of "-"}, parts, the names that were known)"""
+    """Merges a Shaper's results of all blocks: ({name: Values}, {name: row numbers of "-"}, parts, known names)"""
     values, dashed, parts, seen = defaultdict(Values), defaultdict(list), [], set()
     for names, of_block, places, parts_of_block in looks:
         seen.add(tuple(names))
@@ -184,19 +183,19 @@ def merge_looks(looks):
 
 @dataclass
 class Form:
-    """What becomes of an example on its way from the raw file to the processed folder.
+    """Converts examples of the raw files to those of the processed folder.
 
-    form(numbers, examples) -> examples, with "_where" and "id". numbers: theirs in the spool.
+    form(numbers, examples) -> examples, with "_where" and "id". numbers: their row numbers in the spool.
     """
 
     names: list
     separator: str = ","
     unit: str = "auto"
     tag_scheme: str = "auto"
-    chosen: dict = field(default_factory=dict)  # {task: kind} as --label_type says
+    chosen: dict = field(default_factory=dict)  # {task: kind} from --label_type
     kinds: dict = field(default_factory=dict)  # {task: kind}
-    dashed: tuple = ()  # tasks of which "-" is no label
-    dropped: np.ndarray = None  # rows that are left out as their only label is "-"
+    dashed: tuple = ()  # tasks whose label "-" means no label
+    dropped: np.ndarray = None  # rows that are dropped because their only label is "-"
     over_text: list = field(default_factory=list)  # tasks whose labels are spans over characters
     from_tags: list = field(default_factory=list)  # tasks whose tags become spans
     schemes: dict = field(default_factory=dict)  # {task: Scheme}
@@ -216,7 +215,7 @@ class Form:
         return [{"_where": e["_where"], "id": str(e.pop("id", number)), **e} for number, e in zip(numbers, examples)]
 
     def label(self, examples, known_good=False):
-        """Checks the labels and makes them what is kept, but for the scheme of tags. -> notes"""
+        """Checks and converts the labels, except for the tag scheme. -> notes"""
         for example in examples:
             reshape(example, self.names, self.chosen)
             for name in self.dashed:
@@ -237,7 +236,7 @@ class Form:
         return notes
 
     def kept(self, piece):
-        """The examples of a piece without those that are left out."""
+        """The examples of a piece without the dropped ones."""
         if not len(self.dropped):
             return list(piece)
         stays = ~np.isin(np.arange(piece.start, piece.stop), self.dropped)
@@ -245,7 +244,7 @@ class Form:
 
 
 class Overlaps:
-    """Whether, in a block, spans over a text overlap: {task: bool}."""
+    """Whether spans over a text overlap in a block: {task: bool}."""
 
     def __init__(self, form):
         self.form = form
@@ -259,9 +258,9 @@ class Overlaps:
 
 
 def examine(spool, pieces, first, config):
-    """How the examples of a spool, which is filled while `pieces` are taken, become those of the processed folder.
+    """Determines how to convert the examples of a spool, which is filled while `pieces` is consumed.
 
-    -> (Form, notes: what is changed on the way, for the data checks; parts: (rows,) 1, 2, 3 for train, dev, test, or
+    -> (Form; notes on what the conversion changes, for the data checks; parts: (rows,) 1, 2, 3 for train, dev, test, or
     empty). A row may lack the labels of some tasks if it has those of another.
     """
     names, values, places, parts = look_over(spool, pieces, first, config)
@@ -289,15 +288,15 @@ def examine(spool, pieces, first, config):
 
 
 class Labeller:
-    """The second look at a block: its labels, checked. What the splits and the tags' schemes depend on is noted."""
+    """The second pass over a block: checks its labels, and collects what the splits and tag schemes depend on."""
 
     def __init__(self, form, stratify_by, groups, presence):
         self.form, self.stratify_by, self.groups, self.presence = form, stratify_by, groups, presence
 
     def __call__(self, piece):
-        """(notes, {(task, file): TagFacts}, strata, groups, {task: whether rows have a label of it})
+        """(notes, {(task, file): TagFacts}, strata, groups, {task: (rows,) whether a row has its label})
 
-        strata: classes, sets of labels or numbers, None where there is none; groups: strings, where there are any
+        strata: classes, label sets or numbers, None where missing; groups: strings, or None without --group_column
         """
         examples = self.form.kept(piece)
         notes = self.form.label(examples)
@@ -316,7 +315,7 @@ class Labeller:
 
 
 def group_of(example):
-    """What must stay together with this example; one without a group is a group of its own."""
+    """The group of an example, which stays in one part; an example without one is its own group."""
     return example["_where"] if example.get("group") in (None, "") else str(example["group"])
 
 
@@ -332,9 +331,9 @@ def file_of_head(head):
 
 
 def label_all(spool, form, notes, strata, labeller):
-    """Runs a Labeller over all blocks and decides how tags are written. `strata` takes in what the blocks say.
+    """Runs a Labeller over all blocks, chooses the tag schemes, and adds the strata of all blocks to `strata`.
 
-    -> (notes, {task: (rows,) whether a label is there})
+    -> (notes, {task: (rows,) whether a row has its label})
     """
     facts, merged, presence = {}, {}, defaultdict(list)
     pieces = tqdm(spool.pieces(), desc="labels", total=-(-len(spool) // spool.step), leave=False, delay=2)
@@ -356,15 +355,13 @@ def label_all(spool, form, notes, strata, labeller):
 
 
 def kind_of_task(name, values, chosen, first, over_text, overlap):
-    """The type of a task: as chosen with --label_type, else as its labels look. over_text: they are spans that were
-    read; overlap: {task: whether some do}."""
+    """The type of a task: from --label_type, otherwise from its labels. over_text: whether they are spans over a text;
+    overlap: {task: whether some overlap}."""
     if chosen not in SPAN_KINDS:
         return chosen
     if over_text:
         if chosen is None and overlap[name]:
-            print(
-                f"the spans of {name!r} overlap: a task of spans (--label_type {name}=tagging keeps the longer of two)"
-            )
+            print(f"the spans of {name!r} overlap: a spans task (--label_type {name}=tagging keeps the longer of two)")
             return "spans"
         return chosen or "tagging"
     kind = values.kind
@@ -379,9 +376,9 @@ def kind_of_task(name, values, chosen, first, over_text, overlap):
 
 
 def read_all_spans(examples, names):
-    """Makes labels that are spans over `text`, however they are written, lists of (start, end, label)."""
+    """Converts labels that are spans over `text`, in any supported format, to lists of (start, end, label)."""
     if names and examples and "text" not in examples[0]:
-        raise UserError(f"{examples[0]['_where']}: {names[0]!r} is spans over characters; they need a text, not tokens")
+        raise UserError(f"{examples[0]['_where']}: {names[0]!r} has spans of characters; they need a text, not tokens")
     for example in examples:
         for name in names:
             if example.get(name) is not None:
@@ -389,7 +386,7 @@ def read_all_spans(examples, names):
 
 
 def check_shape(example, first):
-    """UserError unless an example has the texts and the kind of part that the first one has."""
+    """Raises UserError unless an example has the same text keys as the first, and a part if the first has one."""
     where = example["_where"]
     if any((key in example) != (key in first) for key in TEXT_KEYS):
         has, wanted = (sorted(e.keys() & TEXT_KEYS) for e in (example, first))
@@ -399,14 +396,14 @@ def check_shape(example, first):
     if "split" in example:
         part = PART_NAMES.get(str(example["split"]).lower())
         if part is None:
-            raise UserError(f"{where}: split {example['split']!r} is none of train, dev, test")
+            raise UserError(f"{where}: split {example['split']!r} must be one of train, dev, test")
     if ("split" in example) != ("split" in first):
         without = where if "split" in first else first["_where"]
         raise UserError(f"{without}: has no part (train, dev, test), but other rows have one")
 
 
 def make_labels(examples, name, kind, separator):
-    """What check_labels does, for labels that it has seen: most need nothing more."""
+    """Like check_labels, but faster, for labels that have passed it."""
     for example in examples:
         label = example.get(name)
         if kind == "classification" and type(label) is str:
@@ -420,13 +417,13 @@ def make_labels(examples, name, kind, separator):
 
 
 def check_labels(example, tasks, separator):
-    """Makes an example's labels what is kept. UserError unless it has one that can be used."""
+    """Converts an example's labels to what is stored. Raises UserError unless it has at least one usable label."""
     where = example["_where"]
     for name, kind in tasks.items():
         if kind == "multilabel" and isinstance(example.get(name), str):
             example[name] = labels.as_list(example[name], separator)
         if example.get(name) is None and len(tasks) == 1:
-            advice = "--drop_unlabelled leaves such rows out; texts without labels are for --predict_file"
+            advice = "--drop_unlabelled drops such rows; pass texts without labels to --predict_file"
             raise UserError(f"{where}: has no label {name!r} (it is null); {advice}")
         example[name] = labels.check_label(example, name, kind)
     if all(example[name] is None for name in tasks):
@@ -434,7 +431,7 @@ def check_labels(example, tasks, separator):
 
 
 def drop_dashes(spool, form, values, places):
-    """Takes the label "-" for no label where it means that: of a single task the row is left out. -> notes"""
+    """Marks the label "-" as no label where it means that; with a single task such rows are dropped. -> notes"""
     alone, form.dropped, form.dashed = len(form.names) == 1, np.zeros(0, np.int64), []
     for name in form.names:
         if name in form.chosen or not values[name].dashes_mean_none:
@@ -445,19 +442,19 @@ def drop_dashes(spool, form, values, places):
             form.dropped = np.array(places[name], np.int64)
         rows = Sample([e["_where"] for e in spool.all().pick(places[name][: Sample.most])])
         rows.number = len(places[name])
-        done = "these rows are left out" if alone else "they count as unlabelled"
+        done = "these rows are dropped" if alone else "they count as unlabelled"
         advice = f"{done}; if it is a class: --label_type {name}=classification"
         yield Note(f"{name}: the label '-' means that there is no gold label", rows, advice)
 
 
 def odd_numbers(name, form, values, spool):
-    """Notes on labels of which it is not clear whether they are numbers or names."""
+    """Notes on labels that may be either numbers or class names."""
     if form.kinds[name] == "regression":
         numbers = sorted(values.numbers)
         if len(numbers) <= 10 and all(map(float.is_integer, numbers)) and values.number >= 20:
             rows = [f"{values.first[0]}: {', '.join(f'{value:g}' for value in numbers)}"]
-            advice = f"if they are names of classes: --label_type {name}=classification"
-            yield Note(f"{name}: numbers of few whole values", rows, advice)
+            advice = f"if they are class names: --label_type {name}=classification"
+            yield Note(f"{name}: few distinct values, all whole numbers", rows, advice)
     elif form.kinds[name] == "classification" and values.decimals > 0.8 * values.number:
         rows = Sample()
         for piece in spool.pieces():
@@ -470,14 +467,14 @@ def odd_numbers(name, form, values, spool):
                     and not labels.is_number(str(label))
                 ):
                     rows.add(f"{e['_where']}: {label!r}")
-        leave = "if it is a score, leave these empty (with other tasks) or correct them"
+        leave = "if the label is a score, correct these, or leave them empty (with several tasks)"
         advice = f"{leave}, and add --label_type {name}=regression"
         yield Note(f"{name}: nearly all labels are numbers, but not these", rows, advice)
 
 
 def spans_to_tokens(examples, names, unit, nested=()):
-    """Turns labels that are spans over `text`, (start, end, label), into tags over `tokens`, which it adds; `text`
-    stays. nested: of which of these tasks they become spans of tokens. -> notes."""
+    """Converts spans over `text`, (start, end, label), to tags over `tokens`, which it adds; `text` is kept.
+    nested: the tasks whose labels become spans of tokens instead. -> notes"""
     if unit == "auto":
         unit = "character" if labels.mostly_chinese(example["text"] for example in examples[:2000]) else "word"
     overlapping, inside, blank = [], [], []
@@ -503,16 +500,16 @@ def spans_to_tokens(examples, names, unit, nested=()):
             if number < len(task_spans):
                 blank.append(where)
     name = names[0]
-    longer = f"of each two the longer was kept; --label_type {name}=spans keeps both"
+    longer = f"the longer of each pair was kept; --label_type {name}=spans keeps both"
     return [
         Note(f"{name}: spans overlap", overlapping, longer),
-        Note(f"{name}: spans begin or end inside a word", inside, "the words were cut there; try --unit character"),
-        Note(f"{name}: spans hold nothing but blanks", blank, "they were left out; correct the data"),
+        Note(f"{name}: spans begin or end inside a word", inside, "the words were split there; try --unit character"),
+        Note(f"{name}: spans contain only whitespace", blank, "they were dropped; correct the data"),
     ]
 
 
 class Scheme:
-    """How the tags of a task are written anew. sources: {file: its scheme}; runs: they have no B- and I-."""
+    """Converts the tags of a task to another scheme. sources: {file: its scheme}; runs: the tags have no B- and I-."""
 
     def __init__(self, sources, target, runs=False):
         self.sources, self.target, self.runs = sources, target, runs
@@ -525,9 +522,9 @@ class Scheme:
 
 
 def choose_scheme(spool, form, name, files, wanted):
-    """Decides in which scheme a task's tags are written, into form.schemes. -> notes.
+    """Chooses the scheme in which a task's tags are written, and sets form.schemes. -> notes
 
-    files: {file: TagFacts}; wanted: "keep", a scheme, or "auto": BIO, or BIOES where all files have it, BMES or BILOU.
+    files: {file: TagFacts}; wanted: "keep", a scheme, or "auto": BIO, or BIOES if all files use BIOES, BMES or BILOU.
     """
     spans = name in form.from_tags
     sources = {file: facts.scheme for file, facts in files.items()}
@@ -537,13 +534,13 @@ def choose_scheme(spool, form, name, files, wanted):
     if wanted != "keep" and not any(sources.values()):
         if "O" in tags and len(tags) > 1 and len(prefixed) > len(tags) / 2:
             strange = strange_tags(spool, form, name, prefixed)
-            advice = "entities cannot be recognised while they are there: correct them"
-            notes = [Note(f"{name}: tags of no scheme among those of one", strange, advice)]
+            advice = "entities cannot be recognised until they are corrected"
+            notes = [Note(f"{name}: some tags do not follow the tag scheme", strange, advice)]
         elif "O" in tags and len(tags) > 1:
             print(f"the tags of {name!r} have no B- and I-: runs of equal tags are written as entities in BIO")
             runs, sources = True, dict.fromkeys(files, "bio")
     if spans and not runs and (prefixed != tags or not any(sources.values())):
-        raise UserError(f"--label_type {name}=spans: its tags are no entities (B-, I-, …), so there are no spans")
+        raise UserError(f"--label_type {name}=spans: its tags are not entities (B-, I-, …), so there are no spans")
     if wanted == "keep" or not any(sources.values()):
         return notes
     present = set(sources.values()) - {None}
@@ -557,7 +554,7 @@ def choose_scheme(spool, form, name, files, wanted):
 
 
 def strange_tags(spool, form, name, known):
-    """Where tags are that are none of the known ones."""
+    """The rows of tags that are not among the known ones."""
     rows = Sample()
     for piece in spool.pieces():
         examples = form.kept(piece)
@@ -573,7 +570,7 @@ def strange_tags(spool, form, name, known):
 
 
 def look_labels(found, part, start, examples, kinds):
-    """Notes in `found` what labels.json and the summary say of a block of examples. kinds: {task: kind}"""
+    """Records in `found` what labels.json and the summary need of a block of examples. kinds: {task: kind}"""
     found.counts["lengths", part].update(map(length_of, examples))
     for name, kind in kinds.items():
         values = [e[name] for e in examples]
@@ -620,15 +617,16 @@ def collect_labels(parts, tasks):
 def label_info(found, sizes, tasks, first):
     """labels.json: each task's type and its labels in order with their counts, from the training part.
 
-    Of tags also what a token is ("unit"); of numbers their mean and standard deviation instead of labels; whether texts
-    are pairs, and the extra columns. found: by `look_labels`; sizes: {part: rows}; first: the first example of train
+    Tagging tasks also have "unit", what a token is; regression has mean and standard deviation instead of labels. Also
+    whether texts are pairs, and the extra columns. found: from `look_labels`; sizes: {part: rows}; first: example of
+    train
     """
     info = {}
     require_distinct("the data", tasks)
     for name, kind in tasks.items():
         for part, size in sizes.items():
             if found.counts["missing", name][part] == size:
-                raise UserError(f"{part} has no label of the task {name!r} at all")
+                raise UserError(f"{part} has no label for the task {name!r}")
         if kind == "regression":
             info[name] = {
                 "type": kind,
@@ -643,7 +641,7 @@ def label_info(found, sizes, tasks, first):
         if kind == "classification" and len(names) < 2:
             raise UserError(f"the task {name!r} has the single label {names[0]!r} in train: there is nothing to learn")
         if not names:
-            raise UserError(f"the task {name!r} has no label in train: all its lists are empty")
+            raise UserError(f"the task {name!r} has no label in train: all label lists are empty")
         info[name] = {"type": kind, "labels": names, "counts": [counts[label] for label in names]}
         if kind == "multilabel":
             info[name]["rows"] = sizes["train"] - found.counts["missing", name]["train"]
@@ -660,7 +658,7 @@ def label_info(found, sizes, tasks, first):
 
 
 def present_in(column):
-    """The numbers of a column, one after another, without those that are missing."""
+    """The values of a column, one at a time, without missing ones."""
     for _, values in column.chunks():
         yield from values[~np.isnan(values)].tolist()
 

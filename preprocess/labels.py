@@ -1,9 +1,9 @@
-"""Labels as data holds them: which kind of task they make, whether they can be used, and tag schemes and spans.
+"""Labels in the raw data: the kinds of task, the checks of each label, tag schemes and spans.
 
-Kinds: "classification" (a string), "multilabel" (a list of strings), "regression" (a number), "tagging" (a tag a
-token), "spans" (a list of [first token, last token, type], both ends included). Spans over a text's characters become
-tags over its tokens, so they are tagging too, unless some overlap.
-Edit here when labels of another shape, or another tag scheme, should be read.
+Kinds: "classification" (a string), "multilabel" (a list of strings), "regression" (a number), "tagging" (one tag per
+token), "spans" (a list of [first token, last token, type], both ends included). Spans of characters become tags of
+tokens, so their task is tagging too, unless some spans overlap.
+Edit here to read labels in another form, or another tag scheme.
 """
 
 import ast
@@ -19,11 +19,11 @@ from engine.task.extras import MOST_NUMBER
 from engine.task.tags import has_spans, is_tagging
 from engine.task.text import HAN
 
-# Each kind of task, and the one that its labels look like: KINDS["ordinal"] = "classification" is a kind of your own
+# Each kind of task, and the kind whose label format it uses: KINDS["ordinal"] = "classification" adds a custom kind
 KINDS = {kind: kind for kind in ("classification", "multilabel", "regression", "tagging", "spans")}
-TAG_NAMES = ("slots", "tags", "ner", "ner_tags")  # labels of these names are tags, never sets of labels
-MOST_LABELS = 100_000  # of a task
-NO_LABEL = ("", "nan", "null", "na", "n/a", "#n/a")  # what --drop_unlabelled takes for no label
+TAG_NAMES = ("slots", "tags", "ner", "ner_tags")  # labels with these names are tags, never sets of labels
+MOST_LABELS = 100_000  # per task
+NO_LABEL = ("", "nan", "null", "na", "n/a", "#n/a")  # what --drop_unlabelled treats as no label
 SPAN_KEYS = [  # the usual names of a span's start, end, label and surface
     ("start", "start_offset", "start_idx", "begin"),
     ("end", "end_offset", "end_idx"),
@@ -40,7 +40,7 @@ def is_spans(value):
 
 
 def as_list(cell, separator):
-    """The labels in a cell: a JSON or Python list, or parts between separators."""
+    """The labels in a cell: a JSON or Python list, or a string split at the separator."""
     if cell.strip().startswith("[") and cell.strip().endswith("]"):
         with suppress(ValueError, SyntaxError):
             return list(ast.literal_eval(cell.strip()))
@@ -52,7 +52,7 @@ def is_number(text):
 
 
 def check_label(example, name, kind):
-    """The label as it is to be kept (None: there is none), or a UserError that says why it cannot be one."""
+    """The label as it is stored, or None if it is missing. Raises UserError if it is not valid."""
     where, label = example["_where"], example.get(name)
     if label is None or (isinstance(label, float) and math.isnan(label)):
         return None
@@ -68,15 +68,15 @@ def check_set(label, name, where):
     label = label if isinstance(label, list) else [label]
     label = [str(item) if isinstance(item, int) and not isinstance(item, bool) else item for item in label]
     if not all(isinstance(item, str) and item.strip() for item in label):
-        raise UserError(f"{where}: {name!r} must be a list of labels, strings that are not empty")
+        raise UserError(f"{where}: {name!r} must be a list of labels, non-empty strings")
     return sorted({item.strip() for item in label})
 
 
 def check_tags(label, name, where, tokens):
     if tokens is None:
-        raise UserError(f"{where}: {name!r} is a list; tags need `tokens`, a list as well")
+        raise UserError(f"{where}: {name!r} is a list of tags, which needs a list of `tokens`")
     if not isinstance(label, list) or "" in label or not all(map(is_string, label)):
-        raise UserError(f"{where}: {name!r} must be a list of tags, strings that are not empty")
+        raise UserError(f"{where}: {name!r} must be a list of tags, non-empty strings")
     if len(label) != len(tokens):
         raise UserError(f"{where}: {len(tokens)} tokens, but {len(label)} tags in {name!r}")
     return label
@@ -88,7 +88,7 @@ def is_string(value):
 
 def check_spans(label, name, where, tokens):
     if tokens is None:
-        raise UserError(f"{where}: {name!r} are spans of tokens; they need `tokens`, a list")
+        raise UserError(f"{where}: {name!r} has spans of tokens, which need a list of `tokens`")
     for span in label if isinstance(label, list) else [label]:
         if not (isinstance(span, list | tuple) and len(span) == 3 and isinstance(span[2], str) and span[2]):
             raise UserError(f"{where}: {name!r} must be a list of [first token, last token, type], found {span!r}")
@@ -99,9 +99,9 @@ def check_spans(label, name, where, tokens):
 
 def check_number(label, name, where):
     if isinstance(label, bool) or not (isinstance(label, int | float) or (isinstance(label, str) and is_number(label))):
-        advice = f"--label_type {name}=classification takes it as a name"
+        advice = f"--label_type {name}=classification reads it as a class name"
         if isinstance(label, str) and label.strip().lower() in NO_LABEL:
-            advice = "--drop_unlabelled leaves such rows out"
+            advice = "--drop_unlabelled drops such rows"
         raise UserError(f"{where}: the label {name}={label!r} is not a number; {advice}")
     number = math.inf if isinstance(label, int) and abs(label) > MOST_NUMBER else float(label)
     if not abs(number) <= MOST_NUMBER:
@@ -113,7 +113,7 @@ def check_number(label, name, where):
 
 
 def shortened(value: object) -> str:
-    """A value as a message shows it: an integer may have hundreds of digits."""
+    """A value as shown in messages, shortened: an integer may have hundreds of digits."""
     shown = repr(value)
     return shown if len(shown) <= 60 else f"{shown[:60]}… ({len(shown)} characters)"
 
@@ -122,29 +122,29 @@ def check_class(label, name, where):
     if isinstance(label, bool):
         return str(label).lower()
     if isinstance(label, float) and label.is_integer():
-        label = int(label)  # what pandas makes of whole numbers where some are missing
+        label = int(label)  # pandas stores integers as floats if some are missing
     label = str(label) if isinstance(label, int | float) else label
     if not isinstance(label, str):
         raise UserError(f"{where}: the label {name}={label!r} is not a string")
     if not label.strip():
-        raise UserError(f"{where}: the label {name!r} is empty; --drop_unlabelled leaves such rows out")
+        raise UserError(f"{where}: the label {name!r} is empty; --drop_unlabelled drops such rows")
     return label.strip()
 
 
 def refuse_two_ways(name: str, labels: list[str]) -> None:
-    """UserError for a task of yes and no that are written in two ways, as 1 and true in JSON: it would have four
+    """Raises UserError if yes and no are written in two ways, such as 1 and true in JSON: the task would have four
     labels."""
     written = {label.lower() for label in labels}
     if written <= {"true", "false", "1", "0"} and written & {"true", "false"} and written & {"1", "0"}:
-        raise UserError(f"the task {name!r} has the labels {', '.join(labels)}: write yes and no in one way")
+        raise UserError(f"the task {name!r} has the labels {', '.join(labels)}: write yes and no consistently")
 
 
 def require_few(name, labels):
-    """UserError for more labels than anybody means to tell apart: the column is an id, or a text."""
+    """Raises UserError for more than MOST_LABELS labels: the column is probably an id or a text."""
     if len(labels) > MOST_LABELS:
         shown = f"such as {labels[0]!r} and {labels[-1]!r}"
         many = f"the task {name!r} has {len(labels):,} labels in train ({shown}), more than {MOST_LABELS:,}"
-        raise UserError(f"{many}: name the column of the labels with --label_column")
+        raise UserError(f"{many}: name the label column with --label_column")
 
 
 def runs_to_bio(tags):
@@ -153,7 +153,7 @@ def runs_to_bio(tags):
 
 
 def convert_tags(tags, source, target):
-    """Tags of one scheme written in another; target: "bio" or "bioes"."""
+    """Tags converted from one scheme to another. target: "bio" or "bioes"."""
     letters = {"bmes": {"M": "I"}, "bilou": {"L": "E", "U": "S"}}.get(source, {})
     tags = [letters.get(tag[0], tag[0]) + tag[1:] for tag in tags]
     if source == "iob1":
@@ -172,8 +172,8 @@ def convert_tags(tags, source, target):
 def read_spans(value, text, where):
     """[(start, end, label)] over the characters of the text, end exclusive, in the text's order.
 
-    value: [{"start", "end", "label"}], under their other usual names too, [[start, end, label]] (doccano), or CLUENER's
-    {label: {surface: [[first, last]]}}, whose ends are inclusive. A surface in the data must be what lies between its
+    value: [{"start", "end", "label"}] or other usual names of these, [[start, end, label]] (doccano), or CLUENER's
+    {label: {surface: [[first, last]]}}, whose ends are inclusive. A surface in the data must equal the text between the
     ends.
     """
     spans = []
@@ -187,7 +187,7 @@ def read_spans(value, text, where):
             outside = f"lies outside the text, which has {len(text)} characters"
             raise UserError(f"{where}: the span {start} to {end} of {label!r} {outside}")
         if surface and text[start:end] != surface:
-            called = f"is {text[start:end]!r}, but the data calls it {surface!r}"
+            called = f"is {text[start:end]!r}, but the data gives {surface!r}"
             raise UserError(f"{where}: the span {start} to {end} {called}")
         spans.append((start, end, label))
     return sorted(set(spans))
@@ -207,7 +207,7 @@ def fields_of_dict(value, where):
 
 
 def fields_of(item):
-    """(start, end, label, surface or None) of one span; None for what is not there."""
+    """(start, end, label, surface) of one span; None for what is missing."""
     if not isinstance(item, dict):
         return (*item, None) if isinstance(item, list) and len(item) == 3 else (item, None, None, None)
     start, end, label, surface = (next((item[key] for key in keys if key in item), None) for keys in SPAN_KEYS)
@@ -218,7 +218,7 @@ def fields_of(item):
 
 def any_overlap(spans):
     """Whether two spans, in order, share a character."""
-    end = 0  # of all before: a later one that begins in front of it overlaps
+    end = 0  # the largest end so far: a span that begins before it overlaps
     for start, stop, _ in spans:
         if start < end:
             return True
@@ -227,7 +227,7 @@ def any_overlap(spans):
 
 
 def without_overlaps(spans):
-    """(spans that share no character, those left out): of two that do, the longer stays, then the earlier."""
+    """(spans kept, spans dropped): of two spans that share a character the longer is kept, then the earlier."""
     kept, dropped = [], []
     for span in sorted(spans, key=lambda span: (span[0] - span[1], span[0], span[2])):
         clash = any(span[0] < other[1] and other[0] < span[1] for other in kept)
@@ -236,7 +236,7 @@ def without_overlaps(spans):
 
 
 def split_at_borders(pieces, borders):
-    """[(token, start, end)] cut further, so that no border lies inside a token."""
+    """[(token, start, end)] split further, so that no border lies inside a token."""
     result = []
     for token, start, end in pieces:
         inside = sorted(border for border in borders if start < border < end)
@@ -258,8 +258,8 @@ def spans_to_tags(spans, pieces):
 
 
 def spans_to_tokens(spans, pieces):
-    """[[first token, last token, label]] of spans over characters, no border of which lies inside one of the pieces
-    [(token, start, end)]; a span of blanks alone has no token and is left out."""
+    """[[first token, last token, label]] for spans of characters. No border may lie inside one of the pieces
+    [(token, start, end)]; a span that is only whitespace has no token and is dropped."""
     starts, ends = [start for _, start, _ in pieces], [end for _, _, end in pieces]
     found = {(bisect_left(starts, start), bisect_right(ends, end) - 1, label) for start, end, label in spans}
     return [list(span) for span in sorted(found) if span[0] <= span[1]]

@@ -17,11 +17,11 @@ from preprocess.columns import LABEL_NAMES, PAIR_NAMES, TEXT_NAMES, columns_of_m
 from preprocess.labels import is_spans
 from preprocess.raw_files import MOST_CHARACTERS, first_of, open_text, read_rows, some, undecodable
 
-MOST_OF_ONE_OBJECT = 256 * 2**20  # characters of a .json file that is a single object, read as a whole
+MOST_OF_ONE_OBJECT = 256 * 2**20  # characters of a .json file that is a single object, which is read as a whole
 
 
 def read_jsonl(path, options):
-    """One JSON object a row, with `text` or `tokens`, the labels, and whatever else (left out)."""
+    """One JSON object per row, with `text` or `tokens` and the labels; other keys are ignored."""
     return objects_to_examples(path, read_objects(path, options.encoding), options)
 
 
@@ -35,8 +35,8 @@ def read_objects(path, encoding):
 
 
 def read_json(path, options):
-    """A list of such objects, or an object with one under some key ("data", say); or JSONL by another name; or what
-    Label Studio exports."""
+    """A list of such objects, or an object with such a list under some key (such as "data"); also JSONL named .json,
+    and Label Studio's export."""
     form = json_form(path, options.encoding)
     if form == "rows":
         return read_jsonl(path, options)
@@ -51,7 +51,7 @@ def read_json(path, options):
 
 
 def json_form(path, encoding):
-    """What a .json file is: a "list", one "object", or "rows" of one object each."""
+    """The form of a .json file: a "list", one "object", or "rows" of one object each."""
     with open_text(path, encoding) as file:
         try:
             while (line := file.readline(MOST_CHARACTERS)) and not line.strip():
@@ -66,19 +66,19 @@ def json_form(path, encoding):
             raise undecodable(path, file) from None
         except UserError:
             raise
-        except (ValueError, RecursionError):  # an object over several lines, or none: read_object says so
+        except (ValueError, RecursionError):  # an object over several lines, or not JSON: read_object reports that
             pass
     return "object"
 
 
 def read_object(path, encoding):
-    """(where, object) of the first list of objects in a file that is a single object, or of the object alone."""
+    """(where, object) for each item of the first list of objects in a single-object file, or for the object itself."""
     with open_text(path, encoding) as file:
         try:
             text = file.read(MOST_OF_ONE_OBJECT + 1)
             if len(text) > MOST_OF_ONE_OBJECT:
                 larger = f"a single object of more than {MOST_OF_ONE_OBJECT:,} characters"
-                raise UserError(f"{path}, row 1: {larger}; write it as JSONL, an object a row")
+                raise UserError(f"{path}, row 1: {larger}; write it as JSONL, one object per row")
             content = parse_json(text)
         except UnicodeError:
             raise undecodable(path, file) from None
@@ -104,7 +104,7 @@ def read_list(path, encoding):
 
 
 class JsonList:
-    """A JSON list that is read piece by piece, so that its length does not matter."""
+    """A JSON list that is read piece by piece, so that memory does not grow with its length."""
 
     def __init__(self, path, file):
         self.path, self.file = path, file
@@ -112,7 +112,7 @@ class JsonList:
         self.decode = json.JSONDecoder(object_pairs_hook=without_duplicates).raw_decode
 
     def load(self):
-        """Drops what was read, and reads about as much again as is left. -> whether there was more."""
+        """Drops what was parsed, and reads about as much again as remains. -> whether there was more."""
         self.rows_before += self.text.count("\n", 0, self.place)
         self.text = self.text[self.place :]
         self.place = 0
@@ -121,7 +121,7 @@ class JsonList:
         return bool(piece)
 
     def sign(self):
-        """The next character that is not blank, or "" at the end."""
+        """The next character that is not whitespace, or "" at the end."""
         while True:
             self.place = WHITESPACE.match(self.text, self.place).end()
             if self.place < len(self.text) or not self.load():
@@ -146,7 +146,7 @@ class JsonList:
         return sign
 
     def item(self):
-        """The next item; more of the file is read while what is there ends inside it."""
+        """The next item; reads more of the file while the buffer ends inside it."""
         self.sign()
         while True:
             try:
@@ -160,7 +160,7 @@ class JsonList:
                     raise self.mistake(first_line(error), at) from None
             else:
                 whole = self.text[end : end + 1] in tuple(" \t\r\n,]") or end < len(self.text) - 8
-                if whole or not self.load():  # a number might go on
+                if whole or not self.load():  # a number might continue
                     self.require_room(end - self.place)
                     self.place = end
                     return item
@@ -168,7 +168,7 @@ class JsonList:
 
     def require_room(self, length):
         if length > MOST_CHARACTERS:
-            longer = f"an item is longer than {MOST_CHARACTERS:,} characters, the most that a row may have"
+            longer = f"an item is longer than {MOST_CHARACTERS:,} characters, the limit of a row"
             raise UserError(f"{self.path}, row {self.rows_before + 1}: {longer}")
 
     def mistake(self, error, place):
@@ -177,7 +177,7 @@ class JsonList:
 
 
 def read_parquet(path, options):
-    """A table of columns, read in pieces."""
+    """A Parquet file, read in batches of rows."""
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
@@ -194,15 +194,15 @@ def read_parquet(path, options):
 
 
 def is_saved_dataset(path):
-    """Whether a folder was made by save_to_disk of Hugging Face datasets."""
+    """Whether a folder was written by save_to_disk of Hugging Face datasets."""
     return any((Path(path) / name).exists() for name in ("dataset_dict.json", "dataset_info.json", "state.json"))
 
 
 def read_dataset(path, options):
-    """A Hugging Face dataset: made by save_to_disk, or what load_dataset takes (a hub name, NAME:CONFIG, a folder).
+    """A Hugging Face dataset: written by save_to_disk, or what load_dataset takes (a hub name, NAME:CONFIG, a folder).
 
-    The names of ClassLabel features, also in lists, stand for their numbers. With --max_rows, or where there is no room
-    for it, its rows are streamed: nothing is kept on the disk.
+    Numbers of ClassLabel features, also in lists, are replaced by their names. With --max_rows, or if the disk is too
+    full, rows are streamed and nothing is stored on the disk.
     """
     import datasets
 
@@ -215,7 +215,7 @@ def read_dataset(path, options):
             streaming = bool(most) or not fits(name, config or None)
             loaded = datasets.load_dataset(name, config or None, streaming=streaming)
     except Exception as error:  # a foreign folder or hub can make datasets raise anything
-        raise UserError(f"{path}: no dataset loads from it ({first_line(error)})") from None
+        raise UserError(f"{path}: cannot be loaded as a dataset ({first_line(error)})") from None
     for split, rows in (loaded if isinstance(loaded, dict) else {None: loaded}).items():
         objects = dataset_objects(path, split, rows)
         yield from first_rows(objects_to_examples(path, objects, options), most, f"{path}, {split or 'rows'}")
@@ -232,23 +232,23 @@ def fits(name, config):
         folder = folder.parent
     if room := size <= 0.9 * shutil.disk_usage(folder).free:
         return room
-    print(f"{name}: {size:,} bytes, more than {folder} has room for; its rows are streamed from the hub")
+    print(f"{name}: {size:,} bytes, too many for the free space of {folder}; its rows are streamed from the hub")
     return False
 
 
 def first_rows(examples, most, name):
-    """The first `most` examples, all if it is 0; told if there are more."""
+    """The first `most` examples, or all if it is 0; prints a message if there are more."""
     if most:
         examples = iter(examples)
         yield from islice(examples, most)
         if next(examples, None) is not None:
-            print(f"{name}: the first {most:,} rows are read, the rest is left out (--max_rows)")
+            print(f"{name}: only the first {most:,} rows are read (--max_rows)")
     else:
         yield from examples
 
 
 def dataset_objects(path, split, rows):
-    """(where, dict) of the rows of a dataset; a streamed one may not know its features."""
+    """(where, dict) for each row of a dataset; a streamed one may have no features."""
     features = rows.features or {}
     try:
         for number, row in enumerate(rows, 1):
@@ -261,7 +261,7 @@ def dataset_objects(path, split, rows):
 
 
 def class_names(value, feature):
-    """The name or names that the numbers of a ClassLabel stand for; other values as they are."""
+    """The name or names of ClassLabel numbers; other values are returned unchanged."""
     from datasets import ClassLabel, List
 
     if isinstance(feature, ClassLabel):
@@ -272,9 +272,9 @@ def class_names(value, feature):
 
 
 def objects_to_examples(path, objects, options, known=()):
-    """(where, dict or None for an empty row) -> examples. A label may be missing or null where there are several.
+    """(where, dict or None for an empty row) -> examples. A label may be missing or null if there are several.
 
-    The first rows, at most a thousand, say which keys there are. known: those that are labels for certain.
+    The first rows, at most 1,000, decide which keys exist. known: keys that are certain to be labels.
     """
     objects = iter(objects)
     head = first_of(objects, 1000)
@@ -294,21 +294,21 @@ def objects_to_examples(path, objects, options, known=()):
         if values is None and labels:
             continue
         if values is None:
-            values = {key: "" for key in (text, pair) if key}  # a text to predict on keeps its row
+            values = {key: "" for key in (text, pair) if key}  # for prediction, an empty row keeps its position
         if not isinstance(values, dict):
             raise UserError(f"{where}: not a JSON object")
         if not later.isdisjoint(values):
             late = sorted(later & values.keys())
             unseen = f"has the key {late[0]!r}, which none of the first {len(head)} rows has"
-            raise UserError(f"{where}: {unseen}; say with --label_column what to use")
+            raise UserError(f"{where}: {unseen}; name the labels with --label_column")
         if absent := [key for key in required if key not in values]:
-            advice = "; --drop_unlabelled leaves such rows out" if absent == alone else ""
+            advice = "; --drop_unlabelled drops such rows" if absent == alone else ""
             raise UserError(f"{where}: no key {absent[0]!r}, which other rows have{advice}")
         yield object_to_example(where, values, columns, group)
 
 
 def keys_of(objects):
-    """The keys of some (where, object), in order; UserError for what is no object."""
+    """The keys of some (where, object), in order. Raises UserError for values that are not objects."""
     for where, values in objects:
         if not isinstance(values, dict | None):
             raise UserError(f"{where}: not a JSON object")
@@ -321,7 +321,7 @@ def keys_of(objects):
 
 
 def object_to_example(where, values, columns, group):
-    """One object -> one example: its parts under the names that they have everywhere."""
+    """Converts one object to an example, with the standard keys."""
     text, pair, labels, extras, kept = columns
     example = {"_where": where}
     for key in ("id", "split"):
@@ -340,7 +340,7 @@ def object_to_example(where, values, columns, group):
 
 
 def as_json(value, where):
-    """A value of a table as JSON has it: decimals are numbers, dates their ISO form."""
+    """A table value converted for JSON: decimals become numbers, dates ISO strings."""
     if isinstance(value, list):
         return [as_json(item, where) for item in value]
     if isinstance(value, dict):
@@ -350,9 +350,9 @@ def as_json(value, where):
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, str) and len(value) > MOST_CHARACTERS:
-        raise UserError(f"{where}: longer than {MOST_CHARACTERS:,} characters, the most that a row may have; cut it")
+        raise UserError(f"{where}: longer than {MOST_CHARACTERS:,} characters, the limit of a row; shorten it")
     if isinstance(value, bytes):
-        raise UserError(f"{where}: a column holds bytes, not text; decode it first")
+        raise UserError(f"{where}: a column contains bytes, not text; decode it first")
     return value
 
 
@@ -370,15 +370,15 @@ def annotations_of(item):
 
 
 def read_label_studio(path, items, options):
-    """Tasks of Label Studio: choices become a class, or a set if a text has several; labels become spans; ratings and
-    numbers become numbers. Of several annotations the first one that was not cancelled counts.
+    """Tasks of Label Studio: choices become a class, or a set if some text has several; labels become spans; ratings
+    and numbers become numbers. If a text has several annotations, the first that was not cancelled is used.
 
-    items: a function that gives (where, task) from the beginning; it is called twice, to know the kinds first.
+    items: a function that yields (where, task) from the beginning; it is called twice, first to find the kinds.
     """
     kinds, several, unread = {}, 0, Counter()
     for where, item in items():
         if not is_label_studio(item):
-            raise UserError(f"{where}: has no `data` and `annotations`, as tasks of Label Studio have")
+            raise UserError(f"{where}: lacks `data` or `annotations`, so it is not a task of Label Studio")
         several += sum(not one.get("was_cancelled") for one in annotations_of(item)) > 1
         for name, kind, values in results_of(item, where):
             if kind == "choices" and (len(values) > 1 or kinds.get(name) == "several choices"):
@@ -388,22 +388,22 @@ def read_label_studio(path, items, options):
             else:
                 unread[kind] += 1
     if several:
-        print(f"{path}: {several} texts have several annotations; the first that was not cancelled is taken")
+        print(f"{path}: {several} texts have several annotations; the first that was not cancelled is used")
     if unread:
-        print(f"{path}: not read: {', '.join(f'{kind} ({number})' for kind, number in unread.items())}")
+        print(f"{path}: ignored: {', '.join(f'{kind} ({number})' for kind, number in unread.items())}")
     objects = ((where, task_to_object(item, kinds, where, options)) for where, item in items())
     return objects_to_examples(path, objects, options, known=tuple(map(task_name, kinds)))
 
 
 def task_name(name):
-    """A control's name in Label Studio as the name of a task here."""
+    """The task name for a control of Label Studio."""
     name = "".join("_" if sign in ".,=" else sign for sign in name)
     return f"{name}_label" if name in ("id", "split", "tokens", *TEXT_NAMES, *PAIR_NAMES) else name
 
 
 def results_of(item, where):
-    """[(control, "choices" | "spans" | "number" | another type, values)] of the annotation that counts; None if a text
-    has none."""
+    """[(control, "choices" | "spans" | "number" | another type, values)] of the annotation that is used; empty if there
+    is none."""
     annotation = next((one for one in annotations_of(item) if not one.get("was_cancelled")), None)
     found = []
     for result in (annotation or {}).get("result") or []:
@@ -421,18 +421,18 @@ def results_of(item, where):
             else:
                 found.append((name, kind, []))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            wrong = f"a result of Label Studio is not as expected ({type(error).__name__}: {first_line(error)})"
+            wrong = f"unexpected form of a Label Studio result ({type(error).__name__}: {first_line(error)})"
             raise UserError(f"{where}: {wrong}") from None
     return found
 
 
 def task_to_object(item, kinds, where, options):
-    """A task of Label Studio as one object: its data, and a label for each control."""
+    """Converts a task of Label Studio to one object: its data, and a label for each control."""
     data = dict(item["data"])
     texts = [key for key in (options.text_column, *TEXT_NAMES) if isinstance(data.get(key), str)]
     texts = texts or [key for key, value in data.items() if isinstance(value, str)]
     if len(texts) == 1 and texts[0] not in (options.text_column, *TEXT_NAMES):
-        data["text"] = data.pop(texts[0])  # the only text there is, whatever its name
+        data["text"] = data.pop(texts[0])  # the only text, under any name
         texts = ["text"]
     labelled = any(not one.get("was_cancelled") for one in annotations_of(item))
     labels = {name: [] if kind == "spans" and labelled else None for name, kind in kinds.items()}
@@ -449,8 +449,8 @@ def task_to_object(item, kinds, where, options):
 
 
 def span_in_text(text, start, end, surface, label):
-    """A span of Label Studio. Browsers count an emoji as two characters: where that is what the offsets mean, which the
-    surface shows, they are counted anew."""
+    """A span of Label Studio. Browsers count an emoji as two characters (UTF-16 units); if the surface shows that the
+    offsets are counted so, they are converted."""
     counted = type(start) is int and type(end) is int and surface
     if counted and (text[start:end] != surface or end > len(text)):
         raw = text.encode("utf-16-le", "surrogatepass")

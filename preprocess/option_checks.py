@@ -1,4 +1,4 @@
-"""Which values options of data_process.py may have, and which exclude each other."""
+"""Checks of the options of data_process.py: allowed values and combinations."""
 
 from engine.errors import UserError
 from engine.run.command_line import check_values
@@ -6,7 +6,7 @@ from preprocess.labels import KINDS
 
 
 def check_options(config):
-    """UserError for options of data_process.py that cannot be, or not together."""
+    """Raises UserError for invalid options of data_process.py, or combinations that exclude each other."""
     if not config.input or not (config.output_dir or config.check):
         raise UserError("both --input FILE_OR_FOLDER and --output_dir dataset/NAME are needed")
     check_values(config)
@@ -16,10 +16,10 @@ def check_options(config):
     if not config.label_separator:
         raise UserError("--label_separator must not be empty")
     if set(config.delimiter) & {'"', "\n", "\r"}:
-        raise UserError(f"--delimiter={config.delimiter!r} cannot part cells: it is part of them, or ends a row")
+        raise UserError(f"--delimiter={config.delimiter!r} cannot be a delimiter: it quotes cells or ends a row")
     if not (config.dev_ratio > 0 and config.test_ratio >= 0 and config.dev_ratio + config.test_ratio < 1):
         raise UserError(
-            f"--dev_ratio={config.dev_ratio} and --test_ratio={config.test_ratio} must leave something to train on"
+            f"--dev_ratio={config.dev_ratio} and --test_ratio={config.test_ratio} must leave examples to train on"
         )
 
 

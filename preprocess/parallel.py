@@ -1,4 +1,4 @@
-"""A function over many blocks of rows on all cores, with the results in the order of the blocks."""
+"""Runs a function over many blocks of rows on all cores, and returns results in the order of the blocks."""
 
 import gc
 import multiprocessing
@@ -13,23 +13,23 @@ from itertools import chain, islice
 
 from engine.errors import UserError
 
-MOST_PROCESSES = 8  # more would wait for the one that reads and writes
-FEW_BLOCKS = 4  # what is no more than this is done sooner than processes start
-_task = None  # what the processes do: they are forked, so that it is not copied, be it ever so large
+MOST_PROCESSES = 8  # more would wait for the process that reads and writes
+FEW_BLOCKS = 4  # up to this many blocks, starting processes takes longer than the work
+_task = None  # the function that the processes run: inherited by fork, so it is not copied, whatever its size
 
 
 def num_processes():
-    """Processes that work on the blocks; 1: this one alone. Only Linux forks safely."""
+    """The number of worker processes; 1: run in this process. Only Linux forks safely."""
     if not sys.platform.startswith("linux") or multiprocessing.current_process().daemon:
         return 1
     return min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
 
 
 def in_order(task, blocks):
-    """task(block) of each block, in order, while `blocks` is read no further ahead than needed.
+    """Yields task(block) for each block, in order; reads `blocks` no further ahead than needed.
 
-    The blocks and the results are pickled, the task is not. What a task raises is raised here, of several blocks by the
-    first. The processes end with this one, however it ends.
+    Blocks and results are pickled, the task is not. An exception in a task is raised here, the first block's first.
+    The processes end with this one, however it ends.
     """
     global _task
     blocks, processes = iter(blocks), num_processes()
@@ -40,7 +40,7 @@ def in_order(task, blocks):
     _task = task
     alive, lifeline = os.pipe()
     context = multiprocessing.get_context("fork")
-    gc.freeze()  # what is shared with the processes is not touched, so that it stays shared
+    gc.freeze()  # the collector does not write to memory shared with the processes, so it is not copied
     pool = ProcessPoolExecutor(processes, context, initializer=live_with, initargs=(alive, lifeline))
     waiting = deque()
     try:
@@ -51,7 +51,7 @@ def in_order(task, blocks):
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
-        raise UserError("a process that worked on the rows was killed; was there too little memory?") from None
+        raise UserError("a worker process was killed, perhaps because memory ran out") from None
     finally:
         pool.shutdown(cancel_futures=True)
         os.close(alive)
@@ -65,9 +65,9 @@ def do(block):
 
 
 def live_with(alive, lifeline):
-    """Ends this process as soon as the other end of the pipe is closed, as it is when the parent is gone."""
-    gc.set_threshold(200_000, 20, 100)  # blocks of rows are many objects, but no circles of them
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
+    """Ends this process as soon as the other end of the pipe is closed, which happens when the parent ends."""
+    gc.set_threshold(200_000, 20, 100)  # blocks of rows are many objects, but without reference cycles
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     os.close(lifeline)
     threading.Thread(target=end_with, args=(alive,), daemon=True).start()
 

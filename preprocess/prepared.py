@@ -1,4 +1,4 @@
-"""The input between its files and the processed folder: on the disk, its labels decided, its rows split into parts."""
+"""The input, read and stored on the disk, with task kinds determined and rows split into parts."""
 
 import tempfile
 from contextlib import ExitStack
@@ -20,10 +20,10 @@ from preprocess.spool import BLOCK, BLOCK_BYTES, GROUP, Rows, Spool, blocks_of
 
 
 class Prepared:
-    """What `data_process.py` writes, still without its labels.json.
+    """The data that `data_process.py` writes, without its labels.json. A context manager.
 
-    parts: {part: Rows}; kinds: {task: kind}; tasks: labels.json if it is there already, else None; notes: on what was
-    changed on the way. To be used in a `with`.
+    parts: {part: Rows}; kinds: {task: kind}; tasks: labels.json if the input has one, otherwise None; notes: on what
+    was changed.
     """
 
     def __init__(self, config):
@@ -58,22 +58,22 @@ class Prepared:
         self.set_parts(split_rows(given, len(spool) - len(self.form.dropped), self.strata, config))
 
     def set_parts(self, rows):
-        """Makes Rows of the arrays of each part, which are kept only if folds will be made of them."""
+        """Makes Rows from the row numbers of each part, which are kept only if folds are needed."""
         self.parts = {part: self.of_rows(numbers) for part, numbers in rows.items()}
         self.rows, self.strata = (rows, self.strata) if self.config.n_splits else (None, None)
 
     def of_rows(self, rows):
-        """The examples of these rows; rows that are left out are not counted."""
+        """The Rows with these numbers, which do not count dropped rows."""
         dropped = getattr(self.form, "dropped", ())
         if len(dropped):
             rows = np.delete(np.arange(len(self.spool), dtype=np.uint32), dropped)[rows]
         return Rows(self.spool, self.form, Column(np.uint32, self.spool.folder, rows))
 
     def read_processed(self, folder):
-        """Takes a processed folder, to be examined again."""
+        """Reads a processed folder, to check it again."""
         if self.config.group_column:
-            advice = "give --group_column with the raw data"
-            raise UserError(f"{folder}: a processed folder does not keep groups; {advice}")
+            advice = "use --group_column with the raw data"
+            raise UserError(f"{folder}: a processed folder does not store groups; {advice}")
         self.tasks, ends = load_labels(folder), {}
         for part in PARTS:
             if (path := folder / f"{part}.jsonl").exists():
@@ -81,7 +81,7 @@ class Prepared:
                     self.spool.append({"_where": where, **example})
                 ends[part] = len(self.spool)
         if not ends.get("train"):
-            raise UserError(f"{folder}: has labels.json, but no train.jsonl, or an empty one")
+            raise UserError(f"{folder}: has labels.json, but train.jsonl is missing or empty")
         self.spool.finish()
         self.kinds, self.form = {name: kind_of(task) for name, task in self.tasks.items()}, as_it_is
         self.strata, self.presence = Strata(self.kinds), {}
@@ -95,7 +95,7 @@ class Prepared:
                 task.update(collect_labels(self.parts, {name: self.kinds[name]})[name])
 
     def note_strata(self):
-        """Notes what folds of a processed folder are stratified by."""
+        """Records what the folds of a processed folder are stratified by."""
         presence = {name: [] for name in self.kinds}
         for piece in self.spool.pieces():
             examples = list(piece)
@@ -105,7 +105,7 @@ class Prepared:
         self.presence = {name: np.array(there) for name, there in presence.items()}
 
     def folds(self):
-        """[(train, dev) Rows of each fold] of train and dev together, which come first: (Rows, folds)."""
+        """(Rows of train and dev together, [(train, dev) Rows of each fold])."""
         config = self.config
         pool = np.concatenate([self.rows["train"], self.rows.get("dev", self.rows["train"][:0])])
         folds = split_folds(pool, self.strata, config)
@@ -114,17 +114,17 @@ class Prepared:
                 for name, there in self.presence.items():
                     if not there[rows].any():
                         empty = f"{part} of fold {number} would have no label of {name!r}"
-                        raise UserError(f"--n_splits {config.n_splits}: {empty}; take fewer folds")
+                        raise UserError(f"--n_splits {config.n_splits}: {empty}; use fewer folds")
         return self.of_rows(pool), [tuple(map(self.of_rows, fold)) for fold in folds]
 
 
 def as_it_is(numbers, examples):
-    """The form of examples that are in form already."""
+    """A Form that changes nothing, for processed examples."""
     return examples
 
 
 def filled(spool, examples):
-    """Fills a spool, and yields its pieces as soon as they are there."""
+    """Fills a spool, and yields each piece as soon as it is written."""
     start = size = 0
     for example in tqdm(examples, desc="reading", unit=" rows", leave=False, delay=2):
         spool.append(example)
@@ -138,7 +138,7 @@ def filled(spool, examples):
 
 
 def room_for(output_dir):
-    """A folder for temporary files: that in which the output will lie, or None, the system's, if there is none."""
+    """A folder for temporary files: the closest existing parent of output_dir, or None for the system's default."""
     if not output_dir:
         return None
     folder = next(parent for parent in Path(output_dir).absolute().parents if parent.is_dir())
@@ -150,7 +150,7 @@ def room_for(output_dir):
 
 
 class Lines:
-    """(part, lines) of a block of rows, as the processed folder has them."""
+    """(part, lines) of a block of rows, in the format of the processed folder."""
 
     def __init__(self, parts):
         self.parts = parts
@@ -161,7 +161,7 @@ class Lines:
 
 
 def write_parts(folder, parts):
-    """Writes the rows of each part to its file, and nothing else."""
+    """Writes the rows of each part to its file in a new folder."""
     folder.mkdir()
     with ExitStack() as stack:
         files = {part: stack.enter_context(open(folder / f"{part}.jsonl", "wb")) for part in parts}

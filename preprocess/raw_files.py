@@ -1,4 +1,4 @@
-"""Raw files as rows of text: packed or not, in what encoding, never more of one row than memory has room for."""
+"""Reads raw files as rows of text: decompression, encoding, and a limit on the length of a row."""
 
 import codecs
 import gzip
@@ -15,11 +15,11 @@ from engine.errors import UserError
 from engine.run.command_line import first_line
 
 MOST_CHARACTERS = 16 * 2**20  # of one row: a file without line ends must not fill the memory
-MOST_OF_HEAD = 128 * 2**20  # bytes, about, of the first rows that are held to judge the columns by
-LOOKED_AT = 64 * 2**20  # bytes of a file by which its encoding is told
+MOST_OF_HEAD = 128 * 2**20  # approximate bytes of the first rows, which are kept to identify columns
+LOOKED_AT = 64 * 2**20  # bytes of a file that are read to detect its encoding
 UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 CHINESE = regex.compile(r"[\p{Han}\u3000-\u303f\uff00-\uffef\u2014\u2018-\u201d\u2026\u00b7]")
-# A few percent of any Chinese text are these; of Korean or Greek bytes read as GB18030 they are not.
+# These make up a few percent of any Chinese text, but not of Korean or Greek bytes decoded as GB18030.
 COMMON = set(
     "的一是不了在有人我他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可她里后小么心多天而能好都"
     "然没日于起还发成事只作当想看文无开手十用主行方又如前所本见经头面公同三已老从动两长"
@@ -27,7 +27,7 @@ COMMON = set(
 
 
 class Unpacked(gzip.GzipFile):
-    """A .gz file whose damage is the user's to know of."""
+    """A .gz file that raises UserError if it is damaged."""
 
     def read(self, size=-1):
         return self.checked(super().read, size)
@@ -39,36 +39,36 @@ class Unpacked(gzip.GzipFile):
         try:
             return read(size)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f"{self.name}: not a whole .gz file ({first_line(error)})") from None
+            raise UserError(f"{self.name}: damaged or not a .gz file ({first_line(error)})") from None
 
 
 def open_bytes(path):
-    """The file's bytes, unpacked if its name ends in .gz."""
+    """Opens a file as bytes, decompressed if its name ends in .gz."""
     return Unpacked(path, "rb") if Path(path).suffix.lower() == ".gz" else open(path, "rb")
 
 
 def open_text(path, encoding="auto", newline="\n", tell=True):
-    """The file, decoded as it is read and without a byte order mark; only `newline` ends a row. tell: whether a guess
-    of the encoding is printed."""
+    """Opens a file as text, without a byte order mark; only `newline` ends a row. tell: whether to print a guessed
+    encoding."""
     if encoding == "auto":
         encoding = encoding_of(path, tell)
     try:
         return io.TextIOWrapper(open_bytes(path), encoding=encoding, newline=newline)
     except LookupError:
-        unknown = f"--encoding {encoding} is not known to Python"
+        unknown = f"--encoding {encoding} is not supported by Python"
         raise UserError(f"{unknown}; try utf-8, gb18030, utf-16 or latin-1") from None
 
 
 def encoding_of(path, tell):
-    """The encoding of a file, by its bytes."""
+    """The encoding of a file, detected from its bytes."""
     state = os.stat(path)
     return find_encoding(str(path), state.st_size, state.st_mtime_ns, tell)
 
 
-@lru_cache(maxsize=4096)  # a file is opened more than once, and its guess is told once
+@lru_cache(maxsize=4096)  # a file is opened more than once, but its guessed encoding is printed once
 def find_encoding(path, size, changed, tell):
-    """UTF-16 by its mark, else UTF-8; GB18030 if the bytes are not UTF-8, but are Chinese text in it. size, changed: of
-    the file, so that another one of its name is looked at anew."""
+    """UTF-16 if there is a byte order mark, otherwise UTF-8; GB18030 if the bytes are not UTF-8 but Chinese text in
+    GB18030. size, changed: of the file, so that a changed file is not served from the cache."""
     with open_bytes(path) as file:
         if file.read(2) in UTF16_MARKS:
             return "utf-16"
@@ -77,7 +77,7 @@ def find_encoding(path, size, changed, tell):
     with open_bytes(path) as file:
         sample = file.read(2**20).decode("gb18030", "ignore")
     if not looks_chinese(sample) or not decodes(path, "gb18030"):
-        return "utf-8-sig"  # its reader says in which row it is not
+        return "utf-8-sig"  # the reader reports the row that is not UTF-8
     if tell:
         shown = "".join(CHINESE.findall(sample))[:12]
         print(f"{path}: not UTF-8; read as GB18030, in which it begins with {shown!r} (--encoding overrides)")
@@ -85,7 +85,7 @@ def find_encoding(path, size, changed, tell):
 
 
 def decodes(path, encoding):
-    """Whether the beginning of a file is text in an encoding."""
+    """Whether the beginning of a file is valid in an encoding."""
     decoder = codecs.getincrementaldecoder(encoding)()
     with open_bytes(path) as file:
         for _ in range(LOOKED_AT // 2**20):
@@ -100,7 +100,7 @@ def decodes(path, encoding):
 
 
 def looks_chinese(text):
-    """Whether a text that was decoded as GB18030 reads like Chinese: no other encoding's text is likely to."""
+    """Whether text decoded as GB18030 looks like Chinese, which text in another encoding is unlikely to do."""
     foreign = [letter for letter in text if not letter.isascii()]
     chinese = [letter for letter in foreign if CHINESE.match(letter)]
     han = "".join(letter for letter in chinese if regex.match(r"\p{Han}", letter))
@@ -112,7 +112,7 @@ def looks_chinese(text):
 
 
 def undecodable(path, file):
-    """The UserError for a file that does not decode, naming the row."""
+    """The UserError for a file that cannot be decoded; it names the row."""
     decoder, row = codecs.getincrementaldecoder(file.encoding)(), 1
     with open_bytes(path) as raw, suppress(UnicodeError):
         while piece := raw.readline(2**20):
@@ -123,17 +123,17 @@ def undecodable(path, file):
 
 
 def lines_of(path, file):
-    """The lines of an open text, with their ends, one after another."""
+    """The lines of an open text file, with line ends, one at a time."""
     most = MOST_CHARACTERS
     for number, line in enumerate(iter(partial(file.readline, most + 1), ""), 1):
         if len(line) > most:
-            reason = f"longer than {most:,} characters, the most that a row may have"
-            raise UserError(f"{path}, row {number}: {reason}; cut it, or end each row with a line feed")
+            reason = f"longer than {most:,} characters, the limit of a row"
+            raise UserError(f"{path}, row {number}: {reason}; shorten it, or end each row with a line feed")
         yield line
 
 
 def read_rows(path, encoding="auto"):
-    """(row number from 1, row), one after another. Only a line feed ends a row: U+2028 and U+0085 stay in texts."""
+    """Yields (row number from 1, row). Only a line feed ends a row: U+2028 and U+0085 stay in texts."""
     with open_text(path, encoding) as file:
         try:
             for number, row in enumerate(lines_of(path, file), 1):
@@ -143,19 +143,19 @@ def read_rows(path, encoding="auto"):
 
 
 def read_whole(path, encoding="auto"):
-    """The text of a small file, one of many in a folder, with its line ends as they are."""
+    """(text, encoding) of a small file, one of many in a folder; its line ends are kept."""
     with open_text(path, encoding, newline="", tell=False) as file:
         try:
             text = file.read(MOST_CHARACTERS + 1)
         except UnicodeError:
             raise undecodable(path, file) from None
         if len(text) > MOST_CHARACTERS:
-            raise UserError(f"{path}: longer than {MOST_CHARACTERS:,} characters, the most that a text may have")
+            raise UserError(f"{path}: longer than {MOST_CHARACTERS:,} characters, the limit of a text")
         return text, file.encoding
 
 
 def first_of(rows, most):
-    """The first rows of an iterator of (where, list or dict): at most `most`, fewer where they are large."""
+    """The first rows of an iterator of (where, list or dict): at most `most`, fewer if they are large."""
     head, size = [], 0
     for where, row in rows:
         head.append((where, row))
@@ -167,6 +167,6 @@ def first_of(rows, most):
 
 
 def some(names, most=12):
-    """The first names of many, for a message of one line."""
+    """The first of many names, for a message on one line."""
     names = [str(name) if str(name).isprintable() else repr(name) for name in names]
     return ", ".join(names[:most]) + (f", … ({len(names) - most:,} more)" if len(names) > most else "")

@@ -1,9 +1,9 @@
-"""Readers: raw files of one format each -> examples, one after another. data_process.py calls them.
+"""Readers of raw files, one per format, called by data_process.py.
 
-A reader is a generator `read_<format>(path, options)` of dicts: `text` or `tokens`, the labels, maybe `text_pair`, `id`
-and `split`, and "_where", which says where the example came from, for messages. The larger ones are in tables.py,
+A reader is a generator `read_<format>(path, options)` of dicts: `text` or `tokens`, the labels, optionally `text_pair`,
+`id` and `split`, and "_where", the source of the example, for messages. The larger readers are in tables.py,
 objects.py, tagged.py and folders.py.
-Edit here when your data has a format of its own: one reader, one line in READERS.
+Edit here to add your own format: one reader, one line in READERS.
 """
 
 import re
@@ -22,13 +22,13 @@ USUAL_LABELS = [*LABEL_NAMES, *NUMBER_NAMES, *OTHER_LABEL_NAMES]
 
 
 def read_txt(path, options):
-    """A text a row, nothing else."""
+    """One text per row, without labels."""
     for number, row in read_rows(path, options.encoding):
         yield {"_where": f"{path}, row {number}", "text": row}
 
 
 def read_fasttext(path, options):
-    """fastText's form: `__label__NAME a text`, the labels in front or behind. Several in one row make sets of them."""
+    """fastText's format: `__label__NAME a text`, labels before or after the text; several labels in a row: a set."""
     several = any(len(fasttext_labels(row)[1]) > 1 for _, row in read_rows(path, options.encoding))
     for number, row in read_rows(path, options.encoding):
         if row.strip():
@@ -38,7 +38,7 @@ def read_fasttext(path, options):
 
 
 def fasttext_labels(row):
-    """(the text, its labels) of a row of fastText."""
+    """(text, labels) of a fastText row."""
     text, labels = row.strip(), []
     while match := re.match(rf"{FASTTEXT}(\S+?),?(?:\s+|$)", text):
         labels.append(match[1])
@@ -72,13 +72,13 @@ READERS = {
 
 
 def suffix_of(path):
-    """The suffix that tells the format: in lower case, of data.csv.gz that of data.csv."""
+    """The suffix that determines the format, in lower case; .csv for data.csv.gz."""
     path = Path(path)
     return (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
 def find_format(path, labelled=True, encoding="auto"):
-    """The reader's name for a file or folder, by its name and first rows. labelled: whether plain text will not do."""
+    """The reader's name for a file or folder, by its name and first rows. labelled: whether labels are required."""
     if path.is_dir():
         return find_folder_format(path)
     suffix = suffix_of(path)
@@ -91,7 +91,7 @@ def find_format(path, labelled=True, encoding="auto"):
     rows = head_of(path, encoding)
     head = [row for row in rows if row.strip()] or [""]
     tagged = all(re.search(r"[ \t](O|[BIESMLU]-\S+)\s*$", row) or row.startswith(("-DOCSTART-", "# ")) for row in head)
-    if suffix == ".tsv":  # a token and its tag a row, with blank rows between sentences, is no table
+    if suffix == ".tsv":  # one token and tag per row, with blank rows between sentences: not a table
         return "conll" if tagged and any(not row.strip() for row in rows[:-1]) else "tsv"
     if head[0].startswith("{"):
         return "jsonl"
@@ -112,8 +112,8 @@ def find_format(path, labelled=True, encoding="auto"):
     names = [name.strip() for name in re.split("[,;|]", head[0])]
     if "_!_" in head[0] or (alike(TEXT_NAMES, names) and alike(USUAL_LABELS, names)):
         return "csv"
-    parted = "if it is a table, say with --delimiter what parts its cells"
-    raise UserError(f"{path}: cannot tell its format; name it with --format {{{','.join(READERS)}}}; {parted}")
+    parted = "if it is a table, add --delimiter"
+    raise UserError(f"{path}: unknown format; name it with --format {{{','.join(READERS)}}}; {parted}")
 
 
 def find_folder_format(path):
@@ -125,18 +125,18 @@ def find_folder_format(path):
 
 
 def head_of(path, encoding):
-    """The first whole rows of a file."""
+    """The first complete rows of a file."""
     with open_bytes(path) as file:
         raw = file.read(2**16)
     encoding = encoding_of(path, tell=False) if encoding == "auto" else encoding
     try:
         rows = raw.decode(encoding, "ignore").split("\n")
     except LookupError:
-        rows = raw.decode("utf-8", "ignore").split("\n")  # its reader says that there is no such encoding
+        rows = raw.decode("utf-8", "ignore").split("\n")  # the reader reports the unknown encoding
     return rows[:-1] if len(raw) == 2**16 and len(rows) > 1 else rows
 
 
 def are_word_tags(row):
-    """Whether every word of a row has its tag behind it: 我/r 爱/v [北京/ns 大学/n]nt"""
+    """Whether every word of a row is followed by its tag: 我/r 爱/v [北京/ns 大学/n]nt"""
     pieces = [re.sub(r"\](/?[A-Za-z]+)?$", "", piece) for piece in re.findall(r"[^ \t\r\u3000]+", row)]
     return bool(pieces) and all(WORD_TAG.fullmatch(piece) for piece in pieces)

@@ -1,7 +1,7 @@
-"""The processed folder: its rows with their checks, its labels, how it is read and written.
+"""The processed folder: reads, checks and writes its rows and labels.
 
-labels.json is {task: {"type", "labels", "counts", …}}; train.jsonl, dev.jsonl and test.jsonl hold an example a line
-(see data_process.py). This is all that training and prediction know of the data.
+labels.json is {task: {"type", "labels", "counts", …}}; train.jsonl, dev.jsonl and test.jsonl have one example per line
+(see data_process.py). Training and prediction read nothing else of the data.
 """
 
 import json
@@ -25,7 +25,7 @@ TEXT_KEYS = ("text", "tokens", "text_pair")
 
 
 def check_text(example, may_be_empty=False):
-    """UserError unless the example has a text or tokens that can be used."""
+    """Raises UserError unless the example has a usable text or tokens."""
     where, tokens, text = example["_where"], example.get("tokens"), example.get("text")
     if "tokens" in example:
         if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
@@ -39,7 +39,7 @@ def check_text(example, may_be_empty=False):
 
 
 def check_characters(example):
-    """UserError for a lone surrogate: JSON can write one, UTF-8 and the tokenizers cannot."""
+    """Raises UserError for a lone surrogate, which JSON can store, but UTF-8 and tokenizers cannot."""
     for value in example.values():
         if isinstance(value, list) and all(map(labels.is_string, value)):
             value = "".join(value)
@@ -54,14 +54,14 @@ def load_labels(data_path):
     path = Path(data_path) / "labels.json"
     if not path.exists():
         command = f"python data_process.py --input RAW --output_dir {data_path}"
-        raise UserError(f"{data_path}: no labels.json in it; make the folder with: {command}")
+        raise UserError(f"{data_path}: contains no labels.json; make the folder with: {command}")
     for part in PARTS:
         require_file(path.with_name(f"{part}.jsonl"))
     return read_tasks(path)
 
 
 def data_and_model(data_path, model_path):
-    """What, beside the options, a run rests on: {"data": …, "model": …}, the bytes of both; of a model from a hub its
+    """What a run depends on in addition to its options: {"data": …, "model": …}, digests of both; for a hub model its
     name."""
     load_labels(data_path)
     data, model = Path(data_path), Path(model_path)
@@ -72,8 +72,8 @@ def data_and_model(data_path, model_path):
 
 
 def check_row(example, tasks, where, needs_labels=True):
-    """UserError unless a row of a processed file, or one to predict on, has what these tasks need. A label may be
-    missing (null)."""
+    """Raises UserError unless a row of a processed file, or one to predict on, has what these tasks need. A label may
+    be missing (null)."""
     if not isinstance(example, dict) or not ("text" in example or "tokens" in example):
         raise UserError(f"{where}: must be a JSON object with `text` or `tokens`")
     check_text({"_where": where, **example}, may_be_empty=not needs_labels)
@@ -82,14 +82,14 @@ def check_row(example, tasks, where, needs_labels=True):
     for name, task in tasks.items():
         if needs_labels:
             if name not in example:
-                raise UserError(f"{where}: has no label for the task {name!r}; null says that there is none")
+                raise UserError(f"{where}: has no label for the task {name!r}; use null for a missing label")
             labels.check_label({"_where": where, **example}, name, kind_of(task))
         if needs_words(kind_of(task)) and "tokens" not in example:
-            raise UserError(f"{where}: has no `tokens`, which the task {name!r} tags")
+            raise UserError(f"{where}: has no `tokens`, which the task {name!r} needs")
 
 
 def require_known_labels(example: dict, known: dict[str, set], where: str) -> None:
-    """UserError for a label that labels.json lacks, which training would ignore. known: {task: its labels}"""
+    """Raises UserError for a label that labels.json lacks: training would ignore it. known: {task: its labels}"""
     for name, labels_of_task in known.items():
         label = example[name]
         items = label if isinstance(label, list) else [] if label is None else [label]
@@ -103,9 +103,9 @@ def require_known_labels(example: dict, known: dict[str, set], where: str) -> No
 
 
 def read_processed(path, tasks, start=0, stop=None, strict=False):
-    """(where, example) of a processed .jsonl between two byte positions, one at a time, each checked.
+    """Yields (where, example) of a processed .jsonl between two byte positions, each checked.
 
-    strict: also that labels.json has all labels, as it must of a part to train on; dev and test may have others.
+    strict: also check that labels.json has all labels, which is required for training; dev and test may have others.
     """
     known = {name: set(task["labels"]) for name, task in tasks.items() if kind_of(task) != "regression"}
     with open(path, "rb") as file:
@@ -129,7 +129,7 @@ def read_processed(path, tasks, start=0, stop=None, strict=False):
 
 
 def training_texts(path):
-    """The texts of a processed file, one at a time, for a tokenizer to learn from."""
+    """The texts of a processed file, one at a time, to train a tokenizer on."""
     for _, example in read_processed(path, {}):
         yield text_of(example, with_pair=True)
 
@@ -142,18 +142,18 @@ def part_of(data_path, part):
 
 
 def check_same_labels(data_path, tasks):
-    """UserError if a data folder's tasks and labels are not those that a model was trained with."""
+    """Raises UserError if a data folder's tasks and labels differ from those that a model was trained with."""
     here = load_labels(data_path)
     for name in here.keys() | tasks.keys():
         theirs, ours = (set(side.get(name, {}).get("labels", ())) for side in (here, tasks))
         if theirs != ours:
             added, lacking = (shorten(names) or "none" for names in (theirs - ours, ours - theirs))
             only = f"only in the data: {added}; only in the model: {lacking}"
-            raise UserError(f"{data_path}: its labels of {name!r} are not the model's: {only}")
+            raise UserError(f"{data_path}: its labels of {name!r} differ from the model's: {only}")
 
 
 def length_of(example):
-    """Of an example: in tokens, or in characters if it has none."""
+    """The length of an example in tokens, or in characters if it has no tokens."""
     return len(example.get("tokens") or example["text"])
 
 
@@ -166,15 +166,15 @@ def encode(text, where):
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{where}: holds half a character (a lone surrogate, \\ud800 to \\udfff); remove it") from None
+        raise UserError(f"{where}: has half a character (a lone surrogate, \\ud800 to \\udfff); remove it") from None
 
 
 LINE = json.JSONEncoder(ensure_ascii=False).encode
-HIDDEN = ("_where", "split", "group")  # what an example has on its way only
+HIDDEN = ("_where", "split", "group")  # keys that are not written
 
 
 def encode_rows(examples):
-    """The lines of a processed file that hold these examples, as bytes."""
+    """The lines of a processed file for these examples, as bytes."""
     return "".join([LINE({k: e[k] for k in e if k not in HIDDEN}) + "\n" for e in examples]).encode()
 
 
@@ -183,7 +183,7 @@ def write_labels(folder, tasks):
 
 
 def require_own_folder(folder, source):
-    """UserError if the output folder holds, or is, anything but an earlier processed folder."""
+    """Raises UserError if the output folder is not a folder, or contains anything but an earlier processed folder."""
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     parts = {f"{part}.jsonl" for part in PARTS}
     ours = r"(?s)labels\.json|checks\.json|\.cache|fold_\d+|\.template-new|\.(.*\.)?tmp"
@@ -194,21 +194,21 @@ def require_own_folder(folder, source):
         if fold.name not in parts and not re.fullmatch(ours, fold.name):
             strange.add(f"{fold.parent.name}/{fold.name}")
     if strange or (folder.exists() and not folder.is_dir()):
-        found = shorten(strange) or "it is no folder"
-        raise UserError(f"--output_dir {folder}: holds other things ({found}); choose an empty or new folder")
+        found = shorten(strange) or "it is not a folder"
+        raise UserError(f"--output_dir {folder}: holds other files ({found}); choose an empty or new folder")
     if folder.resolve() in (source.resolve(), *source.resolve().parents):
-        raise UserError(f"--output_dir {folder}: is where the input lies; choose another folder")
+        raise UserError(f"--output_dir {folder}: contains the input; choose another folder")
 
 
 def quantiles(counts, shares):
-    """The values below which these shares of all lie. counts: {value: how often}"""
+    """The quantiles of values at these shares. counts: {value: count}"""
     ordered, number = sorted(counts), sum(counts.values())
     up_to = list(accumulate(counts[value] for value in ordered))
     return [ordered[bisect_right(up_to, min(number - 1, int(share * number)))] for share in shares]
 
 
 def summary(parts, tasks, found):
-    """Prints what is in the data: sizes, lengths, labels. found: by `look_labels`"""
+    """Prints an overview of the data: sizes, lengths, labels. found: from `look_labels`"""
     unit = "tokens" if "tokens" in parts["train"][0] else "characters"
     print(f"{'part':<8}{'examples':>9}   length in {unit}: median   95 %   99 %   most")
     for part, rows in parts.items():
@@ -224,7 +224,7 @@ def summary(parts, tasks, found):
         print(f"task {name}: {info['type']}, {len(counts)} labels ({common}{', …' if len(counts) > 3 else ''})")
         if kind_of(info) == "multilabel":
             none = {part: found.counts["none", name][part] for part in parts}
-            print(f"task {name}: rows with none of the labels, learnt as such: {none}")
+            print(f"task {name}: rows with none of the labels, which are kept: {none}")
         missing = {part: found.counts["missing", name][part] for part in parts}
         if any(missing.values()):
-            print(f"task {name}: rows without a label, which this task leaves out: {missing}")
+            print(f"task {name}: rows without a label, which this task ignores: {missing}")

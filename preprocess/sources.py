@@ -1,4 +1,4 @@
-"""Which files the raw data lies in, and which part each of them is."""
+"""Finds the files of the raw data and the part that each of them belongs to, and reads them."""
 
 import re
 from functools import partial
@@ -19,13 +19,13 @@ from preprocess.schema import PARTS, TEXT_KEYS, check_characters, check_row, par
 
 
 def part_of_name(path):
-    """The part that a file's name tells: that of train.csv, atis.dev.txt, test-00000-of-00001.parquet; or None."""
+    """The part named by a file's name (train.csv, atis.dev.txt, test-00000-of-00001.parquet), or None."""
     return next((PART_NAMES[word] for word in re.split(r"[._\-]", path.name.lower()) if word in PART_NAMES), None)
 
 
 def data_files(folder):
-    """The files with data in a folder. One in the form of seq.in, seq.out and label is one source, and so are BRAT's
-    and one with a folder for each class."""
+    """The data files in a folder. A folder of seq.in, seq.out and label is one source, and so are a BRAT folder and
+    one with a subfolder per class."""
     if (folder / "seq.in").exists() or is_brat(folder) or has_classes(folder):
         return [folder]
     return [
@@ -39,7 +39,7 @@ def data_files(folder):
 
 
 def has_classes(folder):
-    """Whether the data are texts in a folder for each class, and not files of the folder itself."""
+    """Whether the data are texts in one subfolder per class, not files in the folder itself."""
     names = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
     tables = any(suffix_of(path) in (*SUFFIXES, *CONLL_SUFFIXES) or part_of_name(path) for path in names)
     parts = any(path.name.lower() in PART_NAMES for path in folder.iterdir() if path.is_dir())
@@ -47,7 +47,7 @@ def has_classes(folder):
 
 
 def find_sources(source):
-    """[(part or None, path)] of the data in a file or folder; their names, such as train.csv, say the part."""
+    """[(part or None, path)] of the data in a file or folder; the part follows from names such as train.csv."""
     if not source.exists():
         raise UserError(f"{source}: no such file or folder (the name of a Hugging Face dataset needs --format hf)")
     if source.is_file() or is_saved_dataset(source):
@@ -55,20 +55,20 @@ def find_sources(source):
     folders = [path for path in sorted(source.iterdir()) if path.is_dir() and path.name.lower() in PART_NAMES]
     sources = [(PART_NAMES[folder.name.lower()], path) for folder in folders for path in data_files(folder)]
     if not folders:
-        whole = is_brat(source) or has_classes(source)  # whose own name says nothing of parts
+        whole = is_brat(source) or has_classes(source)  # the folder's own name does not name a part
         sources = [(None if whole else part_of_name(path), path) for path in data_files(source)]
     if not sources:
-        raise UserError(f"{source}: no data files in it")
+        raise UserError(f"{source}: contains no data files")
     parts = {part for part, _ in sources}
     if None in parts and len(parts) > 1:
         stray = next(path for part, path in sources if part is None)
-        reason = "belongs to none of train, dev (valid), test, as its neighbours do"
+        reason = "its name must contain train, dev (valid) or test, as the other names do"
         raise UserError(f"{stray}: {reason}; rename or remove it")
     return sorted(sources, key=lambda part_and_path: PARTS.index(part_and_path[0] or "train"))
 
 
 def read_examples(config):
-    """All examples of the input, one at a time, each with "_where" and, if the data has parts, "split"."""
+    """Yields all examples of the input, each with "_where" and, if the data has parts, "split"."""
     sources = [(None, config.input)] if config.format == "hf" else find_sources(Path(config.input))
     for part, path in sources:
         empty = True
@@ -76,24 +76,24 @@ def read_examples(config):
             empty = False
             yield example | ({"split": part} if part else {})
         if empty:
-            raise UserError(f"{path}: no examples in it")
+            raise UserError(f"{path}: contains no examples")
 
 
 def examples_of(path, config):
-    """The examples of one file or folder: at most --max_rows, with --drop_unlabelled only those with a label."""
+    """The examples of one file or folder: at most --max_rows; with --drop_unlabelled only those with a label."""
     name = config.format
     if name == "auto":
         as_table = getattr(config, "delimiter", "") and Path(path).is_file() and suffix_of(path) not in SUFFIXES
         name = "csv" if as_table else find_format(Path(path), encoding=config.encoding)
     examples = READERS[name](path, config)
-    if name != "hf":  # which counts the rows of each split by itself
+    if name != "hf":  # this reader counts the rows of each split itself
         examples = first_rows(examples, getattr(config, "max_rows", 0), path)
     return with_labels(examples, path, config) if getattr(config, "drop_unlabelled", False) else examples
 
 
 def with_labels(examples, path, config):
-    """Leaves out examples without any label: empty, null or NaN; an empty cell of several labels is one. Told at the
-    end."""
+    """Drops examples without any label (empty, null or NaN; an empty multilabel cell is a label), and prints how many
+    were dropped."""
     several = {name for name, kind in config.label_types_by_name().items() if KINDS[kind] == "multilabel"}
     dropped, first = 0, None
     for example in examples:
@@ -105,20 +105,20 @@ def with_labels(examples, path, config):
         else:
             dropped, first = dropped + 1, first or example["_where"]
     if dropped:
-        print(f"{path}: {dropped:,} rows without a label are left out (--drop_unlabelled), the first: {first}")
+        print(f"{path}: {dropped:,} rows without a label are dropped (--drop_unlabelled), the first: {first}")
 
 
 def is_no_label(label, may_be_empty):
-    """Whether a label says that there is none."""
+    """Whether a value means that there is no label."""
     if isinstance(label, str):
         return label.strip().lower() in NO_LABEL[may_be_empty:]
-    return label is None or label != label  # NaN alone differs from itself
+    return label is None or label != label  # only NaN differs from itself
 
 
 class Rows:
-    """The examples of a file, as often as they are asked for, one at a time. All are read at once to check them.
+    """The examples of a file, which can be read repeatedly, one at a time. The first pass checks them all.
 
-    read() -> an iterator of examples. labelled: whether they are of a processed folder, with labels.
+    read() -> an iterator of examples. labelled: whether they come from a processed folder, with labels.
     """
 
     def __init__(self, path, read, labelled=False):
@@ -126,7 +126,7 @@ class Rows:
         checked = tqdm(read(), desc=f"checking {self.path.name}", unit=" rows", leave=False, delay=2)
         self.size = sum(1 for _ in checked)
         if not self.size:
-            raise UserError(f"{path}: empty; there are no texts in it")
+            raise UserError(f"{path}: empty; it contains no texts")
         self.sha256 = sha256(path)
 
 
@@ -136,7 +136,7 @@ def texts_of(config):
 
 
 def rows_of_part(data_path, part, tasks, limit=None):
-    """The Rows of a part of a processed folder, or so many of them."""
+    """The Rows of a part of a processed folder, at most `limit` of them."""
     path = part_of(data_path, part)
     return Rows(path, partial(read_part, path, tasks, limit), labelled=True)
 
@@ -146,8 +146,8 @@ def read_part(path, tasks, limit):
 
 
 def read_texts(path, config):
-    """Examples to predict on, one after another, without labels: a text a row (.txt), or the text columns of CSV, TSV
-    or JSONL. (Of a JSON array all of it is in memory.)"""
+    """Yields examples to predict on, without labels: one text per row (.txt), or the text columns of CSV, TSV or JSONL.
+    (A JSON array is read into memory as a whole.)"""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
@@ -169,8 +169,8 @@ def read_texts(path, config):
 
 def read_unlabelled(config, tasks, form):
     """The texts of --unlabelled as examples of these tasks, all labels None. form: which of "tokens" and "text_pair"
-    the examples to train on have; these have them too, or there is a UserError."""
-    from engine.predict.predictions import prepare_inputs  # of which commands that need no torch know nothing
+    the training examples have. Raises UserError if only one side has pairs."""
+    from engine.predict.predictions import prepare_inputs  # here, so that other commands do not import torch
 
     labels = dict.fromkeys(tasks)
     for number, example in enumerate(read_texts(config.unlabelled, config), 1):

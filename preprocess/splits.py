@@ -1,6 +1,6 @@
-"""Which example goes to train, dev or test, or to which fold of a cross-validation: seeded, stratified.
+"""Assigns examples to train, dev and test, or to folds of a cross-validation: seeded, stratified.
 
-Examples are numbers from 0 here, and what is known of them lies in arrays, a few bytes for each.
+Examples are row numbers from 0 here; their strata and groups are arrays of a few bytes per example.
 """
 
 import random
@@ -12,22 +12,22 @@ import numpy as np
 from engine.errors import UserError
 from preprocess.schema import PARTS
 
-STEP = 1 << 18  # rows that are counted at once
+STEP = 1 << 18  # rows per counting step
 
 
 class Strata:
-    """What splits are stratified by: the first classification task; else sets of labels by the rarest of each, else
-    numbers by their decile. And groups that stay together."""
+    """What splits are stratified by: the first classification task; otherwise label sets by their rarest label;
+    otherwise values by decile. Also holds the groups that stay together."""
 
     def __init__(self, kinds):
         order = ("classification", "multilabel", "regression")
         self.name = next((name for kind in order for name in kinds if kinds[name] == kind), None)
         self.kind = kinds.get(self.name)
-        self.known, self.known_groups = {}, {}  # classes or tuples of labels, and groups: their numbers
-        self.values, self.groups = [], []  # arrays, one a block
+        self.known, self.known_groups = {}, {}  # {class or tuple of labels: number}, {group: number}
+        self.values, self.groups = [], []  # one array per block
 
     def add(self, values, groups):
-        """Takes in the labels of the task, and the groups, of the rows that follow."""
+        """Adds the labels of the task, and the groups, of the next rows."""
         if self.kind == "regression":
             self.values.append(np.array([float("nan") if value is None else value for value in values], np.float64))
         elif self.kind:
@@ -37,7 +37,7 @@ class Strata:
             self.groups.append(numbered(groups, self.known_groups))
 
     def of(self, rows):
-        """(N,) the stratum of each of these rows, numbers in the order of their names; None if there are none."""
+        """(N,) the stratum of each of these rows, numbered in the order of names; None if there are none."""
         if self.name is None:
             return None
         self.values = [np.concatenate(self.values)]
@@ -58,18 +58,18 @@ class Strata:
         return ranks(map(str, names))[values]
 
     def groups_of(self, rows):
-        """(N,) the group of each of these rows, numbers in the order of their names."""
+        """(N,) the group of each of these rows, numbered in the order of names."""
         return ranks(self.known_groups)[np.concatenate(self.groups)[rows]]
 
 
 def numbered(names, known):
-    """(N,) the number of each name in `known`, to which new ones are added; of the smallest type that will do."""
+    """(N,) the number of each name in `known`, which is extended by new names; of the smallest sufficient dtype."""
     numbers = [known.setdefault(name, len(known)) for name in names]
     return np.array(numbers, np.min_scalar_type(len(known)))
 
 
 def ranks(names):
-    """(N,) the place of each name among all different ones in order: a split does not depend on who came first."""
+    """(N,) the rank of each name among the sorted distinct names, so that a split does not depend on row order."""
     names = list(names)
     places = {name: place for place, name in enumerate(sorted(set(names)))}
     smallest = np.uint8 if len(places) < 256 else np.uint32
@@ -77,7 +77,7 @@ def ranks(names):
 
 
 def deciles(values):
-    """(N,) of numbers, the last for those that are missing."""
+    """(N,) the decile of each value, 0 to 9; 10 if it is missing."""
     ordered = np.sort(values[~np.isnan(values)])
     return np.where(np.isnan(values), 10, 10 * np.searchsorted(ordered, values) // max(1, len(ordered))).astype(
         np.uint8
@@ -85,7 +85,7 @@ def deciles(values):
 
 
 def count(codes, minimum=0):
-    """np.bincount, which would make eight bytes of each number, in steps."""
+    """np.bincount in steps, because it would convert all numbers to eight bytes at once."""
     result = np.zeros(max(minimum, int(codes.max()) + 1 if len(codes) else 0), np.int64)
     for start in range(0, len(codes), STEP):
         result += np.bincount(codes[start : start + STEP], minlength=len(result))
@@ -93,16 +93,16 @@ def count(codes, minimum=0):
 
 
 def rows_of(given, number):
-    """(N,) where `number` is given."""
+    """(N,) the rows at which `given` equals `number`."""
     starts = range(0, len(given), STEP)
     found = [start + np.flatnonzero(given[start : start + STEP] == number) for start in starts]
     return np.concatenate([rows.astype(np.uint32) for rows in found] or [np.zeros(0, np.uint32)])
 
 
 def split_rows(given, size, strata, config):
-    """{part: (N,) rows}: the given split where there is one, else a seeded one, stratified.
+    """{part: (N,) rows}: the given split if there is one, otherwise a seeded, stratified one.
 
-    given: (rows,) 1, 2, 3 for train, dev, test; empty if no part is given, and then the rows are shuffled
+    given: (rows,) 1, 2, 3 for train, dev, test; empty if no part is given, in which case the rows are shuffled
     """
     parts = {part: rows_of(given, number) for number, part in enumerate(PARTS, 1)}
     if len(given) and not len(parts["train"]):
@@ -112,10 +112,10 @@ def split_rows(given, size, strata, config):
     wanted = {part: ratio for part, ratio in ratios.items() if ratio and not len(parts[part])}
     codes = strata.of(slice(None)) if wanted else None
     if not config.n_splits:
-        strata.values = []  # they take as much memory again
+        strata.values = []  # frees as much memory as `codes` take
     for part, ratio in wanted.items():
         here = codes if codes is None or train is None else codes[train]
-        codes = None if part == "dev" else codes  # which comes last
+        codes = None if part == "dev" else codes  # dev is the last part
         train, parts[part] = set_aside(train, here, size, max(1, round(ratio * size)), part, strata, config)
     parts["train"] = np.arange(size, dtype=np.uint32) if train is None else train
     parts = {part: parts[part] for part in PARTS if len(parts[part])}
@@ -127,7 +127,7 @@ def split_rows(given, size, strata, config):
 
 
 def set_aside(rows, codes, total, size, part, strata, config):
-    """(rows that stay, about `size` rows for a part), by groups if asked, else stratified if possible.
+    """(remaining rows, about `size` rows for a part): by group if requested, otherwise stratified if possible.
 
     rows: (N,), or None for all `total`; codes: (N,) their strata, or None if there are none
     """
@@ -138,22 +138,22 @@ def set_aside(rows, codes, total, size, part, strata, config):
         rows = np.arange(total, dtype=np.uint32) if rows is None else rows
         if len(np.unique(groups := strata.groups_of(rows))) < 2:
             few = f"{config.group_column!r} has too few groups to set aside {part}"
-            raise UserError(f"{config.input}: {few}; give train, dev and test yourself")
+            raise UserError(f"{config.input}: {few}; provide train, dev and test yourself")
         splitter = GroupShuffleSplit(1, test_size=min(0.9, size / len(rows)), random_state=seed)
         kept, taken = next(splitter.split(rows, groups=groups))
         print(f"no {part} part given: {len(taken)} examples set aside by {config.group_column!r}, seed {seed}")
         return rows[kept], rows[taken]
     counts, rare = np.array([number]) if codes is None else count(codes), np.zeros(0, np.uint32)
-    if (counts == 1).any():  # too few to share: these stay
+    if (counts == 1).any():  # classes of one example stay in train
         rows = np.arange(total, dtype=np.uint32) if rows is None else rows
         is_rare = (counts == 1)[np.zeros(number, np.uint8) if codes is None else codes]
         rare, rows, codes = rows[is_rare], rows[~is_rare], codes if codes is None else codes[~is_rare]
     shared = number - len(rare)
     if size >= shared:
-        reason = f"{number} examples are too few to split; give train, dev and test yourself"
+        reason = f"{number} examples are too few to split; provide train, dev and test yourself"
         if number >= 20 and len(rare) > number / 2:
             only = f"most labels of {strata.name!r} occur only once"
-            reason = f"{only}; of numbers --label_type {strata.name}=regression"
+            reason = f"{only}; if they are numbers, add --label_type {strata.name}=regression"
         raise UserError(f"{config.input}: {reason}")
     stratified = codes is not None and min(size, shared - size) >= (counts >= 2).sum()
     kept, taken = draw(shared if rows is None else rows, codes if stratified else None, size, seed)
@@ -163,10 +163,10 @@ def set_aside(rows, codes, total, size, part, strata, config):
 
 
 def draw(rows, codes, size, seed):
-    """(rows that stay, `size` rows that are drawn), those that scikit-learn's train_test_split gives.
+    """(remaining rows, `size` drawn rows), equal to the result of scikit-learn's train_test_split.
 
-    It makes lists of Python's numbers, which would take more memory than all else. rows: (N,), or N for all from 0 on;
-    codes: (N,) strata, or None
+    That function builds lists of Python integers, which would take more memory than everything else here. rows: (N,),
+    or N for rows 0 to N - 1; codes: (N,) strata, or None
     """
     random_state, everything = np.random.RandomState(seed), isinstance(rows, int)
     if codes is None:
@@ -194,7 +194,7 @@ def draw(rows, codes, size, seed):
 
 
 def by_stratum(rows, codes, present, counts):
-    """The rows of each stratum, in order, one array after another. rows: None for all from 0 on"""
+    """Yields the rows of each stratum, in order. rows: None for all rows"""
     if len(present) <= 100:
         for stratum in present:
             yield rows_of(codes, stratum) if rows is None else rows[codes == stratum]
@@ -206,8 +206,8 @@ def by_stratum(rows, codes, present, counts):
 
 
 def shares(counts, size, random_state):
-    """(N,) how many of each stratum make `size` in all: in proportion, what is left to the largest fractions, ties by
-    lot."""
+    """(N,) how many rows of each stratum to draw, `size` in all: in proportion; the remainder goes to the largest
+    fractions, ties are broken at random."""
     exact = counts / counts.sum() * size
     result = np.floor(exact)
     rest = exact - result
@@ -223,7 +223,7 @@ def shares(counts, size, random_state):
 
 
 def split_folds(pool, strata, config):
-    """[(train, dev) rows of each fold] of the rows in `pool`, each of which is in one dev part."""
+    """[(train, dev) rows of each fold]; each row of `pool` is in exactly one dev part."""
     from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
     codes = strata.of(pool)
@@ -233,11 +233,11 @@ def split_folds(pool, strata, config):
     if config.n_splits > most:
         what = "groups" if config.group_column else "examples"
         raise UserError(f"--n_splits {config.n_splits} is more than the {most} {what}")
-    # Classes with fewer examples than folds go where there is room
+    # Classes with fewer examples than folds are pooled into one stratum
     codes = np.where(count(codes)[codes] >= config.n_splits, codes, -1)
     stratified, plain = (StratifiedGroupKFold, GroupKFold) if config.group_column else (StratifiedKFold, KFold)
     splitter = stratified if len(np.unique(codes)) > 1 else plain
     folds = splitter(config.n_splits, shuffle=True, random_state=config.random_seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes smaller than the folds: see above
+        warnings.simplefilter("ignore")  # about classes with fewer examples than folds, see above
         return [(pool[train], pool[dev]) for train, dev in folds.split(pool, codes, groups)]

@@ -1,7 +1,7 @@
-"""Examples on the disk while they are examined and split: memory does not grow with them.
+"""Stores examples on the disk while they are checked and split, so that memory does not grow with their number.
 
-They lie in a file without a name, so that nothing stays behind however a run ends, in groups of a few rows. The places
-of the groups are kept: any row is found with one read. Python's own `marshal` writes them: three times as fast as JSON.
+They are in an unnamed temporary file, so nothing remains however a run ends, in groups of a few rows. The offset of
+each group is kept, so any row takes one read. The format is Python's `marshal`, three times as fast as JSON.
 """
 
 import json
@@ -16,8 +16,8 @@ import numpy as np
 from engine.errors import UserError
 from preprocess.facts import Column, read_all
 
-GROUP = 4  # rows that are read at once
-BLOCK = 4000  # rows, a multiple of GROUP, that a process works on at once, if they are no more than so many bytes:
+GROUP = 4  # rows per read
+BLOCK = 4000  # rows that a process works on at once, a multiple of GROUP; fewer if they exceed BLOCK_BYTES
 BLOCK_BYTES = 1 << 21
 
 
@@ -25,7 +25,7 @@ PLAIN = {str, int, float, bool, type(None)}
 
 
 def is_plain(value):
-    """Whether a value is what JSON has. marshal would take numpy's numbers for bytes."""
+    """Whether a value has only JSON types. marshal would write numpy scalars as bytes."""
     kind = type(value)
     if kind is list:
         return PLAIN.issuperset(map(type, value)) or all(map(is_plain, value))
@@ -33,15 +33,15 @@ def is_plain(value):
 
 
 class Spool:
-    """Examples, written one after another and then read in any order. Example number i has "_where" again."""
+    """Examples that are appended in order and then read in any order; reading restores "_where"."""
 
     def __init__(self, folder=None):
         self.file, self.folder = tempfile.TemporaryFile(dir=folder), folder  # noqa: SIM115
-        self.places, self.latest = Column(np.uint64, folder), array("Q", [0])  # of the groups; not on the disk yet
-        self.shapes = {}  # tuples of keys: their numbers, which stand for them
-        self.runs, self.heads = array("Q"), []  # from which row on which words stand before the number in "_where"
+        self.places, self.latest = Column(np.uint64, folder), array("Q", [0])  # group offsets; the latest
+        self.shapes = {}  # {tuple of keys: its number}
+        self.runs, self.heads = array("Q"), []  # first row of each run, and the text before the number in "_where"
         self.group, self.num_rows, self.num_ids, self.size = [], 0, 0, 0
-        self.number = None  # of the row in its file that was written last
+        self.number = None  # row number, in its file, of the last row written
 
     def __len__(self):
         return self.num_rows
@@ -55,7 +55,7 @@ class Spool:
             if not all(map(is_plain, example.values())):
                 example = json.loads(json.dumps(example))
         except (TypeError, ValueError, RecursionError) as error:
-            raise UserError(f"{where}: a value that JSON cannot hold ({error})") from None
+            raise UserError(f"{where}: a value that JSON cannot store ({error})") from None
         head, blank, number = where.rpartition(" ")
         place, before, self.number = where, self.number, None
         if blank and number.isdecimal() and number.isascii() and number[0] != "0":
@@ -68,7 +68,7 @@ class Spool:
         if shape:
             place = [place, shape]
         elif self.group and before is not None and self.number == before + 1:
-            place = None  # the one after that of the row before
+            place = None  # the previous number + 1
         self.num_ids += "id" in example
         self.group.append((place, *example.values()))
         self.num_rows += 1
@@ -86,13 +86,13 @@ class Spool:
         self.latest = array("Q")
 
     def finish(self):
-        """To be called when all is written."""
+        """Call after the last append."""
         if self.group:
             self.write_group()
         self.flush()
 
     def piece(self, start, stop):
-        """The rows from `start`, where a group begins, to `stop`, for another process to read."""
+        """The rows from `start`, the first of a group, to `stop`, for another process to read."""
         if len(self.latest):
             self.flush()
         first, last = start // GROUP, -(-stop // GROUP)
@@ -104,24 +104,24 @@ class Spool:
         )
 
     def all(self):
-        """All rows, as one piece, for processes that are forked from this one."""
+        """All rows as one piece, for processes forked from this one."""
         descriptor, shapes = self.file.fileno(), list(self.shapes)
         return Piece(descriptor, 0, self.num_rows, 0, self.places, shapes, self.runs, self.heads)
 
     @property
     def step(self):
-        """Rows that make a block: fewer where they are long."""
+        """Rows per block: fewer if they are long."""
         fit = BLOCK_BYTES * self.num_rows // max(1, self.size)
         return max(GROUP, min(BLOCK, fit) // GROUP * GROUP)
 
     def pieces(self):
-        """All rows in pieces of a block each."""
+        """Yields all rows in pieces of one block."""
         for start in range(0, self.num_rows, self.step):
             yield self.piece(start, min(self.num_rows, start + self.step))
 
 
 class Piece:
-    """Some rows of a Spool, read when they are asked for."""
+    """Some rows of a Spool, read on demand."""
 
     def __init__(self, descriptor, start, stop, first_group, places, shapes, runs, heads):
         self.descriptor, self.start, self.stop = descriptor, start, stop
@@ -134,8 +134,8 @@ class Piece:
         return self.pick(range(self.start, self.stop))
 
     def pick(self, numbers):
-        """The examples of these numbers in the spool."""
-        begin = end = 0  # of the run, and below the rows of the group, that came last
+        """Yields the examples with these numbers in the spool."""
+        begin = end = 0  # of the current run; below, the current group
         rows, group_read, head = (), -1, ""
         shapes = [("_where", *keys) for keys in self.shapes]
         groups = np.asarray(numbers, np.int64) // GROUP - self.first_group
@@ -161,7 +161,7 @@ class Piece:
 
 
 def following(rows, place):
-    """The number, in its file, of a row of a group that follows the one before it."""
+    """The number, in its file, of a row that follows the previous row of its group."""
     before = place - 1
     while rows[before][0] is None:
         before -= 1
@@ -170,9 +170,9 @@ def following(rows, place):
 
 
 class Rows(Sequence):
-    """The examples of a part, as they will be written and with "_where": read anew each time they are asked for.
+    """The examples of a part, as they will be written, plus "_where"; each access reads them from the disk.
 
-    order: (rows,) numbers in the spool, an array or a Column; form(numbers, examples) -> examples
+    order: (rows,) row numbers in the spool, an array or a Column; form(numbers, examples) -> examples
     """
 
     def __init__(self, spool, form, order):
@@ -183,7 +183,7 @@ class Rows(Sequence):
         return len(self.order)
 
     def pick(self, places):
-        """The examples at these places, or in this slice."""
+        """The examples at these positions, or in this slice."""
         numbers = self.order[places].tolist()
         return self.form(numbers, list(self.piece.pick(numbers)))
 
@@ -196,7 +196,7 @@ class Rows(Sequence):
 
 
 def blocks_of(parts):
-    """(part, start, stop) of the blocks of {part: sequence of examples}, in order."""
+    """Yields (part, start, stop) of the blocks of {part: sequence of examples}, in order."""
     for part, rows in parts.items():
         step = step_of(rows)
         for start in range(0, len(rows), step):
@@ -204,10 +204,10 @@ def blocks_of(parts):
 
 
 def step_of(rows):
-    """How many of a list, or of Rows, make a block."""
+    """Rows per block of a list or of Rows."""
     return rows.step if isinstance(rows, Rows) else BLOCK
 
 
 def pick(rows, places):
-    """Examples of a list, or of Rows, at some places."""
+    """Examples of a list or of Rows at some positions."""
     return rows.pick(places) if isinstance(rows, Rows) else [rows[place] for place in places]

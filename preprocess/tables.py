@@ -1,4 +1,4 @@
-"""Readers of tables: CSV, TSV and their kin, with a row of names or without, and Excel's sheets."""
+"""Readers of tables: CSV, TSV and similar formats, with or without a header, and Excel sheets."""
 
 import csv
 import re
@@ -23,12 +23,12 @@ from preprocess.columns import (
 )
 from preprocess.raw_files import MOST_CHARACTERS, first_of, lines_of, open_text, read_rows, some, undecodable
 
-HEAD_ROWS = 200  # by which columns are judged where names do not tell
-MOST_UNPACKED = 2**30  # bytes of a workbook's parts
+HEAD_ROWS = 200  # rows that identify columns if their names do not
+MOST_UNPACKED = 2**30  # bytes of a workbook, decompressed
 
 
 def read_csv(path, options):
-    """CSV; quotes as RFC 4180 has them. Cells are apart by --delimiter, else by what its first rows show."""
+    """CSV with quotes as in RFC 4180. The delimiter is --delimiter, otherwise it is detected from the first rows."""
     delimiter = find_delimiter(path, options)
     if len(delimiter) > 1 or delimiter == "\t":
         return read_split(path, options, delimiter)
@@ -36,7 +36,7 @@ def read_csv(path, options):
 
 
 def read_tsv(path, options):
-    """TSV; a quote is a character like any other, so a stray one swallows nothing."""
+    """TSV; a quote is an ordinary character, so an unmatched one does no harm."""
     delimiter = delimiter_option(options) or "\t"
     return read_quoted(path, options, delimiter) if delimiter in ",;" else read_split(path, options, delimiter)
 
@@ -52,7 +52,7 @@ def read_quoted(path, options, delimiter):
 
 
 def read_cells(path, file, delimiter=","):
-    """(row number, cells) of a CSV file that is open."""
+    """Yields (row number, cells) of an open CSV file."""
     csv.field_size_limit(MOST_CHARACTERS)
     lines = LinesOfRows(path, file)
     reader, start = csv.reader(lines, strict=True, delimiter=delimiter), 1
@@ -62,18 +62,18 @@ def read_cells(path, file, delimiter=","):
             start = reader.line_num + 1
             lines.start, lines.length = start, 0
     except csv.Error as error:
-        raise UserError(f"{path}, row {start}: {error}; look for a quote that is never closed") from None
+        raise UserError(f"{path}, row {start}: {error}; check for an unclosed quote") from None
     except UnicodeError:
         raise undecodable(path, file) from None
 
 
 class LinesOfRows:
-    """The lines of a CSV file, of which quotes make one row of several: a quote that is never closed must not fill the
-    memory."""
+    """The lines of a CSV file, with a limit on the length of a row: an unclosed quote, which joins lines, must not fill
+    the memory."""
 
     def __init__(self, path, file):
         self.path, self.lines = path, lines_of(path, file)
-        self.start, self.length = 1, 0  # of the row: its first line, its characters so far
+        self.start, self.length = 1, 0  # the row's first line, and its characters so far
 
     def __iter__(self):
         return self
@@ -82,8 +82,8 @@ class LinesOfRows:
         line = next(self.lines)
         self.length += len(line)
         if self.length > MOST_CHARACTERS:
-            longer = f"longer than {MOST_CHARACTERS:,} characters, the most that a row may have"
-            raise UserError(f"{self.path}, row {self.start}: {longer}; look for a quote that is never closed")
+            longer = f"longer than {MOST_CHARACTERS:,} characters, the limit of a row"
+            raise UserError(f"{self.path}, row {self.start}: {longer}; check for an unclosed quote")
         return line
 
 
@@ -92,7 +92,7 @@ def delimiter_option(options):
 
 
 def find_delimiter(path, options):
-    """What parts the cells: --delimiter; else a comma, unless the first rows show that it is something else."""
+    """The delimiter: --delimiter if given; otherwise a comma, unless the first rows indicate another."""
     if given := delimiter_option(options):
         return given
     with open_text(path, options.encoding, newline="") as file:
@@ -109,11 +109,11 @@ def find_delimiter(path, options):
         except csv.Error:
             tables[delimiter] = [[""]]
     found = next((d for d, rows in tables.items() if rows and alike(names, rows[0])), None)
-    if found is None:  # without names: the first that cuts all rows in the same number of cells
+    if found is None:  # without known names: the first that splits all rows into the same number of cells
         even = {d: {len(row) for row in rows if row} for d, rows in tables.items()}
         found = next((d for d, widths in even.items() if len(widths) == 1 and max(widths) > 1), ",")
     if found != ",":
-        print(f"{path}: cells are parted by {found!r} (--delimiter overrides)")
+        print(f"{path}: the delimiter is {found!r} (--delimiter overrides)")
     return found
 
 
@@ -124,8 +124,8 @@ def cells_of(lines, delimiter):
 
 
 def columns_to_examples(path, table, options):
-    """(row number, cells) to examples. The first row names the columns; with --no_header they are called 0, 1, ….
-    Values stay strings: also 'NA', 'null' and '007'."""
+    """(row number, cells) -> examples. The first row names the columns; with --no_header they are called 0, 1, ….
+    Values stay strings, including 'NA', 'null' and '007'."""
     first = next(table, (1, []))
     if not any(cell.strip() for cell in first[1]):
         raise UserError(f"{path}: the file is empty")
@@ -144,7 +144,7 @@ def columns_to_examples(path, table, options):
         if not any(cells):
             if columns.labels:
                 continue
-            cells = [""] * len(names)  # a text to predict on keeps its row
+            cells = [""] * len(names)  # for prediction, an empty row keeps its position
         if len(cells) != len(names):
             raise UserError(f"{where}: {len(cells)} cells, but {origin} has {len(names)}; {listed}")
         example = {"_where": where}
@@ -156,7 +156,7 @@ def columns_to_examples(path, table, options):
 
 
 def tell_several(path, names, columns, head, options):
-    """Says so if the cells of a label look like several labels: '2,27'."""
+    """Prints a message if the cells of a label look like several labels, such as '2,27'."""
     for task, source in columns.labels.items():
         if isinstance(source, str) and f"{task}=" not in options.label_type:
             cells = [cells[names.index(source)] for _, cells in head if len(cells) == len(names)]
@@ -166,8 +166,8 @@ def tell_several(path, names, columns, head, options):
 
 
 def places_of(names, columns, options):
-    """([(key of an example, place of its cell)], {column: its place} of all that makes other parts of it)."""
-    # A column named by an option is what the option says, also if it is called "id"
+    """([(key of an example, index of its cell)], {column: its index} of the columns for `other_parts`)."""
+    # The role given by an option takes precedence, even for a column called "id"
     keys = {"id": "id", "split": "split", columns.text: "text", columns.pair: "text_pair"}
     keys |= {source: task for task, source in columns.labels.items() if isinstance(source, str)}
     cells_of_keys = [(keys[name], place) for place, name in enumerate(names) if name in keys]
@@ -177,7 +177,7 @@ def places_of(names, columns, options):
 
 
 def other_parts(columns, values, options, where):
-    """What else is read of a row: its group, the extra columns, those kept for the report, and joined labels."""
+    """The rest of a row: its group, extra columns, columns kept for the report, and combined labels."""
     parts = {"group": values[options.group_column]} if getattr(options, "group_column", "") else {}
     if columns.extras:
         parts["extras"] = {name: values[name] for name in columns.extras}
@@ -192,7 +192,7 @@ def columns_by_name(path, header, head, options):
     names = [name.strip() for name in header]
     listed = f"its columns are: {some(names)}"
     may_lack = hasattr(options, "header") and not alike([*TEXT_NAMES, "tokens"], names)
-    headless = f"if row 1 is no header, add --no_header; {listed}"
+    headless = f"if row 1 is not a header, add --no_header; {listed}"
     refuse_other_tasks(path, names, options)
     if may_lack and not options.text_column:
         like = "looks like data" if is_data(names, head) else "has none of the usual names"
@@ -204,15 +204,15 @@ def columns_by_name(path, header, head, options):
 
 
 def is_data(names, head):
-    """Whether a first row is a row like those below it: it has a number, a long cell, or a cell that comes again."""
+    """Whether the first row looks like data: it has a number, a long cell, or a cell that occurs again below."""
     rows = [cells for _, cells in head if len(cells) == len(names)]
     again = any(name and name == cells[place] for cells in rows for place, name in enumerate(names))
     return again or any(len(name) > 60 or name.replace(".", "", 1).isdigit() for name in names)
 
 
 def columns_by_number(path, head, options):
-    """(names, Columns) of a table without a header. Where no option names them, the text is the column with the longest
-    cells, and the label the only other one whose cells come again; a single label is the task `label`."""
+    """(names, Columns) of a table without a header. By default the text is the column with the longest cells, and the
+    label the only other one whose cells repeat; a single label is the task `label`."""
     names = [str(place) for place in range(len(head[0][1]))]
     rows = [cells for _, cells in head if len(cells) == len(names)]
     shown = [f"{name} ({cell[:20]!r})" for name, cell in zip(names, head[0][1])]
@@ -224,7 +224,7 @@ def columns_by_number(path, head, options):
     label = others if len(others) == 1 else again
     if not options.label_column and len(label) != 1:
         advice = f"add --label_column NUMBER (and --text_column, if the text is not column {text})"
-        raise UserError(f"{path}: cannot tell which column is the label; {advice}; {listed}")
+        raise UserError(f"{path}: cannot find the label column; {advice}; {listed}")
     columns = find_columns(path, names, Given(options, text), listed, known=label)
     alone = len(columns.labels) == 1
     tasks = {
@@ -235,7 +235,7 @@ def columns_by_number(path, head, options):
 
 
 class Given:
-    """Options in which the text's column is given."""
+    """Options with the text column set."""
 
     def __init__(self, options, text):
         self.options, self.text_column = options, text
@@ -245,16 +245,16 @@ class Given:
 
 
 def read_xlsx(path, options):
-    """The sheet of a workbook that has rows; sheets called train, dev and test are parts; --sheet chooses another."""
+    """The only non-empty sheet of a workbook, or --sheet; sheets called train, dev and test are parts."""
     try:
         from openpyxl import load_workbook
     except ImportError:
         raise UserError(f"{path}: Excel needs the package openpyxl: pip install -r requirements-excel.txt") from None
-    warnings.filterwarnings("ignore", category=UserWarning, module="openpyxl")  # of styles that it does not know
+    warnings.filterwarnings("ignore", category=UserWarning, module="openpyxl")  # about unsupported styles
     try:
         with zipfile.ZipFile(path) as packed:
             if sum(part.file_size for part in packed.infolist()) > MOST_UNPACKED:
-                raise UserError(f"{path}: more than {MOST_UNPACKED:,} bytes when unpacked; save it as CSV")
+                raise UserError(f"{path}: more than {MOST_UNPACKED:,} bytes when decompressed; save it as CSV")
         with closing(load_workbook(path, read_only=True, data_only=True)) as book:
             for part, name in find_sheets(path, book, options):
                 for example in columns_to_examples(f"{path}, sheet {name}", sheet_rows(book[name]), options):
@@ -276,13 +276,14 @@ def find_sheets(path, book, options):
     if len(parts) > 1 and not all(part for part, _ in parts):
         raise UserError(f"{path}: several sheets have rows ({some(filled)}); choose one with --sheet NAME")
     if not filled:
-        raise UserError(f"{path}: no sheet in it has rows")
+        raise UserError(f"{path}: all sheets are empty")
     return parts if len(parts) > 1 else [(None, filled[0])]
 
 
 def sheet_rows(sheet):
-    """(row number, cells as strings) of a sheet, each as wide as the first; blank rows at its ends are left out."""
-    sheet.reset_dimensions()  # what the file says of its size is not always so
+    """Yields (row number, cells as strings) of a sheet, padded to the first row's width, without blank rows at the
+    ends."""
+    sheet.reset_dimensions()  # the size stated in the file may be wrong
     width, blank = 0, []
     for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
         cells = [as_cell(value) for value in row]
@@ -298,7 +299,7 @@ def sheet_rows(sheet):
 
 
 def as_cell(value):
-    """A value of a sheet as CSV would have it."""
+    """A value of a sheet as a CSV cell."""
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Readers of texts whose words stand apart, each with its tag: CoNLL, CoNLL-U, word/pos, and folders of seq.in."""
+"""Readers of tokenized texts with one tag per token: CoNLL, CoNLL-U, word/pos, and folders of seq.in."""
 
 import re
 from itertools import chain, islice, zip_longest
@@ -7,15 +7,15 @@ from pathlib import Path
 from engine.errors import UserError
 from preprocess.raw_files import read_rows
 
-MOST_TOKENS = 1_000_000  # of a sentence: a file without blank rows must not fill the memory
+MOST_TOKENS = 1_000_000  # per sentence: a file without blank rows must not fill the memory
 CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
 WORD_TAG = re.compile(r"(\S+)/([A-Za-z][\w$-]*|[^\w\s]{1,2})")
 
 
 def read_conll(path, options):
-    """One token and its tag a row, a blank row between sentences; maybe PATH.intent beside it, an intent a sentence.
+    """One token and tag per row, a blank row between sentences; optionally PATH.intent, with one intent per sentence.
 
-    The token is the first column, the tag the last. A token may itself be a blank: `' ' + ' ' + 'O'`.
+    The token is the first column, the tag the last. A token may itself be a space: `' ' + ' ' + 'O'`.
     """
     intents = None
     if Path(f"{path}.intent").exists():
@@ -24,11 +24,11 @@ def read_conll(path, options):
             intents.pop()
     glued = has_glued_places(path, options.encoding)
     if glued:
-        print(f"{path}: each character has its place in its word glued to it (科0 技1), which is removed")
+        print(f"{path}: each character is followed by its position in its word (科0 技1), which is removed")
     tokens, tags, start, num_sentences = [], [], 0, 0
     for number, row in chain(read_rows(path, options.encoding), [(0, "")]):
         if not tokens and row.startswith("# ") and "=" in row:
-            continue  # a comment, as of CoNLL-U: "# text = …"
+            continue  # a comment, as in CoNLL-U: "# text = …"
         if row.strip(" \t") and not row.startswith("-DOCSTART-"):
             separator = "\t" if "\t" in row else " "
             head, _, tag = row.rstrip(separator).rpartition(separator)
@@ -38,7 +38,7 @@ def read_conll(path, options):
             start = start if tokens else number
             if len(tokens) == MOST_TOKENS:
                 raise UserError(
-                    f"{path}, row {number}: {MOST_TOKENS:,} rows without a blank one, which ends a sentence"
+                    f"{path}, row {number}: {MOST_TOKENS:,} rows without a blank row, which ends a sentence"
                 )
             tokens.append(token[0] if glued else token)
             tags.append(tag)
@@ -54,7 +54,7 @@ def read_conll(path, options):
 
 
 def has_glued_places(path, encoding):
-    """Whether every token of a CoNLL file is a character and its place in its word, as in Weibo NER: 科0 技1."""
+    """Whether every token of a CoNLL file is a character plus its position in its word, as in Weibo NER: 科0 技1."""
     before, num_tokens = -1, 0
     for _, row in read_rows(path, encoding):
         if not row.strip() or row.startswith("-DOCSTART-"):
@@ -68,9 +68,9 @@ def has_glued_places(path, encoding):
 
 
 def read_conllu(path, options):
-    """CoNLL-U: ten columns a token; the tags are UPOS, or XPOS where there is no UPOS, or the --label_column.
+    """CoNLL-U: ten columns per token; the tags are --label_column, otherwise UPOS, or XPOS if there is no UPOS.
 
-    Ranges (1-2) and empty nodes (1.1) are no tokens.
+    Ranges (1-2) and empty nodes (1.1) are skipped.
     """
     wanted = [name.strip() for name in getattr(options, "label_column", "").split(",") if name.strip()]
     if unknown := [name for name in wanted if name not in CONLLU[2:]]:
@@ -85,7 +85,7 @@ def read_conllu(path, options):
 
 
 def conllu_sentences(path, encoding):
-    """(row number, [{column: value}]) of each sentence."""
+    """Yields (row number, [{column: value}]) of each sentence."""
     rows, start = [], 0
     for number, row in chain(read_rows(path, encoding), [(0, "")]):
         if not row.strip():
@@ -98,7 +98,7 @@ def conllu_sentences(path, encoding):
                 raise UserError(f"{path}, row {number}: needs the ten columns of CoNLL-U, found {row[:80]!r}")
             if len(rows) == MOST_TOKENS:
                 raise UserError(
-                    f"{path}, row {number}: {MOST_TOKENS:,} rows without a blank one, which ends a sentence"
+                    f"{path}, row {number}: {MOST_TOKENS:,} rows without a blank row, which ends a sentence"
                 )
             start = start if rows else number
             if cells[0].isdigit():
@@ -106,8 +106,8 @@ def conllu_sentences(path, encoding):
 
 
 def read_word_tags(path, options):
-    """A sentence a row, its words with their parts of speech: 我/r 爱/v 北京/ns. Brackets around several words, as in
-    [中央/n 电视台/n]nt, are left out."""
+    """One sentence per row, words with part-of-speech tags: 我/r 爱/v 北京/ns. Brackets around several words, as in
+    [中央/n 电视台/n]nt, are removed."""
     for number, row in read_rows(path, options.encoding):
         pieces, where = re.findall(r"[^ \t\u3000]+", row), f"{path}, row {number}"
         if not pieces:
@@ -116,12 +116,12 @@ def read_word_tags(path, options):
             pieces = without_brackets(pieces)
         found = [WORD_TAG.fullmatch(piece) for piece in pieces]
         if None in found:
-            raise UserError(f"{where}: {pieces[found.index(None)]!r} is no word/tag")
+            raise UserError(f"{where}: {pieces[found.index(None)]!r} is not word/tag")
         yield {"_where": where, "tokens": [match[1] for match in found], "tags": [match[2] for match in found]}
 
 
 def without_brackets(pieces):
-    """word/tag pieces without the brackets that join some of them to a longer name."""
+    """word/tag pieces without the brackets that group words into a longer name."""
     result, opened = [], None
     for place, piece in enumerate(pieces):
         if piece[0] == "[" and len(piece) > 1 and piece[1] != "/" and opened is None:
@@ -137,10 +137,10 @@ def without_brackets(pieces):
 
 
 def read_seq(path, options):
-    """A folder of seq.in, seq.out (words and their tags, apart by blanks) and label (the intent), a sentence a row."""
+    """A folder of seq.in, seq.out (words and tags, separated by spaces) and label (intents), one sentence per row."""
     names = [name for name in ("seq.in", "seq.out", "label") if (Path(path) / name).exists()]
     if len(names) < 2 or names[0] != "seq.in":
-        raise UserError(f"{path}: needs seq.in, and seq.out or label or both")
+        raise UserError(f"{path}: needs seq.in, and at least one of seq.out and label")
     for rows in zip_longest(*(read_rows(Path(path) / name, options.encoding) for name in names)):
         if None in rows:
             counts = {name: sum(1 for _ in read_rows(Path(path) / name, options.encoding)) for name in names}

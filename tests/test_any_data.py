@@ -362,7 +362,7 @@ def test_spans_come_back_as_they_were(given_text, unit):
 
     wanted = [(*stripped(start, end), label) for start, end, label in spans if stripped(start, end)]
     assert found == wanted
-    assert len(wanted) == len(spans) or any("blanks" in note.what and note.rows for note in notes)
+    assert len(wanted) == len(spans) or any("whitespace" in note.what and note.rows for note in notes)
 
 
 def test_overlapping_spans_are_reported(tmp_path, capsys):
@@ -392,8 +392,8 @@ def test_overlapping_spans_are_reported(tmp_path, capsys):
         ([{"start": "0", "end": 3, "label": "x"}], "needs a start"),
         ([{"start": 0, "end": 3}], "needs a start"),
         ([[0, 3]], "needs a start"),
-        ([{"start": 0, "end": 3, "label": "x", "text": "Jude"}], "but the data calls it 'Jude'"),
-        ({"song": {"Jude": [[0, 2]]}}, "but the data calls it 'Jude'"),
+        ([{"start": 0, "end": 3, "label": "x", "text": "Jude"}], "but the data gives 'Jude'"),
+        ({"song": {"Jude": [[0, 2]]}}, "but the data gives 'Jude'"),
         ({"song": 3}, "must be"),
     ],
 )
@@ -659,7 +659,7 @@ def test_comments_of_conll_and_strange_tags(tmp_path, capsys):
     assert parts["train"][0]["tokens"][0] == "ann" and tasks["slots"]["labels"] == ["O", "B-PER"]
     shutil.rmtree(tmp_path / "data")
     processed(tmp_path, "b.conll", body.replace("w7 O", "w7 persn").replace("# id", "# x"))
-    assert "tags of no scheme among those of one (1)" in capsys.readouterr().out
+    assert "some tags do not follow the tag scheme (1)" in capsys.readouterr().out
 
 
 def test_groups_stay_in_one_part(tmp_path, capsys):
@@ -725,8 +725,8 @@ def test_values_of_tables(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "body", "options", "words"),
     [
-        ("a.csv.gz", gzip.compress(b"text,label\na,x\nb,y\n" * 2000, mtime=0)[:-30], {}, "not a whole .gz"),
-        ("a.csv.gz", b"text,label\na,x\n", {}, "not a whole .gz"),
+        ("a.csv.gz", gzip.compress(b"text,label\na,x\nb,y\n" * 2000, mtime=0)[:-30], {}, "damaged or not a .gz"),
+        ("a.csv.gz", b"text,label\na,x\n", {}, "damaged or not a .gz"),
         ("a.csv", "text,label\na,x\n", {"encoding": "utf-16"}, "row 1"),
         ("a.json", '{"version": 1, "labels": ["a"]}', {}, "--text_column"),
         ("a.csv", "text,label\na,x\n", {"label_separator": ""}, "label_separator"),

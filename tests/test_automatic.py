@@ -104,7 +104,7 @@ def test_a_run_goes_on_with_the_epochs_that_it_began_with(tiny, two_epochs, monk
     stop_run(tiny(do_train=True, epochs=-1), 5, monkeypatch)
     monkeypatch.setattr(optimization, "FROM_SCRATCH", (24, 1, 5))
     again = tiny(do_train=True, epochs=-1, resume=True)
-    assert "--epochs auto: 2, as the run began" in run(again) and again.epochs == 2
+    assert "--epochs auto: 2, as when the run began" in run(again) and again.epochs == 2
     assert fingerprints(again) == fingerprints(whole)
     with pytest.raises(UserError, match="epochs was 2, is 3"):
         main_module.main(tiny(do_train=True, epochs=3, resume=True))
@@ -142,7 +142,7 @@ def test_patience_grows_with_the_epochs_unless_it_is_given(epochs, given, wanted
 def test_a_run_goes_on_with_the_patience_that_it_began_with(tiny, monkeypatch):
     stop_run(tiny(do_train=True, early_stop_patience=4), 5, monkeypatch)
     again = tiny(do_train=True, resume=True)
-    assert "--early_stop_patience auto: 4, as the run began" in run(again)
+    assert "--early_stop_patience auto: 4, as when the run began" in run(again)
     assert read_json(again.run_dir / "args.json")["early_stop_patience"] == 4
 
 
@@ -185,7 +185,7 @@ def test_two_processes_agree_and_one_may_go_on(sample, tmp_path, command, python
     assert f"--epochs auto: {epochs} for {steps} steps an epoch" in printed
     assert read_json(tmp_path / "run/args.json")["epochs"] == epochs != epochs_of(132, False)
     done = command("main.py", *flags, "--batch_size", "5")
-    assert done.returncode == 0 and f"--epochs auto: {epochs}, as the run began" in done.stderr
+    assert done.returncode == 0 and f"--epochs auto: {epochs}, as when the run began" in done.stderr
 
 
 # ---- precision -------------------------------------------------------------------------------------------------------
@@ -208,8 +208,8 @@ def test_precision_is_settled_once_and_a_run_keeps_to_it(is_fast, tiny, monkeypa
     assert read_json(config.run_dir / "args.json")["precision"] == wanted
     a_machine_that(monkeypatch, not is_fast)
     again = tiny(precision="auto", resume=True, **options)
-    slow = "; this machine is slow in it" if is_fast else ""
-    assert f"--precision auto: {wanted}, as the run began{slow}\n" in run(again) and again.precision == wanted
+    slow = "; it is slow on this machine" if is_fast else ""
+    assert f"--precision auto: {wanted}, as when the run began{slow}\n" in run(again) and again.precision == wanted
     given = {precision: tiny(precision=precision, model_version=precision, **options) for precision in (wanted, other)}
     for one in given.values():
         run(one)
@@ -254,7 +254,7 @@ def test_a_run_from_before_the_decay_was_auto_goes_on_with_it(tiny, monkeypatch)
     run(whole)
     stop_run(tiny(ema_decay=0.99, **options), 3, monkeypatch)
     again = tiny(resume=True, **options)
-    assert "--ema_decay auto: 0.99, as the run began" in run(again)
+    assert "--ema_decay auto: 0.99, as when the run began" in run(again)
     assert fingerprints(again) == fingerprints(whole)
 
 
@@ -268,7 +268,7 @@ def test_a_run_goes_on_with_the_decay_that_it_chose(tiny, monkeypatch):
     assert "--ema_decay auto: 0.9375 for 16 steps" in stop_run(config, 3, monkeypatch)
     assert read_json(config.run_dir / "args.json")["ema_decay"] == 1 - 1 / 16
     again = tiny(epochs=3, resume=True, **options)
-    assert "--ema_decay auto: 0.9375, as the run began" in run(again)
+    assert "--ema_decay auto: 0.9375, as when the run began" in run(again)
     assert fingerprints(again) == fingerprints(whole)
 
 

@@ -439,7 +439,7 @@ def test_a_checkpoint_of_other_weights_is_not_called_the_same(tiny):
     hurt(config.run_dir / "checkpoints/best/config.json")
     with pytest.raises(UserError) as mistake:
         load_checkpoint(config.run_dir / "checkpoints/best")
-    assert "step_00000008" in str(mistake.value) and "very same" not in str(mistake.value)
+    assert "step_00000008" in str(mistake.value) and "same weights" not in str(mistake.value)
 
 
 def test_signals_that_come_together_are_one_and_a_later_one_ends_the_process():
@@ -456,7 +456,7 @@ def test_signals_that_come_together_are_one_and_a_later_one_ends_the_process():
             print("not reached", flush=True)
     """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines() == ["SIGTERM: saving at the next step boundary; once more ends at once", "True"]
+    assert done.stdout.splitlines() == ["SIGTERM: saving at the next step boundary; a second one ends at once", "True"]
     assert done.returncode == -signal.SIGINT
 
 

@@ -89,10 +89,10 @@ FAULTS = {
     "the same text twice": (
         "classification",
         change(text=lambda e, p: p["train"][3]["text"], x=lambda e, p: p["train"][3]["x"]),
-        "again",
+        "repeat an earlier example",
     ),
-    "train text in test": ("classification", copy_of("train"), "texts that occur in train too"),
-    "dev text in test": ("classification", copy_of("dev"), "texts that occur in dev too"),
+    "train text in test": ("classification", copy_of("train"), "texts that also occur in train"),
+    "dev text in test": ("classification", copy_of("dev"), "texts that also occur in dev"),
     "nearly the same text": (
         "classification",
         change("test", 5, text=lambda e, p: p["train"][3]["text"].upper() + "!"),
@@ -128,7 +128,7 @@ FAULTS = {
     "HTML entity": ("classification", change(text="open the &amp; door and stop"), "markup"),
     "look-alike letters": ("classification", change(text="open the d\u043e\u043er and stop"), "look-alike"),
     "full width": ("classification", change(text="open the ｄｏｏｒ and stop"), "full-width"),
-    "blanks around": ("classification", change(text=" open the door and stop it"), "begin or end with blanks"),
+    "blanks around": ("classification", change(text=" open the door and stop it"), "begin or end with whitespace"),
     "missing text": ("classification", change(text="NaN"), "look like a missing value"),
     "no letter": ("classification", change(text="?!..."), "without a letter"),
     "far too long": ("classification", change(text="open the door and stop " * 200), "far longer"),
@@ -144,7 +144,7 @@ FAULTS = {
     "label that dev never tests": (
         "classification",
         many(lambda e, n: e.update(x="good"), "dev", range(60)),
-        "labels of train that dev never tests",
+        "labels of train that dev lacks",
     ),
     "other labels in test": (
         "classification",
@@ -160,19 +160,19 @@ FAULTS = {
     "pair swapped": (
         "pair",
         change("dev", 5, text=lambda e, p: p["train"][3]["text_pair"], text_pair=lambda e, p: p["train"][3]["text"]),
-        "the other way round",
+        "in reverse order",
     ),
     "pair half empty": ("pair", change(text_pair=""), "pair is empty"),
-    "far number": ("regression", change(x=4000.0), "numbers far from all others"),
+    "far number": ("regression", change(x=4000.0), "values far from all others"),
     "numbers all the same": (
         "regression",
         many(lambda e, n: e.update(x=2.5), "dev", range(60)),
-        "all numbers of dev are the same",
+        "all values of dev are the same",
     ),
     "other numbers in test": (
         "regression",
         many(lambda e, n: e.update(x=e["x"] + 5), "test", range(60)),
-        "numbers of test differ",
+        "values of test differ",
     ),
     "no label": ("multilabel", change(x=[]), "no label at all"),
     "label that every row has": (
@@ -187,7 +187,7 @@ FAULTS = {
         "slots: labels of test that never occur in train",
     ),
     "empty token": ("tagging", tags(("play", "O"), ("", "O"), ("now", "O")), "tokens that are empty"),
-    "blank in a token": ("tagging", tags(("play it", "O"), ("right", "O"), ("now", "O")), "hold blanks"),
+    "blank in a token": ("tagging", tags(("play it", "O"), ("right", "O"), ("now", "O")), "contain whitespace"),
     "entity of many tokens": (
         "tagging",
         tags(*((f"w{i}", "I-song" if i else "B-song") for i in range(30))),
@@ -238,7 +238,7 @@ def test_slips_of_annotation():
         )
     parts["train"][20].update(tokens=["call", "x", "hey", "jude"], slots=["O", "O", "B-person", "I-person"])
     notes = {note.what: note.rows for note in checks.examine(parts, tasks)}
-    assert notes["slots: the same words have one type nearly always, and another once"][0].startswith(
+    assert notes["slots: the same words nearly always have one type, and another once"][0].startswith(
         parts["train"][20]["_where"]
     )
     for number in range(30, 42):
@@ -247,7 +247,7 @@ def test_slips_of_annotation():
         )
     parts["train"][20].update(tokens=["call", "x", "hey", "jude"], slots=["O"] * 4)
     notes = {note.what: note.rows for note in checks.examine(parts, tasks)}
-    assert notes["slots: words that are entities nearly always are O here"] == [
+    assert notes["slots: words that are nearly always entities are O here"] == [
         f"{parts['train'][20]['_where']}: 'hey jude'"
     ]
 
@@ -258,7 +258,7 @@ def test_chinese_tokens_are_shown_as_they_are_written():
         for e in examples:
             e["tokens"] = [f"科{i}" for i, _ in enumerate(e["tokens"])]
     tasks = collect_labels(parts, {"slots": "tagging"})
-    (note,) = [note for note in checks.examine(parts, tasks) if "glued" in note.what]
+    (note,) = [note for note in checks.examine(parts, tasks) if "appended" in note.what]
     assert note.rows[0].endswith(": '科0'")
 
 
@@ -269,7 +269,7 @@ def test_an_open_entity_of_bioes():
             e["slots"] = ["S-a" if i == 0 else "O" for i, _ in enumerate(e["slots"])]
     parts["train"][4]["slots"][1] = "B-a"
     tasks = collect_labels(parts, {"intent": "classification", "slots": "tagging"})
-    notes = [note for note in checks.examine(parts, tasks) if "never ended" in note.what]
+    notes = [note for note in checks.examine(parts, tasks) if "without an end tag" in note.what]
     assert notes and notes[0].rows[0].startswith(parts["train"][4]["_where"])
 
 
@@ -284,7 +284,7 @@ def test_what_the_tokenizer_does():
     notes = {note.what: note.rows for note in checks.check_encoding(parts, tasks, Featurizer(tokenizer, tasks, 16))}
     assert any(row.startswith(parts["train"][7]["_where"]) for row in notes["tokens vanish in the tokenizer"])
     assert any(
-        row.startswith(parts["train"][7]["_where"]) for row in notes["texts hold the tokenizer's own special tokens"]
+        row.startswith(parts["train"][7]["_where"]) for row in notes["texts contain the tokenizer's own special tokens"]
     )
     assert any(row.startswith(parts["dev"][3]["_where"]) for row in notes["texts are longer than --max_length 16"])
     assert any("song 'it'" in row for row in notes["entities lie beyond --max_length 16"])
@@ -297,7 +297,7 @@ def test_what_the_tokenizer_does():
 
 def test_check_writes_nothing_and_takes_raw_or_processed_data(tmp_path, capsys, sample):
     process(DataConfig(input=str(ROOT / "dataset/sample_raw"), check=True))
-    assert "checks: nothing odd found" in capsys.readouterr().out
+    assert "checks: no problems found" in capsys.readouterr().out
     before = {path.name: path.read_bytes() for path in sample.iterdir() if path.is_file()}
     process(DataConfig(input=str(sample), check=True))
     assert "checks:" in capsys.readouterr().out
@@ -310,7 +310,7 @@ def test_known_faults_of_a_real_set(capsys):
     printed = capsys.readouterr().out
     assert (
         "intent: labels of test that never occur in train (4)" in printed
-        and "dev: texts that occur in train too (52)" in printed
+        and "dev: texts that also occur in train (52)" in printed
     )
 
 

@@ -146,7 +146,7 @@ def test_a_mistake_is_one_line_that_names_the_flag(flags, named, capsys):
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"encoder": "foo"}, "--encoder=foo is none of transformer, bilstm"),
+        ({"encoder": "foo"}, "--encoder=foo must be one of transformer, bilstm"),
         ({"dropout": 1.5}, "--dropout=1.5 must lie between 0 and 1"),
         ({"lr": 1.0}, "--lr=1.0 must lie between 0 and 1"),
         ({"batch_size": 0}, "--batch_size=0 must be a number of at least 1"),
@@ -211,7 +211,7 @@ def test_options_that_mean_nothing_to_the_tasks_are_told():
     (line,) = Config(word_pooling="mean").unused_options(["classification"])
     assert "none of the tasks is tagging" in line
     (line,) = Config(focal_gamma=2.0).unused_options(["tagging"])
-    assert "no effect on tagging with a CRF (--no_use_crf: without)" in line
+    assert "no effect on tagging with a CRF (add --no_use_crf)" in line
     assert Config(focal_gamma=2.0, use_crf=False).unused_options(["tagging"]) == []
     assert Config(focal_gamma=2.0).unused_options(["classification"]) == []
 
@@ -250,7 +250,7 @@ def test_an_error_of_the_operating_system_names_the_file_and_what_to_do(tmp_path
         (lambda: (tmp_path / "file").mkdir(), "file", "in the way"),
         (lambda: (tmp_path / "none").read_text(), "none", "check the name"),
         (lambda: (tmp_path / "file" / "a").mkdir(), "a", "part of that path is a file"),
-        (lambda: tmp_path.read_text(), tmp_path.name, "name a file"),
+        (lambda: tmp_path.read_text(), tmp_path.name, "choose a file"),
     ):
         with pytest.raises(OSError) as error:
             action()

@@ -323,7 +323,7 @@ def test_the_sample_is_what_its_generator_makes_and_processes_without_oddities(t
     for name in ("zh.jsonl", "en.jsonl"):
         assert (tmp_path / name).read_bytes() == (ROOT / "dataset/sample_raw" / name).read_bytes()
     process(DataConfig(input=str(ROOT / "dataset/sample_raw"), output_dir=str(tmp_path / "out")))
-    assert "nothing odd found" in capsys.readouterr().out
+    assert "no problems found" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the ATIS and CAIS files in ../shared/data")
@@ -373,12 +373,12 @@ def test_characters_with_their_place_glued_to_them_are_told_and_freed(tmp_path, 
     plain = WEIBO.replace("位2", "位x2")  # one token that is not of this kind: nothing is guessed, but it is told
     parts, _ = run(tmp_path, {f"weiboNER.conll.{part}": plain for part in ("train", "dev")})
     assert parts["train"][0]["tokens"] == ["科0", "技1", "20", "21"]
-    assert "tokens are characters with a number glued to them (4): " in capsys.readouterr().out
+    assert "tokens are characters with a number appended (4): " in capsys.readouterr().out
 
 
 def test_ordinary_tokens_that_end_in_numbers_are_left_alone(tmp_path, capsys):
     parts, _ = run(tmp_path, {f"{part}.conll": "A1 B-x\nB2 I-x\n\nQ4 O\n" for part in ("train", "dev")})
-    assert parts["train"][0]["tokens"] == ["A1", "B2"] and "glued" not in capsys.readouterr().out
+    assert parts["train"][0]["tokens"] == ["A1", "B2"] and "appended" not in capsys.readouterr().out
 
 
 def nli(*labels):
@@ -397,7 +397,7 @@ def test_a_dash_among_words_is_no_gold_label(tmp_path, capsys):
         "a 3",
     ]
     out = capsys.readouterr().out
-    assert "no gold label (2): " in out and "train.jsonl, row 2" in out and "left out" in out
+    assert "no gold label (2): " in out and "train.jsonl, row 2" in out and "dropped" in out
     _, labels = run(tmp_path, {f"{part}.jsonl": body for part in ("train", "dev")}, label_type="label=classification")
     assert "-" in labels["label"]["labels"]
 
@@ -418,7 +418,7 @@ def test_whole_numbers_with_a_decimal_point_are_told(tmp_path, capsys):
     body = "text,score\n" + "".join(f"t{i},{i % 3 + 1}.0\n" for i in range(30))
     run(tmp_path, {f"{part}.csv": body for part in ("train", "dev")}, label_column="score")
     out = capsys.readouterr().out
-    assert "score: numbers of few whole values (1): " in out and "1, 2, 3" in out
+    assert "score: few distinct values, all whole numbers (1): " in out and "1, 2, 3" in out
 
 
 def test_a_mistaken_flag_does_not_wait_for_slow_libraries():
@@ -444,14 +444,14 @@ def test_what_is_not_ours_stays(tmp_path):
     before = (folder / "labels.json").read_bytes()
     again = dict(output_dir=str(folder), label_column="label")
     (folder / "fold_1/notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds other things .*notes\.txt"):
+    with pytest.raises(UserError, match=r"holds other files .*notes\.txt"):
         process(DataConfig(input=str(source), **again))
     (folder / "fold_1/notes.txt").unlink()
-    with pytest.raises(UserError, match="where the input lies"):
+    with pytest.raises(UserError, match="contains the input"):
         process(DataConfig(input=str(folder / "fold_0/train.jsonl"), **again))
     assert (folder / "labels.json").read_bytes() == before and (folder / "fold_0/train.jsonl").exists()
     (folder / "labels.json").unlink()
-    with pytest.raises(UserError, match="holds other things"):
+    with pytest.raises(UserError, match="holds other files"):
         process(DataConfig(input=str(source), **again))
     process(DataConfig(input=str(source), output_dir=str(tmp_path / "new"), label_column="label"))
 
@@ -487,7 +487,7 @@ def test_a_folder_that_cannot_be_renamed_gets_the_files(how, tmp_path, monkeypat
 def test_groups_that_cannot_be_kept_are_refused(tmp_path):
     folder = tmp_path / "data"
     source = processed(folder)
-    with pytest.raises(UserError, match="does not keep groups"):
+    with pytest.raises(UserError, match="does not store groups"):
         process(DataConfig(input=str(folder), output_dir=str(tmp_path / "x"), group_column="g", n_splits=2))
     (tmp_path / "a.txt").write_text("__label__a good\n__label__b bad\n" * 20)
     with pytest.raises(UserError, match="this format has no column 'g'"):
@@ -508,5 +508,5 @@ def test_an_empty_part_of_a_processed_folder_and_a_kind_of_ones_own(tmp_path, mo
     for path in (tmp_path / "folds", tmp_path / "folds/fold_1"):
         assert read_json(path / "labels.json")["label"]["type"] == "ordinal"
     (folder / "train.jsonl").write_text("")
-    with pytest.raises(UserError, match="or an empty one"):
+    with pytest.raises(UserError, match="missing or empty"):
         process(DataConfig(input=str(folder), check=True))

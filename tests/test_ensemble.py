@@ -452,7 +452,7 @@ def test_texts_are_labelled_by_the_mean(joint, tmp_path, monkeypatch):
         together(runs, tmp_path, predict_output=str(again), **options)
     assert not again.exists() and len(rows_of(tmp_path / "two.jsonl.partial")) == 8
     monkeypatch.setattr(Committee, "collect_rows", collect)
-    with pytest.raises(UserError, match="begun with something else: SHA-256 of the checkpoint"):
+    with pytest.raises(UserError, match="was started differently: SHA-256 of the checkpoint"):
         together(runs[:2], tmp_path, predict_output=str(again), resume=True, **options)
     together(runs, tmp_path, predict_output=str(again), resume=True, **options)
     assert again.read_bytes() == output.read_bytes()
@@ -608,7 +608,7 @@ MISTAKES = {
     "more tasks": (["TEXTS", "A"], "has no task 'size'"),
     "other labels": (["A", "LABELS"], "labels differ (of_another_kind)"),
     "labels in another order": (["A", "ORDER"], "labels differ (in their order)"),
-    "other data": (["A", "B", "--data_path", "OTHER"], "are not the model's"),
+    "other data": (["A", "B", "--data_path", "OTHER"], "differ from the model's"),
     "no data": (["A", "B", "--data_path", "nowhere"], "no labels.json"),
     "unknown score": (["A", "B", "--monitor", "bleu"], "--monitor=bleu"),
     "a loss": (["A", "B", "--monitor", "loss"], "--monitor=loss"),

@@ -349,7 +349,7 @@ def test_files_are_read_as_main_reads_them(tmp_path):
 @pytest.mark.parametrize(
     "name, content, told",
     [
-        ("a.csv", "x,y\n1,2\n", "cannot tell which column"),
+        ("a.csv", "x,y\n1,2\n", "cannot find the column"),
         ("a.csv", "text,y\n1\n", "1 cells"),
         ("a.jsonl", "[1]\n", "not a JSON object"),
         ("a.jsonl", '{"text": "a"}\n{"txt": "b"}\n', "row 2: no key 'text'"),
@@ -477,7 +477,7 @@ def test_a_head_that_decodes_in_its_own_way_is_refused():
             return logits.argmin(-1), logits.amin(-1)
 
     task = {"type": "classification", "labels": ["a", "b"]}
-    with pytest.raises(UserError, match="does not know"):
+    with pytest.raises(UserError, match="does not support"):
         export_settings.kind_of_head("mood", Own(8, task))
     for name, kind in HEADS.items():
         more = {"labels": ["O", "B-x"], "mean": 0.0, "std": 1.0}

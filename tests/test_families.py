@@ -298,26 +298,26 @@ CHECKS = {
     "gradient checkpointing": checkpoints_its_gradients,
     "keep layers": keeps_some_layers,
 }
-EXCEPT = {(name, "gradient checkpointing"): "has none; leave it out" for name in ("ALBERT", "MPNet", "XLM", "XLNet")}
+EXCEPT = {(name, "gradient checkpointing"): "does not support it" for name in ("ALBERT", "MPNet", "XLM", "XLNet")}
 EXCEPT |= {("ALBERT", "keep layers"): "shares its layers"}
-EXCEPT |= {("DeBERTa v1", "bf16"): "take fp32, or a DeBERTa v2 or v3"}
-ALONE = "cannot read a text alone"
+EXCEPT |= {("DeBERTa v1", "bf16"): "use fp32, or a DeBERTa v2 or v3"}
+ALONE = "cannot read text alone"
 REFUSED = {  # not to be fine-tuned here: what the one line says
     "Funnel": (lambda: hf.FunnelConfig(block_sizes=[1, 1], d_model=32, n_head=2, d_head=16, d_inner=64), ALONE),
     "LayoutLM": (lambda: hf.LayoutLMConfig(**SMALL), ALONE),
     "T5": (lambda: hf.T5Config(d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2), ALONE),
     "X-MOD": (lambda: hf.XmodConfig(**SMALL, languages=["en_XX", "zh_CN"]), ALONE),
-    "ViT": (lambda: hf.ViTConfig(**SMALL), "reads no text"),
+    "ViT": (lambda: hf.ViTConfig(**SMALL), "does not read text"),
     "Wav2Vec2": (
         lambda: hf.Wav2Vec2Config(**SMALL, conv_dim=(32,), conv_stride=(5,), conv_kernel=(10,)),
-        "reads no text",
+        "does not read text",
     ),
     "Whisper": (lambda: hf.WhisperConfig(**SEQ2SEQ), "cannot read"),
     "Gemma 3 with vision": (
         lambda: hf.Gemma3Config(text_config=LLAMA, vision_config=SMALL),
-        "take its text model alone",
+        "use its text model alone",
     ),
-    "CLIP": (lambda: hf.CLIPConfig(text_config=SMALL, vision_config=SMALL), "reads no text"),
+    "CLIP": (lambda: hf.CLIPConfig(text_config=SMALL, vision_config=SMALL), "does not read text"),
 }
 
 

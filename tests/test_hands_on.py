@@ -164,7 +164,7 @@ def test_the_report_can_be_recomputed(tmp_path, capsys):
     [
         (None, [], "no such file"),
         ("", [], "no text"),
-        ("\n \n\t\n", [], "no text to learn from"),
+        ("\n \n\t\n", [], "no text to train on"),
         ("one text\n", ["--held_out_ratio", "0.000001"], "no text to hold out"),
         ('{"n": 1}\n', ["--format", "jsonl"], "--text_column"),
         ("good\n" * 30, ["--vocab_size", "5"], "--vocab_size=5"),
@@ -393,7 +393,7 @@ def test_perplexity_falls_and_starts_where_the_untouched_model_is(options, corpu
             ".lock",
         )
     }
-    with pytest.raises(UserError, match="already holds a finished model"):
+    with pytest.raises(UserError, match="already has a finished model"):
         pretrain(config)
 
 
@@ -446,7 +446,7 @@ def test_killed_and_started_again_it_goes_on(corpus, tmp_path, background):
     assert "mlm_probability was 0.15, is 0.3" in other.printed() and other.returncode == 2
     again = background(PRETRAIN, *flags, "--output_dir", "out")
     printed = again.printed()
-    assert again.returncode == 0 and re.search(r"going on from \S*checkpoint-\d{1,3}\n", printed), printed
+    assert again.returncode == 0 and re.search(r"resuming from \S*checkpoint-\d{1,3}\n", printed), printed
     figures = [read_json(tmp_path / name / "pretraining.json") for name in ("out", "whole")]
     assert figures[0]["before"] == figures[1]["before"] and figures[0]["epochs"] == figures[1]["epochs"]
     assert figures[0]["after"]["masked_loss"] == pytest.approx(figures[1]["after"]["masked_loss"], rel=0.2)
@@ -540,7 +540,7 @@ def test_models_that_cannot_fill_in_words_are_refused(corpus, tmp_path, options)
         )
     with pytest.raises(UserError, match="its tokenizer has no mask_token"):
         pretrain(options(pretrain_model_path=str(tmp_path / "gpt")))
-    with pytest.raises(UserError, match="--from_scratch makes a new one"):
+    with pytest.raises(UserError, match="--from_scratch trains a new one"):
         tokenizer.save_pretrained(tmp_path / "alone")
         pretrain(options(pretrain_model_path=str(tmp_path / "alone")))
     with pytest.raises(UserError, match="positions"):
@@ -611,7 +611,7 @@ def test_other_texts_are_not_gone_on_with(corpus, tmp_path, background):
         time.sleep(0.01)
     first.send_signal(signal.SIGTERM)  # saves at the next step and says how to go on
     printed = first.printed()
-    assert first.returncode == 143 and "the same command goes on" in printed and "Traceback" not in printed
+    assert first.returncode == 143 and "the same command resumes" in printed and "Traceback" not in printed
     (tmp_path / "t.txt").write_text((corpus / "texts.txt").read_text() + "\nquite another text\n")
     again = background(PRETRAIN, *flags)
     printed = again.printed()

@@ -227,9 +227,9 @@ def test_predictions_never_replace_what_is_read(way, run, command, tmp_path):
         output = given if way == "same name" else Path(f"{tmp_path}/./k.csv")
     flags = ["--predict_file", given, "--predict_output", output, "--checkpoint", run[0] / "checkpoints/best"]
     done = command("main.py", "--do_predict", *flags, "--output_dir", tmp_path / "out")
-    assert done.returncode == 2 and "is the file that is read" in done.stderr, done.stderr
+    assert done.returncode == 2 and "is the input file (" in done.stderr, done.stderr
     done = subprocess.run([sys.executable, run[1] / "predictor.py", given, output], capture_output=True, text=True)
-    assert done.returncode == 2 and "is the file that is read" in done.stderr, done.stderr
+    assert done.returncode == 2 and "is the input file" in done.stderr, done.stderr
     assert given.read_text() == "text,mine\nplay a song,1\n"
 
 
@@ -457,7 +457,7 @@ TEXT = b"play a song\n" * 500
         ("d.txt", TEXT, ["--encoding", "no-such"], "--encoding no-such"),
         ("e.txt", b"play \xff\xfe\xfd", [], "e.txt"),
         ("f.csv", "text,text\na,b\n", [], "two columns are called 'text'"),
-        ("g.jsonl", '{"text": "a", "text": "b"}\n', [], "the key 'text' comes twice"),
+        ("g.jsonl", '{"text": "a", "text": "b"}\n', [], "the key 'text' appears twice"),
         ("h.jsonl", '{"text": ' + "[" * 100_000 + "\n", [], "row 1: not JSON"),
         ("i.jsonl", '{"text": "a", "id": ' + "9" * 5000 + "}\n", [], "row 1: not JSON"),
     ],
@@ -641,7 +641,7 @@ def test_too_little_memory_is_one_line_that_names_options(error, capsys):
         raise error
 
     assert exit_code(main, None) == 2
-    assert "memory is too small: lower --batch_size" in capsys.readouterr().err
+    assert "memory: lower --batch_size" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", [["--predict_file", "x.txt"], ["--checkpoint", "x"], ["--fold", "0"]])
@@ -708,15 +708,15 @@ def test_what_is_neither_file_nor_folder_is_never_replaced(make, run, sample, co
     place = tmp_path / "made.csv"
     make(place) if make is os.mkfifo else make(place, "/dev/null")
     before = place.stat()
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         process(DataConfig(input=str(sample), output_dir=str(place)))
-    with pytest.raises(UserError, match="no folder"), appearing_folder(place):
+    with pytest.raises(UserError, match="not a folder"), appearing_folder(place):
         pass
     flags = ["--checkpoint", run[0] / "checkpoints/best", "--output_dir", tmp_path / "out", "--predict_output", place]
     done = command("main.py", "--do_predict", "--data_path", sample, *flags)
-    assert done.returncode == 2 and "no file" in done.stderr, done.stderr
+    assert done.returncode == 2 and "not a file" in done.stderr, done.stderr
     done = predicted(run, tmp_path, "a.txt", "play a song\n", output="made.csv")
-    assert done.returncode == 2 and "no file" in done.stderr, done.stderr
+    assert done.returncode == 2 and "not a file" in done.stderr, done.stderr
     assert (place.stat().st_ino, place.stat().st_mode) == (before.st_ino, before.st_mode)
 
 
@@ -743,11 +743,11 @@ def test_half_a_character_in_a_processed_row_is_one_line(sample, tmp_path):
 @pytest.mark.parametrize(
     "name, text, said",
     [
-        ("a.jsonl", '{"text": "a", "text": "b", "label": "x"}\n', "row 1: not JSON.*'text' comes twice"),
-        ("a.json", '[{"text": "c", "label": "x"},\n{"text": "a", "label": "y", "label": "x"}]', "row 2.*comes twice"),
-        ("a.json", '{"data": [{"text": "a", "text": "b", "label": "x"}]}', "row 1.*comes twice"),
-        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": true}\n' * 20, "write yes and no in one way"),
-        ("a.csv", "text,label\n" + "a,1\nb,TRUE\nc,0\n" * 20, "write yes and no in one way"),
+        ("a.jsonl", '{"text": "a", "text": "b", "label": "x"}\n', "row 1: not JSON.*'text' appears twice"),
+        ("a.json", '[{"text": "c", "label": "x"},\n{"text": "a", "label": "y", "label": "x"}]', "row 2.*appears twice"),
+        ("a.json", '{"data": [{"text": "a", "text": "b", "label": "x"}]}', "row 1.*appears twice"),
+        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "b", "label": true}\n' * 20, "write yes and no consistently"),
+        ("a.csv", "text,label\n" + "a,1\nb,TRUE\nc,0\n" * 20, "write yes and no consistently"),
     ],
 )
 def test_what_would_be_read_in_one_of_two_ways_is_refused(name, text, said, tmp_path):
@@ -764,7 +764,7 @@ def test_tasks_whose_columns_clash_are_refused(second, tmp_path):
 
     task = {"type": "classification", "labels": ["x", "y"]}
     (tmp_path / "labels.json").write_text(json.dumps({"a": task, second: task}))
-    with pytest.raises(UserError, match=f"the column '{second}' would be that of"):
+    with pytest.raises(UserError, match=f"the column '{second}' would belong to"):
         read_tasks(tmp_path / "labels.json")
 
 
@@ -774,7 +774,7 @@ def test_tasks_whose_scores_clash_are_refused():
     task = {"type": "classification", "labels": ["x", "y"]}
     assert "a_macro_f1" in score_names({"a": task})
     tags = {"type": "tagging", "labels": ["O", "B-x"]}
-    with pytest.raises(UserError, match="the score a_macro_f1 would be that of 'a_macro' and of 'a'"):
+    with pytest.raises(UserError, match="the score a_macro_f1 would belong to 'a_macro' and to 'a'"):
         score_names({"a": task, "a_macro": tags})
 
 
@@ -826,7 +826,7 @@ def test_a_machine_without_enough_memory_is_one_line(sample, tmp_path):
     done = subprocess.run(
         [sys.executable, ROOT / words[0], *map(str, words[1:])], preexec_fn=limit, capture_output=True, text=True
     )
-    assert done.returncode == 2 and "this machine's memory is too small" in done.stderr.splitlines()[-1], done.stderr
+    assert done.returncode == 2 and "this machine is out of memory" in done.stderr.splitlines()[-1], done.stderr
 
 
 def test_a_process_that_is_gone_is_told_in_one_line_however_gloo_says_it(monkeypatch, capsys):

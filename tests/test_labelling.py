@@ -204,7 +204,7 @@ def test_a_signal_stops_between_batches_and_resume_goes_on(label, pools, tmp_pat
     with pytest.raises(Interrupted) as stopped:
         label()
     assert stopped.value.signal_number == signal.SIGTERM and calls == [POOL, 2 * POOL]
-    assert "16 of 38 rows are in" in caplog.text and "the same command with --resume goes on" in caplog.text
+    assert "16 of 38 rows are in" in caplog.text and "the same command with --resume continues" in caplog.text
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and not (tmp_path / "out.csv").exists()
     assert label(resume=True) == wanted
     assert calls[2:] == [24, 32, 38]  # nothing is labelled twice
@@ -232,7 +232,7 @@ def stopped(label, pools, tmp_path):
 def test_resume_is_refused_after_a_change_and_nothing_is_lost(stopped, label, texts):
     there = stopped.read_bytes()
     with pytest.raises(
-        UserError, match=r"--precision was 'fp32', is 'bf16'; remove .* to begin anew, or add --force_resume"
+        UserError, match=r"--precision was 'fp32', is 'bf16'; remove .* to start over, or add --force_resume"
     ):
         label(resume=True, precision="bf16")
     with pytest.raises(UserError, match=r"rows in a pool was 8, is 7; .*--eval_batch_size was 4, is 7"):
@@ -261,7 +261,7 @@ def test_without_resume_it_begins_anew_and_says_so(stopped, label, caplog):
     logging.getLogger("template").propagate = True
     stopped.write_bytes(b"from elsewhere")
     assert label() == label("whole.csv")
-    assert "out.csv.partial: what an earlier run left is begun anew, as --resume is not given" in caplog.text
+    assert "out.csv.partial: rows of an earlier run are discarded, as --resume is not given" in caplog.text
 
 
 def test_a_lost_rest_is_labelled_anew(stopped, label):

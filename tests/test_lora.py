@@ -104,7 +104,7 @@ def test_another_base_is_refused_in_one_line(adapted, tmp_path):
     trainer = trained(adapted())
     best, base = trainer.checkpoints / "best", Path(trainer.config.pretrain_model_path)
     moved = base.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"holds a LoRA adapter alone; it was trained on .* is not there") as mistake:
+    with pytest.raises(UserError, match=r"holds only a LoRA adapter; it was trained on .* does not exist") as mistake:
         load_checkpoint(best)
     assert "--pretrain_model_path" in str(mistake.value) and "\n" not in str(mistake.value)
     model, *_ = load_checkpoint(best, str(moved))
@@ -113,11 +113,11 @@ def test_another_base_is_refused_in_one_line(adapted, tmp_path):
     tensors = load_file(moved / "model.safetensors")
     tensors["embeddings.word_embeddings.weight"][0, 0] += 1
     save_file(tensors, moved / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"is another model now \(model.safetensors differs") as mistake:
+    with pytest.raises(UserError, match=r"is a different model now \(model.safetensors differs") as mistake:
         load_checkpoint(best, str(moved))
     assert "\n" not in str(mistake.value)
     moved.rename(base)
-    with pytest.raises(UserError, match="is another model now"):
+    with pytest.raises(UserError, match="is a different model now"):
         build(adapted()).resume()
 
 

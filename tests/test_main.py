@@ -212,7 +212,7 @@ def test_without_tools_it_trains_resumes_evaluates_and_predicts(sample, tmp_path
     with Forks(copy, work, fork_server) as forks:
         forks.run([*train, "cut"], code=-signal.SIGKILL, kill_at=[str(work / "output/cut/checkpoints"), 4])
         printed = forks.run([*train, "cut"])
-        assert "resumed from" in printed and "no report: tools/ is not there" in printed
+        assert "resumed from" in printed and "no report: tools/ is missing" in printed
         printed = forks.run(["main.py", "--debug", *flags], code=2)
         assert printed.splitlines()[-1].startswith("error: --debug needs tools/check")
     for name in ("checkpoints/best/model.safetensors", "metrics.jsonl", "eval.json", "predictions.csv"):

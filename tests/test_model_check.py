@@ -551,7 +551,7 @@ def test_the_command_checks_after_its_rehearsal(sample, command, tmp_path):
     # What differs from process to process may also spoil the first loss
     assert elsewhere.returncode == 3 and any(NAMES["other_process"] in line for line in lines), lines
     assert crashed.returncode == 3 and "Traceback" not in crashed.stderr, crashed.stderr
-    told = "the rehearsal FAILED: ValueError: not enough logits (model_utils.py:"
+    told = "the trial run FAILED: ValueError: not enough logits (model_utils.py:"
     assert told in crashed.stderr and "FAILED  shapes, labels and label counts: ValueError" in crashed.stderr
     assert "Traceback (most recent call last)" in (tmp_path / "output/tiny-debug/train.log").read_text()
     assert read_json(tmp_path / "output/tiny-debug/eval.json")

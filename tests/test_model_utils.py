@@ -525,9 +525,9 @@ REFUSED = {
         lambda: transformers.T5Config(d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2),
         "t5 cannot read a text alone",
     ),
-    "LayoutLM": (lambda: transformers.LayoutLMConfig(**SMALL), "layoutlm cannot read a text alone"),
-    "X-MOD": (lambda: transformers.XmodConfig(**SMALL, languages=["en_XX", "zh_CN"]), "xmod cannot read a text alone"),
-    "ViT": (lambda: transformers.ViTConfig(**SMALL), "vit reads no text"),
+    "LayoutLM": (lambda: transformers.LayoutLMConfig(**SMALL), "layoutlm cannot read text alone"),
+    "X-MOD": (lambda: transformers.XmodConfig(**SMALL, languages=["en_XX", "zh_CN"]), "xmod cannot read text alone"),
+    "ViT": (lambda: transformers.ViTConfig(**SMALL), "vit does not read text"),
 }
 
 
@@ -539,7 +539,7 @@ def test_a_mistaken_encoder_is_one_line(name, tiny, tmp_path):
         make_trainer(tiny(pretrain_model_path=folder))
     assert (
         said in str(mistake.value)
-        and "take an encoder such as BERT" in str(mistake.value)
+        and "use an encoder such as BERT" in str(mistake.value)
         and "\n" not in str(mistake.value)
     )
 

@@ -362,7 +362,7 @@ def test_the_best_epoch_and_an_early_stop_are_drawn(tmp_path):
     (run / "metrics.jsonl").write_text("".join(json.dumps(epoch) + "\n" for epoch in epochs))
     (run / "train.log").write_text("2026-01-01 00:00:00,1 INFO best: epoch 2\n")
     drawn = [re.findall(r'class="mark-text"[^>]*>([^<]+)<', make_report(run, "en")[0].read_text())]
-    (run / "train.log").write_text("2026-01-01 00:00:00,1 INFO stopped early: mood_accuracy has not risen\n")
+    (run / "train.log").write_text("2026-01-01 00:00:00,1 INFO stopped early: mood_accuracy has not improved\n")
     drawn.append(re.findall(r'class="mark-text"[^>]*>([^<]+)<', make_report(run, "en")[0].read_text()))
     assert drawn == [["best"] * 2, ["best", "stopped early"] * 2]  # in two pictures
 

@@ -45,28 +45,28 @@ def plan(sample, **options):
 @pytest.mark.parametrize(
     "space, said",
     [
-        ("lrr=1e-4..1e-3", "lrr is no option of main.py that changes the result; did you mean lr?"),
+        ("lrr=1e-4..1e-3", "lrr is not an option of main.py that changes the result; did you mean lr?"),
         ("lr", "'lr' must look like"),
         ("lr=1e-3", "two or more"),
         ("pooling=mean,mean", "two or more"),
         ("lr=fast..1e-3", "'fast' is not a number"),
         ("epochs=3,2.5", "'2.5' is not a whole number"),
-        ("epochs=3,auto", "auto is one number for the data"),
+        ("epochs=3,auto", "auto cannot be searched"),
         ("use_fgm=True,maybe", "'maybe' is not True or False"),
-        ("pooling=first,max", "'max' is none of auto, first, mean, last"),
+        ("pooling=first,max", "'max' must be one of auto, first, mean, last"),
         ("pooling=first..mean", "has no range"),
         ("lr=1e-3..1e-4", "the range is empty"),
-        ("weight_decay=0..0.1:log", "must begin above 0"),
-        ("lr=1e-4..1e-3:ln", "only :log can stand"),
+        ("weight_decay=0..0.1:log", "must start above 0"),
+        ("lr=1e-4..1e-3:ln", "only :log may follow"),
         ("lr=1e-4..inf", "'inf' is not finite"),
         ("lr=1e-4..2", "--lr=2.0 must lie between 0 and 1"),
         ("dropout=0,1.5", "--dropout=1.5 must lie between 0 and 1"),
         ("batch_size=8,16", "batch_size is set already"),
-        ("lr=1e-4..1e-3 lr=1e-3..1e-2", "lr is there twice"),
+        ("lr=1e-4..1e-3 lr=1e-3..1e-2", "lr is given twice"),
         ("head_lr=1e-4..1e-3 head_multiple=1..10", "head_lr is set already"),
         ("fgm_eps=0.5..2", "no effect without use_fgm or use_pgd"),
-        ("random_seed=1,2", "random_seed is no hyper-parameter"),
-        ("num_workers=0,2", "no option of main.py that changes the result"),
+        ("random_seed=1,2", "random_seed is not a hyper-parameter"),
+        ("num_workers=0,2", "not an option of main.py that changes the result"),
         ("layer_decay=0.8..0.95", "need --pretrain_model_path"),
     ],
 )
@@ -176,7 +176,7 @@ def make_study(path, sample, **options):
 def test_a_file_that_is_no_journal_is_one_line_and_stays_as_it_is(content, sample, tmp_path):
     path = tmp_path / "search.journal"
     path.mkdir() if content is None else path.write_bytes(content)
-    with pytest.raises(UserError, match=r"search\.journal: (is no journal|cannot be read)"):
+    with pytest.raises(UserError, match=r"search\.journal: (is not a journal|cannot be read)"):
         make_study(path, sample)
     if content is not None:
         assert path.read_bytes().startswith(content.rsplit(b"\n", 1)[0])
@@ -398,7 +398,7 @@ def test_a_search_that_is_killed_or_stopped_ends_with_the_same_trials(sample, tm
     process = start(background, words, lambda: has_epochs(runs / "0003/metrics.jsonl", 1))
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 143
-    assert "stopped, with 3 of 4 trials done; the same command goes on" in process.printed()
+    assert "stopped, with 3 of 4 trials done; the same command resumes" in process.printed()
     process = start(background, words, lambda: has_epochs(runs / "final-0000-seed-1/metrics.jsonl", 1))
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
@@ -451,10 +451,10 @@ def test_time_ends_the_search_and_dev_alone_flatters(sample, tmp_path, warm):
     (data / "test.jsonl").unlink()
     words = flags(data, epochs=2, trials=2, finalists=1, seeds=1)
     done = run_search(warm, tmp_path, *words, "--hours", "0.00005")
-    assert done.returncode == 2 and "--hours are used: the search ends with 0 of 2 trials done" in done.stderr, (
+    assert done.returncode == 2 and "--hours are used up: the search ends with 0 of 2 trials done" in done.stderr, (
         done.stderr
     )
-    assert "no trial finished in this time; the same command with more --hours goes on" in done.stderr
+    assert "no trial finished in this time; the same command with more --hours resumes" in done.stderr
     done = run_search(warm, tmp_path, *words, "--hours", "1")
     found = read_json(tmp_path / "results/search.json")
     assert done.returncode == 0 and found["cost"]["search"]["seconds"] > 0.18

@@ -323,7 +323,7 @@ def test_sigterm_loses_no_request_that_was_accepted(shipped):
         server.process.wait(60)
         for thread in threads:
             thread.join()
-    assert server.process.returncode == 0 and "all that was accepted is answered" in server.said
+    assert server.process.returncode == 0 and "all accepted requests are answered" in server.said
     assert set(found) == {200} and not lost
 
 
@@ -333,7 +333,7 @@ def test_mistakes_are_one_line(shipped, tmp_path):
         cases = {
             ("nowhere",): "no exported model",
             (shipped, "--port", server.port): "in use",
-            (shipped, "--batch_size", "0"): "no whole number",
+            (shipped, "--batch_size", "0"): "not a whole number",
         }
         for words, said in cases.items():
             command = [sys.executable, ROOT / "tools/serve/__main__.py", *words]

@@ -766,17 +766,17 @@ def test_texts_to_predict_on_come_in_these_shapes_too(tmp_path):
     ("name", "words"),
     [
         ("number lists", ["cells such as '2,27' may be several labels: --label_type label=multilabel"]),
-        ("labels that lack", ["4 rows without a label are left out (--drop_unlabelled), the first: ", "row 14"]),
-        ("the first rows", ["the first 12 rows are read, the rest is left out (--max_rows)"]),
+        ("labels that lack", ["4 rows without a label are dropped (--drop_unlabelled), the first: ", "row 14"]),
+        ("the first rows", ["only the first 12 rows are read (--max_rows)"]),
         ("csv in GB18030, found", ["a.csv: not UTF-8; read as GB18030, in which it begins with '这家店", "--encoding"]),
-        ("semicolons", ["cells are parted by ';' (--delimiter overrides)"]),
-        ("a folder a class, in parts, GB18030", ["left out, as they have no class: unsup", "read as GB18030"]),
-        ("BRAT", ["in several pieces are left out (1)", "00.ann, row 4", "1 relations, 1 notes"]),
+        ("semicolons", ["the delimiter is ';' (--delimiter overrides)"]),
+        ("a folder a class, in parts, GB18030", ["skipped, as their texts have no class: unsup", "read as GB18030"]),
+        ("BRAT", ["discontinuous entities are dropped (1)", "00.ann, row 4", "1 relations, 1 notes"]),
         ("Label Studio, several annotations", ["12 texts have several annotations; the first that was not cancelled"]),
-        ("Label Studio, spans", ["not read: relation (12)"]),
-        ("local files for datasets", ["train: the first 12 rows are read", "--max_rows"]),
+        ("Label Studio, spans", ["ignored: relation (12)"]),
+        ("local files for datasets", ["train: only the first 12 rows are read", "--max_rows"]),
         ("OCNLI", ["the label '-' means that there is no gold label (1)"]),
-        ("Weibo", ["each character has its place in its word glued to it"]),
+        ("Weibo", ["each character is followed by its position in its word"]),
     ],
 )
 def test_what_was_done_is_told(name, words, tmp_path, monkeypatch, capsys):
@@ -814,11 +814,11 @@ REFUSED = {  # name: (files, what the one line says, options)
         ["'7' (--label_column)", "0 ('a b'), 1 ("],
         {"header": False, "label_column": "7"},
     ),
-    "a separator of its own": ({"a.txt": "text@@label\na@@x\n"}, ["cannot tell its format", "--delimiter"], {}),
+    "a separator of its own": ({"a.txt": "text@@label\na@@x\n"}, ["unknown format", "--delimiter"], {}),
     "a quote as separator": ({"a.txt": "text,label\na,x\n"}, ["--delimiter"], {"delimiter": '"'}),
     "columns of 0 and 1": (
         {"a.csv": csv_of([("a", 0, 1), ("b", 1, 0)], ["text", "toxic", "threat"])},
-        ["2 hold 0 and 1", "--label_column labels=toxic+threat"],
+        ["2 contain only 0 and 1", "--label_column labels=toxic+threat"],
         {},
     ),
     "columns of 0 and 1 under a name": (
@@ -847,7 +847,7 @@ REFUSED = {  # name: (files, what the one line says, options)
     "none is labelled": ({"a.csv": "text,label\na,\nb,\n"}, ["no examples"], {"drop_unlabelled": True}),
     "several sheets": ({"a.xlsx": workbook(one=[["a"]], two=[["b"]])}, ["one, two", "--sheet"], {}),
     "no such sheet": ({"a.xlsx": workbook(one=[["a"]])}, ["'two'", "--sheet", "one"], {"sheet": "two"}),
-    "no rows in any sheet": ({"a.xlsx": workbook(one=[])}, ["no sheet"], {}),
+    "no rows in any sheet": ({"a.xlsx": workbook(one=[])}, ["all sheets are empty"], {}),
     "no workbook": ({"a.xlsx": b"PK\x03\x04 not a workbook"}, ["not a readable .xlsx", "CSV"], {}),
     "half a workbook": ({"a.xlsx": workbook(one=[["text", "label"], *REVIEWS])[:-400]}, ["not a readable .xlsx"], {}),
     "old Excel": ({"a.xls": b"\xd0\xcf\x11\xe0"}, ["old format", ".xlsx"], {}),
@@ -888,7 +888,7 @@ REFUSED = {  # name: (files, what the one line says, options)
     "bytes in a table": ({"a.csv": b"text,label\n\x00\x01\xff\xfe\x80,x\n"}, ["--encoding"], {}),
     "a row of no word/pos": (
         {"a.txt": "我/r 爱/v\n好 人/n\n"},
-        ["row 2", "'好' is no word/tag"],
+        ["row 2", "'好' is not word/tag"],
         {"format": "word_tags"},
     ),
     "CoNLL-U of nine columns": ({"a.conllu": "1\t" + "\t".join("abcdefgh") + "\n"}, ["row 1", "ten columns"], {}),
@@ -938,7 +938,7 @@ REFUSED = {  # name: (files, what the one line says, options)
     "half a list": ({"a.json": '[{"text": "a", "label": "x"},\n{"text": "b'}, ["row 2", "not JSON"], {}),
     "more behind the list": ({"a.json": '[{"text": "a", "label": "x"}]\n]'}, ["row 2", "Extra data"], {}),
     "fewer than none": ({"a.csv": "text,label\na,x\n"}, ["--max_rows"], {"max_rows": -1}),
-    "no set of that name": ({"a.csv": ""}, ["no dataset loads"], {"format": "hf"}),
+    "no set of that name": ({"a.csv": ""}, ["cannot be loaded as a dataset"], {"format": "hf"}),
 }
 
 
@@ -1185,7 +1185,7 @@ HOSTILE = {
     "jsonl": ("a.jsonl", lines([*TEXT, {"text": LONG, "label": "x"}]), ["row 13", "longer than 1,000"]),
     "json list": ("a.json", json.dumps([*TEXT, {"text": 9 * LONG, "label": "x"}]), ["row 1", "longer than 1,000"]),
     "parquet": ("a.parquet", parquet([*TEXT, {"text": LONG, "label": "x"}]), ["row 13", "longer than 1,000"]),
-    "json.gz, damaged": ("a.json.gz", gzip.compress(lines(TEXT).encode())[:-20], ["a.json.gz: not a whole .gz file"]),
+    "json.gz, damaged": ("a.json.gz", gzip.compress(lines(TEXT).encode())[:-20], ["a.json.gz: damaged or not"]),
     "json object": (
         "a.json",
         json.dumps({"data": 9 * TEXT}),
@@ -1196,7 +1196,7 @@ HOSTILE = {
     "conllu without an end": ("a.conllu", ("1\ta" + "\t_" * 8 + "\n") * 1001, ["row 1001", "blank"]),
     "gz": ("a.jsonl.gz", gzip.compress(b"\0" * 5000), ["row 1", "longer than"]),
     "a text a class": ("x/1.txt", LONG, ["1.txt", "longer than"]),
-    "workbook": ("a.xlsx", workbook(one=[["text", "label"], *(900 * REVIEWS)]), ["20,000 bytes when unpacked"]),
+    "workbook": ("a.xlsx", workbook(one=[["text", "label"], *(900 * REVIEWS)]), ["20,000 bytes when decompressed"]),
 }
 
 

@@ -241,8 +241,8 @@ def test_copies_are_those_that_comparing_all_texts_finds(tmp_path, small_blocks)
         texts = [(p, tuple(e["tokens"])) for p in parts for e in parts[p]]
         again = sum((other, text) in texts[:n] if p == part == other else False for n, (p, text) in enumerate(texts))
         shared = sum(p == other and (part, text) in texts[:n] for n, (p, text) in enumerate(texts))
-        same_part = f"{part}: the text of another example again"
-        what = same_part if part == other else f"{other}: texts that occur in {part} too"
+        same_part = f"{part}: texts that repeat an earlier example"
+        what = same_part if part == other else f"{other}: texts that also occur in {part}"
         assert found.get(what, 0) == (again if part == other else shared) > 0
 
 
@@ -309,7 +309,7 @@ def test_what_a_spool_takes_in_it_gives_back(small_blocks):
     rows = Rows(with_rows, lambda numbers, found: found, np.array(places, np.uint32))
     assert list(rows) == [examples[place] for place in places] and rows[-1] == examples[places[-1]]
     for value in (object(), b"bytes", [1, {"k": np.int64(1)}]):
-        with pytest.raises(UserError, match="here: a value that JSON cannot hold"):
+        with pytest.raises(UserError, match="here: a value that JSON cannot store"):
             with_rows.append({"_where": "here", "x": value})
 
 
@@ -389,7 +389,7 @@ def test_half_a_character_is_found_wherever_it_is(tmp_path):
         '{"text": "a", "x": ["b", "\\ud800"]}',
     ):
         (tmp_path / "a.jsonl").write_text(value + "\n")
-        with pytest.raises(UserError, match="row 1: holds half a character"):
+        with pytest.raises(UserError, match="row 1: has half a character"):
             process(DataConfig(input=str(tmp_path / "a.jsonl"), output_dir=str(tmp_path / "out"), label_column="x"))
 
 

@@ -385,7 +385,7 @@ def test_the_kind_can_be_chosen(raw, sample, tmp_path, capsys):
         assert metrics.entities_in("spans", row["slots"]) == metrics.entities_in("tagging", tagged["slots"])
     pos = [{"tokens": ["a", "b"], "tags": ["NN", "VB"], "split": part} for part in ("train", "dev")]
     (tmp_path / "pos.jsonl").write_text("\n".join(map(json.dumps, pos)))
-    with pytest.raises(UserError, match="no entities"):
+    with pytest.raises(UserError, match="not entities"):
         process(DataConfig(input=str(tmp_path / "pos.jsonl"), output_dir=str(tmp_path / "x"), label_type="tags=spans"))
 
 
@@ -425,10 +425,10 @@ def test_checks_of_spans(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "the spans of 'entities' overlap" in printed
     assert "labels of dev that never occur in train (1)" in printed and "row 4: 'z'" in printed
-    assert "without one holding the other (1)" in printed and "'other words' and 'words are'" in printed
+    assert "without being nested (1)" in printed and "'other words' and 'words are'" in printed
     assert "a part has no span at all (1)" in printed
     process(DataConfig(input=str(tmp_path / "out"), check=True))
-    assert "without one holding the other (1)" in capsys.readouterr().out
+    assert "without being nested (1)" in capsys.readouterr().out
 
 
 # ---- training --------------------------------------------------------------------------------------------------------

@@ -457,7 +457,7 @@ def test_no_divergence_without_dropout_or_noise(tmp_path):
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    with pytest.raises(UserError, match="drops out"):
+    with pytest.raises(UserError, match="has no dropout"):
         tricks.RDrop(model)
     with pytest.raises(UserError, match="dropout"):
         tricks.MultiSampleDropout(model)

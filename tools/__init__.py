@@ -1,1 +1,1 @@
-"""Commands around a training run, each `python -m tools.NAME`. main.py works without this folder."""
+"""Commands to use before and after training, each run as `python -m tools.NAME`. main.py does not need this folder."""

@@ -1,4 +1,4 @@
-"""Examples -> columns of numbers, with any fast tokenizer: a row is an example or a window of one."""
+"""Converts examples to numeric columns, with any fast tokenizer: a row is an example or a window of one."""
 
 import hashlib
 import itertools
@@ -37,7 +37,7 @@ class Ragged(NamedTuple):
         return np.diff(self.offsets)
 
     def pad(self, rows, fill, multiple=1):
-        """(B, W) of the rows, filled up to the longest (or a multiple), and the (B, W) mask of what is real."""
+        """(B, W) of the rows, padded to the longest (or a multiple), and the (B, W) mask of real values."""
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
         columns = np.arange(-(-lengths.max(initial=0) // multiple) * multiple)
@@ -49,24 +49,24 @@ class Ragged(NamedTuple):
 class Feature(NamedTuple):
     """One input of the model: an example, or a window of one that is too long."""
 
-    example: int  # its number in the list of examples
+    example: int  # its index in the list of examples
     input_ids: list
     token_types: list
     word_starts: list  # position of the first sub-token of each word; only for tagging
     first_word: int = 0
-    num_cut: int = 0  # sub-tokens that are left out
-    word_ends: list = ()  # position of the last sub-token of each word, if they are asked for
+    num_cut: int = 0  # sub-tokens that were cut off
+    word_ends: list = ()  # position of the last sub-token of each word, if requested
 
 
 class Featurizer:
-    """Examples -> columns of numbers, with any fast tokenizer.
+    """Converts examples to numeric columns, with any fast tokenizer.
 
-    tasks: {name: {"type", "labels", …}} as in labels.json. Every word gets exactly one position, also one that the
-    tokenizer swallows (a blank, U+200B, U+FE0F): it is read as the unknown token, so that tags never shift.
-    What is longer than max_length: with a tagging task it becomes windows that share `stride` sub-tokens or somewhat
-    fewer (whole words; None: a quarter of max_length; -1: it is cut); else the head, the tail, or a quarter of head and
-    three of tail are kept (Sun et al., 2019, arXiv:1905.05583).
-    word_ends: whether the last sub-token of each word is told too, for models that read words there.
+    tasks: {name: {"type", "labels", …}} as in labels.json. Every word gets exactly one position, even one that the
+    tokenizer drops (a space, U+200B, U+FE0F): it is read as the unknown token, so that tags never shift.
+    Texts longer than max_length: with a tagging task they become windows of whole words that overlap by at most
+    `stride` sub-tokens (None: a quarter of max_length; -1: they are cut); otherwise the head, the tail, or a quarter of
+    head and three quarters of tail are kept (Sun et al., 2019, arXiv:1905.05583).
+    word_ends: also returns the last sub-token of each word, for models that read words there.
     """
 
     def __init__(self, tokenizer, tasks, max_length, stride=-1, truncation="head", word_ends=False):
@@ -75,7 +75,7 @@ class Featurizer:
         self.pad_to_multiple = 1  # 8 suits a GPU's matrix units
         self.tagging = any(needs_words(task["type"]) for task in tasks.values())  # or spans
         self.word_ends = word_ends and self.tagging
-        # What stands for a word, or a text, that leaves no token. A tokenizer over bytes knows no unknown token
+        # Replaces a word, or a text, that yields no token. A byte-level tokenizer has no unknown token
         self.filler = tokenizer.unk_token or tokenizer.pad_token
         decoder = tokenizer.cls_token is None
         self.separator, self.blanks = decoder and separator_of(tokenizer), decoder and needs_blanks(tokenizer)
@@ -84,16 +84,16 @@ class Featurizer:
         self.label_ids = {name: {label: i for i, label in enumerate(task["labels"])} for name, task in tasks.items()}
 
     def fingerprint(self):
-        """Changes with whatever changes the encoding; the cache is named by it."""
+        """A hash of everything that affects the encoding; the cache is named after it."""
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        del tokenizer["truncation"], tokenizer["padding"]  # set anew by each call
+        del tokenizer["truncation"], tokenizer["padding"]  # set by each call
         version = 4  # raise it when the columns change
         depends = [version, tokenizer, self.tasks, self.max_length, self.stride, self.truncation]
         depends += ["word ends"] if self.word_ends else []
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
     def __call__(self, examples):
-        """{column: Ragged, or an array with one number a row} for a list of examples; a row is a Feature.
+        """{column: Ragged, or an array with one value per row} for a list of examples; a row is a Feature.
 
         Columns: input_ids, token_type_ids (sentence pairs), example_index, num_cut, labels.<task>, extras.<name>, and
         for tagging word_starts, num_words (before cutting) and first_word.
@@ -125,8 +125,8 @@ class Featurizer:
         return columns
 
     def labels(self, name, kind, features, examples):
-        """The column of a task's labels. A window has its own words' tags, and the spans that lie within it; its label
-        goes with the first one."""
+        """The column of a task's labels. A window has the tags of its own words and the spans within it; a label of the
+        whole text is in the first window."""
         label_ids = self.label_ids[name]
         if is_tagging(kind):
             tag_ids = []
@@ -139,7 +139,7 @@ class Featurizer:
             return Ragged.from_lists([encode(spans_within(f, examples[f.example][name], label_ids)) for f in features])
         values = [None if feature.first_word else examples[feature.example][name] for feature in features]
         if kind == "multilabel":
-            values = [[value] if isinstance(value, str) else value for value in values]  # never a part of a string
+            values = [[value] if isinstance(value, str) else value for value in values]  # `in` must not find substrings
             return Ragged.from_lists(
                 [[IGNORE if value is None else int(label in value) for label in label_ids] for value in values]
             )
@@ -167,7 +167,7 @@ class Featurizer:
         return features
 
     def tokenize(self, examples):
-        """(first texts, second texts or None, their encodings); words that left no token are the unknown token."""
+        """(first texts, second texts or None, their encodings); words without tokens become the unknown token."""
         by_words, paired = "tokens" in examples[0], "text_pair" in examples[0]
         first = [example["tokens" if by_words else "text"] for example in examples]
         second = None
@@ -182,13 +182,13 @@ class Featurizer:
                 first[i] = [self.filler if w in words else word for w, word in enumerate(first[i])]
                 encodings[i] = self.tokenizer([first[i]], second and [second[i]], **options).encodings[0]
         for i, encoding in enumerate(encodings):
-            if not encoding.ids:  # no model reads nothing
+            if not encoding.ids:  # no model accepts empty input
                 encodings[i] = self.tokenizer([self.filler], verbose=False).encodings[0]
         return first, second, encodings
 
     def as_the_tokenizer_reads(self, first, second, by_words):
-        """The same texts, with blanks before words where those are parts of tokens, and a separator if there is none
-        between the texts of a pair."""
+        """The same texts, with spaces before words where these are parts of tokens, and with a separator in a pair if
+        the tokenizer adds none."""
         if by_words and self.blanks:
             first = [with_blanks(words, self.unit) for words in first]
             second = second and [with_blanks(words, "word") for words in second]
@@ -197,15 +197,15 @@ class Featurizer:
         return first, second
 
     def word_places(self, encoding, words):
-        """Positions of the first and of the last sub-token of each word, as far as they are asked for."""
-        if not self.tagging or not words:  # the token that stands for a text without words is none
+        """Positions of the first and of the last sub-token of each word; empty if not needed."""
+        if not self.tagging or not words:  # the filler of a text without words is not a word
             return [], []
         return word_starts(encoding), word_ends(encoding) if self.word_ends else []
 
     def truncated(self, number, first, second, encoding):
-        """The Feature of an example that is too long, cut at its end, or at its beginning with --truncation tail."""
+        """The Feature of an example that is too long, cut at the end, or at the start with --truncation tail."""
         if second is not None and self.truncation == "head_tail" and not self.tagging:
-            raise UserError("--truncation head_tail is for single texts; of pairs take head or tail")
+            raise UserError("--truncation head_tail is for single texts; use head or tail for pairs")
         self.tokenizer.truncation_side = "left" if self.truncation == "tail" and not self.tagging else "right"
         options = dict(is_split_into_words=isinstance(first, list), verbose=False, max_length=self.max_length)
         second = None if second is None else [second]
@@ -214,7 +214,7 @@ class Featurizer:
         return Feature(number, short.ids, short.type_ids, starts, 0, len(encoding.ids) - len(short.ids), ends)
 
     def without_middle(self, number, encoding):
-        """The Feature of a single text that is too long: its tail, or with head_tail a quarter of head too."""
+        """The Feature of a single text that is too long: its tail, with head_tail also a quarter of head."""
         before, inside, after = parts_of(encoding)
         room = self.max_length - len(before) - len(after)
         head = room // 4 if self.truncation == "head_tail" else 0
@@ -223,14 +223,14 @@ class Featurizer:
         return Feature(number, [encoding.ids[i] for i in kept], token_types, [], num_cut=len(inside) - room)
 
     def windows(self, number, encoding):
-        """The Features of one example with too many words: whole words, as many as fit, and the second text."""
+        """The Features of one example with too many words: each has as many whole words as fit, and the second text."""
         before, inside, after = parts_of(encoding)
         room = self.max_length - len(before) - len(after)
         if room < 4:
             raise UserError(
                 f"--max_length {self.max_length}: a second text leaves no room for the words to tag; raise it"
             )
-        # each a list that is made anew when asked for
+        # each access builds a new list
         all_ids, all_types, word_ids = encoding.ids, encoding.type_ids, encoding.word_ids
         begins = [i - inside[0] for n, i in enumerate(inside) if n == 0 or word_ids[i] != word_ids[inside[n - 1]]]
         ends = [*begins[1:], len(inside)]
@@ -254,8 +254,8 @@ class Featurizer:
 
 
 def spans_within(feature, spans, label_ids):
-    """The spans [(first word, last word, type id)] that a window holds whole, by its own words; None if there is no
-    label. spans: [[first word, last word, type]] of its example."""
+    """The spans [(first word, last word, type id)] within a window, in its word positions; None if there is no label.
+    spans: [[first word, last word, type]] of its example."""
     start, size = feature.first_word, len(feature.word_starts)
     if spans is None:
         return None
@@ -264,24 +264,24 @@ def spans_within(feature, spans, label_ids):
 
 
 def merge_windows(windows):
-    """[(first word, a list with an item a word)] that overlap -> one list; a word of two comes from the one whose edge
-    is farther."""
+    """Overlapping windows, [(first word, list with one item per word)] -> one list; a word in two windows is taken from
+    the one whose edge is farther."""
     (_, merged), *others = sorted(windows, key=lambda window: window[0])
     merged = list(merged)
     for first, items in others:
-        middle = (len(merged) - first + 1) // 2  # of the words that both have
+        middle = (len(merged) - first + 1) // 2  # of the words in both
         merged = merged[: first + middle] + list(items[middle:])
     return merged
 
 
 def parts_of(encoding):
-    """Positions before, of and behind the first sequence's tokens."""
+    """Positions before, of and after the first sequence's tokens."""
     inside = [i for i, sequence in enumerate(encoding.sequence_ids) if sequence == 0]
     return list(range(inside[0])), inside, list(range(inside[-1] + 1, len(encoding.ids)))
 
 
 def missing_words(encoding, num_words):
-    """Numbers of the words that left no token."""
+    """Indices of the words that yielded no token; None if there are none."""
     present = {word for word, sequence in zip(encoding.word_ids, encoding.sequence_ids) if sequence == 0}
     return None if len(present) == num_words else set(range(num_words)) - present
 
@@ -306,15 +306,15 @@ def word_ends(encoding):
 
 
 def separator_of(tokenizer):
-    """What to put between two texts if the tokenizer puts nothing there, or None."""
+    """The separator to insert between two texts; None if the tokenizer adds its own."""
     if tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False):
         return None
     return tokenizer.eos_token or "\n"
 
 
 def needs_blanks(tokenizer):
-    """Whether a word that is given apart is read as if it were glued to the one before, as GPT-2's and Gemma's
-    tokenizers do it: a blank before it makes the tokens that the model knows from texts."""
+    """Whether a word passed separately is read as if glued to the previous one, as GPT-2's and Gemma's tokenizers
+    do: a space before it gives the tokens that the model was trained on."""
     options = dict(add_special_tokens=False, verbose=False)
     text = tokenizer(["a a"], **options).encodings[0].ids
     glued, apart = (
@@ -324,14 +324,14 @@ def needs_blanks(tokenizer):
 
 
 def with_blanks(words, unit):
-    """Words, each with the blank that is before it in a text (see `join_tokens`)."""
+    """Words, each with the space before it, if a text has one there (see `join_tokens`)."""
     _, spans = join_tokens(words, unit)
     gaps = [False, *(after[0] > before[1] for before, after in itertools.pairwise(spans))]
     return [f" {word}" if gap else word for word, gap in zip(words, gaps)]
 
 
 def label_column(task: str) -> str:
-    """The name of a task's column: a task may be called like one of our own columns."""
+    """The name of a task's column; the prefix avoids clashes with our own columns."""
     return f"labels.{task}"
 
 
@@ -354,19 +354,19 @@ def to_numpy(column):
 
 
 def encoded_fingerprint(path, featurizer, limit):
-    """Changes with the file's bytes and with whatever changes their encoding."""
+    """A hash of the file's bytes and of everything that affects their encoding."""
     return hashlib.sha256(f"{sha256(path)}{featurizer.fingerprint()}{limit}".encode()).hexdigest()[:20]
 
 
 def warn_of_cuts(data, where):
-    """Tells what of a MyDataset no window or batch will hold: nothing is cut in silence."""
+    """Logs which parts of a MyDataset no window or batch holds: nothing is cut silently."""
     cuts = Cuts()
     cuts.add(data)
     cuts.tell(where, data.tasks)
 
 
 class Cuts:
-    """What of some MyDatasets no window or batch holds. counts: {what: how many}, to go on from."""
+    """Counts the parts of MyDatasets that no window or batch holds. counts: {what: how many}, to start from."""
 
     def __init__(self, counts=()):
         self.counts = Counter(dict(counts))
@@ -387,7 +387,7 @@ class Cuts:
                 counts[f"outside {name}"] += num_outside(data, name)
 
     def tell(self, where, tasks):
-        """A line of what was cut, or else of what was read in windows."""
+        """Logs what was cut, or otherwise what is read in windows."""
         counts, max_length = self.counts, self.counts["max_length"]
         longer = f"{where}: {counts['cut']} of {counts['examples']} examples are longer than --max_length {max_length}"
         if counts["cut"] and any(needs_words(task["type"]) for task in tasks.values()):

@@ -1,4 +1,4 @@
-"""Batches of rows of similar length, in an order that is a function of (seed, epoch) alone."""
+"""Batches of rows of similar length, in an order that depends only on (seed, epoch)."""
 
 import numpy as np
 
@@ -6,25 +6,25 @@ from engine.run import distributed
 
 
 def length_batches(lengths, rows, batch_size, rng):
-    """Shuffled `rows` -> batches of similar length, in random order. Ties stay as they were shuffled."""
+    """Shuffled `rows` -> batches of similar length, in random order. Ties keep their shuffled order."""
     ordered = rows[np.argsort(lengths[rows], kind="stable")]
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
 class LengthSampler:
-    """Row numbers of each batch. shuffled: random batches of similar length, new in each epoch; else longest first.
+    """Row numbers of each batch. shuffled: random batches of similar length, new in each epoch; if not, longest first.
 
-    Of the rows from `labelled` on an epoch has `ratio` for each row before, the next ones in each. Of several processes
-    each has its share of the rows of a batch when shuffled, else of the batches.
+    Rows from `labelled` on have no labels: an epoch takes `ratio` of them per labelled row and starts where the last
+    one ended. With several processes each gets its share of a batch's rows if shuffled, otherwise of the batches.
     """
 
-    POOL = 256  # batches sorted together: nearly no padding, and still random
+    POOL = 256  # batches sorted together: almost no padding, and still random
 
     def __init__(self, lengths, batch_size, seed=None, labelled=None, ratio=0.0):
         self.lengths, self.seed, self.epoch, self.start = lengths, seed, 0, 0
         self.labelled = len(lengths) if labelled is None else labelled
-        self.others = round(ratio * self.labelled) if self.labelled < len(lengths) else 0  # in an epoch
+        self.others = round(ratio * self.labelled) if self.labelled < len(lengths) else 0  # per epoch
         self.batch_size = batch_size * (1 if seed is None else distributed.size())
 
     def __len__(self):
@@ -49,7 +49,7 @@ class LengthSampler:
         return map(distributed.share, batches[self.start :])
 
     def rows_of_epoch(self):
-        """All rows with labels, and of those without as many as an epoch has."""
+        """All rows with labels, and this epoch's share of those without."""
         rows = np.arange(self.labelled)
         if not self.others:
             return rows

@@ -1,4 +1,4 @@
-"""Tables of numbers kept as Arrow files beside the data, verified before use."""
+"""Numeric tables cached as Arrow files next to the data, verified before use."""
 
 import logging
 import os
@@ -13,15 +13,15 @@ from engine.run.command_line import os_error_line
 from engine.run.files import sha256
 
 logger = logging.getLogger("template")
-OURS = re.compile(r"[\w.-]+-[0-9a-f]{20}\.[0-9a-f]{16}\.arrow")  # what the caches that we write are called
-KEPT = 24  # files of a folder; those that were used longest ago go first
+OURS = re.compile(r"[\w.-]+-[0-9a-f]{20}\.[0-9a-f]{16}\.arrow")  # names of the caches that we write
+KEPT = 24  # files per folder; the least recently used are removed first
 
 
 def cached_table(folder, name, make_batches, schema=None):
     """The Arrow table of make_batches(), an iterator of one or more record batches, memory-mapped from `folder`.
 
-    The file is named by `name`, which says what the table depends on, and by its own SHA-256: one that is damaged, or
-    has another schema, is made again. Where none can be written, the table is kept in memory.
+    The file name has `name`, which identifies what the table depends on, and the file's SHA-256: a file that is damaged
+    or has another schema is written again. If none can be written, the table is kept in memory.
     """
     from datasets import Dataset as ArrowDataset
 
@@ -42,24 +42,24 @@ def cached_table(folder, name, make_batches, schema=None):
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        logger.warning(f"no token cache ({os_error_line(error)}); tokens are kept in memory, and made anew by each run")
+        logger.warning(f"no token cache ({os_error_line(error)}); tokens stay in memory; each run computes them")
         return pa.Table.from_batches(list(make_batches()))
 
 
 def find_cache(folder, name, schema=None):
-    """The file of that name whose bytes are what its name says, or None; damaged ones are logged and removed."""
+    """The file of that name whose content matches its SHA-256, or None; damaged ones are logged and removed."""
     for path in sorted(folder.glob(f"{name}.*.arrow")):
         if sha256(path)[:16] == path.name.split(".")[-2] and has_schema(path, schema):
-            with suppress(OSError):  # of a folder that may only be read
+            with suppress(OSError):  # the folder may be read-only
                 os.utime(path)
             return path
-        logger.warning(f"{path}: the token cache is damaged and is made again")
+        logger.warning(f"{path}: the token cache is damaged and is created again")
         path.unlink()
     return None
 
 
 def has_schema(path: Path, schema: pa.Schema | None) -> bool:
-    """Whether the columns of an Arrow file are these, by name and type."""
+    """Whether an Arrow file has the columns of this schema, by name and type."""
     if schema is None:
         return True
     try:
@@ -70,7 +70,7 @@ def has_schema(path: Path, schema: pa.Schema | None) -> bool:
 
 
 def clear(folder, kept=0):
-    """Removes the caches of a folder, but for so many that were used last, of tokens and of teachers' answers."""
+    """Removes the caches of a folder, except the `kept` last used of tokens and as many of teachers' answers."""
     with suppress(OSError):
         ours = [path for path in folder.glob("*.arrow") if OURS.fullmatch(path.name)]
         caches = sorted(ours, key=lambda path: -path.stat().st_mtime_ns)

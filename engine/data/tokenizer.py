@@ -1,4 +1,4 @@
-"""Tokenizers: loading a pretrained one, and training one from texts."""
+"""Tokenizers: loads a pretrained one, or trains one on texts."""
 
 import io
 import logging
@@ -17,9 +17,9 @@ from engine.run.command_line import first_line
 logger = logging.getLogger("template")
 SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
 
-# What BERT's normaliser sets apart: ideographs, but not kana or hangul.
+# What BERT's normaliser puts spaces around: ideographs, but not kana or hangul.
 IDEOGRAPH = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ceaf\U0002f800-\U0002fa1f"
-# Characters that are always words of their own: with ASCII's symbols.
+# Characters that are always separate words, including ASCII symbols.
 APART = regex.compile(rf"[{IDEOGRAPH}\p{{P}}$+<=>^`|~]")
 
 
@@ -38,7 +38,7 @@ def load_tokenizer(config, texts):
         if causal:
             require_padding(tokenizer, name)
         elif isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
-            # RoBERTa's kind, where a word begins with a blank: the first one, and one given apart, must too
+            # As in RoBERTa, a word begins with a space: the first one, and one passed separately, must too
             tokenizer = pretrained_tokenizer(name, needed, add_prefix_space=True)
             tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     if config.special_tokens:
@@ -54,17 +54,17 @@ def reads_causally(config):
 
 
 def require_padding(tokenizer, name):
-    """A decoder's tokenizer may have no padding token: what ends a text pads it then, behind an attention mask."""
+    """If a decoder's tokenizer has no padding token, pads with its end-of-text token, behind an attention mask."""
     if tokenizer.pad_token is None:
         token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
         if token is None:
-            raise UserError(f"--pretrain_model_path {name}: its tokenizer has no token that could pad, not even EOS")
-        logger.info(f"{name} has no padding token: {token} takes its place, is never attended to and never trained on")
+            raise UserError(f"--pretrain_model_path {name}: its tokenizer has no token to pad with, not even EOS")
+        logger.info(f"{name} has no padding token: {token} is used instead, and is never attended to or trained on")
         tokenizer.pad_token = token
 
 
 def pretrained_tokenizer(name, needed, **options):
-    """The fast tokenizer of a folder or of the hub. UserError if there is none with the special tokens `needed`."""
+    """The fast tokenizer of a folder or a hub name. Raises UserError if none loads with the special tokens `needed`."""
     from transformers import AutoTokenizer
 
     from engine.model.encoders import require_plausible  # here, as it imports torch
@@ -73,7 +73,7 @@ def pretrained_tokenizer(name, needed, **options):
         if (Path(name) / "config.json").exists():
             require_plausible(name)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **options)
-    except Exception as error:  # a foreign folder can make transformers raise anything
+    except Exception as error:  # transformers can raise anything for a third-party folder
         raise UserError(f"--pretrain_model_path {name}: no tokenizer loads from it ({first_line(error)})") from None
     missing = [kind for kind in needed if getattr(tokenizer, kind) is None]
     if missing or not tokenizer.is_fast:
@@ -83,13 +83,13 @@ def pretrained_tokenizer(name, needed, **options):
 
 
 def train_tokenizer(texts, vocab_size, lowercase=True, model="wordpiece", chinese=True, show_progress=False):
-    """Texts -> a fast transformers tokenizer with BERT's special tokens and [CLS] A [SEP] B [SEP].
+    """Trains a fast transformers tokenizer on texts, with BERT's special tokens and [CLS] A [SEP] B [SEP].
 
     texts: a function that returns a fresh iterator of strings; it may be called twice and nothing is kept. Equal texts
-    give equal bytes. A text cut into words beforehand gets the same pieces as the text itself: each word begins anew.
-    model: "wordpiece" (BERT's) and "wordlevel" (whole words), where what was seen once is left out, so that the
-    embedding of [UNK] is trained too; "bpe" over bytes (RoBERTa's), which knows every text; "unigram" (XLM-RoBERTa's).
-    chinese: each Chinese character is a word of its own; without, runs of them are cut as the model learns to.
+    give equal bytes. A text split into words beforehand gets the same pieces as the raw text: no piece crosses words.
+    model: "wordpiece" (BERT's) and "wordlevel" (whole words), which leave out what occurs only once, so that the
+    embedding of [UNK] is trained too; "bpe" over bytes (RoBERTa's), which covers every text; "unigram" (XLM-RoBERTa's).
+    chinese: each Chinese character is a separate word; otherwise the model learns how to split runs of them.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -97,15 +97,15 @@ def train_tokenizer(texts, vocab_size, lowercase=True, model="wordpiece", chines
     special, room = list(SPECIAL.values()), vocab_size - len(SPECIAL)
     options = dict(vocab_size=vocab_size, special_tokens=special, show_progress=show_progress)
     if model == "wordpiece":
-        # The trainer numbers the ##pieces of single characters by a hash, so ties between merges would fall differently
-        # in each run (huggingface/tokenizers#1794). Named beforehand as special tokens, they have a fixed order.
+        # The trainer numbers the ##pieces of single characters by a hash, so ties between merges would be broken
+        # differently in each run (huggingface/tokenizers#1794). As special tokens they have a fixed order.
         characters = alphabet(texts(), tokenizer.normalizer, room, chinese)
         inner = [f"##{character}" for character in characters if not (chinese and APART.match(character))]
         options |= dict(special_tokens=special + inner, initial_alphabet=characters)
         options["limit_alphabet"] = max(1, len(characters))
         tokenizer.train_from_iterator(texts(), trainers.WordPieceTrainer(**options))
         vocabulary = tokenizer.get_vocab()
-        tokenizer = assemble(model, lowercase, chinese, vocabulary)  # anew: the ##pieces are no special tokens
+        tokenizer = assemble(model, lowercase, chinese, vocabulary)  # again, with ##pieces as normal tokens
     elif model == "bpe":
         options["initial_alphabet"] = pre_tokenizers.ByteLevel.alphabet()
         tokenizer.train_from_iterator(texts(), trainers.BpeTrainer(**options))
@@ -125,9 +125,9 @@ def train_tokenizer(texts, vocab_size, lowercase=True, model="wordpiece", chines
 
 
 def assemble(model, lowercase, chinese, vocab=None):
-    """A Tokenizer that cuts and joins as the model needs it, with nothing learned but `vocab`.
+    """A Tokenizer that splits and joins text as the model needs; the only learned part is `vocab`.
 
-    All cut at blanks and around punctuation first. A decoded text has no blanks between Chinese characters.
+    All models split at whitespace and around punctuation first. Decoded text has no spaces between Chinese characters.
     """
     unknown, pieces, decoder = SPECIAL["unk_token"], [], decoders.WordPiece()
     if model == "wordpiece":
@@ -149,14 +149,14 @@ def assemble(model, lowercase, chinese, vocab=None):
 
 
 def unigram_pieces(texts, normalizer, size):
-    """[(piece, log probability)] as SentencePiece learns them (Kudo, 2018), from at most 200,000 of the texts.
+    """[(piece, log probability)] that SentencePiece learns (Kudo, 2018) from at most 200,000 of the texts.
 
-    The trainer of `tokenizers` gives other pieces in each run, and none for a word that is part of no other word.
+    The trainer of `tokenizers` gives different pieces in each run, and none for a word that is part of no other word.
     """
     import sentencepiece
 
     rng, sample = random.Random(0), []
-    for number, text in enumerate(texts):  # a reservoir: each text has the same chance to stay
+    for number, text in enumerate(texts):  # reservoir sampling: each text is equally likely to stay
         if number < 200_000:
             sample.append(text)
         elif (place := rng.randrange(number + 1)) < len(sample):
@@ -166,7 +166,7 @@ def unigram_pieces(texts, normalizer, size):
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=(" ".join(word for word, _ in cut(normalizer.normalize_str(text))) for text in sample),
             model_writer=trained,
-            vocab_size=size + 1,  # with its own unknown piece
+            vocab_size=size + 1,  # including its own unknown piece
             hard_vocab_limit=False,
             normalization_rule_name="identity",
             **dict(unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1),
@@ -180,14 +180,14 @@ def unigram_pieces(texts, normalizer, size):
 
 
 def alphabet(texts, normalizer, size, chinese):
-    """The characters that are seen more than once, in order; at most `size`, the most frequent."""
+    """The characters that occur more than once, sorted: the most frequent, up to `size` vocabulary entries."""
     counts = Counter()
     for character, count in Counter(chain.from_iterable(texts)).items():
         for normalized in normalizer.normalize_str(character).strip():
             counts[normalized] += count
     kept = []
     for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        size -= 1 if chinese and APART.match(character) else 2  # a character inside words is there twice, as X and ##X
+        size -= 1 if chinese and APART.match(character) else 2  # inside words a character has two entries, X and ##X
         if count > 1 and size >= 0:
             kept.append(character)
     return sorted(kept)

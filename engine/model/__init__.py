@@ -1,1 +1,1 @@
-"""What models are built of: encoders, LoRA, pooling, the base of heads, the CRF, spans."""
+"""Components of models: encoders, LoRA, pooling, the base class of heads, the CRF, spans."""

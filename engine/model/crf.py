@@ -9,22 +9,22 @@ from engine.model.head import LogitAverages
 from engine.task.tags import IGNORE, may_follow
 
 IMPOSSIBLE = -1e4  # score of a transition that decoding must not take
-# With transitions further from 0 a sum of exp(score) could lose paths: logarithms are added
+# With larger transitions a sum of exp(score) could lose paths, so logarithms are added
 LOG_TRANSITION = crf_scan.MAX_TRANSITION[torch.float64]
-SCAN_TAGS = 15  # on a CPU the scan is faster up to so many tags
-MOVE = 0.05  # no call moves a transition further: a step of AdamW moves it by about its rate
+SCAN_TAGS = 15  # on a CPU the scan is faster up to this many tags
+MOVE = 0.05  # limit on the change of a transition per call: a step of AdamW changes it by about the learning rate
 
 
 class CRF(torchcrf.CRF):
-    """pytorch-crf's linear-chain CRF: its parameters and its results, computed a whole time step at once.
+    """pytorch-crf's linear-chain CRF: same parameters and results, computed for a whole time step at once.
 
-    Masks are (B, W) with every row a prefix of ones, at least one long. Lafferty et al., ICML 2001.
-    labels: the tags' names; transitions that BIO or BIOES rule out are never taken when decoding.
+    Masks are (B, W); each row is a prefix of ones with at least one. Lafferty et al., ICML 2001.
+    labels: the tags' names; transitions that BIO or BIOES forbid are never taken when decoding.
     """
 
     def __init__(self, labels):
         super().__init__(len(labels), batch_first=True)
-        self.scan_on = ("cuda",)  # a CPU has nothing to wait for; a test puts it here
+        self.scan_on = ("cuda",)  # a CPU has no launches to wait for; a test adds it
         self.calls_left, self.largest = 0, 0.0
         bioes = any(label[:2] in ("E-", "S-") for label in labels)
         rules = {
@@ -50,9 +50,9 @@ class CRF(torchcrf.CRF):
     def log_partition(self, emissions, mask, temperature=1.0):
         """log of the sum over all paths, (B,): by a scan, or by the forward algorithm one word at a time.
 
-        temperature: what emissions and transitions are divided by.
+        temperature: emissions and transitions are divided by it.
 
-        Which one is a function of device, shape and the largest transition, so a run that is resumed takes the same.
+        The choice depends only on device, shape and the largest transition, so a resumed run makes the same one.
         """
         start, transitions, end = self.start_transitions, self.transitions, self.end_transitions
         largest = self.largest_transition()
@@ -80,9 +80,9 @@ class CRF(torchcrf.CRF):
         return kind in self.scan_on or (kind == "cpu" and num_tags <= SCAN_TAGS)
 
     def largest_transition(self):
-        """How far from 0 transitions lie.
+        """The largest absolute transition.
 
-        On a GPU the host would wait for the answer, so it asks again only when a border might have been passed.
+        On a GPU the host has to wait for it, so it is computed again only when it might have crossed a limit.
         """
         if self.calls_left == 0 or self.transitions.device.type not in self.scan_on:
             self.largest = torch.linalg.vector_norm(self.transitions.detach(), torch.inf).item()
@@ -93,7 +93,7 @@ class CRF(torchcrf.CRF):
         return self.largest
 
     def train(self, mode=True):
-        self.calls_left = 0  # between training and evaluation weights are exchanged for their averages
+        self.calls_left = 0  # between training and evaluation weights are swapped for their averages
         return super().train(mode)
 
     def _load_from_state_dict(self, *args):
@@ -101,17 +101,17 @@ class CRF(torchcrf.CRF):
         self.calls_left = 0
 
     def marginals(self, emissions, mask):
-        """p(tag of word t = c), (B, W, C), the gradient of the log partition; it can be differentiated again."""
+        """p(tag of word t = c), (B, W, C), the gradient of the log partition; differentiable again."""
         with torch.enable_grad():
             emissions = emissions if emissions.requires_grad else emissions.clone().requires_grad_()
             return torch.autograd.grad(self.log_partition(emissions, mask).sum(), emissions, create_graph=True)[0]
 
     @torch.no_grad()
     def path_statistics(self, emissions, mask, temperature=1.0):
-        """Of the distribution over paths at a temperature: p(tag of word t) (B, W, C), the entropies (B,), and p(tag of
-        word t) if the text ended there, without the transition to its end, (B, W, C).
+        """Statistics of the paths at a temperature: p(tag of word t) (B, W, C), the entropies (B,), and p(tag of word
+        t) if the text ended there, without the transition to the end, (B, W, C).
 
-        By the forward-backward algorithm on probabilities in fp64, each word's divided by their sum.
+        Uses the forward-backward algorithm on probabilities in fp64, normalised at each word.
         """
         scores = emissions.double() / temperature
         names = ("start_transitions", "transitions", "end_transitions")
@@ -134,7 +134,7 @@ class CRF(torchcrf.CRF):
         before, after = torch.stack(before, 1), torch.stack(after[::-1], 1)
         statistics = before * after
         statistics /= statistics.sum(2, keepdim=True)
-        # The logarithm of all paths' sum, less the score that is expected
+        # Entropy: the log partition minus the expected score
         onwards = words * after
         crossings = ((before[:, :-1] @ factors) * onwards[:, 1:]).sum(2)
         crossed = ((before[:, :-1] @ (factors * between)) * onwards[:, 1:]).sum(2) / crossings
@@ -147,7 +147,7 @@ class CRF(torchcrf.CRF):
 
     @torch.no_grad()
     def viterbi(self, emissions, mask):
-        """The best path of each text that breaks no rule of the scheme, (B, W); 0 where the mask is."""
+        """The best path of each text that breaks no rule of the scheme, (B, W); 0 at padding."""
         batch, width, num_tags = emissions.shape
         start = self.start_transitions.masked_fill(self.forbidden_start, IMPOSSIBLE)
         transitions = self.transitions.masked_fill(self.forbidden, IMPOSSIBLE)
@@ -177,7 +177,7 @@ def has_all_labels(labels, mask):
 
 
 class PathStatistics(LogitAverages):
-    """For a head whose distribution is that of a CRF over the tags of a whole text, `self.crf`."""
+    """For a head whose distribution is a CRF over the tags of a whole text, `self.crf`."""
 
     wants_pairs = True
 
@@ -186,11 +186,11 @@ class PathStatistics(LogitAverages):
 
     def teach(self, logits, inputs, temperature, pairs=False):
         statistics, entropies, before = self.crf.path_statistics(logits, inputs["word_mask"], temperature)
-        entropies = F.pad(entropies.unsqueeze(1), (0, logits.shape[1] - 1))  # all of it at the first word
+        entropies = F.pad(entropies.unsqueeze(1), (0, logits.shape[1] - 1))  # each at the first word
         return statistics.float(), entropies.float(), before if pairs else None
 
     def num_taught(self, targets, inputs):
-        """Words of the texts that teachers answered to the end: a path through others is none of theirs."""
+        """The number of words in texts that teachers answered completely; other texts do not count."""
         mask = inputs["word_mask"]
         return (mask * targets.whole(mask).unsqueeze(1)).sum()
 
@@ -206,7 +206,7 @@ class PathStatistics(LogitAverages):
         return temperature**2 * (partitions - expected / temperature - entropies)
 
     def expected_transitions(self, targets, whole):
-        """The sum of the transitions' scores that the teachers expect of texts, each weighted by `whole` (B,). -> ()"""
+        """The transition scores expected by the teachers, summed over texts, each weighted by `whole` (B,). -> ()"""
         transitions = self.crf.transitions
         shares, before = targets.pairs(len(transitions))
         before, factors = (

@@ -1,38 +1,38 @@
-"""The log partition of a linear-chain CRF in some hundred kernels, however long the texts are.
+"""The log partition of a linear-chain CRF in about a hundred kernels, however long the texts are.
 
-The forward algorithm takes one step a word, and a GPU waits for Python to launch each of them. Here the steps are
-matrices, M_t[i, j] = exp(transitions[i, j] + emissions[t, j]), and their product is a tree: halves are multiplied
+The forward algorithm takes one step per word, and a GPU waits for Python to launch each of them. Here the steps are
+matrices, M_t[i, j] = exp(transitions[i, j] + emissions[t, j]), and their product is a tree: neighbours are multiplied
 until one is left. It is an associative scan (Blelloch, 1990; for hidden Markov models Särkkä and García-Fernández,
-2021). The gradient is the marginals, by a sweep down the same tree with vectors in place of matrices.
+2021). The gradient is the marginals, from a sweep down the same tree with vectors in place of matrices.
 
-All is in probability space, divided by maxima where the range of a float would end; see MAX_TRANSITION.
+All values are in probability space, divided by maxima to stay in the range of a float; see MAX_TRANSITION.
 Shapes: B texts, W words, C tags; N chunks of a text, a power of two, each of S words; C' states, see Steps.
 """
 
 import torch
 import torch.nn.functional as F
 
-CHUNK = 4  # words whose matrices are multiplied one after the other: their product is all that is kept of them
-ALIGNED = 4  # the matrices' width is a multiple of this, for a GPU's wide loads
-# How far from 0 transitions may lie; their span is twice that. Emissions may be any: in a product of matrices, divided
-# by its last word's exp(emissions), no entry is below exp(-2 span) of the largest, so what underflows counts for
-# nothing: at exp(-87), of doubles at exp(-708). A product of two, and two levels without a division, take exp(-4 span).
+CHUNK = 4  # words whose matrices are multiplied one after the other; only their product is kept
+ALIGNED = 4  # the size of the matrices is a multiple of this, for a GPU's wide loads
+# Largest absolute transition; their span is twice that. Emissions may have any value: in a product of matrices, divided
+# by its last word's exp(emissions), no entry is below exp(-2 span) of the largest, so underflow, below
+# exp(-87) or in fp64 exp(-708), is negligible. A product of two, and two levels without a division, reach exp(-4 span).
 MAX_TRANSITION = {torch.float32: 6.0, torch.float64: 30.0}
-MOST_BYTES = 2**28  # of the chunks' matrices: 36 texts of 512 words and 120 tags; more texts go in groups
+MOST_BYTES = 2**28  # of the chunks' matrices: 36 texts of 512 words and 120 tags; larger batches are split
 
 
 def chunks_of(num_words):
-    """(N, S): a power of two, and how many words, at most CHUNK, each chunk has."""
+    """(N, S): the number of chunks, a power of two, and the words in each, at most CHUNK."""
     chunks = 1 << (-(-num_words // CHUNK) - 1).bit_length()
     return chunks, -(-num_words // chunks)
 
 
 class Steps:
-    """What the matrices are made of, as probabilities: `words` (B, N, S, C') and `factors` (C', C').
+    """The factors of the matrices, as probabilities: `words` (B, N, S, C') and `factors` (C', C').
 
-    The scores of start and end are added to the first and to the last word. One more state is that of a text that has
-    ended, so C' is at least C + 1: words of padding allow no other, words of the text allow all but this one, and no
-    step has to ask for the mask. `scale` (B,) is what was divided out.
+    The scores of start and end are added to the first and to the last word. An extra state means that the text has
+    ended, so C' is at least C + 1: padding allows only this state, words of the text allow all others, and no step
+    needs the mask. `scale` (B,) is the logarithm of what was divided out.
     """
 
     def __init__(self, emissions, mask, start, transitions, end, dtype):
@@ -66,9 +66,9 @@ class Steps:
         return product
 
     def log_partition(self):
-        """(log of the sum over all paths (B,), the tree from its leaves on).
+        """(log of the sum over all paths (B,), the tree from its leaves up).
 
-        A level of the tree is (B, n / 2, 2, C', C'): pairs of matrices, of which the right ones are transposed.
+        A level of the tree is (B, n / 2, 2, C', C'): pairs of matrices, the right ones transposed.
         """
         product, tree, scales = self.chunk_products(), [], []
         while product.shape[1] > 1:
@@ -81,7 +81,7 @@ class Steps:
         return torch.cat([total, *scales], 1).log().sum(1) + self.scale, tree
 
     def chunk_borders(self, tree):
-        """The sums of all paths before and after each chunk, each (B, N, C'), up to a factor."""
+        """The sums over all paths before and after each chunk, each (B, N, C'), up to a factor."""
         crossed = torch.eye(2, dtype=torch.bool, device=self.words.device).unsqueeze(2)
         borders = self.words.new_ones(len(self.words), 1, 2, len(self.factors))  # before and after the whole text
         for depth in range(len(tree) - 1, -1, -1):
@@ -92,7 +92,7 @@ class Steps:
         return borders[:, :, 0], borders[:, :, 1]
 
     def gradients(self, tree, grad):
-        """The gradients of sum(grad * log partition) by emissions (B, W, C), start, transitions and end."""
+        """The gradients of sum(grad * log partition) w.r.t. emissions (B, W, C), start, transitions and end."""
         before, after = self.chunk_borders(tree)
         before, after, arrived = [before], [after], []
         size = self.words.shape[2]
@@ -116,8 +116,8 @@ class Steps:
 
 
 class LogPartition(torch.autograd.Function):
-    """log of the sum over all paths, (B,), computed in dtype. keep: whether the tree waits for the backward pass or is
-    made again."""
+    """log of the sum over all paths, (B,), computed in dtype. keep: keeps the tree for the backward pass, rather
+    than computing it again."""
 
     @staticmethod
     def forward(ctx, emissions, start, transitions, end, mask, dtype, keep):
@@ -135,7 +135,7 @@ class LogPartition(torch.autograd.Function):
 
 
 class Gradients(torch.autograd.Function):
-    """The gradients of sum(grad * log partition), to be differentiated once more: R-Drop and SMART compare marginals.
+    """The gradients of sum(grad * log partition), differentiable once more: R-Drop and SMART compare marginals.
     kept: (steps, tree) of the forward pass, or None."""
 
     @staticmethod
@@ -151,7 +151,7 @@ class Gradients(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *directions):
-        """The tree with all its operations recorded takes eight times the memory: a few texts at a time."""
+        """A few texts at a time: with its operations recorded, the tree takes eight times the memory."""
         emissions, start, transitions, end, grad, mask = ctx.saved_tensors
         shared = [tensor.detach().requires_grad_() for tensor in (start, transitions, end)]
         options = dict(allow_unused=True, materialize_grads=True)
@@ -172,7 +172,7 @@ class Gradients(torch.autograd.Function):
 
 
 def texts_at_once(emissions, dtype, most):
-    """How many texts' chunks have matrices of no more than `most` bytes together; at least one."""
+    """How many texts' chunk matrices fit in `most` bytes; at least one."""
     _, num_words, num_tags = emissions.shape
     return max(1, most // (chunks_of(num_words)[0] * num_tags**2 * dtype.itemsize))
 
@@ -181,7 +181,7 @@ def log_partition(emissions, mask, start, transitions, end, dtype=None):
     """log of the sum over all paths, (B,); it can be differentiated twice.
 
     emissions (B, W, C), start and end (C,), transitions (C, C); mask (B, W), each row a prefix of ones. dtype: of the
-    products; none of the transitions may be further from 0 than MAX_TRANSITION says for it.
+    products; no transition may exceed its MAX_TRANSITION in absolute value.
     """
     dtype = dtype or emissions.dtype
     size = texts_at_once(emissions, dtype, MOST_BYTES)

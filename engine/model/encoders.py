@@ -1,4 +1,4 @@
-"""Encoders of the transformers library: loading them safely, and what differs between their families."""
+"""Encoders of the transformers library: loads them safely, and handles differences between model families."""
 
 import copy
 import warnings
@@ -17,25 +17,25 @@ from engine.errors import UserError
 from engine.model import lora
 from engine.run.command_line import first_line
 
-BOTH_WAYS = ("xlnet", "bert-generation")  # predict the next word too, but every token sees the whole text
+BOTH_WAYS = ("xlnet", "bert-generation")  # also predict the next word, but every token sees the whole text
 ENDS_WITH_CLS = ("xlnet",)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MOST_COUNTED, MOST_SIZE = 2**16, 2**62  # layers, heads, labels, …; any other number
+MOST_COUNTED, MOST_SIZE = 2**16, 2**62  # limits for layers, heads, labels, …; for any other number
 PLAIN_ATTENTION = (None, "eager", "sdpa")
 WIDE_MASK = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert")
 
 
 def takes_wide_mask(encoder):
-    """Whether an encoder takes an attention mask of (B, 1, L, L) as it is."""
+    """Whether an encoder accepts an attention mask of (B, 1, L, L) unchanged."""
     return getattr(getattr(encoder, "config", None), "model_type", None) in WIDE_MASK
 
 
 def is_causal(encoder):
-    """Whether a token sees only those before it, as in GPT-2 and Llama. encoder: a module or its config. Only here is
-    this decided; an encoder of your own says it by an attribute `is_causal`."""
+    """Whether a token sees only those before it, as in GPT-2 and Llama. encoder: a module or its config. Decided only
+    here; a custom encoder sets an attribute `is_causal`."""
     shape = getattr(encoder, "config", encoder)
     if getattr(encoder, "is_causal", False) or getattr(shape, "is_decoder", False):
-        return not getattr(shape, "is_encoder_decoder", False)  # BART's kind: its encoder has seen the whole text
+        return not getattr(shape, "is_encoder_decoder", False)  # as in BART: the encoder sees the whole text
     if getattr(shape, "is_encoder_decoder", False) or getattr(shape, "use_bidirectional_attention", None) is True:
         return False
     kind = getattr(shape, "model_type", None)
@@ -43,10 +43,10 @@ def is_causal(encoder):
 
 
 def read_shape(name: str | Path, revision: str | None = None) -> PretrainedConfig:
-    """The config of a foreign folder or hub name, without what makes transformers fetch or run code for it.
+    """The config of a third-party folder or hub name, without what makes transformers download or run code for it.
 
-    With the package `kernels` transformers downloads an attention that a config.json names as "owner/name", or as one
-    of flash attention, and runs it. A quantized model does the same, and an adapter loads another model.
+    With the package `kernels`, transformers downloads and runs the attention that config.json names as "owner/name" or
+    as flash attention. A quantized model does the same, and an adapter loads another model.
     """
     if (Path(name) / "adapter_config.json").exists():
         raise UserError(f"{name}: holds an adapter (adapter_config.json), which loads another model; merge it first")
@@ -57,8 +57,8 @@ def read_shape(name: str | Path, revision: str | None = None) -> PretrainedConfi
 
 
 def require_plausible(name: str | Path, revision: str | None = None) -> None:
-    """UserError for a number in a config.json with which transformers would build layers, or names of labels, without
-    end. To be asked before anything else loads from there: a tokenizer builds the config too."""
+    """Raises UserError for a number in config.json that would make transformers build an endless number of layers or
+    label names. Call it before anything else loads from there: a tokenizer builds the config too."""
     values = [PretrainedConfig.get_config_dict(name, revision=revision)[0]]
     while values:
         inside = values.pop()
@@ -75,11 +75,11 @@ def refuse_size(values: dict, name: str | Path) -> None:
 
 
 def close_doors(shape: PretrainedConfig, name: str | Path) -> None:
-    """Leaves a config and those in it only what transformers itself computes. UserError if it is quantized."""
+    """Restricts a config, and those in it, to transformers' own code. Raises UserError if it is quantized."""
     if getattr(shape, "quantization_config", None) is not None:
-        raise UserError(f"{name}: is quantized (quantization_config in config.json); take the model as it was before")
+        raise UserError(f"{name}: is quantized (quantization_config in config.json); use the unquantized model")
     if shape._attn_implementation not in PLAIN_ATTENTION:
-        shape._attn_implementation = None  # what the family supports
+        shape._attn_implementation = None  # the default of the family
     if getattr(shape, "_experts_implementation", None) is not None:
         shape._experts_implementation = None
     for value in vars(shape).values():
@@ -93,13 +93,13 @@ def pretrained_shape(config):
         return None
     try:
         return read_shape(config.pretrain_model_path)
-    except Exception:  # told when its weights are loaded
+    except Exception:  # reported when its weights are loaded
         return None
 
 
 def pooling_of(config, shape):
     """What "auto" means for an encoder of this shape: (--pooling, --word_pooling)."""
-    last = is_causal(shape)  # has seen a word only at its last sub-token, and a text at its last token
+    last = is_causal(shape)  # sees a whole word only at its last sub-token, and a text at its last token
     text = "last" if last or getattr(shape, "model_type", None) in ENDS_WITH_CLS else "first"
     return (
         text if config.pooling == "auto" else config.pooling,
@@ -108,8 +108,8 @@ def pooling_of(config, shape):
 
 
 def build_transformer(config, tokenizer, checkpoint=None, base_path=None):
-    """An encoder as the options say. checkpoint: a folder of ours that tells its shape, not its weights; base_path:
-    where its base lies now, if it holds a LoRA adapter."""
+    """Builds the encoder from the options. checkpoint: one of our folders, for its config, not its weights; base_path:
+    where its base model is now, if it holds a LoRA adapter."""
     base = checkpoint and lora.read_base(checkpoint)
     if base:
         encoder = lora.load_base(checkpoint, base, base_path, lambda *name: load_pretrained(*name, config.load_dtype))
@@ -119,7 +119,7 @@ def build_transformer(config, tokenizer, checkpoint=None, base_path=None):
             encoder = AutoModel.from_config(shape, trust_remote_code=False, dtype=DTYPES[config.load_dtype])
         except UserError:
             raise
-        except Exception as error:  # a foreign folder can make transformers raise anything
+        except Exception as error:  # transformers can raise anything for a third-party folder
             raise UserError(f"{checkpoint}: no encoder loads from it ({first_line(error)})") from None
     elif config.pretrain_model_path:
         encoder = load_pretrained(config.pretrain_model_path, None, config.load_dtype)
@@ -129,7 +129,7 @@ def build_transformer(config, tokenizer, checkpoint=None, base_path=None):
         shape = bert_config(tokenizer, config.num_layers, config.hidden_size, config.max_length, config.dropout)
         encoder = AutoModel.from_config(shape, trust_remote_code=False)
     if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None  # our heads read the hidden states; its work would be thrown away
+        encoder.pooler = None  # our heads read the hidden states; its output would be unused
     if config.pretrain_model_path and not checkpoint:
         check_encoder(encoder, tokenizer, config.pretrain_model_path)
     if (longest := num_positions(encoder)) and config.max_length > longest:
@@ -137,7 +137,7 @@ def build_transformer(config, tokenizer, checkpoint=None, base_path=None):
     if hasattr(encoder.config, "use_cache") and (
         is_causal(encoder) or getattr(encoder.config, "is_encoder_decoder", False)
     ):
-        encoder.config.use_cache = False  # keys and values of a text are of no use for another one
+        encoder.config.use_cache = False  # keys and values of a text cannot be reused for another
     if base or (config.lora_rank and not checkpoint):
         encoder.lora_base = base or lora.describe_base(config.pretrain_model_path)
         lora.add_adapter(encoder, config)
@@ -147,52 +147,52 @@ def build_transformer(config, tokenizer, checkpoint=None, base_path=None):
 
 
 def checkpoint_gradients(encoder):
-    """Has each layer compute its activations anew in the backward pass, instead of keeping them."""
+    """Makes each layer recompute its activations in the backward pass, instead of storing them."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # its newer name is not in every version that is supported
+            warnings.simplefilter("ignore", FutureWarning)  # not all supported versions have its new name
             encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        encoder.disable_input_require_grads()  # what only the reentrant form needs: frozen layers stay out of the graph
-    except Exception:  # each family refuses in its own way
+        encoder.disable_input_require_grads()  # only for the reentrant form: frozen layers stay out of the graph
+    except Exception:  # each family raises another error
         kind = getattr(encoder.config, "model_type", type(encoder).__name__)
         raise UserError(
-            f"--gradient_checkpointing: {kind} of transformers has none; leave it out and lower --batch_size"
+            f"--gradient_checkpointing: transformers' {kind} does not support it; leave it out and lower --batch_size"
         ) from None
 
 
 def overflows(encoder):
-    """Whether a family's code overflows in half precision."""
+    """Whether the encoder's code overflows in half precision."""
     return getattr(getattr(encoder, "config", None), "model_type", None) == "deberta"
 
 
 def refuse_precision(encoder, precision):
-    """UserError for half precision where the encoder's code overflows in it."""
+    """Raises UserError for half precision where the encoder's code overflows in it."""
     if precision != "fp32" and overflows(encoder):
-        raise UserError(f"--precision {precision}: DeBERTa v1 overflows in it; take fp32, or a DeBERTa v2 or v3")
+        raise UserError(f"--precision {precision}: DeBERTa v1 overflows in it; use fp32, or a DeBERTa v2 or v3")
 
 
 def fit_vocabulary(encoder, tokenizer, config):
-    """Grows the word embeddings for --special_tokens. UserError if tokenizer and encoder do not belong together."""
+    """Grows the word embeddings for --special_tokens. Raises UserError if tokenizer and encoder do not match."""
     try:
         num_embeddings = getattr(encoder.get_input_embeddings(), "num_embeddings", None)
-    except NotImplementedError:  # of speech
+    except NotImplementedError:  # speech encoders
         num_embeddings = None
     if num_embeddings is None:
         raise UserError(
-            f"{config.pretrain_model_path}: {encoder.config.model_type} reads no text; take an encoder such as BERT"
+            f"{config.pretrain_model_path}: {encoder.config.model_type} does not read text; use an encoder such as BERT"
         )
     if config.special_tokens:
         encoder.resize_token_embeddings(max(len(tokenizer), num_embeddings))
     elif len(tokenizer) > num_embeddings:
         raise UserError(
             f"{config.pretrain_model_path}: its tokenizer has {len(tokenizer)} entries, "
-            f"its embedding {num_embeddings} rows; they do not belong together"
+            f"its embedding {num_embeddings} rows; they do not match"
         )
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """transformers logs nothing below an error."""
+    """A context in which transformers logs only errors."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -202,7 +202,7 @@ def silence() -> Iterator[None]:
 
 
 def load_pretrained(name, revision=None, dtype="fp32"):
-    """An encoder from a folder made by save_pretrained, or from the hub; refused if weights are missing."""
+    """Loads an encoder from a save_pretrained folder or the hub. Raises UserError if weights are missing."""
     options = dict(output_loading_info=True, dtype=DTYPES[dtype], revision=revision)
     try:
         options["config"] = read_shape(name, revision)
@@ -210,7 +210,7 @@ def load_pretrained(name, revision=None, dtype="fp32"):
             encoder, found = AutoModel.from_pretrained(name, trust_remote_code=False, **options)
     except UserError:
         raise
-    except Exception as error:  # a foreign folder can make transformers raise anything
+    except Exception as error:  # transformers can raise anything for a third-party folder
         raise UserError(f"--pretrain_model_path {name}: no encoder loads from it ({first_line(error)})") from None
     missing = [key for key in found["missing_keys"] if "pooler" not in key]
     if missing:
@@ -222,11 +222,11 @@ def load_pretrained(name, revision=None, dtype="fp32"):
 
 
 def some_layers(encoder, number):
-    """An encoder of so many layers of this one, evenly spaced, the first and the last among them (Sanh et al.,
-    DistilBERT, 2019, arXiv:1910.01108). UserError if it has fewer, or a family keeps its layers in another way."""
+    """An encoder with `number` of this one's layers, evenly spaced, including the first and the last (Sanh et al.,
+    DistilBERT, 2019, arXiv:1910.01108). Raises UserError if it has fewer, or stores its layers in another way."""
     num_layers = layer_ids(encoder)[1]
     kind = getattr(encoder.config, "model_type", type(encoder).__name__)
-    if encoder.config.num_hidden_layers != num_layers:  # ALBERT's are one, taken several times
+    if encoder.config.num_hidden_layers != num_layers:  # ALBERT applies one layer several times
         raise UserError(f"--keep_layers: {kind} shares its layers; leave it out")
     if not 0 < number <= num_layers:
         raise UserError(f"--keep_layers={number}: this encoder has {num_layers} layers")
@@ -234,7 +234,7 @@ def some_layers(encoder, number):
     shape = copy.deepcopy(encoder.config)
     for name, value in list(vars(shape).items()):
         by_layer = isinstance(value, list) and len(value) == num_layers
-        if by_layer and ("layer" in name or name == "attention_window"):  # what each layer is
+        if by_layer and ("layer" in name or name == "attention_window"):  # the type of each layer
             setattr(shape, name, [value[i] for i in kept])
     shape.num_hidden_layers = number
     weights, stacks = {}, stacks_of(encoder, num_layers)
@@ -249,13 +249,13 @@ def some_layers(encoder, number):
     try:
         smaller = AutoModel.from_config(shape, trust_remote_code=False, dtype=encoder.dtype)
         smaller.load_state_dict(weights)
-    except Exception as error:  # each family refuses in its own way
-        raise UserError(f"--keep_layers: {kind} cannot be cut to some layers ({first_line(error)})") from None
+    except Exception as error:  # each family raises another error
+        raise UserError(f"--keep_layers: {kind} cannot be reduced to fewer layers ({first_line(error)})") from None
     return smaller.train(encoder.training)
 
 
 def bert_config(tokenizer, num_layers, hidden_size, max_length, dropout=0.1):
-    """The shape of a BERT that is built from scratch."""
+    """The config of a BERT that is built from scratch."""
     return BertConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -270,52 +270,51 @@ def bert_config(tokenizer, num_layers, hidden_size, max_length, dropout=0.1):
 
 
 def check_encoder(encoder, tokenizer, name):
-    """UserError unless an encoder reads a batch as MyModel gives it and answers with a vector a token."""
+    """Raises UserError unless an encoder accepts MyModel's batches and returns one vector per token."""
     pad = tokenizer.pad_token_id
     first, word = (pad if i is None else i for i in (tokenizer.cls_token_id, tokenizer.unk_token_id))
     ids = torch.tensor([[first, word], [first, pad]])
     mask = torch.tensor([[1, 1], [1, 0]])
     training, kind = encoder.training, getattr(encoder.config, "model_type", type(encoder).__name__)
-    advice = "take an encoder such as BERT, RoBERTa, DeBERTa or ModernBERT"
+    advice = "use an encoder such as BERT, RoBERTa, DeBERTa or ModernBERT"
     encoder.eval()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        except Exception as error:  # whatever an unusual architecture raises
+        except Exception as error:  # an unusual architecture can raise anything
             raise UserError(
-                f"--pretrain_model_path {name}: {kind} cannot read a text alone ({first_line(error)}); {advice}"
+                f"--pretrain_model_path {name}: {kind} cannot read text alone ({first_line(error)}); {advice}"
             ) from None
     encoder.train(training)
     width = getattr(encoder.config, "hidden_size", None)
     if width is None:
-        raise UserError(f"--pretrain_model_path {name}: {kind} is made for more than texts; take its text model alone")
+        raise UserError(f"--pretrain_model_path {name}: {kind} is not for text only; use its text model alone")
     if hidden.shape != (2, 2, width):
         raise UserError(
-            f"--pretrain_model_path {name}: {kind} gives {tuple(hidden.shape)} for 2 texts of 2 tokens; {advice}"
+            f"--pretrain_model_path {name}: {kind} returns {tuple(hidden.shape)} for 2 texts of 2 tokens; {advice}"
         )
 
 
 def first_position(encoder):
-    """The number of the first token's position: 0, but RoBERTa's kind counts from behind the padding's."""
+    """The first token's position index: 0, but models like RoBERTa start after the padding index."""
     positions = next((module for name, module in encoder.named_modules() if name.endswith("position_embeddings")), None)
     padding = getattr(positions, "padding_idx", None)
     return 0 if padding is None else padding + 1
 
 
 def num_positions(encoder):
-    """How many tokens fit, or None if there is no limit."""
+    """The maximum number of tokens, or None if there is no limit."""
     longest = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
-    return longest - first_position(encoder) if longest and longest > 0 else None  # XLNet's -1 means that there is none
+    return longest - first_position(encoder) if longest and longest > 0 else None  # XLNet's -1 means no limit
 
 
 def layer_ids(encoder):
-    """({name of a parameter: layer}, number n of layers): 0: embeddings, 1 to n: layers, n + 1: after them."""
+    """({parameter name: layer}, number of layers n): 0: embeddings, 1 to n: layers, n + 1: after them."""
     first = next((name for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)), "")
     num_layers = len(encoder.get_submodule(first)) if first else 0
     parent, stacks = first.rpartition(".")[0], stacks_of(encoder, num_layers)
     children = [name for name, _ in encoder.named_children()]
-    # What comes before the layers, or lies beside them in the same module as relative positions do, belongs to the
-    # embeddings
+    # Modules before the layers, or next to them in the same parent as relative positions are, belong to the embeddings
     below = children[: children.index(first.split(".")[0]) + bool(parent)] if first else []
     layers = {}
     for name, _ in encoder.named_parameters():
@@ -328,14 +327,14 @@ def layer_ids(encoder):
 
 
 def stacks_of(encoder, num_layers):
-    """The names of the lists of layers; XLM has several, side by side."""
+    """The names of the lists of layers; XLM has several in parallel."""
     lists = [(name, len(module)) for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)]
     parent = lists[0][0].rpartition(".")[0] if lists else ""
     return [name for name, length in lists if length == num_layers and name.rpartition(".")[0] == parent]
 
 
 def freeze_layers(encoder, num_frozen):
-    """Takes the gradient from the embeddings and the first `num_frozen` layers; -1: from all; 0: from none."""
+    """Freezes the embeddings and the first `num_frozen` layers; -1: everything; 0: nothing."""
     if num_frozen == -1:
         encoder.requires_grad_(False)
     elif num_frozen:
@@ -343,7 +342,7 @@ def freeze_layers(encoder, num_frozen):
         if num_frozen > num_layers:
             raise UserError(
                 f"--freeze_layers={num_frozen}: this encoder has {num_layers} layers that can be frozen one by one; "
-                "'all' freezes it whole"
+                "'all' freezes the whole encoder"
             )
         for name, parameter in encoder.named_parameters():
             parameter.requires_grad_(layers[name] > num_frozen)

@@ -1,4 +1,4 @@
-"""What all heads have in common. A head of your own, in model_utils.py, writes `forward`, `loss` and `decode`."""
+"""The base class of all heads. A custom head, in model_utils.py, implements `forward`, `loss` and `decode`."""
 
 import torch
 import torch.nn.functional as F
@@ -11,20 +11,20 @@ LEVELS = ("text", "words", "tokens")
 
 
 class Head(nn.Module):
-    """What all heads have in common: a linear layer from vectors to logits.
+    """The base class of all heads: a linear layer from vectors to logits.
 
-    A head of your own must have `forward`, `loss` and `decode`. The other methods have defaults that suit labels which
-    are numbers with IGNORE where there is none, and logits of which softmax makes a distribution; override those that
+    A custom head must implement `forward`, `loss` and `decode`. The defaults of the other methods suit labels that are
+    class ids, IGNORE where there is none, and logits that softmax turns into a distribution; override those that
     differ.
     """
 
-    # What `vectors` are: "text", a vector a text (B, H); "words", a vector a word (B, W, H); or "tokens", the encoder's
-    # hidden states (B, L, H) as they are, for a head that makes its own one vector a text of them
+    # What `vectors` are: "text", one vector per text (B, H); "words", one vector per word (B, W, H); or "tokens", the
+    # encoder's hidden states (B, L, H) unchanged, for a head that does its own pooling
     level = "text"
-    needs_calibration = False  # whether `calibrate` chooses something on dev
-    # whether answers are lists of (first word, last word, type id), and labels as SpanHead has them
+    needs_calibration = False  # whether `calibrate` sets something on dev
+    # whether answers are lists of (first word, last word, type id), and labels are in the format of SpanHead
     finds_spans = False
-    first_loss = None  # about what the loss is before training; None: that of guessing, as of a cross-entropy
+    first_loss = None  # approximate loss before training; None: that of guessing, as for a cross-entropy
     compares_rows = False  # whether the loss of a row depends on the other rows of its batch, as contrastive losses do
 
     def __init__(self, hidden_size, task, num_logits=None):
@@ -34,19 +34,19 @@ class Head(nn.Module):
         self.linear = nn.Linear(hidden_size, num_logits or len(task["labels"]))
 
     def forward(self, vectors, inputs):
-        """(B, H) or (B, W, H), as `level` says -> logits, with C in the place of H. inputs: all of the batch."""
+        """(B, H) or (B, W, H), depending on `level` -> logits, with C in place of H. inputs: the whole batch."""
         return self.linear(vectors)
 
     def loss(self, logits, labels, inputs):
-        """Sum, not mean, of the losses of the labels that are there. -> ()"""
+        """Sum, not mean, of the losses of the labels that exist. -> ()"""
         raise NotImplementedError(f"{type(self).__name__} has no loss(logits, labels, inputs)")
 
     def decode(self, logits, inputs):
-        """(answers, their probabilities), each (B,) or (B, W) or (B, C), or lists of spans: what `to_labels` takes."""
+        """(answers, their probabilities), each (B,), (B, W) or (B, C), or lists of spans: the input of `to_labels`."""
         raise NotImplementedError(f"{type(self).__name__} has no decode(logits, inputs)")
 
     def to_labels(self, answer, probability):
-        """(label, probability) of one text, from its part of what `decode` gave, as Python values."""
+        """(label, probability) of one text, from its part of the output of `decode`, as Python values."""
         return self.task["labels"][answer], probability
 
     def label_mask(self, labels, inputs):
@@ -54,22 +54,22 @@ class Head(nn.Module):
         return labels != IGNORE
 
     def label_weights(self, labels, inputs):
-        """How much each label weighs in the loss, in the labels' shape; their sum is what `loss` is divided by."""
+        """The weight of each label in the loss, in the labels' shape; `loss` is divided by their sum."""
         return self.label_mask(labels, inputs)
 
     def calibrate(self, logits, labels):
-        """Chooses something on dev, if `needs_calibration`. logits, labels: of the whole part; of a head that finds
-        spans (spans, probabilities) of each text, its windows put together, and the texts' labels as in the file."""
+        """Sets something on dev, if `needs_calibration`. logits, labels: of all of dev; for a head that finds spans
+        (spans, probabilities) of each text, with its windows merged, and the texts' labels as in the file."""
 
     def set_options(self, config, task_name):
-        """Takes from the options what this head needs; called once, when the model is built."""
+        """Reads the options that this head needs; called once, when the model is built."""
 
     def expected_statistics(self, logits, inputs):
-        """The gradient of the distribution's log normaliser by its logits: of a softmax its probabilities."""
+        """The gradient of the distribution's log normaliser w.r.t. its logits: for a softmax, the probabilities."""
         return logits.softmax(-1)
 
     def divergence(self, first, second, labels, inputs):
-        """KL(p || q) + KL(q || p) of the distributions by two logits, summed over what has labels.
+        """KL(p || q) + KL(q || p) of the distributions of two logits, summed over labelled positions.
 
         It is <statistics_p - statistics_q, logits_p - logits_q>, as in any exponential family (Amari, Information
         Geometry and Its Applications, 2016).
@@ -79,40 +79,40 @@ class Head(nn.Module):
         weights = self.label_weights(labels, inputs)
         return (products * weights.view(*weights.shape, *[1] * (products.ndim - weights.ndim))).sum()
 
-    # What a student learns from a teacher (engine/tricks/soft_targets.py), and its own loss against it
-    wants_pairs = False  # whether it learns from pairs of tags, too
-    numbers_a_word = 0  # by how much the numbers of its statistics rise from word to word
-    least = 1e-5  # what a teacher finds less likely is not kept
+    # What a student learns from a teacher (engine/tricks/soft_targets.py), and its distillation loss
+    wants_pairs = False  # whether it also learns from pairs of tags
+    numbers_a_word = 0  # by how much the indices of its statistics rise from word to word
+    least = 1e-5  # lower probabilities of a teacher are not stored
 
     def natural(self, logits):
-        """Logits as the parameters of a distribution for each word, (B, W, N), W = 1 for labels of whole texts."""
+        """Logits as the parameters of a distribution per word, (B, W, N), with W = 1 for labels of whole texts."""
         return logits.reshape(len(logits), logits.shape[1] if self.level == "words" else 1, -1)
 
     def log_normalizers(self, scores, inputs):
-        """The logarithms of what makes a distribution of `natural` scores: (B, W, N) -> (B, W)."""
+        """The log normalisers of the distributions with `natural` scores: (B, W, N) -> (B, W)."""
         return scores.logsumexp(2)
 
     def statistics(self, scores, inputs):
-        """The gradient of `log_normalizers`, (B, W, N): what is expected of each number under the distribution."""
+        """The gradient of `log_normalizers`, (B, W, N): the expected statistics under the distribution."""
         return scores.softmax(2)
 
     def teach(self, logits, inputs, temperature, pairs=False):
-        """Of the answers by logits / temperature: (statistics (B, W, N), entropies (B, W), for `pairs` of tags `before`
-        (B, W, C) as soft_targets.py has it, or else None)."""
+        """What a teacher stores for logits / temperature: (statistics (B, W, N), entropies (B, W), and with `pairs` of
+        tags `before` (B, W, C), see soft_targets.py, otherwise None)."""
         scores = self.natural(logits) / temperature
         statistics = self.statistics(scores, inputs)
         entropies = self.log_normalizers(scores, inputs) - (statistics * scores).sum(2)
         return statistics, entropies, statistics if pairs else None
 
     def num_taught(self, targets, inputs):
-        """How many texts or words teachers answered, (), which `distillation` is divided by. targets: SoftTargets"""
+        """How many texts or words teachers answered, (); `distillation` is divided by it. targets: SoftTargets"""
         return targets.taught.sum()
 
     def distillation(self, logits, targets, inputs, temperature):
         """temperature^2 * mean over teachers of KL(teacher || student) at that temperature, summed over all texts
-        or words that they taught. -> ()
+        or words that they answered. -> ()
 
-        It is A(student) - <statistics of the teacher, student> - entropy of the teacher, A the log normaliser.
+        It is A(student) - <statistics of the teacher, student> - entropy of the teacher; A is the log normaliser.
         """
         scores = self.natural(logits) / temperature
         _, rows, words, numbers = targets.places
@@ -121,23 +121,23 @@ class Head(nn.Module):
         return temperature**2 * (normalizers - expected - targets.entropies.sum())
 
     def real_logits(self, logits, inputs):
-        """The logits of texts and words that there are, without those of padding."""
+        """The logits of real texts and words, without padding."""
         return logits[inputs["word_mask"]] if self.level == "words" else logits
 
     def hits(self, answers, probabilities, labels):
-        """How many of a batch's labels the answers of `decode` hit, and how many there are; a number is hit within half
-        a standard deviation."""
+        """(number of a batch's labels that the answers of `decode` match, number of labels); a regression value matches
+        within half a standard deviation."""
         numbers = labels.is_floating_point()
         there = ~labels.isnan() if numbers else labels != IGNORE
         right = (answers - labels).abs() < 0.5 * self.task["std"] if numbers else answers == labels
         return int((right & there).sum()), int(there.sum())
 
     def to_average(self, logits):
-        """What may be averaged over several models: probabilities."""
+        """What can be averaged over several models: probabilities."""
         return logits.softmax(-1)
 
     def from_average(self, average):
-        """Logits that `decode` can read, from a mean of what `to_average` gave."""
+        """Logits for `decode`, from a mean of the outputs of `to_average`."""
         return average.clamp(min=1e-12).log()
 
 
@@ -157,7 +157,7 @@ class ImbalanceOptions:
             if "counts" not in self.task:
                 raise UserError(
                     f"--class_weights: labels.json has no counts for {task_name!r}; "
-                    "make the folder anew with data_process.py"
+                    "create the folder again with data_process.py"
                 )
             counts = torch.tensor(self.task["counts"], dtype=torch.float32).clamp(min=1)
             self.class_weights = self.balanced_weights(counts)
@@ -166,7 +166,7 @@ class ImbalanceOptions:
 
 
 class SigmoidStatistics:
-    """For logits of which each is decided by itself, by its sigmoid."""
+    """For logits that are decided one by one, each by its sigmoid."""
 
     def expected_statistics(self, logits, inputs):
         return logits.sigmoid()
@@ -185,7 +185,7 @@ class SigmoidStatistics:
 
 
 class LogitAverages:
-    """For logits that may be averaged themselves: numbers, and a CRF's emissions, whose sums are scores of paths."""
+    """For logits that can be averaged directly: regression values, and a CRF's emissions, which sum to path scores."""
 
     def to_average(self, logits):
         return logits
@@ -195,9 +195,9 @@ class LogitAverages:
 
 
 class NormalStatistics(LogitAverages):
-    """For logits that are numbers, each the mean of a normal distribution of variance 1; no temperature changes it."""
+    """For regression values, each the mean of a normal distribution of variance 1; temperature does not change it."""
 
-    least = -1.0  # of a number there is no least
+    least = -1.0  # a regression target has no lower bound
 
     def expected_statistics(self, logits, inputs):
         return logits
@@ -216,10 +216,10 @@ class NormalStatistics(LogitAverages):
 
 
 def best_threshold(scores, right, lowest, there=None):
-    """From which score on to take things so that F1 is best: the middle of the last that is taken and the next.
+    """The score threshold with the best F1: halfway between the last score that is accepted and the next.
 
-    scores, right: (N,), right is 1 where taking it is right. lowest: a score below all. there: how many should be taken
-    (default: those of `right`). None if none is right.
+    scores, right: (N,), right is 1 where accepting is correct. lowest: a score below all. there: how many should be
+    accepted (default: those of `right`). Returns None if none is correct.
     """
     scores, order = scores.sort(descending=True)
     right = right[order].cumsum(0)
@@ -239,5 +239,5 @@ class TaskDict(nn.ModuleDict):
         self._modules[name] = module
 
     def __setattr__(self, name, value):
-        # `train` and `eval` set the attribute `training`; a task of that name must not be in their way
+        # `train` and `eval` set the attribute `training`; a task of that name must not interfere
         object.__setattr__(self, name, value)

@@ -1,8 +1,8 @@
-"""LoRA (Hu et al., 2021, arXiv:2106.09685) by peft: W + alpha / r * B A beside each linear layer, of which only A and B
-train, and the checkpoints that hold no more than that.
+"""LoRA (Hu et al., 2021, arXiv:2106.09685) by peft: W + alpha / r * B A for each linear layer, where only A and B are
+trained, and checkpoints that hold only these.
 
-An adapter is of no use without the very weights that it was trained beside. So a checkpoint names its base (folder or
-hub name, revision, SHA-256 of the files of weights), and a base that is another one is refused.
+An adapter is useless without the exact weights it was trained with. So a checkpoint names its base (folder or hub name,
+revision, SHA-256 of the weight files), and any other base is refused.
 """
 
 import warnings
@@ -23,7 +23,7 @@ ADAPTER = "default"  # peft's name for the one adapter
 
 
 def add_adapter(encoder, config):
-    """Freezes the encoder and puts trainable A and B beside the layers that --lora_targets names."""
+    """Freezes the encoder and adds trainable A and B to the layers that --lora_targets names."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
@@ -39,12 +39,12 @@ def add_adapter(encoder, config):
         fan_in_fan_out=all(isinstance(modules[name], Conv1D) for name in targets),  # GPT-2 keeps W transposed
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of layers of both kinds: peft sees by itself which one is transposed
+        warnings.simplefilter("ignore")  # about mixed kinds of layers: peft detects which are transposed
         inject_adapter_in_model(shape, encoder)
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(is_adapter(name))
         if is_adapter(name):
-            parameter.data = parameter.data.float()  # beside weights in bf16 too: small steps must not be lost
+            parameter.data = parameter.data.float()  # also with weights in bf16: small updates must not be lost
 
 
 def is_adapter(name):
@@ -55,8 +55,8 @@ def find_targets(encoder, wanted):
     """Names of the linear layers that get an adapter.
 
     auto: all within the encoder's layers, attention and feed-forward alike. With adapters on attention alone LoRA falls
-    behind full fine-tuning (Dettmers et al., QLoRA, 2023, arXiv:2305.14314, section 4); and it needs no list of names
-    that each family would have to be added to.
+    behind full fine-tuning (Dettmers et al., QLoRA, 2023, arXiv:2305.14314, section 4); and no list of layer names per
+    model family is needed.
     """
     stacks = [name for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)]
     linear = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear | Conv1D)]
@@ -85,7 +85,7 @@ def describe_base(name):
 
 
 def folder_of(name, revision=None):
-    """Where a model's files lie: its folder, or if it is of the hub its snapshot, which is named by the revision."""
+    """The folder of a model's files: its own, or for a hub name the snapshot, which is named after the revision."""
     if Path(name).is_dir():
         return Path(name)
     from transformers.utils import cached_file
@@ -94,19 +94,19 @@ def folder_of(name, revision=None):
 
 
 def sums_of_weights(folder):
-    """{file: SHA-256} of a model's files of weights."""
+    """{file: SHA-256} of a model's weight files."""
     files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     return {path.name: sum_of(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
 @lru_cache
 def sum_of(path, size, changed):
-    """The SHA-256 of a file of this size and time of change, computed once a process."""
+    """The SHA-256 of a file with this size and modification time, computed once per process."""
     return sha256(path)
 
 
 def read_base(folder):
-    """What `describe_base` gave when a checkpoint was written, or None if it needs no base."""
+    """What `describe_base` returned when a checkpoint was written, or None if it needs no base."""
     path = Path(folder) / BASE_FILE
     try:
         return read_json(path, BASE) if path.exists() else None
@@ -115,30 +115,30 @@ def read_base(folder):
 
 
 def load_base(folder, base, moved_to, load):
-    """The encoder beside which a checkpoint's adapter was trained. load(name, revision) loads it; moved_to: where it
-    lies now, if not where it was."""
+    """The encoder with which a checkpoint's adapter was trained. load(name, revision) loads it; moved_to: its location
+    now, if it has moved."""
     name = moved_to or base["name"]
     revision = None if Path(name).is_dir() else base["revision"]
-    told = f"{folder}: holds a LoRA adapter alone; it was trained on {base['name']}"
+    told = f"{folder}: holds only a LoRA adapter; it was trained on {base['name']}"
     told += f" (revision {base['revision']})" if base["revision"] else ""
-    advice = "name where that lies with --pretrain_model_path, or train with --merge_lora"
+    advice = "give its location with --pretrain_model_path, or train with --merge_lora"
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
-        raise UserError(f"{told}, and {name} is not there; {advice}")
+        raise UserError(f"{told}, and {name} does not exist; {advice}")
     try:
         encoder, sums = load(name, revision), sums_of_weights(folder_of(name, revision))
     except (UserError, OSError) as error:
-        raise UserError(f"{told}, which does not load ({first_line(error)}); {advice}") from None
+        raise UserError(f"{told}, which cannot be loaded ({first_line(error)}); {advice}") from None
     require_same_base(folder, base, sums, name)
     return encoder
 
 
 def require_same_base(folder, base, sums, name):
-    """UserError unless the files of weights at `name` are those that a checkpoint's adapter was trained beside."""
+    """Raises UserError unless the weight files at `name` are those that a checkpoint's adapter was trained with."""
     if sums != base["sha256"]:
-        wrong = next((file for file in base["sha256"] if sums.get(file) != base["sha256"][file]), "their number")
-        other = f"{name} is another model now ({wrong} differs by its SHA-256)"
+        wrong = next((file for file in base["sha256"] if sums.get(file) != base["sha256"][file]), "the number of files")
+        other = f"{name} is a different model now ({wrong} differs; compared by SHA-256)"
         raise UserError(
-            f"{folder}: its LoRA adapter was trained on {base['name']}, but {other}; put the same one there"
+            f"{folder}: its LoRA adapter was trained on {base['name']}, but {other}; restore the original there"
         )
 
 
@@ -151,7 +151,7 @@ def base_of(model):
 
 
 def kept_tensors(model):
-    """{name: tensor} of what a checkpoint holds: all, or with an adapter that and what lies outside the encoder."""
+    """{name: tensor} of what a checkpoint holds: all, or with an adapter only that and what is outside the encoder."""
     state = model.state_dict()
     if base_of(model) is None:
         return state
@@ -160,7 +160,7 @@ def kept_tensors(model):
 
 @torch.no_grad()
 def merged_tensors(model):
-    """{name: tensor} of the same model without adapter: W + alpha / r * B A in the place of W."""
+    """{name: tensor} of the same model without adapter: W + alpha / r * B A in place of W."""
     merged = {}
     for name, tensor in model.state_dict().items():
         owner, _, last = name.rpartition(".base_layer.")
@@ -172,7 +172,7 @@ def merged_tensors(model):
 
 
 def split_merged(model, merged):
-    """What `merged_tensors` gave, as tensors of a model with an adapter: B is 0 and adds nothing to merged weights."""
+    """The output of `merged_tensors` as tensors of a model with an adapter: B is 0, so it adds nothing."""
     own = model.state_dict()
     plain = {name: merged.get(name.replace(".base_layer.", ".")) for name in own}
     adapter = {name: 0 * p if ".lora_B." in name else p for name, p in own.items() if is_adapter(name)}

@@ -1,4 +1,4 @@
-"""Hidden states -> a vector for each text and for each word. Shapes: B texts, L tokens, W words, H the width."""
+"""Hidden states -> a vector per text and per word. Shapes: B texts, L tokens, W words, H hidden size."""
 
 import torch
 
@@ -10,7 +10,7 @@ def text_vectors(hidden, inputs, pooling):
     mask = inputs["attention_mask"]
     if pooling == "mean":
         return mean_of_tokens(hidden, mask)
-    last = mask.sum(1) - 1  # the house pads on the right, whatever the tokenizer would do
+    last = mask.sum(1) - 1  # inputs are padded on the right, whatever the tokenizer would do
     return hidden[torch.arange(len(last), device=last.device), last]
 
 

@@ -4,12 +4,12 @@ Su et al., Global Pointer, 2022 (arXiv:2208.03054). For word i as the first and 
 
     s[i, j, t] = q_i . k_j / sqrt(D) + starts[i, t] + ends[j, t]
 
-with q, k (D numbers a word, shared by all types) turned by the words' positions (RoPE, Su et al., 2021,
-arXiv:2104.09864), so that q_i . k_j depends on j - i and not on where the text or its window begins. i <= j alone
+with q, k (D values per word, shared by all types) rotated by the words' positions (RoPE, Su et al., 2021,
+arXiv:2104.09864), so that q_i . k_j depends on j - i and not on where the text or its window begins. Only i <= j
 counts.
 
-The logits are these summands, not their sums: (B, W, W + 2T), q_i . k_j beside starts and ends. So a batch costs
-B x W x W, whatever the number of types T.
+The logits are the terms, not their sums: (B, W, W + 2T), q_i . k_j followed by starts and ends. So a batch costs
+B x W x W, regardless of the number of types T.
 """
 
 import math
@@ -20,13 +20,13 @@ import torch.nn.functional as F
 from engine.model.head import best_threshold
 from engine.task.tags import IGNORE
 
-LOWEST = -4.0  # what scores less (a probability of 1.8 %) is never a span, whatever threshold dev asks for
-MOST = 4  # spans a word that are kept of a text, the best: a model that has learnt nothing finds half of all spans
-CELLS = 2**22  # sums that are on the device at a time when spans are looked for
+LOWEST = -4.0  # a lower score (a probability of 1.8 %) is never a span, whatever the threshold chosen on dev
+MOST = 4  # spans kept per word of a text, the best ones: an untrained model finds half of all spans
+CELLS = 2**22  # scores that are on the device at a time when finding spans
 
 
 def rotate(vectors):
-    """RoPE: pairs of the numbers of word m turned by the angles m * 10000^(-2i / D). (B, W, D) -> (B, W, D)"""
+    """RoPE: pairs of the values of word m, rotated by the angles m * 10000^(-2i / D). (B, W, D) -> (B, W, D)"""
     width, size = vectors.shape[1:]
     rates = 10000 ** (-torch.arange(0, size, 2, device=vectors.device) / size)
     angles = torch.arange(width, device=vectors.device).unsqueeze(1) * rates
@@ -42,35 +42,35 @@ def scores_of_pairs(vectors):
 
 
 def parts_of(logits):
-    """The summands: (B, W, W), starts (B, W, T), ends (B, W, T)."""
+    """The terms: (B, W, W), starts (B, W, T), ends (B, W, T)."""
     width = logits.shape[1]
     return logits.split([width, *[(logits.shape[2] - width) // 2] * 2], 2)
 
 
 def dense(logits):
-    """The scores themselves, (B, T, W, W). Only where a batch is small, or one text at a time: see `loss`."""
+    """The scores themselves, (B, T, W, W). Only for a small batch, or one text at a time: see `loss`."""
     pairs, starts, ends = parts_of(logits)
     return pairs.unsqueeze(1) + starts.transpose(1, 2).unsqueeze(3) + ends.transpose(1, 2).unsqueeze(2)
 
 
 def spans_of(mask):
-    """Which (first word, last word) are spans, (B, W, W). mask: (B, W), the words that are there."""
+    """Which (first word, last word) are spans, (B, W, W). mask: (B, W), the real words."""
     return (mask.unsqueeze(2) & mask.unsqueeze(1)).triu()
 
 
 def has_labels(labels):
-    """Which texts have labels, (B,). labels: as `encode` made them."""
+    """Which texts have labels, (B,). labels: as `encode` makes them."""
     return labels[:, 0] != IGNORE
 
 
 def encode(spans):
-    """[(first word, last word, type id)] of a text -> a flat row of labels: 0, then three numbers a span. None, which
-    says that there is no label, is [IGNORE]. A batch of such rows is padded with IGNORE."""
+    """[(first word, last word, type id)] of a text -> a flat row of labels: 0, then three numbers per span. None (no
+    label) becomes [IGNORE]. A batch of such rows is padded with IGNORE."""
     return [IGNORE] if spans is None else [0, *(number for span in spans for number in span)]
 
 
 def cells_of(labels, mask):
-    """(first words, last words, types, whether it is a span of this text), each (B, N), of a batch's labels."""
+    """(first words, last words, types, whether it is a span of this text), each (B, N), from a batch's labels."""
     number = (labels.shape[1] - 1) // 3
     first, last, kind = labels[:, 1 : 1 + 3 * number].unflatten(1, (number, 3)).unbind(2)
     last = last.clamp(max=mask.shape[1])
@@ -83,16 +83,16 @@ def loss(logits, labels, mask):
 
         sum over t of log(1 + sum of e^s over spans that are not of type t) + log(1 + sum of e^-s over those that are)
 
-    0 where a text has no labels. The spans that are of no type at all, nearly all, are summed as a product of matrices:
-    e^(pairs + ends) needs no sum for each type, in fp64, whose e^s does not vanish before s < -700.
+    0 where a text has no labels. The spans of no type at all, nearly all, are summed by a matrix product: e^(pairs +
+    ends) needs no sum per type. It is computed in fp64, where e^s does not vanish before s < -700.
     """
     first, last, kind, there = cells_of(labels, mask)
     pairs, starts, ends = parts_of(logits)
-    width, low = pairs.shape[1], -1e30  # low: the score of what does not count; finite, for the sake of gradients
+    width, low = pairs.shape[1], -1e30  # low: the score of what does not count; finite, to keep gradients finite
     cell = first * width + last
     at_cells = pairs.flatten(1).gather(1, cell).unsqueeze(2) + rows_at(starts, first) + rows_at(ends, last)  # (B, N, T)
     same = (cell.unsqueeze(2) == cell.unsqueeze(1)) & there.unsqueeze(2) & there.unsqueeze(1)
-    counts = there & ~same.tril(-1).any(2)  # a span of two types is there twice, and counted at its first place
+    counts = there & ~same.tril(-1).any(2)  # a span of two types occurs twice, and counts where it is first
     types = torch.arange(starts.shape[2], device=kind.device)
     is_gold = (same.float() @ (kind.unsqueeze(2) == types).float()) > 0  # (B, N, T)
     wrong = at_cells.masked_fill(is_gold | ~counts.unsqueeze(2), low)
@@ -112,9 +112,9 @@ def rows_at(values, places):
 
 
 def log_sum(pairs, starts, ends, where):
-    """log of the sum of e^s over the spans of `where` (B, W, W), for each type: (B, T); very low if there are none."""
+    """log of the sum of e^s over the spans of `where` (B, W, W), per type: (B, T); very low if there are none."""
     pairs = pairs.double().masked_fill(~where, -math.inf)
-    tops = pairs.detach().amax(2, keepdim=True).clamp(min=-1e30)  # of each first word: no e^x below overflows
+    tops = pairs.detach().amax(2, keepdim=True).clamp(min=-1e30)  # per first word: no e^x below overflows
     top_ends = ends.detach().amax(1, keepdim=True).double()
     sums = (pairs - tops).exp() @ (ends - top_ends).exp()
     logs = sums.clamp(min=1e-300).log() + tops + top_ends + starts
@@ -122,7 +122,7 @@ def log_sum(pairs, starts, ends, where):
 
 
 def divergence(first, second, labels, mask):
-    """KL(p || q) + KL(q || p), (), where each span of each type is there or not by the sigmoid of its score: the sum of
+    """KL(p || q) + KL(q || p), (), where each span of each type is present with probability sigmoid(score): the sum of
     (sigmoid(s) - sigmoid(s')) (s - s') over all spans of the texts that have labels."""
     where = (spans_of(mask) & has_labels(labels)[:, None, None]).unsqueeze(1)
     one, other = dense(first), dense(second)
@@ -130,7 +130,7 @@ def divergence(first, second, labels, mask):
 
 
 def real_scores(logits, mask):
-    """The scores of all spans that there are, text by text, flat."""
+    """The scores of all spans of real words, text by text, flat."""
     scores, where = dense(logits), spans_of(mask).unsqueeze(1)
     return scores[where.expand_as(scores)]
 
@@ -138,7 +138,7 @@ def real_scores(logits, mask):
 @torch.no_grad()
 def find(logits, mask, lowest=LOWEST, most=MOST):
     """(spans, probabilities): for each text a list of (first word, last word, type id) with a score above `lowest`, in
-    order, and the sigmoids of their scores. Of more than `most` a word the best are kept."""
+    order, and the sigmoids of their scores. If there are more than `most` per word, the best are kept."""
     spans, probabilities = [[] for _ in mask], [[] for _ in mask]
     width, types = mask.shape[1], (logits.shape[2] - mask.shape[1]) // 2
     size = max(1, CELLS // (width * width * types))
@@ -158,15 +158,15 @@ def find(logits, mask, lowest=LOWEST, most=MOST):
 
 
 def merge_windows(windows):
-    """Spans that the windows of a text found -> (spans, probabilities) over its words, each span once.
+    """Merges the spans found in the windows of a text -> (spans, probabilities) over its words, each span once.
 
-    windows: [(first word, number of words, spans, probabilities)]. Of several windows that hold a span the one counts
-    whose edge is farther from it, also if it did not find it; the ends of the text are no edges.
+    windows: [(first word, number of words, spans, probabilities)]. If several windows hold a span, the one
+    whose edge is farthest from it decides, even if it did not find it; the ends of the text are not edges.
     """
     windows = sorted(windows, key=lambda window: window[0])
     end = max(first + size for first, size, _, _ in windows)
 
-    def room(number, start, stop):  # between a span and the nearer edge of a window; negative if it is not inside
+    def room(number, start, stop):  # from a span to the nearer edge of a window; negative if it is not inside
         first, size = windows[number][:2]
         before, behind = start - first, first + size - 1 - stop
         if before < 0 or behind < 0:
@@ -183,7 +183,7 @@ def merge_windows(windows):
 
 
 def num_outside(data, name):
-    """How many spans of a task no window of their text holds whole. data: a MyDataset"""
+    """How many spans of a task do not fit in any window of their text. data: a MyDataset"""
     windows = {}
     for example, first, size in zip(
         data.example_index.tolist(), data.columns["first_word"].tolist(), data.columns["word_starts"].lengths.tolist()
@@ -198,9 +198,9 @@ def num_outside(data, name):
 
 
 def mean_of(answers, seen=None):
-    """(spans, probabilities) of one text by several models -> the mean; a model that did not find a span says 0.
+    """(spans, probabilities) of one text from several models -> the mean; a model that did not find a span counts as 0.
 
-    seen: how many words of the text each model saw, if one cut it: it says nothing of a span that ends behind them.
+    seen: how many words of the text each model saw, if one cut it: it does not count for spans that end after them.
     """
     sums, seen = {}, seen or [math.inf] * len(answers)
     for spans, probabilities in answers:
@@ -210,17 +210,17 @@ def mean_of(answers, seen=None):
 
 
 class SpanAnswers:
-    """What a head whose answers are spans does otherwise than other heads: see `Head`."""
+    """What a head for spans overrides: see `Head`."""
 
     finds_spans, needs_calibration = True, True
-    least = 1e-3  # of the probabilities that a student learns from: all spans have some
+    least = 1e-3  # probability from which a student learns a span: every span has some
 
     @property
     def numbers_a_word(self):
         return len(self.task["labels"])
 
     def natural(self, logits):
-        """The scores of all spans by their first word, (B, W, W * T): of last word j and type t at j * T + t."""
+        """The scores of all spans by their first word, (B, W, W * T): last word j and type t are at j * T + t."""
         return dense(logits).permute(0, 2, 3, 1).flatten(2)
 
     def statistics(self, scores, inputs):
@@ -233,7 +233,7 @@ class SpanAnswers:
         return spans_of(inputs["word_mask"]).repeat_interleave(len(self.task["labels"]), 2)
 
     def num_taught(self, targets, inputs):
-        """Texts, as their labels count."""
+        """The number of texts: a text has one label."""
         return (targets.taught.amax(1)).sum()
 
     def to_labels(self, answer, probability):
@@ -253,7 +253,7 @@ class SpanAnswers:
         return real_scores(logits, inputs["word_mask"])
 
     def calibrate(self, found, labels):
-        """Chooses the threshold of the best F1."""
+        """Chooses the threshold with the best F1."""
         names, pairs, there = self.task["labels"], [], 0
         for (spans, probabilities), gold in zip(found, labels):
             if gold is not None:
@@ -267,7 +267,7 @@ class SpanAnswers:
             self.threshold.copy_(self.threshold if threshold is None else threshold)
 
     def hits(self, answers, probabilities, labels):
-        """Twice the spans that are right, and those found and those there are together: their quotient is F1."""
+        """(twice the correct spans, predicted plus gold spans); their quotient is F1."""
         right, total, names = 0, 0, self.task["labels"]
         for answer, probability, row in zip(answers, probabilities, labels.tolist()):
             if row[0] != IGNORE:

@@ -1,15 +1,15 @@
-"""The best path through a linear-chain CRF without a launch for each operation and word, for a GPU.
+"""The best path through a linear-chain CRF on a GPU, without a kernel launch per operation and word.
 
-`by_scan` is a tree of products as in crf_scan.py, of maxima and sums in place of sums and products: some hundred
+`by_scan` is a tree of products as in crf_scan.py, with maxima and sums in place of sums and products: about a hundred
 launches at any length, but C times the work of the Viterbi algorithm. `by_words` is that algorithm with three launches
-a word; all else of it is for all words at once. Emissions are (B, W, C), transitions (C, C), mask (B, W).
+per word; the rest of it handles all words at once. Emissions are (B, W, C), transitions (C, C), mask (B, W).
 """
 
 import torch
 import torch.nn.functional as F
 
-MOST_NUMBERS = 2**27  # at once: half a GB
-# By counting bytes, not measured: up to here the scan moves less than a GPU does while by_words is launched
+MOST_NUMBERS = 2**27  # values at a time: half a GB
+# Estimated from bytes, not measured: up to here the scan moves less than a GPU can during the launches of by_words
 MOST_WORK = 2**22
 
 
@@ -18,7 +18,7 @@ def is_for_scan(batch, num_tags):
 
 
 def by_scan(emissions, start, transitions, end, mask):
-    """The tags of the best path of each text, (B, W). Of paths whose scores differ by no more than rounding, any."""
+    """The tags of the best path of each text, (B, W); any path whose score differs only by rounding may win."""
     _, num_words, num_tags = emissions.shape
     width = 1 << (num_words - 1).bit_length()
     size = max(1, MOST_NUMBERS // (max(1, width // 2) * num_tags**3))
@@ -52,13 +52,13 @@ def scan_of(emissions, start, transitions, end, mask, width):
 
 
 def by_words(emissions, start, transitions, end, mask):
-    """The tags of the best path of each text, (B, W): those of CRF.viterbi's loop, of equally good ones too."""
+    """The tags of the best path of each text, (B, W): the same as CRF.viterbi's loop, including ties."""
     batch, num_words, num_tags = emissions.shape
     emissions, mask = emissions.transpose(0, 1).contiguous(), mask.T
     into = transitions.T.contiguous()  # into[j, i]: from i to j
     scores, paths = torch.empty_like(emissions), emissions.new_empty(batch, num_tags, num_tags)
     torch.add(emissions[0], start, out=scores[0])
-    for t in range(1, num_words):  # padding too: what comes of it is not read
+    for t in range(1, num_words):  # padding too: its results are not read
         torch.add(scores[t - 1].unsqueeze(1), into, out=paths)
         torch.amax(paths, 2, out=scores[t])
         scores[t].add_(emissions[t])
@@ -70,7 +70,7 @@ def by_words(emissions, start, transitions, end, mask):
     back = torch.cat([(part.unsqueeze(2) + into).argmax(3) for part in parts])  # (W - 1, B, C): the tag before each tag
     back = torch.where(mask[1:, :, None], back, torch.arange(num_tags, device=mask.device))
     step = 1
-    while step < num_words - 1:  # each goes back twice as far as before
+    while step < num_words - 1:  # each reaches back twice as far as the last
         back = torch.cat([back[:-step].gather(2, back[step:]), back[-step:]])
         step *= 2
     tags = back.gather(2, tag[None, :, None].expand(num_words - 1, -1, 1)).squeeze(2)

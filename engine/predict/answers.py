@@ -1,13 +1,13 @@
-"""What an evaluation leaves in a run folder for its report: every answer beside its label, and what was at hand.
+"""What an evaluation stores in a run folder for its report: every answer with its label, and the settings.
 
-    answers/about.json    the tasks, the options that differ from the defaults, where and when it was
-    answers/<part>.jsonl  a row of dev, test or (of a cross-validation) out_of_fold:
+    answers/about.json    the tasks, the options that differ from the defaults, machine and date
+    answers/<part>.jsonl  one line per row of dev, test or (in a cross-validation) out_of_fold:
 
-{"id", "text", "text_pair"?, "places"?: [[start, end] of each token in the text], "cut": sub-tokens that were not seen,
-"windows": how many inputs it was read in, "columns"?: other columns of the row, "answers": {task: {"gold",
+{"id", "text", "text_pair"?, "places"?: [[start, end] of each token in the text], "cut": sub-tokens that were cut off,
+"windows": how many inputs the text was split into, "columns"?: other columns of the row, "answers": {task: {"gold",
 "predicted", "right", "probability", "probabilities"?}}}. gold is null where there is no label; spans are [first token,
-last token, type]. probability: of the label; of tags and spans a list. probabilities: of a text's labels, those of at
-least SMALLEST. So a report can be made again without the model, and anyone can recompute its figures.
+last token, type]. probability: of the label; a list for tags and spans. probabilities: of a text's labels, those of at
+least SMALLEST. So a report can be regenerated without the model, and anyone can recompute its figures.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ from engine.run.run_folder import EVALUATE, read_result, read_result_lines
 from engine.schema import AnyOf, Optional, Range
 from engine.task.tags import TASK, kind_of
 
-SMALLEST = 1e-4  # what is less probable is left out
-PARTS = ("out_of_fold", "test", "dev")  # the details of a report are those of the first that there is
+SMALLEST = 1e-4  # less probable labels are left out
+PARTS = ("out_of_fold", "test", "dev")  # the details of a report are of the first of these that exists
 KINDS = ("classification", "multilabel", "regression", "tagging", "spans", "words")
 # Options that say nothing about the model
 NO_MATTER = frozenset("do_train do_eval do_predict report_language resume clear_cache output_dir model_version".split())
@@ -35,14 +35,14 @@ PLAIN_KEYS = {"id", "text", "tokens", "text_pair", "extras", "kept"}
 
 
 def marks_of(data):
-    """(sub-tokens cut, number of inputs) of each example of a MyDataset, each (N,)."""
+    """(sub-tokens cut off, number of inputs) of each example of a MyDataset, each (N,)."""
     windows = np.bincount(data.example_index, minlength=len(data))
     return np.bincount(data.example_index, data.columns["num_cut"], len(data)).astype(int), windows
 
 
 def distribution(average, labels, predicted, kind):
-    """{label: probability} of what `to_average` of a head gave for a text; None if it is no such distribution, as a
-    head of one's own may give anything."""
+    """{label: probability} from a head's `to_average` for a text; None if that is not a distribution, since a custom
+    head may give anything."""
     if average is None or average.ndim != 1 or len(average) != len(labels):
         return None
     values = average.double().tolist()
@@ -54,7 +54,7 @@ def distribution(average, labels, predicted, kind):
 
 
 def answer_of(task, kind, gold, label, probability, average, verdict):
-    """What is kept of a task's answer to a text."""
+    """The stored form of a task's answer to a text."""
     rounded = probability if probability is None else np.round(probability, 6).tolist()
     kept = {"gold": gold, "predicted": label, "right": verdict, "probability": rounded}
     if kind in ("classification", "multilabel"):
@@ -64,8 +64,8 @@ def answer_of(task, kind, gold, label, probability, average, verdict):
 
 
 def rows_of(data, predictions, tasks, metrics):
-    """The rows of a MyDataset as they are kept. predictions: engine.predict.predictions.Predictions; metrics: the
-    module metrics.py, which says what is right."""
+    """The rows of a MyDataset as they are stored. predictions: engine.predict.predictions.Predictions; metrics: the
+    module metrics.py, which decides what is right."""
     kinds = looks(tasks, metrics)
     cut, windows = marks_of(data)
     labels, probabilities, averages = predictions
@@ -96,7 +96,7 @@ def rows_of(data, predictions, tasks, metrics):
 
 
 def looks(tasks, metrics):
-    """{task: one of KINDS}, as metrics.py scores it; a kind of one's own becomes the one that its labels look like."""
+    """{task: one of KINDS}, as metrics.py scores it; a custom kind becomes the one that its labels fit."""
     kinds = {name: metrics.kind_of(task) for name, task in tasks.items()}
     return {name: kind if kind in KINDS else kind_of(tasks[name]) for name, kind in kinds.items()}
 
@@ -109,7 +109,7 @@ def write_rows(folder, part, rows):
 
 
 def write_about(folder, trainer, trained, parts, metrics, **more):
-    """Writes answers/about.json. trainer: with the model that answered; trained: the options of its training."""
+    """Writes answers/about.json. trainer: holds the model that answered; trained: the options of its training."""
     tasks, config, device = trainer.tasks, trainer.config, trainer.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     root = Path(__file__).resolve().parents[2]
@@ -134,14 +134,14 @@ def write_about(folder, trainer, trained, parts, metrics, **more):
 
 
 def options_of(trained):
-    """The options of a training that say something about the model and differ from the defaults."""
+    """The options of a training run that say something about the model and differ from the defaults."""
     defaults = {f.name: f.default for f in dataclasses.fields(trained)}
     options = dataclasses.asdict(trained)
     return {n: v for n, v in options.items() if v != defaults[n] and n not in NO_MATTER}
 
 
 def commit_of(root):
-    """The commit of a clone, with "+" if files that git follows have changed since; "" where there is no git."""
+    """The commit of a clone, with "+" if tracked files have changed since; "" without git."""
 
     def git(*words):
         return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, timeout=10)
@@ -161,7 +161,7 @@ ABOUT = dict.fromkeys(TEXTS, str) | {
     "shown_scores": [str],
     "parts": [AnyOf(*PARTS)],
     "options": {str: object},
-    "seed": AnyOf(int, str),  # of an ensemble those of its runs
+    "seed": AnyOf(int, str),  # for an ensemble, the seeds of its runs
     "by_tokens": bool,
     Optional("folds"): [str],
 }
@@ -202,19 +202,19 @@ def row_shape(kinds: dict[str, str]) -> dict:
 
 
 def read_about(folder):
-    """answers/about.json of a run folder. UserError if there is none, or it is damaged."""
+    """Reads answers/about.json of a run folder. Raises UserError if it is missing or damaged."""
     path = Path(folder) / "answers/about.json"
     if not path.is_file():
-        raise UserError(f"{folder}: has no answers that a report could be made of; {EVALUATE}")
+        raise UserError(f"{folder}: has no answers to make a report from; {EVALUATE}")
     about = read_result(path, ABOUT)
     names = set(about["kinds"])
     if not names or names != set(about["tasks"]) or not names <= set(about["main_scores"]):
-        raise UserError(f"{path}: its tasks, kinds and main_scores do not fit each other; {EVALUATE}")
+        raise UserError(f"{path}: its tasks, kinds and main_scores do not match; {EVALUATE}")
     return about
 
 
 def read_rows(folder: str | Path, part: str, kinds: dict[str, str]) -> list[dict]:
-    """The rows of a part. UserError for one that is damaged. kinds: {task: one of KINDS}"""
+    """Reads the rows of a part. Raises UserError for a damaged one. kinds: {task: one of KINDS}"""
     path = Path(folder) / "answers" / f"{part}.jsonl"
     rows = read_result_lines(path, row_shape(kinds))
     for number, row in enumerate(rows, 1):

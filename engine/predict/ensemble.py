@@ -1,8 +1,8 @@
-"""Several models with the same heads, put together: the folds of a cross-validation, or any runs with the same labels.
+"""Averages several models with the same heads: the folds of a cross-validation, or any runs with the same labels.
 
-Probabilities are averaged; of a CRF the scores of paths are, its emissions and transitions, which is the geometric mean
-of the models' distributions over paths, scaled to sum to one. Words go by their number in the text, whatever the
-tokenizers.
+Probabilities are averaged; for a CRF the scores of paths are, its emissions and transitions, which is the geometric
+mean of the models' distributions over paths, scaled to sum to one. Words are identified by their number in the text, so
+tokenizers may differ.
 """
 
 import math
@@ -26,7 +26,7 @@ from engine.task.tags import read_tasks
 
 
 def mean_scores(paths):
-    """{"folds": [eval.json of each], "mean": …, "std": …}; a score that one of them lacks has no mean."""
+    """{"folds": [eval.json of each], "mean": …, "std": …}; a score that one fold lacks has no mean."""
     result = {"folds": [read_result(path, {str: SCORES}) for path in paths]}
     for part in result["folds"][0]:
         for name in result["folds"][0][part]:
@@ -41,7 +41,7 @@ def mean_scores(paths):
 
 
 def deciding_state(heads):
-    """{task: {name: tensor}}, copies of what heads decide by beside their logits: thresholds, transitions of a CRF."""
+    """{task: {name: tensor}}, copies of what heads decode with besides logits: thresholds, transitions of a CRF."""
     return {
         task: {
             name: tensor.detach().to("cpu", copy=True)
@@ -60,10 +60,10 @@ def average_heads(heads, states):
 
 
 def means_of(head, averages, seen=None):
-    """What several models gave for a task -> the mean for each text; of a head that finds spans (spans, probabilities).
+    """The mean of several models' outputs for a task, per text; for a head that finds spans (spans, probabilities).
 
-    averages: of each model what `Trainer.infer` gives with keep_averages. seen: of each how many words of each text it
-    saw, if one may have cut a text. Words that one cut count from the others.
+    averages: for each model what `Trainer.infer` gives with keep_averages. seen: for each model how many words of each
+    text it saw, if one may have cut a text. Words that a model cut are averaged over the others.
     """
     texts = zip(*averages)
     if not head.finds_spans:
@@ -73,14 +73,14 @@ def means_of(head, averages, seen=None):
 
 
 def mean_of_words(several):
-    """The mean of tensors; if they are of different numbers of words, (W, C), of each word over those that have it."""
+    """The mean of tensors; if their numbers of words differ, (W, C), each word's mean over those that have it."""
     if len({one.shape for one in several}) == 1:
         return torch.stack(several).mean(0)
     return pad_sequence(several, padding_value=math.nan).nanmean(1)
 
 
 def decode(head, means, size=64):
-    """[(answer, probability)] of each text that a head decodes from the means of several models."""
+    """[(answer, probability)], as a head decodes them for each text from the means of several models."""
     by_words, found = head.level == "words", [None] * len(means)
     order = sorted(range(len(means)), key=lambda i: len(means[i])) if by_words else range(len(means))
     for start in range(0, len(order), size):
@@ -99,8 +99,8 @@ def decode(head, means, size=64):
 
 @torch.inference_mode()
 def mean_predictions(heads, averages, data, seen=None):
-    """Predictions for the examples of a MyDataset that `heads` decode from the mean of what several models gave for
-    them; of the labels of whole texts with the mean itself. averages: of each {task: …}; see `means_of`."""
+    """Predictions for the examples of a MyDataset that `heads` decode from the mean of several models' outputs; for
+    labels of whole texts they include the mean itself. averages: for each model {task: …}; see `means_of`."""
     labels, probabilities, means = {}, {}, {}
     for name, head in heads.items():
         mean = means_of(head, [average[name] for average in averages], seen)
@@ -116,7 +116,7 @@ def mean_predictions(heads, averages, data, seen=None):
 
 @torch.inference_mode()
 def calibrate(heads, averages, data, rows, seen=None):
-    """Lets heads choose what they choose on dev, such as thresholds, anew: for the mean of several models, on these
+    """Lets heads choose again what they choose on dev, such as thresholds: for the mean of several models, on these
     rows of a MyDataset."""
     for name, head in heads.items():
         if not head.needs_calibration:
@@ -141,15 +141,15 @@ class Run(NamedTuple):
 
     @property
     def home(self):
-        """The folder of the run, if its checkpoint lies in one."""
+        """The folder of the run, if its checkpoint is in one."""
         folder = self.folder.resolve()
         return folder.parents[1] if folder.parent.name == "checkpoints" else None
 
 
 def find_runs(paths, unique):
-    """The Runs of folders of runs, of which checkpoints/best is taken, or of checkpoints.
+    """The Runs in these folders, each a run, whose checkpoints/best is taken, or a checkpoint.
 
-    unique: names -> names that are told apart. UserError for one that is damaged, that is there twice, or whose tasks,
+    unique: names -> distinct names. Raises UserError for one that is damaged, that is named twice, or whose tasks,
     heads or labels are not those of the first.
     """
     folders = [checkpoint_of(Path(path)) for path in paths]
@@ -165,14 +165,14 @@ def find_runs(paths, unique):
 
 
 def checkpoint_of(path):
-    """The checkpoint that a folder is or has. UserError if there is none, or a file of it is not what was written."""
+    """The checkpoint that a folder is or contains. Raises UserError if there is none, or it is damaged."""
     folder = path / "checkpoints/best" if (path / "checkpoints/best").is_dir() else path
     if not all((folder / f"{name}.json").is_file() for name in ("labels", "args")):
         raise UserError(
             f"{path}: neither a run with checkpoints/best nor a checkpoint; train it, or name another folder"
         )
     if reason := verify(folder):
-        raise UserError(f"{folder}: damaged checkpoint, {reason}; name another one, or train again")
+        raise UserError(f"{folder}: damaged checkpoint, {reason}; name another checkpoint, or train again")
     return folder
 
 
@@ -186,18 +186,18 @@ def name_of(folder):
 
 
 def facts_of(run, name):
-    """{what: value} of a run's task, in which all runs must agree."""
+    """{property: value} of a run's task, in which all runs must agree."""
     task = run.tasks[name]
     facts = {"head": "crf_tagging" if run.use_crf and task["type"] == "tagging" else task["type"]}
     facts |= {"labels": task["labels"], "tokens": task.get("unit"), "pairs of texts": bool(task.get("pairs"))}
     facts["--extra_columns"] = list(extras_of(run.tasks))
-    if task["type"] != "regression":  # whose numbers are brought to the first run's scale: see `on_scale_of`
+    if task["type"] != "regression":  # regression values are converted to the first run's scale: see `on_scale_of`
         facts["scale"] = [task.get("mean"), task.get("std")]
     return facts
 
 
 def refuse_difference(first, run):
-    """UserError that says in what a run differs from the first one."""
+    """Raises UserError, which says what differs, if a run does not match the first one."""
     for one, other in ((first, run), (run, first)):
         if lacking := sorted(one.tasks.keys() - other.tasks.keys()):
             raise UserError(
@@ -215,12 +215,13 @@ def refuse_difference(first, run):
             else:
                 shown = f"{what} is {theirs!r}, not {ours!r}"
             raise UserError(
-                f"{run.folder}: of the task {name!r} the {shown} as in {first.folder}; they cannot be averaged"
+                f"{run.folder}, compared with {first.folder}: in the task {name!r} the {shown}; they cannot be averaged"
             )
 
 
 def on_scale_of(first, run, predictions):
-    """Predictions of a run, its numbers to average in standard deviations from the mean of the first run's train."""
+    """Predictions of a run, with its regression averages in standard deviations from the mean of the first run's train
+    part."""
     averages = dict(predictions.averages)
     for name, task in first.tasks.items():
         if task["type"] == "regression" and any(task[key] != run.tasks[name][key] for key in ("mean", "std")):
@@ -230,13 +231,13 @@ def on_scale_of(first, run, predictions):
 
 
 class Part:
-    """What runs, by number, gave for the examples of a part."""
+    """The outputs of runs, by number, for the examples of a part."""
 
     def __init__(self):
         self.dataset, self.predictions, self.seen = None, {}, {}
 
     def add(self, number, data, predictions):
-        """data: the run's MyDataset. That of the run that cuts least is kept."""
+        """Adds a run's predictions. data: the run's MyDataset; that of the run that cuts least is kept."""
         if self.dataset is None or data.columns["num_cut"].sum() < self.dataset.columns["num_cut"].sum():
             self.dataset = data
         self.predictions[number] = predictions
@@ -246,7 +247,7 @@ class Part:
             np.maximum.at(self.seen[number], data.example_index, ends)
 
     def of(self, members):
-        """What `mean_predictions` and `calibrate` take of these runs: averages, and the words that were seen."""
+        """Arguments of `mean_predictions` and `calibrate` for these runs: averages, and the words that were seen."""
         members = sorted(members)
         seen = [self.seen[number] for number in members] if self.seen else None
         return dict(averages=[self.predictions[number].averages for number in members], seen=seen, data=self.dataset)
@@ -260,8 +261,8 @@ class Committee:
     """Runs that answer together; one model is in memory at a time.
 
     load: the folder of a checkpoint -> (its Trainer, its Featurizer); loader_of: (a file or a list of examples, a
-    Featurizer, the size of a batch, the name of the run) -> a MyDataLoader.
-    metrics: the module metrics.py. A Trainer to `label_rows`: `collect_rows` gives what `predict_rows` takes.
+    Featurizer, the batch size, the name of the run) -> a MyDataLoader.
+    metrics: the module metrics.py. `label_rows` uses it like a Trainer; `collect_rows` gives what `predict_rows` takes.
     """
 
     def __init__(self, runs, load, loader_of, config, device, metrics):
@@ -271,7 +272,7 @@ class Committee:
         self.heads, self.states, self.is_calibrated = None, {}, False
 
     def collect(self, sources, members=None):
-        """{title: a file or a list of examples} -> {title: Part}, what each of these runs gives."""
+        """{title: a file or a list of examples} -> {title: Part} with the outputs of each of these runs."""
         parts = {title: Part() for title in sources}
         for number in tqdm(sorted({*(members or self.members)}), desc="runs", leave=False, delay=2):
             run = self.runs[number]
@@ -287,8 +288,8 @@ class Committee:
         return parts
 
     def decide(self, members, dev=None, rows=None):
-        """The heads decide by the mean of these runs: of transitions, and of thresholds, or those that are best for
-        the runs together on dev, a Part, or on these rows of it."""
+        """Sets the heads to the mean of these runs: of transitions, and of thresholds unless `dev`, a Part, is given:
+        then the thresholds are those best for the runs together on dev, or on these rows of it."""
         average_heads(self.heads, [self.states[number] for number in sorted(members)])
         self.members, self.is_calibrated = members, dev is not None
         if self.is_calibrated:

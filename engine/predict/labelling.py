@@ -1,9 +1,9 @@
-"""Labels the rows of a file as a stream: in constant memory, in input order, and after a kill on from where it was.
+"""Labels the rows of a file as a stream: in constant memory, in input order, resumable after a kill.
 
-Rows are labelled a pool at a time. What is done lies in <output>.partial, and <output>.partial.json says how far that
-is to be trusted: it is written when the pool's rows are on the disk. The output appears under its name at the end.
-Where pools begin depends on the number of the row alone, so a run that goes on labels the same batches, and parts of
-the rows (--shard) are made of whole pools: put together they are the bytes of one run.
+Rows are labelled one pool at a time. Finished rows are in <output>.partial, and <output>.partial.json says how many of
+them are safe: it is written once the pool's rows are on disk. The output appears under its name at the end.
+Where pools begin depends on the row number alone, so a resumed run labels the same batches, and parts of the rows
+(--shard) are made of whole pools: concatenated, they have the bytes of one run.
 """
 
 import io
@@ -30,20 +30,19 @@ from engine.task.extras import extras_of
 
 logger = logging.getLogger("template")
 
-POOL, BATCHES = 4096, 64  # rows, and batches, that are labelled together at most: sorted by length, with little padding
-# What the bytes of the output depend on: options, and of all that what --force_resume may change, as rows stay in place
+POOL, BATCHES = 4096, 64  # rows, and batches, labelled together at most: sorted by length, so there is little padding
+# What the output's bytes depend on: options, and what --force_resume may change, as it does not move rows
 OPTIONS = "shard text_column text_pair_column encoding spreadsheet_safe eval_batch_size precision compile".split()
 CHECKPOINT, POOLS = "SHA-256 of the checkpoint", "rows in a pool"
 FORCEABLE = {CHECKPOINT, POOLS, "device", "--eval_batch_size", "--precision", "--compile"}
 
 
 def label_rows(trainer, rows, load, path, *checkpoints, **more):
-    """Labels the rows of a file into a .csv or .jsonl file, or the part of them that --shard names.
+    """Labels the rows of a file, or the part of them that --shard selects, into a .csv or .jsonl file.
 
     rows: a Rows of preprocess/sources.py; load: examples -> a MyDataLoader; path: of the output, to which --shard adds
-    its number; checkpoints: the folders of the trainer's model, or of the models that answer together; more: what
-    else the answers depend on. SIGTERM and SIGINT stop after a batch, and raise Interrupted; --resume labels its pool
-    anew.
+    its number; checkpoints: the folders of the trainer's model, or of the models of an ensemble; more: what else the
+    answers depend on. SIGTERM and SIGINT stop after a batch and raise Interrupted; --resume labels its pool again.
     """
     config, tasks = trainer.config, trainer.tasks
     pool = config.eval_batch_size * min(BATCHES, max(1, POOL // config.eval_batch_size))
@@ -66,14 +65,14 @@ def label_rows(trainer, rows, load, path, *checkpoints, **more):
             for start in range(part.start + done, part.stop, pool):
                 chunk = list(islice(examples, pool))
                 if len(chunk) < min(pool, part.stop - start):
-                    raise UserError(f"{rows.path}: has fewer rows than when it was checked; label it anew")
+                    raise UserError(f"{rows.path}: has fewer rows than when it was checked; label it again")
                 loader = load(chunk)
                 found = trainer.predict_rows(loader)
                 if distributed.is_first():
                     output.add(found, loader.dataset)
                 bar.update(len(chunk))
         except Interrupted:
-            logger.info(f"stopped; {output.so_far()}; the same command with --resume goes on")
+            logger.info(f"stopped; {output.so_far()}; the same command with --resume continues")
             raise
         finally:
             bar.close()
@@ -83,13 +82,13 @@ def label_rows(trainer, rows, load, path, *checkpoints, **more):
 
 
 def part_of_shard(size, pool, shard):
-    """The range of rows that a shard such as "3/16" labels: whole pools, as many as the others within one."""
+    """The range of rows that a shard such as "3/16" labels: whole pools; shards differ by at most one pool."""
     number, shards = parse_shard(shard)
     pools = -(-size // pool)
     first, end = (min(size, pools * n // shards * pool) for n in (number - 1, number))
     if first == end:
         logger.warning(
-            f"--shard={shard} is empty: a shard is made of pools of {pool} rows, and there are {pools} of them"
+            f"--shard={shard} is empty: a shard is made of pools of {pool} rows, and there are only {pools} of them"
         )
     return range(first, end)
 
@@ -101,7 +100,7 @@ def path_of_shard(path, shard):
 
 
 def check_all(rows, tasks):
-    """UserError for a row that a model of these tasks cannot read; what needs no model `Rows` has checked."""
+    """Raises UserError for a row that a model of these tasks cannot read; `Rows` has checked what needs no model."""
     if not rows.labelled:
         check_pairs(next(iter(rows.read())), tasks)
         for _ in prepare_inputs(rows.read(), tasks, rows.path) if extras_of(tasks) else ():
@@ -109,7 +108,7 @@ def check_all(rows, tasks):
 
 
 def examples_of(rows, tasks, start, stop):
-    """The examples from one row to another, as these tasks need them, one after another."""
+    """Yields the examples of rows start to stop, as these tasks need them."""
     examples = rows.read()
     before = tqdm(total=start, desc=f"finding row {start + 1}", unit=" rows", leave=False, delay=2)
     for _ in islice(examples, start):
@@ -123,9 +122,9 @@ PROGRESS = {"facts": {str: object}, "rows": Range(0), "bytes": Range(0), "cuts":
 
 
 class Output:
-    """The file that appears when all rows are labelled, and what is known of it until then. One process writes it.
+    """The file that appears when all rows are labelled, and its partial state until then. One process writes it.
 
-    facts: {what the bytes depend on: its value}; num_rows: how many there will be.
+    facts: {what the bytes depend on: its value}; num_rows: how many rows there will be.
     """
 
     def __init__(self, path, facts, num_rows, spreadsheet_safe=False):
@@ -133,14 +132,14 @@ class Output:
         self.partial = self.path.with_name(f"{self.path.name}.partial")
         self.progress = self.path.with_name(f"{self.path.name}.partial.json")
         self.lock = self.path.with_name(f".{self.path.name}.lock")
-        self.rows = self.bytes = 0  # that are labelled
+        self.rows = self.bytes = 0  # labelled so far
         self.cuts = Cuts()
 
     @contextmanager
     def opened(self, resume, force):
-        """`with output.opened(…) as rows:` — it is this process's alone; so many rows of it are done.
+        """`with output.opened(…) as rows:` — locks the output for this process; `rows` of its rows are done.
 
-        resume: go on if something is there; force: also with another model, or other options.
+        resume: continue a partial output, if there is one; force: also with another model, or other options.
         """
         with hold(self.lock, self.path, "name another --predict_output", "choose another --predict_output"):
             try:
@@ -155,33 +154,33 @@ class Output:
         self.rows = self.bytes = 0
         if self.partial.exists():
             why = f"{self.progress.name} is missing" if resume else "--resume is not given"
-            logger.warning(f"{self.partial}: what an earlier run left is begun anew, as {why}")
+            logger.warning(f"{self.partial}: rows of an earlier run are discarded, as {why}")
         self.save()
         self.partial.unlink(missing_ok=True)
         open_own(self.partial).close()
 
     def go_on(self, force):
-        """Goes back to where all is on the disk. -> whether there is something; UserError if that was another work, or
-        it is damaged."""
-        anew = f"remove {self.progress} to begin anew"
+        """Goes back to the last state that is safe on disk. -> whether there is one. Raises UserError if it belongs to
+        other inputs or options, or is damaged."""
+        anew = f"remove {self.progress} to start over"
         try:
             saved = read_json(self.progress, PROGRESS)
             before, self.rows, self.bytes, cuts = (saved[name] for name in PROGRESS)
         except SchemaError:
-            raise UserError(f"{self.progress}: damaged, or another version wrote it; {anew}") from None
+            raise UserError(f"{self.progress}: damaged, or written by another version; {anew}") from None
         changes = changed_options(before, self.facts, FORCEABLE if force else ())
         if changes:
             can_go_on = not changed_options(before, self.facts, FORCEABLE)
-            forced = ", or add --force_resume to go on all the same" if can_go_on else ""
-            raise UserError(f"{self.partial} was begun with something else: {'; '.join(changes)}; {anew}{forced}")
-        if not self.partial.exists():  # it has its name already, or a kill came before it was there
+            forced = ", or add --force_resume to continue anyway" if can_go_on else ""
+            raise UserError(f"{self.partial} was started differently: {'; '.join(changes)}; {anew}{forced}")
+        if not self.partial.exists():  # it has its final name already, or a kill came before it was created
             return self.rows == self.num_rows and self.path.exists()
         if self.partial.stat().st_size < self.bytes:
             raise UserError(f"{self.partial}: holds less than the {self.rows} rows that were written; {anew}")
         with open_own(self.partial, append=True) as file:
             file.truncate(self.bytes)
         self.cuts = Cuts(cuts)
-        logger.info(f"going on: {self.so_far()}")
+        logger.info(f"resuming: {self.so_far()}")
         return True
 
     def so_far(self):
@@ -192,7 +191,8 @@ class Output:
         write_json(self.progress, done, durable=True)
 
     def add(self, rows, data):
-        """Appends the answers, dicts, to the rows of a MyDataset. UserError if the disk is full, all before is safe."""
+        """Appends the answers to the rows of a MyDataset, dicts. Raises UserError if the disk is full; all rows before
+        are safe."""
         text = io.StringIO(newline="")
         write_rows(rows, text, self.path.suffix == ".jsonl", header=not self.rows, spreadsheet_safe=self.safe)
         written, safe = text.getvalue().encode(), self.rows
@@ -205,15 +205,15 @@ class Output:
             self.cuts.add(data)
             self.save()
         except OSError as error:
-            left = f"{safe} of {self.num_rows} rows are safe, and --resume goes on"
+            left = f"{safe} of {self.num_rows} rows are safe, and --resume continues"
             raise UserError(f"{self.partial}: cannot be written ({(error.strerror or '').lower()}); {left}") from None
 
     def finish(self):
-        """Gives the file its name."""
+        """Gives the file its final name."""
         if self.partial.exists():
             os.replace(self.partial, self.path)
             sync(self.path.parent)
         self.progress.unlink()
-        with suppress(OSError):  # Windows keeps it until it is let go
+        with suppress(OSError):  # Windows keeps it until the lock is released
             self.lock.unlink()
         logger.info(f"{self.num_rows} predictions in {self.path}")

@@ -1,4 +1,4 @@
-"""What the heads answer, put together for each text, and written to a file."""
+"""The heads' answers, merged for each text, and written to a file."""
 
 import csv
 import json
@@ -24,19 +24,19 @@ logger = logging.getLogger("template")
 
 
 class Predictions(NamedTuple):
-    """Each {task: a list with an entry for each example}."""
+    """Each field is {task: a list with an entry for each example}."""
 
     labels: dict  # labels, lists of tags, or lists of spans
     probabilities: dict
-    averages: dict  # what may be averaged over several models, if asked for: see `to_average` of the heads
+    averages: dict  # what may be averaged over several models, if requested: see `to_average` of the heads
 
 
 class Answers:
-    """Collects what the heads decode for the rows of a MyDataset; an example's windows are put together again.
+    """Collects what the heads decode for the rows of a MyDataset, and merges the windows of an example.
 
-    calibrate: decode a task only when all its logits are known, and let its head choose on them what it chooses on dev.
-    Of a head that finds spans all that it might take is kept instead; it chooses on that, its windows put together.
-    keep_averages: True, or "texts": of the labels of whole texts alone, which are few numbers each.
+    calibrate: decode a task only once all its logits are known, and let its head choose on them what it chooses on dev.
+    A head that finds spans stores all candidate spans instead, and chooses on those, with windows merged.
+    keep_averages: True, or "texts": only for labels of whole texts, which are a few values each.
     """
 
     def __init__(self, heads, data, calibrate=False, keep_averages=False):
@@ -56,7 +56,7 @@ class Answers:
                 self.decode(name, batch, task_logits)
 
     def decode(self, name, batch, logits):
-        """Keeps, of each example, (first word, answer, probability, what may be averaged) of its rows; of spans (first
+        """Stores (first word, answer, probability, what may be averaged) of each row with its example; for spans (first
         word, number of words, spans, probabilities), which can be averaged themselves."""
         data, head = self.data, self.heads[name]
         by_words = head.level == "words"
@@ -80,7 +80,7 @@ class Answers:
             self.pieces[name][data.example_index[row]].append(piece)
 
     def gather(self):
-        """Of several processes, brings together what each decoded of its own batches."""
+        """With several processes, gathers what each decoded from its own batches."""
         if distributed.size() == 1:
             return
         device = next(self.heads.parameters()).device
@@ -113,7 +113,7 @@ class Answers:
         return Predictions(labels, probabilities, averages)
 
     def merge(self, name, example):
-        """(answer, probability, what may be averaged) of an example from its rows; words that were cut are O."""
+        """(answer, probability, what may be averaged) of an example, merged from its rows; words cut off are O."""
         pieces, head, data = self.pieces[name][example], self.heads[name], self.data
         if head.finds_spans:
             found = span_pointer.merge_windows(pieces)
@@ -129,21 +129,21 @@ class Answers:
 
 
 def add_cut_words(tag_ids, probabilities, num_cut, task):
-    """Tags and probabilities of a text whose last words were cut: these are O."""
+    """Tags and probabilities of a text whose last words were cut, with O for those words."""
     return tag_ids + [outside_id(task)] * num_cut, probabilities + [0.0] * num_cut
 
 
 def outside_id(task):
-    """The number of the tag O, or of the first tag."""
+    """The id of the tag O, or of the first tag."""
     return task["labels"].index("O") if "O" in task["labels"] else 0
 
 
 def names_entities(task):
-    """Whether the tags of a tagging task are entities (B-, I-, …), not classes of words such as parts of speech."""
+    """Whether the tags of a tagging task mark entities (B-, I-, …), not classes of words such as parts of speech."""
     return are_of_entities(tuple(task.get("labels", ())))
 
 
-@lru_cache  # as it is asked for each text
+@lru_cache  # called for each text
 def are_of_entities(labels):
     tags = [tag for tag in labels if tag != "O"]
     return not tags or find_scheme([tags]) is not None
@@ -159,9 +159,9 @@ def entity(label, start, end, text):
 
 
 def prepare_inputs(examples, tasks, path="--predict_file", first=1):
-    """Texts to predict on -> examples as these tasks need them: for tags and spans with tokens, with extra columns.
+    """Yields the texts to predict on as examples for these tasks: with tokens for tags and spans, with extra columns.
 
-    Both one after another. first: the number of the first one, for messages.
+    first: the number of the first text, for messages.
     """
     extras, unit = extras_of(tasks), token_unit(tasks)
     paired = pairs_of(tasks)
@@ -178,38 +178,39 @@ def prepare_inputs(examples, tasks, path="--predict_file", first=1):
 
 
 def check_pairs(example, tasks):
-    """UserError if the tasks read pairs of texts and an example to predict on is none; a line of one text too many."""
+    """Raises UserError if the tasks read pairs of texts and an example to predict on has one text; warns of an unused
+    second text."""
     paired = pairs_of(tasks)
     if paired and "text_pair" not in example:
         raise UserError(
-            "this model was trained on pairs of texts, but --predict_file has one text a row; add --text_pair_column"
+            "this model was trained on pairs of texts, but --predict_file has one text per row; add --text_pair_column"
         )
     if "text_pair" in example and not paired:
         logger.warning("this model was trained on single texts: the second texts of --predict_file are not read")
 
 
 def token_unit(tasks):
-    """What a token is to tasks of tags or spans: "word", "character" or "character+blank"; None if there are none."""
+    """The unit of tokens in tasks of tags or spans: "word", "character", "character+blank"; None without such tasks."""
     return next((task["unit"] for task in tasks.values() if needs_words(task["type"])), None)
 
 
 def text_and_places(example, tasks):
-    """(the text of an example, [(start, end)] of its tokens in it, or None if it has none)."""
+    """(the text of an example, [(start, end)] of its tokens in the text, or None without tokens)."""
     text, spans = example.get("text"), None
     if text is not None and "tokens" in example:
         spans = place_tokens(text, example["tokens"])
-    if text is None or ("tokens" in example and spans is None):  # there is none, or the tokens are not from it
+    if text is None or ("tokens" in example and spans is None):  # no text, or the tokens are not from it
         text, spans = join_tokens(example["tokens"], token_unit(tasks) or "word")
     return text, spans
 
 
 def prediction_row(example, answers, tasks, is_right=None):
-    """What is written of an example. answers: {task: (label or tags, probability)}.
+    """The output row of an example. answers: {task: (label or tags, probability)}.
 
     Columns: id, text, (text_pair,) and for each task its label and probability, or its entities, with text and
     character offsets into the text column, and its tags; the entities of a task of spans have a probability each.
-    Where the example has the labels and `is_right` says of (task, gold, predicted) whether they agree, or None, follow
-    <task>_gold (and <task>_gold_tags), <task>_right, and at the end `right`: all of them that there are.
+    If the example has labels and `is_right` is given, (task, gold, predicted) -> True, False or None, they are followed
+    by <task>_gold (and <task>_gold_tags), <task>_right, and at the end `right`: whether all of them are right.
     """
     text, spans = text_and_places(example, tasks)
     answers = {name: without_words(example, tasks[name], *answer) for name, answer in answers.items()}
@@ -235,7 +236,7 @@ def prediction_row(example, answers, tasks, is_right=None):
 
 
 def prediction_rows(predictions, data, tasks, is_right=None):
-    """The `prediction_row` of each example of a MyDataset, one after another. predictions: a Predictions"""
+    """Yields the `prediction_row` of each example of a MyDataset. predictions: a Predictions"""
     labels, probabilities, _ = predictions
     for i in range(len(data)):
         yield prediction_row(
@@ -244,14 +245,14 @@ def prediction_rows(predictions, data, tasks, is_right=None):
 
 
 def without_words(example: dict, task: dict, label: Any, probability: Any) -> tuple[Any, Any]:
-    """The answer to an example; a text without words has neither tags nor spans, though the model read [UNK] there."""
+    """The answer to an example; a text without words has neither tags nor spans, though the model reads it as [UNK]."""
     if needs_words(task["type"]) and example.get("tokens") == [""] and not example.get("text", "").strip():
         return [], [] if has_spans(task["type"]) else None
     return label, probability
 
 
 def require_finite(example: dict, answers: dict) -> None:
-    """UserError if a number of an answer is not finite: the model computed nothing."""
+    """Raises UserError if a value of an answer is not finite."""
     for name, answer in answers.items():
         numbers = [value for part in answer for value in (part if isinstance(part, list) else [part])]
         if not all(math.isfinite(value) for value in numbers if isinstance(value, float)):
@@ -262,12 +263,12 @@ def require_finite(example: dict, answers: dict) -> None:
 
 
 def gold_last(row, gold):
-    """Both; a task that is itself called "right" or "<task>_gold" keeps its column."""
+    """Appends the gold columns; a task that is itself called "right" or "<task>_gold" keeps its column."""
     return row | {name: value for name, value in gold.items() if name not in row}
 
 
 def columns_of(name, task, label, spans, text):
-    """The columns of a task's label, gold or predicted; None, where there is none, stays so."""
+    """The columns of a task's label, gold or predicted; None, where there is no label, stays None."""
     if has_spans(task["type"]):
         found = label if label is None else [entity(kind, spans[f][0], spans[last][1], text) for f, last, kind in label]
         return {name: found}
@@ -278,20 +279,20 @@ def columns_of(name, task, label, spans, text):
 
 
 def write_predictions(rows, path, spreadsheet_safe=False):
-    """Dicts -> a .csv or .jsonl file that appears whole or not at all. Lists are JSON in a CSV."""
+    """Writes dicts to a .csv or .jsonl file that appears whole or not at all. Lists are JSON in a CSV."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with appearing_whole(path) as file:
         write_rows(rows, file, path.suffix == ".jsonl", spreadsheet_safe=spreadsheet_safe)
 
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")  # what a spreadsheet may run begins so (OWASP, CSV Injection)
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")  # starts of what a spreadsheet may run (OWASP, CSV Injection)
 
 
 def write_rows(rows, file, as_jsonl, header=True, spreadsheet_safe=False):
-    """Dicts -> lines of an open text file. header: begin a CSV with the names of its columns; spreadsheet_safe: put an
-    apostrophe before cells of text that a spreadsheet would take for a formula."""
-    to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode  # NaN is no JSON
+    """Writes dicts as lines of an open text file. header: start a CSV with the names of its columns; spreadsheet_safe:
+    put an apostrophe before text cells that a spreadsheet would take for a formula."""
+    to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode  # NaN is not valid JSON
     if as_jsonl:
         file.writelines(to_json(row) + "\n" for row in rows)
         return
@@ -304,5 +305,5 @@ def write_rows(rows, file, as_jsonl, header=True, spreadsheet_safe=False):
 
 
 def harmless(cell):
-    """A cell of a CSV as no spreadsheet runs it; a number is none of its formulas."""
+    """A cell of a CSV that no spreadsheet runs; numbers are not formulas."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

@@ -1,1 +1,1 @@
-"""A run as a process: command line, checks of options, files, run folder, signals, device, several processes."""
+"""The run as a process: command line, option checks, files, run folder, signals, device, several processes."""

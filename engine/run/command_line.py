@@ -1,4 +1,4 @@
-"""A command line out of a dataclass: each field is a flag. And mistakes of the user: one line, exit code 2."""
+"""Builds the command line from a dataclass, a flag for each field. User errors are one line and exit code 2."""
 
 import argparse
 import dataclasses
@@ -18,44 +18,44 @@ from engine.run.launch import end_process, is_first_to_say, is_launched, local_r
 from engine.run.signals import Interrupted
 
 VERSION = (Path(__file__).resolve().parents[2] / "VERSION").read_text(encoding="utf-8").strip()
-MOST_COUNTED = 10**9  # epochs, steps, examples, …: libraries take no more than 2**31 or 2**63
-# Escape sequences, other controls but \t and \n, what turns the direction of writing, and line ends of Unicode
+MOST_COUNTED = 10**9  # limit for epochs, steps, examples, …: libraries accept at most 2**31 or 2**63
+# Escape sequences, control characters except \t and \n, bidirectional controls, and Unicode line separators
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
 
 
 def printable(text: str) -> str:
-    """A text in which what would change a terminal, or begin a line, is written out as \\x1b and the like."""
+    """Escapes characters that would control a terminal or start a new line, as \\x1b and the like."""
     return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def one_line(text: str) -> str:
-    """`printable`, and on a single line: the name of a file may have line breaks."""
+    """`printable`, on a single line: a file name may contain line breaks."""
     return printable(text).replace("\n", "\\n")
 
 
 def first_line(error):
-    """What another library's error says, short enough for a one-line message."""
+    """The first line of another library's error, for a one-line message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 OS_ADVICE = {
-    errno.ENOSPC: "free some space, or choose another place",
-    errno.EFBIG: "free some space, or choose another place",
-    errno.EDQUOT: "free some space, or choose another place",
-    errno.EACCES: "make it readable and writable for you, or choose another place",
-    errno.EPERM: "make it readable and writable for you, or choose another place",
-    errno.EROFS: "it cannot be written there: choose another place",
-    errno.EEXIST: "something of that name is in the way: move or remove it",
-    errno.ENOTDIR: "a part of that path is a file: move it, or choose another place",
-    errno.EISDIR: "that is a folder: name a file",
+    errno.ENOSPC: "free some space, or choose another location",
+    errno.EFBIG: "free some space, or choose another location",
+    errno.EDQUOT: "free some space, or choose another location",
+    errno.EACCES: "make it readable and writable, or choose another location",
+    errno.EPERM: "make it readable and writable, or choose another location",
+    errno.EROFS: "nothing can be written there: choose another location",
+    errno.EEXIST: "something with that name is in the way: move or remove it",
+    errno.ENOTDIR: "a part of that path is a file: move it, or choose another location",
+    errno.EISDIR: "that is a folder: choose a file",
     errno.ENOENT: "check the name",
-    errno.ELOOP: "a link of that name is in the way: remove it, or choose another place",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ELOOP: "a symbolic link with that name is in the way: remove it, or choose another location",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
 }
 
 
 def os_error_line(error):
-    """An error of the operating system as one line: which file, what is wrong, what to do."""
+    """An operating-system error as one line: the file, the problem, what to do."""
     if error.filename is None or error.strerror is None:
         return first_line(error)
     advice = OS_ADVICE.get(error.errno)
@@ -77,13 +77,13 @@ def option(
     choices: Sequence[str] = (),
     positional: str = "",
 ) -> Any:
-    """A dataclass field that becomes a flag. Its annotation says what it can be: a `Literal` lists its choices.
+    """A dataclass field that becomes a flag. Its annotation gives the type; a `Literal` lists its choices.
 
-    low, high: bounds of a number, which it may reach unless they are `exclusive`. resume_safe: a run may be resumed
-    with another value, since it does not change the result. group: starts a section of `--help`. aliases: other names
-    of the flag. needs: switches, of which one must be on for the option to have an effect. parse: text -> value, if the
-    type alone does not do it. choices: those that are known only at run time. positional: what `--help` calls one of
-    several words that need no flag.
+    low, high: bounds of a number, inclusive unless `exclusive`. resume_safe: a run may be resumed with another value,
+    since it does not change the result. group: starts a section of `--help`. aliases: other names of the flag. needs:
+    switches, at least one of which must be on for the option to have an effect. parse: text -> value, if the type
+    alone is not enough. choices: choices known only at run time. positional: name in `--help` of an argument that is
+    one or more words without a flag.
     """
     metadata = dict(help=help, low=low, high=high, exclusive=exclusive, resume_safe=resume_safe, group=group)
     metadata |= dict(aliases=aliases, needs=needs.split(), parse=parse, choices=tuple(choices), positional=positional)
@@ -91,12 +91,12 @@ def option(
 
 
 def choices_of(option_field: dataclasses.Field) -> tuple[str, ...]:
-    """The values that an option may have; () if they are not listed."""
+    """The values that an option may take; () if they are not listed."""
     return get_args(option_field.type) if get_origin(option_field.type) is Literal else option_field.metadata["choices"]
 
 
 def type_of(option_field: dataclasses.Field) -> type:
-    """The type of an option's value, or of one of several: that of `int | None` is int, that of `Literal["a"]` str."""
+    """The type of an option's value, or of each of several: int for `int | None`, str for `Literal["a"]`."""
     if get_origin(option_field.type) is Literal:
         return str
     kinds = [kind for kind in get_args(option_field.type) if kind not in (type(None), Ellipsis)]
@@ -112,7 +112,7 @@ def parse_bool(text):
 
 
 def parse_layers(text):
-    """'True' or 'all' -> -1 (the whole encoder), 'False' -> 0 (nothing), else a number of layers."""
+    """'True' or 'all' -> -1 (the whole encoder), 'False' -> 0 (nothing), otherwise a number of layers."""
     named = {"true": -1, "all": -1, "false": 0}.get(str(text).lower())
     if named is None and not str(text).isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of layers nor 'all' nor False")
@@ -120,20 +120,20 @@ def parse_layers(text):
 
 
 def parse_epochs(text):
-    """'auto' -> -1 (what it is then: engine/train/automatic.py), else a number of epochs."""
+    """'auto' -> -1 (resolved by engine/train/automatic.py), otherwise a number of epochs."""
     if text != "auto" and not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of epochs nor 'auto'")
     return -1 if text == "auto" else int(text)
 
 
 def check_values(config: Any) -> None:
-    """UserError unless each option has one of its choices, or a number within its bounds. A whole number without an
-    upper bound is at most MOST_COUNTED."""
+    """Raises UserError unless each option is one of its choices, or within its bounds. A whole number without an upper
+    bound may be at most MOST_COUNTED."""
     for option_field in dataclasses.fields(config):
         value, bounds = getattr(config, option_field.name), option_field.metadata
         low, high, choices = bounds["low"], bounds["high"], choices_of(option_field)
         if choices and value not in choices:
-            raise UserError(f"--{option_field.name}={value} is none of {', '.join(choices)}")
+            raise UserError(f"--{option_field.name}={value} must be one of {', '.join(choices)}")
         if value is None or low is None:
             continue
         if isinstance(value, int) and high == float("inf"):
@@ -146,7 +146,7 @@ def check_values(config: Any) -> None:
 
 
 def options_without_switch(config):
-    """A line for each option that is set while no switch that it needs is on, or that leaves one without effect."""
+    """One line per option that is set while no switch it needs is on, or that leaves its switch without effect."""
     unused = []
     for option_field in dataclasses.fields(config):
         name, value, switches = option_field.name, getattr(config, option_field.name), option_field.metadata["needs"]
@@ -161,7 +161,7 @@ def options_without_switch(config):
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of the description, which has commands to copy."""
+    """Keeps the line breaks of the description, which contains commands to copy."""
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -170,7 +170,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def parse_args(config_class, argv=None):
-    """Builds an argparse parser from a dataclass of `option`s, and fills it; a mistake exits with 2."""
+    """Parses the command line into a dataclass of `option`s; exits with code 2 if a flag is wrong."""
     words = [f.metadata["positional"] for f in dataclasses.fields(config_class) if f.metadata["positional"]]
     parser = OneLineParser(
         description=sys.modules["__main__"].__doc__,
@@ -178,7 +178,7 @@ def parse_args(config_class, argv=None):
         allow_abbrev=False,
         formatter_class=lambda prog: HelpFormatter(prog, max_help_position=32, width=120),
     )
-    parser.add_argument("--version", action="version", version=VERSION, help="show the version and end")
+    parser.add_argument("--version", action="version", version=VERSION, help="show the version and exit")
     section = parser
     for f in dataclasses.fields(config_class):
         meta = f.metadata
@@ -210,42 +210,42 @@ def parse_args(config_class, argv=None):
 
 
 OUT_OF_MEMORY = (
-    "the GPU's memory is too small: lower --batch_size and raise --gradient_accumulation_steps, lower --max_length, "
+    "out of GPU memory: lower --batch_size and raise --gradient_accumulation_steps, lower --max_length, "
     "or use --precision bf16; the last checkpoint is intact"
 )
 
 
 OUT_OF_HOST_MEMORY = (
-    "this machine's memory is too small: lower --batch_size, --eval_batch_size or --max_length, use --streaming, or a "
+    "this machine is out of memory: lower --batch_size, --eval_batch_size or --max_length, use --streaming, or a "
     "smaller model; the last checkpoint is intact"
 )
-PIPE = 128 + 13  # what a shell shows of a process that SIGPIPE ended
-LOST = "another process of this run has ended or is silent; its checkpoints are intact, --resume goes on"
+PIPE = 128 + 13  # exit code that a shell shows for a process ended by SIGPIPE
+LOST = "another process of this run has ended or does not respond; checkpoints are intact, --resume continues"
 
 
 def run_command(main, config_class, argv=None):
     """Runs main(config) with the flags of the command line. -> the exit code, that of `main` or 0.
 
-    A mistake, a full disk and too small a GPU are one line and 2; a signal is 128 and its number, that of SIGPIPE if
-    whoever read the output has gone.
+    A user error, a full disk or too little memory prints one line and gives 2; a signal gives 128 plus its number. A
+    closed output pipe counts as SIGPIPE.
     """
     make_output_printable()
     try:
         config = parse_args(config_class, argv)
-        if is_launched():  # DistributedDataParallel tells of what it need not have looked for
+        if is_launched():  # no warning that find_unused_parameters was not needed
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         code = exit_code(main, config)
         sys.stdout.flush()
     except BrokenPipeError:
-        for stream in (1, 2):  # else Python complains at its end
+        for stream in (1, 2):  # otherwise Python reports the closed pipe on exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         code = PIPE
     return end_process(code)
 
 
 class PrintableOutput(io.TextIOWrapper):
-    """A standard output in which no text, label or file name can change the terminal. styled: what is written has
-    escape sequences of our own, and is filtered already."""
+    """A standard output that escapes control characters in texts, labels and file names. styled: what is written has
+    our own escape sequences and is already escaped."""
 
     styled = False
 
@@ -255,7 +255,7 @@ class PrintableOutput(io.TextIOWrapper):
 
 
 def make_output_printable() -> None:
-    """Labels may have letters that the terminal's encoding lacks, and escape sequences."""
+    """Escapes what labels may contain: characters that the terminal's encoding lacks, and control characters."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -277,7 +277,7 @@ def exit_code(main, config):
         raise
     except OSError as error:
         mistake = os_error_line(error)
-    except MemoryError:  # of Python, NumPy and Arrow
+    except MemoryError:  # from Python, NumPy and Arrow
         mistake = OUT_OF_HOST_MEMORY
     except RuntimeError as error:
         if any(words in str(error) for words in ("DefaultCPUAllocator", "not enough memory", "bad_alloc")):
@@ -285,15 +285,15 @@ def exit_code(main, config):
         elif type(error).__name__ == "OutOfMemoryError":
             mistake = OUT_OF_MEMORY
         elif "PytorchStreamWriter" in str(error) or "No space" in str(error):
-            mistake = f"a checkpoint cannot be written ({first_line(error)}); the one before is intact"
+            mistake = f"a checkpoint cannot be written ({first_line(error)}); the previous one is intact"
         elif is_lost(error):
             mistake = LOST
-        elif str(error).startswith("Symlink loop"):  # of Path.resolve
+        elif str(error).startswith("Symlink loop"):  # from Path.resolve
             mistake = f"{first_line(error)}; remove the link"
         else:
             raise
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of the tokenizers' Rust, which is no Exception
+        if type(error).__name__ != "PanicException":  # from the tokenizers' Rust code; not a subclass of Exception
             raise
         mistake = f"the tokenizer cannot be used ({first_line(error)}): its tokenizer.json is damaged"
     tell(mistake)
@@ -301,7 +301,7 @@ def exit_code(main, config):
 
 
 def is_lost(error):
-    """Whether an error says that another of several processes is gone or silent."""
+    """Whether an error means that another process of the run has ended or does not respond."""
     names = {kind.__name__ for kind in type(error).__mro__}
     message = str(error).lower()
     words = ("gloo", "connection", "pair closure", "timed out", "application timeout")
@@ -309,6 +309,6 @@ def is_lost(error):
 
 
 def tell(mistake):
-    """Prints why the program ends; of several processes that torchrun started, the one that knows it first does."""
+    """Prints why the program ends; of several processes started by torchrun, only the first to call this prints."""
     if is_first_to_say(patience=2 if mistake == LOST else 0):
         print(one_line(f"error: {mistake}"), file=sys.stderr)

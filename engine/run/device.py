@@ -1,4 +1,4 @@
-"""Which device, and what it needs."""
+"""Choice of the device, and what depends on it."""
 
 import ctypes
 from contextlib import suppress
@@ -9,7 +9,7 @@ from engine.errors import UserError
 
 
 def to_device(name: str) -> torch.device:
-    """'auto', 'cpu', 'cuda:0', … -> torch.device, or a UserError if this machine has no such one."""
+    """'auto', 'cpu', 'cuda:0', … -> torch.device. Raises UserError if this machine does not have it."""
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
     except (RuntimeError, ValueError):
@@ -18,13 +18,13 @@ def to_device(name: str) -> torch.device:
     if not 0 <= (device.index or 0) < number:
         build = "" if torch.version.cuda or device.type != "cuda" else "; this torch is a CPU build"
         raise UserError(
-            f"--device {name}: {number} {device.type.upper()} devices here{build}; use --device cpu or auto"
+            f"--device {name}: {number} {device.type.upper()} devices found{build}; use --device cpu or auto"
         )
     return device
 
 
 def count_of(kind: str) -> int:
-    """How many devices of a kind this machine has; `meta` holds no numbers, and so is none."""
+    """How many devices of a kind this machine has; `meta`, which holds no values, does not count."""
     module = getattr(torch, kind, None)
     if kind == "cpu" or not hasattr(module, "device_count"):
         return int(kind == "cpu")
@@ -32,20 +32,20 @@ def count_of(kind: str) -> int:
 
 
 def has_bf16(device):
-    """Whether a device computes in bf16 faster than in fp32: a CPU that has AMX or AVX512-BF16, a GPU of compute
-    capability 8 (Ampere) or later. Others emulate it, or, as Arm's, are not known to gain from it in training."""
+    """Whether a device is faster in bf16 than in fp32: a CPU with AMX or AVX512-BF16, a GPU of compute capability 8
+    (Ampere) or later. Others emulate it or, like Arm CPUs, are not known to gain from it in training."""
     if device.type == "cuda":
         return bool(torch.version.hip) or torch.cuda.get_device_capability(device)[0] >= 8
-    there = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}  # absent of old
+    there = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}  # absent in old versions
     return any(there.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def keep_freed_memory(device=None):
-    """Lets glibc keep the memory that a batch frees for the next one, instead of giving it back; faster on a CPU, and
-    not done for another device."""
+    """Makes glibc keep memory freed by a batch for the next one, instead of returning it to the system; faster on a
+    CPU, and skipped for other devices."""
     if device is not None and device.type != "cpu":
         return
-    with suppress(OSError, AttributeError):  # other systems have no such thing
+    with suppress(OSError, AttributeError):  # other systems have no glibc
         libc = ctypes.CDLL("libc.so.6")
         for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 64 << 20)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
             libc.mallopt(option, value)

@@ -1,14 +1,14 @@
-"""Several processes that train one model, as torchrun starts them: one for each GPU, or for each part of a CPU.
+"""Several processes, started by torchrun, train one model: one process per GPU, or per part of a CPU.
 
     torchrun --nproc_per_node 4 main.py --do_train ...
 
-All of them run the same program. A batch of training is that of --batch_size rows times the number of processes, cut as
-one process would cut it and shared out by length; gradients are added up; losses are divided by the labels of the whole
-group. So N processes do what one does with --batch_size N times as large, and a trick that acts on each micro-batch
-acts as it would if the N shares were N micro-batches that one process accumulates. Evaluation is shared out by batches
-and its answers gathered. Process 0 alone logs and writes.
+All of them run the same program. A training batch has --batch_size rows times the number of processes; it is formed as
+one process would form it and shared out by length. Gradients are summed, and losses are divided by the number of labels
+in the whole step. So N processes do what one does with --batch_size N times as large, and a trick that acts on each
+micro-batch acts as if the N shares were N micro-batches that one process accumulates. For evaluation, whole batches are
+shared out and their answers gathered. Only process 0 logs and writes.
 
-In a single process all functions here do nothing, or give back what they got.
+In a single process all functions here do nothing, or return their input.
 """
 
 import ctypes
@@ -37,18 +37,18 @@ from engine.run.device import to_device
 from engine.run.launch import is_launched, local_rank, restarts
 
 ROOT = Path(__file__).resolve().parents[2]
-KEPT = []  # replicas, until the process ends: taken apart, they join threads of gloo, which may wait for ever
-BUCKET = 2**24  # numbers that are added up at a time
-FEW_ROWS_FROM = 2**20  # numbers of a matrix of which only the rows that were used are added up
+KEPT = []  # replicas, until the process ends: destroying them joins threads of gloo, which may never return
+BUCKET = 2**24  # values that are summed at a time
+FEW_ROWS_FROM = 2**20  # values in a matrix from which only its used rows are summed
 
 
 def rank():
-    """The number of this process, from 0."""
+    """The rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def size():
-    """How many processes there are."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -63,7 +63,7 @@ def is_first():
 def join(device_name, timeout):
     """Joins the other processes, if there are any. -> this process's device
 
-    timeout: seconds after which a process that says nothing ends the run.
+    timeout: seconds after which a process that does not respond ends the run.
     """
     if not is_launched() or dist.is_initialized():
         return to_device(device_name)
@@ -74,17 +74,17 @@ def join(device_name, timeout):
     wait = timedelta(seconds=timeout)
     try:
         store, number, processes = next(dist.rendezvous("env://", timeout=wait))
-        store = dist.PrefixStore(f"start_{restarts()}", store)  # torchrun's own, in which the addresses of before are
+        store = dist.PrefixStore(f"start_{restarts()}", store)  # it holds addresses of earlier starts
         dist.init_process_group(backend, store=store, rank=number, world_size=processes, timeout=wait)
     except (ValueError, RuntimeError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         raise UserError(
-            f"the processes do not find each other at {where} ({first_line(error)}); is the port free, and does every "
-            "node name the same one?"
+            f"the processes cannot connect to each other at {where} ({first_line(error)}); is the port free, and the "
+            "same on every node?"
         ) from None
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if not is_first():  # process 0 speaks for all
+    if not is_first():  # process 0 logs for all
         logging.getLogger("template").setLevel(logging.ERROR)
         os.environ["TRANSFORMERS_VERBOSITY"] = "error"
         tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
@@ -92,46 +92,46 @@ def join(device_name, timeout):
 
 
 def seed_each(seed):
-    """At the start of training: Python's random numbers by the seed, torch's of processes 1, 2, … by it and theirs."""
+    """At the start of training: seeds Python's generator, and torch's in processes 1, 2, … with seed and rank."""
     random.seed(seed)
     if rank():
         torch.manual_seed(seed + rank() * 1_000_003)
 
 
 def local_device(name, local):
-    """The device of the process with this number on its machine: each its own GPU, or all the CPU."""
+    """The device of the process with this rank on its machine: a GPU for each, or the CPU for all."""
     device = to_device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
     if device.type != "cuda":
         return device
     if device.index is not None:
-        raise UserError(f"--device {name}: several processes take a GPU each; use --device cuda or auto")
+        raise UserError(f"--device {name}: each process needs a GPU of its own; use --device cuda or auto")
     processes, there = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)), torch.cuda.device_count()
-    if processes > there:  # all of them find it, so the one that speaks for a machine does
-        raise UserError(f"{processes} processes here, but {there} GPUs; start one for each, or add --device cpu")
+    if processes > there:  # all of them notice; only the first of each machine prints it
+        raise UserError(f"{processes} processes here, but {there} GPUs; start one per GPU, or add --device cpu")
     return torch.device("cuda", local)
 
 
 def end_with_parent():
-    """Has the system send SIGTERM to this process when torchrun dies: it saves and ends instead of going on alone."""
-    with suppress(OSError, AttributeError):  # other systems have no such thing
+    """Makes the system send SIGTERM to this process when torchrun dies: it saves and ends instead of training on."""
+    with suppress(OSError, AttributeError):  # not on other systems
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
         if os.getppid() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
 def leave():
-    """Waits for the others, and ends what `join` began. Gloo's part stays (see KEPT): the process ends without it."""
+    """Waits for the others, and undoes `join`. Gloo stays active until the process ends (see KEPT)."""
     if dist.is_initialized():
         wait_for_all()
-        if torch.cuda.is_initialized():  # NCCL complains if it is left to the end
+        if torch.cuda.is_initialized():  # NCCL warns if this is left to the end of the process
             dist.destroy_process_group()
 
 
-# ---- what they tell each other -------------------------------------------------------------------------------------
+# ---- communication -------------------------------------------------------------------------------------------------
 
 
 def gather(value):
-    """[value of process 0, of process 1, …], of any kind that can be pickled."""
+    """[value of process 0, of process 1, …], for values that can be pickled."""
     if size() == 1:
         return [value]
     values = [None] * size()
@@ -140,7 +140,7 @@ def gather(value):
 
 
 def gather_in_turn(items):
-    """The lists of all processes as one, an item of each in turn: the order of what was dealt out as `share` does."""
+    """Merges the lists of all processes, one item from each in turn: the inverse of `share`."""
     lists = gather(items)
     if len(lists) == 1:
         return items
@@ -149,7 +149,7 @@ def gather_in_turn(items):
 
 
 def in_step(loader):
-    """The items of a loader, then None until those of all processes are through."""
+    """Yields the items of a loader, then None until the loaders of all processes are exhausted."""
     items = iter(loader)
     for _ in range(highest(len(loader))):
         yield next(items, None)
@@ -161,7 +161,7 @@ def wait_for_all():
 
 
 def highest(number):
-    """The highest of the processes' whole numbers."""
+    """The maximum of an integer over all processes."""
     if size() == 1:
         return number
     numbers = torch.tensor(number)
@@ -179,7 +179,7 @@ def add_up(values):
 
 
 def from_first(function):
-    """What function() gives in process 0, in all; a UserError there is raised in all."""
+    """Returns process 0's function() in all processes; a UserError there is raised in all."""
     if size() == 1:
         return function()
     answer = [None, None]
@@ -196,7 +196,7 @@ def from_first(function):
 
 @contextmanager
 def first_of_node():
-    """`with first_of_node():` — one process of each machine goes first, the others when it is done."""
+    """`with first_of_node():` — one process per machine runs first, the others afterwards."""
     local = local_rank() if size() > 1 else 0
     if local:
         wait_for_all()
@@ -208,23 +208,23 @@ def first_of_node():
 
 
 def require_same(facts):
-    """UserError if the processes' facts, {what: text or number}, differ: it names what and where."""
+    """Raises UserError, with name and process, if the processes' facts, {what: text or number}, differ."""
     everyone = gather(facts)
     for other, theirs in enumerate(everyone):
         for what, ours in everyone[0].items():
             if theirs[what] != ours:
-                raise UserError(f"{what} is not the same in process 0 and process {other}: {ours} and {theirs[what]}")
+                raise UserError(f"{what} differs between process 0 and process {other}: {ours} and {theirs[what]}")
 
 
 @contextmanager
 def entered_by_first(context):
-    """`with entered_by_first(context) as value:` — process 0 enters it for all."""
+    """`with entered_by_first(context) as value:` — process 0 enters the context for all."""
     with ExitStack() as stack:
         yield from_first(lambda: stack.enter_context(context))
 
 
 def require_same_run(config, data):
-    """UserError if the processes run other code, options or data than process 0. data: a fingerprint."""
+    """Raises UserError if a process has other code, options or data than process 0. data: a fingerprint."""
     if size() > 1:
         own = [*ROOT.glob("*.py"), *(ROOT / "preprocess").rglob("*.py"), *(ROOT / "engine").rglob("*.py")]
         code = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(own))).hexdigest()
@@ -236,13 +236,13 @@ def require_same_run(config, data):
 
 
 def share(rows):
-    """This process's part of what all share, every N-th: of rows sorted by length all get like lengths."""
+    """This process's share, every N-th item: from rows sorted by length, all get similar lengths."""
     return rows[rank() :: size()]
 
 
 def worker_context(num_workers):
-    """How a loader's workers are made: of several processes not as forks of this one, in which threads of gloo run, but
-    of a small server, and so without their locks."""
+    """How a loader's workers are started: with several processes not forked from this one, in which gloo's threads
+    run, but from a small server process, and so without their locks."""
     if size() == 1 or not num_workers:
         return None
     context = multiprocessing.get_context("forkserver")
@@ -251,9 +251,9 @@ def worker_context(num_workers):
 
 
 def replicate(model, overlap):
-    """Gives all processes the weights of process 0. -> PyTorch's DistributedDataParallel of the model, in which the
-    gradients are added up, not averaged, while they are computed, but for those of `left_out`; None in a single
-    process, or if not `overlap`: they are to be added up afterwards."""
+    """Gives all processes the weights of process 0. -> PyTorch's DistributedDataParallel of the model, which sums the
+    gradients, rather than averaging them, while they are computed, except those of `left_out`; None in a single
+    process, or if not `overlap`: then `add_up_gradients` sums them afterwards."""
     if size() == 1:
         return None
     for tensor in model.state_dict().values():
@@ -262,7 +262,7 @@ def replicate(model, overlap):
         return None
     left_out = {name: p for name, p in model.named_parameters() if p.requires_grad and has_few_rows(p)}
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(left_out))
-    with warnings.catch_warnings():  # torch 2.13 has a new name for broadcast_buffers; older ones do not know it
+    with warnings.catch_warnings():  # torch 2.13 has a new name for broadcast_buffers; older ones lack it
         warnings.simplefilter("ignore", FutureWarning)
         replica = DistributedDataParallel(
             model, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
@@ -274,14 +274,14 @@ def replicate(model, overlap):
 
 
 def has_few_rows(parameter):
-    """Whether a matrix is large and much longer than wide, as word embeddings are, of which a step needs few rows. On
-    a GPU all are sent: choosing them would make the host wait."""
+    """Whether only the used rows of a matrix are summed: it is large and much longer than wide, as word embeddings are.
+    On a GPU all rows are sent: selecting them would make the host wait."""
     long = parameter.ndim == 2 and parameter.shape[0] > 8 * parameter.shape[1]
     return long and parameter.numel() > FEW_ROWS_FROM and parameter.device.type == "cpu"
 
 
 def sync_gradients(replica, is_last):
-    """A context for a micro-batch: gradients of several are added up over the processes with those of the last."""
+    """A context for a micro-batch: gradients are summed over the processes at the last micro-batch of a step."""
     return nullcontext() if replica is None or is_last else replica.no_sync()
 
 
@@ -291,7 +291,7 @@ def sum_bucket(_, bucket):
 
 
 def add_up_gradients(parameters):
-    """Adds up the processes' gradients; one that is missing counts as zeros, unless it is missing in all."""
+    """Sums the gradients over all processes; a missing one counts as zeros, unless it is missing in all."""
     if size() == 1 or not parameters:
         return
     there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
@@ -314,7 +314,7 @@ def add_up_gradients(parameters):
 
 
 def add_up_rows(gradient):
-    """Adds up the rows (V, H) in which any process has a number other than zero."""
+    """Sums the rows (V, H) in which any process has a non-zero value."""
     used = ((gradient.amax(1) != 0) | (gradient.amin(1) != 0)).to(torch.uint8)
     dist.all_reduce(used, dist.ReduceOp.MAX)
     rows = used.nonzero().squeeze(1)

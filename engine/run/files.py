@@ -1,4 +1,4 @@
-"""Files and folders that are complete or absent, and known by their SHA-256."""
+"""Files and folders that are complete or absent, and identified by their SHA-256."""
 
 import csv
 import hashlib
@@ -16,13 +16,13 @@ from safetensors import SafetensorError
 from engine.errors import UserError
 from engine.schema import SchemaError, read_json
 
-# Names that nobody else gives to a folder, so that they can be removed without asking
+# Suffixes that nothing else uses, so that such folders can be removed without asking
 TEMPORARY, OLD = ".template-new", ".template-old"
 LAST = ("labels.json", "manifest.json")  # a folder without them is refused
 
 
 def sha256(path):
-    """Of a file's bytes, in hexadecimal."""
+    """The SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
@@ -31,13 +31,13 @@ def sha256(path):
 
 
 def digest(folder, names):
-    """Of those files that are there."""
+    """A short hash of the contents of those files that exist."""
     sums = [sha256(path) for path in (folder / name for name in names) if path.is_file()]
     return hashlib.sha256("".join(sums).encode()).hexdigest()[:12]
 
 
 def sync(path):
-    """Flushes a file or a folder to the disk."""
+    """Flushes a file or a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -46,9 +46,9 @@ def sync(path):
 
 
 def open_own(path: Path, append: bool = False) -> TextIO:
-    """Opens a file of our own, whose name anybody could guess, for writing; never through a link.
+    """Opens one of our own files, whose name anybody could guess, for writing; never follows a symbolic link.
 
-    append: what it holds stays; otherwise it must not exist.
+    append: keeps the existing content; otherwise the file must not exist.
     """
     flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | (os.O_APPEND if append else os.O_EXCL)
     return open(os.open(path, flags, 0o666), "a" if append else "w", encoding="utf-8", newline="")
@@ -56,9 +56,9 @@ def open_own(path: Path, append: bool = False) -> TextIO:
 
 @contextmanager
 def appearing_whole(path, durable=False):
-    """A text file to write, which appears under its name when all of it is written, or not at all.
+    """A text file to write, which appears under its name only when it is complete.
 
-    durable: it appears when it is on the disk, so that it is whole also after a power failure.
+    durable: it appears only when it is on disk, so that it is complete even after a power failure.
     """
     path = Path(path)
     require_file(path)
@@ -77,27 +77,27 @@ def appearing_whole(path, durable=False):
 
 
 def require_file(path: str | Path) -> None:
-    """UserError if something else than a file has this name, such as a folder, a pipe or a device."""
+    """Raises UserError if the path exists but is not a file, but e.g. a folder, a pipe or a device."""
     if os.path.exists(path) and not os.path.isfile(path):
-        raise UserError(f"{path}: is {'a folder' if os.path.isdir(path) else 'no file'}; name another one")
+        raise UserError(f"{path}: is {'a folder' if os.path.isdir(path) else 'not a file'}; choose another one")
 
 
 def refuse_same_file(output: str | Path, option: str, *inputs: str | Path) -> None:
-    """UserError if a file to write is one of those that are read, whatever it is called."""
+    """Raises UserError if an output file is one of the input files, even under another name."""
     for path in inputs:
         if path and os.path.exists(path) and os.path.exists(output) and os.path.samefile(path, output):
-            raise UserError(f"--{option} {output} is the file that is read ({path}); name another one")
+            raise UserError(f"--{option} {output} is the input file ({path}); choose another one")
 
 
 def write_json(path, value, durable=False):
-    """Writes a JSON file that appears whole or not at all. durable: see `appearing_whole`."""
+    """Writes a JSON file that appears complete or not at all. durable: see `appearing_whole`."""
     with appearing_whole(path, durable) as file:
         file.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
 def write_csv(path, rows):
-    """Writes a table, which appears whole or not at all. rows: [{column: cell}]; a column that only some have is empty
-    in the others."""
+    """Writes a table that appears complete or not at all. rows: [{column: cell}]; a column that a row lacks is left
+    empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     path.parent.mkdir(parents=True, exist_ok=True)
     with appearing_whole(path) as file:
@@ -110,11 +110,11 @@ def replace_folder(
     folder: Path,
     fill: Callable[[Path], None],
     owns: Callable[[Path], None] | None = None,
-    unharmed: str = "earlier checkpoints are as they were",
+    unharmed: str = "earlier checkpoints are unchanged",
 ) -> None:
-    """Calls fill(temporary folder), seals it, and puts it in the place of `folder`, which stays until then.
+    """Calls fill(temporary folder), seals it, and replaces `folder`, which stays until then.
 
-    owns: see `appearing_folder`. unharmed: what the UserError says of a disk that is full, or cannot be written.
+    owns: see `appearing_folder`. unharmed: end of the UserError that reports a full or read-only disk.
     """
     try:
         with appearing_folder(folder, owns=owns, sealed=True) as temporary:
@@ -128,17 +128,17 @@ def replace_folder(
 
 @contextmanager
 def appearing_folder(folder, keeps=(), owns=None, sealed=False):
-    """A folder to fill, which takes the place of `folder` when all of it is written, or not at all.
+    """A folder to fill, which replaces `folder` only when it is completely written.
 
-    keeps: names in the old folder that stay. owns: raises UserError if the old folder holds what the command did not
-    write; asked again right before anything goes. sealed: with a manifest of all files.
-    A link stays, and the folder that it names is replaced. Killed between the two renames at the very end, it leaves no
-    folder; the old one returns with the next call. A folder that cannot be renamed (this process is in it, it is
-    mounted, or its parent cannot be written) gets the files one by one, those of LAST last: it is refused without them.
+    keeps: names in the old folder that stay. owns: raises UserError if the old folder holds files that the command did
+    not write; called again right before anything is removed. sealed: adds a manifest of all files.
+    A symbolic link stays, and its target is replaced. A process killed between the two renames at the end leaves no
+    folder; the next call restores the old one. A folder that cannot be renamed (it is the working directory or a mount,
+    or its parent cannot be written) gets the files one by one, those of LAST last: it is refused without them.
     """
     folder = Path(folder).resolve()
-    if folder.exists() and not folder.is_dir():  # a device would be moved away
-        raise UserError(f"{folder}: is no folder; name another one")
+    if folder.exists() and not folder.is_dir():  # a device would be renamed
+        raise UserError(f"{folder}: is not a folder; choose another one")
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (folder.with_name(f".{folder.name}{end}") for end in (TEMPORARY, OLD))
     if old.exists() and not folder.exists():
@@ -163,14 +163,14 @@ def appearing_folder(folder, keeps=(), owns=None, sealed=False):
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a temporary folder of ours; a link of its name goes, and not what it names."""
+    """Removes a temporary folder; of a symbolic link only the link, not its target."""
     if path.is_symlink():
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)
 
 
 def put_in_place(temporary, folder, old, keeps):
-    """Puts what was written where `folder` is, or would be."""
+    """Moves the temporary folder to `folder`, replacing it if it exists."""
     try:
         if temporary.parent == folder:
             raise OSError
@@ -190,8 +190,8 @@ def put_in_place(temporary, folder, old, keeps):
 
 
 def fill_in_place(temporary, folder, keeps):
-    """Replaces the files of a folder that cannot be renamed; it is incomplete from the first to the last of them."""
-    if temporary.parent != folder:  # copied over a mount's border, before anything that was there goes
+    """Replaces the files of a folder that cannot be renamed; it is incomplete meanwhile."""
+    if temporary.parent != folder:  # copied to the other file system before any old file is removed
         remove_folder(folder / TEMPORARY)
         temporary = Path(shutil.move(temporary, folder / TEMPORARY))
     for path in sorted(folder.iterdir(), key=lambda path: path.name not in LAST):
@@ -203,16 +203,16 @@ def fill_in_place(temporary, folder, keeps):
 
 
 def seal(folder):
-    """Writes the manifest of a folder's files, and syncs all to the disk."""
+    """Writes the manifest of a folder's files, and syncs everything to disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "manifest.json")
-    with ThreadPoolExecutor(4) as pool:  # the disk works on one file while another is summed
+    with ThreadPoolExecutor(4) as pool:  # the disk works on one file while another is hashed
         syncs = [pool.submit(sync, path) for path in files]
         sums = list(pool.map(sha256, files))
         for done in syncs:
             done.result()
     write_json(folder / "manifest.json", {path.relative_to(folder).as_posix(): sum for path, sum in zip(files, sums)})
     mode = (folder / "manifest.json").stat().st_mode
-    for path in files:  # safetensors makes files that only their owner may read
+    for path in files:  # safetensors creates files that only their owner may read
         if path.stat().st_mode != mode:
             path.chmod(mode)
     for path in (folder / "manifest.json", folder):
@@ -220,15 +220,15 @@ def seal(folder):
 
 
 def verify(folder):
-    """Why a checkpoint cannot be trusted, or None if every file is what it was when written."""
+    """Why a checkpoint cannot be trusted, or None if every file is as it was written."""
     try:
         manifest = read_json(folder / "manifest.json", {str: str})
     except SchemaError as error:
         return f"no readable manifest ({str(error).removeprefix(f'{folder}/manifest.json: ')})"
     if not manifest:
-        return "its manifest names no file"
+        return "its manifest lists no files"
     for name, expected in manifest.items():
-        if not is_inside(name) or not os.path.isfile(folder / name):  # which raises of no name, however odd
+        if not is_inside(name) or not os.path.isfile(folder / name):  # never raises, however odd the name
             return f"{name} is missing"
         if sha256(folder / name) != expected:
             return f"{name} is not what was written"
@@ -236,13 +236,13 @@ def verify(folder):
 
 
 def is_inside(name: str) -> bool:
-    """Whether a name in a manifest is that of a file below the manifest's folder."""
+    """Whether a name in a manifest lies inside the manifest's folder."""
     return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def clean_temporaries(root):
-    """Removes what a killed run left in its own folder; a folder without its successor returns."""
-    for end in (OLD, ".old"):  # the second is what earlier versions wrote
+    """Removes temporary files that a killed run left; restores an old folder whose replacement is missing."""
+    for end in (OLD, ".old"):  # earlier versions used the second one
         for old in root.glob(f".*{end}"):
             place = old.with_name(old.name[1 : -len(end)])
             if place.exists():

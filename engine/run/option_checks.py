@@ -1,4 +1,4 @@
-"""Which options of main.py exclude each other. Nothing slow is imported here: every command needs it."""
+"""Checks the options of main.py and their combinations. Nothing slow is imported here: every command needs it."""
 
 import math
 import os
@@ -11,19 +11,19 @@ from engine.task.tags import has_spans, needs_words
 
 
 class CheckedOptions:
-    """What the options of main.py say of themselves."""
+    """Methods that the options of main.py inherit."""
 
     def task_weights_by_name(self):
         """'intent=1,slots=2' -> {'intent': 1.0, 'slots': 2.0}"""
         return task_weights_by_name(self.task_weights)
 
     def unused_options(self, kinds=("tagging", "classification")):
-        """A line for each option that has no effect, or leaves another one without. kinds: the types of the tasks."""
+        """One line per option that has no effect, or leaves another without effect. kinds: the types of the tasks."""
         return unused_options(self, kinds)
 
 
 def check_options(config):
-    """UserError for options of main.py that cannot be, or not together."""
+    """Raises UserError for invalid options of main.py, or for options that exclude each other."""
     check_values(config)
     refuse_contradictions(config)
     refuse_tricks(config)
@@ -33,9 +33,9 @@ def check_options(config):
 
 
 def refuse_teachers(config):
-    """UserError for options of teachers that cannot be."""
+    """Raises UserError for invalid teacher options."""
     if config.unlabelled and not config.teacher.strip(", "):
-        raise UserError("--unlabelled: texts without labels are learnt from a --teacher; name one")
+        raise UserError("--unlabelled: unlabelled texts are learnt from a --teacher; name one")
     if config.unlabelled and config.streaming:
         raise UserError("--unlabelled is read into memory; leave out --streaming")
     if config.unlabelled and not config.teacher_weight:
@@ -55,72 +55,72 @@ def task_weights_by_name(text):
 
 
 def refuse_backbone(config):
-    """UserError for options of the encoder and of its adapter that exclude each other."""
+    """Raises UserError for options of the encoder and its adapter that exclude each other."""
     pretrained = config.encoder == "transformer" and (config.pretrain_model_path or not config.do_train)
     if config.lora_rank and not pretrained:
         raise UserError("--lora_rank adapts a pretrained encoder: it needs --pretrain_model_path")
     if config.keep_layers and (config.lora_rank or not pretrained):
-        raise UserError("--keep_layers is for a pretrained encoder that trains itself, without --lora_rank")
+        raise UserError("--keep_layers is for a pretrained encoder whose own weights are trained, without --lora_rank")
     if config.lora_rank and config.special_tokens:
-        added = "--special_tokens adds word vectors, which --lora_rank would neither train nor save"
+        added = "--special_tokens adds word embeddings, which --lora_rank would neither train nor save"
         raise UserError(f"{added}; drop one of them")
     if config.lora_rank and (config.freeze_layers or config.unfreeze_layers):
-        raise UserError("--lora_rank freezes the encoder by itself; leave out --freeze_layers and --unfreeze_layers")
+        raise UserError("--lora_rank already freezes the encoder; leave out --freeze_layers and --unfreeze_layers")
     if config.load_dtype == "bf16" and not config.lora_rank and config.freeze_layers != -1:
-        raise UserError("--load_dtype=bf16 is for weights that do not train: add --lora_rank or --freeze_layers all")
+        raise UserError("--load_dtype=bf16 is for frozen weights: add --lora_rank or --freeze_layers all")
     if config.load_dtype == "bf16" and not pretrained:
         raise UserError("--load_dtype=bf16 is for pretrained weights: it needs --pretrain_model_path")
     if config.load_dtype == "bf16" and config.use_smart:
-        fine = "--load_dtype=bf16 does not resolve the small noise of --use_smart"
-        raise UserError(f"{fine}; take fp32, or --use_freelb")
+        fine = "--load_dtype=bf16 is too coarse for the small noise of --use_smart"
+        raise UserError(f"{fine}; use fp32, or --use_freelb")
     if config.gradient_checkpointing and config.encoder == "bilstm":
-        raise UserError("--gradient_checkpointing: a BiLSTM has none; leave it out")
+        raise UserError("--gradient_checkpointing: a BiLSTM does not support it; leave it out")
 
 
 def refuse_tricks(config):
-    """UserError for options of training tricks that exclude each other, or leave one without effect."""
+    """Raises UserError for options of training tricks that exclude each other or would have no effect."""
     adversaries = ("use_fgm", "use_pgd", "use_freelb", "use_awp", "use_smart")
     adversaries = [f"--{name}" for name in adversaries if getattr(config, name)]
     pretrained = config.pretrain_model_path and config.encoder == "transformer"
     if len(adversaries) > 1:
-        raise UserError(f"{' and '.join(adversaries)} are each an adversary; choose one")
+        raise UserError(f"{' and '.join(adversaries)} are each an adversarial attack; choose one")
     averages = [f"--{name}" for name in ("use_ema", "use_swa", "use_soup") if getattr(config, name)]
     if len(averages) > 1:
-        raise UserError(f"{' and '.join(averages)} each replace the weights that are scored; choose one")
+        raise UserError(f"{' and '.join(averages)} each replace the weights that are evaluated; choose one")
     if config.use_ema and config.ema_decay == 1:
-        raise UserError("--ema_decay=1 would never move; it must be below 1")
+        raise UserError("--ema_decay=1 would never update the average; it must be below 1")
     if config.use_swa and 0 < config.epochs < math.floor(config.swa_start * config.epochs) + 2:
         fewer = f"--use_swa would average fewer than two of {config.epochs} epochs"
         raise UserError(f"{fewer}; lower --swa_start={config.swa_start:g}")
     if config.use_awp and 0 < config.epochs <= math.ceil(config.awp_start * config.epochs - 1e-9):
         raise UserError(f"--awp_start={config.awp_start:g} leaves none of {config.epochs} epochs for AWP")
     if config.unfreeze_layers and config.compile:
-        raise UserError("--unfreeze_layers trains other layers in each epoch: --compile would compile anew; drop one")
+        raise UserError("--unfreeze_layers trains other layers in each epoch: --compile would compile again; drop one")
     if config.unfreeze_layers and config.epochs == 1:
-        raise UserError("--unfreeze_layers trains the heads alone in the first epoch; --epochs=1 has no second")
+        raise UserError("--unfreeze_layers trains only the heads in the first epoch; --epochs=1 has no second one")
     if config.layer_decay == 0:
-        raise UserError("--layer_decay=0 would stop all layers but the last; see --freeze_layers")
+        raise UserError("--layer_decay=0 would freeze all layers but the last; see --freeze_layers")
     if (config.layer_decay < 1 or config.unfreeze_layers) and (not pretrained or config.freeze_layers == -1):
-        needed = "need --pretrain_model_path, and layers that are trained"
-        raise UserError(f"--layer_decay and --unfreeze_layers spare pretrained layers: they {needed}")
+        needed = "need --pretrain_model_path and trained layers"
+        raise UserError(f"--layer_decay and --unfreeze_layers protect pretrained layers: they {needed}")
     if (config.freeze_layers or config.unfreeze_layers or config.lora_rank) and (config.use_fgm or config.use_pgd):
         frozen = "--freeze_layers, --unfreeze_layers and --lora_rank freeze them; try --use_freelb"
         raise UserError(f"--use_fgm and --use_pgd need the gradient of the word embeddings, but {frozen}")
 
 
 def refuse_contradictions(config):
-    """UserError for options that exclude each other."""
+    """Raises UserError for options that exclude each other."""
     if config.debug and is_launched():
         raise UserError("--debug works in a single process; start it without torchrun")
     if config.warmup_epochs is not None and config.warmup_epochs > config.epochs > 0:
         longer = f"--warmup_epochs={config.warmup_epochs:g} is longer than --epochs={config.epochs}"
-        raise UserError(f"{longer}: the rate would never reach its peak")
+        raise UserError(f"{longer}: the learning rate would never reach its peak")
     if config.encoder == "bilstm" and config.hidden_size % 2:
-        raise UserError(f"--hidden_size={config.hidden_size} must be even: each direction of a BiLSTM has half of it")
+        raise UserError(f"--hidden_size={config.hidden_size} must be even: each direction of a BiLSTM gets half of it")
     if config.encoder == "transformer" and not config.pretrain_model_path and config.hidden_size % 32:
         raise UserError(f"--hidden_size={config.hidden_size} must be a multiple of 32, the size of an attention head")
     if config.pooling not in ("auto", "first") and config.encoder == "bilstm":
-        raise UserError(f"--pooling={config.pooling}: a BiLSTM classifies from its two last states; leave it at auto")
+        raise UserError(f"--pooling={config.pooling}: a BiLSTM classifies from its two final states; leave it at auto")
     if config.window_stride is not None and not -1 <= config.window_stride <= config.max_length // 2:
         raise UserError(f"--window_stride={config.window_stride} must be at most half of --max_length, or -1")
     if config.predict_output and Path(config.predict_output).suffix not in (".csv", ".jsonl"):
@@ -128,11 +128,11 @@ def refuse_contradictions(config):
     refuse_shards(config)
     if os.sep in config.model_version or config.model_version in (".", ".."):
         name = f"--model_version={config.model_version}"
-        raise UserError(f"{name} must be a plain name; --output_dir says where runs are kept")
+        raise UserError(f"{name} must be a plain name; --output_dir sets where runs are saved")
 
 
 def parse_shard(text):
-    """'3/16' -> (3, 16); nothing -> (1, 1). UserError for anything else."""
+    """'3/16' -> (3, 16); empty -> (1, 1). Raises UserError for anything else."""
     number, slash, shards = (text or "1/1").partition("/")
     if not (slash and number.isascii() and number.isdigit() and shards.isascii() and shards.isdigit()):
         raise UserError(f"--shard={text} must look like 3/16, the third of sixteen")
@@ -142,23 +142,23 @@ def parse_shard(text):
 
 
 def refuse_shards(config):
-    """UserError for options of labelling that cannot be, or have no effect."""
+    """Raises UserError for labelling options that are invalid or have no effect."""
     parse_shard(config.shard)
     if config.shard and (config.do_train or config.do_eval or not config.do_predict):
         raise UserError(
-            f"--shard={config.shard} labels a part of the rows: it needs --do_predict, and nothing beside it"
+            f"--shard={config.shard} labels a part of the rows: it needs --do_predict, without --do_train and --do_eval"
         )
     if config.spreadsheet_safe and config.predict_output.endswith(".jsonl"):
-        raise UserError("--spreadsheet_safe is for a .csv; no spreadsheet runs cells of a .jsonl, leave it out")
+        raise UserError("--spreadsheet_safe is for a .csv; spreadsheets do not run the cells of a .jsonl, leave it out")
 
 
 def unused_options(config, kinds):
-    """A line for each option that has no effect, or leaves another one without. kinds: the types of the tasks."""
+    """One line per option that has no effect, or leaves another without effect. kinds: the types of the tasks."""
     unused = options_without_switch(config)
     if config.class_weights != "none" or config.label_smoothing or config.focal_gamma:
         imbalance = "--class_weights, --label_smoothing and --focal_gamma have no effect on"
         if config.use_crf and "tagging" in kinds:
-            unused.append(f"{imbalance} tagging with a CRF (--no_use_crf: without)")
+            unused.append(f"{imbalance} tagging with a CRF (add --no_use_crf)")
         if any(map(has_spans, kinds)):
             unused.append(f"{imbalance} spans")
     if config.pooling != "auto" and all(map(needs_words, kinds)):

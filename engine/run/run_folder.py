@@ -1,4 +1,4 @@
-"""The run folder: one run each, one process at a time, never overwritten by mistake."""
+"""The run folder: one run per folder, one process at a time, never overwritten by accident."""
 
 import dataclasses
 import logging
@@ -18,8 +18,8 @@ from engine.schema import AnyOf, Number, Optional, SchemaError, read_json, read_
 
 logger = logging.getLogger("template")
 EVALUATE = "evaluate the run again: python main.py --do_eval --model_version NAME"
-GONE = {"interactive", "demo", "demo_address", "do_report", "compare"}  # options of before that no run depends on
-SCORES = {str: Number}  # of a part, in eval.json
+GONE = {"interactive", "demo", "demo_address", "do_report", "compare"}  # former options that no run depends on
+SCORES = {str: Number}  # scores of one part of the data, in eval.json
 AUTO = {
     "epochs": -1,
     "early_stop_patience": None,
@@ -29,7 +29,7 @@ AUTO = {
 
 
 def close_log():
-    """Lets go of the log file, if there is one."""
+    """Closes the log file, if there is one."""
     for handler in [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]:
         logger.removeHandler(handler)
         handler.close()
@@ -37,14 +37,14 @@ def close_log():
 
 @contextmanager
 def hold(lock_path, what, otherwise, elsewhere):
-    """The folder of a lock file exists, can be written, and the lock is this process's alone.
+    """A context that creates the folder of a lock file if needed, and holds the lock.
 
-    what: it stands for; otherwise, elsewhere: what to do if another process has it, or it cannot be written.
+    what: what the lock protects; otherwise, elsewhere: advice if another process holds it, or it cannot be written.
     """
     lock = FileLock(lock_path)
     try:
         lock_path.parent.mkdir(parents=True, exist_ok=True)
-        # The workers of a run that was killed let go a moment after it; so do processes that torchrun had started
+        # The workers of a killed run release the lock a moment later; so do processes that torchrun had started
         lock.acquire(timeout=60 if "TORCHELASTIC_RUN_ID" in os.environ else 3)
     except Timeout:
         raise UserError(f"{what} is in use by another process; wait for it, or {otherwise}") from None
@@ -58,7 +58,7 @@ def hold(lock_path, what, otherwise, elsewhere):
 
 @contextmanager
 def lock_folder(folder, advice):
-    """The folder exists, can be written, and is this process's alone. advice: what to do if it cannot be had."""
+    """A context that holds the lock of a folder. advice: what to do if another process holds it."""
     with hold(folder / ".lock", folder, advice, "choose another --output_dir"):
         yield folder
 
@@ -67,7 +67,7 @@ def lock_folder(folder, advice):
 def claim_run_dir(config):
     """`with claim_run_dir(config) as run_dir:` — the folder is locked, can be written, and holds no other run.
 
-    Those that label a --shard each share it: they write only files of their own, which they lock, and its log.
+    Processes that each label a --shard share it: each writes only its own files, which it locks, and the log.
     """
     run_dir = config.run_dir
     if config.shard:
@@ -84,47 +84,47 @@ def claim_run_dir(config):
             if made and not (run_dir / "args.json").exists() and not any(run_dir.glob("*.partial")):
                 close_log()
                 shutil.rmtree(run_dir)
-                with suppress(OSError):  # of the folders above, those that we made and that are empty
+                with suppress(OSError):  # removes the parent folders that we made, if empty
                     for path in made[1:]:
                         path.rmdir()
             raise
 
 
 def refuse_other_run(config, run_dir):
-    """UserError if the folder holds a run, unless it is to be resumed with the same options."""
+    """Raises UserError if the folder holds a run, unless it is to be resumed with the same options."""
     args = run_dir / "args.json"
     if config.debug:
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     elif args.exists():
         if not config.resume and not restarts():
             raise UserError(
-                f"{run_dir} already holds a run: add --resume to go on with it, choose another --model_version, "
+                f"{run_dir} already holds a run: add --resume to continue it, choose another --model_version, "
                 "or remove the folder"
             )
         changes = config.changes_since(read_options(args, type(config)))
         if changes and not config.force_resume:
             raise UserError(
-                f"{run_dir} cannot be resumed with other options: {'; '.join(changes)} (--force_resume goes on "
-                "all the same)"
+                f"{run_dir} cannot be resumed with other options: {'; '.join(changes)} (--force_resume "
+                "resumes it anyway)"
             )
 
 
 class SavedOptions:
-    """What a dataclass of options inherits, so that a run's options can be kept in a file."""
+    """Base class of a dataclass of options: saves a run's options to a file and loads them."""
 
     def save(self, path):
         """Writes the options as JSON."""
         write_json(path, self.kept())
 
     def kept(self) -> dict:
-        """{name: value} of the options, with the version that they are of."""
+        """{name: value} of the options, and the version that writes them."""
         return {"version": VERSION} | dataclasses.asdict(self)
 
     @classmethod
     def load(cls, path):
-        """Options as `save` wrote them. Those that this version no longer has are logged and left out.
+        """Options that `save` wrote. Those that this version no longer has are logged and left out.
 
-        UserError for a value that the command line would refuse too.
+        Raises UserError for a value that the command line would also refuse.
         """
         values = {name: value for name, value in read_options(path, cls).items() if name not in GONE}
         unknown = sorted(set(values) - {option_field.name for option_field in dataclasses.fields(cls)})
@@ -138,8 +138,8 @@ class SavedOptions:
 
 
 def read_options(path: str | Path, options: type) -> dict:
-    """{option: value} of a file of options, written by any version. UserError if one has another type than its field of
-    the dataclass."""
+    """{option: value} of an options file, written by any version. Raises UserError if a value does not have the type of
+    its field."""
     shape = {Optional(f.name): shape_of(f) for f in dataclasses.fields(options)} | {Optional("version"): str}
     try:
         values = read_json(path, shape)
@@ -150,7 +150,7 @@ def read_options(path: str | Path, options: type) -> dict:
 
 
 def read_result(path: str | Path, shape: Any, advice: str = EVALUATE) -> Any:
-    """What a JSON file of a run folder holds. UserError with this advice if it has not this shape."""
+    """The content of a JSON file of a run folder. Raises UserError with this advice if it does not have this shape."""
     try:
         return read_json(path, shape)
     except SchemaError as error:
@@ -158,7 +158,7 @@ def read_result(path: str | Path, shape: Any, advice: str = EVALUATE) -> Any:
 
 
 def read_result_lines(path: str | Path, shape: Any) -> list:
-    """The rows of a .jsonl file of a run folder. UserError if one has not this shape."""
+    """The rows of a .jsonl file of a run folder. Raises UserError if one does not have this shape."""
     try:
         return list(read_json_lines(path, shape))
     except SchemaError as error:
@@ -166,7 +166,7 @@ def read_result_lines(path: str | Path, shape: Any) -> list:
 
 
 def shape_of(option_field: dataclasses.Field) -> Any:
-    """The shape of an option's value in JSON, by its annotation and its choices."""
+    """The shape of an option's value in JSON, from its annotation and its choices."""
     if choices := choices_of(option_field):
         return AnyOf(*choices)
     kinds = get_args(option_field.type) or (option_field.type,)
@@ -176,7 +176,7 @@ def shape_of(option_field: dataclasses.Field) -> Any:
 
 
 def changed_options(before, now, resume_safe):
-    """['lr was 0.001, is 0.01', …] of the options, both {name: value}, that must be what they were."""
+    """['lr was 0.001, is 0.01', …] for options, both {name: value}, that must not change but did."""
     gone = [f"{name} was {before[name]!r}, which no longer exists" for name in sorted(before.keys() - now.keys())]
     return gone + [
         f"{name} was {before.get(name)!r}, is {now[name]!r}"

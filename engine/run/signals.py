@@ -1,14 +1,14 @@
-"""SIGTERM and SIGINT stop a run between two steps, once what it needs to go on is saved."""
+"""SIGTERM and SIGINT stop a run between two steps, once everything needed to resume is saved."""
 
 import os
 import signal
 import time
 
-GRACE = 1.0  # seconds in which further signals say the same: when torchrun is killed, each of its threads sends one
+GRACE = 1.0  # seconds in which further signals are ignored: when torchrun is killed, each of its threads sends one
 
 
 class Interrupted(Exception):
-    """A signal came, and everything is saved. `signal_number` says which it was."""
+    """A signal arrived and everything is saved. `signal_number` is its number."""
 
     def __init__(self, signal_number):
         super().__init__(signal_number)
@@ -16,11 +16,11 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """`with StopSignals(say) as stop:` — inside, the first signal only sets `stop.number`; one that comes
-    later than GRACE after it ends the process.
+    """`with StopSignals(say) as stop:` — inside, the first signal only sets `stop.number`; one that arrives
+    more than GRACE later ends the process.
 
-    say: a function for the line that tells of it. agree: what several processes make of the signal of each, 0 if none.
-    then: what is done about it, for that line.
+    say: a function that prints the line about the signal. agree: combines the signal numbers (0: none) of several
+    processes. then: what happens next, for that line.
     """
 
     def __init__(self, say=print, agree=int, then="saving at the next step boundary"):
@@ -42,9 +42,9 @@ class StopSignals:
                 os.kill(os.getpid(), number)
             return
         self.number, self.since = number, time.monotonic()
-        self.say(f"{signal.Signals(number).name}: {self.then}; once more ends at once")
+        self.say(f"{signal.Signals(number).name}: {self.then}; a second one ends at once")
 
     def check(self):
-        """Raises Interrupted if a signal has come, to any of several processes: all must ask at the same place."""
+        """Raises Interrupted if any of the processes has received a signal: all must call this at the same point."""
         if number := self.agree(self.number or 0):
             raise Interrupted(number)

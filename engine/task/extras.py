@@ -1,4 +1,4 @@
-"""Columns of numbers that a model reads beside its texts (--extra_columns of data_process.py).
+"""Numeric columns that a model reads in addition to its texts (--extra_columns of data_process.py).
 
 An example holds them as "extras": {name: number or None}; labels.json holds each column's mean and standard deviation
 in train, as "extras" of every task; a batch has them as `extras` (B, N), in standard deviations from the mean.
@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.errors import UserError
 
-MOST_NUMBER = 1e30  # single precision ends at 3e38
+MOST_NUMBER = 1e30  # single precision overflows at 3e38
 
 
 def extras_of(tasks):
@@ -24,12 +24,12 @@ def pairs_of(tasks):
 
 
 def to_number(value, name, where):
-    """A cell as a float; None if it is empty. UserError if it is anything else than a number."""
+    """A cell as a float; None if it is empty. Raises UserError if it is not a number."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
         number = float(value)
-    except OverflowError:  # of an integer with hundreds of digits
+    except OverflowError:  # an integer with hundreds of digits
         number = math.inf
     except (TypeError, ValueError):
         advice = "one-hot encode words first (pandas.get_dummies)"
@@ -42,7 +42,7 @@ def to_number(value, name, where):
 
 
 def column_statistics(name, values):
-    """{"mean", "std"} of the numbers of a column in train. UserError for one that never varies."""
+    """{"mean", "std"} of a column's values in train. Raises UserError for a column that never varies."""
     if not len(values) or values.std() == 0:
         what = f"has the single value {values[0]:g}" if len(values) else "is empty"
         raise UserError(f"--extra_columns: {name!r} {what} in train: there is nothing to learn from it")
@@ -50,14 +50,14 @@ def column_statistics(name, values):
 
 
 def standardize(values, mean, std):
-    """Numbers, None where there is none -> (rows,) in standard deviations from the mean; 0 where there is none."""
+    """Values, None where missing -> (rows,) in standard deviations from the mean; 0 where missing."""
     return np.array([0.0 if value is None else (value - mean) / std for value in values], np.float32)
 
 
 def require_extras(example, extras, where):
-    """Makes an example's extras the numbers that a model reads. UserError if a column of them is not there."""
+    """Converts an example's extras to the numbers that a model reads. Raises UserError if a column is missing."""
     given = example.get("extras") or {}
     if missing := [name for name in extras if name not in given]:
-        there = f"its columns are: {', '.join(given)}" if given else "it has no columns beside the text"
+        there = f"its columns are: {', '.join(given)}" if given else "it has no columns besides the text"
         raise UserError(f"{where}: no column {missing[0]!r}, which this model needs; {there}")
     example["extras"] = {name: to_number(given[name], name, where) for name in extras}

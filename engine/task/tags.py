@@ -1,4 +1,4 @@
-"""Tags of words: schemes such as BIO and BIOES, and what may follow what in them."""
+"""Tags of words: schemes such as BIO and BIOES, and which tag may follow which."""
 
 import re
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from engine.errors import UserError
 from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
 
 PARTS_OF_A_ROW = ("id", "text", "tokens", "text_pair", "extras", "kept")
-IGNORE = -100  # what a label is where there is none: torch's ignore_index
+IGNORE = -100  # label id where there is no label: torch's ignore_index
 
 
 STATISTICS = {"mean": float, "std": Range(1e-300, 1e300)}
@@ -25,67 +25,67 @@ TASK = {
 
 
 def read_tasks(path: str | Path) -> dict[str, dict]:
-    """labels.json of a processed folder or a checkpoint: {task: {"type", "labels", …}}. UserError if it has another
-    form."""
+    """labels.json of a processed folder or a checkpoint: {task: {"type", "labels", …}}. Raises UserError for any
+    other form."""
     try:
         tasks = read_json(path, {str: TASK})
         for name, task in tasks.items():
-            if not task["labels"]:  # numbers
+            if not task["labels"]:  # regression
                 read_json(path, {name: STATISTICS})
             elif "" in task["labels"]:
                 raise SchemaError(f"{path}: {name}.labels has an empty label")
             elif len(task.get("counts", task["labels"])) != len(task["labels"]):
-                raise SchemaError(f"{path}: {name}.counts has another length than {name}.labels")
+                raise SchemaError(f"{path}: {name}.counts and {name}.labels differ in length")
             if needs_words(task["type"]):
                 task.setdefault("unit", "word")
     except SchemaError as error:
-        raise UserError(f"{error}; make it again, or take one that is whole") from None
+        raise UserError(f"{error}; create it again, or use an intact one") from None
     if not tasks:
-        raise UserError(f"{path}: names no task")
+        raise UserError(f"{path}: lists no task")
     require_distinct(path, tasks)
     return tasks
 
 
 def require_distinct(path: str | Path, names: Iterable[str]) -> None:
-    """UserError if predictions would have two columns of one name, or a task has the name of a part of a row."""
+    """Raises UserError if two columns of the predictions would have the same name: a task's, or a field of a row."""
     owners = dict.fromkeys(PARTS_OF_A_ROW, "the row itself")
     for name in names:
         for column in (name, f"{name}_tags", f"{name}_probability"):
             if column in owners:
-                both = f"the column {column!r} would be that of {name!r} and of {owners[column]!r}"
-                raise UserError(f"{path}: {both}; rename the column of the label")
+                both = f"the column {column!r} would belong to {name!r} and to {owners[column]!r}"
+                raise UserError(f"{path}: {both}; rename the label column")
             owners[column] = name
 
 
 def is_tagging(kind):
-    """Whether a task of this type has one label a word. Types of your own end in "tagging" then."""
+    """Whether a task of this type has one label per word. Custom types of this kind end in "tagging"."""
     return kind.endswith("tagging")
 
 
 def kind_of(task):
-    """What a task's labels look like: its type, or for one of the user's own the kind that it names."""
+    """What a task's labels look like: its type, or for a custom type the kind that it names."""
     return task.get("kind", task["type"])
 
 
 def has_spans(kind):
-    """Whether the labels of a task of this type are spans of words, which may overlap. Types of your own end in "spans"
-    then."""
+    """Whether the labels of a task of this type are spans of words, which may overlap. Custom types of this kind end
+    in "spans"."""
     return kind.endswith("spans")
 
 
 def needs_words(kind):
-    """Whether a task of this type needs a text cut into tokens."""
+    """Whether a task of this type needs texts split into tokens."""
     return is_tagging(kind) or has_spans(kind)
 
 
 class TagFacts:
-    """What many lists of tags tell of their scheme; those of several blocks of rows can be merged."""
+    """What lists of tags reveal about their scheme; facts of several blocks of rows can be merged."""
 
     def __init__(self):
         self.tags, self.i_starts, self.b_starts = set(), False, False
 
     def add(self, tags):
-        """Notes which tags there are, and whether entities begin with I-, and with B-, after none of their type."""
+        """Records the tags, and whether entities begin with I- or with B- when none of their type precedes."""
         self.tags.update(tags)
         before = "O"
         for tag in tags:
@@ -117,7 +117,7 @@ class TagFacts:
 
 
 def find_scheme(tag_lists):
-    """ "bio", "iob1", "bioes", "bmes" or "bilou"; None if the tags are no entities (parts of speech, say).
+    """ "bio", "iob1", "bioes", "bmes" or "bilou"; None if the tags do not mark entities (parts of speech, say).
 
     IOB1 writes B- only where an entity follows one of its own type directly (Ramshaw and Marcus, 1995).
     """
@@ -130,7 +130,7 @@ def find_scheme(tag_lists):
 def entities_in(tags):
     """[(type, first token, last token)] of a list of tags, as seqeval's get_entities reads them.
 
-    Here in a form that needs no scikit-learn and skips what lies outside.
+    This version needs no scikit-learn and skips tokens outside entities.
     """
     found, before, kind_before, begin = [], "O", "_", 0
     for i, chunk in enumerate([*tags, "O"]):
@@ -148,9 +148,9 @@ def entities_in(tags):
 
 
 def may_follow(before, tag, bioes):
-    """Whether `tag` may come after `before`; "O" stands for the ends of a text.
+    """Whether `tag` may follow `before`; "O" stands for the start and the end of a text.
 
-    BIO: an I- continues a B- or I- of its type. BIOES (BMES): besides, an entity that is open must be closed by an E-.
+    BIO: an I- continues a B- or I- of its type. BIOES (BMES): in addition, an open entity must be closed by an E-.
     """
     is_open = before[:2] in ("B-", "I-", "M-")
     if tag[:2] in ("I-", "E-", "M-"):
@@ -159,5 +159,5 @@ def may_follow(before, tag, bioes):
 
 
 def illegal_tags(tags):
-    """Positions of tags that break BIO or BIOES: an I-, E- or M- that continues nothing of its own type."""
+    """Positions of tags that break BIO or BIOES: an I-, E- or M- that continues no entity of its type."""
     return [i for i, (before, tag) in enumerate(zip(["O", *tags], tags)) if not may_follow(before, tag, bioes=False)]

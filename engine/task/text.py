@@ -8,16 +8,16 @@ WORD = rf"(?V1){HAN}|{LETTER}+(?:(?:[-'’.:/@&]|(?<=\d),(?=\d)){LETTER}+)*|[^\s
 
 
 def split_text(text, unit):
-    """[(token, start, end)] of a raw text: characters, or words, with each Chinese character and sign by itself.
+    """[(token, start, end)] of a raw text: characters, or words, with each Chinese character and symbol by itself.
 
-    A text with nothing in it is one empty token, which the loader turns into [UNK].
+    An empty text is one empty token, which the loader turns into [UNK].
     """
     pattern = {"word": WORD, "character": r"\S", "character+blank": r"(?s)."}[unit]
     return [(m.group(), m.start(), m.end()) for m in regex.finditer(pattern, text)] or [("", 0, 0)]
 
 
 def join_tokens(tokens, unit):
-    """(text, [(start, end)]): tokens written as a text. Words have a blank between them, Chinese has none."""
+    """(text, [(start, end)]): tokens joined into a text. A space separates words, but not Chinese characters."""
     text, spans = "", []
     for token in tokens:
         if unit == "word" and text and token and not (regex.match(HAN, text[-1]) or regex.match(HAN, token[0])):
@@ -28,7 +28,7 @@ def join_tokens(tokens, unit):
 
 
 def place_tokens(text, tokens):
-    """[(start, end)] of tokens that were cut out of the text in order; None if they were not."""
+    """[(start, end)] of tokens that were cut from the text in order; None if they were not."""
     spans, position = [], 0
     for token in tokens:
         start = text.find(token, position)
@@ -40,7 +40,7 @@ def place_tokens(text, tokens):
 
 
 def text_of(example, with_pair=False):
-    """The text of an example, its tokens joined by blanks; with_pair: and its second text."""
+    """The text of an example, or its tokens joined by spaces; with_pair: also its second text."""
     if "tokens" in example:
         return " ".join(example["tokens"])
     return " ".join(filter(None, (example["text"], example.get("text_pair")))) if with_pair else example["text"]

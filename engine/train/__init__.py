@@ -1,1 +1,1 @@
-"""What a training run keeps and sets: checkpoints, parameter groups, automatic settings, progress."""
+"""Training internals: checkpoints, parameter groups, automatic settings, progress."""

@@ -1,6 +1,6 @@
-"""What `auto` of an option is: settled once, when the data and the machine are known, and kept to when a run goes on.
+"""Resolves options set to `auto`: once, when the data and the machine are known. A resumed run keeps the values.
 
-From then on the option has its number or name, in args.json too: whatever reads the run need not know of auto.
+From then on the option holds its value, in args.json too, so code that reads the run need not handle auto.
 """
 
 import logging
@@ -13,12 +13,12 @@ from engine.run.run_folder import AUTO, read_options
 from engine.train.optimization import epochs_of, is_pretrained, patience_of, steps_per_epoch
 
 logger = logging.getLogger("template")
-REHEARSAL = 10  # epochs of --debug, whose 64 examples say nothing of the data's size
+REHEARSAL = 10  # epochs of --debug, whose 64 examples say nothing about the size of the data
 
 
 def keep_to_run(config, run_dir, device):
-    """Gives options that are auto what the run in this folder has, if it is to go on: on another machine, with another
-    number of processes, and also if it began when auto was not yet the default."""
+    """Sets options that are auto to the values of the run in this folder, if that is to be resumed: also on another
+    machine, with another number of processes, or if the run began before auto was the default."""
     path = run_dir / "args.json"
     if not config.do_train or config.debug:
         return
@@ -27,14 +27,14 @@ def keep_to_run(config, run_dir, device):
         idle = name == "ema_decay" and not config.use_ema
         if getattr(config, name) == auto and before.get(name, auto) != auto and not idle:
             setattr(config, name, before[name])
-            slow = "" if name != "precision" or is_fast(before[name], device) else "; this machine is slow in it"
-            logger.info(f"--{name} auto: {before[name]}, as the run began{slow}")
+            slow = "" if name != "precision" or is_fast(before[name], device) else "; it is slow on this machine"
+            logger.info(f"--{name} auto: {before[name]}, as when the run began{slow}")
 
 
 def settle(config, encoder, device, num_batches):
-    """Settles --epochs auto and --precision auto for a training. num_batches: micro-batches in an epoch.
+    """Resolves --epochs auto and --precision auto for training. num_batches: micro-batches in an epoch.
 
-    UserError if other options contradict what they are then.
+    Raises UserError if other options contradict the resolved values.
     """
     settle_precision(config, encoder, device)
     if config.epochs == AUTO["epochs"]:
@@ -45,18 +45,18 @@ def settle(config, encoder, device, num_batches):
 
 
 def settle_patience(config):
-    """Settles --early_stop_patience, if the number of epochs is known: for a training it is."""
+    """Resolves --early_stop_patience if the number of epochs is known, as it is in training."""
     if config.early_stop_patience == AUTO["early_stop_patience"] and config.epochs != AUTO["epochs"]:
         config.early_stop_patience = patience_of(config.epochs)
 
 
 def settle_precision(config, encoder, device, trained="bf16"):
-    """Settles --precision auto: what a checkpoint was trained in, for a new run bf16, where the device is fast in it
-    and the encoder bears it; else fp32."""
+    """Resolves --precision auto: to `trained`, the precision of the checkpoint (a new run: bf16), if it is fast on the
+    device and the encoder does not overflow in it; otherwise to fp32."""
     if config.precision == AUTO["precision"]:
         chosen, why = trained, ""
         if trained != "fp32" and not is_fast(trained, device):
-            chosen, why = "fp32", f": this {device.type} is not fast in {trained}"
+            chosen, why = "fp32", f": {trained} is not fast on this {device.type}"
         elif trained != "fp32" and overflows(encoder):
             chosen, why = "fp32", f": {encoder.config.model_type} overflows in {trained}"
         config.precision, why = distributed.from_first(lambda: (chosen, why))
@@ -64,5 +64,5 @@ def settle_precision(config, encoder, device, trained="bf16"):
 
 
 def is_fast(precision, device):
-    """Whether a device is faster in a precision than in fp32, or it is that."""
+    """Whether a precision is fp32, or faster than fp32 on the device."""
     return precision == "fp32" or (has_bf16(device) if precision == "bf16" else device.type == "cuda")

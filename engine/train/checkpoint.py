@@ -1,8 +1,8 @@
-"""Checkpoints: folders that are complete or absent, never half; nothing in them that a load could execute.
+"""Checkpoints: folders that are complete or absent, never partial, and hold nothing that a load could execute.
 
-Tensors are safetensors, everything else JSON. A folder is written beside its place, synced, sealed with a manifest of
-SHA-256 sums, and renamed; a thread does it, from a copy, while training goes on. `best` holds what prediction needs;
-`step_N` also what the next training step depends on.
+Tensors are safetensors, everything else JSON. A folder is written under a temporary name, synced, sealed with a
+manifest of SHA-256 sums, and renamed; a thread does it, from a copy, while training continues. `best` holds what
+prediction needs; `step_N` also what the next training step depends on.
 Edit here when you want to keep more or other checkpoints.
 """
 
@@ -31,7 +31,7 @@ from engine.schema import AnyOf, Number, Optional, Range, SchemaError, like, mis
 from engine.task.tags import read_tasks
 
 logger = logging.getLogger("template")
-KEEP = 2  # checkpoints to resume from, beside the best; one more while training
+KEEP = 2  # checkpoints to resume from, in addition to the best; one more while training
 
 
 def step_folders(root):
@@ -45,14 +45,14 @@ def rotate(root):
         shutil.rmtree(path)
 
 
-# ---- what is in them -------------------------------------------------------------------------------------------------
+# ---- contents of a checkpoint ----------------------------------------------------------------------------------------
 
 
 class Writer:
-    """Writes checkpoints below `root`, one after another, in a thread: `save` returns once it has copied them.
+    """Writes checkpoints below `root`, one after another, in a thread: `save` returns once it has copied the tensors.
 
-    At most two are on their way. One that fails raises its UserError at a later `save`, or at `wait`. `with writer:`
-    waits at its end.
+    At most two are pending. One that fails raises its UserError at a later `save`, or at `wait`. `with writer:` waits
+    at its end.
     """
 
     def __init__(self, root, tokenizer, tasks, config):
@@ -60,8 +60,8 @@ class Writer:
         self.thread, self.pending = ThreadPoolExecutor(1), []
 
     def save(self, name, model, training=None, log=None):
-        """training: (tensors, values) of `training_state`, for a checkpoint that can be resumed.
-        log: a file whose lines must be on the disk before it is."""
+        """Queues checkpoint `name`. training: (tensors, values) of `training_state`, for one that can be resumed.
+        log: a file to sync to disk before the checkpoint appears."""
         self.wait(leave=1)
         encoder, base = model.encoder, lora.base_of(model)
         merge = base and self.config.merge_lora and not training
@@ -76,7 +76,7 @@ class Writer:
             if base and not merge:
                 write_json(temporary / lora.BASE_FILE, base)
             write_json(temporary / "labels.json", self.tasks)
-            # how often a run was killed says nothing of its model: `best` is the same to the byte
+            # without these, as a killed and resumed run must write the same bytes of `best`
             write_json(temporary / "args.json", self.config.kept() | {"resume": False, "force_resume": False})
             if training:
                 save_file(tensors, temporary / "training.safetensors")
@@ -86,7 +86,7 @@ class Writer:
             if training:
                 rotate(
                     self.root
-                )  # before, not after: the file cache can reuse these pages; new ones may cost more than all the rest
+                )  # before, not after: the page cache can reuse these pages; new ones may cost more than all the rest
             if log and log.exists():
                 sync(log)
             replace_folder(self.root / name, fill)
@@ -94,7 +94,7 @@ class Writer:
         self.pending.append(self.thread.submit(write))
 
     def wait(self, leave=0):
-        """Until all but the last `leave` are whole on the disk."""
+        """Waits until all but the last `leave` checkpoints are complete on disk."""
         while len(self.pending) > leave:
             self.pending.pop(0).result()
 
@@ -113,36 +113,36 @@ class Writer:
 
 
 def snapshot(tensors):
-    """Copies on the host, which training no longer changes."""
+    """Copies on the host, which further training does not change."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def newest_whole(root):
-    """(the newest checkpoint to resume from that is whole, or None; those that are newer and damaged)."""
+    """(the newest intact checkpoint to resume from, or None; the damaged ones that are newer)."""
     clean_temporaries(root)
     damaged = []
     for folder in step_folders(root):
         reason = verify(folder)
         if reason is None:
             return folder, damaged
-        logger.warning(f"{folder} is damaged ({reason}); trying the one before")
+        logger.warning(f"{folder} is damaged ({reason}); trying the previous one")
         damaged.append(folder)
     return None, damaged
 
 
 def go_back_to(num_bytes, log, damaged):
-    """Cuts a log to what it was at a checkpoint, and removes the damaged ones after it, which would count among those
-    that are kept."""
+    """Truncates a log to its length at a checkpoint, and removes the damaged checkpoints after it, which would count
+    towards KEEP."""
     with open(log, "ab") as file:
         if file.tell() < num_bytes:
-            logger.warning(f"{log} is shorter than it was; the lines that are missing stay so")
+            logger.warning(f"{log} is shorter than at the checkpoint; its missing lines are lost")
         file.truncate(min(file.tell(), num_bytes))
     for path in damaged:
         shutil.rmtree(path)
 
 
 def require_whole(folder):
-    """UserError if a checkpoint is damaged, which names those beside it that are whole."""
+    """Raises UserError if a checkpoint is damaged; the message lists the intact ones next to it."""
     reason = verify(folder)
     if reason is None:
         return
@@ -150,24 +150,24 @@ def require_whole(folder):
         path for path in (folder.parent / "best", *step_folders(folder.parent)) if path != folder and not verify(path)
     ]
     if not whole:
-        raise UserError(f"{folder}: damaged checkpoint, {reason}, and none beside it is whole; train again")
+        raise UserError(f"{folder}: damaged checkpoint, {reason}, and none next to it is intact; train again")
     weights = weights_sum(folder)
     same = [path for path in whole if weights and weights_sum(path) == weights]
-    listed = ", ".join(path.name + (" (the very same weights)" if path in same else "") for path in whole)
+    listed = ", ".join(path.name + (" (the same weights)" if path in same else "") for path in whole)
     chosen = (same or whole)[0]
     raise UserError(
-        f"{folder}: damaged checkpoint, {reason}; whole beside it: {listed}. To use one: --checkpoint {chosen}"
+        f"{folder}: damaged checkpoint, {reason}; intact next to it: {listed}. To use one: --checkpoint {chosen}"
     )
 
 
 def weights_sum(folder):
-    """SHA-256 of a checkpoint's weights as its manifest has it; None if that cannot be read."""
+    """SHA-256 of a checkpoint's weights, from its manifest; None if that cannot be read."""
     with suppress(OSError, ValueError, AttributeError):
         return json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("model.safetensors")
 
 
 def load_weights(model, folder):
-    """Every tensor by name and shape, or a UserError that says what differs."""
+    """Loads a checkpoint's weights. Raises UserError that says what differs unless every name and shape matches."""
     try:
         tensors, own = load_file(folder / "model.safetensors"), lora.kept_tensors(model)
     except (SafetensorError, OSError) as error:
@@ -181,17 +181,17 @@ def load_weights(model, folder):
     if wrong:
         raise UserError(
             f"{folder}: holds another model: {len(wrong)} tensors differ, such as {wrong[0]} "
-            f"({shape_of(tensors, wrong[0])} there, {shape_of(own, wrong[0])} here)"
+            f"({shape_of(tensors, wrong[0])} in the checkpoint, {shape_of(own, wrong[0])} here)"
         )
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():  # a buffer may hold an infinite constant
         if torch.isnan(tensor).any() or (name in parameters and not torch.isfinite(tensor).all()):
-            raise UserError(f"{folder}: the weights {name} are not finite; train again, or use another one")
-    model.load_state_dict(tensors, strict=own_base is None)  # what a base holds is not in a checkpoint
+            raise UserError(f"{folder}: the weights {name} are not finite; train again, or use another checkpoint")
+    model.load_state_dict(tensors, strict=own_base is None)  # the checkpoint does not hold the base's weights
 
 
 def require_labels(folder, tasks):
-    """UserError if a checkpoint was trained with other tasks or labels than these."""
+    """Raises UserError if a checkpoint was trained with other tasks or labels than these."""
     theirs = read_tasks(folder / "labels.json")
     for name in sorted(theirs.keys() | tasks.keys()):
         old, new = (side.get(name, {}).get("labels", []) for side in (theirs, tasks))
@@ -208,11 +208,11 @@ def shape_of(tensors, name):
 
 
 def training_state(optimizer, scheduler, scaler, tricks, progress, device):
-    """(tensors, JSON values): all that the next step depends on beside the weights. progress: a dict of the trainer's.
+    """(tensors, JSON values): all that the next step depends on, except the weights. progress: the trainer's, a dict.
 
-    Any optimizer and scheduler of torch's kind will do, if what it remembers is tensors, numbers and strings.
+    Works with any optimizer and scheduler of torch's kind whose state is tensors, numbers and strings.
     """
-    tensors, numbers = {}, {}  # the optimizer's state: tensors, and what else it remembers of each parameter
+    tensors, numbers = {}, {}  # the optimizer's state: tensors, and other values of each parameter
     for number, slots in optimizer.state_dict()["state"].items():
         for name, value in slots.items():
             if isinstance(value, torch.Tensor):
@@ -241,15 +241,15 @@ def training_state(optimizer, scheduler, scaler, tricks, progress, device):
         json.dumps(values)
     except TypeError as error:
         raise UserError(
-            f"{type(optimizer).__name__} or {type(scheduler).__name__} remembers what a checkpoint cannot hold "
-            f"({error}); "
+            f"the state of {type(optimizer).__name__} or {type(scheduler).__name__} has values that a checkpoint "
+            f"cannot hold ({error}); "
             "only tensors, numbers, strings, and lists and dicts of them can be saved"
         ) from None
     return tensors, values
 
 
 def random_states(device):
-    """(tensors, JSON values) of all that is random in this process."""
+    """(tensors, JSON values) of all random number generators of this process."""
     tensors = {"random.torch": torch.get_rng_state()}
     if device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
@@ -268,14 +268,14 @@ def set_random_states(tensors, values, device):
 
 
 def as_json(value):
-    """Tensors, also in lists, as the numbers or lists that JSON can hold; all else as it is."""
+    """Converts tensors, also in lists, to numbers or lists that JSON can hold; leaves all else as it is."""
     if isinstance(value, list | tuple):
         return [as_json(item) for item in value]
     return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
 def as_before(value, now):
-    """What JSON gave back, as the type that the object has now: JSON has neither tuples nor tensors."""
+    """Converts a value read from JSON to the type of the current value: JSON has neither tuples nor tensors."""
     if isinstance(now, torch.Tensor):
         return torch.tensor(value, dtype=now.dtype, device=now.device)
     if isinstance(now, list | tuple) and len(now) == len(value):
@@ -284,7 +284,7 @@ def as_before(value, now):
 
 
 def environment(device):
-    """What equal bytes depend on beside the run itself; a resumed run tells if it has changed."""
+    """What byte-identical results depend on, apart from the run itself; a resumed run warns if it has changed."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     processes = distributed.size()
     return {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads(), "processes": processes}
@@ -306,9 +306,9 @@ STATE = RANDOM | {  # of training.json
 
 
 def restore_training(folder: Path, *state: Any) -> tuple[dict, int]:
-    """Puts back what `training_state` gave. -> (progress, how many processes there were)
+    """Restores what `training_state` gave. -> (progress, number of processes before)
 
-    state: optimizer, scheduler, scaler, tricks and device. UserError for values that this version did not write.
+    state: optimizer, scheduler, scaler, tricks and device. Raises UserError for values that this version did not write.
     """
     try:
         return restore_values(folder, *state)
@@ -319,7 +319,7 @@ def restore_training(folder: Path, *state: Any) -> tuple[dict, int]:
             raise UserError(f"{error}; the checkpoint is damaged, remove it") from None
         wrong = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(
-            f"{folder}: training.json or training.safetensors holds what no run wrote ({wrong}); remove that checkpoint"
+            f"{folder}: training.json or training.safetensors is damaged ({wrong}); remove that checkpoint"
         ) from None
 
 
@@ -328,8 +328,8 @@ def restore_values(folder, optimizer, scheduler, scaler, tricks, device):
     values = read_json(folder / "training.json", STATE)
     for name, now in environment(device).items():
         if (before := values["environment"].get(name, now)) != now:
-            differ = "its bytes may differ from those of a run that was never stopped"
-            logger.warning(f"{name} was {before}, is {now}: the run goes on, but {differ}")
+            differ = "its bytes may differ from those of an uninterrupted run"
+            logger.warning(f"{name} was {before}, is {now}: the run continues, but {differ}")
     state = {int(number): dict(slots) for number, slots in values.get("optimizer_state", {}).items()}
     averages = {}
     for name, tensor in tensors.items():
@@ -347,16 +347,16 @@ def restore_values(folder, optimizer, scheduler, scaler, tricks, device):
         tricks.load_state_dict(averages)
     except (ValueError, KeyError) as error:  # with --force_resume the options may have changed
         raise UserError(
-            f"{folder}: was made with other options that this run cannot go on from ({first_line(error)})"
+            f"{folder}: was made with other options, from which this run cannot resume ({first_line(error)})"
         ) from None
     scaler.load_state_dict(values["scaler"])
     return restore_process(tensors, values, device)
 
 
 def updated(now: dict, before: dict, switches: tuple = ()) -> dict:
-    """What an object remembers now, with what a checkpoint says of it. ValueError for what it cannot remember.
+    """An object's current state, updated from a checkpoint. Raises ValueError for values that do not fit the state.
 
-    switches: types of values that stay as they are now: on another device an optimizer has other ones.
+    switches: types of values that keep their current value: on another device an optimizer has other ones.
     """
     kept = {name: as_json(value) for name, value in now.items() if not isinstance(value, switches)}
     if wrong := mismatch(before, like(kept)):
@@ -365,9 +365,9 @@ def updated(now: dict, before: dict, switches: tuple = ()) -> dict:
 
 
 def restore_process(tensors, values, device):
-    """What a process has of its own, its random states and its share of the losses. -> (progress, processes before)
+    """Restores a process's own random states and share of the losses. -> (progress, number of processes before)
 
-    If their number has changed, those that are new begin with other random numbers, and process 0 takes all losses.
+    If that number has changed, new processes start from other random numbers, and process 0 takes all losses.
     """
     progress, others, rank = values["progress"], values.get("other_processes", []), distributed.rank()
     if rank <= len(others):

@@ -1,67 +1,67 @@
-"""Which parameters learn at which rate and for how long, and the step of an optimizer."""
+"""Learning rates and parameter groups, the number of epochs, and the optimizer step."""
 
 import torch
 
 # --epochs auto: (optimizer steps to aim at, fewest epochs, most epochs)
 PRETRAINED, FROM_SCRATCH = (1400, 3, 30), (1500, 10, 60)
-EMA_SHARE = 0.05  # of all steps: over so many --use_ema averages
+EMA_SHARE = 0.05  # share of all steps that --use_ema averages over
 
 
 def steps_per_epoch(num_batches, config):
-    """Optimizer steps in an epoch of so many micro-batches; the last one may have fewer of them than the others."""
+    """Optimizer steps in an epoch of `num_batches` micro-batches; the last step may have fewer than the others."""
     return -(-num_batches // config.gradient_accumulation_steps)
 
 
 def epochs_of(steps, pretrained):
-    """What --epochs auto is for data of so many steps an epoch: a number of steps in all, within bounds of epochs.
+    """The value of --epochs auto: the epochs needed for a target number of steps, within bounds. steps: per epoch.
 
     What an encoder learns depends on its steps more than on how often it sees a text: 3 epochs of a million texts are
-    many, of a thousand texts they are less than its warmup. The bounds: a schedule needs some epochs, each of which
-    dev scores, and of a handful of texts more passes only learn them by heart. From scratch it takes longer.
+    many; 3 of a thousand texts are less than its warmup. The bounds: a schedule needs some epochs, each scored on dev,
+    and more passes over a handful of texts only overfit. Training from scratch takes longer.
     """
     aim, fewest, most = PRETRAINED if pretrained else FROM_SCRATCH
     return min(max(-(-aim // max(1, steps)), fewest), most)
 
 
 def patience_of(epochs):
-    """Epochs without a better score after which a run of so many ends early: a quarter of them, at least 5.
+    """Epochs without a better score after which a run of `epochs` stops early: a quarter of them, at least 5.
 
-    Under a cosine scores rise to the end, but not steadily: of three runs of 60 epochs on 799 texts a patience of 5
-    ends two after 22 and 24, five and seven points below their best; 15 ends none (benchmarks/RESULTS.md).
+    Under a cosine schedule scores rise to the end, but not steadily: of three runs of 60 epochs on 799 texts, a
+    patience of 5 stops two after 22 and 24, five and seven points below their best; 15 stops none
+    (benchmarks/RESULTS.md).
     """
     return max(5, epochs // 4)
 
 
 def ema_decay_of(steps):
-    """EMA's decay a step for a run of so many steps: it averages over some 1 / (1 - decay) of them, EMA_SHARE of all.
+    """EMA's decay per step for a run of `steps`: it averages over about 1 / (1 - decay) of them, EMA_SHARE of all.
 
-    A fixed horizon is all of a short run, with the weights from before it had learnt anything, and nothing of a long
-    one: 0.99, the default until then, made three epochs of ATIS worse (benchmarks/RESULTS.md).
+    A fixed horizon covers all of a short run, including the weights before it had learnt anything, and a tiny part of
+    a long one: 0.99, the former default, made three epochs of ATIS worse (benchmarks/RESULTS.md).
     """
     return min(max(1 - 1 / max(1, EMA_SHARE * steps), 0.9), 0.9999)
 
 
 def lr_of_width(hidden_size):
-    """The peak rate of a pretrained encoder: 3e-4 at width 384, falling with the square of the width."""
+    """The peak rate of a pretrained encoder: 3e-4 at hidden size 384, falling with the square of the hidden size."""
     return min(1e-3, 3e-4 * (384 / hidden_size) ** 2)
 
 
 def lr_of_lora(hidden_size):
-    """The peak rate of LoRA: 1.8e-3 at width 384, 2.9e-4 at 4096. It falls far more slowly with the width than that of
-    full fine-tuning (Schulman and Thinking Machines Lab, LoRA Without Regret, 2025)."""
+    """The peak rate of LoRA: 1.8e-3 at hidden size 384, 2.9e-4 at 4096. It falls far more slowly with the hidden size
+    than that of full fine-tuning (Schulman and Thinking Machines Lab, LoRA Without Regret, 2025)."""
     return min(2e-3, 5e-4 * (2000 / hidden_size) ** 0.775)
 
 
 def is_pretrained(config):
-    """Whether the encoder's weights come from --pretrain_model_path; other encoders take only its tokenizer."""
+    """Whether the encoder's weights come from --pretrain_model_path; other encoders only use its tokenizer."""
     return bool(config.pretrain_model_path) and config.encoder == "transformer"
 
 
 def default_lr(model, config):
-    """The peak rate of the encoder when --lr is not given: small encoders want far more than BERT-base's 5e-5.
+    """The peak rate of the encoder when --lr is not given: small encoders need far more than BERT-base's 5e-5.
 
-    Pretrained: 3e-4 at width 384, falling with the square of the width (7.5e-5 at 768, 4.2e-5 at 1024); from scratch
-    1e-3.
+    Pretrained: 3e-4 at hidden size 384, falling with its square (7.5e-5 at 768, 4.2e-5 at 1024); from scratch: 1e-3.
     """
     if not is_pretrained(config):
         return 1e-3
@@ -73,7 +73,7 @@ def default_head_lr(model, config, lr):
     """The peak rate of heads when --head_lr is not given: ten times that of a pretrained encoder."""
     if not is_pretrained(config):
         return lr
-    if config.lora_rank and not config.lr:  # heads learn as beside an encoder that trains, and no slower than LoRA
+    if config.lora_rank and not config.lr:  # the rate of heads in full fine-tuning, but not below LoRA's
         return max(lr, min(10 * lr_of_width(model.encoder.config.hidden_size), 1e-2))
     return min(10 * lr, 1e-2)
 
@@ -92,12 +92,11 @@ def parameter_groups(model, config):
 
 
 def clip_and_step(optimizer, scaler, parameters, norm, finite, max_grad_norm):
-    """One step of any optimizer, its gradient, of this norm, clipped to max_grad_norm (0: not); none if the gradient is
-    not finite.
+    """Clips the gradient to max_grad_norm (0: no clipping) and steps the optimizer; skips a non-finite gradient.
 
-    Fused Adam and AdamW do both on the device: they divide by `grad_scale`, and `found_inf` tells them to do nothing.
-    For every other optimizer the host waits for the answer. (Fused SGD reads them too, but a first step that is left
-    out would leave its momentum uninitialised.)
+    norm: that of the gradient. Fused Adam and AdamW do both on the device: they divide by `grad_scale`, and skip the
+    step if `found_inf` is set. For every other optimizer the host waits for `finite`. (Fused SGD reads both too, but a
+    skipped first step would leave its momentum uninitialised.)
     """
     divisor = (norm / max_grad_norm).clamp(min=1) if max_grad_norm else None
     fused = getattr(optimizer, "_step_supports_amp_scaling", False)
@@ -113,7 +112,7 @@ def clip_and_step(optimizer, scaler, parameters, norm, finite, max_grad_norm):
 
 
 def describe(model, device):
-    """ "22.7 M parameters on cpu", and how many of them train if not all do."""
+    """Such as "22.7 M parameters on cpu", and how many of them train if not all do."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     trained = sum(size for size, trains in sizes if trains)
     some = "" if all(trains for _, trains in sizes) else f", of which {trained / 1e6:.2f} M train"

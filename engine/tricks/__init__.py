@@ -1,1 +1,1 @@
-"""What tricks.py builds on: the hooks, perturbations, weight averages, teachers and their soft targets."""
+"""Building blocks of tricks.py: the hooks, perturbations, weight averages, teachers and their soft targets."""

@@ -1,6 +1,6 @@
-"""Averages of the weights, each a trick (engine/tricks/trick.py) beside its formula and paper: EMA, SWA, a model soup.
+"""Averages of the weights, each a trick (engine/tricks/trick.py) with its formula and paper: EMA, SWA, a model soup.
 
-Dev is scored with the average, and the best checkpoint holds it; training goes on without.
+Dev is scored with the average, and the best checkpoint holds it; training continues from the weights themselves.
 """
 
 import logging
@@ -16,12 +16,12 @@ logger = logging.getLogger("template")
 
 
 class Average(Trick):
-    """Keeps an average of the trained weights; dev is scored with it, training goes on without."""
+    """Keeps an average of the trained weights; dev is scored with it, training does not use it."""
 
     def __init__(self, model):
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
-        # terms in the average
+        # number of terms in the average
         self.count = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
 
     @torch.no_grad()
@@ -35,7 +35,7 @@ class Average(Trick):
 
     @contextmanager
     def given(self, weights):
-        """The model has these weights, {name: tensor}, and then its own again."""
+        """A context in which the model has these weights, {name: tensor}, instead of its own."""
         swapped = [(self.parameters[name], weight) for name, weight in weights.items()]
         own = [p.data for p, _ in swapped]
         for p, weight in swapped:
@@ -56,11 +56,11 @@ class Average(Trick):
 
 
 class EMA(Average):
-    """Exponential moving average: a <- beta * a + (1 - beta) * w after each step, divided by 1 - beta^t as Adam does it
+    """Exponential moving average: a <- beta * a + (1 - beta) * w after each step, divided by 1 - beta^t as Adam does
     with its moments: a_t = sum of beta^(t-i) * w_i / sum of beta^(t-i). So it never contains the weights from before
     the first step.
 
-    decay: beta; None: by the number of steps, see `ema_decay_of`.
+    decay: beta; None: chosen by the number of steps, see `ema_decay_of`.
     Polyak and Juditsky, 1992; Kingma and Ba, 2015 (arXiv:1412.6980), section 7.2.
     """
 
@@ -73,7 +73,7 @@ class EMA(Average):
     def begin(self, train_loader, config):
         if self.decay is None:
             steps = config.epochs * steps_per_epoch(len(train_loader), config)
-            self.decay = config.ema_decay = ema_decay_of(steps)  # kept to when the run goes on, be it for longer
+            self.decay = config.ema_decay = ema_decay_of(steps)  # saved so that a resumed run keeps it
             logger.info(f"--ema_decay auto: {self.decay:.4f} for {steps} steps")
 
     def after_step(self, finite):
@@ -84,7 +84,7 @@ class EMA(Average):
 
 class SWA(Average):
     """Stochastic weight averaging: a <- (n * a + w) / (n + 1) at the end of each epoch of the tail, where the rate
-    stays constant (see `build_scheduler`). Izmailov et al., 2018 (arXiv:1803.05407)."""
+    is constant (see `build_scheduler`). Izmailov et al., 2018 (arXiv:1803.05407)."""
 
     @classmethod
     def build(cls, model, config):
@@ -113,12 +113,12 @@ class SWA(Average):
 class Soup(Average):
     """A model soup: the mean of the weights at the ends of those epochs that do not lower its score on dev.
 
-    After each epoch, whose weights are w, the best of three is kept: (n * s + w) / (n + 1), s the soup of n epochs so
-    far; w alone, the beginning of another soup; s as it was. Of equals the first of them. Costs a copy of the weights,
-    a second one while dev is scored, and two more scorings of dev an epoch.
+    After an epoch with weights w, the best of three is kept: (n * s + w) / (n + 1), with s the soup of n epochs so far;
+    w alone, which starts a new soup; s unchanged. Ties go to the first of these. It costs a copy of the weights, a
+    second one while dev is scored, and two more scorings of dev per epoch.
 
-    The greedy soup of Wortsman et al., 2022 (arXiv:2203.05482), over the epochs of one run in their order: by their
-    scores, as there, all of them would have to be kept until the end.
+    The greedy soup of Wortsman et al., 2022 (arXiv:2203.05482), over the epochs of one run in their order: in order of
+    score, as in the paper, all of them would have to be kept until the end.
     """
 
     switch = "use_soup"

@@ -1,4 +1,4 @@
-"""What adversarial and consistency training share: noise on word vectors, gradients taken aside, random states."""
+"""Helpers for adversarial and consistency training: noise on word vectors, setting gradients aside, checks."""
 
 from contextlib import contextmanager
 
@@ -9,13 +9,13 @@ from engine.errors import UserError
 
 
 class WordNoise:
-    """Adds noise to the word vectors that the encoder looks up, by a hook that stays; any encoder with
-    `get_input_embeddings` will do."""
+    """Adds noise to the word vectors that the encoder looks up, by a permanent hook; works with any encoder that has
+    `get_input_embeddings`."""
 
     def __init__(self, model):
         encoder, self.value = model.encoder, None
         if getattr(getattr(encoder, "config", None), "is_encoder_decoder", False):
-            encoder = encoder.get_encoder()  # BART looks words up in tables of its encoder and of its decoder
+            encoder = encoder.get_encoder()  # BART has lookup tables in its encoder and in its decoder
         table = encoder.get_input_embeddings()
         self.width = table.embedding_dim
         self.require_lookup(model.encoder, table)
@@ -23,7 +23,7 @@ class WordNoise:
 
     @staticmethod
     def require_lookup(encoder, table):
-        """UserError unless the encoder looks its words up in `table`, as (B, L, width), unlike XLNet."""
+        """Raises UserError unless the encoder looks words up in `table`, as (B, L, width), which XLNet does not."""
         shapes, training, ids = [], encoder.training, torch.ones(1, 3, dtype=torch.long, device=table.weight.device)
         hook = table.register_forward_hook(lambda table, inputs, output: shapes.append(output.shape[:2]))
         encoder.eval()
@@ -39,12 +39,12 @@ class WordNoise:
     def add(self, table, inputs, output):
         if self.value is None:
             return output
-        longer = output.shape[1] - self.value.shape[1]  # Longformer pads its input behind the text
+        longer = output.shape[1] - self.value.shape[1]  # Longformer pads its input after the text
         return (output + F.pad(self.value, (0, 0, 0, longer))).to(output.dtype)  # weights may be in bf16
 
     @contextmanager
     def added(self, value):
-        """value: (B, L, width), or None."""
+        """A context in which `value`, (B, L, width) or None, is added."""
         self.value = value
         try:
             yield
@@ -53,7 +53,7 @@ class WordNoise:
 
 
 def safe_normalize(direction, length):
-    """direction / length, and 0 where the length is 0 or not finite."""
+    """direction / length; 0 where the length is 0 or not finite."""
     usable = torch.isfinite(length) & (length > 0)
     return torch.where(usable, direction / length, 0.0)
 
@@ -64,7 +64,7 @@ def norm_by_text(delta):
 
 
 def take_gradients(model):
-    """The gradients, which the parameters then no longer have."""
+    """Removes the gradients from the parameters. -> [(parameter, its gradient)]"""
     taken = [(p, p.grad) for p in model.parameters()]
     for p, _ in taken:
         p.grad = None
@@ -79,4 +79,4 @@ def add_gradients(taken, share=1.0):
 
 def require_dropout(model, why):
     if not any(isinstance(module, torch.nn.Dropout) and module.p for module in model.modules()):
-        raise UserError(f"{why}, but nothing in this model drops out")
+        raise UserError(f"{why}, but this model has no dropout")

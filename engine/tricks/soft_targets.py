@@ -1,15 +1,15 @@
-"""What teachers answer to the training texts, kept on the disk, and given to the heads of a student.
+"""Teachers' answers to the training texts, cached on disk and passed to the heads of a student.
 
-Of an answer a student needs no more than what its loss is linear in: the expected statistics of the teacher's
-distribution, which are its probabilities, of a CRF those of tags and of pairs of tags, and its entropy. Most are nearly
-zero, so they are kept as (word, number, value). Words are known by their number in the text, whatever the tokenizers.
+A student stores only the statistics its loss is linear in: the expected statistics of the teacher's distribution
+(probabilities; for a CRF those of tags and of pairs of tags) and its entropy. Most are nearly zero, so they are stored
+as (word, number, value). Words are identified by their number in the text, so tokenizers may differ.
 
-Of pairs of tags there would be far too many. p(tag i at word t - 1, tag j at word t) is p(j at t) * p(i | j), and
+Pairs of tags would take too much space. p(tag i at word t - 1, tag j at word t) is p(j at t) * p(i | j), and
 
     p(i | j) = before[t - 1, i] * factors[i, j] / sum over i of the same
 
-with the teacher's exp(transitions), which are the same everywhere, and `before`, its distribution of a word's tag if
-the text ended there. A teacher without a CRF has factors of 1, and its probabilities as `before`.
+where `factors` is the teacher's exp(transitions), the same for all words, and `before` its distribution of a word's tag
+if the text ended there. A teacher without a CRF has factors of 1, and its probabilities as `before`.
 """
 
 import hashlib
@@ -30,22 +30,22 @@ from engine.run import distributed
 from engine.run.files import sha256
 
 CHUNK = 1024  # texts that are answered, and written, together
-VERSION = 3  # of what is kept; raise it when that changes
+VERSION = 3  # of the cached format; raise it when that changes
 FOUND = ("words", "numbers", "values")
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 COLUMNS = (*FOUND, *(f"before_{name}" for name in FOUND), "entropies")
 
 
 class SoftTargets(NamedTuple):
-    """Of the rows of a batch, and one task: what all teachers answered.
+    """The answers of all teachers for one task and the rows of a batch.
 
-    A statistic is found by its row, word and number: for a label or tag its id, for a span (words after its first) *
-    types + id. Labels of whole texts have one word, 0.
+    A statistic has a row, a word and a number: for a label or tag its id, for a span (words after its first) * types +
+    id. Labels of whole texts have one word, 0.
     """
 
     values: torch.Tensor  # (N,), each divided by the number of teachers
     places: torch.Tensor  # (4, N): teachers, rows, words, numbers
-    before_values: torch.Tensor  # (M,); empty if the head does not want pairs of tags
+    before_values: torch.Tensor  # (M,); empty if the head does not use pairs of tags
     before_places: torch.Tensor
     factors: torch.Tensor  # (teachers, C, C)
     taught: torch.Tensor  # (B, W), the share of teachers that answered
@@ -63,7 +63,7 @@ class SoftTargets(NamedTuple):
         return dense
 
     def whole(self, mask):
-        """Which texts all teachers answered to the last word, (B,). mask: (B, W), the words that there are."""
+        """Which texts all teachers answered to the last word, (B,). mask: (B, W), which words exist."""
         return (self.taught > mask.float() - 1e-4).all(1) & mask.any(1)
 
 
@@ -71,23 +71,23 @@ class SoftTargets(NamedTuple):
 
 
 class Teacher:
-    """A teacher's answers to all examples of a training set, memory-mapped. Row i is of example i.
+    """A teacher's answers to all examples of a training set, memory-mapped. Row i belongs to example i.
 
-    folder: its checkpoint; heads: {task: head} of the student, which ask for pairs of tags or not.
+    folder: its checkpoint; heads: {task: head} of the student; their `wants_pairs` says if pairs of tags are needed.
     """
 
     def __init__(self, folder, heads, tasks, temperature):
         self.folder, self.tasks, self.temperature = folder, tasks, temperature
         self.heads = {name: heads[name] for name in tasks}
-        self.sha256 = sha256(folder / "manifest.json")  # which has those of all its files
+        self.sha256 = sha256(folder / "manifest.json")  # the manifest lists the sums of all files
 
     def answer(self, data, load, precision, device, batches_of):
-        """Reads the answers, or computes them once. data: a training set of data_loader.py.
+        """Loads the answers from the cache, or computes them. data: a training set of data_loader.py.
 
         load() -> (model, featurizer, its options); batches_of(examples, featurizer) -> a MyDataLoader.
         """
         pairs = sorted(name for name, head in self.heads.items() if head.wants_pairs)
-        source = None if data.cache is None else data.source()  # a list of examples is not kept
+        source = None if data.cache is None else data.source()  # answers to a list of examples are not cached
         scales = [(head.task.get("mean"), head.task.get("std")) for head in self.heads.values()]
         depends = [VERSION, self.sha256, source, self.temperature, self.tasks, scales, pairs, precision]
         name = f"teacher-{hashlib.sha256(repr(depends).encode()).hexdigest()[:20]}"
@@ -109,7 +109,7 @@ class Teacher:
         self.factors = {name: self.factors_of(name, head) for name, head in self.heads.items() if head.wants_pairs}
 
     def factors_of(self, name, head):
-        """exp(transitions) of its CRF at the temperature, (C, C), up to a factor; ones if it has none."""
+        """exp(transitions) of the teacher's CRF at the temperature, (C, C), up to a factor; ones without a CRF."""
         with safe_open(self.folder / "model.safetensors", "pt") as file:
             key = f"output_layer.heads.{name}.crf.transitions"
             if key not in set(file.keys()):
@@ -146,7 +146,7 @@ class Teacher:
         return pa.RecordBatch.from_pydict(arrays)
 
     def find(self, task, example, first, size):
-        """{column: array} of words first to first + size of an example; words are counted from `first`."""
+        """{column: array} for words first to first + size of an example; words are counted from `first`."""
         chunk, row = divmod(example, CHUNK)
         found = {}
         for prefix in ("", "before_"):
@@ -155,7 +155,7 @@ class Teacher:
             found[f"{prefix}words"] = words[here] - first
             for column in ("numbers", "values"):
                 found[prefix + column] = self.cell(f"{task}.{prefix}{column}", chunk, row)[here]
-        if by_word := self.heads[task].numbers_a_word:  # spans: those alone that end within
+        if by_word := self.heads[task].numbers_a_word:  # spans: only those that end within these words
             inside = found["words"] + found["numbers"] // by_word < size
             found |= {column: found[column][inside] for column in FOUND}
         found["entropies"] = self.cell(f"{task}.entropies", chunk, row)[first : first + size]
@@ -172,13 +172,13 @@ def lists_of(chunk):
 
 
 def as_the_student_counts(head, student, logits):
-    """A teacher's logits; numbers in standard deviations from the mean of the student's train, not of its own."""
+    """A teacher's logits; those of a regression in standard deviations from the mean of the student's train part."""
     own, other = student.task, head.task
     return (logits * other["std"] + other["mean"] - own["mean"]) / own["std"] if "std" in own else logits
 
 
 def sparse_rows(head, statistics, entropies, before, inputs):
-    """[{column: array}] of each row of a batch, from what `head.teach` gave."""
+    """[{column: array}] for each row of a batch, from the result of `head.teach`."""
     there = inputs["word_mask"] if head.level == "words" else torch.ones_like(entropies, dtype=torch.bool)
     found = [by_row(*kept(statistics, head.least, there), head.numbers_a_word)]
     found.append([()] * len(there) if before is None else by_row(*kept(before, head.least, there), 0))
@@ -190,21 +190,21 @@ def sparse_rows(head, statistics, entropies, before, inputs):
 
 
 def kept(values, least, there):
-    """(number of rows, rows, words, numbers, values) of the values (B, W, N) above `least` at words that are there."""
+    """(number of rows, rows, words, numbers, values) of the values (B, W, N) above `least` at words that exist."""
     large = (values.abs() > least) & there.unsqueeze(2)
     return len(values), *large.nonzero().cpu().numpy().T, values[large].float().cpu().numpy()
 
 
 def by_row(count, rows, words, numbers, values, numbers_a_word):
-    """The words, numbers and values of each of `count` rows; numbers are counted from those of the word."""
+    """The words, numbers and values of each of `count` rows; numbers start from 0 at each word."""
     borders = np.searchsorted(rows, np.arange(1, count))
     columns = words, numbers - words * numbers_a_word, values
     return list(zip(*(np.split(column, borders) for column in columns)))
 
 
 def merge(pieces):
-    """The answers to one text from its windows [(first word, number of words, answers)]; a word comes from the window
-    whose edge is farther."""
+    """The answers to one text, merged from its windows [(first word, number of words, answers)]; a word is taken from
+    the window whose edge is farther away."""
     if len(pieces) == 1:
         return pieces[0][2]
     pieces = sorted(pieces, key=lambda piece: piece[0])
@@ -225,7 +225,7 @@ def merge(pieces):
 
 
 class Places:
-    """Which words of which example each row of a training set is. data: of data_loader.py"""
+    """Which words of which example each row of a training set holds. data: of data_loader.py"""
 
     def __init__(self, data):
         columns = getattr(data, "columns", {})
@@ -243,7 +243,7 @@ class Places:
 
 
 def soft_targets(teachers, name, head, batch, places):
-    """The SoftTargets of a batch, by the mean of the teachers that know the task."""
+    """The SoftTargets of a batch, averaged over the teachers that have the task."""
     by_words = head.level == "words"
     batch_size, width = batch.inputs["word_mask"].shape if by_words else (len(batch.inputs["input_ids"]), 1)
     taught, entropies = torch.zeros(2, batch_size, width)

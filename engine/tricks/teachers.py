@@ -1,4 +1,4 @@
-"""The part of distillation that nobody edits: which teachers there are, and their answers for each step."""
+"""Distillation internals: the teachers, and their answers for each step."""
 
 from contextlib import contextmanager
 from functools import partial
@@ -16,20 +16,20 @@ from engine.tricks.trick import Trick
 
 
 def shared_tasks(folder, theirs, ours):
-    """The names of the tasks that a teacher can teach. UserError if there is none, or one with other labels."""
+    """The names of the tasks that a teacher can teach. Raises UserError if there is none, or if one differs."""
     names = [name for name in ours if name in theirs]
     if not names:
-        raise UserError(f"--teacher: {folder} knows none of the tasks {', '.join(ours)}, only {', '.join(theirs)}")
+        raise UserError(f"--teacher: {folder} has none of the tasks {', '.join(ours)}, only {', '.join(theirs)}")
     for name in names:
         own, other = ours[name], theirs[name]
         if kind_of(own) != kind_of(other):
-            raise UserError(f"--teacher: {name!r} is {kind_of(other)} to {folder}, but {kind_of(own)} here")
+            raise UserError(f"--teacher: {name!r} is {kind_of(other)} in {folder}, but {kind_of(own)} here")
         if bool(own.get("pairs")) != bool(other.get("pairs")):
             theirs, here = ("pairs of texts", "single texts")[:: 1 if other.get("pairs") else -1]
-            raise UserError(f"--teacher: {folder} reads {theirs}, but here are {here}")
+            raise UserError(f"--teacher: {folder} reads {theirs}, but the data has {here}")
         if own.get("unit") != other.get("unit"):
             raise UserError(
-                f"--teacher: a token of {name!r} is a {other.get('unit')} to {folder}, not a {own.get('unit')}"
+                f"--teacher: a token of {name!r} is a {other.get('unit')} in {folder}, not a {own.get('unit')}"
             )
         if own["labels"] != other["labels"]:
             differ = sorted(set(own["labels"]) ^ set(other["labels"])) or ["their order"]
@@ -39,7 +39,7 @@ def shared_tasks(folder, theirs, ours):
 
 @contextmanager
 def unchanged_random_states(device):
-    """Random numbers go on after it as if nothing had drawn any within."""
+    """A context that restores the states of all random number generators at its end."""
     states = checkpoint.random_states(device)
     try:
         yield
@@ -48,7 +48,7 @@ def unchanged_random_states(device):
 
 
 class TaughtBySeveral(Trick):
-    """The mean divergence of a model's answers from those of several teachers, which were asked once.
+    """The mean divergence of a model's answers from those of several teachers, which are computed once.
 
     folders: runs or checkpoints; see Distillation in tricks.py.
     """
@@ -63,7 +63,7 @@ class TaughtBySeveral(Trick):
         self.taught = [name for name in self.heads if any(name in teacher.tasks for teacher in self.teachers)]
 
     def ask_teachers(self, data, load, batches_of, config):
-        """Has each teacher answer the texts of a training set, or reads what it answered before.
+        """Lets each teacher answer the texts of a training set, or loads its cached answers.
 
         load(folder) -> (model, featurizer, its options); batches_of(examples, featurizer) -> a MyDataLoader.
         """
@@ -89,7 +89,7 @@ class TaughtBySeveral(Trick):
         return {name: sum(count[name] for count in counts) for name in counts[0]}
 
     def loss_of_labels(self, losses):
-        """The part of a micro-batch's loss that is of the tasks that are taught. -> ()"""
+        """The part of a micro-batch's loss that comes from the tasks that are taught. -> ()"""
         weights = self.model.loss.task_weights
         return sum(weights.get(name, 1.0) * losses[name] for name in self.taught if name in losses)
 
@@ -97,7 +97,7 @@ class TaughtBySeveral(Trick):
         """This micro-batch's share of its group's mean divergence from the teachers, weighted as tasks are. -> ()"""
         targets = next((targets for rows, targets in self.of_step if rows is batch.rows), None)
         counts, total = self.counts, 0.0
-        if targets is None:  # it is none of an optimizer step
+        if targets is None:  # the batch is not part of an optimizer step
             host = batch.to("cpu")
             targets = self.targets_of(host)
             counts = self.count([(targets, host)])
@@ -109,10 +109,10 @@ class TaughtBySeveral(Trick):
         return total
 
     def state_dict(self):
-        """Which teachers they are: others would be another run."""
+        """The teachers' checksums: with other teachers it would be another run."""
         return {"teachers": torch.tensor([list(bytes.fromhex(teacher.sha256)) for teacher in self.teachers])}
 
     def load_state_dict(self, tensors):
         if not (self.force or torch.equal(tensors["teachers"], self.state_dict()["teachers"])):
-            changed = "--teacher: the teachers are not the checkpoints that they were"
+            changed = "--teacher: the teachers' checkpoints have changed since"
             raise UserError(f"{changed}; train a new --model_version, or add --force_resume")

@@ -5,66 +5,67 @@ from functools import partial
 
 
 class Trick:
-    """What a trick may change. The hooks do nothing; override those you need. batch: data_loader.Batch."""
+    """Base class of tricks. The hooks do nothing; override those you need. batch: data_loader.Batch."""
 
     switch = ""  # the option that switches it on
     options = ()  # the options that are its arguments, after the model
 
     @classmethod
     def build(cls, model, config):
-        """The trick as the options say, or None if they do not ask for it."""
+        """The trick, built from the options, or None if they do not switch it on."""
         if not getattr(config, cls.switch):
             return None
         return cls(model, *(getattr(config, name) for name in cls.options))
 
     def start_epoch(self):
-        """How many epochs pass before it acts; early stopping counts from then."""
+        """How many epochs pass before the trick acts; early stopping counts from then."""
         return 0
 
     def param_groups(self, groups):
-        """Parameter groups for the optimizer -> what they shall be instead."""
+        """Parameter groups for the optimizer -> the groups to use instead."""
         return groups
 
     def begin(self, train_loader, config):
-        """Once the training data are known, before a run is resumed. Must draw no random number."""
+        """Called once the training data is known, before a run is resumed. Must not draw random numbers."""
 
     def before_step(self, group):
-        """Before the micro-batches of an optimizer step. group: their Batches, as the loader gave them."""
+        """Called before the micro-batches of an optimizer step. group: their Batches, as the loader gave them."""
 
     def before_epoch(self, epoch):
-        """epoch: 0 for the first; called again when a run resumes within it."""
+        """Called before each epoch, and again when a run resumes within it. epoch: 0 for the first."""
 
     def wrap_forward(self, forward, batch, exact=False):
-        """The forward pass of a micro-batch. forward(exact=False) -> MyModelOutput, of whose total_loss the gradient is
-        taken.
+        """Runs the forward pass of a micro-batch. forward(exact=False) -> MyModelOutput, whose total_loss is
+        differentiated.
 
         exact: without autocast. Must be passed on.
         """
         return forward(exact=exact)
 
     def wrap_backward(self, forward_backward, batch):
-        """The gradient of a micro-batch. forward_backward() adds it to the gradients and returns its MyModelOutput."""
+        """Computes the gradient of a micro-batch. forward_backward() adds it to the gradients and returns its
+        MyModelOutput."""
         return forward_backward()
 
     def after_step(self, finite):
-        """After an optimizer step. finite: (), whether it changed the weights."""
+        """Called after an optimizer step. finite: (), whether it changed the weights."""
 
     def after_epoch(self, epoch):
-        """Before dev is scored; called again if a run was interrupted while scoring."""
+        """Called before dev is scored, and again if a run was interrupted while scoring."""
 
     def choose_weights(self, epoch, score, is_better):
-        """After `after_epoch`, for a trick that chooses by dev what `swap_weights` gives; likewise called again.
+        """Called after `after_epoch`, and again like it, for a trick that chooses on dev what `swap_weights` gives.
 
-        score() -> the monitored score of dev with the weights that the model has then. is_better(new, old): of two
-        such scores.
+        score() -> the monitored score of dev with the model's current weights. is_better(new, old) compares two such
+        scores.
         """
 
     def swap_weights(self):
-        """A context in which the model has the weights that are to be scored and kept as the best."""
+        """A context in which the model has the weights to score and to save as the best."""
         return nullcontext()
 
     def state_dict(self):
-        """{name: tensor} of all that the next step depends on."""
+        """{name: tensor} of all state that the next step depends on."""
         return {}
 
     def load_state_dict(self, tensors):
@@ -91,7 +92,7 @@ class Tricks(list):
             trick.before_step(group)
 
     def change_gradients(self):
-        """Whether one takes more than the usual pass, or other parameters from epoch to epoch."""
+        """Whether any trick runs more than the usual pass, or trains other parameters from epoch to epoch."""
         hooks = ("wrap_forward", "wrap_backward", "before_epoch")
         return any(getattr(type(trick), hook) is not getattr(Trick, hook) for trick in self for hook in hooks)
 
@@ -100,7 +101,7 @@ class Tricks(list):
             trick.before_epoch(epoch)
 
     def forward_backward(self, forward, backward, batch, label_counts):
-        """What the trainer does without tricks, forward, then backward, wrapped by each."""
+        """The forward and backward passes that the trainer runs without tricks, wrapped by each trick."""
         step = partial(self.innermost, partial(forward, batch, label_counts), backward, batch)
         for trick in self:
             step = partial(trick.wrap_backward, step, batch)

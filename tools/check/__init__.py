@@ -1,1 +1,1 @@
-"""Checks of an edited model, for `main.py --debug`: docs/checking.md."""
+"""Checks an edited model for `main.py --debug`: docs/checking.md."""

@@ -1,7 +1,7 @@
-"""What `main.py --debug` says of the model as it stands: does it do what every model must, whatever was edited?
+"""The checks of `main.py --debug`: does an edited model still have the properties that every model must have?
 
-A check is a function of a Case that returns None, or what is wrong; its line in CHECKS says what it promises and where
-to look if it fails. An exception is a failure too. Edit here when your model has a promise of its own to keep.
+A check is a function of a Case that returns None or a description of the error; its entry in CHECKS has its name and
+what to inspect if it fails. An exception is a failure too. Add checks here for properties of your own model.
 """
 
 import copy
@@ -36,18 +36,18 @@ from engine.train.optimization import default_lr, parameter_groups
 from engine.tricks.trick import Trick
 
 logger = logging.getLogger("template")
-MIXES_PADDING = ("fnet", "convbert", "nystromformer", "yoso")  # families whose answers depend on the padding by design
-BY_HEART, SECONDS = 20, 25  # texts to overfit, and how long that may take
+MIXES_PADDING = ("fnet", "convbert", "nystromformer", "yoso")  # families whose answers depend on padding by design
+BY_HEART, SECONDS = 20, 25  # texts to overfit, and the time limit for it in seconds
 ROOT = Path(__file__).resolve().parents[2]
 
 
 class Skipped(Exception):
-    """Raised by a check that does not apply here; it says why."""
+    """Raised by a check that does not apply, with the reason."""
 
 
 class Check(NamedTuple):
-    name: str  # what holds if it passes
-    run: object  # function(Case) -> None, or what is wrong
+    name: str  # the property that holds if it passes
+    run: object  # function(Case) -> None or the error
     look_at: str
 
 
@@ -55,30 +55,30 @@ class Check(NamedTuple):
 class Case:
     """What is checked.
 
-    build(**changes): a new Trainer with the user's options, some of them changed; data, tokenizer and seed are as in
-    the run. data: a MyDataset of some rows of train. best: the checkpoint of the rehearsal, or None. command: what
-    starts main.py.
+    build(**changes): a new Trainer with the user's options and these changes; data, tokenizer and seed are those of the
+    run. data: a MyDataset of some rows of train. best: the checkpoint of the trial run, or None. command: the command
+    that starts main.py.
     """
 
     build: object
     data: object
     best: Path | None
     command: list
-    notes: list = field(default_factory=list)  # what is odd, but by design
-    learnt: nn.Module | None = None  # the model that learnt some texts by heart
+    notes: list = field(default_factory=list)  # unusual behaviour that is by design
+    learnt: nn.Module | None = None  # the model that was overfitted to some texts
     other: object = None  # OtherProcess
 
     @cached_property
     def trainer(self):
-        """A new trainer, whose model nobody has trained."""
+        """A new trainer with an untrained model."""
         return self.build(compile=False)
 
     @cached_property
     def trained(self):
-        """The model with the weights of the rehearsal, or a new one. Copy it before you change anything."""
+        """The model with the weights of the trial run, or an untrained one. Copy it before changing it."""
         model = copy.deepcopy(self.trainer.model)
         if self.best is not None:
-            with suppress(UserError):  # what cannot be loaded is told by its own check
+            with suppress(UserError):  # another check reports a checkpoint that cannot be loaded
                 checkpoint.load_weights(model, self.best)
         return in_full_precision(model)
 
@@ -87,7 +87,7 @@ class Case:
         return self.trainer.model.output_layer.heads
 
     def model_and_batch(self, num_rows):
-        """A copy of the trained model, in evaluation, and a batch for it."""
+        """A copy of the trained model in eval mode, and a batch for it."""
         return copy.deepcopy(self.trained).eval(), self.batch(self.rows[:num_rows])
 
     def batch(self, rows):
@@ -95,7 +95,7 @@ class Case:
 
     @cached_property
     def rows(self):
-        """Rows of different length that leave room for some padding, with a label of every task where there are any."""
+        """Up to 16 rows that leave room for padding; those with labels of the most tasks come first."""
         room = min(self.data.featurizer.max_length, num_positions(self.trained.encoder) or 10**6) - 8
         short = [row for row in range(len(self.data.lengths)) if self.data.lengths[row] <= room]
         return sorted(short or range(len(self.data.lengths)), key=lambda row: -self.num_labels(row))[:16]
@@ -105,7 +105,7 @@ class Case:
 
 
 def in_full_precision(model):
-    """The model, its weights in fp32: what is looked for are mistakes, not what bf16 rounds off."""
+    """The model with its encoder in fp32, so that bf16 rounding is not reported as an error."""
     model.encoder.float()
     return model
 
@@ -115,14 +115,14 @@ def has_label(labels):
 
 
 def answers_of(model, batch, with_labels=False):
-    """{task: logits} of the places that count: words behind the end of a text have none."""
+    """{task: logits} without the positions of padding words."""
     output = model(batch.inputs, batch.labels if with_labels else None)
     heads = model.output_layer.heads
     return {name: heads[name].real_logits(logits, batch.inputs) for name, logits in output.logits.items()}
 
 
 def difference(first, second, tolerance=1e-3):
-    """None, or which task's logits differ, and by how much of their size."""
+    """None, or a message with the first task whose logits differ, and their relative difference."""
     for name, logits in first.items():
         gap = float((logits - second[name]).abs().max() / logits.abs().max().clamp(min=1e-6)) if logits.numel() else 0.0
         if not gap <= tolerance:
@@ -130,14 +130,14 @@ def difference(first, second, tolerance=1e-3):
 
 
 def rows_of(batch, keep):
-    """A Batch of these rows, in this order; nothing is padded anew."""
+    """A Batch of these rows in this order, with the same padding."""
     keep = torch.tensor(list(keep))
     parts = [{name: tensor[keep.to(tensor.device)] for name, tensor in part.items()} for part in batch[:2]]
     return type(batch)(*parts, batch.rows[keep])
 
 
 def padded(batch, pad_id, more):
-    """The same texts behind which there is more padding."""
+    """The same texts with `more` additional padding tokens."""
     fill = {"input_ids": pad_id}
     inputs = {
         name: nn.functional.pad(tensor, (0, more), value=fill.get(name, 0)) if name != "extras" else tensor
@@ -155,12 +155,12 @@ def batch_words(batch):
 
 
 def with_other_labels(batch):
-    """The same texts, each with the labels of the next one."""
+    """The same texts, each with the labels of another."""
     return batch._replace(labels={name: labels.roll(1, 0) for name, labels in batch.labels.items()})
 
 
 def without_labels(batch):
-    """The same texts, none of which has a label."""
+    """The same texts without labels."""
     missing = {
         name: torch.full_like(labels, math.nan if labels.is_floating_point() else IGNORE)
         for name, labels in batch.labels.items()
@@ -185,12 +185,12 @@ def check_shapes(case):
         labels = batch.labels[name]
         weights = head.label_weights(labels, batch.inputs)
         if weights.dtype == torch.bool and (weights & ~has_label(labels).view_as(weights)).any():
-            return f"{name!r}: label_mask counts labels that are not there"
+            return f"{name!r}: label_mask counts missing labels"
     return None
 
 
 def wrong_answers(head, logits, inputs, wanted):
-    """What is wrong with what `decode` makes of these logits and of random ones, or None."""
+    """The error in the answers that `decode` gives for these logits and for random ones, or None."""
     labels, seen = head.task["labels"], set()
     if head.finds_spans:
         return wrong_spans(head, logits, inputs)
@@ -203,18 +203,18 @@ def wrong_answers(head, logits, inputs, wanted):
         if labels and not answers.is_floating_point() and answers.dtype != torch.bool:
             if answers.min() < 0 or answers.max() >= len(labels):
                 return (
-                    f"decode gives label {int(answers.max())} of {len(labels)}: has the head as many logits as labels?"
+                    f"decode gives label {int(answers.max())} of {len(labels)}: does the head have one logit per label?"
                 )
             seen |= set(answers.flatten().tolist())
         for answer, probability in zip(answers.tolist(), probabilities.tolist()):
             head.to_labels(answer, probability)
     if seen and logits.ndim == 2 and len(seen) < len(labels):
-        return f"decode never gives {labels[min(set(range(len(labels))) - seen)]!r}, whatever the logits"
+        return f"decode never gives {labels[min(set(range(len(labels))) - seen)]!r}, for any logits"
     return None
 
 
 def extreme_logits(logits):
-    """Logits (B, C) in which each in turn is far above the others, or all up to each are: every label is an answer."""
+    """Yields logits (B, C) with one class, or the first classes, far above the rest: decode must give every label."""
     if logits.ndim == 2:
         size = logits.shape[1]
         signs = torch.cat([2 * torch.eye(size) - 1, 1 - 2 * torch.ones(size + 1, size).triu()]).to(logits.device)
@@ -224,18 +224,18 @@ def extreme_logits(logits):
 
 
 def wrong_spans(head, logits, inputs):
-    """What is wrong with the spans that `decode` finds in these logits and in random ones, or None."""
+    """The error in the spans that `decode` finds in these logits and in random ones, or None."""
     sizes = inputs["word_mask"].sum(1).tolist()
     for chosen in (logits, 10 * torch.randn_like(logits)):
         answers, probabilities = head.decode(chosen, inputs)
         if len(answers) != len(sizes):
-            return f"decode gives answers of {len(answers)} texts, not of {len(sizes)}"
+            return f"decode gives answers for {len(answers)} texts, not for {len(sizes)}"
         for size, answer, probability in zip(sizes, answers, probabilities):
             if not all(0 <= p <= 1 for p in probability):
                 return "decode gives probabilities that are not between 0 and 1"
             for first, last, _ in answer:
                 if not 0 <= first <= last < size:
-                    return f"decode gives the span {first} to {last} of a text of {size} words"
+                    return f"decode gives the span {first} to {last} in a text of {size} words"
             head.to_labels(answer, probability)
     return None
 
@@ -251,7 +251,7 @@ def check_first_loss(case):
         if not has_label(labels).any() or task["type"] not in ("classification", "tagging", "multilabel", "regression"):
             continue
         if task["type"] == "multilabel" and config.class_weights == "balanced":
-            continue  # rare labels weigh as much as they like
+            continue  # the weights of rare labels are unbounded
         if case.heads[name].first_loss is not None:
             expected, shown = case.heads[name].first_loss, f"near {case.heads[name].first_loss:g}"
         elif task["type"] == "regression":
@@ -266,8 +266,8 @@ def check_first_loss(case):
             )
         least = 0.0 if task["type"] == "regression" else 0.4 * expected
         if not least <= loss.item() <= 2.5 * expected + 0.3:
-            other = "if it is no cross-entropy, set first_loss in the head"
-            return f"the loss of {name!r} begins at {loss.item():.3g}, not {shown}; {other}"
+            other = "if it is not a cross-entropy, set first_loss in the head"
+            return f"the loss of {name!r} starts at {loss.item():.3g}, not {shown}; {other}"
     return None
 
 
@@ -279,12 +279,12 @@ def check_mean_loss(case):
     twice = rows_of(batch, 2 * list(range(len(batch.rows))))
     again = model(twice.inputs, twice.labels).total_loss
     if not abs(again - once) <= 1e-3 * abs(once):
-        return f"each text twice in a batch has a loss of {again.item():.4g}, once {once.item():.4g}"
+        return f"with each text twice in the batch the loss is {again.item():.4g}, with each once {once.item():.4g}"
     return None
 
 
 def skip_if_rows_are_compared(case):
-    """Skips the check if the loss of a row is meant to depend on the others, as contrastive losses do."""
+    """Skips the check if the loss of a row depends on other rows by design, as in contrastive learning."""
     names = [name for name, head in case.heads.items() if head.compares_rows]
     if names:
         raise Skipped(f"the loss of {shorten(names)} compares the rows of a batch, so it depends on --batch_size")
@@ -295,21 +295,21 @@ def check_accumulation(case):
     model, batch = case.model_and_batch(9)
     rows = list(range(len(batch.rows)))
     if len(rows) < 2:
-        raise Skipped("there is a single row")
+        raise Skipped("there is only one row")
     counts = {name: count.to(case.trainer.device) for name, count in model.count_labels(*batch[:2]).items()}
     losses, gradients = [], []
     for parts in ([rows], [rows[: len(rows) // 2], rows[len(rows) // 2 :]]):
         model.zero_grad()
         group = [rows_of(batch, part) for part in parts]
         outputs = [model(part.inputs, part.labels, counts).total_loss for part in group]
-        with torch.backends.cudnn.flags(enabled=False):  # cuDNN's LSTM cannot go backward in evaluation
+        with torch.backends.cudnn.flags(enabled=False):  # cuDNN's LSTM has no backward pass in eval mode
             for loss in outputs:
                 loss.backward()
         losses.append(sum(loss.item() for loss in outputs))
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     gap = float((gradients[0] - gradients[1]).norm() / gradients[0].norm().clamp(min=1e-12))
     if not (abs(losses[0] - losses[1]) <= 1e-3 * abs(losses[0]) and gap <= 1e-2):
-        parts = f"the same in two parts {losses[1]:.4g}, with a gradient that is {gap:.1%} apart"
+        parts = f"the same batch in two parts {losses[1]:.4g}, and the gradients differ by {gap:.1%}"
         return f"one batch has a loss of {losses[0]:.4g}, {parts}"
     return None
 
@@ -325,7 +325,7 @@ def check_no_labels(case):
     return f"texts without labels give {shorten(wrong)} a gradient: is it NaN behind torch.where?" if wrong else None
 
 
-# ---- what is trained -------------------------------------------------------------------------------------------------
+# ---- trained parameters ----------------------------------------------------------------------------------------------
 
 
 def check_gradients(case):
@@ -343,13 +343,13 @@ def check_gradients(case):
         still = [name for name in still if not name.startswith("encoder.") or lora.is_adapter(name)]
         base = [name for name, p in named.items() if p.requires_grad and name.startswith("encoder.")]
         if thawed := [name for name in base if not lora.is_adapter(name)]:
-            return f"{shorten(thawed)} of the base train, though only LoRA's matrices should"
+            return f"{shorten(thawed)} of the base model are trained, though only LoRA's matrices should be"
     if still and not (config.freeze_layers or config.unfreeze_layers):
-        return f"{shorten(still)} do not train, though --freeze_layers is 0"
+        return f"{shorten(still)} are frozen, though --freeze_layers is 0"
     if odd := [name for name, p in named.items() if p.grad is not None and not torch.isfinite(p.grad).all()]:
         return f"the gradient of {shorten(odd)} is not finite"
     if zero := [name for name, p in named.items() if p.grad is not None and not p.grad.any()]:
-        case.notes.append(f"{shorten(zero)} get a gradient of zero: no label of theirs among these rows?")
+        case.notes.append(f"{shorten(zero)} get a gradient of zero: maybe these rows have none of their labels")
     idle = [name for name, p in named.items() if p.requires_grad and p.grad is None]
     inside = [name for name in idle if name.startswith("encoder.")]
     if (
@@ -357,17 +357,17 @@ def check_gradients(case):
         and len(inside) < sum(name.startswith("encoder.") for name in named) / 2
         and is_of_a_library(model.encoder)
     ):
-        case.notes.append(f"{shorten(inside)} of this encoder get no gradient; some families have such parts")
+        case.notes.append(f"{shorten(inside)} of this encoder get no gradient; some families have unused parts")
         idle = [name for name in idle if name not in inside]
     if idle:
         return f"{shorten(idle)} get no gradient"
     learnt = {id(p) for group in case.trainer.optimizer.param_groups for p in group["params"]}
     forgotten = [name for name, p in case.trainer.model.named_parameters() if p.requires_grad and id(p) not in learnt]
-    return f"the optimizer does not know {shorten(forgotten)}" if forgotten else None
+    return f"the optimizer does not have {shorten(forgotten)}" if forgotten else None
 
 
 def tasks_cut_off(model, batch):
-    """A line if the loss of a task does not reach the encoder, or None."""
+    """An error if the loss of a task gives the encoder no gradient, or None."""
     encoder = [p for p in model.encoder.parameters() if p.requires_grad]
     for name, loss in model(batch.inputs, batch.labels).losses.items():
         if encoder and has_label(batch.labels[name]).any():
@@ -399,7 +399,7 @@ def check_registered(case):
 
 
 def unregistered(value, known, place, depth=3):
-    """(where, item) of the modules and tensors in an attribute that are not among the known ones."""
+    """Yields (path, item) for modules and tensors in an attribute that are not in `known`."""
     if isinstance(value, nn.Module | torch.Tensor):
         if id(value) not in known:
             yield place, value
@@ -431,25 +431,25 @@ def check_by_heart(case):
         if learnt and min(shares_right(model, batch).values(), default=1.0) >= 0.95:
             break
         if time.monotonic() - began > SECONDS and max(losses[name] / first[name] for name in losses) < 0.9:
-            raise Skipped(f"in {SECONDS} s of {step} steps the losses fell, but such a model needs longer")
+            raise Skipped(f"the losses fell in {step} steps ({SECONDS} s), but this model needs more time")
     case.learnt = model
     for name, right in shares_right(model, batch).items():
         fallen = losses[name] < 0.35 * first[name] or config.label_smoothing > 0
         if right > 0.89 and fallen:
             continue
         if not any(p.requires_grad for p in model.encoder.parameters()):
-            case.notes.append(f"{name!r}: the frozen encoder tells {right:.0%} of {len(rows)} texts apart")
+            case.notes.append(f"{name!r}: with the frozen encoder {right:.0%} of {len(rows)} texts are right")
             continue
         told = (
-            f"{name!r}: after {step} steps on {len(rows)} texts the loss is {losses[name]:.3g}, first {first[name]:.3g}"
+            f"{name!r}: after {step} steps on {len(rows)} texts the loss is {losses[name]:.3g}, initially {first[name]:.3g}"
         )
-        told += f", and {right:.0%} of the answers are right"
+        told += f", with {right:.0%} of the answers right"
         return f"{told}: loss and decode disagree" if losses[name] < 0.2 * first[name] else told
     return None
 
 
 def distinct_rows(case):
-    """Some rows with all labels whose texts differ: equal ones with other labels could not be told apart."""
+    """Up to BY_HEART rows with different texts, as equal ones may have different labels; rows with labels first."""
     seen, rows = set(), []
     for row in sorted(range(len(case.data.lengths)), key=lambda row: (-case.num_labels(row), case.data.lengths[row])):
         ids = tuple(case.data.batch([row]).inputs["input_ids"][0].tolist())
@@ -461,7 +461,7 @@ def distinct_rows(case):
 
 @torch.no_grad()
 def shares_right(model, batch):
-    """{task: share of its labels that the answers hit}, as its head counts them."""
+    """{task: share of its labels that are predicted}, as counted by the head."""
     model.eval()
     shares = {}
     for name, found in model.decode(model(batch.inputs).logits, batch.inputs).items():
@@ -471,7 +471,7 @@ def shares_right(model, batch):
     return shares
 
 
-# ---- what an answer may depend on ------------------------------------------------------------------------------------
+# ---- what answers may depend on --------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -487,10 +487,10 @@ def check_padding(case):
         wrong = difference(by_task, together)
     if wrong and (family := padding_mixer(model.encoder)):
         case.notes.append(
-            f"{family} mixes padding into its answers by design: {wrong}; a text alone and in a batch differ"
+            f"{family} mixes padding into its answers by design: {wrong} between a text alone and in a batch"
         )
         return None
-    return wrong and f"behind {more} more padding tokens, or alone instead of in a batch, {wrong}"
+    return wrong and f"with {more} more padding tokens, or alone instead of in a batch, {wrong}"
 
 
 def padding_mixer(encoder):
@@ -506,7 +506,7 @@ def check_order(case):
     turned = rows_of(batch, order)
     first, second = model(batch.inputs).logits, model(turned.inputs).logits
     wrong = difference({name: logits[order] for name, logits in first.items()}, second)
-    return wrong and f"the same texts in another order: {wrong}"
+    return wrong and f"with the texts in another order {wrong}"
 
 
 @torch.no_grad()
@@ -540,7 +540,7 @@ def check_other_rows(case):
 
 @torch.no_grad()
 def check_later_words(case):
-    """Of a causal encoder alone: what comes later must not change what a word was."""
+    """For causal encoders: later tokens must not change earlier hidden states."""
     model, batch = case.model_and_batch(4)
     if not is_causal(model.encoder):
         raise Skipped("the encoder is not causal")
@@ -562,7 +562,7 @@ def check_determinism(case):
             random.seed(seed)
             seen.append(answers_of(model, batch))
     wrong = difference(*seen, tolerance=1e-5)
-    return wrong and f"the same batch twice: {wrong}"
+    return wrong and f"between two runs of the same batch {wrong}"
 
 
 @torch.no_grad()
@@ -573,7 +573,7 @@ def check_labels_unseen(case):
     plain = answers_of(model, batch)
     for other in (batch, permuted, without_labels(batch)):
         if wrong := difference(plain, answers_of(model, other, with_labels=True), 1e-5):
-            return f"with other labels beside the same texts {wrong}"
+            return f"with other labels for the same texts {wrong}"
     return None
 
 
@@ -581,7 +581,7 @@ def check_labels_unseen(case):
 def check_extras(case):
     model, batch = case.model_and_batch(8)
     if "extras" not in batch.inputs:
-        raise Skipped("there are none")
+        raise Skipped("there are no extra columns")
     first, deaf = model(batch.inputs).logits, []
     for number, name in enumerate(case.data.featurizer.extras):
         changed = batch.inputs | {"extras": batch.inputs["extras"].clone()}
@@ -610,9 +610,9 @@ def check_inputs_unchanged(case):
 
 @torch.no_grad()
 def check_device(case):
-    """Tensors that the model makes without saying where lie on another device here, and cannot meet its own."""
+    """With another default device, tensors created without a device cannot be combined with the model's own."""
     model, batch = case.model_and_batch(4)
-    model(batch.inputs, batch.labels)  # what it caches on its first call stays where it belongs
+    model(batch.inputs, batch.labels)  # lets it create its caches on the right device
     try:
         with torch.device("meta"):
             output = model(batch.inputs, batch.labels)
@@ -620,15 +620,15 @@ def check_device(case):
     except Exception as error:
         place = own_frame(error)
         if place is None:
-            raise Skipped(f"it cannot be told of this encoder ({first_line(error)})") from None
-        return f"{place} meets a tensor that was made without a device ({first_line(error)})"
+            raise Skipped(f"it cannot be checked for this encoder ({first_line(error)})") from None
+        return f"{place} uses a tensor that was created without a device ({first_line(error)})"
     if odd := [name for name, logits in output.logits.items() if logits.device != case.trainer.device]:
-        return f"the logits of {odd[0]!r} are made without the device of the inputs"
+        return f"the logits of {odd[0]!r} are not on the device of the inputs"
     return None
 
 
 def own_frame(error):
-    """ "file:line" where an error arose, if no library but torch lies between it and the template's own files."""
+    """ "file:line" of an error in this repository's files, also if torch raised it; None if another library did."""
     in_torch = Path(torch.__file__).parent
     frames = traceback.extract_tb(error.__traceback__)
     last = [frame for frame in frames if not Path(frame.filename).is_relative_to(in_torch)][-1]
@@ -636,7 +636,7 @@ def own_frame(error):
 
 
 def is_own(filename):
-    """Whether a file is of this repository, and not of an environment inside it."""
+    """Whether a file belongs to this repository, and not to a virtual environment in it."""
     path = Path(filename)
     return path.is_relative_to(ROOT) and not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
 
@@ -653,18 +653,18 @@ def check_half_precision(case):
             return f"in {kind} the logits of {name!r} are not finite"
         gap = float((half[name] - logits).abs().mean() / logits.abs().mean().clamp(min=0.3))
         if not gap <= 0.15:
-            return f"in {kind} the logits of {name!r} are {gap:.0%} away from full precision"
+            return f"in {kind} the logits of {name!r} differ by {gap:.0%} from full precision"
     return None
 
 
 # ---- checkpoints, prediction -----------------------------------------------------------------------------------------
 
 
-OURS = 1000  # the number of no signal
+OURS = 1000  # not the number of any signal
 
 
 class StopAt(Trick):
-    """Stops a run after so many steps, as a signal does."""
+    """Stops a run after a given step, as a signal does."""
 
     def __init__(self, trainer, step):
         self.trainer, self.step = trainer, step
@@ -677,21 +677,21 @@ class StopAt(Trick):
 def check_resume(case):
     config = case.trainer.config
     if case.trainer.device.type == "cuda" and not config.deterministic:
-        raise Skipped("equal bytes on a GPU need --deterministic")
+        raise Skipped("on a GPU, equal bytes need --deterministic")
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:
         options = dict(output_dir=folder, early_stop_patience=0, compile=False, save_steps=0, save_epoch=0)
         trainer = case.build(**options, model_version="whole")
         steps = trainer.config.epochs * -(-len(trainer.train_loader) // trainer.config.gradient_accumulation_steps)
         if steps < 3:
-            raise Skipped(f"{steps} steps are too few to stop between them")
+            raise Skipped(f"{steps} steps are too few to stop and resume")
         half, whole = 1, min(3, steps - 1)
         run_until(trainer, whole)
         run_until(case.build(**options, model_version="stopped"), half)
         again = case.build(**options, model_version="stopped")
         with torch.no_grad():
             for name in dict(again.model.named_parameters()).keys() & lora.kept_tensors(again.model).keys():
-                again.model.get_parameter(name).zero_()  # nothing but the checkpoint may be known, or a LoRA's base
+                again.model.get_parameter(name).zero_()  # so that they can only come from the checkpoint; not the base of LoRA
         run_until(again, whole)
         name = f"step_{whole:08d}"
         manifests = [
@@ -701,12 +701,12 @@ def check_resume(case):
     differ = [
         file for file in manifests[0] if file.endswith(".safetensors") and manifests[0][file] != manifests[1][file]
     ]
-    told = f"stopped after step {half} and resumed, {', '.join(differ)} differ after step {whole} from those of a run"
-    return f"{told} that was not stopped" if differ else None
+    told = f"after a stop at step {half} and a resume, {', '.join(differ)} at step {whole} differ from those of"
+    return f"{told} an uninterrupted run" if differ else None
 
 
 def run_until(trainer, step):
-    """Trains from the newest checkpoint, if there is one, up to a step, and saves there."""
+    """Trains up to a step and saves there; starts from the newest checkpoint if there is one."""
     trainer.config.run_dir.mkdir(parents=True, exist_ok=True)
     trainer.tricks.append(StopAt(trainer, step))
     trainer.tracker_kinds = ()
@@ -727,7 +727,7 @@ def check_prediction(case):
     for name in labels:
         differ = [i for i, pair in enumerate(zip(labels[name], evaluation.predicted[name])) if not same(*pair)]
         if differ and (family := padding_mixer(trainer.model.encoder)):
-            case.notes.append(f"{family} mixes padding into its answers: {len(differ)} depend on the size of batches")
+            case.notes.append(f"{family} mixes padding into its answers: {len(differ)} depend on the batch size")
             return None
         if differ:
             return f"{len(differ)} of {len(labels[name])} answers for {name!r} differ between batches of 64 and of 5"
@@ -735,7 +735,7 @@ def check_prediction(case):
     differ = [
         name for name, value in recomputed.items() if not math.isclose(value, evaluation.scores[name], abs_tol=1e-4)
     ]
-    return f"{differ[0]} of eval is not that of its predictions" if differ else None
+    return f"{differ[0]} of the evaluation is not that of the predictions" if differ else None
 
 
 def same(one, other):
@@ -743,7 +743,7 @@ def same(one, other):
 
 
 class OtherProcess:
-    """Evaluates and predicts the rows of the check in a new process, from the checkpoint alone."""
+    """Evaluates and labels the rows of the check in a new process, from the checkpoint only."""
 
     def __init__(self, case):
         self.folder = tempfile.TemporaryDirectory()
@@ -766,7 +766,7 @@ class OtherProcess:
         self.folder.cleanup()
 
     def result(self):
-        """(scores of dev, rows of the prediction file). UserError if the process failed."""
+        """(dev scores, rows of the prediction file). Raises UserError if the process failed."""
         _, errors = self.process.communicate()
         if self.process.returncode:
             last = (errors.strip().splitlines() or [f"exit code {self.process.returncode}"])[-1]
@@ -779,7 +779,7 @@ class OtherProcess:
 
 def check_other_process(case):
     if case.other is None:
-        raise Skipped("there is no checkpoint of the rehearsal")
+        raise Skipped("the trial run left no checkpoint")
     scores, rows = case.other.result()
     trainer = case.build(compile=False)
     checkpoint.load_weights(trainer.model, case.best)
@@ -795,17 +795,17 @@ def check_other_process(case):
             labels = [prediction_row(case.data[i], answer, trainer.tasks)[name] for i, answer in enumerate(answers)]
             written = [[one | {"probability": 1.0} for one in found] for found in written]
         if not all(map(same, labels, written)):
-            return f"answers for {name!r} are not those of a new process"
+            return f"answers for {name!r} differ from those of a new process"
     return None
 
 
 CHECKS = [
     Check("shapes, labels and label counts", check_shapes, "the head's forward, decode and label_mask"),
-    Check("the first loss is near that of guessing", check_first_loss, "the head's loss; MyLoss"),
+    Check("the first loss is near that of random guessing", check_first_loss, "the head's loss; MyLoss"),
     Check(
         "the loss is a mean over labels", check_mean_loss, "the head's loss: a sum, which MyLoss divides by the count"
     ),
-    Check("accumulation equals one batch", check_accumulation, "losses that look at other rows of their batch"),
+    Check("accumulation equals one batch", check_accumulation, "losses that use other rows of their batch"),
     Check("texts without labels have no loss", check_no_labels, "the head's loss where labels are IGNORE or NaN"),
     Check(
         "every trained parameter gets a gradient, frozen ones none",
@@ -826,19 +826,19 @@ CHECKS = [
     Check("later words change nothing for a causal encoder", check_later_words, "the encoder's attention mask"),
     Check("evaluation is deterministic", check_determinism, "F.dropout without training=self.training; random numbers"),
     Check(
-        "forward leaves its inputs alone", check_inputs_unchanged, "methods that end in _ and assignments into inputs"
+        "forward does not change its inputs", check_inputs_unchanged, "methods that end in _ and assignments into inputs"
     ),
     Check("the model follows .to(device)", check_device, "torch.zeros, arange, tensor without device="),
     Check("half precision is close to full", check_half_precision, "large constants, sums of many terms, exp"),
     Check("predictions equal evaluation", check_prediction, "decode, where it depends on the batch"),
-    Check("resuming equals going on", check_resume, "numbers in attributes, random numbers of another library"),
+    Check("resuming equals an uninterrupted run", check_resume, "values in plain attributes, random numbers of another library"),
     Check("a new process gives the same answers", check_other_process, "what load_checkpoint and build_model rebuild"),
 ]
 
 
 @contextmanager
 def quiet():
-    """Only errors are logged inside."""
+    """Context in which only errors are logged."""
     loggers = [logger, logging.getLogger("transformers")]
     levels = [one.level for one in loggers]
     try:
@@ -851,9 +851,9 @@ def quiet():
 
 
 def check_model(case):
-    """Runs all checks and logs a line for each, and a verdict. -> {name of a check that failed: what is wrong}
+    """Runs all checks, and logs a line for each and a summary. -> {name of a failed check: error}
 
-    SIGTERM and SIGINT end it after the check that is running: Interrupted.
+    On SIGTERM and SIGINT it raises Interrupted after the current check.
     """
     failed, skipped = {}, 0
     case.other = OtherProcess(case) if case.best is not None and case.command else None
@@ -870,7 +870,7 @@ def check_model(case):
                     logger.info(told + (f": {wrong}" if wrong else "") + "".join(f"; note: {n}" for n in case.notes))
                 stop.check()
                 if check.run is check_shapes and "not finite" in str(wrong):
-                    logger.error("the other checks would say the same")
+                    logger.error("the other checks would fail for the same reason")
                     break
     finally:
         if case.other is not None:
@@ -883,7 +883,7 @@ def check_model(case):
 
 
 def run_check(check, case):
-    """("ok", "skipped" or "FAILED"; why)"""
+    """("ok", "skipped" or "FAILED", the reason or None)"""
     case.notes.clear()
     try:
         with quiet():
@@ -892,15 +892,15 @@ def run_check(check, case):
         return "skipped", str(reason)
     except Interrupted:
         raise
-    except Exception as error:  # whatever an edited model raises
+    except Exception as error:  # an edited model may raise anything
         return "FAILED", f"{type(error).__name__}: {first_line(error)}{place_of(error)}"
     return ("FAILED", wrong) if wrong else ("ok", None)
 
 
 @contextmanager
 def rehearsal():
-    """`with rehearsal() as failures:` — an exception inside is one line, its traceback goes to the log file, and the
-    checks can say why. A mistake of the user, a signal and the operating system's errors are raised as ever."""
+    """`with rehearsal() as failures:` runs the trial run. An exception becomes one line, with the traceback in the log
+    file, so that the checks can find the cause. UserError, Interrupted and OSError are raised as usual."""
     failures = []
     try:
         yield failures
@@ -910,7 +910,7 @@ def rehearsal():
         failures.append(error)
         told = f"{type(error).__name__}: {first_line(error)}{place_of(error)}"
         logger.error(
-            f"the rehearsal FAILED: {told}. The model is checked all the same; the traceback is in the log file"
+            f"the trial run FAILED: {told}. The model is checked nevertheless; the traceback is in the log file"
         )
         for handler in logger.handlers:
             if isinstance(handler, logging.FileHandler):
@@ -918,7 +918,7 @@ def rehearsal():
 
 
 def place_of(error):
-    """ " (file:line: code)" of the innermost line of the template's own files, not those of this check."""
+    """ " (file:line: code)" of the innermost frame in this repository's files except this one."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_own(frame.filename)]
     own = [frame for frame in frames if Path(frame.filename) != Path(__file__)]
     return f" ({Path(own[-1].filename).name}:{own[-1].lineno}: {own[-1].line})" if own else ""

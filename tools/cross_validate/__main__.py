@@ -1,12 +1,12 @@
-"""Trains every fold of a processed folder and puts the folds together.
+"""Trains every fold of a processed folder and combines the results.
 
     python data_process.py --input DATA --output_dir dataset/NAME --n_splits 5
     python -m tools.cross_validate --data_path dataset/NAME --pretrain_model_path bert-base-uncased
 
-Takes main.py's flags. Each fold is a run of its own, OUTPUT_DIR/<version>-fold_<k>; started again, it goes on where it
-stopped. In OUTPUT_DIR/<version>-folds: out_of_fold.csv (each row once, by the model that never saw it), predictions.csv
-(the test part, by the mean of the folds' probabilities), folds.json (scores of each fold, mean, standard deviation) and
-report.html (docs/report.md).
+Takes main.py's flags. Each fold is a run in OUTPUT_DIR/<version>-fold_<k>; the same command resumes an interrupted one.
+OUTPUT_DIR/<version>-folds gets out_of_fold.csv (each row once, labelled by the model that was not trained on it),
+predictions.csv (the test part, labelled with the mean of the folds' probabilities), folds.json (scores of each fold,
+mean, standard deviation) and report.html (docs/report.md).
 """
 
 import dataclasses
@@ -72,7 +72,7 @@ def main(config):
 
 
 def refuse_other_work(config: Config) -> None:
-    """UserError for options of main.py that have no effect on folds, or cannot work there, before anything runs."""
+    """Raises UserError for main.py options that have no effect on folds or cannot work there."""
     others = "predict_file predict_output checkpoint shard fold"
     given = [name for name in others.split() if getattr(config, name) != getattr(Config, name)]
     if given:
@@ -83,7 +83,7 @@ def refuse_other_work(config: Config) -> None:
 
 
 def fold_rows(number, data, predictions, tasks):
-    """The rows of out_of_fold.csv of a fold's dev part."""
+    """Rows of out_of_fold.csv for a fold's dev part."""
     from engine.predict.predictions import prediction_rows
     from metrics import is_right
 
@@ -97,19 +97,19 @@ def fold_numbers(data_path):
         raise UserError("tools.cross_validate trains one fold after another in one process; start it without torchrun")
     numbers = sorted(int(path.name[5:]) for path in data_path.glob("fold_*"))
     if not numbers:
-        raise UserError(f"{data_path}: no folds in it; make them with data_process.py --n_splits 5")
+        raise UserError(f"{data_path}: has no folds; make them with data_process.py --n_splits 5")
     return numbers
 
 
 def train_folds(folds):
-    """Each fold as main.py would train it; one that is finished is left as it is. -> the exit code"""
+    """Trains each fold as main.py would; a finished one is left unchanged. -> the exit code"""
     from main import main as train_one
 
     return max([train_one(fold) or 0 for fold in folds])
 
 
 def load_fold(fold):
-    """(trainer of the fold's best model, loader of its dev part, loader of the test part or None)."""
+    """(Trainer with the fold's best model, loader of its dev part, loader of the test part or None)."""
     from data_loader import MyDataLoader, MyDataset
     from engine.run.device import to_device
     from main import load_trained
@@ -125,7 +125,7 @@ def load_fold(fold):
 
 
 def leave_report(folder, trainer, folds, parts):
-    """report.html of all folds, from the answers that lie there already. trainer: of one of them."""
+    """Writes report.html of all folds from the answers already in the folder. trainer: that of any fold"""
     import metrics
     from engine.predict.answers import write_about
     from tools.report.page import show_report

@@ -1,1 +1,1 @@
-"""Labels what someone types, in the terminal or into a page: docs/demo.md."""
+"""Labels typed text, in the terminal or in a web page: docs/demo.md."""

@@ -1,8 +1,8 @@
-"""Labels what someone types, with the best checkpoint of a run: into a page on this machine, or in the terminal.
+"""Labels typed text with the best checkpoint of a run, in a web page on this machine or in the terminal.
 
 pip install -r tools/demo/requirements.txt
 python -m tools.demo --model_version sample               # a page at http://127.0.0.1:8000
-python -m tools.demo --model_version sample --terminal    # needs no other package
+python -m tools.demo --model_version sample --terminal    # needs no more packages
 """
 
 import dataclasses
@@ -20,33 +20,33 @@ from logging_config import get_logger
 
 @dataclass
 class DemoConfig:
-    """Options of `tools.demo`; those that main.py has as well mean the same."""
+    """Options of `tools.demo`; those it shares with main.py mean the same."""
 
-    terminal: bool = option(False, "a prompt in the terminal instead of a page")
-    address: str = option("127.0.0.1:8000", "where the page is served; port 0: one that is free")
+    terminal: bool = option(False, "a prompt in the terminal instead of a web page")
+    address: str = option("127.0.0.1:8000", "address of the page; port 0: a free port")
     checkpoint: str = option("", "checkpoint folder (default: best of the run)", group="model")
-    model_version: str = option("", "the run's folder in --output_dir (default: that of the data)")
-    output_dir: str = option("output", "runs are kept here")
-    data_path: str = option(Config.data_path, "processed folder whose test part has the examples of the page")
-    pretrain_model_path: str = option("", "where the base of a LoRA adapter lies, if not where it was")
+    model_version: str = option("", "name of the run's folder in --output_dir (default: that of the data)")
+    output_dir: str = option("output", "folder of the runs")
+    data_path: str = option(Config.data_path, "processed folder whose test part gives the examples of the page")
+    pretrain_model_path: str = option("", "path of the base model of a LoRA adapter, if it has moved")
     device: str = option("auto", "auto, cpu, cuda, cuda:0, …", group="machine")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("fp32", "autocast to half precision")
-    eval_batch_size: int = option(64, "texts in a batch")
-    report_language: Literal["auto", "en", "zh"] = option("auto", "of the page; auto: that of the texts")
+    eval_batch_size: int = option(64, "texts per batch")
+    report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: that of the texts")
 
     def __post_init__(self):
         if is_launched():
-            raise UserError("tools.demo answers from a single process; start it without torchrun")
+            raise UserError("tools.demo works in a single process; start it without torchrun")
         self.for_run()  # checks them
 
     def for_run(self) -> Config:
-        """The options of main.py with which the checkpoint is loaded."""
+        """The main.py options used to load the checkpoint."""
         names = {field.name for field in dataclasses.fields(Config)}
         return Config(do_predict=True, **{name: value for name, value in vars(self).items() if name in names})
 
 
 def main(config: DemoConfig) -> int:
-    """Answers until Ctrl-C."""
+    """Labels texts until Ctrl-C."""
     from data_loader import MyDataLoader, MyDataset
     from engine.run.device import to_device
     from main import load_trained

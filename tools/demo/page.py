@@ -1,12 +1,12 @@
-"""python -m tools.demo: a page on this machine where one types and sees what the model answers.
+"""python -m tools.demo: a web page on this machine that labels typed text.
 
-    GET  /         the page; it asks for nothing from elsewhere
-    GET  /example  a row of the test part at random, as `Examples.shown` gives it
-    POST /label    {"texts": [a string, or {"text", "text_pair"?, "extras"?}]} -> {"answers": [as a Labeller gives
-                   them]}; {"error": a sentence} with 400 for what cannot be read, 413 for what is too long
+    GET  /         the page; it loads nothing from other hosts
+    GET  /example  a random row of the test part, as returned by `Examples.shown`
+    POST /label    {"texts": [a string, or {"text", "text_pair"?, "extras"?}]} -> {"answers": [as from a Labeller]};
+                   {"error": a sentence} with 400 for an invalid request, 413 for one that is too long
 
-The server listens on the loopback address unless --address says otherwise, and answers there only requests that
-were made to it by that name: a page elsewhere cannot have the browser read it under a name of its own.
+The server listens on the loopback address unless --address says otherwise. There it only answers requests with its own
+host name, so that no other site can read it through the browser under another name (DNS rebinding).
 """
 
 import ipaddress
@@ -23,12 +23,12 @@ from tools.report.page import environment, json_in_page, raw
 from tools.report.texts import Words, language_of
 
 logger = logging.getLogger("template")
-MOST_BYTES = 8_000_000  # of a request: MOST_TEXTS pairs of MOST_CHARACTERS in most scripts
+MOST_BYTES = 8_000_000  # per request: enough for MOST_TEXTS pairs of MOST_CHARACTERS in most scripts
 FIELDS = ("text", "send", "another", "examples", "gold", "cut", "none", "unreachable")
 
 
 def parse_address(text):
-    """'127.0.0.1:8000', '[::1]:8000', 'localhost:0' -> (host, port). UserError for anything else."""
+    """Parses '127.0.0.1:8000', '[::1]:8000' or 'localhost:0' as (host, port). Raises UserError for anything else."""
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
@@ -37,7 +37,7 @@ def parse_address(text):
 
 
 def listen(address):
-    """A socket that listens at --address. UserError if it cannot be had, or the server's packages are missing."""
+    """A socket listening at --address. Raises UserError if that fails or the server's packages are missing."""
     try:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
@@ -48,7 +48,7 @@ def listen(address):
     try:
         family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.create_server(place[:2], family=family)
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else an answer waits 40 ms for an ACK
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # otherwise an answer waits 40 ms for an ACK
         return listening
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (")[0].lower()
@@ -56,20 +56,20 @@ def listen(address):
 
 
 def run_demo(label, examples, listening, address, language="auto"):
-    """Serves the page until Ctrl-C or SIGTERM. label: a Labeller; listening: of `listen`. -> 0"""
+    """Serves the page until Ctrl-C or SIGTERM. label: a Labeller; listening: from `listen`. -> 0"""
     import uvicorn
 
     host, port = parse_address(address)[0], listening.getsockname()[1]
     app = build_app(label, examples, names_of(host, listening), language)
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=3)
-    # uvicorn stops in good order on a signal, and then sends it once more to the handlers that were there before
+    # uvicorn shuts down cleanly on a signal and then raises it again for the previous handlers
     server = uvicorn.Server(config)
     before = {
         number: signal.signal(number, lambda *_: setattr(server, "should_exit", True))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        logger.info(f"http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C ends it)")
+        logger.info(f"http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C stops the server)")
         server.run(sockets=[listening])
     finally:
         for number, handler in before.items():
@@ -79,14 +79,14 @@ def run_demo(label, examples, listening, address, language="auto"):
 
 
 def names_of(host, listening):
-    """The names by which the server may be asked: its own; any if it serves other machines."""
+    """Host names that requests may use: its own, or any if it serves other machines."""
     if not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
         return ["*"]
     return [f"[{host}]" if ":" in host else host, "localhost", "127.0.0.1", "[::1]"]
 
 
 def page(label, examples, language):
-    """The page, as a string."""
+    """The page as a string."""
     first = examples.first()
     words = Words(language_of(language, [item["given"]["text"] for item in first]))
     data = {
@@ -105,11 +105,11 @@ def page(label, examples, language):
 
 
 async def read_body(request):
-    """The bytes of a request, or None if they are more than MOST_BYTES."""
+    """The body of a request, or None if it is larger than MOST_BYTES."""
     from starlette.requests import ClientDisconnect
 
     body = b""
-    with suppress(ClientDisconnect):  # then half of it is no JSON, and nobody hears it
+    with suppress(ClientDisconnect):  # then the rest is invalid JSON, and no client is left to answer
         async for part in request.stream():
             body += part
             if len(body) > MOST_BYTES:
@@ -118,19 +118,19 @@ async def read_body(request):
 
 
 def texts_of(body):
-    """The texts of a request. UserError if they are none."""
+    """The texts of a request. Raises UserError if it is invalid."""
     try:
         given = json.loads(body)
     except (ValueError, RecursionError):
         raise UserError("the request is not JSON") from None
     texts = given.get("texts") if isinstance(given, dict) else None
     if not isinstance(texts, list) or not texts:
-        raise UserError('the request must be {"texts": [one text or more]}')
+        raise UserError('the request must be {"texts": [one or more texts]}')
     return texts
 
 
 def build_app(label, examples, names, language="auto"):
-    """The server's ASGI application."""
+    """The ASGI application of the server."""
     from starlette.applications import Starlette
     from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
@@ -150,17 +150,17 @@ def build_app(label, examples, names, language="auto"):
     async def answer(request):
         body = await read_body(request)
         if body is None:
-            return JSONResponse({"error": f"a request has at most {MOST_BYTES:,} bytes"}, 413)
+            return JSONResponse({"error": f"a request may have at most {MOST_BYTES:,} bytes"}, 413)
         try:
             texts = texts_of(body)
             if len(texts) > MOST_TEXTS or any(map(too_long, texts)):
-                limits = f"at most {MOST_TEXTS} texts of {MOST_CHARACTERS:,} characters each are read at once"
+                limits = f"a request may have at most {MOST_TEXTS} texts of {MOST_CHARACTERS:,} characters each"
                 return JSONResponse({"error": limits}, 413)
             return JSONResponse({"answers": await run_in_threadpool(label, texts)})
         except UserError as error:
             return JSONResponse({"error": printable(error)}, 400)
-        except ValueError:  # of JSON, which has no NaN
-            return JSONResponse({"error": "the model's answer is no number: its training has diverged"}, 500)
+        except ValueError:  # from JSON, which has no NaN
+            return JSONResponse({"error": "the model's answer is not a number: its training has diverged"}, 500)
 
     return Starlette(
         routes=[Route("/", show), Route("/example", another), Route("/label", answer, methods=["POST"])],
@@ -174,5 +174,5 @@ def too_long(given):
 
 
 def printable(error):
-    """Its sentence, in which no lone surrogate is left."""
+    """Its message without lone surrogates."""
     return str(error).encode("utf-8", "replace").decode()

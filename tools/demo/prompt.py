@@ -1,7 +1,7 @@
-"""python -m tools.demo --terminal: a prompt in the terminal, and what the model answers to each text.
+"""python -m tools.demo --terminal: a prompt in the terminal that labels each typed text.
 
-Where stdin is no terminal each line of it is a text, and nothing is asked. Colours are for terminals alone, and not
-where NO_COLOR is set (https://no-color.org).
+If stdin is not a terminal, each line is a text and there is no prompt. Colours are used only in terminals, unless
+NO_COLOR is set (https://no-color.org).
 """
 
 import contextlib
@@ -13,21 +13,21 @@ from engine.errors import UserError
 from engine.run.command_line import one_line
 from engine.task.extras import extras_of, pairs_of
 
-COLOURS = (34, 33, 32, 35, 31, 36, 94, 95)  # of SGR, a type of entity each
+COLOURS = (34, 33, 32, 35, 31, 36, 94, 95)  # SGR codes, one per entity type
 BOLD, DIM = "1", "2"
 
 
 def run_prompt(label):
-    """Asks for texts until Ctrl-D. label: a Labeller. Ctrl-C ends it as KeyboardInterrupt."""
+    """Reads texts and prints their labels until Ctrl-D. label: a Labeller. Ctrl-C raises KeyboardInterrupt."""
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "replace")
-    sys.stdout.styled = True  # see PrintableOutput; what is drawn has no escape sequences but ours
+    sys.stdout.styled = True  # see PrintableOutput; the only escape sequences are those of `painter`
     asks = sys.stdin.isatty()
     paint = painter(sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb")
     if asks:
-        with contextlib.suppress(ImportError):  # arrow keys, and longer lines than a terminal passes on
+        with contextlib.suppress(ImportError):  # arrow keys, and lines longer than the terminal's limit
             import readline  # noqa: F401
-        print("Type a text; Ctrl-D ends.")
+        print("Type a text; Ctrl-D quits.")
     while True:
         try:
             given = ask(label.tasks, asks)
@@ -44,7 +44,7 @@ def run_prompt(label):
 
 
 def ask(tasks, asks):
-    """What the model reads, a line each: a text, a second one, a number of each column. None if the first is empty."""
+    """Reads one line for each input: the text, a second text, each column. None if the text is empty."""
     given = {"text": read("text> ", asks)}
     if not given["text"].strip():
         return None
@@ -60,7 +60,7 @@ def read(question, asks):
 
 
 def painter(colours):
-    """paint(text, SGR codes) -> the text, in colour or as it is; what would steer the terminal becomes a sign."""
+    """paint(text, SGR codes) -> the text, in colour or plain, with control characters replaced by U+FFFD."""
 
     def paint(text, *codes):
         plain = "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in text)
@@ -74,7 +74,7 @@ def drawn(answer, paint):
     width = max(len(task["task"]) for task in answer["tasks"])
     lines = [f"  {paint(task['task'].ljust(width), DIM)}  {answer_line(task, paint)}" for task in answer["tasks"]]
     if answer["cut"]:
-        lines.append(f"  {answer['cut']} sub-tokens at the end were not seen: the text is longer than --max_length")
+        lines.append(f"  {answer['cut']} sub-tokens at the end were cut off: the text is longer than --max_length")
     return "\n".join(lines)
 
 
@@ -91,7 +91,7 @@ def answer_line(task, paint):
 
 
 def marked_line(pieces, paint, colours=()):
-    """[entity type], nested ones within; in the colours of the types."""
+    """A line with entities as [text type], also nested, coloured by type."""
     line = ""
     for piece in pieces:
         if isinstance(piece, str):

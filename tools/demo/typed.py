@@ -1,4 +1,4 @@
-"""Texts that someone types -> what a trained model answers, for the prompt (tools/demo/prompt.py) and the page
+"""Labels typed texts with a trained model, for the prompt (tools/demo/prompt.py) and the web page
 (tools/demo/page.py)."""
 
 import json
@@ -13,24 +13,24 @@ from engine.task.extras import extras_of, pairs_of
 from engine.task.tags import has_spans, is_tagging, kind_of, needs_words
 from tools.report.marked import Mark, split_crossing, tree
 
-MOST_CHARACTERS = 10_000  # of a text
-MOST_TEXTS = 64  # that are labelled together
-MOST_ROW = 1_000_000  # bytes of an example
-MOST_LABELS = 5  # of a distribution that are shown
+MOST_CHARACTERS = 10_000  # per text
+MOST_TEXTS = 64  # per request
+MOST_ROW = 1_000_000  # bytes of an example row
+MOST_LABELS = 5  # shown of a distribution
 
 
 def as_example(given, tasks):
-    """What was typed, {"text", "text_pair"?, "extras"?: {column: number}}, or a text alone -> an example for these
-    tasks. UserError that says what is wrong with it."""
+    """An example for these tasks from typed input: a text, or {"text", "text_pair"?, "extras"?: {column: number}}.
+    Raises UserError if the input is invalid."""
     given = {"text": given} if isinstance(given, str) else given
     if not isinstance(given, dict) or not isinstance(given.get("text"), str):
         raise UserError('each text must be a string, or an object with a string "text"')
     if unknown := sorted(given.keys() - {"text", "text_pair", "extras"}):
-        raise UserError(f"{unknown[0]!r} is not known; a text may have text, text_pair and extras")
+        raise UserError(f"unknown key {unknown[0]!r}; a text may have text, text_pair and extras")
     if pairs_of(tasks) and not isinstance(given.get("text_pair"), str):
         raise UserError("this model reads pairs of texts: text_pair must be a string")
     if not isinstance(given.get("extras") or {}, dict):
-        raise UserError("extras must be an object: the number of each column")
+        raise UserError("extras must be an object with a number for each column")
     if not given["text"].strip():
         raise UserError("the text is empty")
     example = {"id": "0", "text": given["text"]}
@@ -38,24 +38,24 @@ def as_example(given, tasks):
         example["text_pair"] = given["text_pair"]
     for text in (value for name, value in example.items() if name != "id"):
         if len(text) > MOST_CHARACTERS:
-            raise UserError(f"the text has {len(text):,} characters; at most {MOST_CHARACTERS:,} are read here")
+            raise UserError(f"the text has {len(text):,} characters; at most {MOST_CHARACTERS:,} are allowed")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UserError("the text holds half a character, or bytes that are not UTF-8")
     return next(prepare_inputs([example | {"extras": given.get("extras") or {}}], tasks, "typed"))
 
 
 class Labeller:
-    """`label(texts)`: what a Trainer's model answers to texts that were typed.
+    """`label(texts)` labels typed texts with a Trainer's model.
 
-    load: examples -> a MyDataLoader of them. One call at a time; others wait.
+    load: examples -> a MyDataLoader. Concurrent calls run one at a time.
     """
 
     def __init__(self, trainer, load):
         self.trainer, self.tasks, self.load, self.lock = trainer, trainer.tasks, load, Lock()
 
     def __call__(self, texts):
-        """[as `as_example` takes them] -> [{"prediction": as in predictions.jsonl, "tasks": [as `view` gives them],
-        "cut": sub-tokens that the model did not see}]. UserError for a text that cannot be read."""
+        """[inputs of `as_example`] -> [{"prediction": as in predictions.jsonl, "tasks": [results of `view`], "cut":
+        number of sub-tokens cut off}]. Raises UserError if a text is invalid."""
         examples = [as_example(text, self.tasks) for text in texts]
         with self.lock:
             loader = self.load(examples)
@@ -71,10 +71,10 @@ class Labeller:
 
 
 def view(example, name, tasks, label, probability=None, average=None):
-    """A task's answer, or its gold label, as people look at it: {"task", "kind"} and
+    """A task's answer or gold label for display: {"task", "kind"} and
 
-    of words: "marked", the text in pieces: strings, and {"label", "colour", "first", "inside": pieces};
-    of numbers: "value"; of labels: "labels", [[label, probability or None, whether it was chosen]], likeliest first.
+    for words: "marked", the text in pieces: strings, and {"label", "colour", "first", "inside": pieces};
+    for regression: "value"; for labels: "labels", [[label, probability or None, whether chosen]], likeliest first.
     """
     task = tasks[name]
     kind = kind_of(task)
@@ -94,7 +94,7 @@ def view(example, name, tasks, label, probability=None, average=None):
 
 
 def marked(example, task, tasks, label):
-    """The pieces of a text with its entities, or where there are none with the tag of each word."""
+    """The pieces of a text with its entities or, for other tags, with the tag of each word."""
     text, places = text_and_places(example, tasks)
     kinds = sorted({tag.partition("-")[2] or tag for tag in task.get("labels", ()) if tag != "O"})
     if has_spans(task["type"]):
@@ -111,7 +111,7 @@ def marked(example, task, tasks, label):
 
 
 def pieces(found, colours):
-    """A tree of tools/report/marked.py as JSON."""
+    """A tree from tools/report/marked.py as JSON."""
     return [
         item
         if isinstance(item, str)
@@ -126,23 +126,23 @@ def pieces(found, colours):
 
 
 class Examples:
-    """Rows of a test part, to try: of the first folder that has one with the model's tasks and labels.
+    """Example rows from the test part of the first folder that has the model's tasks and labels.
 
-    Nothing is kept in memory: `first` reads the first rows, `any` one from somewhere in the file.
+    Nothing is kept in memory: `first` reads the first rows, `any` a random one.
     """
 
     def __init__(self, folders, tasks):
         self.tasks, self.path = tasks, next((p for p in map(Path, folders) if is_of(p, tasks)), None)
 
     def first(self, most=8):
-        """[as `shown` gives them]"""
+        """The first rows, as from `shown`."""
         if self.path is None:
             return []
         with open(self.path / "test.jsonl", "rb") as file:
             return list(filter(None, (self.shown(line) for line, _ in zip(file, range(most)))))
 
     def any(self, random=random):
-        """A row at random, long ones more often; None if there is none that can be read here."""
+        """A random row, long ones more often; None if no valid row is found."""
         if self.path is None:
             return None
         with open(self.path / "test.jsonl", "rb") as file:
@@ -157,7 +157,7 @@ class Examples:
         return None
 
     def shown(self, line):
-        """A row as {"given": what one would type, "gold": [as `view` gives them]}; None if it cannot be read here."""
+        """A row as {"given": input for `as_example`, "gold": [results of `view`]}; None if it is not valid here."""
         try:
             row = json.loads(line)
             given = {"text": text_and_places(row, self.tasks)[0]}
@@ -166,12 +166,12 @@ class Examples:
             as_example(given, self.tasks)
             known = [name for name in self.tasks if row.get(name) is not None]
             return {"given": given, "gold": [view(row, name, self.tasks, row[name]) for name in known]}
-        except (ValueError, KeyError, TypeError, AttributeError):  # a UserError is a ValueError
+        except (ValueError, KeyError, TypeError, AttributeError):  # UserError is a ValueError
             return None
 
 
 def is_of(folder, tasks):
-    """Whether a data folder has a test part, and the labels of these tasks."""
+    """Whether a data folder has a test part and the labels of these tasks."""
     try:
         there = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
         same = {n: t.get("labels") for n, t in there.items()} == {n: t.get("labels") for n, t in tasks.items()}

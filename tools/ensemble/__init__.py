@@ -1,1 +1,1 @@
-"""Several trained runs as one model, and which of them are worth it: docs/ensemble.md."""
+"""Combines several trained runs into one model and measures which of them help: docs/ensemble.md."""

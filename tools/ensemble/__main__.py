@@ -1,14 +1,14 @@
-"""Several trained runs as one model: scored on dev and test, selected on dev, and labelling texts together.
+"""Combines several trained runs into one model: scores them on dev and test, selects on dev, and labels texts.
 
     python -m tools.ensemble output/a output/b output/c
     python -m tools.ensemble output/a output/b output/c --predict_file texts.txt --predict_output labelled.csv
 
-A RUN is a run folder (its checkpoints/best counts) or a checkpoint folder, of any encoder and tokenizer; tasks, labels
-and heads (CRF or not) must be the same. Probabilities are averaged, of a CRF the scores of paths (docs/ensemble.md).
+A RUN is a run folder (its checkpoints/best is used) or a checkpoint folder. Encoders and tokenizers may differ; tasks,
+labels and heads (CRF or not) must be the same. Probabilities are averaged; for a CRF, path scores (docs/ensemble.md).
 
-Without --predict_file: scores of each run, of all, and of those that a greedy search on dev selected, with the gain
-over the best single run. In OUTPUT_DIR/ensemble: ensemble.json with all of these; and of all runs together, with
---select of the selected ones, eval.json, predictions.csv of the test part and report.html.
+Without --predict_file it scores each run, all runs together, and the runs that a greedy search on dev selects, with the
+gain over the best single run. OUTPUT_DIR/ensemble gets ensemble.json with all of these scores, and eval.json,
+predictions.csv of the test part and report.html for all runs together, or for the selected ones with --select.
 """
 
 import dataclasses
@@ -33,36 +33,36 @@ logger = logging.getLogger("template")
 
 @dataclass
 class EnsembleConfig:
-    """Options of `tools.ensemble`; those that main.py has as well mean the same."""
+    """Options of `tools.ensemble`; those it shares with main.py mean the same."""
 
-    runs: tuple[str, ...] = option((), "two or more: folders of runs, or of checkpoints", positional="RUN")
-    data_path: str = option("", "processed folder whose dev and test count (default: that of the first run)")
+    runs: tuple[str, ...] = option((), "two or more run folders or checkpoint folders", positional="RUN")
+    data_path: str = option("", "processed folder with the dev and test parts (default: that of the first run)")
     select: bool = option(False, "label and report with the runs selected on dev, not with all")
-    monitor: str = option("", "dev score that selects, such as slots_f1 (default: that of the first run)")
-    output_dir: str = option("output", "the ensemble's folder is made here")
-    model_version: str = option("ensemble", "its name")
-    predict_file: str = option("", "what to label: .txt (a text a line), .csv, .tsv or .jsonl", group="labelling")
+    monitor: str = option("", "dev score to select by, such as slots_f1 (default: that of the first run)")
+    output_dir: str = option("output", "parent folder of the ensemble's folder")
+    model_version: str = option("ensemble", "name of the ensemble's folder")
+    predict_file: str = option("", "file to label: .txt (one text per line), .csv, .tsv or .jsonl", group="labelling")
     predict_output: str = option("", ".csv or .jsonl to write (default: predictions.csv in the ensemble's folder)")
-    resume: bool = option(False, "go on with labelling where it was, or start if there is nothing")
-    force_resume: bool = option(False, "resume although checkpoints or options differ from those before")
-    spreadsheet_safe: bool = option(False, "an apostrophe before cells that a spreadsheet would run as formulas")
+    resume: bool = option(False, "continue an interrupted labelling, or start if there is none")
+    force_resume: bool = option(False, "resume even if checkpoints or options have changed")
+    spreadsheet_safe: bool = option(False, "put an apostrophe before cells that a spreadsheet would run as formulas")
     text_column: str = option("", "column of the text in --predict_file (default: found by its name)")
     text_pair_column: str = option("", "column of the second text in --predict_file")
-    encoding: str = option("auto", "of --predict_file: auto (UTF-8, UTF-16 by its mark, GB18030 if it is Chinese), …")
+    encoding: str = option("auto", "of --predict_file: auto (UTF-8, UTF-16 with a BOM, GB18030 if it is Chinese), …")
     device: str = option("auto", "auto, cpu, cuda, cuda:0, …", group="machine")
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "autocast to half precision")
-    eval_batch_size: int = option(64, "texts in a batch; scores do not depend on it")
-    pretrain_model_path: str = option("", "where the base of LoRA adapters lies, if not where it was")
-    report_language: Literal["auto", "en", "zh"] = option("auto", "of report.html; auto: that of the texts")
+    eval_batch_size: int = option(64, "texts per batch; scores do not depend on it")
+    pretrain_model_path: str = option("", "path of the base model of LoRA adapters, if it has moved")
+    report_language: Literal["auto", "en", "zh"] = option("auto", "language of report.html; auto: that of the texts")
 
     def __post_init__(self):
         self.runs = tuple(self.runs)
         if len(self.runs) < 2:
-            raise UserError("name two or more runs: one alone is evaluated by main.py --do_eval")
+            raise UserError("name two or more runs; to evaluate a single run use main.py --do_eval")
         self.for_runs()  # checks them
 
     def for_runs(self):
-        """The options of main.py with which each run is loaded and texts are labelled."""
+        """The main.py options used to load each run and to label texts."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(Config) if f.name in vars(self)}
         return Config(do_predict=bool(self.predict_file), **values)
 
@@ -92,7 +92,7 @@ def main(config):
         get_logger(folder / "train.log")
         for run, one in zip(runs, trained):
             if parts and one.data_dir.resolve() != data_path.resolve():
-                leak = f"if that holds texts of dev or test of {data_path}, its scores here are too good"
+                leak = f"if that contains dev or test texts of {data_path}, its scores here are too good"
                 logger.warning(f"{run.name} was trained on {one.data_dir}: {leak}")
         load = partial(load_trained, config=options, device=device)
         committee = Committee(runs, load, loader_of, options, device, metrics)
@@ -103,7 +103,7 @@ def main(config):
 
 
 def parts_of(config, runs, trained):
-    """(the processed folder, {"dev", "test": file}) of those that are there, or to label without dev none."""
+    """(the processed folder, {"dev", "test": file} of the parts that exist, or {} to label without dev)."""
     from preprocess.schema import check_same_labels
 
     data_path = Path(config.data_path) if config.data_path else trained[0].data_dir
@@ -111,36 +111,36 @@ def parts_of(config, runs, trained):
     if config.predict_file and not config.select and not (is_there and calibrates(runs[0].tasks)):
         return data_path, {}
     if not is_there:
-        gone = f"{data_path}, on which {runs[0].name} was trained, is not there"
+        gone = f"{data_path}, on which {runs[0].name} was trained, does not exist"
         raise UserError(f"{gone}; name a processed folder with --data_path")
     check_same_labels(data_path, runs[0].tasks)
     parts = {part: data_path / f"{part}.jsonl" for part in ("dev", "test")}
     parts = {part: path for part, path in parts.items() if path.exists()}
     if not parts or (config.select and "dev" not in parts):
-        raise UserError(f"{data_path}: has no dev.jsonl to score and select on; name another folder with --data_path")
+        raise UserError(f"{data_path}: no dev.jsonl to score and select on; name another folder with --data_path")
     return data_path, parts
 
 
 def calibrates(tasks):
-    """Whether heads choose something on dev, such as thresholds."""
+    """Whether any head fits something on dev, such as thresholds."""
     from model_utils import HEADS
 
     return any(getattr(HEADS.get(task["type"]), "needs_calibration", False) for task in tasks.values())
 
 
 def loader_of(source, featurizer, batch_size, name):
-    """A MyDataLoader of a processed file, or of a list of texts to label. name: of the run that reads it"""
+    """A MyDataLoader over a processed file or a list of texts to label. name: that of the run, for warnings"""
     from data_loader import MyDataLoader, MyDataset
     from engine.data.features import warn_of_cuts
 
     data = MyDataset(source, featurizer, quiet=True)
-    if not isinstance(source, list):  # of those `label_rows` tells
+    if not isinstance(source, list):  # for a list, `label_rows` warns
         warn_of_cuts(data, f"{name} on {source}")
     return MyDataLoader(data, batch_size)
 
 
 def decide_on_dev(committee, config, monitor, dev_path):
-    """Fits thresholds, and with --select chooses the runs, on dev. -> what the answers then depend on"""
+    """Fits thresholds and, with --select, chooses the runs on dev. -> what the answers depend on (a hash of dev)"""
     from tools.ensemble.selection import Selection
 
     dev, members = committee.collect({"dev": dev_path})["dev"], committee.members
@@ -152,20 +152,20 @@ def decide_on_dev(committee, config, monitor, dev_path):
 
 
 def label(committee, config, monitor, dev_path, texts, folder):
-    """Labels --predict_file by the mean of all runs, or with --select of those selected on dev."""
+    """Labels --predict_file with the mean of all runs, or of those selected on dev with --select."""
     from engine.predict.labelling import label_rows
 
     depends = decide_on_dev(committee, config, monitor, dev_path) if dev_path else {}
     if not dev_path and calibrates(committee.tasks):
-        logger.warning("there is no dev part to fit thresholds on (--data_path): they are the mean of the runs'")
+        logger.warning("there is no dev part to fit thresholds on (--data_path); they are the mean of the runs'")
     checkpoints = [committee.runs[member].folder for member in committee.members]
     output = config.predict_output or folder / "predictions.csv"
     label_rows(committee, texts, committee.collect_rows, output, *checkpoints, **depends)
 
 
 def score(committee, config, monitor, parts, folder):
-    """Scores each run, all together and those selected, into the log and ensemble.json; eval.json, predictions.csv and
-    answers/ are of all together, or with --select of those selected."""
+    """Scores each run, all together and the selected ones; logs the scores and writes ensemble.json. Writes eval.json,
+    predictions.csv and answers/ for all together, or for the selected ones with --select."""
     from engine.predict.answers import rows_of, write_rows
     from engine.predict.predictions import prediction_rows, write_predictions
     from tools.ensemble.selection import assess, told
@@ -188,7 +188,7 @@ def score(committee, config, monitor, parts, folder):
 
 
 def leave_report(committee, config, trained, parts, folder):
-    """report.html, from the answers that lie there already, with the courses of all runs and the options they share."""
+    """Writes report.html from the answers already in the folder, with all runs' learning curves and shared options."""
     from engine.predict.answers import options_of, write_about
     from tools.report.page import show_report
 

@@ -1,4 +1,4 @@
-"""Which of several runs answer together, chosen on dev, and what that is worth, told so that nobody is fooled."""
+"""Selects the runs of an ensemble on dev, and estimates without selection bias whether the selection helps."""
 
 import math
 
@@ -10,16 +10,16 @@ from engine.predict.answers import looks, rows_of
 from tools.report.bootstrap import SHARE, TIMES, statistics_of
 from tools.report.compare import paired
 
-MOST = 50  # members of a selection
-SHARES, SEED = 5, 20240101  # of dev, of which each is scored by what the others chose; how it is dealt out
+MOST = 50  # members of a selection, at most
+SHARES, SEED = 5, 20240101  # folds of dev for cross-fitting; seed of the split
 
 
 def select(number, score, better):
     """Greedy forward selection with replacement (Caruana et al., Ensemble Selection from Libraries of Models, 2004).
     -> [(member, the score with it)], of members 0 … number - 1.
 
-    The best one begins. The one with which the score is best is added, also one that is in already, which gives it more
-    weight, until none raises it; of equal ones the first is taken. score: members -> value; better: (new, old) -> bool
+    Starts with the best member and adds the one that gives the best score, until none improves it. A member may be
+    added again, which raises its weight; ties go to the first. score: members -> value; better: (new, old) -> bool
     """
     chosen = []
     while len(chosen) < MOST:
@@ -35,7 +35,7 @@ def select(number, score, better):
 
 
 class Selection:
-    """Who of a committee answers. dev: a Part of it; monitor: the score on dev that decides."""
+    """Chooses members of a committee. dev: its dev Part; monitor: the dev score to optimise."""
 
     def __init__(self, committee, dev, monitor):
         self.committee, self.dev, self.monitor = committee, dev, monitor
@@ -43,7 +43,7 @@ class Selection:
         self.fits = any(head.needs_calibration for head in committee.heads.values())
 
     def labels(self, members, rows):
-        """{task: labels} for all of dev by these members, with thresholds that were fitted on these rows."""
+        """{task: labels} of these members for all of dev, with thresholds fitted on these rows."""
         key = *sorted(members), rows.tobytes() if self.fits else b""
         if key not in self.cache:
             self.committee.decide(members, self.dev, rows)
@@ -51,7 +51,7 @@ class Selection:
         return self.cache[key]
 
     def order(self, rows=None):
-        """What `select` chooses on these rows of dev, or on all. UserError if all of them have no label to score."""
+        """What `select` chooses on these rows of dev, or on all. Raises UserError if dev has no label to score."""
         inside, metrics = np.arange(self.size) if rows is None else rows, self.committee.metrics
 
         def value(members):
@@ -67,13 +67,13 @@ class Selection:
         return order
 
     def groups(self, order):
-        """{"best": the best run alone, "all", "selected"}: members of each."""
+        """{"best", "all", "selected": members}; "best" is the best run alone."""
         members = [member for member, _ in order]
         return {"best": members[:1], "all": list(range(len(self.committee.runs))), "selected": members}
 
     def cross_fitted(self):
-        """{group: scores} on dev, where no row had a part in what it is scored by: each share of the rows is answered
-        by the members that the others chose, with thresholds that were fitted on the others. {} for a single row."""
+        """{group: scores} on dev by cross-fitting: each fold is labelled by the members chosen on the other folds, with
+        thresholds fitted on the other folds. {} if dev has a single row."""
         answers = {}
         shares = np.array_split(np.random.default_rng(SEED).permutation(self.size), SHARES) if self.size > 1 else []
         for share in tqdm(shares, desc="cross-fitting on dev", leave=False, delay=2):
@@ -88,18 +88,18 @@ class Selection:
 
 
 def monitor_of(asked, trained, tasks, metrics):
-    """The score that decides: the one that is asked for, or by which a training chose its best checkpoint, or the
-    default. UserError for one that answers alone do not give."""
+    """The score to select by: `asked`, otherwise the one the run was trained with, otherwise the default. Raises
+    UserError if `asked` cannot be computed from answers alone, as the loss."""
     names = [name for name in metrics.score_names(tasks) if not name.endswith("loss")]
     if asked and asked not in names:
-        raise UserError(f"--monitor={asked} is none of the scores: {', '.join(names)}")
+        raise UserError(f"--monitor={asked} is not one of the scores: {', '.join(names)}")
     return asked or (trained if trained in names else metrics.default_monitor(tasks))
 
 
 def assess(committee, parts, monitor):
     """(what ensemble.json holds, {group: {title: Predictions}}) from {"dev", "test": Part}, or one of them.
 
-    Groups are "all" and, if there is a dev part, "best", a run alone, and "selected".
+    Groups are "all" and, if there is a dev part, "best" (a single run) and "selected".
     """
     names, tasks, metrics = [run.name for run in committee.runs], committee.tasks, committee.metrics
     gold, dev = {title: part.gold(tasks) for title, part in parts.items()}, parts.get("dev")
@@ -134,7 +134,7 @@ def assess(committee, parts, monitor):
 
 
 def gains(committee, data, answers):
-    """{group: {score: {"difference", "low", "high"}}} of "all" and "selected" against "best", by a paired bootstrap; {}
+    """{group: {score: {"difference", "low", "high"}}} of "all" and "selected" over "best", by a paired bootstrap; {}
     without labels. answers: {group: Predictions for a MyDataset}"""
     tasks, metrics, groups = committee.tasks, committee.metrics, ("best", "all", "selected")
     kinds, mains = looks(tasks, metrics), metrics.main_scores(tasks)[-len(tasks) :]
@@ -149,11 +149,11 @@ def gains(committee, data, answers):
     }
 
 
-# ---- told ------------------------------------------------------------------------------------------------------------
+# ---- the log ---------------------------------------------------------------------------------------------------------
 
 
 def table(title, rows, names):
-    """A text table. rows: {who: {name: cell}}; names: of its columns."""
+    """A plain-text table. rows: {who: {name: cell}}; names: the columns."""
     width = max(map(len, rows))
     widths = {name: max(len(name), *(len(cells.get(name, "–")) for cells in rows.values())) for name in names}
     lines = [f"{title}:", f"{'':<{width}}  {'  '.join(name.rjust(size) for name, size in widths.items())}"]
@@ -164,7 +164,7 @@ def table(title, rows, names):
 
 
 def scores_told(title, rows, names):
-    """A table of scores. rows: {who: {score: value}}; names: of those that are shown, if they are there at all."""
+    """A table of scores. rows: {who: {score: value}}; names: the scores to show if any row has them."""
     there = [name for name in names if any(name in scores for scores in rows.values())]
     if not there:
         return f"{title}: no labels to score"
@@ -173,7 +173,7 @@ def scores_told(title, rows, names):
 
 
 def told(result, parts, tasks, metrics):
-    """What `assess` found, as texts for a terminal."""
+    """The results of `assess` as texts for a terminal."""
     runs, names = result["runs"], list(dict.fromkeys([result["monitor"], *metrics.main_scores(tasks)]))
     titles = {"all": f"all {len(runs)}"}
     if "best" in result:
@@ -185,7 +185,7 @@ def told(result, parts, tasks, metrics):
         lines.append(scores_told(f"{part}, {len(given.dataset)} texts", rows, names))
     if "dev_cross_fitted" in result["all"]:
         rows = {title: result[group]["dev_cross_fitted"] for group, title in ({"best": "best run"} | titles).items()}
-        lines.append(scores_told("dev, cross-fitted (each fifth by what the other four chose)", rows, names))
+        lines.append(scores_told("dev, cross-fitted (each fifth by the runs chosen on the rest)", rows, names))
     if "best" in result:
         lines += selection_told(result, metrics.is_better)
     if gain := result.get("gain_on_test"):
@@ -204,7 +204,7 @@ def told(result, parts, tasks, metrics):
 
 
 def selection_told(result, is_better):
-    """How the selection came about, how much its score on dev flatters it, and whether it is worth it."""
+    """The steps of the selection, its optimism on dev, and whether it beats using all runs."""
     monitor, chosen, number = result["monitor"], result["selected"], len(result["runs"])
     steps = zip(chosen["runs"], chosen[f"dev_{monitor}_with_each"])
     lines = [f"selected on dev, {monitor} with each: " + ", ".join(f"{name} {value:.4f}" for name, value in steps)]
@@ -213,10 +213,10 @@ def selection_told(result, is_better):
         return lines
     lines.append(
         f"the selection was chosen by its {monitor} on dev, {chosen['dev'][monitor]:.4f}, which may flatter it: "
-        f"cross-fitted it is {honest['selected']:.4f}, that of all {number} {honest['all']:.4f}"
+        f"cross-fitted it is {honest['selected']:.4f}, and {honest['all']:.4f} for all {number}"
     )
     if is_better(monitor, honest["selected"], honest["all"]):
-        lines.append(f"cross-fitted, the selection is better than all {number}: --select labels with it")
+        lines.append(f"cross-fitted, the selection is better than all {number}: use --select")
     else:
-        lines.append(f"cross-fitted, the selection is not better than all {number}: take all")
+        lines.append(f"cross-fitted, the selection is not better than all {number}: use all")
     return lines

@@ -1,1 +1,1 @@
-"""A checkpoint as a folder that labels texts without torch: docs/export.md."""
+"""Exports a checkpoint as a folder that labels texts without torch: docs/export.md."""

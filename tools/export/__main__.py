@@ -1,12 +1,12 @@
-"""Turns a checkpoint into a folder that labels texts without torch, with the same answers.
+"""Exports a checkpoint as a folder that labels texts without torch, with the same answers.
 
     python -m tools.export --checkpoint output/sample/checkpoints/best --output_dir shipped
     python -m tools.export --checkpoint output/mine/checkpoints/best --output_dir shipped --int8 --data_path DATA
     pip install -r shipped/requirements.txt && python shipped/predictor.py texts.txt labelled.jsonl
 
-Encoder and heads become an ONNX graph; beside it lie the tokenizer, what decoding needs, and predictor.py, which needs
-onnxruntime, tokenizers and numpy alone (docs/export.md). Before the folder appears, its predictor labels the dev part:
-fp32 must answer as torch does, and what is smaller may lose --max_drop of the main score.
+Encoder and heads become an ONNX graph. The folder also has the tokenizer, the settings for decoding, and predictor.py,
+which needs only onnxruntime, tokenizers and numpy (docs/export.md). Before the folder appears, its predictor labels the
+dev part: fp32 must give the answers of torch; --int8 and --fp16 may lose at most --max_drop of the main score.
 """
 
 import logging
@@ -23,7 +23,7 @@ from logging_config import get_logger
 
 logger = logging.getLogger("template")
 NAMES = {"predictor.py", "predictor_schema.py", "predictor.json", "requirements.txt", "tokenizer.json", "arrays.npz"}
-NAMES |= {"model.onnx", "model.onnx.data", "manifest.json"}  # all that an export writes
+NAMES |= {"model.onnx", "model.onnx.data", "manifest.json"}  # every file an export may write
 
 
 @dataclass
@@ -31,14 +31,14 @@ class ExportConfig:
     """Options of `tools.export`."""
 
     checkpoint: str = option("", "checkpoint folder, such as output/NAME/checkpoints/best")
-    output_dir: str = option("", "folder to write; one that an export wrote before is replaced")
+    output_dir: str = option("", "folder to write; an earlier export is replaced")
     int8: bool = option(False, "weights as int8: a quarter of the size, and faster on a CPU")
-    fp16: bool = option(False, "all in fp16: half the size; for a GPU, a CPU computes in fp32 nevertheless")
-    data_path: str = option("", "processed folder whose dev part is scored (default: that of the training)")
+    fp16: bool = option(False, "all in fp16: half the size; meant for GPUs, a CPU still computes in fp32")
+    data_path: str = option("", "processed folder whose dev part is scored (default: that of the run)")
     max_drop: float = option(
-        0.005, "how much of the main score on dev --int8 and --fp16 may lose; else exit code 2", low=0
+        0.005, "how much of the main dev score --int8 and --fp16 may lose; exit code 2 if more", low=0
     )
-    pretrain_model_path: str = option("", "where the base of a LoRA adapter lies, if not where it was")
+    pretrain_model_path: str = option("", "path of the base model of a LoRA adapter, if it has moved")
 
     def __post_init__(self):
         if not self.checkpoint or not self.output_dir:
@@ -53,7 +53,7 @@ class ExportConfig:
 
 
 def export(config):
-    """Checkpoint -> folder, as `config` (an ExportConfig) says. Nothing is written unless all of it is good."""
+    """Exports a checkpoint as `config` (an ExportConfig) says. Nothing is written unless all checks pass."""
     from tools.export import graph
 
     get_logger()
@@ -74,7 +74,7 @@ def export(config):
 
 
 def load(config):
-    """(Trainer with the checkpoint's model, its Featurizer, its dev part as a MyDataset or None)."""
+    """(Trainer with the checkpoint's model, its Featurizer, the dev part as a MyDataset or None)."""
     import torch
 
     from data_loader import MyDataset
@@ -84,7 +84,7 @@ def load(config):
     checkpoint = Path(config.checkpoint)
     options = Config(device="cpu", precision="fp32", pretrain_model_path=config.pretrain_model_path)
     trainer, featurizer = load_trained(checkpoint, options, torch.device("cpu"))
-    trainer.model.float()  # of --load_dtype bf16: what is exported computes in fp32
+    trainer.model.float()  # after --load_dtype bf16; the export computes in fp32
     trained = Config.load(checkpoint / "args.json")
     data_path = Path(config.data_path) if config.data_path else trained.data_dir
     if config.data_path or (data_path / "labels.json").exists():
@@ -93,7 +93,7 @@ def load(config):
             return trainer, featurizer, MyDataset(data_path / "dev.jsonl", featurizer)
     if config.kind != "fp32":
         raise UserError(f"--{config.kind}: {data_path} has no dev part to score it on; name one with --data_path")
-    logger.warning(f"{data_path}: no dev part to try the export on; name one with --data_path")
+    logger.warning(f"{data_path}: no dev part to check the export on; name one with --data_path")
     return trainer, featurizer, None
 
 
@@ -104,7 +104,7 @@ def loader_of(data, trainer):
 
 
 def fill(folder, config, trainer, featurizer, data, theirs):
-    """Writes all files of an export into a folder, and tries them on the dev part."""
+    """Writes all files of an export into a folder and checks them on the dev part."""
     from data_loader import MyDataset
     from tools.export import compare, graph, settings, shrink
 
@@ -125,7 +125,7 @@ def fill(folder, config, trainer, featurizer, data, theirs):
 
 
 def require_score(config, tasks, data, before, after):
-    """Tells the scores on dev before and after; UserError if the main one has lost more than --max_drop."""
+    """Logs the dev scores before and after; raises UserError if the main score dropped by more than --max_drop."""
     import metrics
 
     gold = {name: [data[i].get(name) for i in range(len(data))] for name in tasks}
@@ -144,11 +144,11 @@ def require_score(config, tasks, data, before, after):
 
 
 def require_own_folder(folder):
-    """UserError if the output folder is a file, or holds anything that no export wrote."""
+    """Raises UserError if the output folder is a file or contains anything but an export."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_dir {folder}: is no folder; choose an empty or new folder")
+        raise UserError(f"--output_dir {folder}: is not a folder; choose an empty or new folder")
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    compiled = ("predictor.", "predictor_schema.")  # by whoever imported the predictor
+    compiled = ("predictor.", "predictor_schema.")  # written when the predictor is imported
     inside |= {path.name for path in folder.glob("__pycache__/*") if not path.name.startswith(compiled)}
     strange = inside - NAMES - {"__pycache__", TEMPORARY}
     if strange or (inside and "predictor.json" not in inside):
@@ -157,7 +157,7 @@ def require_own_folder(folder):
 
 
 def require_checkpoint(folder: Path) -> None:
-    """UserError if what is named is a run's folder, or has no tokenizer that can be exported."""
+    """Raises UserError if the folder is a run, or has no tokenizer that can be exported."""
     best = folder / "checkpoints/best"
     if best.is_dir():
         raise UserError(f"--checkpoint {folder} is a run; its best checkpoint is {best}")

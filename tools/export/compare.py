@@ -1,4 +1,4 @@
-"""What an exported folder answers, beside what the checkpoint answers in torch."""
+"""Compares the answers of an exported folder with those of the checkpoint in torch."""
 
 import logging
 
@@ -6,26 +6,26 @@ from engine.errors import UserError
 from engine.run.files import seal
 
 logger = logging.getLogger("template")
-TOLERANCE = 1e-4  # of probabilities, and of numbers in standard deviations
+TOLERANCE = 1e-4  # for probabilities, and for regression values in standard deviations
 
 
 def load_predictor(folder):
-    """The Predictor of an exported folder, by this repository's own predictor.py, of which the folder has a copy."""
-    from tools.export.predictor import Predictor  # here, as onnxruntime may be missing
+    """A Predictor of an exported folder, from this repository's predictor.py, which the folder has a copy of."""
+    from tools.export.predictor import Predictor  # not at the top: onnxruntime may be missing
 
-    seal(folder)  # the predictor reads nothing that its manifest does not vouch for
+    seal(folder)  # the predictor refuses files that are not in its manifest
     return Predictor(folder)
 
 
 def answers_of(predictor, data):
-    """{task: its labels} and {task: its probabilities} of a Predictor for the examples of a MyDataset."""
+    """[{task: labels}, {task: probabilities}] of a Predictor for the examples of a MyDataset."""
     rows = [data[i] for i in range(len(data))]
     answers = predictor.answers(predictor.encode(rows))
     return [{name: [answer[name][part] for answer in answers] for name in data.tasks} for part in (0, 1)]
 
 
 def num_different(predictor, theirs, ours):
-    """How many examples are not answered alike. theirs: Predictions of the checkpoint; ours: of `answers_of`."""
+    """Number of examples whose answers differ. theirs: Predictions of the checkpoint; ours: from `answers_of`"""
     labels, probabilities = ours
     different = set()
     for name, task in predictor.tasks.items():
@@ -40,7 +40,7 @@ def num_different(predictor, theirs, ours):
 
 
 def is_close(theirs, ours):
-    """Whether probabilities agree; None of those that a Predictor does not tell, of single tags."""
+    """Whether probabilities agree. None, which a Predictor gives for tags, agrees with anything."""
     if ours is None or theirs is None:
         return True
     pairs = zip(theirs, ours) if isinstance(ours, list) else [(theirs, ours)]
@@ -48,12 +48,12 @@ def is_close(theirs, ours):
 
 
 def require_same(predictor, theirs, ours):
-    """UserError unless a Predictor in fp32 answers as the checkpoint does, but for what rounding decides."""
+    """Raises UserError if more than 1 % of the answers of an fp32 Predictor differ from the checkpoint's."""
     number = len(next(iter(theirs.labels.values())))
     wrong = num_different(predictor, theirs, ours)
     logger.info(f"{number - wrong} of {number} dev examples are answered as in torch, probabilities within {TOLERANCE}")
     if wrong > 0.01 * number:
         raise UserError(
-            f"{wrong} of {number} dev examples are answered otherwise than in torch: a head or an encoder of yours "
-            "does what tools/export does not know; nothing was written"
+            f"{wrong} of {number} dev examples have other answers than in torch: a custom head or encoder does "
+            "something that tools/export does not support; nothing was written"
         )

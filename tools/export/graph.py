@@ -1,4 +1,4 @@
-"""A trained model -> one ONNX graph, from a batch's inputs to the logits of each task, of any batch size and length."""
+"""Exports a trained model as one ONNX graph, from inputs to the logits of each task, for any batch size and length."""
 
 import io
 import logging
@@ -15,11 +15,11 @@ from engine.run.command_line import first_line
 from engine.task.extras import pairs_of
 
 NEEDED = "pip install -r tools/export/requirements.txt"
-MOST_BYTES = 2**30  # of tensors within the graph's own file, which may have 2 GB
+MOST_BYTES = 2**30  # of tensors in the graph's own file, which is limited to 2 GB
 
 
 def require_packages():
-    """UserError unless all that an export needs is installed."""
+    """Raises UserError if a package that an export needs is missing."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -29,7 +29,7 @@ def require_packages():
 
 
 class LogitsOnly(nn.Module):
-    """A MyModel whose inputs are positional tensors, named `names`, and whose outputs are the tasks' logits."""
+    """A MyModel that takes positional tensors, in the order of `names`, and returns the logits of each task."""
 
     def __init__(self, model, names):
         super().__init__()
@@ -40,9 +40,9 @@ class LogitsOnly(nn.Module):
 
 
 class PaddedLSTM(nn.Module):
-    """The BiLSTM of model_utils.py as ONNX has it: one operator a layer, told how long each text is.
+    """The BiLSTM of model_utils.py with ONNX's LSTM: one operator per layer, which takes the length of each text.
 
-    torch packs what is real, which has no form in a graph; and its gates are i, f, g, o, those of ONNX i, o, f, g.
+    torch packs sequences, which cannot be exported; its gates are in the order i, f, g, o, those of ONNX i, o, f, g.
     """
 
     def __init__(self, encoder):
@@ -55,7 +55,7 @@ class PaddedLSTM(nn.Module):
                 self.register_buffer(f"{kind}_{number}", torch.stack(ways))
 
     def reordered(self, layer, kind, way):
-        """A tensor of one direction, its gates in ONNX's order; both biases, one behind the other."""
+        """A parameter of one direction with its gates in ONNX's order; the two biases are concatenated."""
         names = [f"{name}_l0{way}" for name in (("bias_ih", "bias_hh") if kind == "bias" else (kind,))]
         parts = [getattr(layer, name).detach().chunk(4) for name in names]
         return torch.cat([torch.cat([i, o, f, g]) for i, f, g, o in parts])
@@ -77,12 +77,12 @@ class PaddedLSTM(nn.Module):
         hidden = hidden.transpose(0, 1)  # (B, L, H)
         last = (lengths.long() - 1)[:, None, None].expand(-1, 1, hidden.shape[2] // 2)
         forward, backward = hidden.chunk(2, 2)
-        first = torch.cat([forward.gather(1, last), backward[:, :1]], 2)  # the whole text, both ways
+        first = torch.cat([forward.gather(1, last), backward[:, :1]], 2)  # the final states of both directions
         return SimpleNamespace(last_hidden_state=torch.cat([first, hidden[:, 1:]], 1))
 
 
 def merge_adapter(encoder):
-    """Puts W + alpha / r * B A in the place of each layer that has a LoRA adapter beside it."""
+    """Replaces each layer that has a LoRA adapter by a plain one with the weight W + alpha / r * B A."""
     for name, module in list(encoder.named_modules()):
         if hasattr(module, "base_layer") and hasattr(module, "get_delta_weight"):
             delta = module.get_delta_weight(lora.ADAPTER)
@@ -93,7 +93,7 @@ def merge_adapter(encoder):
 
 
 def prepare(model):
-    """The model as it can be exported: in fp32, an adapter merged, its attention written out. Changes the model."""
+    """The model, changed in place for export: fp32, adapter merged, BiLSTM replaced by PaddedLSTM."""
     if lora.base_of(model):
         merge_adapter(model.encoder)
         del model.encoder.lora_base
@@ -105,7 +105,7 @@ def prepare(model):
 
 
 def example_inputs(featurizer, makes):
-    """A batch of two texts of different lengths, {name: tensor}, no two sizes alike. makes(examples) -> Batch."""
+    """Inputs {name: tensor} of two texts of different lengths; no two sizes are equal. makes: examples -> Batch"""
     texts = [["a"] * 3, ["b"] * 5]
     tasks = featurizer.tasks
     paired = pairs_of(tasks)
@@ -124,7 +124,7 @@ def example_inputs(featurizer, makes):
 
 @contextmanager
 def quiet():
-    """The exporter warns of much that no user can act on, and of what it cannot trace it prints the whole graph."""
+    """Silences the exporter: users cannot act on its warnings, and if tracing fails it prints the whole graph."""
     unread = io.StringIO()
     with warnings.catch_warnings(), redirect_stdout(unread), redirect_stderr(unread):
         warnings.simplefilter("ignore")
@@ -136,7 +136,7 @@ def quiet():
 
 
 def forget_sources(graph_model):
-    """Removes what the exporter notes of the code behind each node: it is long, and names folders of this machine."""
+    """Removes the source locations the exporter stores in each node: long, and with paths of this machine."""
     graph = graph_model.graph
     for node in graph.all_nodes():
         node.doc_string = None
@@ -150,9 +150,9 @@ def forget_sources(graph_model):
 
 
 def write_graph(model, inputs, path):
-    """Writes a prepared model as ONNX, and has onnx check it. inputs: an example, {name: tensor}.
+    """Writes a prepared model as ONNX and checks it with onnx. inputs: an example, {name: tensor}
 
-    UserError if torch cannot export this encoder. Tensors of more than 1 GB in all lie in a file beside the graph's.
+    Raises UserError if torch cannot export the encoder. Tensors of more than 1 GB in all go to a second file.
     """
     import onnx
 
@@ -172,7 +172,7 @@ def write_graph(model, inputs, path):
                 output_names=outputs,
                 verbose=False,
             )
-    except Exception as error:  # of an encoder that torch cannot trace, anything
+    except Exception as error:  # an encoder that torch cannot trace may raise anything
         kind = getattr(getattr(model.encoder, "config", None), "model_type", type(model.encoder).__name__)
         cause = first_line(error.__cause__ or error)
         raise UserError(f"torch cannot export {kind} to ONNX ({type(error).__name__}: {cause})") from None

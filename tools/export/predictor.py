@@ -1,4 +1,4 @@
-"""Labels texts with an exported model: needs onnxruntime, tokenizers and numpy, nothing else.
+"""Labels texts with an exported model. Needs only onnxruntime, tokenizers and numpy.
 
     from predictor import Predictor
     predictor = Predictor("shipped")
@@ -6,9 +6,8 @@
 
     python shipped/predictor.py texts.txt labelled.jsonl
 
-This file is copied as it is from tools/export/predictor.py into every exported folder; it does as
-engine/data/features.py and engine/predict/predictions.py do: the same words, windows, cuts, decoding and columns as
-`main.py --do_predict`.
+Every exported folder has a copy of tools/export/predictor.py. It reimplements engine/data/features.py and
+engine/predict/predictions.py: the same words, windows, cuts, decoding and columns as `main.py --do_predict`.
 Shapes: B texts, L tokens, W words, C labels.
 """
 
@@ -33,7 +32,7 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 HERE = Path(__file__).resolve().parent
-if (HERE / "predictor_schema.py").exists():  # in an exported folder, where nothing shall be written
+if (HERE / "predictor_schema.py").exists():  # in an exported folder, which must not change
     sys.path.append(str(HERE))
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     from predictor_schema import AnyOf, Optional, Range, SchemaError, parse_json, read_json
@@ -43,8 +42,8 @@ else:
     sys.path.append(str(HERE.parents[1]))
     from engine.schema import AnyOf, Optional, Range, SchemaError, parse_json, read_json
 
-MOST_TOKENS = 512  # of a batch: more at once are slower
-LOWEST, MOST = -4.0, 4  # as in engine/model/span_pointer.py: the lowest score of a span, and how many a word are kept
+MOST_TOKENS = 512  # per batch; larger batches are slower
+LOWEST, MOST = -4.0, 4  # as in engine/model/span_pointer.py: the lowest score of a span, and spans kept per word
 TEXT_NAMES = "tokens text sentence content sentence1 text_a premise question review query title 文本 内容".split()
 PAIR_NAMES = "text_pair sentence2 text_b hypothesis question2".split()
 
@@ -61,7 +60,7 @@ TASK = {
     Optional("mean"): float,
     Optional("std"): float,
 }
-NEEDED = {  # by head, what else its task must have
+NEEDED = {  # {head: keys that its task must have as well}
     "multilabel": ["threshold"],
     "regression": ["mean", "std"],
     "tagging": ["outside", "entities"],
@@ -99,7 +98,7 @@ def sha256_of(path: Path) -> str:
 
 
 def require_whole(folder: Path) -> dict:
-    """The settings of an exported folder. InputError if a file is not what the export wrote, or cannot be used."""
+    """The settings of an exported folder. Raises InputError if a file was changed or cannot be used."""
     try:
         manifest = read_json(folder / "manifest.json", {str: str})
         for name in sorted({"model.onnx", "predictor.json", "tokenizer.json", *manifest}):
@@ -121,9 +120,9 @@ def require_whole(folder: Path) -> dict:
 
 
 class Feature(NamedTuple):
-    """One input of the model: a row, or a window of one that is too long."""
+    """One input of the model: a row, or a window of a long row."""
 
-    row: int  # its number among the rows that are labelled together
+    row: int  # index among the rows labelled together
     input_ids: list
     token_types: list
     starts: list  # position of the first sub-token of each word
@@ -136,14 +135,14 @@ class Encoded(NamedTuple):
 
     example: dict
     features: list
-    num_tokens: int  # of the whole text, also where it is read in windows or cut
+    num_tokens: int  # of the whole text, before windows or cuts
 
 
 # ---- from texts to inputs --------------------------------------------------------------------------------------------
 
 
 class Encoder:
-    """Rows -> Encoded, as the Featurizer of engine/data/features.py encodes examples, without state between calls."""
+    """Encodes rows as the Featurizer of engine/data/features.py does. It keeps no state between calls."""
 
     def __init__(self, folder, settings):
         self.path = folder / "tokenizer.json"
@@ -162,7 +161,7 @@ class Encoder:
         self.han, self.patterns = compiled[0], dict(zip(settings["patterns"], compiled[1:]))
 
     def usable(self, path, load):
-        """What a library makes of a file. InputError: it makes nothing of it, and may raise anything."""
+        """load(path), where a library may raise any exception. Raises InputError if it does."""
         try:
             return load(path)
         except Exception as error:
@@ -170,14 +169,14 @@ class Encoder:
             raise InputError(f"{path}: cannot be used ({reason[:200]}); export the model again") from None
 
     def __call__(self, rows, before=0):
-        """before: how many rows of the same file came before these, for messages."""
+        """The rows as a list of Encoded. before: number of rows of the file before these, for messages"""
         examples = [self.example(row, f"row {number}") for number, row in enumerate(rows, before + 1)]
         first = [example["tokens"] if "tokens" in example else example["text"] for example in examples]
         encoded = []
         try:
             pieces = self.tokenize(examples, first)
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # of Rust, which is no Exception
+            if type(error).__name__ != "PanicException":  # of Rust; it is not a subclass of Exception
                 raise
             raise InputError(f"{self.path}: cannot be used ({error}); export the model again") from None
         for number, (example, text, encoding) in enumerate(zip(examples, *pieces)):
@@ -189,7 +188,7 @@ class Encoder:
         return encoded
 
     def example(self, row, where):
-        """A text, a list of tokens, or a dict of them (text, tokens, text_pair, extras, id) -> a dict to label."""
+        """A text, a list of tokens, or a dict (text, tokens, text_pair, extras, id) -> a validated dict to label."""
         if isinstance(row, str):
             row = {"text": row}
         elif isinstance(row, list | tuple):
@@ -203,7 +202,7 @@ class Encoder:
         if not isinstance(example.get("text", ""), str) or not isinstance(example.get("text_pair", ""), str):
             raise InputError(f"{where}: `text` and `text_pair` must be strings")
         if self.pairs and "text_pair" not in example:
-            raise InputError(f"{where}: this model was trained on pairs of texts: it needs a `text_pair` too")
+            raise InputError(f"{where}: this model was trained on pairs of texts and needs a `text_pair` too")
         if not self.pairs:
             example.pop("text_pair", None)
         for text in (*tokens, example.get("text", ""), example.get("text_pair", "")):
@@ -216,7 +215,7 @@ class Encoder:
         return example
 
     def numbers(self, given, where):
-        """The extra columns of a row in standard deviations from the mean of train; 0 where there is no number."""
+        """The extra columns of a row, standardised by the mean and deviation of train; 0 for a missing value."""
         values = []
         for name, of_train in self.extras.items():
             if name not in given:
@@ -233,11 +232,11 @@ class Encoder:
         return values
 
     def split(self, text):
-        """The tokens of a text, as `split_text` of engine/task/text.py cuts it."""
+        """The tokens of a text, as `split_text` of engine/task/text.py splits it."""
         return self.patterns[self.unit].findall(text) or [""]
 
     def join(self, tokens, unit):
-        """(text, [(start, end)]): tokens written as a text. Words have a blank between them, Chinese has none."""
+        """(text, [(start, end)] of the tokens in it). Words are joined by a blank, Chinese characters are not."""
         text, spans, place = [], [], 0
         last = ""
         for token in tokens:
@@ -251,7 +250,7 @@ class Encoder:
         return "".join(text), spans
 
     def tokenize(self, examples, first):
-        """(first texts as the tokenizer reads them, encodings); words that left no token are the unknown token."""
+        """(first texts as passed to the tokenizer, encodings). A word that gives no token becomes the unknown token."""
         inputs = []
         for i, example in enumerate(examples):
             by_words, second = "tokens" in example, example.get("text_pair")
@@ -268,12 +267,12 @@ class Encoder:
             if by_words and (words := missing_words(encodings[i], len(first[i]), second is not None)):
                 first[i] = [self.filler if w in words else word for w, word in enumerate(first[i])]
                 encodings[i] = self.tokenizer.encode(first[i], second, is_pretokenized=True)
-            if not encodings[i].ids:  # no model reads nothing
+            if not encodings[i].ids:  # a model needs at least one token
                 encodings[i] = self.tokenizer.encode(self.filler)
         return first, encodings
 
     def encode(self, first, inputs):
-        if len(first) == 1:  # without the threads of a batch
+        if len(first) == 1:  # avoids the thread pool of encode_batch
             ((by_words, second),) = inputs
             return [self.tokenizer.encode(first[0], second, is_pretokenized=by_words)]
         encodings = [None] * len(first)
@@ -286,13 +285,13 @@ class Encoder:
         return encodings
 
     def with_blanks(self, words, unit):
-        """Words, each with the blank that is before it in a text."""
+        """Words, each with the blank that precedes it in a text."""
         _, spans = self.join(words, unit)
         gaps = [False, *(after[0] > before[1] for before, after in pairwise(spans))]
         return [f" {word}" if gap else word for word, gap in zip(words, gaps)]
 
     def features(self, number, example, first, encoding):
-        """The inputs of a row: one, or windows where it is too long and has tags or spans."""
+        """The Features of a row: one, or several windows if it is too long and has tags or spans."""
         if len(encoding.ids) <= self.max_length:
             places = self.places(encoding.word_ids, encoding, "text_pair" in example, first)
             return [Feature(number, encoding.ids, encoding.type_ids, *places)]
@@ -300,7 +299,7 @@ class Encoder:
             return self.windows(number, encoding)
         if "text_pair" in example and self.truncation == "head_tail" and not self.tagging:
             raise InputError(
-                f"a pair of more than {self.max_length} tokens, of which this model cannot drop the middle"
+                f"a pair of more than {self.max_length} tokens; this model cannot drop the middle of a pair"
             )
         if self.tagging or "text_pair" in example or self.truncation == "head":
             kept = self.truncated(encoding)
@@ -315,7 +314,7 @@ class Encoder:
         return [Feature(number, ids, types, *self.places(words, encoding, False, first))]
 
     def places(self, word_ids, encoding, paired, words):
-        """Positions of the first and of the last sub-token of each word of the first text."""
+        """Positions of the first and the last sub-token of each word of the first text."""
         if not self.tagging or not words:
             return [], []
         if paired:
@@ -330,7 +329,7 @@ class Encoder:
         return starts, [last[word] for word in sorted(last)] if self.word_ends else []
 
     def truncated(self, encoding):
-        """Positions that are kept of what is too long: the longer of two texts is cut first."""
+        """Positions that are kept if the input is too long; the longer of two texts is cut first."""
         sequences = encoding.sequence_ids
         first, second = ([i for i, s in enumerate(sequences) if s == number] for number in (0, 1))
         room = max(0, self.max_length - sequences.count(None))
@@ -341,7 +340,7 @@ class Encoder:
         return [i for i, sequence in enumerate(sequences) if sequence is None or i in kept]
 
     def windows(self, number, encoding):
-        """The inputs of a row with too many words: whole words, as many as fit, and the second text."""
+        """The Features of a long row: each has as many whole words as fit, and the second text."""
         before, inside, after = parts_of(encoding)
         room = self.max_length - len(before) - len(after)
         if room < 4:
@@ -371,7 +370,7 @@ def pick(values, places):
 
 
 def missing_words(encoding, num_words, paired):
-    """Numbers of the words that left no token."""
+    """Indices of the words that gave no token, or None."""
     present = set(encoding.word_ids)
     if paired:
         present = {word for word, sequence in zip(encoding.word_ids, encoding.sequence_ids) if sequence == 0}
@@ -380,13 +379,13 @@ def missing_words(encoding, num_words, paired):
 
 
 def parts_of(encoding):
-    """Positions before, of and behind the first text's tokens."""
+    """Positions before, in and after the first text."""
     inside = [i for i, sequence in enumerate(encoding.sequence_ids) if sequence == 0]
     return list(range(inside[0])), inside, list(range(inside[-1] + 1, len(encoding.ids)))
 
 
 def longest_first(one, other, room):
-    """How many tokens of two texts are kept, as the strategy of that name of `tokenizers` cuts them."""
+    """How many tokens of two texts are kept, as with the strategy longest_first of `tokenizers`."""
     short, long = sorted((one, other))
     long = short if short > room else max(short, room - short)
     if short + long > room:
@@ -407,9 +406,9 @@ def sigmoid(logits):
 
 
 def viterbi(emissions, start, transitions, end, mask):
-    """The best path of each text through a linear-chain CRF, (B, W). Forbidden transitions have a score of -10,000.
+    """The best path (B, W) of each text through a linear-chain CRF. Forbidden transitions have a score of -10,000.
 
-    emissions (B, W, C), transitions (C, C), mask (B, W) with every row a prefix of ones.
+    emissions (B, W, C), transitions (C, C), mask (B, W): ones, then zeros in each row.
     """
     batch, width, num_tags = emissions.shape
     into = np.ascontiguousarray(transitions.T)  # into[j, i]: from i to j
@@ -422,15 +421,15 @@ def viterbi(emissions, start, transitions, end, mask):
     tag = (score + end).argmax(1)
     tags = np.empty((batch, width), np.int64)
     tags[:, -1] = tag
-    for t in range(width - 1, 0, -1):  # walk back, all texts at once
+    for t in range(width - 1, 0, -1):  # backtrack all texts at once
         tag = np.where(mask[:, t], (scores[t - 1] + into[tag]).argmax(1), tag)
         tags[:, t - 1] = tag
     return tags
 
 
 def find_spans(logits, size, threshold):
-    """[(first word, last word, type id)] and their probabilities, of one text of `size` words: those whose score
-    reaches the threshold. logits: (W, W + 2T), the scores of pairs of words beside those of a type's borders."""
+    """The spans of one text of `size` words whose score reaches the threshold: [(first word, last word, type id)] and
+    their probabilities. logits: (W, W + 2T), scores of word pairs, then of the starts and the ends of each type"""
     width = len(logits)
     types = (logits.shape[1] - width) // 2
     pairs, starts, ends = np.split(logits[:size], [width, width + types], axis=1)
@@ -446,8 +445,8 @@ def find_spans(logits, size, threshold):
 
 
 def merge_tags(windows):
-    """[(first word, tags)] that overlap -> the tags of the text; a word of two windows comes from the one whose edge is
-    farther."""
+    """The tags of a text from those of overlapping windows, [(first word, tags)]. A word in two windows gets the tag of
+    the window whose edge is farther away."""
     (_, merged), *others = windows
     merged = list(merged)
     for first, tags in others:
@@ -457,8 +456,8 @@ def merge_tags(windows):
 
 
 def merge_spans(windows):
-    """[(first word, number of words, (spans, probabilities))] -> spans and probabilities of the text, each span once:
-    of several windows that hold it, the one counts whose edge is farther."""
+    """Spans and probabilities of a text from its windows, [(first word, number of words, (spans, probabilities))]. A
+    span that is inside several windows is taken from the one whose edge is farthest away."""
     if len(windows) == 1:
         return windows[0][2]
     end = max(first + size for first, size, _ in windows)
@@ -472,7 +471,7 @@ def merge_spans(windows):
 
 
 def room_of(window, start, stop, end):
-    """How far a span is from the nearer edge of a window; negative if it is not inside. A text's ends are no edges."""
+    """Words from a span to the nearer edge of a window; -1 if it is not inside. The ends of a text are not edges."""
     first, size, _ = window
     before, behind = start - first, first + size - 1 - stop
     if before < 0 or behind < 0:
@@ -481,7 +480,7 @@ def room_of(window, start, stop, end):
 
 
 def entities_of(tags):
-    """[(type, first word, last word)] of a list of tags, as seqeval's get_entities reads them."""
+    """[(type, first word, last word)] of a list of tags, as in seqeval's get_entities."""
     found, begin, before, before_type = [], 0, "O", ""
     for i, chunk in enumerate([*tags, "O"]):
         tag, kind = chunk[0], chunk[1:].split("-", maxsplit=1)[-1] or "_"
@@ -497,10 +496,10 @@ def entities_of(tags):
 
 
 class Predictor:
-    """Labels rows: texts, lists of tokens, or dicts with "text" or "tokens" and maybe "text_pair" and "extras".
+    """Labels rows: texts, lists of tokens, or dicts with "text" or "tokens", and optional "text_pair" and "extras".
 
-    folder: what tools.export wrote. threads: how many work on a batch (default: all that this process may use).
-    InputError (a ValueError) says what is wrong with a row. It may be called from several threads at once.
+    folder: what tools.export wrote. threads: threads per batch (default: all cores this process may use). Raises
+    InputError (a ValueError) for an invalid row. It may be called from several threads at once.
     """
 
     def __init__(self, folder, threads=None):
@@ -520,10 +519,10 @@ class Predictor:
         self.inputs = [given.name for given in self.session.get_inputs()]
         unknown = set(self.inputs) - set(INPUTS)
         if unknown or len(self.session.get_outputs()) != len(self.tasks):
-            raise InputError(f"{folder / 'model.onnx'}: is not the model of predictor.json; export the model again")
+            raise InputError(f"{folder / 'model.onnx'}: does not match predictor.json; export the model again")
 
     def load_arrays(self, path):
-        """{name: array} of the parameters of CRFs, as many as their labels ask for."""
+        """{name: array} with the parameters of CRFs, whose shapes must fit their labels."""
         crfs = [task for task in self.tasks.values() if task["head"] == "crf"]
         arrays = {}
         if crfs:
@@ -536,21 +535,21 @@ class Predictor:
         return arrays
 
     def __call__(self, rows, batch_size=64):
-        """-> a dict for each row, in order, with the columns that main.py writes to predictions.jsonl.
+        """A dict per row, in order, with the columns that main.py writes to predictions.jsonl.
 
-        text, (id, text_pair,) and for each task <task> and <task>_probability; of several labels lists of both; of a
-        number <task>; of tags and spans <task>: [{"label", "text", "start", "end"}], with offsets into the text, and
-        <task>_tags, of spans a "probability" each.
+        text, (id, text_pair,) and for each task <task> and <task>_probability, which are lists for several labels.
+        Regression has <task> only. Tags and spans have <task>: [{"label", "text", "start", "end"}], with offsets into
+        the text; tags also have <task>_tags, and each span a "probability".
         """
         encoded = self.encode(rows)
         return [self.row(one.example, answer) for one, answer in zip(encoded, self.answers(encoded, batch_size))]
 
     def count_tokens(self, rows):
-        """How many sub-tokens each row has, the special ones too, before windows or cuts."""
+        """Number of sub-tokens of each row, special ones included, before windows or cuts."""
         return [one.num_tokens for one in self.encode(rows)]
 
     def answers(self, encoded, batch_size=64):
-        """[{task: (label, probability)}] of what `encode` gave; spans are [first word, last word, type]."""
+        """[{task: (label, probability)}] of encoded rows; spans are [first word, last word, type]."""
         features = sorted((f for one in encoded for f in one.features), key=lambda feature: -len(feature.input_ids))
         pieces = [{name: [] for name in self.tasks} for _ in encoded]
         for batch in batches_of(features, batch_size):
@@ -566,7 +565,7 @@ class Predictor:
         ]
 
     def require_usable(self, name, task, logits, one):
-        """InputError if the model's numbers for a task are not as many as its labels, or not finite."""
+        """Raises InputError if the logits of a task do not fit its labels, or are not finite."""
         width = logits.shape[-1]
         fits = {"regression": logits.ndim == 1, "spans": width > 2 * len(task["labels"])}
         if not fits.get(task["head"], width == len(task["labels"])):
@@ -576,7 +575,7 @@ class Predictor:
             raise InputError(f"the model's answer for {name!r} is not a finite number, near the row {some}")
 
     def batch(self, features, encoded):
-        """{input: array} of some features, filled up to the longest of them."""
+        """{input: array} of some features, padded to the longest."""
         size, length = len(features), max(len(feature.input_ids) for feature in features)
         width = max(len(feature.starts) for feature in features)
         ids = np.full((size, length), self.pad_id, np.int64)
@@ -598,7 +597,7 @@ class Predictor:
         return inputs
 
     def decode(self, task, logits, inputs, features):
-        """What the head of a task answers for each of a batch's features; of tags their numbers."""
+        """The decoded answer of a task for each feature of a batch; tags as ids."""
         head = task["head"]
         if head == "classification":
             probabilities = softmax(logits)
@@ -620,8 +619,8 @@ class Predictor:
         return [row[:size] for row, size in zip(tags.tolist(), sizes)]
 
     def merge(self, task, pieces, encoded):
-        """(label, probability) of a row from its windows; a label of the whole text comes from the first, and words
-        that were cut are O."""
+        """(label, probability) of a row from its windows. A label of the whole text comes from the first window; words
+        that were cut off are O."""
         labels, head = task["labels"], task["head"]
         pieces = sorted(pieces, key=lambda piece: piece[0])
         if head == "spans":
@@ -671,13 +670,13 @@ class Predictor:
         text, tokens, spans = example.get("text"), example.get("tokens"), None
         if text is not None and tokens is not None:
             spans = place_tokens(text, tokens)
-        if text is None or (tokens is not None and spans is None):  # there is none, or the tokens are not from it
+        if text is None or (tokens is not None and spans is None):  # no text, or the tokens are not from it
             text, spans = self.encode.join(tokens, self.encode.unit or "word")
         return text, spans
 
 
 def batches_of(features, batch_size):
-    """Features, the longest first, in lists of at most `batch_size`, and of few tokens: what a processor keeps near."""
+    """Batches of features sorted by length, longest first: at most `batch_size` and about MOST_TOKENS tokens each."""
     begin = 0
     while begin < len(features):
         size = min(batch_size, max(1, MOST_TOKENS // len(features[begin].input_ids)))
@@ -686,7 +685,7 @@ def batches_of(features, batch_size):
 
 
 def num_cores():
-    """How many cores this process may use."""
+    """Number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -713,11 +712,11 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids", "word_starts", "word_
 
 
 def open_text(path, encoding, newline="\n"):
-    """A file as text, unpacked if its name ends in .gz; auto: UTF-8 or, by its mark, UTF-16."""
+    """Opens a text file, decompressed if it ends in .gz. auto: UTF-16 if it has a BOM, otherwise UTF-8"""
     try:
         io.TextIOWrapper(io.BytesIO(), encoding="utf-8" if encoding == "auto" else encoding)
     except (LookupError, ValueError):
-        raise InputError(f"--encoding {encoding}: Python knows no such encoding") from None
+        raise InputError(f"--encoding {encoding}: Python has no such encoding") from None
     opened = gzip.open if path.suffix.lower() == ".gz" else open
     if encoding == "auto":
         with opened(path, "rb") as file:
@@ -726,7 +725,7 @@ def open_text(path, encoding, newline="\n"):
 
 
 def read_rows(path, options):
-    """The rows of a file to label, one after another: .txt (a text a line), .csv, .tsv or .jsonl."""
+    """Yields the rows of a file to label: .txt (one text per line), .csv, .tsv or .jsonl."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -759,7 +758,7 @@ def read_table(path, table, options):
 
 
 def read_objects(path, lines, options):
-    """Rows of JSON; the first thousand say which keys there are."""
+    """Yields rows of JSON lines; the keys are those of the first thousand objects."""
     objects = parse_lines(path, lines)
     head = list(islice(objects, 1000))
     if names := dict.fromkeys(key for one in head for key in one):
@@ -783,12 +782,12 @@ def parse_lines(path, lines):
 
 
 def columns_of(path, names, options):
-    """(column of the text, of the second text or None): as the options say, else by their usual names."""
+    """(column of the text, of the second text or None): from the options, otherwise by the usual names."""
     chosen = []
     for flag, usual in (("text_column", TEXT_NAMES), ("text_pair_column", PAIR_NAMES)):
         wanted = getattr(options, flag)
         if wanted and wanted not in names:
-            raise InputError(f"{path}: no column {wanted!r} (--{flag}); there are: {', '.join(names)}")
+            raise InputError(f"{path}: no column {wanted!r} (--{flag}); the columns are: {', '.join(names)}")
         chosen.append(wanted or next((name for name in usual if name in names), None))
     if chosen[0] is None:
         raise InputError(f"{path}: cannot tell which column is the text; add --text_column: {', '.join(names)}")
@@ -804,23 +803,23 @@ def row_of(values, number, text, pair):
     return row | {"extras": {name: value for name, value in values.items() if name not in (text, pair, "id")}}
 
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")  # what a spreadsheet may run begins so (OWASP, CSV Injection)
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")  # a spreadsheet may run such cells (OWASP, CSV Injection)
 
 
 def harmless(cell):
-    """A cell of a CSV as no spreadsheet runs it; a number is none of its formulas."""
+    """A cell of a CSV, escaped so that no spreadsheet runs it; numbers stay as they are."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
 
 
 def write_rows(rows, path, spreadsheet_safe=False):
-    """Dicts -> a .csv or .jsonl file that appears whole or not at all. Lists are JSON in a CSV."""
+    """Writes dicts to a .csv or .jsonl file, which appears complete or not at all. Lists are JSON in a CSV."""
     path, safe = Path(path), harmless if spreadsheet_safe else lambda cell: cell
     if path.exists() and not path.is_file():
-        raise InputError(f"{path}: is {'a folder' if path.is_dir() else 'no file'}; name another one")
+        raise InputError(f"{path}: is {'a folder' if path.is_dir() else 'not a file'}; name another one")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, writer = path.with_name(f".{path.name}.tmp"), None
     temporary.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # never through a link that somebody laid there
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # never follow a link that someone placed there
     try:
         with open(os.open(temporary, flags, 0o666), "w", encoding="utf-8", newline="") as file:
             for row in rows:
@@ -838,7 +837,7 @@ def write_rows(rows, path, spreadsheet_safe=False):
 
 
 def label_file(options):
-    """Labels a file in constant memory, some thousand rows at a time."""
+    """Labels a file in constant memory, a few thousand rows at a time."""
     if not options.output.endswith((".jsonl", ".csv")):
         raise InputError(f"{options.output}: must end in .jsonl or .csv")
     if (
@@ -846,18 +845,18 @@ def label_file(options):
         and os.path.exists(options.texts)
         and os.path.samefile(options.texts, options.output)
     ):
-        raise InputError(f"{options.output}: is the file that is read; name another one to write")
+        raise InputError(f"{options.output}: is the input file; name another one to write")
     rows = read_rows(options.texts, options)
     first = next(rows, None)
     if first is None:
-        raise InputError(f"{options.texts}: empty; there is nothing to label")
+        raise InputError(f"{options.texts}: the file is empty; there is nothing to label")
     predictor = Predictor(Path(__file__).parent, options.threads or None)
     found = labelled(predictor, chain([first], rows), options.batch_size)
     write_rows(found, options.output, options.spreadsheet_safe)
 
 
 def labelled(predictor, rows, batch_size):
-    """The columns of each row, one after another."""
+    """Yields the output columns of each row."""
     done = 0
     while chunk := list(islice(rows, 64 * batch_size)):
         encoded = predictor.encode(chunk, done)
@@ -867,23 +866,23 @@ def labelled(predictor, rows, batch_size):
 
 
 def one_line(text: str) -> str:
-    """A text without line breaks, escape sequences and other marks that would change a terminal."""
+    """The text with line breaks, escape sequences and other non-printable characters escaped."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong with a command in one line."""
+    """Reports an error of the command line in one line."""
 
     def error(self, message):
         self.exit(2, one_line(f"error: {message} (--help lists all flags)") + "\n")
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """A type of argparse: whole numbers from `low` to `high`, in plain digits."""
+    """A type for argparse: whole numbers from `low` to `high`, in plain digits."""
 
     def parse(text):
         if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
-            raise argparse.ArgumentTypeError(f"{text[:30]!r} is no whole number from {low} to {high}")
+            raise argparse.ArgumentTypeError(f"{text[:30]!r} is not a whole number from {low} to {high}")
         return int(text)
 
     return parse
@@ -891,15 +890,15 @@ def whole_number(low: int, high: int) -> Callable[[str], int]:
 
 def main():
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("texts", help=".txt (a text a line), .csv, .tsv or .jsonl, also with .gz behind it")
-    parser.add_argument("output", help=".jsonl or .csv, which appears when all of it is written")
-    parser.add_argument("--batch_size", type=whole_number(1, 65536), default=64, help="texts in a batch [64]")
+    parser.add_argument("texts", help=".txt (one text per line), .csv, .tsv or .jsonl, or any of these with .gz")
+    parser.add_argument("output", help=".jsonl or .csv to write; it appears when it is complete")
+    parser.add_argument("--batch_size", type=whole_number(1, 65536), default=64, help="texts per batch [64]")
     parser.add_argument("--threads", type=whole_number(0, 1024), default=0, help="processor cores to use [all]")
     parser.add_argument("--text_column", default="", help="column of the text (default: found by its name)")
     parser.add_argument("--text_pair_column", default="", help="column of the second text of a pair")
     parser.add_argument("--encoding", default="auto", help="of the texts: auto (UTF-8 or UTF-16), gb18030, …")
     parser.add_argument(
-        "--spreadsheet_safe", action="store_true", help="an apostrophe before cells that a spreadsheet would run"
+        "--spreadsheet_safe", action="store_true", help="put an apostrophe before cells a spreadsheet would run"
     )
     options = parser.parse_args()
     try:
@@ -907,7 +906,7 @@ def main():
     except (InputError, csv.Error) as error:
         mistake = str(error)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        mistake = f"{options.texts}: cannot be unpacked ({error}); it is damaged, or no .gz"
+        mistake = f"{options.texts}: cannot be decompressed ({error}); it is damaged or not a .gz file"
     except UnicodeError as error:
         mistake = f"{options.texts}: cannot be read with --encoding {options.encoding} ({error})"
     except OSError as error:

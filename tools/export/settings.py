@@ -1,4 +1,4 @@
-"""What the predictor must know beside the graph: predictor.json, and arrays.npz for the parameters of CRFs."""
+"""Writes what the predictor needs in addition to the graph: predictor.json, and arrays.npz with CRF parameters."""
 
 import json
 import sys
@@ -13,8 +13,8 @@ from engine.task import text
 from engine.task.extras import extras_of, pairs_of
 from engine.task.tags import needs_words
 
-# Where a head's class decodes and names its labels -> how the predictor does. A head of your own that keeps both is one
-# of these too; one that does otherwise needs its own lines in tools/export/predictor.py, and here
+# (the methods that decode and name labels) -> the predictor's kind of head. A custom head that inherits both methods is
+# supported; one that overrides either needs code in tools/export/predictor.py and an entry here
 HEADS = {
     ("ClassificationHead.decode", "Head.to_labels"): "classification",
     ("MultilabelHead.decode", "MultilabelHead.to_labels"): "multilabel",
@@ -23,19 +23,19 @@ HEADS = {
     ("CRFTaggingHead.decode", "CRFTaggingHead.to_labels"): "crf",
     ("SpanHead.decode", "SpanAnswers.to_labels"): "spans",
 }
-KEPT = ("type", "kind", "labels", "unit", "mean", "std", "pairs")  # of a task in labels.json
+KEPT = ("type", "kind", "labels", "unit", "mean", "std", "pairs")  # keys of a task in labels.json
 
 
 def class_of(pattern):
-    """The characters that match a pattern of the package regex, as a class [...] of Python's own re, which knows no
-    \\p{Han}."""
+    """The characters that match a pattern of the package regex, as a class [...] for Python's own re, which does not
+    support \\p{Han}."""
     everything = "".join(map(chr, range(sys.maxunicode + 1)))
     runs = [(ord(m.group()[0]), ord(m.group()[-1])) for m in regex.finditer(f"(?V1)(?:{pattern})+", everything)]
     return "[" + "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in runs) + "]"
 
 
 def patterns():
-    """(the patterns of tokens that `split_text` takes for each unit, that of a Chinese character) for Python's re."""
+    """({unit: the pattern of a token in `split_text`}, the pattern of a Chinese character) for Python's re."""
     han, letter, blank, digit = (class_of(pattern) for pattern in (text.HAN, text.LETTER, r"\s", r"\d"))
     other = f"[^{blank[1:-1]}]"
     word = text.WORD.removeprefix("(?V1)").replace(text.LETTER, letter).replace(text.HAN, han)
@@ -44,13 +44,13 @@ def patterns():
 
 
 def kind_of_head(name, head):
-    """How the predictor decodes a head's logits. UserError if it cannot."""
+    """The predictor's kind of head, which says how logits are decoded. Raises UserError if there is none."""
     kind = type(head)
     known = HEADS.get((kind.decode.__qualname__, kind.to_labels.__qualname__))
     if known is None:
         raise UserError(
-            f"the head of {name!r}, {kind.__name__}, decodes in its own way, which predictor.py does not know; "
-            "teach it: tools/export/predictor.py, then HEADS in tools/export/settings.py"
+            f"the head of {name!r}, {kind.__name__}, has its own decoding, which predictor.py does not support; "
+            "add it to tools/export/predictor.py and to HEADS in tools/export/settings.py"
         )
     return known
 

@@ -1,4 +1,4 @@
-"""A graph of smaller numbers: weights as int8 by onnxruntime's dynamic quantisation, or all in fp16."""
+"""Makes an ONNX graph smaller: weights in int8 by onnxruntime's dynamic quantisation, or everything in fp16."""
 
 import logging
 import tempfile
@@ -6,16 +6,16 @@ from pathlib import Path
 
 
 def to_int8(path):
-    """Replaces a graph by one with the weights of its matrix products and embeddings as int8.
+    """Replaces a graph by one with the weights of its matrix products and embeddings in int8.
 
-    Each column of a weight has a scale of its own. What flows between is quantised as it comes, so nothing needs to be
-    calibrated. Weights take 7 of the 8 bits: with 8, a processor without VNNI could overflow in silence.
+    Each column of a weight has its own scale. Activations are quantised at run time, so no calibration is needed.
+    Weights take 7 of the 8 bits: with 8, a processor without VNNI could overflow silently.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         small = Path(folder) / path.name
-        logging.disable(logging.WARNING)  # it advises a step before it, which changes nothing here
+        logging.disable(logging.WARNING)  # it recommends a preprocessing step, which changes nothing here
         try:
             quantize_dynamic(
                 path,
@@ -33,7 +33,7 @@ def to_int8(path):
 
 
 def to_fp16(path):
-    """Replaces a graph by one whose weights and steps are fp16; inputs and outputs stay as they are."""
+    """Replaces a graph by one with weights and computation in fp16; the types of inputs and outputs stay."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -44,7 +44,7 @@ def to_fp16(path):
 
 
 def data_of(path):
-    """The file of a large graph's tensors, beside it."""
+    """The file next to a large graph that has its tensors."""
     return path.with_name(f"{path.name}.data")
 
 

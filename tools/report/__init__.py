@@ -1,2 +1,2 @@
-"""report.html: what a run learnt, in one page. Numbers in figures, pictures in svg, words in texts, all put together by
-page; what they are made from is kept at the evaluation by answers."""
+"""report.html: the results of a run in one page. figures computes the numbers, svg draws plots, texts has the words,
+and page combines them. The input comes from engine/predict/answers.py, which stores the answers at evaluation."""

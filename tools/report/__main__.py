@@ -1,10 +1,10 @@
-"""Makes report.html of a run from its files, or one page that compares several runs.
+"""Writes report.html of a run from its files, or one page that compares several runs.
 
     python -m tools.report sample
     python -m tools.report baseline with_crf other_seed
 
-A RUN is a folder, or its name in --output_dir. `main.py --do_eval` makes the report of its run as well. Of several runs
-the first is the baseline.
+A RUN is a folder, or its name in --output_dir. `main.py --do_eval` writes the report of its run as well. With several
+runs, the first is the baseline.
 """
 
 import sys
@@ -22,22 +22,22 @@ from logging_config import get_logger
 class ReportConfig:
     """Options of `tools.report`."""
 
-    runs: tuple[str, ...] = option((), "folders of runs, or their names in --output_dir", positional="RUN")
-    output_dir: str = option("output", "where runs are kept, and where a comparison is written")
-    report_language: Literal["auto", "en", "zh"] = option("auto", "of the page; auto: that of the texts")
-    spreadsheet_safe: bool = option(False, "an apostrophe before cells that a spreadsheet would run as formulas")
+    runs: tuple[str, ...] = option((), "run folders, or their names in --output_dir", positional="RUN")
+    output_dir: str = option("output", "folder of the runs; a comparison is written here")
+    report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: that of the texts")
+    spreadsheet_safe: bool = option(False, "put an apostrophe before cells that a spreadsheet would run as formulas")
 
     def __post_init__(self):
         check_values(self)
         self.runs = tuple(self.runs)
         if not self.runs:
-            raise UserError("name a run, or several that are to be compared")
+            raise UserError("name a run, or several to compare")
         if is_launched():
             raise UserError("tools.report works in a single process; start it without torchrun")
 
 
 def main(config: ReportConfig) -> None:
-    """Writes the page of one run into its folder, of several into --output_dir."""
+    """Writes the report of one run into its folder, or the comparison of several into --output_dir."""
     from tools.report.compare import folder_of, show_comparison
     from tools.report.page import show_report
 

@@ -1,9 +1,9 @@
-"""Confidence intervals of scores: the percentile bootstrap over the rows of a part.
+"""Confidence intervals of scores by the percentile bootstrap over the rows of a part.
 
-Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13. A resample draws as many rows as there are,
-with replacement; here it is a weight for each row, how often it was drawn. All scores but Spearman's are functions of
+Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13. A resample draws N of N rows with replacement;
+here it is a vector of weights, the number of times each row was drawn. All scores except Spearman's are functions of
 sums over rows, so a resample is a product of the weights and the rows' statistics: 100,000 rows take seconds. All
-scores, and the runs of a comparison, see the same resamples, so their differences are paired.
+scores and all runs of a comparison use the same resamples, so differences are paired.
 """
 
 from typing import NamedTuple
@@ -19,18 +19,18 @@ TIMES, SEED, SHARE = 1000, 20240101, 0.95
 class Statistic(NamedTuple):
     """Scores that are functions of sums over rows."""
 
-    columns: csr_matrix  # (N, S), of each row
+    columns: csr_matrix  # (N, S), statistics of each row
     scores: object  # sums (R, S) -> {name: (R,)}
 
 
 class OfWeights(NamedTuple):
-    """Scores that need more than sums."""
+    """Scores that are not functions of sums."""
 
     scores: object  # weights (R, N) -> {name: (R,)}
 
 
 def weights_of(num_rows, times=TIMES, seed=SEED, cells=2**22):
-    """Chunks (R, N) of how often each row is drawn, `times` resamples in all."""
+    """Yields chunks (R, N) of row counts, `times` resamples in all."""
     rng = np.random.default_rng(seed)
     size = max(1, cells // max(1, num_rows))
     for start in range(0, times, size):
@@ -39,7 +39,7 @@ def weights_of(num_rows, times=TIMES, seed=SEED, cells=2**22):
 
 
 def evaluate(statistics, weights):
-    """{score: (R,)} of resamples with these weights (R, N)."""
+    """{score: (R,)} for resamples with these weights (R, N)."""
     scores = {}
     for statistic in statistics:
         if isinstance(statistic, OfWeights):
@@ -50,39 +50,39 @@ def evaluate(statistics, weights):
 
 
 def point(statistics, num_rows):
-    """{score: its value on the rows as they are}."""
+    """{score: value on the original rows}."""
     return {name: float(values[0]) for name, values in evaluate(statistics, np.ones((1, num_rows))).items()}
 
 
 def resample(statistics, num_rows, times=TIMES, seed=SEED):
-    """{score: (times,)}"""
+    """{score: values (times,) of the resamples}"""
     found = [evaluate(statistics, weights) for weights in weights_of(num_rows, times, seed)]
     return {name: np.concatenate([scores[name] for scores in found]) for name in found[0]}
 
 
 def interval(values, share=SHARE):
-    """[low, high]: what lies between leaves (1 - share) / 2 of the resamples on each side."""
+    """[low, high], with (1 - share) / 2 of the resamples outside on each side."""
     low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2])
     return [float(low), float(high)]
 
 
 def add_mean_score(scores, mains):
-    """Adds mean_score, that of the tasks' main scores, to {score: value or values} if all of these are there."""
+    """Adds mean_score, the mean of the tasks' main scores, to {score: value or values} if all of them exist."""
     if len(mains) > 1 and all(name in scores for name in mains):
         scores["mean_score"] = sum(scores[name] for name in mains) / len(mains)
 
 
-# ---- what the scores of metrics.py are functions of -----------------------------------------------------------------
+# ---- statistics of the scores in metrics.py --------------------------------------------------------------------------
 
 
 def ratio(top, bottom):
-    """top / bottom, 0 where there is nothing below."""
+    """top / bottom, 0 where bottom is 0."""
     return np.divide(top, bottom, out=np.zeros(np.broadcast(top, bottom).shape), where=bottom > 0)
 
 
 def per_label(tables, labels):
-    """(N, 3K) counts of each row: right, predicted and gold of each label. tables: of each row three lists of labels,
-    which may hold one several times."""
+    """(N, 3K) counts for each row: right, predicted and gold of each label. tables: for each row three lists of labels,
+    possibly with repetitions"""
     number = {label: i for i, label in enumerate(labels)}
     rows, columns = [], []
     for row, lists in enumerate(tables):
@@ -106,7 +106,7 @@ def averages(sums):
 
 
 def label_statistics(kind, pairs):
-    """Of classification, words and multilabel. pairs: of each row (gold, predicted), gold None where there is none."""
+    """Statistics for classification, words and multilabel. pairs: [(gold, predicted)] of the rows, gold may be None"""
     tables, sets = [], []
     for gold, predicted in pairs:
         if gold is None:
@@ -147,7 +147,7 @@ def share_of(sums, name="accuracy"):
 
 
 def entity_statistics(pairs):
-    """pairs: of each row the sets of gold and predicted entities, or None."""
+    """Statistics for entities. pairs: for each row the sets of gold and predicted entities, or None"""
     rows = [(0, 0, 0) if p is None else (len(p[0] & p[1]), len(p[1]), len(p[0])) for p in pairs]
 
     def scores(sums):
@@ -162,10 +162,10 @@ def entity_statistics(pairs):
 
 
 def regression_statistics(pairs):
-    """pairs: of each row (gold, predicted), gold None where there is none."""
+    """Statistics for regression. pairs: (gold, predicted) of each row, gold None if missing"""
     there = np.array([gold is not None for gold, _ in pairs])
     gold, predicted = (np.array([0.0 if p[0] is None else p[side] for p in pairs], float) for side in (0, 1))
-    x, y = (np.where(there, v - v[there].mean(), 0.0) for v in (gold, predicted))  # centred: sums lose no digits
+    x, y = (np.where(there, v - v[there].mean(), 0.0) for v in (gold, predicted))  # centred for precision
     columns = np.stack([there, x, y, x * x, y * y, x * y, np.where(there, abs(gold - predicted), 0.0)], 1)
 
     def scores(sums):
@@ -177,13 +177,13 @@ def regression_statistics(pairs):
 
 
 def correlation(products, first, second):
-    """0 with a constant."""
+    """Correlation from centred sums; 0 if one side is constant."""
     scale = np.sqrt(np.maximum(first, 0) * np.maximum(second, 0))
     return np.divide(products, scale, out=np.zeros_like(products), where=scale > 1e-12)
 
 
 class Spearman:
-    """Spearman's correlation of resamples: Pearson's of the ranks, which are drawn anew for each."""
+    """Spearman's correlation of resamples: Pearson's of the ranks within each resample."""
 
     def __init__(self, gold, predicted, there):
         self.there, self.values = there, (gold[there], predicted[there])
@@ -196,7 +196,7 @@ class Spearman:
 
 
 def mid_ranks(values, weights):
-    """(R, N) ranks of values (N,) that are there `weights` times each; equal ones share the mean of theirs."""
+    """(R, N) ranks of values (N,) with multiplicities `weights`; equal values share their mean rank."""
     group = np.unique(values, return_inverse=True)[1]
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
@@ -205,7 +205,7 @@ def mid_ranks(values, weights):
 
 
 def statistics_for(kind, answers):
-    """The statistics of a task's main scores. answers: what answers.py keeps of it, of each row."""
+    """The statistics of a task's main scores. answers: the task's answer of each row, from answers.py"""
     pairs = [(answer["gold"], answer["predicted"]) for answer in answers]
     if kind in ("tagging", "spans"):
         return entity_statistics([None if g is None else entity_sets(kind, g, p) for g, p in pairs])
@@ -213,7 +213,7 @@ def statistics_for(kind, answers):
 
 
 class Named:
-    """The scores of a task under the names that eval.json has for them."""
+    """The scores of a task, with their names in eval.json."""
 
     def __init__(self, task, scores):
         self.task, self.scores = task, scores
@@ -223,7 +223,7 @@ class Named:
 
 
 def statistics_of(rows, kinds):
-    """All statistics of a part's rows: of each task that has labels here, and sentence_accuracy."""
+    """All statistics of a part's rows: those of each task that has labels, and sentence_accuracy."""
     found = []
     for task, kind in kinds.items():
         answers = [row["answers"][task] for row in rows]

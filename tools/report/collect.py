@@ -1,4 +1,4 @@
-"""All numbers of a run's page, from the files in its folder."""
+"""Collects all figures of a run's page from the files in its folder."""
 
 import math
 from pathlib import Path
@@ -12,18 +12,18 @@ from tools.report import bootstrap, course, entities, figures, suspects
 REMAKE = "make the folder again with data_process.py"
 NOTES = [{"what": str, "count": int, "rows": [str], "advice": str}]
 FOLDS = {Optional("out_of_fold"): SCORES, Optional("test_of_all_folds"): SCORES}
-LISTED = 200  # suspicious rows, confident mistakes and confused pairs at most in the page; all are in files
+LISTED = 200  # most suspicious rows, confident mistakes and confused pairs in the page; the files have all
 
 
 def collect(folder):
-    """(figures that can be written as JSON, {part: rows}) of a run folder, or of that of a cross-validation."""
+    """(figures that can be written as JSON, {part: rows}) of a run folder or a cross-validation folder."""
     folder = Path(folder)
     about = read_about(folder)
     kinds = about["kinds"]
     rows = {part: read_rows(folder, part, kinds) for part in PARTS if part in about["parts"]}
     main = next((part for part in PARTS if rows.get(part)), None)
     if main is None:
-        raise UserError(f"{folder}: its answers have no row; {EVALUATE}")
+        raise UserError(f"{folder}: its answers have no rows; {EVALUATE}")
     seen, whole = suspects.training_rows(about["data_path"], kinds)
     checks = Path(about["data_path"]) / "checks.json"
     found = {
@@ -41,7 +41,7 @@ def collect(folder):
         "training": {"read": len(seen), "whole": whole},
     }
     details = rows.get(main, [])
-    training = [] if main == "out_of_fold" else seen  # else a row would itself be what training has seen
+    training = [] if main == "out_of_fold" else seen  # the out-of-fold rows are training rows themselves
     found["tasks"] = {n: task_figures(n, kind, details, about["tasks"][n], training) for n, kind in kinds.items()}
     found["tasks"] = {name: values for name, values in found["tasks"].items() if values}
     found["slices"] = slice_figures(details, kinds, found["scores"].get(main, []))
@@ -50,7 +50,7 @@ def collect(folder):
 
 
 def sizes_of(about, rows):
-    """{part: how many rows}, train counted in its file, None where it is gone."""
+    """{part: number of rows}; for train, the lines of its file, or None if it no longer exists."""
     path = Path(about["data_path"]) / "train.jsonl"
     train = None
     if path.is_file():
@@ -59,14 +59,14 @@ def sizes_of(about, rows):
     return {"train": train} | {part: len(found) for part, found in rows.items()}
 
 
-# ---- scores ---------------------------------------------------------------------------------------------------------
+# ---- scores ----------------------------------------------------------------------------------------------------------
 
 
 def scores_of(folder, about, rows):
     """{part: [{"name", "value", "low", "high"}]} as in eval.json or folds.json.
 
-    An interval only where the score, computed from the rows, is the one in the file: a metric of one's own, or rows of
-    another evaluation, have none.
+    A score has an interval only if its value computed from the rows equals that in the file; custom metrics, and scores
+    of another evaluation, have none.
     """
     told = {}
     if (folder / "eval.json").is_file():
@@ -93,13 +93,13 @@ def scores_of(folder, about, rows):
 
 
 def fold_scores(folds):
-    """folds.json as {part: scores}: the rows out of fold, and the test part by all folds together."""
+    """folds.json as {part: scores}: out-of-fold rows, and test scored with the mean of all folds."""
     parts = {"out_of_fold": folds.get("out_of_fold"), "test": folds.get("test_of_all_folds")}
     return {part: scores for part, scores in parts.items() if scores}
 
 
 def learning_of(folder, about):
-    """The course of the training, or of each fold's."""
+    """The learning curves of the run, or of each fold."""
     monitor, runs = about["monitor"], about.get("folds") or [folder.name]
     found = []
     for name in runs:
@@ -114,11 +114,11 @@ def learning_of(folder, about):
     return found
 
 
-# ---- tasks ----------------------------------------------------------------------------------------------------------
+# ---- tasks -----------------------------------------------------------------------------------------------------------
 
 
 def task_figures(name, kind, rows, task, training):
-    """The figures of a task on the rows that have its label; None if there are none."""
+    """The figures of a task on the rows that have its label; None if no row has."""
     labelled = [row for row in rows if row["answers"][name]["gold"] is not None]
     answers = [row["answers"][name] for row in labelled]
     if not answers:
@@ -146,7 +146,7 @@ def task_figures(name, kind, rows, task, training):
 
 
 def confidence_figures(sure, right):
-    """Calibration, histogram, coverage of answers with a probability; {} if one of them is none."""
+    """Calibration, histogram and coverage of answers; {} if a probability is missing or invalid."""
     if not sure or not all(isinstance(p, float | int) and 0 <= p <= 1 + 1e-6 for p in sure):
         return {}
     curve = dict(zip(("thresholds", "coverage", "accuracy"), figures.thinned(*figures.coverage(sure, right))))
@@ -185,7 +185,7 @@ def entity_figures(name, kind, rows, answers, training):
 
 
 def known_entities(name, kind, training):
-    """{(type, its tokens)} of the entities in training."""
+    """{(type, tokens)} of the entities in training."""
     return {
         (label, tuple(example["tokens"][first : last + 1]))
         for example in training
@@ -193,12 +193,12 @@ def known_entities(name, kind, training):
     }
 
 
-# ---- slices and errors ----------------------------------------------------------------------------------------------
+# ---- slices and errors -----------------------------------------------------------------------------------------------
 
 
 def slice_figures(rows, kinds, scores):
-    """[{"by", "groups": [{"name", "rows", "scores": {score: {"value", "low", "high"}}}]}] of the scores that have an
-    interval as a whole, the ones of whole texts or tasks."""
+    """[{"by", "groups": [{"name", "rows", "scores": {score: {"value", "low", "high"}}}]}], for the scores that have
+    an interval over all rows."""
     told = [one["name"] for one in scores if one["low"] is not None]
     found = []
     for by, groups in figures.slices(rows) if rows else []:
@@ -219,8 +219,8 @@ def slice_figures(rows, kinds, scores):
 
 
 def error_figures(rows, kinds, training):
-    """{"suspects", "mistakes"}: rows whose label is probably wrong, and the mistakes that the model is surest of, each
-    with near duplicates in training that say something else."""
+    """{"suspects", "mistakes"}: rows whose label is probably wrong, and the most confident mistakes, each with near
+    duplicates in training that have another label."""
     pool = [(part, row) for part, part_rows in rows.items() for row in part_rows]
     flat = [row for _, row in pool]
     found = suspects.suspicious(flat, kinds)

@@ -1,8 +1,8 @@
-"""Several runs side by side: one page, made from their folders.
+"""Compares several runs in one page, made from their folders.
 
     python -m tools.report baseline with_crf other_seed
 
-The first is the baseline. Scores have intervals, their differences paired ones: both runs are scored on the same
+The first is the baseline. Scores have intervals, and differences have paired ones: both runs are scored on the same
 resamples of the same rows (bootstrap.py).
 """
 
@@ -46,12 +46,12 @@ def compare_runs(output_dir, names, language="auto"):
 
 
 def show_comparison(output_dir, names, language="auto"):
-    """Makes the page, and says in the log where it is."""
+    """Writes the page and logs its path."""
     logger.info(f"comparison: {compare_runs(output_dir, names, language)}")
 
 
 def folder_of(output_dir, name):
-    """UserError if there is no such run, or none that was evaluated."""
+    """The folder of a run. Raises UserError if there is none, or if it was not evaluated."""
     folder = next((path for path in (Path(output_dir) / name, Path(name)) if path.is_dir()), None)
     if folder is None:
         raise UserError(f"{name}: no run of that name in {output_dir}, and no such folder")
@@ -60,7 +60,7 @@ def folder_of(output_dir, name):
 
 
 def figures_of(folders):
-    """(figures that can be written as JSON, [rows of each run that all have, in the same order])."""
+    """(figures that can be written as JSON, [the rows of each run that all runs have, in the same order])."""
     abouts = [read_about(folder) for folder in folders]
     kinds = {n: kind for n, kind in abouts[0]["kinds"].items() if all(a["kinds"].get(n) == kind for a in abouts)}
     part = next((part for part in PARTS if all(part in about["parts"] for about in abouts)), None)
@@ -69,7 +69,7 @@ def figures_of(folders):
     rows = [read_rows(folder, part, kinds) for folder in folders]
     most, rows = max(map(len, rows)), common(rows, kinds)
     if not rows[0]:
-        raise UserError(f"the {part} parts of {folders[0]} and the other runs have no row in common")
+        raise UserError(f"the {part} parts of {folders[0]} and the other runs have no rows in common")
     names = unique([folder.resolve().name for folder in folders])
     options = [about["options"] | {"random_seed": about["seed"]} for about in abouts]
     differ = {n: [o.get(n) for o in options] for n in sorted({n for o in options for n in o})}
@@ -89,26 +89,26 @@ def figures_of(folders):
 
 
 def unique(names):
-    """The same names, numbered where one occurs twice."""
+    """The names, with a number added to repeated ones."""
     return [f"{name} ({names[:i].count(name) + 1})" if name in names[:i] else name for i, name in enumerate(names)]
 
 
 def key_of(row, kinds):
-    """What the same row has in all runs: its id, text and labels."""
+    """A key that a row has in all runs: its id, text and labels."""
     gold = [str(row["answers"][name]["gold"]) for name in kinds]
     return str(row["id"]), row["text"], row.get("text_pair"), *gold
 
 
 def common(rows, kinds):
-    """The rows of each run that all have, in the order of the first; of several with the same key one."""
+    """The rows of each run that all runs have, in the order of the first; one per key."""
     tables = [{key_of(row, kinds): row for row in found} for found in rows]
     keys = [key for key in tables[0] if all(key in table for table in tables)]
     return [[table[key] for key in keys] for table in tables]
 
 
 def paired(statistics, size, mains=()):
-    """{score: [{"value", "low", "high"; of all but the first "difference", "difference_low", "difference_high",
-    "better": 1 or -1 if 0 lies outside}]}. mains: the scores whose mean is mean_score, if that is asked for."""
+    """{score: [{"value", "low", "high"} of each run]}; all but the first run also have "difference", "difference_low",
+    "difference_high" and "better", 1 or -1 if the interval excludes 0. mains: scores to add mean_score for"""
     draws = [bootstrap.resample(found, size) for found in statistics]
     points = [bootstrap.point(found, size) for found in statistics]
     for values in (*draws, *points):
@@ -130,7 +130,7 @@ def paired(statistics, size, mains=()):
 
 
 def pictures(found, words):
-    """[(title, picture, names)]: losses of dev, the monitored score, losses of training and throughput, overlaid."""
+    """[(title, plot, names)] of training loss, dev loss, the monitored score and throughput, all runs overlaid."""
     runs = [(name, one) for name, courses in zip(found["names"], found["learning"]) for one in courses]
     labels = [name if name.split(" (")[0] == one["name"] else f"{name} · {one['name']}" for name, one in runs]
     monitor = found["abouts"][0]["monitor"]
@@ -149,7 +149,7 @@ def pictures(found, words):
 
 
 def table_of(found, rows):
-    """As page.table_of, with an answer of each run: the rows that one has right and another wrong."""
+    """As page.table_of, with the answers of each run, for the rows that one run has right and another wrong."""
     kinds, numbers, kept, size, count = found["kinds"], {}, [], 0, 0
     for several in zip(*rows):
         verdicts = {name: [row["answers"][name]["right"] for row in several] for name in kinds}

@@ -1,4 +1,4 @@
-"""The course of a training, from the files of its run folder."""
+"""The learning curves of a run, from the files in its folder."""
 
 import json
 import re
@@ -14,8 +14,8 @@ STEP = {"step": int, "epoch": int}
 
 
 def read_lines(path):
-    """The records of a .jsonl file of a run; none if it is not there. A line that was cut off by a kill is left out,
-    and so is one that is no record; of a record the numbers count."""
+    """The numeric values of each record in a .jsonl file of a run; [] if it does not exist. Lines that are not records,
+    as one cut off by a kill, are skipped."""
     if not Path(path).is_file():
         return []
     found = []
@@ -28,8 +28,8 @@ def read_lines(path):
 
 
 def read_course(folder):
-    """{"steps": [records of losses], "epochs": [records of dev scores], "pace": [records of throughput.jsonl]} by step;
-    of what a resumed run did twice the last counts."""
+    """{"steps": [records of losses], "epochs": [records of dev scores], "pace": [records of throughput.jsonl]} by step.
+    If a resumed run did a step twice, the last record is used."""
     records = read_lines(Path(folder) / "metrics.jsonl")
     steps = {r["step"]: r for r in records if "lr" in r and r.get("loss") is not None}
     epochs = {r["epoch"]: r for r in records if any(name.startswith("dev_") for name in r)}
@@ -39,7 +39,7 @@ def read_course(folder):
 
 
 def epoch_losses(course):
-    """[(epoch, mean training loss, dev loss)]; the mean is over the log lines of the epoch, None if there are none."""
+    """[(epoch, mean training loss, dev loss)]; the mean is over the epoch's records, None without any."""
     found = []
     for record in course["epochs"]:
         losses = [r["loss"] for r in course["steps"] if r["epoch"] == record["epoch"]]
@@ -48,7 +48,7 @@ def epoch_losses(course):
 
 
 def best_epoch(course, monitor):
-    """Number of the epoch, from 1, whose dev score is best; the earlier of two. None without scores."""
+    """The epoch, from 1, with the best dev score; ties go to the earlier. None without scores."""
     lower = monitor.endswith(("loss", "_mae"))
     scores = [(r["epoch"] + 1, r.get(f"dev_{monitor}")) for r in course["epochs"]]
     scores = [(epoch, -value if lower else value) for epoch, value in scores if value is not None and value == value]
@@ -56,18 +56,18 @@ def best_epoch(course, monitor):
 
 
 def verdict(course, monitor):
-    """(name of a sentence of texts.py, the numbers in it): what the curves say of over- and underfitting.
+    """(key of a sentence in texts.py, its values): the diagnosis of over- and underfitting.
 
-    With T(e) the mean training loss of epoch e, D(e) the loss on dev after it, m the epoch of the least D and n the
+    T(e) is the mean training loss of epoch e, D(e) the dev loss after it, m the epoch with the lowest D, and n the
     last of at least two epochs:
 
-    - "overfit": D(n) > 1.05 D(m), and T(n) < T(m): the training loss still fell while that of dev rose by more than
-      5 %. "overfit_score_rises", if the score that picks the best epoch was best after m all the same: the model grows
-      overconfident before it grows worse.
-    - "underfit": not so, n is both m and the best epoch, and D fell by more than 2 % in the last epoch.
-    - "level": anything else. "short": fewer than two epochs; nothing can be said.
+    - "overfit": D(n) > 1.05 D(m), and T(n) < T(m): the training loss still fell while the dev loss rose by more than
+      5 %. "overfit_score_rises" if the monitored score was nevertheless best after m: the model becomes overconfident
+      before it becomes worse.
+    - "underfit": otherwise, if n is both m and the best epoch, and D fell by more than 2 % in the last epoch.
+    - "level": anything else. "short": fewer than two epochs; no diagnosis.
 
-    Directions alone are compared: label smoothing, class weights and dropout change the level of T.
+    T and D are not compared with each other: label smoothing, class weights and dropout change the level of T.
     """
     losses = [item for item in epoch_losses(course) if None not in item and item[2] == item[2]]
     if len(losses) < 2:
@@ -84,7 +84,7 @@ def verdict(course, monitor):
 
 
 def read_log(path):
-    """{"warnings": [[message, how often]], "started", "ended", "stopped_early"} of a train.log."""
+    """{"warnings": [[message, count]], "started", "ended", "stopped_early"} of a train.log."""
     there = path and Path(path).is_file()
     lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines() if there else []
     pattern = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ (\w+) (.*)")

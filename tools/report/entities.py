@@ -1,14 +1,14 @@
-"""Errors of entities told apart, and what they depend on.
+"""Classifies entity errors, and counts them by type, length and occurrence in training.
 
-The rule. In a text G are the gold entities and P the predicted ones, each (type, first token, last token), each once.
+The rule. In a text, G is the set of gold entities and P of predicted ones, each (type, first token, last token).
 
-1. What is in both is right.
-2. Of the rest, a gold and a predicted entity with the same borders are a pair of the *wrong type*.
-3. Of the rest, a gold and a predicted entity of the same type that share a token are a pair with a *wrong border*; of
-   several the two that share the largest part of what they cover together (intersection over union), then the earlier.
-4. What is left is *missed* in G and *invented* in P, also where two overlap that differ in type and borders.
+1. Entities in both sets are right.
+2. Of the rest, a gold and a predicted entity with the same borders form a pair with the *wrong type*.
+3. Of the rest, a gold and a predicted entity of the same type that share a token form a pair with a *wrong border*;
+   pairs with the largest intersection over union come first, then earlier ones.
+4. The rest is *missed* in G and *invented* in P, even if two overlap that differ in both type and borders.
 
-Each entity is in one pair at most. So |G| = right + wrong type + wrong border + missed and |P| = right + wrong type +
+Each entity is in at most one pair. So |G| = right + wrong type + wrong border + missed and |P| = right + wrong type +
 wrong border + invented.
 """
 
@@ -29,7 +29,7 @@ class Match(NamedTuple):
 
 
 def entities_in(kind, label):
-    """{(type, first token, last token)} of a text's tags or spans, as metrics.py has it."""
+    """{(type, first token, last token)} of a text's tags or spans, as in metrics.py."""
     return {(t, first, last) for first, last, t in label} if kind == "spans" else set(get_entities(label))
 
 
@@ -38,7 +38,7 @@ def entity_sets(kind, gold, predicted):
 
 
 def match(gold, predicted):
-    """[Match] of two sets of entities, in the order of the text."""
+    """[Match] of two sets of entities, in text order."""
     found = [Match("right", one, one) for one in gold & predicted]
     left, rest = sorted(gold - predicted, key=place), sorted(predicted - gold, key=place)
     for verdict, closeness in (("wrong_type", same_borders), ("wrong_border", shared_part)):
@@ -61,7 +61,7 @@ def same_borders(gold, predicted):
 
 
 def shared_part(gold, predicted):
-    """Intersection over union of two entities of the same type, in tokens; 0 of two types."""
+    """Intersection over union of two entities in tokens; 0 if their types differ."""
     both = min(gold[2], predicted[2]) - max(gold[1], predicted[1]) + 1
     return (
         both / (max(gold[2], predicted[2]) - min(gold[1], predicted[1]) + 1)
@@ -71,7 +71,7 @@ def shared_part(gold, predicted):
 
 
 def matches_of(kind, answer):
-    """[Match] of what is kept of a text's answer; none without a label."""
+    """[Match] of a text's stored answer; [] if it has no gold label."""
     return [] if answer["gold"] is None else match(*entity_sets(kind, answer["gold"], answer["predicted"]))
 
 
@@ -81,7 +81,7 @@ def tokens_of(row, entity):
 
 
 def error_counts(found):
-    """{type: {verdict: how many}}, by the gold type if there is one, else the predicted. found: [Match] of each row"""
+    """{type: {verdict: count}}, by the gold type or, without one, the predicted. found: [Match] of each row"""
     counts = defaultdict(Counter)
     for one in (one for matches in found for one in matches):
         counts[(one.gold or one.predicted)[0]][one.verdict] += 1
@@ -89,7 +89,7 @@ def error_counts(found):
 
 
 def confused_types(found):
-    """[[gold type, predicted type, how many]] of the pairs of the wrong type, most first."""
+    """[[gold type, predicted type, count]] of the pairs with the wrong type, most frequent first."""
     pairs = Counter(
         (one.gold[0], one.predicted[0]) for matches in found for one in matches if one.verdict == "wrong_type"
     )
@@ -97,7 +97,7 @@ def confused_types(found):
 
 
 def by_length(found, longest=5):
-    """[{"length", "gold", "found", "predicted", "right"}]: of entities of so many tokens (the last: or more)."""
+    """[{"length", "gold", "found", "predicted", "right"}] by entity length in tokens (the last: or more)."""
     table = {length: Counter() for length in range(1, longest + 1)}
     for one in (one for matches in found for one in matches):
         for side, right in (("gold", "found"), ("predicted", "right")):
@@ -110,8 +110,8 @@ def by_length(found, longest=5):
 
 
 def by_seen(rows, found, seen):
-    """{"seen": {"gold", "found"}, "unseen": …}: gold entities whose tokens are an entity of their type in training too,
-    or not. seen: {(type, tokens)}"""
+    """{"seen": {"gold", "found"}, "unseen": …}: gold entities by whether training has one with these tokens and type.
+    seen: {(type, tokens)}"""
     table = {"seen": Counter(), "unseen": Counter()}
     for row, matches in zip(rows, found):
         for one in matches:
@@ -123,7 +123,7 @@ def by_seen(rows, found, seen):
 
 
 def per_type(found):
-    """{type: {"precision", "recall", "f1", "support"}} as report.json has it."""
+    """{type: {"precision", "recall", "f1", "support"}} as in report.json."""
     right, guessed, there = Counter(), Counter(), Counter()
     for one in (one for matches in found for one in matches):
         if one.gold:

@@ -1,18 +1,18 @@
-"""The numbers of the page, from rows as answers.py keeps them. Shares lie between 0 and 1; N rows with a label.
+"""Computes the figures of the page from the rows that answers.py stores. Shares are between 0 and 1.
 
-Each function is what its docstring says and nothing else, so that tests can compute it by hand.
+Each docstring is a complete definition, so that tests can compute the figure independently.
 """
 
 from collections import Counter
 
 import numpy as np
 
-BINS = 10  # of the calibration
+BINS = 10  # for calibration
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
 def per_label(gold, predicted):
-    """{label: {"precision", "recall", "f1", "support"}} of lists of sets of labels, one for each text."""
+    """{label: {"precision", "recall", "f1", "support"}} from lists of label sets, one set per text."""
     right, guessed, there = Counter(), Counter(), Counter()
     for g, p in zip(gold, predicted):
         right.update(g & p)
@@ -35,7 +35,7 @@ def scores_by_label(right, guessed, there):
 
 
 def confusions(gold, predicted):
-    """[[gold label, predicted label, how many, share of the gold label]] of what differs, most first."""
+    """[[gold label, predicted label, count, share of the gold label]] of the errors, most frequent first."""
     there = Counter(gold)
     pairs = Counter((g, p) for g, p in zip(gold, predicted) if g != p)
     ordered = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
@@ -43,8 +43,8 @@ def confusions(gold, predicted):
 
 
 def matrix(gold, predicted, most=16):
-    """{"labels", "counts", "all"} of the confusion matrix, gold labels down. Of more than `most` labels those that are
-    confused most often, in the order of how often they occur; the others' cells are left out."""
+    """{"labels", "counts", "all"} of the confusion matrix, with gold labels as rows. With more than `most` labels, only
+    those confused most often are kept, in order of frequency."""
     there = Counter(gold) + Counter(predicted)
     wrong = Counter(label for g, p in zip(gold, predicted) if g != p for label in (g, p))
     chosen = sorted(there, key=lambda label: (-wrong[label], -there[label], label))[:most]
@@ -57,7 +57,7 @@ def calibration(confidence, right, bins=BINS):
     """{"ece", "bins": [{"low", "high", "count", "confidence", "accuracy"}]}.
 
     ECE, the expected calibration error (Naeini et al., 2015; Guo et al., 2017, equation 3): the mean over the rows of
-    |accuracy - mean confidence| of their bin; bins are (0, 1/10], (1/10, 2/10], …, 0 itself in the first.
+    |accuracy - mean confidence| of their bin; the bins are [0, 1/10], (1/10, 2/10], …
     """
     confidence, right = np.asarray(confidence, float), np.asarray(right, float)
     number = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
@@ -73,26 +73,26 @@ def calibration(confidence, right, bins=BINS):
 
 
 def histogram(confidence, right, bins=20):
-    """[[right, wrong] of each of `bins` equal parts of 0 to 1]."""
+    """[[right, wrong] counts of each of `bins` equal parts of 0 to 1]."""
     number = np.clip(np.ceil(np.asarray(confidence) * bins).astype(int) - 1, 0, bins - 1)
     right = np.asarray(right, bool)
     return np.stack([np.bincount(number[side], minlength=bins) for side in (right, ~right)], 1).tolist()
 
 
 def coverage(confidence, right):
-    """(thresholds, coverages, accuracies) at every confidence that occurs, highest first: what if one abstains below?
+    """(thresholds, coverages, accuracies) for abstaining below each confidence that occurs, highest first.
 
-    Coverage is the share of rows that are at least so sure, accuracy that of the right ones among these.
+    Coverage is the share of rows with at least this confidence; accuracy is the share of right ones among them.
     """
     confidence, right = np.asarray(confidence, float), np.asarray(right, float)
     order = np.argsort(-confidence, kind="stable")
     confidence, right = confidence[order], right[order].cumsum()
-    last = np.flatnonzero(np.diff(confidence, append=-1) != 0)  # of equal ones all count, or none
+    last = np.flatnonzero(np.diff(confidence, append=-1) != 0)  # the last of equal values
     return confidence[last], (last + 1) / len(confidence), right[last] / (last + 1)
 
 
 def coverage_table(confidence, right, thresholds=THRESHOLDS):
-    """[{"threshold", "coverage", "accuracy"}]; accuracy None if no row is so sure."""
+    """[{"threshold", "coverage", "accuracy"}]; accuracy is None if no row reaches the threshold."""
     confidence, right, table = np.asarray(confidence, float), np.asarray(right, float), []
     for threshold in thresholds:
         sure = confidence >= threshold
@@ -102,15 +102,15 @@ def coverage_table(confidence, right, thresholds=THRESHOLDS):
 
 
 def thinned(*columns, most=160):
-    """Columns of points of a curve, evenly thinned with both ends kept."""
+    """The columns of a curve's points, evenly subsampled to `most`; both ends are kept."""
     size = len(columns[0])
     kept = np.unique(np.linspace(0, size - 1, min(size, most)).round().astype(int)) if size else []
     return [np.asarray(column)[kept].tolist() for column in columns]
 
 
 def threshold_curve(probabilities, gold, labels):
-    """{"thresholds", "precision", "recall", "f1", "best": {"threshold", "f1"}} of a multilabel task: micro-averaged, if
-    every label whose probability is at least the threshold were taken. probabilities: {label: p} of each text."""
+    """{"thresholds", "precision", "recall", "f1", "best": {"threshold", "f1"}} of a multilabel task: micro-averaged
+    scores of the labels with at least the threshold as probability. probabilities: {label: p} of each text"""
     pairs = [(p, label in g) for row, g in zip(probabilities, gold) for label, p in row.items()]
     there, empty = sum(map(len, gold)), {"thresholds": [], "precision": [], "recall": [], "f1": [], "best": None}
     if not pairs or not there:
@@ -127,8 +127,8 @@ def threshold_curve(probabilities, gold, labels):
 
 
 def error_pairs(gold, predicted):
-    """[[missed label, invented label, how many texts]]: which errors of a multilabel task occur together; and
-    [[label, times missed, times invented]]. Most first."""
+    """([[missed label, invented label, number of texts]] of errors that occur together in a multilabel task,
+    [[label, times missed, times invented]]), most frequent first."""
     together, missed, invented = Counter(), Counter(), Counter()
     for g, p in zip(gold, predicted):
         missed.update(g - p)
@@ -140,8 +140,8 @@ def error_pairs(gold, predicted):
 
 
 def residuals(gold, predicted, bins=20, most=1500):
-    """Of numbers: {"points": [[gold, predicted]], at most `most`, evenly picked by gold value; "edges", "counts" of the
-    histogram of predicted - gold; "mean", "std", "rmse", "r2"}. What is not finite is left out; None if nothing is."""
+    """For regression: {"points": [[gold, predicted]], at most `most`, evenly picked by gold value; "edges", "counts" of
+    the histogram of predicted - gold; "mean", "std", "rmse", "r2"}. Only finite predictions count; None without any."""
     gold, predicted = np.asarray(gold, float), np.asarray(predicted, float)
     gold, predicted = gold[np.isfinite(predicted)], predicted[np.isfinite(predicted)]
     if not len(gold):
@@ -161,17 +161,17 @@ def residuals(gold, predicted, bins=20, most=1500):
     }
 
 
-# ---- slices ---------------------------------------------------------------------------------------------------------
+# ---- slices ----------------------------------------------------------------------------------------------------------
 
 
 def length_of(row):
-    """In tokens, or in characters if there are none."""
+    """Length in tokens, or in characters if the row has no tokens."""
     return len(row["places"]) if "places" in row else len(row["text"])
 
 
 def slices(rows, most_values=20):
-    """[(what it is sliced by, [(name, [row numbers])])]: quarters of the length (none is empty; equal lengths stay
-    together), cut or read in windows where some are, columns of words with 2 to `most_values` values."""
+    """[(criterion, [(name, [row numbers])])]: quartiles of the length (none empty; equal lengths stay together), cut or
+    windowed rows if there are any, and text columns with 2 to `most_values` values."""
     lengths = np.array([length_of(row) for row in rows])
     edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75, 1], method="higher"))
     part, groups = np.searchsorted(edges, lengths), []
@@ -195,12 +195,12 @@ def slices(rows, most_values=20):
     return found
 
 
-# ---- confidence and errors ------------------------------------------------------------------------------------------
+# ---- confidence and errors -------------------------------------------------------------------------------------------
 
 
 def row_confidence(kind, answer):
-    """How sure the model is of its answer to a text: of a label its probability; of several labels the least sure of
-    all decisions, taken or not; of tags and spans the least sure one. None of a number."""
+    """The confidence of an answer: the probability of a label; for several labels that of the least confident decision,
+    positive or negative; for tags and spans that of the least confident one. None for regression."""
     p, several = answer["probability"], answer.get("probabilities")
     if kind == "multilabel":
         taken = set(answer["predicted"])
@@ -212,22 +212,22 @@ def row_confidence(kind, answer):
 
 
 def known(probability: float | list | None) -> list[float]:
-    """The numbers of a probability, or of a list of them; a custom head may give none."""
+    """A probability, or a list of them, as a list without None; a custom head may give none."""
     values = probability if isinstance(probability, list) else [probability]
     return [value for value in values if value is not None]
 
 
 def with_probability(predicted: list, probability: list | None) -> list[tuple]:
-    """[(label, tag or span, its probability)] of those that have one."""
+    """[(label, tag or span, probability)] of those that have a probability."""
     pairs = zip(predicted, probability if isinstance(probability, list) else [])
     return [(label, value) for label, value in pairs if value is not None]
 
 
 def mistake_confidence(kind, answer):
-    """How sure the model is of what is wrong in its answer; None if nothing is.
+    """The confidence of the wrong part of an answer; None if nothing is wrong.
 
-    Of a label its probability; of several labels the surest wrong decision; of tags the surest wrong tag; of spans the
-    surest invented one, 0 if some are only missed; of a number the size of the error.
+    A label: its probability. Several labels: the most confident wrong decision. Tags: the most confident wrong tag.
+    Spans: the most confident invented one, 0 if spans are only missed. Regression: the absolute error.
     """
     gold, predicted, p = answer["gold"], answer["predicted"], answer["probability"]
     if gold is None or answer["right"]:

@@ -1,8 +1,8 @@
-"""The three things of a run that are most worth a look, from its figures."""
+"""Selects the three most important findings of a run from its figures."""
 
 
 def candidates(found):
-    """[(weight, section, key of texts.py, values)]. The weight is about which share of all mistakes it concerns."""
+    """[(weight, section, key in texts.py, values)]. The weight is roughly the share of all mistakes it concerns."""
     result = []
     for name, task in found["tasks"].items():
         wrong = max(1, task["rows"] - task["right"])
@@ -12,7 +12,7 @@ def candidates(found):
         first, rows = suspects[0], max(1, sum(size for part, size in found["sizes"].items() if part != "train"))
         values = {"n": len(suspects), "part": first["part"], "id": first["id"]}
         values |= {"given": first["gold_shown"], "likely": first["likely_shown"]}
-        weight = 0.6 if len(suspects) <= 0.05 * rows else 0.25  # of more, most are not wrong: the model is weak
+        weight = 0.6 if len(suspects) <= 0.05 * rows else 0.25  # more than that: mostly false alarms of a weak model
         result.append((weight, "errors", "look_suspects", values))
     for course in found["learning"][:1]:
         if course["verdict"] in ("overfit", "underfit"):
@@ -71,7 +71,7 @@ def entity_candidates(name, task):
 
 
 def slice_candidates(found):
-    """The slice of at least 20 rows that is worst by the main score, if its interval lies below the score over all."""
+    """The slice of at least 20 rows with the worst main score, if its interval is below the score of all rows."""
     whole = {one["name"]: one["value"] for one in found["scores"].get(found["main"], ())}
     score = next((name for name in found["about"]["shown_scores"] if name in whole), None)
     worst = []
@@ -85,7 +85,7 @@ def slice_candidates(found):
 
 
 def worth_a_look(found, most=3):
-    """The heaviest candidates, no two of the same kind."""
+    """The candidates with the largest weights, one of each kind."""
     chosen = []
     for item in sorted(candidates(found), key=lambda item: -item[0]):
         if item[2] not in [other[2] for other in chosen]:
@@ -94,14 +94,14 @@ def worth_a_look(found, most=3):
 
 
 def sentence(item, words, short):
-    """A candidate in words; short: cuts what comes from the data."""
+    """The sentence of a candidate. short: a function that shortens text from the data"""
     _, _, key, values = item
     values = {name: shown(name, value, words, short) for name, value in values.items()}
     return words(key, **values)
 
 
 def shown(name, value, words, short):
-    """A value of a sentence, its name of ours in the page's words."""
+    """A value for a sentence; names that belong to the page are translated."""
     if name == "more":
         return words("more_sure" if value else "less_sure")
     if name == "verdict" or (name == "part" and value in ("train", "dev", "test", "out_of_fold")):

@@ -1,4 +1,4 @@
-"""Texts with entities marked in place, nested and crossing ones too."""
+"""Texts with entities marked in place, also nested and crossing ones."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,12 @@ class Mark(NamedTuple):
     start: int  # characters
     end: int
     label: str
-    verdict: str  # of entities.VERDICTS
-    first: bool = True  # whether the entity begins here; a piece that was cut off by a border that it crosses does not
+    verdict: str  # one of entities.VERDICTS
+    first: bool = True  # whether the entity begins here; False for the later pieces of a split entity
 
 
 def split_crossing(marks):
-    """The same marks in pieces of which any two are apart or one is inside the other, outer ones first."""
+    """The marks, split into pieces so that any two are disjoint or nested; outer ones first."""
     todo, done = sorted(marks, key=lambda m: (m.start, -m.end)), []
     while todo:
         mark = todo.pop(0)
@@ -27,8 +27,7 @@ def split_crossing(marks):
 
 
 def tree(text, marks, start=0, end=None):
-    """[string, or (Mark, the same of what is inside)] of a text between two positions. marks: as `split_crossing` gives
-    them."""
+    """A text between two positions as [string, or (Mark, such a list of its inside)]. marks: from `split_crossing`"""
     end = len(text) if end is None else end
     found, position = [], start
     marks = [mark for mark in marks if start <= mark.start and mark.end <= end]
@@ -46,7 +45,7 @@ def tree(text, marks, start=0, end=None):
 
 
 def marks_of(row, matches, side):
-    """Marks of the gold or the predicted entities of a row. matches: [entities.Match]; side: "gold", "predicted"."""
+    """Marks of the gold or predicted entities of a row. matches: [entities.Match]; side: "gold", "predicted"."""
     found, places = [], row["places"]
     for one in matches:
         if entity := getattr(one, side):
@@ -56,7 +55,7 @@ def marks_of(row, matches, side):
 
 
 def window(row, matches, most=600, before=120):
-    """(start, end) of the part of a long text that is drawn: from a little before the first error, if it is far in."""
+    """(start, end) of the part of a long text to show; it starts a little before the first error."""
     size = len(row["text"])
     if size <= most:
         return 0, size
@@ -67,7 +66,7 @@ def window(row, matches, most=600, before=120):
 
 
 def drawn(row, matches, side):
-    """The tree of a row's text with the entities of one side, of the part that `window` chooses."""
+    """The tree of a row's text, in the part chosen by `window`, with the entities of one side."""
     start, end = window(row, matches)
     marks = [m for m in marks_of(row, matches, side) if m.start < end and m.end > start]
     marks = [m._replace(start=max(m.start, start), end=min(m.end, end)) for m in marks]

@@ -1,9 +1,9 @@
-"""report.html: figures, pictures and words put together.
+"""Writes report.html from figures, plots and words.
 
     python -m tools.report NAME
 
-One file that needs nothing else: style, script and pictures are in it, what comes from the data is escaped by jinja2
-(and within JSON by `json_in_page`), and it asks no network for anything. It stays small however large the data are.
+The page is a single file with its style, script and plots, and makes no network requests. Text from the data is escaped
+by jinja2 (within JSON by `json_in_page`). Its size is bounded for any amount of data.
 """
 
 import csv
@@ -23,18 +23,18 @@ from tools.report.texts import Words, language_of
 
 logger = logging.getLogger("template")
 TEMPLATES = Path(__file__).parent / "templates"
-TABLE_BYTES = 6_000_000  # of the table of rows in a page
-GALLERY = 40  # texts with entities that are drawn
+TABLE_BYTES = 6_000_000  # maximum size of the table of rows
+GALLERY = 40  # texts shown with their entities
 
 
 def short(value, most=80):
-    """What comes from the data, no longer than can be read; how long it is, is told."""
+    """Text from the data, cut to `most` characters with its length appended."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,})"
 
 
 def show(value, most=160):
-    """A label of any kind as a string for people."""
+    """A label of any kind as a readable string."""
     if value is None:
         return "–"
     if isinstance(value, float):
@@ -45,7 +45,7 @@ def show(value, most=160):
 
 
 def json_in_page(value):
-    """JSON that cannot end the script element it stands in, nor open a comment there."""
+    """JSON that cannot close its script element or open a comment in it."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -53,7 +53,7 @@ def json_in_page(value):
 
 
 def plain(value, most=300):
-    """Figures for the page: long strings cut, numbers that are not finite null."""
+    """Figures for the page, with long strings cut and non-finite numbers as None."""
     if isinstance(value, dict):
         return {short(str(key), most): plain(item, most) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -81,12 +81,12 @@ def raw(name):
     return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
 
 
-# ---- one run --------------------------------------------------------------------------------------------------------
+# ---- one run ---------------------------------------------------------------------------------------------------------
 
 
 def make_report(folder, language="auto", spreadsheet_safe=False):
-    """Writes report.html and suspicious.csv into a run folder. -> (path, [sentences]): what is most worth a look, in
-    English. UserError if the folder has no answers."""
+    """Writes report.html and suspicious.csv into a run folder. -> (path, [the main findings in English]). Raises
+    UserError if the folder has no answers."""
     found, rows = collect(folder)
     everything = [row for part in rows.values() for row in part]
     words = Words(language_of(language, [row["text"] for row in everything]))
@@ -120,7 +120,7 @@ def make_report(folder, language="auto", spreadsheet_safe=False):
 
 
 def show_report(folder, language="auto", spreadsheet_safe=False):
-    """Makes the page, and says in the log where it is and what is most worth a look."""
+    """Writes the page, and logs its path and the main findings."""
     path, sentences = make_report(folder, language, spreadsheet_safe)
     logger.info(f"report: {path}")
     for number, line in enumerate(sentences, 1):
@@ -132,7 +132,7 @@ def everything_by_part(rows):
 
 
 def write_suspicious(path, suspects, rows, spreadsheet_safe=False):
-    """All rows whose label is probably wrong, the worst first: suspicious.csv. spreadsheet_safe: see `harmless`."""
+    """Writes suspicious.csv: rows whose label is probably wrong, the worst first. spreadsheet_safe: see `harmless`"""
     safe = harmless if spreadsheet_safe else lambda cell: cell
     with appearing_whole(path) as file:
         writer = csv.writer(file)
@@ -144,11 +144,11 @@ def write_suspicious(path, suspects, rows, spreadsheet_safe=False):
             writer.writerow(map(safe, cells))
 
 
-# ---- pictures -------------------------------------------------------------------------------------------------------
+# ---- plots -----------------------------------------------------------------------------------------------------------
 
 
 def learning_pictures(course, words):
-    """[(title, picture, [names of its lines])] of a training, with the sentence that its curves justify."""
+    """{"name", "pictures": [(title, plot, [names of its lines])], "said": the diagnosis} of one training."""
     steps, epochs, pace = course["steps"], course["epochs"], course["pace"]
     ends = [record["step"] for record in epochs]
     best = [(ends[course["best"] - epochs[0]["epoch"] - 1], words("best"))] if course["best"] and ends else []
@@ -181,7 +181,7 @@ def learning_pictures(course, words):
 
 
 def task_view(name, task, rows, words):
-    """The pictures and drawn texts of a task."""
+    """The plots and marked texts of a task."""
     view = {"pictures": []}
 
     def add(title, picture, names=(), kinds="s"):
@@ -219,8 +219,8 @@ def task_view(name, task, rows, words):
 
 
 def gallery(name, kind, rows):
-    """{"texts": [{"id", "verdicts", "kinds", "cut", "gold", "predicted"}], "all", "types"}: texts with errors in their
-    entities, the model's surest mistakes first; each side as `marked.tree` has it."""
+    """{"texts": [{"id", "verdicts", "kinds", "cut", "gold", "predicted"}], "all", "types"}: texts with entity errors,
+    the most confident mistakes first; each side as from `marked.tree`."""
     wrong = [(figures.mistake_confidence(kind, row["answers"][name]), i) for i, row in enumerate(rows)]
     wrong = sorted(((sure, i) for sure, i in wrong if sure is not None), key=lambda item: (-item[0], item[1]))
     found = []
@@ -238,7 +238,7 @@ def gallery(name, kind, rows):
 
 
 def type_numbers(name, kind, rows):
-    """{type: its number}, the most frequent first: what it is coloured by."""
+    """{type: number}, numbered by frequency; the number sets its colour."""
     counts = {}
     for row in rows:
         answer = row["answers"][name]
@@ -248,18 +248,18 @@ def type_numbers(name, kind, rows):
     return {label: number for number, label in enumerate(sorted(counts, key=lambda label: (-counts[label], label)))}
 
 
-# ---- the table of rows ----------------------------------------------------------------------------------------------
+# ---- the table of rows -----------------------------------------------------------------------------------------------
 
 
 def shown_answer(kind, row, label):
-    """A label in the table: of tags and spans the entities."""
+    """A label in the table; for tags and spans, the entities."""
     if label is None or kind not in ("tagging", "spans"):
         return show(label)
     return short(entity_list(row, entities.entities_in(kind, label)), 160)
 
 
 def differences(kind, row, item):
-    """{"gold_shown", "predicted_shown", "likely_shown"}: labels as strings; of entities those that differ alone."""
+    """{"gold_shown", "predicted_shown", "likely_shown"}: labels as strings; for entities only those that differ."""
     sides = {side: item[side] for side in ("gold", "predicted", "likely") if side in item}
     if kind not in ("tagging", "spans"):
         cut = str if kind == "classification" else show
@@ -280,7 +280,7 @@ def entity_list(row, found):
 
 
 def labels_of(kind, label):
-    """What a row of the table can be filtered by."""
+    """The labels by which a row of the table can be filtered."""
     if label is None or kind == "regression":
         return set()
     if kind in ("tagging", "spans"):
@@ -289,10 +289,10 @@ def labels_of(kind, label):
 
 
 def table_of(rows, kinds):
-    """{"tasks", "labels", "rows", "all"}: rows for the script of the page, wrong ones first until TABLE_BYTES are full.
+    """{"tasks", "labels", "rows", "all"}: rows for the page's script, wrong ones first, up to TABLE_BYTES.
 
     A row is [part, id, text, right, [[gold, [[predicted, right, confidence]]] of each task], [numbers of labels]];
-    right is 1, 0 or null. They are then in the order of the files again.
+    right is 1, 0 or null. The selected rows are then in file order again.
     """
     names, numbers, size, kept = list(kinds), {}, 0, []
     flat = everything_by_part(rows)
@@ -324,5 +324,5 @@ def table_of(rows, kinds):
 
 
 def size_of(record):
-    """About how many bytes a row takes in the page."""
+    """The approximate size of a row in the page, in bytes."""
     return len(json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))

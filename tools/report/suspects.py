@@ -1,4 +1,4 @@
-"""Rows whose label is probably wrong, and training texts that are nearly the same and say something else."""
+"""Finds rows whose label is probably wrong, and near duplicates in training that have another label."""
 
 import logging
 from collections import defaultdict
@@ -13,12 +13,12 @@ from engine.task.text import text_of
 from tools.report.figures import with_probability
 
 logger = logging.getLogger("template")
-NEAR = 0.8  # cosine of the texts' character trigrams from which on they are near duplicates
-MOST_TEXTS = 200_000  # of training that are compared
+NEAR = 0.8  # minimum cosine of character trigrams of near duplicates
+MOST_TEXTS = 200_000  # training texts that are compared, at most
 
 
 def class_thresholds(rows):
-    """{label: mean probability of the label over the rows that were given it}: t_j of confident learning."""
+    """{label: mean probability of the label over the rows with this given label}, t_j of confident learning."""
     given = defaultdict(list)
     for gold, probabilities in rows:
         given[gold].append(probabilities.get(gold, 0.0))
@@ -26,14 +26,13 @@ def class_thresholds(rows):
 
 
 def confident_learning(rows):
-    """[(row number, label that it probably has, margin)], the most suspicious first.
+    """[(row number, likely label, margin)], the most suspicious first.
 
-    rows: of each (given label, {label: probability by a model that never saw the row}). Northcutt et al., Confident
-    Learning, 2021 (JAIR 70; arXiv:1911.00068), equations 1 and 2: a row counts to the likely label j, if p_j is at
-    least the mean p_j of the rows that were given j, and of several such the one with the largest p_j. Rows that
-    count to another label than their own are the issues ("confident joint, off the diagonal"); they are ranked by the
-    normalised margin p_given - p_likely, the lowest first. The library of its authors does the same and more, under a
-    licence (AGPL) that would bind this template.
+    rows: (given label, {label: probability from a model not trained on the row}). Northcutt et al., Confident Learning,
+    2021 (JAIR 70; arXiv:1911.00068), equations 1 and 2: the likely label j of a row is the one with the largest p_j
+    among those with p_j at least the mean p_j of the rows with given label j. Rows whose likely label is not the given
+    one are issues (off the diagonal of the confident joint), ranked by the normalised margin p_given - p_likely, lowest
+    first. The authors' library does the same and more, but its AGPL licence would bind this template.
     """
     thresholds, found = class_thresholds(rows), []
     for number, (gold, probabilities) in enumerate(rows):
@@ -44,12 +43,12 @@ def confident_learning(rows):
 
 
 def suspicious(rows, kinds):
-    """[{"row", "task", "likely", "score"}] of rows with a label that is probably wrong, the worst first.
+    """[{"row", "task", "likely", "score"}] of rows whose label is probably wrong, the worst first.
 
-    Of classification by confident learning, score p_likely - p_given. Of tags, spans and several labels the rows with a
-    wrong decision of which the model is at least as sure as of half of its right ones of the same kind (the same tag,
-    the same type, the same label there or not there), and at 0.9 or more; score: its probability. Of numbers the rows
-    whose error is more than three times the root of the mean square of all, score: in these three.
+    Classification: by confident learning; score: p_likely - p_given. Tags, spans and several labels: rows with a wrong
+    decision whose probability is at least 0.9 and at least the median of the right decisions of the same kind (the same
+    tag, the same type, the same label present or absent); score: that probability. Regression: rows with an error of
+    more than 3 RMSE; score: error / (3 RMSE).
     """
     found = []
     for name, kind in kinds.items():
@@ -65,14 +64,14 @@ def suspicious(rows, kinds):
 
 
 def large_errors(answers):
-    """[(row number, answer, error in three root mean squares)] of the numbers that are that far from what is given."""
+    """[(row number, answer, error / (3 RMSE))] of the rows with an error of more than 3 RMSE."""
     sizes = [abs(answer["predicted"] - answer["gold"]) for _, answer in answers]
     scale = 3 * float(np.sqrt(np.mean(np.square(sizes)))) if sizes else 0.0
     return [(number, answer, size / scale) for (number, answer), size in zip(answers, sizes) if size > scale > 0]
 
 
 def sure_errors(kind, answers):
-    """[(row number, answer, probability of the surest wrong decision)]; see `suspicious`."""
+    """[(row number, answer, probability of the most confident wrong decision)]; see `suspicious`."""
     decided = [(number, answer, decisions(kind, answer)) for number, answer in answers]
     right = defaultdict(list)
     for *_, items in decided:
@@ -88,7 +87,7 @@ def sure_errors(kind, answers):
 
 
 def decisions(kind, answer):
-    """[(what was decided, its probability, whether it is right)] of an answer with several decisions."""
+    """[(decision, probability, whether it is right)] of an answer with several decisions."""
     gold, predicted, p = answer["gold"], answer["predicted"], answer["probability"]
     if kind == "classification":
         return [] if p is None else [(predicted, p, gold == predicted)]
@@ -109,8 +108,8 @@ def issue(number, task, likely, score):
 
 
 def training_rows(data_path: str | Path, kinds: dict[str, str], most: int = MOST_TEXTS) -> tuple[list[dict], bool]:
-    """The first rows of the training part, and whether that is all; ([], True) where it is no longer there, or has
-    changed so that it does not have these tasks. kinds: {task: one of KINDS of answers.py}"""
+    """(the first `most` rows of the training part, whether that is all). ([], True) if it no longer exists or no longer
+    has these tasks. kinds: {task: one of KINDS in answers.py}"""
     path = Path(data_path) / "train.jsonl"
     if not path.is_file():
         return [], True
@@ -119,18 +118,18 @@ def training_rows(data_path: str | Path, kinds: dict[str, str], most: int = MOST
     try:
         rows = list(islice(read_json_lines(path, shape), most + 1))
     except SchemaError as error:
-        logger.warning(f"the report leaves the training part out: {error}")
+        logger.warning(f"the report leaves out the training part: {error}")
         return [], True
     return rows[:most], len(rows) <= most
 
 
 def near_duplicates(queries, training, block=20_000):
-    """[[(cosine, training row number)]] of each query text: those of at least NEAR, nearest first.
+    """[[(cosine, training row number)]] for each query text: those of at least NEAR, nearest first.
 
-    Cosine of the counts of character trigrams in lower case, hashed into 2^18 columns (scikit-learn's
-    HashingVectorizer); the number of training texts is bounded by whoever reads them.
+    The cosine of lower-case character trigram counts, hashed into 2^18 columns (scikit-learn's HashingVectorizer). The
+    caller bounds the number of training texts.
     """
-    from sklearn.feature_extraction.text import HashingVectorizer  # here: it takes a second
+    from sklearn.feature_extraction.text import HashingVectorizer  # not at the top: it takes a second
 
     if not queries or not training:
         return [[] for _ in queries]
@@ -147,8 +146,8 @@ def near_duplicates(queries, training, block=20_000):
 
 
 def contradicted(rows, numbers, kinds, training, most=3):
-    """{row number: [{"id", "text", "task", "label", "cosine"}]}: near duplicates in training that have another label of
-    a text task than the row itself."""
+    """{row number: [{"id", "text", "task", "label", "cosine"}]}: near duplicates in training whose label in a text
+    task differs from that of the row."""
     tasks = [name for name, kind in kinds.items() if kind in ("classification", "multilabel")]
     found, queries = {}, [" ".join(filter(None, (rows[i]["text"], rows[i].get("text_pair")))) for i in numbers]
     if not tasks:

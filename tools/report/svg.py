@@ -1,8 +1,7 @@
-"""Pictures as SVG in the page, drawn here rather than by matplotlib.
+"""Draws plots as SVG for the page, without matplotlib.
 
-Two curves of twenty points are 5 kB, matplotlib's 19 kB. The colours are the page's, so they follow light, dark and
-print; the letters are the browser's, so Chinese needs no font on the machine that makes them. Coordinates are numbers
-of ours, and whatever names something is escaped.
+Two curves of twenty points take 5 kB instead of matplotlib's 19 kB. Colours come from the page, so they follow light,
+dark and print; fonts come from the browser, so Chinese needs no font on this machine. All text is escaped.
 """
 
 import math
@@ -25,7 +24,7 @@ def ticks(low, high, about=5):
 
 
 def number(value):
-    """A number on an axis."""
+    """A number as an axis label."""
     if 0 < abs(value) < 1e-3 or abs(value) >= 1e5:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
@@ -37,7 +36,7 @@ def finite(values):
 
 
 def span(values, room=0.06):
-    """(low, high) around the values, never empty."""
+    """(low, high) around the values with a margin; never an empty range."""
     values = finite(values) or [0.0, 1.0]
     low, high = min(values), max(values)
     margin = (high - low) * room or abs(high) * 0.1 or 1.0
@@ -45,10 +44,10 @@ def span(values, room=0.06):
 
 
 class Plot:
-    """Axes, and what is drawn on them."""
+    """A plot: axes and the SVG parts drawn on them."""
 
     def __init__(self, x_range, y_range, x_label, y_label, describes, x_ticks=None):
-        """x_ticks: [(place, word)] of the lower axis, if these are not round numbers."""
+        """x_ticks: [(value, label)] of the x axis, instead of round numbers"""
         self.x_range, self.y_range, self.describes, self.parts = x_range, y_range, describes, []
         for value in ticks(*y_range):
             y = self.y(value)
@@ -76,7 +75,7 @@ class Plot:
         self.add(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
 
     def line(self, xs, ys, kind, dots=None):
-        """A line through the points that are finite; dots: whether each is marked (default: if they are few)."""
+        """Draws a line through the finite points. dots: whether each is marked (default: if there are at most 24)"""
         points = [(x, y) for x, y in zip(xs, ys) if y is not None and math.isfinite(y)]
         if not points:
             return
@@ -93,20 +92,20 @@ class Plot:
         self.add(f'<rect class="bar {kind}" {shape}><title>{escape(tip)}</title></rect>')
 
     def mark(self, x, text, kind="mark", row=0):
-        """An upright line with a word at its top, or so many rows below."""
+        """Draws a vertical line with a label at its top, or `row` lines of text below."""
         at = self.x(x)
         self.add(f'<path class="{kind}" d="M{at:.1f} {TOP + 4}V{HEIGHT - BOTTOM}"/>')
         right = at > WIDTH * 0.7
         self.text(at + (-5 if right else 5), TOP + 14 * (1 + row), text, "end" if right else "start", f"{kind}-text")
 
     def __html__(self):
-        """The whole picture; jinja2 asks for it."""
+        """The whole plot; called by jinja2."""
         box = f'viewBox="0 0 {WIDTH} {HEIGHT}"'
         return Markup(f'<svg {box} role="img" aria-label="{escape(self.describes)}">{"".join(self.parts)}</svg>')
 
 
 def lines(series, x_label, y_label, describes, y_range=None, x_range=None, marks=()):
-    """A picture of several lines. series: [(xs, ys)], coloured in this order; marks: [(x, word)]."""
+    """A plot of several lines. series: [(xs, ys)], coloured in this order; marks: [(x, label)]"""
     xs = finite([x for points, _ in series for x in points]) or [0, 1]
     y_range = y_range or span([y for _, points in series for y in points])
     x_range = x_range or ((min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, max(xs) + 1))
@@ -134,7 +133,7 @@ def reliability(bins, x_label, y_label, describes):
 
 
 def stacked(counts, edges, x_label, y_label, describes):
-    """A histogram of stacked bars. counts: [[number of each kind] of each bar]; edges: one more than bars."""
+    """A histogram of stacked bars. counts: [[count of each kind] of each bar]; edges: one more than bars"""
     top = max(map(sum, counts), default=0) or 1
     plot = Plot((edges[0], edges[-1]), (0, top * 1.06), x_label, y_label, describes)
     for low, high, cell in zip(edges, edges[1:], counts):
@@ -147,7 +146,7 @@ def stacked(counts, edges, x_label, y_label, describes):
 
 
 def scatter(points, x_label, y_label, describes):
-    """Points [(x, y)] on two axes of the same range, with the diagonal."""
+    """A scatter plot of [(x, y)] with equal axis ranges and the diagonal."""
     both = span([value for point in points for value in point])
     plot = Plot(both, both, x_label, y_label, describes)
     plot.add(f'<path class="diagonal" d="M{plot.x(both[0])} {plot.y(both[0])}L{plot.x(both[1])} {plot.y(both[1])}"/>')

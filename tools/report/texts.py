@@ -1,4 +1,4 @@
-"""The words of the page: templates/en.json and zh.json have the same keys; {names} are filled in."""
+"""The texts of the page. templates/en.json and zh.json have the same keys; {names} are filled in."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ TEXTS = {name: json.loads((TEMPLATES / f"{name}.json").read_text(encoding="utf-8
 
 
 class Words:
-    """The page's words in a language: words("score"), words("best_of", best=3, …)."""
+    """The page's texts in one language: words("score"), words("best_of", best=3, …)."""
 
     def __init__(self, language):
         self.language, self.texts = language, TEXTS[language]

@@ -1,1 +1,1 @@
-"""What tools.search is made of: the space of options, Optuna's study, the runs of both stages, and what comes out."""
+"""Hyper-parameter search: the search space, Optuna's study, the runs of both stages, and the results."""

@@ -1,17 +1,16 @@
-"""Searches hyper-parameters with Optuna, and says whether the best are better than the defaults.
+"""Searches hyper-parameters with Optuna, and tests whether the best are better than the defaults.
 
     pip install -r tools/search/requirements.txt
     python -m tools.search --data_path dataset/NAME --pretrain_model_path bert-base-uncased --trials 30 --jobs 2
     python -m tools.search --options="--use_crf --epochs 6" --space "lr=1e-4..3e-3:log pooling=first,mean"
 
-First the search: each trial is a process of main.py that trains once; the first one has the defaults. TPE proposes the
-next from the dev scores so far, and a trial that does worse than the median is stopped. Then the finalists: the best
-trials and the default with several seeds each. The mean dev score chooses the winner, and the test part, which nothing
-has looked at until then, tells what it gains.
+First the search: each trial is one training run of main.py; the first has the defaults. TPE proposes the next trials
+from the dev scores so far, and a trial that scores worse than the median is stopped. Then the finalists: the best
+trials and the default are trained with several seeds. The mean dev score chooses the winner; test measures its gain.
 
-A space lists options of main.py with their values: a range as lr=1e-4..1e-3:log (:log for what spans powers of ten) or
-a list as pooling=first,mean. head_multiple is --head_lr divided by --lr, warmup_share is --warmup_epochs divided by
---epochs. Stopped, or killed, the same command goes on. docs/search.md explains what comes out.
+A space lists options of main.py with their values: a range as in lr=1e-4..1e-3:log (:log if it spans powers of ten) or
+a list as in pooling=first,mean. head_multiple is --head_lr divided by --lr, warmup_share is --warmup_epochs divided by
+--epochs. The same command resumes a search that was stopped or killed. docs/search.md explains the results.
 """
 
 import logging
@@ -40,33 +39,33 @@ class SearchConfig:
 
     data_path: str = option("dataset/sample", "processed folder, made by data_process.py", group="what is trained")
     pretrain_model_path: str = option("", "save_pretrained folder or hub name; empty: from scratch")
-    options: str = option("", 'flags of main.py for all runs, as --options="--use_crf --epochs 6"')
-    space: str = option("", "options to search and their values (default: what matters most, around the defaults)")
-    monitor: str = option("", "dev score that is to be best, such as slots_f1 or loss (default: by task)")
+    options: str = option("", 'flags of main.py for all runs, such as --options="--use_crf --epochs 6"')
+    space: str = option("", "options to search and their values (default: the main ones, around their defaults)")
+    monitor: str = option("", "dev score to optimise, such as slots_f1 or loss (default: by task)")
 
-    trials: int = option(30, "trials of the search, with the default as the first", group="search", low=1)
+    trials: int = option(30, "number of trials, including the default", group="search", low=1)
     hours: float = option(
-        0.0, "end the search after so long, over all starts, and go on to the finalists; 0: no limit", low=0
+        0.0, "end the search after this time in total and continue with the finalists; 0: no limit", low=0
     )
-    jobs: int = option(1, "runs side by side; they share the cores", low=1)
+    jobs: int = option(1, "runs in parallel; they share the cores", low=1)
     seed: int = option(
-        666, "of what is proposed; with --jobs 1 the same command proposes the same trials", low=0, high=2**32 - 1
+        666, "seed of the proposals; with --jobs 1 the same command proposes the same trials", low=0, high=2**32 - 1
     )
     startup: int = option(
-        8, "trials that must have ended before TPE proposes; until then they are drawn at random", low=1
+        8, "trials that must have ended before TPE proposes; until then they are random", low=1
     )
-    prune: bool = option(True, "stop trials that do worse than the median (--no_prune: never)")
-    prune_after: int = option(2, "epochs that every trial gets", low=1)
+    prune: bool = option(True, "stop trials that score worse than the median (--no_prune: never)")
+    prune_after: int = option(2, "epochs before a trial can be stopped", low=1)
 
     finalists: int = option(
         3,
-        "best trials to train with several seeds beside the default; 0: end with the search",
+        "best trials to train with several seeds, in addition to the default; 0: only search",
         group="finalists",
         low=0,
     )
-    seeds: int = option(5, "seeds of each; an interval needs five", low=1)
+    seeds: int = option(5, "seeds per finalist; an interval needs five", low=1)
 
-    results: str = option("", "folder of all that is kept (default: output/search-NAME)", group="files")
+    results: str = option("", "folder of the results (default: output/search-NAME)", group="files")
 
     def __post_init__(self):
         check_values(self)
@@ -92,7 +91,7 @@ def main(config):
 
 
 def make_plan(config):
-    """(Setup, Resolver, space, names of scores, what the search is known by). All mistakes are told here, before
+    """(Setup, Resolver, space, names of scores, what identifies the search). All checks of options happen here, before
     anything runs."""
     import metrics
     from data_process import make_sample
@@ -104,13 +103,13 @@ def make_plan(config):
         make_sample(base.data_dir)
     tasks = load_labels(base.data_dir)
     if missing := [part for part in ("train", "dev") if not (base.data_dir / f"{part}.jsonl").exists()]:
-        raise UserError(f"{base.data_dir}: no {missing[0]}.jsonl in it; a search needs {' and '.join(PARTS[:2])}")
+        raise UserError(f"{base.data_dir}: has no {missing[0]}.jsonl; a search needs {' and '.join(PARTS[:2])}")
     monitor = config.monitor or metrics.default_monitor(tasks)
     if monitor not in (names := metrics.score_names(tasks)):
-        raise UserError(f"--monitor={monitor} is none of the scores: {', '.join(names)}")
+        raise UserError(f"--monitor={monitor} is not one of the scores: {', '.join(names)}")
     flags = shlex.split(config.options)
     if base.epochs == 0:
-        raise UserError("--options: --epochs 0 trains nothing; name more")
+        raise UserError("--options: --epochs 0 trains nothing; use 1 or more")
     if base.epochs == AUTO["epochs"]:
         base.epochs = count_epochs(base)
         flags += ["--epochs", str(base.epochs)]
@@ -127,7 +126,7 @@ def make_plan(config):
     )
     scores = [name for name in dict.fromkeys([monitor, *metrics.main_scores(tasks)]) if name in names]
     options = {name: str(value) for name, value in asdict(base).items() if name not in RESUME_SAFE}
-    for path in ("data_path", "pretrain_model_path"):  # known by their bytes
+    for path in ("data_path", "pretrain_model_path"):  # identified by their contents
         options.pop(path)
     known_by = data_and_model(base.data_dir, config.pretrain_model_path) | {"monitor": monitor, "seed": config.seed}
     known_by |= {"startup": config.startup, "prune_after": config.prune_after if config.prune else None}
@@ -136,20 +135,20 @@ def make_plan(config):
 
 
 def count_epochs(base):
-    """What --epochs auto is with the batch size of `base`: one number for all trials, which could else not be compared
-    after an epoch."""
+    """The value of --epochs auto for the batch size of `base`. All trials use it; otherwise their scores after an epoch
+    could not be compared."""
     from engine.train.optimization import epochs_of, is_pretrained, steps_per_epoch
 
     with open(base.data_dir / "train.jsonl", "rb") as file:
         rows = sum(1 for line in file if line.strip())
     steps = steps_per_epoch(-(-rows // base.batch_size), base)
     epochs = epochs_of(steps, is_pretrained(base))
-    logger.info(f"--epochs auto: {epochs} for {steps} steps an epoch, in all trials")
+    logger.info(f"--epochs auto: {epochs} for {steps} steps per epoch, in all trials")
     return epochs
 
 
 def base_of(config):
-    """(the Config that all runs share, the names that --options sets)."""
+    """(the Config shared by all runs, the names of the options that --options sets)."""
     from tools.search.space import NOT_FOR_TRIALS
 
     try:
@@ -160,14 +159,14 @@ def base_of(config):
     base = parse_args(Config, [f"--{name}={value}" for name, value in paths.items()] + words)
     given, plain = asdict(base), asdict(Config(**paths))
     if taken := [name for name in NOT_FOR_TRIALS if given[name] != plain[name]]:
-        raise UserError(f"--options: --{taken[0]} is none of its flags; tools.search says what a run does, and where")
+        raise UserError(f"--options: --{taken[0]} is not allowed; tools.search sets it for each run")
     names = {alias: field.name for field in fields(Config) for alias in (field.name, *field.metadata["aliases"])}
     said = [word[2:].split("=")[0].removeprefix("no_") for word in words if word.startswith("--")]
     return base, {names[name] for name in said}
 
 
 def space_of(config, base, fixed, kinds):
-    """(Resolver, {name: Dimension}). UserError with a line for each mistake."""
+    """(Resolver, {name: Dimension}). Raises UserError with one line per mistake."""
     from tools.search.space import NOT_FOR_TRIALS, Resolver, default_space, parse_space
 
     known = {field.name: field for field in fields(Config) if field.name not in {*RESUME_SAFE, *NOT_FOR_TRIALS}}
@@ -189,7 +188,7 @@ def space_of(config, base, fixed, kinds):
 
 
 def search(config, setup, resolver, space, scores, known_by):
-    """Both stages, as far as they are not done, and what comes out. -> the exit code"""
+    """Runs what is left of both stages and writes the results. -> the exit code"""
     from tools.search import outcome
     from tools.search.stages import FinalStage, SearchStage
     from tools.search.study import Study
@@ -200,7 +199,7 @@ def search(config, setup, resolver, space, scores, known_by):
     logger.info("space: " + " ".join(f"{name}={dimension}" for name, dimension in space.items()))
     winner = stage = None
     try:
-        with StopSignals(logger.warning, then="runs save and end") as stop:
+        with StopSignals(logger.warning, then="runs save and exit") as stop:
             with tqdm(total=config.trials, desc="search", disable=None) as bar:
                 limits = config.trials, resolver.base.random_seed, config.hours
                 SearchStage(setup, study, resolver, space, *limits, bar).run(stop)
@@ -215,7 +214,7 @@ def search(config, setup, resolver, space, scores, known_by):
     except Interrupted:
         done = study.counts()
         ended = done["finished"] + done["pruned"] + done["failed"]
-        logger.info(f"stopped, with {ended} of {config.trials} trials done; the same command goes on")
+        logger.info(f"stopped, with {ended} of {config.trials} trials done; the same command resumes the search")
         raise
     finally:
         rows = outcome.write_trials(config.folder, study, space, setup.monitor)
@@ -224,7 +223,7 @@ def search(config, setup, resolver, space, scores, known_by):
 
 
 def require_same(study, known_by, folder):
-    """UserError if the folder holds a search of something else."""
+    """Raises UserError if the folder holds another search."""
     before = study.get("known_by")
     if before is None:
         return study.set("known_by", known_by)
@@ -238,14 +237,14 @@ def require_same(study, known_by, folder):
 
 
 def nothing_finished(study):
-    """The exit code if there is no finalist: that of main.py, if all trials failed. None if there is one."""
+    """None if a trial finished; otherwise the exit code, which is that of main.py if all trials failed."""
     if study.ranked():
         return None
     failed = study.of_state("failed")
     if not failed or len(failed) < len(study.trials):
-        raise UserError("no trial finished in this time; the same command with more --hours goes on")
+        raise UserError("no trial finished in this time; the same command with more --hours resumes the search")
     last = failed[-1].user_attrs
-    print(f"error: all {len(failed)} trials failed; the last: {last['reason']}", file=sys.stderr)
+    print(f"error: all {len(failed)} trials failed; the last one: {last['reason']}", file=sys.stderr)
     return 128 - last["code"] if last["code"] < 0 else last["code"] or 2
 
 

@@ -1,4 +1,4 @@
-"""A run of main.py as a process of its own: what scripts share that train many of them."""
+"""Runs of main.py as child processes, for scripts that train many of them."""
 
 import ctypes
 import os
@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-# Options of main.py that such a script gives to its runs itself
+# Options of main.py that such a script sets itself
 SET_BY_SCRIPT = (
     *("data_path", "pretrain_model_path", "debug", "fold", "model_version", "output_dir", "checkpoint", "random_seed"),
 )
@@ -17,15 +17,15 @@ LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def end_with_parent():
-    """In the new process: a SIGTERM, on which it saves and ends, when the script is killed. Only Linux can."""
+    """In the new process, on Linux: get a SIGTERM, which makes it save and exit, when the script is killed."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Child:
-    """Starts a command, its output added to a log. Ctrl-C in the terminal reaches the script alone, which decides."""
+    """Starts a command and appends its output to a log. Ctrl-C in the terminal only reaches the parent script."""
 
     def __init__(self, command, log, jobs):
-        """jobs: how many run side by side, and share the cores, unless OMP_NUM_THREADS is set."""
+        """jobs: number of processes in parallel; they share the cores unless OMP_NUM_THREADS is set."""
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
         env = {"OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1"} | dict(os.environ)
         self.log, self.began, self.code, self.used = Path(log), time.perf_counter(), None, None
@@ -42,7 +42,7 @@ class Child:
             )
 
     def wait(self, options=0):
-        """-> its exit code once it has ended, less than 0 if a signal killed it."""
+        """Waits until it has ended. -> the exit code, negative if a signal killed it"""
         if self.code is None:
             pid, status, used = os.wait4(self.process.pid, options)
             if pid:
@@ -51,11 +51,11 @@ class Child:
         return self.code
 
     def poll(self):
-        """As `wait`, at once: None while it runs."""
+        """As `wait`, but returns None at once while it runs."""
         return self.wait(os.WNOHANG)
 
     def terminate(self):
-        """Asks it to save and end."""
+        """Asks it to save and exit."""
         if self.code is None:
             os.kill(self.process.pid, signal.SIGTERM)
 
@@ -65,7 +65,7 @@ class Child:
 
     @property
     def cpu_seconds(self):
-        """Of all its threads, and of the processes that it waited for. While it runs, only Linux tells; else 0."""
+        """CPU time with that of its finished children. While it runs, known on Linux only, otherwise 0."""
         if self.used:
             return self.used.ru_utime + self.used.ru_stime
         try:
@@ -75,11 +75,11 @@ class Child:
         return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
     def last_line(self):
-        """What it said last, or which signal killed it."""
+        """The last line of its output, or the signal that killed it."""
         if self.code is not None and self.code < 0:
             name = signal.Signals(-self.code).name
             return f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
         with open(self.log, encoding="utf-8", errors="replace") as file:
             file.seek(self.log_begins)
             lines = file.read().strip().splitlines()
-        return lines[-1].removeprefix("error: ") if lines else f"exit code {self.code}, and nothing said"
+        return lines[-1].removeprefix("error: ") if lines else f"exit code {self.code}, without output"

@@ -1,4 +1,4 @@
-"""What a search leaves and says: trials.csv, search.json, search.svg, and its lines in the terminal."""
+"""The results of a search: trials.csv, search.json, search.svg, and the output in the terminal."""
 
 import shlex
 import statistics
@@ -12,7 +12,7 @@ SHOWN = 12  # rows of the table in the terminal
 
 
 def score_of(trial, lower):
-    """Its best dev score, of a trial that was pruned up to then. None without."""
+    """The best dev score of a trial, so far if it was pruned; None without one."""
     values = list(trial.intermediate_values.values())
     return (min if lower else max)(values) if values else None
 
@@ -31,7 +31,7 @@ def trial_rows(study):
 
 
 def write_trials(folder, study, space, monitor):
-    """trials.csv, a line a trial, and search.svg. -> its rows"""
+    """Writes trials.csv, one line per trial, and search.svg. -> the rows of `trial_rows`"""
     rows = trial_rows(study)
     cells = []
     for row in rows:
@@ -52,8 +52,8 @@ def write_trials(folder, study, space, monitor):
 
 
 def cost(study):
-    """{"search", "final": {"seconds", "cpu_seconds"}, "pruning_saved_seconds"}: what both stages took, and an estimate
-    of what pruning saved: the epochs that were left, at the trial's own pace."""
+    """{"search", "final": {"seconds", "cpu_seconds"}, "pruning_saved_seconds_estimate"}: the cost of both stages, and
+    an estimate of what pruning saved: the remaining epochs at the trial's speed."""
     trials = study.trials
     saved = 0.0
     for trial in study.of_state("pruned"):
@@ -71,8 +71,8 @@ def cost(study):
 
 
 def compare(stage, winner, scores):
-    """{score: {"part", "default", "winner", "gain", "low", "high", "verdict"}} of the same seeds on the test part, or
-    on dev without one. None if runs of either failed. scores: names; a gain is what is better, also of a loss."""
+    """{score: {"part", "default", "winner", "gain", "low", "high", "verdict"}} over the same seeds on test, or on dev
+    if there is no test part. None if a run failed. scores: names; a positive gain is better, also for a loss."""
     part, what = ("test", "test") if stage.setup.has_test else ("dev", "final")
     if not (stage.is_done(0, what) and stage.is_done(winner, what)):
         return None
@@ -82,7 +82,7 @@ def compare(stage, winner, scores):
         sides[name] = records if part == "test" else [record["dev"] for record in records]
     for score in scores:
         if not all(score in record for side in sides.values() for record in side):
-            continue  # no text of this part has such a label
+            continue  # this part has no such labels
         default, best = ([record[score] for record in sides[name]] for name in ("default", "winner"))
         sign = -1 if score.endswith(("loss", "_mae")) else 1
         gains = [sign * (new - old) for old, new in zip(default, best)]
@@ -96,7 +96,7 @@ def compare(stage, winner, scores):
 
 
 def spread(values, percent):
-    """'97.78 ± 0.09' of a list of scores."""
+    """Mean and deviation of scores as '97.78 ± 0.09'."""
     factor, digits = (100, 2) if percent else (1, 4)
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{factor * statistics.fmean(values):.{digits}f} ± {factor * deviation:.{digits}f}"
@@ -107,13 +107,13 @@ def is_percent(score):
 
 
 def columns(rows):
-    """Rows of cells as lines, aligned."""
+    """Rows of cells as aligned lines."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 
 def table(rows, space, monitor, lower):
-    """The best trials, and the default wherever it stands."""
+    """A table of the best trials and the default."""
     order = {"finished": 0, "pruned": 1, "failed": 2, "stopped": 3}
     worst = float("inf")
     key = lambda row: worst if row["score"] is None else row["score"] if lower else -row["score"]  # noqa: E731
@@ -132,7 +132,7 @@ def table(rows, space, monitor, lower):
 
 
 def finals_table(stage, scores):
-    """The finalists by their mean on dev."""
+    """A table of the finalists by their mean dev score."""
     done = [number for number in stage.numbers if stage.is_done(number)]
     done.sort(key=lambda number: stage.mean(number) if stage.setup.lower else -stage.mean(number))
     lines = [["trial", *(f"dev {score}" for score in scores)]]
@@ -145,7 +145,7 @@ def finals_table(stage, scores):
 
 
 def gain_lines(compared):
-    """A line for each score: default, winner, gain with its interval."""
+    """One line per score: default, winner, and the gain with its interval."""
     lines = []
     for score, found in compared.items():
         percent = is_percent(score)
@@ -159,20 +159,20 @@ def gain_lines(compared):
 
 
 def cost_lines(spent, counts):
-    """What it took."""
+    """Lines with the cost of both stages."""
     search, final = spent["search"], spent["final"]
     told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     lines = [f"search: {told}; {search['seconds']:.0f} s, {search['cpu_seconds']:.0f} s of CPU time"]
     if counts["pruned"]:
         saved = f"pruning saved about {spent['pruning_saved_seconds_estimate']:.0f} s"
-        lines.append(f"{saved} (an estimate: the epochs that were left, at each trial's own pace)")
+        lines.append(f"{saved} (an estimate: the remaining epochs at each trial's speed)")
     if final["seconds"]:
         lines.append(f"finalists: {final['seconds']:.0f} s, {final['cpu_seconds']:.0f} s of CPU time")
     return lines
 
 
 def command_of(setup, values, monitor):
-    """The command line of main.py for a trial's options, ready to be copied."""
+    """The command of main.py for a trial's options, ready to copy."""
     flags = [flag for pair in zip(setup.flags[:4:2], setup.flags[1:4:2]) if pair[1] for flag in pair] + setup.flags[4:]
     own = [f"--{name}={value}" for name, value in values.items()]
     words = ["main.py", *flags, *(["--monitor", monitor] if monitor else []), *own, "--do_train", "--do_eval"]
@@ -180,7 +180,7 @@ def command_of(setup, values, monitor):
 
 
 def tell(config, setup, study, space, scores, known_by, rows, stage, winner):
-    """Writes search.json, and prints what came out. stage: the FinalStage, None if there was none."""
+    """Writes search.json and prints the results. stage: the FinalStage, or None without one"""
     spent, counts = cost(study), study.counts()
     found = {"monitor": setup.monitor, "known_by": known_by, "trials": rows, "cost": spent}
     print(f"\n{table(rows, space, setup.monitor, setup.lower)}\n")
@@ -190,12 +190,12 @@ def tell(config, setup, study, space, scores, known_by, rows, stage, winner):
         print(f"dev, mean ± standard deviation over {config.seeds} seeds:\n\n{finals_table(stage, scores)}\n")
         print("\n".join(verdict_lines(setup, study, winner, compared)) + "\n")
     elif stage is not None:
-        print("no finalist could be trained with all seeds; the command below is that of the best trial\n")
+        print("no finalist finished with all seeds; the command below is that of the best trial\n")
     best = winner if winner is not None else study.ranked()[0].number
     found["command"] = command_of(setup, study.trials[best].user_attrs["values"], config.monitor)
     write_json(setup.folder / "search.json", found)
     print("\n".join(cost_lines(spent, counts)))
-    print(f"all of it: {setup.folder}/search.json, trials.csv, search.svg\n\n{found['command']}")
+    print(f"results: {setup.folder}/search.json, trials.csv, search.svg\n\n{found['command']}")
 
 
 def finalists(stage):
@@ -213,20 +213,20 @@ def finalists(stage):
 
 
 def verdict_lines(setup, study, winner, compared):
-    """Who wins, and what that is worth on data that nothing was chosen by."""
+    """Lines with the winner and its gain on data not used for any choice."""
     if compared is None:
-        return [f"trial {winner} wins on dev; runs of it or of the default failed, so its gain is not known"]
+        return [f"trial {winner} wins on dev; some of its runs or of the default's failed, so its gain is unknown"]
     if winner == 0:
         sides = [f"{name} {spread(found['default'], is_percent(name))}" for name, found in compared.items()]
         part = "test" if setup.has_test else "dev"
         return [f"the default wins: no finalist has a better mean on dev; its scores on {part}: {', '.join(sides)}"]
-    lines = [f"trial {winner} wins on dev; over the default it gains:", *gain_lines(compared)]
+    lines = [f"trial {winner} wins on dev; its gains over the default:", *gain_lines(compared)]
     if not setup.has_test:
-        lines.append("there is no test part: these are scores on dev, by which it was chosen, and dev flatters it;")
-        lines.append("data_process.py --test_ratio 0.1 holds some data out")
+        lines.append("there is no test part: these are the dev scores it was chosen by, and dev flatters it;")
+        lines.append("hold out some data with data_process.py --test_ratio 0.1")
     elif compared.get(setup.monitor, {}).get("verdict") != "significant":
-        lines.append("other seeds could turn this round: the default may be as good")
+        lines.append("with other seeds the sign could change: the default may be as good")
     looked = {name.split()[1] for name in study.kept.user_attrs if name.startswith("test ")} - {"0"}
     if len(looked) > 1:
-        lines.append(f"test has now been scored for {len(looked)} winners of this search, which went on: trust it less")
+        lines.append(f"test has now been scored for {len(looked)} winners of this extended search: trust it less")
     return lines

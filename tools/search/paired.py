@@ -1,17 +1,17 @@
-"""What differences over the same seeds say: their interval, and whether it excludes zero."""
+"""Confidence intervals of differences over the same seeds, and whether they exclude zero."""
 
 import numpy as np
 
-FEWEST = 5  # seeds for an interval; with fewer its share of errors is not the one it claims
+FEWEST = 5  # seeds for an interval; with fewer its coverage is wrong
 
 
 def interval(differences, level=0.95, draws=10_000):
-    """(low, high) of the mean of paired differences by the smoothed bootstrap-t; None if they are fewer than FEWEST or
-    all the same.
+    """(low, high) of the mean of paired differences by the smoothed bootstrap-t; None for fewer than FEWEST, or if all
+    are equal.
 
-    Samples are drawn from the differences, each moved by normal noise of Silverman's bandwidth; so few differences as
-    people have seeds would else give samples that hardly vary, and endless intervals. At 5 seeds the plain percentile
-    bootstrap calls 16 % of differences significant though nothing differs, this one 5 %.
+    Samples are drawn from the differences with added normal noise of Silverman's bandwidth; without it, samples of a
+    few seeds can have a deviation near zero, which makes intervals endless. At 5 seeds without a true difference the
+    plain percentile bootstrap calls 16 % significant, this one 5 %.
     Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5; Polansky and Schucany, Kernel Smoothing
     to Improve Bootstrap Confidence Intervals, 1997; Silverman, Density Estimation, 1986, equation 3.28.
     """

@@ -1,4 +1,4 @@
-"""search.svg: the score of each trial in its order, and against each option that was searched."""
+"""search.svg: plots of the scores by trial number and by each searched option."""
 
 import math
 import random
@@ -17,8 +17,8 @@ svg { font-family: system-ui, sans-serif; background: #fff; }
 
 
 def draw(trials, space, monitor, lower):
-    """-> the SVG as text. trials: [{"number", "state", "score", "params", "default"}], score of the best epoch so far;
-    space: {name: Dimension}."""
+    """The SVG as text. trials: [{"number", "state", "score", "params", "default"}] with the score of the best epoch;
+    space: {name: Dimension}"""
     shown = [trial for trial in trials if trial["state"] in KINDS and trial["score"] is not None]
     y_range = svg.span([trial["score"] for trial in shown])
     finished = [trial for trial in shown if trial["state"] == "finished"]
@@ -29,7 +29,7 @@ def draw(trials, space, monitor, lower):
     rows = -(-len(plots) // COLUMNS)
     width, height, legend = COLUMNS * svg.WIDTH, rows * svg.HEIGHT + 30, []
     for i, (kind, word) in enumerate(
-        (("done", "finished"), ("pruned", "pruned, best so far"), ("default", "the default"), ("best", "best trial"))
+        (("done", "finished"), ("pruned", "pruned, best so far"), ("default", "default"), ("best", "best trial"))
     ):
         legend.append(f'<circle class="dot {kind}" cx="{60 + 150 * i}" cy="14" r="4"/>')
         legend.append(f'<text x="{70 + 150 * i}" y="18">{word}</text>')
@@ -50,14 +50,14 @@ def dot(plot, x, trial, best):
 
 
 def course(shown, monitor, lower, y_range, best):
-    """Scores in the order of the trials, and the best so far as a line."""
+    """Plots scores by trial number, and the best so far as a line."""
     last = max([trial["number"] for trial in shown], default=1)
     numbers = [(value, svg.number(value)) for value in svg.ticks(0, last) if value == int(value)]
     plot = svg.Plot((-0.5, last + 0.5), y_range, "trial", f"dev {monitor}", "course", numbers)
     xs, ys = [], []
     for trial in shown:
         if trial["state"] == "finished":
-            xs += [trial["number"]] * (2 if ys else 1)  # a step, as it is a record
+            xs += [trial["number"]] * (2 if ys else 1)  # a step function
             ys += [*ys[-1:], (min if lower else max)([trial["score"], *ys[-1:]])]
     plot.line([*xs, last], [*ys, *ys[-1:]], "s0", dots=False)
     for trial in shown:
@@ -66,7 +66,7 @@ def course(shown, monitor, lower, y_range, best):
 
 
 def against(name, dimension, shown, monitor, y_range, best):
-    """Scores against an option; listed values stand side by side, each dot moved a little so that none hides."""
+    """Plots scores against an option; listed values are categories, and their dots are jittered."""
     if dimension.choices:
         places = {value: i for i, value in enumerate(dimension.choices)}
         x_range, x_ticks = (-0.5, len(places) - 0.5), [(i, str(value)) for value, i in places.items()]
@@ -87,7 +87,7 @@ def against(name, dimension, shown, monitor, y_range, best):
 
 
 def log_ticks(low, high):
-    """[(logarithm, number)] at powers of ten, and at some of their multiples if there are hardly any."""
+    """[(logarithm, label)] at powers of ten, with some multiples if there would be fewer than three."""
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
         values = [step * 10**power for power in range(math.floor(low), math.ceil(high) + 1) for step in steps]
         found = [value for value in values if low - 1e-9 <= math.log10(value) <= high + 1e-9]

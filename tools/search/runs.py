@@ -1,4 +1,4 @@
-"""The processes of a search: each a run of main.py, so many side by side, all watched from one loop."""
+"""The processes of a search: runs of main.py, several in parallel, all watched from one loop."""
 
 import logging
 import math
@@ -14,14 +14,14 @@ from tools.report.course import best_epoch, read_course
 from tools.search.child import Child
 
 logger = logging.getLogger("template")
-TICK = 0.1  # seconds between two looks at the processes
-PATIENCE = 120  # seconds for a run that a killed search left behind to save and end
+TICK = 0.1  # seconds between two checks of the processes
+PATIENCE = 120  # seconds for a run of a killed search to save and exit
 
 
 @dataclass
 class Setup:
-    """What all runs share. main: the command; flags: for all of them; folder: --results; lower: whether a lower score
-    is better; has_test: whether the data have a test part."""
+    """What all runs share. main: the command; flags: of all runs; folder: --results; lower: whether a lower score is
+    better; has_test: whether the data have a test part."""
 
     main: list
     flags: list
@@ -32,14 +32,14 @@ class Setup:
     has_test: bool
 
     def command(self, run, values, seed, *what):
-        """Of a run. values: {option: value} beside the flags; what: it is to do."""
+        """The command of a run. values: {option: value} in addition to flags; what: flags such as --do_train"""
         place = ["--output_dir", self.folder / "runs", "--model_version", run, "--random_seed", seed]
         own = [f"--{name}={value}" for name, value in values.items()]
         return [*self.main, *self.flags, "--monitor", self.monitor, *own, *what, *place]
 
 
 def dev_scores(folder):
-    """[(epoch from 1, {score: value on dev})] of a run so far."""
+    """[(epoch from 1, {score: dev value})] of a run so far."""
     records = read_course(folder)["epochs"]
     return [
         (record["epoch"] + 1, {name[4:]: value for name, value in record.items() if name.startswith("dev_")})
@@ -48,13 +48,13 @@ def dev_scores(folder):
 
 
 def best_of(folder, monitor):
-    """(epoch from 1, {score: value on dev}) of the checkpoint that a run keeps as its best. (None, {}) without."""
+    """(epoch from 1, {score: dev value}) of a run's best checkpoint; (None, {}) without one."""
     best = best_epoch(read_course(folder), monitor)
     return best, dict(dev_scores(folder)).get(best, {})
 
 
 class Job:
-    """A run as a process. name: of its folder; keep_checkpoints: when it has ended."""
+    """A run as a process. name: of its folder; keep_checkpoints: keep them after the run"""
 
     def __init__(self, setup, name, values, seed, what, keep_checkpoints=False):
         self.setup, self.name, self.values, self.keep_checkpoints = setup, name, values, keep_checkpoints
@@ -63,7 +63,7 @@ class Job:
         self.child = None
 
     def start(self):
-        """Starts it, once no process of a search that was killed has the run any more."""
+        """Starts the process, once a process left by a killed search has released the run."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         lock = self.folder / ".lock"
         if lock.exists():
@@ -71,20 +71,20 @@ class Job:
                 with FileLock(lock, timeout=PATIENCE):
                     pass
             except Timeout:
-                raise UserError(f"{self.folder} is in use by another process; end it, and start again") from None
+                raise UserError(f"{self.folder} is in use by another process; end it and start again") from None
         self.child = Child(self.command, self.folder.with_name(f"{self.name}.log"), self.setup.jobs)
 
     def watch(self):
-        """Looks at it while it runs."""
+        """Called repeatedly while it runs."""
 
     def finish(self):
-        """Takes what it left."""
+        """Called when it has ended: collects its results."""
 
     def interrupted(self):
-        """The search ends, and it with it: what is to be kept."""
+        """Called when the search stops it: saves what must be kept."""
 
     def tidy(self):
-        """Removes what is large and of no more use."""
+        """Removes large files that are no longer needed."""
         for path in (self.folder / "checkpoints").glob("step_*"):
             shutil.rmtree(path)
         if not self.keep_checkpoints:
@@ -92,8 +92,8 @@ class Job:
 
 
 def run_jobs(next_job, slots, stop):
-    """Runs what next_job() gives until it gives None and all have ended. stop: StopSignals; a signal ends all of them,
-    each saves first, and raises Interrupted."""
+    """Runs jobs from next_job() until it returns None and all have ended. stop: StopSignals; on a signal all jobs save
+    and exit, and Interrupted is raised."""
     running = []
     try:
         while True:
@@ -118,10 +118,10 @@ def run_jobs(next_job, slots, stop):
 
 
 class TrialJob(Job):
-    """A trial of the search: told to the study epoch by epoch, and stopped when the study gives it up.
+    """A trial of the search: reports each epoch to the study, and stops if the study prunes it.
 
-    out_of_time: a function that says whether the search's time is used; ended: one to call with the number of the
-    trial when it has ended.
+    out_of_time: a function, whether the search's time is used up; ended: a function to call with the trial's number
+    when it has ended.
     """
 
     def __init__(self, setup, study, number, seed, out_of_time, ended):
@@ -143,7 +143,7 @@ class TrialJob(Job):
             self.give_up("time")
 
     def read(self):
-        """Takes the dev scores that have come, in their order, so that the clock decides nothing."""
+        """Reports new dev scores in order of epochs, so that the result does not depend on timing."""
         for epoch, scores in dev_scores(self.folder):
             if self.verdict is None and epoch > self.seen:
                 self.seen = epoch
@@ -151,7 +151,7 @@ class TrialJob(Job):
 
     def take(self, epoch, scores):
         score = scores.get(self.setup.monitor)
-        if score is None:  # main.py says so itself
+        if score is None:  # main.py reports it
             return
         if broken := [name for name in (self.setup.monitor, "loss") if not math.isfinite(scores.get(name, 0.0))]:
             return self.give_up("failed", f"dev {broken[0]} is {scores[broken[0]]} after epoch {epoch}")
@@ -166,7 +166,7 @@ class TrialJob(Job):
         self.child.terminate()
 
     def finish(self):
-        if self.verdict == "time" and self.child.code == 0:  # it was done just then
+        if self.verdict == "time" and self.child.code == 0:  # it had just finished
             self.verdict = None
         self.read()
         self.study.note(self.number, **self.cost())
@@ -174,13 +174,13 @@ class TrialJob(Job):
             self.verdict, self.reason = "failed", self.child.last_line()
         best, scores = best_of(self.folder, self.setup.monitor)
         if self.verdict is None and best is None:
-            self.verdict, self.reason = "failed", "it left no dev score"
+            self.verdict, self.reason = "failed", "it has no dev score"
         if self.reason:
             self.study.note(self.number, reason=self.reason, code=self.child.code)
         if self.verdict is None:
             self.study.note(self.number, best_epoch=best)
             self.study.end(self.number, "finished", scores[self.setup.monitor])
-        elif self.verdict != "time":  # else it stays as it is, and goes on when there is more of it
+        elif self.verdict != "time":  # out of time: it stays open and resumes when there is more
             self.study.end(self.number, self.verdict)
         if self.verdict != "time":
             self.tidy()
@@ -191,8 +191,8 @@ class TrialJob(Job):
 
 
 class FinalJob(Job):
-    """A finalist with one seed. test: score the test part as well; ended: a function of (job, {"dev", "test", …}), or
-    None and a reason if it failed."""
+    """A finalist with one seed. test: also score the test part; ended: a function of (job, {"epoch", "dev"}, None), or
+    of (job, None, reason) if it failed; spent: a function of its CPU seconds."""
 
     def __init__(self, setup, number, values, seed, ended, spent, train=True, test=False):
         what = [*(["--do_train", "--resume"] if train else []), *(["--do_eval"] if test else [])]

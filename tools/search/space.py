@@ -1,8 +1,8 @@
-"""Which options of main.py a search varies, and within which borders.
+"""The search space: which options of main.py are varied, and their values.
 
     lr=1e-4..1e-3:log head_multiple=3..30:log weight_decay=0..0.1 epochs=3,6,10 use_fgm=True,False
 
-A range goes from a lowest to a highest value, by its logarithm with :log; else values are listed. Two names are no
+A range has a lowest and a highest value, and :log for a logarithmic scale; other values are listed. Two names are not
 options of main.py: head_multiple is --head_lr divided by --lr, warmup_share is --warmup_epochs divided by --epochs.
 """
 
@@ -20,7 +20,7 @@ from tools.search.child import SET_BY_SCRIPT
 
 MADE_OF = {"head_multiple": "head_lr", "warmup_share": "warmup_epochs"}
 HIGHEST_HEAD_LR = 0.5
-# What --options cannot hold: the search says it, or the run would not train
+# Not allowed in --options: the search sets them, or the run would not train
 NOT_FOR_TRIALS = (
     *SET_BY_SCRIPT,
     *("do_train", "do_eval", "do_predict", "resume", "force_resume"),
@@ -30,7 +30,7 @@ NOT_FOR_TRIALS = (
 
 @dataclass(frozen=True)
 class Dimension:
-    """An option and the values it may have: those of `choices`, or from `low` to `high`."""
+    """The values of an option: those of `choices`, or from `low` to `high`."""
 
     choices: tuple = ()
     low: float | int | None = None
@@ -43,7 +43,7 @@ class Dimension:
         return isinstance(value, int | float) and self.low <= value <= self.high
 
     def ends(self):
-        """Values that stand for all: if these can be, so can those between."""
+        """Values to validate: if the ends of a range are valid, so are the values between."""
         return self.choices or (self.low, self.high)
 
     def __str__(self):
@@ -52,13 +52,13 @@ class Dimension:
         return f"{self.low:g}..{self.high:g}" + (":log" if self.log else "")
 
 
-# ---- the language ----------------------------------------------------------------------------------------------------
+# ---- the syntax of --space -------------------------------------------------------------------------------------------
 
 
 def parse_space(text, fields, fixed):
-    """--space -> ({name: Dimension}, [a line for each mistake]).
+    """Parses --space. -> ({name: Dimension}, [a line per mistake])
 
-    fields: {name: field} of the options of main.py that a trial may vary; fixed: names that --options sets.
+    fields: {name: field} of the main.py options that a trial may vary; fixed: names that --options sets
     """
     space, mistakes = {}, []
     for part in text.split():
@@ -67,7 +67,7 @@ def parse_space(text, fields, fixed):
             if not name or not values:
                 raise UserError(f"{part!r} must look like lr=1e-4..1e-3:log or batch_size=16,32")
             if name in space:
-                raise UserError(f"{name} is there twice")
+                raise UserError(f"{name} is given twice")
             if clash := ({name, MADE_OF.get(name, name)} & fixed) or ({name, MADE_OF.get(name)} & set(space)):
                 raise UserError(f"{name}: {clash.pop()} is set already, by --options or another part")
             require_known(name, fields)
@@ -78,22 +78,22 @@ def parse_space(text, fields, fixed):
 
 
 def require_known(name, fields):
-    """UserError unless a trial may vary this option."""
+    """Raises UserError unless a trial may vary this option."""
     if name in NOT_FOR_TRIALS:
-        raise UserError(f"{name} is no hyper-parameter: tools.search sets it itself")
+        raise UserError(f"{name} is not a hyper-parameter: tools.search sets it itself")
     if name not in fields and name not in MADE_OF:
         near = difflib.get_close_matches(name, [*fields, *MADE_OF], 1)
         meant = f"; did you mean {near[0]}?" if near else "; see python main.py --help"
-        raise UserError(f"{name} is no option of main.py that changes the result{meant}")
+        raise UserError(f"{name} is not an option of main.py that changes the result{meant}")
 
 
 def parse_values(name, values, field):
-    """'1e-4..1e-3:log' or '16,32' -> Dimension. field: of the option, None for those of MADE_OF."""
+    """Parses '1e-4..1e-3:log' or '16,32' as a Dimension. field: of the option, or None for MADE_OF"""
     number = field is None or (type_of(field) in (int, float) and not field.metadata["parse"])
     if ".." not in values:
         choices = tuple(parse_value(name, value, field) for value in values.split(","))
         if len(set(choices)) < len(choices) or len(choices) < 2:
-            raise UserError(f"{name}={values}: name two or more different values; a single one belongs into --options")
+            raise UserError(f"{name}={values}: name two or more different values; put a single one into --options")
         return Dimension(choices)
     if not number:
         raise UserError(f"{name}={values}: this option has no range; list its values, such as {name}={example(field)}")
@@ -102,9 +102,9 @@ def parse_values(name, values, field):
     if not low < high:
         raise UserError(f"{name}={values}: the range is empty, {low:g} is not below {high:g}")
     if scale not in ("", "log") or values.endswith(":"):
-        raise UserError(f"{name}={values}: after the range only :log can stand")
+        raise UserError(f"{name}={values}: only :log may follow the range")
     if scale and low <= 0:
-        raise UserError(f"{name}={values}: a range with :log must begin above 0")
+        raise UserError(f"{name}={values}: a range with :log must start above 0")
     return Dimension(low=low, high=high, log=scale == "log")
 
 
@@ -113,7 +113,7 @@ def example(field):
 
 
 def parse_value(name, text, field):
-    """A value as main.py would read it. UserError for anything else."""
+    """A value, parsed as by main.py. Raises UserError if it is invalid."""
     kind = float if field is None else type_of(field)
     parse = (field and field.metadata["parse"]) or (parse_bool if kind is bool else kind)
     try:
@@ -122,26 +122,26 @@ def parse_value(name, text, field):
         words = {int: "a whole number", float: "a number", bool: "True or False"}.get(kind, "a value of it")
         raise UserError(f"{name}: {text!r} is not {words}") from None
     if name == "epochs" and value == AUTO["epochs"]:
-        raise UserError("epochs: auto is one number for the data; say numbers")
+        raise UserError("epochs: auto cannot be searched, as it depends on the data; list numbers")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}: {text!r} is not finite")
     if field is not None and choices_of(field) and value not in choices_of(field):
-        raise UserError(f"{name}: {text!r} is none of {', '.join(choices_of(field))}")
+        raise UserError(f"{name}: {text!r} must be one of {', '.join(choices_of(field))}")
     return value
 
 
-# ---- from a point in the space to options, and back ------------------------------------------------------------------
+# ---- from points of the space to options and back --------------------------------------------------------------------
 
 
 class Resolver:
-    """What a point of the space means for main.py.
+    """Converts a point of the space to options of main.py.
 
-    base: a Config with what all trials have; kinds: the types of the tasks; shape: the config of the pretrained
-    encoder, or None.
+    base: the Config shared by all trials; kinds: the types of the tasks; shape: the config of the pretrained encoder,
+    or None.
     """
 
     def __init__(self, base, kinds, shape):
-        from engine.train.optimization import default_head_lr, default_lr  # torch, which a mistake need not wait for
+        from engine.train.optimization import default_head_lr, default_lr  # torch, slow to import
 
         self.base, self.kinds, self.shape = base, kinds, shape
         self.model = SimpleNamespace(encoder=SimpleNamespace(config=shape))
@@ -149,7 +149,7 @@ class Resolver:
         self.head_lr = base.head_lr or default_head_lr(self.model, base, self.lr)
 
     def values(self, point):
-        """{name: value of the space} -> {option of main.py: value}, without those that have no effect there."""
+        """{option of main.py: value} of a point {name: value}, without options that have no effect there."""
         values = {name: value for name, value in point.items() if name not in MADE_OF}
         if "head_multiple" in point:
             head_lr = values.get("lr", self.lr) * point["head_multiple"]
@@ -161,11 +161,11 @@ class Resolver:
         return {name: value for name, value in values.items() if not needs[name] or on & set(needs[name])}
 
     def config(self, point):
-        """The Config of a trial. UserError if its options cannot be together."""
+        """The Config of a trial. Raises UserError if its options contradict each other."""
         return replace(self.base, **self.values(point))
 
     def default(self, space):
-        """Where the options lie that a trial has without any of the space, as far as they lie within it."""
+        """The point of the defaults, without options whose default is outside the space."""
         from engine.model.encoders import pooling_of
 
         pooling, word_pooling = pooling_of(self.base, self.shape)
@@ -189,7 +189,7 @@ class Resolver:
         return point
 
     def mistakes(self, space):
-        """A line for each value of the space that main.py would refuse, or that would have no effect."""
+        """A line per value of the space that main.py would refuse or that would have no effect."""
         found, before = [], set(self.base.unused_options(self.kinds))
         for name, dimension in space.items():
             for value in dimension.ends():
@@ -208,23 +208,23 @@ class Resolver:
         return found
 
     def switches(self, name, space):
-        """What must be on for this option to have an effect, as far as the space can switch it on."""
+        """A switch of the space that must be on for this option to have an effect, as {name: value}; or {}."""
         field = self.base.__dataclass_fields__.get(name)
         able = [switch for switch in (field.metadata["needs"] if field else ()) if switch in space]
         return {switch: next(filter(None, space[switch].ends())) for switch in able[:1]}
 
 
 def rounded(value):
-    """To four digits, so that a command line can be read."""
+    """The value with four digits, to keep command lines readable."""
     return float(f"{value:.4g}")
 
 
-# ---- what is searched when nothing is said ---------------------------------------------------------------------------
+# ---- the default space -----------------------------------------------------------------------------------------------
 
 
 def default_space(resolver, fixed):
-    """{name: Dimension} around the defaults, of what can matter for these tasks and this encoder. fixed: names that
-    --options sets, which are not searched."""
+    """{name: Dimension} around the defaults, of the options that matter for these tasks and this encoder. fixed: names
+    that --options sets, which are not searched"""
     lr, pretrained = resolver.lr, resolver.shape is not None
     space = {
         "lr": Dimension(low=rounded(lr / 4), high=min(rounded(lr * 4), 0.5), log=True),

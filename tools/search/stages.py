@@ -1,4 +1,4 @@
-"""The two stages of a search: many trials with one seed, then the best of them and the default with several."""
+"""The two stages of a search: many trials with one seed, then the best and the default with several seeds."""
 
 import json
 import logging
@@ -10,11 +10,11 @@ from engine.errors import UserError
 from tools.search.runs import FinalJob, TrialJob, run_jobs
 
 logger = logging.getLogger("template")
-HOPELESS = 5  # trials that failed, with none that did not: the others would too
+HOPELESS = 5  # if this many trials failed and none succeeded, the search ends
 
 
 class Clock:
-    """Seconds that a stage took, over all times that the search was started. name: under which they are kept."""
+    """Seconds that a stage took over all starts of the search. name: the key in the study"""
 
     def __init__(self, study, name):
         self.study, self.name, self.before, self.began = study, name, study.get(name, 0.0), time.monotonic()
@@ -27,17 +27,17 @@ class Clock:
 
 
 class SearchStage:
-    """Trials until there are enough of them, or their time is used.
+    """Runs trials until there are enough or the time is used up.
 
-    resolver: what a point of the space means; space: {name: Dimension}; seed: of the runs; hours: 0 for no limit;
-    bar: a tqdm over the trials.
+    resolver: a Resolver; space: {name: Dimension}; seed: of the runs; hours: 0 for no limit; bar: a tqdm over the
+    trials.
     """
 
     def __init__(self, setup, study, resolver, space, trials, seed, hours, bar):
         self.setup, self.study, self.resolver, self.space = setup, study, resolver, space
         self.trials, self.seed, self.limit, self.bar = trials, seed, 3600 * hours or float("inf"), bar
         self.clock = Clock(study, "search_seconds")
-        self.left = [trial.number for trial in study.of_state("stopped")]  # of a search that was stopped
+        self.left = [trial.number for trial in study.of_state("stopped")]  # left by a search that was stopped
 
     def run(self, stop):
         if not self.left and (
@@ -51,7 +51,7 @@ class SearchStage:
             self.clock.keep()
         if self.out_of_time():
             ended = len(self.study.trials) - self.study.counts()["stopped"]
-            logger.info(f"--hours are used: the search ends with {ended} of {self.trials} trials done")
+            logger.info(f"--hours are used up: the search ends with {ended} of {self.trials} trials done")
 
     def out_of_time(self):
         return self.clock.seconds() > self.limit
@@ -72,11 +72,11 @@ class SearchStage:
         return TrialJob(self.setup, self.study, number, self.seed, self.out_of_time, self.ended)
 
     def is_hopeless(self):
-        counts = self.study.counts()  # of those that run beside it nothing is known yet
+        counts = self.study.counts()  # running trials do not count yet
         return counts["failed"] >= HOPELESS and not counts["finished"] + counts["pruned"]
 
     def add(self, number):
-        """Keeps trial `number` -> its number, or None if it needs no process. The first is the default."""
+        """Stores trial `number`. -> its number, or None if it needs no process. The first is the default."""
         default = number == 0
         point = self.resolver.default(self.space) if default else self.study.propose(number)
         values = {} if default else self.resolver.values(point)
@@ -100,7 +100,7 @@ class SearchStage:
         self.show()
 
     def tell(self, number):
-        """A line about what became of a trial."""
+        """Logs the outcome of a trial."""
         trial, state = self.study.trials[number], self.study.state(number)
         kept, options = (
             trial.user_attrs,
@@ -111,11 +111,11 @@ class SearchStage:
         elif state == "finished":
             said = f"dev {self.setup.monitor} {trial.value:.4f} after epoch {kept['best_epoch']}"
         else:
-            said = f"{state}: {kept['reason']}" if "reason" in kept else f"{state}: the time is used"
+            said = f"{state}: {kept['reason']}" if "reason" in kept else f"{state}: the time is used up"
         logger.info(f"trial {number} ({options or 'the default'}) {said}")
 
     def show(self):
-        """Moves the bar to where the search stands."""
+        """Updates the progress bar."""
         counts = self.study.counts()
         self.bar.n, pruned = len(self.study.trials) - counts["stopped"], counts["pruned"]
         if best := self.study.ranked()[:1]:
@@ -125,25 +125,25 @@ class SearchStage:
 
 
 class FinalStage:
-    """The finalists and the default with several seeds; then the winner, and the default, on the test part.
+    """Trains the finalists and the default with several seeds, then scores the winner and the default on test.
 
-    numbers: of the trials, the default first; seeds: of the runs; bar: a tqdm over the runs.
+    numbers: of the trials, the default first; seeds: of the runs; bar: a tqdm over the runs
     """
 
     def __init__(self, setup, study, numbers, seeds, bar):
         self.setup, self.study, self.numbers, self.seeds, self.bar = setup, study, numbers, seeds, bar
         self.clock = Clock(study, "final_seconds")
-        self.failed = {}  # {number: why}, in this process: started again, they are tried again
+        self.failed = {}  # {number: reason}; not saved, so a restart tries them again
 
     def find(self, number, seed, what="final"):
-        """{"epoch", "dev": {score: value}}, or of "test" {score: value}; None if that run is not done."""
+        """{"epoch", "dev": {score: value}}, or {score: value} of "test"; None if that run is not done."""
         return self.study.get(f"{what} {number} {seed}")
 
     def is_done(self, number, what="final"):
         return all(self.find(number, seed, what) for seed in self.seeds)
 
     def run(self, stop):
-        """-> the number of the winner by the mean dev score; None if no candidate was trained with all seeds."""
+        """-> the number of the winner by mean dev score, or None if no candidate finished with all seeds"""
         runs = [(number, seed) for seed in self.seeds for number in self.numbers]
         self.todo = [run for run in runs if not self.is_ready(*run)]
         self.bar.reset(len(runs))
@@ -164,7 +164,7 @@ class FinalStage:
         return winner
 
     def is_ready(self, number, seed):
-        """Whether nothing is left to do. The default's test scores are needed in any case."""
+        """Whether nothing is left to do. The default always needs test scores."""
         needs_test = number == 0 and self.setup.has_test
         return bool(self.find(number, seed) and (not needs_test or self.find(number, seed, "test")))
 
@@ -190,7 +190,7 @@ class FinalStage:
         return self.job(number, seed, test=number == 0 and self.setup.has_test)
 
     def score(self, number, seed):
-        """Only evaluates, where the checkpoint is still there."""
+        """A job that scores test, without training if the checkpoint exists."""
         best = self.setup.folder / f"runs/final-{number:04d}-seed-{seed}/checkpoints/best"
         return self.job(number, seed, train=not best.is_dir(), test=True)
 
@@ -206,7 +206,7 @@ class FinalStage:
         self.bar.update()
         if record is None:
             self.failed[job.number] = reason
-            logger.info(f"trial {job.number} with seed {job.seed} failed, and is no finalist: {reason}")
+            logger.info(f"trial {job.number} with seed {job.seed} failed and is not a finalist: {reason}")
             return
         if job.test:
             scores = json.loads((job.folder / "eval.json").read_text(encoding="utf-8"))
@@ -214,5 +214,5 @@ class FinalStage:
         self.study.set(f"final {job.number} {job.seed}", record)
 
     def mean(self, number):
-        """Of the monitored dev score over the seeds."""
+        """The mean of the monitored dev score over the seeds."""
         return statistics.fmean(self.find(number, seed)["dev"][self.setup.monitor] for seed in self.seeds)

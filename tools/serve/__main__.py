@@ -4,15 +4,15 @@
     python -m tools.serve shipped --port 8000
 
     POST /predict  {"texts": "a text"} or {"texts": [one or more]}  -> {"answers": [the columns of each text]}
-    GET  /labels   the tasks with their labels
-    GET  /health   whether the model answers
-    GET  /metrics  for Prometheus
-    GET  /docs     the interface as OpenAPI, to try
+    GET  /labels   the tasks and their labels
+    GET  /health   whether the server is up
+    GET  /metrics  metrics for Prometheus
+    GET  /docs     an interactive page of the API (OpenAPI)
 
-Texts of all requests are labelled together: while the model is busy the next batch gathers, of texts of like length.
-A request that could not be answered within --max_latency_ms is refused with 503 at once, so that waiting texts never
-pile up. SIGTERM answers all that has been accepted, then ends. This file and the exported folder are all that a server
-needs (see Dockerfile). Edit here when requests shall look otherwise, or need a key.
+Texts of all requests are batched together: while the model is busy, the next batch is collected from texts of similar
+length. A request that could not be answered within --max_latency_ms is refused with 503 at once, so the queue stays
+short. On SIGTERM the server answers all accepted requests, then exits. A server needs only this file and the exported
+folder (see Dockerfile). Edit this file to change the format of requests, or to require a key.
 """
 
 import argparse
@@ -56,19 +56,19 @@ except ImportError as error:
     print(f"error: {error.name} is missing: pip install -r tools/serve/requirements.txt", file=sys.stderr)
     sys.exit(2)
 
-MOST_BODIES = 16  # bodies of the greatest length that may be on their way at once
-PER_TEXT = 40  # what a text costs beside its characters, in characters
-LAST_CALL = 5  # seconds after SIGTERM in which a request that has arrived in part may still be completed and answered
-MOST_CONNECTIONS = 512  # beyond them those are closed that have been idle longest
-DRAIN = 1.0  # seconds in which connections that are open are still answered, and then closed, after SIGTERM
+MOST_BODIES = 16  # bodies of the maximum length that may be in transit at once
+PER_TEXT = 40  # fixed cost of a text, in characters
+LAST_CALL = 5  # seconds after SIGTERM in which a partly received request may still be completed and answered
+MOST_CONNECTIONS = 512  # beyond this the longest idle ones are closed
+DRAIN = 1.0  # seconds after SIGTERM in which open connections are still answered; then they are closed
 
 
 class Mistake(Exception):
-    """Of whoever starts the server, in one line."""
+    """An error of the command line or the setup, in one line."""
 
 
 class TooMuch(Exception):
-    """A body that is not read to its end. status: of the answer"""
+    """A body that is not read to the end. status: HTTP status of the answer"""
 
     def __init__(self, status: int, detail: str):
         super().__init__(detail)
@@ -76,7 +76,7 @@ class TooMuch(Exception):
 
 
 class Busy(Exception):
-    """There is too much to do. It is raised with the seconds until it is worth trying again."""
+    """The server is overloaded. Its argument is the number of seconds after which to retry."""
 
 
 # ---- batches ---------------------------------------------------------------------------------------------------------
@@ -86,31 +86,31 @@ class Waiting(NamedTuple):
     """A text in the queue."""
 
     row: object
-    cost: int  # as `cost_of` has it
+    cost: int  # from `cost_of`
     answer: asyncio.Future
 
 
 def cost_of(row):
-    """How much work a text is: its characters, one more for each token that is given, and a constant."""
+    """Cost of a text: its characters, one more per token if tokens are given, and a constant."""
     parts = row.values() if isinstance(row, dict) else [row]
     return PER_TEXT + sum(len(part) + (sum(map(len, part)) if isinstance(part, list) else 0) for part in parts)
 
 
 class Batcher:
-    """Texts of many requests -> batches for the model, in a thread of their own.
+    """Batches the texts of many requests and labels them in a separate thread.
 
-    label: rows -> answers, an exception instead of one for a row that cannot be labelled. seconds: that a text may
-    take; what would take longer is refused. most_waiting: texts in the queue, in any case.
+    label: rows -> answers, with an exception for a row that cannot be labelled. seconds: the longest a text may take;
+    requests that would take longer are refused. most_waiting: the maximum number of texts in the queue.
     """
 
     def __init__(self, label, batch_size, most_waiting, seconds, metrics):
         self.label, self.batch_size, self.most_waiting, self.seconds = label, batch_size, most_waiting, seconds
         self.metrics, self.thread = metrics, ThreadPoolExecutor(1)
         self.waiting, self.running, self.arrived = [], 0, asyncio.Event()
-        self.speed = self.ended = None  # cost a second, of late; when the last batch ended, if the queue was not empty
+        self.speed = self.ended = None  # recent cost per second; when the last batch ended, if the queue was not empty
 
     def warm_up(self, row):
-        """Labels a text, so that the first request does not wait; from a batch of it the speed is estimated."""
+        """Labels a text so that the first request is fast, and a batch of it to estimate the speed."""
         self.label([row])
         began = time.perf_counter()
         answers = self.label([row] * self.batch_size)
@@ -119,7 +119,7 @@ class Batcher:
             raise answers[0]
 
     async def ask(self, rows):
-        """The answers to the rows of a request. Busy if they would take too long."""
+        """The answers to the rows of a request. Raises Busy if they would take too long."""
         costs = [cost_of(row) for row in rows]
         ahead = self.running + sum(one.cost for one in self.waiting)
         expected = (ahead + sum(costs)) / self.speed
@@ -133,7 +133,7 @@ class Batcher:
         return await asyncio.gather(*(one.answer for one in entries))
 
     def take(self):
-        """The next batch: the text that has waited longest, and of the others those of like length."""
+        """The next batch: the text that has waited longest, and those nearest to it in length."""
         first = self.waiting[0].cost
         nearest = sorted(range(len(self.waiting)), key=lambda i: abs(self.waiting[i].cost - first))
         chosen = set(nearest[: self.batch_size])
@@ -142,7 +142,7 @@ class Batcher:
         return batch
 
     async def run(self):
-        """Labels what arrives, for ever."""
+        """Labels texts as they arrive, in an endless loop."""
         loop = asyncio.get_running_loop()
         while True:
             await self.arrived.wait()
@@ -154,29 +154,29 @@ class Batcher:
             began = time.perf_counter()
             try:
                 answers = await loop.run_in_executor(self.thread, self.label, [one.row for one in batch])
-            except Exception as error:  # of the model: every one of its requests is told, and the next batch is tried
+            except Exception as error:  # of the model: all requests of the batch fail, later ones do not
                 answers = [error] * len(batch)
             now = time.perf_counter()
             speed = self.running / (now - (self.ended or began))
-            if len(batch) > self.batch_size // 4 or speed > self.speed:  # of few texts the fixed costs would count
+            if len(batch) > self.batch_size // 4 or speed > self.speed:  # in a small batch fixed costs dominate
                 self.speed += 0.2 * (speed - self.speed)
             self.running, self.ended = 0, now if self.waiting else None
             self.metrics.batch_size.observe(len(batch))
             self.metrics.batch_seconds.observe(now - began)
             for one, answer in zip(batch, answers):
-                if not one.answer.done():  # cancelled, as the server ends
+                if not one.answer.done():  # done: cancelled because the server is shutting down
                     one.answer.set_exception(answer) if isinstance(answer, Exception) else one.answer.set_result(answer)
 
 
 def labeller(predictor, batch_size, input_error):
-    """rows -> answers, with the InputError of a row that cannot be labelled in its place."""
+    """A function rows -> answers, with an InputError in place of the answer for a row that cannot be labelled."""
 
     def label(rows):
         try:
             return predictor(rows, batch_size)
         except input_error as error:
             if len(rows) == 1:
-                return [input_error(str(error).removeprefix("row 1: "))]  # which of the request's it is not
+                return [input_error(str(error).removeprefix("row 1: "))]  # not its number in the request
             return [answer for row in rows for answer in label([row])]
 
     return label
@@ -186,7 +186,7 @@ def labeller(predictor, batch_size, input_error):
 
 
 class Metrics:
-    """What Prometheus is told."""
+    """Metrics for Prometheus."""
 
     def __init__(self):
         self.registry = CollectorRegistry()
@@ -195,23 +195,23 @@ class Metrics:
         fine = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
         self.requests = Counter("requests", "requests by path and status", ["path", "status"], **here)
         self.seconds = Histogram("request_seconds", "from a request to its answer", ["path"], buckets=fine, **here)
-        self.texts = Counter("texts", "texts that were labelled", **here)
+        self.texts = Counter("texts", "labelled texts", **here)
         self.waiting = Gauge("texts_waiting", "texts in the queue", **here)
-        self.batch_size = Histogram("batch_size", "texts in a batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128), **here)
-        self.batch_seconds = Histogram("batch_seconds", "the model's time for a batch", buckets=fine, **here)
+        self.batch_size = Histogram("batch_size", "texts per batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128), **here)
+        self.batch_seconds = Histogram("batch_seconds", "seconds the model takes for a batch", buckets=fine, **here)
 
 
 class Limits:
-    """ASGI middleware: a body that is too long is 413, one that does not arrive in time 408, one for which there is no
-    room 503; every answer is counted.
+    """ASGI middleware that limits request bodies and counts answers: 413 for a body that is too long, 408 for one that
+    does not arrive in time, 503 if there is no room for it.
 
-    most_bytes: of a body; seconds: until all of it must be there. Bodies that are on their way may hold MOST_BODIES
-    times as many bytes together.
+    most_bytes: maximum size of a body; seconds: time for a body to arrive. Bodies in transit may have MOST_BODIES times
+    most_bytes in total.
     """
 
     def __init__(self, app, metrics, most_bytes, seconds, server):
         self.app, self.metrics, self.most_bytes, self.seconds, self.server = app, metrics, most_bytes, seconds, server
-        self.held = 0  # bytes of bodies that are on their way
+        self.held = 0  # bytes of bodies in transit
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
@@ -242,13 +242,13 @@ class Limits:
         except asyncio.CancelledError:
             self.server.cut_off += 1
             raise
-        finally:  # an exception of the model passes here on its way to be a 500
+        finally:  # also reached by an exception of the model, which becomes a 500
             path = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(path, status[0]).inc()
             self.metrics.seconds.labels(path).observe(time.perf_counter() - began)
 
     async def read_body(self, receive) -> bytes:
-        """The body of a request. TooMuch: it is too long, or others have the room that it needs."""
+        """The body of a request. Raises TooMuch if it is too long or bodies in transit leave no room."""
         parts, size, more = [], 0, True
         try:
             while more:
@@ -259,14 +259,14 @@ class Limits:
                 if size > self.most_bytes:
                     raise TooMuch(413, f"a request has at most {self.most_bytes:,} bytes")
                 if more and self.held > MOST_BODIES * self.most_bytes:
-                    raise TooMuch(503, "too many requests are on their way; try again")
+                    raise TooMuch(503, "too many requests are in transit; try again")
             return b"".join(parts)
         finally:
             self.held -= size
 
 
 class Row(BaseModel):
-    """A text, or its words, with what else the model reads: a second text, columns of numbers."""
+    """A text or its tokens, and optionally a second text and numeric columns, as the model needs."""
 
     model_config = ConfigDict(extra="forbid")
     text: str | None = None
@@ -276,14 +276,14 @@ class Row(BaseModel):
 
 
 class Request(BaseModel):
-    """One text, or several that are answered in their order."""
+    """One text, or several, answered in the same order."""
 
     model_config = ConfigDict(extra="forbid")
     texts: str | Row | list[str | Row]
 
 
 class Service:
-    """What is answered at each address. predictor: of the exported folder's predictor.py, which is `module`."""
+    """The handlers of all routes. predictor: from the exported folder's predictor.py, imported as `module`"""
 
     def __init__(self, predictor, module, options, server):
         self.predictor, self.options, self.server, self.metrics = predictor, options, server, Metrics()
@@ -306,8 +306,8 @@ class Service:
         return answered({"answers": answers})
 
     def rows_of(self, request):
-        """The texts of a request, as the predictor reads them; InputError for one that it cannot read, before it is in
-        a batch with those of others."""
+        """The texts of a request as rows for the predictor. Raises InputError if one is invalid, before it is batched
+        with texts of other requests."""
         given = request.texts if isinstance(request.texts, list) else [request.texts]
         rows = [one if isinstance(one, str) else one.model_dump(exclude_none=True) for one in given]
         if not 0 < len(rows) <= self.options.max_texts:
@@ -324,7 +324,7 @@ class Service:
         return answered({name: {"type": task["type"], "labels": task["labels"]} for name, task in tasks})
 
     async def health(self):
-        """200; 503 while the server ends."""
+        """200, or 503 while the server shuts down."""
         status, code = ("ok", 200) if self.server.stopping is None else ("stopping", 503)
         return answered({"status": status, "waiting": len(self.batcher.waiting)}, code)
 
@@ -343,7 +343,7 @@ def answered(value, status=200, headers=None):
 
 
 async def not_valid(_, error):
-    """Without what was sent, which may be long, or not be text."""
+    """A 422 that does not repeat the input, which may be long or not text."""
     told = [{"where": ".".join(map(str, one["loc"])), "what": one["msg"]} for one in error.errors()[:3]]
     return answered({"detail": told}, 422)
 
@@ -353,22 +353,22 @@ async def not_labelled(_, error):
 
 
 async def busy(_, error):
-    return answered({"detail": "too much to do; try again"}, 503, {"Retry-After": str(math.ceil(error.args[0]))})
+    return answered({"detail": "the server is busy; try again"}, 503, {"Retry-After": str(math.ceil(error.args[0]))})
 
 
 def build_app(service, module, options):
     """The ASGI application."""
-    about = {"title": "Labels of texts", "description": "Texts in, labels out.", "lifespan": service.lifespan}
+    about = {"title": "Text labelling", "description": "Texts in, labels out.", "lifespan": service.lifespan}
     app = FastAPI(**about, docs_url=None, redoc_url=None)
-    app.openapi_version = "3.0.2"  # what the page that is served here can read
+    app.openapi_version = "3.0.2"  # the version that the bundled Swagger page supports
     limits = {"most_bytes": options.max_bytes, "seconds": options.max_body_ms / 1000, "server": service.server}
     app.add_middleware(Limits, metrics=service.metrics, **limits)
-    # outermost: a page of another site may know this address by a name of its own (DNS rebinding)
+    # outermost: another site may resolve its own name to this address (DNS rebinding)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(options), www_redirect=False)
     app.mount("/swagger", StaticFiles(directory=swagger_ui_path))
     for kind, handler in ((RequestValidationError, not_valid), (module.InputError, not_labelled), (Busy, busy)):
         app.add_exception_handler(kind, handler)
-    refusals = {status: {"description": what} for status, what in ((413, "too long"), (503, "too much to do"))}
+    refusals = {status: {"description": what} for status, what in ((413, "too long"), (503, "overloaded"))}
     app.add_api_route("/predict", service.predict, methods=["POST"], responses=refusals)
     app.add_api_route("/labels", service.labels)
     app.add_api_route("/health", service.health)
@@ -378,12 +378,12 @@ def build_app(service, module, options):
 
 
 def allowed_hosts(options) -> list[str]:
-    """The names by which the server may be asked: --hosts, or its own if it serves this machine only, else any."""
+    """Host names that requests may use: --hosts, otherwise its own on a loopback address, otherwise any."""
     if options.hosts:
         return [name.strip() for name in options.hosts.split(",") if name.strip()]
     try:
         address = socket.getaddrinfo(options.host, None)[0][4][0]
-    except OSError:  # `listen` says so
+    except OSError:  # reported by `listen`
         return ["*"]
     if not ipaddress.ip_address(address).is_loopback:
         return ["*"]
@@ -391,7 +391,7 @@ def allowed_hosts(options) -> list[str]:
 
 
 def example_row(predictor):
-    """A row that the model can read."""
+    """A row that is valid for the model."""
     row = {"text": "a text of ten words or so, to begin with"}
     if predictor.encode.pairs:
         row["text_pair"] = "and a second one"
@@ -401,9 +401,9 @@ def example_row(predictor):
 
 
 class Server(uvicorn.Server):
-    """The first signal closes the door: what is connected is still answered, with `Connection: close`, before it ends.
-    A second one ends it sooner. stopping: the time of the first, or None; cut_off: requests that were not answered;
-    idle: seconds after which a connection is closed that sends no request, or does not read its answer."""
+    """On the first signal it accepts no more connections, answers the open ones with `Connection: close`, and exits. A
+    second signal ends it sooner. stopping: time of the first signal, or None; cut_off: requests that were not answered;
+    idle: seconds after which a connection is closed that sends no request or does not read its answer."""
 
     stopping = listening = None
     cut_off = 0
@@ -411,7 +411,7 @@ class Server(uvicorn.Server):
     def __init__(self, config, idle):
         super().__init__(config)
         self.idle = idle
-        self.waits = {}  # {connection: (what it has been waiting for, since when)}
+        self.waits = {}  # {connection: (what it is waiting for, since when)}
 
     def handle_exit(self, number, frame):
         if self.stopping is not None:
@@ -426,12 +426,12 @@ class Server(uvicorn.Server):
                 server.close()
         self.close_idle()
         ends = await super().on_tick(counter) or seconds > DRAIN
-        for _ in range(2 * ends):  # turns of the loop: a request that is unread when its connection is closed is lost
+        for _ in range(2 * ends):  # turns of the loop: a request not yet read when its connection is closed is lost
             await asyncio.sleep(0)
         return ends
 
     def close_idle(self):
-        """Ends connections that have waited for their client for too long, and the oldest of too many."""
+        """Aborts connections that have waited too long for their client, and the oldest if there are too many."""
         now, before = time.monotonic(), self.waits
         waits = {one: wait for one in self.server_state.connections if (wait := awaited(one))}
         self.waits = {
@@ -445,9 +445,9 @@ class Server(uvicorn.Server):
 
 
 def refuse_new_connections(listening: socket.socket) -> None:
-    """Lets the kernel drop every SYN from now on, on Linux, so that nobody is connected but not yet accepted when the
-    socket is closed: such a client would have sent a request already. `listen(0)` does not do it: what is beyond that
-    queue believes itself connected.
+    """On Linux, makes the kernel drop every SYN from now on, so that no client is connected but not yet accepted when
+    the socket is closed: its request would be lost. `listen(0)` does not help: clients beyond that queue believe they
+    are connected.
 
     The filter is a classic BPF program on the TCP header: man 7 socket, SO_ATTACH_FILTER.
     """
@@ -456,12 +456,12 @@ def refuse_new_connections(listening: socket.socket) -> None:
     program = [(0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 2**32 - 1)]
     #          load the flags    SYN: next, else skip  drop           accept
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
-    with contextlib.suppress(OSError):  # of a kernel without it, as some sandboxes have
+    with contextlib.suppress(OSError):  # a kernel without it, as in some sandboxes
         listening.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HP", len(program), ctypes.addressof(code)))
 
 
 def awaited(connection: asyncio.Protocol) -> tuple | None:
-    """What a connection waits for its client to do: to send the next request, or to read the answer; None: nothing."""
+    """What a connection waits for its client to do: send the next request, or read the answer. None: nothing"""
     cycle = connection.cycle
     if cycle is None or cycle.response_complete:
         return "a request", id(cycle)
@@ -469,7 +469,7 @@ def awaited(connection: asyncio.Protocol) -> tuple | None:
 
 
 def build_server(options):
-    """A Server of the exported folder, not yet running."""
+    """A Server for the exported folder, not yet running."""
     module = load_module(Path(options.folder) / "predictor.py")
     try:
         predictor = module.Predictor(options.folder, options.threads or None)
@@ -486,7 +486,7 @@ def load_module(path):
     """predictor.py of the exported folder, as a module."""
     if not path.is_file():
         raise Mistake(
-            f"{path.parent}: no exported model; make one: python -m tools.export --checkpoint … --output_dir …"
+            f"{path.parent}: no exported model; create one: python -m tools.export --checkpoint … --output_dir …"
         )
     sys.path.insert(0, str(path.parent))
     try:
@@ -496,11 +496,11 @@ def load_module(path):
 
 
 def listen(host, port):
-    """A socket at that address."""
+    """A listening socket at this address."""
     try:
         family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.create_server(place[:2], family=family, backlog=1024)
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else an answer waits 40 ms for an ACK
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # otherwise an answer waits 40 ms for an ACK
         return listening
     except OSError as error:
         raise Mistake(f"--host {host} --port {port}: {error.strerror or error}") from None
@@ -511,34 +511,34 @@ def serve(options):
     listening = listen(options.host, options.port)
     server = build_server(options)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # uvicorn sends it once more to the handler of before
-    print(f"http://{options.host}:{listening.getsockname()[1]}/docs  (Ctrl-C ends it)", flush=True)
+        signal.signal(number, lambda *_: None)  # uvicorn raises it again for the previous handler
+    print(f"http://{options.host}:{listening.getsockname()[1]}/docs  (Ctrl-C stops the server)", flush=True)
     if allowed_hosts(options) == ["*"]:
-        print("it answers under any name; --hosts NAME,NAME allows only yours", flush=True)
+        print("it accepts requests for any host name; restrict them with --hosts NAME,NAME", flush=True)
     server.listening = listening
     server.run(sockets=[listening])
-    all_answered = f"{server.cut_off} requests were cut off" if server.cut_off else "all that was accepted is answered"
-    print(f"{all_answered}; the server has ended", flush=True)
+    all_answered = f"{server.cut_off} requests were cut off" if server.cut_off else "all accepted requests are answered"
+    print(f"{all_answered}; the server has stopped", flush=True)
 
 
 def one_line(text: str) -> str:
-    """A text without line breaks, escape sequences and other marks that would change a terminal."""
+    """The text with line breaks, escape sequences and other non-printable characters escaped."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong with a command in one line."""
+    """Reports an error of the command line in one line."""
 
     def error(self, message):
         self.exit(2, one_line(f"error: {message} (--help lists all flags)") + "\n")
 
 
 def whole_number(low: int, high: int) -> Callable[[str], int]:
-    """A type of argparse: whole numbers from `low` to `high`, in plain digits."""
+    """A type for argparse: whole numbers from `low` to `high`, in plain digits."""
 
     def parse(text):
         if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
-            raise argparse.ArgumentTypeError(f"{text[:30]!r} is no whole number from {low} to {high}")
+            raise argparse.ArgumentTypeError(f"{text[:30]!r} is not a whole number from {low} to {high}")
         return int(text)
 
     return parse
@@ -550,24 +550,24 @@ def parse(words=None):
     def add(name, default, help, low=1, high=2**40):
         parser.add_argument(name, type=whole_number(low, high), default=default, help=help)
 
-    parser.add_argument("folder", help="what tools.export wrote")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves your network, without password [127.0.0.1]")
-    add("--port", 8000, "0: one that is free [8000]", low=0, high=65535)
+    parser.add_argument("folder", help="folder written by tools.export")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves your network without password [127.0.0.1]")
+    add("--port", 8000, "0: a free port [8000]", low=0, high=65535)
     add("--threads", 0, "processor cores for the model [all]", low=0, high=1024)
-    add("--batch_size", 32, "most texts that are labelled together [32]", high=65536)
-    add("--max_latency_ms", 1000, "a request that would take longer is refused with 503 [1000]")
-    add("--max_queue", 1024, "most texts that wait; more are refused with 503 [1024]")
-    add("--max_texts", 64, "most texts of a request [64]")
-    add("--max_characters", 10_000, "most characters of a text [10000]")
-    add("--max_bytes", 1_000_000, "most bytes of a request [1000000]")
-    add("--max_body_ms", 10_000, "a request that does not arrive within it is refused with 408 [10000]")
-    add("--max_idle_s", 30, "seconds until a connection without a request is closed, or one that reads no answer [30]")
+    add("--batch_size", 32, "maximum number of texts labelled together [32]", high=65536)
+    add("--max_latency_ms", 1000, "requests that would take longer are refused with 503 [1000]")
+    add("--max_queue", 1024, "maximum number of waiting texts; more are refused with 503 [1024]")
+    add("--max_texts", 64, "maximum number of texts in a request [64]")
+    add("--max_characters", 10_000, "maximum number of characters in a text [10000]")
+    add("--max_bytes", 1_000_000, "maximum size of a request in bytes [1000000]")
+    add("--max_body_ms", 10_000, "requests that take longer to arrive are refused with 408 [10000]")
+    add("--max_idle_s", 30, "seconds until a connection that sends no request or reads no answer is closed [30]")
     parser.add_argument(
-        "--hosts", default="", help="names by which it may be asked, comma-separated [its own on 127.0.0.1, else any]"
+        "--hosts", default="", help="accepted host names, comma-separated [its own on 127.0.0.1, otherwise any]"
     )
     options = parser.parse_args(words)
     if not allowed_hosts(options):
-        parser.error(f"--hosts {options.hosts}: names no host")
+        parser.error(f"--hosts {options.hosts}: contains no host name")
     return options
 
 

@@ -4,7 +4,7 @@
   const read = (id) => JSON.parse(byId(id).textContent);
   const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
 
-  // Tables that are whole in the page: a click on a heading sorts
+  // Tables that are complete in the page are sorted by a click on a heading
   const markSorted = (heads, chosen, descending) => {
     for (const head of heads) head.removeAttribute("aria-sort");
     chosen.setAttribute("aria-sort", descending ? "descending" : "ascending");
@@ -26,7 +26,7 @@
     }));
   }
 
-  // Texts with marked entities: by kind of error
+  // Filter texts with marked entities by error type
   for (const select of document.querySelectorAll(".gallery-filter")) {
     select.addEventListener("change", () => {
       for (const card of select.closest("section").querySelectorAll(".drawn")) {
@@ -35,7 +35,7 @@
     });
   }
 
-  // Where one is
+  // Highlight the current section in the navigation
   const links = new Map([...document.querySelectorAll("nav a")].map((link) => [link.hash.slice(1), link]));
   const watcher = new IntersectionObserver((entries) => {
     for (const entry of entries) links.get(entry.target.id)?.classList.toggle("here", entry.isIntersecting);
