@@ -1,19 +1,18 @@
-"""Does a trick help on my data? A baseline and variants of it over several seeds, with what they gain and what they
-cost.
+"""Does a trick help on my data? Compares variants with a baseline over several seeds: gain and cost.
 
     python benchmarks/ablation.py --data_path dataset/NAME --pretrain_model_path FOLDER --tricks fgm ema --seeds 5
     --options="--use_crf"
 
-A variant is a name of VARIANTS, or options of main.py such as `lr=5e-4`, or several of these joined by `+`. Each run is
-a process of main.py. runs.csv in --results has a line for each that is done, and these are not repeated: started again,
-the script goes on, with a run that was interrupted from its checkpoint. A run is known by the bytes of its data and
-model and by all options that change its result, not by the code: after editing that, name another --results. Prints and
-writes to summary.csv the mean ± standard deviation of each score, the difference to the baseline over the same seeds
-with a confidence interval, and the cost in time; draws differences.png if matplotlib is installed. Choose by dev; test
-tells what the choice is worth.
+A variant is a name in VARIANTS, an option of main.py such as `lr=5e-4`, or several of these joined by `+`. Each run is
+a process of main.py. Finished runs have a line in runs.csv in --results and are not repeated: started again, the script
+continues, and an interrupted run resumes from its checkpoint. A run is identified by the bytes of its data and model
+and by all options that change its result, not by the code: after a code change, use another --results. The script
+prints and writes to summary.csv the mean ± standard deviation of each score, the difference from the baseline over the
+same seeds with a confidence interval, and the cost in time; it draws differences.png if matplotlib is installed. Choose
+on dev; test shows what the choice is worth.
 
-With an interval of 95 % about one comparison in twenty is called significant though nothing differs:
-`--false_positives` shows it on the stored scores of the baseline. Who compares many variants will see such ones.
+With a 95 % interval about one comparison in twenty is called significant although nothing differs:
+`--false_positives` shows this on the stored scores of the baseline. Expect such cases if you compare many variants.
 """
 
 import argparse
@@ -79,7 +78,7 @@ def flags_of(variant, options):
 
 def settings(variant, options):
     """{option: value} of a variant's runs, as text, without those that change no result or whose switch is off.
-    A mistake is one line, before anything runs."""
+    Errors are reported in one line, before anything runs."""
     config = parse_args(Config, ["--pretrain_model_path", options.pretrain_model_path, *flags_of(variant, options)])
     if idle := config.unused_options():
         raise UserError(f"{variant}: {idle[0]}")
@@ -93,15 +92,15 @@ def settings(variant, options):
 
 
 class Runs:
-    """The runs that are done, as runs.csv has them, and those that are under way. keys: {variant: what its runs are
-    known by}."""
+    """The finished runs, as in runs.csv, and the running ones. keys: {variant: options and sums that identify its
+    runs}."""
 
     def __init__(self, path, keys):
         self.path, self.keys, self.lock, self.children, self.stopped = path, keys, threading.Lock(), set(), False
         self.rows = list(csv.DictReader(open(path, encoding="utf-8"))) if path.exists() else []  # noqa: SIM115
 
     def find(self, variant, seed):
-        """An option that a run of long ago does not know had then the value that is its default now."""
+        """The row of a run, or None. An option that an old run does not have is taken to have today's default."""
         key = self.keys[variant] | {"seed": str(seed)}
         defaults = {name: str(value) for name, value in asdict(Config()).items()}
         return next(
@@ -112,7 +111,7 @@ class Runs:
         return [row for seed in seeds if (row := self.find(variant, seed))]
 
     def stop(self):
-        """Asks those that are under way to save and end."""
+        """Asks the running processes to save and exit."""
         with self.lock:
             self.stopped = True
             for child in self.children:
@@ -125,7 +124,7 @@ class Runs:
 
 
 def run(variant, seed, options, runs):
-    """One training and evaluation, unless it is done."""
+    """One training and evaluation, unless it is already done."""
     if runs.find(variant, seed):
         return
     name = re.sub(r"[^\w.=+-]+", "_", f"{variant}-{seed}")
@@ -161,7 +160,7 @@ def run(variant, seed, options, runs):
     shutil.rmtree(folder)
 
 
-# ---- what they say ---------------------------------------------------------------------------------------------------
+# ---- results ---------------------------------------------------------------------------------------------------------
 
 
 def summary(runs, variants, seeds, options):
@@ -199,7 +198,7 @@ def summary(runs, variants, seeds, options):
                     f"{column}_high": high,
                 }
                 line[f"{column}_verdict"] = verdict(interval(differences))
-        clock = "cpu_seconds" if options.jobs > 1 else "seconds"  # side by side, runs slow each other down
+        clock = "cpu_seconds" if options.jobs > 1 else "seconds"  # parallel runs slow each other down
         cost, of_base = ([float(row[clock]) for row in each if row.get(clock)] for each in (rows, base))
         line["time_ratio"] = statistics.median(cost) / statistics.median(of_base) if cost and of_base else ""
         found.append(line)
@@ -226,7 +225,7 @@ def table(part, names, lines):
 
 
 def plot(path, part, names, lines):
-    """Differences to the baseline, with their intervals."""
+    """Plots the differences from the baseline with their intervals."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -259,8 +258,8 @@ def main(argv=None):
         help="options of main.py for all runs, the baseline too, such as '--use_crf --epochs 5'",
     )
     parser.add_argument("--scores", nargs="*", help="which scores to compare (default: accuracies and F1)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side; their cost is then CPU time")
-    parser.add_argument("--work", default="output/ablation", help="where runs are kept until they are done")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel runs; their cost is then CPU time")
+    parser.add_argument("--work", default="output/ablation", help="folder of unfinished runs")
     parser.add_argument(
         "--results", default="", help="folder of runs.csv, summary.csv and differences.png (default: --work)"
     )
@@ -274,7 +273,7 @@ def main(argv=None):
     variants, seeds = ["baseline", *options.tricks], range(1, options.seeds + 1)
     known = [name for name in metrics.score_names(load_labels(options.data_path)) if "loss" not in name]
     if unknown := sorted(set(options.scores or []) - set(known)):
-        raise UserError(f"--scores {unknown[0]} is none of {', '.join(known)}")
+        raise UserError(f"--scores {unknown[0]} must be one of {', '.join(known)}")
     same = data_and_model(options.data_path, options.pretrain_model_path)
     keys = {variant: same | settings(variant, options) for variant in variants}
     results.mkdir(parents=True, exist_ok=True)
@@ -286,7 +285,7 @@ def main(argv=None):
 
 
 def compare(options, runs, results, variants, seeds):
-    """Does the runs that are left, then tells."""
+    """Runs what is not done yet, then prints the comparison."""
     if not options.false_positives:
         todo = [(variant, seed) for seed in seeds for variant in variants]
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
@@ -296,7 +295,7 @@ def compare(options, runs, results, variants, seeds):
                 for job in jobs:
                     job.result()
                     bar.update()
-            except BaseException:  # Ctrl-C too: what runs saves and ends, what waits does not begin
+            except BaseException:  # Ctrl-C too: running processes save and exit, waiting ones do not start
                 runs.stop()
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -314,7 +313,7 @@ def compare(options, runs, results, variants, seeds):
         return
     write_csv(results / "summary.csv", lines)
     plot(results / "differences.png", part, names, lines)
-    print(f"\nmean ± standard deviation over {options.seeds} seeds; difference to the baseline [95 % interval]")
+    print(f"\nmean ± standard deviation over {options.seeds} seeds; difference from the baseline [95 % interval]")
     for part in parts:
         print(f"\n{part}:\n\n{table(part, names, lines)}")
 

@@ -1,15 +1,14 @@
-"""How fast `data_process.py` makes data of some size, and with how much memory and temporary disk.
+"""Speed, memory and temporary disk of `data_process.py` on data of a given size.
 
     python benchmarks/data_size.py --rows 400000                       a classification CSV and a tagging JSONL
-    python benchmarks/data_size.py --rows 400000 --against CHECKOUT    and another version of this repository beside it
+    python benchmarks/data_size.py --rows 400000 --against CHECKOUT    also with another version of this repository
     python benchmarks/data_size.py --rows 400000 4000000 --only csv    how memory grows
 
-Files of short random rows are made, then processed by commands in processes of their own, the versions in turns.
-Printed, of the fastest of --rounds: rows a second; the most memory of all its processes together, where what they share
-counts once (proportional set sizes; with what others on the machine use too it counts in part) and where it counts in
-each (resident set sizes: no more than this); the most of the largest process; the most temporary disk, that of files
-without a name, as a share of the input. Linux only. CPU seconds are those of all processes: they tell
-more than seconds where the machine has other things to do.
+Makes files of short random rows and processes each in a separate process, the versions in turn. Prints for the fastest
+of --rounds: rows per second; the peak memory of all its processes, with shared pages counted once (proportional set
+sizes; pages shared with other programs count in part) and counted in each process (resident set sizes, an upper bound);
+the peak of the largest process; and the peak temporary disk use, that of unlinked files, as a share of the input. Linux
+only. CPU seconds are those of all processes; they are more reliable than wall-clock seconds on a busy machine.
 """
 
 import argparse
@@ -32,7 +31,7 @@ WORDS = (
 
 
 def write_csv(path, rows):
-    """A text of five to nine words and a number, and one of eight classes."""
+    """Writes texts of five to nine words and a number, with one of eight classes."""
     rng = random.Random(1)
     with open(path, "w", encoding="utf-8") as file:
         file.write("text,label\n")
@@ -42,7 +41,7 @@ def write_csv(path, rows):
 
 
 def write_jsonl(path, rows):
-    """Five to nine tokens with an entity of two words, and one of four intents."""
+    """Writes five to nine tokens with an entity of two words, and one of four intents."""
     rng = random.Random(2)
     with open(path, "w", encoding="utf-8") as file:
         for _ in range(rows):
@@ -56,7 +55,7 @@ WRITERS = {"csv": write_csv, "jsonl": write_jsonl}
 
 
 class Watch(threading.Thread):
-    """Looks at a process and its children ten times a second: their memory, and their files without a name."""
+    """Samples a process and its children ten times a second: their memory and their unlinked files."""
 
     def __init__(self, pid):
         super().__init__(daemon=True)
@@ -64,7 +63,7 @@ class Watch(threading.Thread):
 
     def run(self):
         while not self.ended.wait(0.1):
-            with contextlib.suppress(OSError):  # a process may end while it is looked at
+            with contextlib.suppress(OSError):  # a process may end while it is sampled
                 sizes = [memory_of(process) for process in (self.pid, *children_of(self.pid))]
                 shared_once, resident = map(sum, zip(*sizes))
                 self.memory, self.resident = max(self.memory, shared_once), max(self.resident, resident)
@@ -85,7 +84,7 @@ def memory_of(pid):
 
 
 def nameless_files(pid):
-    """Bytes on the disk of the files that a process has open, but that lie in no folder."""
+    """Bytes on disk of the files that a process has open but that are in no folder."""
     sizes = {}
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
@@ -96,7 +95,7 @@ def nameless_files(pid):
 
 
 def measure(checkout, source, output):
-    """{figure: number} of one run."""
+    """{figure: value} of one run."""
     shutil.rmtree(output, ignore_errors=True)
     command = [sys.executable, checkout / "data_process.py", "--input", source, "--output_dir", output]
     environment = {**os.environ, "TQDM_DISABLE": "1"}
@@ -134,7 +133,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     versions = {"here": ROOT} | ({"against": Path(options.against).resolve()} if options.against else {})
-    print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} before it began")
+    print(f"{len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f} at the start")
     print("| file | rows | version | rows/s | CPU s | memory, shared once | at most | largest process | disk / input |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory(dir=".") as folder:

@@ -1,12 +1,12 @@
-"""What this template claims for a GPU, measured on one, in at most eight minutes.
+"""Measures on your GPU what this template claims for one, in at most eight minutes.
 
     python benchmarks/gpu.py [--pretrain_model_path FOLDER] [--minutes 8]
 
 It needs no data and downloads nothing: texts are random words, and the encoder of BERT-base's shape has random weights;
-the small one is MiniLM's shape, or the one in FOLDER. Peers: Hugging Face's Trainer at its best (bf16, fused AdamW,
-grouped by length, with and without torch.compile) and pytorch-crf. Rounds are interleaved, the first only warms up, and
-the figures are medians; what the time does not suffice for is left out, and the table says so. Without a GPU all of it
-runs on the CPU at sizes that say nothing of speed, to show that it runs.
+the small one has MiniLM's shape, or is the one in FOLDER. Baselines: Hugging Face's Trainer at its best (bf16, fused
+AdamW, grouped by length, with and without torch.compile) and pytorch-crf. Rounds are interleaved, the first is a
+warm-up, and the figures are medians; measurements that do not fit into the time are left out, and the table says so.
+Without a GPU everything runs on the CPU at sizes that say nothing about speed, only to test the script.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from engine.run.device import to_device
 from main import build_trainer, load_data
 
 ROOT = Path(__file__).resolve().parent.parent
-SHAPES = {  # name: layers, width, heads, width between
+SHAPES = {  # name: layers, hidden size, attention heads, feed-forward size
     "BERT-base": (12, 768, 12, 3072),
     "MiniLM": (6, 384, 12, 1536),
 }
@@ -57,7 +57,7 @@ def sizes_for(device):
 
 
 class Clock:
-    """Seconds on this device, and how many are left of all."""
+    """Seconds on this device, and the seconds left in total."""
 
     def __init__(self, device, minutes):
         self.device, self.end = device, time.monotonic() + 60 * minutes
@@ -77,9 +77,9 @@ class Clock:
 
 
 def interleaved(calls, rounds, clock, reserve, first=0.0):
-    """{name: median of what each call gives}, of those that came to a second round.
+    """{name: median of a call's results}, for the calls that reached a second round.
 
-    reserve: seconds to leave to others. first: seconds that a call's first round may take.
+    reserve: seconds to leave for later measurements. first: seconds that a call's first round may take.
     """
     values, took = {name: [] for name in calls}, dict.fromkeys(calls, first)
     for number in range(rounds + 1):
@@ -93,7 +93,7 @@ def interleaved(calls, rounds, clock, reserve, first=0.0):
     return {name: statistics.median(found[1:]) for name, found in values.items() if len(found) > 1}
 
 
-# ---- what the rows are made of ---------------------------------------------------------------------------------------
+# ---- data and encoders -----------------------------------------------------------------------------------------------
 
 
 def make_data(folder, rows, kinds, longest):
@@ -117,7 +117,7 @@ def make_data(folder, rows, kinds, longest):
 
 
 def make_encoder(folder, shape, data):
-    """A folder with an encoder of this shape, random weights and a tokenizer of these texts."""
+    """A folder with an encoder of this shape with random weights, and a tokenizer trained on these texts."""
     layers, width, heads, between = shape
 
     def texts():
@@ -165,7 +165,7 @@ class Ours:
         return int(self.trainer.train_loader.dataset.lengths.sum())
 
     def flops(self):
-        """Of the encoder in an epoch, forward and backward: 6 a token and weight of its layers, and attention."""
+        """FLOPs of the encoder in an epoch, forward and backward: 6 per token and layer weight, and attention."""
         encoder, lengths = self.trainer.model.encoder, self.trainer.train_loader.dataset.lengths.astype(float)
         weights = sum(p.numel() for name, p in encoder.named_parameters() if "embeddings" not in name)
         shape = encoder.config
@@ -174,7 +174,7 @@ class Ours:
 
 
 class HuggingFace:
-    """Its Trainer with the same model, rows and batch size; `run` is an epoch, after one that may compile."""
+    """Its Trainer with the same model, rows and batch size; `run` is an epoch, after a first one that may compile."""
 
     def __init__(self, data, encoder, device, sizes, compiled):
         options = dict(data_path=data, pretrain_model_path=str(encoder), device=str(device), seed=0)
@@ -200,7 +200,7 @@ class HuggingFace:
 
 
 class Lane:
-    """One system of the race, built when it first runs, since building all beforehand would hide its memory."""
+    """One contestant, built when it first runs, because building all beforehand would hide its memory."""
 
     def __init__(self, build, clock):
         self.build, self.clock, self.system, self.memory = build, clock, None, None
@@ -219,7 +219,7 @@ class Lane:
 
 
 def training_rows(name, data, encoder, device, sizes, clock, peak, reserve):
-    """Table rows of one encoder: tokens a second, its share of the matmul peak, memory."""
+    """Table rows of one encoder: tokens per second, its share of the matmul peak, memory."""
     with_compile = device.type == "cuda"
     lanes = {"this template": lambda: Ours(data, encoder, device, sizes)}
     if with_compile:
@@ -233,7 +233,7 @@ def training_rows(name, data, encoder, device, sizes, clock, peak, reserve):
     ours, rows = lanes[f"{name}, this template"].system, []
     for lane, system in lanes.items():
         if lane not in seconds:
-            rows.append(f"| {lane} | not measured: the time was over | | |")
+            rows.append(f"| {lane} | not measured: out of time | | |")
             continue
         share = f"{ours.flops() / seconds[lane] / peak:.0%}"
         memory = "" if system.memory is None else f"{system.memory:.2f} GB"
@@ -242,7 +242,7 @@ def training_rows(name, data, encoder, device, sizes, clock, peak, reserve):
 
 
 def sync_row(data, encoder, device, sizes):
-    """Whether the host waits for the GPU in a training step: torch raises where it does."""
+    """Table row: whether the host waits for the GPU in a training step, in which case torch raises here."""
     if device.type != "cuda":
         return "| host waits in training steps with a CRF | not measured: no GPU | | |"
     ours = Ours(data, encoder, device, sizes, use_crf=True, log_steps=10**9)
@@ -263,7 +263,7 @@ def sync_row(data, encoder, device, sizes):
 
 
 def steps_done(trainer, steps):
-    """After a first step, in which the CRF asks how large its transitions are, no wait is allowed."""
+    """After a first step, in which the CRF reads its largest transition, no synchronisation is allowed."""
     torch.cuda.set_sync_debug_mode("error")
     if trainer.progress.batch >= steps:
         raise StopIteration
@@ -273,7 +273,7 @@ def steps_done(trainer, steps):
 
 
 def crf_rows(device, sizes, clock, reserve, batch=32):
-    """Table rows: loss with backward, and decoding, by the scan, a word at a time and by pytorch-crf."""
+    """Table rows: loss with backward, and decoding, by the scan, word by word and by pytorch-crf."""
     rows = []
     for num_tags, length in sizes.crf:
         torch.manual_seed(0)
@@ -332,7 +332,7 @@ CRF_CALLS = {
 
 
 def resume_row(data, folder, device, clock, reserve):
-    """Whether a run that was killed and started again ends with the bytes of one that was not."""
+    """Table row: whether a run that was killed and resumed ends with the bytes of an uninterrupted one."""
     flags = ["--do_train", "--resume", "--deterministic", "--use_crf", "--data_path", data, "--output_dir", folder]
     flags += ["--hidden_size", 64, "--num_layers", 2, "--epochs", 4, "--batch_size", 16, "--save_steps", 3]
     flags += ["--log_steps", 2, "--device", device, "--precision", "bf16" if device.type == "cuda" else "fp32"]
@@ -357,7 +357,7 @@ def resume_row(data, folder, device, clock, reserve):
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            return "| resumed to equal bytes with `--deterministic` | not measured: the time was over | | |"
+            return "| resumed to equal bytes with `--deterministic` | not measured: out of time | | |"
         if process.returncode:
             return f"| resumed to equal bytes with `--deterministic` | no: {errors.splitlines()[-1]} | | |"
     same = "yes" if sums("stopped") == sums("whole") else "NO"
@@ -365,11 +365,11 @@ def resume_row(data, folder, device, clock, reserve):
     return f"| resumed to equal bytes with `--deterministic` (weights, log; the run was {was}) | {same} | | |"
 
 
-# ---- all of it -------------------------------------------------------------------------------------------------------
+# ---- main ------------------------------------------------------------------------------------------------------------
 
 
 def matmul_peak(device, sizes, clock):
-    """Operations a second of a large product of matrices in the precision of training."""
+    """Operations per second of a large matrix product in the precision of training."""
     dtype = torch.bfloat16 if sizes.precision == "bf16" else torch.float32
     one, other = (torch.randn(sizes.matmul, sizes.matmul, device=device, dtype=dtype) for _ in range(2))
     times = [clock.seconds(lambda: one @ other) for _ in range(20)]
@@ -378,7 +378,7 @@ def matmul_peak(device, sizes, clock):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pretrain_model_path", help="the small encoder, if not MiniLM's shape with random weights")
+    parser.add_argument("--pretrain_model_path", help="the small encoder (default: MiniLM's shape with random weights)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--minutes", type=float, default=8)
     options = parser.parse_args()
@@ -386,7 +386,7 @@ def main():
     device = to_device(options.device)
     sizes, clock = sizes_for(device), Clock(device, options.minutes)
     cuda = device.type == "cuda"
-    what = torch.cuda.get_device_name(device) if cuda else "NO GPU HERE: all on the CPU, at sizes that say nothing"
+    what = torch.cuda.get_device_name(device) if cuda else "NO GPU HERE: run on the CPU, at sizes that say nothing"
     print(f"{what}; torch {torch.__version__}, {sizes.precision}, batches of {sizes.batch}\n", flush=True)
     budget = 60 * options.minutes
     with tempfile.TemporaryDirectory() as folder:

@@ -1,10 +1,10 @@
-"""Hostile commands: damaged files, odd values and odd places, over all commands, each in a world of its own.
+"""Hostile commands: damaged files, odd values and odd paths for all commands, each in its own working folder.
 
     python benchmarks/hostile.py [--only WORD] [--list]
 
-A case is a line in one of the tables below: what is done to the world, then a command. It fails if the command shows a
-traceback, hangs, is killed by a signal, ends with an error of more than one line, with an exit code that no command
-has, or if a file that was there has changed which the case does not name. With --only cases whose name has that word.
+A case is a line in one of the tables below: a change to the folder, then a command. It fails if the command shows a
+traceback, hangs, is killed by a signal, prints more than one error line, has an exit code that no command should have,
+or changes an existing file that the case does not list. --only WORD: the cases whose name contains this word.
 """
 
 import argparse
@@ -33,7 +33,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from forks import QUIET, Forks  # noqa: E402
 
-SECONDS = 60  # after which a command hangs
+SECONDS = 60  # time limit of a command
 TINY = "--hidden_size 32 --num_layers 1 --vocab_size 300 --batch_size 8 --device cpu --no_use_crf --output_dir output"
 TRAIN = f"main.py --do_train --epochs 1 --data_path data {TINY} --model_version new"
 EVAL = "main.py --do_eval --do_predict --data_path data --output_dir output --model_version run"
@@ -49,13 +49,13 @@ FOLDS = f"tools.cross_validate --do_train --epochs 1 --data_path folds {TINY}"
 SEARCH = (
     'tools.search --data_path data --results found --trials 1 --finalists 0 --options "--epochs 1 --hidden_size 32"'
 )
-ALWAYS = ["*.log", "*/.lock", ".lock", "*.lock", "*/.cache/*", "*/.cache"]  # what commands may write anywhere
+ALWAYS = ["*.log", "*/.lock", ".lock", "*.lock", "*/.cache/*", "*/.cache"]  # files that any command may write
 RUN = [*ALWAYS, "output/run/*", "output/report.html", "output/compare*"]
 CODES = {0, 2}
 
 
 # ---- the tables ------------------------------------------------------------------------------------------------------
-# name: (what is done, command, patterns of files that may change, what the output must hold or "")
+# name: (change to the folder, command, patterns of files that may change, text that the output must contain or "")
 
 
 def cases():
@@ -204,7 +204,7 @@ FILES = {
 }
 
 
-# ---- what is done to the world ---------------------------------------------------------------------------------------
+# ---- changes to the folder -------------------------------------------------------------------------------------------
 
 
 def nothing(world):
@@ -236,7 +236,7 @@ def gone(path):
 
 
 def placed(make):
-    """name -> a change that removes what is there, and calls make(path)"""
+    """name -> a change that removes what exists at this path, and calls make(path)"""
 
     def at(name):
         def change(world):
@@ -275,7 +275,7 @@ PLACES = {
 
 
 def device(path, name):
-    """One like /dev/name, of its own where that is allowed: a fault could move it away. Else a link to it."""
+    """Makes a device like /dev/name if that is allowed (a fault could move it away), otherwise a link to /dev/name."""
     try:
         os.mknod(path, stat.S_IFCHR | 0o666, os.stat(f"/dev/{name}").st_rdev)
     except PermissionError:
@@ -694,7 +694,7 @@ ODD = {
     str: ["''", "' '", "/dev/null", "'a\nb'", "-1", "../..", "é", "'[x]'"],
     bool: ["maybe", "''", "2", "TRUE"],
 }
-# values that only take long, or write elsewhere, which a user may want
+# values that only take long or write to another path, which a user may want
 WANTED = ("epochs 1000000", "output_dir", "log_output_path", "resume", "random_seed")
 
 
@@ -812,7 +812,7 @@ def requests(path):
 
 
 def try_requests(world, only):
-    """Sends each to each server -> (how many, [what is wrong])"""
+    """Sends each request to each server. -> (number of requests, [what is wrong])"""
     count, wrong = 0, []
     for server, (command, path) in SERVERS.items():
         chosen = {n: data for n, data in requests(path).items() if only in f"request: {server} {n}"}
@@ -862,12 +862,12 @@ def ask_all(world, server, command, path, chosen):
 
 
 def memory_of(pid):
-    """Bytes that a process holds."""
+    """Resident memory of a process in bytes."""
     return 4096 * int(Path(f"/proc/{pid}/statm").read_text().split()[1])
 
 
 def talk(port, data):
-    """What a server answers within two seconds."""
+    """The answer of a server within two seconds."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
         answer = b""
         with contextlib.suppress(OSError):
@@ -879,12 +879,12 @@ def talk(port, data):
         return answer
 
 
-# ---- the world -------------------------------------------------------------------------------------------------------
+# ---- the folder ------------------------------------------------------------------------------------------------------
 
 
 def build_world(folder, forks):
-    """What each case gets a copy of: raw and processed data, two runs, one with other labels, an export, files to
-    label."""
+    """Fills the folder that each case gets a copy of: raw and processed data, two runs, one with other labels, an
+    export, files to label."""
     rows = (ROOT / "dataset/sample_raw/en.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(row) for row in rows]
     parts = {part: [row for row in rows if row["split"] == part][:size] for part, size in SIZES.items()}
@@ -918,7 +918,7 @@ SIZES = {"train": 48, "dev": 16, "test": 16}
 
 
 def seen(folder):
-    """{name: bytes, or where a link leads} of all that lies below a folder."""
+    """{name: bytes, or the target of a link} of everything below a folder."""
     found = {}
     for base, folders, files in os.walk(folder):
         for name in [*folders, *files]:
@@ -939,7 +939,7 @@ def split(command):
 
 
 def run_case(case, world, place, forks):
-    """-> [what is wrong], the exit code, what it printed"""
+    """-> ([what is wrong], exit code, output)"""
     change, command, may, wanted = case
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(world, place, symlinks=True)
@@ -967,16 +967,16 @@ def run_case(case, world, place, forks):
     if left := [name for name in after if "template-" in name or name.endswith((".tmp", ".partial"))]:
         wrong.append(f"left: {left[:3]}")
     if wanted not in done.stdout + done.stderr:
-        wrong.append(f"does not say {wanted!r}")
+        wrong.append(f"lacks {wanted!r}")
     return wrong, done.returncode, done.stdout[-1500:] + done.stderr[-3000:]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="cases whose name has this word")
+    parser.add_argument("--only", default="", help="run the cases whose name contains this word")
     parser.add_argument("--list", action="store_true", help="print names and commands, and run nothing")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cases at once [all cores]")
-    parser.add_argument("--log", default="", help="file to add what each case printed to")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="parallel cases [all cores]")
+    parser.add_argument("--log", default="", help="file to which the output of each case is appended")
     options = parser.parse_args()
     chosen = {name: case for name, case in cases().items() if options.only in name}
     if options.list:
@@ -987,7 +987,7 @@ def main():
 
 
 def run_all(chosen, base, options):
-    """Runs all, and prints what is wrong. -> the exit code"""
+    """Runs all cases, and prints what is wrong. -> exit code"""
     local, failed, codes = threading.local(), 0, {}
     env = QUIET | {"TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
 

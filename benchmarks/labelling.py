@@ -1,11 +1,11 @@
-"""Labels many short texts, and prints the peak memory, the rate, and what kills at random leave of the output.
+"""Labels many short texts; prints peak memory and speed, and compares the output after random kills.
 
     python benchmarks/labelling.py                         100,000 and 1,000,000 texts, then ten kills
     python benchmarks/labelling.py --sizes 1000 10000 --kills 2
 
-The texts are the sample's, each with a number; the model is a small encoder that is trained for one epoch before. Each
-run is a process of its own, as `main.py --do_predict` starts it; its peak memory is what the kernel counts. A killed
-run is started again by the same command with --resume, and must end with the bytes of one that was left alone.
+The texts are the sample's, each with a number; the model is a small encoder, trained for one epoch first. Each run is a
+separate process, started as `main.py --do_predict`; its peak memory is the one reported by the kernel. A killed run is
+restarted by the same command with --resume, and must end with the bytes of an uninterrupted one.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SMALL = "--hidden_size 32 --num_layers 1 --epochs 1 --device cpu --model_version
 
 
 def write_texts(path, size):
-    """So many rows: a text of the sample, drawn at random, and the row's number."""
+    """Writes `size` rows: a text of the sample, drawn at random, and the row's number."""
     texts = []
     for name, blank in (("zh", ""), ("en", " ")):
         lines = (ROOT / f"dataset/sample_raw/{name}.jsonl").read_text(encoding="utf-8").splitlines()
@@ -42,7 +42,7 @@ def start(folder, *words):
 
 
 def finish(process):
-    """-> its peak memory in MB"""
+    """Waits for a process and returns its peak memory in MB."""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -62,7 +62,7 @@ def rows_done(output):
 
 
 def kill_and_resume(folder, texts, output, size, kills):
-    """Kills the run once it is past each of some random rows, and lets the last one end. -> the kills that hit"""
+    """Kills the run after each of some random rows, and lets the last one finish. -> number of kills that hit"""
     rng, hit = random.Random(1), 0
     for target in sorted(rng.randrange(size) for _ in range(kills)):
         process, delay = label(folder, texts, output, "--resume"), rng.random()
@@ -85,7 +85,7 @@ def digest(path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000], help="texts to label")
-    parser.add_argument("--kills", type=int, default=10, help="of the run with the most texts")
+    parser.add_argument("--kills", type=int, default=10, help="kills during the run with the most texts")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="labelling-") as name:
         folder = Path(name)

@@ -1,7 +1,7 @@
-"""How many kernels a GPU would be told to run, counted on any machine.
+"""Counts, on any machine, how many kernels would be launched on a GPU.
 
-Counted are the operations that reach PyTorch's dispatcher, forward and backward, but for those that launch nothing,
-since they only give another view of memory or allocate it. An operation may be more than one kernel (a padded copy is a
+Counted are the operations that reach PyTorch's dispatcher, forward and backward, except those that launch nothing
+because they only create a view or allocate memory. One operation may be more than one kernel (a padded copy is a
 fill and a copy), so these are lower bounds.
 """
 
@@ -23,7 +23,7 @@ LENGTHS = (32, 128, 512)
 
 
 class LaunchCounter(TorchDispatchMode):
-    """`counts`: {operation: how often}, of those that launch a kernel while it is entered."""
+    """`counts`: {operation: number of calls} of the operations that launch a kernel while it is active."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,7 @@ class LaunchCounter(TorchDispatchMode):
 
 
 class Heads(nn.Module):
-    """The heads of a joint model, intents and slots, on hidden states that are given."""
+    """The heads of a joint model, intents and slots, on given hidden states."""
 
     def __init__(self, use_crf, num_tags, hidden_size=64):
         super().__init__()
@@ -54,7 +54,7 @@ class Heads(nn.Module):
 
 
 def case(batch, length, num_tags, hidden_size=64):
-    """Hidden states, inputs and labels of texts of up to `length` words, a token each."""
+    """Hidden states, inputs and labels of texts of up to `length` words, one token each."""
     lengths = torch.randint(1, length + 1, (batch, 1))
     lengths[0] = length
     mask = torch.arange(length) < lengths
@@ -69,8 +69,8 @@ def case(batch, length, num_tags, hidden_size=64):
 
 
 def count(use_crf, length, num_tags, batch=4, on_gpu=True, largest=0.1):
-    """(of a training step of the heads, of decoding). on_gpu: as it is done there, not a word at a time as on a CPU.
-    largest: of the transitions."""
+    """(launches of a training step of the heads, of decoding). on_gpu: with the GPU's code paths, not word by word as
+    on a CPU. largest: value of the transitions."""
     torch.manual_seed(0)
     heads, (hidden, inputs, labels) = Heads(use_crf, num_tags), case(batch, length, num_tags)
     if use_crf:
@@ -85,10 +85,10 @@ def count(use_crf, length, num_tags, batch=4, on_gpu=True, largest=0.1):
 
 
 def rows(many=120, few=9):
-    """Lines of a table: launches of a training step of the heads, and of decoding the tags, also a word at a time."""
+    """Lines of a table: launches of a training step of the heads, and of decoding the tags, also word by word."""
     table = [
-        "| words | heads without a CRF | with it | it adds | it adds, a word at a time "
-        f"| decoding, {few} tags | {many} tags | a word at a time |",
+        "| words | heads without a CRF | with a CRF | the CRF adds | a word-by-word CRF adds "
+        f"| decoding, {few} tags | {many} tags | word by word |",
         "| --- " * 8 + "|",
     ]
     for length in LENGTHS:

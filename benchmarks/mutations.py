@@ -1,9 +1,9 @@
-"""Broken versions of the code, and whether the tests notice each.
+"""Applies broken versions of the code, and reports whether the tests notice each.
 
     python benchmarks/mutations.py [--only WORD …] [--tests FOLDER] [--all]
 
-A mutation is one line that is replaced in a copy of the repository; then the test files that should notice run, slow
-tests included, until one fails. --tests: those of another state of the repository; --all: all test files.
+A mutation replaces one piece of code in a copy of the repository; then the test files that should notice it run, slow
+tests included, until one fails. --tests: the tests of another version of the repository; --all: all test files.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
-# name: (file, line, what it becomes, test files)
+# name: (file, code to replace, replacement, test files)
 MUTATIONS = {
     "the schedule stands still": (
         "trainer.py",
@@ -192,7 +192,7 @@ MUTATIONS = {
 
 
 def broken_copy(name, folder, tests):
-    """A copy of the repository with one mutation, and with the tests of `tests`."""
+    """Makes a copy of the repository with one mutation, and with the tests in `tests`."""
     file, old, new, _ = MUTATIONS[name]
     left_out = shutil.ignore_patterns(".*", "output", "__pycache__", "tests")
     shutil.copytree(ROOT, folder, ignore=left_out)
@@ -203,7 +203,7 @@ def broken_copy(name, folder, tests):
 
 
 def first_failure(folder, files, workers):
-    """The name of the first test that fails, "" if none does."""
+    """The name of the first test that fails, or "" if none does."""
     chosen = [f"tests/test_{file}.py" for file in files.split()] if files else []
     words = ["-m", "pytest", "-x", "-q", "-m", "slow or not slow", "-n", str(workers), "-p", "no:cacheprovider"]
     done = subprocess.run(
@@ -219,10 +219,10 @@ def first_failure(folder, files, workers):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=[""], help="words, one of which a mutation's name has")
-    parser.add_argument("--tests", type=Path, default=ROOT / "tests", help="folder of the tests [those of here]")
+    parser.add_argument("--only", nargs="*", default=[""], help="run the mutations whose name contains one of these")
+    parser.add_argument("--tests", type=Path, default=ROOT / "tests", help="folder of the tests [this repository's]")
     parser.add_argument("--all", action="store_true", help="run all test files, which takes very long")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of pytest-xdist [all cores]")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="pytest-xdist workers [all cores]")
     options = parser.parse_args()
     chosen = [name for name in MUTATIONS if any(word in name for word in options.only)]
     missed = []

@@ -1,12 +1,12 @@
-"""Data with known nesting, made of data with tags, and what a flat tagger could reach on it at best.
+"""Makes data with nested entities from tagged data, and computes what a flat tagger could reach on it at best.
 
     python benchmarks/nested.py --input RAW_ATIS_FOLDER --output_file nested.jsonl
     python data_process.py --input nested.jsonl --output_dir dataset/nested
     python main.py --do_train --do_eval --data_path dataset/nested --pretrain_model_path MODEL_FOLDER
 
-Two entities of a text with at most one token between them become parts of a longer one, named by the two: which pairs
-of types do is chosen by their frequency, so that the asked share of all entities lies within another. Printed: that
-share, and the F1 of a tagger that makes no mistake, but must leave out one of each two spans that overlap.
+Two entities of a text with at most one token between them become parts of a longer one, named after the two. The pairs
+of types are chosen by frequency, so that the requested share of all entities lies within another. Prints this share,
+and the F1 of a perfect tagger that has to leave out one of any two overlapping spans.
 """
 
 import argparse
@@ -31,12 +31,12 @@ GAP = 1  # tokens between two entities that may form a longer one
 
 
 def pairs_of(entities):
-    """[(first, second)] of entities (type, first token, last token) that lie side by side, in order."""
+    """[(first, second)] of adjacent entities (type, first token, last token), in order."""
     return [(a, b) for a, b in itertools.pairwise(entities) if 0 < b[1] - a[2] <= 1 + GAP]
 
 
 def with_longer(entities, chosen):
-    """The entities, and one for each pair whose types are chosen; no entity lies in two longer ones."""
+    """The entities, plus one for each pair whose types are chosen; no entity is part of two longer ones."""
     longer, end = [], -1
     for first, second in pairs_of(entities):
         if (first[0], second[0]) in chosen and first[1] > end:
@@ -56,8 +56,8 @@ def share_nested(texts):
 
 
 def choose_pairs(texts, share):
-    """The pairs of types that are joined: the most frequent first, those with which no more than `share` of the
-    entities lies within another."""
+    """The pairs of types to join, the most frequent first, as long as at most `share` of the entities lies within
+    another."""
     counts = Counter((a[0], b[0]) for entities in texts for a, b in pairs_of(entities))
     chosen = set()
     for pair, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
@@ -67,7 +67,7 @@ def choose_pairs(texts, share):
 
 
 def most_apart(entities):
-    """How many of the entities can be chosen so that no two overlap: those that end first (interval scheduling)."""
+    """The largest number of entities without an overlap: those that end first are chosen (interval scheduling)."""
     number, end = 0, -1
     for _, first, last in sorted(entities, key=lambda entity: entity[2]):
         if first > end:
@@ -76,7 +76,7 @@ def most_apart(entities):
 
 
 def ceilings(texts):
-    """F1 of a flat tagger without a mistake: of as many spans as fit beside one another, and of the longer of two."""
+    """F1 of a perfect flat tagger: with as many non-overlapping spans as possible, and with the longer of two."""
     total = sum(map(len, texts))
     most = sum(map(most_apart, texts))
     longer = sum(len(without_overlaps([(first, last + 1, kind) for kind, first, last in text])[0]) for text in texts)
@@ -84,8 +84,7 @@ def ceilings(texts):
 
 
 def read(source):
-    """{part: [(id, text, the tokens' places, entities)]} of raw data with one tagging task or more, of which the first
-    counts."""
+    """{part: [(id, text, token offsets, entities)]} of raw data; of several tagging tasks the first is used."""
     with tempfile.TemporaryDirectory() as folder:
         process(DataConfig(input=source, output_dir=f"{folder}/data"))
         tasks, parts = load_labels(f"{folder}/data"), {}
@@ -105,7 +104,7 @@ def main():
         "--input", required=True, help="raw data with tags: a file or folder that data_process.py reads"
     )
     parser.add_argument("--output_file", required=True, help=".jsonl to write: texts, spans and their part")
-    parser.add_argument("--share", type=float, default=0.3, help="of all entities, how many shall lie within another")
+    parser.add_argument("--share", type=float, default=0.3, help="share of all entities that should lie within another")
     options = parser.parse_args()
     parts = read(options.input)
     chosen = choose_pairs([entities for *_, entities in parts["train"]], options.share)
@@ -116,7 +115,7 @@ def main():
             told = (
                 f"{part}: {sum(map(len, found))} entities, {share_nested(found):.1%} within another; a flat tagger's F1"
             )
-            print(f"{told} is at most {most:.4f}, or {longer:.4f} if of two the longer is kept")
+            print(f"{told} is at most {most:.4f}, or {longer:.4f} if the longer of two overlapping spans is kept")
             for (number, text, places, _), entities in zip(rows, found):
                 spans = [[places[first][0], places[last][1], kind] for kind, first, last in entities]
                 row = {"id": number, "text": text, "entities": spans, "split": part}

@@ -3,8 +3,8 @@ few.
 
     python benchmarks/pretraining.py --data_path dataset/cais --seeds 1 2 3 --shares 1 0.1
 
-Each run is a process of its own and is kept in --work; started again, finished runs are not repeated. Prints test
-scores, mean ± standard deviation over the seeds. The texts of dev are held out, those of test are never read.
+Each run is a separate process and is kept in --work; finished runs are not repeated when the script is started again.
+Prints test scores, mean ± standard deviation over the seeds. The dev texts are held out; the test texts are never read.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SIZE = {"mini": ["--num_layers", 4, "--hidden_size", 256], "tiny": ["--num_layer
 
 
 def run(done, log, *command):
-    """Runs a command of this repository, unless `done`, the file that it writes last, is there."""
+    """Runs a command of this repository, unless `done`, the file that it writes last, exists."""
     if not done.exists():
         log.parent.mkdir(parents=True, exist_ok=True)
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs)), "TQDM_DISABLE": "1"}
@@ -37,7 +37,7 @@ def run(done, log, *command):
 
 
 def part_of_data(share, seed):
-    """A data folder with a random share of the training rows; dev, test and labels are those of the whole."""
+    """A data folder with a random share of the training rows and all of dev, test and labels."""
     folder = work / f"data-{share:g}-{seed}"
     folder.mkdir(exist_ok=True)
     for name in ("dev.jsonl", "test.jsonl", "labels.json"):
@@ -123,8 +123,8 @@ if __name__ == "__main__":
     parser.add_argument("--pretrain_epochs", type=int, default=20)
     parser.add_argument("--pretrain_batch_size", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--epochs_of_shares", type=int, default=40, help="epochs where the labels are fewer")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
+    parser.add_argument("--epochs_of_shares", type=int, default=40, help="epochs if not all labels are used")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel runs; they share the cores")
     parser.add_argument("--work", default="output/pretraining")
     options = parser.parse_args()
     data, work = Path(options.data_path).resolve(), Path(options.work).resolve()

@@ -1,9 +1,9 @@
-"""New texts without labels, out of the ones there are: entities are exchanged for others of their type.
+"""Makes new unlabelled texts from the training texts by exchanging entities for others of their type.
 
     python benchmarks/recombine.py --data_path dataset/atis --task slots --texts 13000 --output more.jsonl
 
-Takes the train part alone. `--unlabelled more.jsonl` beside `--teacher` has a student learn what its teachers say of
-them: of the texts to train on, which the teachers know by heart, they say little but the labels.
+Uses only the train part. With `--unlabelled more.jsonl` and `--teacher` a student learns the teachers' answers to these
+texts; on the training texts, which the teachers have memorised, their answers add little to the labels.
 """
 
 import argparse
@@ -19,9 +19,9 @@ from seqeval.metrics.sequence_labeling import get_entities
 
 
 def recombine(rows, count, seed, share=0.5):
-    """`count` lists of tokens, none of which is among `rows`: each entity is exchanged with a chance of `share`.
+    """`count` lists of tokens, none of which is among `rows`: each entity is exchanged with probability `share`.
 
-    rows: [(tokens, tags)]. Ends early if nothing new comes for long.
+    rows: [(tokens, tags)]. Stops early after 10,000 texts in a row that are not new.
     """
     rng, values = random.Random(seed), defaultdict(list)
     for tokens, tags in rows:

@@ -1,12 +1,11 @@
-"""Whether two commits compute the same: each trains, evaluates and predicts the same roads, and the SHA-256 sums are
+"""Do two commits compute the same? Each trains, evaluates and predicts on the same code paths; SHA-256 sums are
 compared.
 
     python benchmarks/same_bytes.py BEFORE AFTER --atis RAW_ATIS_FOLDER --pretrain_model_path MODEL_FOLDER
 
-For a change that should change nothing, such as a rename. Each commit is checked out beside the repository's other
-worktrees, into a temporary folder, and run with this Python. Compared: weights of `best`, metrics.jsonl, eval.json,
-predictions.csv. Without
---atis only the roads on the sample are taken. Sums of a commit are kept in --cache and not computed twice.
+For a change that should not change results, such as a rename. Each commit is checked out as a git worktree in a
+temporary folder and run with this Python. Compared: weights of `best`, metrics.jsonl, eval.json, predictions.csv.
+Without --atis only the code paths on the sample are run. Sums of a commit are cached in --cache.
 """
 
 import argparse
@@ -55,7 +54,7 @@ def run(command, cwd):
 
 
 def sums_of(commit, options):
-    """{road: {file: SHA-256}} of one commit."""
+    """{code path: {file: SHA-256}} of one commit."""
     cache = Path(options.cache) / f"{commit}.json"
     known = json.loads(cache.read_text()) if cache.exists() else {}
     roads = [road for road in ROADS if road not in known and (options.atis or not road.startswith("ATIS"))]
@@ -83,7 +82,7 @@ def sums_of(commit, options):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commits", nargs="+")
-    parser.add_argument("--atis", help="raw data with intent and slots, such as ATIS")
+    parser.add_argument("--atis", help="raw data with intents and slots, such as ATIS")
     parser.add_argument("--pretrain_model_path", help="an encoder for --atis")
     parser.add_argument("--cache", default="output/same_bytes")
     options = parser.parse_args()

@@ -1,11 +1,11 @@
-"""tools.serve under load, on the loopback address of this machine.
+"""Load test of tools.serve on this machine's loopback address.
 
     apt install hey
     python benchmarks/serving.py --folder shipped --texts dataset/atis/test.jsonl
 
-hey (https://github.com/rakyll/hey) asks on the machine that answers, so it takes a part of the cores. Each request
-holds one text, that of middle length. Printed are: requests one after another; as many as the server answers; 70 % of
-these and twice as many, with latencies, refusals and the server's memory; malformed requests; SIGTERM under load.
+hey (https://github.com/rakyll/hey) runs on the same machine, so it uses a part of the cores. Each request holds one
+text, the one of median length. Prints for single requests, for the maximum load, for 70 % of it and for twice as much:
+latencies, refusals and the server's memory; then the answers to malformed requests, and to SIGTERM under load.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from test_serve import Served, malformed  # noqa: E402
 
 
 def load(port, body, seconds, workers, rate=None):
-    """[(seconds, status)] of the requests of hey. rate: requests a second of all workers, else as many as go."""
+    """[(seconds, status)] of hey's requests. rate: requests per second of all workers (default: unlimited)"""
     words = ["hey", "-z", f"{seconds}s", "-c", str(workers), "-o", "csv", "-m", "POST", "-T", "application/json"]
     words += ["-q", str(rate / workers)] if rate else []
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
@@ -52,10 +52,10 @@ def row(what, found, seconds, memory):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", required=True, help="what tools.export wrote")
+    parser.add_argument("--folder", required=True, help="folder written by tools.export")
     parser.add_argument("--texts", required=True, help="a processed .jsonl")
-    parser.add_argument("--seconds", type=int, default=10, help="of each load [10]")
-    parser.add_argument("--flags", default="--max_latency_ms 200", help="of tools.serve")
+    parser.add_argument("--seconds", type=int, default=10, help="duration of each load [10]")
+    parser.add_argument("--flags", default="--max_latency_ms 200", help="flags of tools.serve")
     options = parser.parse_args()
     if not shutil.which("hey"):
         parser.error("hey is missing: apt install hey")
@@ -67,11 +67,11 @@ def main():
     print("| load | answers/s | p50, ms | p99, ms | statuses | MB |\n| --- | --- | --- | --- | --- | --- |")
     with Served(options.folder, *options.flags.split()) as server:
         load(server.port, body, 2, 8)
-        row("one after another", load(server.port, body, seconds, 1), seconds, server.memory())
+        row("one at a time", load(server.port, body, seconds, 1), seconds, server.memory())
         full = row("32 at a time", load(server.port, body, seconds, 32), seconds, server.memory())
-        row("70 % of that", load(server.port, body, seconds, 64, 0.7 * full), seconds, server.memory())
+        row("70 % of that rate", load(server.port, body, seconds, 64, 0.7 * full), seconds, server.memory())
         for _ in range(2):
-            row("twice that", load(server.port, body, seconds, 256, 2 * full), seconds, server.memory())
+            row("twice that rate", load(server.port, body, seconds, 256, 2 * full), seconds, server.memory())
         rng, statuses, connection = random.Random(0), Counter(), server.connection()
         for _ in range(1000):
             statuses[server.ask("/predict", malformed(rng), connection)[0]] += 1

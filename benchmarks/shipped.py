@@ -1,12 +1,12 @@
-"""What an exported folder gains over main.py's model in torch: ratios of one run, on the test part of a data folder.
+"""Compares an exported folder with main.py's model in torch: ratios of one run, on the test part of a data folder.
 
     python benchmarks/shipped.py --checkpoint output/atis/checkpoints/best --data_path dataset/atis
 
-Exports the checkpoint in fp32 and int8, makes an environment of the shipped requirements alone, and measures, each in a
-process of its own and in turn: the time of a single text, texts a second on the whole part, scores, the time of a whole
-process that labels one text, and the size of the environment. Torch answers single texts by the shortest way that the
-template has (features, model, decoding, a row), not by main.py, which would take longer. Texts are the same, and each
-side has the same number of threads.
+Exports the checkpoint in fp32 and int8, makes an environment with only the shipped requirements, and measures, in
+separate processes that take turns: the latency of a single text, texts per second on the whole part, scores, the time
+of a process that labels one text, and the size of the environment. Torch answers single texts by the shortest code path
+of the template (features, model, decoding, a row) and not by main.py, which would take longer. All sides use the same
+texts and the same number of threads.
 """
 
 import argparse
@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 
 def latencies(answer, rows, number):
-    """(p50, p99) in milliseconds of single texts."""
+    """(p50, p99) latency in milliseconds of single texts."""
     for row in rows[:20]:
         answer(row)
     times = []
@@ -37,7 +37,7 @@ def latencies(answer, rows, number):
 
 
 def in_torch(checkpoint, rows, threads):
-    """(what answers a row, what labels all), of the model as main.py loads it."""
+    """(function that answers a row, function that labels all rows), for the model as main.py loads it."""
     import numpy as np
     import torch
 
@@ -74,7 +74,7 @@ def in_torch(checkpoint, rows, threads):
 
 
 def in_onnxruntime(folder, rows, threads):
-    """The same, of an exported folder."""
+    """The same for an exported folder."""
     sys.path.insert(0, str(folder))
     from predictor import Predictor
 
@@ -91,7 +91,7 @@ def in_onnxruntime(folder, rows, threads):
 
 
 def measure(options):
-    """Prints as JSON: p50 and p99 of single texts, texts a second (the best of three), the labels."""
+    """Prints as JSON: p50 and p99 of single texts, texts per second (the best of three), the labels."""
     rows = json.loads(Path(options.rows).read_text(encoding="utf-8"))
     side = in_torch if options.side == "torch" else in_onnxruntime
     answer, label_all = side(options.checkpoint, rows, options.threads)
@@ -106,7 +106,7 @@ def measure(options):
 
 
 def run(python, *words, threads=None):
-    """What a process printed, and how long it took."""
+    """(standard output of a process, seconds it took)"""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
     env = {
         **os.environ,
@@ -122,7 +122,7 @@ def run(python, *words, threads=None):
 
 
 def make_environment(folder):
-    """(its Python, its size in MB, with pip) of an environment with the shipped requirements alone."""
+    """(Python, size in MB including pip) of an environment with only the shipped requirements."""
     run(sys.executable, "-m", "venv", folder)
     run(folder / "bin/python", "-m", "pip", "install", "--quiet", "-r", ROOT / "tools/export/requirements.txt")
     size = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
@@ -184,11 +184,11 @@ def compare(options):
             print(f"{side:<10}start to first answer {seconds:.2f} s" + f" ({starts['torch'] / seconds:.1f} x)")
         models = ", ".join(f"{kind} {size_of(folder / kind):.1f} MB" for kind in ("fp32", "int8"))
         print(f"environment {size:.0f} MB, with pip; models: {models}")
-    print("wanted: p50 at least 2 x, start 5 x, throughput of int8 2 x, 0.003 of the score lost, 250 MB")
+    print("targets: p50 at least 2 x, start 5 x, throughput of int8 2 x, 0.003 of the score lost, 250 MB")
 
 
 def measured(sides, rows, threads, options):
-    """{side: what `measure` tells}, the median over rounds, in each of which the sides take turns."""
+    """{side: result of `measure`}, medians over rounds, in each of which the sides take turns."""
     found = {side: [] for side in sides}
     for _ in range(options.rounds):
         for side, (python, place) in sides.items():
@@ -216,18 +216,18 @@ def size_of(folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="checkpoint folder, such as output/atis/checkpoints/best")
-    parser.add_argument("--data_path", default="", help="processed folder with a test part, to be labelled")
-    parser.add_argument("--texts", type=int, default=500, help="single texts that are timed")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each side is measured")
+    parser.add_argument("--data_path", default="", help="processed folder with a test part to label")
+    parser.add_argument("--texts", type=int, default=500, help="number of single texts to time")
+    parser.add_argument("--rounds", type=int, default=3, help="number of times each side is measured")
     parser.add_argument("--thread_counts", default="1,2", help="numbers of threads to measure with")
-    for name in ("--side", "--rows"):  # of the processes that this one starts
+    for name in ("--side", "--rows"):  # for the processes that this one starts
         parser.add_argument(name, help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         return measure(options)
     if not (Path(options.data_path) / "labels.json").exists():
-        parser.error("--data_path: name a processed folder")
+        parser.error("--data_path must be a processed folder")
     compare(options)
 
 

@@ -1,10 +1,10 @@
-"""Kills, fills, damages and misuses the template, and prints what it survived.
+"""Kills, damages and misuses the template in many ways, and prints what it survived.
 
-    python benchmarks/soak.py                    all of it, some ten minutes on two cores
+    python benchmarks/soak.py                    all tests, about ten minutes on two cores
     python benchmarks/soak.py --only kill flip   only the rows whose names contain one of these words
 
 Each trial is a real process, forked from this one after the imports, that runs `main.main` on a tiny model. A run that
-was interrupted must end with the same bytes as one that was left alone: SHA-256 of final and best weights, optimizer
+was interrupted must end with the same bytes as an uninterrupted one: SHA-256 of final and best weights, optimizer
 state, metrics.jsonl, eval.json and predictions.csv.
 """
 
@@ -93,15 +93,15 @@ def flags(name, options):
 
 
 def start(name, options, prepare=None):
-    """Forks a process of its own group that runs the command line; prepare() is called in it first. Its messages go to
-    NAME.err."""
+    """Forks a process in a new process group that runs the command line; prepare() is called in it first. Its messages
+    go to NAME.err."""
     child = os.fork()
     if child:
         return child
     os.setsid()
     tqdm.set_lock(
         threading.RLock()
-    )  # its own is shared by all forks: one that is killed while it writes would stop the next for ever
+    )  # tqdm's own lock is shared by all forks: one that is killed while it writes would block the next for ever
     torch.set_num_threads(1)
     descriptor = os.open(WORK / f"{name}.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 2)
@@ -135,8 +135,8 @@ def run(name, options, prepare=None):
 
 
 def digest(name):
-    """{file: SHA-256} of what must be equal. Times are kept elsewhere, and args.json may differ in what changes no
-    result."""
+    """{file: SHA-256} of what must be equal. Times are kept in other files, and args.json may differ in options that do
+    not change the result."""
     folder = WORK / "runs" / name
     last = checkpoint.step_folders(folder / "checkpoints")[0]
     files = [
@@ -158,7 +158,7 @@ REFERENCES = {}
 
 
 def reference(options, prepare=None, key=None):
-    """(digest, seconds) of a run that is left alone; each kind is run once."""
+    """(digest, seconds) of an uninterrupted run; each kind is run once."""
     key = key or json.dumps(options, sort_keys=True)
     if key not in REFERENCES:
         name, began = f"reference{len(REFERENCES)}", time.monotonic()
@@ -169,7 +169,7 @@ def reference(options, prepare=None, key=None):
 
 
 def same(name, options):
-    """Runs on to the end, and says whether the bytes are those of the reference."""
+    """Runs to the end, and returns whether the bytes are those of the reference."""
     code = run(name, options)
     wanted = reference(options)[0]
     if code != 0:
@@ -201,8 +201,8 @@ def kill_at_random_times(trials=200):
 
 
 def die_after(step, written=False):
-    """In the child: SIGKILL right after that optimizer step of the run; written: when the checkpoints before it are on
-    the disk."""
+    """In the child: SIGKILL right after this optimizer step; written: after the checkpoints before it are on
+    disk."""
     update = trainer_module.Trainer.optimizer_step
 
     def deadly(self, group):
@@ -278,7 +278,7 @@ def left_out(trials=None):
         model_utils.MyModel.forward = forward
 
     def tie():
-        """Every evaluation gives the same score, so that patience counts."""
+        """Makes every evaluation give the same score, so that patience counts."""
         evaluate = trainer_module.Trainer.eval
 
         def tied(self, *given, **more):
@@ -327,7 +327,7 @@ def left_out(trials=None):
 
         wanted = reference(options, prepare, f"noisy{options}")[0]
         outcomes = []
-        for leave_out in (False, True):  # with all items it must be equal, or the test shows nothing
+        for leave_out in (False, True):  # with all items the digests must be equal, otherwise the test shows nothing
             name = f"left{number}{leave_out}"
             run(
                 name,
@@ -380,7 +380,7 @@ def other_frequencies(trials=6):
 
 
 def damage(trials=200):
-    """bytes flipped, files truncated or deleted in a checkpoint: noticed, and the one before is used"""
+    """bytes flipped, files truncated or deleted in a checkpoint: detected, and the one before is used"""
     name, good = "damage", 0
     run(name, {}, lambda: die_after(20))
     root = WORK / "runs" / name / "checkpoints"
@@ -399,7 +399,7 @@ def damage(trials=200):
             path.write_bytes(bytes(changed))
         found = next(folder for folder in checkpoint.step_folders(root) if not files.verify(folder))
         good += found == before
-        if trial % 40 == 39:  # and now and then the whole run goes on from there
+        if trial % 40 == 39:  # sometimes the whole run is resumed from there
             shutil.copytree(WORK / "runs" / name, WORK / "runs" / f"{name}{trial}")
             good -= not same(f"{name}{trial}", {})
         path.write_bytes(original)
@@ -434,7 +434,7 @@ def full_disk(trials=12):
 
 
 def small_disk(folder):
-    """Puts the run folder on a tmpfs with a little room left, where mounting is allowed. -> whether it is."""
+    """Puts the run folder on a tmpfs with little free space, if mounting is allowed. -> whether it is"""
     used = sum(path.stat().st_size // 4096 * 4 + 4 for path in folder.rglob("*"))
     shutil.copytree(folder, f"{folder}.copy")
     command = ["mount", "-t", "tmpfs", "-o", f"size={used + RNG.randrange(20, 300)}k", "tmpfs", folder]
@@ -446,7 +446,7 @@ def small_disk(folder):
 
 
 def limit_files():
-    """In the child: a write beyond some size fails, as on a full disk."""
+    """In the child: makes a write beyond some size fail, as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(
         resource.RLIMIT_FSIZE, (RNG.randrange(2_000, 90_000), resource.getrlimit(resource.RLIMIT_FSIZE)[1])
@@ -454,7 +454,7 @@ def limit_files():
 
 
 def signals(trials=30):
-    """SIGTERM and SIGINT in training, first batch, evaluation, save: nothing lost, right exit code, then identical"""
+    """SIGTERM and SIGINT in training, first batch, evaluation, save: nothing lost, correct exit code, then identical"""
     good = 0
     reference({})
     for trial in range(trials):
@@ -499,7 +499,7 @@ def signals(trials=30):
 
 
 def launch(name, options, processes=2):
-    """torchrun in the background, with the command line of `start`."""
+    """Starts torchrun in the background, with the command line of `start`."""
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), str(ROOT / "main.py")]
     with open(WORK / f"{name}.err", "a") as log:
         return subprocess.Popen(
@@ -511,7 +511,7 @@ def launch(name, options, processes=2):
 
 
 def ranks_of(agent):
-    """The process numbers of what torchrun has started."""
+    """The process ids that torchrun has started."""
     listed = subprocess.run(["ps", "--ppid", str(agent.pid), "-o", "pid="], capture_output=True, text=True)
     return [int(number) for number in listed.stdout.split()]
 
@@ -522,8 +522,8 @@ def newest_step(name):
 
 
 def stop_several(name, options, whom, number):
-    """Starts or goes on, and sends a signal to a process, all of them or torchrun when some steps are done. -> whether
-    they still ran then"""
+    """Starts or resumes a run, and after some steps sends a signal to one process, all of them or torchrun. -> whether
+    they were still running"""
     before, steps, agent = newest_step(name), RNG.randrange(1, 8), launch(name, options)
     while agent.poll() is None and newest_step(name) < before + steps:
         time.sleep(0.01)
@@ -538,8 +538,8 @@ def stop_several(name, options, whom, number):
 
 
 def chain_of_stops(name, options, stops):
-    """One run of two processes, stopped at each of `stops` (whom, signal) and started again. -> (how many were good:
-    all, if it ends with the bytes of a run that was left alone; how many came before its end)"""
+    """One run of two processes, stopped at each of `stops` (whom, signal) and restarted. -> (number of good stops: all
+    if the run ends with the bytes of an uninterrupted one, otherwise 0; number of stops before the end of the run)"""
     key = "several" + json.dumps(options, sort_keys=True)
     if key not in REFERENCES:
         assert launch("whole", options).wait() == 0, (WORK / "whole.err").read_text()[-3000:]
@@ -579,7 +579,7 @@ def ask_several(trials=12):
 
 
 def pytest_row(selection, **environment):
-    """Runs tests, and counts them: they are the trials."""
+    """Runs tests and counts them as trials."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *selection],
         cwd=ROOT,
@@ -643,7 +643,7 @@ ROWS = [
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=[""], help="words that a row's name must contain one of")
+    parser.add_argument("--only", nargs="*", default=[""], help="run the rows whose name contains one of these words")
     options = parser.parse_args()
     make_data()
     table, began = ["| test | passed | trials | seconds |", "| --- | --- | --- | --- |"], time.monotonic()

@@ -1,16 +1,16 @@
-"""Speed of training and evaluation beside what a user would pick instead: same machine, model, data and batch,
-interleaved, medians.
+"""Speed of training and evaluation compared with what a user would use instead: same machine, model, data and batch
+size, interleaved, medians.
 
     python benchmarks/speed.py --data_path dataset/atis --pretrain_model_path FOLDER [--examples 893] [--rounds 3]
     [--only train eval]
 
-Needs a processed folder with `intent` and `slots`, and a quiet machine. Prints a table of examples a second and of the
-ratio of this template to each peer; above 1 means faster. `--only overhead`: what logs and checkpoints cost of an
-epoch; `--only tricks`: what each trick costs; `--only growth`: memory and speed of reading 100,000 and 2,000,000 rows
+Needs a processed folder with `intent` and `slots`, and an idle machine. Prints a table of examples per second and of
+this template's speed relative to each baseline; above 1 means faster. `--only overhead`: cost of logs and checkpoints
+per epoch; `--only tricks`: cost of each trick; `--only growth`: memory and speed of reading 100,000 and 2,000,000 rows
 (some minutes, and 3 GB of temporary disk); `--only start`: from launch to the first step; `--only scaling`: main.py in
-one process of one thread, and in two of torchrun; `--only layers`: all of the encoder's layers beside two thirds and
-half of them (`--keep_layers`); `--only launches`: how many kernels the heads have a GPU run, counted
-on any machine and with no data.
+one process of one thread, and in two under torchrun; `--only layers`: all of the encoder's layers against two thirds
+and half of them (`--keep_layers`); `--only launches`: number of kernels the heads would launch on a GPU, counted on
+any machine and without data.
 """
 
 import argparse
@@ -57,7 +57,7 @@ from tricks import build_tricks
 
 
 class Bench:
-    """What all systems share: the rows, and a fresh model for each run."""
+    """Shared by all systems: the rows, and a fresh model for each run."""
 
     def __init__(self, options):
         self.options, self.data_path = options, Path(options.data_path)
@@ -66,7 +66,7 @@ class Bench:
         self.tokenizer = load_tokenizer(self.config(), None)
         self.featurizer = Featurizer(self.tokenizer, self.tasks, 256)
         self.train_set, self.test_set = (self.dataset(part) for part in ("train", "test"))
-        self.rows = sum(self.tasks["intent"]["counts"])  # of the whole training part
+        self.rows = sum(self.tasks["intent"]["counts"])  # in the whole training part
 
     def config(self, **changes):
         run = dict(
@@ -74,7 +74,7 @@ class Bench:
             model_version="speed",
             epochs=1,
             batch_size=self.options.batch_size,
-            use_crf=False,  # peers have none
+            use_crf=False,  # the baselines have none
         )
         return Config(
             data_path=str(self.data_path), pretrain_model_path=self.options.pretrain_model_path, **(run | changes)
@@ -117,7 +117,7 @@ class Bench:
             return self.seconds(lambda: trainer.train_one_epoch(0))
 
     def teacher(self):
-        """The run folder of a model that learnt for an epoch."""
+        """The run folder of a model trained for one epoch."""
         trainer = self.trainer(use_crf=True, model_version="speed_teacher")
         trainer.train_one_epoch(0)
         trainer.save_model("best")
@@ -215,7 +215,7 @@ class Bench:
         return {**row, "length": len(row["input_ids"])}
 
     def collate(self, rows):
-        """As DataCollatorForTokenClassification does it: lists, padded to the longest of the batch."""
+        """Like DataCollatorForTokenClassification: lists, padded to the longest of the batch."""
         fill = {"slots": IGNORE, "input_ids": self.tokenizer.pad_token_id}
         batch = {}
         for name in rows[0]:
@@ -238,8 +238,8 @@ class Bench:
     # ---- bookkeeping: logs, TensorBoard, the progress bar and checkpoints -------------------------------------------
 
     def pass_with(self, bookkeeping):
-        """Seconds of one pass over the rows, with a best and a resumable checkpoint written beside it and all logs, or
-        with nothing."""
+        """Seconds of one pass over the rows, with all logs and with a best and a resumable checkpoint written in the
+        background, or without any of it."""
         import trainer as room
 
         trainer = self.trainer(log_steps=Config.log_steps if bookkeeping else 10**9)
@@ -283,14 +283,14 @@ class Bench:
 def labels_of_tokens(batch):
     """(B, L): the tag of each word at its first token, IGNORE elsewhere."""
     mask, (rows, length) = batch.inputs["word_mask"], batch.inputs["input_ids"].shape
-    tokens = torch.full((rows, length + 1), IGNORE, device=mask.device)  # one more place, for what is no word
+    tokens = torch.full((rows, length + 1), IGNORE, device=mask.device)  # one extra position, for padded words
     places = torch.where(mask, batch.inputs["word_starts"], length)
     return tokens.scatter(1, places, torch.where(mask, batch.labels["slots"], IGNORE))[:, :-1].contiguous()
 
 
 @contextmanager
 def as_main_does():
-    """main.py asks glibc to keep freed memory; the peers run without."""
+    """Keeps freed memory as main.py does on glibc; the baselines run without it."""
     keep_freed_memory()
     try:
         yield
@@ -315,7 +315,7 @@ class ForHuggingFace(nn.Module):
 
 
 def compare(bench, systems, count, rounds):
-    """{name: median examples a second}; the systems take turns, and a first round only warms up."""
+    """{name: median examples per second}; the systems take turns, and the first round is a warm-up."""
     times = {name: [] for name in systems}
     for number in range(rounds + 1):
         for name, system in systems.items():
@@ -340,7 +340,7 @@ def layers(bench, rounds):
 
 
 def crf_rows(rounds, num_tags, length):
-    """Loss + backward and decoding at B=32, ragged, beside pytorch-crf; medians of interleaved calls, in ms."""
+    """Loss + backward and decoding at B=32, ragged, against pytorch-crf; medians of interleaved calls, in ms."""
     torch.manual_seed(0)
     crf = CRF([f"B-{i}" for i in range(num_tags)])
     peer = torchcrf.CRF(num_tags, batch_first=True)
@@ -405,7 +405,7 @@ print(json.dumps({"base": base, "peak": peak, "ready": ready - began, "rows": ro
 
 
 def growth(options, sizes=(100_000, 2_000_000)):
-    """Table rows: peak memory and speed of one pass over files of short rows, each in a process of its own."""
+    """Table rows: peak memory and speed of one pass over files of short rows, each in a separate process."""
     lines = (Path(options.data_path) / "train.jsonl").read_text(encoding="utf-8").splitlines()
     words = [json.loads(line)["tokens"] for line in lines]
     rng, results = random.Random(0), []
@@ -443,7 +443,7 @@ def growth(options, sizes=(100_000, 2_000_000)):
 
 
 def scaling(options):
-    """A table row: examples/s of main.py in one process of one thread and in two, medians of the rounds."""
+    """A table row: examples/s of main.py in one single-threaded process and in two, medians of the rounds."""
     root = Path(__file__).resolve().parent.parent
     launchers = {1: [], 2: ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]}
     speed = {processes: [] for processes in launchers}
@@ -471,7 +471,7 @@ def scaling(options):
 
 
 def start(rounds):
-    """Table rows: seconds from launch to --help, to a mistake's line, and to the first step on the sample."""
+    """Table rows: seconds from launch to --help, to an error line, and to the first step on the sample."""
     root = Path(__file__).resolve().parent.parent
     rows = []
 
@@ -484,7 +484,7 @@ def start(rounds):
         return statistics.median(times)
 
     rows.append(f"| python main.py --help | | {median(['main.py', '--help']):.2f} s | |")
-    rows.append(f"| a mistaken flag | | {median(['main.py', '--no_such_flag']):.2f} s | |")
+    rows.append(f"| a wrong flag | | {median(['main.py', '--no_such_flag']):.2f} s | |")
     imports = median(["-c", "import torch; from transformers import AutoModel, AutoTokenizer, BertModel"])
     times = []
     for _ in range(rounds):

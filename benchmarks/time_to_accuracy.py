@@ -1,11 +1,11 @@
-"""How soon is this template as good on test as Hugging Face's Trainer is after ten epochs at its defaults?
+"""How soon does this template reach the test score of Hugging Face's Trainer after ten epochs with its defaults?
 
     python benchmarks/time_to_accuracy.py --data_path dataset/atis --pretrain_model_path FOLDER [--epochs 2] [--seeds 0]
 
 Same encoder, heads, batch size and machine, one after the other. The Trainer: ten epochs at 5e-5 with linear decay,
-batches of random rows, no CRF. This template: `--use_crf` and its defaults in a run of --epochs, whose test sentences
-are scored every few steps: when are more of them right than with the Trainer for the first time, and are they at the
-end? Counted is the time of training; building the model and scoring are left out for both.
+batches of random rows, no CRF. This template: `--use_crf` and its defaults in a run of --epochs, scored on test every
+few steps: when does it first exceed the Trainer's sentence accuracy, and does it at the end? Only training time counts;
+building the model and scoring are excluded for both.
 """
 
 import argparse
@@ -22,14 +22,14 @@ SCORE = "sentence_accuracy"
 
 
 def peer(bench, epochs):
-    """(seconds of training, score on test) of Hugging Face's Trainer at its defaults."""
+    """(seconds of training, score on test) of Hugging Face's Trainer with its defaults."""
     trainer, _ = bench.hugging_face_trainer(num_train_epochs=epochs, learning_rate=5e-5)
     seconds = bench.seconds(trainer.train)
     return seconds, trainer.evaluate()[f"eval_{SCORE}"]
 
 
 def ours(bench, epochs, every):
-    """[(seconds of training, steps, score on test)] every few steps and at the end."""
+    """[(seconds of training, steps, score on test)] every `every` steps and at the end."""
     trainer = bench.trainer(use_crf=True, epochs=epochs)
     scorer = Trainer(trainer.model, bench.tokenizer, bench.tasks, trainer.config, bench.device)
     loader, last, found, scoring = (
@@ -65,8 +65,8 @@ def main():
     parser.add_argument("--pretrain_model_path", required=True)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--peer_epochs", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=2, help="length of this template's run")
-    parser.add_argument("--every", type=int, default=10, help="score every so many steps")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of this template's run")
+    parser.add_argument("--every", type=int, default=10, help="score every N steps")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--examples", type=int, default=10**9)
     parser.add_argument("--device", default="cpu")
@@ -82,7 +82,7 @@ def main():
             ("first", next((one for one in found if one[2] > score), found[-1])),
             ("at its end", found[-1]),
         ):
-            ratio = f"{seconds / took:.1f} × sooner" if reached > score else "not reached"
+            ratio = f"{seconds / took:.1f} × faster" if reached > score else "not reached"
             rows.append(
                 f"| {seed} | {seconds:.1f} s, {score:.4f} | {what}: {took:.1f} s, {steps} steps, {reached:.4f} | "
                 f"{ratio} |"

@@ -1,10 +1,10 @@
-"""Does the list of suspicious rows find labels that are wrong? Plants some, cross-validates, and counts.
+"""Does the list of suspicious rows find wrong labels? Plants some, cross-validates, and counts.
 
     python benchmarks/wrong_labels.py --input dataset/sample_raw --task intent
 
-Of the rows of train and dev a share gets another label of the same task, at random by the seed; every row is then
-judged by the fold that never saw it (tools.cross_validate). Printed: how many of the planted rows lie within the
-first 5 % of suspicious.csv, counted in rows of the data.
+A share of the train and dev rows gets a random other label of the same task (set by --seed); every row is then judged
+by the fold that was not trained on it (tools.cross_validate). Prints how many of the planted rows are among the first
+rows of suspicious.csv, as many as 5 % of the data.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from data_process import DataConfig, prepare  # noqa: E402
 
 
 def planted(options, folder):
-    """Writes the data with wrong labels as raw JSONL. -> (ids of the rows that were changed, number of all rows)"""
+    """Writes the data with wrong labels as raw JSONL. -> (ids of the changed rows, total number of rows)"""
     with redirect_stdout(io.StringIO()):
         parts, tasks, _ = prepare(DataConfig(input=options.input, output_dir=str(folder / "unused")))
     rows = [row for part in ("train", "dev") for row in parts.get(part, ())]
@@ -49,11 +49,11 @@ def run(*command):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", default="dataset/sample_raw", help="raw data")
-    parser.add_argument("--task", default="intent", help="a task of classification in it")
-    parser.add_argument("--share", type=float, default=0.02, help="of the labels that are made wrong")
+    parser.add_argument("--task", default="intent", help="a classification task in it")
+    parser.add_argument("--share", type=float, default=0.02, help="share of the labels to corrupt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--n_splits", type=int, default=5)
-    parser.add_argument("--flags", default="--hidden_size 128 --epochs 8", help="of tools.cross_validate, in quotes")
+    parser.add_argument("--flags", default="--hidden_size 128 --epochs 8", help="flags of tools.cross_validate, quoted")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)

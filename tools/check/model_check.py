@@ -441,7 +441,7 @@ def check_by_heart(case):
             case.notes.append(f"{name!r}: with the frozen encoder {right:.0%} of {len(rows)} texts are right")
             continue
         told = (
-            f"{name!r}: after {step} steps on {len(rows)} texts the loss is {losses[name]:.3g}, initially {first[name]:.3g}"
+            f"{name!r}: after {step} steps on {len(rows)} texts the loss is {losses[name]:.3g}, first {first[name]:.3g}"
         )
         told += f", with {right:.0%} of the answers right"
         return f"{told}: loss and decode disagree" if losses[name] < 0.2 * first[name] else told
@@ -487,7 +487,7 @@ def check_padding(case):
         wrong = difference(by_task, together)
     if wrong and (family := padding_mixer(model.encoder)):
         case.notes.append(
-            f"{family} mixes padding into its answers by design: {wrong} between a text alone and in a batch"
+            f"{family} mixes padding into its answers by design, so a text alone and in a batch differ: {wrong}"
         )
         return None
     return wrong and f"with {more} more padding tokens, or alone instead of in a batch, {wrong}"
@@ -691,7 +691,7 @@ def check_resume(case):
         again = case.build(**options, model_version="stopped")
         with torch.no_grad():
             for name in dict(again.model.named_parameters()).keys() & lora.kept_tensors(again.model).keys():
-                again.model.get_parameter(name).zero_()  # so that they can only come from the checkpoint; not the base of LoRA
+                again.model.get_parameter(name).zero_()  # so that they come from the checkpoint
         run_until(again, whole)
         name = f"step_{whole:08d}"
         manifests = [
@@ -825,13 +825,15 @@ CHECKS = [
     Check("other texts of a batch change nothing", check_other_rows, "BatchNorm; means over dimension 0"),
     Check("later words change nothing for a causal encoder", check_later_words, "the encoder's attention mask"),
     Check("evaluation is deterministic", check_determinism, "F.dropout without training=self.training; random numbers"),
-    Check(
-        "forward does not change its inputs", check_inputs_unchanged, "methods that end in _ and assignments into inputs"
-    ),
+    Check("forward does not change its inputs", check_inputs_unchanged, "methods ending in _, assignments into inputs"),
     Check("the model follows .to(device)", check_device, "torch.zeros, arange, tensor without device="),
     Check("half precision is close to full", check_half_precision, "large constants, sums of many terms, exp"),
     Check("predictions equal evaluation", check_prediction, "decode, where it depends on the batch"),
-    Check("resuming equals an uninterrupted run", check_resume, "values in plain attributes, random numbers of another library"),
+    Check(
+        "resuming equals an uninterrupted run",
+        check_resume,
+        "values in plain attributes, random numbers of another library",
+    ),
     Check("a new process gives the same answers", check_other_process, "what load_checkpoint and build_model rebuild"),
 ]
 

@@ -89,7 +89,7 @@ class Selection:
 
 def monitor_of(asked, trained, tasks, metrics):
     """The score to select by: `asked`, otherwise the one the run was trained with, otherwise the default. Raises
-    UserError if `asked` cannot be computed from answers alone, as the loss."""
+    UserError if `asked` cannot be computed from answers alone, such as the loss."""
     names = [name for name in metrics.score_names(tasks) if not name.endswith("loss")]
     if asked and asked not in names:
         raise UserError(f"--monitor={asked} is not one of the scores: {', '.join(names)}")

@@ -15,7 +15,7 @@ STEP = {"step": int, "epoch": int}
 
 def read_lines(path):
     """The numeric values of each record in a .jsonl file of a run; [] if it does not exist. Lines that are not records,
-    as one cut off by a kill, are skipped."""
+    such as one cut off by a kill, are skipped."""
     if not Path(path).is_file():
         return []
     found = []

@@ -51,9 +51,7 @@ class SearchConfig:
     seed: int = option(
         666, "seed of the proposals; with --jobs 1 the same command proposes the same trials", low=0, high=2**32 - 1
     )
-    startup: int = option(
-        8, "trials that must have ended before TPE proposes; until then they are random", low=1
-    )
+    startup: int = option(8, "trials that must have ended before TPE proposes; until then they are random", low=1)
     prune: bool = option(True, "stop trials that score worse than the median (--no_prune: never)")
     prune_after: int = option(2, "epochs before a trial can be stopped", low=1)
 

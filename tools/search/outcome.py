@@ -228,5 +228,5 @@ def verdict_lines(setup, study, winner, compared):
         lines.append("with other seeds the sign could change: the default may be as good")
     looked = {name.split()[1] for name in study.kept.user_attrs if name.startswith("test ")} - {"0"}
     if len(looked) > 1:
-        lines.append(f"test has now been scored for {len(looked)} winners of this extended search: trust it less")
+        lines.append(f"test has now been scored for {len(looked)} winners of this extended search, so trust it less")
     return lines

@@ -461,7 +461,7 @@ def refuse_new_connections(listening: socket.socket) -> None:
 
 
 def awaited(connection: asyncio.Protocol) -> tuple | None:
-    """What a connection waits for its client to do: send the next request, or read the answer. None: nothing"""
+    """What a connection is waiting for: the client's next request, or the client to read the answer. None: nothing"""
     cycle = connection.cycle
     if cycle is None or cycle.response_complete:
         return "a request", id(cycle)
