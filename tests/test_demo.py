@@ -258,7 +258,7 @@ def test_bad_input_is_said():
         ({"extras": {}}, "no column 'n'"),
         ({"extras": {"n": "many"}}, "takes numbers"),
         ({"extras": [1]}, "an object"),
-        ({"label": "a"}, "'label' is not known"),
+        ({"label": "a"}, "unknown key 'label'"),
     ):
         with pytest.raises(UserError, match=said):
             as_example(good | change, tasks)

@@ -349,7 +349,7 @@ def test_files_are_read_as_main_reads_them(tmp_path):
 @pytest.mark.parametrize(
     "name, content, told",
     [
-        ("a.csv", "x,y\n1,2\n", "cannot find the column"),
+        ("a.csv", "x,y\n1,2\n", "cannot tell which column is the text"),
         ("a.csv", "text,y\n1\n", "1 cells"),
         ("a.jsonl", "[1]\n", "not a JSON object"),
         ("a.jsonl", '{"text": "a"}\n{"txt": "b"}\n', "row 2: no key 'text'"),

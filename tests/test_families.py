@@ -349,7 +349,7 @@ def test_a_family(name, check, family, tmp_path):
 def test_what_cannot_be_fine_tuned_is_told_in_one_line(name, family):
     with pytest.raises(UserError, match=REFUSED[name][1]) as mistake:
         build(family(name))
-    assert "\n" not in str(mistake.value) and "take " in str(mistake.value)
+    assert "\n" not in str(mistake.value) and "use " in str(mistake.value)
 
 
 def test_the_table_of_the_pages_is_what_is_asserted_here():

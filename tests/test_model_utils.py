@@ -523,7 +523,7 @@ SMALL = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, interme
 REFUSED = {
     "T5": (
         lambda: transformers.T5Config(d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2),
-        "t5 cannot read a text alone",
+        "t5 cannot read text alone",
     ),
     "LayoutLM": (lambda: transformers.LayoutLMConfig(**SMALL), "layoutlm cannot read text alone"),
     "X-MOD": (lambda: transformers.XmodConfig(**SMALL, languages=["en_XX", "zh_CN"]), "xmod cannot read text alone"),

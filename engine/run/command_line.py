@@ -131,9 +131,9 @@ def check_values(config: Any) -> None:
     bound may be at most MOST_COUNTED."""
     for option_field in dataclasses.fields(config):
         value, bounds = getattr(config, option_field.name), option_field.metadata
-        low, high, choices = bounds["low"], bounds["high"], choices_of(option_field)
-        if choices and value not in choices:
-            raise UserError(f"--{option_field.name}={value} must be one of {', '.join(choices)}")
+        low, high, literal = bounds["low"], bounds["high"], get_origin(option_field.type) is Literal
+        if literal and value not in choices_of(option_field):
+            raise UserError(f"--{option_field.name}={value} must be one of {', '.join(choices_of(option_field))}")
         if value is None or low is None:
             continue
         if isinstance(value, int) and high == float("inf"):
