@@ -11,7 +11,7 @@ import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from engine.run.command_line import option, parse_epochs, parse_layers
 from engine.run.option_checks import CheckedOptions, check_options
@@ -246,21 +246,21 @@ class Config(SavedOptions, CheckedOptions):
         check_options(self)
 
     @property
-    def run_dir(self):
+    def run_dir(self) -> Path:
         """The folder of this run; a trial run (--debug) never touches the real run's folder."""
         name = self.model_version or Path(self.checkpoint or self.data_path).resolve().name
         name += "" if self.fold is None else f"-fold_{self.fold}"
         return Path(self.output_dir) / (name + ("-debug" if self.debug else ""))
 
     @property
-    def data_dir(self):
+    def data_dir(self) -> Path:
         """The processed folder to read: --data_path, or a fold in it. The sample is always that of the repository."""
         path = Path(self.data_path)
         if self.data_path == Config.data_path and not path.exists():
             path = ROOT / path
         return path if self.fold is None else path / f"fold_{self.fold}"
 
-    def changes_since(self, before):
+    def changes_since(self, before: dict[str, Any]) -> list[str]:
         """['lr was 0.001, is 0.01', …] for the options that change the result. before: the options of a run.
 
         More epochs change nothing at a constant rate. An option that did not exist yet counts as at its default. An
@@ -278,7 +278,7 @@ class Config(SavedOptions, CheckedOptions):
 RESUME_SAFE = frozenset(f.name for f in dataclasses.fields(Config) if f.metadata["resume_safe"])
 
 
-def seed_torch(seed, deterministic=False):
+def seed_torch(seed: int, deterministic: bool = False) -> None:
     """Seeds Python, NumPy and torch (CPU and every GPU). cuDNN stays on.
 
     `deterministic` also asks CUDA for reproducible kernels; it must come before CUDA starts.

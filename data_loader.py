@@ -10,14 +10,17 @@ Edit here when your model needs another input or your task another kind of label
 `make_batch`.
 """
 
+from __future__ import annotations
+
 import copy
 import json
 import logging
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +28,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from tqdm import tqdm
 
-from engine.data.features import Ragged, encoded_fingerprint, label_column, to_arrow, to_numpy, warn_of_cuts
+from config import Config
+from engine.data.features import Featurizer, Ragged, encoded_fingerprint, label_column, to_arrow, to_numpy, warn_of_cuts
 from engine.data.length_sampler import LengthSampler, length_batches
 from engine.data.token_cache import cached_table
 from engine.errors import UserError
@@ -43,14 +47,21 @@ class Batch(NamedTuple):
     labels: dict
     rows: torch.Tensor  # (B,)
 
-    def to(self, device):
-        def move(tensors):
+    def to(self, device: torch.device | str) -> Batch:
+        def move(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
 
         return Batch(move(self.inputs), move(self.labels), self.rows)
 
 
-def make_batch(columns, rows, tasks, pad_id, numbers=None, multiple=1):
+def make_batch(
+    columns: dict[str, Any],
+    rows: np.ndarray,
+    tasks: dict[str, dict[str, Any]],
+    pad_id: int,
+    numbers: np.ndarray | None = None,
+    multiple: int = 1,
+) -> Batch:
     """Columns and row numbers -> Batch, by index arithmetic; tokens are padded to the longest of these rows.
 
     Without rows it is one row without labels, since a process that has no rows must still take part in each step.
@@ -66,7 +77,7 @@ def make_batch(columns, rows, tasks, pad_id, numbers=None, multiple=1):
         inputs["word_ends"] = columns["word_ends"].pad(rows, 0)[0]
     if extras := [column[rows] for name, column in columns.items() if name.startswith("extras.")]:
         inputs["extras"] = np.stack(extras, 1)
-    labels = {}
+    labels: dict[str, Any] = {}
     for name in tasks:
         column = columns.get(label_column(name))
         if isinstance(column, Ragged):
@@ -75,10 +86,12 @@ def make_batch(columns, rows, tasks, pad_id, numbers=None, multiple=1):
             column = column[rows]
             labels[name] = column if column.dtype == np.float32 else column.astype(np.int64)
     tensors = [{name: torch.from_numpy(array) for name, array in part.items()} for part in (inputs, labels)]
-    return Batch(*tensors, torch.from_numpy(np.asarray(rows if numbers is None else numbers[rows])))
+    return Batch(
+        *cast("tuple[dict, dict]", tensors), torch.from_numpy(np.asarray(rows if numbers is None else numbers[rows]))
+    )
 
 
-def without_labels(batch):
+def without_labels(batch: Batch) -> Batch:
     """A batch whose labels are all missing, as if it had no rows."""
     labels = {
         name: torch.full_like(label, float("nan") if label.is_floating_point() else IGNORE)
@@ -95,11 +108,22 @@ class MyDataset(Dataset):
 
     The encoded columns are in memory, a few bytes per token; the examples themselves stay memory-mapped, in `.cache`
     next to the data. An example that is too long may have several rows. `dataset[i]` is the example as it was read;
-    `dataset.batch(rows)` is a Batch. unlabelled: Rows of texts without labels that follow those of the file. strict:
+    `dataset.batch(rows)` is a Batch. unlabelled: texts without labels that follow those of the file. strict:
     labels.json must have all labels of the file, as training requires.
     """
 
-    def __init__(self, source, featurizer, limit=None, quiet=False, unlabelled=None, strict=False):
+    if TYPE_CHECKING:
+        origin: Any
+
+    def __init__(
+        self,
+        source: str | Path | list[dict[str, Any]],
+        featurizer: Featurizer,
+        limit: int | None = None,
+        quiet: bool = False,
+        unlabelled: Rows | None = None,
+        strict: bool = False,
+    ):
         self.featurizer, self.tasks, self.fingerprint = featurizer, featurizer.tasks, ""
         self.origin, self.limit, self.unlabelled, self.cache, self.strict = source, limit, unlabelled, None, strict
         self.pad_id, self.pad_to_multiple = featurizer.tokenizer.pad_token_id, featurizer.pad_to_multiple
@@ -121,12 +145,12 @@ class MyDataset(Dataset):
         if not quiet:  # otherwise the caller warns, once for all parts
             warn_of_cuts(self, "texts" if isinstance(source, list) else source)
 
-    def source(self):
+    def source(self) -> str:
         """A string that identifies the examples, regardless of the tokenizer."""
         return f"{sha256(self.origin)} {self.limit} {self.unlabelled.sha256 if self.unlabelled else ''}"
 
-    def examples(self):
-        """An iterator over all examples, as they are read."""
+    def examples(self) -> Iterator[dict[str, Any]]:
+        """All examples, as they are read."""
         if isinstance(self.origin, list):
             return iter(self.origin)
         rows = read_processed(self.origin, self.tasks, strict=self.strict)
@@ -134,15 +158,15 @@ class MyDataset(Dataset):
         return chain(labelled, islice(self.unlabelled.read(), self.limit)) if self.unlabelled else labelled
 
     @property
-    def num_labelled(self):
+    def num_labelled(self) -> int:
         """How many examples are from the file; the others have no labels."""
         return len(self) - (min(self.unlabelled.size, self.limit or self.unlabelled.size) if self.unlabelled else 0)
 
-    def schema(self):
+    def schema(self) -> pa.Schema | None:
         """The Arrow schema that the table must have: that of the first example, encoded."""
         return next(self.encode(islice(self.examples(), 1), "")).schema if os.path.getsize(self.origin) else None
 
-    def encode_file(self, path):
+    def encode_file(self, path: Path) -> Iterator[pa.RecordBatch]:
         """The record batches of a processed file. Raises UserError if it has no examples."""
         batches = self.encode(self.examples(), f"tokenising {path.name}")
         first = next(batches, None)
@@ -150,7 +174,7 @@ class MyDataset(Dataset):
             raise UserError(f"{path}: no examples in this file")
         return chain([first], batches)
 
-    def encode(self, examples, what, size=1000):
+    def encode(self, examples: Iterable[dict[str, Any]], what: str, size: int = 1000) -> Iterator[pa.RecordBatch]:
         """Yields record batches of the encoded columns, with each example as JSON in the first of its rows."""
         examples, done = iter(examples), 0
         with tqdm(desc=what, unit=" examples", leave=False, delay=2) as bar:
@@ -165,17 +189,17 @@ class MyDataset(Dataset):
                 done += len(chunk)
                 bar.update(len(chunk))
 
-    def __len__(self):
+    def __len__(self) -> int:
         """The number of examples; that of rows, which may be larger, is len(dataset.lengths)."""
         return len(self.first_rows)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return json.loads(self.table["example"][int(self.first_rows[index])].as_py())
 
-    def is_first(self, row):
+    def is_first(self, row: int) -> bool:
         return self.first_rows[self.example_index[row]] == row
 
-    def batch(self, rows):
+    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
         return make_batch(self.columns, np.asarray(rows, int), self.tasks, self.pad_id, None, self.pad_to_multiple)
 
     __getitems__ = batch  # torch's DataLoader calls it with the row numbers of a whole batch
@@ -185,7 +209,19 @@ class MyDataLoader(DataLoader):
     """Batches of a MyDataset. seed: of the shuffling; None: a fixed order for evaluation, longest first. ratio: rows
     without labels in an epoch per row with labels."""
 
-    def __init__(self, dataset, batch_size, seed=None, num_workers=0, pin_memory=False, ratio=0.0):
+    if TYPE_CHECKING:
+        dataset: MyDataset
+        batch_sampler: LengthSampler
+
+    def __init__(
+        self,
+        dataset: MyDataset,
+        batch_size: int,
+        seed: int | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        ratio: float = 0.0,
+    ):
         labelled = len(dataset.lengths)
         if dataset.num_labelled < len(dataset):
             labelled = int(dataset.first_rows[dataset.num_labelled])
@@ -199,16 +235,16 @@ class MyDataLoader(DataLoader):
             worker_init_fn=detach_worker,
         )
 
-    def set_position(self, epoch, batch=0):
+    def set_position(self, epoch: int, batch: int = 0) -> None:
         """Makes the next iteration start at this batch of this epoch. Nothing before it is read."""
         self.batch_sampler.epoch, self.batch_sampler.start = epoch, batch
 
 
-def as_it_is(batch):
+def as_it_is(batch: Any) -> Any:
     return batch
 
 
-def detach_worker(worker):
+def detach_worker(worker: int) -> None:
     """Takes a worker out of the process group, so that on Ctrl-C it keeps working until the run has saved."""
     if hasattr(os, "setsid"):
         os.setsid()
@@ -226,7 +262,15 @@ class MyIterableDataset(IterableDataset):
     an order that does not depend on their number. With several processes, each reads and batches its share of a pool.
     """
 
-    def __init__(self, path, featurizer, batch_size, shuffle_buffer, seed, limit=None):
+    def __init__(
+        self,
+        path: str | Path,
+        featurizer: Featurizer,
+        batch_size: int,
+        shuffle_buffer: int,
+        seed: int,
+        limit: int | None = None,
+    ):
         self.path, self.featurizer, self.seed, self.limit = path, featurizer, seed, limit
         self.cache = Path(path).parent / ".cache"
         self.rank, self.processes = distributed.rank(), distributed.size()  # not known in a worker
@@ -249,7 +293,7 @@ class MyIterableDataset(IterableDataset):
         self.epoch = self.first_pool = 0
         self.fingerprint = encoded_fingerprint(path, featurizer, limit)
 
-    def pools(self):
+    def pools(self) -> list[np.ndarray]:
         """The blocks of each pool of this epoch, in order."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.starts) - 1)
         return [order[i : i + self.blocks_in_pool] for i in range(0, len(order), self.blocks_in_pool)]
@@ -268,17 +312,17 @@ class MyIterableDataset(IterableDataset):
             missing = -(-total // self.batch_size) - len(batches)
             yield columns, np.array(rows), batches + [order[:0]] * missing
 
-    def source(self):
+    def source(self) -> str:
         return f"{sha256(self.path)} {self.limit} "
 
-    def examples(self):
-        """An iterator over all examples, in the order of the file."""
+    def examples(self) -> Iterator[dict[str, Any]]:
+        """All examples, in the order of the file."""
         return (example for _, example in islice(read_processed(self.path, self.featurizer.tasks), self.limit))
 
-    def rows_in(self, blocks):
+    def rows_in(self, blocks: Iterable[int]) -> int:
         return sum(min(self.block, self.num_rows - block * self.block) for block in blocks)
 
-    def read(self, blocks, first, end):
+    def read(self, blocks: Iterable[int], first: int, end: int) -> tuple[list[int], list[dict[str, Any]]]:
         """(row numbers, examples) of rows first to end of these blocks."""
         before, rows, examples = 0, [], []
         for block in blocks:
@@ -292,7 +336,7 @@ class MyIterableDataset(IterableDataset):
             before += size
         return rows, examples
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.num_rows
 
     num_labelled = property(__len__)
@@ -301,7 +345,10 @@ class MyIterableDataset(IterableDataset):
 class MyIterableDataLoader(DataLoader):
     """Batches of a MyIterableDataset, with its batch size."""
 
-    def __init__(self, dataset, num_workers=0, pin_memory=False):
+    if TYPE_CHECKING:
+        dataset: MyIterableDataset
+
+    def __init__(self, dataset: MyIterableDataset, num_workers: int = 0, pin_memory: bool = False):
         super().__init__(
             dataset,
             batch_size=None,
@@ -313,7 +360,7 @@ class MyIterableDataLoader(DataLoader):
         )
         self.skip, self.pinned, self.warned = 0, pin_memory, False
 
-    def set_position(self, epoch, batch=0):
+    def set_position(self, epoch: int, batch: int = 0) -> None:
         """As MyDataLoader.set_position: pools before that batch are counted, not read."""
         data, self.skip = self.dataset, batch
         data.epoch, data.first_pool = epoch, 0
@@ -324,7 +371,7 @@ class MyIterableDataLoader(DataLoader):
             self.skip -= batches
             data.first_pool += 1
 
-    def __len__(self):
+    def __len__(self) -> int:
         return -(-self.dataset.num_rows // self.dataset.batch_size)
 
     def __iter__(self):
@@ -342,12 +389,17 @@ class MyIterableDataLoader(DataLoader):
             logger.warning(f"{path}: {num_cut} examples of this epoch are longer than --max_length and are cut")
 
 
-def pin(batch):
-    return Batch(*({name: tensor.pin_memory() for name, tensor in part.items()} for part in batch[:2]), batch.rows)
+def pin(batch: Batch) -> Batch:
+    return Batch(
+        *cast(
+            "tuple[dict, dict]", ({name: tensor.pin_memory() for name, tensor in part.items()} for part in batch[:2])
+        ),
+        batch.rows,
+    )
 
 
-def unlabelled_texts(config, tasks, train_path):
-    """The Rows of --unlabelled, as examples like those of a training file, but without labels; or None."""
+def unlabelled_texts(config: Config, tasks: dict[str, dict[str, Any]], train_path: Path) -> Rows | None:
+    """The texts of --unlabelled, as examples like those of a training file, but without labels."""
     if not config.unlabelled:
         return None
     _, like = next(read_processed(train_path, tasks))
@@ -356,7 +408,9 @@ def unlabelled_texts(config, tasks, train_path):
     return rows
 
 
-def build_loaders(config, data_path, featurizer, device, limit=None):
+def build_loaders(
+    config: Config, data_path: str | Path, featurizer: Featurizer, device: torch.device, limit: int | None = None
+) -> tuple[MyDataLoader | MyIterableDataLoader, MyDataLoader]:
     """(train loader, dev loader) as configured. limit: the number of examples to read of each."""
     pinned = device.type == "cuda"
     featurizer.pad_to_multiple = 8 if pinned else 1
@@ -364,8 +418,10 @@ def build_loaders(config, data_path, featurizer, device, limit=None):
     if config.streaming:
         one_row = copy.copy(featurizer)
         one_row.stride = -1  # no windows: one row per example
-        dataset = MyIterableDataset(path, one_row, config.batch_size, config.shuffle_buffer, config.random_seed, limit)
-        train_loader = MyIterableDataLoader(dataset, config.num_workers, pinned)
+        dataset: Any = MyIterableDataset(
+            path, one_row, config.batch_size, config.shuffle_buffer, config.random_seed, limit
+        )
+        train_loader: Any = MyIterableDataLoader(dataset, config.num_workers, pinned)
     else:
         unlabelled = unlabelled_texts(config, featurizer.tasks, path)
         dataset = MyDataset(path, featurizer, limit, unlabelled=unlabelled, strict=True)

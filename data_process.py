@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
@@ -22,12 +22,16 @@ from engine.run.command_line import option, run_command
 from engine.run.files import appearing_folder
 from engine.task.text import text_of
 from preprocess import checks
+from preprocess.facts import Note
 from preprocess.labelling import collect_labels, label_info
 from preprocess.labels import KINDS
 from preprocess.option_checks import check_options, label_types_by_name
 from preprocess.prepared import Prepared, write_parts
 from preprocess.readers import READERS
 from preprocess.schema import require_own_folder, summary, write_labels
+
+if TYPE_CHECKING:
+    from engine.data.features import Featurizer
 
 
 @dataclass
@@ -80,11 +84,11 @@ class DataConfig:
     def __post_init__(self):
         check_options(self)
 
-    def label_types_by_name(self):
+    def label_types_by_name(self) -> dict[str, str]:
         return label_types_by_name(self.label_type)
 
 
-def prepare(config):
+def prepare(config: DataConfig) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict[str, Any]], list[Note]]:
     """(parts, tasks, notes) of raw input or a processed folder, as lists. Every example has "_where", its source."""
     with Prepared(config) as data:
         parts, notes = {part: list(rows) for part, rows in data.parts.items()}, data.notes
@@ -92,14 +96,14 @@ def prepare(config):
     return parts, data.tasks or with_own_kinds(collect_labels(parts, data.kinds), types), notes
 
 
-def with_own_kinds(tasks, types):
+def with_own_kinds(tasks: dict[str, dict[str, Any]], types: dict[str, str]) -> dict[str, dict[str, Any]]:
     """labels.json, extended by custom types and the kinds they are based on. types: {task: type}"""
     own = {name: {"type": kind, "kind": KINDS[kind]} for name, kind in types.items() if KINDS.get(kind, kind) != kind}
     return {name: task | own.get(name, {}) for name, task in tasks.items()}
 
 
-def process(config):
-    """Converts raw input to a processed folder, or with --check only prints the report. config: a DataConfig
+def process(config: DataConfig) -> None:
+    """Converts raw input to a processed folder, or with --check only prints the report.
 
     Nothing is written unless all rows are valid: the folder appears complete, or remains as it was.
     """
@@ -121,7 +125,7 @@ def process(config):
         print(f"wrote {folder}: " + ", ".join(f"{len(rows)} {part}" for part, rows in data.parts.items()))
 
 
-def examine(config, data, folder=None):
+def examine(config: DataConfig, data: Prepared, folder: Path | None = None) -> list[Note]:
     """Checks all rows in one pass, writes them if there is a folder, and prints summary and notes. -> notes"""
     with ExitStack() as stack:
         paths = {part: folder / f"{part}.jsonl" for part in data.parts} if folder else {}
@@ -140,7 +144,7 @@ def examine(config, data, folder=None):
     return notes
 
 
-def make_sample(folder):
+def make_sample(folder: Path) -> None:
     """Creates the processed folder of the sample if it does not exist; safe if several processes call it at once."""
     if (folder / "labels.json").exists():
         return
@@ -150,7 +154,7 @@ def make_sample(folder):
             process(DataConfig(input=str(ROOT / "dataset/sample_raw"), output_dir=str(folder)))
 
 
-def write_folds(folder, data, config):
+def write_folds(folder: Path, data: Prepared, config: DataConfig) -> None:
     """Writes a processed folder fold_<k> for each fold. The main folder then gets the parts of fold 0.
 
     The labels are those of all folds together, so that the models of the folds can be averaged.
@@ -166,7 +170,9 @@ def write_folds(folder, data, config):
     data.parts = {"train": folds[0][0], "dev": folds[0][1], **rest}
 
 
-def featurizer_for_checks(config, parts, tasks):
+def featurizer_for_checks(
+    config: DataConfig, parts: dict[str, Any], tasks: dict[str, dict[str, Any]]
+) -> "Featurizer | None":
     """The Featurizer that training would use; None for more than 50,000 examples, except with --check."""
     if not config.check and sum(map(len, parts.values())) > 50_000:
         print("tokenizer checks are skipped for data of this size; --check runs them")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from config import Config
 from engine.run.command_line import VERSION, printable
 from engine.run.run_folder import close_log
 
@@ -23,7 +24,7 @@ FORGED = re.compile(
 class OneRecord(logging.Formatter):
     """Formats a record so that no text or label in it can control the terminal, or pass for another record."""
 
-    def format(self, record):
+    def format(self, record: logging.LogRecord) -> str:
         return FORGED.sub("\n    ", printable(super().format(record)))
 
 
@@ -31,20 +32,20 @@ class LogFile(logging.FileHandler):
     """A log file that begins with the version and the command. If it cannot be written, the run ends with one line
     instead of a traceback for each message."""
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         if self.stream is None:  # not opened yet
             began = {"msg": f"version {VERSION}: {' '.join(sys.argv)}", "levelname": "INFO"}
             super().emit(logging.makeLogRecord(began))
         super().emit(record)
 
-    def handleError(self, record):
+    def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             return super().handleError(record)
         logging.getLogger("template").removeHandler(self)
         raise OSError(error.errno, error.strerror, self.baseFilename) from None
 
-    def close(self):
+    def close(self) -> None:
         with suppress(OSError):  # the rest of the buffer does not fit on the disk either
             super().close()
 
@@ -52,11 +53,11 @@ class LogFile(logging.FileHandler):
 class TqdmHandler(logging.StreamHandler):
     """Writes above a running progress bar instead of through it."""
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def get_logger(log_path=None, level=logging.INFO):
+def get_logger(log_path: str | Path | None = None, level: int = logging.INFO) -> logging.Logger:
     """The project's logger. Calling it again changes its file or level; it never adds a second handler of a kind.
 
     log_path: file to append to (its folder is created), or None to keep the current log file.
@@ -80,19 +81,19 @@ def get_logger(log_path=None, level=logging.INFO):
 class TensorBoard:
     """Curves for `tensorboard --logdir output`."""
 
-    def __init__(self, config, step):
-        """config: the run's options. step: optimizer steps done; a resumed run replaces later points of the curves."""
+    def __init__(self, config: Config, step: int):
+        """step: optimizer steps done; a resumed run replaces later points of the curves."""
         from torch.utils.tensorboard import SummaryWriter  # imported here, as it takes a second, which --help can skip
 
         self.writer = SummaryWriter(config.run_dir / "tensorboard", purge_step=step + 1)
 
-    def log(self, record):
+    def log(self, record: dict[str, float]) -> None:
         """record: {"step", "epoch", name: number}, as a line of metrics.jsonl."""
         for name, value in record.items():
             if name not in ("step", "epoch"):
                 self.writer.add_scalar(name, value, record["step"])
 
-    def close(self):
+    def close(self) -> None:
         self.writer.close()
 
 

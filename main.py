@@ -6,10 +6,13 @@
 This file is the table of contents: each step is one call. Edit here when you want another order of steps.
 """
 
+from __future__ import annotations
+
 import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from config import ROOT, Config, seed_torch
 from engine.errors import UserError
@@ -18,10 +21,19 @@ from engine.run.files import write_json
 from engine.run.run_folder import claim_run_dir
 from logging_config import get_logger
 
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from data_loader import MyDataLoader, MyDataset, MyIterableDataLoader
+    from engine.data.features import Featurizer
+    from preprocess.sources import Rows
+    from trainer import Trainer
+
 logger = logging.getLogger("template")
 
 
-def main(config):
+def main(config: Config) -> Any:  # an exit code, or None
     # Imported here, so that --help and errors in flags appear at once
     from data_process import make_sample
     from engine.data.token_cache import clear
@@ -65,9 +77,9 @@ def main(config):
         distributed.leave()
 
 
-def evaluate_and_predict(config, device, run_dir, texts=None):
-    """Evaluates and predicts with the best checkpoint, as a new process elsewhere would. texts: Rows to label, if not
-    the test part."""
+def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, texts: Rows | None = None) -> None:
+    """Evaluates and predicts with the best checkpoint, as a new process elsewhere would. texts: to label, if not the
+    test part."""
     import metrics
     from data_loader import MyDataLoader, MyDataset
     from engine.predict.answers import write_about
@@ -91,7 +103,9 @@ def evaluate_and_predict(config, device, run_dir, texts=None):
         label_rows(trainer, rows, lambda e: MyDataLoader(MyDataset(e, featurizer, quiet=True), size), output, best)
 
 
-def load_data(config, device, limit=None):
+def load_data(
+    config: Config, device: torch.device, limit: int | None = None
+) -> tuple[PreTrainedTokenizerBase, dict[str, dict[str, Any]], MyDataLoader | MyIterableDataLoader, MyDataLoader]:
     """(tokenizer, tasks, train loader, dev loader). limit: the number of examples to read of each part."""
     from data_loader import build_loaders
     from engine.data.features import Featurizer
@@ -112,8 +126,15 @@ def load_data(config, device, limit=None):
     return tokenizer, tasks, *build_loaders(config, data_path, featurizer, device, limit)
 
 
-def build_trainer(config, device, tokenizer, tasks, train_loader, dev_loader):
-    """Model, optimizer and schedule -> Trainer."""
+def build_trainer(
+    config: Config,
+    device: torch.device,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: dict[str, dict[str, Any]],
+    train_loader: MyDataLoader | MyIterableDataLoader,
+    dev_loader: MyDataLoader,
+) -> Trainer:
+    """Builds the model, its optimizer, its schedule and the tricks, and the Trainer of them."""
     from engine.train.automatic import settle
     from engine.train.optimization import parameter_groups, steps_per_epoch
     from model_utils import build_model
@@ -129,7 +150,7 @@ def build_trainer(config, device, tokenizer, tasks, train_loader, dev_loader):
     return Trainer(model, tokenizer, tasks, config, device, train_loader, dev_loader, optimizer, scheduler, tricks)
 
 
-def load_trained(folder, config, device):
+def load_trained(folder: str | Path, config: Config, device: torch.device) -> tuple[Trainer, Featurizer]:
     """(Trainer with a checkpoint's model, its Featurizer), as a new process on another machine would load them."""
     from engine.train.automatic import settle_precision
     from model_utils import load_with_featurizer
@@ -140,8 +161,8 @@ def load_trained(folder, config, device):
     return Trainer(model, featurizer.tokenizer, featurizer.tasks, config, device), featurizer
 
 
-def evaluate(trainer, data_sets, run_dir):
-    """Scores each part; writes the log, eval.json, report.json and answers/. data_sets: {part: MyDataset}"""
+def evaluate(trainer: Trainer, data_sets: dict[str, MyDataset], run_dir: Path) -> None:
+    """Scores each part; writes the log, eval.json, report.json and answers/. data_sets: by part"""
     import metrics
     from data_loader import MyDataLoader
     from engine.predict.answers import rows_of, write_rows
@@ -164,31 +185,31 @@ def evaluate(trainer, data_sets, run_dir):
         write_json(run_dir / "eval.json", scores)
 
 
-def leave_report(run_dir, config):
+def leave_report(run_dir: Path, config: Config) -> None:
     """Writes report.html of the run, unless tools/ was deleted."""
     try:
         from tools.report.page import show_report
     except ModuleNotFoundError as error:
-        if not error.name.startswith("tools"):
+        if not cast(str, error.name).startswith("tools"):
             raise
         return logger.info("no report: tools/ is missing")
     show_report(run_dir, config.report_language, config.spreadsheet_safe)
 
 
-def rehearse_and_check(config, device, run_dir, texts):
+def rehearse_and_check(config: Config, device: torch.device, run_dir: Path, texts: Rows | None) -> int:
     """Runs all steps on a few examples, then checks the model as it is (tools/check). -> 3 if a check fails, else 0"""
     from data_loader import MyDataset
 
     try:
         from tools.check.model_check import Case, check_model, rehearsal
     except ModuleNotFoundError as error:
-        if not error.name.startswith("tools"):
+        if not cast(str, error.name).startswith("tools"):
             raise
         raise UserError("--debug needs tools/check, which is missing; copy it from the template") from None
 
     data = load_data(config, device, 64)
 
-    def build(**changes):
+    def build(**changes: Any) -> Trainer:
         changed = replace(config, **changes)
         seed_torch(changed.random_seed)
         return build_trainer(changed, device, *data)

@@ -5,6 +5,8 @@ Edit here when you want another metric: add it to the dict of its task type; it 
 
 import math
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from scipy.stats import pearsonr, spearmanr
 from seqeval.metrics import classification_report as entity_report
@@ -18,14 +20,14 @@ from engine.task import tags
 from engine.task.tags import has_spans, is_tagging
 
 
-def is_better(name, new, old):
+def is_better(name: str, new: float, old: float | None) -> bool:
     """Whether a score has risen, or a loss has fallen. Anything is better than None, and any number than NaN."""
     if old is None or math.isnan(old):
         return old is None or not math.isnan(new)
     return new < old if name.endswith(("loss", "_mae")) else new > old
 
 
-def classification_scores(gold, predicted):
+def classification_scores(gold: list[str], predicted: list[str]) -> dict[str, float]:
     """gold, predicted: one label per text. Macro F1 is over all labels that occur in either."""
     averages = {
         f"{kind}_f1": f1_score(gold, predicted, average=kind, zero_division=0) for kind in ("macro", "weighted")
@@ -33,7 +35,7 @@ def classification_scores(gold, predicted):
     return {"accuracy": accuracy_score(gold, predicted)} | averages
 
 
-def multilabel_scores(gold, predicted):
+def multilabel_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
     """gold, predicted: a list of labels per text. Accuracy: the whole set is right. Micro F1 pools all labels, macro F1
     averages over them."""
     right, guessed, there = matches("multilabel", gold, predicted)
@@ -46,7 +48,7 @@ def multilabel_scores(gold, predicted):
     }
 
 
-def regression_scores(gold, predicted):
+def regression_scores(gold: list[float], predicted: list[float]) -> dict[str, float]:
     """gold, predicted: one number per text. A correlation with a constant is 0."""
     constant = len(set(gold)) == 1 or len(set(predicted)) == 1
     return {
@@ -56,17 +58,17 @@ def regression_scores(gold, predicted):
     }
 
 
-def tagging_scores(gold, predicted):
+def tagging_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
     """gold, predicted: a list of tags per text. Entities count as in seqeval: type and both boundaries are right."""
     return entity_scores(*matches("tagging", gold, predicted))
 
 
-def span_scores(gold, predicted):
+def span_scores(gold: list[list], predicted: list[list]) -> dict[str, float]:
     """gold, predicted: a list of [first token, last token, type] per text, counted like entities."""
     return entity_scores(*matches("spans", gold, predicted))
 
 
-def entity_scores(*counters):
+def entity_scores(*counters: Counter[str]) -> dict[str, float]:
     right, guessed, there = (counter.total() for counter in counters)
     return {
         "precision": right / max(1, guessed),
@@ -75,9 +77,11 @@ def entity_scores(*counters):
     }
 
 
-def matches(kind, gold, predicted):
-    """Three Counters {label or entity type: how many}: right, predicted, in gold."""
-    right, guessed, there = Counter(), Counter(), Counter()
+def matches(
+    kind: str, gold: Sequence[Any], predicted: Sequence[Any]
+) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """{label or entity type: how many}: right, predicted, in gold."""
+    right, guessed, there = Counter(), Counter(), Counter()  # type: Counter[str], Counter[str], Counter[str]
     for g, p in zip(gold, predicted):
         if kind in ("tagging", "spans"):
             g, p = entities_in(kind, g), entities_in(kind, p)
@@ -88,17 +92,17 @@ def matches(kind, gold, predicted):
     return right, guessed, there
 
 
-def entities_in(kind, label):
+def entities_in(kind: str, label: list) -> set[tuple[str, int, int]]:
     """{(type, first token, last token)} of a text's tags or spans."""
     return {(kind, first, last) for first, last, kind in label} if kind == "spans" else set(get_entities(label))
 
 
-def word_scores(gold, predicted):
+def word_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
     """As classification, over all words together: for tags that are not entities, such as parts of speech."""
     return classification_scores(*([tag for tags in side for tag in tags] for side in (gold, predicted)))
 
 
-SCORES = {
+SCORES: dict[str, Callable[..., dict[str, float]]] = {
     "words": word_scores,
     "classification": classification_scores,
     "multilabel": multilabel_scores,
@@ -116,7 +120,7 @@ MAIN = {
 }
 
 
-def kind_of(task):
+def kind_of(task: dict[str, Any]) -> str:
     """The kind by which a task is scored; a custom type as the kind that its labels fit, until it has an entry in
     SCORES. "words": tagging whose tags are not entities (no B-, I-, …)."""
     kind = task["type"] if task["type"] in SCORES else tags.kind_of(task)
@@ -126,7 +130,9 @@ def kind_of(task):
     return kind if kind in SCORES else unknown
 
 
-def score(tasks, gold, predicted):
+def score(
+    tasks: dict[str, dict[str, Any]], gold: dict[str, list[Any]], predicted: dict[str, list[Any]]
+) -> dict[str, float]:
     """{task}_{metric} for each task, over the texts that have its label (others are None in gold), and for all tasks
     together:
 
@@ -134,7 +140,7 @@ def score(tasks, gold, predicted):
     the main scores, if there are several tasks and not all are classification or tagging.
     tasks: as in labels.json; gold, predicted: {task: list with an entry for each text}.
     """
-    scores, mains, kinds = {}, [], {name: kind_of(task) for name, task in tasks.items()}
+    scores, mains, kinds = {}, [], {name: kind_of(task) for name, task in tasks.items()}  # type: dict, list, dict
     for name, kind in kinds.items():
         labelled = [i for i, label in enumerate(gold[name]) if label is not None]
         if labelled:
@@ -155,26 +161,28 @@ def score(tasks, gold, predicted):
     return scores
 
 
-def is_same(kind, gold, predicted):
+def is_same(kind: str, gold: Any, predicted: Any) -> bool:
     """Whether an answer is right as a whole; labels and spans may be in any order."""
     if kind == "spans":
         return entities_in(kind, gold) == entities_in(kind, predicted)
     return set(gold) == set(predicted) if kind == "multilabel" else gold == predicted
 
 
-def is_right(task, gold, predicted):
+def is_right(task: dict[str, Any], gold: Any, predicted: Any) -> bool | None:
     """Whether an answer to a text is right as a whole; None for regression, and where there is no label."""
     kind = kind_of(task)
     return None if gold is None or kind == "regression" else is_same(kind, gold, predicted)
 
 
-def main_scores(tasks):
+def main_scores(tasks: dict[str, dict[str, Any]]) -> list[str]:
     """The names of the most important scores: those of all tasks together, then the main one of each."""
     mains = [f"{name}_{MAIN[kind_of(task)]}" for name, task in tasks.items()]
     return ["sentence_accuracy", "mean_score", *mains] if len(tasks) > 1 else mains
 
 
-def report(tasks, gold, predicted):
+def report(
+    tasks: dict[str, dict[str, Any]], gold: dict[str, list[Any]], predicted: dict[str, list[Any]]
+) -> dict[str, dict[str, dict[str, float]]]:
     """{task: {label or entity type: {"precision", "recall", "f1", "support"}}}; regression has no labels."""
     result = {}
     for name, task in tasks.items():
@@ -194,11 +202,11 @@ def report(tasks, gold, predicted):
     return result
 
 
-def report_of(kind, gold, predicted):
+def report_of(kind: str, gold: Any, predicted: Any) -> dict[str, dict[str, float]]:
     """{label or entity type: scores}, as computed by scikit-learn and seqeval."""
-    options = dict(output_dict=True, zero_division=0)
+    options: dict[str, Any] = dict(output_dict=True, zero_division=0)
     if kind == "tagging":
-        labels = {entity[0] for tags in (*gold, *predicted) for entity in get_entities(tags)}
+        labels: Any = {entity[0] for tags in (*gold, *predicted) for entity in get_entities(tags)}
         found = entity_report(gold, predicted, **options) if labels else {}
         return {label: found[label] for label in labels}
     if kind == "spans":
@@ -217,8 +225,8 @@ def report_of(kind, gold, predicted):
     return {label: found[label] for label in labels}
 
 
-def span_report(right, guessed, there):
-    """{type: scores} from Counters of types."""
+def span_report(right: Counter[str], guessed: Counter[str], there: Counter[str]) -> dict[str, dict[str, float]]:
+    """{type: scores}, from counts of types."""
     return {
         label: {
             "precision": right[label] / max(1, guessed[label]),
@@ -230,7 +238,7 @@ def span_report(right, guessed, there):
     }
 
 
-def table(per_label, most=40):
+def table(per_label: dict[str, dict[str, float]], most: int = 40) -> str:
     """A text table of one task's part of `report`, the most frequent labels first."""
     ordered = sorted(per_label.items(), key=lambda item: (-item[1]["support"], item[0]))
     width = max(map(len, per_label), default=5)
@@ -242,7 +250,7 @@ def table(per_label, most=40):
     return "\n".join(lines + ([f"… and {len(ordered) - most} more"] if len(ordered) > most else []))
 
 
-def mean_losses(parts, task_weights):
+def mean_losses(parts: Sequence[Mapping[str, Sequence[float]]], task_weights: Mapping[str, float]) -> dict[str, float]:
     """{"loss", "<task>_loss": mean over all labels}. parts: {task: (sum of its losses, number of its labels)} of each
     batch."""
     losses = {}
@@ -253,11 +261,11 @@ def mean_losses(parts, task_weights):
     return {"loss": total} | losses if losses else {}
 
 
-def all_exact(tasks):
+def all_exact(tasks: dict[str, dict[str, Any]]) -> bool:
     return all(kind_of(task) in ("classification", "tagging", "spans", "words") for task in tasks.values())
 
 
-def score_names(tasks):
+def score_names(tasks: dict[str, dict[str, Any]]) -> list[str]:
     """The names of all scores and losses of these tasks, found by scoring one text. Raises UserError if two of them
     would be the same, as may happen with tasks "a" and "a_macro"."""
     blank = {"tagging": ["O"], "spans": [], "words": ["X"], "multilabel": ["x"], "regression": 0.0}
@@ -271,7 +279,7 @@ def score_names(tasks):
     return ["loss", *(f"{name}_loss" for name in tasks), *score(tasks, answers, answers)]
 
 
-def default_monitor(tasks):
+def default_monitor(tasks: dict[str, dict[str, Any]]) -> str:
     """The score that picks the best checkpoint: a single task's main score, or sentence_accuracy or mean_score."""
     if len(tasks) > 1:
         return "sentence_accuracy" if all_exact(tasks) else "mean_score"

@@ -7,14 +7,16 @@ Shapes: B texts, L tokens, W words, H the encoder's hidden size, C labels.
 """
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from config import Config
 from engine.data.features import Featurizer
@@ -36,17 +38,20 @@ from engine.run.command_line import first_line
 from engine.task.tags import IGNORE, read_tasks
 from engine.train import checkpoint
 
+if TYPE_CHECKING:
+    from data_loader import Batch
+
 
 @dataclass
 class MyModelOutput:
-    total_loss: torch.Tensor | None = None  # (), the weighted sum of the losses
+    total_loss: Any = None  # a tensor (), the weighted sum of the losses
     losses: dict = field(default_factory=dict)  # {task: ()}, each a mean over its labels
     logits: dict = field(default_factory=dict)  # {task: (B, C) or (B, W, C)}, as its head gives them
     counts: dict = field(default_factory=dict)  # {task: ()}, what each loss was divided by
 
 
-def mean_output(outputs, total_loss):
-    """Combines several MyModelOutputs: the mean of their losses, this total, and the logits of the first."""
+def mean_output(outputs: Sequence[MyModelOutput], total_loss: torch.Tensor) -> MyModelOutput:
+    """Combines several: the mean of their losses, this total, and the logits of the first."""
     losses = {name: sum(output.losses[name] for output in outputs) / len(outputs) for name in outputs[0].losses}
     return replace(outputs[0], total_loss=total_loss, losses=losses)
 
@@ -59,15 +64,15 @@ class MyModel(nn.Module):
 
     def __init__(
         self,
-        encoder,
-        hidden_size,
-        tasks,
-        use_crf=False,
-        num_shared_layers=0,
-        dropout=0.1,
-        task_weights=None,
-        pooling="first",
-        word_pooling="first",
+        encoder: nn.Module,
+        hidden_size: int,
+        tasks: dict[str, dict[str, Any]],
+        use_crf: bool = False,
+        num_shared_layers: int = 0,
+        dropout: float = 0.1,
+        task_weights: dict[str, float] | None = None,
+        pooling: str = "first",
+        word_pooling: str = "first",
     ):
         super().__init__()
         unknown = set(task_weights or {}) - set(tasks)
@@ -84,8 +89,13 @@ class MyModel(nn.Module):
         self.encoder_in_fp32 = all(p.dtype == torch.float32 for p in encoder.parameters())
         self.wide_mask_on = "cuda"
 
-    def forward(self, inputs, labels=None, label_counts=None):
-        """inputs, labels: as in data_loader.Batch. -> MyModelOutput, with losses if there are labels.
+    def forward(
+        self,
+        inputs: dict[str, torch.Tensor],
+        labels: dict[str, torch.Tensor] | None = None,
+        label_counts: dict[str, torch.Tensor] | None = None,
+    ) -> MyModelOutput:
+        """inputs, labels: as in data_loader.Batch. The output has losses if there are labels.
 
         label_counts: for each task, the number of labels to average its loss over (under gradient accumulation that of
         the whole group); default: that of this batch.
@@ -102,7 +112,7 @@ class MyModel(nn.Module):
             return outputs[0]
         return mean_output(outputs, sum(output.total_loss for output in outputs) / len(outputs))
 
-    def encode(self, inputs):
+    def encode(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The encoder's hidden states, (B, L, H)."""
         types = {"token_type_ids": inputs["token_type_ids"]} if self.takes_token_types else {}
         mask = inputs["attention_mask"]
@@ -111,7 +121,7 @@ class MyModel(nn.Module):
         hidden = self.encoder(input_ids=inputs["input_ids"], attention_mask=mask, **types).last_hidden_state
         return hidden if self.encoder_in_fp32 else hidden.float()
 
-    def divergence(self, first, second, batch):
+    def divergence(self, first: MyModelOutput, second: MyModelOutput, batch: "Batch") -> torch.Tensor:
         """The divergence of two outputs for a batch: KL(p || q) + KL(q || p), weighted and averaged like the losses.
         -> ()"""
         heads = self.output_layer.heads
@@ -123,11 +133,11 @@ class MyModel(nn.Module):
                 for name, count in first.counts.items()
             )
 
-    def decode(self, logits, inputs):
+    def decode(self, logits: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> dict[str, tuple[Any, Any]]:
         """{task: (label ids, probabilities)} for logits of `forward`; training does not call it."""
         return {name: head.decode(logits[name], inputs) for name, head in self.output_layer.heads.items()}
 
-    def count_labels(self, inputs, labels):
+    def count_labels(self, inputs: dict[str, torch.Tensor], labels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """{task: how many labels have a loss}, which `loss` divides by; computed on the batch's device."""
         heads = self.output_layer.heads
         return {name: head.label_weights(labels[name], inputs).sum() for name, head in heads.items() if name in labels}
@@ -142,7 +152,14 @@ class OutputLayer(nn.Module):
     """
 
     def __init__(
-        self, hidden_size, tasks, use_crf=False, num_shared_layers=0, dropout=0.1, pooling="first", word_pooling="first"
+        self,
+        hidden_size: int,
+        tasks: dict[str, dict[str, Any]],
+        use_crf: bool = False,
+        num_shared_layers: int = 0,
+        dropout: float = 0.1,
+        pooling: str = "first",
+        word_pooling: str = "first",
     ):
         super().__init__()
         self.pooling, self.word_pooling = pooling, word_pooling
@@ -157,9 +174,9 @@ class OutputLayer(nn.Module):
                 f"HEADS in model_utils.py has {', '.join(HEADS)}"
             )
         kinds = {name: "crf_tagging" if use_crf and t["type"] == "tagging" else t["type"] for name, t in tasks.items()}
-        self.heads = TaskDict({name: HEADS[kinds[name]](hidden_size, task) for name, task in tasks.items()})
+        self.heads: Any = TaskDict({name: HEADS[kinds[name]](hidden_size, task) for name, task in tasks.items()})
 
-    def forward(self, hidden, inputs):
+    def forward(self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         vectors = {"text": text_vectors(hidden, inputs, self.pooling)}
         if "word_starts" in inputs:
             vectors["words"] = word_vectors(hidden, inputs, self.word_pooling)
@@ -178,26 +195,28 @@ class OutputLayer(nn.Module):
 class ClassificationHead(ImbalanceOptions, Head):
     """One label per text: (B, H) -> logits (B, C). With class_weights the loss is the weighted mean."""
 
-    def loss(self, logits, labels, inputs):
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         logits, labels = logits.flatten(0, -2), labels.flatten()
-        options = dict(weight=self.class_weights, ignore_index=IGNORE, label_smoothing=self.label_smoothing)
+        options: dict[str, Any] = dict(
+            weight=self.class_weights, ignore_index=IGNORE, label_smoothing=self.label_smoothing
+        )
         if not self.focal_gamma:
             return F.cross_entropy(logits, labels, reduction="sum", **options)
         losses = F.cross_entropy(logits, labels, reduction="none", **options)
         probability = logits.softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         return ((1 - probability) ** self.focal_gamma * losses).sum()
 
-    def decode(self, logits, inputs):
+    def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         probabilities, label_ids = logits.softmax(-1).max(-1)
         return label_ids, probabilities
 
-    def label_weights(self, labels, inputs):
+    def label_weights(self, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         mask = self.label_mask(labels, inputs)
         if self.class_weights is None:
             return mask
         return torch.from_numpy(self.class_weights_on_host).to(labels.device)[labels.clamp(min=0)] * mask
 
-    def balanced_weights(self, counts):
+    def balanced_weights(self, counts: torch.Tensor) -> torch.Tensor:
         """Number of labels / (number of classes * labels of this class), as scikit-learn's "balanced". counts: (C,)"""
         return counts.sum() / (len(counts) * counts)
 
@@ -209,12 +228,14 @@ class MultilabelHead(ImbalanceOptions, SigmoidStatistics, Head):
     """
 
     needs_calibration = True
+    if TYPE_CHECKING:
+        threshold: torch.Tensor
 
-    def __init__(self, hidden_size, task):
+    def __init__(self, hidden_size: int, task: dict[str, Any]):
         super().__init__(hidden_size, task)
         self.register_buffer("threshold", torch.tensor(0.5))
 
-    def loss(self, logits, labels, inputs):
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Sum of binary cross-entropies; class_weights weight the positive labels."""
         targets = labels.clamp(min=0).float() * (1 - self.label_smoothing) + self.label_smoothing / 2
         losses = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.class_weights, reduction="none")
@@ -222,20 +243,20 @@ class MultilabelHead(ImbalanceOptions, SigmoidStatistics, Head):
             losses = losses * (labels - logits.sigmoid()).abs() ** self.focal_gamma
         return torch.where(labels != IGNORE, losses, 0.0).sum()
 
-    def decode(self, logits, inputs):
+    def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """(whether each label is predicted, probabilities), each (B, C)."""
         probabilities = logits.sigmoid()
         return probabilities >= self.threshold, probabilities
 
-    def to_labels(self, answer, probability):
+    def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
         labels = [label for label, taken in zip(self.task["labels"], answer) if taken]
         return labels, [value for value, taken in zip(probability, answer) if taken]
 
-    def balanced_weights(self, counts):
+    def balanced_weights(self, counts: torch.Tensor) -> torch.Tensor:
         """Rows without the label / rows with the label."""
         return (self.task.get("rows", 0) - counts).clamp(min=1) / counts
 
-    def calibrate(self, logits, labels):
+    def calibrate(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         has_labels = labels[:, 0] != IGNORE
         threshold = best_threshold(logits[has_labels].sigmoid().flatten(), labels[has_labels].flatten(), lowest=0.0)
         self.threshold.copy_(self.threshold if threshold is None else threshold)
@@ -244,25 +265,25 @@ class MultilabelHead(ImbalanceOptions, SigmoidStatistics, Head):
 class RegressionHead(NormalStatistics, Head):
     """One number per text: (B, H) -> (B,), in standard deviations from the mean of train. Labels: NaN if missing."""
 
-    def __init__(self, hidden_size, task):
+    def __init__(self, hidden_size: int, task: dict[str, Any]):
         super().__init__(hidden_size, task, num_logits=1)
 
-    def forward(self, vectors, inputs):
+    def forward(self, vectors: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return self.linear(vectors).squeeze(-1)
 
-    def loss(self, logits, labels, inputs):
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Sum of squared errors of the standardised values."""
         targets = (labels - self.task["mean"]) / self.task["std"]
         return torch.where(labels.isnan(), 0.0, (logits - targets.nan_to_num()) ** 2).sum()
 
-    def decode(self, logits, inputs):
+    def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         numbers = logits.double() * self.task["std"] + self.task["mean"]
         return numbers, torch.ones_like(numbers)
 
-    def to_labels(self, answer, probability):
+    def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
         return answer, None
 
-    def label_mask(self, labels, inputs):
+    def label_mask(self, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return ~labels.isnan()
 
 
@@ -271,7 +292,7 @@ class TaggingHead(ClassificationHead):
 
     level = "words"
 
-    def to_labels(self, answer, probability):
+    def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
         return [self.task["labels"][tag_id] for tag_id in answer], probability
 
 
@@ -280,24 +301,24 @@ class CRFTaggingHead(PathStatistics, Head):
 
     level = "words"
 
-    def __init__(self, hidden_size, task):
+    def __init__(self, hidden_size: int, task: dict[str, Any]):
         super().__init__(hidden_size, task)
         self.crf = CRF(task["labels"])
 
-    def loss(self, logits, labels, inputs):
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """-log p(tags). A text with an unlabelled word is left out: its path has no likelihood."""
         mask = inputs["word_mask"]
         score = self.crf.path_score(logits, labels.clamp(min=0), mask)
         return ((self.crf.log_partition(logits, mask) - score) * has_all_labels(labels, mask)).sum()
 
-    def decode(self, logits, inputs):
+    def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         tags = self.crf.viterbi(logits, inputs["word_mask"])
         return tags, logits.softmax(-1).gather(2, tags.unsqueeze(2)).squeeze(2)
 
-    def to_labels(self, answer, probability):
+    def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
         return [self.task["labels"][tag_id] for tag_id in answer], probability
 
-    def label_mask(self, labels, inputs):
+    def label_mask(self, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return inputs["word_mask"] & has_all_labels(labels, inputs["word_mask"]).unsqueeze(1)
 
 
@@ -308,27 +329,30 @@ class SpanHead(SpanAnswers, Head):
     """
 
     level, size = "words", 64  # size: of the vectors q and k
+    if TYPE_CHECKING:
+        numbers_a_word: Any
 
-    def __init__(self, hidden_size, task):
+    def __init__(self, hidden_size: int, task: dict[str, Any]):
         super().__init__(hidden_size, task, num_logits=2 * self.size)
         self.borders = nn.Linear(2 * self.size, 2 * len(task["labels"]))  # a type's score for first and for last words
         nn.init.constant_(self.borders.bias, -5.0)  # spans are rare: starts with few, as Lin et al., 2017
         self.register_buffer("threshold", torch.tensor(0.0))
 
-    def forward(self, vectors, inputs):
+    def forward(self, vectors: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         vectors = self.linear(vectors).float()
         with torch.autocast(vectors.device.type, enabled=False):  # half precision would lose the words' positions
             return torch.cat([span_pointer.scores_of_pairs(vectors), self.borders(vectors) / 2], 2)
 
-    def loss(self, logits, labels, inputs):
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return span_pointer.loss(logits, labels, inputs["word_mask"]).sum()
 
-    def decode(self, logits, inputs):
+    def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[list, list]:
         """All spans that some threshold might accept; `to_labels` keeps those that reach the current one."""
         return span_pointer.find(logits, inputs["word_mask"])
 
 
-HEADS = {  # a task's "type" in labels.json -> its head; with --use_crf "tagging" uses "crf_tagging"
+# A task's "type" in labels.json -> its head; with --use_crf "tagging" uses "crf_tagging"
+HEADS: dict[str, type[Head]] = {
     "classification": ClassificationHead,
     "multilabel": MultilabelHead,
     "regression": RegressionHead,
@@ -341,11 +365,18 @@ HEADS = {  # a task's "type" in labels.json -> its head; with --use_crf "tagging
 class MyLoss(nn.Module):
     """total = sum over tasks of weight * (sum of the task's losses / number of its labels)."""
 
-    def __init__(self, task_weights=None):
+    def __init__(self, task_weights: dict[str, float] | None = None):
         super().__init__()
         self.task_weights = task_weights or {}
 
-    def forward(self, heads, logits, labels, inputs, label_counts=None):
+    def forward(
+        self,
+        heads: Any,
+        logits: dict[str, torch.Tensor],
+        labels: dict[str, torch.Tensor],
+        inputs: dict[str, torch.Tensor],
+        label_counts: dict[str, torch.Tensor] | None = None,
+    ) -> MyModelOutput:
         losses, counts = {}, {}
         for name, head in heads.items():
             if name in labels:
@@ -365,7 +396,7 @@ class BiLSTM(nn.Module):
     Each layer is its own module, since the dropout between layers of one LSTM has a state that no checkpoint holds.
     """
 
-    def __init__(self, vocab_size, hidden_size, num_layers, dropout, pad_id):
+    def __init__(self, vocab_size: int, hidden_size: int, num_layers: int, dropout: float, pad_id: int):
         super().__init__()
         self.embeddings = nn.Embedding(vocab_size, hidden_size, padding_idx=pad_id)
         self.dropout = nn.Dropout(dropout)
@@ -373,10 +404,10 @@ class BiLSTM(nn.Module):
             nn.LSTM(hidden_size, hidden_size // 2, batch_first=True, bidirectional=True) for _ in range(num_layers)
         )
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> nn.Embedding:
         return self.embeddings
 
-    def forward(self, input_ids, attention_mask):
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
         lengths = attention_mask.sum(
             1
         ).cpu()  # packed: the backward direction sees no padding, but the host waits for a GPU
@@ -393,18 +424,31 @@ class BiLSTM(nn.Module):
         return SimpleNamespace(last_hidden_state=torch.cat([first.unsqueeze(1), hidden.flatten(2)[:, 1:]], 1))
 
 
-def build_encoder(config, tokenizer, checkpoint=None, base_path=None):
+def build_encoder(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    checkpoint: str | Path | None = None,
+    base_path: str | None = None,
+) -> tuple[nn.Module, int]:
     """(encoder, its hidden size H). checkpoint: a folder of this template with its shape; weights are loaded later.
     base_path: the folder of the base model of its LoRA adapter, if that has moved."""
     if config.encoder == "bilstm":
-        encoder = BiLSTM(len(tokenizer), config.hidden_size, config.num_layers, config.dropout, tokenizer.pad_token_id)
+        encoder: Any = BiLSTM(
+            len(tokenizer), config.hidden_size, config.num_layers, config.dropout, tokenizer.pad_token_id
+        )
         return encoder, config.hidden_size
     encoder = build_transformer(config, tokenizer, checkpoint, base_path)
     return encoder, encoder.config.hidden_size
 
 
-def build_model(config, tokenizer, tasks, checkpoint=None, base_path=None):
-    """MyModel as configured, on the CPU. checkpoint, base_path: as for `build_encoder`."""
+def build_model(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: dict[str, dict[str, Any]],
+    checkpoint: str | Path | None = None,
+    base_path: str | None = None,
+) -> MyModel:
+    """The model as configured, on the CPU. checkpoint, base_path: as for `build_encoder`."""
     encoder, hidden_size = build_encoder(config, tokenizer, checkpoint, base_path)
     pooling, word_pooling = pooling_of(config, getattr(encoder, "config", None))
     model = MyModel(
@@ -424,7 +468,9 @@ def build_model(config, tokenizer, tasks, checkpoint=None, base_path=None):
     return model
 
 
-def load_checkpoint(folder, base_path=None):
+def load_checkpoint(
+    folder: str | Path, base_path: str | None = None
+) -> tuple[MyModel, PreTrainedTokenizerBase, dict[str, dict[str, Any]], Config]:
     """(model, tokenizer, tasks, config) of a checkpoint, on the CPU. Needs no data and no hub; an unmerged LoRA adapter
     also needs its base model, where it was in training or at base_path."""
     folder = Path(folder)
@@ -448,7 +494,7 @@ def load_checkpoint(folder, base_path=None):
     return model, tokenizer, tasks, config
 
 
-def load_with_featurizer(folder, base_path=None):
+def load_with_featurizer(folder: str | Path, base_path: str | None = None) -> tuple[MyModel, Featurizer, Config]:
     """(model, Featurizer, config) of a checkpoint; the Featurizer reads texts as in training."""
     model, tokenizer, tasks, trained = load_checkpoint(folder, base_path)
     word_ends = model.output_layer.word_pooling != "first"

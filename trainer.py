@@ -4,14 +4,18 @@ Edit here when you want another optimizer or schedule (`build_optimizer`, `build
 (`train_one_epoch`), or another rule for the best checkpoint (`keep_best`). The scores are in metrics.py.
 """
 
+from __future__ import annotations
+
 import json
 import logging
 import math
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch.nn.utils import get_total_norm
@@ -30,16 +34,25 @@ from engine.train.progress import EpochBar, Progress, RunningLosses, line_of_sco
 from engine.tricks.trick import Tricks
 from logging_config import TRACKERS
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from config import Config
+    from data_loader import Batch, MyDataLoader, MyIterableDataLoader
+    from model_utils import MyModel, MyModelOutput
+
 logger = logging.getLogger("template")
 
 
-def build_optimizer(param_groups, device):
+def build_optimizer(param_groups: list[dict[str, Any]], device: torch.device | str) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter, 2019) in torch's fused form. Any other torch.optim.Optimizer works as well."""
     fused = torch.device(device).type in ("cpu", "cuda")
     return torch.optim.AdamW(param_groups, betas=(0.9, 0.999), eps=1e-8, fused=fused)
 
 
-def build_scheduler(optimizer, config, steps_per_epoch):
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, config: Config, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LRScheduler:
     """Linear warmup, then cosine or linear decay to --lrf of the peak, or constant; one value for each optimizer step.
 
     With --use_swa the rate is constant after --swa_start of the steps: it keeps the value it has at that step.
@@ -47,7 +60,7 @@ def build_scheduler(optimizer, config, steps_per_epoch):
     total = max(1, config.epochs * steps_per_epoch)
     warmup = round((config.epochs / 10 if config.warmup_epochs is None else config.warmup_epochs) * steps_per_epoch)
 
-    def factor(step):
+    def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
         if config.use_swa:
@@ -63,7 +76,7 @@ class Evaluation(NamedTuple):
     scores: dict  # {score: value}, losses too
     gold: dict  # {task: a label or list of tags for each example}
     predicted: dict
-    predictions: Predictions | None = None  # with probabilities
+    predictions: Any = None  # Predictions, with probabilities
 
 
 class Trainer:
@@ -72,18 +85,25 @@ class Trainer:
     tasks: as in labels.json. Only `train` needs the loaders, optimizer, scheduler and tricks.
     """
 
+    if TYPE_CHECKING:  # in `train` none of the first four is None
+        train_loader: Any
+        dev_loader: Any
+        optimizer: Any
+        scheduler: Any
+        trackers: list[Any]
+
     def __init__(
         self,
-        model,
-        tokenizer,
-        tasks,
-        config,
-        device,
-        train_loader=None,
-        dev_loader=None,
-        optimizer=None,
-        scheduler=None,
-        tricks=None,
+        model: MyModel,
+        tokenizer: PreTrainedTokenizerBase,
+        tasks: dict[str, dict[str, Any]],
+        config: Config,
+        device: torch.device,
+        train_loader: MyDataLoader | MyIterableDataLoader | None = None,
+        dev_loader: MyDataLoader | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        tricks: Tricks | None = None,
     ):
         settle_precision(config, model.encoder, device)
         settle_patience(config)
@@ -105,7 +125,7 @@ class Trainer:
         self.losses = RunningLosses(self.progress, device)
         self.tracker_kinds, self.trackers = TRACKERS, []
         self.stop = StopSignals(logger.warning, distributed.highest)
-        self.replica = None  # the model wrapped so that PyTorch sums the gradients of several processes
+        self.replica: Any = None  # the model wrapped so that PyTorch sums the gradients of several processes
         if config.compile:
             model.encoder.compile(dynamic=True)
         if train_loader is not None:
@@ -113,7 +133,7 @@ class Trainer:
 
     # ---- training --------------------------------------------------------------------------------------------------
 
-    def train(self):
+    def train(self) -> float | None:
         """Runs all remaining epochs, with evaluation on dev, checkpoints and early stopping. -> the best dev score
 
         Afterwards the model has the weights of the best checkpoint. SIGTERM and SIGINT save at the next step boundary
@@ -160,7 +180,7 @@ class Trainer:
             logger.info(f"best: epoch {progress.best_epoch}, dev {self.monitor} {progress.best_score:.4f}")
         return progress.best_score
 
-    def train_one_epoch(self, epoch):
+    def train_one_epoch(self, epoch: int) -> None:
         """Runs one pass over the training data, from the run's current position; a group of batches is a step."""
         progress, config = self.progress, self.config
         self.model.train()
@@ -191,21 +211,21 @@ class Trainer:
                 self.save_model(f"step_{progress.step:08d}", resumable=True)
         bar.close()
 
-    def count_labels(self, group):
+    def count_labels(self, group: list[Batch]) -> dict[str, torch.Tensor]:
         """{task: number of labels in all micro-batches of a group, in all processes}, which its loss is divided by."""
-        counts = [self.model.count_labels(batch.inputs, batch.labels) for batch in group]
+        counts: Any = [self.model.count_labels(batch.inputs, batch.labels) for batch in group]
         counts = distributed.add_up({name: sum(count[name] for count in counts) for name in counts[0]})
         return {name: count.to(self.device, non_blocking=True) for name, count in counts.items()}
 
-    def forward(self, batch, label_counts, exact=False):
-        """A micro-batch's share of its group's loss, under autocast. exact: in full precision. -> MyModelOutput"""
+    def forward(self, batch: Batch, label_counts: dict[str, torch.Tensor], exact: bool = False) -> MyModelOutput:
+        """A micro-batch's share of its group's loss, under autocast. exact: in full precision."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None and not exact):
             return (self.replica or self.model)(batch.inputs, batch.labels, label_counts)
 
-    def backward(self, output):
+    def backward(self, output: MyModelOutput) -> None:
         self.scaler.scale(output.total_loss).backward()
 
-    def optimizer_step(self, group):
+    def optimizer_step(self, group: list[Batch]) -> None:
         """Clip, step, schedule, zero_grad. A step with a non-finite gradient leaves the weights unchanged."""
         distributed.add_up_gradients(self.trained if self.replica is None else self.replica.left_out)
         self.scaler.unscale_(self.optimizer)
@@ -223,13 +243,13 @@ class Trainer:
 
     # ---- logs, best, last, resume ----------------------------------------------------------------------------------
 
-    def log_losses(self, epoch):
+    def log_losses(self, epoch: int) -> float:
         """Logs the mean losses since the last line to metrics.jsonl and TensorBoard. -> the total loss"""
         means = self.losses.mean()
         self.log({"step": self.progress.step, "epoch": epoch, "lr": self.lr} | means)
         return means["loss"]
 
-    def log(self, record):
+    def log(self, record: dict[str, float]) -> None:
         if not distributed.is_first():
             return
         with open(self.config.run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
@@ -238,7 +258,7 @@ class Trainer:
         for tracker in self.trackers:
             tracker.log(record)
 
-    def end_epoch(self):
+    def end_epoch(self) -> None:
         """Scores dev with the weights to keep; saves the best and the last checkpoint."""
         config, progress = self.config, self.progress
         self.tricks.after_epoch(progress.epoch)
@@ -253,17 +273,17 @@ class Trainer:
             self.save_model(f"step_{progress.step:08d}", resumable=True)
         self.stop.check()
 
-    def score_dev(self):
+    def score_dev(self) -> dict[str, float]:
         """{score: value} of dev with the model's current weights."""
         scores = self.eval(self.dev_loader, calibrate=True).scores
         if self.monitor not in scores:
             raise UserError(f"--monitor={self.monitor}: dev has no labels to compute it from")
         return scores
 
-    def out_of_patience(self):
-        return 0 < self.config.early_stop_patience <= self.progress.bad_epochs
+    def out_of_patience(self) -> bool:
+        return 0 < cast(int, self.config.early_stop_patience) <= self.progress.bad_epochs
 
-    def keep_best(self, scores):
+    def keep_best(self, scores: dict[str, float]) -> None:
         """Logs dev scores, and saves the model if it is the best so far (a tie keeps the earlier one)."""
         progress = self.progress
         dev_scores = {f"dev_{name}": score for name, score in scores.items()}
@@ -278,11 +298,11 @@ class Trainer:
         logger.info(f"epoch {progress.epoch}  dev: {shown}")
 
     @property
-    def training_state(self):
+    def training_state(self) -> tuple[Any, Any, torch.amp.GradScaler, Tricks]:
         """What a checkpoint to resume from contains in addition to the weights and `progress`."""
         return self.optimizer, self.scheduler, self.scaler, self.tricks
 
-    def save_model(self, name, resumable=False):
+    def save_model(self, name: str, resumable: bool = False) -> None:
         """Writes checkpoints/<name> while training continues. resumable: with all that the next step depends on."""
         training = None
         if resumable:
@@ -291,7 +311,7 @@ class Trainer:
         if distributed.is_first():
             self.writer.save(name, self.model, training, log=self.config.run_dir / "metrics.jsonl")
 
-    def resume(self):
+    def resume(self) -> bool:
         """Resumes from the newest intact checkpoint. -> whether there was one"""
         metrics_path = self.config.run_dir / "metrics.jsonl"
         folder, damaged = distributed.from_first(lambda: checkpoint.newest_whole(self.checkpoints))
@@ -320,12 +340,12 @@ class Trainer:
 
     # ---- evaluation and prediction ---------------------------------------------------------------------------------
 
-    def metric_function(self, gold, predicted):
+    def metric_function(self, gold: dict[str, list[Any]], predicted: dict[str, list[Any]]) -> dict[str, float]:
         """{task: list of labels or tag lists}, twice -> {score: value}; see metrics.py."""
         return metrics.score(self.tasks, gold, predicted)
 
-    def eval(self, loader, calibrate=False, keep_averages=False):
-        """Scores all examples against the labels as they are in the file, including cut or unknown ones. -> Evaluation
+    def eval(self, loader: MyDataLoader, calibrate: bool = False, keep_averages: bool | str = False) -> Evaluation:
+        """Scores all examples against the labels as they are in the file, including cut or unknown ones.
 
         calibrate: first let the heads choose what they choose on dev (such as the threshold of a multilabel head).
         """
@@ -336,11 +356,13 @@ class Trainer:
         return Evaluation(scores, gold, predictions.labels, predictions)
 
     @torch.inference_mode()
-    def infer(self, loader, title, calibrate=False, keep_averages=False):
-        """(Predictions, {loss: mean}) of a MyDataLoader, in the order of its dataset."""
+    def infer(
+        self, loader: MyDataLoader, title: str, calibrate: bool = False, keep_averages: bool | str = False
+    ) -> tuple[Predictions, dict[str, float]]:
+        """(answers, {loss: mean}), in the order of the loader's dataset."""
         self.model.eval()
         answers = Answers(self.model.output_layer.heads, loader.dataset, calibrate, keep_averages)
-        parts = []  # {task: (loss, number of labels)} of each batch
+        parts: Any = []  # {task: (loss, number of labels)} of each batch
         for batch in tqdm(distributed.in_step(loader), desc=title, total=len(loader), leave=False, delay=2):
             self.stop.check()
             if batch is None:  # other processes have one batch more
@@ -357,13 +379,13 @@ class Trainer:
         parts = distributed.gather_in_turn([{name: pair.tolist() for name, pair in part.items()} for part in parts])
         return answers.finish(), metrics.mean_losses(parts, self.model.loss.task_weights)
 
-    def predict_rows(self, loader):
-        """Yields the `prediction_row` of each example of a MyDataLoader, in input order."""
+    def predict_rows(self, loader: MyDataLoader) -> Iterator[dict[str, Any]]:
+        """Yields the `prediction_row` of each example, in input order."""
         predictions, _ = self.infer(loader, "predicting")
         return prediction_rows(predictions, loader.dataset, self.tasks, metrics.is_right)
 
-    def predict(self, loader, path):
-        """Writes predictions for all examples of a MyDataLoader to a .csv or .jsonl; large files: engine/predict."""
+    def predict(self, loader: MyDataLoader, path: str | Path) -> None:
+        """Writes predictions for all examples to a .csv or .jsonl; large files: engine/predict."""
         rows = self.predict_rows(loader)
         if distributed.is_first():
             write_predictions(rows, path)

@@ -10,13 +10,20 @@ and within each kind a later one in TRICKS wraps those before it. Under gradient
 micro-batch separately; what it adds to the gradients is scaled like the clean loss.
 """
 
+from __future__ import annotations
+
 import logging
 import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from data_loader import MyDataLoader, MyDataset
+from config import Config
+from data_loader import Batch, MyDataLoader, MyDataset, MyIterableDataLoader
+from engine.data.features import Featurizer
 from engine.errors import UserError
 from engine.model.encoders import layer_ids
 from engine.run.device import random_state, set_random_state
@@ -31,7 +38,7 @@ from engine.tricks.perturb import (
 )
 from engine.tricks.teachers import TaughtBySeveral
 from engine.tricks.trick import Trick, Tricks
-from model_utils import MyModelOutput, load_with_featurizer, mean_output
+from model_utils import MyModel, MyModelOutput, load_with_featurizer, mean_output
 
 logger = logging.getLogger("template")
 
@@ -49,9 +56,12 @@ class FGM(Trick):
     model: its `encoder` (or the model itself) must have `get_input_embeddings`, unless emb_name names the parameter.
     """
 
+    if TYPE_CHECKING:
+        options: tuple[str, ...]
+        saved: Any
     switch, options = "use_fgm", ("fgm_eps",)
 
-    def __init__(self, model, eps=1.0, emb_name=None):
+    def __init__(self, model: Any, eps: float = 1.0, emb_name: str | None = None):
         self.model, self.eps, self.alpha, self.saved = model, eps, eps, None
         if emb_name is None:
             self.weight = getattr(model, "encoder", model).get_input_embeddings().weight
@@ -65,7 +75,7 @@ class FGM(Trick):
             raise UserError(f"{type(self).__name__} needs the gradient of the word embeddings, but they are frozen")
 
     @torch.no_grad()
-    def attack(self, input_ids=None):
+    def attack(self, input_ids: torch.Tensor | None = None) -> None:
         """Moves the embeddings by r. input_ids: the batch's tokens, any shape; None: all rows that have a gradient.
 
         There is no host sync: a token that occurs twice is moved once, by masking instead of `unique`. If the norm of
@@ -79,11 +89,11 @@ class FGM(Trick):
         first = torch.ones_like(rows, dtype=torch.bool)
         first[1:] = rows[1:] != rows[:-1]
         self.saved = rows, first.unsqueeze(1), self.weight[rows]
-        self.r = 0.0
+        self.r: Any = 0.0
         self.ascend()
 
     @torch.no_grad()
-    def ascend(self):
+    def ascend(self) -> None:
         """r <- r + alpha * g / ||g||, scaled back to norm eps if it is longer; the attacked rows become x + r."""
         rows, first, values = self.saved
         direction = self.weight.grad[rows].to(torch.promote_types(self.weight.dtype, torch.float32)) * first
@@ -93,7 +103,7 @@ class FGM(Trick):
         self.weight.index_add_(0, rows, self.r.to(self.weight.dtype))
 
     @torch.no_grad()
-    def restore(self):
+    def restore(self) -> None:
         """Restores the rows. Does nothing without an attack."""
         if self.saved is not None:
             rows, _, values = self.saved
@@ -101,7 +111,7 @@ class FGM(Trick):
             self.saved = None
 
     @contextmanager
-    def perturbed(self, input_ids=None):
+    def perturbed(self, input_ids: torch.Tensor | None = None) -> Iterator[None]:
         """`with fgm.perturbed(ids): …` — attacked inside, restored after, also on an error."""
         self.attack(input_ids)
         try:
@@ -109,7 +119,7 @@ class FGM(Trick):
         finally:
             self.restore()
 
-    def wrap_backward(self, forward_backward, batch):
+    def wrap_backward(self, forward_backward: Callable[[], MyModelOutput], batch: Batch) -> MyModelOutput:
         earlier, self.weight.grad = self.weight.grad, None  # r comes from this micro-batch's gradient alone
         output = forward_backward()
         with self.perturbed(batch.inputs["input_ids"]):
@@ -126,11 +136,11 @@ class PGD(FGM):
 
     switch, options = "use_pgd", ("fgm_eps", "pgd_alpha", "pgd_steps")
 
-    def __init__(self, model, eps=1.0, alpha=0.4, steps=3, emb_name=None):
+    def __init__(self, model: Any, eps: float = 1.0, alpha: float = 0.4, steps: int = 3, emb_name: str | None = None):
         super().__init__(model, eps, emb_name)
         self.alpha, self.steps = alpha, steps
 
-    def wrap_backward(self, forward_backward, batch):
+    def wrap_backward(self, forward_backward: Callable[[], MyModelOutput], batch: Batch) -> MyModelOutput:
         earlier = take_gradients(self.model)
         output = forward_backward()
         with self.perturbed(batch.inputs["input_ids"]):  # the first of the K steps
@@ -156,15 +166,17 @@ class FreeLB(Trick):
 
     switch, options = "use_freelb", ("freelb_steps", "freelb_alpha")
 
-    def __init__(self, model, steps=3, alpha=0.1, magnitude=0.2, eps=0.6):
+    def __init__(self, model: MyModel, steps: int = 3, alpha: float = 0.1, magnitude: float = 0.2, eps: float = 0.6):
         self.model, self.steps, self.alpha, self.magnitude, self.eps = model, steps, alpha, magnitude, eps
         self.noise = WordNoise(model)
 
-    def wrap_backward(self, forward_backward, batch):
+    def wrap_backward(self, forward_backward: Callable[[], MyModelOutput], batch: Batch) -> MyModelOutput:
         earlier = take_gradients(self.model)
         ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"].unsqueeze(2)
         size = (mask.sum(1, keepdim=True) * self.noise.width) ** 0.5
-        delta = (2 * torch.rand(*ids.shape, self.noise.width, device=ids.device) - 1) * mask * self.magnitude / size
+        delta: Any = (
+            (2 * torch.rand(*ids.shape, self.noise.width, device=ids.device) - 1) * mask * self.magnitude / size
+        )
         outputs, dropout = [], random_state(ids.device)
         for _ in range(self.steps):
             set_random_state(dropout, ids.device)
@@ -185,23 +197,25 @@ class AWP(Trick):
     networks trained from scratch is far too much for fine-tuning (benchmarks/RESULTS.md)."""
 
     @classmethod
-    def build(cls, model, config):
+    def build(cls, model: MyModel, config: Config) -> AWP | None:
         start = math.ceil(config.awp_start * config.epochs - 1e-9)
         return cls(model, config.awp_gamma, start) if config.use_awp else None
 
-    def __init__(self, model, gamma=0.0002, start=0):
+    def __init__(self, model: MyModel, gamma: float = 0.0002, start: int = 0):
         self.model, self.gamma, self.start, self.on = model, gamma, start, start == 0
 
-    def start_epoch(self):
+    def start_epoch(self) -> int:
         return self.start
 
-    def before_epoch(self, epoch):
+    def before_epoch(self, epoch: int) -> None:
         self.on = epoch >= self.start
 
     @contextmanager
-    def perturbed(self):
+    def perturbed(self) -> Iterator[None]:
         with torch.no_grad():
-            saved = [(p, p.clone(), p.grad) for p in self.model.parameters() if p.ndim > 1 and p.grad is not None]
+            saved: list[Any] = [
+                (p, p.clone(), p.grad) for p in self.model.parameters() if p.ndim > 1 and p.grad is not None
+            ]
             for p, _, grad in saved:
                 p += self.gamma * torch.linalg.vector_norm(p) * safe_normalize(grad, torch.linalg.vector_norm(grad))
         try:
@@ -211,7 +225,7 @@ class AWP(Trick):
                 for p, before, _ in saved:
                     p.copy_(before)
 
-    def wrap_backward(self, forward_backward, batch):
+    def wrap_backward(self, forward_backward: Callable[[], MyModelOutput], batch: Batch) -> MyModelOutput:
         if not self.on:
             return forward_backward()
         earlier = take_gradients(self.model)
@@ -236,14 +250,16 @@ class SMART(Trick):
     """
 
     @classmethod
-    def build(cls, model, config):
+    def build(cls, model: MyModel, config: Config) -> SMART | None:
         return cls(model, config.smart_weight, half=config.precision != "fp32") if config.use_smart else None
 
-    def __init__(self, model, weight=1.0, step=1e-3, sigma=1e-5, half=False):
+    def __init__(
+        self, model: MyModel, weight: float = 1.0, step: float = 1e-3, sigma: float = 1e-5, half: bool = False
+    ):
         self.model, self.weight, self.step, self.sigma, self.half_precision = model, weight, step, sigma, half
         self.noise = WordNoise(model)
 
-    def wrap_forward(self, forward, batch, exact=False):
+    def wrap_forward(self, forward: Callable[..., MyModelOutput], batch: Batch, exact: bool = False) -> MyModelOutput:
         ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"].unsqueeze(2)
         dropout = random_state(ids.device)
         output = forward(exact=exact)
@@ -261,7 +277,9 @@ class SMART(Trick):
         set_random_state(after, ids.device)
         return output
 
-    def forward_with_noise(self, forward, noise, dropout):
+    def forward_with_noise(
+        self, forward: Callable[..., MyModelOutput], noise: torch.Tensor | None, dropout: torch.Tensor
+    ) -> MyModelOutput:
         """The forward pass with noise on the word vectors, under the dropout mask of that random state."""
         set_random_state(dropout, next(self.model.parameters()).device)
         with self.noise.added(noise):
@@ -278,11 +296,11 @@ class RDrop(Trick):
 
     switch, options = "use_rdrop", ("rdrop_alpha",)
 
-    def __init__(self, model, alpha=1.0):
+    def __init__(self, model: MyModel, alpha: float = 1.0):
         require_dropout(model, "--use_rdrop compares two dropout masks")
         self.model, self.alpha = model, alpha
 
-    def wrap_forward(self, forward, batch, exact=False):
+    def wrap_forward(self, forward: Callable[..., MyModelOutput], batch: Batch, exact: bool = False) -> MyModelOutput:
         outputs = first, second = forward(exact=exact), forward(exact=exact)
         mean = (first.total_loss + second.total_loss) / 2
         return mean_output(outputs, mean + self.alpha / 2 * self.model.divergence(first, second, batch))
@@ -296,10 +314,10 @@ class MultiSampleDropout(Trick):
     """
 
     @classmethod
-    def build(cls, model, config):
+    def build(cls, model: MyModel, config: Config) -> MultiSampleDropout | None:
         return cls(model, config.dropout_samples) if config.dropout_samples > 1 else None
 
-    def __init__(self, model, samples=5):
+    def __init__(self, model: MyModel, samples: int = 5):
         if not model.output_layer.dropout.p:
             raise UserError("--dropout_samples uses several dropout masks, but --dropout is 0")
         model.dropout_samples = samples
@@ -319,22 +337,24 @@ class Distillation(TaughtBySeveral):
     """
 
     @classmethod
-    def build(cls, model, config):
+    def build(cls, model: MyModel, config: Config) -> Distillation | None:
         folders = [path.strip() for path in config.teacher.split(",") if path.strip()]
         return cls(model, folders, config.teacher_weight, config.temperature) if folders else None
 
-    def __init__(self, model, folders=(), weight=0.5, temperature=1.0):
+    def __init__(
+        self, model: MyModel, folders: Sequence[str | Path] = (), weight: float = 0.5, temperature: float = 1.0
+    ):
         super().__init__(model, folders, temperature)
         self.weight = weight
 
-    def wrap_forward(self, forward, batch, exact=False):
+    def wrap_forward(self, forward: Callable[..., MyModelOutput], batch: Batch, exact: bool = False) -> MyModelOutput:
         output = forward(exact=exact)
         more = self.divergence(output.logits, batch) - self.loss_of_labels(output.losses)
         output.total_loss = output.total_loss + self.weight * more
         return output
 
-    def begin(self, train_loader, config):
-        def batches_of(examples, featurizer):
+    def begin(self, train_loader: MyDataLoader | MyIterableDataLoader, config: Config) -> None:
+        def batches_of(examples: list[dict[str, Any]], featurizer: Featurizer) -> MyDataLoader:
             return MyDataLoader(MyDataset(examples, featurizer, quiet=True), config.eval_batch_size)
 
         self.ask_teachers(train_loader.dataset, load_with_featurizer, batches_of, config)
@@ -351,16 +371,16 @@ class LayerwiseDecay(Trick):
     """
 
     @classmethod
-    def build(cls, model, config):
+    def build(cls, model: MyModel, config: Config) -> LayerwiseDecay | None:
         return cls(model, config.layer_decay) if config.layer_decay < 1 else None
 
-    def __init__(self, model, decay=0.9):
+    def __init__(self, model: MyModel, decay: float = 0.9):
         named = dict(model.encoder.named_parameters())
         layers, self.num_layers = layer_ids(model.encoder)
         self.decay, self.layer = decay, {named[name]: layer for name, layer in layers.items()}
 
-    def param_groups(self, groups):
-        by_layer = {}
+    def param_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        by_layer: dict[tuple[int, int], dict[str, Any]] = {}
         for number, group in enumerate(groups):
             for p in group["params"]:
                 layer = min(self.layer.get(p, self.num_layers), self.num_layers)
@@ -375,7 +395,7 @@ class GradualUnfreezing(Trick):
     embeddings come last. Howard and Ruder, 2018 (arXiv:1801.06146)."""
 
     @classmethod
-    def build(cls, model, config):
+    def build(cls, model: MyModel, config: Config) -> GradualUnfreezing | None:
         if not config.unfreeze_layers:
             return None
         trick = cls(model, config.unfreeze_layers)
@@ -385,12 +405,12 @@ class GradualUnfreezing(Trick):
             logger.warning(f"{few} the lowest layers will never train")
         return trick
 
-    def __init__(self, model, step=1):
+    def __init__(self, model: MyModel, step: int = 1):
         named = {name: p for name, p in model.encoder.named_parameters() if p.requires_grad}
         layers, self.num_layers = layer_ids(model.encoder)
         self.step, self.layers = step, [(p, layers[name]) for name, p in named.items()]
 
-    def before_epoch(self, epoch):
+    def before_epoch(self, epoch: int) -> None:
         for p, layer in self.layers:
             p.requires_grad_(layer > self.num_layers - self.step * epoch)
 
@@ -398,10 +418,10 @@ class GradualUnfreezing(Trick):
 # ---- all tricks ----------------------------------------------------------------------------------------------------
 
 # In the order in which they apply
-TRICKS = [FGM, PGD, FreeLB, AWP, Distillation, SMART, RDrop, MultiSampleDropout]
+TRICKS: list[type[Trick]] = [FGM, PGD, FreeLB, AWP, Distillation, SMART, RDrop, MultiSampleDropout]
 TRICKS += [EMA, SWA, Soup, LayerwiseDecay, GradualUnfreezing]
 
 
-def build_tricks(model, config):
+def build_tricks(model: MyModel, config: Config) -> Tricks:
     """The tricks that the options switch on."""
     return Tricks(trick for trick in (kind.build(model, config) for kind in TRICKS) if trick)

@@ -167,7 +167,13 @@ def wrong(value: Any, shape: Any, where: str) -> str:
 
 def describe(shape: Any) -> str:
     """A shape in words."""
-    names = {str: "a string", int: "a whole number", float: "a finite number", bool: "true or false", None: "null"}
+    names: dict[Any, str] = {
+        str: "a string",
+        int: "a whole number",
+        float: "a finite number",
+        bool: "true or false",
+        None: "null",
+    }
     names |= {Number: "a number", object: "anything"}
     if isinstance(shape, AnyOf):
         return " or ".join(describe(one) for one in shape)

@@ -1,11 +1,15 @@
 """Converts examples to numeric columns, with any fast tokenizer: a row is an example or a window of one."""
 
+from __future__ import annotations
+
 import hashlib
 import itertools
 import json
 import logging
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +21,9 @@ from engine.task.extras import extras_of, standardize
 from engine.task.tags import IGNORE, has_spans, is_tagging, kind_of, needs_words
 from engine.task.text import join_tokens
 
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+
 logger = logging.getLogger("template")
 
 
@@ -27,16 +34,16 @@ class Ragged(NamedTuple):
     offsets: np.ndarray  # (rows + 1,)
 
     @classmethod
-    def from_lists(cls, lists):
+    def from_lists(cls, lists: Sequence[Sequence[int]]) -> Ragged:
         lengths = np.fromiter((len(item) for item in lists), np.int64, len(lists))
         values = np.fromiter((value for item in lists for value in item), np.int32, lengths.sum())
         return cls(values, np.concatenate([[0], lengths.cumsum()]))
 
     @property
-    def lengths(self):
+    def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
-    def pad(self, rows, fill, multiple=1):
+    def pad(self, rows: np.ndarray, fill: int, multiple: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """(B, W) of the rows, padded to the longest (or a multiple), and the (B, W) mask of real values."""
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts
@@ -55,7 +62,7 @@ class Feature(NamedTuple):
     word_starts: list  # position of the first sub-token of each word; only for tagging
     first_word: int = 0
     num_cut: int = 0  # sub-tokens that were cut off
-    word_ends: list = ()  # position of the last sub-token of each word, if requested
+    word_ends: Sequence[int] = ()  # position of the last sub-token of each word, if requested
 
 
 class Featurizer:
@@ -69,7 +76,15 @@ class Featurizer:
     word_ends: also returns the last sub-token of each word, for models that read words there.
     """
 
-    def __init__(self, tokenizer, tasks, max_length, stride=-1, truncation="head", word_ends=False):
+    def __init__(
+        self,
+        tokenizer: Any,
+        tasks: dict[str, dict[str, Any]],
+        max_length: int,
+        stride: int | None = -1,
+        truncation: str = "head",
+        word_ends: bool = False,
+    ):
         self.tokenizer, self.tasks, self.max_length, self.truncation = tokenizer, tasks, max_length, truncation
         self.stride = max_length // 4 if stride is None else stride
         self.pad_to_multiple = 1  # 8 suits a GPU's matrix units
@@ -83,7 +98,7 @@ class Featurizer:
         self.extras = extras_of(tasks)
         self.label_ids = {name: {label: i for i, label in enumerate(task["labels"])} for name, task in tasks.items()}
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """A hash of everything that affects the encoding; the cache is named after it."""
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
         del tokenizer["truncation"], tokenizer["padding"]  # set by each call
@@ -92,14 +107,14 @@ class Featurizer:
         depends += ["word ends"] if self.word_ends else []
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
-    def __call__(self, examples):
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """{column: Ragged, or an array with one value per row} for a list of examples; a row is a Feature.
 
         Columns: input_ids, token_type_ids (sentence pairs), example_index, num_cut, labels.<task>, extras.<name>, and
         for tagging word_starts, num_words (before cutting) and first_word.
         """
         features = self.features(examples)
-        columns = {
+        columns: dict[str, Any] = {
             "input_ids": Ragged.from_lists([feature.input_ids for feature in features]),
             "example_index": np.array([feature.example for feature in features], np.int64),
             "num_cut": np.array([feature.num_cut for feature in features], np.int32),
@@ -124,7 +139,9 @@ class Featurizer:
                 columns[label_column(name)] = self.labels(name, kind_of(task), features, examples)
         return columns
 
-    def labels(self, name, kind, features, examples):
+    def labels(
+        self, name: str, kind: str, features: list[Feature], examples: list[dict[str, Any]]
+    ) -> Ragged | np.ndarray:
         """The column of a task's labels. A window has the tags of its own words and the spans within it; a label of the
         whole text is in the first window."""
         label_ids = self.label_ids[name]
@@ -147,7 +164,7 @@ class Featurizer:
             return np.array([np.nan if value is None else value for value in values], np.float32)
         return np.array([label_ids.get(value, IGNORE) for value in values], np.int32)
 
-    def features(self, examples):
+    def features(self, examples: list[dict[str, Any]]) -> list[Feature]:
         """The Features of a list of examples, in order."""
         first, second, encodings = self.tokenize(examples)
         features = []
@@ -166,7 +183,7 @@ class Featurizer:
                 features.append(self.without_middle(number, encoding))
         return features
 
-    def tokenize(self, examples):
+    def tokenize(self, examples: list[dict[str, Any]]) -> tuple[list[Any], list[Any] | None, list[Encoding]]:
         """(first texts, second texts or None, their encodings); words without tokens become the unknown token."""
         by_words, paired = "tokens" in examples[0], "text_pair" in examples[0]
         first = [example["tokens" if by_words else "text"] for example in examples]
@@ -186,7 +203,9 @@ class Featurizer:
                 encodings[i] = self.tokenizer([self.filler], verbose=False).encodings[0]
         return first, second, encodings
 
-    def as_the_tokenizer_reads(self, first, second, by_words):
+    def as_the_tokenizer_reads(
+        self, first: list[Any], second: list[Any] | None, by_words: bool
+    ) -> tuple[list[Any], list[Any] | None]:
         """The same texts, with spaces before words where these are parts of tokens, and with a separator in a pair if
         the tokenizer adds none."""
         if by_words and self.blanks:
@@ -196,13 +215,13 @@ class Featurizer:
             second = [[self.separator, *text] if by_words else f"{self.separator}{text}" for text in second]
         return first, second
 
-    def word_places(self, encoding, words):
+    def word_places(self, encoding: Encoding, words: str | list[str]) -> tuple[list[int], list[int]]:
         """Positions of the first and of the last sub-token of each word; empty if not needed."""
         if not self.tagging or not words:  # the filler of a text without words is not a word
             return [], []
         return word_starts(encoding), word_ends(encoding) if self.word_ends else []
 
-    def truncated(self, number, first, second, encoding):
+    def truncated(self, number: int, first: str | list[str], second: Any, encoding: Encoding) -> Feature:
         """The Feature of an example that is too long, cut at the end, or at the start with --truncation tail."""
         if second is not None and self.truncation == "head_tail" and not self.tagging:
             raise UserError("--truncation head_tail is for single texts; use head or tail for pairs")
@@ -213,7 +232,7 @@ class Featurizer:
         starts, ends = self.word_places(short, first)
         return Feature(number, short.ids, short.type_ids, starts, 0, len(encoding.ids) - len(short.ids), ends)
 
-    def without_middle(self, number, encoding):
+    def without_middle(self, number: int, encoding: Encoding) -> Feature:
         """The Feature of a single text that is too long: its tail, with head_tail also a quarter of head."""
         before, inside, after = parts_of(encoding)
         room = self.max_length - len(before) - len(after)
@@ -222,7 +241,7 @@ class Featurizer:
         token_types = [encoding.type_ids[i] for i in kept]
         return Feature(number, [encoding.ids[i] for i in kept], token_types, [], num_cut=len(inside) - room)
 
-    def windows(self, number, encoding):
+    def windows(self, number: int, encoding: Encoding) -> list[Feature]:
         """The Features of one example with too many words: each has as many whole words as fit, and the second text."""
         before, inside, after = parts_of(encoding)
         room = self.max_length - len(before) - len(after)
@@ -253,17 +272,19 @@ class Featurizer:
             word = following
 
 
-def spans_within(feature, spans, label_ids):
+def spans_within(
+    feature: Feature, spans: list[Any] | None, label_ids: dict[str, int]
+) -> list[tuple[int, int, int]] | None:
     """The spans [(first word, last word, type id)] within a window, in its word positions; None if there is no label.
     spans: [[first word, last word, type]] of its example."""
     start, size = feature.first_word, len(feature.word_starts)
     if spans is None:
         return None
-    inside = [(first - start, last - start, label_ids.get(label)) for first, last, label in spans]
+    inside: list[Any] = [(first - start, last - start, label_ids.get(label)) for first, last, label in spans]
     return sorted(span for span in inside if span[0] >= 0 and span[1] < size and span[2] is not None)
 
 
-def merge_windows(windows):
+def merge_windows(windows: Iterable[tuple[int, Sequence[Any]]]) -> list[Any]:
     """Overlapping windows, [(first word, list with one item per word)] -> one list; a word in two windows is taken from
     the one whose edge is farther."""
     (_, merged), *others = sorted(windows, key=lambda window: window[0])
@@ -274,19 +295,19 @@ def merge_windows(windows):
     return merged
 
 
-def parts_of(encoding):
+def parts_of(encoding: Encoding) -> tuple[list[int], list[int], list[int]]:
     """Positions before, of and after the first sequence's tokens."""
     inside = [i for i, sequence in enumerate(encoding.sequence_ids) if sequence == 0]
     return list(range(inside[0])), inside, list(range(inside[-1] + 1, len(encoding.ids)))
 
 
-def missing_words(encoding, num_words):
+def missing_words(encoding: Encoding, num_words: int) -> set[int] | None:
     """Indices of the words that yielded no token; None if there are none."""
     present = {word for word, sequence in zip(encoding.word_ids, encoding.sequence_ids) if sequence == 0}
     return None if len(present) == num_words else set(range(num_words)) - present
 
 
-def word_starts(encoding):
+def word_starts(encoding: Encoding) -> list[int]:
     """Positions of the first sub-token of each word of the first sequence."""
     starts, before = [], None
     for position, (word, sequence) in enumerate(zip(encoding.word_ids, encoding.sequence_ids)):
@@ -296,7 +317,7 @@ def word_starts(encoding):
     return starts
 
 
-def word_ends(encoding):
+def word_ends(encoding: Encoding) -> list[int]:
     """Positions of the last sub-token of each word of the first sequence."""
     last = {}
     for position, (word, sequence) in enumerate(zip(encoding.word_ids, encoding.sequence_ids)):
@@ -305,14 +326,14 @@ def word_ends(encoding):
     return [last[word] for word in sorted(last)]
 
 
-def separator_of(tokenizer):
+def separator_of(tokenizer: Any) -> str | None:
     """The separator to insert between two texts; None if the tokenizer adds its own."""
     if tokenizer.num_special_tokens_to_add(pair=True) > tokenizer.num_special_tokens_to_add(pair=False):
         return None
     return tokenizer.eos_token or "\n"
 
 
-def needs_blanks(tokenizer):
+def needs_blanks(tokenizer: Any) -> bool:
     """Whether a word passed separately is read as if glued to the previous one, as GPT-2's and Gemma's tokenizers
     do: a space before it gives the tokens that the model was trained on."""
     options = dict(add_special_tokens=False, verbose=False)
@@ -323,7 +344,7 @@ def needs_blanks(tokenizer):
     return text != glued and text == apart
 
 
-def with_blanks(words, unit):
+def with_blanks(words: list[str], unit: str) -> list[str]:
     """Words, each with the space before it, if a text has one there (see `join_tokens`)."""
     _, spans = join_tokens(words, unit)
     gaps = [False, *(after[0] > before[1] for before, after in itertools.pairwise(spans))]
@@ -335,13 +356,13 @@ def label_column(task: str) -> str:
     return f"labels.{task}"
 
 
-def to_arrow(column):
+def to_arrow(column: Ragged | np.ndarray) -> pa.Array:
     if isinstance(column, Ragged):
         return pa.ListArray.from_arrays(pa.array(column.offsets, pa.int32()), pa.array(column.values))
     return pa.array(column)
 
 
-def to_numpy(column):
+def to_numpy(column: pa.ChunkedArray) -> Any:
     """Arrow column -> Ragged or array."""
     if not pa.types.is_list(column.type):
         return column.to_numpy()
@@ -353,12 +374,12 @@ def to_numpy(column):
     )
 
 
-def encoded_fingerprint(path, featurizer, limit):
+def encoded_fingerprint(path: str | Path, featurizer: Featurizer, limit: int | str | None) -> str:
     """A hash of the file's bytes and of everything that affects their encoding."""
     return hashlib.sha256(f"{sha256(path)}{featurizer.fingerprint()}{limit}".encode()).hexdigest()[:20]
 
 
-def warn_of_cuts(data, where):
+def warn_of_cuts(data: Any, where: str | Path) -> None:
     """Logs which parts of a MyDataset no window or batch holds: nothing is cut silently."""
     cuts = Cuts()
     cuts.add(data)
@@ -368,10 +389,10 @@ def warn_of_cuts(data, where):
 class Cuts:
     """Counts the parts of MyDatasets that no window or batch holds. counts: {what: how many}, to start from."""
 
-    def __init__(self, counts=()):
+    def __init__(self, counts: Mapping[str, int] | Iterable[tuple[str, int]] = ()):
         self.counts = Counter(dict(counts))
 
-    def add(self, data):
+    def add(self, data: Any) -> None:
         columns, counts = data.columns, self.counts
         is_cut = columns["num_cut"] > 0
         counts["examples"] += len(data)
@@ -386,7 +407,7 @@ class Cuts:
             for name in [name for name, task in data.tasks.items() if has_spans(task["type"])]:
                 counts[f"outside {name}"] += num_outside(data, name)
 
-    def tell(self, where, tasks):
+    def tell(self, where: str | Path, tasks: dict[str, dict[str, Any]]) -> None:
         """Logs what was cut, or otherwise what is read in windows."""
         counts, max_length = self.counts, self.counts["max_length"]
         longer = f"{where}: {counts['cut']} of {counts['examples']} examples are longer than --max_length {max_length}"

@@ -1,11 +1,15 @@
 """Batches of rows of similar length, in an order that depends only on (seed, epoch)."""
 
+from typing import cast
+
 import numpy as np
 
 from engine.run import distributed
 
 
-def length_batches(lengths, rows, batch_size, rng):
+def length_batches(
+    lengths: np.ndarray, rows: np.ndarray, batch_size: int, rng: np.random.Generator
+) -> list[np.ndarray]:
     """Shuffled `rows` -> batches of similar length, in random order. Ties keep their shuffled order."""
     ordered = rows[np.argsort(lengths[rows], kind="stable")]
     batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
@@ -21,7 +25,14 @@ class LengthSampler:
 
     POOL = 256  # batches sorted together: almost no padding, and still random
 
-    def __init__(self, lengths, batch_size, seed=None, labelled=None, ratio=0.0):
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        batch_size: int,
+        seed: int | None = None,
+        labelled: int | None = None,
+        ratio: float = 0.0,
+    ):
         self.lengths, self.seed, self.epoch, self.start = lengths, seed, 0, 0
         self.labelled = len(lengths) if labelled is None else labelled
         self.others = round(ratio * self.labelled) if self.labelled < len(lengths) else 0  # per epoch
@@ -48,10 +59,12 @@ class LengthSampler:
         ]
         return map(distributed.share, batches[self.start :])
 
-    def rows_of_epoch(self):
+    def rows_of_epoch(self) -> np.ndarray:
         """All rows with labels, and this epoch's share of those without."""
         rows = np.arange(self.labelled)
         if not self.others:
             return rows
-        order = self.labelled + np.random.default_rng([self.seed]).permutation(len(self.lengths) - self.labelled)
+        order = self.labelled + np.random.default_rng([cast(int, self.seed)]).permutation(
+            len(self.lengths) - self.labelled
+        )
         return np.concatenate([rows, order[(self.epoch * self.others + np.arange(self.others)) % len(order)]])

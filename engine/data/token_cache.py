@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -17,7 +18,9 @@ OURS = re.compile(r"[\w.-]+-[0-9a-f]{20}\.[0-9a-f]{16}\.arrow")  # names of the 
 KEPT = 24  # files per folder; the least recently used are removed first
 
 
-def cached_table(folder, name, make_batches, schema=None):
+def cached_table(
+    folder: Path, name: str, make_batches: Callable[[], Iterator[pa.RecordBatch]], schema: pa.Schema | None = None
+) -> pa.Table:
     """The Arrow table of make_batches(), an iterator of one or more record batches, memory-mapped from `folder`.
 
     The file name has `name`, which identifies what the table depends on, and the file's SHA-256: a file that is damaged
@@ -46,7 +49,7 @@ def cached_table(folder, name, make_batches, schema=None):
         return pa.Table.from_batches(list(make_batches()))
 
 
-def find_cache(folder, name, schema=None):
+def find_cache(folder: Path, name: str, schema: pa.Schema | None = None) -> Path | None:
     """The file of that name whose content matches its SHA-256, or None; damaged ones are logged and removed."""
     for path in sorted(folder.glob(f"{name}.*.arrow")):
         if sha256(path)[:16] == path.name.split(".")[-2] and has_schema(path, schema):
@@ -69,7 +72,7 @@ def has_schema(path: Path, schema: pa.Schema | None) -> bool:
         return False
 
 
-def clear(folder, kept=0):
+def clear(folder: Path, kept: int = 0) -> None:
     """Removes the caches of a folder, except the `kept` last used of tokens and as many of teachers' answers."""
     with suppress(OSError):
         ours = [path for path in folder.glob("*.arrow") if OURS.fullmatch(path.name)]

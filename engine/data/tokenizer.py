@@ -1,18 +1,25 @@
 """Tokenizers: loads a pretrained one, or trains one on texts."""
 
+from __future__ import annotations
+
 import io
 import logging
 import os
 import random
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import regex
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from engine.errors import UserError
 from engine.run.command_line import first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger("template")
 SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
@@ -23,9 +30,9 @@ IDEOGRAPH = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ceaf\U0002f
 APART = regex.compile(rf"[{IDEOGRAPH}\p{{P}}$+<=>^`|~]")
 
 
-def load_tokenizer(config, texts):
+def load_tokenizer(config: Any, texts: Callable[[], Iterator[str]]) -> Any:
     """The pretrained model's tokenizer, or one trained on the texts (see `train_tokenizer`)."""
-    name, needed = config.pretrain_model_path, ("pad_token", "unk_token", "cls_token")
+    name, needed = config.pretrain_model_path, ("pad_token", "unk_token", "cls_token")  # type: str, Sequence[str]
     if not name:
         logger.info("no --pretrain_model_path: the tokenizer is trained on the training texts")
         tokenizer = train_tokenizer(texts, config.vocab_size)
@@ -47,13 +54,13 @@ def load_tokenizer(config, texts):
     return tokenizer
 
 
-def reads_causally(config):
+def reads_causally(config: Any) -> bool:
     from engine.model.encoders import is_causal, pretrained_shape  # here, so that other commands need no transformers
 
     return is_causal(pretrained_shape(config))
 
 
-def require_padding(tokenizer, name):
+def require_padding(tokenizer: Any, name: str) -> None:
     """If a decoder's tokenizer has no padding token, pads with its end-of-text token, behind an attention mask."""
     if tokenizer.pad_token is None:
         token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
@@ -63,7 +70,7 @@ def require_padding(tokenizer, name):
         tokenizer.pad_token = token
 
 
-def pretrained_tokenizer(name, needed, **options):
+def pretrained_tokenizer(name: str, needed: Sequence[str], **options: Any) -> Any:
     """The fast tokenizer of a folder or a hub name. Raises UserError if none loads with the special tokens `needed`."""
     from transformers import AutoTokenizer
 
@@ -82,7 +89,14 @@ def pretrained_tokenizer(name, needed, **options):
     return tokenizer
 
 
-def train_tokenizer(texts, vocab_size, lowercase=True, model="wordpiece", chinese=True, show_progress=False):
+def train_tokenizer(
+    texts: Callable[[], Iterator[str]],
+    vocab_size: int,
+    lowercase: bool = True,
+    model: str = "wordpiece",
+    chinese: bool = True,
+    show_progress: bool = False,
+) -> PreTrainedTokenizerFast:
     """Trains a fast transformers tokenizer on texts, with BERT's special tokens and [CLS] A [SEP] B [SEP].
 
     texts: a function that returns a fresh iterator of strings; it may be called twice and nothing is kept. Equal texts
@@ -95,7 +109,7 @@ def train_tokenizer(texts, vocab_size, lowercase=True, model="wordpiece", chines
 
     tokenizer = assemble(model, lowercase, chinese)
     special, room = list(SPECIAL.values()), vocab_size - len(SPECIAL)
-    options = dict(vocab_size=vocab_size, special_tokens=special, show_progress=show_progress)
+    options: dict[str, Any] = dict(vocab_size=vocab_size, special_tokens=special, show_progress=show_progress)
     if model == "wordpiece":
         # The trainer numbers the ##pieces of single characters by a hash, so ties between merges would be broken
         # differently in each run (huggingface/tokenizers#1794). As special tokens they have a fixed order.
@@ -124,14 +138,14 @@ def train_tokenizer(texts, vocab_size, lowercase=True, model="wordpiece", chines
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_input_names=inputs, **SPECIAL)
 
 
-def assemble(model, lowercase, chinese, vocab=None):
+def assemble(model: str, lowercase: bool, chinese: bool, vocab: Any = None) -> Tokenizer:
     """A Tokenizer that splits and joins text as the model needs; the only learned part is `vocab`.
 
     All models split at whitespace and around punctuation first. Decoded text has no spaces between Chinese characters.
     """
-    unknown, pieces, decoder = SPECIAL["unk_token"], [], decoders.WordPiece()
+    unknown, pieces, decoder = SPECIAL["unk_token"], [], decoders.WordPiece()  # type: str, list[Any], Any
     if model == "wordpiece":
-        body = models.WordPiece(vocab or {}, unk_token=unknown)
+        body: Any = models.WordPiece(vocab or {}, unk_token=unknown)
     elif model == "wordlevel":
         body = models.WordLevel(vocab or {}, unk_token=unknown)
     elif model == "bpe":
@@ -148,7 +162,7 @@ def assemble(model, lowercase, chinese, vocab=None):
     return tokenizer
 
 
-def unigram_pieces(texts, normalizer, size):
+def unigram_pieces(texts: Iterable[str], normalizer: normalizers.Normalizer, size: int) -> list[tuple[str, float]]:
     """[(piece, log probability)] that SentencePiece learns (Kudo, 2018) from at most 200,000 of the texts.
 
     The trainer of `tokenizers` gives different pieces in each run, and none for a word that is part of no other word.
@@ -169,7 +183,7 @@ def unigram_pieces(texts, normalizer, size):
             vocab_size=size + 1,  # including its own unknown piece
             hard_vocab_limit=False,
             normalization_rule_name="identity",
-            **dict(unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1),
+            **cast(Any, dict(unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1)),
             max_sentence_length=1_000_000,
             minloglevel=2,
         )
@@ -179,9 +193,9 @@ def unigram_pieces(texts, normalizer, size):
     return [(pieces.id_to_piece(number), pieces.get_score(number)) for number in range(1, len(pieces))]
 
 
-def alphabet(texts, normalizer, size, chinese):
+def alphabet(texts: Iterable[str], normalizer: normalizers.Normalizer, size: int, chinese: bool) -> list[str]:
     """The characters that occur more than once, sorted: the most frequent, up to `size` vocabulary entries."""
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for character, count in Counter(chain.from_iterable(texts)).items():
         for normalized in normalizer.normalize_str(character).strip():
             counts[normalized] += count

@@ -1,5 +1,8 @@
 """A linear-chain conditional random field."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 import torchcrf
@@ -22,7 +25,7 @@ class CRF(torchcrf.CRF):
     labels: the tags' names; transitions that BIO or BIOES forbid are never taken when decoding.
     """
 
-    def __init__(self, labels):
+    def __init__(self, labels: Sequence[str]):
         super().__init__(len(labels), batch_first=True)
         self.scan_on = ("cuda",)  # a CPU has no launches to wait for; a test adds it
         self.calls_left, self.largest = 0, 0.0
@@ -35,7 +38,7 @@ class CRF(torchcrf.CRF):
         for name, rule in rules.items():
             self.register_buffer(name, torch.tensor(rule), persistent=False)
 
-    def path_score(self, emissions, tags, mask):
+    def path_score(self, emissions: torch.Tensor, tags: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The score of each text's tags, (B,); log p(tags | emissions) is this minus `log_partition`.
 
         emissions (B, W, C) in fp32, tags (B, W), mask (B, W).
@@ -47,14 +50,14 @@ class CRF(torchcrf.CRF):
         score = (emissions.gather(2, tags.unsqueeze(2)).squeeze(2) * mask).sum(1)
         return score + table[path[:, :-1], path[:, 1:]].sum(1)
 
-    def log_partition(self, emissions, mask, temperature=1.0):
+    def log_partition(self, emissions: torch.Tensor, mask: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
         """log of the sum over all paths, (B,): by a scan, or by the forward algorithm one word at a time.
 
         temperature: emissions and transitions are divided by it.
 
         The choice depends only on device, shape and the largest transition, so a resumed run makes the same one.
         """
-        start, transitions, end = self.start_transitions, self.transitions, self.end_transitions
+        start, transitions, end = self.start_transitions, self.transitions, self.end_transitions  # type: Any, Any, Any
         largest = self.largest_transition()
         if temperature != 1:
             emissions, start, transitions, end = (x / temperature for x in (emissions, start, transitions, end))
@@ -75,11 +78,11 @@ class CRF(torchcrf.CRF):
             alpha = torch.where(mask[:, t, None], step + emissions[:, t], alpha)
         return (alpha + end).logsumexp(1)
 
-    def takes_scan(self, emissions):
+    def takes_scan(self, emissions: torch.Tensor) -> bool:
         kind, num_tags = emissions.device.type, emissions.shape[2]
         return kind in self.scan_on or (kind == "cpu" and num_tags <= SCAN_TAGS)
 
-    def largest_transition(self):
+    def largest_transition(self) -> float:
         """The largest absolute transition.
 
         On a GPU the host has to wait for it, so it is computed again only when it might have crossed a limit.
@@ -92,7 +95,7 @@ class CRF(torchcrf.CRF):
             self.calls_left -= 1
         return self.largest
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> "CRF":
         self.calls_left = 0  # between training and evaluation weights are swapped for their averages
         return super().train(mode)
 
@@ -100,14 +103,16 @@ class CRF(torchcrf.CRF):
         super()._load_from_state_dict(*args)
         self.calls_left = 0
 
-    def marginals(self, emissions, mask):
+    def marginals(self, emissions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """p(tag of word t = c), (B, W, C), the gradient of the log partition; differentiable again."""
         with torch.enable_grad():
             emissions = emissions if emissions.requires_grad else emissions.clone().requires_grad_()
             return torch.autograd.grad(self.log_partition(emissions, mask).sum(), emissions, create_graph=True)[0]
 
     @torch.no_grad()
-    def path_statistics(self, emissions, mask, temperature=1.0):
+    def path_statistics(
+        self, emissions: torch.Tensor, mask: torch.Tensor, temperature: float = 1.0
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Statistics of the paths at a temperature: p(tag of word t) (B, W, C), the entropies (B,), and p(tag of word
         t) if the text ended there, without the transition to the end, (B, W, C).
 
@@ -121,13 +126,13 @@ class CRF(torchcrf.CRF):
         scores[texts, last] += end
         peaks, factors = scores.amax(2, keepdim=True), (between - between.max()).exp()
         words = (scores - peaks).exp()
-        before, logs = [words[:, 0]], [torch.zeros_like(mask[:, 0], dtype=words.dtype)]
+        before, logs = [words[:, 0]], [torch.zeros_like(mask[:, 0], dtype=words.dtype)]  # type: Any, Any
         for t in range(1, words.shape[1]):
             step = (before[-1] @ factors) * words[:, t]
             total = step.sum(1, keepdim=True)
             before.append(torch.where(mask[:, t, None], step / total, before[-1]))
             logs.append(torch.where(mask[:, t], total.squeeze(1).log() + between.max(), 0.0))
-        after = [torch.ones_like(words[:, 0])]
+        after: Any = [torch.ones_like(words[:, 0])]
         for t in range(words.shape[1] - 1, 0, -1):
             step = (words[:, t] * after[-1]) @ factors.T
             after.append(torch.where(mask[:, t, None], step / step.sum(1, keepdim=True), after[-1]))
@@ -146,7 +151,7 @@ class CRF(torchcrf.CRF):
         return statistics, total - expected, before
 
     @torch.no_grad()
-    def viterbi(self, emissions, mask):
+    def viterbi(self: Any, emissions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The best path of each text that breaks no rule of the scheme, (B, W); 0 at padding."""
         batch, width, num_tags = emissions.shape
         start = self.start_transitions.masked_fill(self.forbidden_start, IMPOSSIBLE)
@@ -171,7 +176,7 @@ class CRF(torchcrf.CRF):
         return torch.stack(tags[::-1], 1) * mask
 
 
-def has_all_labels(labels, mask):
+def has_all_labels(labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Whether every word of a text has a label, (B,)."""
     return ((labels != IGNORE) >= mask).all(1)
 
@@ -181,20 +186,24 @@ class PathStatistics(LogitAverages):
 
     wants_pairs = True
 
-    def expected_statistics(self, logits, inputs):
+    def expected_statistics(self: Any, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return self.crf.marginals(logits, inputs["word_mask"])
 
-    def teach(self, logits, inputs, temperature, pairs=False):
+    def teach(
+        self: Any, logits: torch.Tensor, inputs: dict[str, torch.Tensor], temperature: float, pairs: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         statistics, entropies, before = self.crf.path_statistics(logits, inputs["word_mask"], temperature)
         entropies = F.pad(entropies.unsqueeze(1), (0, logits.shape[1] - 1))  # each at the first word
         return statistics.float(), entropies.float(), before if pairs else None
 
-    def num_taught(self, targets, inputs):
+    def num_taught(self, targets: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The number of words in texts that teachers answered completely; other texts do not count."""
         mask = inputs["word_mask"]
         return (mask * targets.whole(mask).unsqueeze(1)).sum()
 
-    def distillation(self, logits, targets, inputs, temperature):
+    def distillation(
+        self: Any, logits: torch.Tensor, targets: Any, inputs: dict[str, torch.Tensor], temperature: float
+    ) -> torch.Tensor:
         crf, mask = self.crf, inputs["word_mask"]
         whole, last = targets.whole(mask).to(logits.dtype), mask.sum(1) - 1
         _, rows, words, tags = targets.places
@@ -205,7 +214,7 @@ class PathStatistics(LogitAverages):
         entropies = (targets.entropies * whole.unsqueeze(1)).sum()
         return temperature**2 * (partitions - expected / temperature - entropies)
 
-    def expected_transitions(self, targets, whole):
+    def expected_transitions(self: Any, targets: Any, whole: torch.Tensor) -> torch.Tensor:
         """The transition scores expected by the teachers, summed over texts, each weighted by `whole` (B,). -> ()"""
         transitions = self.crf.transitions
         shares, before = targets.pairs(len(transitions))

@@ -9,6 +9,8 @@ All values are in probability space, divided by maxima to stay in the range of a
 Shapes: B texts, W words, C tags; N chunks of a text, a power of two, each of S words; C' states, see Steps.
 """
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 
@@ -21,7 +23,7 @@ MAX_TRANSITION = {torch.float32: 6.0, torch.float64: 30.0}
 MOST_BYTES = 2**28  # of the chunks' matrices: 36 texts of 512 words and 120 tags; larger batches are split
 
 
-def chunks_of(num_words):
+def chunks_of(num_words: int) -> tuple[int, int]:
     """(N, S): the number of chunks, a power of two, and the words in each, at most CHUNK."""
     chunks = 1 << (-(-num_words // CHUNK) - 1).bit_length()
     return chunks, -(-num_words // chunks)
@@ -35,7 +37,15 @@ class Steps:
     needs the mask. `scale` (B,) is the logarithm of what was divided out.
     """
 
-    def __init__(self, emissions, mask, start, transitions, end, dtype):
+    def __init__(
+        self,
+        emissions: torch.Tensor,
+        mask: torch.Tensor,
+        start: torch.Tensor,
+        transitions: torch.Tensor,
+        end: torch.Tensor,
+        dtype: torch.dtype,
+    ):
         batch, self.num_words, self.num_tags = emissions.shape
         chunks, size = chunks_of(self.num_words)
         more, states = chunks * size - self.num_words, self.num_tags + 1
@@ -54,7 +64,7 @@ class Steps:
             transitions.to(dtype).exp(), (0, states - self.num_tags, 0, states - self.num_tags), value=1.0
         )
 
-    def chunk_products(self):
+    def chunk_products(self) -> torch.Tensor:
         """The product of each chunk's matrices, (B, N, C', C')."""
         words = self.words.unsqueeze(3)
         # The matrix of the first word has no transition
@@ -65,7 +75,7 @@ class Steps:
             product = (product @ self.factors) * words[:, :, k]
         return product
 
-    def log_partition(self):
+    def log_partition(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """(log of the sum over all paths (B,), the tree from its leaves up).
 
         A level of the tree is (B, n / 2, 2, C', C'): pairs of matrices, the right ones transposed.
@@ -80,7 +90,7 @@ class Steps:
         total = product[:, 0, 0].sum(1, keepdim=True)  # all rows are equal, as the first word's are
         return torch.cat([total, *scales], 1).log().sum(1) + self.scale, tree
 
-    def chunk_borders(self, tree):
+    def chunk_borders(self, tree: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """The sums over all paths before and after each chunk, each (B, N, C'), up to a factor."""
         crossed = torch.eye(2, dtype=torch.bool, device=self.words.device).unsqueeze(2)
         borders = self.words.new_ones(len(self.words), 1, 2, len(self.factors))  # before and after the whole text
@@ -91,9 +101,11 @@ class Steps:
                 borders = borders / borders.amax(3, keepdim=True)
         return borders[:, :, 0], borders[:, :, 1]
 
-    def gradients(self, tree, grad):
+    def gradients(
+        self, tree: list[torch.Tensor], grad: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The gradients of sum(grad * log partition) w.r.t. emissions (B, W, C), start, transitions and end."""
-        before, after = self.chunk_borders(tree)
+        before, after = self.chunk_borders(tree)  # type: Any, Any
         before, after, arrived = [before], [after], []
         size = self.words.shape[2]
         for k in range(size):
@@ -120,7 +132,16 @@ class LogPartition(torch.autograd.Function):
     than computing it again."""
 
     @staticmethod
-    def forward(ctx, emissions, start, transitions, end, mask, dtype, keep):
+    def forward(
+        ctx: Any,
+        emissions: torch.Tensor,
+        start: torch.Tensor,
+        transitions: torch.Tensor,
+        end: torch.Tensor,
+        mask: torch.Tensor,
+        dtype: torch.dtype,
+        keep: bool,
+    ) -> torch.Tensor:
         steps = Steps(emissions, mask, start, transitions, end, dtype)
         total, tree = steps.log_partition()
         ctx.save_for_backward(emissions, start, transitions, end, mask)
@@ -128,7 +149,7 @@ class LogPartition(torch.autograd.Function):
         return total.to(emissions.dtype)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
         emissions, start, transitions, end, mask = ctx.saved_tensors
         gradients = Gradients.apply(emissions, start, transitions, end, grad, mask, ctx.dtype, ctx.kept)
         return *gradients, None, None, None
@@ -139,7 +160,17 @@ class Gradients(torch.autograd.Function):
     kept: (steps, tree) of the forward pass, or None."""
 
     @staticmethod
-    def forward(ctx, emissions, start, transitions, end, grad, mask, dtype, kept):
+    def forward(
+        ctx: Any,
+        emissions: torch.Tensor,
+        start: torch.Tensor,
+        transitions: torch.Tensor,
+        end: torch.Tensor,
+        grad: torch.Tensor,
+        mask: torch.Tensor,
+        dtype: torch.dtype,
+        kept: tuple[Steps, list[torch.Tensor]] | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         ctx.save_for_backward(emissions, start, transitions, end, grad, mask)
         ctx.dtype = dtype
         if kept is None:
@@ -150,7 +181,7 @@ class Gradients(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, *directions):
+    def backward(ctx: Any, *directions: torch.Tensor) -> Any:
         """A few texts at a time: with its operations recorded, the tree takes eight times the memory."""
         emissions, start, transitions, end, grad, mask = ctx.saved_tensors
         shared = [tensor.detach().requires_grad_() for tensor in (start, transitions, end)]
@@ -160,7 +191,7 @@ class Gradients(torch.autograd.Function):
         for scores, weight, part, wanted in zip(*(t.split(size) for t in (emissions, grad, mask, directions[0]))):
             scores, weight = scores.detach().requires_grad_(), weight.detach().requires_grad_()
             with torch.enable_grad():
-                total, _ = Steps(scores, part, *shared, ctx.dtype).log_partition()
+                total, _ = cast(Any, Steps)(scores, part, *shared, ctx.dtype).log_partition()
                 first = torch.autograd.grad(
                     total, (scores, *shared), weight.to(ctx.dtype), create_graph=True, **options
                 )
@@ -171,13 +202,20 @@ class Gradients(torch.autograd.Function):
         return by_emissions, *(sum(parts) for parts in zip(*by_shared)), by_grad, None, None, None
 
 
-def texts_at_once(emissions, dtype, most):
+def texts_at_once(emissions: torch.Tensor, dtype: torch.dtype, most: int) -> int:
     """How many texts' chunk matrices fit in `most` bytes; at least one."""
     _, num_words, num_tags = emissions.shape
     return max(1, most // (chunks_of(num_words)[0] * num_tags**2 * dtype.itemsize))
 
 
-def log_partition(emissions, mask, start, transitions, end, dtype=None):
+def log_partition(
+    emissions: torch.Tensor,
+    mask: torch.Tensor,
+    start: torch.Tensor,
+    transitions: torch.Tensor,
+    end: torch.Tensor,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
     """log of the sum over all paths, (B,); it can be differentiated twice.
 
     emissions (B, W, C), start and end (C,), transitions (C, C); mask (B, W), each row a prefix of ones. dtype: of the

@@ -1,10 +1,13 @@
 """Encoders of the transformers library: loads them safely, and handles differences between model families."""
 
+from __future__ import annotations
+
 import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -17,6 +20,9 @@ from engine.errors import UserError
 from engine.model import lora
 from engine.run.command_line import first_line
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 BOTH_WAYS = ("xlnet", "bert-generation")  # also predict the next word, but every token sees the whole text
 ENDS_WITH_CLS = ("xlnet",)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -25,12 +31,12 @@ PLAIN_ATTENTION = (None, "eager", "sdpa")
 WIDE_MASK = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert")
 
 
-def takes_wide_mask(encoder):
+def takes_wide_mask(encoder: nn.Module) -> bool:
     """Whether an encoder accepts an attention mask of (B, 1, L, L) unchanged."""
     return getattr(getattr(encoder, "config", None), "model_type", None) in WIDE_MASK
 
 
-def is_causal(encoder):
+def is_causal(encoder: Any) -> bool:
     """Whether a token sees only those before it, as in GPT-2 and Llama. encoder: a module or its config. Decided only
     here; a custom encoder sets an attribute `is_causal`."""
     shape = getattr(encoder, "config", encoder)
@@ -87,7 +93,7 @@ def close_doors(shape: PretrainedConfig, name: str | Path) -> None:
             close_doors(value, name)
 
 
-def pretrained_shape(config):
+def pretrained_shape(config: Any) -> PretrainedConfig | None:
     """The config of --pretrain_model_path's encoder, or None if there is none or it does not load."""
     if not config.pretrain_model_path or config.encoder != "transformer":
         return None
@@ -97,7 +103,7 @@ def pretrained_shape(config):
         return None
 
 
-def pooling_of(config, shape):
+def pooling_of(config: Any, shape: PretrainedConfig | None) -> tuple[str, str]:
     """What "auto" means for an encoder of this shape: (--pooling, --word_pooling)."""
     last = is_causal(shape)  # sees a whole word only at its last sub-token, and a text at its last token
     text = "last" if last or getattr(shape, "model_type", None) in ENDS_WITH_CLS else "first"
@@ -107,12 +113,16 @@ def pooling_of(config, shape):
     )
 
 
-def build_transformer(config, tokenizer, checkpoint=None, base_path=None):
+def build_transformer(
+    config: Any, tokenizer: Any, checkpoint: Any = None, base_path: str | None = None
+) -> PreTrainedModel:
     """Builds the encoder from the options. checkpoint: one of our folders, for its config, not its weights; base_path:
     where its base model is now, if it holds a LoRA adapter."""
-    base = checkpoint and lora.read_base(checkpoint)
+    base: Any = checkpoint and lora.read_base(checkpoint)
     if base:
-        encoder = lora.load_base(checkpoint, base, base_path, lambda *name: load_pretrained(*name, config.load_dtype))
+        encoder = lora.load_base(
+            checkpoint, base, base_path, lambda *name: cast(Any, load_pretrained)(*name, config.load_dtype)
+        )
     elif checkpoint:
         try:
             shape = read_shape(checkpoint)
@@ -146,7 +156,7 @@ def build_transformer(config, tokenizer, checkpoint=None, base_path=None):
     return encoder
 
 
-def checkpoint_gradients(encoder):
+def checkpoint_gradients(encoder: PreTrainedModel) -> None:
     """Makes each layer recompute its activations in the backward pass, instead of storing them."""
     try:
         with warnings.catch_warnings():
@@ -160,18 +170,18 @@ def checkpoint_gradients(encoder):
         ) from None
 
 
-def overflows(encoder):
+def overflows(encoder: nn.Module) -> bool:
     """Whether the encoder's code overflows in half precision."""
     return getattr(getattr(encoder, "config", None), "model_type", None) == "deberta"
 
 
-def refuse_precision(encoder, precision):
+def refuse_precision(encoder: nn.Module, precision: str) -> None:
     """Raises UserError for half precision where the encoder's code overflows in it."""
     if precision != "fp32" and overflows(encoder):
         raise UserError(f"--precision {precision}: DeBERTa v1 overflows in it; use fp32, or a DeBERTa v2 or v3")
 
 
-def fit_vocabulary(encoder, tokenizer, config):
+def fit_vocabulary(encoder: PreTrainedModel, tokenizer: Any, config: Any) -> None:
     """Grows the word embeddings for --special_tokens. Raises UserError if tokenizer and encoder do not match."""
     try:
         num_embeddings = getattr(encoder.get_input_embeddings(), "num_embeddings", None)
@@ -201,7 +211,7 @@ def silence() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
 
 
-def load_pretrained(name, revision=None, dtype="fp32"):
+def load_pretrained(name: str | Path, revision: str | None = None, dtype: str = "fp32") -> PreTrainedModel:
     """Loads an encoder from a save_pretrained folder or the hub. Raises UserError if weights are missing."""
     options = dict(output_loading_info=True, dtype=DTYPES[dtype], revision=revision)
     try:
@@ -221,7 +231,7 @@ def load_pretrained(name, revision=None, dtype="fp32"):
     return encoder
 
 
-def some_layers(encoder, number):
+def some_layers(encoder: PreTrainedModel, number: int) -> PreTrainedModel:
     """An encoder with `number` of this one's layers, evenly spaced, including the first and the last (Sanh et al.,
     DistilBERT, 2019, arXiv:1910.01108). Raises UserError if it has fewer, or stores its layers in another way."""
     num_layers = layer_ids(encoder)[1]
@@ -254,7 +264,7 @@ def some_layers(encoder, number):
     return smaller.train(encoder.training)
 
 
-def bert_config(tokenizer, num_layers, hidden_size, max_length, dropout=0.1):
+def bert_config(tokenizer: Any, num_layers: int, hidden_size: int, max_length: int, dropout: float = 0.1) -> BertConfig:
     """The config of a BERT that is built from scratch."""
     return BertConfig(
         vocab_size=len(tokenizer),
@@ -269,7 +279,7 @@ def bert_config(tokenizer, num_layers, hidden_size, max_length, dropout=0.1):
     )
 
 
-def check_encoder(encoder, tokenizer, name):
+def check_encoder(encoder: PreTrainedModel, tokenizer: Any, name: str | Path) -> None:
     """Raises UserError unless an encoder accepts MyModel's batches and returns one vector per token."""
     pad = tokenizer.pad_token_id
     first, word = (pad if i is None else i for i in (tokenizer.cls_token_id, tokenizer.unk_token_id))
@@ -295,20 +305,20 @@ def check_encoder(encoder, tokenizer, name):
         )
 
 
-def first_position(encoder):
+def first_position(encoder: nn.Module) -> int:
     """The first token's position index: 0, but models like RoBERTa start after the padding index."""
     positions = next((module for name, module in encoder.named_modules() if name.endswith("position_embeddings")), None)
     padding = getattr(positions, "padding_idx", None)
     return 0 if padding is None else padding + 1
 
 
-def num_positions(encoder):
+def num_positions(encoder: nn.Module) -> int | None:
     """The maximum number of tokens, or None if there is no limit."""
     longest = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
     return longest - first_position(encoder) if longest and longest > 0 else None  # XLNet's -1 means no limit
 
 
-def layer_ids(encoder):
+def layer_ids(encoder: Any) -> tuple[dict[str, int], int]:
     """({parameter name: layer}, number of layers n): 0: embeddings, 1 to n: layers, n + 1: after them."""
     first = next((name for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)), "")
     num_layers = len(encoder.get_submodule(first)) if first else 0
@@ -326,14 +336,14 @@ def layer_ids(encoder):
     return layers, num_layers
 
 
-def stacks_of(encoder, num_layers):
+def stacks_of(encoder: nn.Module, num_layers: int) -> list[str]:
     """The names of the lists of layers; XLM has several in parallel."""
     lists = [(name, len(module)) for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList)]
     parent = lists[0][0].rpartition(".")[0] if lists else ""
     return [name for name, length in lists if length == num_layers and name.rpartition(".")[0] == parent]
 
 
-def freeze_layers(encoder, num_frozen):
+def freeze_layers(encoder: nn.Module, num_frozen: int) -> None:
     """Freezes the embeddings and the first `num_frozen` layers; -1: everything; 0: nothing."""
     if num_frozen == -1:
         encoder.requires_grad_(False)

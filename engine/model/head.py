@@ -1,5 +1,7 @@
 """The base class of all heads. A custom head, in model_utils.py, implements `forward`, `loss` and `decode`."""
 
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -24,51 +26,53 @@ class Head(nn.Module):
     needs_calibration = False  # whether `calibrate` sets something on dev
     # whether answers are lists of (first word, last word, type id), and labels are in the format of SpanHead
     finds_spans = False
-    first_loss = None  # approximate loss before training; None: that of guessing, as for a cross-entropy
+    first_loss: float | None = None  # approximate loss before training; None: that of guessing, as for a cross-entropy
     compares_rows = False  # whether the loss of a row depends on the other rows of its batch, as contrastive losses do
 
-    def __init__(self, hidden_size, task, num_logits=None):
+    def __init__(self, hidden_size: int, task: dict[str, Any], num_logits: int | None = None):
         super().__init__()
         assert self.level in LEVELS, f"{type(self).__name__}.level is {self.level!r}; it must be one of {LEVELS}"
         self.task = task
         self.linear = nn.Linear(hidden_size, num_logits or len(task["labels"]))
 
-    def forward(self, vectors, inputs):
+    def forward(self, vectors: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """(B, H) or (B, W, H), depending on `level` -> logits, with C in place of H. inputs: the whole batch."""
         return self.linear(vectors)
 
-    def loss(self, logits, labels, inputs):
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Sum, not mean, of the losses of the labels that exist. -> ()"""
         raise NotImplementedError(f"{type(self).__name__} has no loss(logits, labels, inputs)")
 
-    def decode(self, logits, inputs):
+    def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[Any, Any]:
         """(answers, their probabilities), each (B,), (B, W) or (B, C), or lists of spans: the input of `to_labels`."""
         raise NotImplementedError(f"{type(self).__name__} has no decode(logits, inputs)")
 
-    def to_labels(self, answer, probability):
+    def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
         """(label, probability) of one text, from its part of the output of `decode`, as Python values."""
         return self.task["labels"][answer], probability
 
-    def label_mask(self, labels, inputs):
+    def label_mask(self, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Which labels have a loss, in the labels' shape."""
         return labels != IGNORE
 
-    def label_weights(self, labels, inputs):
+    def label_weights(self, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The weight of each label in the loss, in the labels' shape; `loss` is divided by their sum."""
         return self.label_mask(labels, inputs)
 
-    def calibrate(self, logits, labels):
+    def calibrate(self, logits: Any, labels: Any) -> None:
         """Sets something on dev, if `needs_calibration`. logits, labels: of all of dev; for a head that finds spans
         (spans, probabilities) of each text, with its windows merged, and the texts' labels as in the file."""
 
-    def set_options(self, config, task_name):
+    def set_options(self, config: Any, task_name: str) -> None:
         """Reads the options that this head needs; called once, when the model is built."""
 
-    def expected_statistics(self, logits, inputs):
+    def expected_statistics(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The gradient of the distribution's log normaliser w.r.t. its logits: for a softmax, the probabilities."""
         return logits.softmax(-1)
 
-    def divergence(self, first, second, labels, inputs):
+    def divergence(
+        self, first: torch.Tensor, second: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
         """KL(p || q) + KL(q || p) of the distributions of two logits, summed over labelled positions.
 
         It is <statistics_p - statistics_q, logits_p - logits_q>, as in any exponential family (Amari, Information
@@ -84,19 +88,21 @@ class Head(nn.Module):
     numbers_a_word = 0  # by how much the indices of its statistics rise from word to word
     least = 1e-5  # lower probabilities of a teacher are not stored
 
-    def natural(self, logits):
+    def natural(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits as the parameters of a distribution per word, (B, W, N), with W = 1 for labels of whole texts."""
         return logits.reshape(len(logits), logits.shape[1] if self.level == "words" else 1, -1)
 
-    def log_normalizers(self, scores, inputs):
+    def log_normalizers(self, scores: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The log normalisers of the distributions with `natural` scores: (B, W, N) -> (B, W)."""
         return scores.logsumexp(2)
 
-    def statistics(self, scores, inputs):
+    def statistics(self, scores: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The gradient of `log_normalizers`, (B, W, N): the expected statistics under the distribution."""
         return scores.softmax(2)
 
-    def teach(self, logits, inputs, temperature, pairs=False):
+    def teach(
+        self, logits: torch.Tensor, inputs: dict[str, torch.Tensor], temperature: float, pairs: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """What a teacher stores for logits / temperature: (statistics (B, W, N), entropies (B, W), and with `pairs` of
         tags `before` (B, W, C), see soft_targets.py, otherwise None)."""
         scores = self.natural(logits) / temperature
@@ -104,11 +110,13 @@ class Head(nn.Module):
         entropies = self.log_normalizers(scores, inputs) - (statistics * scores).sum(2)
         return statistics, entropies, statistics if pairs else None
 
-    def num_taught(self, targets, inputs):
+    def num_taught(self, targets: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """How many texts or words teachers answered, (); `distillation` is divided by it. targets: SoftTargets"""
         return targets.taught.sum()
 
-    def distillation(self, logits, targets, inputs, temperature):
+    def distillation(
+        self, logits: torch.Tensor, targets: Any, inputs: dict[str, torch.Tensor], temperature: float
+    ) -> torch.Tensor:
         """temperature^2 * mean over teachers of KL(teacher || student) at that temperature, summed over all texts
         or words that they answered. -> ()
 
@@ -120,11 +128,11 @@ class Head(nn.Module):
         normalizers = (self.log_normalizers(scores, inputs) * targets.taught).sum()
         return temperature**2 * (normalizers - expected - targets.entropies.sum())
 
-    def real_logits(self, logits, inputs):
+    def real_logits(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The logits of real texts and words, without padding."""
         return logits[inputs["word_mask"]] if self.level == "words" else logits
 
-    def hits(self, answers, probabilities, labels):
+    def hits(self, answers: Any, probabilities: Any, labels: torch.Tensor) -> tuple[int, int]:
         """(number of a batch's labels that the answers of `decode` match, number of labels); a regression value matches
         within half a standard deviation."""
         numbers = labels.is_floating_point()
@@ -132,11 +140,11 @@ class Head(nn.Module):
         right = (answers - labels).abs() < 0.5 * self.task["std"] if numbers else answers == labels
         return int((right & there).sum()), int(there.sum())
 
-    def to_average(self, logits):
+    def to_average(self, logits: torch.Tensor) -> torch.Tensor:
         """What can be averaged over several models: probabilities."""
         return logits.softmax(-1)
 
-    def from_average(self, average):
+    def from_average(self, average: torch.Tensor) -> torch.Tensor:
         """Logits for `decode`, from a mean of the outputs of `to_average`."""
         return average.clamp(min=1e-12).log()
 
@@ -147,11 +155,11 @@ class ImbalanceOptions:
 
     label_smoothing, focal_gamma = 0.0, 0.0
 
-    def __init__(self, hidden_size, task):
-        super().__init__(hidden_size, task)
+    def __init__(self: Any, hidden_size: int, task: dict[str, Any]):
+        cast(Any, super()).__init__(hidden_size, task)
         self.register_buffer("class_weights", None, persistent=False)
 
-    def set_options(self, config, task_name):
+    def set_options(self: Any, config: Any, task_name: str) -> None:
         self.label_smoothing, self.focal_gamma = config.label_smoothing, config.focal_gamma
         if config.class_weights == "balanced":
             if "counts" not in self.task:
@@ -168,29 +176,29 @@ class ImbalanceOptions:
 class SigmoidStatistics:
     """For logits that are decided one by one, each by its sigmoid."""
 
-    def expected_statistics(self, logits, inputs):
+    def expected_statistics(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return logits.sigmoid()
 
-    def statistics(self, scores, inputs):
+    def statistics(self, scores: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return scores.sigmoid()
 
-    def log_normalizers(self, scores, inputs):
+    def log_normalizers(self, scores: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return F.softplus(scores).sum(2)
 
-    def to_average(self, logits):
+    def to_average(self, logits: torch.Tensor) -> torch.Tensor:
         return logits.sigmoid()
 
-    def from_average(self, average):
+    def from_average(self, average: torch.Tensor) -> torch.Tensor:
         return average.clamp(1e-7, 1 - 1e-7).logit()
 
 
 class LogitAverages:
     """For logits that can be averaged directly: regression values, and a CRF's emissions, which sum to path scores."""
 
-    def to_average(self, logits):
+    def to_average(self, logits: torch.Tensor) -> torch.Tensor:
         return logits
 
-    def from_average(self, average):
+    def from_average(self, average: torch.Tensor) -> torch.Tensor:
         return average
 
 
@@ -199,23 +207,29 @@ class NormalStatistics(LogitAverages):
 
     least = -1.0  # a regression target has no lower bound
 
-    def expected_statistics(self, logits, inputs):
+    def expected_statistics(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return logits
 
-    def statistics(self, scores, inputs):
+    def statistics(self, scores: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return scores
 
-    def log_normalizers(self, scores, inputs):
+    def log_normalizers(self, scores: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return (scores**2).sum(2) / 2
 
-    def teach(self, logits, inputs, temperature, pairs=False):
-        return super().teach(logits, inputs, 1.0)
+    def teach(
+        self: Any, logits: torch.Tensor, inputs: dict[str, torch.Tensor], temperature: float, pairs: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        return cast(Head, super()).teach(logits, inputs, 1.0)
 
-    def distillation(self, logits, targets, inputs, temperature):
-        return super().distillation(logits, targets, inputs, 1.0)
+    def distillation(
+        self: Any, logits: torch.Tensor, targets: Any, inputs: dict[str, torch.Tensor], temperature: float
+    ) -> torch.Tensor:
+        return cast(Head, super()).distillation(logits, targets, inputs, 1.0)
 
 
-def best_threshold(scores, right, lowest, there=None):
+def best_threshold(
+    scores: torch.Tensor, right: torch.Tensor, lowest: float, there: int | None = None
+) -> torch.Tensor | None:
     """The score threshold with the best F1: halfway between the last score that is accepted and the next.
 
     scores, right: (N,), right is 1 where accepting is correct. lowest: a score below all. there: how many should be
@@ -235,7 +249,7 @@ def best_threshold(scores, right, lowest, there=None):
 class TaskDict(nn.ModuleDict):
     """A ModuleDict that accepts task names such as 'type' or 'items', which torch reserves."""
 
-    def add_module(self, name, module):
+    def add_module(self, name: str, module: Any) -> None:
         self._modules[name] = module
 
     def __setattr__(self, name, value):

@@ -6,8 +6,10 @@ revision, SHA-256 of the weight files), and any other base is refused.
 """
 
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +24,7 @@ BASE_FILE = "lora_base.json"
 ADAPTER = "default"  # peft's name for the one adapter
 
 
-def add_adapter(encoder, config):
+def add_adapter(encoder: nn.Module, config: Any) -> None:
     """Freezes the encoder and adds trainable A and B to the layers that --lora_targets names."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -47,11 +49,11 @@ def add_adapter(encoder, config):
             parameter.data = parameter.data.float()  # also with weights in bf16: small updates must not be lost
 
 
-def is_adapter(name):
+def is_adapter(name: str) -> bool:
     return ".lora_" in name
 
 
-def find_targets(encoder, wanted):
+def find_targets(encoder: nn.Module, wanted: str) -> list[str]:
     """Names of the linear layers that get an adapter.
 
     auto: all within the encoder's layers, attention and feed-forward alike. With adapters on attention alone LoRA falls
@@ -76,7 +78,7 @@ def find_targets(encoder, wanted):
 BASE = {"name": str, "revision": AnyOf(str, None), "sha256": {str: str}}
 
 
-def describe_base(name):
+def describe_base(name: str) -> dict[str, Any]:
     """{"name", "revision", "sha256": {file: sum}} of the weights that an adapter belongs to."""
     folder = folder_of(name)
     if Path(name).is_dir():
@@ -84,28 +86,29 @@ def describe_base(name):
     return {"name": name, "revision": folder.name, "sha256": sums_of_weights(folder)}
 
 
-def folder_of(name, revision=None):
+def folder_of(name: str, revision: str | None = None) -> Path:
     """The folder of a model's files: its own, or for a hub name the snapshot, which is named after the revision."""
     if Path(name).is_dir():
         return Path(name)
     from transformers.utils import cached_file
 
-    return Path(cached_file(name, "config.json", revision=revision)).parent
+    # it raises instead of returning None
+    return Path(cached_file(name, "config.json", revision=revision)).parent  # type: ignore[arg-type]
 
 
-def sums_of_weights(folder):
+def sums_of_weights(folder: Path) -> dict[str, str]:
     """{file: SHA-256} of a model's weight files."""
     files = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     return {path.name: sum_of(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
 @lru_cache
-def sum_of(path, size, changed):
+def sum_of(path: Path, size: int, changed: int) -> str:
     """The SHA-256 of a file with this size and modification time, computed once per process."""
     return sha256(path)
 
 
-def read_base(folder):
+def read_base(folder: str | Path) -> dict[str, Any] | None:
     """What `describe_base` returned when a checkpoint was written, or None if it needs no base."""
     path = Path(folder) / BASE_FILE
     try:
@@ -114,7 +117,9 @@ def read_base(folder):
         raise UserError(f"{error}; the file was edited or is damaged") from None
 
 
-def load_base(folder, base, moved_to, load):
+def load_base(
+    folder: str | Path, base: dict[str, Any], moved_to: str | None, load: Callable[[str, str | None], Any]
+) -> Any:
     """The encoder with which a checkpoint's adapter was trained. load(name, revision) loads it; moved_to: its location
     now, if it has moved."""
     name = moved_to or base["name"]
@@ -132,7 +137,7 @@ def load_base(folder, base, moved_to, load):
     return encoder
 
 
-def require_same_base(folder, base, sums, name):
+def require_same_base(folder: str | Path, base: dict[str, Any], sums: dict[str, str], name: str) -> None:
     """Raises UserError unless the weight files at `name` are those that a checkpoint's adapter was trained with."""
     if sums != base["sha256"]:
         wrong = next((file for file in base["sha256"] if sums.get(file) != base["sha256"][file]), "the number of files")
@@ -145,12 +150,12 @@ def require_same_base(folder, base, sums, name):
 # ---- what a checkpoint holds -----------------------------------------------------------------------------------------
 
 
-def base_of(model):
+def base_of(model: nn.Module) -> dict[str, Any] | None:
     """The base of a model with an adapter, or None."""
     return getattr(model.encoder, "lora_base", None)
 
 
-def kept_tensors(model):
+def kept_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """{name: tensor} of what a checkpoint holds: all, or with an adapter only that and what is outside the encoder."""
     state = model.state_dict()
     if base_of(model) is None:
@@ -159,7 +164,7 @@ def kept_tensors(model):
 
 
 @torch.no_grad()
-def merged_tensors(model):
+def merged_tensors(model: Any) -> dict[str, torch.Tensor]:
     """{name: tensor} of the same model without adapter: W + alpha / r * B A in place of W."""
     merged = {}
     for name, tensor in model.state_dict().items():
@@ -171,7 +176,7 @@ def merged_tensors(model):
     return merged
 
 
-def split_merged(model, merged):
+def split_merged(model: nn.Module, merged: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The output of `merged_tensors` as tensors of a model with an adapter: B is 0, so it adds nothing."""
     own = model.state_dict()
     plain = {name: merged.get(name.replace(".base_layer.", ".")) for name in own}

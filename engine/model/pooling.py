@@ -3,7 +3,7 @@
 import torch
 
 
-def text_vectors(hidden, inputs, pooling):
+def text_vectors(hidden: torch.Tensor, inputs: dict[str, torch.Tensor], pooling: str) -> torch.Tensor:
     """(B, H): the first token of each text, its last real one, or the mean over its tokens."""
     if pooling == "first":
         return hidden[:, 0]
@@ -14,13 +14,13 @@ def text_vectors(hidden, inputs, pooling):
     return hidden[torch.arange(len(last), device=last.device), last]
 
 
-def mean_of_tokens(hidden, mask):
+def mean_of_tokens(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Hidden states (B, L, H), mask (B, L) -> their mean over the real tokens (B, H), in fp32."""
     weights = mask / mask.sum(1, keepdim=True)
     return (hidden * weights.unsqueeze(-1)).sum(1)
 
 
-def word_vectors(hidden, inputs, pooling):
+def word_vectors(hidden: torch.Tensor, inputs: dict[str, torch.Tensor], pooling: str) -> torch.Tensor:
     """(B, W, H): the first sub-token of each word, its last one, or the mean over them."""
     if pooling == "mean":
         places = torch.arange(hidden.shape[1], device=hidden.device)

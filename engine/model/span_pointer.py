@@ -13,6 +13,8 @@ B x W x W, regardless of the number of types T.
 """
 
 import math
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +27,7 @@ MOST = 4  # spans kept per word of a text, the best ones: an untrained model fin
 CELLS = 2**22  # scores that are on the device at a time when finding spans
 
 
-def rotate(vectors):
+def rotate(vectors: torch.Tensor) -> torch.Tensor:
     """RoPE: pairs of the values of word m, rotated by the angles m * 10000^(-2i / D). (B, W, D) -> (B, W, D)"""
     width, size = vectors.shape[1:]
     rates = 10000 ** (-torch.arange(0, size, 2, device=vectors.device) / size)
@@ -35,41 +37,41 @@ def rotate(vectors):
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], 3).flatten(2)
 
 
-def scores_of_pairs(vectors):
+def scores_of_pairs(vectors: torch.Tensor) -> torch.Tensor:
     """Vectors of words (B, W, 2D), q and k -> q_i . k_j / sqrt(D), (B, W, W)."""
     q, k = vectors.chunk(2, 2)
     return rotate(q / math.sqrt(q.shape[2])) @ rotate(k).transpose(1, 2)
 
 
-def parts_of(logits):
+def parts_of(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The terms: (B, W, W), starts (B, W, T), ends (B, W, T)."""
     width = logits.shape[1]
     return logits.split([width, *[(logits.shape[2] - width) // 2] * 2], 2)
 
 
-def dense(logits):
+def dense(logits: torch.Tensor) -> torch.Tensor:
     """The scores themselves, (B, T, W, W). Only for a small batch, or one text at a time: see `loss`."""
     pairs, starts, ends = parts_of(logits)
     return pairs.unsqueeze(1) + starts.transpose(1, 2).unsqueeze(3) + ends.transpose(1, 2).unsqueeze(2)
 
 
-def spans_of(mask):
+def spans_of(mask: torch.Tensor) -> torch.Tensor:
     """Which (first word, last word) are spans, (B, W, W). mask: (B, W), the real words."""
     return (mask.unsqueeze(2) & mask.unsqueeze(1)).triu()
 
 
-def has_labels(labels):
+def has_labels(labels: torch.Tensor) -> torch.Tensor:
     """Which texts have labels, (B,). labels: as `encode` makes them."""
     return labels[:, 0] != IGNORE
 
 
-def encode(spans):
+def encode(spans: Iterable[tuple[int, int, int]] | None) -> list[int]:
     """[(first word, last word, type id)] of a text -> a flat row of labels: 0, then three numbers per span. None (no
     label) becomes [IGNORE]. A batch of such rows is padded with IGNORE."""
     return [IGNORE] if spans is None else [0, *(number for span in spans for number in span)]
 
 
-def cells_of(labels, mask):
+def cells_of(labels: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(first words, last words, types, whether it is a span of this text), each (B, N), from a batch's labels."""
     number = (labels.shape[1] - 1) // 3
     first, last, kind = labels[:, 1 : 1 + 3 * number].unflatten(1, (number, 3)).unbind(2)
@@ -78,7 +80,7 @@ def cells_of(labels, mask):
     return torch.where(there, first, 0), torch.where(there, last, 0), torch.where(there, kind, 0), there
 
 
-def loss(logits, labels, mask):
+def loss(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The multi-label cross-entropy of Su (2020, kexue.fm/archives/7359) of each text, summed over types, (B,):
 
         sum over t of log(1 + sum of e^s over spans that are not of type t) + log(1 + sum of e^-s over those that are)
@@ -106,12 +108,12 @@ def loss(logits, labels, mask):
     return torch.where(has_labels(labels), by_type.sum(1), 0.0)
 
 
-def rows_at(values, places):
+def rows_at(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """values (B, W, T), places (B, N) -> (B, N, T)"""
     return values.gather(1, places.unsqueeze(2).expand(-1, -1, values.shape[2]))
 
 
-def log_sum(pairs, starts, ends, where):
+def log_sum(pairs: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     """log of the sum of e^s over the spans of `where` (B, W, W), per type: (B, T); very low if there are none."""
     pairs = pairs.double().masked_fill(~where, -math.inf)
     tops = pairs.detach().amax(2, keepdim=True).clamp(min=-1e30)  # per first word: no e^x below overflows
@@ -121,7 +123,7 @@ def log_sum(pairs, starts, ends, where):
     return logs.masked_fill(~where.any(2, keepdim=True), -1e30).logsumexp(1).to(starts.dtype)
 
 
-def divergence(first, second, labels, mask):
+def divergence(first: torch.Tensor, second: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """KL(p || q) + KL(q || p), (), where each span of each type is present with probability sigmoid(score): the sum of
     (sigmoid(s) - sigmoid(s')) (s - s') over all spans of the texts that have labels."""
     where = (spans_of(mask) & has_labels(labels)[:, None, None]).unsqueeze(1)
@@ -129,17 +131,19 @@ def divergence(first, second, labels, mask):
     return torch.where(where, (one.sigmoid() - other.sigmoid()) * (one - other), 0.0).sum()
 
 
-def real_scores(logits, mask):
+def real_scores(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The scores of all spans of real words, text by text, flat."""
     scores, where = dense(logits), spans_of(mask).unsqueeze(1)
     return scores[where.expand_as(scores)]
 
 
 @torch.no_grad()
-def find(logits, mask, lowest=LOWEST, most=MOST):
+def find(
+    logits: torch.Tensor, mask: torch.Tensor, lowest: float = LOWEST, most: int = MOST
+) -> tuple[list[list[tuple[int, int, int]]], list[list[float]]]:
     """(spans, probabilities): for each text a list of (first word, last word, type id) with a score above `lowest`, in
     order, and the sigmoids of their scores. If there are more than `most` per word, the best are kept."""
-    spans, probabilities = [[] for _ in mask], [[] for _ in mask]
+    spans, probabilities = [[] for _ in mask], [[] for _ in mask]  # type: list[list[Any]], list[list[float]]
     width, types = mask.shape[1], (logits.shape[2] - mask.shape[1]) // 2
     size = max(1, CELLS // (width * width * types))
     for begin in range(0, len(logits), size):
@@ -157,7 +161,9 @@ def find(logits, mask, lowest=LOWEST, most=MOST):
     return spans, probabilities
 
 
-def merge_windows(windows):
+def merge_windows(
+    windows: Sequence[tuple[int, int, list[Any], list[float]]],
+) -> tuple[list[tuple[int, int, int]], list[float]]:
     """Merges the spans found in the windows of a text -> (spans, probabilities) over its words, each span once.
 
     windows: [(first word, number of words, spans, probabilities)]. If several windows hold a span, the one
@@ -166,7 +172,8 @@ def merge_windows(windows):
     windows = sorted(windows, key=lambda window: window[0])
     end = max(first + size for first, size, _, _ in windows)
 
-    def room(number, start, stop):  # from a span to the nearer edge of a window; negative if it is not inside
+    def room(number: int, start: int, stop: int) -> float:
+        # from a span to the nearer edge of a window; negative if it is not inside
         first, size = windows[number][:2]
         before, behind = start - first, first + size - 1 - stop
         if before < 0 or behind < 0:
@@ -182,9 +189,9 @@ def merge_windows(windows):
     return sorted(merged), [merged[span] for span in sorted(merged)]
 
 
-def num_outside(data, name):
+def num_outside(data: Any, name: str) -> int:
     """How many spans of a task do not fit in any window of their text. data: a MyDataset"""
-    windows = {}
+    windows: dict[int, list[tuple[int, int]]] = {}
     for example, first, size in zip(
         data.example_index.tolist(), data.columns["first_word"].tolist(), data.columns["word_starts"].lengths.tolist()
     ):
@@ -197,12 +204,14 @@ def num_outside(data, name):
     )
 
 
-def mean_of(answers, seen=None):
+def mean_of(
+    answers: Sequence[tuple[list[Any], list[float]]], seen: Sequence[float] | None = None
+) -> tuple[list[tuple[int, int, int]], list[float]]:
     """(spans, probabilities) of one text from several models -> the mean; a model that did not find a span counts as 0.
 
     seen: how many words of the text each model saw, if one cut it: it does not count for spans that end after them.
     """
-    sums, seen = {}, seen or [math.inf] * len(answers)
+    sums, seen = cast(dict[Any, float], {}), seen or [math.inf] * len(answers)
     for spans, probabilities in answers:
         for span, p in zip(spans, probabilities):
             sums[span] = sums.get(span, 0.0) + p / sum(span[1] < size for size in seen)
@@ -216,45 +225,47 @@ class SpanAnswers:
     least = 1e-3  # probability from which a student learns a span: every span has some
 
     @property
-    def numbers_a_word(self):
+    def numbers_a_word(self: Any) -> int:
         return len(self.task["labels"])
 
-    def natural(self, logits):
+    def natural(self, logits: torch.Tensor) -> torch.Tensor:
         """The scores of all spans by their first word, (B, W, W * T): last word j and type t are at j * T + t."""
         return dense(logits).permute(0, 2, 3, 1).flatten(2)
 
-    def statistics(self, scores, inputs):
+    def statistics(self, scores: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return scores.sigmoid() * self.are_spans(inputs)
 
-    def log_normalizers(self, scores, inputs):
+    def log_normalizers(self, scores: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return (F.softplus(scores) * self.are_spans(inputs)).sum(2)
 
-    def are_spans(self, inputs):
+    def are_spans(self: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return spans_of(inputs["word_mask"]).repeat_interleave(len(self.task["labels"]), 2)
 
-    def num_taught(self, targets, inputs):
+    def num_taught(self, targets: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The number of texts: a text has one label."""
         return (targets.taught.amax(1)).sum()
 
-    def to_labels(self, answer, probability):
+    def to_labels(self: Any, answer: Any, probability: Any) -> tuple[Any, Any]:
         """The spans that reach the threshold: [[first word, last word, type]], and their probabilities."""
         lowest, names = float(self.threshold.double().sigmoid()), self.task["labels"]
         taken = [(span, p) for span, p in zip(answer, probability) if p >= lowest]
         return [[first, last, names[kind]] for (first, last, kind), _ in taken], [p for _, p in taken]
 
-    def label_mask(self, labels, inputs):
+    def label_mask(self, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """A text has one label, the set of its spans."""
         return torch.arange(labels.shape[1], device=labels.device).eq(0) & has_labels(labels).unsqueeze(1)
 
-    def divergence(self, first, second, labels, inputs):
+    def divergence(
+        self, first: torch.Tensor, second: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
         return divergence(first, second, labels, inputs["word_mask"])
 
-    def real_logits(self, logits, inputs):
+    def real_logits(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return real_scores(logits, inputs["word_mask"])
 
-    def calibrate(self, found, labels):
+    def calibrate(self: Any, found: Any, labels: Any) -> None:
         """Chooses the threshold with the best F1."""
-        names, pairs, there = self.task["labels"], [], 0
+        names, pairs, there = self.task["labels"], [], 0  # type: Any, list[Any], int
         for (spans, probabilities), gold in zip(found, labels):
             if gold is not None:
                 gold = {tuple(span) for span in gold}
@@ -266,7 +277,7 @@ class SpanAnswers:
             threshold = best_threshold(probabilities.logit(eps=1e-15), right, LOWEST, there)
             self.threshold.copy_(self.threshold if threshold is None else threshold)
 
-    def hits(self, answers, probabilities, labels):
+    def hits(self: Any, answers: Any, probabilities: Any, labels: torch.Tensor) -> tuple[int, int]:
         """(twice the correct spans, predicted plus gold spans); their quotient is F1."""
         right, total, names = 0, 0, self.task["labels"]
         for answer, probability, row in zip(answers, probabilities, labels.tolist()):

@@ -13,11 +13,13 @@ MOST_NUMBERS = 2**27  # values at a time: half a GB
 MOST_WORK = 2**22
 
 
-def is_for_scan(batch, num_tags):
+def is_for_scan(batch: int, num_tags: int) -> bool:
     return batch * num_tags**3 <= MOST_WORK
 
 
-def by_scan(emissions, start, transitions, end, mask):
+def by_scan(
+    emissions: torch.Tensor, start: torch.Tensor, transitions: torch.Tensor, end: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
     """The tags of the best path of each text, (B, W); any path whose score differs only by rounding may win."""
     _, num_words, num_tags = emissions.shape
     width = 1 << (num_words - 1).bit_length()
@@ -26,7 +28,14 @@ def by_scan(emissions, start, transitions, end, mask):
     return torch.cat(tags) if len(tags) > 1 else tags[0]
 
 
-def scan_of(emissions, start, transitions, end, mask, width):
+def scan_of(
+    emissions: torch.Tensor,
+    start: torch.Tensor,
+    transitions: torch.Tensor,
+    end: torch.Tensor,
+    mask: torch.Tensor,
+    width: int,
+) -> torch.Tensor:
     batch, num_words, num_tags = emissions.shape
     last = torch.arange(batch, device=mask.device), mask.sum(1) - 1
     scores = emissions + F.pad(start.unsqueeze(0), (0, 0, 0, num_words - 1))
@@ -51,7 +60,9 @@ def scan_of(emissions, start, transitions, end, mask, width):
     return ends[:, :num_words, 1] * mask
 
 
-def by_words(emissions, start, transitions, end, mask):
+def by_words(
+    emissions: torch.Tensor, start: torch.Tensor, transitions: torch.Tensor, end: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
     """The tags of the best path of each text, (B, W): the same as CRF.viterbi's loop, including ties."""
     batch, num_words, num_tags = emissions.shape
     emissions, mask = emissions.transpose(0, 1).contiguous(), mask.T

@@ -14,13 +14,16 @@ import dataclasses
 import json
 import subprocess
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 
 from engine.errors import UserError
-from engine.predict.predictions import text_and_places
+from engine.predict.predictions import Predictions, text_and_places
 from engine.run.files import appearing_whole, write_json
 from engine.run.run_folder import EVALUATE, read_result, read_result_lines
 from engine.schema import AnyOf, Optional, Range
@@ -34,13 +37,15 @@ NO_MATTER = frozenset("do_train do_eval do_predict report_language resume clear_
 PLAIN_KEYS = {"id", "text", "tokens", "text_pair", "extras", "kept"}
 
 
-def marks_of(data):
+def marks_of(data: Any) -> tuple[np.ndarray, np.ndarray]:
     """(sub-tokens cut off, number of inputs) of each example of a MyDataset, each (N,)."""
     windows = np.bincount(data.example_index, minlength=len(data))
     return np.bincount(data.example_index, data.columns["num_cut"], len(data)).astype(int), windows
 
 
-def distribution(average, labels, predicted, kind):
+def distribution(
+    average: torch.Tensor | None, labels: Sequence[str], predicted: Any, kind: str
+) -> dict[str, float] | None:
     """{label: probability} from a head's `to_average` for a text; None if that is not a distribution, since a custom
     head may give anything."""
     if average is None or average.ndim != 1 or len(average) != len(labels):
@@ -53,7 +58,9 @@ def distribution(average, labels, predicted, kind):
     return kept if several else dict(sorted(kept.items(), key=lambda item: -item[1]))
 
 
-def answer_of(task, kind, gold, label, probability, average, verdict):
+def answer_of(
+    task: dict[str, Any], kind: str, gold: Any, label: Any, probability: Any, average: Any, verdict: bool | None
+) -> dict[str, Any]:
     """The stored form of a task's answer to a text."""
     rounded = probability if probability is None else np.round(probability, 6).tolist()
     kept = {"gold": gold, "predicted": label, "right": verdict, "probability": rounded}
@@ -63,9 +70,10 @@ def answer_of(task, kind, gold, label, probability, average, verdict):
     return kept
 
 
-def rows_of(data, predictions, tasks, metrics):
-    """The rows of a MyDataset as they are stored. predictions: engine.predict.predictions.Predictions; metrics: the
-    module metrics.py, which decides what is right."""
+def rows_of(
+    data: Any, predictions: Predictions, tasks: dict[str, dict[str, Any]], metrics: ModuleType
+) -> Iterator[dict[str, Any]]:
+    """The rows of a MyDataset as they are stored. metrics: the module metrics.py, which decides what is right."""
     kinds = looks(tasks, metrics)
     cut, windows = marks_of(data)
     labels, probabilities, averages = predictions
@@ -95,20 +103,20 @@ def rows_of(data, predictions, tasks, metrics):
         yield row
 
 
-def looks(tasks, metrics):
+def looks(tasks: dict[str, dict[str, Any]], metrics: ModuleType) -> dict[str, str]:
     """{task: one of KINDS}, as metrics.py scores it; a custom kind becomes the one that its labels fit."""
     kinds = {name: metrics.kind_of(task) for name, task in tasks.items()}
     return {name: kind if kind in KINDS else kind_of(tasks[name]) for name, kind in kinds.items()}
 
 
-def write_rows(folder, part, rows):
+def write_rows(folder: Path, part: str, rows: Iterable[dict[str, Any]]) -> None:
     """Writes answers/<part>.jsonl below a run folder."""
     (folder / "answers").mkdir(exist_ok=True)
     with appearing_whole(folder / "answers" / f"{part}.jsonl") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def write_about(folder, trainer, trained, parts, metrics, **more):
+def write_about(folder: Path, trainer: Any, trained: Any, parts: list[str], metrics: ModuleType, **more: Any) -> None:
     """Writes answers/about.json. trainer: holds the model that answered; trained: the options of its training."""
     tasks, config, device = trainer.tasks, trainer.config, trainer.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -133,17 +141,17 @@ def write_about(folder, trainer, trained, parts, metrics, **more):
     write_json(folder / "answers/about.json", about | more)
 
 
-def options_of(trained):
+def options_of(trained: Any) -> dict[str, Any]:
     """The options of a training run that say something about the model and differ from the defaults."""
     defaults = {f.name: f.default for f in dataclasses.fields(trained)}
     options = dataclasses.asdict(trained)
     return {n: v for n, v in options.items() if v != defaults[n] and n not in NO_MATTER}
 
 
-def commit_of(root):
+def commit_of(root: Path) -> str:
     """The commit of a clone, with "+" if tracked files have changed since; "" without git."""
 
-    def git(*words):
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, timeout=10)
 
     try:
@@ -201,7 +209,7 @@ def row_shape(kinds: dict[str, str]) -> dict:
     }
 
 
-def read_about(folder):
+def read_about(folder: str | Path) -> dict[str, Any]:
     """Reads answers/about.json of a run folder. Raises UserError if it is missing or damaged."""
     path = Path(folder) / "answers/about.json"
     if not path.is_file():

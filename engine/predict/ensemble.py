@@ -7,8 +7,10 @@ tokenizers may differ.
 
 import math
 import statistics
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from tqdm import tqdm
 
 from engine.errors import UserError
 from engine.model import span_pointer
+from engine.model.head import Head
 from engine.predict.predictions import Predictions, add_cut_words, prediction_rows
 from engine.run.files import verify
 from engine.run.run_folder import SCORES, read_result
@@ -25,9 +28,9 @@ from engine.task.extras import extras_of
 from engine.task.tags import read_tasks
 
 
-def mean_scores(paths):
+def mean_scores(paths: Sequence[Path]) -> dict[str, Any]:
     """{"folds": [eval.json of each], "mean": …, "std": …}; a score that one fold lacks has no mean."""
-    result = {"folds": [read_result(path, {str: SCORES}) for path in paths]}
+    result: dict[str, Any] = {"folds": [read_result(path, {str: SCORES}) for path in paths]}
     for part in result["folds"][0]:
         for name in result["folds"][0][part]:
             values = [fold[part][name] for fold in result["folds"] if name in fold[part]]
@@ -40,7 +43,7 @@ def mean_scores(paths):
 # ---- the mean of several models --------------------------------------------------------------------------------------
 
 
-def deciding_state(heads):
+def deciding_state(heads: Any) -> dict[str, dict[str, torch.Tensor]]:
     """{task: {name: tensor}}, copies of what heads decode with besides logits: thresholds, transitions of a CRF."""
     return {
         task: {
@@ -52,14 +55,14 @@ def deciding_state(heads):
     }
 
 
-def average_heads(heads, states):
+def average_heads(heads: Any, states: list[dict[str, dict[str, torch.Tensor]]]) -> None:
     """Gives heads the mean of several models' `deciding_state`."""
     for task, head in heads.items():
         means = {name: torch.stack([state[task][name].float() for state in states]).mean(0) for name in states[0][task]}
         head.load_state_dict(means, strict=False)
 
 
-def means_of(head, averages, seen=None):
+def means_of(head: Head, averages: list[list], seen: Sequence[np.ndarray] | None = None) -> list:
     """The mean of several models' outputs for a task, per text; for a head that finds spans (spans, probabilities).
 
     averages: for each model what `Trainer.infer` gives with keep_averages. seen: for each model how many words of each
@@ -72,16 +75,16 @@ def means_of(head, averages, seen=None):
     return [span_pointer.mean_of(several, size and list(map(int, size))) for several, size in zip(texts, sizes)]
 
 
-def mean_of_words(several):
+def mean_of_words(several: Any) -> torch.Tensor:
     """The mean of tensors; if their numbers of words differ, (W, C), each word's mean over those that have it."""
     if len({one.shape for one in several}) == 1:
         return torch.stack(several).mean(0)
     return pad_sequence(several, padding_value=math.nan).nanmean(1)
 
 
-def decode(head, means, size=64):
+def decode(head: Head, means: list[torch.Tensor], size: int = 64) -> list:
     """[(answer, probability)], as a head decodes them for each text from the means of several models."""
-    by_words, found = head.level == "words", [None] * len(means)
+    by_words, found = head.level == "words", [None] * len(means)  # type: bool, list[Any]
     order = sorted(range(len(means)), key=lambda i: len(means[i])) if by_words else range(len(means))
     for start in range(0, len(order), size):
         numbers = order[start : start + size]
@@ -98,13 +101,15 @@ def decode(head, means, size=64):
 
 
 @torch.inference_mode()
-def mean_predictions(heads, averages, data, seen=None):
+def mean_predictions(
+    heads: Any, averages: list[dict[str, list]], data: Any, seen: Sequence[np.ndarray] | None = None
+) -> Predictions:
     """Predictions for the examples of a MyDataset that `heads` decode from the mean of several models' outputs; for
     labels of whole texts they include the mean itself. averages: for each model {task: …}; see `means_of`."""
     labels, probabilities, means = {}, {}, {}
     for name, head in heads.items():
         mean = means_of(head, [average[name] for average in averages], seen)
-        answers = mean if head.finds_spans else decode(head, mean)
+        answers: list[tuple[Any, Any]] = mean if head.finds_spans else decode(head, mean)
         if head.level == "words" and not head.finds_spans:
             lengths = [len(data[i]["tokens"]) for i in range(len(data))]
             answers = [add_cut_words(*pair, n - len(pair[0]), head.task) for pair, n in zip(answers, lengths)]
@@ -115,7 +120,9 @@ def mean_predictions(heads, averages, data, seen=None):
 
 
 @torch.inference_mode()
-def calibrate(heads, averages, data, rows, seen=None):
+def calibrate(
+    heads: Any, averages: list[dict[str, list]], data: Any, rows: np.ndarray, seen: Sequence[np.ndarray] | None = None
+) -> None:
     """Lets heads choose again what they choose on dev, such as thresholds: for the mean of several models, on these
     rows of a MyDataset."""
     for name, head in heads.items():
@@ -140,13 +147,13 @@ class Run(NamedTuple):
     use_crf: bool
 
     @property
-    def home(self):
+    def home(self) -> Path | None:
         """The folder of the run, if its checkpoint is in one."""
         folder = self.folder.resolve()
         return folder.parents[1] if folder.parent.name == "checkpoints" else None
 
 
-def find_runs(paths, unique):
+def find_runs(paths: Iterable[str | Path], unique: Callable[[list[str]], list[str]]) -> list[Run]:
     """The Runs in these folders, each a run, whose checkpoints/best is taken, or a checkpoint.
 
     unique: names -> distinct names. Raises UserError for one that is damaged, that is named twice, or whose tasks,
@@ -164,7 +171,7 @@ def find_runs(paths, unique):
     return runs
 
 
-def checkpoint_of(path):
+def checkpoint_of(path: Path) -> Path:
     """The checkpoint that a folder is or contains. Raises UserError if there is none, or it is damaged."""
     folder = path / "checkpoints/best" if (path / "checkpoints/best").is_dir() else path
     if not all((folder / f"{name}.json").is_file() for name in ("labels", "args")):
@@ -176,7 +183,7 @@ def checkpoint_of(path):
     return folder
 
 
-def name_of(folder):
+def name_of(folder: Path) -> str:
     """output/mine/checkpoints/best -> mine; output/mine/checkpoints/step_00000010 -> mine/step_00000010"""
     folder = folder.resolve()
     if folder.parent.name != "checkpoints":
@@ -185,7 +192,7 @@ def name_of(folder):
     return run if folder.name == "best" else f"{run}/{folder.name}"
 
 
-def facts_of(run, name):
+def facts_of(run: Run, name: str) -> dict[str, Any]:
     """{property: value} of a run's task, in which all runs must agree."""
     task = run.tasks[name]
     facts = {"head": "crf_tagging" if run.use_crf and task["type"] == "tagging" else task["type"]}
@@ -196,7 +203,7 @@ def facts_of(run, name):
     return facts
 
 
-def refuse_difference(first, run):
+def refuse_difference(first: Run, run: Run) -> None:
     """Raises UserError, which says what differs, if a run does not match the first one."""
     for one, other in ((first, run), (run, first)):
         if lacking := sorted(one.tasks.keys() - other.tasks.keys()):
@@ -219,7 +226,7 @@ def refuse_difference(first, run):
             )
 
 
-def on_scale_of(first, run, predictions):
+def on_scale_of(first: Run, run: Run, predictions: Predictions) -> Predictions:
     """Predictions of a run, with its regression averages in standard deviations from the mean of the first run's train
     part."""
     averages = dict(predictions.averages)
@@ -236,7 +243,7 @@ class Part:
     def __init__(self):
         self.dataset, self.predictions, self.seen = None, {}, {}
 
-    def add(self, number, data, predictions):
+    def add(self, number: int, data: Any, predictions: Predictions) -> None:
         """Adds a run's predictions. data: the run's MyDataset; that of the run that cuts least is kept."""
         if self.dataset is None or data.columns["num_cut"].sum() < self.dataset.columns["num_cut"].sum():
             self.dataset = data
@@ -246,13 +253,13 @@ class Part:
             ends = data.columns["first_word"] + data.columns["word_starts"].lengths
             np.maximum.at(self.seen[number], data.example_index, ends)
 
-    def of(self, members):
+    def of(self, members: Iterable[int]) -> dict[str, Any]:
         """Arguments of `mean_predictions` and `calibrate` for these runs: averages, and the words that were seen."""
         members = sorted(members)
         seen = [self.seen[number] for number in members] if self.seen else None
         return dict(averages=[self.predictions[number].averages for number in members], seen=seen, data=self.dataset)
 
-    def gold(self, tasks):
+    def gold(self, tasks: Iterable[str]) -> dict[str, list]:
         examples = [self.dataset[i] for i in range(len(self.dataset))]
         return {name: [example[name] for example in examples] for name in tasks}
 
@@ -265,13 +272,21 @@ class Committee:
     metrics: the module metrics.py. `label_rows` uses it like a Trainer; `collect_rows` gives what `predict_rows` takes.
     """
 
-    def __init__(self, runs, load, loader_of, config, device, metrics):
+    def __init__(
+        self,
+        runs: list[Run],
+        load: Callable[[Path], tuple[Any, Any]],
+        loader_of: Callable[..., Any],
+        config: Any,
+        device: torch.device,
+        metrics: ModuleType,
+    ):
         self.runs, self.load, self.loader_of = runs, load, loader_of
         self.config, self.device, self.metrics = config, device, metrics
-        self.tasks, self.members, self.stop = runs[0].tasks, range(len(runs)), None
-        self.heads, self.states, self.is_calibrated = None, {}, False
+        self.tasks, self.members, self.stop = runs[0].tasks, range(len(runs)), None  # type: dict, Collection[int], Any
+        self.heads, self.states, self.is_calibrated = None, {}, False  # type: Any, dict[int, Any], bool
 
-    def collect(self, sources, members=None):
+    def collect(self, sources: Mapping[str, Any], members: Iterable[int] | None = None) -> dict[str, Part]:
         """{title: a file or a list of examples} -> {title: Part} with the outputs of each of these runs."""
         parts = {title: Part() for title in sources}
         for number in tqdm(sorted({*(members or self.members)}), desc="runs", leave=False, delay=2):
@@ -287,7 +302,7 @@ class Committee:
             del trainer  # before the next one is loaded
         return parts
 
-    def decide(self, members, dev=None, rows=None):
+    def decide(self, members: Collection[int], dev: Any = None, rows: np.ndarray | None = None) -> None:
         """Sets the heads to the mean of these runs: of transitions, and of thresholds unless `dev`, a Part, is given:
         then the thresholds are those best for the runs together on dev, or on these rows of it."""
         average_heads(self.heads, [self.states[number] for number in sorted(members)])
@@ -295,14 +310,14 @@ class Committee:
         if self.is_calibrated:
             calibrate(self.heads, rows=np.arange(len(dev.dataset)) if rows is None else rows, **dev.of(members))
 
-    def answer(self, part):
+    def answer(self, part: Part) -> Predictions:
         """Predictions of the members for a Part."""
         return mean_predictions(self.heads, **part.of(self.members))
 
-    def collect_rows(self, examples):
+    def collect_rows(self, examples: list[dict[str, Any]]) -> Part:
         return self.collect({"labelling": examples})["labelling"]
 
-    def predict_rows(self, part):
+    def predict_rows(self, part: Part) -> Iterator[dict[str, Any]]:
         if not self.is_calibrated:
             self.decide(self.members)
         return prediction_rows(self.answer(part), part.dataset, self.tasks, self.metrics.is_right)

@@ -9,9 +9,11 @@ Where pools begin depends on the row number alone, so a resumed run labels the s
 import io
 import logging
 import os
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -37,7 +39,14 @@ CHECKPOINT, POOLS = "SHA-256 of the checkpoint", "rows in a pool"
 FORCEABLE = {CHECKPOINT, POOLS, "device", "--eval_batch_size", "--precision", "--compile"}
 
 
-def label_rows(trainer, rows, load, path, *checkpoints, **more):
+def label_rows(
+    trainer: Any,
+    rows: Any,
+    load: Callable[[list[dict[str, Any]]], Any],
+    path: str | Path,
+    *checkpoints: str | Path,
+    **more: Any,
+) -> None:
     """Labels the rows of a file, or the part of them that --shard selects, into a .csv or .jsonl file.
 
     rows: a Rows of preprocess/sources.py; load: examples -> a MyDataLoader; path: of the output, to which --shard adds
@@ -81,7 +90,7 @@ def label_rows(trainer, rows, load, path, *checkpoints, **more):
             output.finish()
 
 
-def part_of_shard(size, pool, shard):
+def part_of_shard(size: int, pool: int, shard: str) -> range:
     """The range of rows that a shard such as "3/16" labels: whole pools; shards differ by at most one pool."""
     number, shards = parse_shard(shard)
     pools = -(-size // pool)
@@ -93,13 +102,13 @@ def part_of_shard(size, pool, shard):
     return range(first, end)
 
 
-def path_of_shard(path, shard):
+def path_of_shard(path: str | Path, shard: str) -> Path:
     """The output of a shard: labelled.csv -> labelled-03-of-16.csv, so that names sort as the rows do."""
     path, (number, shards) = Path(path), parse_shard(shard)
     return path.with_stem(f"{path.stem}-{number:0{len(str(shards))}d}-of-{shards}") if shard else path
 
 
-def check_all(rows, tasks):
+def check_all(rows: Any, tasks: dict[str, dict[str, Any]]) -> None:
     """Raises UserError for a row that a model of these tasks cannot read; `Rows` has checked what needs no model."""
     if not rows.labelled:
         check_pairs(next(iter(rows.read())), tasks)
@@ -107,7 +116,7 @@ def check_all(rows, tasks):
             pass
 
 
-def examples_of(rows, tasks, start, stop):
+def examples_of(rows: Any, tasks: dict[str, dict[str, Any]], start: int, stop: int) -> Iterator[dict[str, Any]]:
     """Yields the examples of rows start to stop, as these tasks need them."""
     examples = rows.read()
     before = tqdm(total=start, desc=f"finding row {start + 1}", unit=" rows", leave=False, delay=2)
@@ -127,7 +136,7 @@ class Output:
     facts: {what the bytes depend on: its value}; num_rows: how many rows there will be.
     """
 
-    def __init__(self, path, facts, num_rows, spreadsheet_safe=False):
+    def __init__(self, path: str | Path, facts: dict[str, Any], num_rows: int, spreadsheet_safe: bool = False):
         self.path, self.facts, self.num_rows, self.safe = Path(path), facts, num_rows, spreadsheet_safe
         self.partial = self.path.with_name(f"{self.path.name}.partial")
         self.progress = self.path.with_name(f"{self.path.name}.partial.json")
@@ -136,7 +145,7 @@ class Output:
         self.cuts = Cuts()
 
     @contextmanager
-    def opened(self, resume, force):
+    def opened(self, resume: bool, force: bool) -> Iterator[int]:
         """`with output.opened(…) as rows:` — locks the output for this process; `rows` of its rows are done.
 
         resume: continue a partial output, if there is one; force: also with another model, or other options.
@@ -150,7 +159,7 @@ class Output:
                 raise UserError(os_error_line(error)) from None
             yield self.rows
 
-    def begin(self, resume):
+    def begin(self, resume: bool) -> None:
         self.rows = self.bytes = 0
         if self.partial.exists():
             why = f"{self.progress.name} is missing" if resume else "--resume is not given"
@@ -159,7 +168,7 @@ class Output:
         self.partial.unlink(missing_ok=True)
         open_own(self.partial).close()
 
-    def go_on(self, force):
+    def go_on(self, force: bool) -> bool:
         """Goes back to the last state that is safe on disk. -> whether there is one. Raises UserError if it belongs to
         other inputs or options, or is damaged."""
         anew = f"remove {self.progress} to start over"
@@ -183,15 +192,15 @@ class Output:
         logger.info(f"resuming: {self.so_far()}")
         return True
 
-    def so_far(self):
+    def so_far(self) -> str:
         return f"{self.rows} of {self.num_rows} rows are in {self.partial}"
 
-    def save(self):
+    def save(self) -> None:
         done = {"rows": self.rows, "bytes": self.bytes, "cuts": self.cuts.counts, "facts": self.facts}
         write_json(self.progress, done, durable=True)
 
-    def add(self, rows, data):
-        """Appends the answers to the rows of a MyDataset, dicts. Raises UserError if the disk is full; all rows before
+    def add(self, rows: Iterable[dict[str, Any]], data: Any) -> None:
+        """Appends the answers to the rows of a MyDataset. Raises UserError if the disk is full; all rows before
         are safe."""
         text = io.StringIO(newline="")
         write_rows(rows, text, self.path.suffix == ".jsonl", header=not self.rows, spreadsheet_safe=self.safe)
@@ -208,7 +217,7 @@ class Output:
             left = f"{safe} of {self.num_rows} rows are safe, and --resume continues"
             raise UserError(f"{self.partial}: cannot be written ({(error.strerror or '').lower()}); {left}") from None
 
-    def finish(self):
+    def finish(self) -> None:
         """Gives the file its final name."""
         if self.partial.exists():
             os.replace(self.partial, self.path)

@@ -4,9 +4,10 @@ import csv
 import json
 import logging
 import math
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO, cast
 
 import torch
 from seqeval.metrics.sequence_labeling import get_entities
@@ -39,23 +40,24 @@ class Answers:
     keep_averages: True, or "texts": only for labels of whole texts, which are a few values each.
     """
 
-    def __init__(self, heads, data, calibrate=False, keep_averages=False):
+    def __init__(self, heads: Any, data: Any, calibrate: bool = False, keep_averages: bool | str = False):
         self.heads, self.data = heads, data
         self.keep = {n for n, h in heads.items() if keep_averages and (keep_averages != "texts" or h.level != "words")}
         calibrated = [name for name, head in heads.items() if calibrate and head.needs_calibration]
-        self.waiting = {name: [] for name in calibrated if not heads[name].finds_spans}
+        self.waiting: dict[str, list] = {name: [] for name in calibrated if not heads[name].finds_spans}
         self.calibrated_on_spans = [name for name in calibrated if heads[name].finds_spans]
-        self.pieces = {name: [[] for _ in range(len(data))] for name in heads}
-        self.num_words = data.columns["word_starts"].lengths if "word_starts" in data.columns else None  # of each row
+        self.pieces: dict[str, list[list]] = {name: [[] for _ in range(len(data))] for name in heads}
+        # of each row
+        self.num_words: Any = data.columns["word_starts"].lengths if "word_starts" in data.columns else None
 
-    def add(self, batch, logits):
+    def add(self, batch: Any, logits: dict[str, torch.Tensor]) -> None:
         for name, task_logits in logits.items():
             if name in self.waiting:
                 self.waiting[name].append((batch, task_logits))
             else:
                 self.decode(name, batch, task_logits)
 
-    def decode(self, name, batch, logits):
+    def decode(self, name: str, batch: Any, logits: torch.Tensor) -> None:
         """Stores (first word, answer, probability, what may be averaged) of each row with its example; for spans (first
         word, number of words, spans, probabilities), which can be averaged themselves."""
         data, head = self.data, self.heads[name]
@@ -64,7 +66,7 @@ class Answers:
         if not head.finds_spans:
             answers, probabilities = answers.tolist(), probabilities.tolist()
         keep = name in self.keep and not head.finds_spans
-        averages = head.to_average(logits).cpu() if keep else [None] * len(answers)
+        averages: Any = head.to_average(logits).cpu() if keep else [None] * len(answers)
         for i, row in enumerate(batch.rows.tolist()):
             if head.finds_spans:
                 first, size = int(data.columns["first_word"][row]), int(self.num_words[row])
@@ -79,26 +81,26 @@ class Answers:
                 continue
             self.pieces[name][data.example_index[row]].append(piece)
 
-    def gather(self):
+    def gather(self) -> None:
         """With several processes, gathers what each decoded from its own batches."""
         if distributed.size() == 1:
             return
         device = next(self.heads.parameters()).device
         for name, batches in self.waiting.items():
-            own = [(batch.to("cpu"), logits.cpu()) for batch, logits in batches]
+            own: Any = [(batch.to("cpu"), logits.cpu()) for batch, logits in batches]
             everyone = distributed.gather_in_turn(own)
             self.waiting[name] = [(batch.to(device), logits.to(device)) for batch, logits in everyone]
         for name, pieces in self.pieces.items():
             own = {example: found for example, found in enumerate(pieces) if found}
-            self.pieces[name] = merged = [[] for _ in pieces]
+            self.pieces[name] = merged = cast(list[list], [[] for _ in pieces])
             for answers in distributed.gather(own):
                 for example, found in answers.items():
                     merged[example] += found
 
-    def finish(self):
-        """-> Predictions"""
+    def finish(self) -> Predictions:
+        """Calibrates the heads where it was asked for, and merges all answers."""
         for name, batches in self.waiting.items():
-            labels = torch.cat([batch.labels[name] for batch, _ in batches])
+            labels: Any = torch.cat([batch.labels[name] for batch, _ in batches])
             self.heads[name].calibrate(torch.cat([logits for _, logits in batches]), labels)
             for batch, logits in batches:
                 self.decode(name, batch, logits)
@@ -112,7 +114,7 @@ class Answers:
             averages[name] = [average for _, _, average in merged]
         return Predictions(labels, probabilities, averages)
 
-    def merge(self, name, example):
+    def merge(self, name: str, example: int) -> tuple[Any, Any, Any]:
         """(answer, probability, what may be averaged) of an example, merged from its rows; words cut off are O."""
         pieces, head, data = self.pieces[name][example], self.heads[name], self.data
         if head.finds_spans:
@@ -128,37 +130,44 @@ class Answers:
         return *add_cut_words(tag_ids, probabilities, cut, head.task), average
 
 
-def add_cut_words(tag_ids, probabilities, num_cut, task):
+def add_cut_words(
+    tag_ids: list[int], probabilities: list[float], num_cut: int, task: dict[str, Any]
+) -> tuple[list[int], list[float]]:
     """Tags and probabilities of a text whose last words were cut, with O for those words."""
     return tag_ids + [outside_id(task)] * num_cut, probabilities + [0.0] * num_cut
 
 
-def outside_id(task):
+def outside_id(task: dict[str, Any]) -> int:
     """The id of the tag O, or of the first tag."""
     return task["labels"].index("O") if "O" in task["labels"] else 0
 
 
-def names_entities(task):
+def names_entities(task: dict[str, Any]) -> bool:
     """Whether the tags of a tagging task mark entities (B-, I-, …), not classes of words such as parts of speech."""
     return are_of_entities(tuple(task.get("labels", ())))
 
 
 @lru_cache  # called for each text
-def are_of_entities(labels):
+def are_of_entities(labels: tuple[str, ...]) -> bool:
     tags = [tag for tag in labels if tag != "O"]
     return not tags or find_scheme([tags]) is not None
 
 
-def entities(tags, spans, text):
+def entities(tags: list[str], spans: list[tuple[int, int]], text: str) -> list[dict[str, Any]]:
     """[{label, text, start, end}] of a list of tags; spans: each token's (start, end) in the text."""
     return [entity(label, spans[first][0], spans[last][1], text) for label, first, last in get_entities(tags)]
 
 
-def entity(label, start, end, text):
+def entity(label: str, start: int, end: int, text: str) -> dict[str, Any]:
     return {"label": label, "text": text[start:end], "start": start, "end": end}
 
 
-def prepare_inputs(examples, tasks, path="--predict_file", first=1):
+def prepare_inputs(
+    examples: Iterable[dict[str, Any]],
+    tasks: dict[str, dict[str, Any]],
+    path: str | Path = "--predict_file",
+    first: int = 1,
+) -> Iterator[dict[str, Any]]:
     """Yields the texts to predict on as examples for these tasks: with tokens for tags and spans, with extra columns.
 
     first: the number of the first text, for messages.
@@ -177,7 +186,7 @@ def prepare_inputs(examples, tasks, path="--predict_file", first=1):
         yield example
 
 
-def check_pairs(example, tasks):
+def check_pairs(example: dict[str, Any], tasks: dict[str, dict[str, Any]]) -> None:
     """Raises UserError if the tasks read pairs of texts and an example to predict on has one text; warns of an unused
     second text."""
     paired = pairs_of(tasks)
@@ -189,12 +198,14 @@ def check_pairs(example, tasks):
         logger.warning("this model was trained on single texts: the second texts of --predict_file are not read")
 
 
-def token_unit(tasks):
+def token_unit(tasks: dict[str, dict[str, Any]]) -> str | None:
     """The unit of tokens in tasks of tags or spans: "word", "character", "character+blank"; None without such tasks."""
     return next((task["unit"] for task in tasks.values() if needs_words(task["type"])), None)
 
 
-def text_and_places(example, tasks):
+def text_and_places(
+    example: dict[str, Any], tasks: dict[str, dict[str, Any]]
+) -> tuple[str, list[tuple[int, int]] | None]:
     """(the text of an example, [(start, end)] of its tokens in the text, or None without tokens)."""
     text, spans = example.get("text"), None
     if text is not None and "tokens" in example:
@@ -204,7 +215,12 @@ def text_and_places(example, tasks):
     return text, spans
 
 
-def prediction_row(example, answers, tasks, is_right=None):
+def prediction_row(
+    example: dict[str, Any],
+    answers: dict[str, tuple[Any, Any]],
+    tasks: dict[str, dict[str, Any]],
+    is_right: Callable[[dict[str, Any], Any, Any], bool | None] | None = None,
+) -> dict[str, Any]:
     """The output row of an example. answers: {task: (label or tags, probability)}.
 
     Columns: id, text, (text_pair,) and for each task its label and probability, or its entities, with text and
@@ -228,15 +244,20 @@ def prediction_row(example, answers, tasks, is_right=None):
     if is_right is None or any(name not in example for name in answers):
         return row
     verdicts = {name: is_right(tasks[name], example[name], answers[name][0]) for name in answers}
-    gold = {}
+    gold: dict[str, Any] = {}
     for name, verdict in verdicts.items():
         gold |= columns_of(f"{name}_gold", tasks[name], example[name], spans, text) | {f"{name}_right": verdict}
     known = [verdict for verdict in verdicts.values() if verdict is not None]
     return gold_last(row, gold | {"right": all(known) if known else None})
 
 
-def prediction_rows(predictions, data, tasks, is_right=None):
-    """Yields the `prediction_row` of each example of a MyDataset. predictions: a Predictions"""
+def prediction_rows(
+    predictions: Predictions,
+    data: Any,
+    tasks: dict[str, dict[str, Any]],
+    is_right: Callable[[dict[str, Any], Any, Any], bool | None] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Yields the `prediction_row` of each example of a MyDataset."""
     labels, probabilities, _ = predictions
     for i in range(len(data)):
         yield prediction_row(
@@ -262,12 +283,12 @@ def require_finite(example: dict, answers: dict) -> None:
             )
 
 
-def gold_last(row, gold):
+def gold_last(row: dict[str, Any], gold: dict[str, Any]) -> dict[str, Any]:
     """Appends the gold columns; a task that is itself called "right" or "<task>_gold" keeps its column."""
     return row | {name: value for name, value in gold.items() if name not in row}
 
 
-def columns_of(name, task, label, spans, text):
+def columns_of(name: str, task: dict[str, Any], label: Any, spans: Any, text: str) -> dict[str, Any]:
     """The columns of a task's label, gold or predicted; None, where there is no label, stays None."""
     if has_spans(task["type"]):
         found = label if label is None else [entity(kind, spans[f][0], spans[last][1], text) for f, last, kind in label]
@@ -278,7 +299,7 @@ def columns_of(name, task, label, spans, text):
     return {name: label if label is None else entities(label, spans, text)} | tags if names_entities(task) else tags
 
 
-def write_predictions(rows, path, spreadsheet_safe=False):
+def write_predictions(rows: Iterable[dict[str, Any]], path: str | Path, spreadsheet_safe: bool = False) -> None:
     """Writes dicts to a .csv or .jsonl file that appears whole or not at all. Lists are JSON in a CSV."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -289,7 +310,9 @@ def write_predictions(rows, path, spreadsheet_safe=False):
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")  # starts of what a spreadsheet may run (OWASP, CSV Injection)
 
 
-def write_rows(rows, file, as_jsonl, header=True, spreadsheet_safe=False):
+def write_rows(
+    rows: Iterable[dict[str, Any]], file: TextIO, as_jsonl: bool, header: bool = True, spreadsheet_safe: bool = False
+) -> None:
     """Writes dicts as lines of an open text file. header: start a CSV with the names of its columns; spreadsheet_safe:
     put an apostrophe before text cells that a spreadsheet would take for a formula."""
     to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode  # NaN is not valid JSON
@@ -304,6 +327,6 @@ def write_rows(rows, file, as_jsonl, header=True, spreadsheet_safe=False):
         header = False
 
 
-def harmless(cell):
+def harmless(cell: Any) -> Any:
     """A cell of a CSV that no spreadsheet runs; numbers are not formulas."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from engine.errors import UserError
 from engine.run.launch import end_process, is_first_to_say, is_launched, local_rank
@@ -33,12 +33,12 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n")
 
 
-def first_line(error):
+def first_line(error: BaseException) -> str:
     """The first line of another library's error, for a one-line message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-OS_ADVICE = {
+OS_ADVICE: dict[int | None, str] = {
     errno.ENOSPC: "free some space, or choose another location",
     errno.EFBIG: "free some space, or choose another location",
     errno.EDQUOT: "free some space, or choose another location",
@@ -54,7 +54,7 @@ OS_ADVICE = {
 }
 
 
-def os_error_line(error):
+def os_error_line(error: OSError) -> str:
     """An operating-system error as one line: the file, the problem, what to do."""
     if error.filename is None or error.strerror is None:
         return first_line(error)
@@ -85,7 +85,9 @@ def option(
     alone is not enough. choices: choices known only at run time. positional: name in `--help` of an argument that is
     one or more words without a flag.
     """
-    metadata = dict(help=help, low=low, high=high, exclusive=exclusive, resume_safe=resume_safe, group=group)
+    metadata: dict[str, Any] = dict(
+        help=help, low=low, high=high, exclusive=exclusive, resume_safe=resume_safe, group=group
+    )
     metadata |= dict(aliases=aliases, needs=needs.split(), parse=parse, choices=tuple(choices), positional=positional)
     return field(default=default, metadata=metadata)
 
@@ -95,7 +97,7 @@ def choices_of(option_field: dataclasses.Field) -> tuple[str, ...]:
     return get_args(option_field.type) if get_origin(option_field.type) is Literal else option_field.metadata["choices"]
 
 
-def type_of(option_field: dataclasses.Field) -> type:
+def type_of(option_field: Any) -> type:
     """The type of an option's value, or of each of several: int for `int | None`, str for `Literal["a"]`."""
     if get_origin(option_field.type) is Literal:
         return str
@@ -103,7 +105,7 @@ def type_of(option_field: dataclasses.Field) -> type:
     return kinds[0] if kinds else option_field.type
 
 
-def parse_bool(text):
+def parse_bool(text: str) -> bool:
     """'True', 'yes', '1', … -> True and 'False', 'no', '0', … -> False (plain `type=bool` reads 'False' as true)."""
     value = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(str(text).lower())
     if value is None:
@@ -111,7 +113,7 @@ def parse_bool(text):
     return value
 
 
-def parse_layers(text):
+def parse_layers(text: str) -> int:
     """'True' or 'all' -> -1 (the whole encoder), 'False' -> 0 (nothing), otherwise a number of layers."""
     named = {"true": -1, "all": -1, "false": 0}.get(str(text).lower())
     if named is None and not str(text).isdigit():
@@ -119,7 +121,7 @@ def parse_layers(text):
     return int(text) if named is None else named
 
 
-def parse_epochs(text):
+def parse_epochs(text: str) -> int:
     """'auto' -> -1 (resolved by engine/train/automatic.py), otherwise a number of epochs."""
     if text != "auto" and not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of epochs nor 'auto'")
@@ -145,7 +147,7 @@ def check_values(config: Any) -> None:
             raise UserError(f"--{option_field.name}={str(value)[:30]} must {must}")
 
 
-def options_without_switch(config):
+def options_without_switch(config: Any) -> list[str]:
     """One line per option that is set while no switch it needs is on, or that leaves its switch without effect."""
     unused = []
     for option_field in dataclasses.fields(config):
@@ -165,11 +167,11 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class OneLineParser(argparse.ArgumentParser):
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, None if local_rank() else one_line(f"error: {message} (--help lists all flags)") + "\n")
 
 
-def parse_args(config_class, argv=None):
+def parse_args(config_class: type, argv: Sequence[str] | None = None) -> Any:
     """Parses the command line into a dataclass of `option`s; exits with code 2 if a flag is wrong."""
     words = [f.metadata["positional"] for f in dataclasses.fields(config_class) if f.metadata["positional"]]
     parser = OneLineParser(
@@ -179,7 +181,7 @@ def parse_args(config_class, argv=None):
         formatter_class=lambda prog: HelpFormatter(prog, max_help_position=32, width=120),
     )
     parser.add_argument("--version", action="version", version=VERSION, help="show the version and exit")
-    section = parser
+    section: Any = parser
     for f in dataclasses.fields(config_class):
         meta = f.metadata
         if meta["group"]:
@@ -223,7 +225,7 @@ PIPE = 128 + 13  # exit code that a shell shows for a process ended by SIGPIPE
 LOST = "another process of this run has ended or does not respond; checkpoints are intact, --resume continues"
 
 
-def run_command(main, config_class, argv=None):
+def run_command(main: Callable[[Any], int | None], config_class: type, argv: Sequence[str] | None = None) -> int:
     """Runs main(config) with the flags of the command line. -> the exit code, that of `main` or 0.
 
     A user error, a full disk or too little memory prints one line and gives 2; a signal gives 128 plus its number. A
@@ -260,11 +262,11 @@ def make_output_printable() -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     if type(sys.stdout) is io.TextIOWrapper:
-        buffered = {"encoding": sys.stdout.encoding, "line_buffering": sys.stdout.line_buffering}
+        buffered: dict[str, Any] = {"encoding": sys.stdout.encoding, "line_buffering": sys.stdout.line_buffering}
         sys.stdout = PrintableOutput(sys.stdout.detach(), errors="backslashreplace", **buffered)
 
 
-def exit_code(main, config):
+def exit_code(main: Callable[[Any], int | None], config: Any) -> int:
     try:
         return main(config) or 0
     except Interrupted as interrupted:
@@ -272,7 +274,7 @@ def exit_code(main, config):
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except UserError as error:
-        mistake = error
+        mistake: str | UserError = error
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -300,7 +302,7 @@ def exit_code(main, config):
     return 2
 
 
-def is_lost(error):
+def is_lost(error: BaseException) -> bool:
     """Whether an error means that another process of the run has ended or does not respond."""
     names = {kind.__name__ for kind in type(error).__mro__}
     message = str(error).lower()
@@ -308,7 +310,7 @@ def is_lost(error):
     return is_launched() and ("DistError" in names or any(word in message for word in words))
 
 
-def tell(mistake):
+def tell(mistake: str | UserError) -> None:
     """Prints why the program ends; of several processes started by torchrun, only the first to call this prints."""
     if is_first_to_say(patience=2 if mistake == LOST else 0):
         print(one_line(f"error: {mistake}"), file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import ctypes
 from contextlib import suppress
+from typing import Any
 
 import torch
 
@@ -25,22 +26,23 @@ def to_device(name: str) -> torch.device:
 
 def count_of(kind: str) -> int:
     """How many devices of a kind this machine has; `meta`, which holds no values, does not count."""
-    module = getattr(torch, kind, None)
+    module: Any = getattr(torch, kind, None)
     if kind == "cpu" or not hasattr(module, "device_count"):
         return int(kind == "cpu")
     return module.device_count() if module.is_available() else 0
 
 
-def has_bf16(device):
+def has_bf16(device: torch.device) -> bool:
     """Whether a device is faster in bf16 than in fp32: a CPU with AMX or AVX512-BF16, a GPU of compute capability 8
     (Ampere) or later. Others emulate it or, like Arm CPUs, are not known to gain from it in training."""
     if device.type == "cuda":
         return bool(torch.version.hip) or torch.cuda.get_device_capability(device)[0] >= 8
-    there = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}  # absent in old versions
+    # old versions of torch have no get_capabilities
+    there: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return any(there.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
-def keep_freed_memory(device=None):
+def keep_freed_memory(device: torch.device | None = None) -> None:
     """Makes glibc keep memory freed by a batch for the next one, instead of returning it to the system; faster on a
     CPU, and skipped for other devices."""
     if device is not None and device.type != "cpu":
@@ -51,9 +53,9 @@ def keep_freed_memory(device=None):
             libc.mallopt(option, value)
 
 
-def random_state(device):
+def random_state(device: torch.device) -> torch.Tensor:
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
-def set_random_state(state, device):
+def set_random_state(state: torch.Tensor, device: torch.device) -> None:
     torch.cuda.set_rng_state(state, device) if device.type == "cuda" else torch.set_rng_state(state)

@@ -20,11 +20,13 @@ import os
 import random
 import signal
 import warnings
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import partialmethod
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,22 +39,23 @@ from engine.run.device import to_device
 from engine.run.launch import is_launched, local_rank, restarts
 
 ROOT = Path(__file__).resolve().parents[2]
-KEPT = []  # replicas, until the process ends: destroying them joins threads of gloo, which may never return
+# Replicas, until the process ends: destroying them joins threads of gloo, which may never return
+KEPT: list[DistributedDataParallel] = []
 BUCKET = 2**24  # values that are summed at a time
 FEW_ROWS_FROM = 2**20  # values in a matrix from which only its used rows are summed
 
 
-def rank():
+def rank() -> int:
     """The rank of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def size():
+def size() -> int:
     """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_first():
+def is_first() -> bool:
     """Whether this is the process that logs and writes."""
     return rank() == 0
 
@@ -60,7 +63,7 @@ def is_first():
 # ---- beginning and end ---------------------------------------------------------------------------------------------
 
 
-def join(device_name, timeout):
+def join(device_name: str, timeout: float) -> torch.device:
     """Joins the other processes, if there are any. -> this process's device
 
     timeout: seconds after which a process that does not respond ends the run.
@@ -91,14 +94,14 @@ def join(device_name, timeout):
     return device
 
 
-def seed_each(seed):
+def seed_each(seed: int) -> None:
     """At the start of training: seeds Python's generator, and torch's in processes 1, 2, … with seed and rank."""
     random.seed(seed)
     if rank():
         torch.manual_seed(seed + rank() * 1_000_003)
 
 
-def local_device(name, local):
+def local_device(name: str, local: int) -> torch.device:
     """The device of the process with this rank on its machine: a GPU for each, or the CPU for all."""
     device = to_device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
     if device.type != "cuda":
@@ -111,7 +114,7 @@ def local_device(name, local):
     return torch.device("cuda", local)
 
 
-def end_with_parent():
+def end_with_parent() -> None:
     """Makes the system send SIGTERM to this process when torchrun dies: it saves and ends instead of training on."""
     with suppress(OSError, AttributeError):  # not on other systems
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
@@ -119,7 +122,7 @@ def end_with_parent():
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def leave():
+def leave() -> None:
     """Waits for the others, and undoes `join`. Gloo stays active until the process ends (see KEPT)."""
     if dist.is_initialized():
         wait_for_all()
@@ -130,7 +133,7 @@ def leave():
 # ---- communication -------------------------------------------------------------------------------------------------
 
 
-def gather(value):
+def gather(value: Any) -> list[Any]:
     """[value of process 0, of process 1, …], for values that can be pickled."""
     if size() == 1:
         return [value]
@@ -139,7 +142,7 @@ def gather(value):
     return values
 
 
-def gather_in_turn(items):
+def gather_in_turn(items: list[Any]) -> list[Any]:
     """Merges the lists of all processes, one item from each in turn: the inverse of `share`."""
     lists = gather(items)
     if len(lists) == 1:
@@ -148,19 +151,19 @@ def gather_in_turn(items):
     return [item for turn in zip_longest(*lists, fillvalue=missing) for item in turn if item is not missing]
 
 
-def in_step(loader):
+def in_step(loader: Any) -> Iterator[Any]:
     """Yields the items of a loader, then None until the loaders of all processes are exhausted."""
     items = iter(loader)
     for _ in range(highest(len(loader))):
         yield next(items, None)
 
 
-def wait_for_all():
+def wait_for_all() -> None:
     if size() > 1:
         dist.all_reduce(torch.zeros(1))
 
 
-def highest(number):
+def highest(number: int) -> int:
     """The maximum of an integer over all processes."""
     if size() == 1:
         return number
@@ -169,7 +172,7 @@ def highest(number):
     return int(numbers)
 
 
-def add_up(values):
+def add_up(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """{name: () on the CPU} -> the sums over all processes."""
     if size() == 1:
         return values
@@ -178,11 +181,11 @@ def add_up(values):
     return dict(zip(values, numbers.float()))
 
 
-def from_first(function):
+def from_first(function: Callable[[], Any]) -> Any:
     """Returns process 0's function() in all processes; a UserError there is raised in all."""
     if size() == 1:
         return function()
-    answer = [None, None]
+    answer: list[Any] = [None, None]
     if is_first():
         try:
             answer = [function(), None]
@@ -195,7 +198,7 @@ def from_first(function):
 
 
 @contextmanager
-def first_of_node():
+def first_of_node() -> Iterator[None]:
     """`with first_of_node():` — one process per machine runs first, the others afterwards."""
     local = local_rank() if size() > 1 else 0
     if local:
@@ -207,7 +210,7 @@ def first_of_node():
             wait_for_all()
 
 
-def require_same(facts):
+def require_same(facts: dict[str, Any]) -> None:
     """Raises UserError, with name and process, if the processes' facts, {what: text or number}, differ."""
     everyone = gather(facts)
     for other, theirs in enumerate(everyone):
@@ -217,13 +220,13 @@ def require_same(facts):
 
 
 @contextmanager
-def entered_by_first(context):
+def entered_by_first(context: AbstractContextManager[Any]) -> Iterator[Any]:
     """`with entered_by_first(context) as value:` — process 0 enters the context for all."""
     with ExitStack() as stack:
         yield from_first(lambda: stack.enter_context(context))
 
 
-def require_same_run(config, data):
+def require_same_run(config: Any, data: str) -> None:
     """Raises UserError if a process has other code, options or data than process 0. data: a fingerprint."""
     if size() > 1:
         own = [*ROOT.glob("*.py"), *(ROOT / "preprocess").rglob("*.py"), *(ROOT / "engine").rglob("*.py")]
@@ -235,12 +238,12 @@ def require_same_run(config, data):
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-def share(rows):
+def share(rows: Any) -> Any:
     """This process's share, every N-th item: from rows sorted by length, all get similar lengths."""
     return rows[rank() :: size()]
 
 
-def worker_context(num_workers):
+def worker_context(num_workers: int) -> multiprocessing.context.BaseContext | None:
     """How a loader's workers are started: with several processes not forked from this one, in which gloo's threads
     run, but from a small server process, and so without their locks."""
     if size() == 1 or not num_workers:
@@ -250,7 +253,7 @@ def worker_context(num_workers):
     return context
 
 
-def replicate(model, overlap):
+def replicate(model: torch.nn.Module, overlap: bool) -> DistributedDataParallel | None:
     """Gives all processes the weights of process 0. -> PyTorch's DistributedDataParallel of the model, which sums the
     gradients, rather than averaging them, while they are computed, except those of `left_out`; None in a single
     process, or if not `overlap`: then `add_up_gradients` sums them afterwards."""
@@ -264,7 +267,7 @@ def replicate(model, overlap):
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(left_out))
     with warnings.catch_warnings():  # torch 2.13 has a new name for broadcast_buffers; older ones lack it
         warnings.simplefilter("ignore", FutureWarning)
-        replica = DistributedDataParallel(
+        replica: Any = DistributedDataParallel(
             model, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
         )
     replica.register_comm_hook(None, sum_bucket)
@@ -273,24 +276,24 @@ def replicate(model, overlap):
     return replica
 
 
-def has_few_rows(parameter):
+def has_few_rows(parameter: torch.Tensor) -> bool:
     """Whether only the used rows of a matrix are summed: it is large and much longer than wide, as word embeddings are.
     On a GPU all rows are sent: selecting them would make the host wait."""
     long = parameter.ndim == 2 and parameter.shape[0] > 8 * parameter.shape[1]
     return long and parameter.numel() > FEW_ROWS_FROM and parameter.device.type == "cpu"
 
 
-def sync_gradients(replica, is_last):
+def sync_gradients(replica: DistributedDataParallel | None, is_last: bool) -> AbstractContextManager[None]:
     """A context for a micro-batch: gradients are summed over the processes at the last micro-batch of a step."""
     return nullcontext() if replica is None or is_last else replica.no_sync()
 
 
-def sum_bucket(_, bucket):
+def sum_bucket(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda done: done.value()[0])
 
 
-def add_up_gradients(parameters):
+def add_up_gradients(parameters: list[torch.nn.Parameter]) -> None:
     """Sums the gradients over all processes; a missing one counts as zeros, unless it is missing in all."""
     if size() == 1 or not parameters:
         return
@@ -313,7 +316,7 @@ def add_up_gradients(parameters):
         add_up_tensors(bucket)
 
 
-def add_up_rows(gradient):
+def add_up_rows(gradient: torch.Tensor) -> None:
     """Sums the rows (V, H) in which any process has a non-zero value."""
     used = ((gradient.amax(1) != 0) | (gradient.amin(1) != 0)).to(torch.uint8)
     dist.all_reduce(used, dist.ReduceOp.MAX)
@@ -323,7 +326,7 @@ def add_up_rows(gradient):
     gradient.index_copy_(0, rows, sums)
 
 
-def add_up_tensors(tensors):
+def add_up_tensors(tensors: list[torch.Tensor]) -> None:
     flat = torch._utils._flatten_dense_tensors(tensors)
     dist.all_reduce(flat)
     torch._foreach_copy_(tensors, torch._utils._unflatten_dense_tensors(flat, tensors))

@@ -5,11 +5,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from safetensors import SafetensorError
 
@@ -21,7 +21,7 @@ TEMPORARY, OLD = ".template-new", ".template-old"
 LAST = ("labels.json", "manifest.json")  # a folder without them is refused
 
 
-def sha256(path):
+def sha256(path: str | Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -30,13 +30,13 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def digest(folder, names):
+def digest(folder: Path, names: Iterable[str]) -> str:
     """A short hash of the contents of those files that exist."""
     sums = [sha256(path) for path in (folder / name for name in names) if path.is_file()]
     return hashlib.sha256("".join(sums).encode()).hexdigest()[:12]
 
 
-def sync(path):
+def sync(path: str | Path) -> None:
     """Flushes a file or a folder to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -55,7 +55,7 @@ def open_own(path: Path, append: bool = False) -> TextIO:
 
 
 @contextmanager
-def appearing_whole(path, durable=False):
+def appearing_whole(path: str | Path, durable: bool = False) -> Iterator[TextIO]:
     """A text file to write, which appears under its name only when it is complete.
 
     durable: it appears only when it is on disk, so that it is complete even after a power failure.
@@ -89,13 +89,13 @@ def refuse_same_file(output: str | Path, option: str, *inputs: str | Path) -> No
             raise UserError(f"--{option} {output} is the input file ({path}); choose another one")
 
 
-def write_json(path, value, durable=False):
+def write_json(path: str | Path, value: Any, durable: bool = False) -> None:
     """Writes a JSON file that appears complete or not at all. durable: see `appearing_whole`."""
     with appearing_whole(path, durable) as file:
         file.write(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
 
-def write_csv(path, rows):
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     """Writes a table that appears complete or not at all. rows: [{column: cell}]; a column that a row lacks is left
     empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -127,7 +127,9 @@ def replace_folder(
 
 
 @contextmanager
-def appearing_folder(folder, keeps=(), owns=None, sealed=False):
+def appearing_folder(
+    folder: str | Path, keeps: Sequence[str] = (), owns: Callable[[Path], None] | None = None, sealed: bool = False
+) -> Iterator[Path]:
     """A folder to fill, which replaces `folder` only when it is completely written.
 
     keeps: names in the old folder that stay. owns: raises UserError if the old folder holds files that the command did
@@ -169,7 +171,7 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def put_in_place(temporary, folder, old, keeps):
+def put_in_place(temporary: Path, folder: Path, old: Path, keeps: Sequence[str]) -> None:
     """Moves the temporary folder to `folder`, replacing it if it exists."""
     try:
         if temporary.parent == folder:
@@ -189,7 +191,7 @@ def put_in_place(temporary, folder, old, keeps):
     remove_folder(old)
 
 
-def fill_in_place(temporary, folder, keeps):
+def fill_in_place(temporary: Path, folder: Path, keeps: Sequence[str]) -> None:
     """Replaces the files of a folder that cannot be renamed; it is incomplete meanwhile."""
     if temporary.parent != folder:  # copied to the other file system before any old file is removed
         remove_folder(folder / TEMPORARY)
@@ -202,7 +204,7 @@ def fill_in_place(temporary, folder, keeps):
     temporary.rmdir()
 
 
-def seal(folder):
+def seal(folder: Path) -> None:
     """Writes the manifest of a folder's files, and syncs everything to disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "manifest.json")
     with ThreadPoolExecutor(4) as pool:  # the disk works on one file while another is hashed
@@ -219,7 +221,7 @@ def seal(folder):
         sync(path)
 
 
-def verify(folder):
+def verify(folder: Path) -> str | None:
     """Why a checkpoint cannot be trusted, or None if every file is as it was written."""
     try:
         manifest = read_json(folder / "manifest.json", {str: str})
@@ -240,7 +242,7 @@ def is_inside(name: str) -> bool:
     return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
-def clean_temporaries(root):
+def clean_temporaries(root: Path) -> None:
     """Removes temporary files that a killed run left; restores an old folder whose replacement is missing."""
     for end in (OLD, ".old"):  # earlier versions used the second one
         for old in root.glob(f".*{end}"):

@@ -6,22 +6,22 @@ import sys
 import time
 
 
-def is_launched():
+def is_launched() -> bool:
     """Whether torchrun, or a launcher that sets the same variables, started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
-def local_rank():
+def local_rank() -> int:
     """The rank of this process on its machine, from 0."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def restarts():
+def restarts() -> int:
     """How often torchrun has restarted this run (--max_restarts)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
-def end_process(code):
+def end_process(code: int) -> int:
     """Ends one of several processes at once, after flushing its output: gloo's threads, which Python would tear down in
     any order, could abort it after its work is done. In a single process returns the exit code."""
     if is_launched():
@@ -32,7 +32,7 @@ def end_process(code):
     return code
 
 
-def is_first_to_say(patience):
+def is_first_to_say(patience: float) -> bool:
     """Whether no other process has reported yet why the run ends: an error is one line, not one per process.
 
     patience: seconds to wait first, for another process with more information.

@@ -2,7 +2,9 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from engine.errors import UserError
 from engine.run.command_line import check_values, options_without_switch
@@ -13,16 +15,16 @@ from engine.task.tags import has_spans, needs_words
 class CheckedOptions:
     """Methods that the options of main.py inherit."""
 
-    def task_weights_by_name(self):
+    def task_weights_by_name(self: Any) -> dict[str, float]:
         """'intent=1,slots=2' -> {'intent': 1.0, 'slots': 2.0}"""
         return task_weights_by_name(self.task_weights)
 
-    def unused_options(self, kinds=("tagging", "classification")):
+    def unused_options(self, kinds: Sequence[str] = ("tagging", "classification")) -> list[str]:
         """One line per option that has no effect, or leaves another without effect. kinds: the types of the tasks."""
         return unused_options(self, kinds)
 
 
-def check_options(config):
+def check_options(config: Any) -> None:
     """Raises UserError for invalid options of main.py, or for options that exclude each other."""
     check_values(config)
     refuse_contradictions(config)
@@ -32,7 +34,7 @@ def check_options(config):
     config.task_weights_by_name()
 
 
-def refuse_teachers(config):
+def refuse_teachers(config: Any) -> None:
     """Raises UserError for invalid teacher options."""
     if config.unlabelled and not config.teacher.strip(", "):
         raise UserError("--unlabelled: unlabelled texts are learnt from a --teacher; name one")
@@ -42,7 +44,7 @@ def refuse_teachers(config):
         raise UserError("--teacher_weight=0 learns nothing from --unlabelled; raise it")
 
 
-def task_weights_by_name(text):
+def task_weights_by_name(text: str) -> dict[str, float]:
     """'intent=1,slots=2' -> {'intent': 1.0, 'slots': 2.0}"""
     try:
         pairs = [part.rsplit("=", 1) for part in text.split(",") if part.strip()]
@@ -54,7 +56,7 @@ def task_weights_by_name(text):
     return weights
 
 
-def refuse_backbone(config):
+def refuse_backbone(config: Any) -> None:
     """Raises UserError for options of the encoder and its adapter that exclude each other."""
     pretrained = config.encoder == "transformer" and (config.pretrain_model_path or not config.do_train)
     if config.lora_rank and not pretrained:
@@ -77,9 +79,9 @@ def refuse_backbone(config):
         raise UserError("--gradient_checkpointing: a BiLSTM does not support it; leave it out")
 
 
-def refuse_tricks(config):
+def refuse_tricks(config: Any) -> None:
     """Raises UserError for options of training tricks that exclude each other or would have no effect."""
-    adversaries = ("use_fgm", "use_pgd", "use_freelb", "use_awp", "use_smart")
+    adversaries: Sequence[str] = ("use_fgm", "use_pgd", "use_freelb", "use_awp", "use_smart")
     adversaries = [f"--{name}" for name in adversaries if getattr(config, name)]
     pretrained = config.pretrain_model_path and config.encoder == "transformer"
     if len(adversaries) > 1:
@@ -108,7 +110,7 @@ def refuse_tricks(config):
         raise UserError(f"--use_fgm and --use_pgd need the gradient of the word embeddings, but {frozen}")
 
 
-def refuse_contradictions(config):
+def refuse_contradictions(config: Any) -> None:
     """Raises UserError for options that exclude each other."""
     if config.debug and is_launched():
         raise UserError("--debug works in a single process; start it without torchrun")
@@ -131,7 +133,7 @@ def refuse_contradictions(config):
         raise UserError(f"{name} must be a plain name; --output_dir sets where runs are saved")
 
 
-def parse_shard(text):
+def parse_shard(text: str) -> tuple[int, int]:
     """'3/16' -> (3, 16); empty -> (1, 1). Raises UserError for anything else."""
     number, slash, shards = (text or "1/1").partition("/")
     if not (slash and number.isascii() and number.isdigit() and shards.isascii() and shards.isdigit()):
@@ -141,7 +143,7 @@ def parse_shard(text):
     return int(number), int(shards)
 
 
-def refuse_shards(config):
+def refuse_shards(config: Any) -> None:
     """Raises UserError for labelling options that are invalid or have no effect."""
     parse_shard(config.shard)
     if config.shard and (config.do_train or config.do_eval or not config.do_predict):
@@ -152,7 +154,7 @@ def refuse_shards(config):
         raise UserError("--spreadsheet_safe is for a .csv; spreadsheets do not run the cells of a .jsonl, leave it out")
 
 
-def unused_options(config, kinds):
+def unused_options(config: Any, kinds: Sequence[str]) -> list[str]:
     """One line per option that has no effect, or leaves another without effect. kinds: the types of the tasks."""
     unused = options_without_switch(config)
     if config.class_weights != "none" or config.label_smoothing or config.focal_gamma:

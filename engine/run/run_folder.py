@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import shutil
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -28,7 +29,7 @@ AUTO = {
 }  # see engine/train/automatic.py
 
 
-def close_log():
+def close_log() -> None:
     """Closes the log file, if there is one."""
     for handler in [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]:
         logger.removeHandler(handler)
@@ -36,7 +37,7 @@ def close_log():
 
 
 @contextmanager
-def hold(lock_path, what, otherwise, elsewhere):
+def hold(lock_path: Path, what: str | Path, otherwise: str, elsewhere: str) -> Iterator[None]:
     """A context that creates the folder of a lock file if needed, and holds the lock.
 
     what: what the lock protects; otherwise, elsewhere: advice if another process holds it, or it cannot be written.
@@ -57,14 +58,14 @@ def hold(lock_path, what, otherwise, elsewhere):
 
 
 @contextmanager
-def lock_folder(folder, advice):
+def lock_folder(folder: Path, advice: str) -> Iterator[Path]:
     """A context that holds the lock of a folder. advice: what to do if another process holds it."""
     with hold(folder / ".lock", folder, advice, "choose another --output_dir"):
         yield folder
 
 
 @contextmanager
-def claim_run_dir(config):
+def claim_run_dir(config: Any) -> Iterator[Path]:
     """`with claim_run_dir(config) as run_dir:` — the folder is locked, can be written, and holds no other run.
 
     Processes that each label a --shard share it: each writes only its own files, which it locks, and the log.
@@ -90,7 +91,7 @@ def claim_run_dir(config):
             raise
 
 
-def refuse_other_run(config, run_dir):
+def refuse_other_run(config: Any, run_dir: Path) -> None:
     """Raises UserError if the folder holds a run, unless it is to be resumed with the same options."""
     args = run_dir / "args.json"
     if config.debug:
@@ -112,16 +113,16 @@ def refuse_other_run(config, run_dir):
 class SavedOptions:
     """Base class of a dataclass of options: saves a run's options to a file and loads them."""
 
-    def save(self, path):
+    def save(self, path: str | Path) -> None:
         """Writes the options as JSON."""
         write_json(path, self.kept())
 
-    def kept(self) -> dict:
+    def kept(self: Any) -> dict:
         """{name: value} of the options, and the version that writes them."""
         return {"version": VERSION} | dataclasses.asdict(self)
 
     @classmethod
-    def load(cls, path):
+    def load(cls: Any, path: str | Path) -> Any:
         """Options that `save` wrote. Those that this version no longer has are logged and left out.
 
         Raises UserError for a value that the command line would also refuse.
@@ -175,7 +176,7 @@ def shape_of(option_field: dataclasses.Field) -> Any:
     return AnyOf(*(None if kind is type(None) else kind for kind in kinds))
 
 
-def changed_options(before, now, resume_safe):
+def changed_options(before: dict[str, Any], now: dict[str, Any], resume_safe: Collection[str]) -> list[str]:
     """['lr was 0.001, is 0.01', …] for options, both {name: value}, that must not change but did."""
     gone = [f"{name} was {before[name]!r}, which no longer exists" for name in sorted(before.keys() - now.keys())]
     return gone + [

@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from collections.abc import Callable
+from types import FrameType
 
 GRACE = 1.0  # seconds in which further signals are ignored: when torchrun is killed, each of its threads sends one
 
@@ -10,7 +12,7 @@ GRACE = 1.0  # seconds in which further signals are ignored: when torchrun is ki
 class Interrupted(Exception):
     """A signal arrived and everything is saved. `signal_number` is its number."""
 
-    def __init__(self, signal_number):
+    def __init__(self, signal_number: int):
         super().__init__(signal_number)
         self.signal_number = signal_number
 
@@ -23,9 +25,14 @@ class StopSignals:
     processes. then: what happens next, for that line.
     """
 
-    def __init__(self, say=print, agree=int, then="saving at the next step boundary"):
+    def __init__(
+        self,
+        say: Callable[[str], object] = print,
+        agree: Callable[[int], int] = int,
+        then: str = "saving at the next step boundary",
+    ):
         self.say, self.agree, self.then = say, agree, then
-        self.number, self.since, self.handlers = None, 0.0, {}
+        self.number, self.since, self.handlers = None, 0.0, {}  # type: int | None, float, dict
 
     def __enter__(self):
         self.handlers = {number: signal.signal(number, self.remember) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -35,7 +42,7 @@ class StopSignals:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
-    def remember(self, number, frame):
+    def remember(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None:
             if time.monotonic() - self.since > GRACE:
                 signal.signal(number, signal.SIG_DFL)
@@ -44,7 +51,7 @@ class StopSignals:
         self.number, self.since = number, time.monotonic()
         self.say(f"{signal.Signals(number).name}: {self.then}; a second one ends at once")
 
-    def check(self):
+    def check(self) -> None:
         """Raises Interrupted if any of the processes has received a signal: all must call this at the same point."""
         if number := self.agree(self.number or 0):
             raise Interrupted(number)

@@ -5,6 +5,8 @@ in train, as "extras" of every task; a batch has them as `extras` (B, N), in sta
 """
 
 import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,17 +15,17 @@ from engine.errors import UserError
 MOST_NUMBER = 1e30  # single precision overflows at 3e38
 
 
-def extras_of(tasks):
+def extras_of(tasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
     """{column: {"mean", "std"}} of the columns that a model of these tasks reads, in order."""
     return next(iter(tasks.values()), {}).get("extras", {})
 
 
-def pairs_of(tasks):
+def pairs_of(tasks: dict[str, dict[str, Any]]) -> bool:
     """Whether a model of these tasks reads a second text."""
     return any(task.get("pairs") for task in tasks.values())
 
 
-def to_number(value, name, where):
+def to_number(value: Any, name: str, where: str) -> float | None:
     """A cell as a float; None if it is empty. Raises UserError if it is not a number."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
@@ -41,7 +43,7 @@ def to_number(value, name, where):
     return None if math.isnan(number) else number
 
 
-def column_statistics(name, values):
+def column_statistics(name: str, values: np.ndarray) -> dict[str, float]:
     """{"mean", "std"} of a column's values in train. Raises UserError for a column that never varies."""
     if not len(values) or values.std() == 0:
         what = f"has the single value {values[0]:g}" if len(values) else "is empty"
@@ -49,12 +51,12 @@ def column_statistics(name, values):
     return {"mean": float(values.mean()), "std": float(values.std())}
 
 
-def standardize(values, mean, std):
+def standardize(values: Sequence[float | None], mean: float, std: float) -> np.ndarray:
     """Values, None where missing -> (rows,) in standard deviations from the mean; 0 where missing."""
     return np.array([0.0 if value is None else (value - mean) / std for value in values], np.float32)
 
 
-def require_extras(example, extras, where):
+def require_extras(example: dict[str, Any], extras: Iterable[str], where: str) -> None:
     """Converts an example's extras to the numbers that a model reads. Raises UserError if a column is missing."""
     given = example.get("extras") or {}
     if missing := [name for name in extras if name not in given]:

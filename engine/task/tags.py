@@ -1,8 +1,9 @@
 """Tags of words: schemes such as BIO and BIOES, and which tag may follow which."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from engine.errors import UserError
 from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
@@ -57,23 +58,23 @@ def require_distinct(path: str | Path, names: Iterable[str]) -> None:
             owners[column] = name
 
 
-def is_tagging(kind):
+def is_tagging(kind: str) -> bool:
     """Whether a task of this type has one label per word. Custom types of this kind end in "tagging"."""
     return kind.endswith("tagging")
 
 
-def kind_of(task):
+def kind_of(task: dict[str, Any]) -> str:
     """What a task's labels look like: its type, or for a custom type the kind that it names."""
     return task.get("kind", task["type"])
 
 
-def has_spans(kind):
+def has_spans(kind: str) -> bool:
     """Whether the labels of a task of this type are spans of words, which may overlap. Custom types of this kind end
     in "spans"."""
     return kind.endswith("spans")
 
 
-def needs_words(kind):
+def needs_words(kind: str) -> bool:
     """Whether a task of this type needs texts split into tokens."""
     return is_tagging(kind) or has_spans(kind)
 
@@ -84,7 +85,7 @@ class TagFacts:
     def __init__(self):
         self.tags, self.i_starts, self.b_starts = set(), False, False
 
-    def add(self, tags):
+    def add(self, tags: Sequence[str]) -> None:
         """Records the tags, and whether entities begin with I- or with B- when none of their type precedes."""
         self.tags.update(tags)
         before = "O"
@@ -96,13 +97,13 @@ class TagFacts:
                     self.b_starts = True
             before = tag
 
-    def merge(self, other):
+    def merge(self, other: "TagFacts") -> None:
         self.tags |= other.tags
         self.i_starts |= other.i_starts
         self.b_starts |= other.b_starts
 
     @property
-    def scheme(self):
+    def scheme(self) -> str | None:
         """See find_scheme."""
         letters = {tag[0] if re.match(r"[BIESMLU]-.", tag) else "" for tag in self.tags - {"O"}}
         if not letters or "" in letters:
@@ -116,7 +117,7 @@ class TagFacts:
         return "iob1" if self.i_starts and not self.b_starts else "bio"
 
 
-def find_scheme(tag_lists):
+def find_scheme(tag_lists: Iterable[Sequence[str]]) -> str | None:
     """ "bio", "iob1", "bioes", "bmes" or "bilou"; None if the tags do not mark entities (parts of speech, say).
 
     IOB1 writes B- only where an entity follows one of its own type directly (Ramshaw and Marcus, 1995).
@@ -127,7 +128,7 @@ def find_scheme(tag_lists):
     return facts.scheme
 
 
-def entities_in(tags):
+def entities_in(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     """[(type, first token, last token)] of a list of tags, as seqeval's get_entities reads them.
 
     This version needs no scikit-learn and skips tokens outside entities.
@@ -147,7 +148,7 @@ def entities_in(tags):
     return found
 
 
-def may_follow(before, tag, bioes):
+def may_follow(before: str, tag: str, bioes: bool) -> bool:
     """Whether `tag` may follow `before`; "O" stands for the start and the end of a text.
 
     BIO: an I- continues a B- or I- of its type. BIOES (BMES): in addition, an open entity must be closed by an E-.
@@ -158,6 +159,6 @@ def may_follow(before, tag, bioes):
     return not (bioes and is_open)
 
 
-def illegal_tags(tags):
+def illegal_tags(tags: Sequence[str]) -> list[int]:
     """Positions of tags that break BIO or BIOES: an I-, E- or M- that continues no entity of its type."""
     return [i for i, (before, tag) in enumerate(zip(["O", *tags], tags)) if not may_follow(before, tag, bioes=False)]

@@ -1,5 +1,8 @@
 """Text <-> tokens."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import regex
 
 HAN = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
@@ -7,7 +10,7 @@ LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--{HAN}]"
 WORD = rf"(?V1){HAN}|{LETTER}+(?:(?:[-'’.:/@&]|(?<=\d),(?=\d)){LETTER}+)*|[^\s]"
 
 
-def split_text(text, unit):
+def split_text(text: str, unit: str) -> list[tuple[str, int, int]]:
     """[(token, start, end)] of a raw text: characters, or words, with each Chinese character and symbol by itself.
 
     An empty text is one empty token, which the loader turns into [UNK].
@@ -16,7 +19,7 @@ def split_text(text, unit):
     return [(m.group(), m.start(), m.end()) for m in regex.finditer(pattern, text)] or [("", 0, 0)]
 
 
-def join_tokens(tokens, unit):
+def join_tokens(tokens: Iterable[str], unit: str) -> tuple[str, list[tuple[int, int]]]:
     """(text, [(start, end)]): tokens joined into a text. A space separates words, but not Chinese characters."""
     text, spans = "", []
     for token in tokens:
@@ -27,7 +30,7 @@ def join_tokens(tokens, unit):
     return text, spans
 
 
-def place_tokens(text, tokens):
+def place_tokens(text: str, tokens: Iterable[str]) -> list[tuple[int, int]] | None:
     """[(start, end)] of tokens that were cut from the text in order; None if they were not."""
     spans, position = [], 0
     for token in tokens:
@@ -39,7 +42,7 @@ def place_tokens(text, tokens):
     return spans
 
 
-def text_of(example, with_pair=False):
+def text_of(example: dict[str, Any], with_pair: bool = False) -> str:
     """The text of an example, or its tokens joined by spaces; with_pair: also its second text."""
     if "tokens" in example:
         return " ".join(example["tokens"])

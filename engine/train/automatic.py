@@ -3,7 +3,11 @@
 From then on the option holds its value, in args.json too, so code that reads the run need not handle auto.
 """
 
+from __future__ import annotations
+
 import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from engine.model.encoders import overflows
 from engine.run import distributed
@@ -12,11 +16,14 @@ from engine.run.option_checks import check_options
 from engine.run.run_folder import AUTO, read_options
 from engine.train.optimization import epochs_of, is_pretrained, patience_of, steps_per_epoch
 
+if TYPE_CHECKING:
+    import torch
+
 logger = logging.getLogger("template")
 REHEARSAL = 10  # epochs of --debug, whose 64 examples say nothing about the size of the data
 
 
-def keep_to_run(config, run_dir, device):
+def keep_to_run(config: Any, run_dir: Path, device: torch.device) -> None:
     """Sets options that are auto to the values of the run in this folder, if that is to be resumed: also on another
     machine, with another number of processes, or if the run began before auto was the default."""
     path = run_dir / "args.json"
@@ -31,7 +38,7 @@ def keep_to_run(config, run_dir, device):
             logger.info(f"--{name} auto: {before[name]}, as when the run began{slow}")
 
 
-def settle(config, encoder, device, num_batches):
+def settle(config: Any, encoder: Any, device: torch.device, num_batches: int) -> None:
     """Resolves --epochs auto and --precision auto for training. num_batches: micro-batches in an epoch.
 
     Raises UserError if other options contradict the resolved values.
@@ -44,13 +51,13 @@ def settle(config, encoder, device, num_batches):
         check_options(config)
 
 
-def settle_patience(config):
+def settle_patience(config: Any) -> None:
     """Resolves --early_stop_patience if the number of epochs is known, as it is in training."""
     if config.early_stop_patience == AUTO["early_stop_patience"] and config.epochs != AUTO["epochs"]:
         config.early_stop_patience = patience_of(config.epochs)
 
 
-def settle_precision(config, encoder, device, trained="bf16"):
+def settle_precision(config: Any, encoder: Any, device: torch.device, trained: str = "bf16") -> None:
     """Resolves --precision auto: to `trained`, the precision of the checkpoint (a new run: bf16), if it is fast on the
     device and the encoder does not overflow in it; otherwise to fp32."""
     if config.precision == AUTO["precision"]:
@@ -63,6 +70,6 @@ def settle_precision(config, encoder, device, trained="bf16"):
         logger.info(f"--precision auto: {config.precision}{why}")
 
 
-def is_fast(precision, device):
+def is_fast(precision: str, device: torch.device) -> bool:
     """Whether a precision is fp32, or faster than fp32 on the device."""
     return precision == "fp32" or (has_bf16(device) if precision == "bf16" else device.type == "cuda")

@@ -15,7 +15,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,13 +34,13 @@ logger = logging.getLogger("template")
 KEEP = 2  # checkpoints to resume from, in addition to the best; one more while training
 
 
-def step_folders(root):
+def step_folders(root: Path) -> list[Path]:
     """The checkpoints to resume from, newest first."""
     found = [path for path in root.glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
     return sorted(found, key=lambda path: -int(path.name[5:]))
 
 
-def rotate(root):
+def rotate(root: Path) -> None:
     for path in step_folders(root)[KEEP:]:
         shutil.rmtree(path)
 
@@ -55,11 +55,17 @@ class Writer:
     at its end.
     """
 
-    def __init__(self, root, tokenizer, tasks, config):
+    def __init__(self, root: Path, tokenizer: Any, tasks: dict[str, dict[str, Any]], config: Any):
         self.root, self.tokenizer, self.tasks, self.config = root, copy.deepcopy(tokenizer), tasks, config
-        self.thread, self.pending = ThreadPoolExecutor(1), []
+        self.thread, self.pending = ThreadPoolExecutor(1), []  # type: ThreadPoolExecutor, list[Any]
 
-    def save(self, name, model, training=None, log=None):
+    def save(
+        self,
+        name: str,
+        model: Any,
+        training: tuple[dict[str, torch.Tensor], dict[str, Any]] | None = None,
+        log: Path | None = None,
+    ) -> None:
         """Queues checkpoint `name`. training: (tensors, values) of `training_state`, for one that can be resumed.
         log: a file to sync to disk before the checkpoint appears."""
         self.wait(leave=1)
@@ -68,7 +74,7 @@ class Writer:
         weights = snapshot(lora.merged_tensors(model) if merge else lora.kept_tensors(model))
         tensors, values = (snapshot(training[0]), copy.deepcopy(training[1])) if training else (None, None)
 
-        def fill(temporary):
+        def fill(temporary: Path) -> None:
             save_file(weights, temporary / "model.safetensors")
             self.tokenizer.save_pretrained(temporary)
             if hasattr(encoder, "config"):
@@ -79,10 +85,10 @@ class Writer:
             # without these, as a killed and resumed run must write the same bytes of `best`
             write_json(temporary / "args.json", self.config.kept() | {"resume": False, "force_resume": False})
             if training:
-                save_file(tensors, temporary / "training.safetensors")
+                save_file(cast(dict, tensors), temporary / "training.safetensors")
                 write_json(temporary / "training.json", values)
 
-        def write():
+        def write() -> None:
             if training:
                 rotate(
                     self.root
@@ -93,7 +99,7 @@ class Writer:
 
         self.pending.append(self.thread.submit(write))
 
-    def wait(self, leave=0):
+    def wait(self, leave: int = 0) -> None:
         """Waits until all but the last `leave` checkpoints are complete on disk."""
         while len(self.pending) > leave:
             self.pending.pop(0).result()
@@ -112,15 +118,15 @@ class Writer:
             rotate(self.root)
 
 
-def snapshot(tensors):
+def snapshot(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Copies on the host, which further training does not change."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
-def newest_whole(root):
+def newest_whole(root: Path) -> tuple[Path | None, list[Path]]:
     """(the newest intact checkpoint to resume from, or None; the damaged ones that are newer)."""
     clean_temporaries(root)
-    damaged = []
+    damaged: list[Path] = []
     for folder in step_folders(root):
         reason = verify(folder)
         if reason is None:
@@ -130,7 +136,7 @@ def newest_whole(root):
     return None, damaged
 
 
-def go_back_to(num_bytes, log, damaged):
+def go_back_to(num_bytes: int, log: Path, damaged: list[Path]) -> None:
     """Truncates a log to its length at a checkpoint, and removes the damaged checkpoints after it, which would count
     towards KEEP."""
     with open(log, "ab") as file:
@@ -141,7 +147,7 @@ def go_back_to(num_bytes, log, damaged):
         shutil.rmtree(path)
 
 
-def require_whole(folder):
+def require_whole(folder: Path) -> None:
     """Raises UserError if a checkpoint is damaged; the message lists the intact ones next to it."""
     reason = verify(folder)
     if reason is None:
@@ -160,13 +166,13 @@ def require_whole(folder):
     )
 
 
-def weights_sum(folder):
+def weights_sum(folder: Path) -> Any:
     """SHA-256 of a checkpoint's weights, from its manifest; None if that cannot be read."""
     with suppress(OSError, ValueError, AttributeError):
         return json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("model.safetensors")
 
 
-def load_weights(model, folder):
+def load_weights(model: Any, folder: Path) -> None:
     """Loads a checkpoint's weights. Raises UserError that says what differs unless every name and shape matches."""
     try:
         tensors, own = load_file(folder / "model.safetensors"), lora.kept_tensors(model)
@@ -190,7 +196,7 @@ def load_weights(model, folder):
     model.load_state_dict(tensors, strict=own_base is None)  # the checkpoint does not hold the base's weights
 
 
-def require_labels(folder, tasks):
+def require_labels(folder: Path, tasks: dict[str, dict[str, Any]]) -> None:
     """Raises UserError if a checkpoint was trained with other tasks or labels than these."""
     theirs = read_tasks(folder / "labels.json")
     for name in sorted(theirs.keys() | tasks.keys()):
@@ -203,16 +209,24 @@ def require_labels(folder, tasks):
             )
 
 
-def shape_of(tensors, name):
+def shape_of(tensors: dict[str, torch.Tensor], name: str) -> tuple[int, ...] | str:
     return tuple(tensors[name].shape) if name in tensors else "absent"
 
 
-def training_state(optimizer, scheduler, scaler, tricks, progress, device):
-    """(tensors, JSON values): all that the next step depends on, except the weights. progress: the trainer's, a dict.
+def training_state(
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    scaler: torch.amp.GradScaler,
+    tricks: Any,
+    progress: dict[str, Any],
+    device: torch.device,
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """(tensors, JSON values): all that the next step depends on, except the weights. progress: the trainer's.
 
     Works with any optimizer and scheduler of torch's kind whose state is tensors, numbers and strings.
     """
-    tensors, numbers = {}, {}  # the optimizer's state: tensors, and other values of each parameter
+    # the optimizer's state: tensors, and other values of each parameter
+    tensors, numbers = {}, {}  # type: dict[str, torch.Tensor], dict[str, dict[str, Any]]
     for number, slots in optimizer.state_dict()["state"].items():
         for name, value in slots.items():
             if isinstance(value, torch.Tensor):
@@ -248,16 +262,16 @@ def training_state(optimizer, scheduler, scaler, tricks, progress, device):
     return tensors, values
 
 
-def random_states(device):
+def random_states(device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """(tensors, JSON values) of all random number generators of this process."""
     tensors = {"random.torch": torch.get_rng_state()}
     if device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
     name, keys, *rest = np.random.get_state()
-    return tensors, {"random_python": random.getstate(), "random_numpy": [name, keys.tolist(), *rest]}
+    return tensors, {"random_python": random.getstate(), "random_numpy": [name, keys.tolist(), *rest]}  # type: ignore
 
 
-def set_random_states(tensors, values, device):
+def set_random_states(tensors: dict[str, torch.Tensor], values: dict[str, Any], device: torch.device) -> None:
     version, internal, gauss = values["random_python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = values["random_numpy"]
@@ -267,14 +281,14 @@ def set_random_states(tensors, values, device):
         torch.cuda.set_rng_state(tensors["random.cuda"], device)
 
 
-def as_json(value):
+def as_json(value: Any) -> Any:
     """Converts tensors, also in lists, to numbers or lists that JSON can hold; leaves all else as it is."""
     if isinstance(value, list | tuple):
         return [as_json(item) for item in value]
     return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
-def as_before(value, now):
+def as_before(value: Any, now: Any) -> Any:
     """Converts a value read from JSON to the type of the current value: JSON has neither tuples nor tensors."""
     if isinstance(now, torch.Tensor):
         return torch.tensor(value, dtype=now.dtype, device=now.device)
@@ -283,7 +297,7 @@ def as_before(value, now):
     return value
 
 
-def environment(device):
+def environment(device: torch.device) -> dict[str, Any]:
     """What byte-identical results depend on, apart from the run itself; a resumed run warns if it has changed."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     processes = distributed.size()
@@ -323,7 +337,14 @@ def restore_training(folder: Path, *state: Any) -> tuple[dict, int]:
         ) from None
 
 
-def restore_values(folder, optimizer, scheduler, scaler, tricks, device):
+def restore_values(
+    folder: Path,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    scaler: torch.amp.GradScaler,
+    tricks: Any,
+    device: torch.device,
+) -> tuple[dict[str, Any], int]:
     tensors = load_file(folder / "training.safetensors")
     values = read_json(folder / "training.json", STATE)
     for name, now in environment(device).items():
@@ -331,7 +352,7 @@ def restore_values(folder, optimizer, scheduler, scaler, tricks, device):
             differ = "its bytes may differ from those of an uninterrupted run"
             logger.warning(f"{name} was {before}, is {now}: the run continues, but {differ}")
     state = {int(number): dict(slots) for number, slots in values.get("optimizer_state", {}).items()}
-    averages = {}
+    averages: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         if kind == "optimizer":
@@ -364,7 +385,9 @@ def updated(now: dict, before: dict, switches: tuple = ()) -> dict:
     return now | {name: as_before(before[name], now[name]) for name in kept if name in before}
 
 
-def restore_process(tensors, values, device):
+def restore_process(
+    tensors: dict[str, torch.Tensor], values: dict[str, Any], device: torch.device
+) -> tuple[dict[str, Any], int]:
     """Restores a process's own random states and share of the losses. -> (progress, number of processes before)
 
     If that number has changed, new processes start from other random numbers, and process 0 takes all losses.

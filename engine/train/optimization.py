@@ -1,5 +1,8 @@
 """Learning rates and parameter groups, the number of epochs, and the optimizer step."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 
 # --epochs auto: (optimizer steps to aim at, fewest epochs, most epochs)
@@ -7,12 +10,12 @@ PRETRAINED, FROM_SCRATCH = (1400, 3, 30), (1500, 10, 60)
 EMA_SHARE = 0.05  # share of all steps that --use_ema averages over
 
 
-def steps_per_epoch(num_batches, config):
+def steps_per_epoch(num_batches: int, config: Any) -> int:
     """Optimizer steps in an epoch of `num_batches` micro-batches; the last step may have fewer than the others."""
     return -(-num_batches // config.gradient_accumulation_steps)
 
 
-def epochs_of(steps, pretrained):
+def epochs_of(steps: int, pretrained: bool) -> int:
     """The value of --epochs auto: the epochs needed for a target number of steps, within bounds. steps: per epoch.
 
     What an encoder learns depends on its steps more than on how often it sees a text: 3 epochs of a million texts are
@@ -23,7 +26,7 @@ def epochs_of(steps, pretrained):
     return min(max(-(-aim // max(1, steps)), fewest), most)
 
 
-def patience_of(epochs):
+def patience_of(epochs: int) -> int:
     """Epochs without a better score after which a run of `epochs` stops early: a quarter of them, at least 5.
 
     Under a cosine schedule scores rise to the end, but not steadily: of three runs of 60 epochs on 799 texts, a
@@ -33,7 +36,7 @@ def patience_of(epochs):
     return max(5, epochs // 4)
 
 
-def ema_decay_of(steps):
+def ema_decay_of(steps: int) -> float:
     """EMA's decay per step for a run of `steps`: it averages over about 1 / (1 - decay) of them, EMA_SHARE of all.
 
     A fixed horizon covers all of a short run, including the weights before it had learnt anything, and a tiny part of
@@ -42,23 +45,23 @@ def ema_decay_of(steps):
     return min(max(1 - 1 / max(1, EMA_SHARE * steps), 0.9), 0.9999)
 
 
-def lr_of_width(hidden_size):
+def lr_of_width(hidden_size: int) -> float:
     """The peak rate of a pretrained encoder: 3e-4 at hidden size 384, falling with the square of the hidden size."""
     return min(1e-3, 3e-4 * (384 / hidden_size) ** 2)
 
 
-def lr_of_lora(hidden_size):
+def lr_of_lora(hidden_size: int) -> float:
     """The peak rate of LoRA: 1.8e-3 at hidden size 384, 2.9e-4 at 4096. It falls far more slowly with the hidden size
     than that of full fine-tuning (Schulman and Thinking Machines Lab, LoRA Without Regret, 2025)."""
     return min(2e-3, 5e-4 * (2000 / hidden_size) ** 0.775)
 
 
-def is_pretrained(config):
+def is_pretrained(config: Any) -> bool:
     """Whether the encoder's weights come from --pretrain_model_path; other encoders only use its tokenizer."""
     return bool(config.pretrain_model_path) and config.encoder == "transformer"
 
 
-def default_lr(model, config):
+def default_lr(model: Any, config: Any) -> float:
     """The peak rate of the encoder when --lr is not given: small encoders need far more than BERT-base's 5e-5.
 
     Pretrained: 3e-4 at hidden size 384, falling with its square (7.5e-5 at 768, 4.2e-5 at 1024); from scratch: 1e-3.
@@ -69,7 +72,7 @@ def default_lr(model, config):
     return lr_of_lora(width) if config.lora_rank else lr_of_width(width)
 
 
-def default_head_lr(model, config, lr):
+def default_head_lr(model: Any, config: Any, lr: float) -> float:
     """The peak rate of heads when --head_lr is not given: ten times that of a pretrained encoder."""
     if not is_pretrained(config):
         return lr
@@ -78,11 +81,11 @@ def default_head_lr(model, config, lr):
     return min(10 * lr, 1e-2)
 
 
-def parameter_groups(model, config):
+def parameter_groups(model: torch.nn.Module, config: Any) -> list[dict[str, Any]]:
     """Groups for AdamW: {encoder, heads} x {decay, no decay}. Biases, norms and the CRF do not decay."""
     lr = config.lr or default_lr(model, config)
     head_lr = config.head_lr or default_head_lr(model, config, lr)
-    groups = {}
+    groups: dict[tuple[bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_head, decays = not name.startswith("encoder."), parameter.ndim > 1 and ".crf." not in name
@@ -91,7 +94,14 @@ def parameter_groups(model, config):
     return list(groups.values())
 
 
-def clip_and_step(optimizer, scaler, parameters, norm, finite, max_grad_norm):
+def clip_and_step(
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    parameters: Iterable[torch.Tensor],
+    norm: torch.Tensor,
+    finite: torch.Tensor,
+    max_grad_norm: float,
+) -> None:
     """Clips the gradient to max_grad_norm (0: no clipping) and steps the optimizer; skips a non-finite gradient.
 
     norm: that of the gradient. Fused Adam and AdamW do both on the device: they divide by `grad_scale`, and skip the
@@ -102,8 +112,8 @@ def clip_and_step(optimizer, scaler, parameters, norm, finite, max_grad_norm):
     fused = getattr(optimizer, "_step_supports_amp_scaling", False)
     if fused and isinstance(optimizer, torch.optim.Adam):
         if divisor is not None:
-            optimizer.grad_scale = divisor
-        optimizer.found_inf = (~finite).float()
+            optimizer.grad_scale = divisor  # type: ignore[attr-defined]
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
         scaler.step(optimizer)
     elif finite:
         if divisor is not None:
@@ -111,7 +121,7 @@ def clip_and_step(optimizer, scaler, parameters, norm, finite, max_grad_norm):
         scaler.step(optimizer)
 
 
-def describe(model, device):
+def describe(model: torch.nn.Module, device: torch.device) -> str:
     """Such as "22.7 M parameters on cpu", and how many of them train if not all do."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     trained = sum(size for size, trains in sizes if trains)
@@ -119,5 +129,5 @@ def describe(model, device):
     return f"{sum(size for size, _ in sizes) / 1e6:.1f} M parameters on {device}{some}"
 
 
-def describe_rates(optimizer):
+def describe_rates(optimizer: torch.optim.Optimizer) -> str:
     return "peak rates " + ", ".join(sorted({f"{float(group['initial_lr']):.1e}" for group in optimizer.param_groups}))

@@ -4,7 +4,10 @@ import json
 import logging
 import time
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -33,16 +36,16 @@ class Progress:
     data: str = ""  # the fingerprint of the rows and their encoding
 
     @classmethod
-    def load(cls, values, folder):
+    def load(cls, values: dict[str, Any], folder: Path) -> "Progress":
         """Builds it from a checkpoint's values. Raises UserError for those of another version, or damaged ones."""
         if values.keys() != {part.name for part in fields(cls)}:
             raise UserError(f"{folder}: was written by another version of this template; train a new --model_version")
-        kinds = {int: Range(0, 2**53), float | None: AnyOf(Number, None), dict: {str: Number}, str: str}
+        kinds: dict[Any, Any] = {int: Range(0, 2**53), float | None: AnyOf(Number, None), dict: {str: Number}, str: str}
         if wrong := mismatch(values, {part.name: kinds[part.type] for part in fields(cls)}):
             raise UserError(f"{folder}: its training.json is damaged: {wrong}; remove that checkpoint")
         return cls(**values)
 
-    def share_among(self, processes, before, scheduler, batches, in_step):
+    def share_among(self, processes: int, before: int, scheduler: Any, batches: int, in_step: int) -> None:
         """Moves to the same position in data and schedule for another number of processes, as near as whole steps
         allow.
 
@@ -59,18 +62,18 @@ class RunningLosses:
     """Losses and gradient norms since the last log line, on the device until the next one is written, so that the host
     does not wait for them."""
 
-    def __init__(self, progress, device):
+    def __init__(self, progress: Progress, device: torch.device | str):
         self.progress = progress
         self.sums = {name: torch.tensor(value, device=device) for name, value in progress.sums.items()}
-        self.group_sums, self.unseen_steps = {}, []
+        self.group_sums, self.unseen_steps = {}, []  # type: dict[str, Any], list[tuple[torch.Tensor, list[int]]]
         self.examples, self.seconds, self.shown = 0, 0.0, ""  # from the clock, so in no checkpoint: see `EpochBar`
 
-    def add(self, output):
+    def add(self, output: Any) -> None:
         """Adds the losses of a micro-batch, each its share of the loss of the group."""
         for name, loss in (("loss", output.total_loss), *((f"{task}_loss", v) for task, v in output.losses.items())):
             self.group_sums[name] = self.group_sums.get(name, 0.0) + loss.detach()
 
-    def end_step(self, norm, finite, rows):
+    def end_step(self, norm: torch.Tensor, finite: torch.Tensor, rows: list[int]) -> None:
         """Ends a group. norm: (), of its gradient before clipping; finite: (), whether that is finite; rows: the row
         numbers of its examples."""
         for name, value in (*self.group_sums.items(), ("gradient_norm", norm / distributed.size())):
@@ -79,7 +82,7 @@ class RunningLosses:
         self.progress.sum_steps += 1
         self.unseen_steps.append((~finite, rows))
 
-    def sync_losses(self):
+    def sync_losses(self) -> None:
         """Copies the sums to the host, into `progress`, and logs the batches that were skipped. The only host sync."""
         progress = self.progress
         progress.sums = {name: value.item() for name, value in self.sums.items()}
@@ -93,7 +96,7 @@ class RunningLosses:
         progress.skipped_steps += sum(skipped)
         self.unseen_steps = []
 
-    def mean(self):
+    def mean(self) -> dict[str, float]:
         """{name: mean} over the steps made; resets the sums. Raises UserError if every step was skipped."""
         self.sync_losses()
         progress = self.progress
@@ -119,12 +122,14 @@ class EpochBar:
 
     FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
-    def __init__(self, title, num_batches, progress, losses, folder):
+    def __init__(self, title: str, num_batches: int, progress: Progress, losses: RunningLosses, folder: Path):
         self.progress, self.losses, self.path = progress, losses, folder / "throughput.jsonl"
-        options = dict(total=num_batches, initial=progress.batch, desc=title, leave=False, bar_format=self.FORMAT)
+        options: dict[str, Any] = dict(
+            total=num_batches, initial=progress.batch, desc=title, leave=False, bar_format=self.FORMAT
+        )
         self.bar, self.clock = tqdm(**options), time.perf_counter()
 
-    def update(self, group):
+    def update(self, group: list) -> None:
         """Counts a step that is done. group: its batches."""
         now, losses = time.perf_counter(), self.losses
         losses.examples += sum(len(batch.rows) for batch in group) * distributed.size()  # each has about as many
@@ -133,7 +138,7 @@ class EpochBar:
         self.bar.set_postfix_str(f"{losses.shown}{pace}", refresh=False)
         self.bar.update(len(group))
 
-    def log(self, loss, rate):
+    def log(self, loss: float, rate: float) -> None:
         """Writes the speed for a log line, for which the host has synced with the device. loss: the mean since the
         last one."""
         losses, progress = self.losses, self.progress
@@ -146,11 +151,11 @@ class EpochBar:
             file.write(json.dumps({"step": progress.step, "epoch": progress.epoch} | pace) + "\n")
         losses.examples, losses.seconds, losses.shown = 0, 0.0, f"loss {loss:.4f}, lr {rate:.1e}, "
 
-    def close(self):
+    def close(self) -> None:
         self.bar.close()
 
 
-def line_of_scores(scores, names, width=67):
+def line_of_scores(scores: dict[str, float], names: Iterable[str], width: int = 67) -> str:
     """Those of the named scores that exist, as many as fit: "intent_accuracy 0.8250  slots_f1 0.6851  loss 1.5932".
 
     width: what is left of a terminal of 100 columns after "12:34:56 epoch 100  dev: " and "  (best)"; metrics.jsonl

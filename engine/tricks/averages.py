@@ -5,7 +5,9 @@ Dev is scored with the average, and the best checkpoint holds it; training conti
 
 import logging
 import math
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 
@@ -18,23 +20,23 @@ logger = logging.getLogger("template")
 class Average(Trick):
     """Keeps an average of the trained weights; dev is scored with it, training does not use it."""
 
-    def __init__(self, model):
+    def __init__(self, model: torch.nn.Module):
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         # number of terms in the average
         self.count = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
 
     @torch.no_grad()
-    def update(self, share):
+    def update(self, share: torch.Tensor) -> None:
         """average <- average + share * (weights - average). share: ()."""
         for name, p in self.parameters.items():
             self.average[name].lerp_(p, share.to(p.dtype))
 
-    def swap_weights(self):
+    def swap_weights(self) -> AbstractContextManager[None]:
         return self.given(self.average if self.count > 0 else {})
 
     @contextmanager
-    def given(self, weights):
+    def given(self, weights: dict[str, torch.Tensor]) -> Iterator[None]:
         """A context in which the model has these weights, {name: tensor}, instead of its own."""
         swapped = [(self.parameters[name], weight) for name, weight in weights.items()]
         own = [p.data for p, _ in swapped]
@@ -46,10 +48,10 @@ class Average(Trick):
             for (p, _), data in zip(swapped, own):
                 p.data = data
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, torch.Tensor]:
         return {"count": self.count} | {f"average.{name}": average for name, average in self.average.items()}
 
-    def load_state_dict(self, tensors):
+    def load_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:
         self.count.copy_(tensors["count"])
         for name, average in self.average.items():
             average.copy_(tensors[f"average.{name}"])
@@ -66,17 +68,17 @@ class EMA(Average):
 
     switch, options = "use_ema", ("ema_decay",)
 
-    def __init__(self, model, decay=None):
+    def __init__(self, model: torch.nn.Module, decay: float | None = None):
         super().__init__(model)
-        self.decay = decay
+        self.decay: Any = decay
 
-    def begin(self, train_loader, config):
+    def begin(self, train_loader: Any, config: Any) -> None:
         if self.decay is None:
             steps = config.epochs * steps_per_epoch(len(train_loader), config)
             self.decay = config.ema_decay = ema_decay_of(steps)  # saved so that a resumed run keeps it
             logger.info(f"--ema_decay auto: {self.decay:.4f} for {steps} steps")
 
-    def after_step(self, finite):
+    def after_step(self, finite: torch.Tensor) -> None:
         self.count += finite
         share = (1 - self.decay) / (1 - self.decay ** self.count.clamp(min=1))
         self.update(torch.where(finite, share, 0.0))
@@ -87,25 +89,25 @@ class SWA(Average):
     is constant (see `build_scheduler`). Izmailov et al., 2018 (arXiv:1803.05407)."""
 
     @classmethod
-    def build(cls, model, config):
+    def build(cls, model: torch.nn.Module, config: Any) -> "SWA | None":
         return cls(model, config.swa_start * config.epochs) if config.use_swa else None
 
-    def __init__(self, model, start=0):
+    def __init__(self, model: torch.nn.Module, start: float = 0):
         super().__init__(model)
         self.start, self.last = start, -1
 
-    def start_epoch(self):
+    def start_epoch(self) -> int:
         return math.floor(self.start)
 
-    def after_epoch(self, epoch):
+    def after_epoch(self, epoch: int) -> None:
         if epoch + 1 > self.start and epoch > self.last:
             self.count, self.last = self.count + 1, epoch
             self.update(1 / self.count)
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, torch.Tensor]:
         return super().state_dict() | {"last": torch.tensor(self.last)}
 
-    def load_state_dict(self, tensors):
+    def load_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:
         super().load_state_dict(tensors)
         self.last = int(tensors["last"])
 
@@ -123,12 +125,12 @@ class Soup(Average):
 
     switch = "use_soup"
 
-    def __init__(self, model):
+    def __init__(self, model: torch.nn.Module):
         super().__init__(model)
         self.score, self.last = math.nan, -1  # nan: worse than any number
 
     @torch.no_grad()
-    def choose_weights(self, epoch, score, is_better):
+    def choose_weights(self, epoch: int, score: Callable[[], float], is_better: Callable[[float, float], bool]) -> None:
         if epoch <= self.last:
             return
         alone, share = score(), 1 / (self.count + 1)
@@ -144,10 +146,10 @@ class Soup(Average):
         epochs = f"{int(self.count)} epochs" if self.count > 1 else "one epoch"
         logger.info(f"soup of {epochs}, dev {self.score:.4f} (this epoch alone {alone:.4f}, with it {together:.4f})")
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, torch.Tensor]:
         own = {"score": torch.tensor(self.score, dtype=torch.float64), "last": torch.tensor(self.last)}
         return super().state_dict() | own
 
-    def load_state_dict(self, tensors):
+    def load_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:
         super().load_state_dict(tensors)
         self.score, self.last = float(tensors["score"]), int(tensors["last"])

@@ -1,6 +1,8 @@
 """Helpers for adversarial and consistency training: noise on word vectors, setting gradients aside, checks."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +14,8 @@ class WordNoise:
     """Adds noise to the word vectors that the encoder looks up, by a permanent hook; works with any encoder that has
     `get_input_embeddings`."""
 
-    def __init__(self, model):
-        encoder, self.value = model.encoder, None
+    def __init__(self, model: Any):
+        encoder, self.value = model.encoder, None  # type: Any, torch.Tensor | None
         if getattr(getattr(encoder, "config", None), "is_encoder_decoder", False):
             encoder = encoder.get_encoder()  # BART has lookup tables in its encoder and in its decoder
         table = encoder.get_input_embeddings()
@@ -22,7 +24,7 @@ class WordNoise:
         table.register_forward_hook(self.add)
 
     @staticmethod
-    def require_lookup(encoder, table):
+    def require_lookup(encoder: Any, table: torch.nn.Embedding) -> None:
         """Raises UserError unless the encoder looks words up in `table`, as (B, L, width), which XLNet does not."""
         shapes, training, ids = [], encoder.training, torch.ones(1, 3, dtype=torch.long, device=table.weight.device)
         hook = table.register_forward_hook(lambda table, inputs, output: shapes.append(output.shape[:2]))
@@ -36,14 +38,14 @@ class WordNoise:
                 "--use_smart and --use_freelb cannot add noise to this encoder's word vectors; try --use_fgm"
             )
 
-    def add(self, table, inputs, output):
+    def add(self, table: torch.nn.Embedding, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         if self.value is None:
             return output
         longer = output.shape[1] - self.value.shape[1]  # Longformer pads its input after the text
         return (output + F.pad(self.value, (0, 0, 0, longer))).to(output.dtype)  # weights may be in bf16
 
     @contextmanager
-    def added(self, value):
+    def added(self, value: torch.Tensor | None) -> Iterator[None]:
         """A context in which `value`, (B, L, width) or None, is added."""
         self.value = value
         try:
@@ -52,18 +54,18 @@ class WordNoise:
             self.value = None
 
 
-def safe_normalize(direction, length):
+def safe_normalize(direction: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
     """direction / length; 0 where the length is 0 or not finite."""
     usable = torch.isfinite(length) & (length > 0)
     return torch.where(usable, direction / length, 0.0)
 
 
-def norm_by_text(delta):
+def norm_by_text(delta: torch.Tensor) -> torch.Tensor:
     """Frobenius norm of each text's noise, (B, 1, 1)."""
     return torch.linalg.vector_norm(delta, dim=(1, 2), keepdim=True)
 
 
-def take_gradients(model):
+def take_gradients(model: torch.nn.Module) -> list[tuple[torch.nn.Parameter, torch.Tensor | None]]:
     """Removes the gradients from the parameters. -> [(parameter, its gradient)]"""
     taken = [(p, p.grad) for p in model.parameters()]
     for p, _ in taken:
@@ -71,12 +73,12 @@ def take_gradients(model):
     return taken
 
 
-def add_gradients(taken, share=1.0):
+def add_gradients(taken: list[tuple[torch.nn.Parameter, torch.Tensor | None]], share: float = 1.0) -> None:
     for p, grad in taken:
         if grad is not None:
             p.grad = grad.mul_(share) if p.grad is None else p.grad.add_(grad, alpha=share)
 
 
-def require_dropout(model, why):
+def require_dropout(model: torch.nn.Module, why: str) -> None:
     if not any(isinstance(module, torch.nn.Dropout) and module.p for module in model.modules()):
         raise UserError(f"{why}, but this model has no dropout")

@@ -13,8 +13,10 @@ if the text ended there. A teacher without a CRF has factors of 1, and its proba
 """
 
 import hashlib
+from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -51,10 +53,10 @@ class SoftTargets(NamedTuple):
     taught: torch.Tensor  # (B, W), the share of teachers that answered
     entropies: torch.Tensor  # (B, W), the mean over the teachers
 
-    def to(self, device):
+    def to(self, device: torch.device) -> "SoftTargets":
         return SoftTargets(*(tensor.to(device, non_blocking=True) for tensor in self))
 
-    def pairs(self, num_tags):
+    def pairs(self, num_tags: int) -> list[torch.Tensor]:
         """(p(tag of each word) over the number of teachers, `before`), each (teachers, B, W, C)."""
         shape = len(self.factors), *self.taught.shape, num_tags
         dense = []
@@ -62,7 +64,7 @@ class SoftTargets(NamedTuple):
             dense.append(torch.zeros(shape, device=values.device).index_put(tuple(places), values))
         return dense
 
-    def whole(self, mask):
+    def whole(self, mask: torch.Tensor) -> torch.Tensor:
         """Which texts all teachers answered to the last word, (B,). mask: (B, W), which words exist."""
         return (self.taught > mask.float() - 1e-4).all(1) & mask.any(1)
 
@@ -76,12 +78,14 @@ class Teacher:
     folder: its checkpoint; heads: {task: head} of the student; their `wants_pairs` says if pairs of tags are needed.
     """
 
-    def __init__(self, folder, heads, tasks, temperature):
+    def __init__(self, folder: Path, heads: Any, tasks: list[str], temperature: float):
         self.folder, self.tasks, self.temperature = folder, tasks, temperature
         self.heads = {name: heads[name] for name in tasks}
         self.sha256 = sha256(folder / "manifest.json")  # the manifest lists the sums of all files
 
-    def answer(self, data, load, precision, device, batches_of):
+    def answer(
+        self, data: Any, load: Callable[[], Any], precision: str, device: torch.device, batches_of: Callable[..., Any]
+    ) -> None:
         """Loads the answers from the cache, or computes them. data: a training set of data_loader.py.
 
         load() -> (model, featurizer, its options); batches_of(examples, featurizer) -> a MyDataLoader.
@@ -92,11 +96,11 @@ class Teacher:
         depends = [VERSION, self.sha256, source, self.temperature, self.tasks, scales, pairs, precision]
         name = f"teacher-{hashlib.sha256(repr(depends).encode()).hexdigest()[:20]}"
 
-        def compute():
+        def compute() -> Iterator[pa.RecordBatch]:
             model, featurizer, _ = load()
             dtype = None if overflows(model.encoder) else DTYPES[precision]
             model = model.to(device).eval()
-            examples = map(dict, data.examples())
+            examples: Iterator[dict[str, Any]] = map(dict, data.examples())
             examples = prepare_inputs(examples, featurizer.tasks, f"--teacher {self.folder}")
             with tqdm(desc=f"teacher {self.folder}", unit=" texts", total=len(data), leave=False, delay=2) as bar:
                 while chunk := list(islice(examples, CHUNK)):
@@ -108,7 +112,7 @@ class Teacher:
         self.columns = {name: [lists_of(chunk) for chunk in table[name].chunks] for name in table.column_names}
         self.factors = {name: self.factors_of(name, head) for name, head in self.heads.items() if head.wants_pairs}
 
-    def factors_of(self, name, head):
+    def factors_of(self, name: str, head: Any) -> torch.Tensor:
         """exp(transitions) of the teacher's CRF at the temperature, (C, C), up to a factor; ones without a CRF."""
         with safe_open(self.folder / "model.safetensors", "pt") as file:
             key = f"output_layer.heads.{name}.crf.transitions"
@@ -118,9 +122,9 @@ class Teacher:
         return (transitions - transitions.max()).exp()
 
     @torch.inference_mode()
-    def answers_to(self, model, loader, device, dtype):
+    def answers_to(self, model: Any, loader: Any, device: torch.device, dtype: torch.dtype | None) -> pa.RecordBatch:
         """A record batch with a row for each example of a MyDataLoader."""
-        data, parts = loader.dataset, {}
+        data, parts = loader.dataset, {}  # type: Any, dict[tuple[str, int], list]
         for batch in loader:
             inputs = batch.to(device).inputs
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
@@ -128,14 +132,14 @@ class Teacher:
             for name, student in self.heads.items():
                 head = model.output_layer.heads[name]
                 taught = as_the_student_counts(head, student, logits[name])
-                answers = head.teach(taught, inputs, self.temperature, student.wants_pairs)
+                answers: tuple[Any, Any, Any] = head.teach(taught, inputs, self.temperature, student.wants_pairs)
                 for row, found in zip(batch.rows.tolist(), sparse_rows(head, *answers, inputs)):
                     if head.level == "words":
                         first, size = int(data.columns["first_word"][row]), int(found["entropies"].size)
                         parts.setdefault((name, int(data.example_index[row])), []).append((first, size, found))
                     elif data.is_first(row):
                         parts[name, int(data.example_index[row])] = [(0, 1, found)]
-        columns = {}
+        columns: dict[str, list] = {}
         for name in self.heads:
             merged = [merge(parts[name, example]) for example in range(len(data))]
             columns |= {f"{name}.{column}": [found[column] for found in merged] for column in COLUMNS}
@@ -145,7 +149,7 @@ class Teacher:
         }
         return pa.RecordBatch.from_pydict(arrays)
 
-    def find(self, task, example, first, size):
+    def find(self, task: str, example: int, first: int, size: int) -> dict[str, np.ndarray]:
         """{column: array} for words first to first + size of an example; words are counted from `first`."""
         chunk, row = divmod(example, CHUNK)
         found = {}
@@ -161,23 +165,25 @@ class Teacher:
         found["entropies"] = self.cell(f"{task}.entropies", chunk, row)[first : first + size]
         return found
 
-    def cell(self, column, chunk, row):
+    def cell(self, column: str, chunk: int, row: int) -> np.ndarray:
         offsets, values = self.columns[column][chunk]
         return values[offsets[row] : offsets[row + 1]]
 
 
-def lists_of(chunk):
+def lists_of(chunk: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
     """(offsets, values) of an Arrow array of lists, without a copy."""
     return chunk.offsets.to_numpy(), chunk.values.to_numpy()
 
 
-def as_the_student_counts(head, student, logits):
+def as_the_student_counts(head: Any, student: Any, logits: torch.Tensor) -> torch.Tensor:
     """A teacher's logits; those of a regression in standard deviations from the mean of the student's train part."""
     own, other = student.task, head.task
     return (logits * other["std"] + other["mean"] - own["mean"]) / own["std"] if "std" in own else logits
 
 
-def sparse_rows(head, statistics, entropies, before, inputs):
+def sparse_rows(
+    head: Any, statistics: torch.Tensor, entropies: Any, before: torch.Tensor | None, inputs: dict[str, torch.Tensor]
+) -> list[dict[str, np.ndarray]]:
     """[{column: array}] for each row of a batch, from the result of `head.teach`."""
     there = inputs["word_mask"] if head.level == "words" else torch.ones_like(entropies, dtype=torch.bool)
     found = [by_row(*kept(statistics, head.least, there), head.numbers_a_word)]
@@ -189,27 +195,31 @@ def sparse_rows(head, statistics, entropies, before, inputs):
     ]
 
 
-def kept(values, least, there):
+def kept(
+    values: torch.Tensor, least: float, there: torch.Tensor
+) -> tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(number of rows, rows, words, numbers, values) of the values (B, W, N) above `least` at words that exist."""
     large = (values.abs() > least) & there.unsqueeze(2)
     return len(values), *large.nonzero().cpu().numpy().T, values[large].float().cpu().numpy()
 
 
-def by_row(count, rows, words, numbers, values, numbers_a_word):
+def by_row(
+    count: int, rows: np.ndarray, words: np.ndarray, numbers: np.ndarray, values: np.ndarray, numbers_a_word: int
+) -> list[tuple]:
     """The words, numbers and values of each of `count` rows; numbers start from 0 at each word."""
     borders = np.searchsorted(rows, np.arange(1, count))
     columns = words, numbers - words * numbers_a_word, values
     return list(zip(*(np.split(column, borders) for column in columns)))
 
 
-def merge(pieces):
+def merge(pieces: list[tuple[int, int, dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
     """The answers to one text, merged from its windows [(first word, number of words, answers)]; a word is taken from
     the window whose edge is farther away."""
     if len(pieces) == 1:
         return pieces[0][2]
     pieces = sorted(pieces, key=lambda piece: piece[0])
     owner = np.array(merge_windows([(first, [number] * size) for number, (first, size, _) in enumerate(pieces)]))
-    merged = {column: [] for column in COLUMNS}
+    merged: dict[str, list[np.ndarray]] = {column: [] for column in COLUMNS}
     for number, (first, size, found) in enumerate(pieces):
         for prefix in ("", "before_"):
             words = found[f"{prefix}words"] + first
@@ -227,11 +237,11 @@ def merge(pieces):
 class Places:
     """Which words of which example each row of a training set holds. data: of data_loader.py"""
 
-    def __init__(self, data):
+    def __init__(self, data: Any):
         columns = getattr(data, "columns", {})
         self.example, self.first = columns.get("example_index"), columns.get("first_word")
 
-    def of(self, batch, by_words):
+    def of(self, batch: Any, by_words: bool) -> list[tuple[int, int, int] | None]:
         """[(example, first word, number of words)] of a batch's rows; None for a row that is not the first of its text,
         if a text has one label."""
         rows = batch.rows.numpy()
@@ -242,13 +252,13 @@ class Places:
         return [None if first else (example, 0, 1) for example, first in zip(examples, firsts)]
 
 
-def soft_targets(teachers, name, head, batch, places):
-    """The SoftTargets of a batch, averaged over the teachers that have the task."""
+def soft_targets(teachers: list[Teacher], name: str, head: Any, batch: Any, places: Any) -> SoftTargets:
+    """The SoftTargets of a batch, averaged over the teachers that have the task. places: Places of the training set"""
     by_words = head.level == "words"
     batch_size, width = batch.inputs["word_mask"].shape if by_words else (len(batch.inputs["input_ids"]), 1)
     taught, entropies = torch.zeros(2, batch_size, width)
     teachers = [teacher for teacher in teachers if name in teacher.tasks]
-    found = {prefix: ([], []) for prefix in ("", "before_")}  # values, places
+    found: dict[str, tuple[Any, Any]] = {prefix: ([], []) for prefix in ("", "before_")}  # values, places
     for row, place in enumerate(places.of(batch, by_words)):
         for number, teacher in enumerate(teachers if place else ()):
             answers = teacher.find(name, *place)
@@ -261,12 +271,12 @@ def soft_targets(teachers, name, head, batch, places):
                 where.append(np.stack([np.full_like(own[0], number), np.full_like(own[0], row), own[0], own[1]]))
     values, places = joined(*found[""])
     before = joined(*found["before_"])
-    factors = [teacher.factors[name] for teacher in teachers if head.wants_pairs]
+    factors: Any = [teacher.factors[name] for teacher in teachers if head.wants_pairs]
     factors = torch.stack(factors) if factors else torch.zeros(0, 0, 0)
     return SoftTargets(values / len(teachers), places, *before, factors, taught, entropies)
 
 
-def joined(values, places):
+def joined(values: Any, places: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Lists of arrays -> (values (N,), places (4, N)) as tensors."""
     values = np.concatenate([np.zeros(0, np.float32), *values])
     places = np.concatenate([np.zeros((4, 0), np.int64), *places], 1)

@@ -1,8 +1,10 @@
 """Distillation internals: the teachers, and their answers for each step."""
 
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,11 +13,11 @@ from engine.predict.ensemble import checkpoint_of
 from engine.run import distributed
 from engine.task.tags import kind_of, read_tasks
 from engine.train import checkpoint
-from engine.tricks.soft_targets import Places, Teacher, soft_targets
+from engine.tricks.soft_targets import Places, SoftTargets, Teacher, soft_targets
 from engine.tricks.trick import Trick
 
 
-def shared_tasks(folder, theirs, ours):
+def shared_tasks(folder: Path, theirs: Any, ours: dict[str, dict[str, Any]]) -> list[str]:
     """The names of the tasks that a teacher can teach. Raises UserError if there is none, or if one differs."""
     names = [name for name in ours if name in theirs]
     if not names:
@@ -38,7 +40,7 @@ def shared_tasks(folder, theirs, ours):
 
 
 @contextmanager
-def unchanged_random_states(device):
+def unchanged_random_states(device: torch.device) -> Iterator[None]:
     """A context that restores the states of all random number generators at its end."""
     states = checkpoint.random_states(device)
     try:
@@ -53,16 +55,16 @@ class TaughtBySeveral(Trick):
     folders: runs or checkpoints; see Distillation in tricks.py.
     """
 
-    def __init__(self, model, folders, temperature):
+    def __init__(self, model: Any, folders: Iterable[str | Path], temperature: float):
         self.model, self.temperature, self.heads = model, temperature, model.output_layer.heads
-        self.of_step, self.counts, self.force, self.teachers = [], None, False, []
+        self.of_step, self.counts, self.force, self.teachers = [], None, False, []  # type: list, Any, bool, list
         ours = {name: head.task for name, head in self.heads.items()}
         for folder in (checkpoint_of(Path(folder)) for folder in folders):
             theirs = read_tasks(folder / "labels.json")
             self.teachers.append(Teacher(folder, self.heads, shared_tasks(folder, theirs, ours), temperature))
         self.taught = [name for name in self.heads if any(name in teacher.tasks for teacher in self.teachers)]
 
-    def ask_teachers(self, data, load, batches_of, config):
+    def ask_teachers(self, data: Any, load: Callable[[Path], Any], batches_of: Callable[..., Any], config: Any) -> None:
         """Lets each teacher answer the texts of a training set, or loads its cached answers.
 
         load(folder) -> (model, featurizer, its options); batches_of(examples, featurizer) -> a MyDataLoader.
@@ -73,30 +75,30 @@ class TaughtBySeveral(Trick):
             for teacher in self.teachers:
                 teacher.answer(data, partial(load, teacher.folder), config.precision, device, batches_of)
 
-    def before_step(self, group):
+    def before_step(self, group: list) -> None:
         self.of_step = [(batch.rows, self.targets_of(batch)) for batch in group]
         self.counts = distributed.add_up(self.count([(step[1], batch) for step, batch in zip(self.of_step, group)]))
 
-    def targets_of(self, batch):
+    def targets_of(self, batch: Any) -> dict[str, SoftTargets]:
         """{task: SoftTargets} of a batch on the host."""
         return {name: soft_targets(self.teachers, name, self.heads[name], batch, self.places) for name in self.taught}
 
-    def count(self, pairs):
+    def count(self, pairs: list[tuple[dict[str, SoftTargets], Any]]) -> dict[str, torch.Tensor]:
         """{task: how much was taught} of [(targets, batch)]."""
         counts = [
             {n: self.heads[n].num_taught(t, batch.inputs) for n, t in targets.items()} for targets, batch in pairs
         ]
         return {name: sum(count[name] for count in counts) for name in counts[0]}
 
-    def loss_of_labels(self, losses):
+    def loss_of_labels(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
         """The part of a micro-batch's loss that comes from the tasks that are taught. -> ()"""
         weights = self.model.loss.task_weights
         return sum(weights.get(name, 1.0) * losses[name] for name in self.taught if name in losses)
 
-    def divergence(self, logits, batch):
+    def divergence(self, logits: dict[str, torch.Tensor], batch: Any) -> torch.Tensor:
         """This micro-batch's share of its group's mean divergence from the teachers, weighted as tasks are. -> ()"""
         targets = next((targets for rows, targets in self.of_step if rows is batch.rows), None)
-        counts, total = self.counts, 0.0
+        counts, total = self.counts, 0.0  # type: Any, Any
         if targets is None:  # the batch is not part of an optimizer step
             host = batch.to("cpu")
             targets = self.targets_of(host)
@@ -108,11 +110,11 @@ class TaughtBySeveral(Trick):
                 total = total + self.model.loss.task_weights.get(name, 1.0) * loss / count
         return total
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, torch.Tensor]:
         """The teachers' checksums: with other teachers it would be another run."""
         return {"teachers": torch.tensor([list(bytes.fromhex(teacher.sha256)) for teacher in self.teachers])}
 
-    def load_state_dict(self, tensors):
+    def load_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:
         if not (self.force or torch.equal(tensors["teachers"], self.state_dict()["teachers"])):
             changed = "--teacher: the teachers' checkpoints have changed since"
             raise UserError(f"{changed}; train a new --model_version, or add --force_resume")

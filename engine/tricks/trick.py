@@ -1,40 +1,47 @@
 """The hooks that a training trick may override, and several tricks as one."""
 
-from contextlib import ExitStack, contextmanager, nullcontext
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Trick:
     """Base class of tricks. The hooks do nothing; override those you need. batch: data_loader.Batch."""
 
     switch = ""  # the option that switches it on
-    options = ()  # the options that are its arguments, after the model
+    options: tuple[str, ...] = ()  # the options that are its arguments, after the model
 
     @classmethod
-    def build(cls, model, config):
+    def build(cls: Any, model: Any, config: Any) -> Trick | None:
         """The trick, built from the options, or None if they do not switch it on."""
         if not getattr(config, cls.switch):
             return None
         return cls(model, *(getattr(config, name) for name in cls.options))
 
-    def start_epoch(self):
+    def start_epoch(self) -> int:
         """How many epochs pass before the trick acts; early stopping counts from then."""
         return 0
 
-    def param_groups(self, groups):
+    def param_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Parameter groups for the optimizer -> the groups to use instead."""
         return groups
 
-    def begin(self, train_loader, config):
+    def begin(self, train_loader: Any, config: Any) -> None:
         """Called once the training data is known, before a run is resumed. Must not draw random numbers."""
 
-    def before_step(self, group):
+    def before_step(self, group: list) -> None:
         """Called before the micro-batches of an optimizer step. group: their Batches, as the loader gave them."""
 
-    def before_epoch(self, epoch):
+    def before_epoch(self, epoch: int) -> None:
         """Called before each epoch, and again when a run resumes within it. epoch: 0 for the first."""
 
-    def wrap_forward(self, forward, batch, exact=False):
+    def wrap_forward(self, forward: Callable[..., Any], batch: Any, exact: bool = False) -> Any:
         """Runs the forward pass of a micro-batch. forward(exact=False) -> MyModelOutput, whose total_loss is
         differentiated.
 
@@ -42,102 +49,108 @@ class Trick:
         """
         return forward(exact=exact)
 
-    def wrap_backward(self, forward_backward, batch):
+    def wrap_backward(self, forward_backward: Callable[[], Any], batch: Any) -> Any:
         """Computes the gradient of a micro-batch. forward_backward() adds it to the gradients and returns its
         MyModelOutput."""
         return forward_backward()
 
-    def after_step(self, finite):
+    def after_step(self, finite: torch.Tensor) -> None:
         """Called after an optimizer step. finite: (), whether it changed the weights."""
 
-    def after_epoch(self, epoch):
+    def after_epoch(self, epoch: int) -> None:
         """Called before dev is scored, and again if a run was interrupted while scoring."""
 
-    def choose_weights(self, epoch, score, is_better):
+    def choose_weights(self, epoch: int, score: Callable[[], float], is_better: Callable[[float, float], bool]) -> None:
         """Called after `after_epoch`, and again like it, for a trick that chooses on dev what `swap_weights` gives.
 
         score() -> the monitored score of dev with the model's current weights. is_better(new, old) compares two such
         scores.
         """
 
-    def swap_weights(self):
+    def swap_weights(self) -> AbstractContextManager[None]:
         """A context in which the model has the weights to score and to save as the best."""
         return nullcontext()
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, torch.Tensor]:
         """{name: tensor} of all state that the next step depends on."""
         return {}
 
-    def load_state_dict(self, tensors):
+    def load_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:
         pass
 
 
 class Tricks(list):
     """Several tricks as one, as the trainer sees them."""
 
-    def start_epoch(self):
+    def start_epoch(self) -> int:
         return max((trick.start_epoch() for trick in self), default=0)
 
-    def param_groups(self, groups):
+    def param_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for trick in self:
             groups = trick.param_groups(groups)
         return groups
 
-    def begin(self, train_loader, config):
+    def begin(self, train_loader: Any, config: Any) -> None:
         for trick in self:
             trick.begin(train_loader, config)
 
-    def before_step(self, group):
+    def before_step(self, group: list) -> None:
         for trick in self:
             trick.before_step(group)
 
-    def change_gradients(self):
+    def change_gradients(self) -> bool:
         """Whether any trick runs more than the usual pass, or trains other parameters from epoch to epoch."""
         hooks = ("wrap_forward", "wrap_backward", "before_epoch")
         return any(getattr(type(trick), hook) is not getattr(Trick, hook) for trick in self for hook in hooks)
 
-    def before_epoch(self, epoch):
+    def before_epoch(self, epoch: int) -> None:
         for trick in self:
             trick.before_epoch(epoch)
 
-    def forward_backward(self, forward, backward, batch, label_counts):
+    def forward_backward(
+        self,
+        forward: Callable[..., Any],
+        backward: Callable[[Any], None],
+        batch: Any,
+        label_counts: dict[str, torch.Tensor],
+    ) -> Any:
         """The forward and backward passes that the trainer runs without tricks, wrapped by each trick."""
         step = partial(self.innermost, partial(forward, batch, label_counts), backward, batch)
         for trick in self:
             step = partial(trick.wrap_backward, step, batch)
         return step()
 
-    def innermost(self, forward, backward, batch):
+    def innermost(self, forward: Callable[..., Any], backward: Callable[[Any], None], batch: Any) -> Any:
         for trick in self:
             forward = partial(trick.wrap_forward, forward, batch)
         output = forward()
         backward(output)
         return output
 
-    def after_step(self, finite):
+    def after_step(self, finite: torch.Tensor) -> None:
         for trick in self:
             trick.after_step(finite)
 
-    def after_epoch(self, epoch):
+    def after_epoch(self, epoch: int) -> None:
         for trick in self:
             trick.after_epoch(epoch)
 
-    def choose_weights(self, epoch, score, is_better):
+    def choose_weights(self, epoch: int, score: Callable[[], float], is_better: Callable[[float, float], bool]) -> None:
         for trick in self:
             trick.choose_weights(epoch, score, is_better)
 
     @contextmanager
-    def swap_weights(self):
+    def swap_weights(self) -> Iterator[None]:
         with ExitStack() as stack:
             for trick in self:
                 stack.enter_context(trick.swap_weights())
             yield
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, torch.Tensor]:
         states = {type(trick).__name__: trick.state_dict() for trick in self}
         return {f"{kind}.{name}": tensor for kind, state in states.items() for name, tensor in state.items()}
 
-    def load_state_dict(self, tensors):
+    def load_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:
         for trick in self:
             prefix = f"{type(trick).__name__}."
             own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
