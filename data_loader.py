@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -112,8 +112,7 @@ class MyDataset(Dataset):
     labels.json must have all labels of the file, as training requires.
     """
 
-    if TYPE_CHECKING:
-        origin: Any
+    origin: Any
 
     def __init__(
         self,
@@ -209,9 +208,8 @@ class MyDataLoader(DataLoader):
     """Batches of a MyDataset. seed: of the shuffling; None: a fixed order for evaluation, longest first. ratio: rows
     without labels in an epoch per row with labels."""
 
-    if TYPE_CHECKING:
-        dataset: MyDataset
-        batch_sampler: LengthSampler
+    dataset: MyDataset
+    batch_sampler: LengthSampler
 
     def __init__(
         self,
@@ -345,8 +343,7 @@ class MyIterableDataset(IterableDataset):
 class MyIterableDataLoader(DataLoader):
     """Batches of a MyIterableDataset, with its batch size."""
 
-    if TYPE_CHECKING:
-        dataset: MyIterableDataset
+    dataset: MyIterableDataset
 
     def __init__(self, dataset: MyIterableDataset, num_workers: int = 0, pin_memory: bool = False):
         super().__init__(

@@ -12,7 +12,7 @@ import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from config import ROOT, Config, seed_torch
 from engine.errors import UserError
@@ -190,7 +190,7 @@ def leave_report(run_dir: Path, config: Config) -> None:
     try:
         from tools.report.page import show_report
     except ModuleNotFoundError as error:
-        if not cast(str, error.name).startswith("tools"):
+        if not (error.name or "").startswith("tools"):
             raise
         return logger.info("no report: tools/ is missing")
     show_report(run_dir, config.report_language, config.spreadsheet_safe)
@@ -203,7 +203,7 @@ def rehearse_and_check(config: Config, device: torch.device, run_dir: Path, text
     try:
         from tools.check.model_check import Case, check_model, rehearsal
     except ModuleNotFoundError as error:
-        if not cast(str, error.name).startswith("tools"):
+        if not (error.name or "").startswith("tools"):
             raise
         raise UserError("--debug needs tools/check, which is missing; copy it from the template") from None
 

@@ -81,7 +81,9 @@ def matches(
     kind: str, gold: Sequence[Any], predicted: Sequence[Any]
 ) -> tuple[Counter[str], Counter[str], Counter[str]]:
     """{label or entity type: how many}: right, predicted, in gold."""
-    right, guessed, there = Counter(), Counter(), Counter()  # type: Counter[str], Counter[str], Counter[str]
+    right: Counter[str] = Counter()
+    guessed: Counter[str] = Counter()
+    there: Counter[str] = Counter()
     for g, p in zip(gold, predicted):
         if kind in ("tagging", "spans"):
             g, p = entities_in(kind, g), entities_in(kind, p)
@@ -140,7 +142,8 @@ def score(
     the main scores, if there are several tasks and not all are classification or tagging.
     tasks: as in labels.json; gold, predicted: {task: list with an entry for each text}.
     """
-    scores, mains, kinds = {}, [], {name: kind_of(task) for name, task in tasks.items()}  # type: dict, list, dict
+    scores: dict[str, float] = {}
+    mains, kinds = [], {name: kind_of(task) for name, task in tasks.items()}
     for name, kind in kinds.items():
         labelled = [i for i, label in enumerate(gold[name]) if label is not None]
         if labelled:

@@ -228,8 +228,7 @@ class MultilabelHead(ImbalanceOptions, SigmoidStatistics, Head):
     """
 
     needs_calibration = True
-    if TYPE_CHECKING:
-        threshold: torch.Tensor
+    threshold: torch.Tensor
 
     def __init__(self, hidden_size: int, task: dict[str, Any]):
         super().__init__(hidden_size, task)
@@ -329,8 +328,7 @@ class SpanHead(SpanAnswers, Head):
     """
 
     level, size = "words", 64  # size: of the vectors q and k
-    if TYPE_CHECKING:
-        numbers_a_word: Any
+    numbers_a_word: Any
 
     def __init__(self, hidden_size: int, task: dict[str, Any]):
         super().__init__(hidden_size, task, num_logits=2 * self.size)

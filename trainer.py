@@ -15,7 +15,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.nn.utils import get_total_norm
@@ -85,12 +85,12 @@ class Trainer:
     tasks: as in labels.json. Only `train` needs the loaders, optimizer, scheduler and tricks.
     """
 
-    if TYPE_CHECKING:  # in `train` none of the first four is None
-        train_loader: Any
-        dev_loader: Any
-        optimizer: Any
-        scheduler: Any
-        trackers: list[Any]
+    # in `train` none of the first four is None
+    train_loader: Any
+    dev_loader: Any
+    optimizer: Any
+    scheduler: Any
+    trackers: list[Any]
 
     def __init__(
         self,
@@ -281,7 +281,7 @@ class Trainer:
         return scores
 
     def out_of_patience(self) -> bool:
-        return 0 < cast(int, self.config.early_stop_patience) <= self.progress.bad_epochs
+        return 0 < (self.config.early_stop_patience or 0) <= self.progress.bad_epochs
 
     def keep_best(self, scores: dict[str, float]) -> None:
         """Logs dev scores, and saves the model if it is the best so far (a tie keeps the earlier one)."""

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -56,9 +56,8 @@ class FGM(Trick):
     model: its `encoder` (or the model itself) must have `get_input_embeddings`, unless emb_name names the parameter.
     """
 
-    if TYPE_CHECKING:
-        options: tuple[str, ...]
-        saved: Any
+    options: tuple[str, ...]
+    saved: Any
     switch, options = "use_fgm", ("fgm_eps",)
 
     def __init__(self, model: Any, eps: float = 1.0, emb_name: str | None = None):

@@ -36,6 +36,16 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
+@pytest.fixture(autouse=True)
+def same_environment():
+    """Restores the environment after each test: commands only fork in the one that the server has."""
+    before = environment()
+    yield
+    for name in {*environment(), *before}:
+        os.environ.pop(name, None)
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory):
     """A processed folder of 60 + 24 + 24 sentences of the sample, with intent and slots."""

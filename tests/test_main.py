@@ -199,6 +199,16 @@ def test_ruff_finds_nothing():
 
 
 @pytest.mark.slow
+def test_mypy_finds_nothing(tmp_path):
+    import subprocess
+    import sys
+
+    words = [sys.executable, "-m", "mypy", "--cache-dir", tmp_path]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
 def test_without_tools_it_trains_resumes_evaluates_and_predicts(sample, tmp_path, fork_server):
     """In a copy without tools/: killed and resumed to the bytes of a whole run with it."""
     copy, work = tmp_path / "copy", tmp_path / "work"
