@@ -124,6 +124,7 @@ LOGIN = (
 )
 
 
+@pytest.mark.slow
 def test_keys_typed_in_a_terminal(trained):
     words, rows = trained
     terminal = Terminal("-m", "tools.demo", "--terminal", *words)

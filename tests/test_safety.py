@@ -174,10 +174,8 @@ def test_a_dataset_folder_with_a_script_does_not_execute_it(yes, tmp_path):
     assert not canary.exists()
 
 
-PICKLES = ("scheduler.pt", "rng_state.pth", "training_args.bin")
-
-
-@pytest.mark.parametrize("name", ["optimizer.pt", *(pytest.param(name, marks=pytest.mark.slow) for name in PICKLES)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
 def test_a_pretraining_checkpoint_with_a_pickle_is_not_executed(name, tmp_path):
     texts, canary = tmp_path / "texts.txt", tmp_path / "canary"
     texts.write_text("".join(f"play a song now {n}\n" for n in range(60)))

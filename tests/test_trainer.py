@@ -470,7 +470,12 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("options", VARIANTS)
+QUICK = (VARIANTS[0], VARIANTS[2])
+
+
+@pytest.mark.parametrize(
+    "options", [pytest.param(one, marks=() if one in QUICK else pytest.mark.slow) for one in VARIANTS]
+)
 def test_a_run_that_stops_after_any_step_ends_with_the_same_bytes(options, tiny, monkeypatch):
     whole = tiny(model_version="whole", **options)
     train(whole)

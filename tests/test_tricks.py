@@ -415,6 +415,7 @@ def test_gradient_equals_the_oracle(name, precision, accumulation, tmp_path):
     assert gradient_error(name, precision, accumulation, tricks, tmp_path) < SAME[precision]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", NAMES)
 @pytest.mark.parametrize(
     "name, old, new", [(name, *line) for name, (_, _, lines) in GRADIENTS.items() for line in lines]
@@ -717,6 +718,7 @@ def test_weights_equal_the_oracle(name, precision, accumulation, tmp_path):
     assert WEIGHTS[name][0](tricks, precision, accumulation, tmp_path) < 5 * SAME[precision]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", NAMES)
 @pytest.mark.parametrize("name, old, new", [(name, *line) for name, (_, lines) in WEIGHTS.items() for line in lines])
 def test_broken_weights_are_rejected(name, old, new, precision, tmp_path):
