@@ -18,6 +18,7 @@ import ablation
 STORED = ROOT / "benchmarks/results/atis/runs.csv"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [5, 8])
 def test_equal_variants_are_called_different_once_in_twenty_times(seeds):
     rng, rounds = np.random.default_rng(1), 2000

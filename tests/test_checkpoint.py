@@ -186,6 +186,7 @@ def test_nothing_in_a_checkpoint_can_execute(tiny):
     assert load_file(config.run_dir / "checkpoints/best/model.safetensors")
 
 
+@pytest.mark.slow
 def test_two_processes_cannot_share_a_run_folder_and_a_kill_frees_it(tiny, tmp_path):
     config = tiny(do_train=True)
     config.run_dir.mkdir(parents=True)

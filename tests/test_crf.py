@@ -128,6 +128,7 @@ def test_small_cases_equal_brute_force(seed):
         assert decoded[row].tolist() == best.tolist() + [0] * (5 - length)
 
 
+@pytest.mark.slow
 def test_both_derivatives_are_right_also_in_groups_of_texts(monkeypatch):
     crf, emissions, mask, _ = case(4, 7, batch=5, spread=2.0)
     inputs = [p.detach().double().requires_grad_() for p in (emissions, *crf.parameters())]
