@@ -440,7 +440,9 @@ def test_failing_trials_are_told_and_the_search_ends_with_their_code_only_if_all
     done = run_search(warm, tmp_path, words[0] + " --freeze_layers=99", *words[1:])
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
-    assert re.match("error: all [56] trials failed; the last: --freeze_layers=99: this", last), last  # two at a time
+    assert re.match("error: all [56] trials failed; the last one: --freeze_layers=99: this", last), (
+        last
+    )  # two at a time
 
 
 @pytest.mark.slow

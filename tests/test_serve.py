@@ -137,10 +137,10 @@ def shipped(sample, tmp_path_factory, python):
     folder = tmp_path_factory.mktemp("serve")
     flags = "--do_train --epochs 1 --hidden_size 32 --num_layers 1 --vocab_size 500 --use_crf --model_version run"
     for words in (
-        ["main.py", *flags.split(), "--data_path", sample, "--output_dir", folder],
-        ["tools.export", "--checkpoint", folder / "run/checkpoints/best", "--output_dir", folder / "shipped"],
+        [ROOT / "main.py", *flags.split(), "--data_path", sample, "--output_dir", folder],
+        ["-m", "tools.export", "--checkpoint", folder / "run/checkpoints/best", "--output_dir", folder / "shipped"],
     ):
-        done = subprocess.run([python, ROOT / words[0], *map(str, words[1:])], capture_output=True, text=True)
+        done = subprocess.run([python, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     return folder / "shipped"
 
