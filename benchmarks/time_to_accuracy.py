@@ -50,7 +50,7 @@ def ours(bench, epochs, every):
             trainer.model.train()
             scoring += time.perf_counter() - paused
 
-    trainer.check_signal = check
+    trainer.stop.check = check
     with as_main_does():
         began = time.perf_counter()
         for epoch in range(epochs):

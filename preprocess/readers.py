@@ -112,8 +112,8 @@ def find_format(path, labelled=True, encoding="auto"):
     names = [name.strip() for name in re.split("[,;|]", head[0])]
     if "_!_" in head[0] or (alike(TEXT_NAMES, names) and alike(USUAL_LABELS, names)):
         return "csv"
-    parted = "if it is a table, add --delimiter"
-    raise UserError(f"{path}: unknown format; name it with --format {{{','.join(READERS)}}}; {parted}")
+    hint = "if it is a table, add --delimiter"
+    raise UserError(f"{path}: unknown format; name it with --format {{{','.join(READERS)}}}; {hint}")
 
 
 def find_folder_format(path):

@@ -17,7 +17,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import ROOT, read_json
-from forks import Forks
 
 pytest.importorskip("optuna", reason="pip install -r tools/search/requirements.txt")
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -323,21 +322,14 @@ def test_a_search_runs_main_and_is_not_repeated(sample, command, tmp_path, monke
     assert len(lacking.stderr.strip().splitlines()) == 1
 
 
-@pytest.fixture
-def warm(fork_server, tmp_path_factory):
-    """Forks in which searches run, and their trials too."""
-    with Forks(ROOT, tmp_path_factory.mktemp("warm"), fork_server) as forks:
-        yield forks
-
-
-def run_search(warm, folder, *words):
+def run_search(command, folder, *words):
     """A whole search, however long it takes: other work on the machine is no failure."""
-    return warm.command(["tools.search", *words], folder)
+    return command("tools.search", *words, cwd=folder)
 
 
 @pytest.mark.slow
-def test_hopeless_trials_are_pruned_and_the_winner_is_measured(sample, command, tmp_path, warm):
-    done = run_search(warm, tmp_path, *flags(sample, trials=8, startup=4, finalists=2, seeds=5))
+def test_hopeless_trials_are_pruned_and_the_winner_is_measured(sample, command, tmp_path):
+    done = run_search(command, tmp_path, *flags(sample, trials=8, startup=4, finalists=2, seeds=5))
     assert done.returncode == 0, done.stderr
     found, rows = read_json(tmp_path / "results/search.json"), rows_of(tmp_path / "results")
     pruned = [row for row in rows if row["state"] == "pruned"]
@@ -385,11 +377,11 @@ def has_epochs(path, epochs):
 
 
 @pytest.mark.slow
-def test_a_search_that_is_killed_or_stopped_ends_with_the_same_trials(sample, tmp_path, warm, background):
+def test_a_search_that_is_killed_or_stopped_ends_with_the_same_trials(sample, tmp_path, command, background):
     words = flags(sample, epochs=3, trials=4, startup=3, jobs=1, finalists=1, seeds=1)
     whole = tmp_path / "whole"
     whole.mkdir()
-    done = run_search(warm, whole, *words)
+    done = run_search(command, whole, *words)
     assert done.returncode == 0, done.stderr
     runs = tmp_path / "results/runs"
     process = start(background, words, lambda: has_epochs(runs / "0001/metrics.jsonl", 1))
@@ -402,7 +394,7 @@ def test_a_search_that_is_killed_or_stopped_ends_with_the_same_trials(sample, tm
     process = start(background, words, lambda: has_epochs(runs / "final-0000-seed-1/metrics.jsonl", 1))
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
-    done = run_search(warm, tmp_path, *words)
+    done = run_search(command, tmp_path, *words)
     assert done.returncode == 0, done.stderr
     for name in ("0003", "final-0000-seed-1"):
         log = (runs / f"{name}.log").read_text()
@@ -430,14 +422,14 @@ def test_a_run_ends_with_a_search_that_is_killed(sample, tmp_path, background):
 
 
 @pytest.mark.slow
-def test_failing_trials_are_told_and_the_search_ends_with_their_code_only_if_all_fail(sample, tmp_path, warm):
+def test_failing_trials_are_told_and_the_search_ends_with_their_code_only_if_all_fail(sample, tmp_path, command):
     space = "freeze_layers=97,98,99,0 lr=1e-4..1e-2:log"  # this encoder has a single layer
-    done = run_search(warm, tmp_path, *flags(sample, epochs=1, trials=4, finalists=1, seeds=1, space=space))
+    done = run_search(command, tmp_path, *flags(sample, epochs=1, trials=4, finalists=1, seeds=1, space=space))
     states = {(row["state"], "freeze_layers=9" in row["options"]) for row in rows_of(tmp_path / "results")}
     assert done.returncode == 0 and states == {("finished", False), ("failed", True)}, done.stderr
     assert "failed: --freeze_layers=9" in done.stderr
     words = flags(sample, epochs=1, trials=9, space="lr=1e-4..1e-2:log", results="failed")
-    done = run_search(warm, tmp_path, words[0] + " --freeze_layers=99", *words[1:])
+    done = run_search(command, tmp_path, words[0] + " --freeze_layers=99", *words[1:])
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert re.match("error: all [56] trials failed; the last one: --freeze_layers=99: this", last), (
@@ -446,18 +438,18 @@ def test_failing_trials_are_told_and_the_search_ends_with_their_code_only_if_all
 
 
 @pytest.mark.slow
-def test_time_ends_the_search_and_dev_alone_flatters(sample, tmp_path, warm):
+def test_time_ends_the_search_and_dev_alone_flatters(sample, tmp_path, command):
     """A limit that no trial can keep; then more of it, on data without a test part."""
     data = tmp_path / "data"
     shutil.copytree(sample, data)
     (data / "test.jsonl").unlink()
     words = flags(data, epochs=2, trials=2, finalists=1, seeds=1)
-    done = run_search(warm, tmp_path, *words, "--hours", "0.00005")
+    done = run_search(command, tmp_path, *words, "--hours", "0.00005")
     assert done.returncode == 2 and "--hours are used up: the search ends with 0 of 2 trials done" in done.stderr, (
         done.stderr
     )
     assert "no trial finished in this time; the same command with more --hours resumes" in done.stderr
-    done = run_search(warm, tmp_path, *words, "--hours", "1")
+    done = run_search(command, tmp_path, *words, "--hours", "1")
     found = read_json(tmp_path / "results/search.json")
     assert done.returncode == 0 and found["cost"]["search"]["seconds"] > 0.18
     assert [trial["state"] for trial in found["trials"]] == ["finished"] * 2

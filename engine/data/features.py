@@ -383,7 +383,7 @@ def warn_of_cuts(data: Any, where: str | Path) -> None:
     """Logs which parts of a MyDataset no window or batch holds: nothing is cut silently."""
     cuts = Cuts()
     cuts.add(data)
-    cuts.tell(where, data.tasks)
+    cuts.log(where, data.tasks)
 
 
 class Cuts:
@@ -407,7 +407,7 @@ class Cuts:
             for name in [name for name, task in data.tasks.items() if has_spans(task["type"])]:
                 counts[f"outside {name}"] += num_outside(data, name)
 
-    def tell(self, where: str | Path, tasks: dict[str, dict[str, Any]]) -> None:
+    def log(self, where: str | Path, tasks: dict[str, dict[str, Any]]) -> None:
         """Logs what was cut, or otherwise what is read in windows."""
         counts, max_length = self.counts, self.counts["max_length"]
         longer = f"{where}: {counts['cut']} of {counts['examples']} examples are longer than --max_length {max_length}"

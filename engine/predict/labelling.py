@@ -86,7 +86,7 @@ def label_rows(
         finally:
             bar.close()
         if distributed.is_first():
-            output.cuts.tell(rows.path, tasks)
+            output.cuts.log(rows.path, tasks)
             output.finish()
 
 
@@ -171,21 +171,21 @@ class Output:
     def go_on(self, force: bool) -> bool:
         """Goes back to the last state that is safe on disk. -> whether there is one. Raises UserError if it belongs to
         other inputs or options, or is damaged."""
-        anew = f"remove {self.progress} to start over"
+        advice = f"remove {self.progress} to start over"
         try:
             saved = read_json(self.progress, PROGRESS)
             before, self.rows, self.bytes, cuts = (saved[name] for name in PROGRESS)
         except SchemaError:
-            raise UserError(f"{self.progress}: damaged, or written by another version; {anew}") from None
+            raise UserError(f"{self.progress}: damaged, or written by another version; {advice}") from None
         changes = changed_options(before, self.facts, FORCEABLE if force else ())
         if changes:
             can_go_on = not changed_options(before, self.facts, FORCEABLE)
             forced = ", or add --force_resume to continue anyway" if can_go_on else ""
-            raise UserError(f"{self.partial} was started differently: {'; '.join(changes)}; {anew}{forced}")
+            raise UserError(f"{self.partial} was started differently: {'; '.join(changes)}; {advice}{forced}")
         if not self.partial.exists():  # it has its final name already, or a kill came before it was created
             return self.rows == self.num_rows and self.path.exists()
         if self.partial.stat().st_size < self.bytes:
-            raise UserError(f"{self.partial}: holds less than the {self.rows} rows that were written; {anew}")
+            raise UserError(f"{self.partial}: holds less than the {self.rows} rows that were written; {advice}")
         with open_own(self.partial, append=True) as file:
             file.truncate(self.bytes)
         self.cuts = Cuts(cuts)

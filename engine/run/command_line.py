@@ -298,7 +298,7 @@ def exit_code(main: Callable[[Any], int | None], config: Any) -> int:
         if type(error).__name__ != "PanicException":  # from the tokenizers' Rust code; not a subclass of Exception
             raise
         mistake = f"the tokenizer cannot be used ({first_line(error)}): its tokenizer.json is damaged"
-    tell(mistake)
+    print_error(mistake)
     return 2
 
 
@@ -310,7 +310,7 @@ def is_lost(error: BaseException) -> bool:
     return is_launched() and ("DistError" in names or any(word in message for word in words))
 
 
-def tell(mistake: str | UserError) -> None:
+def print_error(mistake: str | UserError) -> None:
     """Prints why the program ends; of several processes started by torchrun, only the first to call this prints."""
     if is_first_to_say(patience=2 if mistake == LOST else 0):
         print(one_line(f"error: {mistake}"), file=sys.stderr)
