@@ -36,8 +36,8 @@ from engine.errors import UserError
 from engine.run import distributed
 from engine.run.files import sha256
 from engine.task.tags import IGNORE
+from preprocess.readers.sources import Rows, read_unlabelled
 from preprocess.schema import read_processed
-from preprocess.sources import Rows, read_unlabelled
 
 logger = logging.getLogger("template")
 

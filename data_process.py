@@ -21,14 +21,14 @@ from config import ROOT, Config
 from engine.run.command_line import option, run_command
 from engine.run.files import appearing_folder
 from engine.task.text import text_of
-from preprocess import checks
-from preprocess.facts import Note
-from preprocess.labelling import collect_labels, label_info
-from preprocess.labels import KINDS
+from preprocess.checks import checks
+from preprocess.labels.kinds import KINDS
+from preprocess.labels.labelling import collect_labels, label_info
 from preprocess.option_checks import check_options, label_types_by_name
 from preprocess.prepared import Prepared, write_parts
-from preprocess.readers import READERS
+from preprocess.readers.formats import READERS
 from preprocess.schema import require_own_folder, summary, write_labels
+from preprocess.storage.facts import Note
 
 if TYPE_CHECKING:
     from engine.data.features import Featurizer

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from data_loader import MyDataLoader, MyDataset, MyIterableDataLoader
     from engine.data.features import Featurizer
-    from preprocess.sources import Rows
+    from preprocess.readers.sources import Rows
     from trainer import Trainer
 
 logger = logging.getLogger("template")
@@ -40,8 +40,8 @@ def main(config: Config) -> Any:  # an exit code, or None
     from engine.run import distributed
     from engine.run.device import keep_freed_memory
     from engine.train.automatic import keep_to_run
+    from preprocess.readers.sources import texts_of
     from preprocess.schema import load_labels
-    from preprocess.sources import texts_of
 
     # All checks that are possible before the slow part
     if not (config.do_train or config.do_eval or config.do_predict):
@@ -85,8 +85,8 @@ def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, te
     from engine.predict.answers import write_about
     from engine.predict.labelling import label_rows
     from engine.run import distributed
+    from preprocess.readers.sources import rows_of_part
     from preprocess.schema import check_same_labels
-    from preprocess.sources import rows_of_part
 
     best = Path(config.checkpoint or run_dir / "checkpoints/best")
     trainer, featurizer = load_trained(best, config, device)

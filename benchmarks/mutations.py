@@ -151,12 +151,17 @@ MUTATIONS = {
         "tricks",
     ),
     "a quote is a letter like any other": (
-        "preprocess/tables.py",
+        "preprocess/readers/tables.py",
         "strict=True",
         "quoting=csv.QUOTE_NONE",
         "shapes any_data",
     ),
-    "comments of CoNLL-U are words": ("preprocess/tagged.py", 'elif not row.startswith("#"):', "else:", "shapes"),
+    "comments of CoNLL-U are words": (
+        "preprocess/readers/tagged.py",
+        'elif not row.startswith("#"):',
+        "else:",
+        "shapes",
+    ),
     "labels lack those of dev": (
         "preprocess/splits.py",
         "max(1, round(ratio * size))",

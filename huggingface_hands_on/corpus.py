@@ -13,9 +13,9 @@ from zlib import crc32
 from engine.errors import UserError
 from engine.run.command_line import check_values, option
 from engine.run.files import sha256
-from preprocess.readers import READERS, find_format, read_rows, read_txt
+from preprocess.readers.formats import READERS, find_format, read_rows, read_txt
+from preprocess.readers.sources import PART_NAMES, find_sources, part_of_name
 from preprocess.schema import check_text, encode
-from preprocess.sources import PART_NAMES, find_sources, part_of_name
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from engine.errors import UserError
 from engine.run.command_line import check_values
-from preprocess.labels import KINDS
+from preprocess.labels.kinds import KINDS
 
 
 def check_options(config):

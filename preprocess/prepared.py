@@ -10,13 +10,13 @@ from tqdm import tqdm
 
 from engine.errors import UserError
 from engine.task.tags import kind_of
-from preprocess.facts import Column
-from preprocess.labelling import Labeller, collect_labels, examine, label_all
-from preprocess.parallel import in_order
+from preprocess.labels.labelling import Labeller, collect_labels, examine, label_all
+from preprocess.readers.sources import read_examples
 from preprocess.schema import PARTS, encode_rows, load_labels, read_processed
-from preprocess.sources import read_examples
 from preprocess.splits import Strata, split_folds, split_rows
-from preprocess.spool import BLOCK, BLOCK_BYTES, GROUP, Rows, Spool, blocks_of
+from preprocess.storage.facts import Column
+from preprocess.storage.parallel import in_order
+from preprocess.storage.spool import BLOCK, BLOCK_BYTES, GROUP, Rows, Spool, blocks_of
 
 
 class Prepared:

@@ -18,7 +18,7 @@ from engine.schema import parse_json
 from engine.task.extras import extras_of, require_extras
 from engine.task.tags import kind_of, needs_words, read_tasks
 from engine.task.text import text_of
-from preprocess import labels
+from preprocess.labels import kinds as labels
 
 PARTS = ("train", "dev", "test")
 TEXT_KEYS = ("text", "tokens", "text_pair")

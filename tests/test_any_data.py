@@ -30,8 +30,8 @@ from engine.errors import UserError
 from engine.task import tags
 from engine.task.text import place_tokens, split_text
 from main import main
-from preprocess import labels
-from preprocess.labelling import read_all_spans, spans_to_tokens
+from preprocess.labels import kinds as labels
+from preprocess.labels.labelling import read_all_spans, spans_to_tokens
 
 rng = random.Random(0)
 SONGS, ROOMS = (

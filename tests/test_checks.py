@@ -9,8 +9,8 @@ from conftest import ROOT, SHARED
 from data_process import DataConfig, prepare, process
 from engine.data.features import Featurizer
 from engine.data.tokenizer import train_tokenizer
-from preprocess import checks
-from preprocess.labelling import collect_labels
+from preprocess.checks import checks
+from preprocess.labels.labelling import collect_labels
 
 SENTENCE = (
     "please could you bring show find open close start stop the red blue green small large lamp door box song film room"

@@ -14,9 +14,9 @@ from data_process import DataConfig, process
 from engine.errors import UserError
 from engine.task.tags import illegal_tags
 from engine.task.text import join_tokens, split_text
-from preprocess import labels
+from preprocess.labels import kinds as labels
+from preprocess.readers.sources import Rows, read_texts
 from preprocess.schema import load_labels
-from preprocess.sources import Rows, read_texts
 
 
 def write(folder, files):

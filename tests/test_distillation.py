@@ -22,7 +22,7 @@ from engine.task.tags import IGNORE
 from engine.train import checkpoint
 from engine.tricks import soft_targets, teachers
 from model_utils import load_with_featurizer
-from preprocess.sources import read_unlabelled
+from preprocess.readers.sources import read_unlabelled
 
 WORDS = "please wake play the loudest of songs tomorrow antidisestablishment at seven".split()
 

@@ -37,7 +37,7 @@ from engine.run.files import seal, verify
 from engine.task.text import split_text
 from main import build_trainer, load_data, load_trained
 from model_utils import HEADS, ClassificationHead, MyModel
-from preprocess.sources import read_texts
+from preprocess.readers.sources import read_texts
 
 pytest.importorskip("onnxruntime", reason="pip install -r tools/export/requirements.txt")
 pytest.importorskip("onnxscript", reason="pip install -r tools/export/requirements.txt")

@@ -28,7 +28,7 @@ from engine.predict.predictions import prepare_inputs, write_rows
 from engine.run.run_folder import hold
 from engine.run.signals import Interrupted
 from main import load_trained, main
-from preprocess.sources import Rows, read_texts
+from preprocess.readers.sources import Rows, read_texts
 
 TEXTS = [f"play song number {n} by Adele" + " please" * (n % 5) for n in range(35)] + ["", "播放音乐", "=1+1"]
 POOL = 8  # rows, in these tests: five pools

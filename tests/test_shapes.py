@@ -27,11 +27,11 @@ from data_process import DataConfig, process
 from engine.errors import UserError
 from engine.task.text import place_tokens
 from main import main
-from preprocess import objects, raw_files, tables, tagged
-from preprocess.columns import names_marked
-from preprocess.raw_files import looks_chinese
-from preprocess.readers import READERS, fasttext_labels, find_format
-from preprocess.sources import read_examples, read_texts
+from preprocess.readers import objects, raw_files, tables, tagged
+from preprocess.readers.columns import names_marked
+from preprocess.readers.formats import READERS, fasttext_labels, find_format
+from preprocess.readers.raw_files import looks_chinese
+from preprocess.readers.sources import read_examples, read_texts
 
 REVIEWS = [
     ("这家店的面很好吃", "pos"),

@@ -25,13 +25,15 @@ import data_process
 from data_process import DataConfig, prepare, process
 from engine.errors import UserError
 from engine.task.tags import entities_in
-from preprocess import checks, facts, parallel, prepared, spool
-from preprocess.facts import Column, Found, Sample, frequent, repeats
-from preprocess.labelling import collect_labels
-from preprocess.parallel import in_order
-from preprocess.readers import READERS
+from preprocess import prepared
+from preprocess.checks import checks
+from preprocess.labels.labelling import collect_labels
+from preprocess.readers.formats import READERS
 from preprocess.splits import draw
-from preprocess.spool import Rows, Spool
+from preprocess.storage import facts, parallel, spool
+from preprocess.storage.facts import Column, Found, Sample, frequent, repeats
+from preprocess.storage.parallel import in_order
+from preprocess.storage.spool import Rows, Spool
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import data_size

@@ -49,9 +49,10 @@ def label_rows(
 ) -> None:
     """Labels the rows of a file, or the part of them that --shard selects, into a .csv or .jsonl file.
 
-    rows: a Rows of preprocess/sources.py; load: examples -> a MyDataLoader; path: of the output, to which --shard adds
-    its number; checkpoints: the folders of the trainer's model, or of the models of an ensemble; more: what else the
-    answers depend on. SIGTERM and SIGINT stop after a batch and raise Interrupted; --resume labels its pool again.
+    rows: a Rows of preprocess/readers/sources.py; load: examples -> a MyDataLoader; path: of the output, to which
+    --shard adds its number; checkpoints: the folders of the trainer's model, or of the models of an ensemble; more:
+    what else the answers depend on. SIGTERM and SIGINT stop after a batch and raise Interrupted; --resume labels its
+    pool again.
     """
     config, tasks = trainer.config, trainer.tasks
     pool = config.eval_batch_size * min(BATCHES, max(1, POOL // config.eval_batch_size))

@@ -72,7 +72,7 @@ def main(config):
     from engine.predict.ensemble import Committee, find_runs
     from engine.run.device import keep_freed_memory, to_device
     from main import load_trained
-    from preprocess.sources import texts_of
+    from preprocess.readers.sources import texts_of
     from tools.ensemble.selection import monitor_of
     from tools.report.compare import unique
 

@@ -12,7 +12,7 @@ from itertools import chain
 
 from engine.errors import UserError
 from engine.run.command_line import first_line
-from preprocess.columns import (
+from preprocess.readers.columns import (
     PART_NAMES,
     TEXT_NAMES,
     alike,
@@ -21,7 +21,7 @@ from preprocess.columns import (
     labels_of_row,
     refuse_other_tasks,
 )
-from preprocess.raw_files import MOST_CHARACTERS, first_of, lines_of, open_text, read_rows, some, undecodable
+from preprocess.readers.raw_files import MOST_CHARACTERS, first_of, lines_of, open_text, read_rows, some, undecodable
 
 HEAD_ROWS = 200  # rows that identify columns if their names do not
 MOST_UNPACKED = 2**30  # bytes of a workbook, decompressed

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from engine.errors import UserError
-from preprocess.raw_files import MOST_CHARACTERS, read_rows, read_whole, some
+from preprocess.readers.raw_files import MOST_CHARACTERS, read_rows, read_whole, some
 
 UNLABELLED = ("unsup", "unlabeled", "unlabelled")  # folders whose texts have no class
 TEXT_BOUND = re.compile(r"(\S+) (\d+ \d+(?:;\d+ \d+)*)")

@@ -13,9 +13,16 @@ from pathlib import Path
 from engine.errors import UserError
 from engine.run.command_line import first_line
 from engine.schema import parse_json, without_duplicates
-from preprocess.columns import LABEL_NAMES, PAIR_NAMES, TEXT_NAMES, columns_of_marks, find_columns, labels_of_row
-from preprocess.labels import is_spans
-from preprocess.raw_files import MOST_CHARACTERS, first_of, open_text, read_rows, some, undecodable
+from preprocess.labels.kinds import is_spans
+from preprocess.readers.columns import (
+    LABEL_NAMES,
+    PAIR_NAMES,
+    TEXT_NAMES,
+    columns_of_marks,
+    find_columns,
+    labels_of_row,
+)
+from preprocess.readers.raw_files import MOST_CHARACTERS, first_of, open_text, read_rows, some, undecodable
 
 MOST_OF_ONE_OBJECT = 256 * 2**20  # characters of a .json file that is a single object, which is read as a whole
 

@@ -5,7 +5,7 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 from engine.errors import UserError
-from preprocess.raw_files import read_rows
+from preprocess.readers.raw_files import read_rows
 
 MOST_TOKENS = 1_000_000  # per sentence: a file without blank rows must not fill the memory
 CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")

@@ -19,12 +19,12 @@ from engine.errors import UserError
 from engine.task.extras import column_statistics, require_extras
 from engine.task.tags import TagFacts, entities_in, has_spans, is_tagging, needs_words, require_distinct
 from engine.task.text import split_text
-from preprocess import labels
-from preprocess.columns import PART_NAMES, RESERVED
-from preprocess.facts import Found, Note, Sample
-from preprocess.parallel import in_order
+from preprocess.labels import kinds as labels
+from preprocess.readers.columns import PART_NAMES, RESERVED
 from preprocess.schema import PARTS, TEXT_KEYS, check_characters, check_text, length_of
-from preprocess.spool import blocks_of
+from preprocess.storage.facts import Found, Note, Sample
+from preprocess.storage.parallel import in_order
+from preprocess.storage.spool import blocks_of
 
 SPAN_KINDS = (None, "tagging", "spans")  # values of --label_type allowed for labels that are spans over a text
 

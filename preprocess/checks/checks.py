@@ -36,11 +36,11 @@ from engine.task.tags import (
     needs_words,
 )
 from engine.task.text import text_of
-from preprocess.facts import Found, Note, Sample, buckets, frequent, hashes, repeats
-from preprocess.labelling import look_labels
-from preprocess.parallel import in_order
+from preprocess.labels.labelling import look_labels
 from preprocess.schema import encode_rows, length_of
-from preprocess.spool import blocks_of, pick, step_of
+from preprocess.storage.facts import Found, Note, Sample, buckets, frequent, hashes, repeats
+from preprocess.storage.parallel import in_order
+from preprocess.storage.spool import blocks_of, pick, step_of
 
 PLACEHOLDERS = set("nan null none n/a na nil undefined - -- ? unknown todo tbd xxx 无 暂无 空".split())
 INVISIBLE = "\u200b\u200c\u2060\ufeff\u00ad\u200e\u200f\u202a\u202b\u202c\u202d\u202e"

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.errors import UserError
-from preprocess.facts import Column, read_all
+from preprocess.storage.facts import Column, read_all
 
 GROUP = 4  # rows per read
 BLOCK = 4000  # rows that a process works on at once, a multiple of GROUP; fewer if they exceed BLOCK_BYTES

@@ -10,11 +10,11 @@ from tqdm import tqdm
 from engine.errors import UserError
 from engine.run.files import sha256
 from engine.task.text import split_text, text_of
-from preprocess.columns import PART_NAMES, RESERVED
-from preprocess.folders import class_folders, is_brat
-from preprocess.labels import KINDS, NO_LABEL
-from preprocess.objects import first_rows, is_saved_dataset
-from preprocess.readers import CONLL_SUFFIXES, READERS, SUFFIXES, find_format, read_txt, suffix_of
+from preprocess.labels.kinds import KINDS, NO_LABEL
+from preprocess.readers.columns import PART_NAMES, RESERVED
+from preprocess.readers.folders import class_folders, is_brat
+from preprocess.readers.formats import CONLL_SUFFIXES, READERS, SUFFIXES, find_format, read_txt, suffix_of
+from preprocess.readers.objects import first_rows, is_saved_dataset
 from preprocess.schema import PARTS, TEXT_KEYS, check_characters, check_row, part_of, read_processed
 
 

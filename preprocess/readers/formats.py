@@ -10,12 +10,12 @@ import re
 from pathlib import Path
 
 from engine.errors import UserError
-from preprocess.columns import LABEL_NAMES, NUMBER_NAMES, OTHER_LABEL_NAMES, TEXT_NAMES, alike
-from preprocess.folders import class_folders, is_brat, read_brat, read_classes
-from preprocess.objects import read_dataset, read_json, read_jsonl, read_parquet
-from preprocess.raw_files import encoding_of, open_bytes, read_rows
-from preprocess.tables import read_csv, read_tsv, read_xlsx
-from preprocess.tagged import WORD_TAG, read_conll, read_conllu, read_seq, read_word_tags
+from preprocess.readers.columns import LABEL_NAMES, NUMBER_NAMES, OTHER_LABEL_NAMES, TEXT_NAMES, alike
+from preprocess.readers.folders import class_folders, is_brat, read_brat, read_classes
+from preprocess.readers.objects import read_dataset, read_json, read_jsonl, read_parquet
+from preprocess.readers.raw_files import encoding_of, open_bytes, read_rows
+from preprocess.readers.tables import read_csv, read_tsv, read_xlsx
+from preprocess.readers.tagged import WORD_TAG, read_conll, read_conllu, read_seq, read_word_tags
 
 FASTTEXT = "__label__"
 USUAL_LABELS = [*LABEL_NAMES, *NUMBER_NAMES, *OTHER_LABEL_NAMES]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from engine.errors import UserError
 from engine.task.tags import PARTS_OF_A_ROW
-from preprocess.raw_files import some
+from preprocess.readers.raw_files import some
 
 # The usual names of columns and keys. If several are present, the first in these lists is the text.
 TEXT_NAMES = "text sentence content sentence1 text_a premise question review query title 文本 内容".split()

@@ -1,0 +1,1 @@
+"""Data checks: duplicates, texts, labels, entities, and what the tokenizer makes of the texts."""
