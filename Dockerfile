@@ -6,8 +6,9 @@ WORKDIR /app
 COPY shipped/requirements.txt requirements.txt
 COPY tools/serve/requirements.txt serve_requirements.txt
 RUN pip install --no-cache-dir -r requirements.txt -r serve_requirements.txt
-COPY tools/serve/__main__.py serve.py
+COPY engine/run/flags.py engine/run/flags.py
+COPY tools/serve tools/serve
 COPY shipped shipped
 USER nobody
 EXPOSE 8000
-CMD ["python", "serve.py", "shipped", "--host", "0.0.0.0"]
+CMD ["python", "-m", "tools.serve", "shipped", "--host", "0.0.0.0"]

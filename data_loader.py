@@ -29,14 +29,16 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from tqdm import tqdm
 
 from config import Config
-from engine.data.features import Featurizer, Ragged, encoded_fingerprint, label_column, to_arrow, to_numpy, warn_of_cuts
+from engine.data.cuts import warn_of_cuts
+from engine.data.features import Featurizer, encoded_fingerprint, label_column
 from engine.data.length_sampler import LengthSampler, length_batches
+from engine.data.ragged import Ragged, to_arrow, to_numpy
 from engine.data.token_cache import cached_table
 from engine.errors import UserError
 from engine.run import distributed
 from engine.run.files import sha256
 from engine.task.tags import IGNORE
-from preprocess.readers.sources import Rows, read_unlabelled
+from preprocess.readers.sources import TextRows, read_unlabelled
 from preprocess.schema import read_processed
 
 logger = logging.getLogger("template")
@@ -120,7 +122,7 @@ class MyDataset(Dataset):
         featurizer: Featurizer,
         limit: int | None = None,
         quiet: bool = False,
-        unlabelled: Rows | None = None,
+        unlabelled: TextRows | None = None,
         strict: bool = False,
     ):
         self.featurizer, self.tasks, self.fingerprint = featurizer, featurizer.tasks, ""
@@ -395,12 +397,12 @@ def pin(batch: Batch) -> Batch:
     )
 
 
-def unlabelled_texts(config: Config, tasks: dict[str, dict[str, Any]], train_path: Path) -> Rows | None:
+def unlabelled_texts(config: Config, tasks: dict[str, dict[str, Any]], train_path: Path) -> TextRows | None:
     """The texts of --unlabelled, as examples like those of a training file, but without labels."""
     if not config.unlabelled:
         return None
     _, like = next(read_processed(train_path, tasks))
-    rows = Rows(config.unlabelled, partial(read_unlabelled, config, tasks, like.keys() & {"tokens", "text_pair"}))
+    rows = TextRows(config.unlabelled, partial(read_unlabelled, config, tasks, like.keys() & {"tokens", "text_pair"}))
     rows.sha256 += f" {config.text_column!r} {config.text_pair_column!r} {config.encoding!r}"  # they change the texts
     return rows
 

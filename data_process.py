@@ -4,8 +4,8 @@
 
 The folder contains train.jsonl, dev.jsonl, (test.jsonl) and labels.json. An example is one line:
 `id`; `text` or `tokens`; optional `text_pair`; and one key per task: a string, one tag per token, spans of tokens, ...
-Edit here to change the sequence of stages. The stages are in preprocess/: formats in readers.py, labels in
-labelling.py, splits in splits.py, data checks in checks.py.
+Edit here to change the sequence of stages. The stages are in preprocess/: formats in readers/, labels in labels/,
+splits in splits.py, data checks in checks/.
 """
 
 import sys
@@ -18,16 +18,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from filelock import FileLock
 
 from config import ROOT, Config
-from engine.run.command_line import option, run_command
+from engine.errors import UserError
+from engine.run.command_line import check_values, option, run_command
 from engine.run.files import appearing_folder
 from engine.task.text import text_of
-from preprocess.checks import checks
+from preprocess.checks.run import keep, look_through, run_checks, show, with_rows
+from preprocess.checks.tokenizer import check_encoding
 from preprocess.labels.kinds import KINDS
-from preprocess.labels.labelling import collect_labels, label_info
-from preprocess.option_checks import check_options, label_types_by_name
+from preprocess.labels.statistics import collect_labels, label_info, print_summary
 from preprocess.prepared import Prepared, write_parts
 from preprocess.readers.formats import READERS
-from preprocess.schema import require_own_folder, summary, write_labels
+from preprocess.schema import require_own_folder, write_labels
 from preprocess.storage.facts import Note
 
 if TYPE_CHECKING:
@@ -82,24 +83,38 @@ class DataConfig:
     random_seed: int = option(666, "seed of the split", aliases=["seed"], low=0, high=2**32 - 1)
 
     def __post_init__(self):
-        check_options(self)
+        if not self.input or not (self.output_dir or self.check):
+            raise UserError("both --input FILE_OR_FOLDER and --output_dir dataset/NAME are needed")
+        check_values(self)
+        self.label_types_by_name()
+        if self.n_splits < 0 or self.n_splits == 1:
+            raise UserError(f"--n_splits={self.n_splits} must be at least 2")
+        if not self.label_separator:
+            raise UserError("--label_separator must not be empty")
+        if set(self.delimiter) & {'"', "\n", "\r"}:
+            raise UserError(f"--delimiter={self.delimiter!r} cannot be a delimiter: it quotes cells or ends a row")
+        if not (self.dev_ratio > 0 and self.test_ratio >= 0 and self.dev_ratio + self.test_ratio < 1):
+            raise UserError(
+                f"--dev_ratio={self.dev_ratio} and --test_ratio={self.test_ratio} must leave examples to train on"
+            )
 
     def label_types_by_name(self) -> dict[str, str]:
-        return label_types_by_name(self.label_type)
+        """{task: type} of --label_type."""
+        parts = [part.strip() for part in self.label_type.split(",") if part.strip()]
+        types = dict(part.rpartition("=")[::2] for part in parts)
+        if "" in types or not set(types.values()) <= set(KINDS):
+            raise UserError(
+                f"--label_type={self.label_type!r} must look like 'score=regression,topics=multilabel,"
+                f"mood=classification'; the types are {', '.join(KINDS)}"
+            )
+        return types
 
 
 def prepare(config: DataConfig) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict[str, Any]], list[Note]]:
     """(parts, tasks, notes) of raw input or a processed folder, as lists. Every example has "_where", its source."""
     with Prepared(config) as data:
-        parts, notes = {part: list(rows) for part, rows in data.parts.items()}, data.notes
-    types = data.kinds | config.label_types_by_name()
-    return parts, data.tasks or with_own_kinds(collect_labels(parts, data.kinds), types), notes
-
-
-def with_own_kinds(tasks: dict[str, dict[str, Any]], types: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """labels.json, extended by custom types and the kinds they are based on. types: {task: type}"""
-    own = {name: {"type": kind, "kind": KINDS[kind]} for name, kind in types.items() if KINDS.get(kind, kind) != kind}
-    return {name: task | own.get(name, {}) for name, task in tasks.items()}
+        parts = {part: list(rows) for part, rows in data.parts.items()}
+    return parts, data.tasks or collect_labels(parts, data.kinds, data.types), data.notes
 
 
 def process(config: DataConfig) -> None:
@@ -113,34 +128,32 @@ def process(config: DataConfig) -> None:
         require_own_folder(folder, source)
     with Prepared(config) as data:
         if config.check:
-            examine(config, data)
+            check_and_write(config, data)
             return
         with appearing_folder(folder, keeps=[".cache"], owns=partial(require_own_folder, source=source)) as new:
             if config.n_splits:
-                write_folds(new, data, config)
-            checks.keep(examine(config, data, new), new / "checks.json")
+                write_folds(new, data)
+            keep(check_and_write(config, data, new), new / "checks.json")
         if config.n_splits:
             folds = f"{config.n_splits} folds in {folder}/fold_0 …"
             print(f"{folds}; python -m tools.cross_validate --data_path {folder} trains them all")
         print(f"wrote {folder}: " + ", ".join(f"{len(rows)} {part}" for part, rows in data.parts.items()))
 
 
-def examine(config: DataConfig, data: Prepared, folder: Path | None = None) -> list[Note]:
+def check_and_write(config: DataConfig, data: Prepared, folder: Path | None = None) -> list[Note]:
     """Checks all rows in one pass, writes them if there is a folder, and prints summary and notes. -> notes"""
     with ExitStack() as stack:
         paths = {part: folder / f"{part}.jsonl" for part in data.parts} if folder else {}
         files = {part: stack.enter_context(open(path, "wb")) for part, path in paths.items()}
-        found = checks.look_through(data.parts, data.kinds, files)
-    sizes, first = {part: len(rows) for part, rows in data.parts.items()}, data.parts["train"][0]
-    types = data.kinds | config.label_types_by_name()
-    tasks = data.tasks or with_own_kinds(label_info(found, sizes, data.kinds, first), types)
+        found = look_through(data.parts, data.kinds, files)
+    tasks = data.tasks or label_info(found.labels, data.parts, data.kinds, data.types)
     if folder:
         write_labels(folder, tasks)
-    summary(data.parts, tasks, found)
-    notes = checks.examine(data.parts, tasks, notes=data.notes, found=found)
+    print_summary(data.parts, tasks, found.labels)
+    notes = run_checks(data.parts, tasks, data.notes, found)
     if featurizer := featurizer_for_checks(config, data.parts, tasks):  # last: its threads are not fork-safe
-        notes += checks.with_rows(checks.check_encoding(data.parts, tasks, featurizer))
-    checks.show(notes)
+        notes += with_rows(check_encoding(data.parts, tasks, featurizer))
+    show(notes)
     return notes
 
 
@@ -154,15 +167,13 @@ def make_sample(folder: Path) -> None:
             process(DataConfig(input=str(ROOT / "dataset/sample_raw"), output_dir=str(folder)))
 
 
-def write_folds(folder: Path, data: Prepared, config: DataConfig) -> None:
+def write_folds(folder: Path, data: Prepared) -> None:
     """Writes a processed folder fold_<k> for each fold. The main folder then gets the parts of fold 0.
 
     The labels are those of all folds together, so that the models of the folds can be averaged.
     """
     pool, folds = data.folds()
-    types = data.kinds | {name: task["type"] for name, task in (data.tasks or {}).items()}
-    types |= config.label_types_by_name()
-    data.tasks = with_own_kinds(collect_labels({"train": pool}, data.kinds), types)
+    data.tasks = collect_labels({"train": pool}, data.kinds, data.types)
     rest = {"test": data.parts["test"]} if "test" in data.parts else {}
     for number, (train, dev) in enumerate(folds):
         write_parts(folder / f"fold_{number}", {"train": train, "dev": dev, **rest})

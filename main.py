@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from data_loader import MyDataLoader, MyDataset, MyIterableDataLoader
     from engine.data.features import Featurizer
-    from preprocess.readers.sources import Rows
+    from preprocess.readers.sources import TextRows
     from trainer import Trainer
 
 logger = logging.getLogger("template")
@@ -77,7 +77,7 @@ def main(config: Config) -> Any:  # an exit code, or None
         distributed.leave()
 
 
-def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, texts: Rows | None = None) -> None:
+def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, texts: TextRows | None = None) -> None:
     """Evaluates and predicts with the best checkpoint, as a new process elsewhere would. texts: to label, if not the
     test part."""
     import metrics
@@ -196,7 +196,7 @@ def leave_report(run_dir: Path, config: Config) -> None:
     show_report(run_dir, config.report_language, config.spreadsheet_safe)
 
 
-def rehearse_and_check(config: Config, device: torch.device, run_dir: Path, texts: Rows | None) -> int:
+def rehearse_and_check(config: Config, device: torch.device, run_dir: Path, texts: TextRows | None) -> int:
     """Runs all steps on a few examples, then checks the model as it is (tools/check). -> 3 if a check fails, else 0"""
     from data_loader import MyDataset
 

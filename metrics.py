@@ -9,15 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from scipy.stats import pearsonr, spearmanr
-from seqeval.metrics import classification_report as entity_report
-from seqeval.metrics.sequence_labeling import get_entities
-from sklearn.metrics import accuracy_score, classification_report, f1_score, mean_absolute_error
-from sklearn.preprocessing import MultiLabelBinarizer
+from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 
 from engine.errors import UserError
 from engine.predict.predictions import names_entities
-from engine.task import tags
-from engine.task.tags import has_spans, is_tagging
+from engine.task.tags import has_spans, is_tagging, kind_of
+from engine.task.words import entities_in
 
 
 def is_better(name: str, new: float, old: float | None) -> bool:
@@ -38,12 +35,13 @@ def classification_scores(gold: list[str], predicted: list[str]) -> dict[str, fl
 def multilabel_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
     """gold, predicted: a list of labels per text. Accuracy: the whole set is right. Micro F1 pools all labels, macro F1
     averages over them."""
-    right, guessed, there = matches("multilabel", gold, predicted)
-    f1 = {label: 2 * right[label] / (guessed[label] + there[label]) for label in sorted(guessed.keys() | there.keys())}
+    counts = count_matches("multilabel", gold, predicted)
+    by_label = label_scores(*counts).values()
+    support = counts[2].total()
     return {
-        "micro_f1": 2 * right.total() / max(1, guessed.total() + there.total()),
-        "macro_f1": sum(f1.values()) / max(1, len(f1)),
-        "weighted_f1": sum(f1[label] * there[label] for label in f1) / max(1, there.total()),
+        "micro_f1": micro_scores(*counts)["f1"],
+        "macro_f1": sum(scores["f1"] for scores in by_label) / max(1, len(by_label)),
+        "weighted_f1": sum(scores["f1"] * scores["support"] for scores in by_label) / max(1, support),
         "accuracy": sum(set(g) == set(p) for g, p in zip(gold, predicted)) / len(gold),
     }
 
@@ -60,43 +58,12 @@ def regression_scores(gold: list[float], predicted: list[float]) -> dict[str, fl
 
 def tagging_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
     """gold, predicted: a list of tags per text. Entities count as in seqeval: type and both boundaries are right."""
-    return entity_scores(*matches("tagging", gold, predicted))
+    return micro_scores(*count_matches("tagging", gold, predicted))
 
 
 def span_scores(gold: list[list], predicted: list[list]) -> dict[str, float]:
     """gold, predicted: a list of [first token, last token, type] per text, counted like entities."""
-    return entity_scores(*matches("spans", gold, predicted))
-
-
-def entity_scores(*counters: Counter[str]) -> dict[str, float]:
-    right, guessed, there = (counter.total() for counter in counters)
-    return {
-        "precision": right / max(1, guessed),
-        "recall": right / max(1, there),
-        "f1": 2 * right / max(1, guessed + there),
-    }
-
-
-def matches(
-    kind: str, gold: Sequence[Any], predicted: Sequence[Any]
-) -> tuple[Counter[str], Counter[str], Counter[str]]:
-    """{label or entity type: how many}: right, predicted, in gold."""
-    right: Counter[str] = Counter()
-    guessed: Counter[str] = Counter()
-    there: Counter[str] = Counter()
-    for g, p in zip(gold, predicted):
-        if kind in ("tagging", "spans"):
-            g, p = entities_in(kind, g), entities_in(kind, p)
-        else:
-            g, p = ({g}, {p}) if kind == "classification" else (set(g), set(p))
-        for counter, items in ((right, g & p), (guessed, p), (there, g)):
-            counter.update(item[0] for item in items) if kind in ("tagging", "spans") else counter.update(items)
-    return right, guessed, there
-
-
-def entities_in(kind: str, label: list) -> set[tuple[str, int, int]]:
-    """{(type, first token, last token)} of a text's tags or spans."""
-    return {(kind, first, last) for first, last, kind in label} if kind == "spans" else set(get_entities(label))
+    return micro_scores(*count_matches("spans", gold, predicted))
 
 
 def word_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
@@ -122,10 +89,61 @@ MAIN = {
 }
 
 
-def kind_of(task: dict[str, Any]) -> str:
+# ---- counts, from which F1 and the scores of each label follow -------------------------------------------------------
+
+
+def items_in(kind: str, label: Any) -> set[tuple]:
+    """What counts in a text's label: {(type, first token, last token)} of entities and spans, {(tag, position)} of
+    words, otherwise {(label,)}."""
+    if kind == "tagging":
+        return set(entities_in(label))
+    if kind == "spans":
+        return {(label_type, first, last) for first, last, label_type in label}
+    if kind == "words":
+        return {(tag, position) for position, tag in enumerate(label)}
+    return {(name,) for name in label} if kind == "multilabel" else {(label,)}
+
+
+def count_matches(
+    kind: str, gold: Sequence[Any], predicted: Sequence[Any]
+) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    """{label or entity type: how many}: right, predicted, in gold."""
+    counters: tuple[Counter[str], Counter[str], Counter[str]] = (Counter(), Counter(), Counter())
+    for g, p in zip(gold, predicted):
+        gold_items, predicted_items = items_in(kind, g), items_in(kind, p)
+        for counter, items in zip(counters, (gold_items & predicted_items, predicted_items, gold_items)):
+            counter.update(item[0] for item in items)
+    return counters
+
+
+def precision_recall_f1(right: int, predicted: int, gold: int) -> dict[str, float]:
+    return {
+        "precision": right / max(1, predicted),
+        "recall": right / max(1, gold),
+        "f1": 2 * right / max(1, predicted + gold),
+    }
+
+
+def micro_scores(*counters: Counter[str]) -> dict[str, float]:
+    """Precision, recall and F1 of all labels together, from `count_matches`."""
+    return precision_recall_f1(*(counter.total() for counter in counters))
+
+
+def label_scores(right: Counter[str], predicted: Counter[str], gold: Counter[str]) -> dict[str, dict[str, float]]:
+    """{label or entity type: {"precision", "recall", "f1", "support"}}, from `count_matches`."""
+    return {
+        label: precision_recall_f1(right[label], predicted[label], gold[label]) | {"support": gold[label]}
+        for label in sorted({*predicted, *gold})
+    }
+
+
+# ---- all tasks together ----------------------------------------------------------------------------------------------
+
+
+def scoring_kind(task: dict[str, Any]) -> str:
     """The kind by which a task is scored; a custom type as the kind that its labels fit, until it has an entry in
     SCORES. "words": tagging whose tags are not entities (no B-, I-, …)."""
-    kind = task["type"] if task["type"] in SCORES else tags.kind_of(task)
+    kind = task["type"] if task["type"] in SCORES else kind_of(task)
     if is_tagging(kind) and (kind == "tagging" or kind not in SCORES):
         return "tagging" if names_entities(task) else "words"
     unknown = "spans" if has_spans(kind) else "classification"
@@ -143,20 +161,19 @@ def score(
     tasks: as in labels.json; gold, predicted: {task: list with an entry for each text}.
     """
     scores: dict[str, float] = {}
-    mains, kinds = [], {name: kind_of(task) for name, task in tasks.items()}
-    for name, kind in kinds.items():
-        labelled = [i for i, label in enumerate(gold[name]) if label is not None]
-        if labelled:
-            values = SCORES[kind]([gold[name][i] for i in labelled], [predicted[name][i] for i in labelled])
-            scores |= {f"{name}_{metric}": float(value) for metric, value in values.items()}
-            mains.append(scores[f"{name}_{MAIN[kind]}"])
-    wrong, with_labels = set(), set()  # indices of texts
-    for name, kind in kinds.items():
-        for i, (g, p) in enumerate(zip(gold[name], predicted[name])):
-            if g is not None and kind != "regression":
-                with_labels.add(i)
-                if not is_same(kind, g, p):
-                    wrong.add(i)
+    mains: list[float] = []
+    wrong: set[int] = set()  # row numbers
+    with_labels: set[int] = set()
+    for name, task in tasks.items():
+        kind, labelled = scoring_kind(task), labelled_rows(gold[name])
+        if not labelled:
+            continue
+        sides = [[side[name][i] for i in labelled] for side in (gold, predicted)]
+        scores |= {f"{name}_{metric}": float(value) for metric, value in SCORES[kind](*sides).items()}
+        mains.append(scores[f"{name}_{MAIN[kind]}"])
+        if kind != "regression":
+            with_labels.update(labelled)
+            wrong.update(i for i, g, p in zip(labelled, *sides) if not is_same(kind, g, p))
     if with_labels:
         scores["sentence_accuracy"] = (len(with_labels) - len(wrong)) / len(with_labels)
     if len(tasks) > 1 and not all_exact(tasks):
@@ -166,20 +183,20 @@ def score(
 
 def is_same(kind: str, gold: Any, predicted: Any) -> bool:
     """Whether an answer is right as a whole; labels and spans may be in any order."""
-    if kind == "spans":
-        return entities_in(kind, gold) == entities_in(kind, predicted)
-    return set(gold) == set(predicted) if kind == "multilabel" else gold == predicted
+    if kind in ("spans", "multilabel"):
+        return items_in(kind, gold) == items_in(kind, predicted)
+    return gold == predicted
 
 
 def is_right(task: dict[str, Any], gold: Any, predicted: Any) -> bool | None:
     """Whether an answer to a text is right as a whole; None for regression, and where there is no label."""
-    kind = kind_of(task)
+    kind = scoring_kind(task)
     return None if gold is None or kind == "regression" else is_same(kind, gold, predicted)
 
 
 def main_scores(tasks: dict[str, dict[str, Any]]) -> list[str]:
     """The names of the most important scores: those of all tasks together, then the main one of each."""
-    mains = [f"{name}_{MAIN[kind_of(task)]}" for name, task in tasks.items()]
+    mains = [f"{name}_{MAIN[scoring_kind(task)]}" for name, task in tasks.items()]
     return ["sentence_accuracy", "mean_score", *mains] if len(tasks) > 1 else mains
 
 
@@ -189,56 +206,22 @@ def report(
     """{task: {label or entity type: {"precision", "recall", "f1", "support"}}}; regression has no labels."""
     result = {}
     for name, task in tasks.items():
-        kind = kind_of(task)
-        if kind != "regression":
-            labelled = [i for i, label in enumerate(gold[name]) if label is not None]
-            by_label = report_of(kind, *([side[name][i] for i in labelled] for side in (gold, predicted)))
-            result[name] = {
-                label: {
-                    "precision": float(values["precision"]),
-                    "recall": float(values["recall"]),
-                    "f1": float(values["f1-score"]),
-                    "support": int(values["support"]),
-                }
-                for label, values in sorted(by_label.items())
-            }
+        kind = scoring_kind(task)
+        if kind == "regression":
+            continue
+        labelled = labelled_rows(gold[name])
+        result[name] = label_scores(
+            *count_matches(kind, *([side[name][i] for i in labelled] for side in (gold, predicted)))
+        )
+        if kind == "tagging":  # computed in seqeval's order, so that the last digits are the same
+            for scores in result[name].values():
+                precision, recall = scores["precision"], scores["recall"]
+                scores["f1"] = 2 * precision * recall / (precision + recall or 1)
     return result
 
 
-def report_of(kind: str, gold: Any, predicted: Any) -> dict[str, dict[str, float]]:
-    """{label or entity type: scores}, as computed by scikit-learn and seqeval."""
-    options: dict[str, Any] = dict(output_dict=True, zero_division=0)
-    if kind == "tagging":
-        labels: Any = {entity[0] for tags in (*gold, *predicted) for entity in get_entities(tags)}
-        found = entity_report(gold, predicted, **options) if labels else {}
-        return {label: found[label] for label in labels}
-    if kind == "spans":
-        return span_report(*matches(kind, gold, predicted))
-    if kind == "words":
-        gold, predicted = ([tag for tags in side for tag in tags] for side in (gold, predicted))
-    if kind == "multilabel":
-        labels = sorted({label for labels in (*gold, *predicted) for label in labels})
-        binarizer = MultiLabelBinarizer(classes=labels)
-        gold, predicted = binarizer.fit_transform(gold), binarizer.transform(predicted)
-        numbers = list(range(len(labels)))
-        found = classification_report(gold, predicted, labels=numbers, target_names=labels, **options) if labels else {}
-    else:
-        labels = sorted({*gold, *predicted})
-        found = classification_report(gold, predicted, labels=labels, **options) if labels else {}
-    return {label: found[label] for label in labels}
-
-
-def span_report(right: Counter[str], guessed: Counter[str], there: Counter[str]) -> dict[str, dict[str, float]]:
-    """{type: scores}, from counts of types."""
-    return {
-        label: {
-            "precision": right[label] / max(1, guessed[label]),
-            "recall": right[label] / max(1, there[label]),
-            "f1-score": 2 * right[label] / (guessed[label] + there[label]),
-            "support": there[label],
-        }
-        for label in guessed.keys() | there.keys()
-    }
+def labelled_rows(gold: Sequence[Any]) -> list[int]:
+    return [i for i, label in enumerate(gold) if label is not None]
 
 
 def table(per_label: dict[str, dict[str, float]], most: int = 40) -> str:
@@ -265,17 +248,17 @@ def mean_losses(parts: Sequence[Mapping[str, Sequence[float]]], task_weights: Ma
 
 
 def all_exact(tasks: dict[str, dict[str, Any]]) -> bool:
-    return all(kind_of(task) in ("classification", "tagging", "spans", "words") for task in tasks.values())
+    return all(scoring_kind(task) in ("classification", "tagging", "spans", "words") for task in tasks.values())
 
 
 def score_names(tasks: dict[str, dict[str, Any]]) -> list[str]:
     """The names of all scores and losses of these tasks, found by scoring one text. Raises UserError if two of them
     would be the same, as may happen with tasks "a" and "a_macro"."""
     blank = {"tagging": ["O"], "spans": [], "words": ["X"], "multilabel": ["x"], "regression": 0.0}
-    answers = {name: [blank.get(kind_of(task), "")] for name, task in tasks.items()}
+    answers = {name: [blank.get(scoring_kind(task), "")] for name, task in tasks.items()}
     owners = {"loss": "all tasks", "sentence_accuracy": "all tasks", "mean_score": "all tasks"}
     for name, task in tasks.items():
-        for metric in ("loss", *SCORES[kind_of(task)](answers[name], answers[name])):
+        for metric in ("loss", *SCORES[scoring_kind(task)](answers[name], answers[name])):
             other = owners.setdefault(f"{name}_{metric}", name)
             if other != name:
                 raise UserError(f"the score {name}_{metric} would belong to {name!r} and to {other!r}; rename a task")
@@ -287,4 +270,4 @@ def default_monitor(tasks: dict[str, dict[str, Any]]) -> str:
     if len(tasks) > 1:
         return "sentence_accuracy" if all_exact(tasks) else "mean_score"
     name, task = next(iter(tasks.items()))
-    return f"{name}_{MAIN[kind_of(task)]}"
+    return f"{name}_{MAIN[scoring_kind(task)]}"

@@ -24,8 +24,9 @@ from seqeval.metrics.sequence_labeling import get_entities
 from data_process import DataConfig, process
 from engine.task.tags import find_scheme, is_tagging
 from engine.task.text import join_tokens
-from preprocess.labels.kinds import without_overlaps
-from preprocess.schema import PARTS, load_labels, read_processed
+from preprocess.example import PARTS
+from preprocess.labels.spans import without_overlaps
+from preprocess.schema import load_labels, read_processed
 
 GAP = 1  # tokens between two entities that may form a longer one
 

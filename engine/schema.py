@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-MOST_SHOWN = 60  # characters of a wrong value shown in a message
+MAX_SHOWN = 60  # characters of a wrong value shown in a message
 
 
 class SchemaError(ValueError):
@@ -94,21 +94,21 @@ def read_json_lines(path: str | Path, shape: Any = object) -> Iterator[Any]:
 def mismatch(value: Any, shape: Any, where: str = "") -> str:
     """Where a value does not match a shape, and what it should be; empty if it matches."""
     if isinstance(shape, AnyOf):
-        found = [mismatch(value, one, where) for one in shape]
+        found = [mismatch(value, option, where) for option in shape]
         return "" if "" in found else wrong(value, shape, where)
     if isinstance(shape, list):
         if not isinstance(value, list):
             return wrong(value, shape, where)
         if shape[0] is str and set(map(type, value)) <= {str}:  # the usual case, and often long
             return ""
-        items = ((one, shape[0], f"{where}[{number}]") for number, one in enumerate(value))
+        items = ((item, shape[0], f"{where}[{number}]") for number, item in enumerate(value))
         return next((text for item in items if (text := mismatch(*item))), "")
     if isinstance(shape, dict):
         return mismatch_in_object(value, shape, where)
     if type(shape) is tuple:
         if not isinstance(value, list) or len(value) != len(shape):
             return wrong(value, shape, where)
-        items = ((one, kind, f"{where}[{number}]") for number, (one, kind) in enumerate(zip(value, shape)))
+        items = ((item, kind, f"{where}[{number}]") for number, (item, kind) in enumerate(zip(value, shape)))
         return next((text for item in items if (text := mismatch(*item))), "")
     return "" if fits(value, shape) else wrong(value, shape, where)
 
@@ -118,11 +118,11 @@ def mismatch_in_object(value: Any, shape: dict, where: str) -> str:
         return wrong(value, shape, where)
     before = f"{where}." if where else ""
     if str in shape:
-        items = [(one, shape[str], before + key) for key, one in value.items()]
+        items = [(item, shape[str], before + key) for key, item in value.items()]
     else:
         if absent := [key for key in shape if key not in value and not isinstance(key, Optional)]:
             return f"{before}{absent[0]} is missing"
-        items = [(value[key], one, before + key) for key, one in shape.items() if key in value]
+        items = [(value[key], item_shape, before + key) for key, item_shape in shape.items() if key in value]
     return next((text for item in items if (text := mismatch(*item))), "")
 
 
@@ -148,7 +148,7 @@ def like(value: Any) -> Any:
     """The shape of values like this one: the same keys, the same number of items, finite numbers for numbers, anything
     for null."""
     if isinstance(value, dict):
-        return {Optional(key): like(one) for key, one in value.items()}
+        return {Optional(key): like(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return tuple(map(like, value))
     if value is None or isinstance(value, bool):
@@ -161,7 +161,7 @@ def wrong(value: Any, shape: Any, where: str) -> str:
         shown = json.dumps(value, ensure_ascii=False)
     except RecursionError:  # writing takes slightly more of the stack than reading
         shown = "nested too deeply"
-    shown = shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}…"
+    shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
     return f"{where or 'it'} is {shown}, but must be {describe(shape)}"
 
 
@@ -176,7 +176,7 @@ def describe(shape: Any) -> str:
     }
     names |= {Number: "a number", object: "anything"}
     if isinstance(shape, AnyOf):
-        return " or ".join(describe(one) for one in shape)
+        return " or ".join(describe(option) for option in shape)
     if isinstance(shape, list):
         return f"a list, each item {describe(shape[0])}"
     if type(shape) is tuple:

@@ -4,8 +4,10 @@ Edit here for another pretraining task than masked words: `mask`, then `MaskedTr
 """
 
 import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import regex
@@ -21,34 +23,35 @@ from engine.run import files
 from engine.run.command_line import first_line
 from engine.task.tags import IGNORE
 from engine.task.text import join_tokens, split_text
+from huggingface_hands_on.corpus import Texts
 
 
-def word_numbers(text):
-    """The word number of each character of a text, so that the sub-tokens of a word can be masked together.
-
-    Chinese words are those that rjieba finds; each kana, punctuation mark or other symbol is a word.
-    """
+def word_numbers(text: str) -> np.ndarray:
+    """The word number of each character of a text, so that the sub-tokens of a word can be masked together. Chinese
+    words are those that rjieba finds; each kana, punctuation mark or other symbol is a word."""
     starts = np.zeros(len(text) + 1, int)
     for _, start, _ in split_text(text, "word"):
         starts[start] = 1
     for run in regex.finditer(r"\p{Han}{2,}", text):
-        place = run.start()
+        position = run.start()
         for word in rjieba.cut(run.group()):
-            starts[place + 1 : place + len(word)] = 0
-            place += len(word)
+            starts[position + 1 : position + len(word)] = 0
+            position += len(word)
     return starts.cumsum()
 
 
-def encode_texts(texts, tokenizer, whole_word):
+def encode_texts(
+    texts: Iterable[str | list[str]], tokenizer: Any, whole_word: bool
+) -> Iterator[tuple[list[int], Sequence[int]]]:
     """Yields (token ids, their word numbers) for each text, without special tokens. Words of a list stay separate."""
     texts = iter(texts)
     while chunk := list(islice(texts, 1000)):
-        for kind, same in groupby(chunk, type):
-            same = list(same)
+        for kind, group in groupby(chunk, type):
+            same: list[Any] = list(group)
             encoded = tokenizer(same, is_split_into_words=kind is list, add_special_tokens=False, verbose=False)
             for text, encoding in zip(same, encoded.encodings):
                 if not whole_word:
-                    words = range(len(encoding.ids))
+                    words: Sequence[int] = range(len(encoding.ids))
                 elif kind is list:
                     joined, spans = join_tokens(text, "word")
                     words = word_numbers(joined)[[spans[word][0] for word in encoding.word_ids]].tolist()
@@ -57,12 +60,14 @@ def encode_texts(texts, tokenizer, whole_word):
                 yield encoding.ids, words
 
 
-def blocks(texts, tokenizer, max_length, packing=True, whole_word=True):
-    """Yields {"input_ids", "words"}: blocks of as many [CLS] text [SEP] as fit into max_length tokens.
-
-    "words" is -1 at special tokens. The rest of a text that is too long becomes another text, so nothing is lost.
-    """
-    room, ids, words = max_length - 2, [], []
+def blocks(
+    texts: Iterable[str | list[str]], tokenizer: Any, max_length: int, packing: bool = True, whole_word: bool = True
+) -> Iterator[dict[str, list[int]]]:
+    """Yields {"input_ids", "words"}: blocks of as many [CLS] text [SEP] as fit into max_length tokens. "words" is -1 at
+    special tokens. The rest of a text that is too long becomes another text, so nothing is lost."""
+    room = max_length - 2
+    ids: list[int] = []
+    words: list[int] = []
     for text_ids, text_words in encode_texts(texts, tokenizer, whole_word):
         for start in range(0, len(text_ids), room):
             part = [tokenizer.cls_token_id, *text_ids[start : start + room], tokenizer.sep_token_id]
@@ -76,24 +81,21 @@ def blocks(texts, tokenizer, max_length, packing=True, whole_word=True):
         yield {"input_ids": ids, "words": words}
 
 
-def batch_of(rows, tokenizer, first_position=0):
-    """Tensors for the model from rows of `blocks`, optionally with "labels".
-
-    Texts of a block do not attend to each other, and the positions of each start from first_position, so packing
-    changes only the speed.
-    """
+def batch_of(rows: Sequence[dict[str, Any]], tokenizer: Any, first_position: int = 0) -> dict[str, torch.Tensor]:
+    """Tensors for the model from rows of `blocks`, optionally with "labels". Texts of a block do not attend to each
+    other, and the positions of each start from first_position, so packing changes only the speed."""
     fill = {"input_ids": tokenizer.pad_token_id, "words": -2, "labels": IGNORE}
     batch = {name: pad_sequence([torch.tensor(row[name]) for row in rows], True, fill[name]) for name in rows[0]}
-    begins = (batch["words"] == -1) & (batch["input_ids"] == tokenizer.cls_token_id)
-    text = begins.cumsum(1).masked_fill(batch["words"] == -2, 0)
-    places = torch.arange(begins.shape[1]).expand_as(text)
-    batch["position_ids"] = places - torch.where(begins, places, 0).cummax(1).values + first_position
+    starts = (batch["words"] == -1) & (batch["input_ids"] == tokenizer.cls_token_id)
+    text = starts.cumsum(1).masked_fill(batch["words"] == -2, 0)
+    positions = torch.arange(starts.shape[1]).expand_as(text)
+    batch["position_ids"] = positions - torch.where(starts, positions, 0).cummax(1).values + first_position
     # (B, L), or (B, 1, L, L) if texts share a block
     batch["attention_mask"] = text if text.max() == 1 else (text[:, :, None] == text[:, None, :]).unsqueeze(1)
     return batch
 
 
-def masking_collator(config, tokenizer):
+def masking_collator(config: Any, tokenizer: Any) -> DataCollatorForLanguageModeling:
     """Masks words, whole ones too: 80 % [MASK], 10 % another token, 10 % unchanged (Devlin et al., 2019)."""
     collator = DataCollatorForLanguageModeling(
         tokenizer, whole_word_mask=config.whole_word, mask_replace_prob=1, random_replace_prob=0
@@ -104,11 +106,9 @@ def masking_collator(config, tokenizer):
     return collator
 
 
-def mask(collator, batch):
-    """Masks words of a batch of `batch_of` with Hugging Face's collator, and adds the labels.
-
-    The collator detects words by gaps between token offsets, so offsets here have a gap where the word number changes.
-    """
+def mask(collator: DataCollatorForLanguageModeling, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Masks words of a batch of `batch_of` with Hugging Face's collator, and adds the labels. The collator detects
+    words by gaps between token offsets, so offsets here have a gap where the word number changes."""
     words = batch["words"].clamp(min=-1)
     starts = torch.arange(words.shape[1]) + words.clamp(min=0)
     offsets = torch.stack([starts, starts + 1], 2)
@@ -116,13 +116,18 @@ def mask(collator, batch):
     return batch | {"input_ids": ids, "labels": labels}
 
 
-def build_sets(config, collator, texts, key):
-    """(train, held-out) datasets on the disk. Held-out words are masked here, once, so that losses are comparable."""
+def build_sets(
+    config: Any, collator: DataCollatorForLanguageModeling, texts: Sequence[Texts], key: str
+) -> tuple[Dataset, Dataset]:
+    """(train, held-out) datasets on the disk. Held-out words are masked here, once, so that losses are comparable.
 
-    def rows(side):
+    texts: functions that read those to train on and those held out; key: identifies the cached blocks
+    """
+
+    def rows(side: int) -> Iterator[dict[str, list[int]]]:
         return blocks(texts[side](), collator.tokenizer, config.max_length, config.packing, config.whole_word)
 
-    def masked():
+    def masked() -> Iterator[dict[str, list[int]]]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.random_seed)
             for row in islice(rows(1), 5000):  # enough for evaluation
@@ -139,7 +144,7 @@ def build_sets(config, collator, texts, key):
         held_out = Dataset.from_generator(masked, cache_dir=str(cache), fingerprint=f"held-out-{key}")
         files.seal(cache)
     except DatasetGenerationError as error:
-        cause = error
+        cause: Any = error
         while cause := cause.__cause__ or cause.__context__:
             if isinstance(cause, UserError | OSError):  # a problem of the texts or the disk
                 raise cause from None

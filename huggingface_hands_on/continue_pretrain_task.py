@@ -13,11 +13,12 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, the repository is one folder up
 
@@ -37,30 +38,19 @@ SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 51
 class PretrainConfig(CorpusConfig):
     """Options of `huggingface_hands_on/continue_pretrain_task.py`."""
 
-    pretrain_model_path: str = option(
-        "", "encoder to continue from: folder or hub name; with --from_scratch only its tokenizer is used"
-    )
+    pretrain_model_path: str = option("", "encoder to continue from, or tokenizer of a new one: folder or hub name")
     from_scratch: bool = option(False, "pretrain a new encoder with the tokenizer of --pretrain_model_path")
     config: str = option("mini", "size of a new encoder, as in Google's small BERTs", choices=list(SIZES))
-    new_tokens: str = option(
-        "", "words of your domain to add to the vocabulary: comma-separated, or a file with one per row"
-    )
+    new_tokens: str = option("", "words to add to the vocabulary: comma-separated, or a file with one per row")
     max_length: int = option(128, "length of a block in sub-tokens; longer texts continue in the next block", low=8)
     packing: bool = option(True, "fill each block with as many texts as fit")
     whole_word: bool = option(True, "mask whole words; Chinese is segmented by rjieba")
-    mlm_probability: float = option(
-        0.15, "share of words to mask, chosen again in each epoch", low=0, high=1, exclusive=True
-    )
+    mlm_probability: float = option(0.15, "share of words to mask in each epoch", low=0, high=1, exclusive=True)
     epochs: int = option(10, "passes over the texts", aliases=["num_train_epochs"], low=1)
     batch_size: int = option(32, "blocks in a micro-batch", low=1)
     gradient_accumulation_steps: int = option(1, "micro-batches in one optimizer step", low=1)
     lr: float | None = option(
-        None,
-        "peak learning rate (default: by the encoder's hidden size; 1e-3 from scratch)",
-        aliases=["learning_rate"],
-        low=0,
-        high=1,
-        exclusive=True,
+        None, "peak rate (default: by hidden size)", aliases=["learning_rate"], low=0, high=1, exclusive=True
     )
     weight_decay: float = option(0.01, "AdamW's decoupled decay", low=0)
     early_stop_patience: int = option(3, "stop after N evaluations without a lower held-out loss; 0: never", low=0)
@@ -69,14 +59,14 @@ class PretrainConfig(CorpusConfig):
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "autocast to half precision")
     random_seed: int = option(666, "seed of everything random", aliases=["seed"], low=0, high=2**32 - 1)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not self.pretrain_model_path:
             either = "the encoder to continue from, or with --from_scratch the tokenizer's folder"
             raise UserError(f"--pretrain_model_path is needed: {either}")
 
     @property
-    def size(self):
+    def size(self) -> tuple[int, int]:
         """(layers, hidden size) of a new encoder."""
         return SIZES[self.config]
 
@@ -84,7 +74,7 @@ class PretrainConfig(CorpusConfig):
 # ---- the run ---------------------------------------------------------------------------------------------------------
 
 
-def main(config):
+def main(config: PretrainConfig) -> None:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU: the Trainer would split each batch over several
     import torch
 
@@ -97,7 +87,7 @@ def main(config):
     # slow to import, so errors in the options and texts are reported first
     from transformers import logging, set_seed
 
-    from huggingface_hands_on import encoder, masked_training
+    from huggingface_hands_on import blocks, encoder, masked_training
 
     logging.set_verbosity_error()  # missing heads are reported by encoder.load_model
     set_seed(config.random_seed)
@@ -110,20 +100,18 @@ def main(config):
     masked_training.check_model(model, tokenizer, config.max_length, config.packing)
     fingerprint = digest_of(model, tokenizer, texts)
     with claim(config, fingerprint), StopSignals(partial(print, file=sys.stderr)) as stop:
-        pretrain(config, model, tokenizer, (train, held_out), fingerprint, stop, added)
+        collator = blocks.masking_collator(config, tokenizer)
+        key = hashlib.sha256(f"{fingerprint}{asdict(config)}".encode()).hexdigest()[:20]
+        sets = blocks.build_sets(config, collator, (train, held_out), key)
+        trainer = masked_training.build_trainer(model, collator, sets, config, stop)
+        pretrain(trainer, tokenizer, Path(config.output_dir), stop, added)
 
 
-def pretrain(config, model, tokenizer, texts, fingerprint, stop, words_added):
+def pretrain(trainer: Any, tokenizer: Any, folder: Path, stop: StopSignals, words_added: int) -> None:
     """Trains, from the newest checkpoint if there is one, and saves the model to --output_dir."""
-    from huggingface_hands_on import blocks, masked_training
-
-    folder = Path(config.output_dir)
-    collator = blocks.masking_collator(config, tokenizer)
-    key = hashlib.sha256(f"{fingerprint}{asdict(config)}".encode()).hexdigest()[:20]
-    sets = blocks.build_sets(config, collator, texts, key)
-    trainer = masked_training.build_trainer(model, collator, sets, config, stop)
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    counted = f"{len(sets[0])} blocks to train on, {len(sets[1])} held out"
+    millions = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
+    num_blocks = [len(trainer.train_dataset), len(trainer.eval_dataset)]
+    counted = f"{num_blocks[0]} blocks to train on, {num_blocks[1]} held out"
     print(f"{millions:.1f} M parameters on {trainer.args.device}; {counted}")
 
     before_path, start = folder / "before.json", newest_checkpoint(folder / "checkpoints")
@@ -143,20 +131,20 @@ def pretrain(config, model, tokenizer, texts, fingerprint, stop, words_added):
 
     trainer.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    record = {"before": before, "after": after, "epochs": trainer.state.epoch, "words_added": words_added}
-    record["blocks"] = [len(part) for part in sets]
+    record = {"before": before, "after": after, "epochs": trainer.state.epoch}
+    record |= {"words_added": words_added, "blocks": num_blocks}
     files.write_json(folder / "pretraining.json", record)  # last: the run is finished
     remove_leftovers(folder)
     command = f"python main.py --do_train --do_eval --pretrain_model_path {folder} --data_path dataset/NAME"
     print(f"{folder} is ready: {command}")
 
 
-def scores_of(trainer):
+def scores_of(trainer: Any) -> dict[str, float]:
     found = trainer.evaluate()
     return {name: found[f"eval_{name}"] for name in ("masked_loss", "perplexity", "masked_tokens")}
 
 
-def shown(scores):
+def shown(scores: dict[str, float]) -> str:
     loss = f"loss {scores['masked_loss']:.4f} over {scores['masked_tokens']} masked tokens"
     return f"held-out perplexity {scores['perplexity']:.2f} ({loss})"
 
@@ -165,7 +153,7 @@ def shown(scores):
 
 
 @contextmanager
-def claim(config, fingerprint):
+def claim(config: PretrainConfig, fingerprint: str) -> Iterator[None]:
     """Locks the output folder for this run. Raises UserError if it has anything but the same run, unfinished."""
     folder, now = Path(config.output_dir), asdict(config) | {"texts, tokenizer and first weights": fingerprint}
     if (folder / "args.json").exists():
@@ -183,20 +171,20 @@ def claim(config, fingerprint):
         yield
 
 
-def refuse_finished(folder):
+def refuse_finished(folder: Path) -> None:
     if (folder / "pretraining.json").exists():
         remove_leftovers(folder)  # the run may have been killed during its cleanup
         raise UserError(f"{folder} already has a finished model; {ANOTHER}")
 
 
-def remove_leftovers(folder):
+def remove_leftovers(folder: Path) -> None:
     """Removes what only an unfinished run needs."""
     for name in ("checkpoints", ".cache"):
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "before.json").unlink(missing_ok=True)
 
 
-def newest_checkpoint(root):
+def newest_checkpoint(root: Path) -> str | None:
     """The newest valid checkpoint, or None; newer, damaged or incomplete ones are removed."""
     for folder in sorted(root.glob("checkpoint-*"), key=lambda path: -int(path.name.rpartition("-")[2])):
         if files.verify(folder) is None:
@@ -205,8 +193,8 @@ def newest_checkpoint(root):
     return None
 
 
-def digest_of(model, tokenizer, texts):
-    """Digest of everything that a resumed run must have in common with the run that was stopped."""
+def digest_of(model: Any, tokenizer: Any, texts: str) -> str:
+    """Digest of everything that a resumed run must have in common with the run that was stopped. texts: their digest"""
     digest = hashlib.sha256(f"{texts}{tokenizer.backend_tokenizer.to_str()}".encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())

@@ -2,20 +2,26 @@
 
 import hashlib
 import os
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from glob import glob
 from itertools import islice
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 from engine.errors import UserError
 from engine.run.command_line import check_values, option
 from engine.run.files import sha256
-from preprocess.readers.formats import READERS, find_format, read_rows, read_txt
-from preprocess.readers.sources import PART_NAMES, find_sources, part_of_name
-from preprocess.schema import check_text, encode
+from preprocess.example import PART_NAMES, check_text, encode
+from preprocess.readers.formats import READERS, find_format, read_txt
+from preprocess.readers.options import ReadOptions
+from preprocess.readers.raw_files import read_rows
+from preprocess.readers.sources import find_sources, part_of_name
+
+Texts = Callable[[], Iterator[str | list[str]]]  # each call reads the texts again, one at a time
 
 
 @dataclass
@@ -23,34 +29,28 @@ class CorpusConfig:
     """Options of the commands that read texts without labels."""
 
     input: str = option(
-        "",
-        "texts: a file, a folder of files, or a pattern such as 'texts/*.txt'; plain text, CSV, JSONL, … or a "
-        "processed folder",
+        "", "file, folder or pattern such as 'texts/*.txt': plain text, CSV, JSONL, processed folder, …"
     )
     output_dir: str = option("", "folder to write")
-    format: str = option(
-        "auto", "format of the input; auto detects it from names and first rows", choices=["auto", "txt", *READERS]
-    )
+    format: str = option("auto", "of the input; auto: by names and first rows", choices=["auto", "txt", *READERS])
     encoding: str = option("auto", "of the input: auto (UTF-8, UTF-16 with a BOM, GB18030 if it is Chinese), …")
     text_column: str = option("", "column or key of the text (default: by usual names)")
     text_pair_column: str = option("", "column or key of a second text")
-    held_out_ratio: float = option(
-        0.05, "share of the texts held out for evaluation, if the input has no dev part", low=0, high=1, exclusive=True
-    )
+    held_out_ratio: float = option(0.05, "share held out if there is no dev part", low=0, high=1, exclusive=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.input or not self.output_dir:
             raise UserError("both --input TEXTS and --output_dir FOLDER are needed")
         check_values(self)
 
 
-def read_corpus(config):
-    """(train, held out, fingerprint of the files); each call of the first two reads the texts again, one at a time.
+def read_corpus(config: CorpusConfig) -> tuple[Texts, Texts, str]:
+    """(train, held out, fingerprint of the files). A text is a string, or a list of words if the data has `tokens`.
 
-    A text is a string, or a list of words if the data has `tokens`. Parts follow from file names: train is for
-    training, dev is held out, test is never read. Without a dev part, texts are held out by hash, so equal texts stay
-    together.
+    Parts follow from file names: train is for training, dev is held out, test is never read. Without a dev part, texts
+    are held out by hash, so equal texts stay together.
     """
+    sources: list[tuple[str | None, Path]]
     if config.format == "hf":
         sources = [(None, Path(config.input))]
     elif not Path(config.input).exists() and any(sign in config.input for sign in "*?["):
@@ -59,13 +59,13 @@ def read_corpus(config):
         sources = find_sources(Path(config.input))
     if not sources:
         raise UserError(f"{config.input}: no file matches this pattern")
-    limit = config.held_out_ratio * 2**32
+    limit, options = config.held_out_ratio * 2**32, ReadOptions.of(config)
 
-    def with_parts():
+    def with_parts() -> Iterator[tuple[str | None, dict[str, Any]]]:
         for part, path in sources:
             if part != "test":
-                name = config.format if config.format != "auto" else find_format(path, False, config.encoding)
-                for example in (read_txt if name == "txt" else READERS[name])(path, config):
+                name = find_format(path, options)
+                for example in (read_txt if name == "txt" else READERS[name])(path, options):
                     check_text(example, may_be_empty=True)
                     yield PART_NAMES.get(str(example.get("split")).lower(), part), example
 
@@ -74,7 +74,7 @@ def read_corpus(config):
     if any("split" in example for _, example in islice(with_parts(), 1000)):
         has_dev = has_dev or any(part == "dev" for part, _ in with_parts())
 
-    def texts(held_out):
+    def texts(held_out: bool) -> Iterator[str | list[str]]:
         for part, example in with_parts():
             if part == "test" or (has_dev and held_out != (part == "dev")):
                 continue
@@ -94,7 +94,7 @@ def read_corpus(config):
     return partial(texts, False), partial(texts, True), digest.hexdigest()
 
 
-def read_words(source, encoding):
+def read_words(source: str, encoding: str) -> list[str]:
     """The distinct words of 'a,b', or of a file with one word per row."""
     words, is_file = [part.strip() for part in source.split(",")], False
     with suppress(OSError):  # a long list is not a valid path
@@ -106,7 +106,7 @@ def read_words(source, encoding):
     return list(dict.fromkeys(word for word in words if word))
 
 
-def require_free_folder(folder):
+def require_free_folder(folder: Path) -> None:
     """Raises UserError if an output folder is not empty or cannot be created."""
     if folder.is_file() or (folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir())):
         raise UserError(f"--output_dir {folder}: is not empty; choose a new folder")

@@ -1,5 +1,8 @@
 """Loads the encoder to pretrain, with its masked-language-model head and tokenizer, and adds new words to both."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import regex
 import torch
 from tokenizers import AddedToken
@@ -12,18 +15,14 @@ from engine.model.encoders import bert_config, num_positions, read_shape
 from engine.run.command_line import first_line
 
 
-def load_model(config):
+def load_model(config: Any) -> tuple[Any, Any]:
     """(masked-language model, tokenizer). Raises UserError if they cannot be trained on masked words."""
     needed = ("mask_token", "pad_token", "cls_token", "sep_token")
     tokenizer = pretrained_tokenizer(config.pretrain_model_path, needed)
     if config.from_scratch:
-        shape = bert_config(tokenizer, *config.size, config.max_length)
+        num_layers, hidden_size = config.size
+        shape = bert_config(tokenizer, num_layers, hidden_size, config.max_length)
         return AutoModelForMaskedLM.from_config(shape, trust_remote_code=False), tokenizer
-    return load_encoder(config, tokenizer), tokenizer
-
-
-def load_encoder(config, tokenizer):
-    """A pretrained model with a masked-language-model head, a new one if it has none."""
     name, named = config.pretrain_model_path, f"--pretrain_model_path {config.pretrain_model_path}"
     try:
         shape = read_shape(name)
@@ -49,10 +48,10 @@ def load_encoder(config, tokenizer):
         raise UserError(f"{named}: its tokenizer has more entries than its embedding; they do not match")
     if (longest := num_positions(model)) and config.max_length > longest:
         raise UserError(f"--max_length={config.max_length} is more than the {longest} positions of this encoder")
-    return model
+    return model, tokenizer
 
 
-def add_words(words, model, tokenizer):
+def add_words(words: Iterable[str], model: Any, tokenizer: Any) -> int:
     """Adds domain words as new tokens, each initialised to the mean of its former sub-tokens. -> number added
 
     Words with Chinese characters match anywhere in a text, other words only as whole words. A word without known

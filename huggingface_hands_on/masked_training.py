@@ -3,29 +3,32 @@
 import inspect
 import math
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from engine.errors import UserError
 from engine.model.encoders import first_position
 from engine.run import files
 from engine.run.command_line import first_line
+from engine.run.signals import StopSignals
 from engine.task.tags import IGNORE
 from engine.train.optimization import lr_of_width
 from huggingface_hands_on.blocks import batch_of, mask
 
 
-def inputs_of(model, batch):
+def inputs_of(model: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The items of a batch that the model's forward accepts."""
     taken = inspect.signature(model.forward).parameters
     return {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in taken}
 
 
-def masked_logits(model, inputs, chosen):
+def masked_logits(model: Any, inputs: dict[str, torch.Tensor], chosen: torch.Tensor) -> torch.Tensor:
     """Logits (N, V) of the chosen positions of (B, L) only, so the large vocabulary projection skips all others."""
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, hidden: (hidden[0][chosen],))
     try:
@@ -34,7 +37,7 @@ def masked_logits(model, inputs, chosen):
         hook.remove()
 
 
-def check_model(model, tokenizer, max_length, packing):
+def check_model(model: Any, tokenizer: Any, max_length: int, packing: bool) -> None:
     """Raises UserError unless the model can compute logits at chosen positions only, and keep packed texts separate.
 
     With packing, two texts that share a block must get the same logits as each text alone.
@@ -42,7 +45,7 @@ def check_model(model, tokenizer, max_length, packing):
     kind, half = model.config.model_type, max(1, max_length // 2 - 2)
     words = sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)) or [tokenizer.mask_token_id]
     drawn = torch.randint(len(words), (2, half), generator=torch.Generator().manual_seed(0)).tolist()
-    texts = [[tokenizer.cls_token_id, *(words[place] for place in text), tokenizer.sep_token_id] for text in drawn]
+    texts = [[tokenizer.cls_token_id, *(words[number] for number in text), tokenizer.sep_token_id] for text in drawn]
     alone = {"input_ids": torch.tensor(texts), "attention_mask": torch.ones(2, half + 2, dtype=torch.long)}
     row = {"input_ids": [*texts[0], *texts[1]], "words": 2 * [-1, *range(half), -1]}
     packed = batch_of([row], tokenizer, first_position(model))
@@ -67,7 +70,9 @@ def check_model(model, tokenizer, max_length, packing):
 
 
 class MaskedTrainer(Trainer):
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         labels = inputs["labels"]
         chosen = labels != IGNORE
         bare = self.accelerator.unwrap_model(model)
@@ -82,29 +87,31 @@ class MaskedTrainer(Trainer):
 class SealCheckpoints(TrainerCallback):
     """Writes a manifest of SHA-256 sums, which makes a checkpoint valid. A signal makes it save and stop."""
 
-    def __init__(self, stop):
+    def __init__(self, stop: StopSignals | None) -> None:
         self.stop = stop
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.stop and self.stop.number:
             control.should_save = control.should_training_stop = True
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         files.seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
-def held_out_scores(prediction):
+def held_out_scores(prediction: EvalPrediction) -> dict[str, float]:
     """Mean loss of the masked tokens, and perplexity, its exponential."""
     total, count = prediction.predictions.astype("float64").sum(0)
     perplexity = math.exp(min(total / count, 700.0))
     return {"masked_loss": total / count, "perplexity": perplexity, "masked_tokens": int(count)}
 
 
-def build_trainer(model, collator, sets, config, stop=None):
-    """Hugging Face's Trainer for masked words. stop: an engine.run.signals.StopSignals."""
+def build_trainer(
+    model: Any, collator: Any, sets: Sequence[Any], config: Any, stop: StopSignals | None = None
+) -> MaskedTrainer:
+    """Hugging Face's Trainer for masked words. sets: (train, held-out)"""
     first = first_position(model)
 
-    def collate(rows):
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = batch_of(rows, collator.tokenizer, first)
         return batch if "labels" in batch else mask(collator, batch)
 
@@ -122,7 +129,7 @@ def build_trainer(model, collator, sets, config, stop=None):
     return trainer
 
 
-def training_arguments(config, hidden_size):
+def training_arguments(config: Any, hidden_size: int) -> TrainingArguments:
     every = "steps" if config.eval_steps else "epoch"
     return TrainingArguments(
         output_dir=str(Path(config.output_dir) / "checkpoints"),

@@ -8,17 +8,21 @@ folder. Edit here if your language or domain needs another normalisation or anot
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
+
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a script, the repository is one folder up
 
 from engine.data.tokenizer import train_tokenizer
 from engine.errors import UserError
 from engine.run.command_line import option, run_command
-from huggingface_hands_on.corpus import CorpusConfig
+from engine.task.text import split_text
+from huggingface_hands_on.corpus import CorpusConfig, read_corpus, require_free_folder
 
 
 @dataclass
@@ -32,7 +36,7 @@ class TokenizerConfig(CorpusConfig):
     lowercase: bool = option(True, "'Play' and 'play' are one word; accents are removed too")
     chinese: bool = option(True, "each Chinese character is a separate word, as tagging needs it")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.model == "bpe" and self.vocab_size < 300:
             raise UserError(
@@ -40,38 +44,26 @@ class TokenizerConfig(CorpusConfig):
             )
 
 
-def quality(tokenizer, texts):
-    """Counts of "texts", "words", "tokens" and "unknown" tokens. texts: held-out strings or lists of words"""
-    from engine.task.text import split_text
+def main(config: TokenizerConfig) -> None:
+    folder = Path(config.output_dir)
+    train, held_out, _ = read_corpus(config)
+    require_free_folder(folder)
+    bar = partial(tqdm, unit=" texts", leave=False, delay=2)
 
-    counts = Counter()
-    for text in texts:
+    def texts() -> Iterator[str]:
+        for text in bar(train(), desc="reading"):
+            yield text if isinstance(text, str) else " ".join(text)
+
+    show = sys.stderr.isatty()
+    tokenizer = train_tokenizer(texts, config.vocab_size, config.lowercase, config.model, config.chinese, show)
+    counts: Counter[str] = Counter()
+    for text in bar(held_out(), desc="held-out texts"):
         words = [word for word, _, _ in split_text(text, "word")] if isinstance(text, str) else text
         tokens = tokenizer(text, add_special_tokens=False, is_split_into_words=isinstance(text, list))["input_ids"]
         counts["texts"] += 1
         counts["words"] += sum(bool(word.strip()) for word in words)
         counts["tokens"] += len(tokens)
         counts["unknown"] += tokens.count(tokenizer.unk_token_id)
-    return counts
-
-
-def main(config):
-    from tqdm import tqdm
-
-    from huggingface_hands_on.corpus import read_corpus, require_free_folder
-
-    folder = Path(config.output_dir)
-    train, held_out, _ = read_corpus(config)
-    require_free_folder(folder)
-    bar = partial(tqdm, unit=" texts", leave=False, delay=2)
-
-    def texts():
-        for text in bar(train(), desc="reading"):
-            yield text if isinstance(text, str) else " ".join(text)
-
-    show = sys.stderr.isatty()
-    tokenizer = train_tokenizer(texts, config.vocab_size, config.lowercase, config.model, config.chinese, show)
-    counts = quality(tokenizer, bar(held_out(), desc="held-out texts"))
     if not counts["tokens"]:
         raise UserError(f"{config.input}: tokenizing the texts gives no tokens; all their characters are dropped")
     tokenizer.save_pretrained(folder)

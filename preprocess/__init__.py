@@ -1,1 +1,2 @@
-"""Converts raw files to a checked, split folder: readers, labels, splits, checks, schema. Imports only engine/."""
+"""Converts raw files to a checked, split folder. Each module or package imports only engine/ and those before it:
+example, storage, labels, schema, readers, splits, checks, prepared."""

@@ -1,33 +1,49 @@
 """The input, read and stored on the disk, with task kinds determined and rows split into parts."""
 
 import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from engine.errors import UserError
 from engine.task.tags import kind_of
-from preprocess.labels.labelling import Labeller, collect_labels, examine, label_all
+from preprocess.example import PARTS, Example
+from preprocess.labels.form import Form, LabelPass, decide_form, label_all
+from preprocess.labels.kinds import KINDS
+from preprocess.labels.statistics import collect_labels
+from preprocess.readers.options import ReadOptions
 from preprocess.readers.sources import read_examples
-from preprocess.schema import PARTS, encode_rows, load_labels, read_processed
+from preprocess.schema import Tasks, encode_rows, load_labels, read_processed
 from preprocess.splits import Strata, split_folds, split_rows
-from preprocess.storage.facts import Column
+from preprocess.storage.facts import Column, Note
 from preprocess.storage.parallel import in_order
-from preprocess.storage.spool import BLOCK, BLOCK_BYTES, GROUP, Rows, Spool, blocks_of
+from preprocess.storage.spool import BLOCK, BLOCK_BYTES, GROUP, Piece, Rows, Spool, blocks_of
 
 
 class Prepared:
     """The data that `data_process.py` writes, without its labels.json. A context manager.
 
-    parts: {part: Rows}; kinds: {task: kind}; tasks: labels.json if the input has one, otherwise None; notes: on what
-    was changed.
+    tasks: labels.json if the input has one, otherwise None; notes: on what was changed.
     """
 
-    def __init__(self, config):
-        self.config, self.notes, self.tasks, self.spool = config, [], None, Spool(room_for(config.output_dir))
+    parts: dict[str, Rows]
+    kinds: dict[str, str]
+    form: Callable[[list[int], list[Example]], list[Example]]
+    strata: Strata
+    presence: dict[str, np.ndarray]  # {task: (rows,) whether a row has its label}
+
+    def __init__(self, config: Any) -> None:
+        self.config, self.spool = config, Spool(room_for(config.output_dir))
+        self.notes: list[Note] = []
+        self.tasks: Tasks | None = None
+        self.types: dict[str, str] = config.label_types_by_name()  # {task: type}
+        self.dropped = np.zeros(0, np.int64)
         try:
             source = Path(config.input)
             if config.format == "auto" and (source / "labels.json").exists():
@@ -38,38 +54,44 @@ class Prepared:
             self.spool.close()
             raise
 
-    def __enter__(self):
+    def __enter__(self) -> "Prepared":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.spool.close()
 
-    def read_raw(self):
-        config, spool, examples = self.config, self.spool, read_examples(self.config)
+    def read_raw(self) -> None:
+        config, spool = self.config, self.spool
+        examples = read_examples(Path(config.input), ReadOptions.of(config))
         first = next(examples)
         if config.group_column and "group" not in first:
             raise UserError(f"{config.input}: this format has no column {config.group_column!r} (--group_column)")
         pieces = filled(spool, chain([dict(first)], examples))
-        self.form, notes, given = examine(spool, pieces, first, config)
-        self.kinds, self.strata = self.form.kinds, Strata(self.form.kinds)
-        presence = list(self.kinds) if config.n_splits and len(self.kinds) > 1 else []
-        labeller = Labeller(self.form, self.strata.name, config.group_column, presence)
-        self.notes, self.presence = label_all(spool, self.form, notes, self.strata, labeller)
-        self.set_parts(split_rows(given, len(spool) - len(self.form.dropped), self.strata, config))
+        chosen = {name: KINDS[kind] for name, kind in self.types.items()}
+        self.form = form = Form(config.label_separator, config.unit, config.tag_scheme, chosen)
+        self.notes, given = decide_form(form, spool, pieces, first)
+        self.kinds, self.strata, self.dropped = form.kinds, Strata(form.kinds), form.dropped
+        with_presence = list(self.kinds) if config.n_splits and len(self.kinds) > 1 else []
+        label_pass = LabelPass(form, self.strata.name, bool(config.group_column), with_presence)
+        notes, self.presence = label_all(spool, label_pass, self.strata.add)
+        self.notes += notes
+        self.set_parts(split_rows(given, len(spool) - len(self.dropped), self.strata, config))
 
-    def set_parts(self, rows):
+    def set_parts(self, rows: dict[str, np.ndarray]) -> None:
         """Makes Rows from the row numbers of each part, which are kept only if folds are needed."""
         self.parts = {part: self.of_rows(numbers) for part, numbers in rows.items()}
-        self.rows, self.strata = (rows, self.strata) if self.config.n_splits else (None, None)
+        if self.config.n_splits:
+            self.rows = rows
+        else:
+            del self.strata
 
-    def of_rows(self, rows):
+    def of_rows(self, rows: np.ndarray) -> Rows:
         """The Rows with these numbers, which do not count dropped rows."""
-        dropped = getattr(self.form, "dropped", ())
-        if len(dropped):
-            rows = np.delete(np.arange(len(self.spool), dtype=np.uint32), dropped)[rows]
+        if len(self.dropped):
+            rows = np.delete(np.arange(len(self.spool), dtype=np.uint32), self.dropped)[rows]
         return Rows(self.spool, self.form, Column(np.uint32, self.spool.folder, rows))
 
-    def read_processed(self, folder):
+    def read_processed(self, folder: Path) -> None:
         """Reads a processed folder, to check it again."""
         if self.config.group_column:
             advice = "use --group_column with the raw data"
@@ -83,7 +105,8 @@ class Prepared:
         if not ends.get("train"):
             raise UserError(f"{folder}: has labels.json, but train.jsonl is missing or empty")
         self.spool.finish()
-        self.kinds, self.form = {name: kind_of(task) for name, task in self.tasks.items()}, as_it_is
+        self.kinds, self.form = {name: kind_of(task) for name, task in self.tasks.items()}, unchanged
+        self.types = {name: task["type"] for name, task in self.tasks.items() if task["type"] in KINDS} | self.types
         self.strata, self.presence = Strata(self.kinds), {}
         if self.config.n_splits:
             self.note_strata()
@@ -94,50 +117,50 @@ class Prepared:
             if "counts" not in task:
                 task.update(collect_labels(self.parts, {name: self.kinds[name]})[name])
 
-    def note_strata(self):
+    def note_strata(self) -> None:
         """Records what the folds of a processed folder are stratified by."""
-        presence = {name: [] for name in self.kinds}
+        presence: dict[str, list[bool]] = {name: [] for name in self.kinds}
         for piece in self.spool.pieces():
             examples = list(piece)
             self.strata.add([e[self.strata.name] for e in examples] if self.strata.name else None, None)
-            for name, there in presence.items():
-                there += [e[name] is not None for e in examples]
-        self.presence = {name: np.array(there) for name, there in presence.items()}
+            for name in presence:
+                presence[name] += [e[name] is not None for e in examples]
+        self.presence = {name: np.array(is_present) for name, is_present in presence.items()}
 
-    def folds(self):
+    def folds(self) -> tuple[Rows, list[tuple[Rows, Rows]]]:
         """(Rows of train and dev together, [(train, dev) Rows of each fold])."""
         config = self.config
         pool = np.concatenate([self.rows["train"], self.rows.get("dev", self.rows["train"][:0])])
         folds = split_folds(pool, self.strata, config)
         for number, fold in enumerate(folds):
             for part, rows in zip(("train", "dev"), fold):
-                for name, there in self.presence.items():
-                    if not there[rows].any():
+                for name, is_present in self.presence.items():
+                    if not is_present[rows].any():
                         empty = f"{part} of fold {number} would have no label of {name!r}"
                         raise UserError(f"--n_splits {config.n_splits}: {empty}; use fewer folds")
-        return self.of_rows(pool), [tuple(map(self.of_rows, fold)) for fold in folds]
+        return self.of_rows(pool), [(self.of_rows(train), self.of_rows(dev)) for train, dev in folds]
 
 
-def as_it_is(numbers, examples):
+def unchanged(numbers: list[int], examples: list[Example]) -> list[Example]:
     """A Form that changes nothing, for processed examples."""
     return examples
 
 
-def filled(spool, examples):
+def filled(spool: Spool, examples: Iterable[Example]) -> Iterator[Piece]:
     """Fills a spool, and yields each piece as soon as it is written."""
     start = size = 0
     for example in tqdm(examples, desc="reading", unit=" rows", leave=False, delay=2):
         spool.append(example)
         number = len(spool) - start
-        if number == BLOCK or (spool.size - size > BLOCK_BYTES and number % GROUP == 0):
+        if number == BLOCK or (spool.num_bytes - size > BLOCK_BYTES and number % GROUP == 0):
             yield spool.piece(start, len(spool))
-            start, size = len(spool), spool.size
+            start, size = len(spool), spool.num_bytes
     spool.finish()
     if start < len(spool):
         yield spool.piece(start, len(spool))
 
 
-def room_for(output_dir):
+def room_for(output_dir: str) -> Path | None:
     """A folder for temporary files: the closest existing parent of output_dir, or None for the system's default."""
     if not output_dir:
         return None
@@ -149,22 +172,17 @@ def room_for(output_dir):
     return folder
 
 
-class Lines:
-    """(part, lines) of a block of rows, in the format of the processed folder."""
-
-    def __init__(self, parts):
-        self.parts = parts
-
-    def __call__(self, block):
-        part, start, stop = block
-        return part, encode_rows(self.parts[part][start:stop])
-
-
-def write_parts(folder, parts):
+def write_parts(folder: Path, parts: Mapping[str, Rows]) -> None:
     """Writes the rows of each part to its file in a new folder."""
     folder.mkdir()
     with ExitStack() as stack:
         files = {part: stack.enter_context(open(folder / f"{part}.jsonl", "wb")) for part in parts}
         blocks = tqdm(list(blocks_of(parts)), desc=folder.name, leave=False, delay=2)
-        for part, lines in in_order(Lines(parts), blocks):
+        for part, lines in in_order(partial(encode_block, parts), blocks):
             files[part].write(lines)
+
+
+def encode_block(parts: Mapping[str, Rows], block: tuple[str, int, int]) -> tuple[str, bytes]:
+    """(part, lines) of a block of rows, in the format of the processed folder."""
+    part, start, stop = block
+    return part, encode_rows(parts[part][start:stop])

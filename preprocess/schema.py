@@ -6,10 +6,9 @@ labels.json is {task: {"type", "labels", "counts", …}}; train.jsonl, dev.jsonl
 
 import json
 import re
-from bisect import bisect_right
-from collections import Counter
-from itertools import accumulate
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from engine.errors import UserError
 from engine.run.command_line import first_line
@@ -18,39 +17,14 @@ from engine.schema import parse_json
 from engine.task.extras import extras_of, require_extras
 from engine.task.tags import kind_of, needs_words, read_tasks
 from engine.task.text import text_of
-from preprocess.labels import kinds as labels
+from preprocess.example import HIDDEN, PARTS, Example, check_characters, check_text
+from preprocess.labels.kinds import check_label
 
-PARTS = ("train", "dev", "test")
-TEXT_KEYS = ("text", "tokens", "text_pair")
-
-
-def check_text(example, may_be_empty=False):
-    """Raises UserError unless the example has a usable text or tokens."""
-    where, tokens, text = example["_where"], example.get("tokens"), example.get("text")
-    if "tokens" in example:
-        if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
-            raise UserError(f"{where}: `tokens` must be a list of one or more strings")
-    elif not isinstance(text, str):
-        raise UserError(f"{where}: the text {text!r} is not a string")
-    elif not text.strip() and not may_be_empty:
-        raise UserError(f"{where}: the text is empty")
-    if not isinstance(example.get("text_pair", ""), str):
-        raise UserError(f"{where}: text_pair must be a string")
+Tasks = dict[str, dict[str, Any]]  # labels.json
+LINE = json.JSONEncoder(ensure_ascii=False).encode
 
 
-def check_characters(example):
-    """Raises UserError for a lone surrogate, which JSON can store, but UTF-8 and tokenizers cannot."""
-    for value in example.values():
-        if isinstance(value, list) and all(map(labels.is_string, value)):
-            value = "".join(value)
-        elif not isinstance(value, str):
-            value = json.dumps(value, ensure_ascii=False)
-        if not value.isascii():
-            encode(value, example["_where"])
-
-
-def load_labels(data_path):
-    """labels.json of a processed folder: {task: {"type", "labels", …}}."""
+def load_labels(data_path: str | Path) -> Tasks:
     path = Path(data_path) / "labels.json"
     if not path.exists():
         command = f"python data_process.py --input RAW --output_dir {data_path}"
@@ -60,7 +34,7 @@ def load_labels(data_path):
     return read_tasks(path)
 
 
-def data_and_model(data_path, model_path):
+def data_and_model(data_path: str | Path, model_path: str) -> dict[str, str]:
     """What a run depends on in addition to its options: {"data": …, "model": …}, digests of both; for a hub model its
     name."""
     load_labels(data_path)
@@ -71,7 +45,7 @@ def data_and_model(data_path, model_path):
     return {"data": digest(data, ["labels.json", *(f"{part}.jsonl" for part in PARTS)]), "model": name}
 
 
-def check_row(example, tasks, where, needs_labels=True):
+def check_row(example: Any, tasks: Tasks, where: str, needs_labels: bool = True) -> None:
     """Raises UserError unless a row of a processed file, or one to predict on, has what these tasks need. A label may
     be missing (null)."""
     if not isinstance(example, dict) or not ("text" in example or "tokens" in example):
@@ -83,7 +57,7 @@ def check_row(example, tasks, where, needs_labels=True):
         if needs_labels:
             if name not in example:
                 raise UserError(f"{where}: has no label for the task {name!r}; use null for a missing label")
-            labels.check_label({"_where": where, **example}, name, kind_of(task))
+            check_label({"_where": where, **example}, name, kind_of(task))
         if needs_words(kind_of(task)) and "tokens" not in example:
             raise UserError(f"{where}: has no `tokens`, which the task {name!r} needs")
 
@@ -92,17 +66,18 @@ def require_known_labels(example: dict, known: dict[str, set], where: str) -> No
     """Raises UserError for a label that labels.json lacks: training would ignore it. known: {task: its labels}"""
     for name, labels_of_task in known.items():
         label = example[name]
-        items = label if isinstance(label, list) else [] if label is None else [label]
-        for item in items:
+        for item in label if isinstance(label, list) else [label]:
             item = item[2] if isinstance(item, list) else item  # a span is [first token, last token, type]
-            if item not in labels_of_task:
+            if item is not None and item not in labels_of_task:
                 raise UserError(
                     f"{where}: the label {item!r} of {name!r} is not in labels.json, so nothing would be learned from "
                     "it; correct it, or make the folder again with data_process.py"
                 )
 
 
-def read_processed(path, tasks, start=0, stop=None, strict=False):
+def read_processed(
+    path: str | Path, tasks: Tasks, start: int = 0, stop: int | None = None, strict: bool = False
+) -> Iterator[tuple[str, Example]]:
     """Yields (where, example) of a processed .jsonl between two byte positions, each checked.
 
     strict: also check that labels.json has all labels, which is required for training; dev and test may have others.
@@ -128,61 +103,44 @@ def read_processed(path, tasks, start=0, stop=None, strict=False):
                 return
 
 
-def training_texts(path):
+def training_texts(path: str | Path) -> Iterator[str]:
     """The texts of a processed file, one at a time, to train a tokenizer on."""
     for _, example in read_processed(path, {}):
         yield text_of(example, with_pair=True)
 
 
-def part_of(data_path, part):
+def part_of(data_path: str | Path, part: str) -> Path:
     path = Path(data_path) / f"{part}.jsonl"
     if not path.exists():
         raise UserError(f"{path}: no such part; name the texts to predict on with --predict_file")
     return path
 
 
-def check_same_labels(data_path, tasks):
+def check_same_labels(data_path: str | Path, tasks: Tasks) -> None:
     """Raises UserError if a data folder's tasks and labels differ from those that a model was trained with."""
-    here = load_labels(data_path)
-    for name in here.keys() | tasks.keys():
-        theirs, ours = (set(side.get(name, {}).get("labels", ())) for side in (here, tasks))
-        if theirs != ours:
-            added, lacking = (shorten(names) or "none" for names in (theirs - ours, ours - theirs))
+    data_tasks = load_labels(data_path)
+    for name in data_tasks.keys() | tasks.keys():
+        in_data, in_model = (set(side.get(name, {}).get("labels", ())) for side in (data_tasks, tasks))
+        if in_data != in_model:
+            added, lacking = (shorten(names) or "none" for names in (in_data - in_model, in_model - in_data))
             only = f"only in the data: {added}; only in the model: {lacking}"
             raise UserError(f"{data_path}: its labels of {name!r} differ from the model's: {only}")
 
 
-def length_of(example):
-    """The length of an example in tokens, or in characters if it has no tokens."""
-    return len(example.get("tokens") or example["text"])
+def shorten(names: Collection[str], most: int = 8) -> str:
+    return ", ".join(sorted(names)[:most]) + (f", … ({len(names) - most} more)" if len(names) > most else "")
 
 
-def shorten(names, most=8):
-    names = sorted(names)
-    return ", ".join(names[:most]) + (f", … ({len(names) - most} more)" if len(names) > most else "")
-
-
-def encode(text, where):
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: has half a character (a lone surrogate, \\ud800 to \\udfff); remove it") from None
-
-
-LINE = json.JSONEncoder(ensure_ascii=False).encode
-HIDDEN = ("_where", "split", "group")  # keys that are not written
-
-
-def encode_rows(examples):
+def encode_rows(examples: Iterable[Example]) -> bytes:
     """The lines of a processed file for these examples, as bytes."""
     return "".join([LINE({k: e[k] for k in e if k not in HIDDEN}) + "\n" for e in examples]).encode()
 
 
-def write_labels(folder, tasks):
+def write_labels(folder: Path, tasks: Tasks) -> None:
     (folder / "labels.json").write_bytes((json.dumps(tasks, ensure_ascii=False, indent=1) + "\n").encode())
 
 
-def require_own_folder(folder, source):
+def require_own_folder(folder: Path, source: Path) -> None:
     """Raises UserError if the output folder is not a folder, or contains anything but an earlier processed folder."""
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     parts = {f"{part}.jsonl" for part in PARTS}
@@ -198,33 +156,3 @@ def require_own_folder(folder, source):
         raise UserError(f"--output_dir {folder}: holds other files ({found}); choose an empty or new folder")
     if folder.resolve() in (source.resolve(), *source.resolve().parents):
         raise UserError(f"--output_dir {folder}: contains the input; choose another folder")
-
-
-def quantiles(counts, shares):
-    """The quantiles of values at these shares. counts: {value: count}"""
-    ordered, number = sorted(counts), sum(counts.values())
-    up_to = list(accumulate(counts[value] for value in ordered))
-    return [ordered[bisect_right(up_to, min(number - 1, int(share * number)))] for share in shares]
-
-
-def summary(parts, tasks, found):
-    """Prints an overview of the data: sizes, lengths, labels. found: from `look_labels`"""
-    unit = "tokens" if "tokens" in parts["train"][0] else "characters"
-    print(f"{'part':<8}{'examples':>9}   length in {unit}: median   95 %   99 %   most")
-    for part, rows in parts.items():
-        shown = quantiles(found.counts["lengths", part], (0.5, 0.95, 0.99, 1))
-        width = 18 if "tokens" in rows[0] else 22
-        print(f"{part:<8}{len(rows):>9}   {'':<{width}} " + " ".join(f"{length:>6}" for length in shown))
-    for name, info in tasks.items():
-        if kind_of(info) == "regression":
-            print(f"task {name}: regression, mean {info['mean']:.4g}, standard deviation {info['std']:.4g}")
-            continue
-        counts = Counter(dict(zip(info["labels"], info["counts"])))
-        common = ", ".join(f"{label} {count / counts.total():.0%}" for label, count in counts.most_common(3))
-        print(f"task {name}: {info['type']}, {len(counts)} labels ({common}{', …' if len(counts) > 3 else ''})")
-        if kind_of(info) == "multilabel":
-            none = {part: found.counts["none", name][part] for part in parts}
-            print(f"task {name}: rows with none of the labels, which are kept: {none}")
-        missing = {part: found.counts["missing", name][part] for part in parts}
-        if any(missing.values()):
-            print(f"task {name}: rows without a label, which this task ignores: {missing}")

@@ -6,11 +6,14 @@ Examples are row numbers from 0 here; their strata and groups are arrays of a fe
 import random
 import warnings
 from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from engine.errors import UserError
-from preprocess.schema import PARTS
+from preprocess.example import PARTS
 
 STEP = 1 << 18  # rows per counting step
 
@@ -19,24 +22,26 @@ class Strata:
     """What splits are stratified by: the first classification task; otherwise label sets by their rarest label;
     otherwise values by decile. Also holds the groups that stay together."""
 
-    def __init__(self, kinds):
+    def __init__(self, kinds: Mapping[str, str]) -> None:
         order = ("classification", "multilabel", "regression")
         self.name = next((name for kind in order for name in kinds if kinds[name] == kind), None)
-        self.kind = kinds.get(self.name)
-        self.known, self.known_groups = {}, {}  # {class or tuple of labels: number}, {group: number}
-        self.values, self.groups = [], []  # one array per block
+        self.kind = None if self.name is None else kinds[self.name]
+        self.known: dict[Any, int] = {}  # {class or tuple of labels: its number}
+        self.known_groups: dict[str, int] = {}
+        self.values: list[np.ndarray] = []  # per block, as self.groups
+        self.groups: list[np.ndarray] = []
 
-    def add(self, values, groups):
+    def add(self, values: list[Any] | None, groups: list[str] | None) -> None:
         """Adds the labels of the task, and the groups, of the next rows."""
-        if self.kind == "regression":
+        if values is not None and self.kind == "regression":
             self.values.append(np.array([float("nan") if value is None else value for value in values], np.float64))
-        elif self.kind:
-            values = [tuple(value) if isinstance(value, list) else value for value in values]
-            self.values.append(numbered(values, self.known))
+        elif values is not None:
+            classes = [tuple(value) if isinstance(value, list) else value for value in values]
+            self.values.append(numbered(classes, self.known))
         if groups is not None:
             self.groups.append(numbered(groups, self.known_groups))
 
-    def of(self, rows):
+    def of(self, rows: np.ndarray | slice) -> np.ndarray | None:
         """(N,) the stratum of each of these rows, numbered in the order of names; None if there are none."""
         if self.name is None:
             return None
@@ -44,47 +49,41 @@ class Strata:
         values = self.values[0][rows]
         if self.kind == "regression":
             return deciles(values)
+        names = list(self.known)
         if self.kind == "multilabel":
-            sets = count(values, len(self.known)).tolist()
-            counts = Counter()
-            for labels, number in zip(self.known, sets):
+            counts: Counter[str] = Counter()
+            for labels, number in zip(names, count(values, len(names)).tolist()):
                 counts.update(dict.fromkeys(labels or (), number))
-            names = [
-                None if labels is None else min(labels, key=lambda x: (counts[x], x), default="")
-                for labels in self.known
-            ]
-        else:
-            names = self.known
+            rarest = partial(min, key=lambda label: (counts[label], label), default="")
+            names = [None if labels is None else rarest(labels) for labels in names]
         return ranks(map(str, names))[values]
 
-    def groups_of(self, rows):
+    def groups_of(self, rows: np.ndarray) -> np.ndarray:
         """(N,) the group of each of these rows, numbered in the order of names."""
         return ranks(self.known_groups)[np.concatenate(self.groups)[rows]]
 
 
-def numbered(names, known):
+def numbered(names: Iterable[Hashable], known: dict[Any, int]) -> np.ndarray:
     """(N,) the number of each name in `known`, which is extended by new names; of the smallest sufficient dtype."""
     numbers = [known.setdefault(name, len(known)) for name in names]
     return np.array(numbers, np.min_scalar_type(len(known)))
 
 
-def ranks(names):
+def ranks(names: Iterable[str]) -> np.ndarray:
     """(N,) the rank of each name among the sorted distinct names, so that a split does not depend on row order."""
     names = list(names)
-    places = {name: place for place, name in enumerate(sorted(set(names)))}
-    smallest = np.uint8 if len(places) < 256 else np.uint32
-    return np.array([places[name] for name in names], smallest)
+    rank_of = {name: rank for rank, name in enumerate(sorted(set(names)))}
+    return np.array([rank_of[name] for name in names], np.uint8 if len(rank_of) < 256 else np.uint32)
 
 
-def deciles(values):
+def deciles(values: np.ndarray) -> np.ndarray:
     """(N,) the decile of each value, 0 to 9; 10 if it is missing."""
     ordered = np.sort(values[~np.isnan(values)])
-    return np.where(np.isnan(values), 10, 10 * np.searchsorted(ordered, values) // max(1, len(ordered))).astype(
-        np.uint8
-    )
+    tenths = 10 * np.searchsorted(ordered, values) // max(1, len(ordered))
+    return np.where(np.isnan(values), 10, tenths).astype(np.uint8)
 
 
-def count(codes, minimum=0):
+def count(codes: np.ndarray, minimum: int = 0) -> np.ndarray:
     """np.bincount in steps, because it would convert all numbers to eight bytes at once."""
     result = np.zeros(max(minimum, int(codes.max()) + 1 if len(codes) else 0), np.int64)
     for start in range(0, len(codes), STEP):
@@ -92,14 +91,14 @@ def count(codes, minimum=0):
     return result
 
 
-def rows_of(given, number):
+def rows_of(given: np.ndarray, number: int) -> np.ndarray:
     """(N,) the rows at which `given` equals `number`."""
     starts = range(0, len(given), STEP)
     found = [start + np.flatnonzero(given[start : start + STEP] == number) for start in starts]
     return np.concatenate([rows.astype(np.uint32) for rows in found] or [np.zeros(0, np.uint32)])
 
 
-def split_rows(given, size, strata, config):
+def split_rows(given: np.ndarray, size: int, strata: Strata, config: Any) -> dict[str, np.ndarray]:
     """{part: (N,) rows}: the given split if there is one, otherwise a seeded, stratified one.
 
     given: (rows,) 1, 2, 3 for train, dev, test; empty if no part is given, in which case the rows are shuffled
@@ -114,23 +113,28 @@ def split_rows(given, size, strata, config):
     if not config.n_splits:
         strata.values = []  # frees as much memory as `codes` take
     for part, ratio in wanted.items():
-        here = codes if codes is None or train is None else codes[train]
+        train_codes = codes if codes is None or train is None else codes[train]
         codes = None if part == "dev" else codes  # dev is the last part
-        train, parts[part] = set_aside(train, here, size, max(1, round(ratio * size)), part, strata, config)
+        number = max(1, round(ratio * size))
+        train, parts[part] = set_aside(train, train_codes, (size, number), part, strata, config)
     parts["train"] = np.arange(size, dtype=np.uint32) if train is None else train
     parts = {part: parts[part] for part in PARTS if len(parts[part])}
     if not len(given):
         random_order = random.Random(config.random_seed)
         for rows in parts.values():
-            random_order.shuffle(memoryview(rows))
+            random_order.shuffle(memoryview(rows))  # type: ignore[arg-type]
     return parts
 
 
-def set_aside(rows, codes, total, size, part, strata, config):
-    """(remaining rows, about `size` rows for a part): by group if requested, otherwise stratified if possible.
+def set_aside(
+    rows: np.ndarray | None, codes: np.ndarray | None, sizes: tuple[int, int], part: str, strata: Strata, config: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """(remaining rows, rows for a part): by group if requested, otherwise stratified if possible.
 
-    rows: (N,), or None for all `total`; codes: (N,) their strata, or None if there are none
+    rows: (N,), or None for all; codes: (N,) their strata, or None if there are none; sizes: how many rows there are in
+    all, and how many about to set aside
     """
+    total, size = sizes
     seed, number = config.random_seed, total if rows is None else len(rows)
     if config.group_column:
         from sklearn.model_selection import GroupShuffleSplit
@@ -162,15 +166,15 @@ def set_aside(rows, codes, total, size, part, strata, config):
     return np.concatenate([kept, rare]) if len(rare) else kept, taken
 
 
-def draw(rows, codes, size, seed):
+def draw(rows: np.ndarray | int, codes: np.ndarray | None, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(remaining rows, `size` drawn rows), equal to the result of scikit-learn's train_test_split.
 
     That function builds lists of Python integers, which would take more memory than everything else here. rows: (N,),
     or N for rows 0 to N - 1; codes: (N,) strata, or None
     """
-    random_state, everything = np.random.RandomState(seed), isinstance(rows, int)
+    random_state = np.random.RandomState(seed)
     if codes is None:
-        mixed = np.arange(rows, dtype=np.uint32) if everything else rows.copy()
+        mixed = np.arange(rows, dtype=np.uint32) if isinstance(rows, int) else rows.copy()
         random_state.shuffle(mixed)
         return mixed[size:].copy(), mixed[:size].copy()
     counts = count(codes)
@@ -179,7 +183,7 @@ def draw(rows, codes, size, seed):
     goes = shares(counts[present] - stays, size, random_state)
     kept, drawn = np.empty(len(codes) - size, np.uint32), np.empty(size, np.uint32)
     for mixed, stay, go, before, drawn_before in zip(
-        by_stratum(None if everything else rows, codes, present, counts),
+        by_stratum(None if isinstance(rows, int) else rows, codes, present, counts),
         stays,
         goes,
         np.cumsum(stays) - stays,
@@ -193,7 +197,9 @@ def draw(rows, codes, size, seed):
     return kept, drawn
 
 
-def by_stratum(rows, codes, present, counts):
+def by_stratum(
+    rows: np.ndarray | None, codes: np.ndarray, present: np.ndarray, counts: np.ndarray
+) -> Iterator[np.ndarray]:
     """Yields the rows of each stratum, in order. rows: None for all rows"""
     if len(present) <= 100:
         for stratum in present:
@@ -205,7 +211,7 @@ def by_stratum(rows, codes, present, counts):
             yield ordered[end - number : end]
 
 
-def shares(counts, size, random_state):
+def shares(counts: np.ndarray, size: int, random_state: np.random.RandomState) -> np.ndarray:
     """(N,) how many rows of each stratum to draw, `size` in all: in proportion; the remainder goes to the largest
     fractions, ties are broken at random."""
     exact = counts / counts.sum() * size
@@ -222,16 +228,15 @@ def shares(counts, size, random_state):
     return result.astype(int)
 
 
-def split_folds(pool, strata, config):
+def split_folds(pool: np.ndarray, strata: Strata, config: Any) -> list[tuple[np.ndarray, np.ndarray]]:
     """[(train, dev) rows of each fold]; each row of `pool` is in exactly one dev part."""
     from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
     codes = strata.of(pool)
     codes = np.zeros(len(pool), np.int64) if codes is None else codes.astype(np.int64)
     groups = strata.groups_of(pool) if config.group_column else None
-    most = len(np.unique(groups)) if config.group_column else len(pool)
+    most, what = (len(pool), "examples") if groups is None else (len(np.unique(groups)), "groups")
     if config.n_splits > most:
-        what = "groups" if config.group_column else "examples"
         raise UserError(f"--n_splits {config.n_splits} is more than the {most} {what}")
     # Classes with fewer examples than folds are pooled into one stratum
     codes = np.where(count(codes)[codes] >= config.n_splits, codes, -1)

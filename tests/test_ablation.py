@@ -168,7 +168,7 @@ def test_runs_are_known_by_what_they_rest_on(sample, tmp_path):
         ("--tricks ema+swa", "--use_ema and --use_swa"),
     ],
 )
-def test_a_mistake_is_one_line(flags, said, sample, command):
+def test_an_error_is_one_line(flags, said, sample, command):
     done = command("benchmarks/ablation.py", "--data_path", sample, "--seeds", 1, *flags.split())
     lines = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert done.returncode == 2 and len(lines) == 1 and said in lines[0] and "Traceback" not in done.stderr

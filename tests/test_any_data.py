@@ -28,10 +28,12 @@ from engine.data.features import Featurizer
 from engine.data.tokenizer import train_tokenizer
 from engine.errors import UserError
 from engine.task import tags
-from engine.task.text import place_tokens, split_text
+from engine.task.text import split_text
+from engine.task.words import place_tokens
 from main import main
-from preprocess.labels import kinds as labels
-from preprocess.labels.labelling import read_all_spans, spans_to_tokens
+from preprocess.labels.kinds import KINDS
+from preprocess.labels.schemes import convert_tags
+from preprocess.labels.spans import read_all_spans, read_spans, spans_to_tags, split_at_borders, tokenize_spans
 
 rng = random.Random(0)
 SONGS, ROOMS = (
@@ -64,17 +66,15 @@ PARTS = {"train": ROWS[:20], "dev": ROWS[20:28], "test": ROWS[28:]}
 
 
 def words_and_tags(row, scheme="bio"):
-    pieces = labels.split_at_borders(
-        split_text(row["text"], "word"), {border for span in row["spans"] for border in span[:2]}
-    )
-    tags = labels.spans_to_tags(row["spans"], pieces)
+    pieces = split_at_borders(split_text(row["text"], "word"), {border for span in row["spans"] for border in span[:2]})
+    tags = spans_to_tags(row["spans"], pieces)
     if scheme == "iob1":
         tags = [
             f"I{tag[1:]}" if tag[0] == "B" and (i == 0 or tags[i - 1][2:] != tag[2:]) else tag
             for i, tag in enumerate(tags)
         ]
     elif scheme != "bio":
-        tags = labels.convert_tags(tags, "bio", "bioes")
+        tags = convert_tags(tags, "bio", "bioes")
         letters = {"bmes": {"I": "M"}, "bilou": {"E": "L", "S": "U"}}.get(scheme, {})
         tags = [letters.get(tag[0], tag[0]) + tag[1:] for tag in tags]
     return [token for token, _, _ in pieces], tags
@@ -321,8 +321,8 @@ def test_schemes_are_recognised_and_hold_the_same_entities(scheme):
         written[-1] = ["U-a", "B-a", "L-a"]
     assert tags.find_scheme(written) == scheme
     plain = [*(words_and_tags(row)[1] for row in ROWS), ["B-a", "B-a", "I-a"]]
-    assert [labels.convert_tags(tags, scheme, "bio") for tags in written] == plain
-    ends = [labels.convert_tags(tags, scheme, "bioes") for tags in written]
+    assert [convert_tags(tags, scheme, "bio") for tags in written] == plain
+    ends = [convert_tags(tags, scheme, "bioes") for tags in written]
     assert [get_entities(tags) for tags in ends] == [get_entities(tags) for tags in plain]
     assert tags.find_scheme(ends) == "bioes" and tags.find_scheme([["NN", "VB"]]) is None
 
@@ -349,7 +349,7 @@ def test_spans_come_back_as_they_were(given_text, unit):
         "slots": [{"start": start, "end": end, "label": label} for start, end, label in spans],
     }
     read_all_spans([example], ["slots"])
-    notes = spans_to_tokens([example], ["slots"], unit)
+    notes = tokenize_spans([example], ["slots"], unit)
     offsets = place_tokens(text, example["tokens"])
     assert offsets is not None and all(
         text[start:end] == token for (start, end), token in zip(offsets, example["tokens"])
@@ -409,11 +409,9 @@ def test_spans_that_cannot_be_are_one_line(entities, words, tmp_path, command):
     assert not (tmp_path / "out").exists()
 
 
-def test_inclusive_ends_are_told_by_the_surface():
-    assert labels.read_spans([{"start": 4, "end": 7, "label": "x", "text": "Jude"}], "Hey Jude", "here") == [
-        (4, 8, "x")
-    ]
-    assert labels.read_spans({"x": {"Jude": [[4, 7]]}}, "Hey Jude", "here") == [(4, 8, "x")]
+def test_inclusive_ends_are_recognised_by_the_surface():
+    assert read_spans([{"start": 4, "end": 7, "label": "x", "text": "Jude"}], "Hey Jude", "here") == [(4, 8, "x")]
+    assert read_spans({"x": {"Jude": [[4, 7]]}}, "Hey Jude", "here") == [(4, 8, "x")]
 
 
 # ---- missing labels, folds -------------------------------------------------------------------------------------------
@@ -454,7 +452,7 @@ def test_rows_may_lack_the_labels_of_some_tasks(tmp_path):
     known = [row for row in dev if row["mood"] is not None]
     assert sum(label["support"] for label in report["dev"]["mood"].values()) == len(known) < len(dev)
     tasks = read_json(tmp_path / "data/labels.json")
-    mains = [scores["dev"][f"{name}_{metrics.MAIN[metrics.kind_of(task)]}"] for name, task in tasks.items()]
+    mains = [scores["dev"][f"{name}_{metrics.MAIN[metrics.scoring_kind(task)]}"] for name, task in tasks.items()]
     assert scores["dev"]["mean_score"] == pytest.approx(sum(mains) / len(mains))
 
 
@@ -740,9 +738,9 @@ def test_values_of_tables(tmp_path, capsys):
     ],
 )
 def test_what_cannot_be_is_one_line(name, body, options, words, tmp_path):
-    with pytest.raises(UserError, match=words) as mistake:
+    with pytest.raises(UserError, match=words) as raised:
         processed(tmp_path, name, body, **options)
-    assert "\n" not in str(mistake.value) and not (tmp_path / "data").exists()
+    assert "\n" not in str(raised.value) and not (tmp_path / "data").exists()
 
 
 def test_json_files_of_other_shapes(tmp_path):
@@ -827,7 +825,7 @@ def test_a_kind_of_your_own_is_handled_as_the_one_that_its_labels_look_like(base
     options = dict(input=str(tmp_path / "a.csv"), output_dir=str(tmp_path / "data"), label_column="stars", n_splits=2)
     with pytest.raises(UserError, match="the types are classification, multilabel, regression, tagging"):
         DataConfig(**options, label_type="stars=own")
-    monkeypatch.setitem(labels.KINDS, "own", base)
+    monkeypatch.setitem(KINDS, "own", base)
     process(DataConfig(**options, label_type="stars=own"))
     for folder in ("data", "data/fold_1"):
         task = read_json(tmp_path / folder / "labels.json")["stars"]

@@ -9,8 +9,10 @@ from conftest import ROOT, SHARED
 from data_process import DataConfig, prepare, process
 from engine.data.features import Featurizer
 from engine.data.tokenizer import train_tokenizer
-from preprocess.checks import checks
-from preprocess.labels.labelling import collect_labels
+from preprocess.checks import run
+from preprocess.checks.run import run_checks
+from preprocess.checks.tokenizer import check_encoding
+from preprocess.labels.statistics import collect_labels
 
 SENTENCE = (
     "please could you bring show find open close start stop the red blue green small large lamp door box song film room"
@@ -212,7 +214,7 @@ def notes_of(kind, fault=None):
     if tasks is None or fault:
         kinds = kinds_of(kind) if tasks is None else {name: task["type"] for name, task in tasks.items()}
         tasks = collect_labels(parts, kinds)
-    return checks.examine(parts, tasks), where
+    return run_checks(parts, tasks), where
 
 
 @pytest.mark.parametrize("kind", ["classification", "pair", "multilabel", "regression", "tagging"])
@@ -230,6 +232,14 @@ def test_a_fault_is_named_with_its_row(name):
     assert all(note.advice and len(note.rows) > 0 for note in notes)
 
 
+def test_the_check_in_the_docs_runs(monkeypatch):
+    names = {}
+    exec((ROOT / "docs/checks.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0], names)
+    monkeypatch.setattr(run, "CHECKS", [*run.CHECKS, names["Shouting"]])
+    notes, where = notes_of("classification", change(text="OPEN THE DOOR"))
+    assert [(note.what, note.rows) for note in notes] == [("texts in capital letters", [where])]
+
+
 def test_slips_of_annotation():
     parts, tasks = base("tagging")
     for number in range(12):  # "hey jude" is a song twelve times, then a person, then nothing
@@ -237,7 +247,7 @@ def test_slips_of_annotation():
             tokens=["play", f"w{number}", "hey", "jude"], slots=["O", "O", "B-song", "I-song"]
         )
     parts["train"][20].update(tokens=["call", "x", "hey", "jude"], slots=["O", "O", "B-person", "I-person"])
-    notes = {note.what: note.rows for note in checks.examine(parts, tasks)}
+    notes = {note.what: note.rows for note in run_checks(parts, tasks)}
     assert notes["slots: the same words nearly always have one type, and another once"][0].startswith(
         parts["train"][20]["_where"]
     )
@@ -246,7 +256,7 @@ def test_slips_of_annotation():
             tokens=["play", f"v{number}", "hey", "jude"], slots=["O", "O", "B-song", "I-song"]
         )
     parts["train"][20].update(tokens=["call", "x", "hey", "jude"], slots=["O"] * 4)
-    notes = {note.what: note.rows for note in checks.examine(parts, tasks)}
+    notes = {note.what: note.rows for note in run_checks(parts, tasks)}
     assert notes["slots: words that are nearly always entities are O here"] == [
         f"{parts['train'][20]['_where']}: 'hey jude'"
     ]
@@ -258,7 +268,7 @@ def test_chinese_tokens_are_shown_as_they_are_written():
         for e in examples:
             e["tokens"] = [f"科{i}" for i, _ in enumerate(e["tokens"])]
     tasks = collect_labels(parts, {"slots": "tagging"})
-    (note,) = [note for note in checks.examine(parts, tasks) if "appended" in note.what]
+    (note,) = [note for note in run_checks(parts, tasks) if "appended" in note.what]
     assert note.rows[0].endswith(": '科0'")
 
 
@@ -269,19 +279,19 @@ def test_an_open_entity_of_bioes():
             e["slots"] = ["S-a" if i == 0 else "O" for i, _ in enumerate(e["slots"])]
     parts["train"][4]["slots"][1] = "B-a"
     tasks = collect_labels(parts, {"intent": "classification", "slots": "tagging"})
-    notes = [note for note in checks.examine(parts, tasks) if "without an end tag" in note.what]
+    notes = [note for note in run_checks(parts, tasks) if "without an end tag" in note.what]
     assert notes and notes[0].rows[0].startswith(parts["train"][4]["_where"])
 
 
 def test_what_the_tokenizer_does():
     parts, tasks = base("tagging")
     tokenizer = train_tokenizer(lambda: (" ".join(e["tokens"]) for e in parts["train"]), 2000)
-    notes = checks.examine(parts, tasks, checks.check_encoding(parts, tasks, Featurizer(tokenizer, tasks, 256)))
+    notes = run_checks(parts, tasks, check_encoding(parts, tasks, Featurizer(tokenizer, tasks, 256)))
     assert notes == []
     clean = copy.deepcopy(parts)
     parts["train"][7].update(tokens=["play", "\ufe0f", "[SEP]"], slots=["O"] * 3)
     parts["dev"][3].update(tokens=["play"] * 20 + ["it"], slots=["O"] * 20 + ["B-song"])
-    notes = {note.what: note.rows for note in checks.check_encoding(parts, tasks, Featurizer(tokenizer, tasks, 16))}
+    notes = {note.what: note.rows for note in check_encoding(parts, tasks, Featurizer(tokenizer, tasks, 16))}
     assert any(row.startswith(parts["train"][7]["_where"]) for row in notes["tokens vanish in the tokenizer"])
     assert any(
         row.startswith(parts["train"][7]["_where"]) for row in notes["texts contain the tokenizer's own special tokens"]
@@ -289,9 +299,7 @@ def test_what_the_tokenizer_does():
     assert any(row.startswith(parts["dev"][3]["_where"]) for row in notes["texts are longer than --max_length 16"])
     assert any("song 'it'" in row for row in notes["entities lie beyond --max_length 16"])
     english = train_tokenizer(lambda: ["abc " * 3], 100)
-    notes = [
-        note for note in checks.check_encoding(clean, tasks, Featurizer(english, tasks, 256)) if "[UNK]" in note.what
-    ]
+    notes = [note for note in check_encoding(clean, tasks, Featurizer(english, tasks, 256)) if "[UNK]" in note.what]
     assert notes and len(notes[0].rows) > 1000
 
 
@@ -321,4 +329,4 @@ def test_what_is_right_in_other_languages_is_left_alone(text):
     parts, _ = base("classification")
     parts["train"][4]["text"] = text
     tasks = collect_labels(parts, {"x": "classification"})
-    assert checks.examine(parts, tasks) == []
+    assert run_checks(parts, tasks) == []

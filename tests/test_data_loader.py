@@ -14,8 +14,10 @@ from test_trainer import make_trainer
 from config import Config
 from data_loader import IGNORE, MyDataLoader, MyDataset, MyIterableDataLoader, MyIterableDataset
 from engine.data import token_cache
-from engine.data.features import Featurizer, Ragged, merge_windows
+from engine.data.features import Featurizer
+from engine.data.ragged import Ragged
 from engine.data.tokenizer import load_tokenizer, train_tokenizer
+from engine.data.windows import merge_windows
 from engine.errors import UserError
 from engine.run.device import to_device
 from engine.run.files import sha256

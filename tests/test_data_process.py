@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SHARED, read_json
 
-from config import Config
 from data_process import DataConfig, process
 from engine.errors import UserError
 from engine.task.tags import illegal_tags
 from engine.task.text import join_tokens, split_text
-from preprocess.labels import kinds as labels
-from preprocess.readers.sources import Rows, read_texts
+from preprocess.labels.kinds import KINDS
+from preprocess.readers.options import ReadOptions
+from preprocess.readers.sources import TextRows, read_texts
 from preprocess.schema import load_labels
 
 
@@ -124,7 +124,7 @@ def test_a_single_file_is_split_stratified_disjoint_and_by_the_seed(tmp_path, ca
     assert again == parts and other != parts
 
 
-def test_labels_unseen_in_train_are_told_and_left_to_count_as_wrong(tmp_path, capsys):
+def test_labels_unseen_in_train_are_reported_and_count_as_wrong(tmp_path, capsys):
     _, labels = run(tmp_path, {"train.csv": "text,label\na,x\nb,y\n", "dev.csv": "text,label\nc,new\n"})
     assert labels["label"]["labels"] == ["x", "y"]
     assert "labels of dev that never occur in train (1)" in capsys.readouterr().out
@@ -227,9 +227,9 @@ BAD = {
 def test_bad_input_is_named_in_one_line_and_nothing_is_written(name, tmp_path):
     files, words, options = BAD[name]
     raw = write(tmp_path / "raw", files)
-    with pytest.raises(UserError) as mistake:
+    with pytest.raises(UserError) as raised:
         process(DataConfig(input=str(raw), output_dir=str(tmp_path / "out"), **options))
-    message = str(mistake.value)
+    message = str(raised.value)
     assert "\n" not in message and all(word in message for word in words), message
     assert not (tmp_path / "out").exists()
 
@@ -281,7 +281,7 @@ def test_texts_to_predict_on(tmp_path):
         tmp_path,
         {"a.txt": "one\n\n三\n", "b.csv": "review,stars\nfine,5\n", "c.jsonl": '{"tokens": ["a", "b"]}\n', "d.txt": ""},
     )
-    options = Config()
+    options = ReadOptions()
     assert [e["text"] for e in read_texts(tmp_path / "a.txt", options)] == ["one", "", "三"]
     assert list(read_texts(tmp_path / "b.csv", options)) == [{"id": "0", "text": "fine", "extras": {"stars": "5"}}]
     assert list(read_texts(tmp_path / "c.jsonl", options)) == [{"id": "0", "tokens": ["a", "b"]}]
@@ -298,7 +298,7 @@ def test_texts_to_predict_on(tmp_path):
         assert [e["text"] for e in read_texts(tmp_path / name, options)] == texts, (
             name
         )  # a row each, also for a blank one
-    assert next(read_texts(tmp_path / "i.txt", Config(encoding="gb18030")))["text"] == "你好"
+    assert next(read_texts(tmp_path / "i.txt", ReadOptions(encoding="gb18030")))["text"] == "你好"
     write(
         tmp_path,
         {
@@ -310,7 +310,7 @@ def test_texts_to_predict_on(tmp_path):
     )
     for name in ("d.txt", "e.txt", "j.xlsx", "k.jsonl", "l.jsonl", "m.jsonl"):
         with pytest.raises(UserError, match=name):
-            Rows(name, partial(read_texts, tmp_path / name, options))
+            TextRows(name, partial(read_texts, tmp_path / name, options))
 
 
 def test_the_sample_is_what_its_generator_makes_and_processes_without_oddities(tmp_path, capsys):
@@ -334,7 +334,7 @@ def test_real_sets_need_no_flag_but_input(name, sizes, tmp_path):
     assert tuple(counts) == sizes and list(read_json(tmp_path / name / "labels.json")) == ["intent", "slots"]
 
 
-def test_repeated_ids_are_told(tmp_path, capsys):
+def test_repeated_ids_are_reported(tmp_path, capsys):
     parts, _ = run(tmp_path, three({"csv": "id,text,label\n1,a,x\n2,b,y\n"}))
     assert [e["id"] for e in parts["dev"]] == [
         "1",
@@ -352,7 +352,7 @@ def test_raw_data_is_never_overwritten(output, tmp_path, monkeypatch):
     assert (tmp_path / "raw/train.jsonl").read_text() == (tmp_path / "mine/train.jsonl").read_text() == body
 
 
-def test_the_columns_that_are_used_are_told(tmp_path, capsys):
+def test_the_columns_that_are_used_are_printed(tmp_path, capsys):
     run(tmp_path, three({"tsv": "question\tsentence\tlabel\na\tb\tx\nc\td\ty\n"}))
     assert "text from 'sentence', labels from 'label'; not used: question" in capsys.readouterr().out
 
@@ -365,12 +365,12 @@ def test_combining_marks_stay_with_their_letters():
 WEIBO = "科0 B-ORG.NAM\n技1 I-ORG.NAM\n20 O\n21 O\n\n全0 O\n方1 O\n位2 O\n10 O\n"
 
 
-def test_characters_with_their_place_glued_to_them_are_told_and_freed(tmp_path, capsys):
+def test_numbers_glued_to_characters_are_reported_and_removed(tmp_path, capsys):
     for body in (WEIBO, WEIBO.replace(" ", "\t")):
         parts, _ = run(tmp_path, {f"weiboNER.conll.{part}": body for part in ("train", "dev")})
         assert [e["tokens"] for e in parts["train"]] == [["科", "技", "2", "2"], ["全", "方", "位", "1"]]
         assert "which is removed" in capsys.readouterr().out
-    plain = WEIBO.replace("位2", "位x2")  # one token that is not of this kind: nothing is guessed, but it is told
+    plain = WEIBO.replace("位2", "位x2")  # one token that is not of this kind: nothing is guessed, but it is reported
     parts, _ = run(tmp_path, {f"weiboNER.conll.{part}": plain for part in ("train", "dev")})
     assert parts["train"][0]["tokens"] == ["科0", "技1", "20", "21"]
     assert "tokens are characters with a number appended (4): " in capsys.readouterr().out
@@ -414,14 +414,14 @@ def test_a_dash_is_unlabelled_beside_other_tasks_and_a_label_beside_other_signs(
         assert "-" in labels["label"]["labels"]
 
 
-def test_whole_numbers_with_a_decimal_point_are_told(tmp_path, capsys):
+def test_whole_numbers_with_a_decimal_point_are_reported(tmp_path, capsys):
     body = "text,score\n" + "".join(f"t{i},{i % 3 + 1}.0\n" for i in range(30))
     run(tmp_path, {f"{part}.csv": body for part in ("train", "dev")}, label_column="score")
     out = capsys.readouterr().out
     assert "score: few distinct values, all whole numbers (1): " in out and "1, 2, 3" in out
 
 
-def test_a_mistaken_flag_does_not_wait_for_slow_libraries():
+def test_a_wrong_flag_does_not_wait_for_slow_libraries():
     heavy = "{'torch', 'transformers', 'scipy', 'sklearn', 'seqeval', 'datasets'}"
     code = f"import sys, data_process; print(*{heavy} & sys.modules.keys())"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -501,7 +501,7 @@ def test_groups_that_cannot_be_kept_are_refused(tmp_path):
 
 
 def test_an_empty_part_of_a_processed_folder_and_a_kind_of_ones_own(tmp_path, monkeypatch):
-    monkeypatch.setitem(labels.KINDS, "ordinal", "classification")
+    monkeypatch.setitem(KINDS, "ordinal", "classification")
     folder = tmp_path / "data"
     processed(folder, label_type="label=ordinal")
     process(DataConfig(input=str(folder), output_dir=str(tmp_path / "folds"), n_splits=2))

@@ -29,8 +29,7 @@ from engine.errors import UserError
 from main import load_trained, main
 from tools.demo.__main__ import DemoConfig
 from tools.demo.__main__ import main as demo
-from tools.demo.page import listen, parse_address
-from tools.demo.prompt import drawn, painter
+from tools.demo.prompt import answer_lines, painter
 from tools.demo.typed import MOST_CHARACTERS, Examples, Labeller, as_example
 
 TEXTS = ["play some jazz in Paris", "明天北京天气怎么样", '<b onclick="x()">Rome</b> & "Oslo"']
@@ -132,7 +131,7 @@ def test_keys_typed_in_a_terminal(trained):
     terminal.type("\r")
     terminal.see("text> ")  # an empty line asks again
     for text, row in zip(TEXTS[:2], rows):
-        terminal.type(text[:4] + "xy\x7f\x7f" + text[4:] + "\r")  # and a mistake taken back
+        terminal.type(text[:4] + "xy\x7f\x7f" + text[4:] + "\r")  # and a typing error taken back
         seen = terminal.see("text> ")
         assert f"{row['intent']} {row['intent_probability']:.4f}" in seen
         assert seen.count("\x1b[1;") >= 2 * len(row["slots"])
@@ -159,7 +158,7 @@ def test_ctrl_c_ends_the_prompt_without_a_traceback(trained):
     assert "Traceback" not in terminal.shown
 
 
-def test_lines_of_a_pipe_are_answered_and_bad_ones_told(trained, python):
+def test_lines_of_a_pipe_are_answered_and_bad_ones_reported(trained, python):
     words, rows = trained
     lines = "\n".join([TEXTS[0], "", TEXTS[2]]).encode() + b"\n\xff\xfe\n" + f"{TEXTS[1]}".encode()
     done = subprocess.run(
@@ -175,8 +174,8 @@ def test_lines_of_a_pipe_are_answered_and_bad_ones_told(trained, python):
 
 def test_what_would_steer_the_terminal_is_shown_as_a_sign():
     answer = {"tasks": [{"task": "t\x1b[2J", "marked": ["a\x1b]0;x\x07\u202e"]}], "cut": 3}
-    assert not re.search("[\x1b\x07\u202e]", drawn(answer, painter(False)))
-    assert "3 sub-tokens" in drawn(answer, painter(True))
+    assert not re.search("[\x1b\x07\u202e]", answer_lines(answer, painter(False)))
+    assert "3 sub-tokens" in answer_lines(answer, painter(True))
 
 
 # ---- all kinds of tasks ----------------------------------------------------------------------------------------------
@@ -227,7 +226,7 @@ def test_every_kind_of_task_is_answered_as_in_predictions(kind, tmp_path):
     for answer, row, one in zip(answers, wanted, first, strict=True):
         assert_same(answer["prediction"], {name: row[name] for name in answer["prediction"]})
         (task,), (gold,) = answer["tasks"], one["gold"]
-        line = drawn(answer, painter(False))
+        line = answer_lines(answer, painter(False))
         if kind == "spans":
             assert line.count(" colour]") == sum(e["label"] == "colour" for e in answer["prediction"][column])
             assert sum(isinstance(piece, dict) for piece in gold["marked"]) >= 1
@@ -242,10 +241,10 @@ def test_every_kind_of_task_is_answered_as_in_predictions(kind, tmp_path):
             assert [name for name, *_ in gold["labels"]] == (
                 row[f"{column}_gold"] if kind == "multilabel" else [row[f"{column}_gold"]]
             )
-    assert examples.any() is not None
+    assert examples.random_row() is not None
 
 
-def test_bad_input_is_said():
+def test_bad_input_is_reported():
     tasks = {"t": {"type": "classification", "labels": ["a"], "pairs": True, "extras": {"n": {"mean": 0, "std": 1}}}}
     good = {"text": "a", "text_pair": "b", "extras": {"n": "2"}}
     assert as_example(good, tasks)["extras"] == {"n": 2.0}
@@ -270,13 +269,13 @@ def test_bad_input_is_said():
 
 def test_examples_that_cannot_be_used_are_passed_over(sample, tmp_path):
     tasks = json.loads((sample / "labels.json").read_text(encoding="utf-8"))
-    assert Examples([tmp_path], tasks).first() == [] and Examples([], tasks).any() is None
+    assert Examples([tmp_path], tasks).first() == [] and Examples([], tasks).random_row() is None
     assert Examples([sample], tasks | {"more": {"type": "classification", "labels": ["a"]}}).path is None
     good = (sample / "test.jsonl").read_text(encoding="utf-8").splitlines()[:1]
     (tmp_path / "labels.json").write_text(json.dumps(tasks), encoding="utf-8")
     (tmp_path / "test.jsonl").write_text("\n".join(["{", "3", "{}", *good]) + "\n", encoding="utf-8")
     examples = Examples([tmp_path], tasks)
-    assert len(examples.first()) == 1 and examples.any(random.Random(0)) == examples.first()[0]
+    assert len(examples.first()) == 1 and examples.random_row(random.Random(0)) == examples.first()[0]
 
 
 # ---- the page's server -----------------------------------------------------------------------------------------------
@@ -284,6 +283,10 @@ def test_examples_that_cannot_be_used_are_passed_over(sample, tmp_path):
 
 @pytest.mark.parametrize("text", ["127.0.0.1", "8000", ":8000", "127.0.0.1:x", "127.0.0.1:70000", "127.0.0.1:²"])
 def test_an_address_that_is_none(text):
+    pytest.importorskip("starlette")
+    pytest.importorskip("uvicorn")
+    from tools.demo.page import parse_address
+
     with pytest.raises(UserError, match="--address"):
         parse_address(text)
     assert parse_address("[::1]:80") == ("::1", 80)
@@ -298,6 +301,7 @@ def test_under_torchrun_nobody_can_type(monkeypatch):
 
 def test_a_missing_package_is_one_line(trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "tools.demo.page", raising=False)
     with pytest.raises(UserError, match=r"pip install -r tools/demo/requirements\.txt"):
         demo(DemoConfig())
 
@@ -390,6 +394,8 @@ def test_the_server_listens_on_the_loopback_address_alone(server):
 def test_a_port_that_is_taken_is_one_line():
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
+    from tools.demo.page import listen
+
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(UserError, match=f"{address}: address already in use; choose another one"):

@@ -1,4 +1,4 @@
-"""Several runs as one: the mean against one that is computed by hand, the selection against brute force, mistakes."""
+"""Several runs as one: the mean against one that is computed by hand, the selection against brute force, errors."""
 
 import copy
 import csv
@@ -22,8 +22,9 @@ import metrics
 from config import Config, seed_torch
 from data_loader import MyDataset
 from data_process import DataConfig, process
-from engine.data.features import Featurizer, merge_windows
+from engine.data.features import Featurizer
 from engine.data.tokenizer import train_tokenizer
+from engine.data.windows import merge_windows
 from engine.errors import UserError
 from engine.model import span_pointer
 from engine.model.encoders import bert_config
@@ -41,6 +42,7 @@ from engine.predict.ensemble import (
 from engine.predict.predictions import Predictions, prepare_inputs
 from engine.run.command_line import parse_args
 from engine.task.tags import may_follow
+from engine.task.words import LOWEST_SCORE
 from main import build_trainer, load_data, load_trained
 from main import main as main_py
 from model_utils import ClassificationHead, CRFTaggingHead
@@ -48,7 +50,7 @@ from preprocess.schema import load_labels, read_processed
 from tools.ensemble.__main__ import EnsembleConfig, loader_of
 from tools.ensemble.__main__ import main as ensemble
 from tools.ensemble.selection import SEED, SHARES, Selection, assess, select
-from tools.report.compare import show_comparison, unique
+from tools.report.compare import show_comparison
 from tools.report.page import make_report
 
 CPU = torch.device("cpu")
@@ -292,7 +294,7 @@ def test_labels_and_numbers_are_the_mean_by_hand(texts, tmp_path, caplog):
     scales = [read_json(run / "checkpoints/best/labels.json")["size"]["mean"] for run in runs]
     assert abs(scales[0] - scales[1]) > 0.3
     thresholds = [float(hand.heads[name].threshold) for hand in hands]
-    assert abs(threshold - np.mean(thresholds)) > 1e-3  # the test would not tell otherwise
+    assert abs(threshold - np.mean(thresholds)) > 1e-3  # otherwise the test proves nothing
     log = (folder / "train.log").read_text()
     assert "b was trained on" in log and "a was trained on" not in log
 
@@ -311,7 +313,7 @@ def test_spans_are_the_mean_by_hand(spans, tmp_path):
             sizes.append(logits.shape[1])
             cells = ((i, j, t) for t in range(len(types)) for i in range(sizes[-1]) for j in range(i, sizes[-1]))
             kept = {cell: scores[cell[2], cell[0], cell[1]] for cell in cells}
-            probabilities.append({c: 1 / (1 + math.exp(-s)) for c, s in kept.items() if s > span_pointer.LOWEST})
+            probabilities.append({c: 1 / (1 + math.exp(-s)) for c, s in kept.items() if s > LOWEST_SCORE})
         every = sorted({cell for one in probabilities for cell in one})
         return {c: sum(one.get(c, 0) for one in probabilities) / sum(c[1] < size for size in sizes) for c in every}
 
@@ -402,7 +404,7 @@ def test_scores_files_and_page(joint, sample, tmp_path, caplog):
     )
     log, (page, _) = (folder / "train.log").read_text(encoding="utf-8"), make_report(folder)
     assert "cross-fitted" in log and f"gain over {best}" in log and "may flatter it" in log
-    assert all(run.name in page.read_text(encoding="utf-8") for run in runs)  # the course of each
+    assert all(run.name in page.read_text(encoding="utf-8") for run in runs)  # the learning curves of each
 
 
 def test_the_selected_ones_are_reported_if_asked_for(texts, tmp_path):
@@ -490,7 +492,7 @@ def test_one_model_is_in_memory_at_a_time(joint, sample):
         before.append(weakref.ref(trainer.model.encoder))
         return trainer, featurizer
 
-    config, runs = Config(device="cpu"), find_runs(joint[True], unique)
+    config, runs = Config(device="cpu"), find_runs(joint[True])
     committee = Committee(runs, load, loader_of, config, CPU, metrics)
     committee.collect({"dev": sample / "dev.jsonl"})
     assert len(before) == 3
@@ -562,7 +564,7 @@ def test_a_member_may_be_added_again_and_equals_go_to_the_first():
     assert lower == [(1, 2.0)]
 
 
-def test_of_runs_that_know_nothing_the_selection_looks_good_and_the_honest_score_does_not():
+def test_selecting_among_random_runs_looks_good_on_dev_but_not_cross_fitted():
     """On dev the best of many guesses is better than chance; cross-fitted it is chance, as brute force says too."""
     probabilities, gold = given_probabilities(12, 120, 0.0, 4)
     committee, part = committee_of(probabilities, gold)
@@ -580,7 +582,7 @@ def test_thresholds_are_fitted_on_the_rows_that_may_be_seen(texts):
     """On these rows no other threshold is better; elsewhere it is another one."""
     runs, data = texts
     load = partial(load_trained, config=Config(device="cpu"), device=CPU)
-    committee = Committee(find_runs(runs, unique), load, loader_of, Config(), CPU, metrics)
+    committee = Committee(find_runs(runs), load, loader_of, Config(), CPU, metrics)
     part, differ = committee.collect({"dev": data / "dev.jsonl"})["dev"], 0
     selection, gold = Selection(committee, part, "topics_micro_f1"), part.gold(committee.tasks)["topics"]
     of_all = selection.labels([0, 1], np.arange(len(gold)))["topics"]
@@ -593,9 +595,9 @@ def test_thresholds_are_fitted_on_the_rows_that_may_be_seen(texts):
     assert differ
 
 
-# ---- mistakes --------------------------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------------------------------------------------------------------------
 
-MISTAKES = {
+ERRORS = {
     "one run": (["A"], "two or more"),
     "no run": ([], "RUN"),
     "no such folder": (["A", "nowhere"], "nowhere"),
@@ -633,45 +635,45 @@ def altered(best, folder, change):
     return copy
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_line_and_nothing_is_written(name, joint, texts, sample, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_is_one_line_and_nothing_is_written(name, joint, texts, sample, tmp_path, monkeypatch, capsys):
     best = joint[True][0] / "checkpoints/best"
     places = {"A": joint[True][0], "B": joint[True][1], "PLAIN": joint[False][0], "TEXTS": texts[0][0], "DATA": sample}
     places |= {"OTHER": texts[1], "HOME": joint[True][0].parent, "A/checkpoints/best": best}
-    if "DAMAGED" in MISTAKES[name][0]:
+    if "DAMAGED" in ERRORS[name][0]:
         places["DAMAGED"] = shutil.copytree(best, tmp_path / "damaged")
         with open(tmp_path / "damaged/model.safetensors", "r+b") as file:
             file.seek(500)
             file.write(b"\x00\xff\x00\xff")
-    if "UNSEALED" in MISTAKES[name][0]:
+    if "UNSEALED" in ERRORS[name][0]:
         places["UNSEALED"] = shutil.copytree(best, tmp_path / "unsealed")
         (tmp_path / "unsealed/manifest.json").unlink()
-    if "LABELS" in MISTAKES[name][0]:
+    if "LABELS" in ERRORS[name][0]:
         places["LABELS"] = altered(best, tmp_path / "labels", lambda labels: labels.append("of_another_kind"))
-    if "ORDER" in MISTAKES[name][0]:
+    if "ORDER" in ERRORS[name][0]:
         places["ORDER"] = altered(best, tmp_path / "order", lambda labels: labels.reverse())
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    flags = [str(places.get(flag, flag)) for flag in MISTAKES[name][0]]
-    with pytest.raises((UserError, SystemExit)) as mistake:
+    flags = [str(places.get(flag, flag)) for flag in ERRORS[name][0]]
+    with pytest.raises((UserError, SystemExit)) as error:
         ensemble(parse_args(EnsembleConfig, flags))
-    line = capsys.readouterr().err if mistake.type is SystemExit else f"{mistake.value}\n"
-    assert MISTAKES[name][1] in line and line.count("\n") == 1
-    assert mistake.type is UserError or mistake.value.code == 2
+    line = capsys.readouterr().err if error.type is SystemExit else f"{error.value}\n"
+    assert ERRORS[name][1] in line and line.count("\n") == 1
+    assert error.type is UserError or error.value.code == 2
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_runs_may_stand_anywhere_among_the_flags_and_names_are_told_apart(joint):
+def test_runs_may_stand_anywhere_among_the_flags_and_names_are_distinct(joint):
     config = parse_args(EnsembleConfig, ["a", "--monitor", "slots_f1", "b", "--select"])
     assert config.runs == ("a", "b") and config.select and config.monitor == "slots_f1"
     best = joint[True][0] / "checkpoints/best"
     steps = sorted(best.parent.glob("step_*"))
-    found = find_runs([joint[True][0], steps[0], joint[True][1] / "checkpoints/best"], unique)
+    found = find_runs([joint[True][0], steps[0], joint[True][1] / "checkpoints/best"])
     assert [run.name for run in found] == ["cutTrue", f"cutTrue/{steps[0].name}", "bilstmTrue"]
     assert [run.home for run in found] == [joint[True][0], joint[True][0], joint[True][1]]
 
 
-def test_dev_without_labels_is_told(joint, sample, tmp_path):
+def test_dev_without_labels_is_an_error(joint, sample, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(sample, data, ignore=shutil.ignore_patterns(".cache"))
     rows = [json.dumps(row | {"intent": None, "slots": None}) + "\n" for row in rows_of(data / "dev.jsonl")]

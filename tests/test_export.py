@@ -1,4 +1,4 @@
-"""The exported folder answers as main.py does, on every row, without torch; what cannot be exported is told.
+"""The exported folder answers as main.py does, on every row, without torch; what cannot be exported is reported.
 
 `python tests/test_export.py` prints which families of encoders can be exported.
 """
@@ -30,13 +30,16 @@ from transformers import ByT5Tokenizer
 from config import Config, seed_torch
 from data_loader import MyDataLoader, MyDataset
 from data_process import DataConfig, process
+from engine.data.windows import longest_first
 from engine.errors import UserError
 from engine.model.crf import CRF
 from engine.predict.predictions import prepare_inputs
 from engine.run.files import seal, verify
 from engine.task.text import split_text
+from engine.task.words import entities_in
 from main import build_trainer, load_data, load_trained
 from model_utils import HEADS, ClassificationHead, MyModel
+from preprocess.readers.options import ReadOptions
 from preprocess.readers.sources import read_texts
 
 pytest.importorskip("onnxruntime", reason="pip install -r tools/export/requirements.txt")
@@ -44,8 +47,8 @@ pytest.importorskip("onnxscript", reason="pip install -r tools/export/requiremen
 
 from tools.export import graph
 from tools.export import settings as export_settings
-from tools.export.__main__ import ExportConfig, export
-from tools.export.predictor import InputError, Predictor, entities_of, longest_first, read_rows, viterbi
+from tools.export.__main__ import CODE, ExportConfig, export
+from tools.export.predictor import InputError, Predictor, read_rows, viterbi
 
 WILD = [
     "",
@@ -151,7 +154,7 @@ def test_without_torch_and_in_another_process(joint, tmp_path):
     start += "runpy.run_path(sys.argv[0], run_name='__main__')"
     script, theirs = (
         str(joint.folder / "predictor.py"),
-        joint.of_torch(list(prepare_inputs(read_texts(texts, Config()), joint.trainer.tasks))),
+        joint.of_torch(list(prepare_inputs(read_texts(texts, ReadOptions()), joint.trainer.tasks))),
     )
     for name in ("out.jsonl", "out.csv"):
         command = f"sys.argv[0] = {script!r}; "
@@ -172,12 +175,12 @@ def test_without_torch_and_in_another_process(joint, tmp_path):
 def test_the_folder_is_whole_and_says_what_it_is(joint):
     names = {path.name for path in joint.folder.iterdir()}
     wanted = {"model.onnx", "predictor.json", "arrays.npz", "tokenizer.json", "predictor.py", "requirements.txt"}
-    assert names == wanted | {"manifest.json", "predictor_schema.py"} and verify(joint.folder) is None
+    assert names == wanted | {"manifest.json", *CODE} and verify(joint.folder) is None
     tasks = read_json(joint.best / "labels.json")
     assert {name: task["labels"] for name, task in joint.predictor.tasks.items()} == {
         name: task["labels"] for name, task in tasks.items()
     }
-    assert (joint.folder / "predictor.py").read_bytes() == (ROOT / "tools/export/predictor.py").read_bytes()
+    assert all((joint.folder / name).read_bytes() == path.read_bytes() for name, path in CODE.items())
 
 
 def test_rows_of_all_kinds_in_one_call(joint):
@@ -193,7 +196,7 @@ def test_rows_of_all_kinds_in_one_call(joint):
 
 
 @pytest.mark.parametrize("row", [3, None, [], [1], {"id": "x"}, {"text": 3}, {"tokens": "x"}, "half \ud83d"])
-def test_what_is_no_text_is_told_with_its_row(row, joint):
+def test_an_invalid_row_is_reported_with_its_number(row, joint):
     with pytest.raises(InputError, match="row 2: "):
         joint.predictor(["a", row])
 
@@ -203,7 +206,7 @@ PAIRS = dict(label_type="score=regression,topics=multilabel", label_column="mood
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
-    """Pairs of texts with a class, any number of topics, and a number; a column of numbers beside them."""
+    """Pairs of texts with a class, any number of topics, and a number; and a column of numbers."""
     rng, folder = random.Random(0), tmp_path_factory.mktemp("pairs")
     with open(folder / "pairs.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -220,7 +223,7 @@ def pairs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chinese(tmp_path_factory):
-    """Chinese characters with nested spans, and tags beside them."""
+    """Chinese characters with nested spans, and tags."""
     rng, folder, rows = random.Random(0), tmp_path_factory.mktemp("chinese"), []
     for i in range(120):
         city, other = rng.choice(["北京", "上海", "西安"]), rng.choice(["明天", "今天", "周五"])
@@ -272,7 +275,7 @@ def test_single_texts_that_are_cut(truncation, tiny, tmp_path):
     Shipped(config, tmp_path / "shipped").require_same(HUGE)
 
 
-# ---- the parts, beside those that they repeat ------------------------------------------------------------------------
+# ---- the parts, compared with those of training ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -286,11 +289,11 @@ def words_of():
     text=st.text() | st.text("aé7.,-'字の1 \u3000\u0301_@"),
     unit=st.sampled_from(["word", "character", "character+blank"]),
 )
-def test_words_are_those_of_the_house(text, unit, words_of):
+def test_words_are_split_as_in_training(text, unit, words_of):
     assert words_of[unit].findall(text) == [token for token, _, _ in split_text(text, unit) if token]
 
 
-def test_every_character_is_of_the_class_that_the_house_gives_it(words_of):
+def test_every_character_has_the_class_that_it_has_in_training(words_of):
     for first in (*range(0, 0x33000, 4096), 0xE0000):  # what lies between is not assigned
         text = "".join(f"a{chr(code)}1 " for code in range(first, first + 4096))
         assert words_of["word"].findall(text) == [token for token, _, _ in split_text(text, "word")]
@@ -299,7 +302,7 @@ def test_every_character_is_of_the_class_that_the_house_gives_it(words_of):
 @EXAMPLES
 @given(tags=st.lists(st.sampled_from([f"{p}-{t}" for p in "BIES" for t in ("x", "y", "x-y")] + ["O"])))
 def test_entities_are_those_of_seqeval(tags):
-    assert entities_of(tags) == get_entities(tags)
+    assert entities_in(tags) == get_entities(tags)
 
 
 @EXAMPLES
@@ -341,13 +344,13 @@ def test_files_are_read_as_main_reads_them(tmp_path):
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content.encode()))
     (tmp_path / "wide.txt").write_bytes("播放\nb".encode("utf-16"))
     for path in sorted(tmp_path.iterdir()):
-        theirs, ours = list(read_texts(path, Config())), list(read_rows(path, Config()))
+        theirs, ours = list(read_texts(path, ReadOptions())), list(read_rows(path, Config()))
         keys = ("id", "text", "tokens", "text_pair")
         assert [{k: r[k] for k in keys if k in r} for r in ours] == [{k: r[k] for k in keys if k in r} for r in theirs]
 
 
 @pytest.mark.parametrize(
-    "name, content, told",
+    "name, content, message",
     [
         ("a.csv", "x,y\n1,2\n", "cannot tell which column is the text"),
         ("a.csv", "text,y\n1\n", "1 cells"),
@@ -357,9 +360,9 @@ def test_files_are_read_as_main_reads_them(tmp_path):
         ("a.pdf", "x", "must end in"),
     ],
 )
-def test_files_that_cannot_be_read_are_told(name, content, told, tmp_path):
+def test_files_that_cannot_be_read_are_reported(name, content, message, tmp_path):
     (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         list(read_rows(tmp_path / name, Config()))
 
 
@@ -372,7 +375,7 @@ def test_smaller_numbers(kind, joint, tmp_path, caplog):
     folder = tmp_path / "small"
     options = dict(checkpoint=str(joint.best), output_dir=str(folder), max_drop=1.0)
     export(ExportConfig(**options, **{kind: True}))
-    size, whole = ((place / "model.onnx").stat().st_size for place in (folder, joint.folder))
+    size, whole = ((path / "model.onnx").stat().st_size for path in (folder, joint.folder))
     assert size < (0.75 if kind == "fp16" else 0.6) * whole
     texts = [row["tokens"] for row in rows_of(joint.data_path / "test.jsonl")]
     pairs = list(zip(Predictor(folder, 1)(texts), joint.predictor(texts)))
@@ -381,9 +384,9 @@ def test_smaller_numbers(kind, joint, tmp_path, caplog):
 
 
 @pytest.mark.slow
-def test_a_large_graph_has_its_tensors_beside_it(joint, tmp_path, monkeypatch):
+def test_a_large_graph_has_its_tensors_in_a_second_file(joint, tmp_path, monkeypatch):
     """The limit is put low, as if the model were large."""
-    monkeypatch.setattr(graph, "MOST_BYTES", 0)
+    monkeypatch.setattr(graph, "MAX_BYTES", 0)
     options = dict(checkpoint=str(joint.best), output_dir=str(tmp_path / "shipped"), max_drop=1.0)
     for kind in ("fp32", "fp16"):
         export(ExportConfig(**options, fp16=kind == "fp16"))
@@ -417,9 +420,9 @@ def test_too_much_lost_is_refused_and_what_lay_there_stays(joint, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"best", "data", "shipped"}
 
 
-def test_what_is_wrong_is_told_before_anything_is_loaded(joint, tmp_path, monkeypatch):
-    def refused(told, **options):
-        with pytest.raises(UserError, match=told):
+def test_errors_are_reported_before_anything_is_loaded(joint, tmp_path, monkeypatch):
+    def refused(message, **options):
+        with pytest.raises(UserError, match=message):
             export(ExportConfig(**{"checkpoint": str(joint.best), "output_dir": str(tmp_path / "new"), **options}))
         assert not (tmp_path / "new").exists()
 
@@ -491,16 +494,16 @@ def which_families_export(folder):
     raw.write_text("text,label\n" + "\n".join(f"a {'good' if i % 2 else 'bad'} film {i},{i % 2}" for i in range(60)))
     process(DataConfig(input=str(raw), output_dir=str(folder / "data")))
     for number, name in enumerate(FAMILIES):
-        place = folder / str(number)
-        own = dict(data_path=str(folder / "data"), output_dir=str(place), model_version="run", max_length=32)
-        pretrained = save_family(name, place / "pretrained", folder / "data")
+        run = folder / str(number)
+        own = dict(data_path=str(folder / "data"), output_dir=str(run), model_version="run", max_length=32)
+        pretrained = save_family(name, run / "pretrained", folder / "data")
         try:
-            Shipped(Config(**{**TINY, **own, "epochs": 1, "pretrain_model_path": pretrained}), place / "shipped")
+            Shipped(Config(**{**TINY, **own, "epochs": 1, "pretrain_model_path": pretrained}), run / "shipped")
             print(f"{name}: exported")
-        except UserError as mistake:
-            print(f"{name}: {mistake}")
+        except UserError as error:
+            print(f"{name}: {error}")
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as place:
-        which_families_export(place)
+    with tempfile.TemporaryDirectory() as folder:
+        which_families_export(folder)

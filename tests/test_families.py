@@ -25,7 +25,8 @@ from engine.model import lora
 from engine.model.encoders import is_causal, layer_ids, load_pretrained, some_layers
 from model_utils import load_checkpoint
 from preprocess.schema import training_texts
-from tools.check.model_check import padding_mixer, run_until
+from tools.check.case import padding_mixer
+from tools.check.checkpoints import run_until
 
 CPU = torch.device("cpu")
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)

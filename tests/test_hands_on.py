@@ -172,7 +172,7 @@ def test_the_report_can_be_recomputed(tmp_path, capsys):
         (b"\xff\xfe\xfd", [], "row 1"),
     ],
 )
-def test_a_mistake_is_one_line(content, flags, message, tmp_path, command):
+def test_an_error_is_one_line(content, flags, message, tmp_path, command):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/precious").write_text("mine")
     if content is not None:

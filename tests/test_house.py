@@ -11,6 +11,7 @@ TOP_LEVEL = set("main config data_process data_loader model_utils trainer tricks
 BELOW = ("engine", "preprocess", "huggingface_hands_on", "tools")
 GROUND = {"engine.errors", "engine.schema"}  # for all packages of engine/
 ORDER = "task run model data predict train tricks".split()  # each imports only those before it
+STAGES = "example storage labels schema readers splits checks prepared".split()  # of preprocess/, in the same way
 LIBRARY = [*sorted(ROOT.glob("*.py")), *(path for name in BELOW for path in sorted((ROOT / name).rglob("*.py")))]
 
 
@@ -52,7 +53,7 @@ def test_the_top_level_is_what_people_edit():
 
 
 def test_machinery_imports_nothing_from_above():
-    """Top level -> preprocess/ -> engine/, never back; within engine/ the packages have an order."""
+    """Top level -> preprocess/ -> engine/, never back; within both, the packages have an order."""
     for module, imported in IMPORTS.items():
         allowed = {"engine": ("engine.",), "preprocess": ("engine.", "preprocess.")}.get(module.split(".")[0])
         if allowed:
@@ -63,6 +64,10 @@ def test_machinery_imports_nothing_from_above():
             package = module.split(".")[1]
             earlier = {*ORDER[: ORDER.index(package) + 1]}
             found = {name for name in imported if name not in GROUND and name.split(".")[1] not in earlier}
+            assert not found, f"{module} imports {sorted(found)}"
+        if module.startswith("preprocess."):
+            later = STAGES[STAGES.index(module.split(".")[1]) + 1 :]
+            found = {name for name in imported if name.startswith("preprocess.") and name.split(".")[1] in later}
             assert not found, f"{module} imports {sorted(found)}"
 
 

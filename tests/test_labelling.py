@@ -24,11 +24,13 @@ from data_loader import MyDataLoader, MyDataset
 from engine.errors import UserError
 from engine.predict import labelling
 from engine.predict.labelling import Output, check_all, part_of_shard, path_of_shard
-from engine.predict.predictions import prepare_inputs, write_rows
+from engine.predict.predictions import prepare_inputs
+from engine.predict.rows import write_rows
 from engine.run.run_folder import hold
 from engine.run.signals import Interrupted
 from main import load_trained, main
-from preprocess.readers.sources import Rows, read_texts
+from preprocess.readers.options import ReadOptions
+from preprocess.readers.sources import TextRows, read_texts
 
 TEXTS = [f"play song number {n} by Adele" + " please" * (n % 5) for n in range(35)] + ["", "播放音乐", "=1+1"]
 POOL = 8  # rows, in these tests: five pools
@@ -96,7 +98,7 @@ def left(folder):
 def test_a_file_of_one_pool_has_the_bytes_of_all_rows_at_once(name, label, trained, texts, tmp_path):
     config = Config(**trained)
     trainer, featurizer = load_trained(config.run_dir / "checkpoints/best", config, torch.device("cpu"))
-    examples = list(prepare_inputs(read_texts(texts, config), trainer.tasks))
+    examples = list(prepare_inputs(read_texts(texts, ReadOptions.of(config)), trainer.tasks))
     trainer.predict(MyDataLoader(MyDataset(examples, featurizer), 4), tmp_path / f"whole-{name}")
     assert label(name) == (tmp_path / f"whole-{name}").read_bytes()
     assert left(tmp_path) == []
@@ -379,7 +381,7 @@ def test_a_bad_row_is_told_before_the_model_is_there(label, texts, tmp_path):
 
 def test_a_row_without_its_numbers_is_told_before_anything_is_labelled(tmp_path):
     (tmp_path / "texts.csv").write_text("text,age\n" + "a,1\n" * 500 + "a,old\n")
-    rows = Rows(tmp_path / "texts.csv", partial(read_texts, tmp_path / "texts.csv", Config()))
+    rows = TextRows(tmp_path / "texts.csv", partial(read_texts, tmp_path / "texts.csv", ReadOptions()))
     tasks = {"mood": {"type": "classification", "labels": ["a"], "extras": {"age": {"mean": 0, "std": 1}}}}
     with pytest.raises(UserError, match=r"texts.csv, text 501: age is 'old'"):
         check_all(rows, tasks)

@@ -18,7 +18,7 @@ from engine.model.encoders import is_causal
 from engine.run.files import seal
 from engine.train.optimization import default_lr, parameter_groups
 from model_utils import load_checkpoint
-from tools.check.model_check import run_until
+from tools.check.checkpoints import run_until
 
 CPU = torch.device("cpu")
 

@@ -65,7 +65,7 @@ def test_entities_by_type():
     )
 
 
-def test_missing_labels_are_left_out_and_tasks_are_joined():
+def test_missing_labels_are_left_out_and_tasks_are_combined():
     tasks = {"a": {"type": "classification"}, "b": {"type": "tagging"}, "c": {"type": "regression"}}
     gold = {"a": ["x", None, "y"], "b": [["O"], ["B-e"], None], "c": [1.0, 2.0, None]}
     predicted = {"a": ["x", "x", "x"], "b": [["O"], ["B-e"], ["B-e"]], "c": [1.0, 3.0, 0.0]}
@@ -88,7 +88,9 @@ def test_default_monitors():
 
 def test_one_label_is_still_multilabel_and_unlabelled_rows_count_nowhere():
     tasks = {"x": {"type": "multilabel"}}
-    scores = metrics.score(tasks, {"x": [["a"], [], [], []]}, {"x": [["a"], ["a"], [], []]})
+    sides = {"x": [["a"], [], [], []]}, {"x": [["a"], ["a"], [], []]}
+    scores = metrics.score(tasks, *sides)
+    assert metrics.report(tasks, *sides)["x"]["a"] == {"precision": 0.5, "recall": 1, "f1": 2 / 3, "support": 1}
     assert scores["x_micro_f1"] == pytest.approx(2 / 3) and scores["x_accuracy"] == scores["sentence_accuracy"] == 0.75
     tasks = {"x": {"type": "classification"}, "y": {"type": "regression"}}
     scores = metrics.score(

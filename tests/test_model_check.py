@@ -1,5 +1,4 @@
-"""What `main.py --debug` says of a model: each broken one is found by the check that is meant for it, and nothing is
-said against the template's own."""
+"""`main.py --debug`: each broken model is found by the check meant for it, and the template's own models pass."""
 
 import dataclasses
 import json
@@ -19,10 +18,11 @@ from data_loader import MyDataset
 from data_process import DataConfig, process
 from engine.task.tags import IGNORE
 from model_utils import ClassificationHead, MultilabelHead, MyModel
-from tools.check.model_check import CHECKS, Case, check_model
+from tools.check.case import Case
+from tools.check.model_check import CHECKS, check_model
 
-NAMES = {check.run.__name__.removeprefix("check_"): check.name for check in CHECKS}
-SLOW = {"by_heart", "resume", "prediction"}
+NAMES = {check.__name__.removeprefix("check_"): name for name, check, _ in CHECKS}
+SLOW = {"overfitting", "resume", "prediction"}
 
 
 def case_of(config, after=lambda trainer: None):
@@ -43,13 +43,13 @@ def case_of(config, after=lambda trainer: None):
 def failed_checks(case, monkeypatch, wanted=()):
     """Names of the checks that fail, of all, or of the quick ones and those that are wanted."""
     if wanted:
-        kept = [check for check in CHECKS if check.run.__name__.removeprefix("check_") not in SLOW - set(wanted)]
-        monkeypatch.setattr("tools.check.model_check.CHECKS", kept)
-    function_of = {name: function for function, name in NAMES.items()}
-    return {function_of[name]: wrong for name, wrong in check_model(case).items()}
+        skipped = {NAMES[check] for check in SLOW - set(wanted)}
+        monkeypatch.setattr("tools.check.model_check.CHECKS", [check for check in CHECKS if check[0] not in skipped])
+    failed = check_model(case)
+    return {check: failed[name] for check, name in NAMES.items() if name in failed}
 
 
-# ---- broken models: what somebody wrote, and the check that must find it ---------------------------------------------
+# ---- broken models, each with the check that must find it ------------------------------------------------------------
 
 
 class MeanOverPadding(ClassificationHead):
@@ -168,7 +168,7 @@ class NanWithoutLabels(ClassificationHead):
         return super().loss(logits, labels, inputs) * len(labels[known]) / known.sum()
 
 
-class NanBehindWhere(ClassificationHead):
+class NanInUnusedBranch(ClassificationHead):
     """The loss is right, its gradient NaN: 0 * inf behind torch.where."""
 
     def loss(self, logits, labels, inputs):
@@ -187,7 +187,7 @@ class AnotherDevice(ClassificationHead):
         return self.linear(vectors) + torch.zeros(len(vectors), 1)
 
 
-class LogitsMadeElsewhere(ClassificationHead):
+class LogitsOnAnotherDevice(ClassificationHead):
     def forward(self, vectors, inputs):
         return torch.zeros(len(vectors), len(self.task["labels"])).copy_(self.linear(vectors))
 
@@ -249,8 +249,8 @@ HEADS = {
     SumOverEarlierRows: "order",
     DropoutLeftOn: "determinism",
     RandomAtEvaluation: "determinism",
-    LabelsShifted: "by_heart",
-    SoftmaxTwice: "by_heart",
+    LabelsShifted: "overfitting",
+    SoftmaxTwice: "overfitting",
     LayerInAList: "registered",
     TensorInADict: "registered",
     BufferNotRegistered: "registered",
@@ -259,10 +259,10 @@ HEADS = {
     LossAveragedTwice: "mean_loss",
     LossTimesTheBatch: "mean_loss",
     NanWithoutLabels: "no_labels",
-    NanBehindWhere: "no_labels",
+    NanInUnusedBranch: "no_labels",
     ContrastOfRows: "accumulation",
     AnotherDevice: "device",
-    LogitsMadeElsewhere: "device",
+    LogitsOnAnotherDevice: "device",
     MaskChangedInPlace: "inputs_unchanged",
     ArgmaxOverTheWrongAxis: "shapes",
     OneClassTooMany: "shapes",
@@ -303,7 +303,7 @@ def test_a_broken_encoder_is_found(encode, tiny, monkeypatch):
     assert ENCODES[encode] in failed, failed
 
 
-def frozen_by_mistake(trainer):
+def frozen_by_accident(trainer):
     trainer.model.encoder.embeddings.requires_grad_(False)
 
 
@@ -324,15 +324,15 @@ def sees_the_labels(trainer):
     trainer.model.forward = forward
 
 
-def says_that_it_is_causal(trainer):
+def claims_to_be_causal(trainer):
     trainer.model.encoder.is_causal = True
 
 
 AFTER = {
-    frozen_by_mistake: "gradients",
+    frozen_by_accident: "gradients",
     not_in_the_optimizer: "gradients",
     sees_the_labels: "labels_unseen",
-    says_that_it_is_causal: "later_words",
+    claims_to_be_causal: "later_words",
 }
 
 
@@ -364,8 +364,8 @@ def test_columns_that_no_head_reads_are_found(kinds, monkeypatch):
     assert failed == {"extras": "no answer changes when age change: no head reads them"}
 
 
-def test_a_loss_of_another_size_says_so(tiny, monkeypatch):
-    """A bounded loss is no cross-entropy: first_loss says what to expect."""
+def test_a_loss_of_another_size_is_reported_with_advice(tiny, monkeypatch):
+    """A bounded loss is no cross-entropy: first_loss gives the expected value."""
 
     class Bounded(ClassificationHead):
         def loss(self, logits, labels, inputs):
@@ -378,7 +378,7 @@ def test_a_loss_of_another_size_says_so(tiny, monkeypatch):
     assert "first_loss" not in failed_checks(case_of(tiny()), monkeypatch, ["first_loss"])
 
 
-# ---- no complaint ----------------------------------------------------------------------------------------------------
+# ---- models that pass ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -430,13 +430,13 @@ OPTIONS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
-def test_nothing_is_said_against_the_templates_own(name, tiny, monkeypatch):
+def test_the_templates_own_options_pass(name, tiny, monkeypatch):
     assert failed_checks(case_of(tiny(**{"max_length": 32, "epochs": 3, **OPTIONS[name]})), monkeypatch) == {}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [dict(), dict(class_weights="balanced")])
-def test_nothing_is_said_against_the_other_kinds_of_task(options, kinds, monkeypatch):
+def test_other_kinds_of_task_pass(options, kinds, monkeypatch):
     monkeypatch.setitem(model_utils.HEADS, "classification", ReadsExtras)
     assert failed_checks(case_of(kinds(**options)), monkeypatch) == {}
 
@@ -460,8 +460,8 @@ def test_nothing_is_said_against_the_other_kinds_of_task(options, kinds, monkeyp
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_nothing_is_said_against_odd_data(name, rows, options, tmp_path, monkeypatch):
-    """A folder that somebody wrote by hand, in their own order."""
+def test_odd_data_passes(name, rows, options, tmp_path, monkeypatch):
+    """A folder that was written by hand, in an order of its own."""
     tasks = {"kind": {"type": "classification", "labels": ["x", "y"], "counts": [1, 1]}}
     tasks["score"] = {"type": "regression", "labels": [], "mean": 2.5, "std": 1.4}
     lines = [json.dumps({"text": text, "kind": kind, "score": score}) for text, kind, score in rows]
@@ -474,7 +474,7 @@ def test_nothing_is_said_against_odd_data(name, rows, options, tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_nothing_is_said_against_a_pretrained_encoder(tiny, tmp_path, monkeypatch):
+def test_a_pretrained_encoder_passes(tiny, tmp_path, monkeypatch):
     """Frozen layers, layers that join, rates by layer; and FNet, whose answers depend on padding: let off by name."""
     from transformers import FNetConfig, FNetModel
 
@@ -491,28 +491,28 @@ def test_nothing_is_said_against_a_pretrained_encoder(tiny, tmp_path, monkeypatc
     shape = FNetConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, intermediate_size=64)
     FNetModel(shape).save_pretrained(folder)
     case = case_of(tiny(pretrain_model_path=str(folder), max_length=32, epochs=3))
-    told = []
-    monkeypatch.setattr("tools.check.model_check.logger.info", told.append)
+    logged = []
+    monkeypatch.setattr("tools.check.model_check.logger.info", logged.append)
     failed = failed_checks(case, monkeypatch)
-    assert any("fnet mixes padding into its answers by design" in line for line in told)
+    assert any("fnet mixes padding into its answers by design" in line for line in logged)
     assert failed == {}
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-OF_THE_PROCESS = """
+PROCESS_STATE = """
 
-class OfTheProcess(ClassificationHead):
+class ProcessState(ClassificationHead):
     offset = 10 * torch.rand(99, generator=torch.Generator().manual_seed(time.time_ns()))
 
     def forward(self, vectors, inputs):
         return self.linear(vectors) + self.offset.to(vectors.device)[: len(self.task["labels"])]
 
 
-HEADS["classification"] = OfTheProcess
+HEADS["classification"] = ProcessState
 """
-OF_THE_PROCESS = OF_THE_PROCESS.replace("time.time_ns()", "__import__('time').time_ns()")
+PROCESS_STATE = PROCESS_STATE.replace("time.time_ns()", "__import__('time').time_ns()")
 
 CRASH = """
 
@@ -527,14 +527,14 @@ HEADS["classification"] = Crashes
 
 @pytest.mark.slow
 def test_the_command_checks_after_its_rehearsal(sample, command, tmp_path):
-    """--debug alone: all steps, then a line a check; 0 if all pass, 3 if one fails, in a copy that somebody edited."""
+    """--debug alone: all steps, then one line per check; exit code 0 if all pass, 3 if one fails in an edited copy."""
     flags = ["--debug", "--data_path", sample, "--epochs", 3, "--hidden_size", 32, "--num_layers", 1, "--device", "cpu"]
     done = command("main.py", *flags)
     assert done.returncode == 0, done.stderr
     assert "19 checks passed, 2 skipped as they do not apply" in done.stderr and "FAILED" not in done.stderr
     assert (tmp_path / "output/tiny-debug/predictions.csv").exists()
     copied = tmp_path / "copy"
-    ignored = shutil.ignore_patterns(".git", ".venv", "output", "__pycache__", "tests", "dataset", "benchmarks")
+    ignored = shutil.ignore_patterns(".*", "output", "__pycache__", "tests", "dataset", "benchmarks")
     shutil.copytree(ROOT, copied, ignore=ignored)
     path = copied / "model_utils.py"
     text = path.read_text().replace("hidden = self.encode(inputs)\n", "hidden = self.encode(inputs).detach()\n")
@@ -545,13 +545,13 @@ def test_the_command_checks_after_its_rehearsal(sample, command, tmp_path):
     assert NAMES["gradients"] in lines[0] and "Look at: .detach()" in lines[0]
     path.write_text(text.replace(".detach()", "") + CRASH)
     crashed = command(copied / "main.py", *flags)
-    path.write_text(text.replace(".detach()", "") + OF_THE_PROCESS)
-    elsewhere = command(copied / "main.py", *flags)
-    lines = [line for line in elsewhere.stderr.splitlines() if "FAILED" in line]
+    path.write_text(text.replace(".detach()", "") + PROCESS_STATE)
+    other_process = command(copied / "main.py", *flags)
+    lines = [line for line in other_process.stderr.splitlines() if "FAILED" in line]
     # What differs from process to process may also spoil the first loss
-    assert elsewhere.returncode == 3 and any(NAMES["other_process"] in line for line in lines), lines
+    assert other_process.returncode == 3 and any(NAMES["other_process"] in line for line in lines), lines
     assert crashed.returncode == 3 and "Traceback" not in crashed.stderr, crashed.stderr
-    told = "the trial run FAILED: ValueError: not enough logits (model_utils.py:"
-    assert told in crashed.stderr and "FAILED  shapes, labels and label counts: ValueError" in crashed.stderr
+    line = "the trial run FAILED: ValueError: not enough logits (model_utils.py:"
+    assert line in crashed.stderr and "FAILED  shapes, labels and label counts: ValueError" in crashed.stderr
     assert "Traceback (most recent call last)" in (tmp_path / "output/tiny-debug/train.log").read_text()
     assert read_json(tmp_path / "output/tiny-debug/eval.json")

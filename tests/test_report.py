@@ -69,8 +69,8 @@ def make_run(folder, parts, tasks, **about):
     (folder / "eval.json").write_text(json.dumps(scores), encoding="utf-8")
     facts = {
         "tasks": tasks,
-        "kinds": {name: metrics.kind_of(task) for name, task in tasks.items()},
-        "main_scores": {name: metrics.MAIN[metrics.kind_of(task)] for name, task in tasks.items()},
+        "kinds": {name: metrics.scoring_kind(task) for name, task in tasks.items()},
+        "main_scores": {name: metrics.MAIN[metrics.scoring_kind(task)] for name, task in tasks.items()},
         "shown_scores": metrics.main_scores(tasks),
         "monitor": metrics.default_monitor(tasks),
         "parts": list(parts),
@@ -112,10 +112,10 @@ def test_coverage_against_accuracy_by_hand():
 
 def test_labels_confusions_and_histogram():
     gold, predicted = list("aabbcca"), list("abbbcaa")
-    told = classification_report(gold, predicted, output_dict=True)
-    for label, scores in figures.per_label([{g} for g in gold], [{p} for p in predicted]).items():
-        assert scores["f1"] == pytest.approx(told[label]["f1-score"]) and scores["support"] == told[label]["support"]
-        assert scores["precision"] == pytest.approx(told[label]["precision"])
+    wanted = classification_report(gold, predicted, output_dict=True)
+    for label, scores in metrics.label_scores(*metrics.count_matches("classification", gold, predicted)).items():
+        assert scores["f1"] == wanted[label]["f1-score"] and scores["support"] == wanted[label]["support"]
+        assert scores["precision"] == wanted[label]["precision"]
     assert figures.confusions(gold, predicted) == [["a", "b", 1, 1 / 3], ["c", "a", 1, 1 / 2]]
     assert figures.matrix(gold, predicted)["counts"] == [[2, 1, 0], [0, 2, 0], [1, 0, 1]]
     assert figures.matrix(gold, predicted, most=2) | {"all": 0} == {
@@ -129,7 +129,7 @@ def test_labels_confusions_and_histogram():
 
 def test_the_threshold_curve_and_errors_of_several_labels_by_hand():
     probabilities, gold = [{"x": 0.9, "y": 0.4}, {"x": 0.8, "y": 0.1}], [{"x", "y"}, {"y"}]
-    curve = figures.threshold_curve(probabilities, gold, ["x", "y"])
+    curve = figures.threshold_curve(probabilities, gold)
     assert curve["thresholds"] == [0.9, 0.8, 0.4, 0.1] and curve["precision"] == pytest.approx([1, 1 / 2, 2 / 3, 3 / 4])
     assert curve["recall"] == pytest.approx([1 / 3, 1 / 3, 2 / 3, 1])
     assert curve["best"] == {"threshold": 0.1, "f1": pytest.approx(6 / 7)}

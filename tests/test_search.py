@@ -27,14 +27,14 @@ from engine.run.command_line import parse_args
 from engine.train.optimization import epochs_of
 from tools.search import __main__ as search
 from tools.search import outcome, picture
-from tools.search.stages import FinalStage
+from tools.search.finals import FinalStage
 from tools.search.study import Study
 
 SMALL = "--hidden_size 32 --num_layers 1 --vocab_size 500 --batch_size 8"
 SPACE = "lr=1e-6..1e-2:log pooling=first,mean"
 
 
-def plan(sample, **options):
+def make_plan(sample, **options):
     return search.make_plan(search.SearchConfig(**{"data_path": str(sample), "options": SMALL, **options}))
 
 
@@ -69,27 +69,26 @@ def plan(sample, **options):
         ("layer_decay=0.8..0.95", "need --pretrain_model_path"),
     ],
 )
-def test_a_mistake_in_the_space_is_one_line(space, said, sample):
-    with pytest.raises(UserError) as mistake:
-        plan(sample, space=space)
-    assert said in str(mistake.value) and "\n" not in str(mistake.value) and str(mistake.value).startswith("--space: ")
+def test_an_error_in_the_space_is_one_line(space, said, sample):
+    with pytest.raises(UserError) as error:
+        make_plan(sample, space=space)
+    assert said in str(error.value) and "\n" not in str(error.value) and str(error.value).startswith("--space: ")
 
 
 def test_all_trials_have_the_epochs_that_the_data_want(sample):
     """60 rows are 60 steps an epoch in batches of 1, 30 with two of these a step; what --epochs says is kept."""
     for more, steps, epochs in (("", 60, 25), ("--epochs auto --gradient_accumulation_steps 2", 30, 50)):
-        setup, resolver, *_ = plan(sample, options=f"--batch_size 1 {more}")
-        assert setup.flags[-2:] == ["--epochs", str(epochs)] and resolver.base.epochs == epochs == epochs_of(
-            steps, False
-        )
-    setup, resolver, *_ = plan(sample, options="--epochs 4")
-    assert setup.flags.count("--epochs") == 1 and resolver.base.epochs == 4
+        plan = make_plan(sample, options=f"--batch_size 1 {more}")
+        assert plan.flags[-2:] == ["--epochs", str(epochs)] and plan.resolver.base.epochs == epochs
+        assert epochs == epochs_of(steps, False)
+    plan = make_plan(sample, options="--epochs 4")
+    assert plan.flags.count("--epochs") == 1 and plan.resolver.base.epochs == 4
 
 
-def test_each_mistake_has_its_line(sample):
-    with pytest.raises(UserError) as mistake:
-        plan(sample, space="lrr=1..2 lr=a..b dropout=0..3")
-    lines = str(mistake.value).splitlines()
+def test_each_error_has_its_line(sample):
+    with pytest.raises(UserError) as error:
+        make_plan(sample, space="lrr=1..2 lr=a..b dropout=0..3")
+    lines = str(error.value).splitlines()
     assert len(lines) == 3 and all(line.removeprefix("error: ").startswith("--space: ") for line in lines)
 
 
@@ -108,16 +107,17 @@ def test_each_mistake_has_its_line(sample):
         ({"hours": -1.0}, "--hours=-1.0"),
     ],
 )
-def test_other_mistakes_are_one_line(options, said, sample):
-    with pytest.raises(UserError) as mistake:
-        plan(sample, **options)
-    assert said in str(mistake.value) and "\n" not in str(mistake.value)
+def test_other_errors_are_one_line(options, said, sample):
+    with pytest.raises(UserError) as error:
+        make_plan(sample, **options)
+    assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_point_becomes_options_of_main(sample):
     space = "lr=1e-4..1e-3:log head_multiple=3..30:log warmup_share=0..0.5 epochs=4,8 use_fgm=True,False fgm_eps=0.5..2"
-    _, resolver, found, *_ = plan(sample, space=space)
-    assert " ".join(f"{name}={dimension}" for name, dimension in found.items()).startswith(
+    plan = make_plan(sample, space=space)
+    resolver = plan.resolver
+    assert " ".join(f"{name}={dimension}" for name, dimension in plan.space.items()).startswith(
         "lr=0.0001..0.001:log head_multiple=3..30:log warmup_share=0..0.5 epochs=4,8 use_fgm=True,False"
     )
     point = {"lr": 5e-4, "head_multiple": 4.0, "warmup_share": 0.25, "epochs": 8, "use_fgm": True, "fgm_eps": 1.5}
@@ -133,11 +133,11 @@ def test_the_default_space_holds_the_default(sample, tmp_path):
 
     BertModel(BertConfig(vocab_size=100, num_hidden_layers=1, intermediate_size=64)).save_pretrained(tmp_path / "model")
     for model, lr, multiple in (("", 1e-3, 1.0), (str(tmp_path / "model"), 7.5e-5, 10.0)):
-        _, resolver, space, *_ = plan(sample, pretrain_model_path=model, options="")
-        default = resolver.default(space)
+        plan = make_plan(sample, pretrain_model_path=model, options="")
+        space, default = plan.space, plan.resolver.default(plan.space)
         assert default.keys() == space.keys() and (default["lr"], default["head_multiple"]) == (lr, multiple)
         assert space["lr"].low < lr < space["lr"].high
-    assert not {"lr", "head_multiple"} & plan(sample, options="--lr 1e-3 --head_lr 1e-3")[2].keys()
+    assert not {"lr", "head_multiple"} & make_plan(sample, options="--lr 1e-3 --head_lr 1e-3").space.keys()
 
 
 def test_kinds_of_tasks_decide_what_is_searched(sample, tmp_path):
@@ -146,16 +146,16 @@ def test_kinds_of_tasks_decide_what_is_searched(sample, tmp_path):
         folder = tmp_path / task
         shutil.copytree(sample, folder)
         (folder / "labels.json").write_text(json.dumps({task: labels[task]}))
-        assert without not in plan(folder)[2]
+        assert without not in make_plan(folder).space
         with pytest.raises(UserError, match="has no effect"):
-            plan(folder, space=f"{without}=first,mean")
+            make_plan(folder, space=f"{without}=first,mean")
 
 
 # ---- the study -------------------------------------------------------------------------------------------------------
 
 
 def make_study(path, sample, **options):
-    space = plan(sample, space="lr=1e-5..1e-2:log dropout=0..0.5 pooling=first,mean")[2]
+    space = make_plan(sample, space="lr=1e-5..1e-2:log dropout=0..0.5 pooling=first,mean").space
     return Study(path, space, **{"lower": False, "seed": 1, "startup": 3, "prune_after": 2, **options})
 
 
@@ -250,12 +250,12 @@ def test_the_gain_has_the_interval_of_the_ablation(sample, tmp_path):
     assert (found["f1"]["low"], found["f1"]["high"]) == pytest.approx((low, high)) and low > 0
     assert found["f1"]["verdict"] == "significant" and found["f1"]["part"] == "test"
     assert found["loss"]["gain"] == pytest.approx(found["f1"]["gain"])  # a loss that falls is a gain
-    stage.setup.has_test = False
+    stage.plan.has_test = False
     assert outcome.compare(stage, 3, ["f1"])["f1"]["part"] == "dev"
 
 
 def test_the_picture_has_every_trial(sample):
-    space = plan(sample, space="lr=1e-5..1e-2:log epochs=2,3 dropout=0..0.5")[2]
+    space = make_plan(sample, space="lr=1e-5..1e-2:log epochs=2,3 dropout=0..0.5").space
     states = ["finished", "pruned", "finished", "failed"]
     trials = [
         {"number": i, "state": state, "score": 0.1 * i, "default": i == 0, "params": {"lr": 1e-4, "dropout": 0.1 * i}}
@@ -407,7 +407,7 @@ def test_a_search_that_is_killed_or_stopped_ends_with_the_same_trials(sample, tm
 @pytest.mark.slow
 def test_a_run_ends_with_a_search_that_is_killed(sample, tmp_path, background):
     if sys.platform != "linux":
-        pytest.skip("only Linux tells a process that its parent is gone")
+        pytest.skip("only Linux signals a process that its parent has ended")
     path = tmp_path / "results/runs/0000/metrics.jsonl"
     process = start(background, flags(sample, epochs=500, trials=1), lambda: has_epochs(path, 1))
     child = int(subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()[0])
@@ -422,7 +422,7 @@ def test_a_run_ends_with_a_search_that_is_killed(sample, tmp_path, background):
 
 
 @pytest.mark.slow
-def test_failing_trials_are_told_and_the_search_ends_with_their_code_only_if_all_fail(sample, tmp_path, command):
+def test_failing_trials_are_reported_and_the_search_ends_with_their_code_only_if_all_fail(sample, tmp_path, command):
     space = "freeze_layers=97,98,99,0 lr=1e-4..1e-2:log"  # this encoder has a single layer
     done = run_search(command, tmp_path, *flags(sample, epochs=1, trials=4, finalists=1, seeds=1, space=space))
     states = {(row["state"], "freeze_layers=9" in row["options"]) for row in rows_of(tmp_path / "results")}

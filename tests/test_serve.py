@@ -22,7 +22,8 @@ from conftest import ROOT
 
 pytest.importorskip("onnxruntime", reason="needs tools/export/requirements.txt")
 pytest.importorskip("fastapi", reason="needs tools/serve/requirements.txt")
-from tools.serve import __main__ as serve
+from tools.serve.batcher import Batcher, Busy, labeller
+from tools.serve.metrics import Metrics
 
 slow = pytest.mark.slow  # a model is trained and exported first
 
@@ -37,7 +38,7 @@ class BadRow(ValueError):
 
 
 class Sleeper:
-    """A model: a batch takes `fixed` seconds, and a text `each` more. It raises once if told to."""
+    """A model: a batch takes `fixed` seconds, and a text `each` more. It raises `error` once."""
 
     def __init__(self, fixed=0.02, each=0.001):
         self.fixed, self.each, self.sizes, self.error = fixed, each, [], None
@@ -57,7 +58,7 @@ def with_batcher(model, work, seconds=1.0, label=None):
     """What `await work(batcher)` gives, with a Batcher of that model running."""
 
     async def run():
-        batcher = serve.Batcher(label or model, 32, 1024, seconds, serve.Metrics())
+        batcher = Batcher(label or model, 32, 1024, seconds, Metrics())
         batcher.warm_up("a text")
         running = asyncio.create_task(batcher.run())
         try:
@@ -77,15 +78,15 @@ def test_batches_gather_while_the_model_is_busy_and_answers_find_their_requests(
     assert max(model.sizes) == 32 and len(model.sizes) < 10
 
 
-def test_a_batch_that_fails_tells_its_requests_and_the_next_is_answered():
+def test_requests_of_a_batch_that_fails_get_its_error_and_the_next_is_answered():
     async def work(batcher):
         model.error = RuntimeError("broken")
-        told = await asyncio.gather(*(batcher.ask(["a", "b"]) for _ in range(3)), return_exceptions=True)
-        return told, await batcher.ask(["c"])
+        results = await asyncio.gather(*(batcher.ask(["a", "b"]) for _ in range(3)), return_exceptions=True)
+        return results, await batcher.ask(["c"])
 
     model = Sleeper()
-    told, after = with_batcher(model, work)
-    assert any(isinstance(one, RuntimeError) for one in told) and after == ["C"]
+    results, after = with_batcher(model, work)
+    assert any(isinstance(one, RuntimeError) for one in results) and after == ["C"]
 
 
 def test_one_bad_row_does_not_spoil_the_others():
@@ -93,7 +94,7 @@ def test_one_bad_row_does_not_spoil_the_others():
         return await asyncio.gather(*(batcher.ask([text]) for text in ("a", "bad", "c")), return_exceptions=True)
 
     model = Sleeper()
-    one, bad, other = with_batcher(model, work, label=serve.labeller(model, 32, BadRow))
+    one, bad, other = with_batcher(model, work, label=labeller(model, 32, BadRow))
     assert (one, other) == (["A"], ["C"]) and isinstance(bad, BadRow) and str(bad) == "bad"
 
 
@@ -102,7 +103,7 @@ def test_what_would_take_too_long_is_refused_also_behind_a_batch_that_runs():
         long = asyncio.create_task(batcher.ask(["x" * 100_000]))
         await asyncio.sleep(0.05)
         assert not batcher.waiting and batcher.running
-        with pytest.raises(serve.Busy) as refused:
+        with pytest.raises(Busy) as refused:
             await batcher.ask(["y"])
         await long
         return refused.value.args[0], await batcher.ask(["y"])
@@ -118,8 +119,8 @@ def test_a_slow_beginning_is_forgotten():
         batcher.speed = start = batcher.speed / 50
         refused = 0
         for _ in range(300):
-            told = await asyncio.gather(*(batcher.ask(["a text"]) for _ in range(16)), return_exceptions=True)
-            refused = sum(isinstance(one, serve.Busy) for one in told)
+            results = await asyncio.gather(*(batcher.ask(["a text"]) for _ in range(16)), return_exceptions=True)
+            refused = sum(isinstance(one, Busy) for one in results)
             if not refused:
                 break
         return start, batcher.speed, refused
@@ -148,8 +149,8 @@ def shipped(sample, tmp_path_factory, python):
 class Served:
     """`with Served(folder, flags) as server:` — a server on a free port."""
 
-    def __init__(self, folder, *flags, python=sys.executable, script=ROOT / "tools/serve/__main__.py", cwd=None):
-        words = [python, str(script), str(folder), "--port", "0", "--threads", "1", *map(str, flags)]
+    def __init__(self, folder, *flags, python=sys.executable, cwd=ROOT):
+        words = [python, "-m", "tools.serve", str(folder), "--port", "0", "--threads", "1", *map(str, flags)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         self.process = subprocess.Popen(words, cwd=cwd, **pipes)
         self.line = self.process.stdout.readline()
@@ -218,7 +219,7 @@ def test_the_answers_are_those_of_the_predictor(server, shipped):
 
 
 @slow
-def test_what_it_tells_of_itself(server):
+def test_the_labels_health_page_and_metrics(server):
     tasks = server.ask("/labels")[1]
     assert tasks["intent"]["type"] == "classification" and "set_alarm" in tasks["intent"]["labels"]
     assert server.ask("/health") == (200, {"status": "ok", "waiting": 0})
@@ -228,9 +229,9 @@ def test_what_it_tells_of_itself(server):
         assert "//" not in link and server.ask(f"/{link}")[0] == 200, link  # nothing from elsewhere
     before = float(re.search(r"\ntexts_total (\S+)", server.ask("/metrics")[1]).group(1))
     server.ask("/predict", {"texts": ["one", "two"]})
-    told = server.ask("/metrics")[1]
-    assert float(re.search(r"\ntexts_total (\S+)", told).group(1)) == before + 2
-    assert 'requests_total{path="/predict",status="200"}' in told and "process_resident_memory_bytes" in told
+    results = server.ask("/metrics")[1]
+    assert float(re.search(r"\ntexts_total (\S+)", results).group(1)) == before + 2
+    assert 'requests_total{path="/predict",status="200"}' in results and "process_resident_memory_bytes" in results
 
 
 def malformed(rng):
@@ -328,7 +329,7 @@ def test_sigterm_loses_no_request_that_was_accepted(shipped):
 
 
 @slow
-def test_mistakes_are_one_line(shipped, tmp_path):
+def test_errors_are_one_line(shipped):
     with Served(shipped) as server:
         cases = {
             ("nowhere",): "no exported model",
@@ -336,8 +337,8 @@ def test_mistakes_are_one_line(shipped, tmp_path):
             (shipped, "--batch_size", "0"): "not a whole number",
         }
         for words, said in cases.items():
-            command = [sys.executable, ROOT / "tools/serve/__main__.py", *words]
-            done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
+            command = [sys.executable, "-m", "tools.serve", *words]
+            done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT)
             assert done.returncode == 2 and said in done.stderr.splitlines()[-1], done.stderr
 
 
@@ -349,6 +350,9 @@ def test_the_steps_of_the_dockerfile(shipped, tmp_path):
     app.mkdir()
     shutil.copytree(ROOT / "tools/serve", place / "tools/serve", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(shipped, place / "shipped")
+    for folder in (place, app):
+        (folder / "engine/run").mkdir(parents=True)
+    shutil.copy(ROOT / "engine/run/flags.py", place / "engine/run")
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line.startswith("!")}
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     environment = {**os.environ, "PATH": f"{tmp_path / 'venv/bin'}:{os.environ['PATH']}"}
@@ -358,15 +362,15 @@ def test_the_steps_of_the_dockerfile(shipped, tmp_path):
         if word == "COPY":
             *sources, target = rest.split()
             for source in sources:
-                assert source.split("/")[0] in kept or source in kept
+                assert any(source == name or source.startswith(f"{name}/") for name in kept)
                 copy = shutil.copytree if (place / source).is_dir() else shutil.copy
                 copy(place / source, app / target)
         elif word == "RUN":
             subprocess.run(shlex.split(rest), cwd=app, env=environment, check=True, capture_output=True)
         elif word == "CMD":
             command = json.loads(rest)
-    assert command[:3] == ["python", "serve.py", "shipped"]
+    assert command[:4] == ["python", "-m", "tools.serve", "shipped"]
     assert not list((tmp_path / "venv/lib").glob("*/site-packages/torch"))
     python = tmp_path / "venv/bin/python"
-    with Served("shipped", *command[3:], python=python, script="serve.py", cwd=app) as server:
+    with Served("shipped", *command[4:], python=python, cwd=app) as server:
         assert server.ask("/predict", {"texts": TEXTS})[0] == 200

@@ -5,6 +5,7 @@ import csv
 import hashlib
 import json
 import os
+import pickle
 import random
 import signal
 import statistics
@@ -26,12 +27,13 @@ from data_process import DataConfig, prepare, process
 from engine.errors import UserError
 from engine.task.tags import entities_in
 from preprocess import prepared
-from preprocess.checks import checks
-from preprocess.labels.labelling import collect_labels
+from preprocess.checks import run
+from preprocess.checks.base import Check
+from preprocess.labels.statistics import collect_labels
 from preprocess.readers.formats import READERS
 from preprocess.splits import draw
 from preprocess.storage import facts, parallel, spool
-from preprocess.storage.facts import Column, Found, Sample, frequent, repeats
+from preprocess.storage.facts import Column, Facts, FirstRows, Sample, Series, frequent, repeats
 from preprocess.storage.parallel import in_order
 from preprocess.storage.spool import Rows, Spool
 
@@ -79,7 +81,7 @@ def simple_split(rows, strata, seed=666):
     order = random.Random(seed)
     for part in ("train", "dev", "test"):
         order.shuffle(parts[part])
-    return {part: [rows[i] for i in places] for part, places in parts.items()}
+    return {part: [rows[i] for i in numbers] for part, numbers in parts.items()}
 
 
 def classification(rng):
@@ -188,8 +190,7 @@ def test_a_draw_is_that_of_scikit_learn():
         kept, taken = train_test_split(rows, test_size=number, random_state=trial, stratify=stratify)
         found = draw(rows, stratify, number, trial)
         assert found[0].tolist() == kept.tolist() and found[1].tolist() == taken.tolist()
-        places = np.arange(len(rows))
-        kept, taken = train_test_split(places, test_size=number, random_state=trial, stratify=stratify)
+        kept, taken = train_test_split(np.arange(len(rows)), test_size=number, random_state=trial, stratify=stratify)
         found = draw(len(rows), stratify, number, trial)
         assert found[0].tolist() == kept.tolist() and found[1].tolist() == taken.tolist()
 
@@ -230,7 +231,7 @@ def test_the_checks_find_the_same_in_blocks_as_in_one_list(tmp_path, small_block
     for module in (spool, prepared):
         monkeypatch.setattr(module, "BLOCK", 100_000)
     parts, tasks, notes = prepare(DataConfig(input=str(tmp_path / "a.jsonl"), check=True))
-    whole = checks.examine(parts, tasks, notes=notes)
+    whole = run.run_checks(parts, tasks, notes=notes)
     assert [(n.what, n.number, n.rows[:3]) for n in whole] == [(n["what"], n["count"], n["rows"]) for n in in_blocks]
     assert len(whole) >= 15, [note.what for note in whole]
 
@@ -238,7 +239,7 @@ def test_the_checks_find_the_same_in_blocks_as_in_one_list(tmp_path, small_block
 def test_copies_are_those_that_comparing_all_texts_finds(tmp_path, small_blocks):
     faulty(tmp_path / "a.jsonl")
     parts, tasks, _ = prepare(DataConfig(input=str(tmp_path / "a.jsonl"), check=True))
-    found = {note.what: note.number for note in checks.examine(parts, tasks)}
+    found = {note.what: note.number for note in run.run_checks(parts, tasks)}
     for part, other in (("train", "train"), ("train", "dev"), ("train", "test"), ("dev", "test")):
         texts = [(p, tuple(e["tokens"])) for p in parts for e in parts[p]]
         again = sum((other, text) in texts[:n] if p == part == other else False for n, (p, text) in enumerate(texts))
@@ -248,21 +249,43 @@ def test_copies_are_those_that_comparing_all_texts_finds(tmp_path, small_blocks)
         assert found.get(what, 0) == (again if part == other else shared) > 0
 
 
-def own_check(parts, tasks):
-    """As a user would write one: one function, over all examples."""
-    rows = [e["_where"] for examples in parts.values() for e in examples if "lamp" in e["text"]]
-    last = parts["train"][len(parts["train"]) - 1]
-    assert parts["train"][-1] == last and parts["train"][-3:][2] == last and len(parts["train"][:7]) == 7
-    yield checks.Note("texts about lamps", rows, "all is well")
+class Lamps(Check):
+    """As a user would write one: one class, over all examples."""
+
+    def notes(self, parts, tasks, labels):
+        rows = [e["_where"] for examples in parts.values() for e in examples if "lamp" in e["text"]]
+        last = parts["train"][len(parts["train"]) - 1]
+        assert parts["train"][-1] == last and parts["train"][-3:][2] == last and len(parts["train"][:7]) == 7
+        yield facts.Note("texts about lamps", rows, "all is well")
 
 
-def test_a_check_of_your_own_is_one_function_over_rows_on_the_disk(tmp_path, small_blocks, monkeypatch, capsys):
+class Doors(Check):
+    """The same in the pass that writes the data, on blocks of rows in several processes."""
+
+    def __init__(self, context):
+        self.rows = Sample()
+        self.parts = Counter()
+
+    def look(self, part, start, examples, context):
+        for e in examples:
+            if "door" in e["text"]:
+                self.rows.add(e["_where"])
+                self.parts[part] += 1
+
+    def notes(self, parts, tasks, labels):
+        assert self.rows == [e["_where"] for rows in parts.values() for e in rows if "door" in e["text"]]
+        assert self.parts.total() == self.rows.number and self.parts.keys() == parts.keys()
+        yield facts.Note("texts about doors", self.rows, "all is well")
+
+
+def test_a_check_of_your_own_is_one_class(tmp_path, small_blocks, monkeypatch, capsys):
     rng = random.Random(5)
     texts = [text_of(rng) for _ in range(600)]
     (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"{text},{n % 2}\n" for n, text in enumerate(texts)))
-    monkeypatch.setattr(checks, "CHECKS", [*checks.CHECKS, own_check])
+    monkeypatch.setattr(run, "CHECKS", [*run.CHECKS, Lamps, Doors])
     process(DataConfig(input=str(tmp_path / "a.csv"), output_dir=str(tmp_path / "out")))
-    assert f"texts about lamps ({sum('lamp' in text for text in texts)})" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert all(f"texts about {word}s ({sum(word in text for text in texts)})" in printed for word in ("lamp", "door"))
 
 
 def late(path, options):
@@ -277,7 +300,7 @@ def late(path, options):
 
 
 def test_a_label_that_comes_late_counts_for_the_rows_before_it(tmp_path, small_blocks, monkeypatch):
-    """With two tasks an empty cell is no label; with one it would be a mistake."""
+    """With two tasks an empty cell is no label; with one it would be an error."""
     monkeypatch.setitem(READERS, "late", late)
     (tmp_path / "a").write_text("")
     with pytest.raises(UserError, match="has no label of any task"):
@@ -307,9 +330,9 @@ def test_what_a_spool_takes_in_it_gives_back(small_blocks):
     with_rows.finish()
     assert list(with_rows.all()) == examples
     assert [e for piece in with_rows.pieces() for e in piece] == examples
-    places = [rng.randrange(500) for _ in range(300)]
-    rows = Rows(with_rows, lambda numbers, found: found, np.array(places, np.uint32))
-    assert list(rows) == [examples[place] for place in places] and rows[-1] == examples[places[-1]]
+    numbers = [rng.randrange(500) for _ in range(300)]
+    rows = Rows(with_rows, lambda _, found: found, np.array(numbers, np.uint32))
+    assert list(rows) == [examples[number] for number in numbers] and rows[-1] == examples[numbers[-1]]
     for value in (object(), b"bytes", [1, {"k": np.int64(1)}]):
         with pytest.raises(UserError, match="here: a value that JSON cannot store"):
             with_rows.append({"_where": "here", "x": value})
@@ -326,18 +349,28 @@ def test_repeats_and_frequent_values_of_a_column(monkeypatch):
     assert frequent(column, 4) == {v: n for v, n in Counter(values).items() if n >= 4}
 
 
-def test_what_is_found_in_blocks_adds_up():
-    found = Found()
+class OddFacts(Facts):
+    def __init__(self):
+        self.rows = {"odd": Sample()}
+        self.counts = Counter()
+        self.first = FirstRows()
+        self.numbers = Series(None)
+
+
+def test_facts_of_blocks_add_up():
+    merged = OddFacts()
     for start in range(0, 9000, 1000):
-        block = Found()
+        block = OddFacts()
         for number in range(start, start + 1000):
             block.rows["odd"].add(f"row {number}")
-            block.counts["n"][number % 2] += 1
-            block.first["n"].setdefault(number % 2, number)
-        found.merge(block)
-    assert found.rows["odd"].number == 9000 and len(found.rows["odd"]) == Sample.most
-    assert found.rows["odd"][:2] == ["row 0", "row 1"] and found.counts["n"] == {0: 4500, 1: 4500}
-    assert found.first["n"] == {0: 0, 1: 1}
+            block.counts[number % 2] += 1
+            block.first.setdefault(number % 2, f"row {number}")
+        block.numbers.of_block = np.arange(start, start + 1000)
+        merged.merge(pickle.loads(pickle.dumps(block)))
+    assert merged.rows["odd"].number == 9000 and len(merged.rows["odd"]) == Sample.most
+    assert merged.rows["odd"][:2] == ["row 0", "row 1"] and merged.counts == {0: 4500, 1: 4500}
+    assert merged.first == {0: "row 0", 1: "row 1"}
+    assert merged.numbers.column.read().tolist() == list(range(9000))
 
 
 def square(number):
@@ -346,7 +379,7 @@ def square(number):
     return number * number, os.getpid()
 
 
-def test_results_come_in_order_from_several_processes_and_mistakes_too(small_blocks):
+def test_results_come_in_order_from_several_processes_and_errors_too(small_blocks):
     results = list(in_order(square, range(12)))
     assert [result for result, _ in results] == [n * n for n in range(12)] and os.getpid() not in {
         p for _, p in results
@@ -365,7 +398,8 @@ def test_a_check_that_fails_leaves_the_folder_as_it_was(tmp_path, small_blocks, 
     before = files_of(tmp_path)
     (tmp_path / "a.csv").write_text("text,label\n" + rows + "one more,1\n")
     before["a.csv"] = (tmp_path / "a.csv").read_bytes()
-    monkeypatch.setattr(checks, "CHECKS", [*checks.CHECKS, lambda parts, tasks: 1 / 0])
+    monkeypatch.setattr(Check, "notes", lambda *_: 1 / 0)
+    monkeypatch.setattr(run, "CHECKS", [*run.CHECKS, Check])
     with pytest.raises(ZeroDivisionError):
         process(options)
     assert files_of(tmp_path) == before

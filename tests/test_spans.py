@@ -17,13 +17,14 @@ from data_loader import MyDataLoader, MyDataset
 from data_process import DataConfig, process
 from engine.data.features import Featurizer
 from engine.data.tokenizer import train_tokenizer
+from engine.data.windows import merge_spans
 from engine.errors import UserError
 from engine.model import span_pointer
 from engine.model.head import best_threshold
 from engine.predict.ensemble import average_heads, deciding_state, mean_predictions
 from engine.run.signals import Interrupted
 from engine.task.tags import IGNORE
-from engine.task.text import place_tokens
+from engine.task.words import LOWEST_SCORE, place_tokens
 from main import main
 from model_utils import MyModel, SpanHead
 from trainer import Trainer
@@ -196,9 +197,9 @@ def test_of_two_windows_the_one_counts_whose_edge_is_farther():
     right = (3, 6, [(0, 1, 0), (1, 2, 0), (2, 5, 1)], [0.1, 0.2, 0.3])
     spans = {(0, 1, 1): 0.7, (3, 4, 0): 0.9, (4, 5, 0): 0.2, (5, 8, 1): 0.3}
     for windows in ([left, right], [right, left]):
-        assert dict(zip(*span_pointer.merge_windows(windows))) == spans
+        assert dict(zip(*merge_spans(windows))) == spans
     unseen = (3, 6, [], [])  # the window whose edge is farther did not find (4, 5)
-    assert span_pointer.merge_windows([left, unseen])[0] == [(0, 1, 1), (3, 4, 0)]
+    assert merge_spans([left, unseen])[0] == [(0, 1, 1), (3, 4, 0)]
 
 
 WORDS = "abc def ghi jkl mno pqr stu vwx yz".split()
@@ -224,7 +225,7 @@ def test_windows_change_nothing_where_context_does_not_matter(length, stride, to
     with torch.no_grad():  # some spans are found, and of no text so many that only the best are kept
         head.linear.weight.mul_(2)
         head.borders.bias.fill_(-6)
-        head.threshold.fill_(span_pointer.LOWEST)
+        head.threshold.fill_(LOWEST_SCORE)
     config = Config(output_dir=str(tmp_path), device="cpu")
     trainer, results = Trainer(model, tokenizer, TASKS, config, torch.device("cpu")), []
     for featurizer in (Featurizer(tokenizer, TASKS, 256), Featurizer(tokenizer, TASKS, length, stride)):
@@ -382,7 +383,7 @@ def test_the_kind_can_be_chosen(raw, sample, tmp_path, capsys):
     process(DataConfig(**source, output_dir=str(tmp_path / "spans"), label_type="slots=spans"))
     process(DataConfig(**source, output_dir=str(tmp_path / "tags")))
     for row, tagged in zip(rows_of(tmp_path / "spans/dev.jsonl"), rows_of(tmp_path / "tags/dev.jsonl")):
-        assert metrics.entities_in("spans", row["slots"]) == metrics.entities_in("tagging", tagged["slots"])
+        assert metrics.items_in("spans", row["slots"]) == metrics.items_in("tagging", tagged["slots"])
     pos = [{"tokens": ["a", "b"], "tags": ["NN", "VB"], "split": part} for part in ("train", "dev")]
     (tmp_path / "pos.jsonl").write_text("\n".join(map(json.dumps, pos)))
     with pytest.raises(UserError, match="not entities"):

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 import main as main_module
 from config import Config, seed_torch
 from data_loader import LengthSampler, MyDataLoader, MyDataset, build_loaders
-from engine.data.features import Featurizer, merge_windows
+from engine.data.features import Featurizer
 from engine.data.tokenizer import load_tokenizer
+from engine.data.windows import merge_windows
 from engine.errors import UserError
 from engine.run.signals import Interrupted
 from engine.train import checkpoint

@@ -1,1 +1,1 @@
-"""Text to tensors: tokenizer, features and windows, the token cache, batches of similar length."""
+"""Text to tensors: tokenizer, windows, features, the token cache, batches of similar length."""

@@ -32,7 +32,8 @@ APART = regex.compile(rf"[{IDEOGRAPH}\p{{P}}$+<=>^`|~]")
 
 def load_tokenizer(config: Any, texts: Callable[[], Iterator[str]]) -> Any:
     """The pretrained model's tokenizer, or one trained on the texts (see `train_tokenizer`)."""
-    name, needed = config.pretrain_model_path, ("pad_token", "unk_token", "cls_token")  # type: str, Sequence[str]
+    name: str = config.pretrain_model_path
+    needed: Sequence[str] = ("pad_token", "unk_token", "cls_token")
     if not name:
         logger.info("no --pretrain_model_path: the tokenizer is trained on the training texts")
         tokenizer = train_tokenizer(texts, config.vocab_size)
@@ -143,7 +144,8 @@ def assemble(model: str, lowercase: bool, chinese: bool, vocab: Any = None) -> T
 
     All models split at whitespace and around punctuation first. Decoded text has no spaces between Chinese characters.
     """
-    unknown, pieces, decoder = SPECIAL["unk_token"], [], decoders.WordPiece()  # type: str, list[Any], Any
+    unknown, decoder = SPECIAL["unk_token"], cast(Any, decoders.WordPiece())
+    pieces: list[Any] = []
     if model == "wordpiece":
         body: Any = models.WordPiece(vocab or {}, unk_token=unknown)
     elif model == "wordlevel":
@@ -173,8 +175,8 @@ def unigram_pieces(texts: Iterable[str], normalizer: normalizers.Normalizer, siz
     for number, text in enumerate(texts):  # reservoir sampling: each text is equally likely to stay
         if number < 200_000:
             sample.append(text)
-        elif (place := rng.randrange(number + 1)) < len(sample):
-            sample[place] = text
+        elif (index := rng.randrange(number + 1)) < len(sample):
+            sample[index] = text
     cut, trained = pre_tokenizers.BertPreTokenizer().pre_tokenize_str, io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

@@ -21,9 +21,8 @@ import torch.nn.functional as F
 
 from engine.model.head import best_threshold
 from engine.task.tags import IGNORE
+from engine.task.words import LOWEST_SCORE, SPANS_PER_WORD
 
-LOWEST = -4.0  # a lower score (a probability of 1.8 %) is never a span, whatever the threshold chosen on dev
-MOST = 4  # spans kept per word of a text, the best ones: an untrained model finds half of all spans
 CELLS = 2**22  # scores that are on the device at a time when finding spans
 
 
@@ -139,7 +138,7 @@ def real_scores(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def find(
-    logits: torch.Tensor, mask: torch.Tensor, lowest: float = LOWEST, most: int = MOST
+    logits: torch.Tensor, mask: torch.Tensor, lowest: float = LOWEST_SCORE, most: int = SPANS_PER_WORD
 ) -> tuple[list[list[tuple[int, int, int]]], list[list[float]]]:
     """(spans, probabilities): for each text a list of (first word, last word, type id) with a score above `lowest`, in
     order, and the sigmoids of their scores. If there are more than `most` per word, the best are kept."""
@@ -159,49 +158,6 @@ def find(
             spans[begin + text].append(tuple(span))
             probabilities[begin + text].append(p)
     return spans, probabilities
-
-
-def merge_windows(
-    windows: Sequence[tuple[int, int, list[Any], list[float]]],
-) -> tuple[list[tuple[int, int, int]], list[float]]:
-    """Merges the spans found in the windows of a text -> (spans, probabilities) over its words, each span once.
-
-    windows: [(first word, number of words, spans, probabilities)]. If several windows hold a span, the one
-    whose edge is farthest from it decides, even if it did not find it; the ends of the text are not edges.
-    """
-    windows = sorted(windows, key=lambda window: window[0])
-    end = max(first + size for first, size, _, _ in windows)
-
-    def room(number: int, start: int, stop: int) -> float:
-        # from a span to the nearer edge of a window; negative if it is not inside
-        first, size = windows[number][:2]
-        before, behind = start - first, first + size - 1 - stop
-        if before < 0 or behind < 0:
-            return -1
-        return min(before if first else math.inf, behind if first + size < end else math.inf)
-
-    merged = {}
-    for number, (first, _, spans, probabilities) in enumerate(windows):
-        for (start, stop, kind), p in zip(spans, probabilities):
-            place = start + first, stop + first
-            if max(range(len(windows)), key=lambda other: room(other, *place)) == number:
-                merged[(*place, kind)] = p
-    return sorted(merged), [merged[span] for span in sorted(merged)]
-
-
-def num_outside(data: Any, name: str) -> int:
-    """How many spans of a task do not fit in any window of their text. data: a MyDataset"""
-    windows: dict[int, list[tuple[int, int]]] = {}
-    for example, first, size in zip(
-        data.example_index.tolist(), data.columns["first_word"].tolist(), data.columns["word_starts"].lengths.tolist()
-    ):
-        windows.setdefault(example, []).append((first, first + size))
-    cut = {example: parts for example, parts in windows.items() if len(parts) > 1}
-    return sum(
-        not any(begin <= first and last < end for begin, end in parts)
-        for example, parts in cut.items()
-        for first, last, _ in data[example].get(name) or ()
-    )
 
 
 def mean_of(
@@ -274,7 +230,7 @@ class SpanAnswers:
                 pairs += zip(probabilities, taken)
         if pairs:
             probabilities, right = torch.tensor(pairs, dtype=torch.float64).T
-            threshold = best_threshold(probabilities.logit(eps=1e-15), right, LOWEST, there)
+            threshold = best_threshold(probabilities.logit(eps=1e-15), right, LOWEST_SCORE, there)
             self.threshold.copy_(self.threshold if threshold is None else threshold)
 
     def hits(self: Any, answers: Any, probabilities: Any, labels: torch.Tensor) -> tuple[int, int]:

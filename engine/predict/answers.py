@@ -23,21 +23,20 @@ import numpy as np
 import torch
 
 from engine.errors import UserError
-from engine.predict.predictions import Predictions, text_and_places
+from engine.predict.predictions import Predictions
 from engine.run.files import appearing_whole, write_json
 from engine.run.run_folder import EVALUATE, read_result, read_result_lines
 from engine.schema import AnyOf, Optional, Range
-from engine.task.tags import TASK, kind_of
+from engine.task.tags import PARTS_OF_A_ROW, TASK, kind_of
+from engine.task.text import text_and_offsets
 
 SMALLEST = 1e-4  # less probable labels are left out
 PARTS = ("out_of_fold", "test", "dev")  # the details of a report are of the first of these that exists
-KINDS = ("classification", "multilabel", "regression", "tagging", "spans", "words")
 # Options that say nothing about the model
-NO_MATTER = frozenset("do_train do_eval do_predict report_language resume clear_cache output_dir model_version".split())
-PLAIN_KEYS = {"id", "text", "tokens", "text_pair", "extras", "kept"}
+UNLISTED = frozenset("do_train do_eval do_predict report_language resume clear_cache output_dir model_version".split())
 
 
-def marks_of(data: Any) -> tuple[np.ndarray, np.ndarray]:
+def cuts_and_windows(data: Any) -> tuple[np.ndarray, np.ndarray]:
     """(sub-tokens cut off, number of inputs) of each example of a MyDataset, each (N,)."""
     windows = np.bincount(data.example_index, minlength=len(data))
     return np.bincount(data.example_index, data.columns["num_cut"], len(data)).astype(int), windows
@@ -51,62 +50,52 @@ def distribution(
     if average is None or average.ndim != 1 or len(average) != len(labels):
         return None
     values = average.double().tolist()
-    several = kind == "multilabel"
-    if not all(0 <= p <= 1 for p in values) or (not several and labels[values.index(max(values))] != predicted):
+    if not all(0 <= p <= 1 for p in values):
         return None
     kept = {label: round(p, 6) for label, p in zip(labels, values) if p >= SMALLEST}
-    return kept if several else dict(sorted(kept.items(), key=lambda item: -item[1]))
-
-
-def answer_of(
-    task: dict[str, Any], kind: str, gold: Any, label: Any, probability: Any, average: Any, verdict: bool | None
-) -> dict[str, Any]:
-    """The stored form of a task's answer to a text."""
-    rounded = probability if probability is None else np.round(probability, 6).tolist()
-    kept = {"gold": gold, "predicted": label, "right": verdict, "probability": rounded}
-    if kind in ("classification", "multilabel"):
-        found = distribution(average, task["labels"], label, kind)
-        kept |= {} if found is None else {"probabilities": found}
-    return kept
+    if kind == "multilabel":
+        return kept
+    is_consistent = labels[values.index(max(values))] == predicted
+    return dict(sorted(kept.items(), key=lambda item: -item[1])) if is_consistent else None
 
 
 def rows_of(
     data: Any, predictions: Predictions, tasks: dict[str, dict[str, Any]], metrics: ModuleType
 ) -> Iterator[dict[str, Any]]:
     """The rows of a MyDataset as they are stored. metrics: the module metrics.py, which decides what is right."""
-    kinds = looks(tasks, metrics)
-    cut, windows = marks_of(data)
+    kinds = report_kinds(tasks, metrics)
+    cut, windows = cuts_and_windows(data)
     labels, probabilities, averages = predictions
     for i in range(len(data)):
         example = data[i]
-        text, places = text_and_places(example, tasks)
+        text, offsets = text_and_offsets(example, tasks)
         row = {"id": example["id"], "text": text}
-        row |= {"text_pair": example["text_pair"]} if "text_pair" in example else {}
-        row |= {} if places is None else {"places": places}
-        others = {k: v for k, v in example.items() if k not in {*PLAIN_KEYS, *tasks}}
+        if "text_pair" in example:
+            row["text_pair"] = example["text_pair"]
+        if offsets is not None:
+            row["places"] = offsets
+        row |= {"cut": int(cut[i]), "windows": int(windows[i])}
         kept = {name: str(value) for name, value in example.get("kept", {}).items() if value is not None}
-        others = example.get("extras", {}) | kept | others
-        others = {name: value for name, value in others.items() if isinstance(value, str | int | float)}
-        row |= {"cut": int(cut[i]), "windows": int(windows[i])} | ({"columns": others} if others else {})
-        row["answers"] = {
-            name: answer_of(
-                task,
-                kinds[name],
-                example[name],
-                labels[name][i],
-                probabilities[name][i],
-                averages[name][i],
-                metrics.is_right(task, example[name], labels[name][i]),
-            )
-            for name, task in tasks.items()
-        }
+        others = {name: value for name, value in example.items() if name not in {*PARTS_OF_A_ROW, *tasks}}
+        columns = example.get("extras", {}) | kept | others
+        if columns := {name: value for name, value in columns.items() if isinstance(value, str | int | float)}:
+            row["columns"] = columns
+        row["answers"] = {}
+        for name, task in tasks.items():
+            gold, label, probability = example[name], labels[name][i], probabilities[name][i]
+            answer = {"gold": gold, "predicted": label, "right": metrics.is_right(task, gold, label)}
+            answer["probability"] = probability if probability is None else np.round(probability, 6).tolist()
+            if kinds[name] in ("classification", "multilabel"):
+                found = distribution(averages[name][i], task["labels"], label, kinds[name])
+                answer |= {} if found is None else {"probabilities": found}
+            row["answers"][name] = answer
         yield row
 
 
-def looks(tasks: dict[str, dict[str, Any]], metrics: ModuleType) -> dict[str, str]:
-    """{task: one of KINDS}, as metrics.py scores it; a custom kind becomes the one that its labels fit."""
-    kinds = {name: metrics.kind_of(task) for name, task in tasks.items()}
-    return {name: kind if kind in KINDS else kind_of(tasks[name]) for name, kind in kinds.items()}
+def report_kinds(tasks: dict[str, dict[str, Any]], metrics: ModuleType) -> dict[str, str]:
+    """{task: one of ANSWERS}, as metrics.py scores it; a custom kind becomes the one that its labels fit."""
+    kinds = {name: metrics.scoring_kind(task) for name, task in tasks.items()}
+    return {name: kind if kind in ANSWERS else kind_of(tasks[name]) for name, kind in kinds.items()}
 
 
 def write_rows(folder: Path, part: str, rows: Iterable[dict[str, Any]]) -> None:
@@ -123,9 +112,9 @@ def write_about(folder: Path, trainer: Any, trained: Any, parts: list[str], metr
     root = Path(__file__).resolve().parents[2]
     about = {
         "tasks": tasks,
-        "kinds": looks(tasks, metrics),
+        "kinds": report_kinds(tasks, metrics),
         "monitor": trained.monitor or metrics.default_monitor(tasks),
-        "main_scores": {name: metrics.MAIN[metrics.kind_of(task)] for name, task in tasks.items()},
+        "main_scores": {name: metrics.MAIN[metrics.scoring_kind(task)] for name, task in tasks.items()},
         "shown_scores": metrics.main_scores(tasks),
         "parts": parts,
         "data_path": str(config.data_dir),
@@ -143,9 +132,8 @@ def write_about(folder: Path, trainer: Any, trained: Any, parts: list[str], metr
 
 def options_of(trained: Any) -> dict[str, Any]:
     """The options of a training run that say something about the model and differ from the defaults."""
-    defaults = {f.name: f.default for f in dataclasses.fields(trained)}
-    options = dataclasses.asdict(trained)
-    return {n: v for n, v in options.items() if v != defaults[n] and n not in NO_MATTER}
+    options = {option.name: (getattr(trained, option.name), option.default) for option in dataclasses.fields(trained)}
+    return {name: value for name, (value, default) in options.items() if value != default and name not in UNLISTED}
 
 
 def commit_of(root: Path) -> str:
@@ -161,10 +149,19 @@ def commit_of(root: Path) -> str:
     return head.stdout.strip() + ("+" if status.stdout.strip() else "") if head.returncode == 0 else ""
 
 
+OF_WORDS = {"tagging", "words", "spans"}
+ANSWERS = {  # the shape of a label, by kind
+    "classification": str,
+    "multilabel": [str],
+    "regression": float,
+    "tagging": [str],
+    "words": [str],
+    "spans": [(Range(0), Range(0), str)],
+}
 TEXTS = ("monitor", "data_path", "log", "device", "torch", "commit", "evaluated")
 ABOUT = dict.fromkeys(TEXTS, str) | {
     "tasks": {str: TASK},
-    "kinds": {str: AnyOf(*KINDS)},
+    "kinds": {str: AnyOf(*ANSWERS)},
     "main_scores": {str: str},
     "shown_scores": [str],
     "parts": [AnyOf(*PARTS)],
@@ -173,20 +170,11 @@ ABOUT = dict.fromkeys(TEXTS, str) | {
     "by_tokens": bool,
     Optional("folds"): [str],
 }
-OF_WORDS = {"tagging", "words", "spans"}
-ANSWERS = {  # what a label is, by kind
-    "classification": str,
-    "multilabel": [str],
-    "regression": float,
-    "tagging": [str],
-    "words": [str],
-    "spans": [(Range(0), Range(0), str)],
-}
 PROBABILITY = AnyOf(None, float)
 
 
-def row_shape(kinds: dict[str, str]) -> dict:
-    """The shape of a row of answers/<part>.jsonl. kinds: {task: one of KINDS}"""
+def row_shape(kinds: dict[str, str]) -> dict[Any, Any]:
+    """The shape of a row of answers/<part>.jsonl. kinds: {task: one of ANSWERS}"""
     answers = {
         name: {
             "gold": AnyOf(None, ANSWERS[kind]),
@@ -221,19 +209,19 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     return about
 
 
-def read_rows(folder: str | Path, part: str, kinds: dict[str, str]) -> list[dict]:
-    """Reads the rows of a part. Raises UserError for a damaged one. kinds: {task: one of KINDS}"""
+def read_rows(folder: str | Path, part: str, kinds: dict[str, str]) -> list[dict[str, Any]]:
+    """Reads the rows of a part. Raises UserError for a damaged one. kinds: {task: one of ANSWERS}"""
     path = Path(folder) / "answers" / f"{part}.jsonl"
     rows = read_result_lines(path, row_shape(kinds))
     for number, row in enumerate(rows, 1):
         size = len(row.get("places", ()))
         for name, kind in kinds.items():
             for label in (row["answers"][name][side] or [] for side in ("gold", "predicted")):
-                if kind in OF_WORDS and ("" in label or words_of(kind, label) > size):
+                if kind in OF_WORDS and ("" in label or num_words(kind, label) > size):
                     raise UserError(f"{path}, row {number}: {name!r} does not fit its {size} words; {EVALUATE}")
     return rows
 
 
-def words_of(kind: str, label: list) -> int:
+def num_words(kind: str, label: list) -> int:
     """How many words a text must have for these tags or spans."""
     return len(label) if kind != "spans" else max((span[1] + 1 for span in label), default=0)

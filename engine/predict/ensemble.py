@@ -22,7 +22,7 @@ from engine.model import span_pointer
 from engine.model.head import Head
 from engine.predict.predictions import Predictions, add_cut_words, prediction_rows
 from engine.run.files import verify
-from engine.run.run_folder import SCORES, read_result
+from engine.run.run_folder import SCORES, distinct, read_result
 from engine.schema import Optional
 from engine.task.extras import extras_of
 from engine.task.tags import read_tasks
@@ -30,13 +30,14 @@ from engine.task.tags import read_tasks
 
 def mean_scores(paths: Sequence[Path]) -> dict[str, Any]:
     """{"folds": [eval.json of each], "mean": …, "std": …}; a score that one fold lacks has no mean."""
-    result: dict[str, Any] = {"folds": [read_result(path, {str: SCORES}) for path in paths]}
-    for part in result["folds"][0]:
-        for name in result["folds"][0][part]:
-            values = [fold[part][name] for fold in result["folds"] if name in fold[part]]
-            if len(values) == len(paths):
-                result.setdefault("mean", {}).setdefault(part, {})[name] = statistics.fmean(values)
-                result.setdefault("std", {}).setdefault(part, {})[name] = statistics.stdev(values)
+    folds = [read_result(path, {str: SCORES}) for path in paths]
+    result: dict[str, Any] = {"folds": folds}
+    for part, scores in folds[0].items():
+        for name in scores:
+            values = [fold[part][name] for fold in folds if name in fold[part]]
+            if len(values) == len(folds):
+                for title, statistic in (("mean", statistics.fmean), ("std", statistics.stdev)):
+                    result.setdefault(title, {}).setdefault(part, {})[name] = statistic(values)
     return result
 
 
@@ -62,7 +63,7 @@ def average_heads(heads: Any, states: list[dict[str, dict[str, torch.Tensor]]]) 
         head.load_state_dict(means, strict=False)
 
 
-def means_of(head: Head, averages: list[list], seen: Sequence[np.ndarray] | None = None) -> list:
+def means_of(head: Head, averages: list[list], seen: Sequence[np.ndarray] | None = None) -> list[Any]:
     """The mean of several models' outputs for a task, per text; for a head that finds spans (spans, probabilities).
 
     averages: for each model what `Trainer.infer` gives with keep_averages. seen: for each model how many words of each
@@ -82,21 +83,22 @@ def mean_of_words(several: Any) -> torch.Tensor:
     return pad_sequence(several, padding_value=math.nan).nanmean(1)
 
 
-def decode(head: Head, means: list[torch.Tensor], size: int = 64) -> list:
+def decode(head: Head, means: list[torch.Tensor], size: int = 64) -> list[tuple[Any, Any]]:
     """[(answer, probability)], as a head decodes them for each text from the means of several models."""
-    by_words, found = head.level == "words", [None] * len(means)  # type: bool, list[Any]
-    order = sorted(range(len(means)), key=lambda i: len(means[i])) if by_words else range(len(means))
+    by_words, device = head.level == "words", head.linear.weight.device
+    found: list[Any] = [None] * len(means)
+    order = sorted(range(len(means)), key=lambda i: len(means[i]) if by_words else 0)
     for start in range(0, len(order), size):
-        numbers = order[start : start + size]
-        batch = [means[i] for i in numbers]
+        rows = order[start : start + size]
+        batch = [means[i] for i in rows]
         logits = head.from_average(pad_sequence(batch, batch_first=True) if by_words else torch.stack(batch))
-        lengths, inputs = torch.tensor([len(mean) if by_words else 0 for mean in batch]), {}
+        inputs = {}
         if by_words:
-            inputs["word_mask"] = torch.arange(logits.shape[1]) < lengths.unsqueeze(1)
-        device = head.linear.weight.device
-        decoded = head.decode(logits.to(device), {name: tensor.to(device) for name, tensor in inputs.items()})
-        for i, length, *pair in zip(numbers, lengths.tolist(), *(tensor.tolist() for tensor in decoded)):
-            found[i] = [side[:length] for side in pair] if by_words else pair
+            lengths = torch.tensor([len(mean) for mean in batch])
+            inputs["word_mask"] = (torch.arange(logits.shape[1]) < lengths.unsqueeze(1)).to(device)
+        answers, probabilities = head.decode(logits.to(device), inputs)
+        for i, answer, probability in zip(rows, answers.tolist(), probabilities.tolist()):
+            found[i] = (answer[: len(means[i])], probability[: len(means[i])]) if by_words else (answer, probability)
     return found
 
 
@@ -153,18 +155,17 @@ class Run(NamedTuple):
         return folder.parents[1] if folder.parent.name == "checkpoints" else None
 
 
-def find_runs(paths: Iterable[str | Path], unique: Callable[[list[str]], list[str]]) -> list[Run]:
+def find_runs(paths: Iterable[str | Path]) -> list[Run]:
     """The Runs in these folders, each a run, whose checkpoints/best is taken, or a checkpoint.
 
-    unique: names -> distinct names. Raises UserError for one that is damaged, that is named twice, or whose tasks,
-    heads or labels are not those of the first.
+    Raises UserError for one that is damaged, that is named twice, or whose tasks, heads or labels are not those of the
+    first.
     """
     folders = [checkpoint_of(Path(path)) for path in paths]
-    for number, folder in enumerate(folders):
-        if folder.resolve() in [other.resolve() for other in folders[:number]]:
+    runs: list[Run] = []
+    for folder, name in zip(folders, distinct([name_of(folder) for folder in folders])):
+        if folder.resolve() in [run.folder.resolve() for run in runs]:
             raise UserError(f"{folder}: is named twice; a run counts once (a selection may give it more weight)")
-    runs = []
-    for folder, name in zip(folders, unique([name_of(folder) for folder in folders])):
         options = read_result(folder / "args.json", {Optional("use_crf"): bool}, "train the run again")
         runs.append(Run(name, folder, read_tasks(folder / "labels.json"), options.get("use_crf", False)))
         refuse_difference(runs[0], runs[-1])
@@ -205,24 +206,21 @@ def facts_of(run: Run, name: str) -> dict[str, Any]:
 
 def refuse_difference(first: Run, run: Run) -> None:
     """Raises UserError, which says what differs, if a run does not match the first one."""
+    advice = "they cannot be averaged"
     for one, other in ((first, run), (run, first)):
         if lacking := sorted(one.tasks.keys() - other.tasks.keys()):
-            raise UserError(
-                f"{other.folder}: has no task {lacking[0]!r}, which {one.folder} has; they cannot be averaged"
-            )
+            raise UserError(f"{other.folder}: has no task {lacking[0]!r}, which {one.folder} has; {advice}")
     for name in run.tasks:
-        facts, others = facts_of(first, name), facts_of(run, name)
-        for what in facts:
-            ours, theirs = facts[what], others[what]
-            if ours == theirs:
+        facts = facts_of(run, name)
+        for fact, expected in facts_of(first, name).items():
+            if facts[fact] == expected:
                 continue
-            if what == "labels":
-                differ = sorted({*ours} ^ {*theirs})
-                shown = f"labels differ ({', '.join(differ[:8]) or 'in their order'})"
-            else:
-                shown = f"{what} is {theirs!r}, not {ours!r}"
+            difference = f"{fact} is {facts[fact]!r}, not {expected!r}"
+            if fact == "labels":
+                labels = sorted({*expected} ^ {*facts[fact]})
+                difference = f"labels differ ({', '.join(labels[:8]) or 'in their order'})"
             raise UserError(
-                f"{run.folder}, compared with {first.folder}: in the task {name!r} the {shown}; they cannot be averaged"
+                f"{run.folder}, compared with {first.folder}: in the task {name!r} the {difference}; {advice}"
             )
 
 
@@ -240,8 +238,10 @@ def on_scale_of(first: Run, run: Run, predictions: Predictions) -> Predictions:
 class Part:
     """The outputs of runs, by number, for the examples of a part."""
 
-    def __init__(self):
-        self.dataset, self.predictions, self.seen = None, {}, {}
+    def __init__(self) -> None:
+        self.dataset: Any = None
+        self.predictions: dict[int, Predictions] = {}
+        self.seen: dict[int, np.ndarray] = {}  # words of each text that a run saw
 
     def add(self, number: int, data: Any, predictions: Predictions) -> None:
         """Adds a run's predictions. data: the run's MyDataset; that of the run that cuts least is kept."""
@@ -280,16 +280,20 @@ class Committee:
         config: Any,
         device: torch.device,
         metrics: ModuleType,
-    ):
+    ) -> None:
         self.runs, self.load, self.loader_of = runs, load, loader_of
         self.config, self.device, self.metrics = config, device, metrics
-        self.tasks, self.members, self.stop = runs[0].tasks, range(len(runs)), None  # type: dict, Collection[int], Any
-        self.heads, self.states, self.is_calibrated = None, {}, False  # type: Any, dict[int, Any], bool
+        self.tasks = runs[0].tasks
+        self.members: Collection[int] = range(len(runs))
+        self.stop: Any = None  # set by `label_rows`
+        self.heads: Any = None
+        self.states: dict[int, Any] = {}  # `deciding_state` of each run
+        self.is_calibrated = False
 
-    def collect(self, sources: Mapping[str, Any], members: Iterable[int] | None = None) -> dict[str, Part]:
-        """{title: a file or a list of examples} -> {title: Part} with the outputs of each of these runs."""
+    def collect(self, sources: Mapping[str, Any]) -> dict[str, Part]:
+        """{title: a file or a list of examples} -> {title: Part} with the outputs of each member."""
         parts = {title: Part() for title in sources}
-        for number in tqdm(sorted({*(members or self.members)}), desc="runs", leave=False, delay=2):
+        for number in tqdm(sorted({*self.members}), desc="runs", leave=False, delay=2):
             run = self.runs[number]
             trainer, featurizer = self.load(run.folder)
             trainer.stop = self.stop or trainer.stop

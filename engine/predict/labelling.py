@@ -17,9 +17,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from engine.data.features import Cuts
+from engine.data.cuts import Cuts
 from engine.errors import UserError
-from engine.predict.predictions import check_pairs, prepare_inputs, write_rows
+from engine.predict.predictions import check_pairs, prepare_inputs
+from engine.predict.rows import write_rows
 from engine.run import distributed
 from engine.run.command_line import os_error_line
 from engine.run.files import open_own, refuse_same_file, require_file, sha256, sync, write_json
@@ -49,7 +50,7 @@ def label_rows(
 ) -> None:
     """Labels the rows of a file, or the part of them that --shard selects, into a .csv or .jsonl file.
 
-    rows: a Rows of preprocess/readers/sources.py; load: examples -> a MyDataLoader; path: of the output, to which
+    rows: a TextRows of preprocess/readers/sources.py; load: examples -> a MyDataLoader; path: of the output, to which
     --shard adds its number; checkpoints: the folders of the trainer's model, or of the models of an ensemble; more:
     what else the answers depend on. SIGTERM and SIGINT stop after a batch and raise Interrupted; --resume labels its
     pool again.
@@ -110,7 +111,7 @@ def path_of_shard(path: str | Path, shard: str) -> Path:
 
 
 def check_all(rows: Any, tasks: dict[str, dict[str, Any]]) -> None:
-    """Raises UserError for a row that a model of these tasks cannot read; `Rows` has checked what needs no model."""
+    """Raises UserError for a row that a model of these tasks cannot read; `TextRows` has checked the rest."""
     if not rows.labelled:
         check_pairs(next(iter(rows.read())), tasks)
         for _ in prepare_inputs(rows.read(), tasks, rows.path) if extras_of(tasks) else ():

@@ -1,25 +1,23 @@
 """The heads' answers, merged for each text, and written to a file."""
 
-import csv
-import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, cast
+from typing import Any, NamedTuple, cast
 
 import torch
-from seqeval.metrics.sequence_labeling import get_entities
 
-from engine.data.features import merge_windows
+from engine.data.windows import merge_spans, merge_windows
 from engine.errors import UserError
-from engine.model import span_pointer
+from engine.predict.rows import write_rows
 from engine.run import distributed
 from engine.run.files import appearing_whole
 from engine.task.extras import extras_of, pairs_of, require_extras
 from engine.task.tags import find_scheme, has_spans, is_tagging, needs_words
-from engine.task.text import join_tokens, place_tokens, split_text
+from engine.task.text import split_text, text_and_offsets, token_unit
+from engine.task.words import columns_of, is_wordless, row_of
 
 logger = logging.getLogger("template")
 
@@ -118,7 +116,7 @@ class Answers:
         """(answer, probability, what may be averaged) of an example, merged from its rows; words cut off are O."""
         pieces, head, data = self.pieces[name][example], self.heads[name], self.data
         if head.finds_spans:
-            found = span_pointer.merge_windows(pieces)
+            found = merge_spans(pieces)
             return *found, found if name in self.keep else None
         if head.level != "words":
             return pieces[0][1:]
@@ -151,15 +149,6 @@ def names_entities(task: dict[str, Any]) -> bool:
 def are_of_entities(labels: tuple[str, ...]) -> bool:
     tags = [tag for tag in labels if tag != "O"]
     return not tags or find_scheme([tags]) is not None
-
-
-def entities(tags: list[str], spans: list[tuple[int, int]], text: str) -> list[dict[str, Any]]:
-    """[{label, text, start, end}] of a list of tags; spans: each token's (start, end) in the text."""
-    return [entity(label, spans[first][0], spans[last][1], text) for label, first, last in get_entities(tags)]
-
-
-def entity(label: str, start: int, end: int, text: str) -> dict[str, Any]:
-    return {"label": label, "text": text[start:end], "start": start, "end": end}
 
 
 def prepare_inputs(
@@ -198,23 +187,6 @@ def check_pairs(example: dict[str, Any], tasks: dict[str, dict[str, Any]]) -> No
         logger.warning("this model was trained on single texts: the second texts of --predict_file are not read")
 
 
-def token_unit(tasks: dict[str, dict[str, Any]]) -> str | None:
-    """The unit of tokens in tasks of tags or spans: "word", "character", "character+blank"; None without such tasks."""
-    return next((task["unit"] for task in tasks.values() if needs_words(task["type"])), None)
-
-
-def text_and_places(
-    example: dict[str, Any], tasks: dict[str, dict[str, Any]]
-) -> tuple[str, list[tuple[int, int]] | None]:
-    """(the text of an example, [(start, end)] of its tokens in the text, or None without tokens)."""
-    text, spans = example.get("text"), None
-    if text is not None and "tokens" in example:
-        spans = place_tokens(text, example["tokens"])
-    if text is None or ("tokens" in example and spans is None):  # no text, or the tokens are not from it
-        text, spans = join_tokens(example["tokens"], token_unit(tasks) or "word")
-    return text, spans
-
-
 def prediction_row(
     example: dict[str, Any],
     answers: dict[str, tuple[Any, Any]],
@@ -228,27 +200,22 @@ def prediction_row(
     If the example has labels and `is_right` is given, (task, gold, predicted) -> True, False or None, they are followed
     by <task>_gold (and <task>_gold_tags), <task>_right, and at the end `right`: whether all of them are right.
     """
-    text, spans = text_and_places(example, tasks)
-    answers = {name: without_words(example, tasks[name], *answer) for name, answer in answers.items()}
+    text, offsets = text_and_offsets(example, tasks)
+    if is_wordless(example):
+        answers = answers | {name: ([], []) for name in answers if needs_words(tasks[name]["type"])}
     require_finite(example, answers)
-    row = {"id": example["id"], "text": text}
-    if "text_pair" in example:
-        row["text_pair"] = example["text_pair"]
-    for name, (label, probability) in answers.items():
-        row |= columns_of(name, tasks[name], label, spans, text)
-        if has_spans(tasks[name]["type"]):
-            row[name] = [one | {"probability": round(p, 6)} for one, p in zip(row[name], probability)]
-        elif probability is not None and not is_tagging(tasks[name]["type"]):
-            several = isinstance(probability, list)
-            row[f"{name}_probability"] = [round(p, 6) for p in probability] if several else round(probability, 6)
+    kinds = {name: column_kind(task) for name, task in tasks.items()}
+    row = row_of(example, {name: (kinds[name], *answer) for name, answer in answers.items()}, text, offsets)
     if is_right is None or any(name not in example for name in answers):
         return row
     verdicts = {name: is_right(tasks[name], example[name], answers[name][0]) for name in answers}
     gold: dict[str, Any] = {}
     for name, verdict in verdicts.items():
-        gold |= columns_of(f"{name}_gold", tasks[name], example[name], spans, text) | {f"{name}_right": verdict}
+        gold |= columns_of(f"{name}_gold", kinds[name], example[name], offsets, text) | {f"{name}_right": verdict}
     known = [verdict for verdict in verdicts.values() if verdict is not None]
-    return gold_last(row, gold | {"right": all(known) if known else None})
+    gold["right"] = all(known) if known else None
+    # a task that is itself called "right" or "<task>_gold" keeps its column
+    return row | {name: value for name, value in gold.items() if name not in row}
 
 
 def prediction_rows(
@@ -265,13 +232,6 @@ def prediction_rows(
         )
 
 
-def without_words(example: dict, task: dict, label: Any, probability: Any) -> tuple[Any, Any]:
-    """The answer to an example; a text without words has neither tags nor spans, though the model reads it as [UNK]."""
-    if needs_words(task["type"]) and example.get("tokens") == [""] and not example.get("text", "").strip():
-        return [], [] if has_spans(task["type"]) else None
-    return label, probability
-
-
 def require_finite(example: dict, answers: dict) -> None:
     """Raises UserError if a value of an answer is not finite."""
     for name, answer in answers.items():
@@ -283,20 +243,13 @@ def require_finite(example: dict, answers: dict) -> None:
             )
 
 
-def gold_last(row: dict[str, Any], gold: dict[str, Any]) -> dict[str, Any]:
-    """Appends the gold columns; a task that is itself called "right" or "<task>_gold" keeps its column."""
-    return row | {name: value for name, value in gold.items() if name not in row}
-
-
-def columns_of(name: str, task: dict[str, Any], label: Any, spans: Any, text: str) -> dict[str, Any]:
-    """The columns of a task's label, gold or predicted; None, where there is no label, stays None."""
+def column_kind(task: dict[str, Any]) -> str:
+    """The kind of `columns_of` that a task's labels have."""
     if has_spans(task["type"]):
-        found = label if label is None else [entity(kind, spans[f][0], spans[last][1], text) for f, last, kind in label]
-        return {name: found}
-    if not is_tagging(task["type"]):
-        return {name: label}
-    tags = {f"{name}_tags": label}
-    return {name: label if label is None else entities(label, spans, text)} | tags if names_entities(task) else tags
+        return "spans"
+    if is_tagging(task["type"]):
+        return "entities" if names_entities(task) else "tags"
+    return "label"
 
 
 def write_predictions(rows: Iterable[dict[str, Any]], path: str | Path, spreadsheet_safe: bool = False) -> None:
@@ -305,28 +258,3 @@ def write_predictions(rows: Iterable[dict[str, Any]], path: str | Path, spreadsh
     path.parent.mkdir(parents=True, exist_ok=True)
     with appearing_whole(path) as file:
         write_rows(rows, file, path.suffix == ".jsonl", spreadsheet_safe=spreadsheet_safe)
-
-
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")  # starts of what a spreadsheet may run (OWASP, CSV Injection)
-
-
-def write_rows(
-    rows: Iterable[dict[str, Any]], file: TextIO, as_jsonl: bool, header: bool = True, spreadsheet_safe: bool = False
-) -> None:
-    """Writes dicts as lines of an open text file. header: start a CSV with the names of its columns; spreadsheet_safe:
-    put an apostrophe before text cells that a spreadsheet would take for a formula."""
-    to_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode  # NaN is not valid JSON
-    if as_jsonl:
-        file.writelines(to_json(row) + "\n" for row in rows)
-        return
-    writer = csv.writer(file)
-    for row in rows:
-        cells = [to_json(v) if isinstance(v, list) else v for v in row.values()]
-        for line in [list(row), cells] if header else [cells]:
-            writer.writerow(map(harmless, line) if spreadsheet_safe else line)
-        header = False
-
-
-def harmless(cell: Any) -> Any:
-    """A cell of a CSV that no spreadsheet runs; numbers are not formulas."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -184,3 +184,8 @@ def changed_options(before: dict[str, Any], now: dict[str, Any], resume_safe: Co
         for name in now
         if name not in resume_safe and before.get(name) != now[name]
     ]
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names of runs, with a number added to repeated ones."""
+    return [f"{name} ({names[:i].count(name) + 1})" if name in names[:i] else name for i, name in enumerate(names)]

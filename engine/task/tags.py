@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.errors import UserError
 from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
+from engine.task.words import entities_in as entities_in  # also for those who import it from here
 
 PARTS_OF_A_ROW = ("id", "text", "tokens", "text_pair", "extras", "kept")
 IGNORE = -100  # label id where there is no label: torch's ignore_index
@@ -82,25 +83,19 @@ def needs_words(kind: str) -> bool:
 class TagFacts:
     """What lists of tags reveal about their scheme; facts of several blocks of rows can be merged."""
 
-    def __init__(self):
-        self.tags, self.i_starts, self.b_starts = set(), False, False
+    def __init__(self) -> None:
+        self.tags: set[str] = set()
+        self.starts: set[str] = set()  # first letters of tags that no tag of their type precedes
 
     def add(self, tags: Sequence[str]) -> None:
-        """Records the tags, and whether entities begin with I- or with B- when none of their type precedes."""
         self.tags.update(tags)
-        before = "O"
-        for tag in tags:
+        for before, tag in zip(["O", *tags], tags):
             if tag != "O" and (before == "O" or before[2:] != tag[2:]):
-                if tag[0] == "I":
-                    self.i_starts = True
-                elif tag[0] == "B":
-                    self.b_starts = True
-            before = tag
+                self.starts.add(tag[0])
 
     def merge(self, other: "TagFacts") -> None:
         self.tags |= other.tags
-        self.i_starts |= other.i_starts
-        self.b_starts |= other.b_starts
+        self.starts |= other.starts
 
     @property
     def scheme(self) -> str | None:
@@ -114,7 +109,7 @@ class TagFacts:
             return "bmes"
         if letters & {"E", "S"}:
             return "bioes"
-        return "iob1" if self.i_starts and not self.b_starts else "bio"
+        return "iob1" if "I" in self.starts and "B" not in self.starts else "bio"
 
 
 def find_scheme(tag_lists: Iterable[Sequence[str]]) -> str | None:
@@ -126,26 +121,6 @@ def find_scheme(tag_lists: Iterable[Sequence[str]]) -> str | None:
     for tags in tag_lists:
         facts.add(tags)
     return facts.scheme
-
-
-def entities_in(tags: Sequence[str]) -> list[tuple[str, int, int]]:
-    """[(type, first token, last token)] of a list of tags, as seqeval's get_entities reads them.
-
-    This version needs no scikit-learn and skips tokens outside entities.
-    """
-    found, before, kind_before, begin = [], "O", "_", 0
-    for i, chunk in enumerate([*tags, "O"]):
-        if chunk == before == "O":
-            kind_before = "_"
-            continue
-        tag, kind = chunk[0], chunk[1:].split("-", 1)[-1] or "_"
-        another = kind != kind_before
-        if before in "ES" or (before in "BI" and tag in "BSO") or (another and before not in "O."):
-            found.append((kind_before, begin, i - 1))
-        if tag in "BS" or (tag in "EI" and before in "ESO") or (another and tag not in "O."):
-            begin = i
-        before, kind_before = tag, kind
-    return found
 
 
 def may_follow(before: str, tag: str, bioes: bool) -> bool:

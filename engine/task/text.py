@@ -5,9 +5,14 @@ from typing import Any
 
 import regex
 
+from engine.task import words
+from engine.task.tags import needs_words
+from engine.task.words import Offsets
+
 HAN = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
 LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}_]--{HAN}]"
 WORD = rf"(?V1){HAN}|{LETTER}+(?:(?:[-'’.:/@&]|(?<=\d),(?=\d)){LETTER}+)*|[^\s]"
+HAN_CHARACTER = regex.compile(HAN)
 
 
 def split_text(text: str, unit: str) -> list[tuple[str, int, int]]:
@@ -19,27 +24,19 @@ def split_text(text: str, unit: str) -> list[tuple[str, int, int]]:
     return [(m.group(), m.start(), m.end()) for m in regex.finditer(pattern, text)] or [("", 0, 0)]
 
 
-def join_tokens(tokens: Iterable[str], unit: str) -> tuple[str, list[tuple[int, int]]]:
-    """(text, [(start, end)]): tokens joined into a text. A space separates words, but not Chinese characters."""
-    text, spans = "", []
-    for token in tokens:
-        if unit == "word" and text and token and not (regex.match(HAN, text[-1]) or regex.match(HAN, token[0])):
-            text += " "
-        spans.append((len(text), len(text) + len(token)))
-        text += token
-    return text, spans
+def join_tokens(tokens: Iterable[str], unit: str) -> tuple[str, Offsets]:
+    """The text of tokens and their offsets. A space separates words, but not Chinese characters."""
+    return words.join_tokens(tokens, unit, HAN_CHARACTER)
 
 
-def place_tokens(text: str, tokens: Iterable[str]) -> list[tuple[int, int]] | None:
-    """[(start, end)] of tokens that were cut from the text in order; None if they were not."""
-    spans, position = [], 0
-    for token in tokens:
-        start = text.find(token, position)
-        if start < 0:
-            return None
-        spans.append((start, start + len(token)))
-        position = start + len(token)
-    return spans
+def token_unit(tasks: dict[str, dict[str, Any]]) -> str | None:
+    """The unit of tokens in tasks of tags or spans: "word", "character", "character+blank"; None without such tasks."""
+    return next((task.get("unit", "word") for task in tasks.values() if needs_words(task["type"])), None)
+
+
+def text_and_offsets(example: dict[str, Any], tasks: dict[str, dict[str, Any]]) -> tuple[str, Offsets | None]:
+    """The text of an example, and the offsets of its tokens in it, None without tokens."""
+    return words.text_and_offsets(example, token_unit(tasks) or "word", HAN_CHARACTER)
 
 
 def text_of(example: dict[str, Any], with_pair: bool = False) -> str:

@@ -24,7 +24,7 @@ import torch
 from safetensors import safe_open
 from tqdm import tqdm
 
-from engine.data.features import merge_windows
+from engine.data.windows import merge_windows
 from engine.data.token_cache import cached_table
 from engine.model.encoders import overflows
 from engine.predict.predictions import prepare_inputs

@@ -2,59 +2,63 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from engine.errors import UserError
-from preprocess.readers.raw_files import MOST_CHARACTERS, read_rows, read_whole, some
+from preprocess.example import Example
+from preprocess.readers.options import ReadOptions
+from preprocess.readers.raw_files import MAX_CHARACTERS, abbreviate, read_rows, read_whole
 
 UNLABELLED = ("unsup", "unlabeled", "unlabelled")  # folders whose texts have no class
 TEXT_BOUND = re.compile(r"(\S+) (\d+ \d+(?:;\d+ \d+)*)")
 
 
-def is_text(path):
+def is_text(path: Path) -> bool:
     """Whether a file is one of many texts: NAME.txt, or a number without suffix (as in 20 Newsgroups)."""
     return (path.suffix.lower() == ".txt" or path.name.isdigit()) and not path.name.startswith(".") and path.is_file()
 
 
-def text_files(folder):
+def text_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if is_text(path))
 
 
-def class_folders(folder):
+def class_folders(folder: Path) -> list[Path]:
     """The subfolders that contain texts: if there are two or more, each is a class."""
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
     return [path for path in inside if any(map(is_text, path.iterdir()))]
 
 
-def is_brat(folder):
+def is_brat(folder: Path) -> bool:
     """Whether a folder contains BRAT annotations: NAME.ann next to NAME.txt."""
     return any(path.suffix == ".ann" for path in folder.iterdir())
 
 
-def read_classes(path, options):
+def read_classes(path: Path, options: ReadOptions) -> Iterator[Example]:
     """One folder per class, with one text per .txt file."""
-    folders = class_folders(Path(path))
+    folders = class_folders(path)
     if len(folders) < 2:
         raise UserError(f"{path}: needs one folder per class, with one .txt file per text; found {len(folders)}")
-    labelled = hasattr(options, "label_column")  # pretraining uses all texts
-    unlabelled = [folder.name for folder in folders if labelled and folder.name.lower() in UNLABELLED]
+    # Pretraining uses all texts
+    unlabelled = [folder.name for folder in folders if options.labelled and folder.name.lower() in UNLABELLED]
     classes = [folder for folder in folders if folder.name not in unlabelled]
-    left_out = f"; skipped, as their texts have no class: {some(unlabelled)}" if unlabelled else ""
-    print(f"{path}: one class for each of the {len(classes)} folders ({some(f.name for f in classes)}){left_out}")
-    told = False
+    left_out = f"; skipped, as their texts have no class: {abbreviate(unlabelled)}" if unlabelled else ""
+    print(f"{path}: one class for each of the {len(classes)} folders ({abbreviate(f.name for f in classes)}){left_out}")
+    reported = options.encoding != "auto"
     for folder in classes:
         for file in text_files(folder):
             text, encoding = read_whole(file, options.encoding)
-            if encoding == "gb18030" and options.encoding == "auto" and not told:
+            if encoding == "gb18030" and not reported:
                 print(f"{file}: not UTF-8; read as GB18030, as other files here may be (--encoding overrides)")
-                told = True
+                reported = True
             text = text.removeprefix("\ufeff").replace("\r\n", "\n").strip("\n")
             yield {"_where": f"{file}", "id": f"{folder.name}/{file.stem}", "text": text, "label": folder.name}
 
 
-def read_brat(path, options):
+def read_brat(path: Path, options: ReadOptions) -> Iterator[Example]:
     """A BRAT folder: NAME.txt, and NAME.ann with its entities ("T1<tab>TYPE START END<tab>SURFACE")."""
-    path, unread, split_up = Path(path), Counter(), []
+    unread, discontinuous = Counter[str](), []
     annotations = sorted(file for file in path.iterdir() if file.suffix == ".ann")
     texts = text_files(path)
     if alone := sorted({file.stem for file in annotations} - {file.stem for file in texts}):
@@ -69,18 +73,18 @@ def read_brat(path, options):
                 if not row.startswith("T"):
                     unread[row[:1]] += bool(row.strip())
                 elif (span := text_bound(row, text, where)) is None:
-                    split_up.append(where)
+                    discontinuous.append(where)
                 else:
                     spans.append(span)
         yield {"_where": f"{file}", "id": file.stem, "text": text, "entities": spans}
-    if split_up:
-        print(f"{path}: discontinuous entities are dropped ({len(split_up)}): {some(split_up, 3)}")
+    if discontinuous:
+        print(f"{path}: discontinuous entities are dropped ({len(discontinuous)}): {abbreviate(discontinuous, 3)}")
     names = {"R": "relations", "E": "events", "A": "attributes", "M": "attributes", "#": "notes", "N": "references"}
-    if unread := {names.get(sign, f"{sign} lines"): number for sign, number in unread.items() if number}:
-        print(f"{path}: ignored: {', '.join(f'{number} {name}' for name, number in unread.items())}")
+    if ignored := {names.get(sign, f"{sign} lines"): number for sign, number in unread.items() if number}:
+        print(f"{path}: ignored: {', '.join(f'{number} {name}' for name, number in ignored.items())}")
 
 
-def text_bound(row, text, where):
+def text_bound(row: str, text: str, where: str) -> list[Any] | None:
     """[start, end, type] of a BRAT line; None if discontinuous. Raises UserError if the surface does not match."""
     cells = row.split("\t")
     match = TEXT_BOUND.fullmatch(cells[1]) if len(cells) > 1 else None
@@ -89,7 +93,7 @@ def text_bound(row, text, where):
     if ";" in match[2]:
         return None
     start, end = map(int, match[2].split()) if len(match[2]) < 40 else (0, 0)
-    if not 0 <= start < end <= min(len(text), MOST_CHARACTERS):
+    if not 0 <= start < end <= min(len(text), MAX_CHARACTERS):
         raise UserError(f"{where}: {start} to {end} lies outside the text, which has {len(text)} characters")
     surface = cells[2] if len(cells) > 2 else ""
     if surface and surface.split() != text[start:end].split():

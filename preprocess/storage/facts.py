@@ -2,8 +2,11 @@
 
 import os
 import tempfile
-from collections import Counter, defaultdict
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,122 +14,128 @@ MOST_ROWS = 2000  # rows kept of each finding; the others are only counted
 CHUNK = 1 << 18  # values of a column that are in memory at once
 
 
-class Sample(list):
+class Sample(list[Any]):
     """The first rows of many; `number` is the count of all."""
 
     most = MOST_ROWS
 
-    def __init__(self, rows=()):
+    def __init__(self, rows: Sequence[Any] = ()) -> None:
         super().__init__(rows[:MOST_ROWS])
         self.number = getattr(rows, "number", len(rows))
 
     @property
-    def is_full(self):
+    def is_full(self) -> bool:
         return len(self) >= MOST_ROWS
 
-    def add(self, row):
+    def add(self, row: Any) -> None:
         self.number += 1
         if len(self) < MOST_ROWS:
             self.append(row)
 
-    def merge(self, other):
+    def merge(self, other: Sequence[Any]) -> None:
         self.number += getattr(other, "number", len(other))
         self += other[: MOST_ROWS - len(self)]
-
-    def __reduce__(self):  # pickle would call `append` before `number` is set
-        return restored, (list(self), self.number)
-
-
-def restored(rows, number):
-    sample = Sample(rows)
-    sample.number = number
-    return sample
 
 
 class Note(NamedTuple):
     what: str
-    rows: list  # of "FILE, row N", possibly with ": detail"; a Sample if there may be many
+    rows: Sequence[str]  # "FILE, row N", possibly with ": detail"; a Sample if there may be many
     advice: str
 
     @property
-    def number(self):
+    def number(self) -> int:
         return getattr(self.rows, "number", len(self.rows))
 
 
-class Found:
-    """What was found in a block, under names chosen by each check; the results of all blocks are merged in order."""
+class FirstRows(dict[str, str]):
+    """{value: its first row}"""
 
-    def __init__(self, folder=None):
-        self.folder = folder  # for the columns
-        self.rows = defaultdict(Sample)  # rows of each finding
-        self.counts = defaultdict(Counter)
-        self.first = defaultdict(dict)  # {value: its first row}
-        self.columns = {}  # up to one value per row: an array for one block, a Column for all blocks
-
-    def merge(self, later):
-        """Adds what was found in the rows that follow."""
-        for name, sample in later.rows.items():
-            self.rows[name].merge(sample)
-        for name, counts in later.counts.items():
-            self.counts[name].update(counts)
-        for name, first in later.first.items():
-            merged(self.first[name], first)
-        for name, values in later.columns.items():
-            if name not in self.columns:
-                self.columns[name] = Column(values.dtype, self.folder)
-            self.columns[name].append(values)
+    def merge(self, later: "FirstRows") -> None:
+        for value, row in later.items():
+            self.setdefault(value, row)
 
 
-def merged(first, later):
-    """The first dict, extended by the keys that only the second has."""
-    for key, value in later.items():
-        first.setdefault(key, value)
-    return first
+class Facts:
+    """Facts of a block of rows: picklable attributes that `merge_facts` can merge, in the order of the blocks."""
+
+    def merge(self, later: "Facts") -> None:
+        """Adds the facts of the rows that follow."""
+        for name, facts in vars(later).items():
+            merge_facts(getattr(self, name), facts)
+
+
+def merge_facts(facts: Any, later: Any) -> None:
+    """Extends lists, sets, counters, objects with a method `merge` (Sample, Series, Facts), and dicts of these."""
+    if hasattr(facts, "merge"):
+        facts.merge(later)
+    elif isinstance(facts, list):
+        facts += later
+    elif isinstance(facts, set | Counter):
+        facts.update(later)
+    else:
+        for key, value in later.items():
+            merge_facts(facts[key], value)
+
+
+class Series:
+    """Numbers, usually one per row: an array for a block, and a column on the disk for all rows."""
+
+    def __init__(self, folder: Path | None, dtype: Any = np.int64) -> None:
+        self.folder = folder
+        self.of_block = np.zeros(0, dtype)
+
+    @cached_property
+    def column(self) -> "Column":
+        return Column(self.of_block.dtype, self.folder)
+
+    def merge(self, later: "Series") -> None:
+        self.column.append(later.of_block)
 
 
 class Column:
     """An array on the disk, in an unnamed temporary file: written in order, readable from any process."""
 
-    def __init__(self, dtype, folder=None, values=()):
+    def __init__(self, dtype: Any, folder: Path | None = None, values: Any = ()) -> None:
         self.file, self.dtype, self.size = tempfile.TemporaryFile(dir=folder), np.dtype(dtype), 0  # noqa: SIM115
         self.append(np.asarray(values, dtype))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.size
 
-    def append(self, values):
-        self.file.write(np.ascontiguousarray(values))
+    def append(self, values: np.ndarray) -> None:
+        self.file.write(np.ascontiguousarray(values).data)
         self.file.flush()
         self.size += len(values)
 
-    def read(self, start=0, stop=None):
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         stop, width = self.size if stop is None else min(stop, self.size), self.dtype.itemsize
         return np.frombuffer(read_all(self.file.fileno(), (stop - start) * width, start * width), self.dtype)
 
-    def __getitem__(self, places):
-        """The values of a slice without a step, or at a list of positions."""
-        if isinstance(places, slice):
-            start, stop, _ = places.indices(self.size)
+    def __getitem__(self, positions: slice | list[int]) -> np.ndarray:
+        """The values of a slice without a step, or at a list of positions, which may be negative."""
+        if isinstance(positions, slice):
+            start, stop, _ = positions.indices(self.size)
             return self.read(start, stop)
-        return self.take(np.array([range(self.size)[place] for place in places], np.int64))  # also negative ones
+        return self.take(np.array([range(self.size)[position] for position in positions], np.int64))
 
-    def take(self, places):
+    def take(self, positions: np.ndarray) -> np.ndarray:
         """The values at an array of positions: one by one if they are few, otherwise in one pass over the column."""
-        if self.size > 1000 * len(places):
-            return np.concatenate([self.read(place, place + 1) for place in places.tolist()] or [self.read(0, 0)])
-        result = np.empty(len(places), self.dtype)
+        if self.size > 1000 * len(positions):
+            single = [self.read(position, position + 1) for position in positions.tolist()]
+            return np.concatenate([np.zeros(0, self.dtype), *single])
+        result = np.empty(len(positions), self.dtype)
         for start, values in self.chunks():
-            inside = (places >= start) & (places < start + len(values))
-            result[inside] = values[places[inside] - start]
+            inside = (positions >= start) & (positions < start + len(values))
+            result[inside] = values[positions[inside] - start]
         return result
 
-    def chunks(self):
+    def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yields (position of the first value, array)."""
         for start in range(0, self.size, CHUNK):
             yield start, self.read(start, start + CHUNK)
 
 
-def read_all(descriptor, size, start):
+def read_all(descriptor: int, size: int, start: int) -> bytes:
     """`size` bytes of a file, in several reads if needed: one read returns at most 2 GB."""
     data = os.pread(descriptor, size, start)
     while len(data) < size:
@@ -134,12 +143,12 @@ def read_all(descriptor, size, start):
     return data
 
 
-def hashes(values):
-    """(N,) 64-bit hashes of hashable values: equal values have equal hashes; two others collide once in 2**64."""
+def hashes(values: Collection[Hashable]) -> np.ndarray:
+    """(N,) 64-bit hashes of values: equal values have equal hashes; two others collide once in 2**64."""
     return np.fromiter(map(hash, values), np.int64, len(values))
 
 
-def buckets(*columns):
+def buckets(*columns: Column) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
     """Partitions columns into buckets by value, so that only a few chunks are in memory at once.
 
     Yields [(positions, values) for each column].
@@ -148,35 +157,31 @@ def buckets(*columns):
     for bucket in range(number):
         result = []
         for column in columns:
-            places, kept = [np.zeros(0, np.int64)], [np.zeros(0, column.dtype)]
+            positions, kept = [np.zeros(0, np.int64)], [np.zeros(0, column.dtype)]
             for start, values in column.chunks():
                 inside = np.flatnonzero((values & (number - 1)) == bucket)
-                places.append(start + inside)
+                positions.append(start + inside)
                 kept.append(values[inside])
-            result.append((np.concatenate(places), np.concatenate(kept)))
+            result.append((np.concatenate(positions), np.concatenate(kept)))
         yield result
 
 
-def repeats(column):
+def repeats(column: Column) -> tuple[np.ndarray, np.ndarray]:
     """(firsts, positions) of all values that occur more than once: the position of each, and of its first copy; sorted
     by first copy, then by position."""
     found = [np.zeros((2, 0), np.int64)]
-    for ((places, values),) in buckets(column):
-        order = np.argsort(values, kind="stable")
-        ordered = values[order]
-        begins = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if len(values) else order
-        sizes = np.diff(np.append(begins, len(values)))
-        inside = np.repeat(sizes > 1, sizes)
-        firsts = np.repeat(places[order[begins]], sizes)
-        found.append(np.stack([firsts[inside], places[order][inside]]))
-    firsts, places = np.concatenate(found, axis=1)
-    order = np.lexsort([places, firsts])
-    return firsts[order], places[order]
+    for ((positions, values),) in buckets(column):
+        _, first, group, sizes = np.unique(values, return_index=True, return_inverse=True, return_counts=True)
+        repeated = sizes[group] > 1
+        found.append(np.stack([positions[first[group]][repeated], positions[repeated]]))
+    firsts, positions = np.concatenate(found, axis=1)
+    order = np.lexsort([positions, firsts])
+    return firsts[order], positions[order]
 
 
-def frequent(column, least):
+def frequent(column: Column, least: int) -> dict[Any, int]:
     """{value: count} of the values that occur at least `least` times, limited to the 100,000 most frequent."""
-    found = Counter()
+    found: Counter = Counter()
     for ((_, values),) in buckets(column):
         names, counts = np.unique(values, return_counts=True)
         often = counts >= least

@@ -7,44 +7,48 @@ import signal
 import sys
 import threading
 from collections import deque
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
+from typing import Any, TypeVar
 
 from engine.errors import UserError
 
+Block = TypeVar("Block")
+Result = TypeVar("Result")
 MOST_PROCESSES = 8  # more would wait for the process that reads and writes
 FEW_BLOCKS = 4  # up to this many blocks, starting processes takes longer than the work
-_task = None  # the function that the processes run: inherited by fork, so it is not copied, whatever its size
+_task: Callable[[Any], Any] | None = None  # run by the processes: inherited by fork, so it is not copied
 
 
-def num_processes():
+def num_processes() -> int:
     """The number of worker processes; 1: run in this process. Only Linux forks safely."""
     if not sys.platform.startswith("linux") or multiprocessing.current_process().daemon:
         return 1
     return min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
 
 
-def in_order(task, blocks):
+def in_order(task: Callable[[Block], Result], blocks: Iterable[Block]) -> Iterator[Result]:
     """Yields task(block) for each block, in order; reads `blocks` no further ahead than needed.
 
     Blocks and results are pickled, the task is not. An exception in a task is raised here, the first block's first.
     The processes end with this one, however it ends.
     """
     global _task
-    blocks, processes = iter(blocks), num_processes()
-    head = list(islice(blocks, FEW_BLOCKS + 1))
+    rest, processes = iter(blocks), num_processes()
+    head = list(islice(rest, FEW_BLOCKS + 1))
     if processes < 2 or len(head) <= FEW_BLOCKS:
-        yield from map(task, chain(head, blocks))
+        yield from map(task, chain(head, rest))
         return
     _task = task
     alive, lifeline = os.pipe()
     context = multiprocessing.get_context("fork")
     gc.freeze()  # the collector does not write to memory shared with the processes, so it is not copied
     pool = ProcessPoolExecutor(processes, context, initializer=live_with, initargs=(alive, lifeline))
-    waiting = deque()
+    waiting: deque[Future] = deque()
     try:
-        for block in chain(head, blocks):
+        for block in chain(head, rest):
             waiting.append(pool.submit(do, block))
             if len(waiting) > 2 * processes:
                 yield waiting.popleft().result()
@@ -60,11 +64,12 @@ def in_order(task, blocks):
         gc.unfreeze()
 
 
-def do(block):
+def do(block: Any) -> Any:
+    assert _task is not None
     return _task(block)
 
 
-def live_with(alive, lifeline):
+def live_with(alive: int, lifeline: int) -> None:
     """Ends this process as soon as the other end of the pipe is closed, which happens when the parent ends."""
     gc.set_threshold(200_000, 20, 100)  # blocks of rows are many objects, but without reference cycles
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
@@ -72,6 +77,6 @@ def live_with(alive, lifeline):
     threading.Thread(target=end_with, args=(alive,), daemon=True).start()
 
 
-def end_with(alive):
+def end_with(alive: int) -> None:
     os.read(alive, 1)
     os._exit(1)

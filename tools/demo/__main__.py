@@ -34,7 +34,7 @@ class DemoConfig:
     eval_batch_size: int = option(64, "texts per batch")
     report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: that of the texts")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if is_launched():
             raise UserError("tools.demo works in a single process; start it without torchrun")
         self.for_run()  # checks them
@@ -46,16 +46,20 @@ class DemoConfig:
 
 
 def main(config: DemoConfig) -> int:
-    """Labels texts until Ctrl-C."""
     from data_loader import MyDataLoader, MyDataset
     from engine.run.device import to_device
     from main import load_trained
-    from tools.demo.page import listen, run_demo
     from tools.demo.prompt import run_prompt
     from tools.demo.typed import Examples, Labeller
 
     get_logger()
-    listening = None if config.terminal else listen(config.address)
+    if not config.terminal:
+        try:
+            from tools.demo.page import listen, run_demo
+        except ImportError as error:
+            needed = "pip install -r tools/demo/requirements.txt"
+            raise UserError(f"the page needs the package {error.name}: {needed}; --terminal needs none") from None
+        listening = listen(config.address)
     options, size = config.for_run(), config.eval_batch_size
     best = Path(config.checkpoint or options.run_dir / "checkpoints/best")
     trainer, featurizer = load_trained(best, options, to_device(config.device))

@@ -8,34 +8,41 @@ import contextlib
 import os
 import sys
 import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from engine.errors import UserError
 from engine.run.command_line import one_line
 from engine.task.extras import extras_of, pairs_of
+from tools.demo.typed import Labeller, Tasks
 
 COLOURS = (34, 33, 32, 35, 31, 36, 94, 95)  # SGR codes, one per entity type
 BOLD, DIM = "1", "2"
+Paint = Callable[..., str]  # from `painter`
 
 
-def run_prompt(label):
-    """Reads texts and prints their labels until Ctrl-D. label: a Labeller. Ctrl-C raises KeyboardInterrupt."""
-    for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(errors="surrogateescape" if stream is sys.stdin else "replace")
-    sys.stdout.styled = True  # see PrintableOutput; the only escape sequences are those of `painter`
-    asks = sys.stdin.isatty()
-    paint = painter(sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb")
-    if asks:
+def run_prompt(label: Labeller) -> int:
+    """Reads texts and prints their labels until Ctrl-D. Ctrl-C raises KeyboardInterrupt. -> 0"""
+    stdin: Any = sys.stdin
+    stdout: Any = sys.stdout
+    stdin.reconfigure(errors="surrogateescape")
+    stdout.reconfigure(errors="replace")
+    stdout.styled = True  # see PrintableOutput; the only escape sequences are those of `painter`
+    is_terminal = stdin.isatty()
+    paint = painter(stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb")
+    if is_terminal:
         with contextlib.suppress(ImportError):  # arrow keys, and lines longer than the terminal's limit
             import readline  # noqa: F401
         print("Type a text; Ctrl-D quits.")
     while True:
         try:
-            given = ask(label.tasks, asks)
-            if given is None:
-                continue
-            print(drawn(label([given])[0], paint), flush=True)
+            given = ask(label.tasks, is_terminal)
+            if given is not None:
+                print(answer_lines(label([given])[0], paint), flush=True)
         except EOFError:
-            return print() if asks else None
+            if is_terminal:
+                print()
+            return 0
         except KeyboardInterrupt:
             print()
             raise
@@ -43,33 +50,33 @@ def run_prompt(label):
             print(one_line(f"error: {error}"), file=sys.stderr, flush=True)
 
 
-def ask(tasks, asks):
+def ask(tasks: Tasks, is_terminal: bool) -> dict[str, Any] | None:
     """Reads one line for each input: the text, a second text, each column. None if the text is empty."""
-    given = {"text": read("text> ", asks)}
+
+    def read(name: str) -> str:
+        return input(f"{name}> " if is_terminal else "").removesuffix("\r")
+
+    given: dict[str, Any] = {"text": read("text")}
     if not given["text"].strip():
         return None
     if pairs_of(tasks):
-        given["text_pair"] = read("second text> ", asks)
+        given["text_pair"] = read("second text")
     if columns := extras_of(tasks):
-        given["extras"] = {name: read(f"{name}> ", asks) for name in columns}
+        given["extras"] = {name: read(name) for name in columns}
     return given
 
 
-def read(question, asks):
-    return input(question if asks else "").removesuffix("\r")
-
-
-def painter(colours):
+def painter(colours: bool) -> Paint:
     """paint(text, SGR codes) -> the text, in colour or plain, with control characters replaced by U+FFFD."""
 
-    def paint(text, *codes):
+    def paint(text: str, *codes: object) -> str:
         plain = "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in text)
         return f"\x1b[{';'.join(map(str, codes))}m{plain}\x1b[0m" if colours and codes else plain
 
     return paint
 
 
-def drawn(answer, paint):
+def answer_lines(answer: dict[str, Any], paint: Paint) -> str:
     """An answer of a Labeller as lines for a terminal."""
     width = max(len(task["task"]) for task in answer["tasks"])
     lines = [f"  {paint(task['task'].ljust(width), DIM)}  {answer_line(task, paint)}" for task in answer["tasks"]]
@@ -78,7 +85,7 @@ def drawn(answer, paint):
     return "\n".join(lines)
 
 
-def answer_line(task, paint):
+def answer_line(task: dict[str, Any], paint: Paint) -> str:
     if "marked" in task:
         return marked_line(task["marked"], paint)
     if "value" in task:
@@ -90,7 +97,7 @@ def answer_line(task, paint):
     return none + "  ".join(parts)
 
 
-def marked_line(pieces, paint, colours=()):
+def marked_line(pieces: list, paint: Paint, colours: Sequence[object] = ()) -> str:
     """A line with entities as [text type], also nested, coloured by type."""
     line = ""
     for piece in pieces:

@@ -3,25 +3,30 @@
 
 import json
 import random
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from engine.errors import UserError
-from engine.predict.answers import distribution, marks_of
-from engine.predict.predictions import entities, entity, names_entities, prediction_row, prepare_inputs, text_and_places
+from engine.predict.answers import cuts_and_windows, distribution
+from engine.predict.predictions import names_entities, prediction_row, prepare_inputs
 from engine.task.extras import extras_of, pairs_of
 from engine.task.tags import has_spans, is_tagging, kind_of, needs_words
+from engine.task.text import text_and_offsets
+from engine.task.words import entities, entity
 from tools.report.marked import Mark, split_crossing, tree
 
 MOST_CHARACTERS = 10_000  # per text
 MOST_TEXTS = 64  # per request
 MOST_ROW = 1_000_000  # bytes of an example row
 MOST_LABELS = 5  # shown of a distribution
+Given = Any  # a text, or {"text", "text_pair"?, "extras"?: {column: number}}; not yet checked
+Tasks = dict[str, Any]  # of labels.json
 
 
-def as_example(given, tasks):
-    """An example for these tasks from typed input: a text, or {"text", "text_pair"?, "extras"?: {column: number}}.
-    Raises UserError if the input is invalid."""
+def as_example(given: Given, tasks: Tasks) -> dict[str, Any]:
+    """An example for these tasks. Raises UserError if the input is invalid."""
     given = {"text": given} if isinstance(given, str) else given
     if not isinstance(given, dict) or not isinstance(given.get("text"), str):
         raise UserError('each text must be a string, or an object with a string "text"')
@@ -50,27 +55,29 @@ class Labeller:
     load: examples -> a MyDataLoader. Concurrent calls run one at a time.
     """
 
-    def __init__(self, trainer, load):
+    def __init__(self, trainer: Any, load: Callable[[list[dict[str, Any]]], Any]) -> None:
         self.trainer, self.tasks, self.load, self.lock = trainer, trainer.tasks, load, Lock()
 
-    def __call__(self, texts):
-        """[inputs of `as_example`] -> [{"prediction": as in predictions.jsonl, "tasks": [results of `view`], "cut":
-        number of sub-tokens cut off}]. Raises UserError if a text is invalid."""
+    def __call__(self, texts: Sequence[Given]) -> list[dict[str, Any]]:
+        """[{"prediction": as in predictions.jsonl, "tasks": [results of `view`], "cut": number of sub-tokens cut off}].
+        Raises UserError if a text is invalid."""
         examples = [as_example(text, self.tasks) for text in texts]
         with self.lock:
             loader = self.load(examples)
             (labels, probabilities, averages), _ = self.trainer.infer(loader, "labelling", keep_averages="texts")
-        found, cut = [], marks_of(loader.dataset)[0]
+        results, cut = [], cuts_and_windows(loader.dataset)[0]
         for i, example in enumerate(examples):
             answers = {name: (labels[name][i], probabilities[name][i]) for name in self.tasks}
             row = prediction_row(example, answers, self.tasks)
             row.pop("id")
             tasks = [view(example, name, self.tasks, *answers[name], averages[name][i]) for name in self.tasks]
-            found.append({"prediction": row, "tasks": tasks, "cut": int(cut[i])})
-        return found
+            results.append({"prediction": row, "tasks": tasks, "cut": int(cut[i])})
+        return results
 
 
-def view(example, name, tasks, label, probability=None, average=None):
+def view(
+    example: dict[str, Any], name: str, tasks: Tasks, label: Any, probability: Any = None, average: Any = None
+) -> dict[str, Any]:
     """A task's answer or gold label for display: {"task", "kind"} and
 
     for words: "marked", the text in pieces: strings, and {"label", "colour", "first", "inside": pieces};
@@ -90,77 +97,74 @@ def view(example, name, tasks, label, probability=None, average=None):
         found = dict(zip(chosen, probability if several else [probability] * len(chosen)))
     likeliest = sorted(found.items(), key=lambda item: -(item[1] or 0))
     kept = [item for number, item in enumerate(likeliest) if number < MOST_LABELS or item[0] in chosen]
-    return shown | {"labels": [[one, p, one in chosen] for one, p in kept]}
+    return shown | {"labels": [[name, p, name in chosen] for name, p in kept]}
 
 
-def marked(example, task, tasks, label):
+def marked(example: dict[str, Any], task: Any, tasks: Tasks, label: Any) -> list:
     """The pieces of a text with its entities or, for other tags, with the tag of each word."""
-    text, places = text_and_places(example, tasks)
+    text, spans = text_and_offsets(example, tasks)
+    assert spans is not None  # the example has tokens
     kinds = sorted({tag.partition("-")[2] or tag for tag in task.get("labels", ()) if tag != "O"})
     if has_spans(task["type"]):
         kinds = task.get("labels", [])
-        found = [entity(kind, places[first][0], places[last][1], text) for first, last, kind in label]
+        found = [entity(kind, spans[first][0], spans[last][1], text) for first, last, kind in label]
     elif is_tagging(task["type"]) and names_entities(task):
-        found = entities(label, places, text)
+        found = entities(label, spans, text)
     else:
         kinds = task["labels"]
-        found = [entity(tag, start, end, text) for tag, (start, end) in zip(label, places) if tag != "O"]
-    marks = [Mark(one["start"], one["end"], one["label"], "right") for one in found if one["start"] < one["end"]]
+        found = [entity(tag, start, end, text) for tag, (start, end) in zip(label, spans) if tag != "O"]
+    marks = [Mark(e["start"], e["end"], e["label"], "right") for e in found if e["start"] < e["end"]]
     colours = {kind: number % 8 for number, kind in enumerate(kinds)}
     return pieces(tree(text, split_crossing(marks)), colours)
 
 
-def pieces(found, colours):
+def pieces(found: list, colours: dict[str, int]) -> list:
     """A tree from tools/report/marked.py as JSON."""
-    return [
-        item
-        if isinstance(item, str)
-        else {
-            "label": item[0].label,
-            "colour": colours.get(item[0].label, 0),
-            "first": item[0].first,
-            "inside": pieces(item[1], colours),
-        }
-        for item in found
-    ]
+    items: list = []
+    for item in found:
+        if not isinstance(item, str):
+            mark, inside = item
+            colour = colours.get(mark.label, 0)
+            item = {"label": mark.label, "colour": colour, "first": mark.first, "inside": pieces(inside, colours)}
+        items.append(item)
+    return items
 
 
 class Examples:
     """Example rows from the test part of the first folder that has the model's tasks and labels.
 
-    Nothing is kept in memory: `first` reads the first rows, `any` a random one.
+    Nothing is kept in memory.
     """
 
-    def __init__(self, folders, tasks):
-        self.tasks, self.path = tasks, next((p for p in map(Path, folders) if is_of(p, tasks)), None)
+    def __init__(self, folders: Iterable[str | Path], tasks: Tasks) -> None:
+        self.tasks, self.path = tasks, next((p for p in map(Path, folders) if fits(p, tasks)), None)
 
-    def first(self, most=8):
-        """The first rows, as from `shown`."""
+    def first(self, most: int = 8) -> list[dict[str, Any]]:
         if self.path is None:
             return []
         with open(self.path / "test.jsonl", "rb") as file:
             return list(filter(None, (self.shown(line) for line, _ in zip(file, range(most)))))
 
-    def any(self, random=random):
+    def random_row(self, rng: Any = random) -> dict[str, Any] | None:
         """A random row, long ones more often; None if no valid row is found."""
         if self.path is None:
             return None
         with open(self.path / "test.jsonl", "rb") as file:
             size = file.seek(0, 2)
             for _ in range(20):
-                place = random.randrange(size) if size else 0
-                start = max(0, place - MOST_ROW)
+                position = rng.randrange(size) if size else 0
+                start = max(0, position - MOST_ROW)
                 file.seek(start)
-                file.seek(start + file.read(place - start).rfind(b"\n") + 1)
+                file.seek(start + file.read(position - start).rfind(b"\n") + 1)
                 if found := self.shown(file.readline(MOST_ROW)):
                     return found
         return None
 
-    def shown(self, line):
+    def shown(self, line: bytes) -> dict[str, Any] | None:
         """A row as {"given": input for `as_example`, "gold": [results of `view`]}; None if it is not valid here."""
         try:
             row = json.loads(line)
-            given = {"text": text_and_places(row, self.tasks)[0]}
+            given = {"text": text_and_offsets(row, self.tasks)[0]}
             given |= {"text_pair": row["text_pair"]} if "text_pair" in row else {}
             given |= {"extras": row["extras"]} if extras_of(self.tasks) else {}
             as_example(given, self.tasks)
@@ -170,11 +174,11 @@ class Examples:
             return None
 
 
-def is_of(folder, tasks):
+def fits(folder: Path, tasks: Tasks) -> bool:
     """Whether a data folder has a test part and the labels of these tasks."""
     try:
-        there = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
-        same = {n: t.get("labels") for n, t in there.items()} == {n: t.get("labels") for n, t in tasks.items()}
+        found = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+        same = {n: t.get("labels") for n, t in found.items()} == {n: t.get("labels") for n, t in tasks.items()}
         return same and (folder / "test.jsonl").is_file()
     except (OSError, ValueError, AttributeError):
         return False

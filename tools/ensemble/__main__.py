@@ -18,7 +18,7 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from config import Config
 from engine.errors import UserError
@@ -27,6 +27,11 @@ from engine.run.files import sha256, write_json
 from engine.run.launch import is_launched
 from engine.run.run_folder import lock_folder
 from logging_config import get_logger
+
+if TYPE_CHECKING:  # imported where needed, for `--help` to be quick
+    from data_loader import MyDataLoader
+    from engine.data.features import Featurizer
+    from engine.predict.ensemble import Committee, Run
 
 logger = logging.getLogger("template")
 
@@ -55,64 +60,68 @@ class EnsembleConfig:
     pretrain_model_path: str = option("", "path of the base model of LoRA adapters, if it has moved")
     report_language: Literal["auto", "en", "zh"] = option("auto", "language of report.html; auto: that of the texts")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.runs = tuple(self.runs)
         if len(self.runs) < 2:
             raise UserError("name two or more runs; to evaluate a single run use main.py --do_eval")
         self.for_runs()  # checks them
 
-    def for_runs(self):
+    @property
+    def folder(self) -> Path:
+        """The ensemble's folder."""
+        return Path(self.output_dir) / self.model_version
+
+    def for_runs(self) -> Config:
         """The main.py options used to load each run and to label texts."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(Config) if f.name in vars(self)}
         return Config(do_predict=bool(self.predict_file), **values)
 
 
-def main(config):
+def main(config: EnsembleConfig) -> None:
     import metrics
     from engine.predict.ensemble import Committee, find_runs
     from engine.run.device import keep_freed_memory, to_device
     from main import load_trained
     from preprocess.readers.sources import texts_of
     from tools.ensemble.selection import monitor_of
-    from tools.report.compare import unique
 
     if is_launched():
         raise UserError("tools.ensemble loads one run after another in one process; start it without torchrun")
-    runs, device = find_runs(config.runs, unique), to_device(config.device)
+    runs, device = find_runs(config.runs), to_device(config.device)
     trained = [Config.load(run.folder / "args.json") for run in runs]
     monitor = monitor_of(config.monitor, trained[0].monitor, runs[0].tasks, metrics)
     data_path, parts = parts_of(config, runs, trained)
     options = dataclasses.replace(config.for_runs(), data_path=str(data_path))
     texts = texts_of(options) if config.predict_file else None
-    folder = Path(config.output_dir) / config.model_version
-    if (folder / "args.json").exists() or (folder / "checkpoints").exists():
-        raise UserError(f"{folder} holds a run of main.py; name the ensemble's folder with --model_version")
+    if (config.folder / "args.json").exists() or (config.folder / "checkpoints").exists():
+        raise UserError(f"{config.folder} holds a run of main.py; name the ensemble's folder with --model_version")
     keep_freed_memory(device)
-    with lock_folder(folder, "name another folder with --model_version"):
-        get_logger(folder / "train.log")
-        for run, one in zip(runs, trained):
-            if parts and one.data_dir.resolve() != data_path.resolve():
+    with lock_folder(config.folder, "name another folder with --model_version"):
+        get_logger(config.folder / "train.log")
+        for run, its_config in zip(runs, trained):
+            if parts and its_config.data_dir.resolve() != data_path.resolve():
                 leak = f"if that contains dev or test texts of {data_path}, its scores here are too good"
-                logger.warning(f"{run.name} was trained on {one.data_dir}: {leak}")
+                logger.warning(f"{run.name} was trained on {its_config.data_dir}: {leak}")
         load = partial(load_trained, config=options, device=device)
         committee = Committee(runs, load, loader_of, options, device, metrics)
         if texts:
-            return label(committee, config, monitor, parts.get("dev"), texts, folder)
-        score(committee, config, monitor, parts, folder)
-        leave_report(committee, config, trained, parts, folder)
+            label(committee, config, monitor, parts.get("dev"), texts)
+        else:
+            score(committee, config, monitor, parts)
+            leave_report(committee, config, trained, list(parts))
 
 
-def parts_of(config, runs, trained):
+def parts_of(config: EnsembleConfig, runs: list["Run"], trained: list[Config]) -> tuple[Path, dict[str, Path]]:
     """(the processed folder, {"dev", "test": file} of the parts that exist, or {} to label without dev)."""
     from preprocess.schema import check_same_labels
 
     data_path = Path(config.data_path) if config.data_path else trained[0].data_dir
-    is_there = config.data_path or (data_path / "labels.json").exists()
-    if config.predict_file and not config.select and not (is_there and calibrates(runs[0].tasks)):
+    exists = config.data_path or (data_path / "labels.json").exists()
+    if config.predict_file and not config.select and not (exists and calibrates(runs[0].tasks)):
         return data_path, {}
-    if not is_there:
-        gone = f"{data_path}, on which {runs[0].name} was trained, does not exist"
-        raise UserError(f"{gone}; name a processed folder with --data_path")
+    if not exists:
+        missing = f"{data_path}, on which {runs[0].name} was trained, does not exist"
+        raise UserError(f"{missing}; name a processed folder with --data_path")
     check_same_labels(data_path, runs[0].tasks)
     parts = {part: data_path / f"{part}.jsonl" for part in ("dev", "test")}
     parts = {part: path for part, path in parts.items() if path.exists()}
@@ -121,17 +130,19 @@ def parts_of(config, runs, trained):
     return data_path, parts
 
 
-def calibrates(tasks):
+def calibrates(tasks: dict[str, dict[str, Any]]) -> bool:
     """Whether any head fits something on dev, such as thresholds."""
     from model_utils import HEADS
 
     return any(getattr(HEADS.get(task["type"]), "needs_calibration", False) for task in tasks.values())
 
 
-def loader_of(source, featurizer, batch_size, name):
+def loader_of(
+    source: str | Path | list[dict[str, Any]], featurizer: "Featurizer", batch_size: int, name: str
+) -> "MyDataLoader":
     """A MyDataLoader over a processed file or a list of texts to label. name: that of the run, for warnings"""
     from data_loader import MyDataLoader, MyDataset
-    from engine.data.features import warn_of_cuts
+    from engine.data.cuts import warn_of_cuts
 
     data = MyDataset(source, featurizer, quiet=True)
     if not isinstance(source, list):  # for a list, `label_rows` warns
@@ -139,66 +150,61 @@ def loader_of(source, featurizer, batch_size, name):
     return MyDataLoader(data, batch_size)
 
 
-def decide_on_dev(committee, config, monitor, dev_path):
-    """Fits thresholds and, with --select, chooses the runs on dev. -> what the answers depend on (a hash of dev)"""
-    from tools.ensemble.selection import Selection
-
-    dev, members = committee.collect({"dev": dev_path})["dev"], committee.members
-    if config.select:
-        members = [member for member, _ in Selection(committee, dev, monitor).order()]
-        logger.info(f"selected on dev: {', '.join(committee.runs[member].name for member in members)}")
-    committee.decide(members, dev)
-    return {"SHA-256 of dev": sha256(dev_path)[:16]}
-
-
-def label(committee, config, monitor, dev_path, texts, folder):
+def label(committee: "Committee", config: EnsembleConfig, monitor: str, dev_path: Path | None, texts: Any) -> None:
     """Labels --predict_file with the mean of all runs, or of those selected on dev with --select."""
     from engine.predict.labelling import label_rows
+    from tools.ensemble.selection import Selection
 
-    depends = decide_on_dev(committee, config, monitor, dev_path) if dev_path else {}
-    if not dev_path and calibrates(committee.tasks):
+    depends = {}
+    if dev_path:
+        dev, members = committee.collect({"dev": dev_path})["dev"], committee.members
+        if config.select:
+            members = [member for member, _ in Selection(committee, dev, monitor).order()]
+            logger.info(f"selected on dev: {', '.join(committee.runs[member].name for member in members)}")
+        committee.decide(members, dev)
+        depends["SHA-256 of dev"] = sha256(dev_path)[:16]
+    elif calibrates(committee.tasks):
         logger.warning("there is no dev part to fit thresholds on (--data_path); they are the mean of the runs'")
     checkpoints = [committee.runs[member].folder for member in committee.members]
-    output = config.predict_output or folder / "predictions.csv"
+    output = config.predict_output or config.folder / "predictions.csv"
     label_rows(committee, texts, committee.collect_rows, output, *checkpoints, **depends)
 
 
-def score(committee, config, monitor, parts, folder):
+def score(committee: "Committee", config: EnsembleConfig, monitor: str, paths: dict[str, Path]) -> None:
     """Scores each run, all together and the selected ones; logs the scores and writes ensemble.json. Writes eval.json,
     predictions.csv and answers/ for all together, or for the selected ones with --select."""
     from engine.predict.answers import rows_of, write_rows
     from engine.predict.predictions import prediction_rows, write_predictions
-    from tools.ensemble.selection import assess, told
+    from tools.ensemble.selection import assess, summary
 
-    tasks, metrics, given = committee.tasks, committee.metrics, committee.collect(parts)
-    result, answers = assess(committee, given, monitor)
-    for text in told(result, given, tasks, metrics):
+    tasks, metrics, folder = committee.tasks, committee.metrics, config.folder
+    parts = committee.collect(paths)
+    result, answers = assess(committee, parts, monitor)
+    for text in summary(result, parts, tasks, metrics):
         logger.info(text)
     group = "selected" if config.select else "all"
     write_json(folder / "ensemble.json", result)
-    write_json(folder / "eval.json", {title: result[group][title] for title in given})
-    safe = config.spreadsheet_safe
-    for title, part in given.items():
-        found = answers[group][title]
-        write_rows(folder, title, rows_of(part.dataset, found, tasks, metrics))
-        if title == "test":
-            write_predictions(
-                prediction_rows(found, part.dataset, tasks, metrics.is_right), folder / "predictions.csv", safe
-            )
+    write_json(folder / "eval.json", {title: result[group][title] for title in parts})
+    for title, part in parts.items():
+        write_rows(folder, title, rows_of(part.dataset, answers[group][title], tasks, metrics))
+    if "test" in parts:
+        rows = prediction_rows(answers[group]["test"], parts["test"].dataset, tasks, metrics.is_right)
+        write_predictions(rows, folder / "predictions.csv", config.spreadsheet_safe)
 
 
-def leave_report(committee, config, trained, parts, folder):
+def leave_report(committee: "Committee", config: EnsembleConfig, trained: list[Config], parts: list[str]) -> None:
     """Writes report.html from the answers already in the folder, with all runs' learning curves and shared options."""
     from engine.predict.answers import options_of, write_about
     from tools.report.page import show_report
 
     homes = [run.home for run in committee.runs if run.home]
-    folds = [os.path.relpath(home, folder.resolve().parent) for home in dict.fromkeys(homes)]
+    folds = [os.path.relpath(home, config.folder.resolve().parent) for home in dict.fromkeys(homes)]
     first, *others = map(options_of, trained)
     shared = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
-    more = dict(folds=folds, options=shared, seed=", ".join(str(one.random_seed) for one in trained))
-    write_about(folder, committee, trained[0], list(parts), committee.metrics, **more)
-    show_report(folder, config.report_language, config.spreadsheet_safe)
+    seeds = ", ".join(str(its_config.random_seed) for its_config in trained)
+    more = dict(folds=folds, options=shared, seed=seeds)
+    write_about(config.folder, committee, trained[0], parts, committee.metrics, **more)
+    show_report(config.folder, config.report_language, config.spreadsheet_safe)
 
 
 if __name__ == "__main__":

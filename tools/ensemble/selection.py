@@ -1,32 +1,39 @@
 """Selects the runs of an ensemble on dev, and estimates without selection bias whether the selection helps."""
 
 import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from engine.errors import UserError
-from engine.predict.answers import looks, rows_of
+from engine.predict.answers import report_kinds, rows_of
+from engine.predict.ensemble import Committee, Part
+from engine.predict.predictions import Predictions
 from tools.report.bootstrap import SHARE, TIMES, statistics_of
 from tools.report.compare import paired
 
+Order = list[tuple[int, float]]  # members in the order of their choice, each with the score that it led to
 MOST = 50  # members of a selection, at most
 SHARES, SEED = 5, 20240101  # folds of dev for cross-fitting; seed of the split
 
 
-def select(number, score, better):
-    """Greedy forward selection with replacement (Caruana et al., Ensemble Selection from Libraries of Models, 2004).
-    -> [(member, the score with it)], of members 0 … number - 1.
+def select(number: int, score: Callable[[list[int]], float], better: Callable[[float, float], bool]) -> Order:
+    """Greedy forward selection with replacement (Caruana et al., Ensemble Selection from Libraries of Models, 2004) of
+    members 0 … number - 1.
 
     Starts with the best member and adds the one that gives the best score, until none improves it. A member may be
     added again, which raises its weight; ties go to the first. score: members -> value; better: (new, old) -> bool
     """
-    chosen = []
+    chosen: Order = []
     while len(chosen) < MOST:
-        members, top = [member for member, _ in chosen], None
-        for member in range(number):
+        members = [member for member, _ in chosen]
+        top = 0, score([*members, 0])
+        for member in range(1, number):
             value = score([*members, member])
-            if top is None or better(value, top[1]):
+            if better(value, top[1]):
                 top = member, value
         if chosen and not better(top[1], chosen[-1][1]):
             break
@@ -37,12 +44,13 @@ def select(number, score, better):
 class Selection:
     """Chooses members of a committee. dev: its dev Part; monitor: the dev score to optimise."""
 
-    def __init__(self, committee, dev, monitor):
+    def __init__(self, committee: Committee, dev: Part, monitor: str) -> None:
         self.committee, self.dev, self.monitor = committee, dev, monitor
-        self.gold, self.size, self.cache = dev.gold(committee.tasks), len(dev.dataset), {}
+        self.gold, self.size = dev.gold(committee.tasks), len(dev.dataset)
+        self.cache: dict[tuple, dict[str, list]] = {}
         self.fits = any(head.needs_calibration for head in committee.heads.values())
 
-    def labels(self, members, rows):
+    def labels(self, members: Collection[int], rows: np.ndarray) -> dict[str, list]:
         """{task: labels} of these members for all of dev, with thresholds fitted on these rows."""
         key = *sorted(members), rows.tobytes() if self.fits else b""
         if key not in self.cache:
@@ -50,15 +58,17 @@ class Selection:
             self.cache[key] = self.committee.answer(self.dev).labels
         return self.cache[key]
 
-    def order(self, rows=None):
+    def order(self, rows: np.ndarray | None = None) -> Order:
         """What `select` chooses on these rows of dev, or on all. Raises UserError if dev has no label to score."""
         inside, metrics = np.arange(self.size) if rows is None else rows, self.committee.metrics
 
-        def value(members):
-            sides = (self.gold, self.labels(members, inside))
-            scores = metrics.score(
-                self.committee.tasks, *({n: [v[i] for i in inside] for n, v in s.items()} for s in sides)
-            )
+        def only_inside(labels: dict[str, list]) -> dict[str, list]:
+            return {name: [values[i] for i in inside] for name, values in labels.items()}
+
+        gold = only_inside(self.gold)
+
+        def value(members: list[int]) -> float:
+            scores = metrics.score(self.committee.tasks, gold, only_inside(self.labels(members, inside)))
             return scores.get(self.monitor, math.nan)
 
         order = select(len(self.committee.runs), value, lambda new, old: metrics.is_better(self.monitor, new, old))
@@ -66,28 +76,28 @@ class Selection:
             raise UserError(f"--monitor={self.monitor}: dev has no label that it could be computed from")
         return order
 
-    def groups(self, order):
+    def groups(self, order: Order) -> dict[str, list[int]]:
         """{"best", "all", "selected": members}; "best" is the best run alone."""
         members = [member for member, _ in order]
         return {"best": members[:1], "all": list(range(len(self.committee.runs))), "selected": members}
 
-    def cross_fitted(self):
+    def cross_fitted(self) -> dict[str, dict[str, float]]:
         """{group: scores} on dev by cross-fitting: each fold is labelled by the members chosen on the other folds, with
         thresholds fitted on the other folds. {} if dev has a single row."""
-        answers = {}
-        shares = np.array_split(np.random.default_rng(SEED).permutation(self.size), SHARES) if self.size > 1 else []
-        for share in tqdm(shares, desc="cross-fitting on dev", leave=False, delay=2):
-            rest = np.setdiff1d(np.arange(self.size), share)
+        answers: dict[str, dict[str, list]] = {}
+        folds = np.array_split(np.random.default_rng(SEED).permutation(self.size), SHARES) if self.size > 1 else []
+        for fold in tqdm(folds, desc="cross-fitting on dev", leave=False, delay=2):
+            rest = np.setdiff1d(np.arange(self.size), fold)
             for group, members in self.groups(self.order(rest)).items():
                 for name, labels in self.labels(members, rest).items():
-                    whole = answers.setdefault(group, {}).setdefault(name, [None] * self.size)
-                    for i in share:
-                        whole[i] = labels[i]
+                    column = answers.setdefault(group, {}).setdefault(name, [None] * self.size)
+                    for i in fold:
+                        column[i] = labels[i]
         score = self.committee.metrics.score
         return {group: score(self.committee.tasks, self.gold, labels) for group, labels in answers.items()}
 
 
-def monitor_of(asked, trained, tasks, metrics):
+def monitor_of(asked: str, trained: str, tasks: dict[str, dict[str, Any]], metrics: ModuleType) -> str:
     """The score to select by: `asked`, otherwise the one the run was trained with, otherwise the default. Raises
     UserError if `asked` cannot be computed from answers alone, such as the loss."""
     names = [name for name in metrics.score_names(tasks) if not name.endswith("loss")]
@@ -96,7 +106,9 @@ def monitor_of(asked, trained, tasks, metrics):
     return asked or (trained if trained in names else metrics.default_monitor(tasks))
 
 
-def assess(committee, parts, monitor):
+def assess(
+    committee: Committee, parts: Mapping[str, Part], monitor: str
+) -> tuple[dict[str, Any], dict[str, dict[str, Predictions]]]:
     """(what ensemble.json holds, {group: {title: Predictions}}) from {"dev", "test": Part}, or one of them.
 
     Groups are "all" and, if there is a dev part, "best" (a single run) and "selected".
@@ -104,19 +116,22 @@ def assess(committee, parts, monitor):
     names, tasks, metrics = [run.name for run in committee.runs], committee.tasks, committee.metrics
     gold, dev = {title: part.gold(tasks) for title, part in parts.items()}, parts.get("dev")
 
-    def scores_of(predictions):
+    def scores_of(predictions: Mapping[str, Predictions]) -> dict[str, dict[str, float]]:
         return {title: metrics.score(tasks, gold[title], predictions[title].labels) for title in parts}
 
-    runs = {}
+    runs: dict[str, dict[str, Any]] = {}
     for number, run in enumerate(committee.runs):
         own = {title: part.predictions[number] for title, part in parts.items()}
         runs[run.name] = {"checkpoint": str(run.folder), **scores_of(own)}
-    groups, order, crossed = {"all": list(committee.members)}, [], {}
+    groups = {"all": list(committee.members)}
+    order: Order = []
+    crossed: dict[str, dict[str, float]] = {}
     if dev:
         selection = Selection(committee, dev, monitor)
         order, crossed = selection.order(), selection.cross_fitted()
         groups = selection.groups(order)
-    result, answers = {"monitor": monitor, "runs": runs}, {}
+    result: dict[str, Any] = {"monitor": monitor, "runs": runs}
+    answers: dict[str, dict[str, Predictions]] = {}
     for group, members in groups.items():
         committee.decide(members, dev)
         answers[group] = {title: committee.answer(part) for title, part in parts.items()}
@@ -127,24 +142,25 @@ def assess(committee, parts, monitor):
         result["selected"]["weights"] = {name: chosen.count(name) / len(chosen) for name in dict.fromkeys(chosen)}
         result["selected"][f"dev_{monitor}_with_each"] = [value for _, value in order]
     if order and "test" in parts:
-        result["gain_on_test"] = gains(
-            committee, parts["test"].dataset, {g: found["test"] for g, found in answers.items()}
-        )
+        on_test = {group: predictions["test"] for group, predictions in answers.items()}
+        result["gain_on_test"] = gains(committee, parts["test"].dataset, on_test)
     return result, answers
 
 
-def gains(committee, data, answers):
+def gains(
+    committee: Committee, data: Any, answers: Mapping[str, Predictions]
+) -> dict[str, dict[str, dict[str, float]]]:
     """{group: {score: {"difference", "low", "high"}}} of "all" and "selected" over "best", by a paired bootstrap; {}
     without labels. answers: {group: Predictions for a MyDataset}"""
     tasks, metrics, groups = committee.tasks, committee.metrics, ("best", "all", "selected")
-    kinds, mains = looks(tasks, metrics), metrics.main_scores(tasks)[-len(tasks) :]
+    kinds, mains = report_kinds(tasks, metrics), metrics.main_scores(tasks)[-len(tasks) :]
     statistics = [statistics_of(list(rows_of(data, answers[group], tasks, metrics)), kinds) for group in groups]
     if not statistics[0]:
         return {}
     cells = paired(statistics, len(data), () if metrics.all_exact(tasks) else mains)
     keys = {"difference": "difference", "low": "difference_low", "high": "difference_high"}
     return {
-        group: {name: {key: cell[number][told] for key, told in keys.items()} for name, cell in cells.items()}
+        group: {name: {key: cell[number][long_key] for key, long_key in keys.items()} for name, cell in cells.items()}
         for number, group in enumerate(groups[1:], 1)
     }
 
@@ -152,42 +168,44 @@ def gains(committee, data, answers):
 # ---- the log ---------------------------------------------------------------------------------------------------------
 
 
-def table(title, rows, names):
-    """A plain-text table. rows: {who: {name: cell}}; names: the columns."""
+def table(title: str, rows: Mapping[str, Mapping[str, str]], names: Sequence[str]) -> str:
+    """A plain-text table. rows: {its title: {column: cell}}; names: the columns."""
     width = max(map(len, rows))
     widths = {name: max(len(name), *(len(cells.get(name, "–")) for cells in rows.values())) for name in names}
     lines = [f"{title}:", f"{'':<{width}}  {'  '.join(name.rjust(size) for name, size in widths.items())}"]
-    for who, cells in rows.items():
+    for row, cells in rows.items():
         shown = (cells.get(name, "–").rjust(size) for name, size in widths.items())
-        lines.append(f"{who:<{width}}  {'  '.join(shown)}")
+        lines.append(f"{row:<{width}}  {'  '.join(shown)}")
     return "\n".join(lines)
 
 
-def scores_told(title, rows, names):
-    """A table of scores. rows: {who: {score: value}}; names: the scores to show if any row has them."""
-    there = [name for name in names if any(name in scores for scores in rows.values())]
-    if not there:
+def score_table(title: str, rows: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> str:
+    """A table of scores. rows: {its title: {score: value}}; names: the scores to show if any row has them."""
+    columns = [name for name in names if any(name in scores for scores in rows.values())]
+    if not columns:
         return f"{title}: no labels to score"
-    cells = {who: {name: f"{scores[name]:.4f}" for name in there if name in scores} for who, scores in rows.items()}
-    return table(title, cells, there)
+    cells = {row: {name: f"{scores[name]:.4f}" for name in columns if name in scores} for row, scores in rows.items()}
+    return table(title, cells, columns)
 
 
-def told(result, parts, tasks, metrics):
+def summary(
+    result: dict[str, Any], parts: Mapping[str, Part], tasks: dict[str, dict[str, Any]], metrics: ModuleType
+) -> list[str]:
     """The results of `assess` as texts for a terminal."""
     runs, names = result["runs"], list(dict.fromkeys([result["monitor"], *metrics.main_scores(tasks)]))
     titles = {"all": f"all {len(runs)}"}
     if "best" in result:
         titles["selected"] = f"selected ({len(result['selected']['weights'])} of {len(runs)})"
     lines = []
-    for part, given in parts.items():
-        rows = {name: scores[part] for name, scores in runs.items()}
-        rows |= {title: result[group][part] for group, title in titles.items()}
-        lines.append(scores_told(f"{part}, {len(given.dataset)} texts", rows, names))
+    for title, part in parts.items():
+        rows = {name: scores[title] for name, scores in runs.items()}
+        rows |= {shown: result[group][title] for group, shown in titles.items()}
+        lines.append(score_table(f"{title}, {len(part.dataset)} texts", rows, names))
     if "dev_cross_fitted" in result["all"]:
         rows = {title: result[group]["dev_cross_fitted"] for group, title in ({"best": "best run"} | titles).items()}
-        lines.append(scores_told("dev, cross-fitted (each fifth by the runs chosen on the rest)", rows, names))
+        lines.append(score_table("dev, cross-fitted (each fifth by the runs chosen on the rest)", rows, names))
     if "best" in result:
-        lines += selection_told(result, metrics.is_better)
+        lines += selection_summary(result, metrics.is_better)
     if gain := result.get("gain_on_test"):
         rows = {
             titles[group]: {
@@ -196,27 +214,23 @@ def told(result, parts, tasks, metrics):
             }
             for group, scores in gain.items()
         }
-        best = result["best"]["runs"][0]
-        there = [name for name in names if name in gain["all"]]
-        what = f"{SHARE:.0%} intervals of {TIMES} paired resamples"
-        lines.append(table(f"test, gain over {best}, the best run on dev, with {what}", rows, there))
+        columns = [name for name in names if name in gain["all"]]
+        best, intervals = result["best"]["runs"][0], f"{SHARE:.0%} intervals of {TIMES} paired resamples"
+        lines.append(table(f"test, gain over {best}, the best run on dev, with {intervals}", rows, columns))
     return lines
 
 
-def selection_told(result, is_better):
+def selection_summary(result: dict[str, Any], is_better: Callable[[str, float, float], bool]) -> list[str]:
     """The steps of the selection, its optimism on dev, and whether it beats using all runs."""
     monitor, chosen, number = result["monitor"], result["selected"], len(result["runs"])
     steps = zip(chosen["runs"], chosen[f"dev_{monitor}_with_each"])
     lines = [f"selected on dev, {monitor} with each: " + ", ".join(f"{name} {value:.4f}" for name, value in steps)]
-    honest = {group: result[group].get("dev_cross_fitted", {}).get(monitor) for group in ("selected", "all")}
-    if None in honest.values():
+    selected, every = (result[group].get("dev_cross_fitted", {}).get(monitor) for group in ("selected", "all"))
+    if selected is None or every is None:
         return lines
     lines.append(
         f"the selection was chosen by its {monitor} on dev, {chosen['dev'][monitor]:.4f}, which may flatter it: "
-        f"cross-fitted it is {honest['selected']:.4f}, and {honest['all']:.4f} for all {number}"
+        f"cross-fitted it is {selected:.4f}, and {every:.4f} for all {number}"
     )
-    if is_better(monitor, honest["selected"], honest["all"]):
-        lines.append(f"cross-fitted, the selection is better than all {number}: use --select")
-    else:
-        lines.append(f"cross-fitted, the selection is not better than all {number}: use all")
-    return lines
+    verdict = ("better", "use --select") if is_better(monitor, selected, every) else ("not better", "use all")
+    return [*lines, f"cross-fitted, the selection is {verdict[0]} than all {number}: {verdict[1]}"]

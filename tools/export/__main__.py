@@ -14,6 +14,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from config import ROOT, Config
 from engine.errors import UserError
@@ -21,9 +22,20 @@ from engine.run.command_line import check_values, option, run_command
 from engine.run.files import TEMPORARY, replace_folder
 from logging_config import get_logger
 
+if TYPE_CHECKING:
+    from data_loader import MyDataset
+    from engine.data.features import Featurizer
+    from engine.predict.predictions import Predictions
+    from trainer import Trainer
+
 logger = logging.getLogger("template")
-NAMES = {"predictor.py", "predictor_schema.py", "predictor.json", "requirements.txt", "tokenizer.json", "arrays.npz"}
-NAMES |= {"model.onnx", "model.onnx.data", "manifest.json"}  # every file an export may write
+# Modules of engine/ that predictor.py imports from its own folder, where they are called predictor_*.py
+SHARED = [ROOT / "engine" / name for name in "data/windows predict/rows run/flags schema task/words".split()]
+CODE = {f"predictor_{path.name}.py": path.with_suffix(".py") for path in SHARED}
+CODE["predictor.py"] = Path(__file__).parent / "predictor.py"
+# Every file that an export may write
+NAMES = {*CODE, "predictor.json", "requirements.txt", "tokenizer.json", "arrays.npz", "manifest.json"}
+NAMES |= {"model.onnx", "model.onnx.data"}
 
 
 @dataclass
@@ -40,7 +52,7 @@ class ExportConfig:
     )
     pretrain_model_path: str = option("", "path of the base model of a LoRA adapter, if it has moved")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.checkpoint or not self.output_dir:
             raise UserError("both --checkpoint FOLDER and --output_dir FOLDER are needed")
         if self.int8 and self.fp16:
@@ -48,12 +60,13 @@ class ExportConfig:
         check_values(self)
 
     @property
-    def kind(self):
+    def kind(self) -> str:
         return "int8" if self.int8 else "fp16" if self.fp16 else "fp32"
 
 
-def export(config):
-    """Exports a checkpoint as `config` (an ExportConfig) says. Nothing is written unless all checks pass."""
+def export(config: ExportConfig) -> None:
+    """Exports a checkpoint. Nothing is written unless all checks pass."""
+    from data_loader import MyDataLoader
     from tools.export import graph
 
     get_logger()
@@ -62,7 +75,8 @@ def export(config):
     require_own_folder(folder)
     require_checkpoint(Path(config.checkpoint))
     trainer, featurizer, data = load(config)
-    theirs = trainer.infer(loader_of(data, trainer), "dev in torch")[0] if data else None
+    loader = MyDataLoader(data, trainer.config.eval_batch_size) if data else None
+    theirs = trainer.infer(loader, "dev in torch")[0] if loader else None
     replace_folder(
         folder,
         lambda temporary: fill(temporary, config, trainer, featurizer, data, theirs),
@@ -73,8 +87,8 @@ def export(config):
     print(f"wrote {folder} ({config.kind}, {size:.1f} MB); python {folder}/predictor.py texts.txt labelled.jsonl")
 
 
-def load(config):
-    """(Trainer with the checkpoint's model, its Featurizer, the dev part as a MyDataset or None)."""
+def load(config: ExportConfig) -> "tuple[Trainer, Featurizer, MyDataset | None]":
+    """The Trainer and Featurizer of the checkpoint, and the dev part, if there is one."""
     import torch
 
     from data_loader import MyDataset
@@ -97,34 +111,37 @@ def load(config):
     return trainer, featurizer, None
 
 
-def loader_of(data, trainer):
-    from data_loader import MyDataLoader
-
-    return MyDataLoader(data, trainer.config.eval_batch_size)
-
-
-def fill(folder, config, trainer, featurizer, data, theirs):
-    """Writes all files of an export into a folder and checks them on the dev part."""
+def fill(
+    folder: Path,
+    config: ExportConfig,
+    trainer: "Trainer",
+    featurizer: "Featurizer",
+    data: "MyDataset | None",
+    theirs: "Predictions | None",
+) -> None:
+    """Writes all files of an export into a folder and checks them on the dev part. theirs: what torch predicts on it"""
     from data_loader import MyDataset
     from tools.export import compare, graph, settings, shrink
 
-    here = Path(__file__).parent
     settings.write_settings(folder, trainer.model, featurizer)
-    shutil.copyfile(here / "predictor.py", folder / "predictor.py")
-    shutil.copyfile(here / "predictor_requirements.txt", folder / "requirements.txt")
-    shutil.copyfile(ROOT / "engine/schema.py", folder / "predictor_schema.py")
+    for name, path in CODE.items():
+        shutil.copyfile(path, folder / name)
+    shutil.copyfile(Path(__file__).parent / "predictor_requirements.txt", folder / "requirements.txt")
     inputs = graph.example_inputs(featurizer, lambda examples: MyDataset(examples, featurizer).batch([0, 1]))
     graph.write_graph(graph.prepare(trainer.model), inputs, folder / "model.onnx")
-    if data:
-        predictor = compare.load_predictor(folder)
-        compare.require_same(predictor, theirs, compare.answers_of(predictor, data))
+    if not data or not theirs:
+        return
+    predictor = compare.load_predictor(folder)
+    compare.require_same(predictor, theirs, compare.answers_of(predictor, data))
     if config.kind != "fp32":
         {"int8": shrink.to_int8, "fp16": shrink.to_fp16}[config.kind](folder / "model.onnx")
         labels = compare.answers_of(compare.load_predictor(folder), data)[0]
         require_score(config, trainer.tasks, data, theirs.labels, labels)
 
 
-def require_score(config, tasks, data, before, after):
+def require_score(
+    config: ExportConfig, tasks: dict[str, Any], data: "MyDataset", before: dict[str, list], after: dict[str, list]
+) -> None:
     """Logs the dev scores before and after; raises UserError if the main score dropped by more than --max_drop."""
     import metrics
 
@@ -143,12 +160,12 @@ def require_score(config, tasks, data, before, after):
         )
 
 
-def require_own_folder(folder):
+def require_own_folder(folder: Path) -> None:
     """Raises UserError if the output folder is a file or contains anything but an export."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: is not a folder; choose an empty or new folder")
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    compiled = ("predictor.", "predictor_schema.")  # written when the predictor is imported
+    compiled = tuple(name.removesuffix("py") for name in CODE)  # written when the predictor is imported
     inside |= {path.name for path in folder.glob("__pycache__/*") if not path.name.startswith(compiled)}
     strange = inside - NAMES - {"__pycache__", TEMPORARY}
     if strange or (inside and "predictor.json" not in inside):

@@ -1,15 +1,24 @@
 """Compares the answers of an exported folder with those of the checkpoint in torch."""
 
+from __future__ import annotations
+
 import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import UserError
 from engine.run.files import seal
+
+if TYPE_CHECKING:
+    from data_loader import MyDataset
+    from engine.predict.predictions import Predictions
+    from tools.export.predictor import Predictor
 
 logger = logging.getLogger("template")
 TOLERANCE = 1e-4  # for probabilities, and for regression values in standard deviations
 
 
-def load_predictor(folder):
+def load_predictor(folder: Path) -> Predictor:
     """A Predictor of an exported folder, from this repository's predictor.py, which the folder has a copy of."""
     from tools.export.predictor import Predictor  # not at the top: onnxruntime may be missing
 
@@ -17,14 +26,14 @@ def load_predictor(folder):
     return Predictor(folder)
 
 
-def answers_of(predictor, data):
-    """[{task: labels}, {task: probabilities}] of a Predictor for the examples of a MyDataset."""
+def answers_of(predictor: Predictor, data: MyDataset) -> list[dict[str, list]]:
+    """[{task: labels}, {task: probabilities}] of a Predictor."""
     rows = [data[i] for i in range(len(data))]
     answers = predictor.answers(predictor.encode(rows))
     return [{name: [answer[name][part] for answer in answers] for name in data.tasks} for part in (0, 1)]
 
 
-def num_different(predictor, theirs, ours):
+def num_different(predictor: Predictor, theirs: Predictions, ours: list[dict[str, list]]) -> int:
     """Number of examples whose answers differ. theirs: Predictions of the checkpoint; ours: from `answers_of`"""
     labels, probabilities = ours
     different = set()
@@ -39,7 +48,7 @@ def num_different(predictor, theirs, ours):
     return len(different)
 
 
-def is_close(theirs, ours):
+def is_close(theirs: Any, ours: Any) -> bool:
     """Whether probabilities agree. None, which a Predictor gives for tags, agrees with anything."""
     if ours is None or theirs is None:
         return True
@@ -47,7 +56,7 @@ def is_close(theirs, ours):
     return all(abs(a - b) <= TOLERANCE for a, b in pairs)
 
 
-def require_same(predictor, theirs, ours):
+def require_same(predictor: Predictor, theirs: Predictions, ours: list[dict[str, list]]) -> None:
     """Raises UserError if more than 1 % of the answers of an fp32 Predictor differ from the checkpoint's."""
     number = len(next(iter(theirs.labels.values())))
     wrong = num_different(predictor, theirs, ours)

@@ -1,10 +1,15 @@
 """Exports a trained model as one ONNX graph, from inputs to the logits of each task, for any batch size and length."""
 
+from __future__ import annotations
+
 import io
 import logging
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -14,11 +19,16 @@ from engine.model import lora
 from engine.run.command_line import first_line
 from engine.task.extras import pairs_of
 
+if TYPE_CHECKING:
+    from data_loader import Batch
+    from engine.data.features import Featurizer
+    from model_utils import BiLSTM, MyModel
+
 NEEDED = "pip install -r tools/export/requirements.txt"
-MOST_BYTES = 2**30  # of tensors in the graph's own file, which is limited to 2 GB
+MAX_BYTES = 2**30  # of tensors in the graph's own file, which is limited to 2 GB
 
 
-def require_packages():
+def require_packages() -> None:
     """Raises UserError if a package that an export needs is missing."""
     try:
         import onnx  # noqa: F401
@@ -31,11 +41,11 @@ def require_packages():
 class LogitsOnly(nn.Module):
     """A MyModel that takes positional tensors, in the order of `names`, and returns the logits of each task."""
 
-    def __init__(self, model, names):
+    def __init__(self, model: MyModel, names: list[str]):
         super().__init__()
         self.model, self.names = model, names
 
-    def forward(self, *tensors):
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(self.model(dict(zip(self.names, tensors))).logits.values())
 
 
@@ -45,22 +55,23 @@ class PaddedLSTM(nn.Module):
     torch packs sequences, which cannot be exported; its gates are in the order i, f, g, o, those of ONNX i, o, f, g.
     """
 
-    def __init__(self, encoder):
+    def __init__(self, encoder: BiLSTM):
         super().__init__()
         self.embeddings = encoder.embeddings
-        self.sizes = [layer.hidden_size for layer in encoder.layers]
-        for number, layer in enumerate(encoder.layers):
+        layers = cast(list[nn.LSTM], list(encoder.layers))
+        self.sizes = [layer.hidden_size for layer in layers]
+        for number, layer in enumerate(layers):
             for kind in ("weight_ih", "weight_hh", "bias"):
                 ways = [self.reordered(layer, kind, way) for way in ("", "_reverse")]
                 self.register_buffer(f"{kind}_{number}", torch.stack(ways))
 
-    def reordered(self, layer, kind, way):
+    def reordered(self, layer: nn.LSTM, kind: str, way: str) -> torch.Tensor:
         """A parameter of one direction with its gates in ONNX's order; the two biases are concatenated."""
         names = [f"{name}_l0{way}" for name in (("bias_ih", "bias_hh") if kind == "bias" else (kind,))]
         parts = [getattr(layer, name).detach().chunk(4) for name in names]
         return torch.cat([torch.cat([i, o, f, g]) for i, f, g, o in parts])
 
-    def forward(self, input_ids, attention_mask):
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
         lengths = attention_mask.sum(1).to(torch.int32)
         hidden = self.embeddings(input_ids).transpose(0, 1)  # (L, B, H)
         for number, size in enumerate(self.sizes):
@@ -81,7 +92,7 @@ class PaddedLSTM(nn.Module):
         return SimpleNamespace(last_hidden_state=torch.cat([first, hidden[:, 1:]], 1))
 
 
-def merge_adapter(encoder):
+def merge_adapter(encoder: nn.Module) -> None:
     """Replaces each layer that has a LoRA adapter by a plain one with the weight W + alpha / r * B A."""
     for name, module in list(encoder.named_modules()):
         if hasattr(module, "base_layer") and hasattr(module, "get_delta_weight"):
@@ -92,7 +103,7 @@ def merge_adapter(encoder):
             setattr(encoder.get_submodule(parent), child, plain)
 
 
-def prepare(model):
+def prepare(model: MyModel) -> MyModel:
     """The model, changed in place for export: fp32, adapter merged, BiLSTM replaced by PaddedLSTM."""
     if lora.base_of(model):
         merge_adapter(model.encoder)
@@ -100,21 +111,18 @@ def prepare(model):
     model.float()
     model.encoder_in_fp32, model.wide_mask_on = True, "none"
     if type(model.encoder).__name__ == "BiLSTM":
-        model.encoder = PaddedLSTM(model.encoder)
+        model.encoder = PaddedLSTM(cast("BiLSTM", model.encoder))
     return model.eval()
 
 
-def example_inputs(featurizer, makes):
-    """Inputs {name: tensor} of two texts of different lengths; no two sizes are equal. makes: examples -> Batch"""
-    texts = [["a"] * 3, ["b"] * 5]
-    tasks = featurizer.tasks
-    paired = pairs_of(tasks)
+def example_inputs(featurizer: Featurizer, makes: Callable[[list[dict[str, Any]]], Batch]) -> dict[str, torch.Tensor]:
+    """Inputs of two texts of different lengths; no two sizes are equal."""
     examples = []
-    for number, words in enumerate(texts):
-        example = {"id": str(number), "text": " ".join(words)}
+    for number, words in enumerate((["a"] * 3, ["b"] * 5)):
+        example: dict[str, Any] = {"id": str(number), "text": " ".join(words)}
         if featurizer.tagging:
             example["tokens"] = words
-        if paired:
+        if pairs_of(featurizer.tasks):
             example["text_pair"] = "c d"
         if featurizer.extras:
             example["extras"] = dict.fromkeys(featurizer.extras)
@@ -123,7 +131,7 @@ def example_inputs(featurizer, makes):
 
 
 @contextmanager
-def quiet():
+def quiet() -> Iterator[None]:
     """Silences the exporter: users cannot act on its warnings, and if tracing fails it prints the whole graph."""
     unread = io.StringIO()
     with warnings.catch_warnings(), redirect_stdout(unread), redirect_stderr(unread):
@@ -135,7 +143,7 @@ def quiet():
             logging.disable(logging.NOTSET)
 
 
-def forget_sources(graph_model):
+def forget_sources(graph_model: Any) -> None:
     """Removes the source locations the exporter stores in each node: long, and with paths of this machine."""
     graph = graph_model.graph
     for node in graph.all_nodes():
@@ -149,8 +157,8 @@ def forget_sources(graph_model):
     graph_model.metadata_props.clear()
 
 
-def write_graph(model, inputs, path):
-    """Writes a prepared model as ONNX and checks it with onnx. inputs: an example, {name: tensor}
+def write_graph(model: MyModel, inputs: dict[str, torch.Tensor], path: Path) -> None:
+    """Writes a prepared model as ONNX and checks it with onnx. inputs: an example
 
     Raises UserError if torch cannot export the encoder. Tensors of more than 1 GB in all go to a second file.
     """
@@ -176,7 +184,8 @@ def write_graph(model, inputs, path):
         kind = getattr(getattr(model.encoder, "config", None), "model_type", type(model.encoder).__name__)
         cause = first_line(error.__cause__ or error)
         raise UserError(f"torch cannot export {kind} to ONNX ({type(error).__name__}: {cause})") from None
+    assert program  # not None, since dynamo is used
     forget_sources(program.model)
     size = sum(p.numel() * p.element_size() for p in (*model.parameters(), *model.buffers()))
-    program.save(str(path), external_data=size > MOST_BYTES)
-    onnx.checker.check_model(str(path), full_check=size <= MOST_BYTES)
+    program.save(str(path), external_data=size > MAX_BYTES)
+    onnx.checker.check_model(str(path), full_check=size <= MAX_BYTES)

@@ -1,7 +1,11 @@
 """Writes what the predictor needs in addition to the graph: predictor.json, and arrays.npz with CRF parameters."""
 
+from __future__ import annotations
+
 import json
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import regex
@@ -11,7 +15,11 @@ from engine.model.crf import IMPOSSIBLE
 from engine.predict.predictions import names_entities, outside_id
 from engine.task import text
 from engine.task.extras import extras_of, pairs_of
-from engine.task.tags import needs_words
+
+if TYPE_CHECKING:
+    from engine.data.features import Featurizer
+    from engine.model.head import Head
+    from model_utils import MyModel
 
 # (the methods that decode and name labels) -> the predictor's kind of head. A custom head that inherits both methods is
 # supported; one that overrides either needs code in tools/export/predictor.py and an entry here
@@ -26,7 +34,7 @@ HEADS = {
 KEPT = ("type", "kind", "labels", "unit", "mean", "std", "pairs")  # keys of a task in labels.json
 
 
-def class_of(pattern):
+def class_of(pattern: str) -> str:
     """The characters that match a pattern of the package regex, as a class [...] for Python's own re, which does not
     support \\p{Han}."""
     everything = "".join(map(chr, range(sys.maxunicode + 1)))
@@ -34,7 +42,7 @@ def class_of(pattern):
     return "[" + "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in runs) + "]"
 
 
-def patterns():
+def patterns() -> tuple[dict[str, str], str]:
     """({unit: the pattern of a token in `split_text`}, the pattern of a Chinese character) for Python's re."""
     han, letter, blank, digit = (class_of(pattern) for pattern in (text.HAN, text.LETTER, r"\s", r"\d"))
     other = f"[^{blank[1:-1]}]"
@@ -43,7 +51,7 @@ def patterns():
     return {"word": word, "character": other, "character+blank": "(?s:.)"}, han
 
 
-def kind_of_head(name, head):
+def kind_of_head(name: str, head: Head) -> str:
     """The predictor's kind of head, which says how logits are decoded. Raises UserError if there is none."""
     kind = type(head)
     known = HEADS.get((kind.decode.__qualname__, kind.to_labels.__qualname__))
@@ -55,9 +63,10 @@ def kind_of_head(name, head):
     return known
 
 
-def write_settings(folder, model, featurizer):
+def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None:
     """Writes predictor.json, arrays.npz and tokenizer.json of a model into a folder."""
-    arrays, tasks = {}, {}
+    arrays: dict[str, np.ndarray] = {}
+    tasks: dict[str, dict[str, Any]] = {}
     for number, (name, head) in enumerate(model.output_layer.heads.items()):
         kind, task = kind_of_head(name, head), head.task
         tasks[name] = {key: task[key] for key in KEPT if key in task} | {"head": kind}
@@ -80,17 +89,17 @@ def write_settings(folder, model, featurizer):
         "stride": featurizer.stride,
         "truncation": featurizer.truncation,
         "word_ends": featurizer.word_ends,
-        "unit": next((task["unit"] for task in tasks.values() if needs_words(task["type"])), None),
+        "unit": text.token_unit(tasks),
         "pairs": pairs_of(tasks),
         "extras": extras_of(featurizer.tasks),
         "pad_id": featurizer.tokenizer.pad_token_id,
         "filler": featurizer.filler,
-        "separator": featurizer.separator or None,
-        "blanks": bool(featurizer.blanks),
+        "separator": featurizer.separator,
+        "blanks": featurizer.blanks,
         "patterns": by_unit,
         "han": han,
     }
     (folder / "predictor.json").write_text(json.dumps(settings, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     if arrays:
-        np.savez(folder / "arrays.npz", **arrays)
+        np.savez(folder / "arrays.npz", **cast(Any, arrays))
     featurizer.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 
-def to_int8(path):
+def to_int8(path: Path) -> None:
     """Replaces a graph by one with the weights of its matrix products and embeddings in int8.
 
     Each column of a weight has its own scale. Activations are quantised at run time, so no calibration is needed.
@@ -32,7 +32,7 @@ def to_int8(path):
         small.replace(path)
 
 
-def to_fp16(path):
+def to_fp16(path: Path) -> None:
     """Replaces a graph by one with weights and computation in fp16; the types of inputs and outputs stay."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -43,11 +43,11 @@ def to_fp16(path):
     onnx.save(small, str(path), save_as_external_data=is_large, location=data_of(path).name)
 
 
-def data_of(path):
+def data_of(path: Path) -> Path:
     """The file next to a large graph that has its tensors."""
     return path.with_name(f"{path.name}.data")
 
 
-def remove(path):
+def remove(path: Path) -> None:
     path.unlink()
     data_of(path).unlink(missing_ok=True)

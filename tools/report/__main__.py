@@ -27,7 +27,7 @@ class ReportConfig:
     report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: that of the texts")
     spreadsheet_safe: bool = option(False, "put an apostrophe before cells that a spreadsheet would run as formulas")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_values(self)
         self.runs = tuple(self.runs)
         if not self.runs:

@@ -1,21 +1,26 @@
 """Collects all figures of a run's page from the files in its folder."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from engine.errors import UserError
 from engine.predict.answers import PARTS, read_about, read_rows
 from engine.run.run_folder import EVALUATE, SCORES, read_result
 from engine.schema import Optional
+from metrics import count_matches, items_in, label_scores
 from tools.report import bootstrap, course, entities, figures, suspects
+from tools.report.figures import Answer, Row
 
-REMAKE = "make the folder again with data_process.py"
+About = dict[str, Any]  # answers/about.json
+PROCESS_AGAIN = "make the folder again with data_process.py"
 NOTES = [{"what": str, "count": int, "rows": [str], "advice": str}]
 FOLDS = {Optional("out_of_fold"): SCORES, Optional("test_of_all_folds"): SCORES}
-LISTED = 200  # most suspicious rows, confident mistakes and confused pairs in the page; the files have all
+LISTED = 200  # most suspicious rows, confident errors and confused pairs in the page; the files have all
 
 
-def collect(folder):
+def collect(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[Row]]]:
     """(figures that can be written as JSON, {part: rows}) of a run folder or a cross-validation folder."""
     folder = Path(folder)
     about = read_about(folder)
@@ -24,9 +29,9 @@ def collect(folder):
     main = next((part for part in PARTS if rows.get(part)), None)
     if main is None:
         raise UserError(f"{folder}: its answers have no rows; {EVALUATE}")
-    seen, whole = suspects.training_rows(about["data_path"], kinds)
+    training, whole = suspects.training_rows(about["data_path"], kinds)
     checks = Path(about["data_path"]) / "checks.json"
-    found = {
+    found: dict[str, Any] = {
         "name": folder.resolve().name,
         "about": {key: value for key, value in about.items() if key != "tasks"},
         "types": {name: task["type"] for name, task in about["tasks"].items()},
@@ -35,21 +40,17 @@ def collect(folder):
         "scores": scores_of(folder, about, rows),
         "learning": learning_of(folder, about),
         "log": course.read_log(about["log"]),
-        "checks": read_result(checks, NOTES, "make the folder again with data_process.py")
-        if checks.is_file()
-        else None,
-        "training": {"read": len(seen), "whole": whole},
+        "checks": read_result(checks, NOTES, PROCESS_AGAIN) if checks.is_file() else None,
+        "training": {"read": len(training), "whole": whole},
     }
-    details = rows.get(main, [])
-    training = [] if main == "out_of_fold" else seen  # the out-of-fold rows are training rows themselves
-    found["tasks"] = {n: task_figures(n, kind, details, about["tasks"][n], training) for n, kind in kinds.items()}
-    found["tasks"] = {name: values for name, values in found["tasks"].items() if values}
-    found["slices"] = slice_figures(details, kinds, found["scores"].get(main, []))
-    found |= error_figures(rows, kinds, seen)
-    return found, rows
+    seen = [] if main == "out_of_fold" else training  # the out-of-fold rows are training rows themselves
+    tasks = {n: task_figures(n, kind, rows[main], about["tasks"][n], seen) for n, kind in kinds.items()}
+    found["tasks"] = {name: values for name, values in tasks.items() if values}
+    found["slices"] = slice_figures(rows[main], kinds, found["scores"].get(main, []))
+    return found | error_figures(rows, kinds, training), rows
 
 
-def sizes_of(about, rows):
+def sizes_of(about: About, rows: dict[str, list[Row]]) -> dict[str, int | None]:
     """{part: number of rows}; for train, the lines of its file, or None if it no longer exists."""
     path = Path(about["data_path"]) / "train.jsonl"
     train = None
@@ -62,28 +63,26 @@ def sizes_of(about, rows):
 # ---- scores ----------------------------------------------------------------------------------------------------------
 
 
-def scores_of(folder, about, rows):
+def scores_of(folder: Path, about: About, rows: dict[str, list[Row]]) -> dict[str, list[dict[str, Any]]]:
     """{part: [{"name", "value", "low", "high"}]} as in eval.json or folds.json.
 
     A score has an interval only if its value computed from the rows equals that in the file; custom metrics, and scores
     of another evaluation, have none.
     """
-    told = {}
-    if (folder / "eval.json").is_file():
-        told = read_result(folder / "eval.json", {str: SCORES})
-    elif (folder / "folds.json").is_file():
-        told = fold_scores(read_result(folder / "folds.json", FOLDS))
-    found = {}
-    for part, scores in told.items():
+    mains = [f"{name}_{about['main_scores'][name]}" for name in about["kinds"]]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for part, scores in written_scores(folder).items():
         if part not in PARTS:
             continue
-        statistics = bootstrap.statistics_of(rows[part], about["kinds"]) if rows.get(part) else []
-        size = len(rows.get(part, ()))
-        own = bootstrap.point(statistics, size) if statistics else {}
-        draws = bootstrap.resample(statistics, size) if statistics else {}
-        mains = [f"{name}_{about['main_scores'][name]}" for name in about["kinds"]]
-        for values in (own, draws) if "mean_score" in scores else ():
-            bootstrap.add_mean_score(values, mains)
+        own: dict[str, float] = {}
+        draws: dict[str, Any] = {}
+        part_rows = rows.get(part, [])
+        if statistics := bootstrap.statistics_of(part_rows, about["kinds"]):
+            own = bootstrap.point(statistics, len(part_rows))
+            draws = bootstrap.resample(statistics, len(part_rows))
+        if "mean_score" in scores:
+            bootstrap.add_mean_score(own, mains)
+            bootstrap.add_mean_score(draws, mains)
         found[part] = []
         for name, value in scores.items():
             same = name in own and math.isclose(own[name], value, rel_tol=1e-6, abs_tol=1e-6)
@@ -92,13 +91,18 @@ def scores_of(folder, about, rows):
     return found
 
 
-def fold_scores(folds):
-    """folds.json as {part: scores}: out-of-fold rows, and test scored with the mean of all folds."""
+def written_scores(folder: Path) -> dict[str, dict[str, float]]:
+    """{part: scores} of eval.json or folds.json: there out-of-fold rows, and test scored with the mean of all folds."""
+    if (folder / "eval.json").is_file():
+        return read_result(folder / "eval.json", {str: SCORES})
+    if not (folder / "folds.json").is_file():
+        return {}
+    folds = read_result(folder / "folds.json", FOLDS)
     parts = {"out_of_fold": folds.get("out_of_fold"), "test": folds.get("test_of_all_folds")}
     return {part: scores for part, scores in parts.items() if scores}
 
 
-def learning_of(folder, about):
+def learning_of(folder: Path, about: About) -> list[dict[str, Any]]:
     """The learning curves of the run, or of each fold."""
     monitor, runs = about["monitor"], about.get("folds") or [folder.name]
     found = []
@@ -117,35 +121,32 @@ def learning_of(folder, about):
 # ---- tasks -----------------------------------------------------------------------------------------------------------
 
 
-def task_figures(name, kind, rows, task, training):
+def task_figures(
+    name: str, kind: str, rows: Sequence[Row], task: dict[str, Any], training: Sequence[Row]
+) -> dict[str, Any] | None:
     """The figures of a task on the rows that have its label; None if no row has."""
     labelled = [row for row in rows if row["answers"][name]["gold"] is not None]
     answers = [row["answers"][name] for row in labelled]
     if not answers:
         return None
-    found = {"kind": kind, "rows": len(answers), "right": sum(bool(answer["right"]) for answer in answers)}
-    gold, predicted = ([answer[side] for answer in answers] for side in ("gold", "predicted"))
+    found: dict[str, Any] = {"kind": kind, "rows": len(answers), "right": sum(bool(a["right"]) for a in answers)}
+    gold, predicted, sure = ([answer[key] for answer in answers] for key in ("gold", "predicted", "probability"))
     if kind == "regression":
         return found | {"residuals": figures.residuals(gold, predicted)}
+    if kind == "words":
+        found["words"] = sum(map(len, gold))
+    found["per_label"] = label_scores(*count_matches(kind, gold, predicted))
     if kind in ("tagging", "spans"):
-        return found | entity_figures(name, kind, labelled, answers, training)
+        return found | entity_figures(name, kind, labelled, training)
     if kind == "multilabel":
-        return found | multilabel_figures(answers, gold, predicted, task["labels"])
+        return found | multilabel_figures(answers, task["labels"])
     if kind == "words":
-        gold, predicted = ([tag for tags in side for tag in tags] for side in (gold, predicted))
-        found["words"] = len(gold)
-    found |= {
-        "per_label": figures.per_label([{g} for g in gold], [{p} for p in predicted]),
-        "confusions": figures.confusions(gold, predicted)[:LISTED],
-        "matrix": figures.matrix(gold, predicted),
-    }
-    sure = [answer["probability"] for answer in answers]
-    if kind == "words":
-        sure = [p for values in sure for p in values]
+        gold, predicted, sure = ([item for items in column for item in items] for column in (gold, predicted, sure))
+    found |= {"confusions": figures.confusions(gold, predicted)[:LISTED], "matrix": figures.matrix(gold, predicted)}
     return found | confidence_figures(sure, [g == p for g, p in zip(gold, predicted)])
 
 
-def confidence_figures(sure, right):
+def confidence_figures(sure: Sequence[float], right: Sequence[bool]) -> dict[str, Any]:
     """Calibration, histogram and coverage of answers; {} if a probability is missing or invalid."""
     if not sure or not all(isinstance(p, float | int) and 0 <= p <= 1 + 1e-6 for p in sure):
         return {}
@@ -158,24 +159,27 @@ def confidence_figures(sure, right):
     }
 
 
-def multilabel_figures(answers, gold, predicted, labels):
-    gold, predicted = [set(labels) for labels in gold], [set(labels) for labels in predicted]
+def multilabel_figures(answers: Sequence[Answer], labels: Sequence[str]) -> dict[str, Any]:
+    gold, predicted = ([set(answer[side]) for answer in answers] for side in ("gold", "predicted"))
     pairs, errors = figures.error_pairs(gold, predicted)
-    found = {"per_label": figures.per_label(gold, predicted), "pairs": pairs[:LISTED], "errors": errors[:LISTED]}
+    found: dict[str, Any] = {"pairs": pairs[:LISTED], "errors": errors[:LISTED]}
     if all("probabilities" in answer for answer in answers):
         probabilities = [answer["probabilities"] for answer in answers]
-        found["threshold"] = figures.threshold_curve(probabilities, gold, labels)
+        found["threshold"] = figures.threshold_curve(probabilities, gold)
         sure = [row.get(label, 0.0) for row in probabilities for label in labels]
-        right = [label in there for there in gold for label in labels]
+        right = [label in gold_labels for gold_labels in gold for label in labels]
         found["calibration"] = figures.calibration(sure, right)
     return found
 
 
-def entity_figures(name, kind, rows, answers, training):
-    found = [entities.matches_of(kind, answer) for answer in answers]
-    seen = known_entities(name, kind, training)
+def entity_figures(name: str, kind: str, rows: Sequence[Row], training: Sequence[Row]) -> dict[str, Any]:
+    found = [entities.matches_of(kind, row["answers"][name]) for row in rows]
+    seen = {
+        (label, tuple(example["tokens"][first : last + 1]))
+        for example in training
+        for label, first, last in (items_in(kind, example[name]) if example.get(name) else ())
+    }
     return {
-        "per_label": entities.per_type(found),
         "errors": entities.error_counts(found),
         "confusions": entities.confused_types(found)[:LISTED],
         "by_length": entities.by_length(found),
@@ -184,24 +188,15 @@ def entity_figures(name, kind, rows, answers, training):
     }
 
 
-def known_entities(name, kind, training):
-    """{(type, tokens)} of the entities in training."""
-    return {
-        (label, tuple(example["tokens"][first : last + 1]))
-        for example in training
-        for label, first, last in (entities.entities_in(kind, example[name]) if example.get(name) else ())
-    }
-
-
 # ---- slices and errors -----------------------------------------------------------------------------------------------
 
 
-def slice_figures(rows, kinds, scores):
+def slice_figures(rows: Sequence[Row], kinds: dict[str, str], scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """[{"by", "groups": [{"name", "rows", "scores": {score: {"value", "low", "high"}}}]}], for the scores that have
     an interval over all rows."""
-    told = [one["name"] for one in scores if one["low"] is not None]
+    with_interval = [one["name"] for one in scores if one["low"] is not None]
     found = []
-    for by, groups in figures.slices(rows) if rows else []:
+    for by, groups in figures.slices(rows):
         table = []
         for name, numbers in groups:
             inside = [rows[i] for i in numbers]
@@ -210,7 +205,7 @@ def slice_figures(rows, kinds, scores):
             draws = bootstrap.resample(statistics, len(inside), times=400) if statistics else {}
             cells = {
                 score: dict(zip(("value", "low", "high"), (values[score], *bootstrap.interval(draws[score]))))
-                for score in told
+                for score in with_interval
                 if score in values
             }
             table.append({"name": name, "rows": len(inside), "scores": cells})
@@ -218,21 +213,23 @@ def slice_figures(rows, kinds, scores):
     return found
 
 
-def error_figures(rows, kinds, training):
-    """{"suspects", "mistakes"}: rows whose label is probably wrong, and the most confident mistakes, each with near
+def error_figures(
+    rows: dict[str, list[Row]], kinds: dict[str, str], training: Sequence[Row]
+) -> dict[str, list[dict[str, Any]]]:
+    """{"suspects", "mistakes"}: rows whose label is probably wrong, and the most confident errors, each with near
     duplicates in training that have another label."""
     pool = [(part, row) for part, part_rows in rows.items() for row in part_rows]
     flat = [row for _, row in pool]
     found = suspects.suspicious(flat, kinds)
-    mistakes = []
+    errors: list[dict[str, Any]] = []
     for name, kind in kinds.items():
-        sure = ((i, figures.mistake_confidence(kind, row["answers"][name])) for i, row in enumerate(flat))
-        mistakes += [{"row": i, "task": name, "score": score} for i, score in sure if score is not None]
-    mistakes.sort(key=lambda item: -item["score"])
-    numbers = list(dict.fromkeys(item["row"] for item in [*found[:LISTED], *mistakes[:LISTED]]))
+        sure = ((i, figures.error_confidence(kind, row["answers"][name])) for i, row in enumerate(flat))
+        errors += [{"row": i, "task": name, "score": score} for i, score in sure if score is not None]
+    errors.sort(key=lambda item: -item["score"])
+    numbers = list(dict.fromkeys(item["row"] for item in [*found[:LISTED], *errors[:LISTED]]))
     near = suspects.contradicted(flat, numbers, kinds, training)
     tables = {}
-    for key, items in (("suspects", found), ("mistakes", mistakes)):
+    for key, items in (("suspects", found), ("mistakes", errors)):
         tables[key] = [
             item
             | {"part": pool[item["row"]][0], "id": flat[item["row"]]["id"]}

@@ -7,50 +7,42 @@ resamples of the same rows (bootstrap.py).
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from engine.errors import UserError
 from engine.predict.answers import PARTS, read_about, read_rows
-from engine.run.files import appearing_whole
+from engine.run.run_folder import distinct
 from tools.report import bootstrap, svg
 from tools.report.collect import learning_of, scores_of
-from tools.report.page import TABLE_BYTES, environment, labels_of, plain, raw, short, shown_answer, size_of
+from tools.report.figures import Row
+from tools.report.page import TABLE_BYTES, labels_of, short, shown_answer, size_of, write_page
 from tools.report.texts import Words, language_of
 
 logger = logging.getLogger("template")
 
 
-def compare_runs(output_dir, names, language="auto"):
+def compare_runs(output_dir: str | Path, names: Sequence[str], language: str = "auto") -> Path:
     """Writes comparison.html of runs, named by their folder in output_dir or by a path, into output_dir. -> its path"""
     folders = [folder_of(output_dir, name) for name in names]
     if len(set(folders)) < 2:
         raise UserError(f"{' '.join(names)}: name at least two different runs")
     found, rows = figures_of(folders)
     words = Words(language_of(language, [row["text"] for row in rows[0]]))
-    view = {
-        "found": found,
-        "pictures": pictures(found, words),
-        "table": table_of(found, rows),
-        "times": bootstrap.TIMES,
-    }
-    html = (
-        environment(words)
-        .get_template("compare.html.jinja")
-        .render(view, words=words, style=raw("page.css"), script=raw("page.js"), figures=plain(found))
-    )
+    view = {"found": found, "pictures": pictures(found, words), "table": table_of(found, rows)}
     path = Path(output_dir) / f"comparison-{'-'.join(folder.name for folder in folders)}"[:200]
     path = path.with_name(path.name + ".html")
-    with appearing_whole(path) as file:
-        file.write(html)
+    write_page(path, "compare.html.jinja", words, view | {"times": bootstrap.TIMES})
     return path
 
 
-def show_comparison(output_dir, names, language="auto"):
+def show_comparison(output_dir: str | Path, names: Sequence[str], language: str = "auto") -> None:
     """Writes the page and logs its path."""
     logger.info(f"comparison: {compare_runs(output_dir, names, language)}")
 
 
-def folder_of(output_dir, name):
+def folder_of(output_dir: str | Path, name: str) -> Path:
     """The folder of a run. Raises UserError if there is none, or if it was not evaluated."""
     folder = next((path for path in (Path(output_dir) / name, Path(name)) if path.is_dir()), None)
     if folder is None:
@@ -59,7 +51,7 @@ def folder_of(output_dir, name):
     return folder
 
 
-def figures_of(folders):
+def figures_of(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Row]]]:
     """(figures that can be written as JSON, [the rows of each run that all runs have, in the same order])."""
     abouts = [read_about(folder) for folder in folders]
     kinds = {n: kind for n, kind in abouts[0]["kinds"].items() if all(a["kinds"].get(n) == kind for a in abouts)}
@@ -70,7 +62,7 @@ def figures_of(folders):
     most, rows = max(map(len, rows)), common(rows, kinds)
     if not rows[0]:
         raise UserError(f"the {part} parts of {folders[0]} and the other runs have no rows in common")
-    names = unique([folder.resolve().name for folder in folders])
+    names = distinct([folder.resolve().name for folder in folders])
     options = [about["options"] | {"random_seed": about["seed"]} for about in abouts]
     differ = {n: [o.get(n) for o in options] for n in sorted({n for o in options for n in o})}
     statistics = [bootstrap.statistics_of(found, kinds) for found in rows]
@@ -88,32 +80,30 @@ def figures_of(folders):
     }, rows
 
 
-def unique(names):
-    """The names, with a number added to repeated ones."""
-    return [f"{name} ({names[:i].count(name) + 1})" if name in names[:i] else name for i, name in enumerate(names)]
-
-
-def key_of(row, kinds):
+def key_of(row: Row, kinds: dict[str, str]) -> tuple[str | None, ...]:
     """A key that a row has in all runs: its id, text and labels."""
     gold = [str(row["answers"][name]["gold"]) for name in kinds]
     return str(row["id"]), row["text"], row.get("text_pair"), *gold
 
 
-def common(rows, kinds):
+def common(rows: Sequence[Sequence[Row]], kinds: dict[str, str]) -> list[list[Row]]:
     """The rows of each run that all runs have, in the order of the first; one per key."""
     tables = [{key_of(row, kinds): row for row in found} for found in rows]
     keys = [key for key in tables[0] if all(key in table for table in tables)]
     return [[table[key] for key in keys] for table in tables]
 
 
-def paired(statistics, size, mains=()):
+def paired(
+    statistics: Sequence[Sequence[bootstrap.Statistic | bootstrap.OfWeights]], size: int, mains: Sequence[str] = ()
+) -> dict[str, list[dict[str, float]]]:
     """{score: [{"value", "low", "high"} of each run]}; all but the first run also have "difference", "difference_low",
     "difference_high" and "better", 1 or -1 if the interval excludes 0. mains: scores to add mean_score for"""
     draws = [bootstrap.resample(found, size) for found in statistics]
     points = [bootstrap.point(found, size) for found in statistics]
-    for values in (*draws, *points):
-        bootstrap.add_mean_score(values, mains)
-    table = {}
+    for draw, scores in zip(draws, points):
+        bootstrap.add_mean_score(draw, mains)
+        bootstrap.add_mean_score(scores, mains)
+    table: dict[str, list[dict[str, float]]] = {}
     for name in points[0]:
         table[name] = []
         for number, (values, own) in enumerate(zip(draws, points)):
@@ -129,10 +119,10 @@ def paired(statistics, size, mains=()):
     return table
 
 
-def pictures(found, words):
+def pictures(found: dict[str, Any], words: Words) -> list[tuple[str, svg.Plot, list[str]]]:
     """[(title, plot, names)] of training loss, dev loss, the monitored score and throughput, all runs overlaid."""
-    runs = [(name, one) for name, courses in zip(found["names"], found["learning"]) for one in courses]
-    labels = [name if name.split(" (")[0] == one["name"] else f"{name} · {one['name']}" for name, one in runs]
+    runs = [(name, course) for name, courses in zip(found["names"], found["learning"]) for course in courses]
+    labels = [name if name.split(" (")[0] == run["name"] else f"{name} · {run['name']}" for name, run in runs]
     monitor = found["abouts"][0]["monitor"]
     chosen = [
         (f"{words('loss')} · {words('train_loss')}", "steps", "loss"),
@@ -142,21 +132,23 @@ def pictures(found, words):
     ]
     result = []
     for title, kind, key in chosen:
-        series = [([r["step"] for r in one[kind]], [r.get(key) for r in one[kind]]) for _, one in runs]
+        series = [([r["step"] for r in run[kind]], [r.get(key) for r in run[kind]]) for _, run in runs]
         if any(svg.finite(values) for _, values in series):
             result.append((title, svg.lines(series, words("step"), "", title), labels))
     return result
 
 
-def table_of(found, rows):
+def table_of(found: dict[str, Any], rows: Sequence[Sequence[Row]]) -> dict[str, Any]:
     """As page.table_of, with the answers of each run, for the rows that one run has right and another wrong."""
-    kinds, numbers, kept, size, count = found["kinds"], {}, [], 0, 0
+    numbers: dict[tuple[str, str], int] = {}
+    kinds, kept, size, count = found["kinds"], [], 0, 0
     for several in zip(*rows):
         verdicts = {name: [row["answers"][name]["right"] for row in several] for name in kinds}
         if all(len(set(values)) == 1 for values in verdicts.values()):
             continue
         count += 1
-        first, cells, labels = several[0], [], set()
+        first, cells = several[0], []
+        labels: set[tuple[str, str]] = set()
         for name, kind in kinds.items():
             gold = first["answers"][name]["gold"]
             answers = [row["answers"][name] for row in several]
@@ -169,5 +161,5 @@ def table_of(found, rows):
         size += size_of(record)
         if size + 80 * len(numbers) <= TABLE_BYTES:
             kept.append(record)
-    labels = [list(pair) for pair in numbers]
-    return {"tasks": list(kinds), "labels": labels, "rows": kept, "all": count, "runs": found["names"]}
+    labelled = list(map(list, numbers))
+    return {"tasks": list(kinds), "labels": labelled, "rows": kept, "all": count, "runs": found["names"]}

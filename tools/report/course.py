@@ -5,21 +5,23 @@ import re
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from engine.schema import Number, mismatch
 
 STEP = {"step": int, "epoch": int}
+Course = dict[str, Any]  # as from read_course
 
 
-def read_lines(path):
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """The numeric values of each record in a .jsonl file of a run; [] if it does not exist. Lines that are not records,
     such as one cut off by a kill, are skipped."""
-    if not Path(path).is_file():
+    if not path.is_file():
         return []
     found = []
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         with suppress(ValueError, RecursionError):
             record = json.loads(line)
             if not mismatch(record, STEP):
@@ -27,7 +29,7 @@ def read_lines(path):
     return found
 
 
-def read_course(folder):
+def read_course(folder: str | Path) -> Course:
     """{"steps": [records of losses], "epochs": [records of dev scores], "pace": [records of throughput.jsonl]} by step.
     If a resumed run did a step twice, the last record is used."""
     records = read_lines(Path(folder) / "metrics.jsonl")
@@ -38,7 +40,7 @@ def read_course(folder):
     return dict(zip(("steps", "epochs", "pace"), ordered))
 
 
-def epoch_losses(course):
+def epoch_losses(course: Course) -> list[tuple[int, float | None, float | None]]:
     """[(epoch, mean training loss, dev loss)]; the mean is over the epoch's records, None without any."""
     found = []
     for record in course["epochs"]:
@@ -47,7 +49,7 @@ def epoch_losses(course):
     return found
 
 
-def best_epoch(course, monitor):
+def best_epoch(course: Course, monitor: str) -> int | None:
     """The epoch, from 1, with the best dev score; ties go to the earlier. None without scores."""
     lower = monitor.endswith(("loss", "_mae"))
     scores = [(r["epoch"] + 1, r.get(f"dev_{monitor}")) for r in course["epochs"]]
@@ -55,7 +57,7 @@ def best_epoch(course, monitor):
     return max(scores, key=lambda item: (item[1], -item[0]))[0] if scores else None
 
 
-def verdict(course, monitor):
+def verdict(course: Course, monitor: str) -> tuple[str, dict[str, Any]]:
     """(key of a sentence in texts.py, its values): the diagnosis of over- and underfitting.
 
     T(e) is the mean training loss of epoch e, D(e) the dev loss after it, m the epoch with the lowest D, and n the
@@ -69,7 +71,7 @@ def verdict(course, monitor):
 
     T and D are not compared with each other: label smoothing, class weights and dropout change the level of T.
     """
-    losses = [item for item in epoch_losses(course) if None not in item and item[2] == item[2]]
+    losses: list[Any] = [item for item in epoch_losses(course) if None not in item and item[2] == item[2]]
     if len(losses) < 2:
         return "short", {}
     low = min(losses, key=lambda item: item[2])
@@ -83,10 +85,10 @@ def verdict(course, monitor):
     return "level", numbers
 
 
-def read_log(path):
+def read_log(path: str | Path | None) -> dict[str, Any]:
     """{"warnings": [[message, count]], "started", "ended", "stopped_early"} of a train.log."""
-    there = path and Path(path).is_file()
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines() if there else []
+    is_there = path and Path(path).is_file()
+    lines = Path(path or "").read_text(encoding="utf-8", errors="replace").splitlines() if is_there else []
     pattern = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ (\w+) (.*)")
     found = [match.groups() for match in map(pattern.match, lines) if match]
     warnings = Counter(message for _, level, message in found if level in ("WARNING", "ERROR"))

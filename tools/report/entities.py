@@ -13,122 +13,116 @@ wrong border + invented.
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
-from seqeval.metrics.sequence_labeling import get_entities
+from metrics import items_in
+from tools.report.figures import Answer, Row, most_frequent
 
-from tools.report.figures import scores_by_label
-
+Entity = tuple[str, int, int]  # type, first token, last token
 VERDICTS = ("right", "wrong_type", "wrong_border", "missed", "invented")
 
 
 class Match(NamedTuple):
     verdict: str
-    gold: tuple | None  # (type, first token, last token)
-    predicted: tuple | None
+    gold: Entity | None
+    predicted: Entity | None
+
+    @property
+    def either(self) -> Entity:
+        """The gold entity or, without one, the predicted."""
+        entity = self.gold or self.predicted
+        assert entity
+        return entity
 
 
-def entities_in(kind, label):
-    """{(type, first token, last token)} of a text's tags or spans, as in metrics.py."""
-    return {(t, first, last) for first, last, t in label} if kind == "spans" else set(get_entities(label))
-
-
-def entity_sets(kind, gold, predicted):
-    return entities_in(kind, gold), entities_in(kind, predicted)
-
-
-def match(gold, predicted):
-    """[Match] of two sets of entities, in text order."""
-    found = [Match("right", one, one) for one in gold & predicted]
-    left, rest = sorted(gold - predicted, key=place), sorted(predicted - gold, key=place)
-    for verdict, closeness in (("wrong_type", same_borders), ("wrong_border", shared_part)):
-        pairs = [(-closeness(g, p), place(g), place(p), g, p) for g in left for p in rest if closeness(g, p)]
+def match(gold: set[Entity], predicted: set[Entity]) -> list[Match]:
+    """The matches of two sets of entities, in text order."""
+    found = [Match("right", entity, entity) for entity in gold & predicted]
+    missed, invented = sorted(gold - predicted, key=position), sorted(predicted - gold, key=position)
+    measures: tuple[tuple[str, Callable[[Entity, Entity], float]], ...]
+    measures = ("wrong_type", same_borders), ("wrong_border", overlap)
+    for verdict, closeness in measures:
+        pairs = [
+            (-value, position(g), position(p), g, p) for g in missed for p in invented if (value := closeness(g, p))
+        ]
         for *_, g, p in sorted(pairs):
-            if g in left and p in rest:
-                left.remove(g)
-                rest.remove(p)
+            if g in missed and p in invented:
+                missed.remove(g)
+                invented.remove(p)
                 found.append(Match(verdict, g, p))
-    found += [Match("missed", g, None) for g in left] + [Match("invented", None, p) for p in rest]
-    return sorted(found, key=lambda one: place(one.gold or one.predicted))
+    found += [Match("missed", g, None) for g in missed] + [Match("invented", None, p) for p in invented]
+    return sorted(found, key=lambda one: position(one.either))
 
 
-def place(entity):
+def position(entity: Entity) -> tuple[int, int, str]:
+    """By which entities are sorted in text order."""
     return entity[1], entity[2], entity[0]
 
 
-def same_borders(gold, predicted):
+def same_borders(gold: Entity, predicted: Entity) -> float:
     return float(gold[1:] == predicted[1:])
 
 
-def shared_part(gold, predicted):
+def overlap(gold: Entity, predicted: Entity) -> float:
     """Intersection over union of two entities in tokens; 0 if their types differ."""
     both = min(gold[2], predicted[2]) - max(gold[1], predicted[1]) + 1
-    return (
-        both / (max(gold[2], predicted[2]) - min(gold[1], predicted[1]) + 1)
-        if gold[0] == predicted[0] and both > 0
-        else 0
-    )
+    if gold[0] != predicted[0] or both <= 0:
+        return 0
+    return both / (max(gold[2], predicted[2]) - min(gold[1], predicted[1]) + 1)
 
 
-def matches_of(kind, answer):
-    """[Match] of a text's stored answer; [] if it has no gold label."""
-    return [] if answer["gold"] is None else match(*entity_sets(kind, answer["gold"], answer["predicted"]))
+def matches_of(kind: str, answer: Answer) -> list[Match]:
+    """The matches of a text's stored answer; [] if it has no gold label."""
+    gold, predicted = answer["gold"], answer["predicted"]
+    return [] if gold is None else match(items_in(kind, gold), items_in(kind, predicted))
 
 
-def tokens_of(row, entity):
-    """The tokens of an entity, as a tuple."""
+def tokens_of(row: Row, entity: Entity) -> tuple[str, ...]:
     return tuple(row["text"][start:end] for start, end in row["places"][entity[1] : entity[2] + 1])
 
 
-def error_counts(found):
-    """{type: {verdict: count}}, by the gold type or, without one, the predicted. found: [Match] of each row"""
-    counts = defaultdict(Counter)
-    for one in (one for matches in found for one in matches):
-        counts[(one.gold or one.predicted)[0]][one.verdict] += 1
+def error_counts(found: Sequence[list[Match]]) -> dict[str, dict[str, int]]:
+    """{type: {verdict: count}}, by the gold type or, without one, the predicted. found: the matches of each row"""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for one in chain.from_iterable(found):
+        counts[one.either[0]][one.verdict] += 1
     return {kind: {verdict: counts[kind][verdict] for verdict in VERDICTS} for kind in sorted(counts)}
 
 
-def confused_types(found):
+def confused_types(found: Sequence[list[Match]]) -> list[list]:
     """[[gold type, predicted type, count]] of the pairs with the wrong type, most frequent first."""
     pairs = Counter(
-        (one.gold[0], one.predicted[0]) for matches in found for one in matches if one.verdict == "wrong_type"
+        (one.gold[0], one.predicted[0])
+        for one in chain.from_iterable(found)
+        if one.verdict == "wrong_type" and one.gold and one.predicted
     )
-    return [[*pair, count] for pair, count in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))]
+    return [[*pair, count] for pair, count in most_frequent(pairs)]
 
 
-def by_length(found, longest=5):
+def by_length(found: Sequence[list[Match]], longest: int = 5) -> list[dict[str, int]]:
     """[{"length", "gold", "found", "predicted", "right"}] by entity length in tokens (the last: or more)."""
-    table = {length: Counter() for length in range(1, longest + 1)}
-    for one in (one for matches in found for one in matches):
+    cells = {n: dict.fromkeys(("gold", "found", "predicted", "right"), 0) for n in range(1, longest + 1)}
+    for one in chain.from_iterable(found):
         for side, right in (("gold", "found"), ("predicted", "right")):
             if entity := getattr(one, side):
-                cell = table[min(longest, entity[2] - entity[1] + 1)]
+                cell = cells[min(longest, entity[2] - entity[1] + 1)]
                 cell[side] += 1
                 cell[right] += one.verdict == "right"
-    keys = ("gold", "found", "predicted", "right")
-    return [{"length": n} | {key: cell[key] for key in keys} for n, cell in table.items() if cell.total()]
+    return [{"length": n} | cell for n, cell in cells.items() if any(cell.values())]
 
 
-def by_seen(rows, found, seen):
+def by_seen(
+    rows: Sequence[Row], found: Sequence[list[Match]], seen: set[tuple[str, tuple[str, ...]]]
+) -> dict[str, dict[str, int]]:
     """{"seen": {"gold", "found"}, "unseen": …}: gold entities by whether training has one with these tokens and type.
     seen: {(type, tokens)}"""
-    table = {"seen": Counter(), "unseen": Counter()}
+    cells = {name: {"gold": 0, "found": 0} for name in ("seen", "unseen")}
     for row, matches in zip(rows, found):
         for one in matches:
             if one.gold:
-                cell = table["seen" if (one.gold[0], tokens_of(row, one.gold)) in seen else "unseen"]
+                cell = cells["seen" if (one.gold[0], tokens_of(row, one.gold)) in seen else "unseen"]
                 cell["gold"] += 1
                 cell["found"] += one.verdict == "right"
-    return {name: {"gold": cell["gold"], "found": cell["found"]} for name, cell in table.items()}
-
-
-def per_type(found):
-    """{type: {"precision", "recall", "f1", "support"}} as in report.json."""
-    right, guessed, there = Counter(), Counter(), Counter()
-    for one in (one for matches in found for one in matches):
-        if one.gold:
-            right[one.gold[0]] += one.verdict == "right"
-            there[one.gold[0]] += 1
-        if one.predicted:
-            guessed[one.predicted[0]] += 1
-    return scores_by_label(right, guessed, there)
+    return cells

@@ -4,154 +4,151 @@ Each docstring is a complete definition, so that tests can compute the figure in
 """
 
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+Row = dict[str, Any]  # as answers.py stores it
+Answer = dict[str, Any]  # a row's answer to a task
 BINS = 10  # for calibration
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
-def per_label(gold, predicted):
-    """{label: {"precision", "recall", "f1", "support"}} from lists of label sets, one set per text."""
-    right, guessed, there = Counter(), Counter(), Counter()
-    for g, p in zip(gold, predicted):
-        right.update(g & p)
-        guessed.update(p)
-        there.update(g)
-    return scores_by_label(right, guessed, there)
-
-
-def scores_by_label(right, guessed, there):
-    """{label: {"precision", "recall", "f1", "support"}} from Counters of labels."""
-    return {
-        label: {
-            "precision": right[label] / max(1, guessed[label]),
-            "recall": right[label] / max(1, there[label]),
-            "f1": 2 * right[label] / (guessed[label] + there[label]),
-            "support": there[label],
-        }
-        for label in sorted({*guessed, *there})
-    }
-
-
-def confusions(gold, predicted):
+def confusions(gold: Sequence[str], predicted: Sequence[str]) -> list[list]:
     """[[gold label, predicted label, count, share of the gold label]] of the errors, most frequent first."""
-    there = Counter(gold)
+    support = Counter(gold)
     pairs = Counter((g, p) for g, p in zip(gold, predicted) if g != p)
-    ordered = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
-    return [[g, p, count, count / there[g]] for (g, p), count in ordered]
+    return [[g, p, count, count / support[g]] for (g, p), count in most_frequent(pairs)]
 
 
-def matrix(gold, predicted, most=16):
+def most_frequent(counts: Counter) -> list[tuple[Any, int]]:
+    """[(item, count)], most frequent first, then in order of the items."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def matrix(gold: Sequence[str], predicted: Sequence[str], most: int = 16) -> dict[str, Any]:
     """{"labels", "counts", "all"} of the confusion matrix, with gold labels as rows. With more than `most` labels, only
     those confused most often are kept, in order of frequency."""
-    there = Counter(gold) + Counter(predicted)
+    frequency = Counter(gold) + Counter(predicted)
     wrong = Counter(label for g, p in zip(gold, predicted) if g != p for label in (g, p))
-    chosen = sorted(there, key=lambda label: (-wrong[label], -there[label], label))[:most]
-    labels = sorted(chosen, key=lambda label: (-there[label], label))
+    chosen = sorted(frequency, key=lambda label: (-wrong[label], -frequency[label], label))[:most]
+    labels = sorted(chosen, key=lambda label: (-frequency[label], label))
     counts = Counter(zip(gold, predicted))
-    return {"labels": labels, "counts": [[counts[g, p] for p in labels] for g in labels], "all": len(there)}
+    return {"labels": labels, "counts": [[counts[g, p] for p in labels] for g in labels], "all": len(frequency)}
 
 
-def calibration(confidence, right, bins=BINS):
+def bin_numbers(confidence: Sequence[float] | np.ndarray, bins: int) -> np.ndarray:
+    """The bin of each confidence: [0, 1/bins], (1/bins, 2/bins], …"""
+    return np.clip(np.ceil(np.asarray(confidence, float) * bins).astype(int) - 1, 0, bins - 1)
+
+
+def calibration(confidence: Sequence[float], right: Sequence[bool], bins: int = BINS) -> dict[str, Any]:
     """{"ece", "bins": [{"low", "high", "count", "confidence", "accuracy"}]}.
 
     ECE, the expected calibration error (Naeini et al., 2015; Guo et al., 2017, equation 3): the mean over the rows of
-    |accuracy - mean confidence| of their bin; the bins are [0, 1/10], (1/10, 2/10], …
+    |accuracy - mean confidence| of their bin; the bins are those of `bin_numbers`.
     """
-    confidence, right = np.asarray(confidence, float), np.asarray(right, float)
-    number = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    table, ece = [], 0.0
+    columns = {"confidence": np.asarray(confidence, float), "accuracy": np.asarray(right, float)}
+    number = bin_numbers(confidence, bins)
+    table: list[dict[str, Any]] = []
+    ece = 0.0
     for i in range(bins):
         inside = number == i
         count = int(inside.sum())
-        means = (float(values[inside].mean()) if count else None for values in (confidence, right))
-        cell = dict(zip(("low", "high", "count", "confidence", "accuracy"), (i / bins, (i + 1) / bins, count, *means)))
-        ece += count / len(confidence) * abs(cell["accuracy"] - cell["confidence"]) if count else 0.0
-        table.append(cell)
+        means = {name: float(values[inside].mean()) if count else None for name, values in columns.items()}
+        table.append({"low": i / bins, "high": (i + 1) / bins, "count": count} | means)
+        if count:
+            ece += count / len(confidence) * abs(table[-1]["accuracy"] - table[-1]["confidence"])
     return {"ece": ece, "bins": table}
 
 
-def histogram(confidence, right, bins=20):
+def histogram(confidence: Sequence[float], right: Sequence[bool], bins: int = 20) -> list[list[int]]:
     """[[right, wrong] counts of each of `bins` equal parts of 0 to 1]."""
-    number = np.clip(np.ceil(np.asarray(confidence) * bins).astype(int) - 1, 0, bins - 1)
-    right = np.asarray(right, bool)
-    return np.stack([np.bincount(number[side], minlength=bins) for side in (right, ~right)], 1).tolist()
+    number, is_right = bin_numbers(confidence, bins), np.asarray(right, bool)
+    return np.stack([np.bincount(number[side], minlength=bins) for side in (is_right, ~is_right)], 1).tolist()
 
 
-def coverage(confidence, right):
+def coverage(confidence: Sequence[float], right: Sequence[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(thresholds, coverages, accuracies) for abstaining below each confidence that occurs, highest first.
 
     Coverage is the share of rows with at least this confidence; accuracy is the share of right ones among them.
     """
-    confidence, right = np.asarray(confidence, float), np.asarray(right, float)
-    order = np.argsort(-confidence, kind="stable")
-    confidence, right = confidence[order], right[order].cumsum()
-    last = np.flatnonzero(np.diff(confidence, append=-1) != 0)  # the last of equal values
-    return confidence[last], (last + 1) / len(confidence), right[last] / (last + 1)
+    thresholds, counts, num_right = descending(confidence, right)
+    return thresholds, counts / len(confidence), num_right / counts
 
 
-def coverage_table(confidence, right, thresholds=THRESHOLDS):
+def descending(values: Sequence[float], right: Sequence[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(distinct values, highest first; how many are at least as high; how many of those are right)"""
+    unsorted = np.asarray(values, float)
+    order = np.argsort(-unsorted, kind="stable")
+    ordered = unsorted[order]
+    last = np.flatnonzero(np.diff(ordered, append=-1) != 0)  # the last of equal values
+    return ordered[last], last + 1, np.asarray(right, float)[order].cumsum()[last]
+
+
+def coverage_table(
+    confidence: Sequence[float], right: Sequence[bool], thresholds: Sequence[float] = THRESHOLDS
+) -> list[dict[str, float | None]]:
     """[{"threshold", "coverage", "accuracy"}]; accuracy is None if no row reaches the threshold."""
-    confidence, right, table = np.asarray(confidence, float), np.asarray(right, float), []
+    table: list[dict[str, float | None]] = []
     for threshold in thresholds:
-        sure = confidence >= threshold
-        accuracy = float(right[sure].mean()) if sure.any() else None
+        sure = np.asarray(confidence, float) >= threshold
+        accuracy = float(np.asarray(right, float)[sure].mean()) if sure.any() else None
         table.append({"threshold": threshold, "coverage": float(sure.mean()), "accuracy": accuracy})
     return table
 
 
-def thinned(*columns, most=160):
+def thinned(*columns: np.ndarray, most: int = 160) -> list[list[float]]:
     """The columns of a curve's points, evenly subsampled to `most`; both ends are kept."""
     size = len(columns[0])
-    kept = np.unique(np.linspace(0, size - 1, min(size, most)).round().astype(int)) if size else []
-    return [np.asarray(column)[kept].tolist() for column in columns]
+    kept = np.unique(np.linspace(0, size - 1, min(size, most)).round().astype(int))
+    return [column[kept].tolist() for column in columns]
 
 
-def threshold_curve(probabilities, gold, labels):
+def threshold_curve(probabilities: Sequence[dict[str, float]], gold: Sequence[set[str]]) -> dict[str, Any]:
     """{"thresholds", "precision", "recall", "f1", "best": {"threshold", "f1"}} of a multilabel task: micro-averaged
     scores of the labels with at least the threshold as probability. probabilities: {label: p} of each text"""
     pairs = [(p, label in g) for row, g in zip(probabilities, gold) for label, p in row.items()]
-    there, empty = sum(map(len, gold)), {"thresholds": [], "precision": [], "recall": [], "f1": [], "best": None}
-    if not pairs or not there:
-        return empty
-    values = np.array([p for p, _ in pairs])
-    order = np.argsort(-values, kind="stable")
-    values, right = values[order], np.array([r for _, r in pairs], float)[order].cumsum()
-    last = np.flatnonzero(np.diff(values, append=-1) != 0)
-    taken, right, values = last + 1, right[last], values[last]
-    f1 = 2 * right / (taken + there)
-    best = {"threshold": float(values[f1.argmax()]), "f1": float(f1.max())}
-    columns = thinned(values, right / taken, right / there, f1)
+    support = sum(map(len, gold))
+    if not pairs or not support:
+        return {"thresholds": [], "precision": [], "recall": [], "f1": [], "best": None}
+    thresholds, taken, right = descending(*zip(*pairs))
+    f1 = 2 * right / (taken + support)
+    best = {"threshold": float(thresholds[f1.argmax()]), "f1": float(f1.max())}
+    columns = thinned(thresholds, right / taken, right / support, f1)
     return dict(zip(("thresholds", "precision", "recall", "f1"), columns)) | {"best": best}
 
 
-def error_pairs(gold, predicted):
+def error_pairs(gold: Sequence[set[str]], predicted: Sequence[set[str]]) -> tuple[list[list], list[list]]:
     """([[missed label, invented label, number of texts]] of errors that occur together in a multilabel task,
     [[label, times missed, times invented]]), most frequent first."""
-    together, missed, invented = Counter(), Counter(), Counter()
+    together: Counter[tuple[str, str]] = Counter()
+    missed: Counter[str] = Counter()
+    invented: Counter[str] = Counter()
     for g, p in zip(gold, predicted):
         missed.update(g - p)
         invented.update(p - g)
         together.update((m, i) for m in g - p for i in p - g)
-    pairs = [[*pair, count] for pair, count in sorted(together.items(), key=lambda item: (-item[1], item[0]))]
-    labels = sorted({*missed, *invented}, key=lambda x: (-missed[x] - invented[x], x))
-    return pairs, [[label, missed[label], invented[label]] for label in labels]
+    pairs = [[*pair, count] for pair, count in most_frequent(together)]
+    return pairs, [[label, missed[label], invented[label]] for label, _ in most_frequent(missed + invented)]
 
 
-def residuals(gold, predicted, bins=20, most=1500):
+def residuals(
+    gold: Sequence[float], predicted: Sequence[float], bins: int = 20, most: int = 1500
+) -> dict[str, Any] | None:
     """For regression: {"points": [[gold, predicted]], at most `most`, evenly picked by gold value; "edges", "counts" of
     the histogram of predicted - gold; "mean", "std", "rmse", "r2"}. Only finite predictions count; None without any."""
-    gold, predicted = np.asarray(gold, float), np.asarray(predicted, float)
-    gold, predicted = gold[np.isfinite(predicted)], predicted[np.isfinite(predicted)]
-    if not len(gold):
+    finite = np.isfinite(np.asarray(predicted, float))
+    x, y = np.asarray(gold, float)[finite], np.asarray(predicted, float)[finite]
+    if not len(x):
         return None
-    error = predicted - gold
+    error = y - x
     counts, edges = np.histogram(error, bins)
-    spread = ((gold - gold.mean()) ** 2).sum()
-    order = np.argsort(gold, kind="stable")
+    spread = ((x - x.mean()) ** 2).sum()
+    order = np.argsort(x, kind="stable")
     return {
-        "points": np.stack(thinned(gold[order], predicted[order], most=most), 1).tolist(),
+        "points": np.stack(thinned(x[order], y[order], most=most), 1).tolist(),
         "edges": edges.tolist(),
         "counts": counts.tolist(),
         "mean": float(error.mean()),
@@ -164,19 +161,20 @@ def residuals(gold, predicted, bins=20, most=1500):
 # ---- slices ----------------------------------------------------------------------------------------------------------
 
 
-def length_of(row):
+def num_tokens(row: Row) -> int:
     """Length in tokens, or in characters if the row has no tokens."""
     return len(row["places"]) if "places" in row else len(row["text"])
 
 
-def slices(rows, most_values=20):
+def slices(rows: Sequence[Row], most_values: int = 20) -> list[tuple[str, list[tuple[str, list[int]]]]]:
     """[(criterion, [(name, [row numbers])])]: quartiles of the length (none empty; equal lengths stay together), cut or
     windowed rows if there are any, and text columns with 2 to `most_values` values."""
-    lengths = np.array([length_of(row) for row in rows])
+    lengths = np.array([num_tokens(row) for row in rows])
     edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75, 1], method="higher"))
-    part, groups = np.searchsorted(edges, lengths), []
+    quartile = np.searchsorted(edges, lengths)
+    groups: list[tuple[str, list[int]]] = []
     for number in range(len(edges)):
-        inside = np.flatnonzero(part == number)
+        inside = np.flatnonzero(quartile == number)
         if len(inside):
             low, high = lengths[inside].min(), lengths[inside].max()
             groups.append((f"{low}" if low == high else f"{low} – {high}", inside.tolist()))
@@ -198,7 +196,7 @@ def slices(rows, most_values=20):
 # ---- confidence and errors -------------------------------------------------------------------------------------------
 
 
-def row_confidence(kind, answer):
+def row_confidence(kind: str, answer: Answer) -> float | None:
     """The confidence of an answer: the probability of a label; for several labels that of the least confident decision,
     positive or negative; for tags and spans that of the least confident one. None for regression."""
     p, several = answer["probability"], answer.get("probabilities")
@@ -223,7 +221,7 @@ def with_probability(predicted: list, probability: list | None) -> list[tuple]:
     return [(label, value) for label, value in pairs if value is not None]
 
 
-def mistake_confidence(kind, answer):
+def error_confidence(kind: str, answer: Answer) -> float | None:
     """The confidence of the wrong part of an answer; None if nothing is wrong.
 
     A label: its probability. Several labels: the most confident wrong decision. Tags: the most confident wrong tag.
@@ -239,8 +237,8 @@ def mistake_confidence(kind, answer):
         wrong = {*gold} ^ {*predicted}
         return max((several.get(x, 0) if x in predicted else 1 - several.get(x, 0) for x in wrong), default=None)
     if kind == "spans":
-        there = {tuple(span) for span in gold}
-        sure = (value for span, value in with_probability(predicted, p) if tuple(span) not in there)
+        gold_spans = {tuple(span) for span in gold}
+        sure = (value for span, value in with_probability(predicted, p) if tuple(span) not in gold_spans)
         return max(sure, default=0.0)
     if isinstance(p, list):
         return max((v for g, t, v in zip(gold, predicted, p) if g != t and v is not None), default=None)

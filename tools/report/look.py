@@ -1,9 +1,18 @@
 """Selects the three most important findings of a run from its figures."""
 
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
-def candidates(found):
-    """[(weight, section, key in texts.py, values)]. The weight is roughly the share of all mistakes it concerns."""
-    result = []
+from tools.report.texts import Words
+
+Finding = tuple[float, str, str, dict[str, Any]]  # weight, section of the page, key in texts.py, its values
+Shorten = Callable[[Any], str]  # shortens text from the data
+
+
+def candidates(found: dict[str, Any]) -> list[Finding]:
+    """The weight of each is roughly the share of all errors that it concerns."""
+    result: list[Finding] = []
     for name, task in found["tasks"].items():
         wrong = max(1, task["rows"] - task["right"])
         result += task_candidates(name, task, wrong)
@@ -23,8 +32,8 @@ def candidates(found):
     return result
 
 
-def task_candidates(name, task, wrong):
-    result = []
+def task_candidates(name: str, task: dict[str, Any], wrong: int) -> list[Finding]:
+    result: list[Finding] = []
     if task.get("confusions") and "errors" not in task:
         gold, predicted, count, share = task["confusions"][0]
         values = dict(task=name, gold=gold, predicted=predicted, count=count, share=share)
@@ -51,14 +60,14 @@ def task_candidates(name, task, wrong):
     return result
 
 
-def entity_candidates(name, task):
-    result, totals = [], {}
+def entity_candidates(name: str, task: dict[str, Any]) -> list[Finding]:
+    result: list[Finding] = []
+    totals: Counter[str] = Counter()
     for counts in task["errors"].values():
-        for verdict, count in counts.items():
-            totals[verdict] = totals.get(verdict, 0) + count
-    totals.pop("right", None)
-    if all_errors := sum(totals.values()):
-        verdict = max(totals, key=totals.get)
+        totals.update(counts)
+    del totals["right"]
+    if all_errors := totals.total():
+        verdict = max(totals, key=lambda verdict: totals[verdict])
         worst = max(task["errors"], key=lambda kind: task["errors"][kind][verdict])
         values = dict(task=name, count=totals[verdict], all=all_errors, verdict=verdict, type=worst)
         result.append((0.8 * totals[verdict] / all_errors, name, "look_entities", values))
@@ -70,37 +79,35 @@ def entity_candidates(name, task):
     return result
 
 
-def slice_candidates(found):
+def slice_candidates(found: dict[str, Any]) -> list[Finding]:
     """The slice of at least 20 rows with the worst main score, if its interval is below the score of all rows."""
-    whole = {one["name"]: one["value"] for one in found["scores"].get(found["main"], ())}
+    whole = {entry["name"]: entry["value"] for entry in found["scores"].get(found["main"], ())}
     score = next((name for name in found["about"]["shown_scores"] if name in whole), None)
-    worst = []
+    worst: list[Finding] = []
     for table in found["slices"]:
         for group in table["groups"]:
             cell = group["scores"].get(score)
-            if cell and group["rows"] >= 20 and cell["high"] < whole[score] and not score.endswith("mae"):
+            if score and cell and group["rows"] >= 20 and cell["high"] < whole[score] and not score.endswith("mae"):
                 values = dict(score=score, value=cell["value"], by=table["by"], name=group["name"], rows=group["rows"])
                 worst.append((whole[score] - cell["value"], "slices", "look_slice", values | {"whole": whole[score]}))
     return sorted(worst, key=lambda item: -item[0])[:1]
 
 
-def worth_a_look(found, most=3):
+def worth_a_look(found: dict[str, Any], most: int = 3) -> list[Finding]:
     """The candidates with the largest weights, one of each kind."""
-    chosen = []
+    chosen: list[Finding] = []
     for item in sorted(candidates(found), key=lambda item: -item[0]):
         if item[2] not in [other[2] for other in chosen]:
             chosen.append(item)
     return chosen[:most]
 
 
-def sentence(item, words, short):
-    """The sentence of a candidate. short: a function that shortens text from the data"""
+def sentence(item: Finding, words: Words, short: Shorten) -> str:
     _, _, key, values = item
-    values = {name: shown(name, value, words, short) for name, value in values.items()}
-    return words(key, **values)
+    return words(key, **{name: shown(name, value, words, short) for name, value in values.items()})
 
 
-def shown(name, value, words, short):
+def shown(name: str, value: Any, words: Words, short: Shorten) -> Any:
     """A value for a sentence; names that belong to the page are translated."""
     if name == "more":
         return words("more_sure" if value else "less_sure")
@@ -113,6 +120,6 @@ def shown(name, value, words, short):
     return short(value) if isinstance(value, str | list) else value
 
 
-def slice_title(by, words, short):
+def slice_title(by: str, words: Words, short: Shorten) -> str:
     titles = {"length": "by_text_length", "cut": "by_cut", "windows": "by_windows"}
     return words(titles[by]) if by in titles else words("by_column", name=short(by))

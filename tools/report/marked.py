@@ -1,6 +1,10 @@
 """Texts with entities marked in place, also nested and crossing ones."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from tools.report.entities import Match
+from tools.report.figures import Row
 
 
 class Mark(NamedTuple):
@@ -11,9 +15,10 @@ class Mark(NamedTuple):
     first: bool = True  # whether the entity begins here; False for the later pieces of a split entity
 
 
-def split_crossing(marks):
+def split_crossing(marks: Sequence[Mark]) -> list[Mark]:
     """The marks, split into pieces so that any two are disjoint or nested; outer ones first."""
-    todo, done = sorted(marks, key=lambda m: (m.start, -m.end)), []
+    todo = sorted(marks, key=outer_first)
+    done: list[Mark] = []
     while todo:
         mark = todo.pop(0)
         border = min((d.end for d in done if d.start <= mark.start < d.end < mark.end), default=None)
@@ -22,21 +27,23 @@ def split_crossing(marks):
             continue
         done.append(mark._replace(end=border))
         todo.append(mark._replace(start=border, first=False))
-        todo.sort(key=lambda m: (m.start, -m.end))
-    return sorted(done, key=lambda m: (m.start, -m.end))
+        todo.sort(key=outer_first)
+    return sorted(done, key=outer_first)
 
 
-def tree(text, marks, start=0, end=None):
+def outer_first(mark: Mark) -> tuple[int, int]:
+    return mark.start, -mark.end
+
+
+def tree(text: str, marks: Sequence[Mark], start: int = 0, end: int | None = None) -> list:
     """A text between two positions as [string, or (Mark, such a list of its inside)]. marks: from `split_crossing`"""
     end = len(text) if end is None else end
-    found, position = [], start
+    found: list[Any] = []
+    position = start
     marks = [mark for mark in marks if start <= mark.start and mark.end <= end]
     while marks:
-        mark, inside = marks[0], []
-        for other in marks[1:]:
-            if other.start >= mark.end:
-                break
-            inside.append(other)
+        mark = marks[0]
+        inside = [other for other in marks[1:] if other.start < mark.end]
         if mark.start > position:
             found.append(text[position : mark.start])
         found.append((mark, tree(text, inside, mark.start, mark.end)))
@@ -44,28 +51,28 @@ def tree(text, marks, start=0, end=None):
     return [*found, text[position:end]] if position < end else found
 
 
-def marks_of(row, matches, side):
-    """Marks of the gold or predicted entities of a row. matches: [entities.Match]; side: "gold", "predicted"."""
+def marks_of(row: Row, matches: Sequence[Match], side: str) -> list[Mark]:
+    """Marks of the entities of one side of a row, "gold" or "predicted"."""
     found, places = [], row["places"]
-    for one in matches:
-        if entity := getattr(one, side):
+    for match in matches:
+        if entity := getattr(match, side):
             kind, first, last = entity
-            found.append(Mark(places[first][0], places[last][1], kind, one.verdict))
+            found.append(Mark(places[first][0], places[last][1], kind, match.verdict))
     return split_crossing([mark for mark in found if mark.start < mark.end])
 
 
-def window(row, matches, most=600, before=120):
+def window(row: Row, matches: Sequence[Match], most: int = 600, before: int = 120) -> tuple[int, int]:
     """(start, end) of the part of a long text to show; it starts a little before the first error."""
     size = len(row["text"])
     if size <= most:
         return 0, size
-    wrong = [one for one in matches if one.verdict != "right"]
-    first = min((row["places"][(one.gold or one.predicted)[1]][0] for one in wrong), default=0)
+    wrong = [match.either for match in matches if match.verdict != "right"]
+    first = min((row["places"][first_token][0] for _, first_token, _ in wrong), default=0)
     start = max(0, min(first - before, size - most)) if first > most - before else 0
     return start, start + most
 
 
-def drawn(row, matches, side):
+def drawn(row: Row, matches: Sequence[Match], side: str) -> list:
     """The tree of a row's text, in the part chosen by `window`, with the entities of one side."""
     start, end = window(row, matches)
     marks = [m for m in marks_of(row, matches, side) if m.start < end and m.end > start]

@@ -10,15 +10,20 @@ import csv
 import json
 import logging
 import math
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from engine.predict.predictions import harmless
+from engine.predict.rows import harmless
 from engine.run.files import appearing_whole
+from metrics import items_in
 from tools.report import bootstrap, entities, figures, look, marked, svg
 from tools.report.collect import LISTED, collect
+from tools.report.figures import Row
 from tools.report.texts import Words, language_of
 
 logger = logging.getLogger("template")
@@ -27,13 +32,13 @@ TABLE_BYTES = 6_000_000  # maximum size of the table of rows
 GALLERY = 40  # texts shown with their entities
 
 
-def short(value, most=80):
+def short(value: Any, most: int = 80) -> str:
     """Text from the data, cut to `most` characters with its length appended."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,})"
 
 
-def show(value, most=160):
+def show(value: Any, most: int = 160) -> str:
     """A label of any kind as a readable string."""
     if value is None:
         return "–"
@@ -44,7 +49,7 @@ def show(value, most=160):
     return short(value, most)
 
 
-def json_in_page(value):
+def json_in_page(value: Any) -> Markup:
     """JSON that cannot close its script element or open a comment in it."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
@@ -52,7 +57,7 @@ def json_in_page(value):
     return Markup(text)
 
 
-def plain(value, most=300):
+def plain(value: Any, most: int = 300) -> Any:
     """Figures for the page, with long strings cut and non-finite numbers as None."""
     if isinstance(value, dict):
         return {short(str(key), most): plain(item, most) for key, item in value.items()}
@@ -63,28 +68,31 @@ def plain(value, most=300):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def environment(words):
-    found = Environment(
-        loader=FileSystemLoader(TEMPLATES, encoding="utf-8"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+def environment(words: Words) -> Environment:
+    loader = FileSystemLoader(TEMPLATES, encoding="utf-8")
+    found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     found.globals |= {"t": words, "json_in_page": json_in_page, "zip": zip, "verdicts": entities.VERDICTS}
     found.filters |= {"short": short, "show": show, "score": lambda x: "–" if x is None else f"{x:.4f}"}
     found.filters |= {"percent": lambda x: "–" if x is None else f"{100 * x:.1f}"}
     return found
 
 
-def raw(name):
+def raw(name: str) -> Markup:
     return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+def write_page(path: Path, template: str, words: Words, view: dict[str, Any]) -> None:
+    """Renders a template with the page's style and script. view: its variables, of which "found" are the figures"""
+    more = {"words": words, "style": raw("page.css"), "script": raw("page.js"), "figures": plain(view["found"])}
+    html = environment(words).get_template(template).render(view | more)
+    with appearing_whole(path) as file:
+        file.write(html)
 
 
 # ---- one run ---------------------------------------------------------------------------------------------------------
 
 
-def make_report(folder, language="auto", spreadsheet_safe=False):
+def make_report(folder: str | Path, language: str = "auto", spreadsheet_safe: bool = False) -> tuple[Path, list[str]]:
     """Writes report.html and suspicious.csv into a run folder. -> (path, [the main findings in English]). Raises
     UserError if the folder has no answers."""
     found, rows = collect(folder)
@@ -108,18 +116,12 @@ def make_report(folder, language="auto", spreadsheet_safe=False):
         "times": bootstrap.TIMES,
         "seed": bootstrap.SEED,
     }
-    html = (
-        environment(words)
-        .get_template("page.html.jinja")
-        .render(view, words=words, style=raw("page.css"), script=raw("page.js"), figures=plain(found))
-    )
     path = Path(folder) / "report.html"
-    with appearing_whole(path) as file:
-        file.write(html)
+    write_page(path, "page.html.jinja", words, view)
     return path, [look.sentence(item, Words("en"), short) for item in chosen]
 
 
-def show_report(folder, language="auto", spreadsheet_safe=False):
+def show_report(folder: str | Path, language: str = "auto", spreadsheet_safe: bool = False) -> None:
     """Writes the page, and logs its path and the main findings."""
     path, sentences = make_report(folder, language, spreadsheet_safe)
     logger.info(f"report: {path}")
@@ -127,35 +129,37 @@ def show_report(folder, language="auto", spreadsheet_safe=False):
         logger.info(f"  {number}. {line}")
 
 
-def everything_by_part(rows):
+def everything_by_part(rows: dict[str, list[Row]]) -> list[tuple[str, Row]]:
     return [(part, row) for part, found in rows.items() for row in found]
 
 
-def write_suspicious(path, suspects, rows, spreadsheet_safe=False):
+def write_suspicious(
+    path: Path, suspects: Sequence[dict[str, Any]], rows: Sequence[tuple[str, Row]], spreadsheet_safe: bool = False
+) -> None:
     """Writes suspicious.csv: rows whose label is probably wrong, the worst first. spreadsheet_safe: see `harmless`"""
     safe = harmless if spreadsheet_safe else lambda cell: cell
     with appearing_whole(path) as file:
         writer = csv.writer(file)
         writer.writerow(["id", "part", "task", "text", "given", "likely", "score"])
-        for one in suspects:
-            part, row = rows[one["row"]]
-            labels = (one["gold_shown"], one["likely_shown"])
-            cells = [row["id"], part, one["task"], row["text"], *labels, round(one["score"], 6)]
+        for suspect in suspects:
+            part, row = rows[suspect["row"]]
+            labels = (suspect["gold_shown"], suspect["likely_shown"])
+            cells = [row["id"], part, suspect["task"], row["text"], *labels, round(suspect["score"], 6)]
             writer.writerow(map(safe, cells))
 
 
 # ---- plots -----------------------------------------------------------------------------------------------------------
 
 
-def learning_pictures(course, words):
+def learning_pictures(course: dict[str, Any], words: Words) -> dict[str, Any]:
     """{"name", "pictures": [(title, plot, [names of its lines])], "said": the diagnosis} of one training."""
     steps, epochs, pace = course["steps"], course["epochs"], course["pace"]
     ends = [record["step"] for record in epochs]
     best = [(ends[course["best"] - epochs[0]["epoch"] - 1], words("best"))] if course["best"] and ends else []
     best += [(ends[-1], words("stopped_early"))] if course["stopped_early"] and ends else []
-    pictures = []
+    pictures: list[tuple[str, svg.Plot, list[str]]] = []
 
-    def add(title, series, names, marks=best, **options):
+    def add(title: str, series: list, names: list[str], marks: list = best, **options: Any) -> None:
         if any(len(points) for points, _ in series):
             picture = svg.lines(series, words("step"), "", title, marks=marks, **options)
             pictures.append((title, picture, names))
@@ -167,24 +171,19 @@ def learning_pictures(course, words):
     names = [name for name in main if name in names][:6] or names[:6]
     add(words("dev_scores"), [(ends, [r.get(name) for r in epochs]) for name in names], [name[4:] for name in names])
     for key in ("lr", "gradient_norm"):
-        there = [r for r in steps if key in r]
-        add(words(key), [([r["step"] for r in there], [r[key] for r in there])], [], marks=[])
+        known = [r for r in steps if key in r]
+        add(words(key), [([r["step"] for r in known], [r[key] for r in known])], [], marks=[])
     speed = [r["examples_per_second"] for r in pace]
-    add(
-        words("throughput"),
-        [([r["step"] for r in pace], speed)],
-        [],
-        marks=[],
-        y_range=(0, 1.1 * max(speed, default=1)),
-    )
+    throughput = [([r["step"] for r in pace], speed)]
+    add(words("throughput"), throughput, [], marks=[], y_range=(0, 1.1 * max(speed, default=1)))
     return {"name": course["name"], "pictures": pictures, "said": words(course["verdict"], **course["numbers"])}
 
 
-def task_view(name, task, rows, words):
+def task_view(name: str, task: dict[str, Any], rows: Sequence[Row], words: Words) -> dict[str, Any]:
     """The plots and marked texts of a task."""
-    view = {"pictures": []}
+    view: dict[str, Any] = {"pictures": []}
 
-    def add(title, picture, names=(), kinds="s"):
+    def add(title: str, picture: svg.Plot, names: Sequence[str] = (), kinds: str = "s") -> None:
         view["pictures"].append((title, picture, list(names), kinds))
 
     if task.get("calibration"):
@@ -218,53 +217,47 @@ def task_view(name, task, rows, words):
     return view
 
 
-def gallery(name, kind, rows):
+def gallery(name: str, kind: str, rows: Sequence[Row]) -> dict[str, Any]:
     """{"texts": [{"id", "verdicts", "kinds", "cut", "gold", "predicted"}], "all", "types"}: texts with entity errors,
-    the most confident mistakes first; each side as from `marked.tree`."""
-    wrong = [(figures.mistake_confidence(kind, row["answers"][name]), i) for i, row in enumerate(rows)]
-    wrong = sorted(((sure, i) for sure, i in wrong if sure is not None), key=lambda item: (-item[0], item[1]))
+    the most confident errors first; each side as from `marked.tree`."""
+    confidences = [(figures.error_confidence(kind, row["answers"][name]), row) for row in rows]
+    wrong = [(sure, row) for sure, row in confidences if sure is not None]
     found = []
-    for _, i in wrong[:GALLERY]:
-        row = rows[i]
+    for _, row in sorted(wrong, key=lambda pair: pair[0], reverse=True)[:GALLERY]:
         matches = entities.matches_of(kind, row["answers"][name])
         start, end = marked.window(row, matches)
         sides = {side: marked.drawn(row, matches, side) for side in ("gold", "predicted")}
-        verdicts = sorted({one.verdict for one in matches})
-        kinds = sorted({(one.gold or one.predicted)[0] for one in matches})
-        found.append(
-            {"id": row["id"], "verdicts": verdicts, "kinds": kinds, "cut": (start, end, len(row["text"]))} | sides
-        )
+        verdicts = sorted({match.verdict for match in matches})
+        kinds = sorted({match.either[0] for match in matches})
+        cut = (start, end, len(row["text"]))
+        found.append({"id": row["id"], "verdicts": verdicts, "kinds": kinds, "cut": cut} | sides)
     return {"texts": found, "all": len(wrong), "types": type_numbers(name, kind, rows)}
 
 
-def type_numbers(name, kind, rows):
+def type_numbers(name: str, kind: str, rows: Sequence[Row]) -> dict[str, int]:
     """{type: number}, numbered by frequency; the number sets its colour."""
-    counts = {}
-    for row in rows:
-        answer = row["answers"][name]
-        for side in ("gold", "predicted"):
-            for entity in entities.entities_in(kind, answer[side]) if answer[side] is not None else ():
-                counts[entity[0]] = counts.get(entity[0], 0) + 1
-    return {label: number for number, label in enumerate(sorted(counts, key=lambda label: (-counts[label], label)))}
+    sides = [row["answers"][name][side] for row in rows for side in ("gold", "predicted")]
+    counts = Counter(entity[0] for side in sides if side is not None for entity in items_in(kind, side))
+    return {label: number for number, (label, _) in enumerate(figures.most_frequent(counts))}
 
 
 # ---- the table of rows -----------------------------------------------------------------------------------------------
 
 
-def shown_answer(kind, row, label):
+def shown_answer(kind: str, row: Row, label: Any) -> str:
     """A label in the table; for tags and spans, the entities."""
     if label is None or kind not in ("tagging", "spans"):
         return show(label)
-    return short(entity_list(row, entities.entities_in(kind, label)), 160)
+    return short(entity_list(row, items_in(kind, label)), 160)
 
 
-def differences(kind, row, item):
+def differences(kind: str, row: Row, item: dict[str, Any]) -> dict[str, str]:
     """{"gold_shown", "predicted_shown", "likely_shown"}: labels as strings; for entities only those that differ."""
     sides = {side: item[side] for side in ("gold", "predicted", "likely") if side in item}
     if kind not in ("tagging", "spans"):
         cut = str if kind == "classification" else show
         return {f"{side}_shown": cut(label) for side, label in sides.items()}
-    sets = {side: entities.entities_in(kind, label) for side, label in sides.items()}
+    sets = {side: items_in(kind, label) for side, label in sides.items()}
     other = sets["predicted"]
     return {
         f"{side}_shown": entity_list(row, found - (sets["gold"] if found is other or side == "likely" else other))
@@ -272,41 +265,42 @@ def differences(kind, row, item):
     }
 
 
-def entity_list(row, found):
+def entity_list(row: Row, found: set[entities.Entity]) -> str:
     """ "city: Oslo; time: noon": entities as a string."""
-    ordered = sorted(found, key=entities.place)
-    places = [(kind, row["places"][first][0], row["places"][last][1]) for kind, first, last in ordered]
-    return "; ".join(f"{kind}: {row['text'][start:end]}" for kind, start, end in places) or "–"
+    ordered = sorted(found, key=entities.position)
+    spans = [(kind, row["places"][first][0], row["places"][last][1]) for kind, first, last in ordered]
+    return "; ".join(f"{kind}: {row['text'][start:end]}" for kind, start, end in spans) or "–"
 
 
-def labels_of(kind, label):
+def labels_of(kind: str, label: Any) -> set[str]:
     """The labels by which a row of the table can be filtered."""
     if label is None or kind == "regression":
         return set()
     if kind in ("tagging", "spans"):
-        return {e[0] for e in entities.entities_in(kind, label)}
+        return {e[0] for e in items_in(kind, label)}
     return set(label) if isinstance(label, list) else {label}
 
 
-def table_of(rows, kinds):
+def table_of(rows: dict[str, list[Row]], kinds: dict[str, str]) -> dict[str, Any]:
     """{"tasks", "labels", "rows", "all"}: rows for the page's script, wrong ones first, up to TABLE_BYTES.
 
     A row is [part, id, text, right, [[gold, [[predicted, right, confidence]]] of each task], [numbers of labels]];
     right is 1, 0 or null. The selected rows are then in file order again.
     """
-    names, numbers, size, kept = list(kinds), {}, 0, []
+    numbers: dict[tuple[str, str], int] = {}
+    names, size, kept = list(kinds), 0, []
     flat = everything_by_part(rows)
     verdict = [bootstrap.row_verdict(row) for _, row in flat]
     order = sorted(range(len(flat)), key=lambda i: verdict[i][0] >= verdict[i][1])
     for i in order:
         part, row = flat[i]
-        cells, labels = [], set()
+        cells = []
+        labels: set[tuple[str, str]] = set()
         for name in names:
             kind, answer = kinds[name], row["answers"][name]
             sure = figures.row_confidence(kind, answer)
-            sides = (shown_answer(kind, row, answer[side]) for side in ("gold", "predicted"))
+            gold, predicted = (shown_answer(kind, row, answer[side]) for side in ("gold", "predicted"))
             sure = sure if sure is None or not math.isfinite(sure) else round(sure, 4)
-            gold, predicted = sides
             cells.append([gold, [[predicted, answer["right"], sure]]])
             labels |= {(name, label) for side in ("gold", "predicted") for label in labels_of(kind, answer[side])}
         size -= 80 * len(numbers)
@@ -319,10 +313,10 @@ def table_of(rows, kinds):
         if size > TABLE_BYTES:
             break
         kept.append((i, record))
-    labels = [list(pair) for pair in numbers]
-    return {"tasks": names, "labels": labels, "rows": [record for _, record in sorted(kept)], "all": len(flat)}
+    records = [record for _, record in sorted(kept)]
+    return {"tasks": names, "labels": list(map(list, numbers)), "rows": records, "all": len(flat)}
 
 
-def size_of(record):
+def size_of(record: list) -> int:
     """The approximate size of a row in the page, in bytes."""
     return len(json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace"))

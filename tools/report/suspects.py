@@ -2,22 +2,24 @@
 
 import logging
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from engine.predict.answers import ANSWERS
 from engine.schema import AnyOf, Optional, SchemaError, read_json_lines
 from engine.task.text import text_of
-from tools.report.figures import with_probability
+from tools.report.figures import Answer, Row, with_probability
 
 logger = logging.getLogger("template")
 NEAR = 0.8  # minimum cosine of character trigrams of near duplicates
 MOST_TEXTS = 200_000  # training texts that are compared, at most
 
 
-def class_thresholds(rows):
+def class_thresholds(rows: Sequence[tuple[str, dict[str, float]]]) -> dict[str, float]:
     """{label: mean probability of the label over the rows with this given label}, t_j of confident learning."""
     given = defaultdict(list)
     for gold, probabilities in rows:
@@ -25,7 +27,7 @@ def class_thresholds(rows):
     return {label: float(np.mean(values)) for label, values in given.items()}
 
 
-def confident_learning(rows):
+def confident_learning(rows: Sequence[tuple[str, dict[str, float]]]) -> list[tuple[int, str, float]]:
     """[(row number, likely label, margin)], the most suspicious first.
 
     rows: (given label, {label: probability from a model not trained on the row}). Northcutt et al., Confident Learning,
@@ -42,7 +44,7 @@ def confident_learning(rows):
     return sorted(found, key=lambda item: (item[2], item[0]))
 
 
-def suspicious(rows, kinds):
+def suspicious(rows: Sequence[Row], kinds: dict[str, str]) -> list[dict[str, Any]]:
     """[{"row", "task", "likely", "score"}] of rows whose label is probably wrong, the worst first.
 
     Classification: by confident learning; score: p_likely - p_given. Tags, spans and several labels: rows with a wrong
@@ -63,30 +65,30 @@ def suspicious(rows, kinds):
     return sorted(found, key=lambda item: -item["score"])
 
 
-def large_errors(answers):
+def large_errors(answers: Sequence[tuple[int, Answer]]) -> list[tuple[int, Answer, float]]:
     """[(row number, answer, error / (3 RMSE))] of the rows with an error of more than 3 RMSE."""
     sizes = [abs(answer["predicted"] - answer["gold"]) for _, answer in answers]
     scale = 3 * float(np.sqrt(np.mean(np.square(sizes)))) if sizes else 0.0
     return [(number, answer, size / scale) for (number, answer), size in zip(answers, sizes) if size > scale > 0]
 
 
-def sure_errors(kind, answers):
+def sure_errors(kind: str, answers: Sequence[tuple[int, Answer]]) -> list[tuple[int, Answer, float]]:
     """[(row number, answer, probability of the most confident wrong decision)]; see `suspicious`."""
     decided = [(number, answer, decisions(kind, answer)) for number, answer in answers]
     right = defaultdict(list)
     for *_, items in decided:
-        for key, p, good in items:
-            if good:
+        for key, p, is_right in items:
+            if is_right:
                 right[key].append(p)
     least = {key: max(0.9, float(np.median(values))) for key, values in right.items()}
-    found = []
+    found: list[tuple[int, Answer, float]] = []
     for number, answer, items in decided:
-        wrong = [p for key, p, good in items if not good and p >= least.get(key, 0.9)]
+        wrong = [p for key, p, is_right in items if not is_right and p >= least.get(key, 0.9)]
         found += [(number, answer, max(wrong))] if wrong else []
     return found
 
 
-def decisions(kind, answer):
+def decisions(kind: str, answer: Answer) -> list[tuple[Any, float, bool]]:
     """[(decision, probability, whether it is right)] of an answer with several decisions."""
     gold, predicted, p = answer["gold"], answer["predicted"], answer["probability"]
     if kind == "classification":
@@ -97,19 +99,19 @@ def decisions(kind, answer):
         taken = [(label, label in predicted, several.get(label, 0.0)) for label in labels]
         return [((label, yes), v if yes else 1 - v, yes == (label in gold)) for label, yes, v in taken]
     if kind == "spans":
-        there = {tuple(span) for span in gold}
-        return [(span[2], v, tuple(span) in there) for span, v in with_probability(predicted, p)]
+        gold_spans = {tuple(span) for span in gold}
+        return [(span[2], v, tuple(span) in gold_spans) for span, v in with_probability(predicted, p)]
     tags = with_probability(list(zip(gold, predicted)), p)
     return [(guess, v, label == guess) for (label, guess), v in tags]
 
 
-def issue(number, task, likely, score):
+def issue(number: int, task: str, likely: Any, score: float) -> dict[str, Any]:
     return {"row": number, "task": task, "likely": likely, "score": score}
 
 
 def training_rows(data_path: str | Path, kinds: dict[str, str], most: int = MOST_TEXTS) -> tuple[list[dict], bool]:
     """(the first `most` rows of the training part, whether that is all). ([], True) if it no longer exists or no longer
-    has these tasks. kinds: {task: one of KINDS in answers.py}"""
+    has these tasks. kinds: {task: one of ANSWERS in answers.py}"""
     path = Path(data_path) / "train.jsonl"
     if not path.is_file():
         return [], True
@@ -123,7 +125,9 @@ def training_rows(data_path: str | Path, kinds: dict[str, str], most: int = MOST
     return rows[:most], len(rows) <= most
 
 
-def near_duplicates(queries, training, block=20_000):
+def near_duplicates(
+    queries: Sequence[str], training: Sequence[Row], block: int = 20_000
+) -> list[list[tuple[float, int]]]:
     """[[(cosine, training row number)]] for each query text: those of at least NEAR, nearest first.
 
     The cosine of lower-case character trigram counts, hashed into 2^18 columns (scikit-learn's HashingVectorizer). The
@@ -133,8 +137,9 @@ def near_duplicates(queries, training, block=20_000):
 
     if not queries or not training:
         return [[] for _ in queries]
-    options = dict(analyzer="char", ngram_range=(3, 3), n_features=2**18, alternate_sign=False, norm="l2")
-    vectors, found = HashingVectorizer(**options), [[] for _ in queries]
+    options: dict[str, Any] = dict(analyzer="char", ngram_range=(3, 3), n_features=2**18, alternate_sign=False)
+    vectors = HashingVectorizer(**options)
+    found: list[list[tuple[float, int]]] = [[] for _ in queries]
     wanted = vectors.transform([f" {text[:1000]} " for text in queries])
     for start in range(0, len(training), block):
         texts = [f" {text_of(row, with_pair=True)[:1000]} " for row in training[start : start + block]]
@@ -145,13 +150,16 @@ def near_duplicates(queries, training, block=20_000):
     return [sorted(pairs, key=lambda pair: (-pair[0], pair[1])) for pairs in found]
 
 
-def contradicted(rows, numbers, kinds, training, most=3):
+def contradicted(
+    rows: Sequence[Row], numbers: Sequence[int], kinds: dict[str, str], training: Sequence[Row], most: int = 3
+) -> dict[int, list[dict[str, Any]]]:
     """{row number: [{"id", "text", "task", "label", "cosine"}]}: near duplicates in training whose label in a text
     task differs from that of the row."""
     tasks = [name for name, kind in kinds.items() if kind in ("classification", "multilabel")]
-    found, queries = {}, [" ".join(filter(None, (rows[i]["text"], rows[i].get("text_pair")))) for i in numbers]
     if not tasks:
-        return found
+        return {}
+    queries = [" ".join(filter(None, (rows[i]["text"], rows[i].get("text_pair")))) for i in numbers]
+    found: dict[int, list[dict[str, Any]]] = {}
     for i, pairs in zip(numbers, near_duplicates(queries, training)):
         for value, number in pairs:
             other = training[number]

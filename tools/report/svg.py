@@ -5,14 +5,18 @@ dark and print; fonts come from the browser, so Chinese needs no font on this ma
 """
 
 import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 38
+Range = tuple[float, float]
+Labels = Sequence[tuple[float, str]]  # [(value, label)]
 
 
-def ticks(low, high, about=5):
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers from `low` to `high`."""
     if not high > low:
         return [low]
@@ -23,7 +27,7 @@ def ticks(low, high, about=5):
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def number(value):
+def number(value: float) -> str:
     """A number as an axis label."""
     if 0 < abs(value) < 1e-3 or abs(value) >= 1e5:
         mantissa, exponent = f"{value:.1e}".split("e")
@@ -31,14 +35,14 @@ def number(value):
     return f"{value:,.10g}" if abs(value) >= 1000 else f"{value:.6g}"
 
 
-def finite(values):
+def finite(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None and math.isfinite(value)]
 
 
-def span(values, room=0.06):
+def span(values: Iterable[float | None], room: float = 0.06) -> Range:
     """(low, high) around the values with a margin; never an empty range."""
-    values = finite(values) or [0.0, 1.0]
-    low, high = min(values), max(values)
+    known = finite(values) or [0.0, 1.0]
+    low, high = min(known), max(known)
     margin = (high - low) * room or abs(high) * 0.1 or 1.0
     return low - margin, high + margin
 
@@ -46,9 +50,12 @@ def span(values, room=0.06):
 class Plot:
     """A plot: axes and the SVG parts drawn on them."""
 
-    def __init__(self, x_range, y_range, x_label, y_label, describes, x_ticks=None):
-        """x_ticks: [(value, label)] of the x axis, instead of round numbers"""
-        self.x_range, self.y_range, self.describes, self.parts = x_range, y_range, describes, []
+    def __init__(
+        self, x_range: Range, y_range: Range, x_label: str, y_label: str, describes: str, x_ticks: Labels | None = None
+    ):
+        """x_ticks: of the x axis, instead of round numbers"""
+        self.x_range, self.y_range, self.describes = x_range, y_range, describes
+        self.parts: list[str] = []
         for value in ticks(*y_range):
             y = self.y(value)
             self.add(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
@@ -60,21 +67,21 @@ class Plot:
         if y_label:
             self.text(LEFT, TOP - 1, y_label, "start", "label")
 
-    def x(self, value):
+    def x(self, value: float) -> float:
         low, high = self.x_range
         return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
 
-    def y(self, value):
+    def y(self, value: float) -> float:
         low, high = self.y_range
         return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM - 6)
 
-    def add(self, part):
+    def add(self, part: str) -> None:
         self.parts.append(part)
 
-    def text(self, x, y, text, anchor, kind="tick"):
+    def text(self, x: float, y: float, text: str, anchor: str, kind: str = "tick") -> None:
         self.add(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>')
 
-    def line(self, xs, ys, kind, dots=None):
+    def line(self, xs: Iterable[float], ys: Iterable[float | None], kind: str, dots: bool | None = None) -> None:
         """Draws a line through the finite points. dots: whether each is marked (default: if there are at most 24)"""
         points = [(x, y) for x, y in zip(xs, ys) if y is not None and math.isfinite(y)]
         if not points:
@@ -86,26 +93,34 @@ class Plot:
                 tip = f"<title>{number(x)}: {y:.4g}</title>"
                 self.add(f'<circle class="dot {kind}" cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="2.6">{tip}</circle>')
 
-    def bar(self, x0, x1, y0, y1, kind, tip=""):
+    def bar(self, x0: float, x1: float, y0: float, y1: float, kind: str, tip: str = "") -> None:
         left, right, top, bottom = self.x(x0) + 0.8, self.x(x1) - 0.8, self.y(y1), self.y(y0)
         shape = f'x="{left:.1f}" y="{top:.1f}" width="{max(0.5, right - left):.1f}" height="{max(0, bottom - top):.1f}"'
         self.add(f'<rect class="bar {kind}" {shape}><title>{escape(tip)}</title></rect>')
 
-    def mark(self, x, text, kind="mark", row=0):
+    def mark(self, x: float, text: str, kind: str = "mark", row: int = 0) -> None:
         """Draws a vertical line with a label at its top, or `row` lines of text below."""
         at = self.x(x)
         self.add(f'<path class="{kind}" d="M{at:.1f} {TOP + 4}V{HEIGHT - BOTTOM}"/>')
         right = at > WIDTH * 0.7
         self.text(at + (-5 if right else 5), TOP + 14 * (1 + row), text, "end" if right else "start", f"{kind}-text")
 
-    def __html__(self):
+    def __html__(self) -> Markup:
         """The whole plot; called by jinja2."""
         box = f'viewBox="0 0 {WIDTH} {HEIGHT}"'
         return Markup(f'<svg {box} role="img" aria-label="{escape(self.describes)}">{"".join(self.parts)}</svg>')
 
 
-def lines(series, x_label, y_label, describes, y_range=None, x_range=None, marks=()):
-    """A plot of several lines. series: [(xs, ys)], coloured in this order; marks: [(x, label)]"""
+def lines(
+    series: Sequence[tuple[Sequence[float], Sequence[float | None]]],
+    x_label: str,
+    y_label: str,
+    describes: str,
+    y_range: Range | None = None,
+    x_range: Range | None = None,
+    marks: Labels = (),
+) -> Plot:
+    """A plot of several lines. series: [(xs, ys)], coloured in this order"""
     xs = finite([x for points, _ in series for x in points]) or [0, 1]
     y_range = y_range or span([y for _, points in series for y in points])
     x_range = x_range or ((min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, max(xs) + 1))
@@ -117,22 +132,23 @@ def lines(series, x_label, y_label, describes, y_range=None, x_range=None, marks
     return plot
 
 
-def reliability(bins, x_label, y_label, describes):
+def reliability(bins: Sequence[dict[str, Any]], x_label: str, y_label: str, describes: str) -> Plot:
     """Accuracy of each bin as a bar, the mean confidence as a dot, and the diagonal of perfect calibration."""
     plot = Plot((0, 1), (0, 1), x_label, y_label, describes)
-    for cell in bins:
-        if cell["count"]:
-            tip = f"{cell['count']}: {cell['confidence']:.3f} / {cell['accuracy']:.3f}"
-            plot.bar(cell["low"], cell["high"], 0, cell["accuracy"], "s0", tip)
+    filled = [cell for cell in bins if cell["count"]]
+    for cell in filled:
+        tip = f"{cell['count']}: {cell['confidence']:.3f} / {cell['accuracy']:.3f}"
+        plot.bar(cell["low"], cell["high"], 0, cell["accuracy"], "s0", tip)
     plot.add(f'<path class="diagonal" d="M{plot.x(0):.1f} {plot.y(0):.1f}L{plot.x(1):.1f} {plot.y(1):.1f}"/>')
-    for cell in bins:
-        if cell["count"]:
-            x, y = plot.x(cell["confidence"]), plot.y(cell["accuracy"])
-            plot.add(f'<circle class="dot s1" cx="{x:.1f}" cy="{y:.1f}" r="3.4"/>')
+    for cell in filled:
+        x, y = plot.x(cell["confidence"]), plot.y(cell["accuracy"])
+        plot.add(f'<circle class="dot s1" cx="{x:.1f}" cy="{y:.1f}" r="3.4"/>')
     return plot
 
 
-def stacked(counts, edges, x_label, y_label, describes):
+def stacked(
+    counts: Sequence[Sequence[int]], edges: Sequence[float], x_label: str, y_label: str, describes: str
+) -> Plot:
     """A histogram of stacked bars. counts: [[count of each kind] of each bar]; edges: one more than bars"""
     top = max(map(sum, counts), default=0) or 1
     plot = Plot((edges[0], edges[-1]), (0, top * 1.06), x_label, y_label, describes)
@@ -145,7 +161,7 @@ def stacked(counts, edges, x_label, y_label, describes):
     return plot
 
 
-def scatter(points, x_label, y_label, describes):
+def scatter(points: Sequence[Sequence[float]], x_label: str, y_label: str, describes: str) -> Plot:
     """A scatter plot of [(x, y)] with equal axis ranges and the diagonal."""
     both = span([value for point in points for value in point])
     plot = Plot(both, both, x_label, y_label, describes)

@@ -1,7 +1,9 @@
 """The texts of the page. templates/en.json and zh.json have the same keys; {names} are filled in."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 TEMPLATES = Path(__file__).parent / "templates"
 LANGUAGES = ("en", "zh")
@@ -11,15 +13,15 @@ TEXTS = {name: json.loads((TEMPLATES / f"{name}.json").read_text(encoding="utf-8
 class Words:
     """The page's texts in one language: words("score"), words("best_of", best=3, …)."""
 
-    def __init__(self, language):
+    def __init__(self, language: str):
         self.language, self.texts = language, TEXTS[language]
 
-    def __call__(self, key, **values):
+    def __call__(self, key: str, **values: Any) -> str:
         text = self.texts[key]
         return text.format(**values) if values else text
 
 
-def language_of(choice, texts):
+def language_of(choice: str, texts: Sequence[str]) -> str:
     """ "en" or "zh"; "auto": Chinese if most letters of the texts are."""
     if choice != "auto":
         return choice

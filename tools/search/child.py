@@ -6,17 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # Options of main.py that such a script sets itself
-SET_BY_SCRIPT = (
-    *("data_path", "pretrain_model_path", "debug", "fold", "model_version", "output_dir", "checkpoint", "random_seed"),
-)
+SET_BY_SCRIPT = "data_path pretrain_model_path debug fold model_version output_dir checkpoint random_seed".split()
 PR_SET_PDEATHSIG = 1
-LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+LIBC: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def end_with_parent():
+def end_with_parent() -> None:
     """In the new process, on Linux: get a SIGTERM, which makes it save and exit, when the script is killed."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -24,15 +24,17 @@ def end_with_parent():
 class Child:
     """Starts a command and appends its output to a log. Ctrl-C in the terminal only reaches the parent script."""
 
-    def __init__(self, command, log, jobs):
+    def __init__(self, command: Sequence[str], log: Path, jobs: int) -> None:
         """jobs: number of processes in parallel; they share the cores unless OMP_NUM_THREADS is set."""
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
         env = {"OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1"} | dict(os.environ)
-        self.log, self.began, self.code, self.used = Path(log), time.perf_counter(), None, None
+        self.log, self.start = log, time.perf_counter()
+        self.code: int | None = None
+        self.used: Any = None  # resource usage, once it has ended
         with open(log, "a", encoding="utf-8") as file:
             self.log_begins = file.tell()
             self.process = subprocess.Popen(
-                list(map(str, command)),
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
@@ -41,30 +43,30 @@ class Child:
                 preexec_fn=end_with_parent if LIBC else None,
             )
 
-    def wait(self, options=0):
+    def wait(self, options: int = 0) -> int | None:
         """Waits until it has ended. -> the exit code, negative if a signal killed it"""
         if self.code is None:
             pid, status, used = os.wait4(self.process.pid, options)
             if pid:
-                self.ended, self.used = time.perf_counter(), used
+                self.end, self.used = time.perf_counter(), used
                 self.code = self.process.returncode = os.waitstatus_to_exitcode(status)
         return self.code
 
-    def poll(self):
-        """As `wait`, but returns None at once while it runs."""
+    def poll(self) -> int | None:
+        """As `wait`, but at once: None while it runs."""
         return self.wait(os.WNOHANG)
 
-    def terminate(self):
+    def terminate(self) -> None:
         """Asks it to save and exit."""
         if self.code is None:
             os.kill(self.process.pid, signal.SIGTERM)
 
     @property
-    def seconds(self):
-        return (time.perf_counter() if self.code is None else self.ended) - self.began
+    def seconds(self) -> float:
+        return (time.perf_counter() if self.code is None else self.end) - self.start
 
     @property
-    def cpu_seconds(self):
+    def cpu_seconds(self) -> float:
         """CPU time with that of its finished children. While it runs, known on Linux only, otherwise 0."""
         if self.used:
             return self.used.ru_utime + self.used.ru_stime
@@ -74,7 +76,7 @@ class Child:
             return 0.0
         return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
-    def last_line(self):
+    def last_line(self) -> str:
         """The last line of its output, or the signal that killed it."""
         if self.code is not None and self.code < 0:
             name = signal.Signals(-self.code).name

@@ -1,11 +1,15 @@
 """Confidence intervals of differences over the same seeds, and whether they exclude zero."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 FEWEST = 5  # seeds for an interval; with fewer its coverage is wrong
 
 
-def interval(differences, level=0.95, draws=10_000):
+def interval(
+    differences: Sequence[float] | np.ndarray, level: float = 0.95, draws: int = 10_000
+) -> tuple[float, float] | None:
     """(low, high) of the mean of paired differences by the smoothed bootstrap-t; None for fewer than FEWEST, or if all
     are equal.
 
@@ -28,7 +32,7 @@ def interval(differences, level=0.95, draws=10_000):
     return mean - high * deviation, mean - low * deviation
 
 
-def verdict(bounds):
+def verdict(bounds: tuple[float, float] | None) -> str:
     if bounds is None:
         return "not significant (no interval)"
     return "significant" if bounds[0] > 0 or bounds[1] < 0 else "not significant"

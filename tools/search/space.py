@@ -9,9 +9,12 @@ options of main.py: head_multiple is --head_lr divided by --lr, warmup_share is 
 import argparse
 import difflib
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, replace
 from types import SimpleNamespace
+from typing import Any
 
+from config import Config
 from engine.errors import UserError
 from engine.run.command_line import choices_of, parse_bool, type_of
 from engine.run.run_folder import AUTO
@@ -21,46 +24,48 @@ from tools.search.child import SET_BY_SCRIPT
 MADE_OF = {"head_multiple": "head_lr", "warmup_share": "warmup_epochs"}
 HIGHEST_HEAD_LR = 0.5
 # Not allowed in --options: the search sets them, or the run would not train
-NOT_FOR_TRIALS = (
+NOT_FOR_TRIALS = [
     *SET_BY_SCRIPT,
-    *("do_train", "do_eval", "do_predict", "resume", "force_resume"),
-    *("predict_file", "predict_output", "shard", "monitor"),
-)
+    *"do_train do_eval do_predict resume force_resume predict_file predict_output shard monitor".split(),
+]
 
 
 @dataclass(frozen=True)
 class Dimension:
     """The values of an option: those of `choices`, or from `low` to `high`."""
 
-    choices: tuple = ()
-    low: float | int | None = None
-    high: float | int | None = None
+    choices: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
     log: bool = False
 
-    def __contains__(self, value):
+    def __contains__(self, value: object) -> bool:
         if self.choices:
             return any(value == choice and type(value) is type(choice) for choice in self.choices)
         return isinstance(value, int | float) and self.low <= value <= self.high
 
-    def ends(self):
+    def ends(self) -> tuple[Any, ...]:
         """Values to validate: if the ends of a range are valid, so are the values between."""
         return self.choices or (self.low, self.high)
 
-    def __str__(self):
+    def __str__(self) -> str:
         if self.choices:
             return ",".join(map(str, self.choices))
         return f"{self.low:g}..{self.high:g}" + (":log" if self.log else "")
 
 
+Space = dict[str, Dimension]
+Values = Mapping[str, Any]  # of options of main.py, or of a point of the space: {name: value}
+
+
 # ---- the syntax of --space -------------------------------------------------------------------------------------------
 
 
-def parse_space(text, fields, fixed):
-    """Parses --space. -> ({name: Dimension}, [a line per mistake])
-
-    fields: {name: field} of the main.py options that a trial may vary; fixed: names that --options sets
-    """
-    space, mistakes = {}, []
+def parse_space(text: str, fields: dict[str, Field], fixed: set[str]) -> tuple[Space, list[str]]:
+    """Parses --space. -> (the space, one line per error). fields: {name: field} of the main.py options that a trial may
+    vary; fixed: names that --options sets"""
+    space: Space = {}
+    errors: list[str] = []
     for part in text.split():
         name, _, values = part.partition("=")
         try:
@@ -72,12 +77,12 @@ def parse_space(text, fields, fixed):
                 raise UserError(f"{name}: {clash.pop()} is set already, by --options or another part")
             require_known(name, fields)
             space[name] = parse_values(name, values, fields.get(name))
-        except UserError as mistake:
-            mistakes.append(f"--space: {mistake}")
-    return space, mistakes
+        except UserError as error:
+            errors.append(f"--space: {error}")
+    return space, errors
 
 
-def require_known(name, fields):
+def require_known(name: str, fields: dict[str, Field]) -> None:
     """Raises UserError unless a trial may vary this option."""
     if name in NOT_FOR_TRIALS:
         raise UserError(f"{name} is not a hyper-parameter: tools.search sets it itself")
@@ -87,16 +92,16 @@ def require_known(name, fields):
         raise UserError(f"{name} is not an option of main.py that changes the result{meant}")
 
 
-def parse_values(name, values, field):
+def parse_values(name: str, values: str, field: Field | None) -> Dimension:
     """Parses '1e-4..1e-3:log' or '16,32' as a Dimension. field: of the option, or None for MADE_OF"""
-    number = field is None or (type_of(field) in (int, float) and not field.metadata["parse"])
     if ".." not in values:
         choices = tuple(parse_value(name, value, field) for value in values.split(","))
         if len(set(choices)) < len(choices) or len(choices) < 2:
             raise UserError(f"{name}={values}: name two or more different values; put a single one into --options")
         return Dimension(choices)
-    if not number:
-        raise UserError(f"{name}={values}: this option has no range; list its values, such as {name}={example(field)}")
+    if field is not None and (type_of(field) not in (int, float) or field.metadata["parse"]):
+        example = "True,False" if field.type is bool else ",".join(choices_of(field) or ("a", "b"))
+        raise UserError(f"{name}={values}: this option has no range; list its values, such as {name}={example}")
     borders, _, scale = values.partition(":")
     low, high = (parse_value(name, border, field) for border in borders.split("..", 1))
     if not low < high:
@@ -108,13 +113,9 @@ def parse_values(name, values, field):
     return Dimension(low=low, high=high, log=scale == "log")
 
 
-def example(field):
-    return "True,False" if field.type is bool else ",".join(choices_of(field) or ("a", "b"))
-
-
-def parse_value(name, text, field):
+def parse_value(name: str, text: str, field: Field | None) -> Any:
     """A value, parsed as by main.py. Raises UserError if it is invalid."""
-    kind = float if field is None else type_of(field)
+    kind: type = float if field is None else type_of(field)
     parse = (field and field.metadata["parse"]) or (parse_bool if kind is bool else kind)
     try:
         value = parse(text)
@@ -134,22 +135,19 @@ def parse_value(name, text, field):
 
 
 class Resolver:
-    """Converts a point of the space to options of main.py.
+    """Converts a point of the space to options of main.py. base: the Config shared by all trials; kinds: the types of
+    the tasks; shape: the config of the pretrained encoder, or None"""
 
-    base: the Config shared by all trials; kinds: the types of the tasks; shape: the config of the pretrained encoder,
-    or None.
-    """
-
-    def __init__(self, base, kinds, shape):
+    def __init__(self, base: Config, kinds: Sequence[str], shape: Any) -> None:
         from engine.train.optimization import default_head_lr, default_lr  # torch, slow to import
 
         self.base, self.kinds, self.shape = base, kinds, shape
-        self.model = SimpleNamespace(encoder=SimpleNamespace(config=shape))
-        self.lr = base.lr or default_lr(self.model, base)
-        self.head_lr = base.head_lr or default_head_lr(self.model, base, self.lr)
+        model = SimpleNamespace(encoder=SimpleNamespace(config=shape))
+        self.lr = base.lr or default_lr(model, base)
+        self.head_lr = base.head_lr or default_head_lr(model, base, self.lr)
 
-    def values(self, point):
-        """{option of main.py: value} of a point {name: value}, without options that have no effect there."""
+    def values(self, point: Values) -> dict[str, Any]:
+        """{option of main.py: value} of a point, without options that have no effect there."""
         values = {name: value for name, value in point.items() if name not in MADE_OF}
         if "head_multiple" in point:
             head_lr = values.get("lr", self.lr) * point["head_multiple"]
@@ -160,17 +158,17 @@ class Resolver:
         on = {name for name in needs if values.get(name, getattr(self.base, name))}
         return {name: value for name, value in values.items() if not needs[name] or on & set(needs[name])}
 
-    def config(self, point):
+    def config(self, point: Values) -> Config:
         """The Config of a trial. Raises UserError if its options contradict each other."""
         return replace(self.base, **self.values(point))
 
-    def default(self, space):
+    def default(self, space: Space) -> dict[str, Any]:
         """The point of the defaults, without options whose default is outside the space."""
         from engine.model.encoders import pooling_of
 
         pooling, word_pooling = pooling_of(self.base, self.shape)
         epochs, warmup = self.base.epochs, self.base.warmup_epochs
-        meant = {
+        resolved = {
             "lr": self.lr,
             "head_lr": self.head_lr,
             "head_multiple": self.head_lr / self.lr,
@@ -181,40 +179,39 @@ class Resolver:
         }
         point = {}
         for name, dimension in space.items():
-            written = getattr(self.base, name, None)
-            value = written if written in dimension else meant.get(name, written)
+            value = getattr(self.base, name, None)
+            if value not in dimension:
+                value = resolved.get(name, value)
             value = rounded(value) if isinstance(value, float) else value
             if value in dimension:
                 point[name] = value
         return point
 
-    def mistakes(self, space):
-        """A line per value of the space that main.py would refuse or that would have no effect."""
+    def errors(self, space: Space) -> list[str]:
+        """One line per option of the space with a value that main.py would refuse or that would have no effect."""
         found, before = [], set(self.base.unused_options(self.kinds))
+        fields = self.base.__dataclass_fields__
         for name, dimension in space.items():
+            needs = fields[name].metadata["needs"] if name in fields else []
+            searched = [switch for switch in needs if switch in space][:1]
+            switches = {switch: next(filter(None, space[switch].ends())) for switch in searched}  # on
             for value in dimension.ends():
-                point = {name: value} | self.switches(name, space)
+                point = {name: value} | switches
                 try:
                     idle = set(self.config(point).unused_options(self.kinds)) - before
                     kept = self.values(point)
-                except UserError as mistake:
-                    found.append(f"--space: {name}={value}: {mistake}")
+                except UserError as error:
+                    found.append(f"--space: {name}={value}: {error}")
                     break
                 if idle or MADE_OF.get(name, name) not in kept:
-                    needed = " or ".join(self.base.__dataclass_fields__[name].metadata["needs"])
-                    why = sorted(idle)[0] if idle else f"has no effect without {needed}: add it to --options or --space"
+                    without = f"has no effect without {' or '.join(needs)}: add it to --options or --space"
+                    why = sorted(idle)[0] if idle else without
                     found.append(f"--space: {name}={value}: {why}")
                     break
         return found
 
-    def switches(self, name, space):
-        """A switch of the space that must be on for this option to have an effect, as {name: value}; or {}."""
-        field = self.base.__dataclass_fields__.get(name)
-        able = [switch for switch in (field.metadata["needs"] if field else ()) if switch in space]
-        return {switch: next(filter(None, space[switch].ends())) for switch in able[:1]}
 
-
-def rounded(value):
+def rounded(value: float) -> float:
     """The value with four digits, to keep command lines readable."""
     return float(f"{value:.4g}")
 
@@ -222,8 +219,8 @@ def rounded(value):
 # ---- the default space -----------------------------------------------------------------------------------------------
 
 
-def default_space(resolver, fixed):
-    """{name: Dimension} around the defaults, of the options that matter for these tasks and this encoder. fixed: names
+def default_space(resolver: Resolver, fixed: set[str]) -> Space:
+    """A space around the defaults, of the options that matter for these tasks and this encoder. fixed: names
     that --options sets, which are not searched"""
     lr, pretrained = resolver.lr, resolver.shape is not None
     space = {

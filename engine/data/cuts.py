@@ -1,0 +1,75 @@
+"""Logs what texts lose because they are longer than --max_length: nothing is cut silently."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.task.tags import has_spans, needs_words
+
+logger = logging.getLogger("template")
+
+
+def warn_of_cuts(data: Any, where: str | Path) -> None:
+    """Logs which parts of a MyDataset no window or batch holds: nothing is cut silently."""
+    cuts = Cuts()
+    cuts.add(data)
+    cuts.log(where, data.tasks)
+
+
+class Cuts:
+    """Counts the parts of MyDatasets that no window or batch holds. counts: {what: how many}, to start from."""
+
+    def __init__(self, counts: Mapping[str, int] | Iterable[tuple[str, int]] = ()):
+        self.counts = Counter(dict(counts))
+
+    def add(self, data: Any) -> None:
+        columns, counts = data.columns, self.counts
+        is_cut = columns["num_cut"] > 0
+        counts["examples"] += len(data)
+        counts["max_length"] = data.featurizer.max_length
+        counts["cut"] += int(is_cut.sum())
+        counts["tokens"] += int(columns["num_cut"].sum())
+        if "num_words" in columns:
+            counts["words"] += int((columns["num_words"] - columns["word_starts"].lengths)[is_cut].sum())
+        if len(data.lengths) > len(data):
+            in_windows = len(np.unique(data.example_index[columns["first_word"] > 0]))
+            counts["windows"] += len(data.lengths) - len(data) + in_windows
+            for name in [name for name, task in data.tasks.items() if has_spans(task["type"])]:
+                counts[f"outside {name}"] += num_outside(data, name)
+
+    def log(self, where: str | Path, tasks: dict[str, dict[str, Any]]) -> None:
+        """Logs what was cut, or otherwise what is read in windows."""
+        counts, max_length = self.counts, self.counts["max_length"]
+        longer = f"{where}: {counts['cut']} of {counts['examples']} examples are longer than --max_length {max_length}"
+        if counts["cut"] and any(needs_words(task["type"]) for task in tasks.values()):
+            logger.warning(f"{longer}; their last {counts['words']} words are not seen and count as O")
+        elif counts["cut"]:
+            logger.warning(f"{longer}; {counts['tokens']} sub-tokens are not seen")
+        elif counts["windows"]:
+            text_labels = any(not needs_words(task["type"]) for task in tasks.values())
+            logger.info(
+                f"{where}: examples longer than --max_length {max_length} are read in {counts['windows']} overlapping "
+                "windows" + ("; labels of the whole text come from the first" if text_labels else "")
+            )
+            for name in tasks:
+                if lost := counts[f"outside {name}"]:
+                    logger.warning(f"{where}: {lost} spans of {name!r} fit no window; raise --window_stride")
+
+
+def num_outside(data: Any, name: str) -> int:
+    """How many spans of a task do not fit in any window of their text. data: a MyDataset"""
+    windows: dict[int, list[tuple[int, int]]] = {}
+    for example, first, size in zip(
+        data.example_index.tolist(), data.columns["first_word"].tolist(), data.columns["word_starts"].lengths.tolist()
+    ):
+        windows.setdefault(example, []).append((first, first + size))
+    cut = {example: parts for example, parts in windows.items() if len(parts) > 1}
+    return sum(
+        not any(begin <= first and last < end for begin, end in parts)
+        for example, parts in cut.items()
+        for first, last, _ in data[example].get(name) or ()
+    )

@@ -1,0 +1,183 @@
+"""Encodes texts so that every word has tokens, cuts them to what a model reads, and merges the answers to windows.
+
+Only the package tokenizers is used, because every exported folder has a copy of this file.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from tokenizers import Encoding
+
+Span = tuple[int, int, int]  # first word, last word, type id
+
+
+class TooLong(ValueError):
+    """Why an example cannot be cut, in one line."""
+
+
+class Feature(NamedTuple):
+    """One input of the model: an example, or a window of one that is too long."""
+
+    example: int  # its index in the list of examples
+    input_ids: list[int]
+    token_types: list[int]
+    word_starts: list[int]  # position of the first sub-token of each word; only for tagging
+    word_ends: list[int]  # and of the last
+    first_word: int = 0
+    num_cut: int = 0  # sub-tokens that were cut off
+
+
+def encode_texts(
+    encode: Callable[[list[Any], list[Any] | None], list[Encoding]],
+    first: list[Any],
+    second: list[Any] | None,
+    filler: str,
+) -> list[Encoding]:
+    """The encodings of texts, or lists of words, and second texts. Every word gets tokens, even one that the tokenizer
+    drops (a space, U+200B, U+FE0F): the filler replaces it, so that tags never shift, and a text without any token."""
+    encodings = list(encode(first, second))
+    for i, text in enumerate(first):
+        if isinstance(text, list) and (missing := missing_words(encodings[i], len(text))):
+            words = [filler if position in missing else word for position, word in enumerate(text)]
+            encodings[i] = encode([words], second and [second[i]])[0]
+        if not encodings[i].ids:  # no model accepts empty input
+            encodings[i] = encode([filler], None)[0]
+    return encodings
+
+
+def words_of_first(encoding: Encoding) -> list[int | None]:
+    """The word of each token of the first text; None elsewhere."""
+    return [word if sequence == 0 else None for word, sequence in zip(encoding.word_ids, encoding.sequence_ids)]
+
+
+def missing_words(encoding: Encoding, num_words: int) -> set[int]:
+    """Indices of the words that yielded no token."""
+    return set(range(num_words)).difference(words_of_first(encoding))
+
+
+def word_positions(words: Iterable[int | None]) -> tuple[list[int], list[int]]:
+    """Positions of the first and of the last sub-token of each word. words: the word of each token"""
+    starts, last, before = [], {}, None
+    for position, word in enumerate(words):
+        if word is not None:
+            if word != before:
+                starts.append(position)
+                before = word
+            last[word] = position
+    return starts, [last[word] for word in sorted(last)]
+
+
+def pick(values: Sequence[Any], positions: Iterable[int]) -> list[Any]:
+    return [values[i] for i in positions]
+
+
+class Cutter(NamedTuple):
+    """Cuts what is longer than max_length tokens.
+
+    With labels of words it becomes windows of whole words that overlap by at most `stride` sub-tokens (-1: it is cut at
+    the end); otherwise the head, the tail, or a quarter of head and three quarters of tail are kept (Sun et al., 2019,
+    arXiv:1905.05583). Of a pair the longer text is cut first.
+    """
+
+    max_length: int
+    stride: int
+    truncation: str
+    by_words: bool  # whether labels are of words
+
+    def features(self, example: int, encoding: Encoding, has_words: bool = True) -> list[Feature]:
+        """The Features of an example. has_words: it is not just the filler, which is not a word."""
+        is_long = len(encoding.ids) > self.max_length
+        if is_long and self.by_words and self.stride >= 0:
+            return self.windows(example, encoding)
+        kept = self.kept(encoding) if is_long else range(len(encoding.ids))
+        words = pick(words_of_first(encoding), kept) if self.by_words and has_words else []
+        ids, token_types = (pick(v, kept) if is_long else v for v in (encoding.ids, encoding.type_ids))
+        return [Feature(example, ids, token_types, *word_positions(words), num_cut=len(encoding.ids) - len(kept))]
+
+    def kept(self, encoding: Encoding) -> list[int]:
+        """Positions that are kept of an input that is too long."""
+        sequences = encoding.sequence_ids
+        texts = [[i for i, sequence in enumerate(sequences) if sequence == number] for number in (0, 1)]
+        truncation = "head" if self.by_words else self.truncation
+        if truncation == "head_tail" and texts[1]:
+            raise TooLong("--truncation head_tail is for single texts; use head or tail for pairs")
+        sizes = longest_first(len(texts[0]), len(texts[1]), max(0, self.max_length - sequences.count(None)))
+        kept = {i for i, sequence in enumerate(sequences) if sequence is None}
+        for positions, size in zip(texts, sizes):
+            head = {"head": size, "tail": 0, "head_tail": size // 4}[truncation]
+            kept.update(positions[:head], positions[len(positions) - size + head :])
+        return sorted(kept)
+
+    def windows(self, example: int, encoding: Encoding) -> list[Feature]:
+        """The Features of an example with too many words: each has as many whole words as fit, and the second text."""
+        inside = [i for i, sequence in enumerate(encoding.sequence_ids) if sequence == 0]
+        before, after = range(inside[0]), range(inside[-1] + 1, len(encoding.ids))
+        room = self.max_length - len(before) - len(after)
+        if room < 4:
+            raise TooLong(f"--max_length {self.max_length}: the second text leaves no room for words to tag; raise it")
+        # each access builds a new list
+        all_ids, all_types, word_ids = encoding.ids, encoding.type_ids, encoding.word_ids
+        begins = [i - inside[0] for n, i in enumerate(inside) if n == 0 or word_ids[i] != word_ids[inside[n - 1]]]
+        ends = [*begins[1:], len(inside)]
+        features, word = [], 0
+        while True:
+            stop = word + 1
+            while stop < len(begins) and ends[stop] - begins[word] <= room:
+                stop += 1
+            kept = [*before, *inside[begins[word] : min(ends[stop - 1], begins[word] + room)], *after]
+            starts = [len(before) + begins[w] - begins[word] for w in range(word, stop)]
+            lasts = [len(before) + min(ends[w] - begins[word], room) - 1 for w in range(word, stop)]
+            features.append(Feature(example, pick(all_ids, kept), pick(all_types, kept), starts, lasts, word))
+            if stop == len(begins):
+                return features
+            following = stop
+            while following - 1 > word and ends[stop - 1] - begins[following - 1] <= self.stride:
+                following -= 1
+            word = following
+
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens of two texts are kept, as with the strategy longest_first of `tokenizers`."""
+    short, long = sorted((first, second))
+    long = short if short > room else max(short, room - short)
+    if short + long > room:
+        short, long = room // 2, room // 2 + room % 2
+    return (long, short) if first > second else (short, long)
+
+
+def merge_windows(windows: Iterable[tuple[int, Sequence[Any]]]) -> list[Any]:
+    """Overlapping windows, [(first word, list with one item per word)] -> one list; a word in two windows is taken from
+    the one whose edge is farther."""
+    (_, merged), *others = sorted(windows, key=lambda window: window[0])
+    merged = list(merged)
+    for first, items in others:
+        middle = (len(merged) - first + 1) // 2  # of the words in both
+        merged = merged[: first + middle] + list(items[middle:])
+    return merged
+
+
+def merge_spans(windows: Iterable[tuple[int, int, list[Any], list[float]]]) -> tuple[list[Span], list[float]]:
+    """Merges the spans found in the windows of a text -> (spans, probabilities) over its words, each span once.
+
+    windows: [(first word, number of words, spans, probabilities)]. If several windows hold a span, the one
+    whose edge is farthest from it decides, even if it did not find it; the ends of the text are not edges.
+    """
+    windows = sorted(windows, key=lambda window: window[0])
+    text_end = max(first + size for first, size, _, _ in windows)
+
+    def room(number: int, start: int, stop: int) -> float:
+        # from a span to the nearer edge of a window; negative if it is not inside
+        first, size = windows[number][:2]
+        before, behind = start - first, first + size - 1 - stop
+        if before < 0 or behind < 0:
+            return -1
+        return min(before if first else math.inf, behind if first + size < text_end else math.inf)
+
+    merged: dict[Span, float] = {}
+    for number, (first, _, spans, probabilities) in enumerate(windows):
+        for (start, stop, kind), p in zip(spans, probabilities):
+            begin, end = start + first, stop + first
+            if max(range(len(windows)), key=lambda other: room(other, begin, end)) == number:
+                merged[(begin, end, kind)] = p
+    return sorted(merged), [merged[span] for span in sorted(merged)]

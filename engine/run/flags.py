@@ -1,0 +1,28 @@
+"""Flags of a command that needs only the standard library; every exported folder has a copy of this file."""
+
+import argparse
+from collections.abc import Callable
+from typing import NoReturn
+
+
+def one_line(text: str) -> str:
+    """The text with line breaks, escape sequences and other non-printable characters escaped."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Reports an error of the command line in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, one_line(f"error: {message} (--help lists all flags)") + "\n")
+
+
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """A type for argparse: whole numbers from `low` to `high`, in plain digits."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"{text[:30]!r} is not a whole number from {low} to {high}")
+        return int(text)
+
+    return parse

@@ -1,0 +1,105 @@
+"""What the data checks share: their base class, and access to rows by position."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.task.tags import find_scheme, has_spans, is_tagging
+from preprocess.example import Example
+from preprocess.labels.statistics import LabelStatistics
+from preprocess.storage.facts import Facts, Note, Sample
+from preprocess.storage.spool import pick
+
+Parts = Mapping[str, Sequence[Example]]  # {part: examples with "_where", their source}, read on access
+Tasks = Mapping[str, Any]  # as in labels.json
+# Texts and labels that look like a missing value
+PLACEHOLDERS = set("nan null none n/a na nil undefined - -- ? unknown todo tbd xxx 无 暂无 空".split())
+
+
+class Context:
+    """What is known before the data is read. kinds: {task: kind}"""
+
+    def __init__(self, parts: Parts, kinds: Mapping[str, str]) -> None:
+        self.kinds = kinds
+        self.folder: Path | None = getattr(parts["train"], "folder", None)  # for temporary files
+        self.own_ids: bool = getattr(parts["train"], "own_ids", True)  # otherwise ids are the row numbers
+        head = parts["train"][:1000]
+        tokens = [token for e in head for token in e.get("tokens", ())]
+        self.glued = sum(bool(re.fullmatch(r"\S\d+", token)) for token in tokens) > 0.5 * len(tokens)
+        self.words = any(len(token) > 1 for token in tokens)
+        self.tagged = [name for name, kind in kinds.items() if is_tagging(kind) and not has_foreign_tags(head, name)]
+        self.spans = [name for name, kind in kinds.items() if has_spans(kind)]
+
+
+def has_foreign_tags(examples: Sequence[Example], name: str) -> bool:
+    """Whether some tags of these examples follow no entity scheme."""
+    tags = {tag for e in examples for tag in e[name] or ()} - {"O"}
+    return len(tags) > 0 and find_scheme([list(tags)]) is None
+
+
+class Check(Facts):
+    """A data check; its attributes are the facts from which its notes are made.
+
+    `look` runs on blocks of rows in several processes, each time on a new instance. All are merged in the order of the
+    rows into one, whose notes are shown. A check without `look` can read the rows again in `notes`.
+    """
+
+    def __init__(self, context: Context) -> None:
+        """Sets all attributes, before any row is seen."""
+
+    def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
+        """Records facts of a block of examples, which begins at row `start` of the part."""
+
+    def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
+        """What was found; a note without rows is not shown. labels: counts of labels and lengths"""
+        raise NotImplementedError
+
+
+class AllRows:
+    """The rows of all parts by one position, in the order in which they were read."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.names = list(parts)
+        self.starts = np.cumsum([0, *map(len, parts.values())])
+
+    def part_numbers(self, positions: Any) -> Any:
+        """The index in `names` of the part of each position, or of one."""
+        return self.starts.searchsorted(positions, "right") - 1
+
+    def part(self, position: int) -> str:
+        return self.names[self.part_numbers(position)]
+
+    def __getitem__(self, position: int) -> Example:
+        number = self.part_numbers(position)
+        return self.parts[self.names[number]][int(position - self.starts[number])]
+
+    def where(self, position: int) -> str:
+        return self[position]["_where"]
+
+    def pair(self, pair: Sequence[int], between: str) -> str:
+        return f"{self.where(pair[0])}{between} {self.where(pair[1])}"
+
+    def examples(self, positions: np.ndarray) -> list[Example]:
+        numbers = self.part_numbers(positions)
+        found: dict[int, Example] = {}
+        for number, name in enumerate(self.names):
+            inside = positions[numbers == number]
+            found |= zip(inside.tolist(), pick(self.parts[name], (inside - self.starts[number]).tolist()))
+        return [found[position] for position in positions.tolist()]
+
+
+def sampled(items: Sequence[Any] | np.ndarray, shown: Callable[[Any], str]) -> Sample:
+    """A Sample of shown(item) for each item, which is called only for those that are kept."""
+    sample = Sample([shown(item) for item in items[: Sample.most]])
+    sample.number = getattr(items, "number", len(items))
+    return sample
+
+
+def add_if(rows: Sample, e: Example, result: str | bool | None) -> None:
+    """Adds the row of an example if there is a result, which follows it if it is a string."""
+    if result:
+        rows.add(f"{e['_where']}: {result}" if isinstance(result, str) else e["_where"])

@@ -1,0 +1,204 @@
+"""Checks of entities, given as tags or as spans: their scheme, borders, and how consistently they are annotated."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+from tqdm import tqdm
+
+from engine.task.tags import entities_in, find_scheme, has_spans, illegal_tags, kind_of
+from preprocess.checks.base import Check, Context, Parts, Tasks, add_if
+from preprocess.example import Example
+from preprocess.labels.statistics import LabelStatistics
+from preprocess.storage.facts import Column, Facts, FirstRows, Note, Sample, Series, frequent, hashes
+from preprocess.storage.parallel import in_order
+from preprocess.storage.spool import blocks_of
+
+NO_BORDER = "()[]《》“”\"'$#@.%+"  # punctuation at which entities may begin or end
+
+Words = tuple[str, ...]
+Block = tuple[str, int, int]  # part, first row, end
+
+
+class EntityFacts(Facts):
+    """What is recorded of the entities of one task."""
+
+    def __init__(self, context: Context) -> None:
+        self.parts: set[str] = set()  # those with an entity
+        self.illegal = Sample()
+        self.unfinished = Sample()
+        self.crossing = Sample()
+        self.long = Sample()
+        self.edges = Sample()
+        self.surfaces = Series(context.folder)  # hashes of each entity's words
+
+
+class Entities(Check):
+    def __init__(self, context: Context) -> None:
+        self.tasks = {name: EntityFacts(context) for name in (*context.tagged, *context.spans)}
+
+    def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
+        for name, facts in self.tasks.items():
+            surfaces: list[Words] = []
+            for e in examples:
+                label = e[name]
+                if label and label.count("O") < len(label):
+                    facts.parts.add(part)
+                    if name in context.spans:
+                        add_if(facts.crossing, e, first_crossing(e, name))
+                    else:
+                        look_at_scheme(facts, e, name)
+                    surfaces += look_at_borders(facts, e, name)
+            facts.surfaces.of_block = hashes(surfaces)
+
+    def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
+        for name, facts in self.tasks.items():
+            kind, names = kind_of(tasks[name]), tasks[name]["labels"]
+            if has_spans(kind):
+                advice = "fine if intended; nested spans lie one within the other"
+                yield Note(f"{name}: spans that overlap without being nested", facts.crossing, advice)
+            elif find_scheme([names]) is None:
+                continue
+            else:
+                advice = "seqeval still counts them as entities; write B- where one begins"
+                yield Note(f"{name}: tags that continue no entity", facts.illegal, advice)
+                bioes = any(label.startswith(("E-", "S-")) for label in names)
+                unfinished = facts.unfinished if bioes else []
+                yield Note(f"{name}: entities without an end tag", unfinished, "the scheme requires an E- or S- there")
+            advice = "a tag may have been extended by mistake"
+            yield Note(f"{name}: long entities that fill most of their text", facts.long, advice)
+            edges = facts.edges if facts.edges.number < max(10, 0.02 * len(facts.surfaces.column)) else []
+            yield Note(f"{name}: entities begin or end with punctuation", edges, "boundaries may be off by one")
+            yield from consistency_notes(parts, name, facts.surfaces.column)
+            rows = [f"{parts[part][0]['_where']}: {part}" for part in parts if part not in facts.parts]
+            what = "span" if has_spans(kind) else "entity"
+            yield Note(f"{name}: a part has no {what} at all", rows, "its F1 can only be 0")
+
+
+def first_crossing(e: Example, name: str) -> str | None:
+    """Two spans of an example that overlap without being nested, as shown; or None."""
+    spans = sorted((first, -last) for first, last, _ in e[name])
+    for number, (first, last) in enumerate(spans):
+        for other, end in spans[number + 1 :]:
+            if first < other <= -last < -end:
+                return f"{' '.join(e['tokens'][first : 1 - last])!r} and {' '.join(e['tokens'][other : 1 - end])!r}"
+    return None
+
+
+def entities_of(e: Example, name: str) -> list[tuple[str, int, int, list[str]]]:
+    """(type, first token, last token, tokens) of an example's entities, given as tags or spans."""
+    label = e[name]
+    found = [(kind, *ends) for *ends, kind in label] if label and isinstance(label[0], list) else entities_in(label)
+    return [(kind, first, last, e["tokens"][first : last + 1]) for kind, first, last in found]
+
+
+def look_at_scheme(facts: EntityFacts, e: Example, name: str) -> None:
+    """Records the first tag that continues no entity, and the first entity without an end tag."""
+    tags, where = e[name], e["_where"]
+    for i in illegal_tags(tags)[:1]:
+        facts.illegal.add(f"{where}: token {i + 1} {e['tokens'][i]!r} {tags[i]}")
+    for i, (tag, after) in enumerate(zip(tags, [*tags[1:], "O"])):
+        if tag[0] in "BIM" and tag[1:2] == "-" and not after.startswith(("I-", "E-", "M-")):
+            facts.unfinished.add(f"{where}: token {i + 1} {tag}")
+            break
+
+
+def look_at_borders(facts: EntityFacts, e: Example, name: str) -> list[Words]:
+    """Records odd borders of an example's entities. -> the words of each"""
+    surfaces = []
+    for label, first, last, words in entities_of(e, name):
+        if last - first >= 20 and last - first > 0.5 * len(e["tokens"]):
+            facts.long.add(f"{e['_where']}: {label}, {last - first + 1} tokens")
+        if len(words) > 1 and (is_punctuation(words[0]) or is_punctuation(words[-1])):
+            facts.edges.add(f"{e['_where']}: {label} {' '.join(words)!r}")
+        surfaces.append(tuple(words))
+    return surfaces
+
+
+def is_punctuation(token: str) -> bool:
+    return token != "" and not any(map(str.isalnum, token)) and token not in NO_BORDER
+
+
+def consistency_notes(parts: Parts, name: str, surfaces: Column) -> Iterator[Note]:
+    """Notes on words that are annotated in different ways; reads all rows again if some entities are frequent."""
+    often = frequent(surfaces, 10)
+    found = WordTypes()
+    for of_block in again(parts, partial(count_types, parts, name, often)) if often else ():
+        found.merge(of_block)
+    rare = Sample()
+    for words, counts in found.counts.items():
+        label, count = min(counts.items(), key=lambda item: (item[1], item[0]))
+        if len(counts) > 1 and count == 1:
+            usual = counts.most_common(1)[0][0]
+            rare.add(f"{found.first[words][label]}: {' '.join(words)!r} is {label} once, otherwise {usual}")
+    what = f"{name}: the same words nearly always have one type, and another once"
+    yield Note(what, rare, "probably an annotation error: check the row")
+    totals = {words: counts.total() for words, counts in found.counts.items() if len(words) >= 2}
+    outside: dict[Words, Sample] = defaultdict(Sample)
+    for of_block in again(parts, partial(find_outside, parts, name, by_first_pair(totals))) if totals else ():
+        for words, rows in of_block.items():
+            outside[words].merge(rows)
+            if outside[words].number > 0.05 * totals[words]:
+                outside[words].clear()
+    missed = [row for words, rows in outside.items() if rows.number <= 0.05 * totals[words] for row in rows]
+    what = f"{name}: words that are nearly always entities are O here"
+    yield Note(what, missed, "probably missed in annotation: check the rows")
+
+
+def again(parts: Parts, look: Callable[[Block], Any]) -> Iterator[Any]:
+    """look(block) of all blocks of rows, in order."""
+    return in_order(look, tqdm(list(blocks_of(parts)), desc="data checks: entities", leave=False, delay=2))
+
+
+class WordTypes(Facts):
+    """The types of entities by their words."""
+
+    def __init__(self) -> None:
+        self.counts: dict[Words, Counter[str]] = defaultdict(Counter)
+        self.first: dict[Words, FirstRows] = defaultdict(FirstRows)
+
+
+def count_types(parts: Parts, name: str, often: Mapping[int, int], block: Block) -> WordTypes:
+    """The types of a block's entities whose words are frequent. often: hashes of the words"""
+    found, (part, start, stop) = WordTypes(), block
+    for e in parts[part][start:stop]:
+        for label, _, _, tokens in entities_of(e, name) if e[name] else ():
+            words = tuple(tokens)
+            if hash(words) in often:
+                found.counts[words][label] += 1
+                found.first[words].setdefault(label, e["_where"])
+    return found
+
+
+def by_first_pair(entities: Iterable[Words]) -> dict[Words, list[Words]]:
+    """{first two words: entities that begin with them}"""
+    result: dict[Words, list[Words]] = defaultdict(list)
+    for words in entities:
+        result[words[:2]].append(words)
+    return result
+
+
+def find_outside(parts: Parts, name: str, by_pair: Mapping[Words, list[Words]], block: Block) -> dict[Words, Sample]:
+    """The rows of a block where words are no entity that are one elsewhere. by_pair: see by_first_pair"""
+    found: dict[Words, Sample] = defaultdict(Sample)
+    part, start, stop = block
+    for e in parts[part][start:stop]:
+        tokens = e["tokens"]
+        if e[name] is not None and not by_pair.keys().isdisjoint(pairs := list(pairwise(tokens))):
+            outside = is_outside(e, name)
+            for i, pair in enumerate(pairs):
+                for words in by_pair.get(pair, ()) if outside[i] else ():
+                    end = i + len(words)
+                    if tuple(tokens[i:end]) == words and all(outside[i:end]):
+                        found[words].add(f"{e['_where']}: {' '.join(words)!r}")
+    return found
+
+
+def is_outside(e: Example, name: str) -> list[bool]:
+    """Of each token of an example: whether it belongs to no entity."""
+    if not e[name] or isinstance(e[name][0], str):
+        return [tag == "O" for tag in e[name] or ["O"] * len(e["tokens"])]
+    inside = {position for first, last, _ in e[name] for position in range(first, last + 1)}
+    return [position not in inside for position in range(len(e["tokens"]))]

@@ -1,0 +1,138 @@
+"""Checks of labels, of all kinds of tasks but spans: their names, class balance, sets of labels, numbers."""
+
+import math
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.task.tags import is_tagging, kind_of
+from preprocess.checks.base import PLACEHOLDERS, AllRows, Check, Context, Parts, Tasks, add_if, sampled
+from preprocess.example import Example
+from preprocess.labels.statistics import LabelStatistics
+from preprocess.storage.facts import Note, Sample
+
+Counts = Mapping[str, Counter[str]]  # {part: {label: count}}
+First = Mapping[str, Mapping[str, str]]  # {part: {label: its first row, as shown}}
+
+
+class Labels(Check):
+    def __init__(self, context: Context) -> None:
+        self.without = {name: Sample() for name in context.kinds}  # rows of multilabel tasks without a label
+
+    def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
+        for name, kind in context.kinds.items():
+            if kind == "multilabel":
+                for e in examples:
+                    add_if(self.without[name], e, e[name] == [])
+
+    def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
+        for name, task in tasks.items():
+            kind = kind_of(task)
+            if kind == "regression":
+                continue
+            counts = {part: labels.counts[name, part] for part in parts}
+            first = {
+                part: {label: f"{where}: {label!r}" for label, where in labels.first[name, part].items()}
+                for part in parts
+            }
+            yield from label_names(name, is_tagging(kind), counts, first)
+            if kind == "classification" and counts["train"]:
+                yield from class_balance(name, counts, first)
+            if kind == "multilabel":
+                size = len(parts["train"])
+                none = labels.empty[name]["train"] + labels.missing[name]["train"]
+                advice = "is an empty set meant, or is the label missing (null)?"
+                without = [] if none > 0.05 * size else self.without[name]
+                yield Note(f"{name}: rows with no label at all", without, advice)
+                always = [first["train"][label] for label, n in counts["train"].items() if n == size > 1]
+                yield Note(f"{name}: labels that every row has", always, "there is nothing to learn: remove them")
+
+
+def label_names(name: str, tags: bool, counts: Counts, first: First) -> Iterator[Note]:
+    """Notes on labels that a part lacks, that are rare, or look like another. tags: whether the labels are tags"""
+    train, dev = counts["train"], counts.get("dev")
+    for part, present in counts.items():
+        unseen = [first[part][label] for label in sorted(present.keys() - train.keys())]
+        advice = "they always count as wrong: move some to train, or merge them"
+        yield Note(f"{name}: labels of {part} that never occur in train", unseen, advice)
+    once = [first["train"][label] for label in sorted(train) if train[label] == 1]
+    advice = "one example is too few to learn from: merge, collect more, or remove"
+    yield Note(f"{name}: labels that occur only once in train", once, advice)
+    untested = [first["train"][x] for x in sorted(train) if dev is not None and train[x] >= 20 and not dev[x]]
+    yield Note(f"{name}: labels of train that dev lacks", untested, "split again, stratified")
+    if not tags:
+        alike = labels_alike(counts, first)
+        yield Note(f"{name}: labels that differ only in case, spaces or width", alike, "probably one label: merge them")
+    odd = [first[part][x] for part in counts for x in sorted(counts[part]) if x.strip().lower() in PLACEHOLDERS]
+    yield Note(f"{name}: labels that look like a missing value", odd, "leave the label empty (null) if there is none")
+
+
+def labels_alike(counts: Counts, first: First) -> list[str]:
+    """For each group of labels that differ only in case, spaces or width: where the rarest occurs, and the others."""
+    folded: dict[str, set[str]] = defaultdict(set)
+    rows = []
+    total = sum(counts.values(), Counter[str]())
+    for label in total:
+        folded[re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", label).casefold())].add(label)
+    for group in folded.values():
+        if len(group) > 1:
+            rare = min(sorted(group), key=lambda label: total[label])
+            where = next(first[part][rare] for part in counts if counts[part][rare])
+            rows.append(f"{where}, and {', '.join(repr(label) for label in sorted(group - {rare}))}")
+    return rows
+
+
+def class_balance(name: str, counts: Counts, first: First) -> Iterator[Note]:
+    train = counts["train"]
+    label, most = train.most_common(1)[0]
+    if most / train.total() > 0.95 and train.total() >= 20:
+        rows = [f"{first['train'][label]} {most / train.total():.1%}"]
+        advice = "use macro F1, not accuracy; try --class_weights balanced"
+        yield Note(f"{name}: nearly all of train is one label", rows, advice)
+    for part, other in counts.items():
+        if min(other.total(), train.total()) >= 30:  # train does not differ from itself
+            shares = {x: (train[x] / train.total(), other[x] / other.total()) for x in train if other[x]}
+            if sum(abs(a - b) for a, b in shares.values()) / 2 > 0.2:
+                worst = max(shares, key=lambda x: abs(shares[x][0] - shares[x][1]))
+                rows = [f"{worst!r} is {shares[worst][0]:.0%} of train, {shares[worst][1]:.0%} of {part}"]
+                what = f"{name}: labels are distributed differently in {part} than in train"
+                yield Note(what, rows, "split again, stratified, unless this is intended")
+
+
+class Numbers(Check):
+    """Labels of regression."""
+
+    def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
+        for name, task in tasks.items():
+            if kind_of(task) == "regression":
+                columns = {part: labels.numbers[name, part].column.read() for part in parts}
+                yield far_numbers(name, task, parts, columns)
+                for part, values in columns.items():
+                    values = values[~np.isnan(values)]
+                    yield from compare_numbers(name, task, part, values, parts[part][0]["_where"])
+
+
+def far_numbers(name: str, task: Any, parts: Parts, columns: Mapping[str, np.ndarray]) -> Note:
+    labelled = columns["train"][~np.isnan(columns["train"])]
+    middle = float(np.median(labelled))
+    limit = 10 * (1.4826 * float(np.median(np.abs(labelled - middle))) or task["std"])
+    rows, values = AllRows(parts), np.concatenate(list(columns.values()))
+    far = np.flatnonzero(np.abs(values - middle) > limit)
+    shown = sampled(far, lambda row: f"{rows.where(row)}: {values[row]:g}")
+    return Note(f"{name}: values far from all others", shown, "a unit or a decimal point may be wrong")
+
+
+def compare_numbers(name: str, task: Any, part: str, values: np.ndarray, where: str) -> Iterator[Note]:
+    """Notes on a part whose values are all the same, or distributed differently than in train."""
+    if len(values) > 1 and values.min() == values.max():
+        rows = [f"{where}: {values[0]:g}"]
+        yield Note(f"{name}: all values of {part} are the same", rows, "no correlation can be computed")
+    elif part != "train" and len(values) >= 30:
+        mean = math.fsum(values) / len(values)
+        if abs(mean - task["mean"]) > 0.5 * task["std"]:
+            rows = [f"mean {mean:.4g} and {task['mean']:.4g}"]
+            yield Note(f"{name}: values of {part} differ from train", rows, "split again unless this is intended")

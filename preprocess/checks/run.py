@@ -1,0 +1,88 @@
+"""Runs the data checks of `python data_process.py`, which find problems before training time is wasted.
+
+Edit here to add a check for your own data: a subclass of Check (base.py), and its name in CHECKS.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+from engine.run.files import write_json
+from engine.task.tags import kind_of
+from preprocess.checks.base import Check, Context, Parts, Tasks
+from preprocess.checks.duplicates import Duplicates, Groups, Ids, SwappedPairs
+from preprocess.checks.entities import Block, Entities
+from preprocess.checks.labels import Labels, Numbers
+from preprocess.checks.texts import Lengths, Texts, Tokens
+from preprocess.labels.statistics import LabelStatistics
+from preprocess.schema import encode_rows
+from preprocess.storage.facts import Facts, Note
+from preprocess.storage.parallel import in_order
+from preprocess.storage.spool import blocks_of
+
+CHECKS: list[type[Check]] = [Ids, Duplicates, SwappedPairs, Groups, Texts, Tokens, Lengths, Labels, Numbers, Entities]
+
+
+class Looked(Facts):
+    """What one pass over some rows finds. labels: what labels.json and the summary need"""
+
+    def __init__(self, context: Context) -> None:
+        self.checks = {check: check(context) for check in CHECKS}
+        self.labels = LabelStatistics(context.folder)
+
+
+def look_through(parts: Parts, kinds: Mapping[str, str], files: Mapping[str, BinaryIO] | None = None) -> Looked:
+    """Reads all rows once for all checks, and writes those of each part to files[part]. kinds: {task: kind}"""
+    context, blocks = Context(parts, kinds), list(blocks_of(parts))
+    found, look = Looked(context), partial(look_at_block, parts, context, bool(files))
+    size = sum(map(len, parts.values()))
+    with tqdm(total=size, desc="rows", unit=" rows", leave=False, delay=2) as bar:
+        for (part, start, stop), (of_block, lines) in zip(blocks, in_order(look, blocks)):
+            found.merge(of_block)
+            if files:
+                files[part].write(lines)
+            bar.update(stop - start)
+    return found
+
+
+def look_at_block(parts: Parts, context: Context, write: bool, block: Block) -> tuple[Looked, bytes]:
+    """What a block of rows contains, and its lines for the processed folder."""
+    part, start, stop = block
+    examples, found = parts[part][start:stop], Looked(context)
+    for check in found.checks.values():
+        check.look(part, start, examples, context)
+    found.labels.look(part, examples, context.kinds)
+    return found, encode_rows(examples) if write else b""
+
+
+def run_checks(parts: Parts, tasks: Tasks, notes: Iterable[Note] = (), found: Looked | None = None) -> list[Note]:
+    """All notes that have rows, those of the processing first. found: the result of `look_through`, if it has run"""
+    if found is None:
+        found = look_through(parts, {name: kind_of(task) for name, task in tasks.items()})
+    notes = list(notes)
+    for check in tqdm(found.checks.values(), desc="data checks", leave=False, delay=2):
+        notes += check.notes(parts, tasks, found.labels)
+    return with_rows(notes)
+
+
+def with_rows(notes: Iterable[Note]) -> list[Note]:
+    return [note for note in notes if note.rows]
+
+
+def keep(notes: Iterable[Note], path: Path) -> None:
+    """Writes the notes with the first rows of each to a JSON file, for a run's report."""
+    write_json(path, [{"what": n.what, "count": n.number, "rows": n.rows[:3], "advice": n.advice} for n in notes])
+
+
+def show(notes: list[Note], most: int = 3) -> None:
+    """Prints each note: what was found, how often, the first rows, what to do."""
+    if not notes:
+        print("checks: no problems found")
+        return
+    print(f"checks: {len(notes)} possible problems")
+    for note in notes:
+        more = f"; and {note.number - most} more" if note.number > most else ""
+        print(f"  - {note.what} ({note.number}): {'; '.join(note.rows[:most])}{more}\n      -> {note.advice}")

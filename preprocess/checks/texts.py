@@ -1,0 +1,230 @@
+"""Checks of the texts alone: characters and marks that do not belong there, odd tokens, lengths."""
+
+import html
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import regex
+from ftfy.badness import BADNESS_RE
+
+from engine.task.text import text_of
+from preprocess.checks.base import PLACEHOLDERS, Check, Context, Parts, Tasks, add_if
+from preprocess.example import Example, length_of
+from preprocess.labels.statistics import LabelStatistics
+from preprocess.storage.facts import Note, Sample, Series
+from preprocess.storage.spool import blocks_of
+
+INVISIBLE = "\u200b\u200c\u2060\ufeff\u00ad\u200e\u200f\u202a\u202b\u202c\u202d\u202e"
+JOINED_SCRIPTS = regex.compile(
+    r"[\p{Arabic}\p{Hebrew}\p{Devanagari}\p{Bengali}\p{Tamil}\p{Telugu}\p{Malayalam}\p{Sinhala}]"
+)
+GARBLED = re.compile(f"{BADNESS_RE.pattern} | 锟斤拷 | 烫烫烫", BADNESS_RE.flags)
+MARKUP = re.compile(r"</?(?:p|br|div|span|a|b|i|img|td|tr|li)\b[^<>]*>|&(?:[a-z]{2,8}|#\d{2,6});")
+LOOK_ALIKE = "аеорсухіјѕАВЕКМНОРСТХΑΒΕΖΗΙΚΜΝΟΡΤΥΧο"  # Cyrillic and Greek letters that look Latin
+HALF_WIDTH = re.compile("[0-9A-Za-z]")
+# Most texts contain none of these; only texts that do are inspected closely. GARBLED alone would take 40 µs per text
+SUSPECT = re.compile(
+    "[\ufffd\uff10-\uff19\uff21-\uff3a\uff41-\uff5a<&]|[\u0080-\u024f\u02c6-\u02dd\u2013-\u2122]{2}|锟斤拷|烫烫烫"
+)
+SUSPECT_LETTER = re.compile(f"[{LOOK_ALIKE}]")
+HARMLESS_BLANKS = "\n\r\t\u3000\u00a0"
+
+Test = Callable[[str], str | None]
+
+
+def suspicious(text: str) -> bool:
+    """Whether a test of IN_TEXTS could find something in a text: a quick filter."""
+    if not text.isprintable():  # it has control, format, private or unassigned characters, or whitespace
+        for blank in HARMLESS_BLANKS:
+            text = text.replace(blank, "")
+        if not text.isprintable():
+            return True
+    if text.isascii():
+        return "<" in text or "&" in text
+    return bool(SUSPECT.search(text)) or bool(SUSPECT_LETTER.search(text) and HALF_WIDTH.search(text))
+
+
+def first_match(pattern: str | re.Pattern[str], text: str) -> str | None:
+    match = re.search(pattern, text)
+    return match and match.group()
+
+
+def invisible(text: str) -> str | None:
+    needed = "\u200c\u200e\u200f" if JOINED_SCRIPTS.search(text) else ""
+    return next((c for c in text if c in INVISIBLE and c not in needed), None)
+
+
+def private(text: str) -> str | None:
+    return next((c for c in text if unicodedata.category(c) in ("Co", "Cn")), None)
+
+
+def markup(text: str) -> str | None:
+    found = first_match(MARKUP, text)
+    return found if found and (found[0] == "<" or html.unescape(found) != found) else None
+
+
+control: Test = partial(first_match, "[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+undecodable: Test = partial(first_match, "\ufffd")
+garbled: Test = partial(first_match, GARBLED)
+mixed_script: Test = partial(first_match, rf"\b(?=\w*[{LOOK_ALIKE}])(?=\w*[A-Za-z])\w{{3,}}")
+full_width: Test = partial(first_match, "[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]")
+IN_TEXTS: list[tuple[Test, str, str]] = [  # test of a text, what it finds, what to do
+    (control, "control characters in texts", "they come from a broken export: remove them"),
+    (undecodable, "characters that could not be decoded (U+FFFD)", "read the source again with --encoding"),
+    (garbled, "texts decoded with the wrong encoding", "read the source again with --encoding"),
+    (invisible, "invisible characters in texts", "two texts that look the same differ: remove them"),
+    (private, "private or unassigned characters in texts", "not in any vocabulary: replace them"),
+    (markup, "markup or HTML entities in texts", "convert them to plain text with html.unescape and a parser"),
+    (mixed_script, "words that mix Latin and look-alike letters", "they are tokenized differently than they look"),
+    (full_width, "both full-width and half-width letters or digits", "NFKC normalisation unifies them"),
+]
+
+
+def texts_of(e: Example) -> list[str]:
+    return [*e.get("tokens", [e.get("text", "")]), e.get("text_pair", "")]
+
+
+def is_quoted(e: Example) -> bool:
+    return '""' in text_of(e) + e.get("text_pair", "") and any(
+        len(t) > 2 and t[0] == t[-1] == '"' and '""' in t[1:-1] for t in texts_of(e)
+    )
+
+
+def has_outer_blanks(e: Example) -> bool:
+    return "tokens" not in e and any(t != t.strip() for t in texts_of(e) if t)
+
+
+def looks_missing(e: Example) -> str | None:
+    return repr(text_of(e)) if text_of(e).strip().lower() in PLACEHOLDERS else None
+
+
+def has_no_letter(e: Example) -> str | None:
+    text = text_of(e)
+    return None if any(map(str.isalnum, text)) or looks_missing(e) else ascii(text[:20])
+
+
+def is_own_pair(e: Example) -> bool:
+    return "text" in e and "text_pair" in e and e["text"] == e["text_pair"] != ""
+
+
+def has_empty_pair(e: Example) -> bool:
+    return "text_pair" in e and not e["text_pair"].strip()
+
+
+QUOTED = "the TSV was written with CSV quoting: add --format csv, or unquote them"
+BLANKS = "harmless for most tokenizers; strip them to find duplicates"
+IN_EXAMPLES: list[tuple[Callable[[Example], str | bool | None], str, str]] = [  # as above, with a test of an example
+    (is_quoted, "texts in CSV quotes, with doubled quotes inside", QUOTED),
+    (has_outer_blanks, "texts begin or end with whitespace", BLANKS),
+    (looks_missing, "texts that look like a missing value", "they are used as texts: remove the rows if they are not"),
+    (has_no_letter, "texts without a letter or digit", "there is little to learn from them"),
+    (is_own_pair, "both texts of a pair are the same", "check the export"),
+    (has_empty_pair, "one text of a pair is empty", "check the export"),
+]
+
+
+class Texts(Check):
+    """Marks of wrong decoding or export in texts."""
+
+    def __init__(self, context: Context) -> None:
+        self.with_half_width: set[str] = set()  # parts
+        self.rows = {what: Sample() for _, what, _ in (*IN_TEXTS, *IN_EXAMPLES)}
+
+    def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
+        if any(HALF_WIDTH.search(text_of(e)) for e in examples):
+            self.with_half_width.add(part)
+        for e in examples:
+            if suspicious(text_of(e)) or suspicious(e.get("text_pair", "")):
+                for test, what, _ in IN_TEXTS:
+                    add_if(self.rows[what], e, next((ascii(hit) for text in texts_of(e) if (hit := test(text))), None))
+            for of_example, what, _ in IN_EXAMPLES:
+                if result := of_example(e):
+                    add_if(self.rows[what], e, result)
+
+    def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
+        for test, what, advice in (*IN_TEXTS, *IN_EXAMPLES):
+            if test is not full_width or self.with_half_width:
+                yield Note(what, self.rows[what], advice)
+
+
+class Tokens(Check):
+    def __init__(self, context: Context) -> None:
+        self.empty = Sample()
+        self.glued = Sample()
+        self.blank = Sample()
+
+    def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
+        for e in examples:
+            tokens = e.get("tokens", ())
+            if "" in tokens:
+                self.empty.add(f"{e['_where']}: an empty token")
+            if context.glued:
+                add_if(self.glued, e, first_token(tokens, r"[^\W\da-zA-Z]\d+", repr))
+            if context.words and (joined := "".join(tokens)).split() != [joined]:
+                add_if(self.blank, e, first_token(tokens, r"(?s)\s+|.*\S\s+\S.*", ascii))
+
+    def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
+        yield Note("tokens that are empty", self.empty, "they become [UNK]; check how the text was split")
+        advice = "remove the number; such tokens are in no vocabulary"
+        yield Note("tokens are characters with a number appended", self.glued, advice)
+        advice = "tags may be shifted by a column: check the delimiter"
+        yield Note("tokens that are or contain whitespace", self.blank, advice)
+
+
+def first_token(tokens: Sequence[str], pattern: str, shown: Callable[[str], str]) -> str | None:
+    """The first token that matches a pattern, formatted by shown(token); or None."""
+    return next((shown(token) for token in tokens if re.fullmatch(pattern, token)), None)
+
+
+class Lengths(Check):
+    """Texts that are far too long, and parts whose texts differ in length."""
+
+    def __init__(self, context: Context) -> None:
+        self.longest = Series(context.folder)  # one per block
+
+    def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
+        self.longest.of_block = np.array([max(map(length_of, examples))])
+
+    def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
+        lengths = {part: labels.lengths[part] for part in parts}
+        logs, counts = np.log1p(list(lengths["train"])), list(lengths["train"].values())
+        middle = weighted_median(logs, counts)
+        # The median absolute deviation, scaled to the standard deviation of a normal distribution; robust to outliers
+        spread = 1.4826 * weighted_median(np.abs(logs - middle), counts)
+        limit = max(30, math.exp(middle + 6 * max(spread, 0.3)))
+        long = Sample()
+        for (part, start, stop), longest in zip(blocks_of(parts), self.longest.column.read().tolist()):
+            if longest > limit and not long.is_full:
+                for e in parts[part][start:stop]:
+                    add_if(long, e, str(length_of(e)) if length_of(e) > limit else None)
+        long.number = sum(count for of_part in lengths.values() for n, count in of_part.items() if n > limit)
+        yield Note("texts far longer than the others", long, "a missing end of row, or several texts in one?")
+        for part in parts:
+            yield from compare_lengths(lengths["train"], lengths[part], part)
+
+
+def weighted_median(values: Sequence[float] | np.ndarray, counts: Sequence[int]) -> float:
+    """The median of values, each of which occurs `counts` times; of an even number, the lower middle one."""
+    return float(np.quantile(values, 0.5, weights=counts, method="inverted_cdf"))
+
+
+def compare_lengths(train: Counter[int], others: Counter[int], part: str) -> Iterator[Note]:
+    """A note if the length distribution of a part differs from that of train (Kolmogorov-Smirnov, p < 0.001).
+
+    scipy.stats.ks_2samp would need all lengths instead of their counts, and 60 MB for its import.
+    """
+    sizes = train.total(), others.total()
+    if part != "train" and min(sizes) >= 30:
+        unlikely = 1.95 * math.sqrt(sum(sizes) / (sizes[0] * sizes[1]))
+        lengths = sorted(train.keys() | others.keys())
+        below = [np.cumsum([counts[n] for n in lengths]) / counts.total() for counts in (train, others)]
+        if np.abs(below[0] - below[1]).max() > max(0.15, unlikely):
+            medians = [weighted_median(list(counts), list(counts.values())) for counts in (train, others)]
+            rows = [f"median {medians[0]:g} in train, {medians[1]:g} in {part}"]
+            advice = "the parts differ in kind: split again unless this is intended"
+            yield Note(f"{part}: texts are longer or shorter than in train", rows, advice)

@@ -1,0 +1,59 @@
+"""An example as the readers yield it: a dict with "_where", its source, "text" or "tokens", and a key for each task.
+
+Here are the names of its other keys and of the parts, and the checks of its text.
+"""
+
+import json
+from typing import Any
+
+from engine.errors import UserError
+from engine.task.tags import PARTS_OF_A_ROW
+
+Example = dict[str, Any]
+PARTS = ("train", "dev", "test")
+PART_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("dev", "valid", "val", "validation", "eval"), "dev"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+TEXT_KEYS = ("text", "tokens", "text_pair")
+HIDDEN = ("_where", "split", "group")  # keys that are not written
+RESERVED = (*PARTS_OF_A_ROW, *HIDDEN)  # keys other than labels
+
+
+def check_text(example: Example, may_be_empty: bool = False) -> None:
+    """Raises UserError unless the example has a usable text or tokens."""
+    where, tokens, text = example["_where"], example.get("tokens"), example.get("text")
+    if "tokens" in example:
+        if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
+            raise UserError(f"{where}: `tokens` must be a list of one or more strings")
+    elif not isinstance(text, str):
+        raise UserError(f"{where}: the text {text!r} is not a string")
+    elif not text.strip() and not may_be_empty:
+        raise UserError(f"{where}: the text is empty")
+    if not isinstance(example.get("text_pair", ""), str):
+        raise UserError(f"{where}: text_pair must be a string")
+
+
+def check_characters(example: Example) -> None:
+    """Raises UserError for a lone surrogate, which JSON can store, but UTF-8 and tokenizers cannot."""
+    for value in example.values():
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            value = "".join(value)
+        elif not isinstance(value, str):
+            value = json.dumps(value, ensure_ascii=False)
+        if not value.isascii():
+            encode(value, example["_where"])
+
+
+def encode(text: str, where: str) -> bytes:
+    """The text as UTF-8. Raises UserError for a lone surrogate."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: has half a character (a lone surrogate, \\ud800 to \\udfff); remove it") from None
+
+
+def length_of(example: Example) -> int:
+    """The length of an example in tokens, or in characters if it has no tokens."""
+    return len(example.get("tokens") or example["text"])

@@ -1,0 +1,352 @@
+"""Decides the kind of each task and its tag scheme, and converts examples as read to those of the processed folder.
+
+What depends on all examples is found in two passes, whose blocks several processes read: `decide_form` finds the kind
+of each task; `label_all` checks each label, and finds tag schemes and what the splits depend on. The Form then converts
+examples each time they are read.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from engine.errors import UserError
+from engine.task.extras import require_extras
+from engine.task.tags import TagFacts, entities_in, is_tagging
+from preprocess.example import PART_NAMES, PARTS, RESERVED, TEXT_KEYS, Example, check_characters, check_text
+from preprocess.labels.kinds import TAG_NAMES, as_list, check_label, is_number
+from preprocess.labels.schemes import Scheme, choose_scheme, file_of
+from preprocess.labels.spans import mostly_chinese, read_all_spans, tokenize_spans, without_overlaps
+from preprocess.labels.values import Values
+from preprocess.storage.facts import Facts, Note, Sample
+from preprocess.storage.parallel import in_order
+from preprocess.storage.spool import Piece, Spool
+
+SPAN_KINDS = (None, "tagging", "spans")  # values of --label_type allowed for labels that are spans over a text
+
+
+@dataclass
+class Form:
+    """Converts examples of the raw files to those of the processed folder."""
+
+    separator: str  # of the labels in a cell
+    unit: str  # of tokens, for spans over a text
+    tag_scheme: str
+    chosen: dict[str, str]  # {task: kind} from --label_type
+    names: list[str] = field(default_factory=list)  # of the tasks
+    kinds: dict[str, str] = field(default_factory=dict)  # {task: kind}
+    dashed: list[str] = field(default_factory=list)  # tasks whose label "-" means no label
+    dropped: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # rows whose only label is such a "-"
+    over_text: list[str] = field(default_factory=list)  # tasks whose labels are spans over characters
+    from_tags: list[str] = field(default_factory=list)  # tasks whose tags become spans
+    schemes: dict[str, Scheme] = field(default_factory=dict)  # {task: Scheme}
+
+    def __call__(self, numbers: list[int], examples: list[Example]) -> list[Example]:
+        """The examples as they are written, plus "_where". numbers: their row numbers in the spool"""
+        self.label(examples)
+        for example in examples:
+            for name, scheme in self.schemes.items():
+                if example[name] is not None:
+                    example[name] = scheme.convert(example[name], example["_where"])
+            for name in self.from_tags:
+                if example[name] is not None:
+                    example[name] = [[begin, last, kind] for kind, begin, last in entities_in(example[name])]
+        if len(self.dropped):
+            numbers = (np.array(numbers) - np.searchsorted(self.dropped, numbers)).tolist()
+        return [{"_where": e["_where"], "id": str(e.pop("id", number)), **e} for number, e in zip(numbers, examples)]
+
+    def label(self, examples: list[Example]) -> list[Note]:
+        """Checks and converts the labels, except for the tag scheme. -> notes"""
+        for example in examples:
+            self.normalize(example)
+            for name in self.dashed:
+                if example.get(name) == "-":
+                    example[name] = None
+        notes = []
+        if self.over_text:
+            read_all_spans(examples, self.over_text)
+            nested = [name for name in self.over_text if self.kinds[name] == "spans"]
+            notes = tokenize_spans(examples, self.over_text, self.unit, nested)
+        kinds = self.kinds | dict.fromkeys(self.from_tags, "tagging")
+        for example in examples:
+            check_labels(example, kinds, self.separator)
+        return notes
+
+    def normalize(self, example: Example) -> None:
+        """Converts the part's name, extra columns to numbers, and empty cells to None if there are several tasks."""
+        if "split" in example:
+            example["split"] = PART_NAMES[str(example["split"]).lower()]
+        if "extras" in example:
+            require_extras(example, example["extras"], example["_where"])
+        for name in self.names if len(self.names) > 1 else ():
+            label = example.get(name)
+            if type(label) is str and not label.strip() and self.chosen.get(name) != "multilabel":
+                example[name] = None
+
+    def kept(self, piece: Piece) -> list[Example]:
+        """The examples of a piece without the dropped ones."""
+        if not len(self.dropped):
+            return list(piece)
+        stays = ~np.isin(np.arange(piece.start, piece.stop), self.dropped)
+        return [example for example, kept in zip(piece, stays) if kept]
+
+
+def check_labels(example: Example, kinds: dict[str, str], separator: str) -> None:
+    """Converts an example's labels to what is stored. Raises UserError unless it has at least one usable label."""
+    where, has_label = example["_where"], False
+    for name, kind in kinds.items():
+        if kind == "multilabel" and isinstance(example.get(name), str):
+            example[name] = as_list(example[name], separator)
+        if example.get(name) is None and len(kinds) == 1:
+            advice = "--drop_unlabelled drops such rows; pass texts without labels to --predict_file"
+            raise UserError(f"{where}: has no label {name!r} (it is null); {advice}")
+        example[name] = check_label(example, name, kind)
+        has_label = has_label or example[name] is not None
+    if not has_label:
+        raise UserError(f"{where}: has no label of any task ({', '.join(kinds)})")
+
+
+# ---- first pass: the kind of each task -----------------------------------------------------------------------------
+
+
+class Survey(Facts):
+    """What the first pass finds in a block, or in all."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Values] = defaultdict(Values)  # {task: Values}
+        self.dashes: dict[str, list[int]] = defaultdict(list)  # {task: row numbers of the label "-"}
+        self.parts: list[np.ndarray] = []  # (rows,) 1, 2, 3 for train, dev, test, or empty; of each block
+        self.names_seen: set[tuple[str, ...]] = set()  # label names known in each block
+
+
+def decide_form(form: Form, spool: Spool, pieces: Iterable[Piece], first: Example) -> tuple[list[Note], np.ndarray]:
+    """Determines the kinds of a Form for the examples of a spool, which is filled while `pieces` is consumed.
+
+    -> (notes on what the conversion changes; the parts of the rows that are not dropped, see Survey). A row may lack
+    the labels of some tasks if it has those of another.
+    """
+    found = survey_all(form, spool, pieces, first)
+    values, parts = found.values, np.concatenate(found.parts)
+    notes = list(drop_dashes(form, spool, found))
+    form.over_text = [n for n in form.names if form.chosen.get(n) in SPAN_KINDS and values[n].kind == "spans"]
+    overlaps: Counter[str] = Counter()
+    if form.over_text:
+        for overlapping in in_order(partial(overlapping_tasks, form=form), spool.pieces()):
+            overlaps.update(overlapping)
+        if form.unit == "auto":
+            texts = (e["text"] for e in form.kept(spool.piece(0, min(len(spool), 2000 + len(form.dropped))))[:2000])
+            form.unit = "character" if mostly_chinese(texts) else "word"
+    for name in form.names:
+        form.kinds[name] = kind_of_task(form, name, values[name], has_tokens="tokens" in first, overlaps=overlaps)
+    for name in form.names:
+        if name not in form.chosen:
+            notes += doubtful_numbers(form, spool, name, values[name])
+    form.from_tags = [name for name, kind in form.kinds.items() if kind == "spans" and name not in form.over_text]
+    return notes, np.delete(parts, form.dropped) if len(parts) else parts
+
+
+def survey_all(form: Form, spool: Spool, pieces: Iterable[Piece], first: Example) -> Survey:
+    """Checks all rows, and sets the names of the form."""
+    found = Survey()
+    survey_block = partial(surveyed, form=form, first=first, shapes=spool.shapes)
+    for of_block in in_order(survey_block, pieces):
+        found.merge(of_block)
+    form.names = names_of(spool.shapes)
+    if unknown := sorted(set(form.chosen) - set(form.names)):
+        joined = f"; --label_column {unknown[0]}={'+'.join(form.names)} combines columns of 0 and 1 into one task"
+        advice = joined if form.chosen[unknown[0]] == "multilabel" and len(form.names) > 1 else ""
+        raise UserError(f"--label_type names {', '.join(unknown)}, but the labels are {', '.join(form.names)}{advice}")
+    if found.names_seen != {tuple(form.names)}:  # names found in later blocks change what an empty cell means
+        return survey_all(form, spool, spool.pieces(), first)
+    return found
+
+
+def names_of(shapes: Iterable[tuple[str, ...]]) -> list[str]:
+    """The label names, given all tuples of keys that examples have."""
+    return list(dict.fromkeys(key for shape in list(shapes) for key in shape if key not in RESERVED))
+
+
+def surveyed(piece: Piece, form: Form, first: Example, shapes: dict[tuple[str, ...], int]) -> Survey:
+    """The first pass over a block: rejects rows that cannot be trained on, and collects the Values of their labels."""
+    examples, form, found = list(piece), replace(form, names=names_of(shapes)), Survey()
+    for example in examples:
+        check_shape(example, first)
+        form.normalize(example)
+    for name in form.names:
+        found.values[name].add(examples, name)
+        if found.values[name].dashes:
+            found.dashes[name] = [number for number, e in enumerate(examples, piece.start) if e.get(name) == "-"]
+    parts = [PARTS.index(e["split"]) + 1 for e in examples] if "split" in first else []
+    found.parts.append(np.array(parts, np.uint8))
+    found.names_seen.add(tuple(form.names))
+    return found
+
+
+def check_shape(example: Example, first: Example) -> None:
+    """Raises UserError unless an example has the same text keys as the first, and a part if the first has one."""
+    where = example["_where"]
+    if any((key in example) != (key in first) for key in TEXT_KEYS):
+        has, wanted = (sorted(e.keys() & TEXT_KEYS) for e in (example, first))
+        raise UserError(f"{where}: has {' and '.join(has)}, but {first['_where']} has {' and '.join(wanted)}")
+    check_text(example)
+    check_characters(example)
+    if "split" in example and str(example["split"]).lower() not in PART_NAMES:
+        raise UserError(f"{where}: split {example['split']!r} must be one of train, dev, test")
+    if ("split" in example) != ("split" in first):
+        without = where if "split" in first else first["_where"]
+        raise UserError(f"{without}: has no part (train, dev, test), but other rows have one")
+
+
+def drop_dashes(form: Form, spool: Spool, found: Survey) -> Iterator[Note]:
+    """Marks the label "-" as no label where it means that; with a single task such rows are dropped. -> notes"""
+    is_single = len(form.names) == 1
+    for name in form.names:
+        if name in form.chosen or not found.values[name].dashes_mean_none:
+            found.values[name].keep_dashes()
+            continue
+        form.dashed.append(name)
+        if is_single:
+            form.dropped = np.array(found.dashes[name], np.int64)
+        rows = Sample([e["_where"] for e in spool.all().pick(found.dashes[name][: Sample.most])])
+        rows.number = len(found.dashes[name])
+        done = "these rows are dropped" if is_single else "they count as unlabelled"
+        advice = f"{done}; if it is a class: --label_type {name}=classification"
+        yield Note(f"{name}: the label '-' means that there is no gold label", rows, advice)
+
+
+def overlapping_tasks(piece: Piece, form: Form) -> dict[str, bool]:
+    """{task: whether spans of a text overlap} in a block."""
+    examples = form.kept(piece)
+    for example in examples:
+        form.normalize(example)
+    read_all_spans(examples, form.over_text)
+    return {name: any(without_overlaps(e.get(name) or ())[1] for e in examples) for name in form.over_text}
+
+
+def kind_of_task(form: Form, name: str, values: Values, *, has_tokens: bool, overlaps: Counter[str]) -> str:
+    """The kind of a task: from --label_type, otherwise from its labels. overlaps: {task: blocks with overlaps}"""
+    chosen = form.chosen.get(name)
+    if chosen not in SPAN_KINDS:
+        return chosen
+    if name in form.over_text:
+        if chosen is None and overlaps[name]:
+            print(f"the spans of {name!r} overlap: a spans task (--label_type {name}=tagging keeps the longer of two)")
+            return "spans"
+        return chosen or "tagging"
+    if chosen == "spans":
+        return chosen
+    if values.kind == "list":
+        return "tagging" if has_tokens or name in TAG_NAMES else "multilabel"
+    if chosen == "tagging" and values.kind != "spans" and values.first:
+        where, label = values.first
+        raise UserError(f"{where}: --label_type {name}=tagging needs a tag for each token, but the label is {label!r}")
+    return values.kind
+
+
+def doubtful_numbers(form: Form, spool: Spool, name: str, values: Values) -> Iterator[Note]:
+    """Notes on labels that may be either numbers or class names."""
+    if form.kinds[name] == "regression":
+        numbers = sorted(values.numbers)
+        if values.first and values.count >= 20 and len(numbers) <= 10 and all(map(float.is_integer, numbers)):
+            rows = [f"{values.first[0]}: {', '.join(f'{value:g}' for value in numbers)}"]
+            advice = f"if they are class names: --label_type {name}=classification"
+            yield Note(f"{name}: few distinct values, all whole numbers", rows, advice)
+    elif form.kinds[name] == "classification" and values.decimals > 0.8 * values.count:
+        words = Sample()
+        for piece in spool.pieces():
+            for e in form.kept(piece):
+                form.normalize(e)
+                label = e.get(name)
+                is_missing = label is None or (name in form.dashed and label == "-")
+                if not is_missing and not is_number(str(label)):
+                    words.add(f"{e['_where']}: {label!r}")
+        leave = "if the label is a score, correct these, or leave them empty (with several tasks)"
+        advice = f"{leave}, and add --label_type {name}=regression"
+        yield Note(f"{name}: nearly all labels are numbers, but not these", words, advice)
+
+
+# ---- second pass: each label, tag schemes, strata ------------------------------------------------------------------
+
+
+class Labelled(Facts):
+    """What the second pass finds in a block, or in all."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str], Sample] = defaultdict(Sample)  # of notes {(what, advice): rows}
+        self.tags: dict[tuple[str, str], TagFacts] = defaultdict(TagFacts)  # {(task, file): its tags}
+        self.presence: dict[str, list[np.ndarray]] = defaultdict(list)  # {task: whether each row has its label}
+
+
+@dataclass
+class LabelPass:
+    """The second pass over a block: checks its labels, and collects what the splits and tag schemes depend on."""
+
+    form: Form
+    stratify_by: str | None  # the task that splits are stratified by
+    with_groups: bool
+    with_presence: Sequence[str]  # the tasks whose presence is recorded
+
+    def __call__(self, piece: Piece) -> tuple[Labelled, list[Any] | None, list[str] | None]:
+        """(what is found; classes, label sets or numbers to stratify by, None where missing; groups)"""
+        examples, found = self.form.kept(piece), Labelled()
+        for what, rows, advice in self.form.label(examples):
+            found.rows[what, advice].merge(rows)
+        for name in tagged_tasks(self.form):
+            for example in examples:
+                if example[name] is not None:
+                    found.tags[name, file_of(example["_where"])].add(example[name])
+        for name in self.with_presence:
+            found.presence[name].append(np.array([e[name] is not None for e in examples]))
+        strata = [e[self.stratify_by] for e in examples] if self.stratify_by else None
+        return found, strata, list(map(group_of, examples)) if self.with_groups else None
+
+
+def tagged_tasks(form: Form) -> list[str]:
+    return [name for name, kind in form.kinds.items() if is_tagging(kind) or name in form.from_tags]
+
+
+def group_of(example: Example) -> str:
+    """The group of an example, which stays in one part; an example without one is its own group."""
+    return example["_where"] if example.get("group") in (None, "") else str(example["group"])
+
+
+def label_all(
+    spool: Spool, label_pass: LabelPass, add_strata: Callable[[list[Any] | None, list[str] | None], None]
+) -> tuple[list[Note], dict[str, np.ndarray]]:
+    """Runs a LabelPass over all blocks, and chooses the tag schemes of its form.
+
+    add_strata: is called with the strata and groups of each block. -> (notes, {task: (rows,) whether a row has its
+    label})
+    """
+    form, found = label_pass.form, Labelled()
+    pieces = tqdm(spool.pieces(), desc="labels", total=-(-len(spool) // spool.step), leave=False, delay=2)
+    for of_block, strata, groups in in_order(label_pass, pieces):
+        found.merge(of_block)
+        add_strata(strata, groups)
+    notes = [Note(what, rows, advice) for (what, advice), rows in found.rows.items()]
+    for name in tagged_tasks(form):
+        files = {file: facts for (task, file), facts in found.tags.items() if task == name}
+        to_spans = name in form.from_tags
+        wanted = "bio" if to_spans else form.tag_scheme
+        scheme, scheme_notes = choose_scheme(name, files, wanted, to_spans, partial(rows_with_tags, form, spool, name))
+        if scheme is not None:
+            form.schemes[name] = scheme
+        notes += scheme_notes
+    return notes, {name: np.concatenate(blocks) for name, blocks in found.presence.items()}
+
+
+def rows_with_tags(form: Form, spool: Spool, name: str, tags: Collection[str]) -> Sample:
+    """The rows in which a task has any of these tags."""
+    rows = Sample()
+    for piece in spool.pieces():
+        examples = form.kept(piece)
+        form.label(examples)
+        for e in examples:
+            for tag in e[name] or ():
+                if tag in tags:
+                    rows.add(f"{e['_where']}: {tag}")
+    return rows

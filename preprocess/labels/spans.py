@@ -1,0 +1,167 @@
+"""Spans of a text, such as entities: reads them in any usual form, and converts them to tags or spans of tokens.
+
+Edit here to read spans in another form.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+import regex
+
+from engine.errors import UserError
+from engine.task.text import HAN, split_text
+from preprocess.example import Example
+from preprocess.storage.facts import Note
+
+Span = tuple[int, int, str]  # start and end in characters, end exclusive; label
+Piece = tuple[str, int, int]  # token; its start and end in characters
+SPAN_KEYS = [  # the usual names of a span's start, end, label and surface
+    ("start", "start_offset", "start_idx", "begin"),
+    ("end", "end_offset", "end_idx"),
+    ("label", "labels", "type", "entity_type", "entity_group", "tag"),
+    ("text", "entity", "word", "surface", "mention"),
+]
+
+
+def is_spans(value: Any) -> bool:
+    """Whether a label is a list of spans, or CLUENER's dict of them."""
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(item, dict | list) for item in value))
+
+
+def read_all_spans(examples: list[Example], names: list[str]) -> None:
+    """Converts the labels of these tasks, spans over `text` in any supported form, to lists of Span."""
+    if names and examples and "text" not in examples[0]:
+        raise UserError(f"{examples[0]['_where']}: {names[0]!r} has spans of characters; they need a text, not tokens")
+    for example in examples:
+        for name in names:
+            if example.get(name) is not None:
+                example[name] = read_spans(example[name], example["text"], example["_where"])
+
+
+def read_spans(value: Any, text: str, where: str) -> list[Span]:
+    """The spans in the text's order.
+
+    value: [{"start", "end", "label"}] or other usual names of these, [[start, end, label]] (doccano), or CLUENER's
+    {label: {surface: [[first, last]]}}, whose ends are inclusive. A surface in the data must equal the text between the
+    ends.
+    """
+    spans = []
+    fields = fields_of_dict(value, where) if isinstance(value, dict) else map(fields_of, value)
+    for start, end, label, surface in fields:
+        if type(start) is not int or type(end) is not int or not isinstance(label, str) or not label:
+            raise UserError(f"{where}: a span needs a start, an end and a label, found {start!r}, {end!r}, {label!r}")
+        if surface and text[start:end] != surface and text[start : end + 1] == surface:
+            end += 1  # the data counts its ends as inclusive
+        if not 0 <= start < end <= len(text):
+            outside = f"lies outside the text, which has {len(text)} characters"
+            raise UserError(f"{where}: the span {start} to {end} of {label!r} {outside}")
+        if surface and text[start:end] != surface:
+            called = f"is {text[start:end]!r}, but the data gives {surface!r}"
+            raise UserError(f"{where}: the span {start} to {end} {called}")
+        spans.append((start, end, label))
+    return sorted(set(spans))
+
+
+def fields_of_dict(value: dict, where: str) -> Iterator[tuple[Any, Any, Any, Any]]:
+    """Yields (start, end, label, surface) of CLUENER's {label: {surface: [[first, last]]}}."""
+    for label, surfaces in value.items():
+        if not isinstance(surfaces, dict):
+            raise UserError(f"{where}: entities must be {{label: {{surface: [[first, last]]}}}} or a list of spans")
+        for surface, ranges in surfaces.items():
+            for ends in ranges if isinstance(ranges, list) else [ranges]:
+                start, last = ends if isinstance(ends, list) and len(ends) == 2 else (ends, None)
+                yield start, last + 1 if isinstance(last, int) else last, label, surface
+
+
+def fields_of(item: Any) -> tuple[Any, Any, Any, Any]:
+    """(start, end, label, surface) of one span; None for what is missing."""
+    if not isinstance(item, dict):
+        return (*item, None) if isinstance(item, list) and len(item) == 3 else (item, None, None, None)
+    start, end, label, surface = (next((item[key] for key in keys if key in item), None) for keys in SPAN_KEYS)
+    if isinstance(label, list) and len(label) == 1:
+        (label,) = label
+    return start, end, label, surface
+
+
+def without_overlaps(spans: Iterable[Span]) -> tuple[list[Span], list[Span]]:
+    """(spans kept, spans dropped): of two spans that share a character the longer is kept, then the earlier."""
+    kept: list[Span] = []
+    dropped: list[Span] = []
+    for span in sorted(spans, key=lambda span: (span[0] - span[1], span[0], span[2])):
+        clash = any(span[0] < other[1] and other[0] < span[1] for other in kept)
+        (dropped if clash else kept).append(span)
+    return sorted(kept), dropped
+
+
+def tokenize_spans(examples: list[Example], names: list[str], unit: str, nested: Collection[str] = ()) -> list[Note]:
+    """Adds `tokens` to examples whose labels are lists of Span, and converts the labels to tags; `text` is kept.
+
+    unit: see split_text; nested: the tasks whose labels become spans of tokens instead. -> notes on what was changed
+    """
+    overlapping, inside, blank = [], [], []
+    for example in examples:
+        where, text, spans = example["_where"], example["text"], {}
+        for name in names:
+            if example.get(name) is not None:
+                spans[name], dropped = (example[name], []) if name in nested else without_overlaps(example[name])
+                overlapping += [f"{where}: {text[start:end]!r} ({label})" for start, end, label in dropped]
+        borders = {border for task_spans in spans.values() for start, end, _ in task_spans for border in (start, end)}
+        words = split_text(text, unit)
+        pieces = split_at_borders(words, borders)
+        if len(pieces) > len(words):
+            inside.append(where)
+        example["tokens"] = [token for token, _, _ in pieces]
+        for name, task_spans in spans.items():
+            if name in nested:
+                example[name] = spans_to_tokens(task_spans, pieces)
+                number = len(example[name])
+            else:
+                example[name] = spans_to_tags(task_spans, pieces)
+                number = sum(tag[0] == "B" for tag in example[name])
+            if number < len(task_spans):
+                blank.append(where)
+    name = names[0]
+    longer = f"the longer of each pair was kept; --label_type {name}=spans keeps both"
+    return [
+        Note(f"{name}: spans overlap", overlapping, longer),
+        Note(f"{name}: spans begin or end inside a word", inside, "the words were split there; try --unit character"),
+        Note(f"{name}: spans contain only whitespace", blank, "they were dropped; correct the data"),
+    ]
+
+
+def split_at_borders(pieces: Iterable[Piece], borders: Collection[int]) -> list[Piece]:
+    """The pieces split further, so that no border lies inside a token."""
+    result = []
+    for token, start, end in pieces:
+        inside = sorted(border for border in borders if start < border < end)
+        for a, b in zip([start, *inside], [*inside, end]):
+            result.append((token[a - start : b - start], a, b))
+    return result
+
+
+def spans_to_tags(spans: Sequence[Span], pieces: Iterable[Piece]) -> list[str]:
+    """BIO tags of the pieces; the spans are in order, without overlaps."""
+    tags, number, last = [], 0, None
+    for _, start, end in pieces:
+        while number < len(spans) and spans[number][1] <= start:
+            number += 1
+        span = spans[number] if number < len(spans) and spans[number][0] < end else None
+        tags.append("O" if span is None else f"{'I' if span is last else 'B'}-{span[2]}")
+        last = span
+    return tags
+
+
+def spans_to_tokens(spans: Iterable[Span], pieces: Sequence[Piece]) -> list[list]:
+    """[[first token, last token, label]] of the spans. No border may lie inside one of the pieces; a span that is only
+    whitespace has no token and is dropped."""
+    starts, ends = [start for _, start, _ in pieces], [end for _, _, end in pieces]
+    found = {(bisect_left(starts, start), bisect_right(ends, end) - 1, label) for start, end, label in spans}
+    return [list(span) for span in sorted(found) if span[0] <= span[1]]
+
+
+def mostly_chinese(texts: Iterable[str]) -> bool:
+    """Whether most letters of the texts are Chinese or kana."""
+    text = "".join(texts)
+    letters, chinese = (regex.subn(pattern, "", text)[1] for pattern in (r"\p{L}", HAN))
+    return 2 * chinese > letters

@@ -1,0 +1,167 @@
+"""labels.json: the names of each task's labels in order with their counts, and what else a model needs to know."""
+
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.errors import UserError
+from engine.task.extras import column_statistics
+from engine.task.tags import has_spans, kind_of, needs_words, require_distinct
+from preprocess.example import Example, length_of
+from preprocess.labels.kinds import KINDS, check_label_names
+from preprocess.storage.facts import Column, Facts, FirstRows, Series
+from preprocess.storage.spool import blocks_of
+
+
+class LabelStatistics(Facts):
+    """What labels.json, the summary and the checks need of the labels, lengths and extra columns of all rows."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.lengths: dict[str, Counter[int]] = defaultdict(Counter)  # {part: {length: rows}}
+        self.missing: dict[str, Counter[str]] = defaultdict(Counter)  # {task: {part: rows without its label}}
+        self.empty: dict[str, Counter[str]] = defaultdict(Counter)  # {task: {part: rows with no label in the list}}
+        self.counts: dict[tuple[str, str], Counter[Any]] = defaultdict(Counter)  # {(task, part): {label: count}}
+        self.first: dict[tuple[str, str], FirstRows] = defaultdict(FirstRows)  # {(task, part): of each label}
+        series = partial(Series, folder, np.float64)
+        self.numbers: dict[tuple[str, str], Series] = defaultdict(series)  # {(task, part): NaN where missing}
+        self.extras: dict[str, Series] = defaultdict(series)  # of train, {column: values that are not missing}
+        self.tokens: Counter[str] = Counter()  # "long", "blank": blocks of train with such tokens
+
+    def look(self, part: str, examples: Sequence[Example], kinds: Mapping[str, str]) -> None:
+        """Records a block of examples. kinds: {task: kind}"""
+        self.lengths[part].update(map(length_of, examples))
+        for name, kind in kinds.items():
+            self.look_at_task(part, examples, name, kind)
+        if part == "train":
+            if any(map(needs_words, kinds.values())):
+                tokens = {token for e in examples for token in e["tokens"]}
+                self.tokens["long"] += any(len(token) > 1 for token in tokens)
+                self.tokens["blank"] += any(token.isspace() for token in tokens)
+            for name in examples[0].get("extras", ()):
+                values = [e["extras"][name] for e in examples]
+                self.extras[name].of_block = np.array([x for x in values if x is not None], np.float64)
+
+    def look_at_task(self, part: str, examples: Sequence[Example], name: str, kind: str) -> None:
+        values = [e[name] for e in examples]
+        self.missing[name][part] += values.count(None)
+        if kind == "regression":
+            self.numbers[name, part].of_block = np.array([np.nan if x is None else x for x in values], np.float64)
+            return
+        if kind == "multilabel":
+            self.empty[name][part] += values.count([])
+        counts, first = self.counts[name, part], self.first[name, part]
+        if kind == "classification":
+            counts.update(values)
+            counts.pop(None, None)
+            last = dict(zip(reversed(values), range(len(values) - 1, -1, -1)))
+            first.update((label, examples[row]["_where"]) for label, row in last.items() if label is not None)
+            return
+        lists = [[span[2] for span in x] if has_spans(kind) else x for x in (value or () for value in values)]
+        counts.update(chain.from_iterable(lists))
+        for e, items in zip(examples, lists):
+            if items and not first.keys() >= set(items):
+                for item in items:
+                    first.setdefault(item, e["_where"])
+
+
+def collect_labels(
+    parts: Mapping[str, Sequence[Example]], kinds: Mapping[str, str], types: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """labels.json of {part: examples}, see `label_info`."""
+    found = LabelStatistics()
+    for part, start, stop in blocks_of(parts):
+        of_block = LabelStatistics()
+        of_block.look(part, parts[part][start:stop], kinds)
+        found.merge(of_block)
+    return label_info(found, parts, kinds, types or {})
+
+
+def label_info(
+    found: LabelStatistics, parts: Mapping[str, Sequence[Example]], kinds: Mapping[str, str], types: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """labels.json: each task's type and its labels in order with their counts, from the training part.
+
+    Tagging tasks also have "unit", what a token is; regression has mean and standard deviation instead of labels. Also
+    whether texts are pairs, the extra columns, and the kind of a custom type. types: {task: its type, if it is custom}
+    """
+    require_distinct("the data", kinds)
+    info: dict[str, dict[str, Any]] = {}
+    for name, kind in kinds.items():
+        for part, rows in parts.items():
+            if found.missing[name][part] == len(rows):
+                raise UserError(f"{part} has no label for the task {name!r}")
+        if kind == "regression":
+            column = found.numbers[name, "train"].column
+            info[name] = {"type": kind, "labels": [], **mean_and_deviation(name, column)}
+            continue
+        counts = found.counts[name, "train"]
+        names = sorted(counts, key=lambda label: (label != "O", label))
+        check_label_names(name, names)
+        if kind == "classification" and len(names) < 2:
+            raise UserError(f"the task {name!r} has the single label {names[0]!r} in train: there is nothing to learn")
+        if not names:
+            raise UserError(f"the task {name!r} has no label in train: all label lists are empty")
+        info[name] = {"type": kind, "labels": names, "counts": [counts[label] for label in names]}
+        if kind == "multilabel":
+            info[name]["rows"] = len(parts["train"]) - found.missing[name]["train"]
+        if needs_words(kind):
+            unit = "character+blank" if found.tokens["blank"] else "character"
+            info[name]["unit"] = "word" if found.tokens["long"] else unit
+    first = parts["train"][0]
+    extras = {name: column_statistics(name, found.extras[name].column.read()) for name in first.get("extras", ())}
+    for name, task in info.items():
+        if "text_pair" in first:
+            task["pairs"] = True
+        if extras:
+            task["extras"] = extras
+        if name in types and KINDS[types[name]] != types[name]:
+            task |= {"type": types[name], "kind": KINDS[types[name]]}
+    return info
+
+
+def present_in(column: Column) -> Iterator[float]:
+    """The values of a column, one at a time, without missing ones."""
+    for _, values in column.chunks():
+        yield from values[~np.isnan(values)].tolist()
+
+
+def mean_and_deviation(name: str, column: Column) -> dict[str, float]:
+    number = sum(int((~np.isnan(values)).sum()) for _, values in column.chunks())
+    mean, deviation = math.fsum(present_in(column)) / number, statistics.pstdev(present_in(column))
+    if deviation == 0:
+        raise UserError(f"the task {name!r} has the single value {mean:g} in train: there is nothing to learn")
+    return {"mean": mean, "std": deviation}
+
+
+def print_summary(
+    parts: Mapping[str, Sequence[Example]], tasks: Mapping[str, dict[str, Any]], found: LabelStatistics
+) -> None:
+    """Prints an overview of the data: sizes, lengths, labels."""
+    unit = "tokens" if "tokens" in parts["train"][0] else "characters"
+    print(f"{'part':<8}{'examples':>9}   length in {unit}: median   95 %   99 %   most")
+    for part, rows in parts.items():
+        lengths, counts = np.array(sorted(found.lengths[part].items())).T
+        ranks = [min(len(rows) - 1, int(share * len(rows))) for share in (0.5, 0.95, 0.99, 1)]
+        quantiles = lengths[np.searchsorted(np.cumsum(counts), ranks, "right")]
+        width = 18 if "tokens" in rows[0] else 22
+        print(f"{part:<8}{len(rows):>9}   {'':<{width}} " + " ".join(f"{length:>6}" for length in quantiles))
+    for name, info in tasks.items():
+        if kind_of(info) == "regression":
+            print(f"task {name}: regression, mean {info['mean']:.4g}, standard deviation {info['std']:.4g}")
+            continue
+        per_label = Counter(dict(zip(info["labels"], info["counts"])))
+        common = ", ".join(f"{label} {count / per_label.total():.0%}" for label, count in per_label.most_common(3))
+        print(f"task {name}: {info['type']}, {len(per_label)} labels ({common}{', …' if len(per_label) > 3 else ''})")
+        if kind_of(info) == "multilabel":
+            none = {part: found.empty[name][part] for part in parts}
+            print(f"task {name}: rows with none of the labels, which are kept: {none}")
+        missing = {part: found.missing[name][part] for part in parts}
+        if any(missing.values()):
+            print(f"task {name}: rows without a label, which this task ignores: {missing}")

@@ -1,0 +1,120 @@
+"""Converts tasks of Label Studio's JSON export to objects with one key per label."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UserError
+from engine.run.command_line import first_line
+from preprocess.readers.columns import PAIR_NAMES, TEXT_NAMES
+
+Result = tuple[str, str, list[Any]]  # (control, "choices" | "spans" | "number" | a type that is not read, values)
+
+
+def is_label_studio(item: object) -> bool:
+    """Whether an item is a task as Label Studio exports it to JSON."""
+    return isinstance(item, dict) and isinstance(item.get("data"), dict) and annotations_of(item) is not None
+
+
+def annotations_of(item: dict[str, Any]) -> list[dict[str, Any]] | None:
+    found = item.get("annotations", item.get("completions"))
+    return found if isinstance(found, list) and all(isinstance(each, dict) for each in found) else None
+
+
+def used_annotations(item: dict[str, Any]) -> list[dict[str, Any]]:
+    """The annotations of a task that were not cancelled; the first is used."""
+    return [annotation for annotation in annotations_of(item) or [] if not annotation.get("was_cancelled")]
+
+
+def tasks_to_objects(
+    path: Path, items: Callable[[], Iterator[tuple[str, Any]]], text_column: str
+) -> tuple[Iterator[tuple[str, Any]], list[str]]:
+    """((where, object) of each task, the keys of the labels).
+
+    Choices become a class, or a set if some text has several; labels become spans; ratings and numbers become numbers.
+    items: yields (where, task) from the beginning; it is called twice, first to find the kinds.
+    """
+    kinds: dict[str, str] = {}
+    several, unread = 0, Counter[str]()
+    for where, item in items():
+        if not is_label_studio(item):
+            raise UserError(f"{where}: lacks `data` or `annotations`, so it is not a task of Label Studio")
+        several += len(used_annotations(item)) > 1
+        for name, kind, values in results_of(item, where):
+            if kind == "choices" and (len(values) > 1 or kinds.get(name) == "several choices"):
+                kind = "several choices"
+            if kind in ("choices", "several choices", "spans", "number"):
+                kinds[name] = kind
+            else:
+                unread[kind] += 1
+    if several:
+        print(f"{path}: {several} texts have several annotations; the first that was not cancelled is used")
+    if unread:
+        print(f"{path}: ignored: {', '.join(f'{kind} ({number})' for kind, number in unread.items())}")
+    objects = ((where, task_to_object(item, kinds, where, text_column)) for where, item in items())
+    return objects, [key_of(name) for name in kinds]
+
+
+def key_of(control: str) -> str:
+    """The key of the label that a control of Label Studio gives."""
+    name = "".join("_" if sign in ".,=" else sign for sign in control)
+    return f"{name}_label" if name in ("id", "split", "tokens", *TEXT_NAMES, *PAIR_NAMES) else name
+
+
+def results_of(item: dict[str, Any], where: str) -> list[Result]:
+    """The results of the annotation that is used; empty if there is none."""
+    annotation = next(iter(used_annotations(item)), {})
+    found: list[Result] = []
+    for result in annotation.get("result") or []:
+        try:
+            kind, value, name = result["type"], result.get("value", {}), result.get("from_name", "")
+            if kind == "choices" and "start" not in value:
+                found.append((name, "choices", value["choices"]))
+            elif kind == "taxonomy" and "start" not in value:
+                found.append((name, "choices", ["/".join(path) for path in value["taxonomy"]]))
+            elif kind == "labels":
+                span = (value["start"], value["end"], value.get("text"))
+                found.append((name, "spans", [(*span, label) for label in value["labels"]]))
+            elif kind in ("rating", "number"):
+                found.append((name, "number", [float(value[kind])]))
+            else:
+                found.append((name, kind, []))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            wrong = f"unexpected form of a Label Studio result ({type(error).__name__}: {first_line(error)})"
+            raise UserError(f"{where}: {wrong}") from None
+    return found
+
+
+def task_to_object(item: dict[str, Any], kinds: dict[str, str], where: str, text_column: str) -> dict[str, Any]:
+    """One object of a task: its data, and a label for each control. kinds: of all controls"""
+    data = dict(item["data"])
+    texts = [key for key in (text_column, *TEXT_NAMES) if isinstance(data.get(key), str)]
+    texts = texts or [key for key, value in data.items() if isinstance(value, str)]
+    if len(texts) == 1 and texts[0] not in (text_column, *TEXT_NAMES):
+        data["text"] = data.pop(texts[0])  # the only text, under any name
+        texts = ["text"]
+    annotated = bool(used_annotations(item))
+    labels: dict[str, Any] = {name: [] if kind == "spans" and annotated else None for name, kind in kinds.items()}
+    for name, kind, values in results_of(item, where):
+        if kind == "spans":
+            text = data[texts[0]] if texts else ""
+            labels[name] += [span_in_text(text, *value) for value in values]
+        elif kind == "choices" and kinds[name] == "several choices":
+            labels[name] = [*(labels[name] or []), *values]
+        elif kind in kinds.get(name, ""):
+            labels[name] = values[0] if values else None
+    number = {"id": item["id"]} if "id" in item else {}
+    return data | number | {key_of(name): label for name, label in labels.items()}
+
+
+def span_in_text(text: str, start: Any, end: Any, surface: Any, label: Any) -> dict[str, Any]:
+    """A span of Label Studio. Browsers count an emoji as two characters (UTF-16 units); if the surface shows that the
+    offsets are counted so, they are converted."""
+    counted = type(start) is int and type(end) is int and surface
+    if counted and (text[start:end] != surface or end > len(text)):
+        raw = text.encode("utf-16-le", "surrogatepass")
+        before, inside = (part.decode("utf-16-le", "ignore") for part in (raw[: 2 * start], raw[2 * start : 2 * end]))
+        if inside == surface:
+            start, end = len(before), len(before) + len(inside)
+    return {"start": start, "end": end, "label": label, "text": surface}

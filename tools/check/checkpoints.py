@@ -1,0 +1,137 @@
+"""Checks of checkpoints and predictions: what a resumed run and a new process do with them."""
+
+import json
+import math
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_loader import MyDataLoader
+from engine.errors import UserError
+from engine.model import lora
+from engine.predict.predictions import prediction_row
+from engine.run.files import write_json
+from engine.run.signals import Interrupted
+from engine.task.tags import is_tagging
+from engine.train import checkpoint
+from tools.check.case import Case, Failed, Skipped, padding_mixer
+from trainer import Trainer
+
+NO_SIGNAL = 1000  # in place of a signal's number
+
+
+@torch.enable_grad()
+def check_resume(case: Case) -> None:
+    config = case.trainer.config
+    if case.trainer.device.type == "cuda" and not config.deterministic:
+        raise Skipped("on a GPU, equal bytes need --deterministic")
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:
+        options = dict(output_dir=folder, early_stop_patience=0, compile=False, save_steps=0, save_epoch=0)
+        whole = case.build(**options, model_version="whole")
+        steps = whole.config.epochs * -(-len(whole.train_loader) // whole.config.gradient_accumulation_steps)
+        if steps < 3:
+            raise Skipped(f"{steps} steps are too few to stop and resume")
+        last = min(3, steps - 1)
+        run_until(whole, last)
+        run_until(case.build(**options, model_version="stopped"), 1)
+        resumed = case.build(**options, model_version="stopped")
+        with torch.no_grad():
+            for name in dict(resumed.model.named_parameters()).keys() & lora.kept_tensors(resumed.model).keys():
+                resumed.model.get_parameter(name).zero_()  # so that they come from the checkpoint
+        run_until(resumed, last)
+        paths = [trainer.checkpoints / f"step_{last:08d}" / "manifest.json" for trainer in (whole, resumed)]
+        expected, actual = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    if differ := [file for file in expected if file.endswith(".safetensors") and expected[file] != actual[file]]:
+        files = f"{', '.join(differ)} at step {last} differ from those of an uninterrupted run"
+        raise Failed(f"after a stop at step 1 and a resume, {files}")
+
+
+def run_until(trainer: Trainer, step: int) -> None:
+    """Trains up to a step and saves there; starts from the newest checkpoint if there is one."""
+    trainer.config.run_dir.mkdir(parents=True, exist_ok=True)
+    agree = trainer.stop.agree
+    trainer.stop.agree = lambda number: agree(number or NO_SIGNAL * (trainer.progress.step == step))
+    trainer.tracker_kinds = []
+    trainer.resume()
+    try:
+        trainer.train()
+    except Interrupted as stopped:
+        if stopped.signal_number != NO_SIGNAL:
+            raise
+
+
+def check_prediction(case: Case) -> None:
+    trainer = case.build(compile=False)
+    trainer.model.encoder.float()
+    trainer.model.load_state_dict(case.trained.state_dict())
+    evaluation = trainer.eval(MyDataLoader(case.data, 64))
+    predicted = trainer.infer(MyDataLoader(case.data, 5), "predicting")[0].labels
+    for name, labels in predicted.items():
+        differ = sum(not is_same(*pair) for pair in zip(labels, evaluation.predicted[name]))
+        if differ and (family := padding_mixer(trainer.model.encoder)):
+            case.notes.append(f"{family} mixes padding into its answers: {differ} depend on the batch size")
+            return
+        if differ:
+            raise Failed(f"{differ} of {len(labels)} answers for {name!r} differ between batches of 64 and of 5")
+    for name, value in trainer.metric_function(evaluation.gold, predicted).items():
+        if not math.isclose(value, evaluation.scores[name], abs_tol=1e-4):
+            raise Failed(f"{name} of the evaluation is not that of the predictions")
+
+
+def is_same(first: Any, second: Any) -> bool:
+    return math.isclose(first, second, rel_tol=1e-3, abs_tol=1e-3) if isinstance(first, float) else first == second
+
+
+@contextmanager
+def other_process(case: Case) -> Iterator[tuple[subprocess.Popen, Path]]:
+    """A new process that evaluates and labels the rows of the check from the checkpoint only, and its folder."""
+    config = case.trainer.config
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        data.mkdir()
+        rows = [json.dumps(case.data[i], ensure_ascii=False) + "\n" for i in range(len(case.data))]
+        for part in ("dev", "test"):
+            (data / f"{part}.jsonl").write_text("".join(rows), encoding="utf-8")
+        write_json(data / "labels.json", case.trainer.tasks)
+        flags = {"data_path": data, "checkpoint": case.best, "output_dir": folder, "model_version": "other"}
+        flags |= {"device": config.device, "precision": config.precision, "predict_output": data / "predictions.jsonl"}
+        command = [*case.command, "--do_eval", "--do_predict", *(f"--{name}={value}" for name, value in flags.items())]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                yield process, Path(folder)
+            finally:
+                process.kill()
+
+
+def check_other_process(case: Case) -> None:
+    if case.other is None or case.best is None:
+        raise Skipped("the trial run left no checkpoint")
+    process, folder = case.other
+    _, errors = process.communicate()
+    if process.returncode:
+        last = (errors.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
+        raise UserError(f"a new process cannot use the checkpoint: {last}")
+    scores = json.loads((folder / "other/eval.json").read_text(encoding="utf-8"))["dev"]
+    lines = (folder / "data/predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    trainer = case.build(compile=False)
+    checkpoint.load_weights(trainer.model, case.best)
+    own = trainer.eval(MyDataLoader(case.data, 64))
+    for name, value in own.scores.items():
+        if not math.isclose(value, scores[name], rel_tol=1e-3, abs_tol=1e-4):
+            raise Failed(f"{name} is {value:.4f} here and {scores[name]:.4f} in a new process")
+    for name, labels in own.predicted.items():
+        column = f"{name}_tags" if is_tagging(trainer.tasks[name]["type"]) else name
+        written = [row[column] for row in rows]
+        if trainer.model.output_layer.heads[name].finds_spans:
+            answers = [{name: (spans, [1.0] * len(spans))} for spans in labels]
+            labels = [prediction_row(case.data[i], answer, trainer.tasks)[name] for i, answer in enumerate(answers)]
+            written = [[span | {"probability": 1.0} for span in spans] for spans in written]
+        if not all(map(is_same, labels, written)):
+            raise Failed(f"answers for {name!r} differ from those of a new process")

@@ -1,0 +1,162 @@
+"""Checks of the heads' answers and losses."""
+
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from data_loader import Batch, without_labels
+from tools.check.case import Case, Failed, Skipped, has_label, shorten
+
+
+def check_shapes(case: Case) -> None:
+    model, batch = case.model_and_batch(7)
+    output = model(batch.inputs, batch.labels)
+    for name, head in model.output_layer.heads.items():
+        logits, labels = output.logits[name], batch.labels[name]
+        if not torch.isfinite(logits).all():
+            raise Failed(f"the logits of {name!r} are not finite")
+        if wrong := (wrong_spans if head.finds_spans else wrong_answers)(head, logits, batch):
+            raise Failed(f"{name!r}: decode {wrong}")
+        weights = head.label_weights(labels, batch.inputs)
+        if weights.dtype == torch.bool and (weights & ~has_label(labels).view_as(weights)).any():
+            raise Failed(f"{name!r}: label_mask counts missing labels")
+
+
+def wrong_answers(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
+    """What `decode` does wrong with these logits, with random or with extreme ones; None if nothing."""
+    labels = head.task["labels"]
+    seen: set[int] = set()
+    shape = batch.inputs["word_mask"].shape if head.level == "words" else batch.rows.shape
+    for chosen in (logits, 10 * torch.randn_like(logits), *extreme_logits(logits)):
+        answers, probabilities = head.decode(chosen, batch.inputs)
+        if answers.shape[: len(shape)] != shape:
+            return f"gives answers of shape {tuple(answers.shape)}, not {tuple(shape)}"
+        if not ((probabilities >= 0) & (probabilities <= 1 + 1e-5)).all():
+            return "gives probabilities that are not between 0 and 1"
+        if labels and not answers.is_floating_point() and answers.dtype != torch.bool:
+            if answers.min() < 0 or answers.max() >= len(labels):
+                return f"gives label {int(answers.max())} of {len(labels)}: does the head have one logit per label?"
+            seen |= set(answers.flatten().tolist())
+        for answer, probability in zip(answers.tolist(), probabilities.tolist()):
+            head.to_labels(answer, probability)
+    if seen and logits.ndim == 2 and len(seen) < len(labels):
+        return f"never gives {labels[min(set(range(len(labels))) - seen)]!r}, for any logits"
+    return None
+
+
+def extreme_logits(logits: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yields logits (B, C) with one class, or the first classes, far above the rest: decode must give every label."""
+    if logits.ndim == 2:
+        size = logits.shape[1]
+        signs = torch.cat([2 * torch.eye(size) - 1, 1 - 2 * torch.ones(size + 1, size).triu()]).to(logits.device)
+        for start in range(0, len(signs), len(logits)):
+            yield 10 * signs[torch.arange(start, start + len(logits)).clamp(max=len(signs) - 1)]
+
+
+def wrong_spans(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
+    """What `decode` does wrong with these logits of spans or with random ones; None if nothing."""
+    sizes = batch.inputs["word_mask"].sum(1).tolist()
+    for chosen in (logits, 10 * torch.randn_like(logits)):
+        answers, probabilities = head.decode(chosen, batch.inputs)
+        if len(answers) != len(sizes):
+            return f"gives answers for {len(answers)} texts, not for {len(sizes)}"
+        for size, answer, probability in zip(sizes, answers, probabilities):
+            if not all(0 <= p <= 1 for p in probability):
+                return "gives probabilities that are not between 0 and 1"
+            for first, last, _ in answer:
+                if not 0 <= first <= last < size:
+                    return f"gives the span {first} to {last} in a text of {size} words"
+            head.to_labels(answer, probability)
+    return None
+
+
+def check_first_loss(case: Case) -> None:
+    model, batch = copy.deepcopy(case.trainer.model).eval(), case.batch(case.rows)
+    for name, loss in model(batch.inputs, batch.labels).losses.items():
+        head, labels = model.output_layer.heads[name], batch.labels[name]
+        kind = head.task["type"]
+        if not torch.isfinite(loss):
+            raise Failed(f"the loss of {name!r} is {loss.item():g}")
+        if not has_label(labels).any() or kind not in ("classification", "tagging", "multilabel", "regression"):
+            continue
+        if kind == "multilabel" and case.trainer.config.class_weights == "balanced":
+            continue  # the weights of rare labels are unbounded
+        expected, shown = expected_first_loss(head, labels)
+        least = 0.0 if kind == "regression" else 0.4 * expected
+        if not least <= loss.item() <= 2.5 * expected + 0.3:
+            advice = "if it is not a cross-entropy, set first_loss in the head"
+            raise Failed(f"the loss of {name!r} starts at {loss.item():.3g}, not {shown}; {advice}")
+
+
+def expected_first_loss(head: Any, labels: torch.Tensor) -> tuple[float, str]:
+    """The loss of random guessing, and its description."""
+    task = head.task
+    if head.first_loss is not None:
+        return head.first_loss, f"near {head.first_loss:g}"
+    if task["type"] == "regression":
+        targets = (labels[has_label(labels)] - task["mean"]) / task["std"]
+        return float((targets**2).mean()) + 0.3, "about the variance of the labels"
+    size = 2 if task["type"] == "multilabel" else len(task["labels"])
+    focus = (1 - 1 / size) ** getattr(head, "focal_gamma", 0.0)
+    return math.log(size) * focus, f"near ln {size} = {math.log(size):.2f}" + " x focal" * (focus < 1)
+
+
+def check_mean_loss(case: Case) -> None:
+    skip_if_rows_are_compared(case)
+    model, batch = case.model_and_batch()
+    doubled = select(batch, 2 * list(range(len(batch.rows))))
+    once, twice = [model(part.inputs, part.labels).total_loss for part in (batch, doubled)]
+    if not abs(twice - once) <= 1e-3 * abs(once):
+        losses = f"the loss is {twice.item():.4g}, with each once {once.item():.4g}"
+        raise Failed(f"with each text twice in the batch {losses}")
+
+
+def skip_if_rows_are_compared(case: Case) -> None:
+    """Skips the check if the loss of a row depends on other rows by design, as in contrastive learning."""
+    if names := [name for name, head in case.trained.output_layer.heads.items() if head.compares_rows]:
+        raise Skipped(f"the loss of {shorten(names)} compares the rows of a batch, so it depends on --batch_size")
+
+
+def select(batch: Batch, rows: list[int]) -> Batch:
+    """These rows of a batch in this order, with the same padding."""
+    inputs, labels = [{name: tensor[rows] for name, tensor in part.items()} for part in (batch.inputs, batch.labels)]
+    return Batch(inputs, labels, batch.rows[rows])
+
+
+@torch.enable_grad()
+def check_accumulation(case: Case) -> None:
+    skip_if_rows_are_compared(case)
+    model, batch = case.model_and_batch(9)
+    rows = list(range(len(batch.rows)))
+    if len(rows) < 2:
+        raise Skipped("there is only one row")
+    counts = model.count_labels(batch.inputs, batch.labels)
+    losses, gradients = [], []
+    for parts in ([rows], [rows[: len(rows) // 2], rows[len(rows) // 2 :]]):
+        model.zero_grad()
+        group = [select(batch, part) for part in parts]
+        outputs = [model(part.inputs, part.labels, counts).total_loss for part in group]
+        with torch.backends.cudnn.flags(enabled=False):  # cuDNN's LSTM has no backward pass in eval mode
+            for loss in outputs:
+                loss.backward()
+        losses.append(sum(loss.item() for loss in outputs))
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    gap = float((gradients[0] - gradients[1]).norm() / gradients[0].norm().clamp(min=1e-12))
+    if not (abs(losses[0] - losses[1]) <= 1e-3 * abs(losses[0]) and gap <= 1e-2):
+        in_parts = f"the same batch in two parts {losses[1]:.4g}, and the gradients differ by {gap:.1%}"
+        raise Failed(f"one batch has a loss of {losses[0]:.4g}, {in_parts}")
+
+
+@torch.enable_grad()
+def check_no_labels(case: Case) -> None:
+    model, batch = case.model_and_batch(4, training=True)
+    loss = model(batch.inputs, without_labels(batch).labels).total_loss
+    if loss != 0:
+        raise Failed(f"texts without labels have a loss of {loss.item():g}, not 0")
+    if loss.requires_grad:
+        loss.backward()
+    if wrong := [name for name, p in model.named_parameters() if p.grad is not None and not (p.grad == 0).all()]:
+        raise Failed(f"texts without labels give {shorten(wrong)} a gradient: is it NaN behind torch.where?")

@@ -1,0 +1,127 @@
+"""The second stage of a search: the best trials and the default with several seeds."""
+
+import json
+import logging
+import shutil
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from engine.run.signals import StopSignals
+from tools.search.plan import Plan
+from tools.search.runs import Clock, Job, best_of, run_jobs
+from tools.search.study import Study
+
+logger = logging.getLogger("template")
+
+
+class FinalStage:
+    """Trains the finalists and the default with several seeds, then scores the winner and the default on test.
+
+    numbers: of the trials, the default first; seeds: of the runs; bar: a tqdm over the runs
+    """
+
+    def __init__(self, plan: Plan, study: Study, numbers: Sequence[int], seeds: Sequence[int], bar: tqdm) -> None:
+        self.plan, self.study, self.numbers, self.seeds, self.bar = plan, study, numbers, seeds, bar
+        self.failed: dict[int, str] = {}  # {number: reason}; not stored, so a restart tries them again
+
+    def find(self, number: int, seed: int, what: str = "final") -> dict[str, Any] | None:
+        """{"epoch", "dev": {score: value}}, or {score: value} of "test"; None if that run is not done."""
+        return self.study.get(f"{what} {number} {seed}")
+
+    def of_all_seeds(self, number: int, what: str = "final") -> list[dict[str, Any]] | None:
+        """As `find`, for each seed; None if one of the runs is not done."""
+        found = [result for seed in self.seeds if (result := self.find(number, seed, what))]
+        return found if len(found) == len(self.seeds) else None
+
+    def ranked(self) -> list[int]:
+        """The candidates that finished with all seeds, by mean dev score, the best first."""
+        means = {}
+        for number in self.numbers:
+            if results := self.of_all_seeds(number):
+                mean = statistics.fmean(result["dev"][self.plan.monitor] for result in results)
+                means[number] = mean if self.plan.lower else -mean
+        return sorted(means, key=lambda number: (means[number], number))
+
+    def folder(self, number: int, seed: int) -> Path:
+        return self.plan.folder / f"runs/final-{number:04d}-seed-{seed}"
+
+    def run(self, stop: StopSignals) -> int | None:
+        """-> the number of the winner by mean dev score, or None if no candidate finished with all seeds"""
+        runs = [(number, seed) for seed in self.seeds for number in self.numbers]
+        self.bar.reset(len(runs))
+        jobs = []
+        for number, seed in runs:
+            test = number == 0 and self.plan.has_test  # the default always needs test scores
+            if not self.find(number, seed) or (test and not self.find(number, seed, "test")):
+                jobs.append(FinalJob(self, number, seed, train=True, test=test))
+        self.run_all(jobs, len(runs), stop)
+        if not (ranked := self.ranked()):
+            return None
+        winner = ranked[0]
+        if self.plan.has_test:
+            seeds = [seed for seed in self.seeds if not self.find(winner, seed, "test")]
+            jobs = []
+            for seed in seeds:
+                trained = (self.folder(winner, seed) / "checkpoints/best").is_dir()
+                jobs.append(FinalJob(self, winner, seed, train=not trained, test=True))
+            self.run_all(jobs, len(runs) + len(jobs), stop)
+        for number, seed in runs:
+            if number != winner:
+                shutil.rmtree(self.folder(number, seed) / "checkpoints", ignore_errors=True)
+        return winner
+
+    def run_all(self, jobs: list["FinalJob"], total: int, stop: StopSignals) -> None:
+        """Runs jobs, except further seeds of a trial that failed. total: of the progress bar"""
+        if not jobs:
+            return
+
+        def next_job() -> FinalJob | None:
+            while jobs:
+                job = jobs.pop(0)
+                if job.number not in self.failed:
+                    return job
+            return None
+
+        self.clock = Clock(self.study, "final_seconds")
+        self.bar.total, self.bar.n = total, total - len(jobs)
+        self.bar.refresh()
+        try:
+            run_jobs(next_job, self.plan.config.jobs, stop)
+        finally:
+            self.clock.store()
+
+
+class FinalJob(Job):
+    """A finalist with one seed. test: also score the test part"""
+
+    keeps_checkpoints = True
+
+    def __init__(self, stage: FinalStage, number: int, seed: int, train: bool, test: bool) -> None:
+        self.stage, self.study, self.number, self.seed, self.test = stage, stage.study, number, seed, test
+        values = self.study.trials[number].user_attrs["values"]
+        what = [*(["--do_train", "--resume"] if train else []), *(["--do_eval"] if test else [])]
+        super().__init__(stage.plan, stage.folder(number, seed).name, values, seed, *what)
+
+    def finish(self) -> None:
+        self.interrupted()
+        self.stage.bar.update()
+        if self.child.code:
+            reason = self.stage.failed[self.number] = self.child.last_line()
+            logger.info(f"trial {self.number} with seed {self.seed} failed and is not a finalist: {reason}")
+            return
+        best, scores = best_of(self.folder, self.plan.monitor)
+        self.tidy()
+        if self.test:
+            results = json.loads((self.folder / "eval.json").read_text(encoding="utf-8"))
+            self.study.set(f"test {self.number} {self.seed}", results["test"])
+        self.study.set(f"final {self.number} {self.seed}", {"epoch": best, "dev": scores})
+
+    def interrupted(self) -> None:
+        """Adds its CPU time to that of the stage."""
+        seconds = self.study.get("final_cpu_seconds", 0.0) + self.child.cpu_seconds
+        self.study.set("final_cpu_seconds", round(seconds, 2))
+        self.stage.clock.store()

@@ -1,0 +1,177 @@
+"""The options of a search, and the plan that follows from them: all checks happen here, before anything runs."""
+
+import logging
+import shlex
+import sys
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from config import RESUME_SAFE, ROOT, Config
+from engine.errors import UserError
+from engine.run.command_line import check_values, option, parse_args
+from engine.run.run_folder import AUTO
+from tools.search.space import NOT_FOR_TRIALS, Resolver, Space, Values, default_space, parse_space
+
+logger = logging.getLogger("template")
+
+
+@dataclass
+class SearchConfig:
+    """Options of `tools.search`."""
+
+    data_path: str = option("dataset/sample", "processed folder, made by data_process.py", group="what is trained")
+    pretrain_model_path: str = option("", "save_pretrained folder or hub name; empty: from scratch")
+    options: str = option("", 'flags of main.py for all runs, such as --options="--use_crf --epochs 6"')
+    space: str = option("", "options to search and their values (default: the main ones, around their defaults)")
+    monitor: str = option("", "dev score to optimise, such as slots_f1 or loss (default: by task)")
+
+    trials: int = option(30, "number of trials, including the default", group="search", low=1)
+    hours: float = option(0.0, "end the search after this time in total and go on with the finalists; 0: never", low=0)
+    jobs: int = option(1, "runs in parallel; they share the cores", low=1)
+    seed: int = option(666, "of the proposals: with --jobs 1 always the same trials", low=0, high=2**32 - 1)
+    startup: int = option(8, "trials that must have ended before TPE proposes; until then they are random", low=1)
+    prune: bool = option(True, "stop trials that score worse than the median (--no_prune: never)")
+    prune_after: int = option(2, "epochs before a trial can be stopped", low=1)
+
+    finalists: int = option(
+        3, "best trials to train with several seeds, besides the default; 0: only search", group="finalists", low=0
+    )
+    seeds: int = option(5, "seeds per finalist; an interval needs five", low=1)
+
+    results: str = option("", "folder of the results (default: output/search-NAME)", group="files")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.results or f"output/search-{Path(self.data_path).resolve().name}")
+
+    @property
+    def epochs_before_pruning(self) -> int | None:
+        return self.prune_after if self.prune else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all parts of a search share.
+
+    flags: of all runs, in addition to the paths. lower: whether a lower score is better. has_test: whether the data
+    have a test part. scores: names of those to report. known_by: what identifies the search.
+    """
+
+    config: SearchConfig
+    resolver: Resolver
+    space: Space
+    flags: list[str]
+    monitor: str
+    lower: bool
+    has_test: bool
+    scores: list[str]
+    known_by: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        return self.config.folder
+
+    def command(self, run: str, values: Values, seed: int, *what: str) -> list[str]:
+        """The command of a run. values: options in addition to flags; what: flags such as --do_train"""
+        paths = ["--data_path", self.config.data_path, "--pretrain_model_path", self.config.pretrain_model_path]
+        folder = ["--output_dir", str(self.folder / "runs"), "--model_version", run, "--random_seed", str(seed)]
+        flags = [*paths, *self.flags, "--monitor", self.monitor, *as_flags(values), *what]
+        return [sys.executable, str(ROOT / "main.py"), *flags, *folder]
+
+    def command_to_copy(self, values: Values) -> str:
+        """The command of main.py for a trial's options."""
+        words = ["python", "main.py", "--data_path", self.config.data_path]
+        words += ["--pretrain_model_path", path] if (path := self.config.pretrain_model_path) else []
+        words += [*self.flags, *(["--monitor", self.config.monitor] if self.config.monitor else [])]
+        return shlex.join([*words, *as_flags(values), "--do_train", "--do_eval"])
+
+
+def as_flags(values: Values) -> list[str]:
+    return [f"--{name}={value}" for name, value in values.items()]
+
+
+def make_plan(config: SearchConfig) -> Plan:
+    """The plan of a search. Raises UserError if any of its options is wrong."""
+    import metrics
+    from data_process import make_sample
+    from preprocess.example import PARTS
+    from preprocess.schema import data_and_model, load_labels
+
+    base, fixed = base_of(config)
+    if config.data_path == Config.data_path:
+        make_sample(base.data_dir)
+    tasks = load_labels(base.data_dir)
+    if missing := [part for part in ("train", "dev") if not (base.data_dir / f"{part}.jsonl").exists()]:
+        raise UserError(f"{base.data_dir}: has no {missing[0]}.jsonl; a search needs {' and '.join(PARTS[:2])}")
+    monitor = config.monitor or metrics.default_monitor(tasks)
+    if monitor not in (names := metrics.score_names(tasks)):
+        raise UserError(f"--monitor={monitor} is not one of the scores: {', '.join(names)}")
+    flags = shlex.split(config.options)
+    if base.epochs == 0:
+        raise UserError("--options: --epochs 0 trains nothing; use 1 or more")
+    if base.epochs == AUTO["epochs"]:
+        base.epochs = count_epochs(base)
+        flags += ["--epochs", str(base.epochs)]
+    resolver, space = space_of(config, base, fixed, [task["type"] for task in tasks.values()])
+
+    scores = [name for name in dict.fromkeys([monitor, *metrics.main_scores(tasks)]) if name in names]
+    left_out = {*RESUME_SAFE, "data_path", "pretrain_model_path"}  # the paths are identified by their contents
+    known_by = data_and_model(base.data_dir, config.pretrain_model_path) | {"monitor": monitor, "seed": config.seed}
+    known_by |= {"startup": config.startup, "prune_after": config.epochs_before_pruning}
+    known_by |= {"space": {name: str(dimension) for name, dimension in space.items()}}
+    known_by["options"] = {name: str(value) for name, value in asdict(base).items() if name not in left_out}
+    lower, has_test = metrics.is_better(monitor, 0, 1), (base.data_dir / "test.jsonl").exists()
+    return Plan(config, resolver, space, flags, monitor, lower, has_test, scores, known_by)
+
+
+def base_of(config: SearchConfig) -> tuple[Config, set[str]]:
+    """(the Config shared by all runs, the names of the options that --options sets)."""
+    try:
+        words = shlex.split(config.options)
+    except ValueError as error:
+        raise UserError(f"--options={config.options!r} cannot be read: {error}") from None
+    paths: dict[str, Any] = {"data_path": config.data_path, "pretrain_model_path": config.pretrain_model_path}
+    base = parse_args(Config, [*as_flags(paths), *words])
+    given, defaults = asdict(base), asdict(Config(**paths))
+    if taken := [name for name in NOT_FOR_TRIALS if given[name] != defaults[name]]:
+        raise UserError(f"--options: --{taken[0]} is not allowed; tools.search sets it for each run")
+    names = {alias: field.name for field in fields(Config) for alias in (field.name, *field.metadata["aliases"])}
+    flags = [word[2:].split("=")[0].removeprefix("no_") for word in words if word.startswith("--")]
+    return base, {names[flag] for flag in flags}
+
+
+def count_epochs(base: Config) -> int:
+    """The value of --epochs auto for the batch size of `base`. All trials use it; otherwise their scores after an epoch
+    could not be compared."""
+    from engine.train.optimization import epochs_of, is_pretrained, steps_per_epoch
+
+    with open(base.data_dir / "train.jsonl", "rb") as file:
+        rows = sum(1 for line in file if line.strip())
+    steps = steps_per_epoch(-(-rows // base.batch_size), base)
+    epochs = epochs_of(steps, is_pretrained(base))
+    logger.info(f"--epochs auto: {epochs} for {steps} steps per epoch, in all trials")
+    return epochs
+
+
+def space_of(config: SearchConfig, base: Config, fixed: set[str], kinds: list[str]) -> tuple[Resolver, Space]:
+    """The Resolver and the space. Raises UserError with one line per error."""
+    known = {field.name: field for field in fields(Config) if field.name not in {*RESUME_SAFE, *NOT_FOR_TRIALS}}
+    space, errors = parse_space(config.space, known, fixed)
+    errors = [f"--options: {line}" for line in base.unused_options(kinds)] + errors
+    shape = None
+    if base.pretrain_model_path and base.encoder == "transformer":
+        from engine.model.encoders import pretrained_shape
+
+        if (shape := pretrained_shape(base)) is None:
+            raise UserError(f"{base.pretrain_model_path}: no encoder loads from it")
+    resolver = Resolver(base, kinds, shape)
+    if not config.space:
+        space = default_space(resolver, fixed)
+    errors += resolver.errors(space)
+    if errors:
+        raise UserError("\nerror: ".join(errors))
+    return resolver, space

@@ -1,0 +1,123 @@
+"""Batches the texts of all requests: while the model is busy, the next batch is collected from texts of similar length.
+A request that could not be answered in time is refused at once, so the queue stays short."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from tools.serve.metrics import Metrics
+
+COST_PER_TEXT = 40  # fixed cost of a text, in characters
+Row = str | dict[str, Any]  # as the predictor of an exported folder takes it
+Label = Callable[[list[Row]], list[Any]]
+
+
+class Busy(Exception):
+    """The server is overloaded. Its argument is the number of seconds after which to retry."""
+
+
+class Waiting(NamedTuple):
+    row: Row
+    cost: int
+    answer: asyncio.Future
+
+
+def cost_of(row: Row) -> int:
+    """Cost of a text: its characters, one more per token if tokens are given, and a constant."""
+    parts = row.values() if isinstance(row, dict) else [row]
+    return COST_PER_TEXT + sum(len(part) + (sum(map(len, part)) if isinstance(part, list) else 0) for part in parts)
+
+
+class Batcher:
+    """Batches the texts of many requests and labels them in a separate thread.
+
+    label: rows -> answers, with an exception for a row that cannot be labelled. seconds: the longest a text may take;
+    requests that would take longer are refused. most_waiting: the maximum number of texts in the queue.
+    """
+
+    def __init__(self, label: Label, batch_size: int, most_waiting: int, seconds: float, metrics: Metrics) -> None:
+        self.label, self.batch_size, self.most_waiting, self.seconds = label, batch_size, most_waiting, seconds
+        self.metrics, self.thread = metrics, ThreadPoolExecutor(1)
+        self.waiting: list[Waiting] = []
+        self.running = 0  # cost of the batch that is being labelled
+        self.arrived = asyncio.Event()
+        self.speed = 0.0  # recent cost per second
+        self.ended: float | None = None  # when the last batch ended, if the queue was not empty
+
+    def warm_up(self, row: Row) -> None:
+        """Labels a text so that the first request is fast, and a batch of it to estimate the speed."""
+        self.label([row])
+        start = time.perf_counter()
+        answers = self.label([row] * self.batch_size)
+        self.speed = self.batch_size * cost_of(row) / (time.perf_counter() - start)
+        if isinstance(answers[0], Exception):
+            raise answers[0]
+
+    async def ask(self, rows: list[Row]) -> list[Any]:
+        """The answers to the rows of a request. Raises Busy if they would take too long."""
+        costs = [cost_of(row) for row in rows]
+        ahead = self.running + sum(text.cost for text in self.waiting)
+        expected = (ahead + sum(costs)) / self.speed
+        if ahead and (expected > self.seconds / 2 or len(self.waiting) + len(rows) > self.most_waiting):
+            raise Busy(expected)
+        loop = asyncio.get_running_loop()
+        added = [Waiting(row, cost, loop.create_future()) for row, cost in zip(rows, costs)]
+        self.waiting += added
+        self.metrics.waiting.set(len(self.waiting))
+        self.arrived.set()
+        return await asyncio.gather(*(text.answer for text in added))
+
+    def next_batch(self) -> list[Waiting]:
+        """Takes the text that has waited longest, and those nearest to it in length, from the queue."""
+        first = self.waiting[0].cost
+        nearest = sorted(range(len(self.waiting)), key=lambda i: abs(self.waiting[i].cost - first))
+        chosen = set(nearest[: self.batch_size])
+        batch = [text for i, text in enumerate(self.waiting) if i in chosen]
+        self.waiting = [text for i, text in enumerate(self.waiting) if i not in chosen]
+        self.metrics.waiting.set(len(self.waiting))
+        return batch
+
+    async def run(self) -> None:
+        """Labels texts as they arrive, in an endless loop."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self.arrived.wait()
+            batch = self.next_batch()
+            if not self.waiting:
+                self.arrived.clear()
+            self.running = sum(text.cost for text in batch)
+            start = time.perf_counter()
+            try:
+                answers = await loop.run_in_executor(self.thread, self.label, [text.row for text in batch])
+            except Exception as error:  # of the model: all requests of the batch fail, later ones do not
+                answers = [error] * len(batch)
+            now = time.perf_counter()
+            speed = self.running / (now - (self.ended or start))
+            if len(batch) > self.batch_size // 4 or speed > self.speed:  # in a small batch fixed costs dominate
+                self.speed += 0.2 * (speed - self.speed)
+            self.running, self.ended = 0, now if self.waiting else None
+            self.metrics.batch_size.observe(len(batch))
+            self.metrics.batch_seconds.observe(now - start)
+            for text, answer in zip(batch, answers):
+                if text.answer.done():  # cancelled because the server is shutting down
+                    continue
+                if isinstance(answer, Exception):
+                    text.answer.set_exception(answer)
+                else:
+                    text.answer.set_result(answer)
+
+
+def labeller(predictor: Callable, batch_size: int, input_error: type[Exception]) -> Label:
+    """A function rows -> answers, with an InputError in place of the answer for a row that cannot be labelled."""
+
+    def label(rows: list[Row]) -> list[Any]:
+        try:
+            return predictor(rows, batch_size)
+        except input_error as error:
+            if len(rows) == 1:
+                return [input_error(str(error).removeprefix("row 1: "))]  # not its number in the request
+            return [answer for row in rows for answer in label([row])]
+
+    return label
