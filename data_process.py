@@ -10,7 +10,7 @@ labelling.py, splits in splits.py, data checks in checks.py.
 
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -98,8 +98,8 @@ def prepare(config: DataConfig) -> tuple[dict[str, list[dict[str, Any]]], dict[s
 
 def with_own_kinds(tasks: dict[str, dict[str, Any]], types: dict[str, str]) -> dict[str, dict[str, Any]]:
     """labels.json, extended by custom types and the kinds they are based on. types: {task: type}"""
-    own = {name: {"type": kind, "kind": KINDS[kind]} for name, kind in types.items() if KINDS.get(kind, kind) != kind}
-    return {name: task | own.get(name, {}) for name, task in tasks.items()}
+    own = {name: kind for name, kind in types.items() if KINDS.get(kind, kind) != kind}
+    return tasks | {name: replace(tasks[name], type=kind, kind=KINDS[kind]) for name, kind in own.items()}
 
 
 def process(config: DataConfig) -> None:
@@ -160,7 +160,7 @@ def write_folds(folder: Path, data: Prepared, config: DataConfig) -> None:
     The labels are those of all folds together, so that the models of the folds can be averaged.
     """
     pool, folds = data.folds()
-    types = data.kinds | {name: task["type"] for name, task in (data.tasks or {}).items()}
+    types = data.kinds | {name: task.type for name, task in (data.tasks or {}).items()}
     types |= config.label_types_by_name()
     data.tasks = with_own_kinds(collect_labels({"train": pool}, data.kinds), types)
     rest = {"test": data.parts["test"]} if "test" in data.parts else {}

@@ -17,6 +17,7 @@ from engine.run.files import digest, require_file
 from engine.schema import parse_json
 from engine.task.extras import extras_of, require_extras
 from engine.task.tags import kind_of, needs_words, read_tasks
+from engine.task.task import tasks_to_json
 from engine.task.text import text_of
 from preprocess.labels import kinds as labels
 
@@ -179,7 +180,7 @@ def encode_rows(examples):
 
 
 def write_labels(folder, tasks):
-    (folder / "labels.json").write_bytes((json.dumps(tasks, ensure_ascii=False, indent=1) + "\n").encode())
+    (folder / "labels.json").write_bytes((json.dumps(tasks_to_json(tasks), ensure_ascii=False, indent=1) + "\n").encode())
 
 
 def require_own_folder(folder, source):

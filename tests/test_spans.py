@@ -19,10 +19,11 @@ from engine.data.features import Featurizer
 from engine.data.tokenizer import train_tokenizer
 from engine.errors import UserError
 from engine.model import span_pointer
-from engine.model.head import best_threshold
+from engine.model.span_pointer import best_threshold
 from engine.predict.ensemble import average_heads, deciding_state, mean_predictions
 from engine.run.signals import Interrupted
 from engine.task.tags import IGNORE
+from engine.task.task import Task
 from engine.task.text import place_tokens
 from main import main
 from model_utils import MyModel, SpanHead
@@ -202,7 +203,7 @@ def test_of_two_windows_the_one_counts_whose_edge_is_farther():
 
 
 WORDS = "abc def ghi jkl mno pqr stu vwx yz".split()
-TASKS = {"entities": {"type": "spans", "labels": ["x", "y"], "unit": "word"}}
+TASKS = {"entities": Task("spans", labels=["x", "y"], unit="word")}
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +272,7 @@ def test_the_mean_over_folds():
 
 
 def test_scores_of_spans():
-    tasks = {"x": {"type": "spans", "labels": ["a", "b"]}}
+    tasks = {"x": Task("spans", labels=["a", "b"])}
     gold = [[[0, 1, "a"], [0, 0, "b"]], [[1, 1, "a"]], [], None]
     predicted = [[[0, 0, "b"], [0, 1, "a"]], [[1, 1, "b"], [1, 2, "a"]], [], [[0, 0, "a"]]]
     scores = metrics.score(tasks, {"x": gold}, {"x": predicted})
@@ -281,7 +282,7 @@ def test_scores_of_spans():
     assert report["a"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
     assert report["b"] == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "support": 1}
     assert metrics.default_monitor(tasks) == "x_f1" and "x_recall" in metrics.score_names(tasks)
-    both = tasks | {"intent": {"type": "classification", "labels": ["c"]}}
+    both = tasks | {"intent": Task("classification", labels=["c"])}
     assert metrics.default_monitor(both) == "sentence_accuracy"
 
 
@@ -344,11 +345,11 @@ def rows_of(path):
 
 def test_overlapping_spans_are_a_task_of_spans(raw, nested):
     tasks = read_json(nested / "labels.json")
-    assert tasks["banks"]["type"] == "tagging" and tasks["mood"]["type"] == "classification"
-    assert tasks["entities"]["type"] == "spans" and tasks["entities"]["labels"] == ["bank", "city"]
+    assert tasks["banks"].type == "tagging" and tasks["mood"].type == "classification"
+    assert tasks["entities"].type == "spans" and tasks["entities"].labels == ["bank", "city"]
     given = [row for row in rows_of(raw) if row["split"] == "train"]
     counts = [sum(span[2] == kind for row in given for span in row["entities"] or []) for kind in ("bank", "city")]
-    assert tasks["entities"]["counts"] == counts and tasks["entities"]["unit"] == "word"
+    assert tasks["entities"].counts == counts and tasks["entities"].unit == "word"
     for row, written in zip(given, rows_of(nested / "train.jsonl")):
         places = place_tokens(written["text"], written["tokens"])
         if row["entities"] is None:

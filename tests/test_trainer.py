@@ -1,5 +1,6 @@
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,11 @@ from engine.data.tokenizer import load_tokenizer
 from engine.errors import UserError
 from engine.run.signals import Interrupted
 from engine.train import checkpoint
-from engine.train.automatic import settle
+from engine.train.automatic import resolve
 from engine.train.optimization import parameter_groups
-from model_utils import MyModelOutput, build_model
+from model_utils import MyModelOutput, build_model, mean_output
 from preprocess.schema import load_labels, training_texts
-from trainer import Evaluation, Trainer, build_optimizer, build_scheduler
+from trainer import Evaluation, Trainer, TrainingSetup, build_optimizer, build_scheduler
 from tricks import build_tricks
 
 
@@ -43,19 +44,26 @@ def make_trainer(config, rows=None, own_optimizer=None):
     else:
         train_loader, dev_loader = build_loaders(config, data, encoder, torch.device("cpu"))
     model = build_model(config, tokenizer, tasks)
-    settle(config, model.encoder, torch.device("cpu"), len(train_loader))
+    config = resolve(config, model.encoder, torch.device("cpu"), len(train_loader))
     tricks = build_tricks(model, config)
     make = own_optimizer or (lambda groups: build_optimizer(groups, "cpu"))
     optimizer = make(tricks.param_groups(parameter_groups(model, config)))
     scheduler = build_scheduler(optimizer, config, -(-len(train_loader) // config.gradient_accumulation_steps))
-    return Trainer(
-        model, tokenizer, tasks, config, torch.device("cpu"), train_loader, dev_loader, optimizer, scheduler, tricks
-    )
+    tricks.begin(train_loader, config)
+    setup = TrainingSetup(train_loader, dev_loader, optimizer, scheduler, tricks)
+    return Trainer(model, tokenizer, tasks, config, torch.device("cpu"), setup)
 
 
 def forward_backward(trainer, batch, label_counts):
     """Adds one micro-batch's gradient, with all tricks, as `train_one_epoch` does. -> MyModelOutput"""
-    return trainer.tricks.forward_backward(trainer.forward, trainer.backward, batch, label_counts)
+    outputs = []
+    for is_logged in trainer.tricks.passes(batch):
+        forward = partial(trainer.model, batch.inputs, batch.labels, label_counts)
+        with torch.autocast("cpu", trainer.dtype, enabled=trainer.dtype is not None):
+            output = trainer.tricks.forward(forward, batch) if trainer.tricks else forward()
+        trainer.scaler.scale(output.total_loss).backward()
+        outputs += [output] if is_logged else []
+    return outputs[0] if len(outputs) == 1 else mean_output(outputs)
 
 
 def train(config, **own):
@@ -446,7 +454,7 @@ def test_long_texts_are_scored_against_their_full_gold(tiny):
     example = {
         "id": "0",
         "tokens": words,
-        "intent": trainer.tasks["intent"]["labels"][0],
+        "intent": trainer.tasks["intent"].labels[0],
         "slots": ["O"] * 299 + ["B-city"],
     }
     loader = MyDataLoader(MyDataset([example], trainer.train_loader.dataset.featurizer), 1)

@@ -19,6 +19,7 @@ from engine.model.span_pointer import encode, num_outside
 from engine.run.files import sha256
 from engine.task.extras import extras_of, standardize
 from engine.task.tags import IGNORE, has_spans, is_tagging, kind_of, needs_words
+from engine.task.task import tasks_to_json
 from engine.task.text import join_tokens
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Featurizer:
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
         del tokenizer["truncation"], tokenizer["padding"]  # set by each call
         version = 4  # raise it when the columns change
-        depends = [version, tokenizer, self.tasks, self.max_length, self.stride, self.truncation]
+        depends = [version, tokenizer, tasks_to_json(self.tasks), self.max_length, self.stride, self.truncation]
         depends += ["word ends"] if self.word_ends else []
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 

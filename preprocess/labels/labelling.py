@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from engine.errors import UserError
 from engine.task.extras import column_statistics, require_extras
+from engine.task.task import tasks_of
 from engine.task.tags import TagFacts, entities_in, has_spans, is_tagging, needs_words, require_distinct
 from engine.task.text import split_text
 from preprocess.labels import kinds as labels
@@ -654,7 +655,7 @@ def label_info(found, sizes, tasks, first):
             task["pairs"] = True
         if extras:
             task["extras"] = extras
-    return info
+    return tasks_of(info)
 
 
 def present_in(column):
