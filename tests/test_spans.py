@@ -152,7 +152,7 @@ def test_the_divergence_is_that_of_bernoulli_distributions():
 
 def test_the_threshold_gives_the_best_f1_there_is():
     rng = random.Random(1)
-    head = SpanHead(8, {"labels": ["a", "b"]})
+    head = SpanHead(8, Task("spans", labels=["a", "b"]))
     for _ in range(20):
         found, gold = [], []
         for _ in range(6):
@@ -180,7 +180,7 @@ def test_the_threshold_gives_the_best_f1_there_is():
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
 def test_logits_are_finite_in_half_precision(kind):
-    head = SpanHead(16, {"labels": ["a", "b"]})
+    head = SpanHead(16, Task("spans", labels=["a", "b"]))
     vectors, mask = 20 * torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.bool)
     full = head(vectors, {"word_mask": mask})
     with torch.autocast("cpu", kind):
@@ -345,11 +345,11 @@ def rows_of(path):
 
 def test_overlapping_spans_are_a_task_of_spans(raw, nested):
     tasks = read_json(nested / "labels.json")
-    assert tasks["banks"].type == "tagging" and tasks["mood"].type == "classification"
-    assert tasks["entities"].type == "spans" and tasks["entities"].labels == ["bank", "city"]
+    assert tasks["banks"]["type"] == "tagging" and tasks["mood"]["type"] == "classification"
+    assert tasks["entities"]["type"] == "spans" and tasks["entities"]["labels"] == ["bank", "city"]
     given = [row for row in rows_of(raw) if row["split"] == "train"]
     counts = [sum(span[2] == kind for row in given for span in row["entities"] or []) for kind in ("bank", "city")]
-    assert tasks["entities"].counts == counts and tasks["entities"].unit == "word"
+    assert tasks["entities"]["counts"] == counts and tasks["entities"]["unit"] == "word"
     for row, written in zip(given, rows_of(nested / "train.jsonl")):
         places = place_tokens(written["text"], written["tokens"])
         if row["entities"] is None:

@@ -645,7 +645,7 @@ def test_a_logged_loss_is_the_mean_over_the_steps_that_were_used(tiny):
     trainer = make_trainer(tiny(log_steps=2))
     batch = trainer.train_loader.dataset.batch([0, 1])
     for value in (2.0, 2.0):
-        trainer.losses.add(MyModelOutput(torch.tensor(value)))
+        trainer.losses.add([MyModelOutput(torch.tensor(value))])
         for p in trainer.trained:
             p.grad = torch.ones_like(p) * (float("inf") if len(trainer.losses.unseen_steps) else 1)
         trainer.optimizer_step([batch])

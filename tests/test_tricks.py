@@ -10,7 +10,7 @@ import itertools
 import logging
 import math
 import operator
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -27,6 +27,7 @@ import tricks
 from config import Config, seed_torch
 from data_loader import Batch
 from engine.errors import UserError
+from engine.run.command_line import option
 from engine.run.signals import Interrupted
 from engine.task.task import Task
 from engine.train import checkpoint
@@ -907,9 +908,12 @@ def test_a_trick_of_your_own_is_one_class_and_its_place_in_the_list(tiny, monkey
                     p.grad += 1e-3 * torch.randn_like(p)
 
     monkeypatch.setattr(tricks, "TRICKS", [*tricks.TRICKS, GradientNoise])
-    config = tiny(epochs=1)
-    object.__setattr__(config, "gradient_noise", True)
-    trainer = make_trainer(config)
+
+    @dataclass(frozen=True)
+    class OwnConfig(Config):
+        gradient_noise: bool = option(True, "noise on the gradients")
+
+    trainer = make_trainer(OwnConfig(**asdict(tiny(epochs=1))))
     assert [type(trick) for trick in trainer.tricks] == [GradientNoise]
     trainer.train()
     assert len(seen) == len(trainer.train_loader)

@@ -27,6 +27,7 @@ from engine.predict.predictions import Predictions, text_and_places
 from engine.run.files import appearing_whole, write_json
 from engine.run.run_folder import EVALUATE, read_result, read_result_lines
 from engine.schema import AnyOf, Optional, Range
+from engine.task.task import tasks_to_json
 from engine.task.tags import TASK, kind_of
 
 SMALLEST = 1e-4  # less probable labels are left out
@@ -122,7 +123,7 @@ def write_about(folder: Path, trainer: Any, trained: Any, parts: list[str], metr
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     root = Path(__file__).resolve().parents[2]
     about = {
-        "tasks": tasks,
+        "tasks": tasks_to_json(tasks),
         "kinds": looks(tasks, metrics),
         "monitor": trained.monitor or metrics.default_monitor(tasks),
         "main_scores": {name: metrics.MAIN[metrics.kind_of(task)] for name, task in tasks.items()},
@@ -131,7 +132,7 @@ def write_about(folder: Path, trainer: Any, trained: Any, parts: list[str], metr
         "data_path": str(config.data_dir),
         "options": options_of(trained),
         "seed": trained.random_seed,
-        "by_tokens": any("unit" in task for task in tasks.values()),
+        "by_tokens": any(task.unit for task in tasks.values()),
         "log": str(Path(config.log_output_path or folder) / config.log_output_file),
         "device": f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else name,
         "torch": torch.__version__,

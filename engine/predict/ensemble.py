@@ -89,7 +89,7 @@ def decode(head: Head, means: list[torch.Tensor], size: int = 64) -> list:
     for start in range(0, len(order), size):
         numbers = order[start : start + size]
         batch = [means[i] for i in numbers]
-        logits = head.from_average(pad_sequence(batch, batch_first=True) if by_words else torch.stack(batch))
+        logits = head.distribution.from_average(pad_sequence(batch, batch_first=True) if by_words else torch.stack(batch))
         lengths, inputs = torch.tensor([len(mean) if by_words else 0 for mean in batch]), {}
         if by_words:
             inputs["word_mask"] = torch.arange(logits.shape[1]) < lengths.unsqueeze(1)
@@ -134,7 +134,7 @@ def calibrate(
             head.calibrate(chosen, [data[i][name] for i in rows])
         else:
             labels = data.batch(data.first_rows[rows]).labels[name]
-            head.calibrate(head.from_average(torch.stack(chosen)), labels)
+            head.calibrate(head.distribution.from_average(torch.stack(chosen)), labels)
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------

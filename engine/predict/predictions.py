@@ -66,7 +66,7 @@ class Answers:
         if not head.finds_spans:
             answers, probabilities = answers.tolist(), probabilities.tolist()
         keep = name in self.keep and not head.finds_spans
-        averages: Any = head.to_average(logits).cpu() if keep else [None] * len(answers)
+        averages: Any = head.distribution.to_average(logits).cpu() if keep else [None] * len(answers)
         for i, row in enumerate(batch.rows.tolist()):
             if head.finds_spans:
                 first, size = int(data.columns["first_word"][row]), int(self.num_words[row])
