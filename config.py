@@ -21,7 +21,7 @@ logger = logging.getLogger("template")
 ROOT = Path(__file__).resolve().parent  # of the repository
 
 
-@dataclass
+@dataclass(frozen=True)
 class Config(SavedOptions, CheckedOptions):
     """Options of `main.py`."""
 
@@ -242,7 +242,8 @@ class Config(SavedOptions, CheckedOptions):
 
     def __post_init__(self):
         if self.debug and not (self.do_train or self.do_eval or self.do_predict):
-            self.do_train = self.do_eval = self.do_predict = True
+            for name in ("do_train", "do_eval", "do_predict"):
+                object.__setattr__(self, name, True)
         check_options(self)
 
     @property

@@ -38,6 +38,7 @@ from engine.errors import UserError
 from engine.run import distributed
 from engine.run.files import sha256
 from engine.task.tags import IGNORE
+from engine.task.task import Task
 from preprocess.readers.sources import TextRows, read_unlabelled
 from preprocess.schema import read_processed
 
@@ -59,7 +60,7 @@ class Batch(NamedTuple):
 def make_batch(
     columns: dict[str, Any],
     rows: np.ndarray,
-    tasks: dict[str, dict[str, Any]],
+    tasks: dict[str, Task],
     pad_id: int,
     numbers: np.ndarray | None = None,
     multiple: int = 1,
@@ -397,7 +398,7 @@ def pin(batch: Batch) -> Batch:
     )
 
 
-def unlabelled_texts(config: Config, tasks: dict[str, dict[str, Any]], train_path: Path) -> TextRows | None:
+def unlabelled_texts(config: Config, tasks: dict[str, Task], train_path: Path) -> TextRows | None:
     """The texts of --unlabelled, as examples like those of a training file, but without labels."""
     if not config.unlabelled:
         return None

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from data_loader import MyDataLoader, MyDataset, MyIterableDataLoader
     from engine.data.features import Featurizer
+    from engine.task.task import Task
     from preprocess.readers.sources import TextRows
     from trainer import Trainer
 
@@ -62,7 +63,7 @@ def main(config: Config) -> Any:  # an exit code, or None
             get_logger(log_path, logging.DEBUG if config.debug else logging.INFO)
         seed_torch(config.random_seed, config.deterministic)
         keep_freed_memory(device)
-        keep_to_run(config, run_dir, device)
+        config = keep_to_run(config, run_dir, device)
 
         if config.do_train and config.debug:
             return rehearse_and_check(config, device, run_dir, texts)
@@ -105,7 +106,7 @@ def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, te
 
 def load_data(
     config: Config, device: torch.device, limit: int | None = None
-) -> tuple[PreTrainedTokenizerBase, dict[str, dict[str, Any]], MyDataLoader | MyIterableDataLoader, MyDataLoader]:
+) -> tuple[PreTrainedTokenizerBase, dict[str, Task], MyDataLoader | MyIterableDataLoader, MyDataLoader]:
     """(tokenizer, tasks, train loader, dev loader). limit: the number of examples to read of each part."""
     from data_loader import build_loaders
     from engine.data.features import Featurizer
@@ -116,7 +117,7 @@ def load_data(
 
     data_path = config.data_dir
     tasks = load_labels(data_path)
-    for line in config.unused_options([task["type"] for task in tasks.values()]):
+    for line in config.unused_options([task.kind for task in tasks.values()]):
         logger.warning(line)
     tokenizer = distributed.from_first(
         lambda: load_tokenizer(config, lambda: training_texts(data_path / "train.jsonl"))
@@ -130,34 +131,35 @@ def build_trainer(
     config: Config,
     device: torch.device,
     tokenizer: PreTrainedTokenizerBase,
-    tasks: dict[str, dict[str, Any]],
+    tasks: dict[str, Task],
     train_loader: MyDataLoader | MyIterableDataLoader,
     dev_loader: MyDataLoader,
 ) -> Trainer:
     """Builds the model, its optimizer, its schedule and the tricks, and the Trainer of them."""
-    from engine.train.automatic import settle
+    from engine.train.automatic import resolve
     from engine.train.optimization import parameter_groups, steps_per_epoch
     from model_utils import build_model
-    from trainer import Trainer, build_optimizer, build_scheduler
+    from trainer import Trainer, TrainingSetup, build_optimizer, build_scheduler
     from tricks import build_tricks
 
     model = build_model(config, tokenizer, tasks).to(device)
-    settle(config, model.encoder, device, len(train_loader))
+    config = resolve(config, model.encoder, device, len(train_loader))
     tricks = build_tricks(model, config)
     optimizer = build_optimizer(tricks.param_groups(parameter_groups(model, config)), device)
     scheduler = build_scheduler(optimizer, config, steps_per_epoch(len(train_loader), config))
-
-    return Trainer(model, tokenizer, tasks, config, device, train_loader, dev_loader, optimizer, scheduler, tricks)
+    tricks.begin(train_loader, config)
+    setup = TrainingSetup(train_loader, dev_loader, optimizer, scheduler, tricks)
+    return Trainer(model, tokenizer, tasks, config, device, setup)
 
 
 def load_trained(folder: str | Path, config: Config, device: torch.device) -> tuple[Trainer, Featurizer]:
     """(Trainer with a checkpoint's model, its Featurizer), as a new process on another machine would load them."""
-    from engine.train.automatic import settle_precision
+    from engine.train.automatic import resolve_precision
     from model_utils import load_with_featurizer
     from trainer import Trainer
 
     model, featurizer, trained = load_with_featurizer(folder, config.pretrain_model_path)
-    settle_precision(config, model.encoder, device, trained.precision)
+    config = resolve_precision(config, model.encoder, device, trained.precision)
     return Trainer(model, featurizer.tokenizer, featurizer.tasks, config, device), featurizer
 
 

@@ -143,7 +143,7 @@ def label_scores(right: Counter[str], predicted: Counter[str], gold: Counter[str
 def scoring_kind(task: dict[str, Any]) -> str:
     """The kind by which a task is scored; a custom type as the kind that its labels fit, until it has an entry in
     SCORES. "words": tagging whose tags are not entities (no B-, I-, …)."""
-    kind = task["type"] if task["type"] in SCORES else kind_of(task)
+    kind = task.type if task.type in SCORES else kind_of(task)
     if is_tagging(kind) and (kind == "tagging" or kind not in SCORES):
         return "tagging" if names_entities(task) else "words"
     unknown = "spans" if has_spans(kind) else "classification"

@@ -22,7 +22,8 @@ from config import Config
 from engine.data.features import Featurizer
 from engine.errors import UserError
 from engine.model import span_pointer
-from engine.model.crf import CRF, PathStatistics, has_all_labels
+from engine.model.crf import CRF, has_all_labels
+from engine.model.distributions import Bernoulli, Normal, Paths, Softmax, Spans  # noqa: F401 (Softmax: for custom heads)
 from engine.model.encoders import (
     build_transformer,
     freeze_layers,
@@ -31,11 +32,10 @@ from engine.model.encoders import (
     require_plausible,
     takes_wide_mask,
 )
-from engine.model.head import Head, ImbalanceOptions, NormalStatistics, SigmoidStatistics, TaskDict, best_threshold
+from engine.model.head import Head, ImbalanceHead, TaskDict
 from engine.model.pooling import mean_of_tokens, text_vectors, word_vectors  # noqa: F401 (means: for custom heads)
-from engine.model.span_pointer import SpanAnswers
 from engine.run.command_line import first_line
-from engine.task.tags import IGNORE, read_tasks
+from engine.task.task import IGNORE, Task, read_tasks
 from engine.train import checkpoint
 
 if TYPE_CHECKING:
@@ -50,38 +50,40 @@ class MyModelOutput:
     counts: dict = field(default_factory=dict)  # {task: ()}, what each loss was divided by
 
 
-def mean_output(outputs: Sequence[MyModelOutput], total_loss: torch.Tensor) -> MyModelOutput:
-    """Combines several: the mean of their losses, this total, and the logits of the first."""
+def mean_output(outputs: Sequence[MyModelOutput]) -> MyModelOutput:
+    """Combines several: the mean of their losses, and the logits of the first."""
     losses = {name: sum(output.losses[name] for output in outputs) / len(outputs) for name in outputs[0].losses}
-    return replace(outputs[0], total_loss=total_loss, losses=losses)
+    total = sum(output.total_loss for output in outputs) / len(outputs)
+    return replace(outputs[0], total_loss=total, losses=losses)
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """How the heads read the encoder's output, and how their losses combine."""
+
+    use_crf: bool = False
+    num_shared_layers: int = 0
+    dropout: float = 0.1
+    dropout_samples: int = 1  # dropout masks under which the heads read each text in training (Inoue, arXiv:1905.09788)
+    task_weights: dict[str, float] = field(default_factory=dict)
+    pooling: str = "first"
+    word_pooling: str = "first"
 
 
 class MyModel(nn.Module):
-    """Encoder -> OutputLayer -> MyLoss. It holds any encoder and subclasses none, so weights load unchanged.
-
-    tasks: {name: {"type", "labels", …}} as in labels.json.
-    """
+    """Encoder -> OutputLayer -> MyLoss. It holds any encoder and subclasses none, so weights load unchanged."""
 
     def __init__(
-        self,
-        encoder: nn.Module,
-        hidden_size: int,
-        tasks: dict[str, dict[str, Any]],
-        use_crf: bool = False,
-        num_shared_layers: int = 0,
-        dropout: float = 0.1,
-        task_weights: dict[str, float] | None = None,
-        pooling: str = "first",
-        word_pooling: str = "first",
+        self, encoder: nn.Module, hidden_size: int, tasks: dict[str, Task], options: HeadOptions | None = None
     ):
         super().__init__()
-        unknown = set(task_weights or {}) - set(tasks)
-        if unknown:
+        options = options or HeadOptions()
+        if unknown := set(options.task_weights) - set(tasks):
             raise UserError(f"--task_weights names {', '.join(sorted(unknown))}, but the tasks are {', '.join(tasks)}")
         self.encoder = encoder
-        self.output_layer = OutputLayer(hidden_size, tasks, use_crf, num_shared_layers, dropout, pooling, word_pooling)
-        self.loss = MyLoss(task_weights)
-        self.dropout_samples = 1  # see MultiSampleDropout in tricks.py
+        self.output_layer = OutputLayer(hidden_size, tasks, options)
+        self.loss = MyLoss(options.task_weights)
+        self.dropout_samples = options.dropout_samples
         takes_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
         self.takes_token_types = takes_types and not is_causal(encoder)  # GPT-2 would add the word vector of token 0
         # transformers checks whether a (B, L) mask is all ones, for which the host would have to wait on a GPU
@@ -95,22 +97,25 @@ class MyModel(nn.Module):
         labels: dict[str, torch.Tensor] | None = None,
         label_counts: dict[str, torch.Tensor] | None = None,
     ) -> MyModelOutput:
-        """inputs, labels: as in data_loader.Batch. The output has losses if there are labels.
+        """inputs, labels: as in data_loader.Batch. The output has losses if there are labels: of each task the sum of
+        its losses over the number of its labels.
 
-        label_counts: for each task, the number of labels to average its loss over (under gradient accumulation that of
-        the whole group); default: that of this batch.
+        label_counts: those numbers (under gradient accumulation of the whole group); default: of this batch.
         """
         hidden = self.encode(inputs)
         if labels is None:
             return MyModelOutput(logits=self.output_layer(hidden, inputs))
         outputs = []
         for _ in range(self.dropout_samples if self.training else 1):
-            logits = self.output_layer(hidden, inputs)
+            logits, losses = self.output_layer(hidden, inputs), {}
             with torch.autocast(hidden.device.type, enabled=False):  # losses and the CRF stay in fp32
-                outputs.append(self.loss(self.output_layer.heads, logits, labels, inputs, label_counts))
-        if len(outputs) == 1:
-            return outputs[0]
-        return mean_output(outputs, sum(output.total_loss for output in outputs) / len(outputs))
+                counts = label_counts or self.count_labels(inputs, labels)
+                counts = {name: torch.where(count > 0, count, 1) for name, count in counts.items()}  # 0 / 1: no labels
+                for name, head in self.output_layer.heads.items():
+                    if name in labels:
+                        losses[name] = head.loss(logits[name], labels[name], inputs) / counts[name]
+            outputs.append(MyModelOutput(self.loss(losses), losses, logits, counts))
+        return outputs[0] if len(outputs) == 1 else mean_output(outputs)
 
     def encode(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The encoder's hidden states, (B, L, H)."""
@@ -128,7 +133,9 @@ class MyModel(nn.Module):
         with torch.autocast(batch.inputs["input_ids"].device.type, enabled=False):
             return sum(
                 self.loss.task_weights.get(name, 1.0)
-                * heads[name].divergence(first.logits[name], second.logits[name], batch.labels[name], batch.inputs)
+                * heads[name].distribution.divergence(
+                    first.logits[name], second.logits[name], batch.labels[name], batch.inputs
+                )
                 / count
                 for name, count in first.counts.items()
             )
@@ -151,30 +158,23 @@ class OutputLayer(nn.Module):
     the hidden states unchanged.
     """
 
-    def __init__(
-        self,
-        hidden_size: int,
-        tasks: dict[str, dict[str, Any]],
-        use_crf: bool = False,
-        num_shared_layers: int = 0,
-        dropout: float = 0.1,
-        pooling: str = "first",
-        word_pooling: str = "first",
-    ):
+    def __init__(self, hidden_size: int, tasks: dict[str, Task], options: HeadOptions):
         super().__init__()
-        self.pooling, self.word_pooling = pooling, word_pooling
-        self.dropout = nn.Dropout(dropout)
+        self.pooling, self.word_pooling = options.pooling, options.word_pooling
+        self.dropout = nn.Dropout(options.dropout)
         self.shared = nn.ModuleList(
-            nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Dropout(dropout))
-            for _ in range(num_shared_layers)
+            nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Dropout(options.dropout))
+            for _ in range(options.num_shared_layers)
         )
-        if unknown := {task["type"] for task in tasks.values()} - set(HEADS):
+        types = {name: task.type for name, task in tasks.items()}
+        if unknown := set(types.values()) - set(HEADS):
             raise UserError(
                 f"labels.json: no head for the type {', '.join(sorted(unknown))}; "
                 f"HEADS in model_utils.py has {', '.join(HEADS)}"
             )
-        kinds = {name: "crf_tagging" if use_crf and t["type"] == "tagging" else t["type"] for name, t in tasks.items()}
-        self.heads: Any = TaskDict({name: HEADS[kinds[name]](hidden_size, task) for name, task in tasks.items()})
+        if options.use_crf:
+            types = {name: "crf_tagging" if type == "tagging" else type for name, type in types.items()}
+        self.heads: Any = TaskDict({name: HEADS[types[name]](hidden_size, task) for name, task in tasks.items()})
 
     def forward(self, hidden: torch.Tensor, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         vectors = {"text": text_vectors(hidden, inputs, self.pooling)}
@@ -192,7 +192,7 @@ class OutputLayer(nn.Module):
 # ---- heads ---------------------------------------------------------------------------------------------------------
 
 
-class ClassificationHead(ImbalanceOptions, Head):
+class ClassificationHead(ImbalanceHead):
     """One label per text: (B, H) -> logits (B, C). With class_weights the loss is the weighted mean."""
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -221,16 +221,16 @@ class ClassificationHead(ImbalanceOptions, Head):
         return counts.sum() / (len(counts) * counts)
 
 
-class MultilabelHead(ImbalanceOptions, SigmoidStatistics, Head):
+class MultilabelHead(ImbalanceHead):
     """Any number of labels per text: (B, H) -> logits (B, C). Labels (B, C) are 0, 1 or IGNORE.
 
     A label is predicted if its probability reaches `threshold`, fitted on dev (best micro F1), saved with the weights.
     """
 
-    needs_calibration = True
+    family, needs_calibration = Bernoulli, True
     threshold: torch.Tensor
 
-    def __init__(self, hidden_size: int, task: dict[str, Any]):
+    def __init__(self, hidden_size: int, task: Task):
         super().__init__(hidden_size, task)
         self.register_buffer("threshold", torch.tensor(0.5))
 
@@ -248,23 +248,26 @@ class MultilabelHead(ImbalanceOptions, SigmoidStatistics, Head):
         return probabilities >= self.threshold, probabilities
 
     def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
-        labels = [label for label, taken in zip(self.task["labels"], answer) if taken]
+        labels = [label for label, taken in zip(self.task.labels, answer) if taken]
         return labels, [value for value, taken in zip(probability, answer) if taken]
 
     def balanced_weights(self, counts: torch.Tensor) -> torch.Tensor:
         """Rows without the label / rows with the label."""
-        return (self.task.get("rows", 0) - counts).clamp(min=1) / counts
+        return ((self.task.rows or 0) - counts).clamp(min=1) / counts
 
     def calibrate(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         has_labels = labels[:, 0] != IGNORE
-        threshold = best_threshold(logits[has_labels].sigmoid().flatten(), labels[has_labels].flatten(), lowest=0.0)
+        scores, right = logits[has_labels].sigmoid().flatten(), labels[has_labels].flatten()
+        threshold = span_pointer.best_threshold(scores, right, lowest=0.0)
         self.threshold.copy_(self.threshold if threshold is None else threshold)
 
 
-class RegressionHead(NormalStatistics, Head):
+class RegressionHead(Head):
     """One number per text: (B, H) -> (B,), in standard deviations from the mean of train. Labels: NaN if missing."""
 
-    def __init__(self, hidden_size: int, task: dict[str, Any]):
+    family = Normal
+
+    def __init__(self, hidden_size: int, task: Task):
         super().__init__(hidden_size, task, num_logits=1)
 
     def forward(self, vectors: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -272,11 +275,11 @@ class RegressionHead(NormalStatistics, Head):
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Sum of squared errors of the standardised values."""
-        targets = (labels - self.task["mean"]) / self.task["std"]
+        targets = (labels - self.task.mean) / self.task.std
         return torch.where(labels.isnan(), 0.0, (logits - targets.nan_to_num()) ** 2).sum()
 
     def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        numbers = logits.double() * self.task["std"] + self.task["mean"]
+        numbers = logits.double() * self.task.std + self.task.mean
         return numbers, torch.ones_like(numbers)
 
     def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
@@ -292,17 +295,17 @@ class TaggingHead(ClassificationHead):
     level = "words"
 
     def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
-        return [self.task["labels"][tag_id] for tag_id in answer], probability
+        return [self.task.labels[tag_id] for tag_id in answer], probability
 
 
-class CRFTaggingHead(PathStatistics, Head):
+class CRFTaggingHead(Head):
     """One tag per word, all tags of a text jointly: (B, W, H) -> emissions (B, W, C) of a conditional random field."""
 
-    level = "words"
+    level, family = "words", Paths
 
-    def __init__(self, hidden_size: int, task: dict[str, Any]):
+    def __init__(self, hidden_size: int, task: Task):
         super().__init__(hidden_size, task)
-        self.crf = CRF(task["labels"])
+        self.crf = CRF(task.labels)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """-log p(tags). A text with an unlabelled word is left out: its path has no likelihood."""
@@ -315,24 +318,25 @@ class CRFTaggingHead(PathStatistics, Head):
         return tags, logits.softmax(-1).gather(2, tags.unsqueeze(2)).squeeze(2)
 
     def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
-        return [self.task["labels"][tag_id] for tag_id in answer], probability
+        return [self.task.labels[tag_id] for tag_id in answer], probability
 
     def label_mask(self, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return inputs["word_mask"] & has_all_labels(labels, inputs["word_mask"]).unsqueeze(1)
 
 
-class SpanHead(SpanAnswers, Head):
+class SpanHead(Head):
     """Spans of words that may nest and overlap (engine/model/span_pointer.py): (B, W, H) -> logits (B, W, W + 2T).
 
     A span is predicted if its score reaches `threshold`, fitted on dev (best F1) and saved with the weights.
     """
 
-    level, size = "words", 64  # size: of the vectors q and k
-    numbers_a_word: Any
+    level, family, size = "words", Spans, 64  # size: of the vectors q and k
+    finds_spans, needs_calibration = True, True
+    threshold: torch.Tensor
 
-    def __init__(self, hidden_size: int, task: dict[str, Any]):
+    def __init__(self, hidden_size: int, task: Task):
         super().__init__(hidden_size, task, num_logits=2 * self.size)
-        self.borders = nn.Linear(2 * self.size, 2 * len(task["labels"]))  # a type's score for first and for last words
+        self.borders = nn.Linear(2 * self.size, 2 * len(task.labels))  # a type's score for first and for last words
         nn.init.constant_(self.borders.bias, -5.0)  # spans are rare: starts with few, as Lin et al., 2017
         self.register_buffer("threshold", torch.tensor(0.0))
 
@@ -348,6 +352,36 @@ class SpanHead(SpanAnswers, Head):
         """All spans that some threshold might accept; `to_labels` keeps those that reach the current one."""
         return span_pointer.find(logits, inputs["word_mask"])
 
+    def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
+        """The spans that reach the threshold: [[first word, last word, type]], and their probabilities."""
+        lowest, names = float(self.threshold.double().sigmoid()), self.task.labels
+        accepted = [(span, p) for span, p in zip(answer, probability) if p >= lowest]
+        return [[first, last, names[kind]] for (first, last, kind), _ in accepted], [p for _, p in accepted]
+
+    def label_mask(self, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """A text has one label, the set of its spans."""
+        first = torch.arange(labels.shape[1], device=labels.device).eq(0)
+        return first & span_pointer.has_labels(labels).unsqueeze(1)
+
+    def calibrate(self, logits: Any, labels: Any) -> None:
+        """Chooses the threshold with the best F1."""
+        threshold = span_pointer.threshold_of(logits, labels, self.task.labels)
+        self.threshold.copy_(self.threshold if threshold is None else threshold)
+
+    def real_logits(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return span_pointer.real_scores(logits, inputs["word_mask"])
+
+    def hits(self: Any, answers: Any, probabilities: Any, labels: torch.Tensor) -> tuple[int, int]:
+        """(twice the correct spans, predicted plus gold spans); their quotient is F1."""
+        right, total, names = 0, 0, self.task.labels
+        for answer, probability, row in zip(answers, probabilities, labels.tolist()):
+            if row[0] != IGNORE:
+                found = {tuple(span) for span in self.to_labels(answer, probability)[0]}
+                numbers = [number for number in row[1:] if number != IGNORE]
+                gold = {(f, last, names[kind]) for f, last, kind in zip(*(numbers[i::3] for i in range(3)))}
+                right, total = right + 2 * len(found & gold), total + len(found) + len(gold)
+        return right, total
+
 
 # A task's "type" in labels.json -> its head; with --use_crf "tagging" uses "crf_tagging"
 HEADS: dict[str, type[Head]] = {
@@ -361,28 +395,14 @@ HEADS: dict[str, type[Head]] = {
 
 
 class MyLoss(nn.Module):
-    """total = sum over tasks of weight * (sum of the task's losses / number of its labels)."""
+    """The total loss: the weighted sum of the tasks' losses."""
 
     def __init__(self, task_weights: dict[str, float] | None = None):
         super().__init__()
         self.task_weights = task_weights or {}
 
-    def forward(
-        self,
-        heads: Any,
-        logits: dict[str, torch.Tensor],
-        labels: dict[str, torch.Tensor],
-        inputs: dict[str, torch.Tensor],
-        label_counts: dict[str, torch.Tensor] | None = None,
-    ) -> MyModelOutput:
-        losses, counts = {}, {}
-        for name, head in heads.items():
-            if name in labels:
-                count = label_counts[name] if label_counts else head.label_weights(labels[name], inputs).sum()
-                counts[name] = torch.where(count > 0, count, 1)  # 0 / 1: no labels
-                losses[name] = head.loss(logits[name], labels[name], inputs) / counts[name]
-        weighted = [self.task_weights.get(name, 1.0) * loss for name, loss in losses.items()]
-        return MyModelOutput(sum(weighted), losses, logits, counts)
+    def forward(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+        return sum(self.task_weights.get(name, 1.0) * loss for name, loss in losses.items())
 
 
 # ---- building ------------------------------------------------------------------------------------------------------
@@ -442,24 +462,23 @@ def build_encoder(
 def build_model(
     config: Config,
     tokenizer: PreTrainedTokenizerBase,
-    tasks: dict[str, dict[str, Any]],
+    tasks: dict[str, Task],
     checkpoint: str | Path | None = None,
     base_path: str | None = None,
 ) -> MyModel:
     """The model as configured, on the CPU. checkpoint, base_path: as for `build_encoder`."""
     encoder, hidden_size = build_encoder(config, tokenizer, checkpoint, base_path)
     pooling, word_pooling = pooling_of(config, getattr(encoder, "config", None))
-    model = MyModel(
-        encoder,
-        hidden_size,
-        tasks,
+    options = HeadOptions(
         use_crf=config.use_crf,
         num_shared_layers=config.shared_layers,
         dropout=config.dropout,
+        dropout_samples=config.dropout_samples,
         task_weights=config.task_weights_by_name(),
         pooling=pooling,
         word_pooling=word_pooling,
     )
+    model = MyModel(encoder, hidden_size, tasks, options)
     for name, head in model.output_layer.heads.items():
         head.set_options(config, name)
     freeze_layers(model.encoder, config.freeze_layers)
@@ -468,7 +487,7 @@ def build_model(
 
 def load_checkpoint(
     folder: str | Path, base_path: str | None = None
-) -> tuple[MyModel, PreTrainedTokenizerBase, dict[str, dict[str, Any]], Config]:
+) -> tuple[MyModel, PreTrainedTokenizerBase, dict[str, Task], Config]:
     """(model, tokenizer, tasks, config) of a checkpoint, on the CPU. Needs no data and no hub; an unmerged LoRA adapter
     also needs its base model, where it was in training or at base_path."""
     folder = Path(folder)

@@ -10,26 +10,24 @@ import json
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
-from dataclasses import asdict
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 import metrics
 from engine.errors import UserError
-from engine.model.encoders import refuse_precision
 from engine.predict.predictions import Answers, Predictions, prediction_rows, write_predictions
 from engine.run import distributed
 from engine.run.signals import Interrupted, StopSignals
 from engine.train import checkpoint
-from engine.train.automatic import settle_patience, settle_precision
-from engine.train.optimization import clip_and_step, describe, describe_rates
+from engine.train.optimization import describe, describe_rates, warmup_steps
 from engine.train.progress import EpochBar, Progress, RunningLosses, line_of_scores
 from engine.tricks.trick import Tricks
 from logging_config import TRACKERS
@@ -39,7 +37,8 @@ if TYPE_CHECKING:
 
     from config import Config
     from data_loader import Batch, MyDataLoader, MyIterableDataLoader
-    from model_utils import MyModel, MyModelOutput
+    from engine.task.task import Task
+    from model_utils import MyModel
 
 logger = logging.getLogger("template")
 
@@ -55,21 +54,29 @@ def build_scheduler(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Linear warmup, then cosine or linear decay to --lrf of the peak, or constant; one value for each optimizer step.
 
-    With --use_swa the rate is constant after --swa_start of the steps: it keeps the value it has at that step.
+    Edit `factor`, or return any other scheduler that needs no score.
     """
-    total = max(1, config.epochs * steps_per_epoch)
-    warmup = round((config.epochs / 10 if config.warmup_epochs is None else config.warmup_epochs) * steps_per_epoch)
+    total, warmup = max(1, config.epochs * steps_per_epoch), warmup_steps(config, steps_per_epoch)
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        if config.use_swa:
-            step = min(step, max(warmup, round(config.swa_start * total)))
         done = min(1.0, (step - warmup) / max(1, total - warmup))
         left = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}[config.scheduler]
         return config.lrf + (1 - config.lrf) * left
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+@dataclass
+class TrainingSetup:
+    """What only training needs."""
+
+    train_loader: MyDataLoader | MyIterableDataLoader
+    dev_loader: MyDataLoader
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    tricks: Tricks = field(default_factory=Tricks)
 
 
 class Evaluation(NamedTuple):
@@ -80,56 +87,43 @@ class Evaluation(NamedTuple):
 
 
 class Trainer:
-    """Trains, evaluates and predicts with a MyModel.
+    """Trains, evaluates and predicts with a MyModel. Without a `setup` it cannot train."""
 
-    tasks: as in labels.json. Only `train` needs the loaders, optimizer, scheduler and tricks.
-    """
-
-    # in `train` none of the first four is None
-    train_loader: Any
-    dev_loader: Any
-    optimizer: Any
-    scheduler: Any
-    trackers: list[Any]
+    train_loader: MyDataLoader | MyIterableDataLoader
+    dev_loader: MyDataLoader
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
 
     def __init__(
         self,
         model: MyModel,
         tokenizer: PreTrainedTokenizerBase,
-        tasks: dict[str, dict[str, Any]],
-        config: Config,
+        tasks: dict[str, Task],
+        config: Config,  # without options at auto, see engine/train/automatic.py
         device: torch.device,
-        train_loader: MyDataLoader | MyIterableDataLoader | None = None,
-        dev_loader: MyDataLoader | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
-        scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
-        tricks: Tricks | None = None,
+        setup: TrainingSetup | None = None,
     ):
-        settle_precision(config, model.encoder, device)
-        settle_patience(config)
-        refuse_precision(model.encoder, config.precision)
         self.model, self.tokenizer, self.tasks = model.to(device), tokenizer, tasks
-        self.config, self.device = config, device
-        self.train_loader, self.dev_loader = train_loader, dev_loader
-        self.optimizer, self.scheduler, self.tricks = optimizer, scheduler, Tricks(tricks or ())
+        self.config, self.device, self.tricks = config, device, Tricks()
+        if setup is not None:
+            vars(self).update(vars(setup))
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
         self.trained = [p for p in model.parameters() if p.requires_grad]
-        self.checkpoints = config.run_dir / "checkpoints"
+        self.run_dir, self.checkpoints = config.run_dir, config.run_dir / "checkpoints"
         self.writer = checkpoint.Writer(self.checkpoints, tokenizer, tasks, config)
         self.monitor = config.monitor or metrics.default_monitor(tasks)
         if self.monitor not in (names := metrics.score_names(tasks)):
             raise UserError(f"--monitor={self.monitor} must be one of the scores: {', '.join(names)}")
-        data = "-".join(loader.dataset.fingerprint for loader in (train_loader, dev_loader) if loader is not None)
-        self.progress = Progress(data=data)
+        loaders = (setup.train_loader, setup.dev_loader) if setup else ()
+        self.progress = Progress(data="-".join(loader.dataset.fingerprint for loader in loaders))
         self.losses = RunningLosses(self.progress, device)
-        self.tracker_kinds, self.trackers = TRACKERS, []
+        self.lr = 0.0  # of the last step
+        self.tracker_kinds, self.trackers = TRACKERS, list[Any]()
         self.stop = StopSignals(logger.warning, distributed.highest)
         self.replica: Any = None  # the model wrapped so that PyTorch sums the gradients of several processes
         if config.compile:
             model.encoder.compile(dynamic=True)
-        if train_loader is not None:
-            self.tricks.begin(train_loader, config)
 
     # ---- training --------------------------------------------------------------------------------------------------
 
@@ -139,68 +133,37 @@ class Trainer:
         Afterwards the model has the weights of the best checkpoint. SIGTERM and SIGINT save at the next step boundary
         and raise Interrupted.
         """
-        config, progress = self.config, self.progress
-        assert config.epochs >= 0  # auto was resolved before the schedule was built
-        if distributed.is_first():
-            config.save(config.run_dir / "args.json")
-        data = self.train_loader.dataset
-        others = f" and {len(data) - data.num_labelled} without labels" if data.num_labelled < len(data) else ""
-        data_sizes = f"{data.num_labelled} training examples{others}, {len(self.dev_loader.dataset)} in dev"
-        logger.info(f"{describe(self.model, self.device)}; {data_sizes}; {describe_rates(self.optimizer)}")
-        distributed.require_same_run(config, progress.data)
-        self.replica = distributed.replicate(self.model, overlap=not self.tricks.change_gradients())
-        with self.writer, self.stop, ExitStack() as stack:
-            kinds = self.tracker_kinds if distributed.is_first() else []
-            self.trackers = [stack.enter_context(closing(kind(config, progress.step))) for kind in kinds]
-            while progress.epoch < config.epochs and not self.out_of_patience():
-                try:
-                    self.train_one_epoch(progress.epoch)
-                    self.end_epoch()
-                except Interrupted:
-                    self.save_model(f"step_{progress.step:08d}", resumable=True)
-                    self.writer.wait()
-                    distributed.wait_for_all()
-                    saved = f"stopped and saved after step {progress.step}"
-                    logger.info(f"{saved}; the same command with --resume continues")
-                    raise
-                except RuntimeError:
-                    if self.stop.number is None:
-                        raise
-                    raise Interrupted(
-                        self.stop.number
-                    ) from None  # the signal killed workers too: the last checkpoint is kept
-            if self.out_of_patience():
-                logger.info(f"stopped early: {self.monitor} has not improved for {progress.bad_epochs} epochs")
-            if config.epochs == 0:
-                self.save_model("best")
-        distributed.wait_for_all()  # until the best is on disk
-        if config.epochs > 0:
-            checkpoint.require_whole(self.checkpoints / "best")
-            checkpoint.load_weights(self.model, self.checkpoints / "best")
-            logger.info(f"best: epoch {progress.best_epoch}, dev {self.monitor} {progress.best_score:.4f}")
-        return progress.best_score
+        self.start()
+        with self.writer, self.opened_trackers(), self.saved_when_stopped():
+            while self.progress.epoch < self.config.epochs and not self.out_of_patience():
+                self.train_one_epoch(self.progress.epoch)
+                self.end_epoch()
+        return self.reload_best()
 
     def train_one_epoch(self, epoch: int) -> None:
         """Runs one pass over the training data, from the run's current position; a group of batches is a step."""
-        progress, config = self.progress, self.config
+        progress, config, tricks = self.progress, self.config, self.tricks
         self.model.train()
-        self.tricks.before_epoch(epoch)
+        tricks.before_epoch(epoch)
         self.train_loader.set_position(epoch, progress.batch)
-        title = f"epoch {epoch + 1}/{config.epochs}"
-        bar = EpochBar(title, len(self.train_loader), progress, self.losses, config.run_dir)
+        title, num_batches = f"epoch {epoch + 1}/{config.epochs}", len(self.train_loader)
+        bar = EpochBar(title, num_batches, progress, self.losses, self.run_dir)
         batches = iter(self.train_loader)
         while group := list(islice(batches, config.gradient_accumulation_steps)):
             label_counts = self.count_labels(group)
-            self.tricks.before_step(group)
+            tricks.before_step(group)
             for number, batch in enumerate(group, 1):
-                batch = batch.to(self.device)
-                with distributed.sync_gradients(self.replica, number == len(group)):
-                    if self.tricks:
-                        output = self.tricks.forward_backward(self.forward, self.backward, batch, label_counts)
-                    else:
-                        output = self.forward(batch, label_counts)
-                        self.backward(output)
-                self.losses.add(output)
+                batch, outputs = batch.to(self.device), []
+                forward = partial(self.replica or self.model, batch.inputs, batch.labels, label_counts)
+                sync = distributed.sync_gradients(self.replica, number == len(group))
+                with sync, closing(tricks.passes(batch)) as passes:
+                    for is_logged in passes:  # a trick may repeat the pass, with something perturbed
+                        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                            output = tricks.forward(forward, batch) if tricks else forward()
+                        self.scaler.scale(output.total_loss).backward()
+                        if is_logged:
+                            outputs.append(output)
+                self.losses.add(outputs)
             self.optimizer_step(group)
             progress.step, progress.batch = progress.step + 1, progress.batch + len(group)
             bar.update(group)
@@ -211,35 +174,88 @@ class Trainer:
                 self.save_model(f"step_{progress.step:08d}", resumable=True)
         bar.close()
 
+    def optimizer_step(self, group: list[Batch]) -> None:
+        """Clip, update, schedule. A step with a non-finite gradient leaves the weights unchanged."""
+        distributed.add_up_gradients(self.trained if self.replica is None else self.replica.left_out)
+        self.scaler.unscale_(self.optimizer)
+        norm = get_total_norm([p.grad for p in self.trained if p.grad is not None])
+        finite, scale, limit = torch.isfinite(norm), self.scaler.get_scale(), self.config.max_grad_norm
+        fused = getattr(self.optimizer, "_step_supports_amp_scaling", False)
+        if fused and isinstance(self.optimizer, torch.optim.Adam):  # AdamW too; SGD would not initialise its momentum
+            # Clips and skips on the device: the host does not wait for `finite`
+            if limit:
+                self.optimizer.grad_scale = (norm / limit).clamp(min=1)
+            self.optimizer.found_inf = (~finite).float()
+            self.scaler.step(self.optimizer)
+        elif finite:
+            if limit:
+                clip_grads_with_norm_(self.trained, limit, norm)
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.lr = float(self.scheduler.get_last_lr()[0])
+        overflow = self.scaler.get_scale() < scale  # in fp16; then the schedule does not advance either
+        if not overflow and self.scheduler.last_epoch < self.tricks.rate_held_from():
+            self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.tricks.after_step(finite)
+        self.losses.end_step(norm, finite, [row for batch in group for row in batch.rows.tolist()])
+
     def count_labels(self, group: list[Batch]) -> dict[str, torch.Tensor]:
         """{task: number of labels in all micro-batches of a group, in all processes}, which its loss is divided by."""
         counts: Any = [self.model.count_labels(batch.inputs, batch.labels) for batch in group]
         counts = distributed.add_up({name: sum(count[name] for count in counts) for name in counts[0]})
         return {name: count.to(self.device, non_blocking=True) for name, count in counts.items()}
 
-    def forward(self, batch: Batch, label_counts: dict[str, torch.Tensor], exact: bool = False) -> MyModelOutput:
-        """A micro-batch's share of its group's loss, under autocast. exact: in full precision."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None and not exact):
-            return (self.replica or self.model)(batch.inputs, batch.labels, label_counts)
+    def start(self) -> None:
+        """Saves the options, logs what is trained on what, and connects the processes."""
+        if distributed.is_first():
+            self.config.save(self.run_dir / "args.json")
+        data = self.train_loader.dataset
+        others = f" and {len(data) - data.num_labelled} without labels" if data.num_labelled < len(data) else ""
+        data_sizes = f"{data.num_labelled} training examples{others}, {len(self.dev_loader.dataset)} in dev"
+        logger.info(f"{describe(self.model, self.device)}; {data_sizes}; {describe_rates(self.optimizer)}")
+        distributed.require_same_run(self.config, self.progress.data)
+        self.replica = distributed.replicate(self.model, overlap=not self.tricks.change_gradients())
 
-    def backward(self, output: MyModelOutput) -> None:
-        self.scaler.scale(output.total_loss).backward()
+    @contextmanager
+    def opened_trackers(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            kinds = self.tracker_kinds if distributed.is_first() else []
+            self.trackers = [stack.enter_context(closing(kind(self.config, self.progress.step))) for kind in kinds]
+            yield
 
-    def optimizer_step(self, group: list[Batch]) -> None:
-        """Clip, step, schedule, zero_grad. A step with a non-finite gradient leaves the weights unchanged."""
-        distributed.add_up_gradients(self.trained if self.replica is None else self.replica.left_out)
-        self.scaler.unscale_(self.optimizer)
-        norm = get_total_norm([p.grad for p in self.trained if p.grad is not None])
-        finite = torch.isfinite(norm)
-        scale = self.scaler.get_scale()
-        clip_and_step(self.optimizer, self.scaler, self.trained, norm, finite, self.config.max_grad_norm)
-        self.scaler.update()
-        self.lr = float(self.scheduler.get_last_lr()[0])
-        if self.scaler.get_scale() >= scale:  # after an fp16 overflow the schedule does not advance either
-            self.scheduler.step()
-        self.optimizer.zero_grad()
-        self.tricks.after_step(finite)
-        self.losses.end_step(norm, finite, [row for batch in group for row in batch.rows.tolist()])
+    @contextmanager
+    def saved_when_stopped(self) -> Iterator[None]:
+        """A context that saves a checkpoint to resume from, when SIGTERM or SIGINT makes `stop.check` raise."""
+        with self.stop:
+            try:
+                yield
+            except Interrupted:
+                self.save_model(f"step_{self.progress.step:08d}", resumable=True)
+                self.writer.wait()
+                distributed.wait_for_all()
+                saved = f"stopped and saved after step {self.progress.step}"
+                logger.info(f"{saved}; the same command with --resume continues")
+                raise
+            except RuntimeError:
+                if self.stop.number is None:
+                    raise
+                # The signal has killed workers of the data loader too; the last checkpoint stays
+                raise Interrupted(self.stop.number) from None
+            if self.out_of_patience():
+                logger.info(f"stopped early: {self.monitor} has not improved for {self.progress.bad_epochs} epochs")
+            if self.config.epochs == 0:
+                self.save_model("best")
+
+    def reload_best(self) -> float | None:
+        """Loads the weights of the best checkpoint. -> its dev score"""
+        progress = self.progress
+        distributed.wait_for_all()  # until the best is on disk
+        if self.config.epochs > 0:
+            checkpoint.require_whole(self.checkpoints / "best")
+            checkpoint.load_weights(self.model, self.checkpoints / "best")
+            logger.info(f"best: epoch {progress.best_epoch}, dev {self.monitor} {progress.best_score:.4f}")
+        return progress.best_score
 
     # ---- logs, best, last, resume ----------------------------------------------------------------------------------
 
@@ -252,7 +268,7 @@ class Trainer:
     def log(self, record: dict[str, float]) -> None:
         if not distributed.is_first():
             return
-        with open(self.config.run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
+        with open(self.run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
             self.progress.metrics_bytes = file.tell()
         for tracker in self.trackers:
@@ -309,11 +325,11 @@ class Trainer:
             self.losses.sync_losses()
             training = checkpoint.training_state(*self.training_state, asdict(self.progress), self.device)
         if distributed.is_first():
-            self.writer.save(name, self.model, training, log=self.config.run_dir / "metrics.jsonl")
+            self.writer.save(name, self.model, training, log=self.run_dir / "metrics.jsonl")
 
     def resume(self) -> bool:
         """Resumes from the newest intact checkpoint. -> whether there was one"""
-        metrics_path = self.config.run_dir / "metrics.jsonl"
+        metrics_path = self.run_dir / "metrics.jsonl"
         folder, damaged = distributed.from_first(lambda: checkpoint.newest_whole(self.checkpoints))
         if folder is None:
             # Some libraries draw from Python's generator on import; each process has its own dropout
@@ -328,7 +344,8 @@ class Trainer:
         self.progress = Progress.load(saved, folder)
         if processes != distributed.size():
             batches, in_step = len(self.train_loader), self.config.gradient_accumulation_steps
-            self.progress.share_among(distributed.size(), processes, self.scheduler, batches, in_step)
+            schedule = self.scheduler, self.tricks.rate_held_from()
+            self.progress.share_among(distributed.size(), processes, schedule, batches, in_step)
         if self.progress.data != data and not self.config.force_resume:
             changed = "the data or the tokenizer has changed since then"
             raise UserError(f"{folder}: {changed}; train a new --model_version, or add --force_resume")

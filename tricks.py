@@ -5,8 +5,8 @@ want a custom trick: write a subclass of `Trick` with the hooks it needs and its
 of this file, and add its option to config.py. EMA, SWA and Soup, which average the weights, are in
 engine/tricks/averages.py.
 
-Tricks stack: those that change the loss (`wrap_forward`) run inside those that change its gradient (`wrap_backward`),
-and within each kind a later one in TRICKS wraps those before it. Under gradient accumulation each acts on every
+Tricks stack: those that change the loss (`wrap_forward`) run inside those that repeat the pass (`passes`), and within
+each kind a later one in TRICKS wraps those before it. Under gradient accumulation each acts on every
 micro-batch separately; what it adds to the gradients is scaled like the clean loss.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,14 +118,13 @@ class FGM(Trick):
         finally:
             self.restore()
 
-    def wrap_backward(self, forward_backward: Callable[[], MyModelOutput], batch: Batch) -> MyModelOutput:
+    def passes(self, batch: Batch) -> Generator[bool, None, None]:
         earlier, self.weight.grad = self.weight.grad, None  # r comes from this micro-batch's gradient alone
-        output = forward_backward()
+        yield True
         with self.perturbed(batch.inputs["input_ids"]):
-            forward_backward()
+            yield False
         if earlier is not None:
             self.weight.grad += earlier
-        return output
 
 
 class PGD(FGM):
@@ -139,19 +138,18 @@ class PGD(FGM):
         super().__init__(model, eps, emb_name)
         self.alpha, self.steps = alpha, steps
 
-    def wrap_backward(self, forward_backward: Callable[[], MyModelOutput], batch: Batch) -> MyModelOutput:
+    def passes(self, batch: Batch) -> Generator[bool, None, None]:
         earlier = take_gradients(self.model)
-        output = forward_backward()
+        yield True
         with self.perturbed(batch.inputs["input_ids"]):  # the first of the K steps
             clean = take_gradients(self.model)
-            forward_backward()
+            yield False
             for _ in range(self.steps - 1):
                 self.ascend()
                 take_gradients(self.model)
-                forward_backward()
+                yield False
         add_gradients(clean)
         add_gradients(earlier)
-        return output
 
 
 class FreeLB(Trick):
@@ -169,25 +167,24 @@ class FreeLB(Trick):
         self.model, self.steps, self.alpha, self.magnitude, self.eps = model, steps, alpha, magnitude, eps
         self.noise = WordNoise(model)
 
-    def wrap_backward(self, forward_backward: Callable[[], MyModelOutput], batch: Batch) -> MyModelOutput:
+    def passes(self, batch: Batch) -> Generator[bool, None, None]:
         earlier = take_gradients(self.model)
         ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"].unsqueeze(2)
         size = (mask.sum(1, keepdim=True) * self.noise.width) ** 0.5
         delta: Any = (
             (2 * torch.rand(*ids.shape, self.noise.width, device=ids.device) - 1) * mask * self.magnitude / size
         )
-        outputs, dropout = [], random_state(ids.device)
+        dropout = random_state(ids.device)
         for _ in range(self.steps):
             set_random_state(dropout, ids.device)
             with self.noise.added(delta.requires_grad_()):
-                outputs.append(forward_backward())
+                yield True
             with torch.no_grad():
                 delta = delta + self.alpha * safe_normalize(delta.grad, norm_by_text(delta.grad))
                 delta = delta * (self.eps / norm_by_text(delta).clamp(min=self.eps))
         gradients = take_gradients(self.model)
         add_gradients(earlier)
         add_gradients(gradients, 1 / self.steps)
-        return mean_output(outputs, sum(output.total_loss.detach() for output in outputs) / self.steps)
 
 
 class AWP(Trick):
@@ -224,16 +221,14 @@ class AWP(Trick):
                 for p, before, _ in saved:
                     p.copy_(before)
 
-    def wrap_backward(self, forward_backward: Callable[[], MyModelOutput], batch: Batch) -> MyModelOutput:
-        if not self.on:
-            return forward_backward()
-        earlier = take_gradients(self.model)
-        output = forward_backward()
-        with self.perturbed():
-            take_gradients(self.model)
-            forward_backward()
+    def passes(self, batch: Batch) -> Generator[bool, None, None]:
+        earlier = take_gradients(self.model) if self.on else []
+        yield True
+        if self.on:
+            with self.perturbed():
+                take_gradients(self.model)
+                yield False
         add_gradients(earlier)
-        return output
 
 
 # ---- consistency: the same text must get the same answer -------------------------------------------------------------
@@ -248,41 +243,38 @@ class SMART(Trick):
     Jiang et al., 2020 (arXiv:1911.03437); Miyato et al., Virtual Adversarial Training, 2017 (arXiv:1704.03976).
     """
 
-    @classmethod
-    def build(cls, model: MyModel, config: Config) -> SMART | None:
-        return cls(model, config.smart_weight, half=config.precision != "fp32") if config.use_smart else None
+    switch, options = "use_smart", ("smart_weight",)
 
-    def __init__(
-        self, model: MyModel, weight: float = 1.0, step: float = 1e-3, sigma: float = 1e-5, half: bool = False
-    ):
-        self.model, self.weight, self.step, self.sigma, self.half_precision = model, weight, step, sigma, half
+    def __init__(self, model: MyModel, weight: float = 1.0, step: float = 1e-3, sigma: float = 1e-5):
+        self.model, self.weight, self.step, self.sigma = model, weight, step, sigma
         self.noise = WordNoise(model)
 
-    def wrap_forward(self, forward: Callable[..., MyModelOutput], batch: Batch, exact: bool = False) -> MyModelOutput:
+    def wrap_forward(self, forward: Callable[[], MyModelOutput], batch: Batch) -> MyModelOutput:
         ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"].unsqueeze(2)
-        dropout = random_state(ids.device)
-        output = forward(exact=exact)
-        clean = self.forward_with_noise(forward, None, dropout) if self.half_precision else output
-        logits = {name: logits.detach() for name, logits in clean.logits.items()}
-        fixed = MyModelOutput(logits=logits, counts=clean.counts)
-        noise = self.sigma * torch.randn(*ids.shape, self.noise.width, device=ids.device) * mask
-        after = random_state(ids.device)
-        noisy = self.forward_with_noise(forward, noise.requires_grad_(), dropout)
-        (gradient,) = torch.autograd.grad(self.model.divergence(noisy, fixed, batch), noise)
-        length = torch.linalg.vector_norm(gradient, dim=2, keepdim=True)
-        r = noise.detach() + self.step * safe_normalize(gradient, length)
-        noisy = self.forward_with_noise(forward, r, dropout)
-        output.total_loss = output.total_loss + self.weight * self.model.divergence(noisy, clean, batch)
+        dropout, in_half_precision = random_state(ids.device), torch.is_autocast_enabled(ids.device.type)
+        output = forward()
+        with torch.autocast(ids.device.type, enabled=False):
+            clean = self.forward_with_noise(forward, None, dropout) if in_half_precision else output
+            logits = {name: logits.detach() for name, logits in clean.logits.items()}
+            fixed = MyModelOutput(logits=logits, counts=clean.counts)
+            noise = self.sigma * torch.randn(*ids.shape, self.noise.width, device=ids.device) * mask
+            after = random_state(ids.device)
+            noisy = self.forward_with_noise(forward, noise.requires_grad_(), dropout)
+            (gradient,) = torch.autograd.grad(self.model.divergence(noisy, fixed, batch), noise)
+            length = torch.linalg.vector_norm(gradient, dim=2, keepdim=True)
+            r = noise.detach() + self.step * safe_normalize(gradient, length)
+            noisy = self.forward_with_noise(forward, r, dropout)
+            output.total_loss = output.total_loss + self.weight * self.model.divergence(noisy, clean, batch)
         set_random_state(after, ids.device)
         return output
 
     def forward_with_noise(
-        self, forward: Callable[..., MyModelOutput], noise: torch.Tensor | None, dropout: torch.Tensor
+        self, forward: Callable[[], MyModelOutput], noise: torch.Tensor | None, dropout: torch.Tensor
     ) -> MyModelOutput:
         """The forward pass with noise on the word vectors, under the dropout mask of that random state."""
         set_random_state(dropout, next(self.model.parameters()).device)
         with self.noise.added(noise):
-            return forward(exact=True)
+            return forward()
 
 
 class RDrop(Trick):
@@ -299,27 +291,13 @@ class RDrop(Trick):
         require_dropout(model, "--use_rdrop compares two dropout masks")
         self.model, self.alpha = model, alpha
 
-    def wrap_forward(self, forward: Callable[..., MyModelOutput], batch: Batch, exact: bool = False) -> MyModelOutput:
-        outputs = first, second = forward(exact=exact), forward(exact=exact)
-        mean = (first.total_loss + second.total_loss) / 2
-        return mean_output(outputs, mean + self.alpha / 2 * self.model.divergence(first, second, batch))
-
-
-class MultiSampleDropout(Trick):
-    """The heads read the encoder's output under several dropout masks; the losses are averaged. Inoue, 2019
-    (arXiv:1905.09788).
-
-    R-Drop and SMART compare the answers under the first mask.
-    """
-
-    @classmethod
-    def build(cls, model: MyModel, config: Config) -> MultiSampleDropout | None:
-        return cls(model, config.dropout_samples) if config.dropout_samples > 1 else None
-
-    def __init__(self, model: MyModel, samples: int = 5):
-        if not model.output_layer.dropout.p:
-            raise UserError("--dropout_samples uses several dropout masks, but --dropout is 0")
-        model.dropout_samples = samples
+    def wrap_forward(self, forward: Callable[[], MyModelOutput], batch: Batch) -> MyModelOutput:
+        first = forward()
+        torch.clear_autocast_cache()  # otherwise the gradients of both passes would be added in half precision
+        second = forward()
+        output = mean_output([first, second])
+        output.total_loss = output.total_loss + self.alpha / 2 * self.model.divergence(first, second, batch)
+        return output
 
 
 # ---- teachers --------------------------------------------------------------------------------------------------------
@@ -346,8 +324,8 @@ class Distillation(TaughtBySeveral):
         super().__init__(model, folders, temperature)
         self.weight = weight
 
-    def wrap_forward(self, forward: Callable[..., MyModelOutput], batch: Batch, exact: bool = False) -> MyModelOutput:
-        output = forward(exact=exact)
+    def wrap_forward(self, forward: Callable[[], MyModelOutput], batch: Batch) -> MyModelOutput:
+        output = forward()
         more = self.divergence(output.logits, batch) - self.loss_of_labels(output.losses)
         output.total_loss = output.total_loss + self.weight * more
         return output
@@ -417,7 +395,7 @@ class GradualUnfreezing(Trick):
 # ---- all tricks ----------------------------------------------------------------------------------------------------
 
 # In the order in which they apply
-TRICKS: list[type[Trick]] = [FGM, PGD, FreeLB, AWP, Distillation, SMART, RDrop, MultiSampleDropout]
+TRICKS: list[type[Trick]] = [FGM, PGD, FreeLB, AWP, Distillation, SMART, RDrop]
 TRICKS += [EMA, SWA, Soup, LayerwiseDecay, GradualUnfreezing]
 
 

@@ -6,13 +6,14 @@ fill and a copy), so these are lower bounds.
 """
 
 from collections import Counter
+from types import SimpleNamespace
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.task.tags import IGNORE
-from model_utils import MyLoss, OutputLayer
+from engine.task.task import IGNORE, Task
+from model_utils import HeadOptions, MyModel
 
 NO_KERNEL = set(
     "view _unsafe_view _reshape_alias t transpose permute expand unsqueeze squeeze slice select split split_with_sizes "
@@ -36,25 +37,24 @@ class LaunchCounter(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-class Heads(nn.Module):
+class HiddenStates(nn.Module):
+    """An encoder whose input is its output."""
+
+    def forward(self, input_ids, attention_mask):
+        return SimpleNamespace(last_hidden_state=input_ids)
+
+
+def model_of(use_crf, num_tags, hidden_size=64):
     """The heads of a joint model, intents and slots, on given hidden states."""
-
-    def __init__(self, use_crf, num_tags, hidden_size=64):
-        super().__init__()
-        tasks = {
-            "intent": {"type": "classification", "labels": list("abcdefgh")},
-            "slots": {"type": "tagging", "labels": [f"B-{i}" for i in range(num_tags)]},
-        }
-        self.output_layer, self.loss = OutputLayer(hidden_size, tasks, use_crf), MyLoss()
-
-    def step(self, hidden, inputs, labels):
-        logits = self.output_layer(hidden, inputs)
-        self.loss(self.output_layer.heads, logits, labels, inputs).total_loss.backward()
-        return logits
+    tasks = {
+        "intent": Task("classification", tuple("abcdefgh")),
+        "slots": Task("tagging", tuple(f"B-{i}" for i in range(num_tags))),
+    }
+    return MyModel(HiddenStates(), hidden_size, tasks, HeadOptions(use_crf=use_crf))
 
 
 def case(batch, length, num_tags, hidden_size=64):
-    """Hidden states, inputs and labels of texts of up to `length` words, one token each."""
+    """(inputs, labels) of texts of up to `length` words, one token each."""
     lengths = torch.randint(1, length + 1, (batch, 1))
     lengths[0] = length
     mask = torch.arange(length) < lengths
@@ -65,22 +65,24 @@ def case(batch, length, num_tags, hidden_size=64):
     }
     slots = torch.where(mask, torch.randint(num_tags, mask.shape), IGNORE)
     labels = {"intent": torch.randint(8, (batch,)), "slots": slots}
-    return torch.randn(batch, length, hidden_size, requires_grad=True), inputs, labels
+    inputs["input_ids"] = torch.randn(batch, length, hidden_size, requires_grad=True)
+    return inputs, labels
 
 
 def count(use_crf, length, num_tags, batch=4, on_gpu=True, largest=0.1):
     """(launches of a training step of the heads, of decoding). on_gpu: with the GPU's code paths, not word by word as
     on a CPU. largest: value of the transitions."""
     torch.manual_seed(0)
-    heads, (hidden, inputs, labels) = Heads(use_crf, num_tags), case(batch, length, num_tags)
+    model, (inputs, labels) = model_of(use_crf, num_tags), case(batch, length, num_tags)
     if use_crf:
-        crf = heads.output_layer.heads["slots"].crf
+        crf = model.output_layer.heads["slots"].crf
         crf.scan_on = ("cuda", "cpu") if on_gpu else ()
         nn.init.constant_(crf.transitions, largest)
     with LaunchCounter() as step:
-        logits = heads.step(hidden, inputs, labels)
+        output = model(inputs, labels)
+        output.total_loss.backward()
     with torch.no_grad(), LaunchCounter() as decode:
-        heads.output_layer.heads["slots"].decode(logits["slots"], inputs)
+        model.output_layer.heads["slots"].decode(output.logits["slots"], inputs)
     return step.counts.total(), decode.counts.total()
 
 

@@ -89,12 +89,12 @@ def read(source):
     with tempfile.TemporaryDirectory() as folder:
         process(DataConfig(input=source, output_dir=f"{folder}/data"))
         tasks, parts = load_labels(f"{folder}/data"), {}
-        name = next(n for n, task in tasks.items() if is_tagging(task["type"]) and find_scheme([task["labels"]]))
+        name = next(n for n, task in tasks.items() if task.is_tagging and find_scheme([task.labels]))
         for part in PARTS:
             if (path := Path(folder) / "data" / f"{part}.jsonl").exists():
                 parts[part] = []
                 for _, e in read_processed(path, tasks):
-                    text, places = join_tokens(e["tokens"], tasks[name]["unit"])
+                    text, places = join_tokens(e["tokens"], tasks[name].unit)
                     parts[part].append((e["id"], text, places, get_entities(e[name] or [])))
     return parts
 

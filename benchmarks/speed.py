@@ -66,7 +66,7 @@ class Bench:
         self.tokenizer = load_tokenizer(self.config(), None)
         self.featurizer = Featurizer(self.tokenizer, self.tasks, 256)
         self.train_set, self.test_set = (self.dataset(part) for part in ("train", "test"))
-        self.rows = sum(self.tasks["intent"]["counts"])  # in the whole training part
+        self.rows = sum(self.tasks["intent"].counts)  # in the whole training part
 
     def config(self, **changes):
         run = dict(
@@ -133,7 +133,7 @@ class Bench:
     def bare_loop_plain_heads(self):
         """The same with the simplest heads: a linear layer on the first token, another on all tokens, cross-entropy."""
         encoder = self.model().encoder
-        width, sizes = encoder.config.hidden_size, [len(self.tasks[name]["labels"]) for name in ("intent", "slots")]
+        width, sizes = encoder.config.hidden_size, [len(self.tasks[name].labels) for name in ("intent", "slots")]
         model = nn.ModuleList([encoder, *(nn.Linear(width, size) for size in sizes)]).to(self.device)
 
         def loss(inputs, labels):
@@ -270,7 +270,7 @@ class Bench:
 
     def scores(self, output):
         (intents, slots), (gold_intents, gold_slots) = output.predictions, output.label_ids
-        names, kept = self.tasks["slots"]["labels"], gold_slots != IGNORE
+        names, kept = self.tasks["slots"].labels, gold_slots != IGNORE
         gold, found = (
             [[names[n] for n in row[mask]] for row, mask in zip(tags, kept)] for tags in (gold_slots, slots.argmax(-1))
         )

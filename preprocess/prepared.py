@@ -105,8 +105,8 @@ class Prepared:
         if not ends.get("train"):
             raise UserError(f"{folder}: has labels.json, but train.jsonl is missing or empty")
         self.spool.finish()
-        self.kinds, self.form = {name: kind_of(task) for name, task in self.tasks.items()}, unchanged
-        self.types = {name: task["type"] for name, task in self.tasks.items() if task["type"] in KINDS} | self.types
+        self.kinds, self.form = {name: task.kind for name, task in self.tasks.items()}, unchanged
+        self.types = {name: task.type for name, task in self.tasks.items() if task.type in KINDS} | self.types
         self.strata, self.presence = Strata(self.kinds), {}
         if self.config.n_splits:
             self.note_strata()
@@ -114,8 +114,9 @@ class Prepared:
         parts = {part: np.arange(start, end, dtype=np.uint32) for start, (part, end) in zip(starts, ends.items())}
         self.set_parts({part: rows for part, rows in parts.items() if len(rows)})
         for name, task in self.tasks.items():
-            if "counts" not in task:
-                task.update(collect_labels(self.parts, {name: self.kinds[name]})[name])
+            if task.counts is None:
+                counted = collect_labels(self.parts, {name: self.kinds[name]})[name]
+                self.tasks[name] = replace(counted, type=task.type, kind=task.kind)
 
     def note_strata(self) -> None:
         """Records what the folds of a processed folder are stratified by."""

@@ -16,11 +16,12 @@ from engine.run.files import digest, require_file
 from engine.schema import parse_json
 from engine.task.extras import extras_of, require_extras
 from engine.task.tags import kind_of, needs_words, read_tasks
+from engine.task.task import Task, tasks_to_json
 from engine.task.text import text_of
 from preprocess.example import HIDDEN, PARTS, Example, check_characters, check_text
 from preprocess.labels.kinds import check_label
 
-Tasks = dict[str, dict[str, Any]]  # labels.json
+Tasks = dict[str, Task]
 LINE = json.JSONEncoder(ensure_ascii=False).encode
 
 
@@ -57,8 +58,8 @@ def check_row(example: Any, tasks: Tasks, where: str, needs_labels: bool = True)
         if needs_labels:
             if name not in example:
                 raise UserError(f"{where}: has no label for the task {name!r}; use null for a missing label")
-            check_label({"_where": where, **example}, name, kind_of(task))
-        if needs_words(kind_of(task)) and "tokens" not in example:
+            check_label({"_where": where, **example}, name, task.kind)
+        if task.needs_words and "tokens" not in example:
             raise UserError(f"{where}: has no `tokens`, which the task {name!r} needs")
 
 
@@ -82,7 +83,7 @@ def read_processed(
 
     strict: also check that labels.json has all labels, which is required for training; dev and test may have others.
     """
-    known = {name: set(task["labels"]) for name, task in tasks.items() if kind_of(task) != "regression"}
+    known = {name: set(task.labels) for name, task in tasks.items() if task.kind != "regression"}
     with open(path, "rb") as file:
         file.seek(start)
         for number, line in enumerate(file, 1):
@@ -120,7 +121,7 @@ def check_same_labels(data_path: str | Path, tasks: Tasks) -> None:
     """Raises UserError if a data folder's tasks and labels differ from those that a model was trained with."""
     data_tasks = load_labels(data_path)
     for name in data_tasks.keys() | tasks.keys():
-        in_data, in_model = (set(side.get(name, {}).get("labels", ())) for side in (data_tasks, tasks))
+        in_data, in_model = (set(side[name].labels if name in side else ()) for side in (data_tasks, tasks))
         if in_data != in_model:
             added, lacking = (shorten(names) or "none" for names in (in_data - in_model, in_model - in_data))
             only = f"only in the data: {added}; only in the model: {lacking}"
@@ -137,7 +138,8 @@ def encode_rows(examples: Iterable[Example]) -> bytes:
 
 
 def write_labels(folder: Path, tasks: Tasks) -> None:
-    (folder / "labels.json").write_bytes((json.dumps(tasks, ensure_ascii=False, indent=1) + "\n").encode())
+    content = json.dumps(tasks_to_json(tasks), ensure_ascii=False, indent=1) + "\n"
+    (folder / "labels.json").write_bytes(content.encode())
 
 
 def require_own_folder(folder: Path, source: Path) -> None:

@@ -11,6 +11,7 @@ Written are {step.parameter: gradient}, before clipping, and the numbers of the 
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -18,12 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from safetensors.torch import save_file
 
-import trainer as trainer_module
 from config import Config, seed_torch
 from engine.run import distributed
 from engine.run.command_line import parse_args
 from engine.run.launch import end_process
-from engine.train.optimization import clip_and_step
 from main import build_trainer, load_data
 
 distributed.FEW_ROWS_FROM = 0  # the small word embeddings of the tests too
@@ -38,20 +37,19 @@ def shares(loader, processes):
 
 def own_random_numbers(trainer, processes):
     """Each micro-batch of a step is computed with the random numbers of the process whose share it is."""
-    states, turn, forward_backward = [], [0], trainer.tricks.forward_backward
+    states, turn, passes = [], [0], trainer.tricks.passes
     for number in range(processes):
         if number:
             torch.manual_seed(trainer.config.random_seed + number * 1_000_003)
         states.append(torch.get_rng_state())
 
-    def in_turn(*args):
+    def in_turn(batch):
         number = turn[0] % processes
         torch.set_rng_state(states[number])
-        output = forward_backward(*args)
+        yield from passes(batch)
         states[number], turn[0] = torch.get_rng_state(), turn[0] + 1
-        return output
 
-    trainer.tricks.forward_backward = in_turn
+    trainer.tricks.passes = in_turn
 
 
 def run(path, processes, argv):
@@ -66,15 +64,18 @@ def run(path, processes, argv):
     end_step = trainer.losses.end_step
     trainer.losses.end_step = lambda norm, finite, numbers: (rows.append(numbers), end_step(norm, finite, numbers))
 
-    def keep(*args):
-        gradients.update({f"{len(rows)}.{names[p]}": p.grad.clone() for p in trainer.trained if p.grad is not None})
-        clip_and_step(*args)
+    unscale = trainer.scaler.unscale_
 
-    trainer_module.clip_and_step = keep
+    def keep(optimizer):
+        gradients.update({f"{len(rows)}.{names[p]}": p.grad.clone() for p in trainer.trained if p.grad is not None})
+        unscale(optimizer)
+
+    trainer.scaler.unscale_ = keep
     trainer.progress.best_score = 0.0
     trainer.end_epoch = lambda: setattr(trainer.progress, "epoch", trainer.progress.epoch + 1)
     if processes > 1:
-        config.gradient_accumulation_steps *= processes
+        accumulated = config.gradient_accumulation_steps * processes
+        trainer.config = replace(trainer.config, gradient_accumulation_steps=accumulated)
         own_random_numbers(trainer, processes)
         type(trainer.train_loader).__iter__ = lambda loader: shares(loader, processes)
     with torch.no_grad():  # a saved best is what train() ends with

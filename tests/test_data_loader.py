@@ -22,12 +22,13 @@ from engine.errors import UserError
 from engine.run.device import to_device
 from engine.run.files import sha256
 from engine.run.run_folder import close_log
+from engine.task.task import Task
 from model_utils import load_checkpoint
 from preprocess.schema import read_processed, training_texts
 
 TASKS = {
-    "intent": {"type": "classification", "labels": ["go", "stay"]},
-    "slots": {"type": "tagging", "labels": ["O", "B-x", "I-x"], "unit": "word"},
+    "intent": Task("classification", labels=["go", "stay"]),
+    "slots": Task("tagging", labels=["O", "B-x", "I-x"], unit="word"),
 }
 
 
@@ -401,8 +402,8 @@ def test_streams_cut_and_say_so(tokenizer, tmp_path):
 
 def test_labels_of_every_kind(tokenizer):
     tasks = {
-        "topics": {"type": "multilabel", "labels": ["a", "b", "c"]},
-        "score": {"type": "regression", "labels": [], "mean": 0, "std": 1},
+        "topics": Task("multilabel", labels=["a", "b", "c"]),
+        "score": Task("regression", mean=0, std=1),
         "intent": TASKS["intent"],
         "slots": TASKS["slots"],
     }
@@ -514,11 +515,11 @@ def test_caches_that_were_used_longest_ago_go_first(tokenizer, many, tmp_path, m
 
 
 UNKNOWN = {  # kind: (a task, a label it knows, one that it does not)
-    "classification": ({"type": "classification", "labels": ["go", "stay"]}, "go", "left"),
-    "multilabel": ({"type": "multilabel", "labels": ["go", "stay"]}, ["go"], ["go", "left"]),
-    "tagging": ({"type": "tagging", "labels": ["O", "B-x"], "unit": "word"}, ["O", "B-x"], ["O", "B-left"]),
-    "spans": ({"type": "spans", "labels": ["x"], "unit": "word"}, [[0, 1, "x"]], [[0, 0, "x"], [1, 1, "left"]]),
-    "own": ({"type": "ordinal", "kind": "classification", "labels": ["go"]}, "go", "left"),
+    "classification": (Task("classification", labels=["go", "stay"]), "go", "left"),
+    "multilabel": (Task("multilabel", labels=["go", "stay"]), ["go"], ["go", "left"]),
+    "tagging": (Task("tagging", labels=["O", "B-x"], unit="word"), ["O", "B-x"], ["O", "B-left"]),
+    "spans": (Task("spans", labels=["x"], unit="word"), [[0, 1, "x"]], [[0, 0, "x"], [1, 1, "left"]]),
+    "own": (Task("ordinal", labels=["go"], kind="classification"), "go", "left"),
 }
 
 

@@ -14,12 +14,13 @@ from engine.data.tokenizer import load_tokenizer
 from engine.errors import UserError
 from engine.model.encoders import is_causal, pooling_of
 from engine.model.pooling import text_vectors, word_vectors
+from engine.task.task import Task
 
 TEXTS = ["turn on the light in the kitchen", "play a song by the beatles", "wake me up at seven", "播放音乐"] * 5
 KINDS = ("gpt2", "neox", "qwen", "llama", "gemma")
 TASKS = {
-    "intent": {"type": "classification", "labels": ["a", "b"]},
-    "slots": {"type": "tagging", "labels": ["O", "B-x", "I-x"], "unit": "word"},
+    "intent": Task("classification", labels=["a", "b"]),
+    "slots": Task("tagging", labels=["O", "B-x", "I-x"], unit="word"),
 }
 TAGGED = {"intent": "a", "slots": None}
 

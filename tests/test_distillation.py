@@ -19,6 +19,7 @@ from engine.model import crf as crf_module
 from engine.model import span_pointer
 from engine.run.signals import Interrupted
 from engine.task.tags import IGNORE
+from engine.task.task import Task
 from engine.train import checkpoint
 from engine.tricks import soft_targets, teachers
 from model_utils import load_with_featurizer
@@ -28,11 +29,11 @@ WORDS = "please wake play the loudest of songs tomorrow antidisestablishment at 
 
 
 TASKS = {
-    "intent": {"type": "classification", "labels": ["a", "b", "c"]},
-    "topics": {"type": "multilabel", "labels": ["x", "y", "z"]},
-    "score": {"type": "regression", "labels": [], "mean": 5.0, "std": 3.0},
-    "slots": {"type": "tagging", "labels": ["O", "B-x", "I-x"], "unit": "word"},
-    "parts": {"type": "spans", "labels": ["all", "last"], "unit": "word"},
+    "intent": Task("classification", labels=["a", "b", "c"]),
+    "topics": Task("multilabel", labels=["x", "y", "z"]),
+    "score": Task("regression", mean=5.0, std=3.0),
+    "slots": Task("tagging", labels=["O", "B-x", "I-x"], unit="word"),
+    "parts": Task("spans", labels=["all", "last"], unit="word"),
 }
 
 
@@ -134,7 +135,7 @@ def mean_divergence(name, teachers_answers, student_answer):
     for answer in teachers_answers:
         if name == "score":  # two normal distributions of variance 1, in the student's units
             (teacher, number, *_), (student, own, *_) = answer, student_answer
-            number = (number * teacher.task["std"] + teacher.task["mean"] - student.task["mean"]) / student.task["std"]
+            number = (number * teacher.task.std + teacher.task.mean - student.task.mean) / student.task.std
             total = total + (number - own) ** 2 / 2
             continue
         for p, q in zip(log_probabilities(*answer), log_probabilities(*student_answer), strict=True):
@@ -253,7 +254,7 @@ BROKEN = {  # module: [(line, broken)]
     ],
     soft_targets: [
         ("taught[row, :size] += 1 / len(teachers)", "taught[row, :size] += 1"),
-        ('(logits * other["std"] + other["mean"] - own["mean"]) / own["std"]', "logits"),
+        ("(logits * other.std + other.mean - own.mean) / own.std", "logits"),
         ("columns = words, numbers - words * numbers_a_word, values", "columns = words, numbers, values"),
         ("return SoftTargets(values / len(teachers)", "return SoftTargets(values"),
         (".float() / self.temperature", ".float()"),

@@ -27,6 +27,7 @@ from engine.data.token_cache import clear
 from engine.errors import UserError
 from engine.run import files
 from engine.run.files import appearing_folder, appearing_whole, clean_temporaries, open_own, seal
+from engine.task.task import Task
 from engine.train.checkpoint import newest_whole
 from model_utils import load_checkpoint
 
@@ -691,7 +692,7 @@ def test_a_label_of_several_is_no_part_of_a_string():
     from engine.data.features import Featurizer
     from engine.data.tokenizer import train_tokenizer
 
-    tasks = {"topics": {"type": "multilabel", "labels": ["go", "going"]}}
+    tasks = {"topics": Task("multilabel", labels=["go", "going"])}
     featurizer = Featurizer(train_tokenizer(lambda: ["a b c"] * 4, 60), tasks, 16)
     columns = featurizer([{"text": "a", "topics": "going"}, {"text": "b", "topics": ["go"]}])
     assert columns["labels.topics"].values.tolist() == [0, 1, 1, 0]
@@ -762,7 +763,7 @@ def test_what_would_be_read_in_one_of_two_ways_is_refused(name, text, said, tmp_
 def test_tasks_whose_columns_clash_are_refused(second, tmp_path):
     from engine.task.tags import read_tasks
 
-    task = {"type": "classification", "labels": ["x", "y"]}
+    task = Task("classification", labels=["x", "y"])
     (tmp_path / "labels.json").write_text(json.dumps({"a": task, second: task}))
     with pytest.raises(UserError, match=f"the column '{second}' would belong to"):
         read_tasks(tmp_path / "labels.json")
@@ -771,9 +772,9 @@ def test_tasks_whose_columns_clash_are_refused(second, tmp_path):
 def test_tasks_whose_scores_clash_are_refused():
     from metrics import score_names
 
-    task = {"type": "classification", "labels": ["x", "y"]}
+    task = Task("classification", labels=["x", "y"])
     assert "a_macro_f1" in score_names({"a": task})
-    tags = {"type": "tagging", "labels": ["O", "B-x"]}
+    tags = Task("tagging", labels=["O", "B-x"])
     with pytest.raises(UserError, match="the score a_macro_f1 would belong to 'a_macro' and to 'a'"):
         score_names({"a": task, "a_macro": tags})
 

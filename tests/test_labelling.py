@@ -28,6 +28,7 @@ from engine.predict.predictions import prepare_inputs
 from engine.predict.rows import write_rows
 from engine.run.run_folder import hold
 from engine.run.signals import Interrupted
+from engine.task.task import Task
 from main import load_trained, main
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.sources import TextRows, read_texts
@@ -382,7 +383,7 @@ def test_a_bad_row_is_told_before_the_model_is_there(label, texts, tmp_path):
 def test_a_row_without_its_numbers_is_told_before_anything_is_labelled(tmp_path):
     (tmp_path / "texts.csv").write_text("text,age\n" + "a,1\n" * 500 + "a,old\n")
     rows = TextRows(tmp_path / "texts.csv", partial(read_texts, tmp_path / "texts.csv", ReadOptions()))
-    tasks = {"mood": {"type": "classification", "labels": ["a"], "extras": {"age": {"mean": 0, "std": 1}}}}
+    tasks = {"mood": Task("classification", labels=["a"], extras={"age": {"mean": 0, "std": 1}})}
     with pytest.raises(UserError, match=r"texts.csv, text 501: age is 'old'"):
         check_all(rows, tasks)
 

@@ -14,12 +14,13 @@ from engine.errors import UserError
 from engine.model.crf import CRF
 from engine.model.encoders import layer_ids
 from engine.task.tags import may_follow
+from engine.task.task import Task
 from engine.train.optimization import default_lr, parameter_groups
-from model_utils import HEADS, BiLSTM, MyModel, build_model, mean_of_tokens
+from model_utils import HEADS, BiLSTM, HeadOptions, MyModel, build_model, mean_of_tokens
 
 TASKS = {
-    "intent": {"type": "classification", "labels": ["a", "b", "c"]},
-    "slots": {"type": "tagging", "labels": ["O", "B-x", "I-x"], "unit": "word"},
+    "intent": Task("classification", labels=["a", "b", "c"]),
+    "slots": Task("tagging", labels=["O", "B-x", "I-x"], unit="word"),
 }
 
 
@@ -242,7 +243,7 @@ def test_task_names_that_torch_reserves_and_unknown_weights():
         "heads.type.linear" in key for key in model.state_dict()
     )
     with pytest.raises(UserError, match="task_weights"):
-        MyModel(model.encoder, 32, tasks, task_weights={"intent": 1.0})
+        MyModel(model.encoder, 32, tasks, HeadOptions(task_weights={"intent": 1.0}))
 
 
 def test_a_pretrained_folder_loads_its_weights_and_grows_for_special_tokens(tmp_path):
@@ -356,7 +357,7 @@ def test_only_what_comes_before_the_frozen_layers_is_frozen_with_them(tmp_path):
 
 def heads_case(kind="classification", size=4, batch=12, **options):
     torch.manual_seed(0)
-    head = HEADS[kind](8, {"type": kind, "labels": [f"l{i}" for i in range(size)], "counts": [12, 6, 2, 60][:size]})
+    head = HEADS[kind](8, Task(kind, labels=[f"l{i}" for i in range(size)], counts=[12, 6, 2, 60][:size]))
     head.set_options(Config(**options), "x")
     logits = (torch.randn(batch, size) * 2).requires_grad_()
     return head, logits, torch.randint(0, size, (batch,))
@@ -386,7 +387,7 @@ def test_balanced_weights_are_scikit_learns(tiny):
     from sklearn.utils.class_weight import compute_class_weight
 
     labels = ["a"] * 50 + ["b"] * 5 + ["c"] * 10
-    tasks = {"x": {"type": "classification", "labels": ["a", "b", "c"], "counts": [50, 5, 10]}}
+    tasks = {"x": Task("classification", labels=["a", "b", "c"], counts=[50, 5, 10])}
     model = build_model(tiny(class_weights="balanced", label_smoothing=0.1, focal_gamma=1.0), tokenizer(), tasks)
     head = model.output_layer.heads["x"]
     wanted = compute_class_weight("balanced", classes=np.array(["a", "b", "c"]), y=labels)
@@ -398,9 +399,7 @@ def test_balanced_weights_are_scikit_learns(tiny):
     labels = torch.tensor([0, 1, -100, 2])  # what training divides by: the weights of the labels
     assert head.label_weights(labels, None).sum().item() == pytest.approx(wanted.sum())
     with pytest.raises(UserError, match="no counts"):
-        build_model(
-            tiny(class_weights="balanced"), tokenizer(), {"x": {"type": "classification", "labels": ["a", "b"]}}
-        )
+        build_model(tiny(class_weights="balanced"), tokenizer(), {"x": Task("classification", labels=["a", "b"])})
 
 
 def test_multilabel_loss_threshold_and_names():
@@ -429,7 +428,7 @@ def test_multilabel_loss_threshold_and_names():
 
 
 def test_regression_is_scaled_and_comes_back_in_its_own_units():
-    head = HEADS["regression"](8, {"type": "regression", "labels": [], "mean": 50.0, "std": 10.0})
+    head = HEADS["regression"](8, Task("regression", mean=50.0, std=10.0))
     vectors = torch.randn(5, 8)
     logits, labels = head(vectors, {}), torch.tensor([40.0, 60.0, float("nan"), 55.0, 50.0])
     assert logits.shape == (5,)
@@ -444,13 +443,13 @@ def test_regression_is_scaled_and_comes_back_in_its_own_units():
 
 @pytest.mark.parametrize("kind", ["classification", "multilabel", "tagging", "crf"])
 def test_the_average_of_equal_models_is_that_model(kind):
-    task = {"type": "tagging" if kind == "crf" else kind, "labels": ["O", "B-x", "I-x"]}
+    task = Task("tagging" if kind == "crf" else kind, labels=["O", "B-x", "I-x"])
     torch.manual_seed(1)
     head = HEADS["crf_tagging" if kind == "crf" else kind](8, task)
     logits = torch.randn(2, 5, 3) if head.level == "words" else torch.randn(2, 3)
     inputs = {"word_mask": torch.ones(2, 5, dtype=torch.bool)}
-    mean = torch.stack([head.to_average(logits)] * 3).mean(0)
-    again, wanted = head.decode(head.from_average(mean), inputs), head.decode(logits, inputs)
+    mean = torch.stack([head.distribution.to_average(logits)] * 3).mean(0)
+    again, wanted = head.decode(head.distribution.from_average(mean), inputs), head.decode(logits, inputs)
     assert torch.equal(again[0], wanted[0])
     torch.testing.assert_close(again[1], wanted[1])
 

@@ -29,6 +29,7 @@ from engine.errors import UserError
 from engine.model.encoders import load_pretrained
 from engine.run import files
 from engine.run.command_line import parse_args
+from engine.task.task import Task
 from engine.task.text import join_tokens, split_text
 from engine.train import checkpoint
 from huggingface_hands_on.continue_pretrain_task import PretrainConfig
@@ -41,7 +42,7 @@ EXAMPLES = settings(
     max_examples=int(os.environ.get("SOAK_EXAMPLES", 60)), deadline=None, suppress_health_check=list(HealthCheck)
 )
 TOKENIZER = train_tokenizer(lambda: ["play a song 播放音乐 é ü 7.7", "stop it now 你好 ok 7.7"] * 3, 200)
-TASKS = {"slots": {"type": "tagging", "labels": ["O", "B-x", "I-x"], "unit": "word"}}
+TASKS = {"slots": Task("tagging", labels=["O", "B-x", "I-x"], unit="word")}
 
 
 class Canary:

@@ -20,10 +20,11 @@ from engine.data.tokenizer import train_tokenizer
 from engine.data.windows import merge_spans
 from engine.errors import UserError
 from engine.model import span_pointer
-from engine.model.head import best_threshold
+from engine.model.span_pointer import best_threshold
 from engine.predict.ensemble import average_heads, deciding_state, mean_predictions
 from engine.run.signals import Interrupted
 from engine.task.tags import IGNORE
+from engine.task.task import Task
 from engine.task.words import LOWEST_SCORE, place_tokens
 from main import main
 from model_utils import MyModel, SpanHead
@@ -152,7 +153,7 @@ def test_the_divergence_is_that_of_bernoulli_distributions():
 
 def test_the_threshold_gives_the_best_f1_there_is():
     rng = random.Random(1)
-    head = SpanHead(8, {"labels": ["a", "b"]})
+    head = SpanHead(8, Task("spans", labels=["a", "b"]))
     for _ in range(20):
         found, gold = [], []
         for _ in range(6):
@@ -180,7 +181,7 @@ def test_the_threshold_gives_the_best_f1_there_is():
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
 def test_logits_are_finite_in_half_precision(kind):
-    head = SpanHead(16, {"labels": ["a", "b"]})
+    head = SpanHead(16, Task("spans", labels=["a", "b"]))
     vectors, mask = 20 * torch.randn(2, 5, 16), torch.ones(2, 5, dtype=torch.bool)
     full = head(vectors, {"word_mask": mask})
     with torch.autocast("cpu", kind):
@@ -203,7 +204,7 @@ def test_of_two_windows_the_one_counts_whose_edge_is_farther():
 
 
 WORDS = "abc def ghi jkl mno pqr stu vwx yz".split()
-TASKS = {"entities": {"type": "spans", "labels": ["x", "y"], "unit": "word"}}
+TASKS = {"entities": Task("spans", labels=["x", "y"], unit="word")}
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +273,7 @@ def test_the_mean_over_folds():
 
 
 def test_scores_of_spans():
-    tasks = {"x": {"type": "spans", "labels": ["a", "b"]}}
+    tasks = {"x": Task("spans", labels=["a", "b"])}
     gold = [[[0, 1, "a"], [0, 0, "b"]], [[1, 1, "a"]], [], None]
     predicted = [[[0, 0, "b"], [0, 1, "a"]], [[1, 1, "b"], [1, 2, "a"]], [], [[0, 0, "a"]]]
     scores = metrics.score(tasks, {"x": gold}, {"x": predicted})
@@ -282,7 +283,7 @@ def test_scores_of_spans():
     assert report["a"] == {"precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
     assert report["b"] == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "support": 1}
     assert metrics.default_monitor(tasks) == "x_f1" and "x_recall" in metrics.score_names(tasks)
-    both = tasks | {"intent": {"type": "classification", "labels": ["c"]}}
+    both = tasks | {"intent": Task("classification", labels=["c"])}
     assert metrics.default_monitor(both) == "sentence_accuracy"
 
 

@@ -1,5 +1,6 @@
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,11 @@ from engine.data.windows import merge_windows
 from engine.errors import UserError
 from engine.run.signals import Interrupted
 from engine.train import checkpoint
-from engine.train.automatic import settle
+from engine.train.automatic import resolve
 from engine.train.optimization import parameter_groups
-from model_utils import MyModelOutput, build_model
+from model_utils import MyModelOutput, build_model, mean_output
 from preprocess.schema import load_labels, training_texts
-from trainer import Evaluation, Trainer, build_optimizer, build_scheduler
+from trainer import Evaluation, Trainer, TrainingSetup, build_optimizer, build_scheduler
 from tricks import build_tricks
 
 
@@ -44,19 +45,26 @@ def make_trainer(config, rows=None, own_optimizer=None):
     else:
         train_loader, dev_loader = build_loaders(config, data, encoder, torch.device("cpu"))
     model = build_model(config, tokenizer, tasks)
-    settle(config, model.encoder, torch.device("cpu"), len(train_loader))
+    config = resolve(config, model.encoder, torch.device("cpu"), len(train_loader))
     tricks = build_tricks(model, config)
     make = own_optimizer or (lambda groups: build_optimizer(groups, "cpu"))
     optimizer = make(tricks.param_groups(parameter_groups(model, config)))
     scheduler = build_scheduler(optimizer, config, -(-len(train_loader) // config.gradient_accumulation_steps))
-    return Trainer(
-        model, tokenizer, tasks, config, torch.device("cpu"), train_loader, dev_loader, optimizer, scheduler, tricks
-    )
+    tricks.begin(train_loader, config)
+    setup = TrainingSetup(train_loader, dev_loader, optimizer, scheduler, tricks)
+    return Trainer(model, tokenizer, tasks, config, torch.device("cpu"), setup)
 
 
 def forward_backward(trainer, batch, label_counts):
     """Adds one micro-batch's gradient, with all tricks, as `train_one_epoch` does. -> MyModelOutput"""
-    return trainer.tricks.forward_backward(trainer.forward, trainer.backward, batch, label_counts)
+    outputs = []
+    for is_logged in trainer.tricks.passes(batch):
+        forward = partial(trainer.model, batch.inputs, batch.labels, label_counts)
+        with torch.autocast("cpu", trainer.dtype, enabled=trainer.dtype is not None):
+            output = trainer.tricks.forward(forward, batch) if trainer.tricks else forward()
+        trainer.scaler.scale(output.total_loss).backward()
+        outputs += [output] if is_logged else []
+    return outputs[0] if len(outputs) == 1 else mean_output(outputs)
 
 
 def train(config, **own):
@@ -447,7 +455,7 @@ def test_long_texts_are_scored_against_their_full_gold(tiny):
     example = {
         "id": "0",
         "tokens": words,
-        "intent": trainer.tasks["intent"]["labels"][0],
+        "intent": trainer.tasks["intent"].labels[0],
         "slots": ["O"] * 299 + ["B-city"],
     }
     loader = MyDataLoader(MyDataset([example], trainer.train_loader.dataset.featurizer), 1)
@@ -638,7 +646,7 @@ def test_a_logged_loss_is_the_mean_over_the_steps_that_were_used(tiny):
     trainer = make_trainer(tiny(log_steps=2))
     batch = trainer.train_loader.dataset.batch([0, 1])
     for value in (2.0, 2.0):
-        trainer.losses.add(MyModelOutput(torch.tensor(value)))
+        trainer.losses.add([MyModelOutput(torch.tensor(value))])
         for p in trainer.trained:
             p.grad = torch.ones_like(p) * (float("inf") if len(trainer.losses.unseen_steps) else 1)
         trainer.optimizer_step([batch])

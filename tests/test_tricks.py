@@ -10,7 +10,8 @@ import itertools
 import logging
 import math
 import operator
-from types import ModuleType
+from dataclasses import asdict, dataclass, replace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -26,17 +27,19 @@ import tricks
 from config import Config, seed_torch
 from data_loader import Batch
 from engine.errors import UserError
+from engine.run.command_line import option
 from engine.run.signals import Interrupted
+from engine.task.task import Task
 from engine.train import checkpoint
 from engine.train.optimization import ema_decay_of, parameter_groups
 from engine.tricks import averages
-from model_utils import MyModel, load_checkpoint
-from trainer import Trainer, build_optimizer, build_scheduler
+from model_utils import HeadOptions, MyModel, load_checkpoint
+from trainer import Trainer, TrainingSetup, build_optimizer, build_scheduler
 from tricks import FGM, Trick
 
 TASKS = {
-    "intent": {"type": "classification", "labels": ["a", "b", "c"]},
-    "slots": {"type": "tagging", "labels": ["O", "B-x", "I-x"], "unit": "word"},
+    "intent": Task("classification", labels=["a", "b", "c"]),
+    "slots": Task("tagging", labels=["O", "B-x", "I-x"], unit="word"),
 }
 NAMES = ("fp32", "bf16")
 SAME = {"fp32": 1e-5, "bf16": 2e-3, "fp16": 2e-3}  # relative errors of whole gradients that are only rounding
@@ -47,7 +50,9 @@ def tiny_model():
     shape = dict(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, initializer_range=0.2
     )
-    model = MyModel(BertModel(BertConfig(vocab_size=30, **shape), add_pooling_layer=False), 16, TASKS, use_crf=True)
+    model = MyModel(
+        BertModel(BertConfig(vocab_size=30, **shape), add_pooling_layer=False), 16, TASKS, HeadOptions(use_crf=True)
+    )
     for parameter in model.output_layer.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model.train()
@@ -87,7 +92,9 @@ def trainer_of(model, make_trick, precision, tmp_path, **options):
     switched_on = tricks.Tricks(made if isinstance(made, list) else [made] if made else [])
     optimizer = build_optimizer(switched_on.param_groups(parameter_groups(model, config)), "cpu")
     scheduler = build_scheduler(optimizer, config, 10)
-    return Trainer(model, None, TASKS, config, torch.device("cpu"), None, None, optimizer, scheduler, switched_on)
+    no_data = SimpleNamespace(dataset=SimpleNamespace(fingerprint=""))
+    setup = TrainingSetup(no_data, no_data, optimizer, scheduler, switched_on)
+    return Trainer(model, None, TASKS, config, torch.device("cpu"), setup)
 
 
 def relative_error(found, wanted):
@@ -312,14 +319,14 @@ GRADIENTS = {
             ("self.gamma * torch.linalg.vector_norm(p) *", "self.gamma *"),
             ("                    p.copy_(before)", "                    pass"),
             (
-                "            take_gradients(self.model)\n            forward_backward()\n        add",
-                "            forward_backward()\n        add",
+                "                take_gradients(self.model)\n                yield False\n        add_gradients(earlier)\n\n\n#",
+                "                yield False\n        add_gradients(earlier)\n\n\n#",
             ),
             ("if p.ndim > 1 and", "if"),
         ],
     ),
     "SMART": (
-        lambda room, model: room.SMART(model, 3.0, 0.05, 1e-2, model.half_precision),
+        lambda room, model: room.SMART(model, 3.0, 0.05, 1e-2),
         smart,
         [
             ("noise.detach() + self.step * safe", "noise.detach() + self.step * 0 * safe"),
@@ -340,21 +347,11 @@ GRADIENTS = {
         rdrop,
         [
             ("self.alpha / 2 * self.model", "self.alpha * self.model"),
-            ("(first.total_loss + second.total_loss) / 2", "first.total_loss"),
-            (
-                "outputs = first, second = forward(exact=exact), forward(exact=exact)",
-                "first = forward(exact=exact); outputs = first, second = first, first",
-            ),
+            ("mean_output([first, second])", "mean_output([first])"),
+            ("        second = forward()", "        second = first"),
         ],
     ),
-    "MultiSampleDropout": (
-        lambda room, model: room.MultiSampleDropout(model, 4),
-        dropout_samples,
-        [
-            ("model.dropout_samples = samples", "model.dropout_samples = 1"),
-            ("model.dropout_samples = samples", "model.dropout_samples = samples - 1"),
-        ],
-    ),
+    "dropout samples": (lambda room, model: setattr(model, "dropout_samples", 4), dropout_samples, []),
     "FGM + RDrop": (
         lambda room, model: [room.FGM(model, 0.7), room.RDrop(model, 2.0)],
         lambda oracle, batch: fgm(oracle, batch, rdrop_loss),
@@ -378,7 +375,6 @@ def gradient_error(name, precision, accumulation, room, tmp_path):
     still the same bits."""
     make, oracle, _ = GRADIENTS[name]
     model, batches = tiny_model(), micro_batches(accumulation)
-    model.half_precision = precision != "fp32"
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     trainer = trainer_of(model, lambda model: make(room, model), precision, tmp_path)
     trainer.scaler = torch.amp.GradScaler(
@@ -445,9 +441,9 @@ def test_a_direction_without_a_finite_norm_moves_nothing(name, value):
         for tensor in [*model.parameters(), trick.noise.value] if name == "FreeLB" else model.parameters():
             if tensor.grad is not None:
                 tensor.grad.fill_(value)
-        return output
 
-    trick.wrap_backward(compute, batch)
+    for _ in trick.passes(batch):
+        compute()
     assert len(losses) > 1 and set(losses) == {losses[0]}
 
 
@@ -460,8 +456,8 @@ def test_no_divergence_without_dropout_or_noise(tmp_path):
             module.p = 0.0
     with pytest.raises(UserError, match="has no dropout"):
         tricks.RDrop(model)
-    with pytest.raises(UserError, match="dropout"):
-        tricks.MultiSampleDropout(model)
+    with pytest.raises(UserError, match="--dropout is 0"):
+        Config(dropout_samples=2, dropout=0.0)
 
 
 @pytest.mark.parametrize("kind", ["multilabel", "regression", "tagging"])
@@ -470,7 +466,7 @@ def test_divergence_of_other_heads(kind):
     from model_utils import HEADS
 
     torch.manual_seed(0)
-    task = {"type": kind, "labels": ["a", "b", "c"], "mean": 1.0, "std": 2.0}
+    task = Task(kind, labels=["a", "b", "c"], mean=1.0, std=2.0)
     head = HEADS[kind](4, task)
     one, other = torch.randn(2, *{"multilabel": (5, 3), "regression": (5,), "tagging": (5, 2, 3)}[kind])
     made = {
@@ -487,7 +483,7 @@ def test_divergence_of_other_heads(kind):
     }[kind]
     labels[2] = float("nan") if kind == "regression" else -100
     both[2] = 0
-    assert head.divergence(one, other, labels, {}).item() == pytest.approx(both.sum().item(), rel=1e-5)
+    assert head.distribution.divergence(one, other, labels, {}).item() == pytest.approx(both.sum().item(), rel=1e-5)
 
 
 def test_divergence_weighs_labels_as_the_loss_does():
@@ -495,7 +491,7 @@ def test_divergence_weighs_labels_as_the_loss_does():
     weights."""
     model, (batch,) = tiny_model().eval(), micro_batches(1)
     head = model.output_layer.heads["intent"]
-    head.task["counts"] = [28, 7, 2]
+    head.task = replace(head.task, counts=(28, 7, 2))
     head.set_options(Config(class_weights="balanced"), "intent")
     del batch.labels["slots"]
     one, other = model(batch.inputs, batch.labels), model(batch.inputs, batch.labels)
@@ -560,7 +556,7 @@ def our_training(make_trick, precision, accumulation, steps, tmp_path, epoch_of_
         if epoch_of_a_step:
             trainer.tricks.before_epoch(step)
         for batch in batches:
-            trainer.losses.add(forward_backward(trainer, batch, totals_of(batches)))
+            trainer.losses.add([forward_backward(trainer, batch, totals_of(batches))])
         if step in spoil:
             next(p for p in model.parameters() if p.grad is not None).grad.view(-1)[0] = float("inf")
         trainer.optimizer_step(batches)
@@ -858,20 +854,20 @@ def test_ema_averages_over_a_share_of_all_steps(tiny, caplog):
     assert make_trainer(tiny(use_ema=True, ema_decay=0.99, model_version="x")).tricks[0].decay == 0.99
 
 
-def test_the_rate_stays_where_swa_begins():
+def test_the_rate_stays_where_swa_begins(tiny):
     def rates(**options):
-        config = Config(epochs=10, warmup_epochs=1, **options)
-        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-        scheduler, found = build_scheduler(optimizer, config, 10), []
-        for _ in range(100):
-            found.append(scheduler.get_last_lr()[0])
-            optimizer.step()
-            scheduler.step()
-        return found
+        trainer = make_trainer(tiny(epochs=10, warmup_epochs=1, model_version=f"x{options}", **options), rows=40)
+        update, found = trainer.optimizer_step, []
+        trainer.optimizer_step = lambda group: (update(group), found.append(trainer.lr))
+        for epoch in range(10):
+            trainer.train_one_epoch(epoch)
+            trainer.progress.batch = 0
+        return [rate / max(found) for rate in found]
 
     plain, swa = rates(), rates(use_swa=True, swa_start=0.6)
-    assert swa[:61] == plain[:61] and set(swa[60:]) == {plain[60]}
-    assert set(rates(use_swa=True, swa_start=0.0)[10:]) == {1.0}  # not before the warmup has ended
+    epoch = len(plain) // 10
+    assert swa[: 6 * epoch + 1] == plain[: 6 * epoch + 1] and set(swa[6 * epoch :]) == {plain[6 * epoch]}
+    assert set(rates(use_swa=True, swa_start=0.0)[epoch:]) == {1.0}  # not before the warmup has ended
 
 
 def test_no_run_ends_early_before_its_trick_has_begun(tiny):
@@ -904,18 +900,20 @@ def test_a_trick_of_your_own_is_one_class_and_its_place_in_the_list(tiny, monkey
         def __init__(self, model):
             self.model = model
 
-        def wrap_backward(self, forward_backward, batch):
-            output = forward_backward()
+        def passes(self, batch):
+            yield True
             seen.append(batch.rows)
             for p in self.model.parameters():
                 if p.grad is not None:
                     p.grad += 1e-3 * torch.randn_like(p)
-            return output
 
     monkeypatch.setattr(tricks, "TRICKS", [*tricks.TRICKS, GradientNoise])
-    config = tiny(epochs=1)
-    config.gradient_noise = True
-    trainer = make_trainer(config)
+
+    @dataclass(frozen=True)
+    class OwnConfig(Config):
+        gradient_noise: bool = option(True, "noise on the gradients")
+
+    trainer = make_trainer(OwnConfig(**asdict(tiny(epochs=1))))
     assert [type(trick) for trick in trainer.tricks] == [GradientNoise]
     trainer.train()
     assert len(seen) == len(trainer.train_loader)

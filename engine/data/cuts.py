@@ -38,19 +38,19 @@ class Cuts:
         if len(data.lengths) > len(data):
             in_windows = len(np.unique(data.example_index[columns["first_word"] > 0]))
             counts["windows"] += len(data.lengths) - len(data) + in_windows
-            for name in [name for name, task in data.tasks.items() if has_spans(task["type"])]:
+            for name in [name for name, task in data.tasks.items() if task.has_spans]:
                 counts[f"outside {name}"] += num_outside(data, name)
 
     def log(self, where: str | Path, tasks: dict[str, dict[str, Any]]) -> None:
         """Logs what was cut, or otherwise what is read in windows."""
         counts, max_length = self.counts, self.counts["max_length"]
         longer = f"{where}: {counts['cut']} of {counts['examples']} examples are longer than --max_length {max_length}"
-        if counts["cut"] and any(needs_words(task["type"]) for task in tasks.values()):
+        if counts["cut"] and any(task.needs_words for task in tasks.values()):
             logger.warning(f"{longer}; their last {counts['words']} words are not seen and count as O")
         elif counts["cut"]:
             logger.warning(f"{longer}; {counts['tokens']} sub-tokens are not seen")
         elif counts["windows"]:
-            text_labels = any(not needs_words(task["type"]) for task in tasks.values())
+            text_labels = any(not task.needs_words for task in tasks.values())
             logger.info(
                 f"{where}: examples longer than --max_length {max_length} are read in {counts['windows']} overlapping "
                 "windows" + ("; labels of the whole text come from the first" if text_labels else "")

@@ -16,6 +16,7 @@ from engine.model.span_pointer import encode
 from engine.run.files import sha256
 from engine.task.extras import extras_of, standardize
 from engine.task.tags import IGNORE, has_spans, is_tagging, kind_of, needs_words
+from engine.task.task import tasks_to_json
 from engine.task.text import HAN_CHARACTER, token_unit
 from engine.task.words import texts_to_encode
 
@@ -43,7 +44,7 @@ class Featurizer:
         self.tokenizer, self.tasks, self.max_length, self.truncation = tokenizer, tasks, max_length, truncation
         self.stride = max_length // 4 if stride is None else stride
         self.pad_to_multiple = 1  # 8 suits a GPU's matrix units
-        self.tagging = any(needs_words(task["type"]) for task in tasks.values())  # or spans
+        self.tagging = any(task.needs_words for task in tasks.values())  # or spans
         self.word_ends = word_ends and self.tagging
         # Replaces a word, or a text, that yields no token. A byte-level tokenizer has no unknown token
         self.filler = tokenizer.unk_token or tokenizer.pad_token
@@ -52,14 +53,14 @@ class Featurizer:
         self.blanks = decoder and needs_blanks(tokenizer)
         self.unit = token_unit(tasks) or "word"
         self.extras = extras_of(tasks)
-        self.label_ids = {name: {label: i for i, label in enumerate(task["labels"])} for name, task in tasks.items()}
+        self.label_ids = {name: {label: i for i, label in enumerate(task.labels)} for name, task in tasks.items()}
 
     def fingerprint(self) -> str:
         """A hash of everything that affects the encoding; the cache is named after it."""
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
         del tokenizer["truncation"], tokenizer["padding"]  # set by each call
         version = 4  # raise it when the columns change
-        depends = [version, tokenizer, self.tasks, self.max_length, self.stride, self.truncation]
+        depends = [version, tokenizer, tasks_to_json(self.tasks), self.max_length, self.stride, self.truncation]
         depends += ["word ends"] if self.word_ends else []
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
@@ -92,7 +93,7 @@ class Featurizer:
             columns[f"extras.{name}"] = standardize(values, **of_train)
         for name, task in self.tasks.items():
             if name in examples[0]:
-                columns[label_column(name)] = self.labels(name, kind_of(task), features, examples)
+                columns[label_column(name)] = self.labels(name, task.kind, features, examples)
         return columns
 
     def labels(

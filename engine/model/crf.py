@@ -8,8 +8,8 @@ import torch.nn.functional as F
 import torchcrf
 
 from engine.model import crf_scan, viterbi
-from engine.model.head import LogitAverages
-from engine.task.tags import IGNORE, may_follow
+from engine.task.tags import may_follow
+from engine.task.task import IGNORE
 
 IMPOSSIBLE = -1e4  # score of a transition that decoding must not take
 # With larger transitions a sum of exp(score) could lose paths, so logarithms are added
@@ -179,49 +179,3 @@ class CRF(torchcrf.CRF):
 def has_all_labels(labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Whether every word of a text has a label, (B,)."""
     return ((labels != IGNORE) >= mask).all(1)
-
-
-class PathStatistics(LogitAverages):
-    """For a head whose distribution is a CRF over the tags of a whole text, `self.crf`."""
-
-    wants_pairs = True
-
-    def expected_statistics(self: Any, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        return self.crf.marginals(logits, inputs["word_mask"])
-
-    def teach(
-        self: Any, logits: torch.Tensor, inputs: dict[str, torch.Tensor], temperature: float, pairs: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        statistics, entropies, before = self.crf.path_statistics(logits, inputs["word_mask"], temperature)
-        entropies = F.pad(entropies.unsqueeze(1), (0, logits.shape[1] - 1))  # each at the first word
-        return statistics.float(), entropies.float(), before if pairs else None
-
-    def num_taught(self, targets: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The number of words in texts that teachers answered completely; other texts do not count."""
-        mask = inputs["word_mask"]
-        return (mask * targets.whole(mask).unsqueeze(1)).sum()
-
-    def distillation(
-        self: Any, logits: torch.Tensor, targets: Any, inputs: dict[str, torch.Tensor], temperature: float
-    ) -> torch.Tensor:
-        crf, mask = self.crf, inputs["word_mask"]
-        whole, last = targets.whole(mask).to(logits.dtype), mask.sum(1) - 1
-        _, rows, words, tags = targets.places
-        by_tag = logits[rows, words, tags] + torch.where(words == 0, crf.start_transitions[tags], 0.0)
-        by_tag = by_tag + torch.where(words == last[rows], crf.end_transitions[tags], 0.0)
-        expected = (by_tag * targets.values * whole[rows]).sum() + self.expected_transitions(targets, whole)
-        partitions = (crf.log_partition(logits, mask, temperature) * whole).sum()
-        entropies = (targets.entropies * whole.unsqueeze(1)).sum()
-        return temperature**2 * (partitions - expected / temperature - entropies)
-
-    def expected_transitions(self: Any, targets: Any, whole: torch.Tensor) -> torch.Tensor:
-        """The transition scores expected by the teachers, summed over texts, each weighted by `whole` (B,). -> ()"""
-        transitions = self.crf.transitions
-        shares, before = targets.pairs(len(transitions))
-        before, factors = (
-            before[:, :, :-1].flatten(1, 2),
-            targets.factors,
-        )  # (teachers, B * (W - 1), C), (teachers, C, C)
-        shares = (shares[:, :, 1:] * whole[:, None, None]).flatten(1, 2)
-        given = shares / (before @ factors).clamp(min=1e-30)
-        return ((before @ (factors * transitions)) * given).sum()

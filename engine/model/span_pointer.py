@@ -17,10 +17,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 
-from engine.model.head import best_threshold
-from engine.task.tags import IGNORE
+from engine.task.task import IGNORE
 from engine.task.words import LOWEST_SCORE, SPANS_PER_WORD
 
 CELLS = 2**22  # scores that are on the device at a time when finding spans
@@ -174,72 +172,40 @@ def mean_of(
     return sorted(sums), [sums[span] for span in sorted(sums)]
 
 
-class SpanAnswers:
-    """What a head for spans overrides: see `Head`."""
+def best_threshold(
+    scores: torch.Tensor, right: torch.Tensor, lowest: float, wanted: int | None = None
+) -> torch.Tensor | None:
+    """The score threshold with the best F1: halfway between the last score that is accepted and the next.
 
-    finds_spans, needs_calibration = True, True
-    least = 1e-3  # probability from which a student learns a span: every span has some
+    scores, right: (N,), right is 1 where accepting is correct. lowest: a score below all. wanted: how many should
+    be accepted (default: those of `right`). Returns None if none is correct.
+    """
+    scores, order = scores.sort(descending=True)
+    right = right[order].cumsum(0)
+    if not len(right) or not right[-1] > 0:
+        return None
+    f1 = 2 * right / (torch.arange(1, len(right) + 1, device=right.device) + (right[-1] if wanted is None else wanted))
+    f1[:-1][scores[:-1] == scores[1:]] = 0  # no threshold lies between equal scores
+    best = f1.argmax()
+    following = scores[best + 1] if best + 1 < len(scores) else torch.full_like(scores[0], lowest)
+    return (scores[best] + following) / 2
 
-    @property
-    def numbers_a_word(self: Any) -> int:
-        return len(self.task["labels"])
 
-    def natural(self, logits: torch.Tensor) -> torch.Tensor:
-        """The scores of all spans by their first word, (B, W, W * T): last word j and type t are at j * T + t."""
-        return dense(logits).permute(0, 2, 3, 1).flatten(2)
+def threshold_of(
+    found: Iterable[tuple[list[Any], list[float]]], labels: Iterable[Any], names: Sequence[str]
+) -> torch.Tensor | None:
+    """The score threshold with the best F1 on dev, see `best_threshold`.
 
-    def statistics(self, scores: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        return scores.sigmoid() * self.are_spans(inputs)
-
-    def log_normalizers(self, scores: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        return (F.softplus(scores) * self.are_spans(inputs)).sum(2)
-
-    def are_spans(self: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        return spans_of(inputs["word_mask"]).repeat_interleave(len(self.task["labels"]), 2)
-
-    def num_taught(self, targets: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The number of texts: a text has one label."""
-        return (targets.taught.amax(1)).sum()
-
-    def to_labels(self: Any, answer: Any, probability: Any) -> tuple[Any, Any]:
-        """The spans that reach the threshold: [[first word, last word, type]], and their probabilities."""
-        lowest, names = float(self.threshold.double().sigmoid()), self.task["labels"]
-        taken = [(span, p) for span, p in zip(answer, probability) if p >= lowest]
-        return [[first, last, names[kind]] for (first, last, kind), _ in taken], [p for _, p in taken]
-
-    def label_mask(self, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """A text has one label, the set of its spans."""
-        return torch.arange(labels.shape[1], device=labels.device).eq(0) & has_labels(labels).unsqueeze(1)
-
-    def divergence(
-        self, first: torch.Tensor, second: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
-        return divergence(first, second, labels, inputs["word_mask"])
-
-    def real_logits(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        return real_scores(logits, inputs["word_mask"])
-
-    def calibrate(self: Any, found: Any, labels: Any) -> None:
-        """Chooses the threshold with the best F1."""
-        names, pairs, there = self.task["labels"], [], 0  # type: Any, list[Any], int
-        for (spans, probabilities), gold in zip(found, labels):
-            if gold is not None:
-                gold = {tuple(span) for span in gold}
-                there += len(gold)
-                taken = [(first, last, names[kind]) in gold for first, last, kind in spans]
-                pairs += zip(probabilities, taken)
-        if pairs:
-            probabilities, right = torch.tensor(pairs, dtype=torch.float64).T
-            threshold = best_threshold(probabilities.logit(eps=1e-15), right, LOWEST_SCORE, there)
-            self.threshold.copy_(self.threshold if threshold is None else threshold)
-
-    def hits(self: Any, answers: Any, probabilities: Any, labels: torch.Tensor) -> tuple[int, int]:
-        """(twice the correct spans, predicted plus gold spans); their quotient is F1."""
-        right, total, names = 0, 0, self.task["labels"]
-        for answer, probability, row in zip(answers, probabilities, labels.tolist()):
-            if row[0] != IGNORE:
-                found = {tuple(span) for span in self.to_labels(answer, probability)[0]}
-                numbers = [number for number in row[1:] if number != IGNORE]
-                gold = {(f, last, names[kind]) for f, last, kind in zip(*(numbers[i::3] for i in range(3)))}
-                right, total = right + 2 * len(found & gold), total + len(found) + len(gold)
-        return right, total
+    found: (spans, probabilities) of each text; labels: its gold spans, [[first, last, type]], None if unlabelled.
+    """
+    pairs: list[tuple[float, bool]] = []
+    num_gold = 0
+    for (spans, probabilities), gold in zip(found, labels):
+        if gold is not None:
+            gold = {tuple(span) for span in gold}
+            num_gold += len(gold)
+            pairs += zip(probabilities, [(first, last, names[kind]) in gold for first, last, kind in spans])
+    if not pairs:
+        return None
+    probabilities, right = torch.tensor(pairs, dtype=torch.float64).T
+    return best_threshold(probabilities.logit(eps=1e-15), right, LOWEST_SCORE, num_gold)

@@ -28,6 +28,7 @@ from engine.run.files import appearing_whole, write_json
 from engine.run.run_folder import EVALUATE, read_result, read_result_lines
 from engine.schema import AnyOf, Optional, Range
 from engine.task.tags import PARTS_OF_A_ROW, TASK, kind_of
+from engine.task.task import tasks_to_json
 from engine.task.text import text_and_offsets
 
 SMALLEST = 1e-4  # less probable labels are left out
@@ -86,7 +87,7 @@ def rows_of(
             answer = {"gold": gold, "predicted": label, "right": metrics.is_right(task, gold, label)}
             answer["probability"] = probability if probability is None else np.round(probability, 6).tolist()
             if kinds[name] in ("classification", "multilabel"):
-                found = distribution(averages[name][i], task["labels"], label, kinds[name])
+                found = distribution(averages[name][i], task.labels, label, kinds[name])
                 answer |= {} if found is None else {"probabilities": found}
             row["answers"][name] = answer
         yield row
@@ -95,7 +96,7 @@ def rows_of(
 def report_kinds(tasks: dict[str, dict[str, Any]], metrics: ModuleType) -> dict[str, str]:
     """{task: one of ANSWERS}, as metrics.py scores it; a custom kind becomes the one that its labels fit."""
     kinds = {name: metrics.scoring_kind(task) for name, task in tasks.items()}
-    return {name: kind if kind in ANSWERS else kind_of(tasks[name]) for name, kind in kinds.items()}
+    return {name: kind if kind in ANSWERS else tasks[name].kind for name, kind in kinds.items()}
 
 
 def write_rows(folder: Path, part: str, rows: Iterable[dict[str, Any]]) -> None:
@@ -111,7 +112,7 @@ def write_about(folder: Path, trainer: Any, trained: Any, parts: list[str], metr
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     root = Path(__file__).resolve().parents[2]
     about = {
-        "tasks": tasks,
+        "tasks": tasks_to_json(tasks),
         "kinds": report_kinds(tasks, metrics),
         "monitor": trained.monitor or metrics.default_monitor(tasks),
         "main_scores": {name: metrics.MAIN[metrics.scoring_kind(task)] for name, task in tasks.items()},
@@ -120,7 +121,7 @@ def write_about(folder: Path, trainer: Any, trained: Any, parts: list[str], metr
         "data_path": str(config.data_dir),
         "options": options_of(trained),
         "seed": trained.random_seed,
-        "by_tokens": any("unit" in task for task in tasks.values()),
+        "by_tokens": any(task.unit for task in tasks.values()),
         "log": str(Path(config.log_output_path or folder) / config.log_output_file),
         "device": f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else name,
         "torch": torch.__version__,

@@ -91,7 +91,8 @@ def decode(head: Head, means: list[torch.Tensor], size: int = 64) -> list[tuple[
     for start in range(0, len(order), size):
         rows = order[start : start + size]
         batch = [means[i] for i in rows]
-        logits = head.from_average(pad_sequence(batch, batch_first=True) if by_words else torch.stack(batch))
+        stacked = pad_sequence(batch, batch_first=True) if by_words else torch.stack(batch)
+        logits = head.distribution.from_average(stacked)
         inputs = {}
         if by_words:
             lengths = torch.tensor([len(mean) for mean in batch])
@@ -136,7 +137,7 @@ def calibrate(
             head.calibrate(chosen, [data[i][name] for i in rows])
         else:
             labels = data.batch(data.first_rows[rows]).labels[name]
-            head.calibrate(head.from_average(torch.stack(chosen)), labels)
+            head.calibrate(head.distribution.from_average(torch.stack(chosen)), labels)
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
@@ -196,11 +197,11 @@ def name_of(folder: Path) -> str:
 def facts_of(run: Run, name: str) -> dict[str, Any]:
     """{property: value} of a run's task, in which all runs must agree."""
     task = run.tasks[name]
-    facts = {"head": "crf_tagging" if run.use_crf and task["type"] == "tagging" else task["type"]}
-    facts |= {"labels": task["labels"], "tokens": task.get("unit"), "pairs of texts": bool(task.get("pairs"))}
+    facts = {"head": "crf_tagging" if run.use_crf and task.type == "tagging" else task.type}
+    facts |= {"labels": task.labels, "tokens": task.unit, "pairs of texts": task.pairs}
     facts["--extra_columns"] = list(extras_of(run.tasks))
-    if task["type"] != "regression":  # regression values are converted to the first run's scale: see `on_scale_of`
-        facts["scale"] = [task.get("mean"), task.get("std")]
+    if task.type != "regression":  # regression values are converted to the first run's scale: see `on_scale_of`
+        facts["scale"] = [task.mean, task.std]
     return facts
 
 
@@ -229,9 +230,9 @@ def on_scale_of(first: Run, run: Run, predictions: Predictions) -> Predictions:
     part."""
     averages = dict(predictions.averages)
     for name, task in first.tasks.items():
-        if task["type"] == "regression" and any(task[key] != run.tasks[name][key] for key in ("mean", "std")):
+        if task.type == "regression" and (task.mean, task.std) != (run.tasks[name].mean, run.tasks[name].std):
             numbers = np.array(predictions.labels[name])
-            averages[name] = list(torch.from_numpy((numbers - task["mean"]) / task["std"]).float())
+            averages[name] = list(torch.from_numpy((numbers - task.mean) / task.std).float())
     return predictions._replace(averages=averages)
 
 

@@ -64,7 +64,7 @@ class Answers:
         if not head.finds_spans:
             answers, probabilities = answers.tolist(), probabilities.tolist()
         keep = name in self.keep and not head.finds_spans
-        averages: Any = head.to_average(logits).cpu() if keep else [None] * len(answers)
+        averages: Any = head.distribution.to_average(logits).cpu() if keep else [None] * len(answers)
         for i, row in enumerate(batch.rows.tolist()):
             if head.finds_spans:
                 first, size = int(data.columns["first_word"][row]), int(self.num_words[row])
@@ -137,12 +137,12 @@ def add_cut_words(
 
 def outside_id(task: dict[str, Any]) -> int:
     """The id of the tag O, or of the first tag."""
-    return task["labels"].index("O") if "O" in task["labels"] else 0
+    return task.labels.index("O") if "O" in task.labels else 0
 
 
 def names_entities(task: dict[str, Any]) -> bool:
     """Whether the tags of a tagging task mark entities (B-, I-, …), not classes of words such as parts of speech."""
-    return are_of_entities(tuple(task.get("labels", ())))
+    return are_of_entities(tuple(task.labels))
 
 
 @lru_cache  # called for each text
@@ -202,7 +202,7 @@ def prediction_row(
     """
     text, offsets = text_and_offsets(example, tasks)
     if is_wordless(example):
-        answers = answers | {name: ([], []) for name in answers if needs_words(tasks[name]["type"])}
+        answers = answers | {name: ([], []) for name in answers if tasks[name].needs_words}
     require_finite(example, answers)
     kinds = {name: column_kind(task) for name, task in tasks.items()}
     row = row_of(example, {name: (kinds[name], *answer) for name, answer in answers.items()}, text, offsets)
@@ -245,9 +245,9 @@ def require_finite(example: dict, answers: dict) -> None:
 
 def column_kind(task: dict[str, Any]) -> str:
     """The kind of `columns_of` that a task's labels have."""
-    if has_spans(task["type"]):
+    if task.has_spans:
         return "spans"
-    if is_tagging(task["type"]):
+    if task.is_tagging:
         return "entities" if names_entities(task) else "tags"
     return "label"
 

@@ -9,7 +9,7 @@ from typing import Any
 from engine.errors import UserError
 from engine.run.command_line import check_values, options_without_switch
 from engine.run.launch import is_launched
-from engine.task.tags import has_spans, needs_words
+from engine.task.task import needs_words
 
 
 class CheckedOptions:
@@ -20,7 +20,7 @@ class CheckedOptions:
         return task_weights_by_name(self.task_weights)
 
     def unused_options(self, kinds: Sequence[str] = ("tagging", "classification")) -> list[str]:
-        """One line per option that has no effect, or leaves another without effect. kinds: the types of the tasks."""
+        """One line per option that has no effect, or leaves another without effect. kinds: of the tasks."""
         return unused_options(self, kinds)
 
 
@@ -100,6 +100,8 @@ def refuse_tricks(config: Any) -> None:
         raise UserError("--unfreeze_layers trains other layers in each epoch: --compile would compile again; drop one")
     if config.unfreeze_layers and config.epochs == 1:
         raise UserError("--unfreeze_layers trains only the heads in the first epoch; --epochs=1 has no second one")
+    if config.dropout_samples > 1 and not config.dropout:
+        raise UserError("--dropout_samples uses several dropout masks, but --dropout is 0")
     if config.layer_decay == 0:
         raise UserError("--layer_decay=0 would freeze all layers but the last; see --freeze_layers")
     if (config.layer_decay < 1 or config.unfreeze_layers) and (not pretrained or config.freeze_layers == -1):
@@ -155,13 +157,13 @@ def refuse_shards(config: Any) -> None:
 
 
 def unused_options(config: Any, kinds: Sequence[str]) -> list[str]:
-    """One line per option that has no effect, or leaves another without effect. kinds: the types of the tasks."""
+    """One line per option that has no effect, or leaves another without effect. kinds: of the tasks."""
     unused = options_without_switch(config)
     if config.class_weights != "none" or config.label_smoothing or config.focal_gamma:
         imbalance = "--class_weights, --label_smoothing and --focal_gamma have no effect on"
         if config.use_crf and "tagging" in kinds:
             unused.append(f"{imbalance} tagging with a CRF (add --no_use_crf)")
-        if any(map(has_spans, kinds)):
+        if "spans" in kinds:
             unused.append(f"{imbalance} spans")
     if config.pooling != "auto" and all(map(needs_words, kinds)):
         unused.append(f"--pooling={config.pooling} has no effect: all tasks are tagging")

@@ -11,18 +11,19 @@ from typing import Any
 import numpy as np
 
 from engine.errors import UserError
+from engine.task.task import Task
 
 MOST_NUMBER = 1e30  # single precision overflows at 3e38
 
 
-def extras_of(tasks: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+def extras_of(tasks: dict[str, Task]) -> dict[str, dict[str, float]]:
     """{column: {"mean", "std"}} of the columns that a model of these tasks reads, in order."""
-    return next(iter(tasks.values()), {}).get("extras", {})
+    return next((task.extras for task in tasks.values() if task.extras), {})
 
 
-def pairs_of(tasks: dict[str, dict[str, Any]]) -> bool:
+def pairs_of(tasks: dict[str, Task]) -> bool:
     """Whether a model of these tasks reads a second text."""
-    return any(task.get("pairs") for task in tasks.values())
+    return any(task.pairs for task in tasks.values())
 
 
 def to_number(value: Any, name: str, where: str) -> float | None:

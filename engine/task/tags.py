@@ -2,82 +2,29 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
 
-from engine.errors import UserError
-from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
+from engine.task.task import (  # noqa: F401 (during a move)
+    IGNORE,
+    PARTS_OF_A_ROW,
+    TASK,
+    Task,
+    needs_words,
+    read_tasks,
+    require_distinct,
+)
 from engine.task.words import entities_in as entities_in  # also for those who import it from here
-
-PARTS_OF_A_ROW = ("id", "text", "tokens", "text_pair", "extras", "kept")
-IGNORE = -100  # label id where there is no label: torch's ignore_index
-
-
-STATISTICS = {"mean": float, "std": Range(1e-300, 1e300)}
-TASK = {
-    "type": str,
-    "labels": [str],
-    Optional("kind"): str,
-    Optional("counts"): [Range(0)],
-    Optional("rows"): Range(0),
-    Optional("unit"): AnyOf("word", "character", "character+blank"),
-    Optional("pairs"): AnyOf(bool, None),
-    Optional("extras"): {str: STATISTICS},
-}
-
-
-def read_tasks(path: str | Path) -> dict[str, dict]:
-    """labels.json of a processed folder or a checkpoint: {task: {"type", "labels", …}}. Raises UserError for any
-    other form."""
-    try:
-        tasks = read_json(path, {str: TASK})
-        for name, task in tasks.items():
-            if not task["labels"]:  # regression
-                read_json(path, {name: STATISTICS})
-            elif "" in task["labels"]:
-                raise SchemaError(f"{path}: {name}.labels has an empty label")
-            elif len(task.get("counts", task["labels"])) != len(task["labels"]):
-                raise SchemaError(f"{path}: {name}.counts and {name}.labels differ in length")
-            if needs_words(task["type"]):
-                task.setdefault("unit", "word")
-    except SchemaError as error:
-        raise UserError(f"{error}; create it again, or use an intact one") from None
-    if not tasks:
-        raise UserError(f"{path}: lists no task")
-    require_distinct(path, tasks)
-    return tasks
-
-
-def require_distinct(path: str | Path, names: Iterable[str]) -> None:
-    """Raises UserError if two columns of the predictions would have the same name: a task's, or a field of a row."""
-    owners = dict.fromkeys(PARTS_OF_A_ROW, "the row itself")
-    for name in names:
-        for column in (name, f"{name}_tags", f"{name}_probability"):
-            if column in owners:
-                both = f"the column {column!r} would belong to {name!r} and to {owners[column]!r}"
-                raise UserError(f"{path}: {both}; rename the label column")
-            owners[column] = name
 
 
 def is_tagging(kind: str) -> bool:
-    """Whether a task of this type has one label per word. Custom types of this kind end in "tagging"."""
-    return kind.endswith("tagging")
-
-
-def kind_of(task: dict[str, Any]) -> str:
-    """What a task's labels look like: its type, or for a custom type the kind that it names."""
-    return task.get("kind", task["type"])
+    return kind == "tagging"
 
 
 def has_spans(kind: str) -> bool:
-    """Whether the labels of a task of this type are spans of words, which may overlap. Custom types of this kind end
-    in "spans"."""
-    return kind.endswith("spans")
+    return kind == "spans"
 
 
-def needs_words(kind: str) -> bool:
-    """Whether a task of this type needs texts split into tokens."""
-    return is_tagging(kind) or has_spans(kind)
+def kind_of(task: Task) -> str:
+    return task.kind if isinstance(task, Task) else task.get("kind", task["type"])
 
 
 class TagFacts:

@@ -31,7 +31,7 @@ def join_tokens(tokens: Iterable[str], unit: str) -> tuple[str, Offsets]:
 
 def token_unit(tasks: dict[str, dict[str, Any]]) -> str | None:
     """The unit of tokens in tasks of tags or spans: "word", "character", "character+blank"; None without such tasks."""
-    return next((task.get("unit", "word") for task in tasks.values() if needs_words(task["type"])), None)
+    return next((task.unit for task in tasks.values() if task.needs_words), None)
 
 
 def text_and_offsets(example: dict[str, Any], tasks: dict[str, dict[str, Any]]) -> tuple[str, Offsets | None]:

@@ -28,7 +28,7 @@ from engine.run import distributed
 from engine.run.command_line import first_line
 from engine.run.files import clean_temporaries, replace_folder, sync, verify, write_json
 from engine.schema import AnyOf, Number, Optional, Range, SchemaError, like, mismatch, read_json
-from engine.task.tags import read_tasks
+from engine.task.task import Task, read_tasks, tasks_to_json
 
 logger = logging.getLogger("template")
 KEEP = 2  # checkpoints to resume from, in addition to the best; one more while training
@@ -55,7 +55,7 @@ class Writer:
     at its end.
     """
 
-    def __init__(self, root: Path, tokenizer: Any, tasks: dict[str, dict[str, Any]], config: Any):
+    def __init__(self, root: Path, tokenizer: Any, tasks: dict[str, Task], config: Any):
         self.root, self.tokenizer, self.tasks, self.config = root, copy.deepcopy(tokenizer), tasks, config
         self.thread, self.pending = ThreadPoolExecutor(1), []  # type: ThreadPoolExecutor, list[Any]
 
@@ -81,7 +81,7 @@ class Writer:
                 encoder.config.save_pretrained(temporary)
             if base and not merge:
                 write_json(temporary / lora.BASE_FILE, base)
-            write_json(temporary / "labels.json", self.tasks)
+            write_json(temporary / "labels.json", tasks_to_json(self.tasks))
             # without these, as a killed and resumed run must write the same bytes of `best`
             write_json(temporary / "args.json", self.config.kept() | {"resume": False, "force_resume": False})
             if training:
@@ -196,11 +196,11 @@ def load_weights(model: Any, folder: Path) -> None:
     model.load_state_dict(tensors, strict=own_base is None)  # the checkpoint does not hold the base's weights
 
 
-def require_labels(folder: Path, tasks: dict[str, dict[str, Any]]) -> None:
+def require_labels(folder: Path, tasks: dict[str, Task]) -> None:
     """Raises UserError if a checkpoint was trained with other tasks or labels than these."""
     theirs = read_tasks(folder / "labels.json")
     for name in sorted(theirs.keys() | tasks.keys()):
-        old, new = (side.get(name, {}).get("labels", []) for side in (theirs, tasks))
+        old, new = (side[name].labels if name in side else () for side in (theirs, tasks))
         if old != new:
             differ = sorted(set(old) ^ set(new)) or ["their order"]
             raise UserError(

@@ -1,6 +1,5 @@
-"""Learning rates and parameter groups, the number of epochs, and the optimizer step."""
+"""Learning rates and parameter groups, numbers of epochs and steps."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,6 +12,11 @@ EMA_SHARE = 0.05  # share of all steps that --use_ema averages over
 def steps_per_epoch(num_batches: int, config: Any) -> int:
     """Optimizer steps in an epoch of `num_batches` micro-batches; the last step may have fewer than the others."""
     return -(-num_batches // config.gradient_accumulation_steps)
+
+
+def warmup_steps(config: Any, steps_per_epoch: int) -> int:
+    """Steps of linear warmup: those of --warmup_epochs, by default a tenth of all."""
+    return round((config.epochs / 10 if config.warmup_epochs is None else config.warmup_epochs) * steps_per_epoch)
 
 
 def epochs_of(steps: int, pretrained: bool) -> int:
@@ -92,33 +96,6 @@ def parameter_groups(model: torch.nn.Module, config: Any) -> list[dict[str, Any]
             options = {"lr": head_lr if is_head else lr, "weight_decay": config.weight_decay if decays else 0.0}
             groups.setdefault((is_head, decays), {"params": [], **options})["params"].append(parameter)
     return list(groups.values())
-
-
-def clip_and_step(
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    parameters: Iterable[torch.Tensor],
-    norm: torch.Tensor,
-    finite: torch.Tensor,
-    max_grad_norm: float,
-) -> None:
-    """Clips the gradient to max_grad_norm (0: no clipping) and steps the optimizer; skips a non-finite gradient.
-
-    norm: that of the gradient. Fused Adam and AdamW do both on the device: they divide by `grad_scale`, and skip the
-    step if `found_inf` is set. For every other optimizer the host waits for `finite`. (Fused SGD reads both too, but a
-    skipped first step would leave its momentum uninitialised.)
-    """
-    divisor = (norm / max_grad_norm).clamp(min=1) if max_grad_norm else None
-    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
-    if fused and isinstance(optimizer, torch.optim.Adam):
-        if divisor is not None:
-            optimizer.grad_scale = divisor  # type: ignore[attr-defined]
-        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        scaler.step(optimizer)
-    elif finite:
-        if divisor is not None:
-            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], divisor)
-        scaler.step(optimizer)
 
 
 def describe(model: torch.nn.Module, device: torch.device) -> str:

@@ -45,14 +45,16 @@ class Progress:
             raise UserError(f"{folder}: its training.json is damaged: {wrong}; remove that checkpoint")
         return cls(**values)
 
-    def share_among(self, processes: int, before: int, scheduler: Any, batches: int, in_step: int) -> None:
+    def share_among(self, processes: int, before: int, schedule: tuple[Any, float], batches: int, in_step: int) -> None:
         """Moves to the same position in data and schedule for another number of processes, as near as whole steps
         allow.
 
-        processes, before: their number now and before. batches: micro-batches per epoch now; in_step: per step.
+        processes, before: their number now and before. schedule: (scheduler, its last step, see `rate_held_from`).
+        batches: micro-batches per epoch now; in_step: per step.
         """
         self.batch = self.batch * before // processes // in_step * in_step
-        scheduler.last_epoch = self.epoch * -(-batches // in_step) + self.batch // in_step - 1
+        scheduler, last = schedule
+        scheduler.last_epoch = min(self.epoch * -(-batches // in_step) + self.batch // in_step, last) - 1
         with warnings.catch_warnings():  # torch expects an optimizer step first
             warnings.simplefilter("ignore", UserWarning)
             scheduler.step()
@@ -65,13 +67,19 @@ class RunningLosses:
     def __init__(self, progress: Progress, device: torch.device | str):
         self.progress = progress
         self.sums = {name: torch.tensor(value, device=device) for name, value in progress.sums.items()}
-        self.group_sums, self.unseen_steps = {}, []  # type: dict[str, Any], list[tuple[torch.Tensor, list[int]]]
+        self.group_sums: dict[str, Any] = {}
+        self.unseen_steps: list[tuple[torch.Tensor, list[int]]] = []
         self.examples, self.seconds, self.shown = 0, 0.0, ""  # from the clock, so in no checkpoint: see `EpochBar`
 
-    def add(self, output: Any) -> None:
-        """Adds the losses of a micro-batch, each its share of the loss of the group."""
-        for name, loss in (("loss", output.total_loss), *((f"{task}_loss", v) for task, v in output.losses.items())):
-            self.group_sums[name] = self.group_sums.get(name, 0.0) + loss.detach()
+    def add(self, outputs: list[Any]) -> None:
+        """Adds the losses of a micro-batch, each its share of the loss of the group: of several passes, their mean."""
+        sums: dict[str, Any] = {}
+        for output in outputs:
+            losses = {"loss": output.total_loss} | {f"{task}_loss": loss for task, loss in output.losses.items()}
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0) + loss.detach()
+        for name, loss in sums.items():
+            self.group_sums[name] = self.group_sums.get(name, 0.0) + (loss / len(outputs) if len(outputs) > 1 else loss)
 
     def end_step(self, norm: torch.Tensor, finite: torch.Tensor, rows: list[int]) -> None:
         """Ends a group. norm: (), of its gradient before clipping; finite: (), whether that is finite; rows: the row

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from engine.train.optimization import ema_decay_of, steps_per_epoch
+from engine.train.optimization import steps_per_epoch, warmup_steps
 from engine.tricks.trick import Trick
 
 logger = logging.getLogger("template")
@@ -62,21 +62,14 @@ class EMA(Average):
     with its moments: a_t = sum of beta^(t-i) * w_i / sum of beta^(t-i). So it never contains the weights from before
     the first step.
 
-    decay: beta; None: chosen by the number of steps, see `ema_decay_of`.
     Polyak and Juditsky, 1992; Kingma and Ba, 2015 (arXiv:1412.6980), section 7.2.
     """
 
     switch, options = "use_ema", ("ema_decay",)
 
-    def __init__(self, model: torch.nn.Module, decay: float | None = None):
+    def __init__(self, model: torch.nn.Module, decay: float = 0.99):
         super().__init__(model)
-        self.decay: Any = decay
-
-    def begin(self, train_loader: Any, config: Any) -> None:
-        if self.decay is None:
-            steps = config.epochs * steps_per_epoch(len(train_loader), config)
-            self.decay = config.ema_decay = ema_decay_of(steps)  # saved so that a resumed run keeps it
-            logger.info(f"--ema_decay auto: {self.decay:.4f} for {steps} steps")
+        self.decay = decay
 
     def after_step(self, finite: torch.Tensor) -> None:
         self.count += finite
@@ -86,7 +79,7 @@ class EMA(Average):
 
 class SWA(Average):
     """Stochastic weight averaging: a <- (n * a + w) / (n + 1) at the end of each epoch of the tail, where the rate
-    is constant (see `build_scheduler`). Izmailov et al., 2018 (arXiv:1803.05407)."""
+    is constant. Izmailov et al., 2018 (arXiv:1803.05407)."""
 
     @classmethod
     def build(cls, model: torch.nn.Module, config: Any) -> "SWA | None":
@@ -94,7 +87,14 @@ class SWA(Average):
 
     def __init__(self, model: torch.nn.Module, start: float = 0):
         super().__init__(model)
-        self.start, self.last = start, -1
+        self.start, self.last, self.first_step = start, -1, math.inf
+
+    def begin(self, train_loader: Any, config: Any) -> None:
+        steps = steps_per_epoch(len(train_loader), config)
+        self.first_step = max(warmup_steps(config, steps), round(config.swa_start * max(1, config.epochs * steps)))
+
+    def rate_held_from(self) -> float:
+        return self.first_step
 
     def start_epoch(self) -> int:
         return math.floor(self.start)

@@ -33,22 +33,47 @@ from engine.run.files import sha256
 
 CHUNK = 1024  # texts that are answered, and written, together
 VERSION = 3  # of the cached format; raise it when that changes
-FOUND = ("words", "numbers", "values")
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-COLUMNS = (*FOUND, *(f"before_{name}" for name in FOUND), "entropies")
+EMPTY = np.zeros(0, np.int32)
+
+
+class Sparse(NamedTuple):
+    """Statistics of one text that are large enough to be stored, in the order of its words."""
+
+    words: np.ndarray
+    ids: np.ndarray  # of the statistic: of a label or tag; of a span (words after its first) * types + type id
+    values: np.ndarray
+
+    def within(self, first: int, stop: int) -> "Sparse":
+        """Those of words first to stop, which are counted from `first`."""
+        part = slice(*np.searchsorted(self.words, [first, stop]))
+        return Sparse(self.words[part] - first, self.ids[part], self.values[part])
+
+    def where(self, chosen: np.ndarray) -> "Sparse":
+        return Sparse(*(column[chosen] for column in self))
+
+
+class Answer(NamedTuple):
+    """A teacher's answer to one text."""
+
+    statistics: Sparse
+    before: Sparse  # empty if the head does not use pairs of tags
+    entropies: np.ndarray  # of each word
+
+    def columns(self) -> dict[str, np.ndarray]:
+        return dict(zip(COLUMNS, (*self.statistics, *self.before, self.entropies)))
+
+
+COLUMNS = ("words", "numbers", "values", "before_words", "before_numbers", "before_values", "entropies")  # as cached
 
 
 class SoftTargets(NamedTuple):
-    """The answers of all teachers for one task and the rows of a batch.
-
-    A statistic has a row, a word and a number: for a label or tag its id, for a span (words after its first) * types +
-    id. Labels of whole texts have one word, 0.
-    """
+    """The answers of all teachers for one task and the rows of a batch. Labels of whole texts have one word, 0."""
 
     values: torch.Tensor  # (N,), each divided by the number of teachers
-    places: torch.Tensor  # (4, N): teachers, rows, words, numbers
+    positions: torch.Tensor  # (4, N): teachers, rows, words, ids
     before_values: torch.Tensor  # (M,); empty if the head does not use pairs of tags
-    before_places: torch.Tensor
+    before_positions: torch.Tensor
     factors: torch.Tensor  # (teachers, C, C)
     taught: torch.Tensor  # (B, W), the share of teachers that answered
     entropies: torch.Tensor  # (B, W), the mean over the teachers
@@ -59,10 +84,8 @@ class SoftTargets(NamedTuple):
     def pairs(self, num_tags: int) -> list[torch.Tensor]:
         """(p(tag of each word) over the number of teachers, `before`), each (teachers, B, W, C)."""
         shape = len(self.factors), *self.taught.shape, num_tags
-        dense = []
-        for values, places in ((self.values, self.places), (self.before_values, self.before_places)):
-            dense.append(torch.zeros(shape, device=values.device).index_put(tuple(places), values))
-        return dense
+        both = (self.values, self.positions), (self.before_values, self.before_positions)
+        return [torch.zeros(shape, device=values.device).index_put(tuple(at), values) for values, at in both]
 
     def whole(self, mask: torch.Tensor) -> torch.Tensor:
         """Which texts all teachers answered to the last word, (B,). mask: (B, W), which words exist."""
@@ -75,7 +98,7 @@ class SoftTargets(NamedTuple):
 class Teacher:
     """A teacher's answers to all examples of a training set, memory-mapped. Row i belongs to example i.
 
-    folder: its checkpoint; heads: {task: head} of the student; their `wants_pairs` says if pairs of tags are needed.
+    folder: its checkpoint; heads: {task: head} of the student; their distributions say if pairs of tags are needed.
     """
 
     def __init__(self, folder: Path, heads: Any, tasks: list[str], temperature: float):
@@ -90,9 +113,9 @@ class Teacher:
 
         load() -> (model, featurizer, its options); batches_of(examples, featurizer) -> a MyDataLoader.
         """
-        pairs = sorted(name for name, head in self.heads.items() if head.wants_pairs)
+        pairs = sorted(name for name, head in self.heads.items() if head.distribution.wants_pairs)
         source = None if data.cache is None else data.source()  # answers to a list of examples are not cached
-        scales = [(head.task.get("mean"), head.task.get("std")) for head in self.heads.values()]
+        scales = [(head.task.mean, head.task.std) for head in self.heads.values()]
         depends = [VERSION, self.sha256, source, self.temperature, self.tasks, scales, pairs, precision]
         name = f"teacher-{hashlib.sha256(repr(depends).encode()).hexdigest()[:20]}"
 
@@ -110,64 +133,57 @@ class Teacher:
         with distributed.first_of_node():
             table = cached_table(data.cache, name, compute) if source else pa.Table.from_batches(list(compute()))
         self.columns = {name: [lists_of(chunk) for chunk in table[name].chunks] for name in table.column_names}
-        self.factors = {name: self.factors_of(name, head) for name, head in self.heads.items() if head.wants_pairs}
+        self.factors = {name: self.factors_of(name, self.heads[name]) for name in pairs}
 
     def factors_of(self, name: str, head: Any) -> torch.Tensor:
         """exp(transitions) of the teacher's CRF at the temperature, (C, C), up to a factor; ones without a CRF."""
         with safe_open(self.folder / "model.safetensors", "pt") as file:
             key = f"output_layer.heads.{name}.crf.transitions"
             if key not in set(file.keys()):
-                return torch.ones(len(head.task["labels"]), len(head.task["labels"]))
+                return torch.ones(len(head.task.labels), len(head.task.labels))
             transitions = file.get_tensor(key).float() / self.temperature
         return (transitions - transitions.max()).exp()
 
     @torch.inference_mode()
     def answers_to(self, model: Any, loader: Any, device: torch.device, dtype: torch.dtype | None) -> pa.RecordBatch:
         """A record batch with a row for each example of a MyDataLoader."""
-        data, parts = loader.dataset, {}  # type: Any, dict[tuple[str, int], list]
+        data = loader.dataset
+        windows: dict[tuple[str, int], list[tuple[int, Answer]]] = {}  # {(task, example): [(first word, answer)]}
         for batch in loader:
             inputs = batch.to(device).inputs
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 logits = model(inputs).logits
             for name, student in self.heads.items():
                 head = model.output_layer.heads[name]
-                taught = as_the_student_counts(head, student, logits[name])
-                answers: tuple[Any, Any, Any] = head.teach(taught, inputs, self.temperature, student.wants_pairs)
-                for row, found in zip(batch.rows.tolist(), sparse_rows(head, *answers, inputs)):
+                scaled = as_the_student_counts(head, student, logits[name])
+                pairs = student.distribution.wants_pairs
+                stored = sparse_rows(head, *head.distribution.teach(scaled, inputs, self.temperature, pairs), inputs)
+                for row, answer in zip(batch.rows.tolist(), stored):
                     if head.level == "words":
-                        first, size = int(data.columns["first_word"][row]), int(found["entropies"].size)
-                        parts.setdefault((name, int(data.example_index[row])), []).append((first, size, found))
+                        first = int(data.columns["first_word"][row])
+                        windows.setdefault((name, int(data.example_index[row])), []).append((first, answer))
                     elif data.is_first(row):
-                        parts[name, int(data.example_index[row])] = [(0, 1, found)]
-        columns: dict[str, list] = {}
+                        windows[name, int(data.example_index[row])] = [(0, answer)]
+        arrays = {}
         for name in self.heads:
-            merged = [merge(parts[name, example]) for example in range(len(data))]
-            columns |= {f"{name}.{column}": [found[column] for found in merged] for column in COLUMNS}
-        arrays = {
-            name: pa.array(lists, pa.list_(pa.float32() if name.endswith(("values", "entropies")) else pa.int32()))
-            for name, lists in columns.items()
-        }
+            merged = [merge(windows[name, example]).columns() for example in range(len(data))]
+            for column in COLUMNS:
+                kind = pa.float32() if column.endswith(("values", "entropies")) else pa.int32()
+                arrays[f"{name}.{column}"] = pa.array([answer[column] for answer in merged], pa.list_(kind))
         return pa.RecordBatch.from_pydict(arrays)
 
-    def find(self, task: str, example: int, first: int, size: int) -> dict[str, np.ndarray]:
-        """{column: array} for words first to first + size of an example; words are counted from `first`."""
+    def find(self, task: str, example: int, first: int, size: int) -> Answer:
+        """The answer to words first to first + size of an example; words are counted from `first`."""
         chunk, row = divmod(example, CHUNK)
-        found = {}
-        for prefix in ("", "before_"):
-            words = self.cell(f"{task}.{prefix}words", chunk, row)
-            here = slice(*np.searchsorted(words, [first, first + size]))
-            found[f"{prefix}words"] = words[here] - first
-            for column in ("numbers", "values"):
-                found[prefix + column] = self.cell(f"{task}.{prefix}{column}", chunk, row)[here]
-        if by_word := self.heads[task].numbers_a_word:  # spans: only those that end within these words
-            inside = found["words"] + found["numbers"] // by_word < size
-            found |= {column: found[column][inside] for column in FOUND}
-        found["entropies"] = self.cell(f"{task}.entropies", chunk, row)[first : first + size]
-        return found
-
-    def cell(self, column: str, chunk: int, row: int) -> np.ndarray:
-        offsets, values = self.columns[column][chunk]
-        return values[offsets[row] : offsets[row + 1]]
+        cells = []
+        for column in COLUMNS:
+            offsets, values = self.columns[f"{task}.{column}"][chunk]
+            cells.append(values[offsets[row] : offsets[row + 1]])
+        stop = first + size
+        statistics = Sparse(*cells[:3]).within(first, stop)
+        if stride := self.heads[task].distribution.stride:  # spans: only those that end within these words
+            statistics = statistics.where(statistics.words + statistics.ids // stride < size)
+        return Answer(statistics, Sparse(*cells[3:6]).within(first, stop), cells[6][first:stop])
 
 
 def lists_of(chunk: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
@@ -178,63 +194,58 @@ def lists_of(chunk: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
 def as_the_student_counts(head: Any, student: Any, logits: torch.Tensor) -> torch.Tensor:
     """A teacher's logits; those of a regression in standard deviations from the mean of the student's train part."""
     own, other = student.task, head.task
-    return (logits * other["std"] + other["mean"] - own["mean"]) / own["std"] if "std" in own else logits
+    return logits if own.std is None else (logits * other.std + other.mean - own.mean) / own.std
 
 
 def sparse_rows(
-    head: Any, statistics: torch.Tensor, entropies: Any, before: torch.Tensor | None, inputs: dict[str, torch.Tensor]
-) -> list[dict[str, np.ndarray]]:
-    """[{column: array}] for each row of a batch, from the result of `head.teach`."""
-    there = inputs["word_mask"] if head.level == "words" else torch.ones_like(entropies, dtype=torch.bool)
-    found = [by_row(*kept(statistics, head.least, there), head.numbers_a_word)]
-    found.append([()] * len(there) if before is None else by_row(*kept(before, head.least, there), 0))
-    entropies, sizes, nothing = entropies.cpu().numpy(), there.sum(1).tolist(), [np.zeros(0, np.int32)] * 3
-    return [
-        dict(zip(FOUND, one)) | {f"before_{n}": a for n, a in zip(FOUND, two or nothing)} | {"entropies": h[:size]}
-        for one, two, h, size in zip(*found, entropies, sizes)
-    ]
+    head: Any,
+    statistics: torch.Tensor,
+    entropies: torch.Tensor,
+    before: torch.Tensor | None,
+    inputs: dict[str, torch.Tensor],
+) -> list[Answer]:
+    """The answer to each row of a batch, from the result of `teach` of the head's distribution."""
+    mask = inputs["word_mask"] if head.level == "words" else torch.ones_like(entropies, dtype=torch.bool)
+    smallest, stride = head.distribution.smallest, head.distribution.stride
+    stored = by_row(statistics, smallest, mask, stride)
+    stored_before = [Sparse(EMPTY, EMPTY, EMPTY)] * len(mask) if before is None else by_row(before, smallest, mask, 0)
+    lengths = [h[:size] for h, size in zip(entropies.cpu().numpy(), mask.sum(1).tolist())]
+    return [Answer(*answer) for answer in zip(stored, stored_before, lengths)]
 
 
-def kept(
-    values: torch.Tensor, least: float, there: torch.Tensor
-) -> tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(number of rows, rows, words, numbers, values) of the values (B, W, N) above `least` at words that exist."""
-    large = (values.abs() > least) & there.unsqueeze(2)
-    return len(values), *large.nonzero().cpu().numpy().T, values[large].float().cpu().numpy()
+def by_row(values: torch.Tensor, smallest: float, mask: torch.Tensor, stride: int) -> list[Sparse]:
+    """The values (B, W, N) above `smallest` at real words, row by row; ids start from 0 at each word."""
+    large = (values.abs() > smallest) & mask.unsqueeze(2)
+    rows, words, ids = large.nonzero().cpu().numpy().T
+    borders = np.searchsorted(rows, np.arange(1, len(values)))
+    columns = words, ids - words * stride, values[large].float().cpu().numpy()
+    return [Sparse(*row) for row in zip(*(np.split(column, borders) for column in columns))]
 
 
-def by_row(
-    count: int, rows: np.ndarray, words: np.ndarray, numbers: np.ndarray, values: np.ndarray, numbers_a_word: int
-) -> list[tuple]:
-    """The words, numbers and values of each of `count` rows; numbers start from 0 at each word."""
-    borders = np.searchsorted(rows, np.arange(1, count))
-    columns = words, numbers - words * numbers_a_word, values
-    return list(zip(*(np.split(column, borders) for column in columns)))
-
-
-def merge(pieces: list[tuple[int, int, dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
-    """The answers to one text, merged from its windows [(first word, number of words, answers)]; a word is taken from
-    the window whose edge is farther away."""
-    if len(pieces) == 1:
-        return pieces[0][2]
-    pieces = sorted(pieces, key=lambda piece: piece[0])
-    owner = np.array(merge_windows([(first, [number] * size) for number, (first, size, _) in enumerate(pieces)]))
-    merged: dict[str, list[np.ndarray]] = {column: [] for column in COLUMNS}
-    for number, (first, size, found) in enumerate(pieces):
-        for prefix in ("", "before_"):
-            words = found[f"{prefix}words"] + first
-            own = owner[words] == number
-            merged[f"{prefix}words"].append(words[own])
-            for column in ("numbers", "values"):
-                merged[prefix + column].append(found[prefix + column][own])
-        merged["entropies"].append(found["entropies"][owner[first : first + size] == number])
-    return {column: np.concatenate(arrays) for column, arrays in merged.items()}
+def merge(windows: list[tuple[int, Answer]]) -> Answer:
+    """The answer to a text, merged from its windows [(first word, answer)]; a word is taken from the window whose edge
+    is farther away."""
+    if len(windows) == 1:
+        return windows[0][1]
+    windows = sorted(windows, key=lambda window: window[0])
+    spread = [(first, [number] * len(answer.entropies)) for number, (first, answer) in enumerate(windows)]
+    owner = np.array(merge_windows(spread))
+    parts: list[list[np.ndarray]] = []
+    for number, (first, answer) in enumerate(windows):
+        columns: list[np.ndarray] = []
+        for sparse in (answer.statistics, answer.before):
+            moved = sparse._replace(words=sparse.words + first)
+            columns += moved.where(owner[moved.words] == number)
+        own = owner[first : first + len(answer.entropies)] == number
+        parts.append([*columns, answer.entropies[own]])
+    merged = [np.concatenate(column) for column in zip(*parts)]
+    return Answer(Sparse(*merged[:3]), Sparse(*merged[3:6]), merged[6])
 
 
 # ---- the student -----------------------------------------------------------------------------------------------------
 
 
-class Places:
+class Windows:
     """Which words of which example each row of a training set holds. data: of data_loader.py"""
 
     def __init__(self, data: Any):
@@ -252,32 +263,35 @@ class Places:
         return [None if first else (example, 0, 1) for example, first in zip(examples, firsts)]
 
 
-def soft_targets(teachers: list[Teacher], name: str, head: Any, batch: Any, places: Any) -> SoftTargets:
-    """The SoftTargets of a batch, averaged over the teachers that have the task. places: Places of the training set"""
+def soft_targets(teachers: list[Teacher], name: str, head: Any, batch: Any, windows: Windows) -> SoftTargets:
+    """The SoftTargets of a batch, averaged over the teachers that have the task. windows: of the training set"""
     by_words = head.level == "words"
     batch_size, width = batch.inputs["word_mask"].shape if by_words else (len(batch.inputs["input_ids"]), 1)
     taught, entropies = torch.zeros(2, batch_size, width)
     teachers = [teacher for teacher in teachers if name in teacher.tasks]
-    found: dict[str, tuple[Any, Any]] = {prefix: ([], []) for prefix in ("", "before_")}  # values, places
-    for row, place in enumerate(places.of(batch, by_words)):
-        for number, teacher in enumerate(teachers if place else ()):
-            answers = teacher.find(name, *place)
-            size = len(answers["entropies"])
+    statistics: list[tuple[int, int, Sparse]] = []  # (teacher, row, what it found)
+    before: list[tuple[int, int, Sparse]] = []
+    for row, window in enumerate(windows.of(batch, by_words)):
+        for number, teacher in enumerate(teachers if window else ()):
+            answer = teacher.find(name, *window)
+            size = len(answer.entropies)
             taught[row, :size] += 1 / len(teachers)
-            entropies[row, :size] += torch.from_numpy(answers["entropies"] / len(teachers))
-            for prefix, (values, where) in found.items():
-                own = [answers[f"{prefix}{column}"] for column in FOUND]
-                values.append(own[2])
-                where.append(np.stack([np.full_like(own[0], number), np.full_like(own[0], row), own[0], own[1]]))
-    values, places = joined(*found[""])
-    before = joined(*found["before_"])
-    factors: Any = [teacher.factors[name] for teacher in teachers if head.wants_pairs]
+            entropies[row, :size] += torch.from_numpy(answer.entropies / len(teachers))
+            statistics.append((number, row, answer.statistics))
+            before.append((number, row, answer.before))
+    values, positions = joined(statistics)
+    factors: Any = [teacher.factors[name] for teacher in teachers if head.distribution.wants_pairs]
     factors = torch.stack(factors) if factors else torch.zeros(0, 0, 0)
-    return SoftTargets(values / len(teachers), places, *before, factors, taught, entropies)
+    return SoftTargets(values / len(teachers), positions, *joined(before), factors, taught, entropies)
 
 
-def joined(values: Any, places: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lists of arrays -> (values (N,), places (4, N)) as tensors."""
-    values = np.concatenate([np.zeros(0, np.float32), *values])
-    places = np.concatenate([np.zeros((4, 0), np.int64), *places], 1)
-    return torch.from_numpy(values), torch.from_numpy(places)
+def joined(found: list[tuple[int, int, Sparse]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """[(teacher, row, statistics)] -> (values (N,), positions (4, N))"""
+    values = np.concatenate([np.zeros(0, np.float32), *(sparse.values for _, _, sparse in found)])
+    positions = np.zeros((4, len(values)), np.int64)
+    start = 0
+    for number, row, sparse in found:
+        stop = start + len(sparse.values)
+        positions[:, start:stop] = np.broadcast_arrays(number, row, sparse.words, sparse.ids)
+        start = stop
+    return torch.from_numpy(values), torch.from_numpy(positions)

@@ -11,30 +11,28 @@ import torch
 from engine.errors import UserError
 from engine.predict.ensemble import checkpoint_of
 from engine.run import distributed
-from engine.task.tags import kind_of, read_tasks
+from engine.task.task import Task, read_tasks
 from engine.train import checkpoint
-from engine.tricks.soft_targets import Places, SoftTargets, Teacher, soft_targets
+from engine.tricks.soft_targets import SoftTargets, Teacher, Windows, soft_targets
 from engine.tricks.trick import Trick
 
 
-def shared_tasks(folder: Path, theirs: Any, ours: dict[str, dict[str, Any]]) -> list[str]:
+def shared_tasks(folder: Path, theirs: Any, ours: dict[str, Task]) -> list[str]:
     """The names of the tasks that a teacher can teach. Raises UserError if there is none, or if one differs."""
     names = [name for name in ours if name in theirs]
     if not names:
         raise UserError(f"--teacher: {folder} has none of the tasks {', '.join(ours)}, only {', '.join(theirs)}")
     for name in names:
         own, other = ours[name], theirs[name]
-        if kind_of(own) != kind_of(other):
-            raise UserError(f"--teacher: {name!r} is {kind_of(other)} in {folder}, but {kind_of(own)} here")
-        if bool(own.get("pairs")) != bool(other.get("pairs")):
-            theirs, here = ("pairs of texts", "single texts")[:: 1 if other.get("pairs") else -1]
-            raise UserError(f"--teacher: {folder} reads {theirs}, but the data has {here}")
-        if own.get("unit") != other.get("unit"):
-            raise UserError(
-                f"--teacher: a token of {name!r} is a {other.get('unit')} in {folder}, not a {own.get('unit')}"
-            )
-        if own["labels"] != other["labels"]:
-            differ = sorted(set(own["labels"]) ^ set(other["labels"])) or ["their order"]
+        if own.kind != other.kind:
+            raise UserError(f"--teacher: {name!r} is {other.kind} in {folder}, but {own.kind} here")
+        if own.pairs != other.pairs:
+            texts = {True: "pairs of texts", False: "single texts"}
+            raise UserError(f"--teacher: {folder} reads {texts[other.pairs]}, but the data has {texts[own.pairs]}")
+        if own.unit != other.unit:
+            raise UserError(f"--teacher: a token of {name!r} is a {other.unit} in {folder}, not a {own.unit}")
+        if own.labels != other.labels:
+            differ = sorted(set(own.labels) ^ set(other.labels)) or ["their order"]
             raise UserError(f"--teacher: {folder} has other labels of {name!r} ({', '.join(differ[:8])})")
     return names
 
@@ -69,7 +67,7 @@ class TaughtBySeveral(Trick):
 
         load(folder) -> (model, featurizer, its options); batches_of(examples, featurizer) -> a MyDataLoader.
         """
-        self.places, self.force = Places(data), config.force_resume
+        self.windows, self.force = Windows(data), config.force_resume
         device = next(self.model.parameters()).device
         with unchanged_random_states(device):
             for teacher in self.teachers:
@@ -81,13 +79,14 @@ class TaughtBySeveral(Trick):
 
     def targets_of(self, batch: Any) -> dict[str, SoftTargets]:
         """{task: SoftTargets} of a batch on the host."""
-        return {name: soft_targets(self.teachers, name, self.heads[name], batch, self.places) for name in self.taught}
+        return {name: soft_targets(self.teachers, name, self.heads[name], batch, self.windows) for name in self.taught}
 
     def count(self, pairs: list[tuple[dict[str, SoftTargets], Any]]) -> dict[str, torch.Tensor]:
         """{task: how much was taught} of [(targets, batch)]."""
-        counts = [
-            {n: self.heads[n].num_taught(t, batch.inputs) for n, t in targets.items()} for targets, batch in pairs
-        ]
+        counts = []
+        for targets, batch in pairs:
+            distributions = {name: self.heads[name].distribution for name in targets}
+            counts.append({name: distributions[name].num_taught(one, batch.inputs) for name, one in targets.items()})
         return {name: sum(count[name] for count in counts) for name in counts[0]}
 
     def loss_of_labels(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -106,7 +105,7 @@ class TaughtBySeveral(Trick):
         with torch.autocast(batch.inputs["input_ids"].device.type, enabled=False):
             for name, taught in targets.items():
                 taught, count = taught.to(logits[name].device), counts[name].clamp(min=1).to(logits[name].device)
-                loss = self.heads[name].distillation(logits[name], taught, batch.inputs, self.temperature)
+                loss = self.heads[name].distribution.distillation(logits[name], taught, batch.inputs, self.temperature)
                 total = total + self.model.loss.task_weights.get(name, 1.0) * loss / count
         return total
 

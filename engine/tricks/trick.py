@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+import math
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -41,18 +42,20 @@ class Trick:
     def before_epoch(self, epoch: int) -> None:
         """Called before each epoch, and again when a run resumes within it. epoch: 0 for the first."""
 
-    def wrap_forward(self, forward: Callable[..., Any], batch: Any, exact: bool = False) -> Any:
-        """Runs the forward pass of a micro-batch. forward(exact=False) -> MyModelOutput, whose total_loss is
-        differentiated.
+    def wrap_forward(self, forward: Callable[[], Any], batch: Any) -> Any:
+        """Runs the forward pass of a micro-batch. forward() -> MyModelOutput, whose total_loss is differentiated."""
+        return forward()
 
-        exact: without autocast. Must be passed on.
+    def passes(self, batch: Any) -> Generator[bool, None, None]:
+        """Yields once for each forward and backward pass of a micro-batch: whether its losses are logged.
+
+        The gradients of all passes add up. Code after a `yield` runs when that pass is done, or has failed.
         """
-        return forward(exact=exact)
+        yield True
 
-    def wrap_backward(self, forward_backward: Callable[[], Any], batch: Any) -> Any:
-        """Computes the gradient of a micro-batch. forward_backward() adds it to the gradients and returns its
-        MyModelOutput."""
-        return forward_backward()
+    def rate_held_from(self) -> float:
+        """The step from which the learning rate stays as it is."""
+        return math.inf
 
     def after_step(self, finite: torch.Tensor) -> None:
         """Called after an optimizer step. finite: (), whether it changed the weights."""
@@ -79,11 +82,14 @@ class Trick:
         pass
 
 
-class Tricks(list):
+class Tricks(list[Trick]):
     """Several tricks as one, as the trainer sees them."""
 
     def start_epoch(self) -> int:
         return max((trick.start_epoch() for trick in self), default=0)
+
+    def rate_held_from(self) -> float:
+        return min((trick.rate_held_from() for trick in self), default=math.inf)
 
     def param_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for trick in self:
@@ -100,32 +106,30 @@ class Tricks(list):
 
     def change_gradients(self) -> bool:
         """Whether any trick runs more than the usual pass, or trains other parameters from epoch to epoch."""
-        hooks = ("wrap_forward", "wrap_backward", "before_epoch")
+        hooks = ("wrap_forward", "passes", "before_epoch")
         return any(getattr(type(trick), hook) is not getattr(Trick, hook) for trick in self for hook in hooks)
 
     def before_epoch(self, epoch: int) -> None:
         for trick in self:
             trick.before_epoch(epoch)
 
-    def forward_backward(
-        self,
-        forward: Callable[..., Any],
-        backward: Callable[[Any], None],
-        batch: Any,
-        label_counts: dict[str, torch.Tensor],
-    ) -> Any:
-        """The forward and backward passes that the trainer runs without tricks, wrapped by each trick."""
-        step = partial(self.innermost, partial(forward, batch, label_counts), backward, batch)
-        for trick in self:
-            step = partial(trick.wrap_backward, step, batch)
-        return step()
+    def forward(self, forward: Callable[[], Any], batch: Any) -> Any:
+        """The forward pass, wrapped by each trick: a later one wraps those before it."""
+        *inner, outer = self
+        return outer.wrap_forward(partial(Tricks(inner).forward, forward, batch) if inner else forward, batch)
 
-    def innermost(self, forward: Callable[..., Any], backward: Callable[[Any], None], batch: Any) -> Any:
-        for trick in self:
-            forward = partial(trick.wrap_forward, forward, batch)
-        output = forward()
-        backward(output)
-        return output
+    def passes(self, batch: Any) -> Generator[bool, None, None]:
+        """The forward and backward passes of a micro-batch: each pass of a later trick is all those of the ones before
+        it."""
+        if not self:
+            yield True
+            return
+        *inner, outer = self
+        with closing(outer.passes(batch)) as passes:
+            for is_logged in passes:
+                with closing(Tricks(inner).passes(batch)) as inner_passes:
+                    for inner_is_logged in inner_passes:
+                        yield is_logged and inner_is_logged
 
     def after_step(self, finite: torch.Tensor) -> None:
         for trick in self:

@@ -55,7 +55,7 @@ class Entities(Check):
 
     def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         for name, facts in self.tasks.items():
-            kind, names = kind_of(tasks[name]), tasks[name]["labels"]
+            kind, names = tasks[name].kind, tasks[name].labels
             if has_spans(kind):
                 advice = "fine if intended; nested spans lie one within the other"
                 yield Note(f"{name}: spans that overlap without being nested", facts.crossing, advice)

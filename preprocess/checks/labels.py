@@ -31,7 +31,7 @@ class Labels(Check):
 
     def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         for name, task in tasks.items():
-            kind = kind_of(task)
+            kind = task.kind
             if kind == "regression":
                 continue
             counts = {part: labels.counts[name, part] for part in parts}
@@ -108,7 +108,7 @@ class Numbers(Check):
 
     def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         for name, task in tasks.items():
-            if kind_of(task) == "regression":
+            if task.kind == "regression":
                 columns = {part: labels.numbers[name, part].column.read() for part in parts}
                 yield far_numbers(name, task, parts, columns)
                 for part, values in columns.items():
@@ -119,7 +119,7 @@ class Numbers(Check):
 def far_numbers(name: str, task: Any, parts: Parts, columns: Mapping[str, np.ndarray]) -> Note:
     labelled = columns["train"][~np.isnan(columns["train"])]
     middle = float(np.median(labelled))
-    limit = 10 * (1.4826 * float(np.median(np.abs(labelled - middle))) or task["std"])
+    limit = 10 * (1.4826 * float(np.median(np.abs(labelled - middle))) or task.std)
     rows, values = AllRows(parts), np.concatenate(list(columns.values()))
     far = np.flatnonzero(np.abs(values - middle) > limit)
     shown = sampled(far, lambda row: f"{rows.where(row)}: {values[row]:g}")
@@ -133,6 +133,6 @@ def compare_numbers(name: str, task: Any, part: str, values: np.ndarray, where: 
         yield Note(f"{name}: all values of {part} are the same", rows, "no correlation can be computed")
     elif part != "train" and len(values) >= 30:
         mean = math.fsum(values) / len(values)
-        if abs(mean - task["mean"]) > 0.5 * task["std"]:
+        if abs(mean - task.mean) > 0.5 * task.std:
             rows = [f"mean {mean:.4g} and {task['mean']:.4g}"]
             yield Note(f"{name}: values of {part} differ from train", rows, "split again unless this is intended")

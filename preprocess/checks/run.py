@@ -61,7 +61,7 @@ def look_at_block(parts: Parts, context: Context, write: bool, block: Block) -> 
 def run_checks(parts: Parts, tasks: Tasks, notes: Iterable[Note] = (), found: Looked | None = None) -> list[Note]:
     """All notes that have rows, those of the processing first. found: the result of `look_through`, if it has run"""
     if found is None:
-        found = look_through(parts, {name: kind_of(task) for name, task in tasks.items()})
+        found = look_through(parts, {name: task.kind for name, task in tasks.items()})
     notes = list(notes)
     for check in tqdm(found.checks.values(), desc="data checks", leave=False, delay=2):
         notes += check.notes(parts, tasks, found.labels)

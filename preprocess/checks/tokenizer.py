@@ -56,7 +56,7 @@ def encoding_faults(
         yield "long", f"{len(encoding.ids) + 2} sub-tokens"
         kept = set(encoding.word_ids[:room])
         for name, task in tasks.items():
-            if needs_words(kind_of(task)) and e[name]:
+            if task.needs_words and e[name]:
                 lost = [(label, words) for label, _, last, words in entities_of(e, name) if last not in kept]
                 yield from [("entity", f"{label} {' '.join(words)!r}") for label, words in lost[:1]]
     if tokens:

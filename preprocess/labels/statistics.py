@@ -73,8 +73,8 @@ class LabelStatistics(Facts):
 
 def collect_labels(
     parts: Mapping[str, Sequence[Example]], kinds: Mapping[str, str], types: Mapping[str, str] | None = None
-) -> dict[str, dict[str, Any]]:
-    """labels.json of {part: examples}, see `label_info`."""
+) -> dict[str, Task]:
+    """The tasks of {part: examples}, see `label_info`."""
     found = LabelStatistics()
     for part, start, stop in blocks_of(parts):
         of_block = LabelStatistics()
@@ -85,8 +85,8 @@ def collect_labels(
 
 def label_info(
     found: LabelStatistics, parts: Mapping[str, Sequence[Example]], kinds: Mapping[str, str], types: Mapping[str, str]
-) -> dict[str, dict[str, Any]]:
-    """labels.json: each task's type and its labels in order with their counts, from the training part.
+) -> dict[str, Task]:
+    """The tasks: each's type and its labels in order with their counts, from the training part.
 
     Tagging tasks also have "unit", what a token is; regression has mean and standard deviation instead of labels. Also
     whether texts are pairs, the extra columns, and the kind of a custom type. types: {task: its type, if it is custom}
@@ -123,7 +123,7 @@ def label_info(
             task["extras"] = extras
         if name in types and KINDS[types[name]] != types[name]:
             task |= {"type": types[name], "kind": KINDS[types[name]]}
-    return info
+    return tasks_of(info)
 
 
 def present_in(column: Column) -> Iterator[float]:
@@ -141,7 +141,7 @@ def mean_and_deviation(name: str, column: Column) -> dict[str, float]:
 
 
 def print_summary(
-    parts: Mapping[str, Sequence[Example]], tasks: Mapping[str, dict[str, Any]], found: LabelStatistics
+    parts: Mapping[str, Sequence[Example]], tasks: Mapping[str, Task], found: LabelStatistics
 ) -> None:
     """Prints an overview of the data: sizes, lengths, labels."""
     unit = "tokens" if "tokens" in parts["train"][0] else "characters"
@@ -152,14 +152,14 @@ def print_summary(
         quantiles = lengths[np.searchsorted(np.cumsum(counts), ranks, "right")]
         width = 18 if "tokens" in rows[0] else 22
         print(f"{part:<8}{len(rows):>9}   {'':<{width}} " + " ".join(f"{length:>6}" for length in quantiles))
-    for name, info in tasks.items():
-        if kind_of(info) == "regression":
-            print(f"task {name}: regression, mean {info['mean']:.4g}, standard deviation {info['std']:.4g}")
+    for name, task in tasks.items():
+        if task.kind == "regression":
+            print(f"task {name}: regression, mean {task.mean:.4g}, standard deviation {task.std:.4g}")
             continue
-        per_label = Counter(dict(zip(info["labels"], info["counts"])))
+        per_label = Counter(dict(zip(task.labels, task.counts or ())))
         common = ", ".join(f"{label} {count / per_label.total():.0%}" for label, count in per_label.most_common(3))
-        print(f"task {name}: {info['type']}, {len(per_label)} labels ({common}{', …' if len(per_label) > 3 else ''})")
-        if kind_of(info) == "multilabel":
+        print(f"task {name}: {task.type}, {len(per_label)} labels ({common}{', …' if len(per_label) > 3 else ''})")
+        if task.kind == "multilabel":
             none = {part: found.empty[name][part] for part in parts}
             print(f"task {name}: rows with none of the labels, which are kept: {none}")
         missing = {part: found.missing[name][part] for part in parts}

@@ -127,7 +127,7 @@ def check_other_process(case: Case) -> None:
         if not math.isclose(value, scores[name], rel_tol=1e-3, abs_tol=1e-4):
             raise Failed(f"{name} is {value:.4f} here and {scores[name]:.4f} in a new process")
     for name, labels in own.predicted.items():
-        column = f"{name}_tags" if is_tagging(trainer.tasks[name]["type"]) else name
+        column = f"{name}_tags" if trainer.tasks[name].is_tagging else name
         written = [row[column] for row in rows]
         if trainer.model.output_layer.heads[name].finds_spans:
             answers = [{name: (spans, [1.0] * len(spans))} for spans in labels]

@@ -27,7 +27,7 @@ def check_shapes(case: Case) -> None:
 
 def wrong_answers(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
     """What `decode` does wrong with these logits, with random or with extreme ones; None if nothing."""
-    labels = head.task["labels"]
+    labels = head.task.labels
     seen: set[int] = set()
     shape = batch.inputs["word_mask"].shape if head.level == "words" else batch.rows.shape
     for chosen in (logits, 10 * torch.randn_like(logits), *extreme_logits(logits)):
@@ -77,7 +77,7 @@ def check_first_loss(case: Case) -> None:
     model, batch = copy.deepcopy(case.trainer.model).eval(), case.batch(case.rows)
     for name, loss in model(batch.inputs, batch.labels).losses.items():
         head, labels = model.output_layer.heads[name], batch.labels[name]
-        kind = head.task["type"]
+        kind = head.task.type
         if not torch.isfinite(loss):
             raise Failed(f"the loss of {name!r} is {loss.item():g}")
         if not has_label(labels).any() or kind not in ("classification", "tagging", "multilabel", "regression"):
@@ -96,10 +96,10 @@ def expected_first_loss(head: Any, labels: torch.Tensor) -> tuple[float, str]:
     task = head.task
     if head.first_loss is not None:
         return head.first_loss, f"near {head.first_loss:g}"
-    if task["type"] == "regression":
-        targets = (labels[has_label(labels)] - task["mean"]) / task["std"]
+    if task.type == "regression":
+        targets = (labels[has_label(labels)] - task.mean) / task.std
         return float((targets**2).mean()) + 0.3, "about the variance of the labels"
-    size = 2 if task["type"] == "multilabel" else len(task["labels"])
+    size = 2 if task.type == "multilabel" else len(task.labels)
     focus = (1 - 1 / size) ** getattr(head, "focal_gamma", 0.0)
     return math.log(size) * focus, f"near ln {size} = {math.log(size):.2f}" + " x focal" * (focus < 1)
 

@@ -84,14 +84,14 @@ def view(
     for regression: "value"; for labels: "labels", [[label, probability or None, whether chosen]], likeliest first.
     """
     task = tasks[name]
-    kind = kind_of(task)
+    kind = task.kind
     shown = {"task": name, "kind": kind}
-    if needs_words(task["type"]):
+    if task.needs_words:
         return shown | {"marked": marked(example, task, tasks, label)}
-    if isinstance(label, int | float) and not task.get("labels"):
+    if isinstance(label, int | float) and not task.labels:
         return shown | {"value": label}
     chosen = label if isinstance(label, list) else [label]
-    found = distribution(average, task.get("labels", ()), label, kind)
+    found = distribution(average, task.labels, label, kind)
     if found is None:
         several = isinstance(probability, list) and len(probability) == len(chosen)
         found = dict(zip(chosen, probability if several else [probability] * len(chosen)))
@@ -104,14 +104,14 @@ def marked(example: dict[str, Any], task: Any, tasks: Tasks, label: Any) -> list
     """The pieces of a text with its entities or, for other tags, with the tag of each word."""
     text, spans = text_and_offsets(example, tasks)
     assert spans is not None  # the example has tokens
-    kinds = sorted({tag.partition("-")[2] or tag for tag in task.get("labels", ()) if tag != "O"})
-    if has_spans(task["type"]):
-        kinds = task.get("labels", [])
+    kinds = sorted({tag.partition("-")[2] or tag for tag in task.labels if tag != "O"})
+    if task.has_spans:
+        kinds = list(task.labels)
         found = [entity(kind, spans[first][0], spans[last][1], text) for first, last, kind in label]
-    elif is_tagging(task["type"]) and names_entities(task):
+    elif task.is_tagging and names_entities(task):
         found = entities(label, spans, text)
     else:
-        kinds = task["labels"]
+        kinds = task.labels
         found = [entity(tag, start, end, text) for tag, (start, end) in zip(label, spans) if tag != "O"]
     marks = [Mark(e["start"], e["end"], e["label"], "right") for e in found if e["start"] < e["end"]]
     colours = {kind: number % 8 for number, kind in enumerate(kinds)}
@@ -177,8 +177,8 @@ class Examples:
 def fits(folder: Path, tasks: Tasks) -> bool:
     """Whether a data folder has a test part and the labels of these tasks."""
     try:
-        found = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
-        same = {n: t.get("labels") for n, t in found.items()} == {n: t.get("labels") for n, t in tasks.items()}
+        found = read_tasks(folder / "labels.json")
+        same = {name: task.labels for name, task in found.items()} == {name: task.labels for name, task in tasks.items()}
         return same and (folder / "test.jsonl").is_file()
-    except (OSError, ValueError, AttributeError):
+    except (OSError, UserError):
         return False

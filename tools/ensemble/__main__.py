@@ -134,7 +134,7 @@ def calibrates(tasks: dict[str, dict[str, Any]]) -> bool:
     """Whether any head fits something on dev, such as thresholds."""
     from model_utils import HEADS
 
-    return any(getattr(HEADS.get(task["type"]), "needs_calibration", False) for task in tasks.values())
+    return any(getattr(HEADS.get(task.type), "needs_calibration", False) for task in tasks.values())
 
 
 def loader_of(

@@ -69,8 +69,8 @@ def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None
     tasks: dict[str, dict[str, Any]] = {}
     for number, (name, head) in enumerate(model.output_layer.heads.items()):
         kind, task = kind_of_head(name, head), head.task
-        tasks[name] = {key: task[key] for key in KEPT if key in task} | {"head": kind}
-        tasks[name].setdefault("labels", [])
+        values = task.to_json()
+        tasks[name] = {key: values[key] for key in KEPT if key in values} | {"head": kind}
         if kind in ("multilabel", "spans"):
             tasks[name]["threshold"] = float(head.threshold)
         if kind in ("crf", "tagging"):

@@ -24,7 +24,7 @@ def collect(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[Row]]]:
     """(figures that can be written as JSON, {part: rows}) of a run folder or a cross-validation folder."""
     folder = Path(folder)
     about = read_about(folder)
-    kinds = about["kinds"]
+    kinds, described = about["kinds"], tasks_of(about["tasks"])
     rows = {part: read_rows(folder, part, kinds) for part in PARTS if part in about["parts"]}
     main = next((part for part in PARTS if rows.get(part)), None)
     if main is None:
@@ -34,7 +34,7 @@ def collect(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[Row]]]:
     found: dict[str, Any] = {
         "name": folder.resolve().name,
         "about": {key: value for key, value in about.items() if key != "tasks"},
-        "types": {name: task["type"] for name, task in about["tasks"].items()},
+        "types": {name: task.type for name, task in described.items()},
         "main": main,
         "sizes": sizes_of(about, rows),
         "scores": scores_of(folder, about, rows),
@@ -44,7 +44,7 @@ def collect(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[Row]]]:
         "training": {"read": len(training), "whole": whole},
     }
     seen = [] if main == "out_of_fold" else training  # the out-of-fold rows are training rows themselves
-    tasks = {n: task_figures(n, kind, rows[main], about["tasks"][n], seen) for n, kind in kinds.items()}
+    tasks = {n: task_figures(n, kind, rows[main], described[n], seen) for n, kind in kinds.items()}
     found["tasks"] = {name: values for name, values in tasks.items() if values}
     found["slices"] = slice_figures(rows[main], kinds, found["scores"].get(main, []))
     return found | error_figures(rows, kinds, training), rows
@@ -139,7 +139,7 @@ def task_figures(
     if kind in ("tagging", "spans"):
         return found | entity_figures(name, kind, labelled, training)
     if kind == "multilabel":
-        return found | multilabel_figures(answers, task["labels"])
+        return found | multilabel_figures(answers, task.labels)
     if kind == "words":
         gold, predicted, sure = ([item for items in column for item in items] for column in (gold, predicted, sure))
     found |= {"confusions": figures.confusions(gold, predicted)[:LISTED], "matrix": figures.matrix(gold, predicted)}

@@ -116,7 +116,7 @@ def make_plan(config: SearchConfig) -> Plan:
     if base.epochs == AUTO["epochs"]:
         base.epochs = count_epochs(base)
         flags += ["--epochs", str(base.epochs)]
-    resolver, space = space_of(config, base, fixed, [task["type"] for task in tasks.values()])
+    resolver, space = space_of(config, base, fixed, [task.type for task in tasks.values()])
 
     scores = [name for name in dict.fromkeys([monitor, *metrics.main_scores(tasks)]) if name in names]
     left_out = {*RESUME_SAFE, "data_path", "pretrain_model_path"}  # the paths are identified by their contents

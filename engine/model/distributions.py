@@ -1,0 +1,209 @@
+"""The distribution that a head's logits parametrise: all that R-Drop, SMART, distillation and ensembles need of a head.
+
+Each is an exponential family, log p(y) = <statistics of y, logits> - log normaliser (Amari, Information Geometry and
+Its Applications, 2016), so divergences and distillation losses need only its log normaliser and expected statistics.
+Shapes: B texts, W words (1 for labels of whole texts), N statistics per word.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from engine.model import span_pointer
+
+Inputs = dict[str, torch.Tensor]
+
+
+class Distribution:
+    """What heads share. head: the Head that it belongs to."""
+
+    has_temperature = True
+    wants_pairs = False  # whether a student also learns from pairs of neighbouring tags
+    smallest = 1e-5  # smaller expected statistics of a teacher are not stored
+
+    def __init__(self, head: Any):
+        self.head = head
+
+    @property
+    def stride(self) -> int:
+        """By how much the indices of a teacher's statistics rise from word to word; 0: they do not depend on it."""
+        return 0
+
+    def statistics(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        """The expected statistics, the gradient of the log normaliser, in the logits' shape."""
+        raise NotImplementedError
+
+    def log_normalizers(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        """Logits -> log normalisers, without the last dimension."""
+        raise NotImplementedError
+
+    def to_average(self, logits: torch.Tensor) -> torch.Tensor:
+        """What can be averaged over several models."""
+        return logits
+
+    def from_average(self, average: torch.Tensor) -> torch.Tensor:
+        """Logits for `decode`, from a mean of the outputs of `to_average`."""
+        return average
+
+    def divergence(
+        self, first: torch.Tensor, second: torch.Tensor, labels: torch.Tensor, inputs: Inputs
+    ) -> torch.Tensor:
+        """KL(p || q) + KL(q || p), weighted and summed over labelled positions -> ()
+
+        It is <statistics of p - statistics of q, logits of p - logits of q>.
+        """
+        products = (self.statistics(first, inputs) - self.statistics(second, inputs)) * (first - second)
+        weights = self.head.label_weights(labels, inputs)
+        return (products * weights.view(*weights.shape, *[1] * (products.ndim - weights.ndim))).sum()
+
+    # ---- teacher and student (engine/tricks/soft_targets.py) ----
+
+    def by_word(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits -> (B, W, N)."""
+        return logits.reshape(len(logits), logits.shape[1] if self.head.level == "words" else 1, -1)
+
+    def teach(
+        self, logits: torch.Tensor, inputs: Inputs, temperature: float, pairs: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """What a teacher stores: (statistics (B, W, N), entropies (B, W), with `pairs` of tags `before` (B, W, C), see
+        soft_targets.py, otherwise None)."""
+        scores = self.by_word(logits) / (temperature if self.has_temperature else 1.0)
+        statistics = self.statistics(scores, inputs)
+        entropies = self.log_normalizers(scores, inputs) - (statistics * scores).sum(2)
+        return statistics, entropies, statistics if pairs else None
+
+    def num_taught(self, targets: Any, inputs: Inputs) -> torch.Tensor:
+        """How many texts or words teachers answered, (); `distillation` is divided by it. targets: SoftTargets"""
+        return targets.taught.sum()
+
+    def distillation(self, logits: torch.Tensor, targets: Any, inputs: Inputs, temperature: float) -> torch.Tensor:
+        """temperature^2 * mean over teachers of KL(teacher || student) at that temperature, summed over all texts or
+        words that they answered -> ()
+
+        It is A(student) - <statistics of the teacher, student> - entropy of the teacher; A is the log normaliser.
+        """
+        temperature = temperature if self.has_temperature else 1.0
+        scores = self.by_word(logits) / temperature
+        _, rows, words, numbers = targets.positions
+        expected = (scores[rows, words, numbers + words * self.stride] * targets.values).sum()
+        normalizers = (self.log_normalizers(scores, inputs) * targets.taught).sum()
+        return temperature**2 * (normalizers - expected - targets.entropies.sum())
+
+
+class Softmax(Distribution):
+    """One of C classes per text or word."""
+
+    def statistics(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        return logits.softmax(-1)
+
+    def log_normalizers(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        return logits.logsumexp(-1)
+
+    def to_average(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.softmax(-1)
+
+    def from_average(self, average: torch.Tensor) -> torch.Tensor:
+        return average.clamp(min=1e-12).log()
+
+
+class Bernoulli(Distribution):
+    """Independent decisions, each by the sigmoid of its logit."""
+
+    def statistics(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        return logits.sigmoid()
+
+    def log_normalizers(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        return F.softplus(logits).sum(-1)
+
+    def to_average(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.sigmoid()
+
+    def from_average(self, average: torch.Tensor) -> torch.Tensor:
+        return average.clamp(1e-7, 1 - 1e-7).logit()
+
+
+class Normal(Distribution):
+    """Regression values, each the mean of a normal distribution of variance 1; temperature does not change it."""
+
+    has_temperature = False
+    smallest = -1.0  # values have no lower bound
+
+    def statistics(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        return logits
+
+    def log_normalizers(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        return (logits**2).sum(-1) / 2
+
+
+class Paths(Distribution):
+    """The paths of tags of a whole text under `head.crf`. Emissions can be averaged, since they add to path scores."""
+
+    wants_pairs = True
+
+    def statistics(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        return self.head.crf.marginals(logits, inputs["word_mask"])
+
+    def teach(
+        self, logits: torch.Tensor, inputs: Inputs, temperature: float, pairs: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        statistics, entropies, before = self.head.crf.path_statistics(logits, inputs["word_mask"], temperature)
+        entropies = F.pad(entropies.unsqueeze(1), (0, logits.shape[1] - 1))  # each at the first word
+        return statistics.float(), entropies.float(), before if pairs else None
+
+    def num_taught(self, targets: Any, inputs: Inputs) -> torch.Tensor:
+        """The number of words in texts that teachers answered completely; other texts do not count."""
+        mask = inputs["word_mask"]
+        return (mask * targets.whole(mask).unsqueeze(1)).sum()
+
+    def distillation(self, logits: torch.Tensor, targets: Any, inputs: Inputs, temperature: float) -> torch.Tensor:
+        crf, mask = self.head.crf, inputs["word_mask"]
+        whole, last = targets.whole(mask).to(logits.dtype), mask.sum(1) - 1
+        _, rows, words, tags = targets.positions
+        by_tag = logits[rows, words, tags] + torch.where(words == 0, crf.start_transitions[tags], 0.0)
+        by_tag = by_tag + torch.where(words == last[rows], crf.end_transitions[tags], 0.0)
+        expected = (by_tag * targets.values * whole[rows]).sum() + self.expected_transitions(targets, whole)
+        partitions = (crf.log_partition(logits, mask, temperature) * whole).sum()
+        entropies = (targets.entropies * whole.unsqueeze(1)).sum()
+        return temperature**2 * (partitions - expected / temperature - entropies)
+
+    def expected_transitions(self, targets: Any, whole: torch.Tensor) -> torch.Tensor:
+        """The transition scores expected by the teachers, summed over texts, each weighted by `whole` (B,). -> ()"""
+        transitions = self.head.crf.transitions
+        shares, before = targets.pairs(len(transitions))
+        before, factors = before[:, :, :-1].flatten(1, 2), targets.factors  # (T, B * (W - 1), C), (T, C, C), T teachers
+        shares = (shares[:, :, 1:] * whole[:, None, None]).flatten(1, 2)
+        given = shares / (before @ factors).clamp(min=1e-30)
+        return ((before @ (factors * transitions)) * given).sum()
+
+
+class Spans(Distribution):
+    """Spans that are each present with the sigmoid of their score (engine/model/span_pointer.py)."""
+
+    smallest = 1e-3  # every span has some probability
+
+    @property
+    def stride(self) -> int:
+        return len(self.head.task.labels)
+
+    def by_word(self, logits: torch.Tensor) -> torch.Tensor:
+        """The scores of all spans by their first word, (B, W, W * T): last word j and type t are at j * T + t."""
+        return span_pointer.dense(logits).permute(0, 2, 3, 1).flatten(2)
+
+    def statistics(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        return scores.sigmoid() * self.are_spans(inputs)
+
+    def log_normalizers(self, scores: torch.Tensor, inputs: Inputs) -> torch.Tensor:
+        return (F.softplus(scores) * self.are_spans(inputs)).sum(2)
+
+    def are_spans(self, inputs: Inputs) -> torch.Tensor:
+        return span_pointer.spans_of(inputs["word_mask"]).repeat_interleave(self.stride, 2)
+
+    def num_taught(self, targets: Any, inputs: Inputs) -> torch.Tensor:
+        """The number of texts: a text has one label."""
+        return targets.taught.amax(1).sum()
+
+    def divergence(
+        self, first: torch.Tensor, second: torch.Tensor, labels: torch.Tensor, inputs: Inputs
+    ) -> torch.Tensor:
+        return span_pointer.divergence(first, second, labels, inputs["word_mask"])

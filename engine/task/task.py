@@ -1,0 +1,130 @@
+"""A task, as labels.json describes it."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UserError
+from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
+
+PARTS_OF_A_ROW = ("id", "text", "tokens", "text_pair", "extras", "kept")
+IGNORE = -100  # label id where there is no label: torch's ignore_index
+STATISTICS = {"mean": float, "std": Range(1e-300, 1e300)}
+TASK = {
+    "type": str,
+    "labels": [str],
+    Optional("kind"): str,
+    Optional("counts"): [Range(0)],
+    Optional("rows"): Range(0),
+    Optional("unit"): AnyOf("word", "character", "character+blank"),
+    Optional("pairs"): AnyOf(bool, None),
+    Optional("extras"): {str: STATISTICS},
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task. `type` names its head in HEADS; `kind` says what its labels look like, one of KINDS for a custom type."""
+
+    type: str
+    labels: tuple[str, ...] = ()  # in the order of their ids; none for regression
+    counts: tuple[int, ...] | None = None  # of each label in train
+    rows: int | None = None  # multilabel: texts in train with labels
+    unit: str | None = None  # tagging and spans: what a token is
+    mean: float | None = None  # regression: of the values in train
+    std: float | None = None
+    pairs: bool = False  # whether texts are pairs
+    extras: dict[str, dict[str, float]] | None = None  # {column: {"mean", "std"}} of numeric columns
+    kind: str = ""  # default: from the type, see `kind_of_type`
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", self.kind or kind_of_type(self.type))
+        for name in ("labels", "counts"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.needs_words and not self.unit:
+            object.__setattr__(self, "unit", "word")
+
+    @property
+    def is_tagging(self) -> bool:
+        """Whether it has one label per word."""
+        return self.kind == "tagging"
+
+    @property
+    def has_spans(self) -> bool:
+        """Whether its labels are spans of words, which may overlap."""
+        return self.kind == "spans"
+
+    @property
+    def needs_words(self) -> bool:
+        """Whether it needs texts split into tokens."""
+        return needs_words(self.kind)
+
+    def to_json(self) -> dict[str, Any]:
+        """Its object in labels.json, without what is missing."""
+        values = asdict(self) | {"kind": None if self.kind == self.type else self.kind}
+        return {name: value for name, value in values.items() if value not in (None, {}) and value is not False}
+
+    def __getitem__(self, name: str) -> Any:
+        if getattr(self, name) is None:
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = getattr(self, name)
+        return default if value is None else value
+
+    def __contains__(self, name: str) -> bool:
+        return getattr(self, name, None) not in (None, False)
+
+
+def kind_of_type(type: str) -> str:
+    """The kind of a task whose labels.json names none: its type, without what comes before "tagging" or "spans"."""
+    return next((kind for kind in ("tagging", "spans") if type.endswith(kind)), type)
+
+
+def needs_words(kind: str) -> bool:
+    """Whether tasks of this kind need texts split into tokens."""
+    return kind in ("tagging", "spans")
+
+
+def read_tasks(path: str | Path) -> dict[str, Task]:
+    """The tasks of labels.json, in a processed folder or a checkpoint. Raises UserError for any other form."""
+    try:
+        tasks = tasks_of(read_json(path, {str: TASK}))
+        for name, task in tasks.items():
+            if not task.labels:  # regression
+                read_json(path, {name: STATISTICS})
+            elif "" in task.labels:
+                raise SchemaError(f"{path}: {name}.labels has an empty label")
+            elif task.counts is not None and len(task.counts) != len(task.labels):
+                raise SchemaError(f"{path}: {name}.counts and {name}.labels differ in length")
+    except SchemaError as error:
+        raise UserError(f"{error}; create it again, or use an intact one") from None
+    if not tasks:
+        raise UserError(f"{path}: lists no task")
+    require_distinct(path, tasks)
+    return tasks
+
+
+def tasks_of(objects: dict[str, dict[str, Any]]) -> dict[str, Task]:
+    """Tasks from the objects of labels.json. Keys that a Task does not have are left out."""
+    known = {field.name for field in fields(Task)}
+    return {name: Task(**{key: one[key] for key in one if key in known}) for name, one in objects.items()}
+
+
+def tasks_to_json(tasks: dict[str, Task]) -> dict[str, dict[str, Any]]:
+    """The content of labels.json."""
+    return {name: task.to_json() for name, task in tasks.items()}
+
+
+def require_distinct(path: str | Path, names: Iterable[str]) -> None:
+    """Raises UserError if two columns of the predictions would have the same name: a task's, or a field of a row."""
+    owners = dict.fromkeys(PARTS_OF_A_ROW, "the row itself")
+    for name in names:
+        for column in (name, f"{name}_tags", f"{name}_probability"):
+            if column in owners:
+                both = f"the column {column!r} would belong to {name!r} and to {owners[column]!r}"
+                raise UserError(f"{path}: {both}; rename the label column")
+            owners[column] = name
