@@ -10,7 +10,7 @@ splits in splits.py, data checks in checks/.
 
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,7 @@ from config import ROOT, Config
 from engine.errors import UserError
 from engine.run.command_line import check_values, option, run_command
 from engine.run.files import appearing_folder
+from engine.task.task import Task
 from engine.task.text import text_of
 from preprocess.checks.run import keep, look_through, run_checks, show, with_rows
 from preprocess.checks.tokenizer import check_encoding
@@ -110,7 +111,7 @@ class DataConfig:
         return types
 
 
-def prepare(config: DataConfig) -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict[str, Any]], list[Note]]:
+def prepare(config: DataConfig) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Task], list[Note]]:
     """(parts, tasks, notes) of raw input or a processed folder, as lists. Every example has "_where", its source."""
     with Prepared(config) as data:
         parts = {part: list(rows) for part, rows in data.parts.items()}
@@ -181,9 +182,7 @@ def write_folds(folder: Path, data: Prepared) -> None:
     data.parts = {"train": folds[0][0], "dev": folds[0][1], **rest}
 
 
-def featurizer_for_checks(
-    config: DataConfig, parts: dict[str, Any], tasks: dict[str, dict[str, Any]]
-) -> "Featurizer | None":
+def featurizer_for_checks(config: DataConfig, parts: dict[str, Any], tasks: dict[str, Task]) -> "Featurizer | None":
     """The Featurizer that training would use; None for more than 50,000 examples, except with --check."""
     if not config.check and sum(map(len, parts.values())) > 50_000:
         print("tokenizer checks are skipped for data of this size; --check runs them")

@@ -14,6 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 from engine.errors import UserError
 from engine.predict.predictions import names_entities
 from engine.task.tags import has_spans, is_tagging, kind_of
+from engine.task.task import Task
 from engine.task.words import entities_in
 
 
@@ -140,7 +141,7 @@ def label_scores(right: Counter[str], predicted: Counter[str], gold: Counter[str
 # ---- all tasks together ----------------------------------------------------------------------------------------------
 
 
-def scoring_kind(task: dict[str, Any]) -> str:
+def scoring_kind(task: Task) -> str:
     """The kind by which a task is scored; a custom type as the kind that its labels fit, until it has an entry in
     SCORES. "words": tagging whose tags are not entities (no B-, I-, …)."""
     kind = task.type if task.type in SCORES else kind_of(task)
@@ -150,9 +151,7 @@ def scoring_kind(task: dict[str, Any]) -> str:
     return kind if kind in SCORES else unknown
 
 
-def score(
-    tasks: dict[str, dict[str, Any]], gold: dict[str, list[Any]], predicted: dict[str, list[Any]]
-) -> dict[str, float]:
+def score(tasks: dict[str, Task], gold: dict[str, list[Any]], predicted: dict[str, list[Any]]) -> dict[str, float]:
     """{task}_{metric} for each task, over the texts that have its label (others are None in gold), and for all tasks
     together:
 
@@ -188,20 +187,20 @@ def is_same(kind: str, gold: Any, predicted: Any) -> bool:
     return gold == predicted
 
 
-def is_right(task: dict[str, Any], gold: Any, predicted: Any) -> bool | None:
+def is_right(task: Task, gold: Any, predicted: Any) -> bool | None:
     """Whether an answer to a text is right as a whole; None for regression, and where there is no label."""
     kind = scoring_kind(task)
     return None if gold is None or kind == "regression" else is_same(kind, gold, predicted)
 
 
-def main_scores(tasks: dict[str, dict[str, Any]]) -> list[str]:
+def main_scores(tasks: dict[str, Task]) -> list[str]:
     """The names of the most important scores: those of all tasks together, then the main one of each."""
     mains = [f"{name}_{MAIN[scoring_kind(task)]}" for name, task in tasks.items()]
     return ["sentence_accuracy", "mean_score", *mains] if len(tasks) > 1 else mains
 
 
 def report(
-    tasks: dict[str, dict[str, Any]], gold: dict[str, list[Any]], predicted: dict[str, list[Any]]
+    tasks: dict[str, Task], gold: dict[str, list[Any]], predicted: dict[str, list[Any]]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """{task: {label or entity type: {"precision", "recall", "f1", "support"}}}; regression has no labels."""
     result = {}
@@ -247,11 +246,11 @@ def mean_losses(parts: Sequence[Mapping[str, Sequence[float]]], task_weights: Ma
     return {"loss": total} | losses if losses else {}
 
 
-def all_exact(tasks: dict[str, dict[str, Any]]) -> bool:
+def all_exact(tasks: dict[str, Task]) -> bool:
     return all(scoring_kind(task) in ("classification", "tagging", "spans", "words") for task in tasks.values())
 
 
-def score_names(tasks: dict[str, dict[str, Any]]) -> list[str]:
+def score_names(tasks: dict[str, Task]) -> list[str]:
     """The names of all scores and losses of these tasks, found by scoring one text. Raises UserError if two of them
     would be the same, as may happen with tasks "a" and "a_macro"."""
     blank = {"tagging": ["O"], "spans": [], "words": ["X"], "multilabel": ["x"], "regression": 0.0}
@@ -265,7 +264,7 @@ def score_names(tasks: dict[str, dict[str, Any]]) -> list[str]:
     return ["loss", *(f"{name}_loss" for name in tasks), *score(tasks, answers, answers)]
 
 
-def default_monitor(tasks: dict[str, dict[str, Any]]) -> str:
+def default_monitor(tasks: dict[str, Task]) -> str:
     """The score that picks the best checkpoint: a single task's main score, or sentence_accuracy or mean_score."""
     if len(tasks) > 1:
         return "sentence_accuracy" if all_exact(tasks) else "mean_score"

@@ -184,8 +184,8 @@ class Trainer:
         if fused and isinstance(self.optimizer, torch.optim.Adam):  # AdamW too; SGD would not initialise its momentum
             # Clips and skips on the device: the host does not wait for `finite`
             if limit:
-                self.optimizer.grad_scale = (norm / limit).clamp(min=1)
-            self.optimizer.found_inf = (~finite).float()
+                self.optimizer.grad_scale = (norm / limit).clamp(min=1)  # type: ignore[attr-defined]
+            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
             self.scaler.step(self.optimizer)
         elif finite:
             if limit:

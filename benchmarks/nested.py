@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from seqeval.metrics.sequence_labeling import get_entities
 
 from data_process import DataConfig, process
-from engine.task.tags import find_scheme, is_tagging
+from engine.task.tags import find_scheme
 from engine.task.text import join_tokens
 from preprocess.example import PARTS
 from preprocess.labels.spans import without_overlaps

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -12,7 +13,6 @@ import numpy as np
 from tqdm import tqdm
 
 from engine.errors import UserError
-from engine.task.tags import kind_of
 from preprocess.example import PARTS, Example
 from preprocess.labels.form import Form, LabelPass, decide_form, label_all
 from preprocess.labels.kinds import KINDS

@@ -22,6 +22,7 @@ import torch
 from browser import CHROMIUM, Browser
 from conftest import ROOT, TINY
 
+from engine.task.task import Task
 from config import Config
 from data_loader import MyDataLoader, MyDataset
 from data_process import DataConfig, process
@@ -245,7 +246,7 @@ def test_every_kind_of_task_is_answered_as_in_predictions(kind, tmp_path):
 
 
 def test_bad_input_is_reported():
-    tasks = {"t": {"type": "classification", "labels": ["a"], "pairs": True, "extras": {"n": {"mean": 0, "std": 1}}}}
+    tasks = {"t": Task("classification", labels=["a"], pairs=True, extras={"n": {"mean": 0, "std": 1}})}
     good = {"text": "a", "text_pair": "b", "extras": {"n": "2"}}
     assert as_example(good, tasks)["extras"] == {"n": 2.0}
     for change, said in (
@@ -270,7 +271,7 @@ def test_bad_input_is_reported():
 def test_examples_that_cannot_be_used_are_passed_over(sample, tmp_path):
     tasks = json.loads((sample / "labels.json").read_text(encoding="utf-8"))
     assert Examples([tmp_path], tasks).first() == [] and Examples([], tasks).random_row() is None
-    assert Examples([sample], tasks | {"more": {"type": "classification", "labels": ["a"]}}).path is None
+    assert Examples([sample], tasks | {"more": Task("classification", labels=["a"])}).path is None
     good = (sample / "test.jsonl").read_text(encoding="utf-8").splitlines()[:1]
     (tmp_path / "labels.json").write_text(json.dumps(tasks), encoding="utf-8")
     (tmp_path / "test.jsonl").write_text("\n".join(["{", "3", "{}", *good]) + "\n", encoding="utf-8")

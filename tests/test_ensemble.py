@@ -18,6 +18,7 @@ import torch
 from conftest import TINY, read_json
 from transformers import BertModel
 
+from engine.task.task import Task
 import metrics
 from config import Config, seed_torch
 from data_loader import MyDataset
@@ -337,7 +338,7 @@ def test_spans_are_the_mean_by_hand(spans, tmp_path):
 def test_the_mean_of_crfs_is_the_geometric_mean_of_their_distributions():
     """The path that is found has the greatest mean of log p over two models, of all 243 paths."""
     torch.manual_seed(1)
-    task, words, changed = {"type": "tagging", "labels": ["noun", "verb", "other"]}, 5, 0
+    task, words, changed = Task("tagging", labels=["noun", "verb", "other"]), 5, 0
     heads = [torch.nn.ModuleDict({"x": CRFTaggingHead(4, task)}) for _ in range(2)]
     for head in heads:
         for parameter in head["x"].crf.parameters():
@@ -504,7 +505,7 @@ def test_one_model_is_in_memory_at_a_time(joint, sample):
 def committee_of(probabilities, gold):
     """A committee of which each member gave these probabilities (M, N, C) for dev. -> (Committee, Part)"""
     labels = [f"l{c}" for c in range(probabilities.shape[2])]
-    tasks = {"x": {"type": "classification", "labels": labels}}
+    tasks = {"x": Task("classification", labels=labels)}
     tokenizer = train_tokenizer(lambda: iter(["a b"] * 3), 50)
     examples = [{"id": str(i), "text": "a", "x": labels[g]} for i, g in enumerate(gold)]
     data = MyDataset(examples, Featurizer(tokenizer, tasks, 16))

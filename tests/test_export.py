@@ -27,6 +27,7 @@ from test_families import FAMILIES, save_family
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import ByT5Tokenizer
 
+from engine.task.task import Task
 from config import Config, seed_torch
 from data_loader import MyDataLoader, MyDataset
 from data_process import DataConfig, process
@@ -449,7 +450,7 @@ class Impatient(torch.nn.Module):
 
 @pytest.mark.slow
 def test_an_encoder_that_torch_cannot_export_is_one_line(tmp_path, capfd):
-    model = MyModel(Impatient(), 8, {"mood": {"type": "classification", "labels": ["a", "b"]}}).eval()
+    model = MyModel(Impatient(), 8, {"mood": Task("classification", labels=["a", "b"])}).eval()
     ids = torch.ones(2, 7, dtype=torch.long)
     with pytest.raises(UserError, match=r"^torch cannot export Impatient to ONNX \(.*\)$") as refused:
         graph.write_graph(model, {"input_ids": ids, "attention_mask": ids}, tmp_path / "model.onnx")
@@ -479,7 +480,7 @@ def test_a_head_that_decodes_in_its_own_way_is_refused():
         def decode(self, logits, inputs):
             return logits.argmin(-1), logits.amin(-1)
 
-    task = {"type": "classification", "labels": ["a", "b"]}
+    task = Task("classification", labels=["a", "b"])
     with pytest.raises(UserError, match="does not support"):
         export_settings.kind_of_head("mood", Own(8, task))
     for name, kind in HEADS.items():

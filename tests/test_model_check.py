@@ -13,6 +13,7 @@ from torch import nn
 
 import main as main_module
 import model_utils
+from engine.task.task import Task
 from config import Config, seed_torch
 from data_loader import MyDataset
 from data_process import DataConfig, process
@@ -462,8 +463,8 @@ def test_other_kinds_of_task_pass(options, kinds, monkeypatch):
 )
 def test_odd_data_passes(name, rows, options, tmp_path, monkeypatch):
     """A folder that was written by hand, in an order of its own."""
-    tasks = {"kind": {"type": "classification", "labels": ["x", "y"], "counts": [1, 1]}}
-    tasks["score"] = {"type": "regression", "labels": [], "mean": 2.5, "std": 1.4}
+    tasks = {"kind": Task("classification", labels=["x", "y"], counts=[1, 1])}
+    tasks["score"] = Task("regression", mean=2.5, std=1.4)
     lines = [json.dumps({"text": text, "kind": kind, "score": score}) for text, kind, score in rows]
     lines += [json.dumps({"text": "a", "kind": None, "score": 3.0})]
     for part in ("train", "dev"):

@@ -19,6 +19,7 @@ from conftest import ROOT, read_json
 from sklearn.metrics import classification_report
 from tqdm import tqdm
 
+from engine.task.task import Task
 import metrics
 from config import Config
 from data_process import DataConfig, process
@@ -45,7 +46,7 @@ def answer(task, kind, gold, predicted, probability, **more):
 
 def class_rows(size, seed=0, labels=LABELS, accuracy=0.8, texts=None):
     """Rows of a classification task `mood`, with the distribution that a model might give."""
-    rng, task, rows = random.Random(seed), {"type": "classification", "labels": labels}, []
+    rng, task, rows = random.Random(seed), Task("classification", labels=labels), []
     for i in range(size):
         gold = rng.choice(labels)
         predicted = gold if rng.random() < accuracy else rng.choice([x for x in labels if x != gold])
@@ -83,7 +84,7 @@ def make_run(folder, parts, tasks, **about):
     return folder
 
 
-MOOD = {"mood": {"type": "classification", "labels": LABELS}}
+MOOD = {"mood": Task("classification", labels=LABELS)}
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------
@@ -164,9 +165,9 @@ def test_slices_are_quarters_of_the_length_and_columns_with_few_values():
 def random_answers(kind, rng, size=60):
     """(task, gold labels, predicted labels) of a kind; some rows have no label."""
     tags = ["O", "B-p", "I-p", "B-q"]
-    task = {"type": kind, "labels": tags if kind == "tagging" else LABELS}
+    task = Task(kind, labels=tags if kind == "tagging" else LABELS)
     if kind == "words":
-        task = {"type": "tagging", "labels": ["N", "V"]}
+        task = Task("tagging", labels=["N", "V"])
 
     def label():
         if kind in ("tagging", "words"):
@@ -379,7 +380,7 @@ def test_confident_learning_by_hand():
 
 
 def test_sure_errors_of_tags_need_more_than_half_of_the_right_ones():
-    task = {"type": "tagging", "labels": ["O", "B-x"]}
+    task = Task("tagging", labels=["O", "B-x"])
     sure = [answer(task, "tagging", ["O", "B-x"], ["O", "B-x"], [0.99, p]) for p in (0.95, 0.97, 0.99)]
     wrong = [answer(task, "tagging", ["O", "O"], ["O", "B-x"], [0.99, p]) for p in (0.96, 0.98)]
     found = suspects.suspicious([{"answers": {"t": one}} for one in [*sure, *wrong]], {"t": "tagging"})
@@ -413,7 +414,7 @@ NASTY = [
 
 def nasty_run(folder):
     labels = [*NASTY[:4], "y" * 100_000]
-    task = {"type": "classification", "labels": labels}
+    task = Task("classification", labels=labels)
     rows = class_rows(60, labels=labels, texts=NASTY)
     for row in rows:
         row["answers"] = {"<u>mood</u>": row["answers"]["mood"]}

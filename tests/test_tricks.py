@@ -318,10 +318,7 @@ GRADIENTS = {
         [
             ("self.gamma * torch.linalg.vector_norm(p) *", "self.gamma *"),
             ("                    p.copy_(before)", "                    pass"),
-            (
-                "                take_gradients(self.model)\n                yield False\n        add_gradients(earlier)\n\n\n#",
-                "                yield False\n        add_gradients(earlier)\n\n\n#",
-            ),
+            ("with self.perturbed():\n                take_gradients(self.model)\n", "with self.perturbed():\n"),
             ("if p.ndim > 1 and", "if"),
         ],
     ),

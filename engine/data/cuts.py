@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.task.tags import has_spans, needs_words
+from engine.task.task import Task
 
 logger = logging.getLogger("template")
 
@@ -41,7 +41,7 @@ class Cuts:
             for name in [name for name, task in data.tasks.items() if task.has_spans]:
                 counts[f"outside {name}"] += num_outside(data, name)
 
-    def log(self, where: str | Path, tasks: dict[str, dict[str, Any]]) -> None:
+    def log(self, where: str | Path, tasks: dict[str, Task]) -> None:
         """Logs what was cut, or otherwise what is read in windows."""
         counts, max_length = self.counts, self.counts["max_length"]
         longer = f"{where}: {counts['cut']} of {counts['examples']} examples are longer than --max_length {max_length}"

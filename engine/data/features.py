@@ -15,8 +15,8 @@ from engine.errors import UserError
 from engine.model.span_pointer import encode
 from engine.run.files import sha256
 from engine.task.extras import extras_of, standardize
-from engine.task.tags import IGNORE, has_spans, is_tagging, kind_of, needs_words
-from engine.task.task import tasks_to_json
+from engine.task.tags import IGNORE, has_spans, is_tagging
+from engine.task.task import Task, tasks_to_json
 from engine.task.text import HAN_CHARACTER, token_unit
 from engine.task.words import texts_to_encode
 
@@ -35,7 +35,7 @@ class Featurizer:
     def __init__(
         self,
         tokenizer: Any,
-        tasks: dict[str, dict[str, Any]],
+        tasks: dict[str, Task],
         max_length: int,
         stride: int | None = -1,
         truncation: str = "head",
@@ -119,7 +119,7 @@ class Featurizer:
             )
         if kind == "regression":
             return np.array([np.nan if value is None else value for value in values], np.float32)
-        return np.array([label_ids.get(value, IGNORE) for value in values], np.int32)
+        return np.array([label_ids.get(value, IGNORE) for value in values], np.int32)  # type: ignore[arg-type]
 
     def features(self, examples: list[dict[str, Any]]) -> list[Feature]:
         """The Features of a list of examples, in order."""

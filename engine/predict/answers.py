@@ -27,8 +27,8 @@ from engine.predict.predictions import Predictions
 from engine.run.files import appearing_whole, write_json
 from engine.run.run_folder import EVALUATE, read_result, read_result_lines
 from engine.schema import AnyOf, Optional, Range
-from engine.task.tags import PARTS_OF_A_ROW, TASK, kind_of
-from engine.task.task import tasks_to_json
+from engine.task.tags import PARTS_OF_A_ROW, TASK
+from engine.task.task import Task, tasks_to_json
 from engine.task.text import text_and_offsets
 
 SMALLEST = 1e-4  # less probable labels are left out
@@ -61,7 +61,7 @@ def distribution(
 
 
 def rows_of(
-    data: Any, predictions: Predictions, tasks: dict[str, dict[str, Any]], metrics: ModuleType
+    data: Any, predictions: Predictions, tasks: dict[str, Task], metrics: ModuleType
 ) -> Iterator[dict[str, Any]]:
     """The rows of a MyDataset as they are stored. metrics: the module metrics.py, which decides what is right."""
     kinds = report_kinds(tasks, metrics)
@@ -93,7 +93,7 @@ def rows_of(
         yield row
 
 
-def report_kinds(tasks: dict[str, dict[str, Any]], metrics: ModuleType) -> dict[str, str]:
+def report_kinds(tasks: dict[str, Task], metrics: ModuleType) -> dict[str, str]:
     """{task: one of ANSWERS}, as metrics.py scores it; a custom kind becomes the one that its labels fit."""
     kinds = {name: metrics.scoring_kind(task) for name, task in tasks.items()}
     return {name: kind if kind in ANSWERS else tasks[name].kind for name, kind in kinds.items()}

@@ -30,6 +30,7 @@ from engine.run.run_folder import changed_options, hold
 from engine.run.signals import Interrupted, StopSignals
 from engine.schema import Range, SchemaError, read_json
 from engine.task.extras import extras_of
+from engine.task.task import Task
 
 logger = logging.getLogger("template")
 
@@ -110,7 +111,7 @@ def path_of_shard(path: str | Path, shard: str) -> Path:
     return path.with_stem(f"{path.stem}-{number:0{len(str(shards))}d}-of-{shards}") if shard else path
 
 
-def check_all(rows: Any, tasks: dict[str, dict[str, Any]]) -> None:
+def check_all(rows: Any, tasks: dict[str, Task]) -> None:
     """Raises UserError for a row that a model of these tasks cannot read; `TextRows` has checked the rest."""
     if not rows.labelled:
         check_pairs(next(iter(rows.read())), tasks)
@@ -118,7 +119,7 @@ def check_all(rows: Any, tasks: dict[str, dict[str, Any]]) -> None:
             pass
 
 
-def examples_of(rows: Any, tasks: dict[str, dict[str, Any]], start: int, stop: int) -> Iterator[dict[str, Any]]:
+def examples_of(rows: Any, tasks: dict[str, Task], start: int, stop: int) -> Iterator[dict[str, Any]]:
     """Yields the examples of rows start to stop, as these tasks need them."""
     examples = rows.read()
     before = tqdm(total=start, desc=f"finding row {start + 1}", unit=" rows", leave=False, delay=2)

@@ -15,7 +15,8 @@ from engine.predict.rows import write_rows
 from engine.run import distributed
 from engine.run.files import appearing_whole
 from engine.task.extras import extras_of, pairs_of, require_extras
-from engine.task.tags import find_scheme, has_spans, is_tagging, needs_words
+from engine.task.tags import find_scheme
+from engine.task.task import Task
 from engine.task.text import split_text, text_and_offsets, token_unit
 from engine.task.words import columns_of, is_wordless, row_of
 
@@ -129,18 +130,18 @@ class Answers:
 
 
 def add_cut_words(
-    tag_ids: list[int], probabilities: list[float], num_cut: int, task: dict[str, Any]
+    tag_ids: list[int], probabilities: list[float], num_cut: int, task: Task
 ) -> tuple[list[int], list[float]]:
     """Tags and probabilities of a text whose last words were cut, with O for those words."""
     return tag_ids + [outside_id(task)] * num_cut, probabilities + [0.0] * num_cut
 
 
-def outside_id(task: dict[str, Any]) -> int:
+def outside_id(task: Task) -> int:
     """The id of the tag O, or of the first tag."""
     return task.labels.index("O") if "O" in task.labels else 0
 
 
-def names_entities(task: dict[str, Any]) -> bool:
+def names_entities(task: Task) -> bool:
     """Whether the tags of a tagging task mark entities (B-, I-, …), not classes of words such as parts of speech."""
     return are_of_entities(tuple(task.labels))
 
@@ -152,10 +153,7 @@ def are_of_entities(labels: tuple[str, ...]) -> bool:
 
 
 def prepare_inputs(
-    examples: Iterable[dict[str, Any]],
-    tasks: dict[str, dict[str, Any]],
-    path: str | Path = "--predict_file",
-    first: int = 1,
+    examples: Iterable[dict[str, Any]], tasks: dict[str, Task], path: str | Path = "--predict_file", first: int = 1
 ) -> Iterator[dict[str, Any]]:
     """Yields the texts to predict on as examples for these tasks: with tokens for tags and spans, with extra columns.
 
@@ -175,7 +173,7 @@ def prepare_inputs(
         yield example
 
 
-def check_pairs(example: dict[str, Any], tasks: dict[str, dict[str, Any]]) -> None:
+def check_pairs(example: dict[str, Any], tasks: dict[str, Task]) -> None:
     """Raises UserError if the tasks read pairs of texts and an example to predict on has one text; warns of an unused
     second text."""
     paired = pairs_of(tasks)
@@ -190,8 +188,8 @@ def check_pairs(example: dict[str, Any], tasks: dict[str, dict[str, Any]]) -> No
 def prediction_row(
     example: dict[str, Any],
     answers: dict[str, tuple[Any, Any]],
-    tasks: dict[str, dict[str, Any]],
-    is_right: Callable[[dict[str, Any], Any, Any], bool | None] | None = None,
+    tasks: dict[str, Task],
+    is_right: Callable[[Task, Any, Any], bool | None] | None = None,
 ) -> dict[str, Any]:
     """The output row of an example. answers: {task: (label or tags, probability)}.
 
@@ -221,8 +219,8 @@ def prediction_row(
 def prediction_rows(
     predictions: Predictions,
     data: Any,
-    tasks: dict[str, dict[str, Any]],
-    is_right: Callable[[dict[str, Any], Any, Any], bool | None] | None = None,
+    tasks: dict[str, Task],
+    is_right: Callable[[Task, Any, Any], bool | None] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yields the `prediction_row` of each example of a MyDataset."""
     labels, probabilities, _ = predictions
@@ -243,7 +241,7 @@ def require_finite(example: dict, answers: dict) -> None:
             )
 
 
-def column_kind(task: dict[str, Any]) -> str:
+def column_kind(task: Task) -> str:
     """The kind of `columns_of` that a task's labels have."""
     if task.has_spans:
         return "spans"

@@ -32,8 +32,8 @@ class Task:
     counts: tuple[int, ...] | None = None  # of each label in train
     rows: int | None = None  # multilabel: texts in train with labels
     unit: str | None = None  # tagging and spans: what a token is
-    mean: float | None = None  # regression: of the values in train
-    std: float | None = None
+    mean: float = 0.0  # regression: of the values in train
+    std: float = 1.0
     pairs: bool = False  # whether texts are pairs
     extras: dict[str, dict[str, float]] | None = None  # {column: {"mean", "std"}} of numeric columns
     kind: str = ""  # default: from the type, see `kind_of_type`
@@ -64,6 +64,8 @@ class Task:
     def to_json(self) -> dict[str, Any]:
         """Its object in labels.json, without what is missing."""
         values = asdict(self) | {"kind": None if self.kind == self.type else self.kind}
+        if self.kind != "regression":
+            del values["mean"], values["std"]
         return {name: value for name, value in values.items() if value not in (None, {}) and value is not False}
 
     def __getitem__(self, name: str) -> Any:

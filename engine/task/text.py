@@ -6,7 +6,7 @@ from typing import Any
 import regex
 
 from engine.task import words
-from engine.task.tags import needs_words
+from engine.task.task import Task
 from engine.task.words import Offsets
 
 HAN = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
@@ -29,12 +29,12 @@ def join_tokens(tokens: Iterable[str], unit: str) -> tuple[str, Offsets]:
     return words.join_tokens(tokens, unit, HAN_CHARACTER)
 
 
-def token_unit(tasks: dict[str, dict[str, Any]]) -> str | None:
+def token_unit(tasks: dict[str, Task]) -> str | None:
     """The unit of tokens in tasks of tags or spans: "word", "character", "character+blank"; None without such tasks."""
     return next((task.unit for task in tasks.values() if task.needs_words), None)
 
 
-def text_and_offsets(example: dict[str, Any], tasks: dict[str, dict[str, Any]]) -> tuple[str, Offsets | None]:
+def text_and_offsets(example: dict[str, Any], tasks: dict[str, Task]) -> tuple[str, Offsets | None]:
     """The text of an example, and the offsets of its tokens in it, None without tokens."""
     return words.text_and_offsets(example, token_unit(tasks) or "word", HAN_CHARACTER)
 

@@ -24,8 +24,8 @@ import torch
 from safetensors import safe_open
 from tqdm import tqdm
 
-from engine.data.windows import merge_windows
 from engine.data.token_cache import cached_table
+from engine.data.windows import merge_windows
 from engine.model.encoders import overflows
 from engine.predict.predictions import prepare_inputs
 from engine.run import distributed
@@ -157,8 +157,8 @@ class Teacher:
                 head = model.output_layer.heads[name]
                 scaled = as_the_student_counts(head, student, logits[name])
                 pairs = student.distribution.wants_pairs
-                stored = sparse_rows(head, *head.distribution.teach(scaled, inputs, self.temperature, pairs), inputs)
-                for row, answer in zip(batch.rows.tolist(), stored):
+                stored = head.distribution.teach(scaled, inputs, self.temperature, pairs)
+                for row, answer in zip(batch.rows.tolist(), sparse_rows(head, stored, inputs)):
                     if head.level == "words":
                         first = int(data.columns["first_word"][row])
                         windows.setdefault((name, int(data.example_index[row])), []).append((first, answer))
@@ -194,23 +194,20 @@ def lists_of(chunk: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
 def as_the_student_counts(head: Any, student: Any, logits: torch.Tensor) -> torch.Tensor:
     """A teacher's logits; those of a regression in standard deviations from the mean of the student's train part."""
     own, other = student.task, head.task
-    return logits if own.std is None else (logits * other.std + other.mean - own.mean) / own.std
+    return logits if own.kind != "regression" else (logits * other.std + other.mean - own.mean) / own.std
 
 
 def sparse_rows(
-    head: Any,
-    statistics: torch.Tensor,
-    entropies: torch.Tensor,
-    before: torch.Tensor | None,
-    inputs: dict[str, torch.Tensor],
+    head: Any, stored: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None], inputs: dict[str, torch.Tensor]
 ) -> list[Answer]:
-    """The answer to each row of a batch, from the result of `teach` of the head's distribution."""
+    """The answer to each row of a batch. stored: the result of `teach` of the head's distribution"""
+    statistics, entropies, before = stored
     mask = inputs["word_mask"] if head.level == "words" else torch.ones_like(entropies, dtype=torch.bool)
     smallest, stride = head.distribution.smallest, head.distribution.stride
-    stored = by_row(statistics, smallest, mask, stride)
-    stored_before = [Sparse(EMPTY, EMPTY, EMPTY)] * len(mask) if before is None else by_row(before, smallest, mask, 0)
+    found = by_row(statistics, smallest, mask, stride)
+    found_before = [Sparse(EMPTY, EMPTY, EMPTY)] * len(mask) if before is None else by_row(before, smallest, mask, 0)
     lengths = [h[:size] for h, size in zip(entropies.cpu().numpy(), mask.sum(1).tolist())]
-    return [Answer(*answer) for answer in zip(stored, stored_before, lengths)]
+    return [Answer(*answer) for answer in zip(found, found_before, lengths)]
 
 
 def by_row(values: torch.Tensor, smallest: float, mask: torch.Tensor, stride: int) -> list[Sparse]:
@@ -272,7 +269,9 @@ def soft_targets(teachers: list[Teacher], name: str, head: Any, batch: Any, wind
     statistics: list[tuple[int, int, Sparse]] = []  # (teacher, row, what it found)
     before: list[tuple[int, int, Sparse]] = []
     for row, window in enumerate(windows.of(batch, by_words)):
-        for number, teacher in enumerate(teachers if window else ()):
+        for number, teacher in enumerate(teachers):
+            if window is None:
+                continue
             answer = teacher.find(name, *window)
             size = len(answer.entropies)
             taught[row, :size] += 1 / len(teachers)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from engine.task.tags import entities_in, find_scheme, has_spans, illegal_tags, kind_of
+from engine.task.tags import entities_in, find_scheme, has_spans, illegal_tags
 from preprocess.checks.base import Check, Context, Parts, Tasks, add_if
 from preprocess.example import Example
 from preprocess.labels.statistics import LabelStatistics

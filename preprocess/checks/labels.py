@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.task.tags import is_tagging, kind_of
+from engine.task.tags import is_tagging
 from preprocess.checks.base import PLACEHOLDERS, AllRows, Check, Context, Parts, Tasks, add_if, sampled
 from preprocess.example import Example
 from preprocess.labels.statistics import LabelStatistics

@@ -11,7 +11,6 @@ from typing import BinaryIO
 from tqdm import tqdm
 
 from engine.run.files import write_json
-from engine.task.tags import kind_of
 from preprocess.checks.base import Check, Context, Parts, Tasks
 from preprocess.checks.duplicates import Duplicates, Groups, Ids, SwappedPairs
 from preprocess.checks.entities import Block, Entities

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from engine.task.tags import kind_of, needs_words
 from engine.task.text import text_of
 from preprocess.checks.base import Parts, Tasks
 from preprocess.checks.entities import entities_of

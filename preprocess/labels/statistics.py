@@ -13,7 +13,8 @@ import numpy as np
 
 from engine.errors import UserError
 from engine.task.extras import column_statistics
-from engine.task.tags import has_spans, kind_of, needs_words, require_distinct
+from engine.task.tags import has_spans, needs_words, require_distinct
+from engine.task.task import Task, tasks_of
 from preprocess.example import Example, length_of
 from preprocess.labels.kinds import KINDS, check_label_names
 from preprocess.storage.facts import Column, Facts, FirstRows, Series
@@ -140,9 +141,7 @@ def mean_and_deviation(name: str, column: Column) -> dict[str, float]:
     return {"mean": mean, "std": deviation}
 
 
-def print_summary(
-    parts: Mapping[str, Sequence[Example]], tasks: Mapping[str, Task], found: LabelStatistics
-) -> None:
+def print_summary(parts: Mapping[str, Sequence[Example]], tasks: Mapping[str, Task], found: LabelStatistics) -> None:
     """Prints an overview of the data: sizes, lengths, labels."""
     unit = "tokens" if "tokens" in parts["train"][0] else "characters"
     print(f"{'part':<8}{'examples':>9}   length in {unit}: median   95 %   99 %   most")

@@ -17,7 +17,6 @@ from engine.model import lora
 from engine.predict.predictions import prediction_row
 from engine.run.files import write_json
 from engine.run.signals import Interrupted
-from engine.task.tags import is_tagging
 from engine.train import checkpoint
 from tools.check.case import Case, Failed, Skipped, padding_mixer
 from trainer import Trainer

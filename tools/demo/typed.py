@@ -12,7 +12,7 @@ from engine.errors import UserError
 from engine.predict.answers import cuts_and_windows, distribution
 from engine.predict.predictions import names_entities, prediction_row, prepare_inputs
 from engine.task.extras import extras_of, pairs_of
-from engine.task.tags import has_spans, is_tagging, kind_of, needs_words
+from engine.task.task import read_tasks
 from engine.task.text import text_and_offsets
 from engine.task.words import entities, entity
 from tools.report.marked import Mark, split_crossing, tree
@@ -178,7 +178,7 @@ def fits(folder: Path, tasks: Tasks) -> bool:
     """Whether a data folder has a test part and the labels of these tasks."""
     try:
         found = read_tasks(folder / "labels.json")
-        same = {name: task.labels for name, task in found.items()} == {name: task.labels for name, task in tasks.items()}
-        return same and (folder / "test.jsonl").is_file()
+        labels = [{name: task.labels for name, task in side.items()} for side in (found, tasks)]
+        return labels[0] == labels[1] and (folder / "test.jsonl").is_file()
     except (OSError, UserError):
         return False

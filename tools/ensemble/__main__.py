@@ -26,6 +26,7 @@ from engine.run.command_line import option, run_command
 from engine.run.files import sha256, write_json
 from engine.run.launch import is_launched
 from engine.run.run_folder import lock_folder
+from engine.task.task import Task
 from logging_config import get_logger
 
 if TYPE_CHECKING:  # imported where needed, for `--help` to be quick
@@ -130,7 +131,7 @@ def parts_of(config: EnsembleConfig, runs: list["Run"], trained: list[Config]) -
     return data_path, parts
 
 
-def calibrates(tasks: dict[str, dict[str, Any]]) -> bool:
+def calibrates(tasks: dict[str, Task]) -> bool:
     """Whether any head fits something on dev, such as thresholds."""
     from model_utils import HEADS
 

@@ -12,6 +12,7 @@ from engine.errors import UserError
 from engine.predict.answers import report_kinds, rows_of
 from engine.predict.ensemble import Committee, Part
 from engine.predict.predictions import Predictions
+from engine.task.task import Task
 from tools.report.bootstrap import SHARE, TIMES, statistics_of
 from tools.report.compare import paired
 
@@ -97,7 +98,7 @@ class Selection:
         return {group: score(self.committee.tasks, self.gold, labels) for group, labels in answers.items()}
 
 
-def monitor_of(asked: str, trained: str, tasks: dict[str, dict[str, Any]], metrics: ModuleType) -> str:
+def monitor_of(asked: str, trained: str, tasks: dict[str, Task], metrics: ModuleType) -> str:
     """The score to select by: `asked`, otherwise the one the run was trained with, otherwise the default. Raises
     UserError if `asked` cannot be computed from answers alone, such as the loss."""
     names = [name for name in metrics.score_names(tasks) if not name.endswith("loss")]
@@ -189,7 +190,7 @@ def score_table(title: str, rows: Mapping[str, Mapping[str, float]], names: Sequ
 
 
 def summary(
-    result: dict[str, Any], parts: Mapping[str, Part], tasks: dict[str, dict[str, Any]], metrics: ModuleType
+    result: dict[str, Any], parts: Mapping[str, Part], tasks: dict[str, Task], metrics: ModuleType
 ) -> list[str]:
     """The results of `assess` as texts for a terminal."""
     runs, names = result["runs"], list(dict.fromkeys([result["monitor"], *metrics.main_scores(tasks)]))

@@ -9,6 +9,7 @@ from engine.errors import UserError
 from engine.predict.answers import PARTS, read_about, read_rows
 from engine.run.run_folder import EVALUATE, SCORES, read_result
 from engine.schema import Optional
+from engine.task.task import Task, tasks_of
 from metrics import count_matches, items_in, label_scores
 from tools.report import bootstrap, course, entities, figures, suspects
 from tools.report.figures import Answer, Row
@@ -122,7 +123,7 @@ def learning_of(folder: Path, about: About) -> list[dict[str, Any]]:
 
 
 def task_figures(
-    name: str, kind: str, rows: Sequence[Row], task: dict[str, Any], training: Sequence[Row]
+    name: str, kind: str, rows: Sequence[Row], task: Task, training: Sequence[Row]
 ) -> dict[str, Any] | None:
     """The figures of a task on the rows that have its label; None if no row has."""
     labelled = [row for row in rows if row["answers"][name]["gold"] is not None]
