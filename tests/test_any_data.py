@@ -34,6 +34,7 @@ from main import main
 from preprocess.labels.kinds import KINDS
 from preprocess.labels.schemes import convert_tags
 from preprocess.labels.spans import read_all_spans, read_spans, spans_to_tags, split_at_borders, tokenize_spans
+from preprocess.schema import load_labels
 
 rng = random.Random(0)
 SONGS, ROOMS = (
@@ -451,7 +452,7 @@ def test_rows_may_lack_the_labels_of_some_tasks(tmp_path):
     scores, report = read_json(tmp_path / "output/run/eval.json"), read_json(tmp_path / "output/run/report.json")
     known = [row for row in dev if row["mood"] is not None]
     assert sum(label["support"] for label in report["dev"]["mood"].values()) == len(known) < len(dev)
-    tasks = read_json(tmp_path / "data/labels.json")
+    tasks = load_labels(tmp_path / "data")
     mains = [scores["dev"][f"{name}_{metrics.MAIN[metrics.scoring_kind(task)]}"] for name, task in tasks.items()]
     assert scores["dev"]["mean_score"] == pytest.approx(sum(mains) / len(mains))
 
@@ -765,9 +766,9 @@ def test_columns_of_numbers_reach_the_batch_and_the_prediction(tmp_path, capsys)
     options = dict(label_column="mood", extra_columns="age,price", input=str(tmp_path / "a.jsonl"))
     process(DataConfig(**options, output_dir=str(tmp_path / "data")))
     assert "extra inputs from 'age', 'price'" in capsys.readouterr().out
-    tasks = read_json(tmp_path / "data/labels.json")
+    tasks = load_labels(tmp_path / "data")
     train = [json.loads(line) for line in (tmp_path / "data/train.jsonl").read_text().splitlines()]
-    for name, of_train in tasks["mood"]["extras"].items():
+    for name, of_train in tasks["mood"].extras.items():
         values = [row["extras"][name] for row in train if row["extras"][name] is not None]
         assert (of_train["mean"], of_train["std"]) == pytest.approx((fmean(values), pstdev(values)))
     data = MyDataset(
@@ -776,7 +777,7 @@ def test_columns_of_numbers_reach_the_batch_and_the_prediction(tmp_path, capsys)
     )
     extras = data.batch([3, 0]).inputs["extras"]
     for row, number in zip(extras.tolist(), (3, 0)):
-        for value, (name, of_train) in zip(row, tasks["mood"]["extras"].items()):
+        for value, (name, of_train) in zip(row, tasks["mood"].extras.items()):
             raw = train[number]["extras"][name]
             wanted = 0 if raw is None else (raw - of_train["mean"]) / of_train["std"]
             assert value == pytest.approx(wanted, abs=1e-6)

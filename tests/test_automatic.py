@@ -21,7 +21,7 @@ from engine.run.command_line import parse_args
 from engine.run.device import has_bf16
 from engine.run.signals import Interrupted
 from engine.train import automatic, optimization
-from engine.train.automatic import settle, settle_patience, settle_precision
+from engine.train.automatic import resolve, resolve_precision
 from engine.train.optimization import epochs_of
 from tools.cross_validate import __main__ as cross_validate
 from trainer import Trainer
@@ -87,7 +87,7 @@ def test_epochs_are_a_number_of_steps_within_bounds(pretrained):
 def test_auto_is_a_number_before_anything_needs_it(tiny, two_epochs):
     """The schedule, the log, the checkpoints and args.json have it, with accumulation too."""
     config = tiny(do_train=True, gradient_accumulation_steps=3, epochs=parse_args(Config, ["--epochs=auto"]).epochs)
-    assert "--epochs auto: 5 for 3 steps an epoch" in run(config) and config.epochs == 5  # 8 micro-batches
+    assert "--epochs auto: 5 for 3 steps an epoch" in run(config)  # 8 micro-batches
     saved = read_json(config.run_dir / "args.json")
     assert (saved["epochs"], saved["early_stop_patience"]) == (5, 5)
     assert read_json(config.run_dir / "checkpoints/best/args.json")["epochs"] == 5
@@ -104,7 +104,7 @@ def test_a_run_goes_on_with_the_epochs_that_it_began_with(tiny, two_epochs, monk
     stop_run(tiny(do_train=True, epochs=-1), 5, monkeypatch)
     monkeypatch.setattr(optimization, "FROM_SCRATCH", (24, 1, 5))
     again = tiny(do_train=True, epochs=-1, resume=True)
-    assert "--epochs auto: 2, as when the run began" in run(again) and again.epochs == 2
+    assert "--epochs auto: 2, as when the run began" in run(again)
     assert fingerprints(again) == fingerprints(whole)
     with pytest.raises(UserError, match="epochs was 2, is 3"):
         main_module.main(tiny(do_train=True, epochs=3, resume=True))
@@ -126,8 +126,7 @@ def test_other_options_are_checked_against_the_number(options, named, tiny, two_
 
 def test_a_trial_run_takes_as_many_epochs_as_by_default():
     config = Config(epochs=-1, debug=True, use_swa=True)
-    settle(config, nn.Linear(2, 2), CPU, 2)
-    assert config.epochs == 10
+    assert resolve(config, nn.Linear(2, 2), CPU, 2).epochs == 10
 
 
 @pytest.mark.parametrize(
@@ -135,8 +134,7 @@ def test_a_trial_run_takes_as_many_epochs_as_by_default():
 )
 def test_patience_grows_with_the_epochs_unless_it_is_given(epochs, given, wanted):
     config = Config(epochs=epochs, early_stop_patience=given)
-    settle_patience(config)
-    assert config.early_stop_patience == wanted
+    assert resolve(config, nn.Linear(2, 2), CPU, 2).early_stop_patience == wanted
 
 
 def test_a_run_goes_on_with_the_patience_that_it_began_with(tiny, monkeypatch):
@@ -209,7 +207,8 @@ def test_precision_is_settled_once_and_a_run_keeps_to_it(is_fast, tiny, monkeypa
     a_machine_that(monkeypatch, not is_fast)
     again = tiny(precision="auto", resume=True, **options)
     slow = "; it is slow on this machine" if is_fast else ""
-    assert f"--precision auto: {wanted}, as when the run began{slow}\n" in run(again) and again.precision == wanted
+    assert f"--precision auto: {wanted}, as when the run began{slow}\n" in run(again)
+    assert read_json(again.run_dir / "args.json")["precision"] == wanted
     given = {precision: tiny(precision=precision, model_version=precision, **options) for precision in (wanted, other)}
     for one in given.values():
         run(one)
@@ -218,20 +217,14 @@ def test_precision_is_settled_once_and_a_run_keeps_to_it(is_fast, tiny, monkeypa
         run(tiny(precision=other, resume=True, **options))
 
 
-def test_smart_hears_of_the_precision(tiny, monkeypatch):
-    a_machine_that(monkeypatch, True)
-    assert make_trainer(tiny(precision="auto", use_smart=True)).tricks[0].half_precision
-
-
 def test_an_encoder_that_overflows_takes_full_precision(told, monkeypatch):
     a_machine_that(monkeypatch, True)
     shape = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=1, intermediate_size=32, vocab_size=20)
     config = Config(precision="auto")
-    settle_precision(config, DebertaModel(DebertaConfig(**shape)), CPU)
+    config = resolve_precision(config, DebertaModel(DebertaConfig(**shape)), CPU)
     assert config.precision == "fp32" and "fp32: deberta overflows in bf16" in told.text
-    config = Config(precision="bf16")
-    settle_precision(config, DebertaModel(DebertaConfig(**shape)), CPU)
-    assert config.precision == "bf16"  # asked for: the trainer refuses it
+    with pytest.raises(UserError, match="DeBERTa v1 overflows"):
+        resolve_precision(Config(precision="bf16"), DebertaModel(DebertaConfig(**shape)), CPU)
 
 
 @pytest.mark.parametrize(
@@ -240,9 +233,7 @@ def test_an_encoder_that_overflows_takes_full_precision(told, monkeypatch):
 )
 def test_a_checkpoint_is_used_as_it_was_trained_where_that_is_fast(trained, is_fast, wanted, monkeypatch):
     a_machine_that(monkeypatch, is_fast)
-    config = Config(precision="auto")
-    settle_precision(config, nn.Linear(2, 2), CPU, trained)
-    assert config.precision == wanted
+    assert resolve_precision(Config(precision="auto"), nn.Linear(2, 2), CPU, trained).precision == wanted
 
 
 # ---- averages --------------------------------------------------------------------------------------------------------

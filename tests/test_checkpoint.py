@@ -155,7 +155,7 @@ def test_a_checkpoint_alone_brings_back_the_model(options, tiny):
     config = tiny(epochs=1, **options)
     trainer = train(config)
     model, tokenizer, tasks, loaded = load_checkpoint(config.run_dir / "checkpoints/best")
-    assert loaded == config and tasks == trainer.tasks
+    assert loaded == trainer.config and tasks == trainer.tasks
     assert tokenizer.get_vocab() == trainer.tokenizer.get_vocab()
     for name, tensor in trainer.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name

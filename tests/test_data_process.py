@@ -16,7 +16,6 @@ from engine.task.text import join_tokens, split_text
 from preprocess.labels.kinds import KINDS
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.sources import TextRows, read_texts
-from preprocess.schema import load_labels
 
 
 def write(folder, files):
@@ -35,7 +34,7 @@ def run(tmp_path, files, name=None, **options):
         path.stem: [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
         for path in (tmp_path / "out").glob("*.jsonl")
     }
-    return parts, load_labels(tmp_path / "out")
+    return parts, read_json(tmp_path / "out/labels.json")
 
 
 def three(text):

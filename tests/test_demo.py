@@ -22,11 +22,11 @@ import torch
 from browser import CHROMIUM, Browser
 from conftest import ROOT, TINY
 
-from engine.task.task import Task
 from config import Config
 from data_loader import MyDataLoader, MyDataset
 from data_process import DataConfig, process
 from engine.errors import UserError
+from engine.task.task import Task
 from main import load_trained, main
 from tools.demo.__main__ import DemoConfig
 from tools.demo.__main__ import main as demo

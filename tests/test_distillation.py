@@ -4,22 +4,22 @@ import inspect
 import itertools
 import json
 import math
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
 import torch
-from test_trainer import fingerprints, make_trainer, train
+from test_trainer import fingerprints, forward_backward, make_trainer, train
 
-import engine.model.head
 import tricks
 from config import Config
 from data_loader import MyDataLoader, MyDataset
 from engine.errors import UserError
 from engine.model import crf as crf_module
-from engine.model import span_pointer
+from engine.model import distributions
 from engine.run.signals import Interrupted
 from engine.task.tags import IGNORE
-from engine.task.task import Task
+from engine.task.task import Task, tasks_to_json
 from engine.train import checkpoint
 from engine.tricks import soft_targets, teachers
 from model_utils import load_with_featurizer
@@ -68,7 +68,7 @@ def every_kind(tmp_path_factory):
 
 def write_data(folder, tasks, seed):
     generator = torch.Generator().manual_seed(seed)
-    (folder / "labels.json").write_text(json.dumps(tasks), encoding="utf-8")
+    (folder / "labels.json").write_text(json.dumps(tasks_to_json(tasks)), encoding="utf-8")
     for part, size in (("train", 60), ("dev", 12), ("test", 12)):
         rows = [row_of(number, generator) for number in range(size)]
         (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -86,7 +86,7 @@ def options(every_kind, folder, **more):
 def two_teachers(tmp_path_factory):
     """Two untrained teachers, of other data, with tokenizers of their own; the first has a CRF, the second none."""
     folder, made = tmp_path_factory.mktemp("teachers"), []
-    theirs = TASKS | {"score": TASKS["score"] | {"mean": 3.0, "std": 1.5}}
+    theirs = TASKS | {"score": replace(TASKS["score"], mean=3.0, std=1.5)}
     data = write_data(tmp_path_factory.mktemp("theirs"), theirs, seed=4)
     for number, more in enumerate((dict(use_crf=True, vocab_size=60), dict(vocab_size=400, max_length=12))):
         config = options(data, folder, model_version=f"teacher_{number}", random_seed=number, **more)
@@ -206,9 +206,7 @@ def compare_with_oracle(every_kind, two_teachers, folder, use_crf, accumulation,
     group = list(itertools.islice(iter(trainer.train_loader), accumulation))
     labels = trainer.count_labels(group)
     trainer.tricks.before_step(group)
-    outputs = [
-        trainer.tricks.forward_backward(trainer.forward, trainer.backward, batch.to("cpu"), labels) for batch in group
-    ]
+    outputs = [forward_backward(trainer, batch.to("cpu"), labels) for batch in group]
     ours = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in trainer.model.parameters()]
     theirs, total = [torch.zeros_like(p) for p in ours], 0.0
     for batch in group:
@@ -229,18 +227,20 @@ def test_gradient_equals_the_oracle(use_crf, accumulation, every_kind, two_teach
 
 BROKEN = {  # module: [(line, broken)]
     tricks: [(" - self.loss_of_labels(output.losses)", ""), ("self.weight * more", "more")],
-    engine.model.head: [
+    distributions: [
         ("return temperature**2 * (normalizers", "return (normalizers"),
-        ("F.softplus(scores).sum(2)", "scores.logsumexp(2)"),
+        ("F.softplus(logits).sum(-1)", "logits.logsumexp(-1)"),
         ("entropies = self.log_normalizers(scores, inputs) - (statistics", "entropies = -(statistics"),
-    ],
-    crf_module: [
         ("torch.where(words == 0, crf.start", "torch.where(words < 0, crf.start"),
         ("words == last[rows]", "words == mask.shape[1] - 1"),
         (".sum() + self.expected_transitions(targets, whole)", ".sum()"),
         ("(before @ factors).clamp(min=1e-30)", "(shares @ factors).clamp(min=1e-30)"),
         ("before[:, :, :-1].flatten(1, 2)", "before[:, :, 1:].flatten(1, 2)"),
         ("crf.log_partition(logits, mask, temperature)", "crf.log_partition(logits, mask)"),
+        ("return scores.sigmoid() * self.are_spans(inputs)", "return scores.sigmoid()"),
+        ("(F.softplus(scores) * self.are_spans(inputs))", "F.softplus(scores)"),
+    ],
+    crf_module: [
         (
             "after.append(torch.where(mask[:, t, None], step / step.sum(1, keepdim=True), after[-1]))",
             "after.append(step)",
@@ -248,14 +248,10 @@ BROKEN = {  # module: [(line, broken)]
         ("scores[texts, last] += end", "scores[texts, -1] += end"),
         ("(factors * between)", "factors"),
     ],
-    span_pointer: [
-        ("return scores.sigmoid() * self.are_spans(inputs)", "return scores.sigmoid()"),
-        ("(F.softplus(scores) * self.are_spans(inputs))", "F.softplus(scores)"),
-    ],
     soft_targets: [
         ("taught[row, :size] += 1 / len(teachers)", "taught[row, :size] += 1"),
         ("(logits * other.std + other.mean - own.mean) / own.std", "logits"),
-        ("columns = words, numbers - words * numbers_a_word, values", "columns = words, numbers, values"),
+        ("columns = words, ids - words * stride, values", "columns = words, ids, values"),
         ("return SoftTargets(values / len(teachers)", "return SoftTargets(values"),
         (".float() / self.temperature", ".float()"),
     ],
@@ -443,7 +439,7 @@ def test_a_task_that_no_teacher_knows_keeps_its_loss(every_kind, two_teachers, t
     folder, gone = tmp_path / "some", ("intent", "topics", "score")
     tasks = {name: task for name, task in TASKS.items() if name not in gone}
     folder.mkdir()
-    (folder / "labels.json").write_text(json.dumps(tasks), encoding="utf-8")
+    (folder / "labels.json").write_text(json.dumps(tasks_to_json(tasks)), encoding="utf-8")
     for part in ("train", "dev"):
         rows = map(json.loads, (every_kind / f"{part}.jsonl").read_text(encoding="utf-8").splitlines())
         kept = [{key: value for key, value in row.items() if key not in gone} for row in rows]
@@ -456,7 +452,7 @@ def test_a_task_that_no_teacher_knows_keeps_its_loss(every_kind, two_teachers, t
         group = list(itertools.islice(iter(trainer.train_loader), 1))
         labels = trainer.count_labels(group)
         trainer.tricks.before_step(group)
-        trainer.tricks.forward_backward(trainer.forward, trainer.backward, group[0], labels)
+        forward_backward(trainer, group[0], labels)
         gradients.append({name: p.grad.clone() for name, p in trainer.model.output_layer.named_parameters()})
     for name in gradients[0]:
         same = torch.allclose(gradients[0][name], gradients[1][name], rtol=1e-4, atol=1e-7)
@@ -496,7 +492,7 @@ def only_score(two_teachers, tmp_path):
     folder = tmp_path / "scores"
 
     def fill(temporary):
-        write_json(temporary / "labels.json", {"score": TASKS["score"]})
+        write_json(temporary / "labels.json", {"score": TASKS["score"].to_json()})
         write_json(temporary / "args.json", {})
 
     replace_folder(folder, fill)

@@ -18,7 +18,6 @@ import torch
 from conftest import TINY, read_json
 from transformers import BertModel
 
-from engine.task.task import Task
 import metrics
 from config import Config, seed_torch
 from data_loader import MyDataset
@@ -43,6 +42,7 @@ from engine.predict.ensemble import (
 from engine.predict.predictions import Predictions, prepare_inputs
 from engine.run.command_line import parse_args
 from engine.task.tags import may_follow
+from engine.task.task import Task
 from engine.task.words import LOWEST_SCORE
 from main import build_trainer, load_data, load_trained
 from main import main as main_py

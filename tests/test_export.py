@@ -27,7 +27,6 @@ from test_families import FAMILIES, save_family
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import ByT5Tokenizer
 
-from engine.task.task import Task
 from config import Config, seed_torch
 from data_loader import MyDataLoader, MyDataset
 from data_process import DataConfig, process
@@ -36,6 +35,7 @@ from engine.errors import UserError
 from engine.model.crf import CRF
 from engine.predict.predictions import prepare_inputs
 from engine.run.files import seal, verify
+from engine.task.task import Task
 from engine.task.text import split_text
 from engine.task.words import entities_in
 from main import build_trainer, load_data, load_trained

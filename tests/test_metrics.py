@@ -6,8 +6,8 @@ from scipy import stats
 from seqeval.metrics import classification_report as entity_report
 from sklearn.metrics import classification_report, f1_score, mean_absolute_error
 
-from engine.task.task import Task
 import metrics
+from engine.task.task import Task
 
 rng = np.random.default_rng(0)
 

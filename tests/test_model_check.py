@@ -13,11 +13,11 @@ from torch import nn
 
 import main as main_module
 import model_utils
-from engine.task.task import Task
 from config import Config, seed_torch
 from data_loader import MyDataset
 from data_process import DataConfig, process
 from engine.task.tags import IGNORE
+from engine.task.task import Task
 from model_utils import ClassificationHead, MultilabelHead, MyModel
 from tools.check.case import Case
 from tools.check.model_check import CHECKS, check_model
@@ -469,7 +469,7 @@ def test_odd_data_passes(name, rows, options, tmp_path, monkeypatch):
     lines += [json.dumps({"text": "a", "kind": None, "score": 3.0})]
     for part in ("train", "dev"):
         (tmp_path / f"{part}.jsonl").write_text("\n".join(lines) + "\n")
-    (tmp_path / "labels.json").write_text(json.dumps(tasks))
+    (tmp_path / "labels.json").write_text(json.dumps({name: task.to_json() for name, task in tasks.items()}))
     config = Config(**{**TINY, "data_path": str(tmp_path), "output_dir": str(tmp_path / "output"), **options})
     assert failed_checks(case_of(config), monkeypatch) == {}
 

@@ -19,11 +19,11 @@ from conftest import ROOT, read_json
 from sklearn.metrics import classification_report
 from tqdm import tqdm
 
-from engine.task.task import Task
 import metrics
 from config import Config
 from data_process import DataConfig, process
 from engine.errors import UserError
+from engine.task.task import Task
 from main import main
 from tools.report import bootstrap, compare, course, entities, figures, look, marked, suspects, svg
 from tools.report.__main__ import ReportConfig
@@ -69,7 +69,7 @@ def make_run(folder, parts, tasks, **about):
         scores[part] = {"loss": 0.5} | metrics.score(tasks, *sides)
     (folder / "eval.json").write_text(json.dumps(scores), encoding="utf-8")
     facts = {
-        "tasks": tasks,
+        "tasks": {name: task.to_json() for name, task in tasks.items()},
         "kinds": {name: metrics.scoring_kind(task) for name, task in tasks.items()},
         "main_scores": {name: metrics.MAIN[metrics.scoring_kind(task)] for name, task in tasks.items()},
         "shown_scores": metrics.main_scores(tasks),

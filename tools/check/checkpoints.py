@@ -17,6 +17,7 @@ from engine.model import lora
 from engine.predict.predictions import prediction_row
 from engine.run.files import write_json
 from engine.run.signals import Interrupted
+from engine.task.task import tasks_to_json
 from engine.train import checkpoint
 from tools.check.case import Case, Failed, Skipped, padding_mixer
 from trainer import Trainer
@@ -97,7 +98,7 @@ def other_process(case: Case) -> Iterator[tuple[subprocess.Popen, Path]]:
         rows = [json.dumps(case.data[i], ensure_ascii=False) + "\n" for i in range(len(case.data))]
         for part in ("dev", "test"):
             (data / f"{part}.jsonl").write_text("".join(rows), encoding="utf-8")
-        write_json(data / "labels.json", case.trainer.tasks)
+        write_json(data / "labels.json", tasks_to_json(case.trainer.tasks))
         flags = {"data_path": data, "checkpoint": case.best, "output_dir": folder, "model_version": "other"}
         flags |= {"device": config.device, "precision": config.precision, "predict_output": data / "predictions.jsonl"}
         command = [*case.command, "--do_eval", "--do_predict", *(f"--{name}={value}" for name, value in flags.items())]

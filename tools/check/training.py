@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -110,8 +111,7 @@ def check_overfitting(case: Case) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    config = copy.copy(trainer.config)
-    config.lr, config.head_lr = default_lr(model, config), None
+    config = replace(trainer.config, lr=default_lr(model, trainer.config), head_lr=None)
     optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=0.0)
     first: dict[str, float] = {}
     start = time.monotonic()
