@@ -23,7 +23,7 @@ from engine.data.features import Featurizer
 from engine.errors import UserError
 from engine.model import span_pointer
 from engine.model.crf import CRF, has_all_labels
-from engine.model.distributions import Bernoulli, Normal, Paths, Softmax, Spans  # noqa: F401 (Softmax: for custom heads)
+from engine.model.distributions import Bernoulli, Normal, Paths, Softmax, Spans  # noqa: F401 (for custom heads)
 from engine.model.encoders import (
     build_transformer,
     freeze_layers,

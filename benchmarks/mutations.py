@@ -72,7 +72,7 @@ MUTATIONS = {
     ),
     "numbers come back standardized": (
         "model_utils.py",
-        'logits.double() * self.task.std',
+        "logits.double() * self.task.std",
         "logits.double()",
         "model_utils any_data",
     ),

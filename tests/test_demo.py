@@ -26,7 +26,8 @@ from config import Config
 from data_loader import MyDataLoader, MyDataset
 from data_process import DataConfig, process
 from engine.errors import UserError
-from engine.task.task import Task
+from engine.run.files import write_json
+from engine.task.task import Task, read_tasks, tasks_to_json
 from main import load_trained, main
 from tools.demo.__main__ import DemoConfig
 from tools.demo.__main__ import main as demo
@@ -269,11 +270,11 @@ def test_bad_input_is_reported():
 
 
 def test_examples_that_cannot_be_used_are_passed_over(sample, tmp_path):
-    tasks = json.loads((sample / "labels.json").read_text(encoding="utf-8"))
+    tasks = read_tasks(sample / "labels.json")
     assert Examples([tmp_path], tasks).first() == [] and Examples([], tasks).random_row() is None
     assert Examples([sample], tasks | {"more": Task("classification", labels=["a"])}).path is None
     good = (sample / "test.jsonl").read_text(encoding="utf-8").splitlines()[:1]
-    (tmp_path / "labels.json").write_text(json.dumps(tasks), encoding="utf-8")
+    write_json(tmp_path / "labels.json", tasks_to_json(tasks))
     (tmp_path / "test.jsonl").write_text("\n".join(["{", "3", "{}", *good]) + "\n", encoding="utf-8")
     examples = Examples([tmp_path], tasks)
     assert len(examples.first()) == 1 and examples.random_row(random.Random(0)) == examples.first()[0]

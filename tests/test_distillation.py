@@ -407,13 +407,13 @@ def test_answers_of_windows_are_put_together(every_kind, two_teachers):
     table = teacher.answers_to(model, MyDataLoader(data, 2), torch.device("cpu"), None)
     teacher.columns = {name: [soft_targets.lists_of(table[name])] for name in table.schema.names}
     found = teacher.find("slots", 0, 0, 24)
-    assert len(found["entropies"]) == 24 and set(found["words"].tolist()) == set(range(24))
+    assert len(found.entropies) == 24 and set(found.statistics.words.tolist()) == set(range(24))
     firsts, sizes = data.columns["first_word"].tolist(), data.columns["word_starts"].lengths.tolist()
     middle = firsts[1] + sizes[1] // 2
     own = model(data.batch([1]).inputs).logits["slots"][0, middle - firsts[1]].softmax(0)
-    assert found["values"][found["words"] == middle].tolist() == pytest.approx(own.tolist(), abs=1e-5)
+    assert found.statistics.values[found.statistics.words == middle].tolist() == pytest.approx(own.tolist(), abs=1e-5)
     part = teacher.find("slots", 0, 5, 4)
-    assert set(part["words"].tolist()) == {0, 1, 2, 3}
+    assert set(part.statistics.words.tolist()) == {0, 1, 2, 3}
 
 
 def test_mistakes_are_one_line(with_more, two_teachers, every_kind, tiny, tmp_path):

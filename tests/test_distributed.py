@@ -3,6 +3,7 @@ how they end."""
 
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -396,7 +397,7 @@ def test_a_place_within_an_epoch_is_kept_by_another_number_of_processes():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step)
     progress = Progress(step=14, epoch=1, batch=10)  # of 2 processes, 15 batches in each epoch, 2 in a step
-    progress.share_among(3, 2, scheduler, batches=10, in_step=2)
+    progress.share_among(3, 2, (scheduler, math.inf), batches=10, in_step=2)
     assert (progress.batch, progress.step) == (6, 14)  # 20 of 30 shares are done, whole steps of 6
     assert scheduler.last_epoch == 5 + 3 and scheduler.get_last_lr() == [8]
 

@@ -484,8 +484,8 @@ def test_a_head_that_decodes_in_its_own_way_is_refused():
     with pytest.raises(UserError, match="does not support"):
         export_settings.kind_of_head("mood", Own(8, task))
     for name, kind in HEADS.items():
-        more = {"labels": ["O", "B-x"], "mean": 0.0, "std": 1.0}
-        assert export_settings.kind_of_head("x", kind(8, task | more)) == {"crf_tagging": "crf"}.get(name, name)
+        head = kind(8, Task("classification", labels=["O", "B-x"]))
+        assert export_settings.kind_of_head("x", head) == {"crf_tagging": "crf"}.get(name, name)
 
 
 def which_families_export(folder):

@@ -763,7 +763,7 @@ def test_what_would_be_read_in_one_of_two_ways_is_refused(name, text, said, tmp_
 def test_tasks_whose_columns_clash_are_refused(second, tmp_path):
     from engine.task.tags import read_tasks
 
-    task = Task("classification", labels=["x", "y"])
+    task = {"type": "classification", "labels": ["x", "y"]}
     (tmp_path / "labels.json").write_text(json.dumps({"a": task, second: task}))
     with pytest.raises(UserError, match=f"the column '{second}' would belong to"):
         read_tasks(tmp_path / "labels.json")

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,7 +133,7 @@ def test_a_base_of_the_hub_is_named_with_its_revision(adapted, tmp_path, monkeyp
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("transformers.utils.hub.HF_HUB_CACHE", str(tmp_path / "cache"), raising=False)
     monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path / "cache"), raising=False)
-    config.pretrain_model_path = "someone/tiny"
+    config = replace(config, pretrain_model_path="someone/tiny")
     trainer = trained(config)
     base = read_json(trainer.checkpoints / "best" / lora.BASE_FILE)
     assert (base["name"], base["revision"]) == ("someone/tiny", commit) and base["sha256"]

@@ -100,6 +100,4 @@ def test_one_label_is_still_multilabel_and_unlabelled_rows_count_nowhere():
         {"x": ["a", "a", "b", "b"], "y": [1.0, 2.0, 3.0, 5.0]},
     )
     assert scores["x_accuracy"] == scores["sentence_accuracy"] == 0.5
-    assert (
-        metrics.score({"x": Task("multilabel")}, {"x": [["A", "O"]]}, {"x": [["O", "A"]]})["sentence_accuracy"] == 1
-    )
+    assert metrics.score({"x": Task("multilabel")}, {"x": [["A", "O"]]}, {"x": [["O", "A"]]})["sentence_accuracy"] == 1

@@ -3,7 +3,7 @@
 import logging
 import shlex
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +114,7 @@ def make_plan(config: SearchConfig) -> Plan:
     if base.epochs == 0:
         raise UserError("--options: --epochs 0 trains nothing; use 1 or more")
     if base.epochs == AUTO["epochs"]:
-        base.epochs = count_epochs(base)
+        base = replace(base, epochs=count_epochs(base))
         flags += ["--epochs", str(base.epochs)]
     resolver, space = space_of(config, base, fixed, [task.type for task in tasks.values()])
 
