@@ -29,7 +29,7 @@ HEADS = {
     ("RegressionHead.decode", "RegressionHead.to_labels"): "regression",
     ("ClassificationHead.decode", "TaggingHead.to_labels"): "tagging",
     ("CRFTaggingHead.decode", "CRFTaggingHead.to_labels"): "crf",
-    ("SpanHead.decode", "SpanAnswers.to_labels"): "spans",
+    ("SpanHead.decode", "SpanHead.to_labels"): "spans",
 }
 KEPT = ("type", "kind", "labels", "unit", "mean", "std", "pairs")  # keys of a task in labels.json
 
