@@ -165,7 +165,8 @@ def make_sample(folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if not (folder / "labels.json").exists():
-            process(DataConfig(input=str(ROOT / "dataset/sample_raw"), output_dir=str(folder)))
+            raw = str(ROOT / "dataset/sample_raw")
+            process(DataConfig(input=raw, output_dir=str(folder), keep_columns="slice"))
 
 
 def write_folds(folder: Path, data: Prepared) -> None:

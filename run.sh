@@ -4,6 +4,7 @@
 # and to follow it later:                tail -f output/*/train.log
 # --num_gpus N (first): N processes with one GPU each; by default one process per GPU. docs/distributed.md
 # --resume: the same command continues after a kill or a reboot, and starts from scratch if there is no run yet.
+# A small encoder and ten epochs are enough for the sample; remove these three flags for data of your own.
 set -eu
 cd "$(dirname "$0")"
 requirements="requirements.txt"
@@ -31,7 +32,9 @@ exec "$PYTHON" $launch main.py \
     --do_eval=True \
     --do_predict=True \
     --resume=True \
-    --epochs=auto \
+    --hidden_size=128 \
+    --num_layers=2 \
+    --epochs=10 \
     --batch_size=32 \
     --use_crf=True \
     --use_fgm=False \

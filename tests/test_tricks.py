@@ -771,7 +771,7 @@ def test_the_best_checkpoint_has_the_averaged_weights_and_their_scores(tiny, tmp
 
 def test_the_soup_of_a_real_run_is_the_greedy_one_and_the_best_checkpoint_has_it(tiny):
     """Each epoch's weights are written down; means of lists of them, scored by the trainer, are the reference."""
-    config = tiny(use_soup=True, epochs=8, scheduler="constant", lr=1e-2, monitor="slots_f1", early_stop_patience=0)
+    config = tiny(use_soup=True, epochs=8, scheduler="constant", lr=5e-3, monitor="slots_f1", early_stop_patience=0)
     trainer, epochs = make_trainer(config), []
     after_epoch = trainer.tricks.after_epoch
 
