@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SHARED, read_json
 
-from config import Config
 from data_process import DataConfig, make_sample, process
 from engine.errors import UserError
 from engine.task.tags import illegal_tags
