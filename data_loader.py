@@ -37,8 +37,7 @@ from engine.data.token_cache import cached_table
 from engine.errors import UserError
 from engine.run import distributed
 from engine.run.files import sha256
-from engine.task.tags import IGNORE
-from engine.task.task import Task
+from engine.task.task import IGNORE, Task
 from preprocess.readers.sources import TextRows, read_unlabelled
 from preprocess.schema import read_processed
 

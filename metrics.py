@@ -13,7 +13,6 @@ from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 
 from engine.errors import UserError
 from engine.predict.predictions import names_entities
-from engine.task.tags import has_spans, is_tagging, kind_of
 from engine.task.task import Task
 from engine.task.words import entities_in
 
@@ -144,10 +143,10 @@ def label_scores(right: Counter[str], predicted: Counter[str], gold: Counter[str
 def scoring_kind(task: Task) -> str:
     """The kind by which a task is scored; a custom type as the kind that its labels fit, until it has an entry in
     SCORES. "words": tagging whose tags are not entities (no B-, I-, …)."""
-    kind = task.type if task.type in SCORES else kind_of(task)
-    if is_tagging(kind) and (kind == "tagging" or kind not in SCORES):
+    kind = task.type if task.type in SCORES else task.kind
+    if kind == "tagging" and (kind == "tagging" or kind not in SCORES):
         return "tagging" if names_entities(task) else "words"
-    unknown = "spans" if has_spans(kind) else "classification"
+    unknown = "spans" if kind == "spans" else "classification"
     return kind if kind in SCORES else unknown
 
 

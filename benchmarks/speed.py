@@ -46,7 +46,7 @@ from engine.data.features import Featurizer
 from engine.data.tokenizer import load_tokenizer
 from engine.model.crf import CRF
 from engine.run.device import keep_freed_memory
-from engine.task.tags import IGNORE
+from engine.task.task import IGNORE
 from engine.train.optimization import parameter_groups
 from engine.train.progress import RunningLosses
 from logging_config import TensorBoard

@@ -21,7 +21,7 @@ from transformers import DataCollatorForLanguageModeling
 from engine.errors import UserError
 from engine.run import files
 from engine.run.command_line import first_line
-from engine.task.tags import IGNORE
+from engine.task.task import IGNORE
 from engine.task.text import join_tokens, split_text
 from huggingface_hands_on.corpus import Texts
 

@@ -17,7 +17,7 @@ from engine.model.encoders import first_position
 from engine.run import files
 from engine.run.command_line import first_line
 from engine.run.signals import StopSignals
-from engine.task.tags import IGNORE
+from engine.task.task import IGNORE
 from engine.train.optimization import lr_of_width
 from huggingface_hands_on.blocks import batch_of, mask
 

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from engine.errors import UserError
-from engine.task.tags import PARTS_OF_A_ROW
+from engine.task.task import PARTS_OF_A_ROW
 
 Example = dict[str, Any]
 PARTS = ("train", "dev", "test")

@@ -15,8 +15,7 @@ from engine.run.command_line import first_line
 from engine.run.files import digest, require_file
 from engine.schema import parse_json
 from engine.task.extras import extras_of, require_extras
-from engine.task.tags import read_tasks
-from engine.task.task import Task, tasks_to_json
+from engine.task.task import Task, read_tasks, tasks_to_json
 from engine.task.text import text_of
 from preprocess.example import HIDDEN, PARTS, Example, check_characters, check_text
 from preprocess.labels.kinds import check_label

@@ -18,8 +18,7 @@ from engine.errors import UserError
 from engine.model import crf as crf_module
 from engine.model import distributions
 from engine.run.signals import Interrupted
-from engine.task.tags import IGNORE
-from engine.task.task import Task, tasks_to_json
+from engine.task.task import IGNORE, Task, tasks_to_json
 from engine.train import checkpoint
 from engine.tricks import soft_targets, teachers
 from model_utils import load_with_featurizer

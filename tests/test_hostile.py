@@ -761,7 +761,7 @@ def test_what_would_be_read_in_one_of_two_ways_is_refused(name, text, said, tmp_
 
 @pytest.mark.parametrize("second", ["a_probability", "a_tags", "id", "extras"])
 def test_tasks_whose_columns_clash_are_refused(second, tmp_path):
-    from engine.task.tags import read_tasks
+    from engine.task.task import read_tasks
 
     task = {"type": "classification", "labels": ["x", "y"]}
     (tmp_path / "labels.json").write_text(json.dumps({"a": task, second: task}))

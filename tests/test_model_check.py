@@ -16,8 +16,7 @@ import model_utils
 from config import Config, seed_torch
 from data_loader import MyDataset
 from data_process import DataConfig, process
-from engine.task.tags import IGNORE
-from engine.task.task import Task
+from engine.task.task import IGNORE, Task
 from model_utils import ClassificationHead, MultilabelHead, MyModel
 from tools.check.case import Case
 from tools.check.model_check import CHECKS, check_model

@@ -25,7 +25,7 @@ from sklearn.model_selection import train_test_split
 import data_process
 from data_process import DataConfig, prepare, process
 from engine.errors import UserError
-from engine.task.tags import entities_in
+from engine.task.words import entities_in
 from preprocess import prepared
 from preprocess.checks import run
 from preprocess.checks.base import Check

@@ -23,8 +23,7 @@ from engine.model import span_pointer
 from engine.model.span_pointer import best_threshold
 from engine.predict.ensemble import average_heads, deciding_state, mean_predictions
 from engine.run.signals import Interrupted
-from engine.task.tags import IGNORE
-from engine.task.task import Task
+from engine.task.task import IGNORE, Task
 from engine.task.words import LOWEST_SCORE, place_tokens
 from main import main
 from model_utils import MyModel, SpanHead

@@ -15,8 +15,7 @@ from engine.errors import UserError
 from engine.model.span_pointer import encode
 from engine.run.files import sha256
 from engine.task.extras import extras_of, standardize
-from engine.task.tags import IGNORE, has_spans, is_tagging
-from engine.task.task import Task, tasks_to_json
+from engine.task.task import IGNORE, Task, tasks_to_json
 from engine.task.text import HAN_CHARACTER, token_unit
 from engine.task.words import texts_to_encode
 
@@ -102,14 +101,14 @@ class Featurizer:
         """The column of a task's labels. A window has the tags of its own words and the spans within it; a label of the
         whole text is in the first window."""
         label_ids = self.label_ids[name]
-        if is_tagging(kind):
+        if kind == "tagging":
             tag_ids = []
             for feature in features:
                 tags, num_words = examples[feature.example][name], len(examples[feature.example]["tokens"])
                 ids = [IGNORE] * num_words if tags is None else [label_ids.get(tag, IGNORE) for tag in tags]
                 tag_ids.append(ids[feature.first_word : feature.first_word + len(feature.word_starts)])
             return Ragged.from_lists(tag_ids)
-        if has_spans(kind):
+        if kind == "spans":
             return Ragged.from_lists([encode(spans_within(f, examples[f.example][name], label_ids)) for f in features])
         values = [None if feature.first_word else examples[feature.example][name] for feature in features]
         if kind == "multilabel":

@@ -57,7 +57,9 @@ class CRF(torchcrf.CRF):
 
         The choice depends only on device, shape and the largest transition, so a resumed run makes the same one.
         """
-        start, transitions, end = self.start_transitions, self.transitions, self.end_transitions  # type: Any, Any, Any
+        start: Any = self.start_transitions
+        transitions: Any = self.transitions
+        end: Any = self.end_transitions
         largest = self.largest_transition()
         if temperature != 1:
             emissions, start, transitions, end = (x / temperature for x in (emissions, start, transitions, end))
@@ -126,7 +128,8 @@ class CRF(torchcrf.CRF):
         scores[texts, last] += end
         peaks, factors = scores.amax(2, keepdim=True), (between - between.max()).exp()
         words = (scores - peaks).exp()
-        before, logs = [words[:, 0]], [torch.zeros_like(mask[:, 0], dtype=words.dtype)]  # type: Any, Any
+        before: Any = [words[:, 0]]
+        logs: Any = [torch.zeros_like(mask[:, 0], dtype=words.dtype)]
         for t in range(1, words.shape[1]):
             step = (before[-1] @ factors) * words[:, t]
             total = step.sum(1, keepdim=True)

@@ -105,18 +105,18 @@ class Steps:
         self, tree: list[torch.Tensor], grad: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The gradients of sum(grad * log partition) w.r.t. emissions (B, W, C), start, transitions and end."""
-        before, after = self.chunk_borders(tree)  # type: Any, Any
-        before, after, arrived = [before], [after], []
+        first, last = self.chunk_borders(tree)
+        reached, after, arrived = [first], [last], list[torch.Tensor]()
         size = self.words.shape[2]
         for k in range(size):
-            arrived.append(before[k] @ self.factors)
+            arrived.append(reached[k] @ self.factors)
             if k == 0:
                 arrived[0][:, 0].fill_(1)  # no transition leads to the first word
             if k < size - 1:
-                before.append(arrived[k] * self.words[:, :, k])
+                reached.append(arrived[k] * self.words[:, :, k])
         for k in range(size - 1, 0, -1):
             after.append((after[-1] * self.words[:, :, k]) @ self.factors.T)
-        before = torch.stack(before, 2)
+        before = torch.stack(reached, 2)
         left = torch.stack(after[::-1], 2) * self.words
         paths = torch.stack(arrived, 2) * left  # through each tag of each word
         share = grad[:, None, None, None] / paths.sum(3, keepdim=True)

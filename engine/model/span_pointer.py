@@ -140,7 +140,8 @@ def find(
 ) -> tuple[list[list[tuple[int, int, int]]], list[list[float]]]:
     """(spans, probabilities): for each text a list of (first word, last word, type id) with a score above `lowest`, in
     order, and the sigmoids of their scores. If there are more than `most` per word, the best are kept."""
-    spans, probabilities = [[] for _ in mask], [[] for _ in mask]  # type: list[list[Any]], list[list[float]]
+    spans: list[list[Any]] = [[] for _ in mask]
+    probabilities: list[list[float]] = [[] for _ in mask]
     width, types = mask.shape[1], (logits.shape[2] - mask.shape[1]) // 2
     size = max(1, CELLS // (width * width * types))
     for begin in range(0, len(logits), size):

@@ -27,8 +27,7 @@ from engine.predict.predictions import Predictions
 from engine.run.files import appearing_whole, write_json
 from engine.run.run_folder import EVALUATE, read_result, read_result_lines
 from engine.schema import AnyOf, Optional, Range
-from engine.task.tags import PARTS_OF_A_ROW, TASK
-from engine.task.task import Task, tasks_to_json
+from engine.task.task import PARTS_OF_A_ROW, TASK, Task, tasks_to_json
 from engine.task.text import text_and_offsets
 
 SMALLEST = 1e-4  # less probable labels are left out

@@ -25,7 +25,7 @@ from engine.run.files import verify
 from engine.run.run_folder import SCORES, distinct, read_result
 from engine.schema import Optional
 from engine.task.extras import extras_of
-from engine.task.tags import read_tasks
+from engine.task.task import read_tasks
 
 
 def mean_scores(paths: Sequence[Path]) -> dict[str, Any]:

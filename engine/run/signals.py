@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 GRACE = 1.0  # seconds in which further signals are ignored: when torchrun is killed, each of its threads sends one
 
@@ -32,7 +33,8 @@ class StopSignals:
         then: str = "saving at the next step boundary",
     ):
         self.say, self.agree, self.then = say, agree, then
-        self.number, self.since, self.handlers = None, 0.0, {}  # type: int | None, float, dict
+        self.number: int | None = None
+        self.since, self.handlers = 0.0, dict[int, Any]()
 
     def __enter__(self):
         self.handlers = {number: signal.signal(number, self.remember) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -3,29 +3,6 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from engine.task.task import (  # noqa: F401 (during a move)
-    IGNORE,
-    PARTS_OF_A_ROW,
-    TASK,
-    Task,
-    needs_words,
-    read_tasks,
-    require_distinct,
-)
-from engine.task.words import entities_in as entities_in  # also for those who import it from here
-
-
-def is_tagging(kind: str) -> bool:
-    return kind == "tagging"
-
-
-def has_spans(kind: str) -> bool:
-    return kind == "spans"
-
-
-def kind_of(task: Task) -> str:
-    return task.kind if isinstance(task, Task) else task.get("kind", task["type"])
-
 
 class TagFacts:
     """What lists of tags reveal about their scheme; facts of several blocks of rows can be merged."""

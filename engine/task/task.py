@@ -68,18 +68,6 @@ class Task:
             del values["mean"], values["std"]
         return {name: value for name, value in values.items() if value not in (None, {}) and value is not False}
 
-    def __getitem__(self, name: str) -> Any:
-        if getattr(self, name) is None:
-            raise KeyError(name)
-        return getattr(self, name)
-
-    def get(self, name: str, default: Any = None) -> Any:
-        value = getattr(self, name)
-        return default if value is None else value
-
-    def __contains__(self, name: str) -> bool:
-        return getattr(self, name, None) not in (None, False)
-
 
 def kind_of_type(type: str) -> str:
     """The kind of a task whose labels.json names none: its type, without what comes before "tagging" or "spans"."""

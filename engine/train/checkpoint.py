@@ -57,7 +57,7 @@ class Writer:
 
     def __init__(self, root: Path, tokenizer: Any, tasks: dict[str, Task], config: Any):
         self.root, self.tokenizer, self.tasks, self.config = root, copy.deepcopy(tokenizer), tasks, config
-        self.thread, self.pending = ThreadPoolExecutor(1), []  # type: ThreadPoolExecutor, list[Any]
+        self.thread, self.pending = ThreadPoolExecutor(1), list[Any]()
 
     def save(
         self,
@@ -226,7 +226,7 @@ def training_state(
     Works with any optimizer and scheduler of torch's kind whose state is tensors, numbers and strings.
     """
     # the optimizer's state: tensors, and other values of each parameter
-    tensors, numbers = {}, {}  # type: dict[str, torch.Tensor], dict[str, dict[str, Any]]
+    tensors, numbers = dict[str, torch.Tensor](), dict[str, dict[str, Any]]()
     for number, slots in optimizer.state_dict()["state"].items():
         for name, value in slots.items():
             if isinstance(value, torch.Tensor):

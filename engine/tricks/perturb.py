@@ -15,7 +15,8 @@ class WordNoise:
     `get_input_embeddings`."""
 
     def __init__(self, model: Any):
-        encoder, self.value = model.encoder, None  # type: Any, torch.Tensor | None
+        encoder = model.encoder
+        self.value: torch.Tensor | None = None
         if getattr(getattr(encoder, "config", None), "is_encoder_decoder", False):
             encoder = encoder.get_encoder()  # BART has lookup tables in its encoder and in its decoder
         table = encoder.get_input_embeddings()

@@ -55,7 +55,9 @@ class TaughtBySeveral(Trick):
 
     def __init__(self, model: Any, folders: Iterable[str | Path], temperature: float):
         self.model, self.temperature, self.heads = model, temperature, model.output_layer.heads
-        self.of_step, self.counts, self.force, self.teachers = [], None, False, []  # type: list, Any, bool, list
+        self.of_step: list[tuple[torch.Tensor, dict[str, SoftTargets]]] = []
+        self.counts: dict[str, torch.Tensor] = {}
+        self.force, self.teachers = False, list[Teacher]()
         ours = {name: head.task for name, head in self.heads.items()}
         for folder in (checkpoint_of(Path(folder)) for folder in folders):
             theirs = read_tasks(folder / "labels.json")
@@ -97,7 +99,7 @@ class TaughtBySeveral(Trick):
     def divergence(self, logits: dict[str, torch.Tensor], batch: Any) -> torch.Tensor:
         """This micro-batch's share of its group's mean divergence from the teachers, weighted as tasks are. -> ()"""
         targets = next((targets for rows, targets in self.of_step if rows is batch.rows), None)
-        counts, total = self.counts, 0.0  # type: Any, Any
+        counts, total = self.counts, torch.zeros(())
         if targets is None:  # the batch is not part of an optimizer step
             host = batch.to("cpu")
             targets = self.targets_of(host)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.task.tags import find_scheme, has_spans, is_tagging
+from engine.task.tags import find_scheme
 from preprocess.example import Example
 from preprocess.labels.statistics import LabelStatistics
 from preprocess.storage.facts import Facts, Note, Sample
@@ -30,8 +30,8 @@ class Context:
         tokens = [token for e in head for token in e.get("tokens", ())]
         self.glued = sum(bool(re.fullmatch(r"\S\d+", token)) for token in tokens) > 0.5 * len(tokens)
         self.words = any(len(token) > 1 for token in tokens)
-        self.tagged = [name for name, kind in kinds.items() if is_tagging(kind) and not has_foreign_tags(head, name)]
-        self.spans = [name for name, kind in kinds.items() if has_spans(kind)]
+        self.tagged = [name for name, kind in kinds.items() if kind == "tagging" and not has_foreign_tags(head, name)]
+        self.spans = [name for name, kind in kinds.items() if kind == "spans"]
 
 
 def has_foreign_tags(examples: Sequence[Example], name: str) -> bool:

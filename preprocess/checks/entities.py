@@ -8,7 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from engine.task.tags import entities_in, find_scheme, has_spans, illegal_tags
+from engine.task.tags import find_scheme, illegal_tags
+from engine.task.words import entities_in
 from preprocess.checks.base import Check, Context, Parts, Tasks, add_if
 from preprocess.example import Example
 from preprocess.labels.statistics import LabelStatistics
@@ -56,7 +57,7 @@ class Entities(Check):
     def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         for name, facts in self.tasks.items():
             kind, names = tasks[name].kind, tasks[name].labels
-            if has_spans(kind):
+            if kind == "spans":
                 advice = "fine if intended; nested spans lie one within the other"
                 yield Note(f"{name}: spans that overlap without being nested", facts.crossing, advice)
             elif find_scheme([names]) is None:
@@ -73,7 +74,7 @@ class Entities(Check):
             yield Note(f"{name}: entities begin or end with punctuation", edges, "boundaries may be off by one")
             yield from consistency_notes(parts, name, facts.surfaces.column)
             rows = [f"{parts[part][0]['_where']}: {part}" for part in parts if part not in facts.parts]
-            what = "span" if has_spans(kind) else "entity"
+            what = "span" if kind == "spans" else "entity"
             yield Note(f"{name}: a part has no {what} at all", rows, "its F1 can only be 0")
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from engine.task.tags import is_tagging
 from preprocess.checks.base import PLACEHOLDERS, AllRows, Check, Context, Parts, Tasks, add_if, sampled
 from preprocess.example import Example
 from preprocess.labels.statistics import LabelStatistics
@@ -39,7 +38,7 @@ class Labels(Check):
                 part: {label: f"{where}: {label!r}" for label, where in labels.first[name, part].items()}
                 for part in parts
             }
-            yield from label_names(name, is_tagging(kind), counts, first)
+            yield from label_names(name, kind == "tagging", counts, first)
             if kind == "classification" and counts["train"]:
                 yield from class_balance(name, counts, first)
             if kind == "multilabel":

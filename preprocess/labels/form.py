@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from engine.errors import UserError
 from engine.task.extras import require_extras
-from engine.task.tags import TagFacts, entities_in, is_tagging
+from engine.task.tags import TagFacts
+from engine.task.words import entities_in
 from preprocess.example import PART_NAMES, PARTS, RESERVED, TEXT_KEYS, Example, check_characters, check_text
 from preprocess.labels.kinds import TAG_NAMES, as_list, check_label, is_number
 from preprocess.labels.schemes import Scheme, choose_scheme, file_of
@@ -306,7 +307,7 @@ class LabelPass:
 
 
 def tagged_tasks(form: Form) -> list[str]:
-    return [name for name, kind in form.kinds.items() if is_tagging(kind) or name in form.from_tags]
+    return [name for name, kind in form.kinds.items() if kind == "tagging" or name in form.from_tags]
 
 
 def group_of(example: Example) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 
 from engine.errors import UserError
 from engine.task.extras import MOST_NUMBER
-from engine.task.tags import has_spans, is_tagging
 from preprocess.example import Example
 
 # Each kind of task, and the kind whose label format it uses: KINDS["ordinal"] = "classification" adds a custom kind
@@ -43,9 +42,9 @@ def check_label(example: Example, name: str, kind: str) -> Any:
         return label.strip()  # the usual case
     if label is None or (isinstance(label, float) and math.isnan(label)):
         return None
-    if is_tagging(kind):
+    if kind == "tagging":
         return check_tags(label, name, where, example.get("tokens"))
-    if has_spans(kind):
+    if kind == "spans":
         return check_spans(label, name, where, example.get("tokens"))
     check = {"multilabel": check_set, "regression": check_number}.get(kind, check_class)
     return check(label, name, where)

@@ -13,8 +13,7 @@ import numpy as np
 
 from engine.errors import UserError
 from engine.task.extras import column_statistics
-from engine.task.tags import has_spans, needs_words, require_distinct
-from engine.task.task import Task, tasks_of
+from engine.task.task import Task, needs_words, require_distinct, tasks_of
 from preprocess.example import Example, length_of
 from preprocess.labels.kinds import KINDS, check_label_names
 from preprocess.storage.facts import Column, Facts, FirstRows, Series
@@ -64,7 +63,7 @@ class LabelStatistics(Facts):
             last = dict(zip(reversed(values), range(len(values) - 1, -1, -1)))
             first.update((label, examples[row]["_where"]) for label, row in last.items() if label is not None)
             return
-        lists = [[span[2] for span in x] if has_spans(kind) else x for x in (value or () for value in values)]
+        lists = [[span[2] for span in x] if kind == "spans" else x for x in (value or () for value in values)]
         counts.update(chain.from_iterable(lists))
         for e, items in zip(examples, lists):
             if items and not first.keys() >= set(items):

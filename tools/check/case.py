@@ -14,7 +14,7 @@ from torch import nn
 from data_loader import Batch, MyDataset
 from engine.errors import UserError
 from engine.model.encoders import num_positions
-from engine.task.tags import IGNORE
+from engine.task.task import IGNORE
 from engine.train import checkpoint
 from model_utils import MyModel
 from trainer import Trainer

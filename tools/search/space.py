@@ -18,7 +18,7 @@ from config import Config
 from engine.errors import UserError
 from engine.run.command_line import choices_of, parse_bool, type_of
 from engine.run.run_folder import AUTO
-from engine.task.tags import needs_words
+from engine.task.task import needs_words
 from tools.search.child import SET_BY_SCRIPT
 
 MADE_OF = {"head_multiple": "head_lr", "warmup_share": "warmup_epochs"}
