@@ -596,7 +596,7 @@ def pytest_row(selection, **environment):
 def system_calls(trials=None):
     """SIGKILL at every open, write, fsync, rename, unlink of save and rotation: a verified checkpoint always exists"""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-s", "tests/test_checkpoint.py", "-k", "system_call"],
+        [sys.executable, "-m", "pytest", "-s", "tests/engine/test_checkpoint.py", "-k", "system_call"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -13,7 +13,7 @@ PAGES = [*ROOT.glob("README*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bench
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 WITH_FLAGS = [name for name in NAMES if "cookbook" not in name]  # a recipe adds its own: tests/test_cookbook.py runs it
 PREDICTION = "output/mine/checkpoints/best"
-EXPORTED = ("shipped/predictor.py",)  # what tools.export writes: tests/test_export.py runs it
+EXPORTED = ("shipped/predictor.py",)  # what tools.export writes: tests/tools/test_export.py runs it
 
 
 def anchors(page):
@@ -124,15 +124,15 @@ def test_the_readmes_commands_for_your_data_run(command, tmp_path):
 BY_HAND = {
     *("run.sh", "test.sh", "benchmarks/soak.py", "benchmarks/same_bytes.py", "benchmarks/time_to_accuracy.py"),
     *("benchmarks/labelling.py", "benchmarks/data_size.py", "benchmarks/hostile.py", "benchmarks/mutations.py"),
-    "benchmarks/gpu.py",  # tests/test_crf.py
+    "benchmarks/gpu.py",  # tests/engine/test_crf.py
     *("benchmarks/pretraining.py", "benchmarks/ablation.py", "--only growth", "benchmarks/wrong_labels.py"),
     "benchmarks/nested.py --input ATIS",
-    *("benchmarks/shipped.py", "tests/test_export.py"),  # the first installs an environment
+    *("benchmarks/shipped.py", "tests/tools/test_export.py"),  # the first installs an environment
     "tools.export --checkpoint output/sample",  # of run.sh's run
-    "--teacher output",  # of runs that must be there: tests/test_distillation.py
-    "tools.report",  # of runs that must be there: tests/test_report.py
-    "tools.demo",  # waits for someone who types: tests/test_demo.py
-    *("tools.serve", "benchmarks/serving.py"),  # tests/test_serve.py
+    "--teacher output",  # of runs that must be there: tests/engine/test_distillation.py
+    "tools.report",  # of runs that must be there: tests/tools/test_report.py
+    "tools.demo",  # waits for someone who types: tests/tools/test_demo.py
+    *("tools.serve", "benchmarks/serving.py"),  # tests/tools/test_serve.py
 }
 SMALL = {
     "main.py": "--epochs 1 --hidden_size 32 --num_layers 1 --batch_size 16 --max_length 48",

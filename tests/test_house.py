@@ -97,7 +97,7 @@ def test_no_imports_run_in_a_circle():
 
 
 def test_functions_and_lines_are_short():
-    for path in (*LIBRARY, *ROOT.glob("tests/*.py"), *ROOT.glob("benchmarks/*.py")):
+    for path in (*LIBRARY, *ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py")):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             assert len(line) <= 120, f"{path.name}, line {number}"
     for path in LIBRARY:

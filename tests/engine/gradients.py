@@ -1,10 +1,11 @@
-"""The gradients of an epoch's steps, for tests/test_distributed.py. RUNS is JSON, {name: flags of main.py}.
+"""The gradients of an epoch's steps, for tests/engine/test_distributed.py. RUNS is JSON, {name: flags of main.py}.
 
-    torchrun --nproc_per_node 2 tests/gradients.py FOLDER 0 RUNS   as several processes compute them
-    python tests/gradients.py FOLDER 2 RUNS                        as one does that has the same rows: N processes'
-                                                                   shares of a batch one after another, with their
-                                                                   random numbers
-    python tests/gradients.py FOLDER 1 RUNS                        as one does, N * --batch_size rows at once
+    torchrun --nproc_per_node 2 tests/engine/gradients.py FOLDER 0 RUNS
+        as several processes compute them
+    python tests/engine/gradients.py FOLDER 2 RUNS
+        as one does that has the same rows: N processes' shares of a batch one after another, with their random numbers
+    python tests/engine/gradients.py FOLDER 1 RUNS
+        as one does, N * --batch_size rows at once
 
 Written are {step.parameter: gradient}, before clipping, and the numbers of the rows of each step.
 """
@@ -14,7 +15,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
 from safetensors.torch import save_file

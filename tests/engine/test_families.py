@@ -1,7 +1,7 @@
 """Families of models that AutoModel loads: tiny ones of random weights, trained, scored, resumed, … as main.py does it.
 
-`python tests/test_families.py` prints the table of docs/families.md from what is asserted here. A family that cannot do
-something stands in EXCEPT, with what happens instead, and that is asserted too.
+`PYTHONPATH=.:tests python tests/engine/test_families.py` prints the table of docs/families.md from what is asserted
+here. A family that cannot do something stands in EXCEPT, with what happens instead, and that is asserted too.
 """
 
 import json

@@ -1,6 +1,6 @@
 """The exported folder answers as main.py does, on every row, without torch; what cannot be exported is reported.
 
-`python tests/test_export.py` prints which families of encoders can be exported.
+`PYTHONPATH=.:tests python tests/tools/test_export.py` prints which families of encoders can be exported.
 """
 
 import csv
@@ -489,7 +489,7 @@ def test_a_head_that_decodes_in_its_own_way_is_refused():
 
 
 def which_families_export(folder):
-    """Prints of each family of tests/test_families.py whether it exports, with what torch says if not."""
+    """Prints of each family of tests/engine/test_families.py whether it exports, with what torch says if not."""
     folder = Path(folder)
     raw = folder / "rows.csv"
     raw.write_text("text,label\n" + "\n".join(f"a {'good' if i % 2 else 'bad'} film {i},{i % 2}" for i in range(60)))

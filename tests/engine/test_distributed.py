@@ -87,9 +87,9 @@ def gradients_of(started, how, tmp_path, processes, runs):
     flags = json.dumps({name: [str(word) for word in words] for name, words in runs.items()})
     words = [folder, {"several": 0, "in turn": processes, "at once": 1}[how], flags]
     if how == "several":
-        started.several(processes, ["tests/gradients.py", *words], tmp_path)
+        started.several(processes, ["tests/engine/gradients.py", *words], tmp_path)
     else:
-        started.several(1, ["tests/gradients.py", *words], tmp_path)
+        started.several(1, ["tests/engine/gradients.py", *words], tmp_path)
     return {name: (load_file(folder / f"{name}.safetensors"), read_json(folder / f"{name}.json")) for name in runs}
 
 
