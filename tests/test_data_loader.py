@@ -308,7 +308,7 @@ def test_windows_hold_every_word_whole_and_its_own_tag(tokenizer, length, stride
     assert len(data) == 3 and data[1] == examples[1] and data[2]["intent"] == "stay"
     inputs, labels, rows = data.batch(np.arange(len(data.lengths)))
     assert data.lengths.max() <= length
-    ids = {label: number for number, label in enumerate(TASKS["slots"]["labels"])}
+    ids = {label: number for number, label in enumerate(TASKS["slots"].labels)}
     firsts, ends, seen = [], [], set()
     known = [word if word != "\u200b" else "[UNK]" for word in LONG["tokens"]]
 

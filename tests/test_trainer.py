@@ -800,7 +800,7 @@ def test_the_losses_are_those_of_the_plain_slow_path(tiny):
     model = make_trainer(config).model
     model.load_state_dict(start)
     head = model.output_layer.heads["slots"]
-    crf = torchcrf.CRF(len(load_labels(config.data_path)["slots"]["labels"]), batch_first=True)
+    crf = torchcrf.CRF(len(load_labels(config.data_path)["slots"].labels), batch_first=True)
     crf.start_transitions, crf.end_transitions, crf.transitions = (
         getattr(head.crf, f"{n}transitions") for n in ("start_", "end_", "")
     )

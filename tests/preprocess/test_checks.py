@@ -212,7 +212,7 @@ def notes_of(kind, fault=None):
     parts, tasks = base(kind)
     where = fault(parts) if fault else None
     if tasks is None or fault:
-        kinds = kinds_of(kind) if tasks is None else {name: task["type"] for name, task in tasks.items()}
+        kinds = kinds_of(kind) if tasks is None else {name: task.type for name, task in tasks.items()}
         tasks = collect_labels(parts, kinds)
     return run_checks(parts, tasks), where
 

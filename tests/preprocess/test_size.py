@@ -414,8 +414,8 @@ def test_a_check_that_fails_leaves_the_folder_as_it_was(tmp_path, small_blocks, 
 def test_labels_are_counted_in_blocks_as_in_one_list(small_blocks):
     parts, tasks, _ = prepare(DataConfig(input=str(ROOT / "dataset/sample_raw"), check=True))
     counts = Counter(tag for e in parts["train"] for tag in e["slots"])
-    assert dict(zip(tasks["slots"]["labels"], tasks["slots"]["counts"])) == counts
-    assert collect_labels(parts, {name: task["type"] for name, task in tasks.items()}) == tasks
+    assert dict(zip(tasks["slots"].labels, tasks["slots"].counts)) == counts
+    assert collect_labels(parts, {name: task.type for name, task in tasks.items()}) == tasks
 
 
 def test_half_a_character_is_found_wherever_it_is(tmp_path):

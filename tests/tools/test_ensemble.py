@@ -221,7 +221,7 @@ def best_path(emissions, starts, between, ends, labels):
 
 def tags_by_hand(hands, logits, crf):
     """The tags of one text, of the words that any of the models saw. logits: of each model (W, C)."""
-    labels, parts = hands[0].heads["slots"].task["labels"], [one.numpy() for one in logits]
+    labels, parts = hands[0].heads["slots"].task.labels, [one.numpy() for one in logits]
     if not crf:
         return [labels[i] for i in mean_by_word([softmax(part) for part in parts]).argmax(1)]
     names = ("start_transitions", "transitions", "end_transitions")
@@ -242,7 +242,7 @@ def test_intents_and_tags_are_the_mean_by_hand(crf, joint, sample, tmp_path):
         given = [hand(example) for hand in hands]
         uneven += len({len(one["slots"]) for one in given}) > 1
         p = np.mean([softmax(one["intent"].numpy()) for one in given], 0)
-        label, answers = hands[0].heads["intent"].task["labels"][p.argmax()], row["answers"]
+        label, answers = hands[0].heads["intent"].task.labels[p.argmax()], row["answers"]
         assert answers["intent"]["predicted"] == label
         assert answers["intent"]["probability"] == pytest.approx(p.max(), abs=1e-5)
         assert answers["slots"]["predicted"] == tags_by_hand(hands, [one["slots"] for one in given], crf)
@@ -274,12 +274,12 @@ def test_labels_and_numbers_are_the_mean_by_hand(texts, tmp_path, caplog):
     """The threshold is the best one for the mean on dev; numbers are averaged as such, though their scales differ."""
     (runs, data), name = texts, "topics"
     folder, hands = together(runs, tmp_path), [ByHand(run) for run in runs]
-    labels = hands[0].heads[name].task["labels"]
+    labels = hands[0].heads[name].task.labels
 
     def mean_of(example):
         given = [hand(example) for hand in hands]
         numbers = [
-            float(one["size"]) * h.heads["size"].task["std"] + h.heads["size"].task["mean"]
+            float(one["size"]) * h.heads["size"].task.std + h.heads["size"].task.mean
             for one, h in zip(given, hands)
         ]
         return np.mean([torch.sigmoid(one[name]).numpy() for one in given], 0), np.mean(numbers)
@@ -303,7 +303,7 @@ def test_labels_and_numbers_are_the_mean_by_hand(texts, tmp_path, caplog):
 def test_spans_are_the_mean_by_hand(spans, tmp_path):
     (runs, data), name = spans, "places"
     folder, hands = together(runs, tmp_path), [ByHand(run) for run in runs]
-    types = hands[0].heads[name].task["labels"]
+    types = hands[0].heads[name].task.labels
 
     def mean_of(example):
         """{span: mean probability} over the runs that saw its last word"""
@@ -354,9 +354,9 @@ def test_the_mean_of_crfs_is_the_geometric_mean_of_their_distributions():
             crf, one = head["x"].crf, of_model[i : i + 1]
             scores = crf.path_score(one.expand(len(paths), -1, -1), paths, mask.expand(len(paths), -1))
             logs += (scores - crf.log_partition(one, mask)).detach() / 2
-        assert tags == [task["labels"][tag] for tag in paths[logs.argmax()]]
+        assert tags == [task.labels[tag] for tag in paths[logs.argmax()]]
         changed += tags != [
-            task["labels"][tag]
+            task.labels[tag]
             for tag in heads[0]["x"].decode(emissions[:, i].mean(0)[None], {"word_mask": mask})[0][0]
         ]
     assert changed > 3  # transitions of both count
@@ -480,7 +480,7 @@ def test_labelling_takes_the_threshold_of_dev_or_the_mean_where_there_is_none(te
     head, threshold = hands[0].heads["topics"], np.mean([float(hand.heads["topics"].threshold) for hand in hands])
     for row, example in zip(rows_of(tmp_path / "out.jsonl"), test, strict=True):
         p = np.mean([torch.sigmoid(hand(example)["topics"]).numpy() for hand in hands], 0)
-        assert row["topics"] == [label for label, value in zip(head.task["labels"], p) if value >= threshold]
+        assert row["topics"] == [label for label, value in zip(head.task.labels, p) if value >= threshold]
     assert "there is no dev part" in (folder / "train.log").read_text()
 
 

@@ -189,7 +189,7 @@ class AnotherDevice(ClassificationHead):
 
 class LogitsOnAnotherDevice(ClassificationHead):
     def forward(self, vectors, inputs):
-        return torch.zeros(len(vectors), len(self.task["labels"])).copy_(self.linear(vectors))
+        return torch.zeros(len(vectors), len(self.task.labels)).copy_(self.linear(vectors))
 
 
 class MaskChangedInPlace(ClassificationHead):
@@ -207,13 +207,13 @@ class ArgmaxOverTheWrongAxis(ClassificationHead):
 class OneClassTooMany(ClassificationHead):
     def __init__(self, hidden_size, task):
         super().__init__(hidden_size, task)
-        self.linear = nn.Linear(hidden_size, len(task["labels"]) + 1)
+        self.linear = nn.Linear(hidden_size, len(task.labels) + 1)
 
 
 class OneClassTooFew(ClassificationHead):
     def __init__(self, hidden_size, task):
         super().__init__(hidden_size, task)
-        self.linear = nn.Linear(hidden_size, len(task["labels"]) - 1)
+        self.linear = nn.Linear(hidden_size, len(task.labels) - 1)
 
     def loss(self, logits, labels, inputs):
         return super().loss(logits, labels.clamp(max=logits.shape[-1] - 1), inputs)
@@ -403,7 +403,7 @@ def kinds(tmp_path):
 
 class ReadsExtras(ClassificationHead):
     def __init__(self, hidden_size, task):
-        super().__init__(hidden_size + len(task["extras"]), task)
+        super().__init__(hidden_size + len(task.extras), task)
 
     def forward(self, vectors, inputs):
         return self.linear(torch.cat([vectors, inputs["extras"]], 1))
@@ -507,7 +507,7 @@ class ProcessState(ClassificationHead):
     offset = 10 * torch.rand(99, generator=torch.Generator().manual_seed(time.time_ns()))
 
     def forward(self, vectors, inputs):
-        return self.linear(vectors) + self.offset.to(vectors.device)[: len(self.task["labels"])]
+        return self.linear(vectors) + self.offset.to(vectors.device)[: len(self.task.labels)]
 
 
 HEADS["classification"] = ProcessState

@@ -171,7 +171,7 @@ def random_answers(kind, rng, size=60):
 
     def label():
         if kind in ("tagging", "words"):
-            return [rng.choice(task["labels"]) for _ in range(6)]
+            return [rng.choice(task.labels) for _ in range(6)]
         if kind == "spans":
             return sorted(
                 [s := rng.randrange(3), s + rng.randrange(3), rng.choice(LABELS)] for _ in range(rng.randrange(3))
