@@ -124,7 +124,9 @@ class Config(SavedOptions, CheckedOptions):
     window_stride: int | None = option(
         None, "overlap in sub-tokens of the windows of longer texts to tag (default: max_length / 4; -1: cut)"
     )
-    streaming: bool = option(False, "read the training file as a stream, in constant memory")
+    streaming: bool = option(
+        False, "read the training file in constant memory; longer texts to tag are cut, not windowed"
+    )
     shuffle_buffer: int = option(8192, "rows shuffled together when streaming", low=1)
     clear_cache: bool = option(
         False, "first remove the token caches of --data_path; otherwise the last 24 are kept", resume_safe=True

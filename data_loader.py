@@ -132,7 +132,7 @@ class MyDataset(Dataset):
             self.table = pa.Table.from_batches(list(self.encode(source, "encoding")))
         else:
             path = Path(source)
-            more = unlabelled.sha256 if unlabelled else ""
+            more = unlabelled.fingerprint if unlabelled else ""
             self.cache = path.parent / ".cache"
             # a cache made without the check of labels must not be used where the check is required
             self.fingerprint = encoded_fingerprint(path, featurizer, f"{limit}{more}{' strict' if strict else ''}")
@@ -146,9 +146,9 @@ class MyDataset(Dataset):
         if not quiet:  # otherwise the caller warns, once for all parts
             warn_of_cuts(self, "texts" if isinstance(source, list) else source)
 
-    def source(self) -> str:
+    def source_fingerprint(self) -> str:
         """A string that identifies the examples, regardless of the tokenizer."""
-        return f"{sha256(self.origin)} {self.limit} {self.unlabelled.sha256 if self.unlabelled else ''}"
+        return f"{sha256(self.origin)} {self.limit} {self.unlabelled.fingerprint if self.unlabelled else ''}"
 
     def examples(self) -> Iterator[dict[str, Any]]:
         """All examples, as they are read."""
@@ -312,7 +312,7 @@ class MyIterableDataset(IterableDataset):
             missing = -(-total // self.batch_size) - len(batches)
             yield columns, np.array(rows), batches + [order[:0]] * missing
 
-    def source(self) -> str:
+    def source_fingerprint(self) -> str:
         return f"{sha256(self.path)} {self.limit} "
 
     def examples(self) -> Iterator[dict[str, Any]]:
@@ -403,7 +403,7 @@ def unlabelled_texts(config: Config, tasks: dict[str, Task], train_path: Path) -
         return None
     _, like = next(read_processed(train_path, tasks))
     rows = TextRows(config.unlabelled, partial(read_unlabelled, config, tasks, like.keys() & {"tokens", "text_pair"}))
-    rows.sha256 += f" {config.text_column!r} {config.text_pair_column!r} {config.encoding!r}"  # they change the texts
+    rows.fingerprint = f"{rows.sha256} {config.text_column!r} {config.text_pair_column!r} {config.encoding!r}"
     return rows
 
 

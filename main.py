@@ -40,7 +40,7 @@ def main(config: Config) -> Any:  # an exit code, or None
     from engine.data.token_cache import clear
     from engine.run import distributed
     from engine.run.device import keep_freed_memory
-    from engine.train.automatic import keep_to_run
+    from engine.train.automatic import inherit_auto_options
     from preprocess.readers.sources import texts_of
     from preprocess.schema import load_labels
 
@@ -54,16 +54,16 @@ def main(config: Config) -> Any:  # an exit code, or None
         with distributed.first_of_node():
             make_sample(data_path)
 
-    if config.clear_cache and distributed.is_first():
+    if config.clear_cache and distributed.is_main_process():
         load_labels(data_path)  # raises an error, before anything is removed, if this is not a processed folder
         clear(data_path / ".cache")
     with distributed.entered_by_first(claim_run_dir(config)) as run_dir:
-        if distributed.is_first():
+        if distributed.is_main_process():
             log_path = Path(config.log_output_path or run_dir) / config.log_output_file
             get_logger(log_path, logging.DEBUG if config.debug else logging.INFO)
         seed_torch(config.random_seed, config.deterministic)
         keep_freed_memory(device)
-        config = keep_to_run(config, run_dir, device)
+        config = inherit_auto_options(config, run_dir, device)
 
         if config.do_train and config.debug:
             return rehearse_and_check(config, device, run_dir, texts)
@@ -73,7 +73,7 @@ def main(config: Config) -> Any:  # an exit code, or None
             trainer.train()
         if config.do_eval or config.do_predict:
             evaluate_and_predict(config, device, run_dir, texts)
-        if config.do_eval and distributed.is_first():
+        if config.do_eval and distributed.is_main_process():
             leave_report(run_dir, config)
         distributed.leave()
 
@@ -96,7 +96,7 @@ def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, te
         check_same_labels(data_path, trainer.tasks)
         parts = [path for path in (data_path / "dev.jsonl", data_path / "test.jsonl") if path.exists()]
         evaluate(trainer, {path.stem: MyDataset(path, featurizer, limit) for path in parts}, run_dir)
-        if distributed.is_first():
+        if distributed.is_main_process():
             write_about(run_dir, trainer, Config.load(best / "args.json"), [path.stem for path in parts], metrics)
     if config.do_predict:
         rows = texts or rows_of_part(data_path, "test", trainer.tasks, limit)
@@ -174,7 +174,7 @@ def evaluate(trainer: Trainer, data_sets: dict[str, MyDataset], run_dir: Path) -
     for part, data_set in data_sets.items():
         loader = MyDataLoader(data_set, trainer.config.eval_batch_size)
         scores[part], gold, predicted, answers = trainer.eval(loader, keep_averages="texts")
-        if not distributed.is_first():
+        if not distributed.is_main_process():
             continue
         write_rows(run_dir, part, rows_of(data_set, answers, trainer.tasks, metrics))
         per_label[part] = metrics.report(trainer.tasks, gold, predicted)
@@ -182,7 +182,7 @@ def evaluate(trainer: Trainer, data_sets: dict[str, MyDataset], run_dir: Path) -
             if not trainer.config.debug:  # with so few examples they would only hide what matters
                 logger.info(f"{part}, {name}:\n{metrics.table(scores_of_labels)}")
         logger.info(f"{part}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores[part].items()))
-    if distributed.is_first():
+    if distributed.is_main_process():
         write_json(run_dir / "report.json", per_label)
         write_json(run_dir / "eval.json", scores)
 

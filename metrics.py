@@ -17,11 +17,16 @@ from engine.task.task import Task
 from engine.task.words import entities_in
 
 
+def lower_is_better(name: str) -> bool:
+    """Whether a score is a loss or an error. Edit here for a metric of your own that should fall."""
+    return name.endswith(("loss", "_mae"))
+
+
 def is_better(name: str, new: float, old: float | None) -> bool:
     """Whether a score has risen, or a loss has fallen. Anything is better than None, and any number than NaN."""
     if old is None or math.isnan(old):
         return old is None or not math.isnan(new)
-    return new < old if name.endswith(("loss", "_mae")) else new > old
+    return new < old if lower_is_better(name) else new > old
 
 
 def classification_scores(gold: list[str], predicted: list[str]) -> dict[str, float]:

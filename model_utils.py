@@ -64,7 +64,7 @@ class HeadOptions:
     use_crf: bool = False
     num_shared_layers: int = 0
     dropout: float = 0.1
-    dropout_samples: int = 1  # dropout masks under which the heads read each text in training (Inoue, arXiv:1905.09788)
+    dropout_samples: int = 1  # dropout masks per forward pass of the heads in training (Inoue, arXiv:1905.09788)
     task_weights: dict[str, float] = field(default_factory=dict)
     pooling: str = "first"
     word_pooling: str = "first"
@@ -86,7 +86,7 @@ class MyModel(nn.Module):
         self.dropout_samples = options.dropout_samples
         takes_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
         self.takes_token_types = takes_types and not is_causal(encoder)  # GPT-2 would add the word vector of token 0
-        # transformers checks whether a (B, L) mask is all ones, for which the host would have to wait on a GPU
+        # transformers checks whether a (B, L) mask is all ones, which forces a sync on a GPU
         self.takes_wide_mask = takes_wide_mask(encoder)
         self.encoder_in_fp32 = all(p.dtype == torch.float32 for p in encoder.parameters())
         self.wide_mask_on = "cuda"
@@ -349,7 +349,7 @@ class SpanHead(Head):
         return span_pointer.loss(logits, labels, inputs["word_mask"]).sum()
 
     def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[list, list]:
-        """All spans that some threshold might accept; `to_labels` keeps those that reach the current one."""
+        """Candidate spans, above the lowest score; `to_labels` keeps those that reach the threshold."""
         return span_pointer.find(logits, inputs["word_mask"])
 
     def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:

@@ -70,7 +70,7 @@ def build_scheduler(
 
 @dataclass
 class TrainingSetup:
-    """What only training needs."""
+    """The objects that only training needs."""
 
     train_loader: MyDataLoader | MyIterableDataLoader
     dev_loader: MyDataLoader
@@ -106,7 +106,8 @@ class Trainer:
         self.model, self.tokenizer, self.tasks = model.to(device), tokenizer, tasks
         self.config, self.device, self.tricks = config, device, Tricks()
         if setup is not None:
-            vars(self).update(vars(setup))
+            self.train_loader, self.dev_loader = setup.train_loader, setup.dev_loader
+            self.optimizer, self.scheduler, self.tricks = setup.optimizer, setup.scheduler, setup.tricks
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
         self.trained = [p for p in model.parameters() if p.requires_grad]
@@ -120,7 +121,7 @@ class Trainer:
         self.losses = RunningLosses(self.progress, device)
         self.lr = 0.0  # of the last step
         self.tracker_kinds, self.trackers = TRACKERS, list[Any]()
-        self.stop = StopSignals(logger.warning, distributed.highest)
+        self.stop = StopSignals(logger.warning, distributed.all_reduce_max)
         self.replica: Any = None  # the model wrapped so that PyTorch sums the gradients of several processes
         if config.compile:
             model.encoder.compile(dynamic=True)
@@ -141,7 +142,7 @@ class Trainer:
         return self.reload_best()
 
     def train_one_epoch(self, epoch: int) -> None:
-        """Runs one pass over the training data, from the run's current position; a group of batches is a step."""
+        """Runs one pass over the training data, from the current position; a step takes a group of micro-batches."""
         progress, config, tricks = self.progress, self.config, self.tricks
         self.model.train()
         tricks.before_epoch(epoch)
@@ -176,7 +177,7 @@ class Trainer:
 
     def optimizer_step(self, group: list[Batch]) -> None:
         """Clip, update, schedule. A step with a non-finite gradient leaves the weights unchanged."""
-        distributed.add_up_gradients(self.trained if self.replica is None else self.replica.left_out)
+        distributed.all_reduce_gradients(self.trained if self.replica is None else self.replica.left_out)
         self.scaler.unscale_(self.optimizer)
         norm = get_total_norm([p.grad for p in self.trained if p.grad is not None])
         finite, scale, limit = torch.isfinite(norm), self.scaler.get_scale(), self.config.max_grad_norm
@@ -203,12 +204,12 @@ class Trainer:
     def count_labels(self, group: list[Batch]) -> dict[str, torch.Tensor]:
         """{task: number of labels in all micro-batches of a group, in all processes}, which its loss is divided by."""
         counts: Any = [self.model.count_labels(batch.inputs, batch.labels) for batch in group]
-        counts = distributed.add_up({name: sum(count[name] for count in counts) for name in counts[0]})
+        counts = distributed.all_reduce_sum({name: sum(count[name] for count in counts) for name in counts[0]})
         return {name: count.to(self.device, non_blocking=True) for name, count in counts.items()}
 
     def start(self) -> None:
-        """Saves the options, logs what is trained on what, and connects the processes."""
-        if distributed.is_first():
+        """Saves the options, logs the sizes of model and data, and sets up several processes."""
+        if distributed.is_main_process():
             self.config.save(self.run_dir / "args.json")
         data = self.train_loader.dataset
         others = f" and {len(data) - data.num_labelled} without labels" if data.num_labelled < len(data) else ""
@@ -220,7 +221,7 @@ class Trainer:
     @contextmanager
     def opened_trackers(self) -> Iterator[None]:
         with ExitStack() as stack:
-            kinds = self.tracker_kinds if distributed.is_first() else []
+            kinds = self.tracker_kinds if distributed.is_main_process() else []
             self.trackers = [stack.enter_context(closing(kind(self.config, self.progress.step))) for kind in kinds]
             yield
 
@@ -233,7 +234,7 @@ class Trainer:
             except Interrupted:
                 self.save_model(f"step_{self.progress.step:08d}", resumable=True)
                 self.writer.wait()
-                distributed.wait_for_all()
+                distributed.barrier()
                 saved = f"stopped and saved after step {self.progress.step}"
                 logger.info(f"{saved}; the same command with --resume continues")
                 raise
@@ -250,7 +251,7 @@ class Trainer:
     def reload_best(self) -> float | None:
         """Loads the weights of the best checkpoint. -> its dev score"""
         progress = self.progress
-        distributed.wait_for_all()  # until the best is on disk
+        distributed.barrier()  # until the best is on disk
         if self.config.epochs > 0:
             checkpoint.require_whole(self.checkpoints / "best")
             checkpoint.load_weights(self.model, self.checkpoints / "best")
@@ -266,7 +267,7 @@ class Trainer:
         return means["loss"]
 
     def log(self, record: dict[str, float]) -> None:
-        if not distributed.is_first():
+        if not distributed.is_main_process():
             return
         with open(self.run_dir / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
@@ -275,7 +276,7 @@ class Trainer:
             tracker.log(record)
 
     def end_epoch(self) -> None:
-        """Scores dev with the weights to keep; saves the best and the last checkpoint."""
+        """Scores dev with the (averaged) weights to keep; saves the best and the last checkpoint."""
         config, progress = self.config, self.progress
         self.tricks.after_epoch(progress.epoch)
         is_better = partial(metrics.is_better, self.monitor)
@@ -319,22 +320,22 @@ class Trainer:
         return self.optimizer, self.scheduler, self.scaler, self.tricks
 
     def save_model(self, name: str, resumable: bool = False) -> None:
-        """Writes checkpoints/<name> while training continues. resumable: with all that the next step depends on."""
+        """Writes checkpoints/<name> while training continues. resumable: with optimizer, schedule and random states too."""
         training = None
         if resumable:
             self.losses.sync_losses()
             training = checkpoint.training_state(*self.training_state, asdict(self.progress), self.device)
-        if distributed.is_first():
+        if distributed.is_main_process():
             self.writer.save(name, self.model, training, log=self.run_dir / "metrics.jsonl")
 
     def resume(self) -> bool:
         """Resumes from the newest intact checkpoint. -> whether there was one"""
         metrics_path = self.run_dir / "metrics.jsonl"
-        folder, damaged = distributed.from_first(lambda: checkpoint.newest_whole(self.checkpoints))
+        folder, damaged = distributed.from_first(lambda: checkpoint.newest_intact(self.checkpoints))
         if folder is None:
             # Some libraries draw from Python's generator on import; each process has its own dropout
             distributed.seed_each(self.config.random_seed)
-            if distributed.is_first():
+            if distributed.is_main_process():
                 metrics_path.write_bytes(b"")
             return False
         checkpoint.require_labels(folder, self.tasks)
@@ -350,8 +351,8 @@ class Trainer:
             changed = "the data or the tokenizer has changed since then"
             raise UserError(f"{folder}: {changed}; train a new --model_version, or add --force_resume")
         self.losses = RunningLosses(self.progress, self.device)
-        if distributed.is_first():
-            checkpoint.go_back_to(self.progress.metrics_bytes, metrics_path, damaged)
+        if distributed.is_main_process():
+            checkpoint.truncate_log(self.progress.metrics_bytes, metrics_path, damaged)
         logger.info(f"resumed from {folder}: {self.progress.step} steps done")
         return True
 
@@ -364,7 +365,7 @@ class Trainer:
     def eval(self, loader: MyDataLoader, calibrate: bool = False, keep_averages: bool | str = False) -> Evaluation:
         """Scores all examples against the labels as they are in the file, including cut or unknown ones.
 
-        calibrate: first let the heads choose what they choose on dev (such as the threshold of a multilabel head).
+        calibrate: first calibrate the heads on dev (such as the threshold of a multilabel head).
         """
         predictions, losses = self.infer(loader, "evaluating", calibrate, keep_averages)
         examples = [loader.dataset[i] for i in range(len(loader.dataset))]
@@ -404,6 +405,6 @@ class Trainer:
     def predict(self, loader: MyDataLoader, path: str | Path) -> None:
         """Writes predictions for all examples to a .csv or .jsonl; large files: engine/predict."""
         rows = self.predict_rows(loader)
-        if distributed.is_first():
+        if distributed.is_main_process():
             write_predictions(rows, path)
             logger.info(f"{len(loader.dataset)} predictions in {path}")

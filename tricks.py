@@ -36,7 +36,7 @@ from engine.tricks.perturb import (
     safe_normalize,
     take_gradients,
 )
-from engine.tricks.teachers import TaughtBySeveral
+from engine.tricks.teachers import MultiTeacher
 from engine.tricks.trick import Trick, Tricks
 from model_utils import MyModel, MyModelOutput, load_with_featurizer, mean_output
 
@@ -231,7 +231,7 @@ class AWP(Trick):
         add_gradients(earlier)
 
 
-# ---- consistency: the same text must get the same answer -------------------------------------------------------------
+# ---- consistency regularisation: predictions must not change under noise ---------------------------------------------
 
 
 class SMART(Trick):
@@ -303,7 +303,7 @@ class RDrop(Trick):
 # ---- teachers --------------------------------------------------------------------------------------------------------
 
 
-class Distillation(TaughtBySeveral):
+class Distillation(MultiTeacher):
     """(1 - weight) * loss + weight * temperature^2 * mean over teachers of KL(teacher || student), both at that
     temperature, averaged like the loss over all texts or words that were taught, also those without labels. A task that
     no teacher has keeps its loss.
@@ -337,7 +337,7 @@ class Distillation(TaughtBySeveral):
         self.ask_teachers(train_loader.dataset, load_with_featurizer, batches_of, config)
 
 
-# ---- which layers learn, and how fast --------------------------------------------------------------------------------
+# ---- learning rates and unfreezing by layer --------------------------------------------------------------------------
 
 
 class LayerwiseDecay(Trick):
@@ -392,7 +392,7 @@ class GradualUnfreezing(Trick):
             p.requires_grad_(layer > self.num_layers - self.step * epoch)
 
 
-# ---- all tricks ----------------------------------------------------------------------------------------------------
+# ---- all tricks ------------------------------------------------------------------------------------------------------
 
 # In the order in which they apply
 TRICKS: list[type[Trick]] = [FGM, PGD, FreeLB, AWP, Distillation, SMART, RDrop]

@@ -28,7 +28,7 @@ from engine.errors import UserError
 from engine.run import files
 from engine.run.files import appearing_folder, appearing_whole, clean_temporaries, open_own, seal
 from engine.task.task import Task
-from engine.train.checkpoint import newest_whole
+from engine.train.checkpoint import newest_intact
 from model_utils import load_checkpoint
 
 ODD = [None, True, -1, 10**400, 1e308, "", "x", [], [[]], {}, {"a": None}, [None], "../../x", "\ud800"[:0]]
@@ -356,7 +356,7 @@ def test_a_damaged_manifest_falls_back_to_the_checkpoint_before(text, tmp_path):
     for step in (1, 2):
         files.replace_folder(tmp_path / f"step_{step}", lambda new: (new / "a.txt").write_text("x"))
     (tmp_path / "step_2/manifest.json").write_text(text)
-    folder, damaged = newest_whole(tmp_path)
+    folder, damaged = newest_intact(tmp_path)
     assert folder == tmp_path / "step_1" and damaged == [tmp_path / "step_2"]
 
 

@@ -58,7 +58,7 @@ def read_shape(name: str | Path, revision: str | None = None) -> PretrainedConfi
         raise UserError(f"{name}: holds an adapter (adapter_config.json), which loads another model; merge it first")
     require_plausible(name, revision)
     shape = AutoConfig.from_pretrained(name, trust_remote_code=False, revision=revision)
-    close_doors(shape, name)
+    restrict_to_builtin_code(shape, name)
     return shape
 
 
@@ -80,7 +80,7 @@ def refuse_size(values: dict, name: str | Path) -> None:
                 raise UserError(f"{name}: config.json has {key} = {str(value)[:30]}, which no model has")
 
 
-def close_doors(shape: PretrainedConfig, name: str | Path) -> None:
+def restrict_to_builtin_code(shape: PretrainedConfig, name: str | Path) -> None:
     """Restricts a config, and those in it, to transformers' own code. Raises UserError if it is quantized."""
     if getattr(shape, "quantization_config", None) is not None:
         raise UserError(f"{name}: is quantized (quantization_config in config.json); use the unquantized model")
@@ -90,7 +90,7 @@ def close_doors(shape: PretrainedConfig, name: str | Path) -> None:
         shape._experts_implementation = None
     for value in vars(shape).values():
         if isinstance(value, PretrainedConfig):
-            close_doors(value, name)
+            restrict_to_builtin_code(value, name)
 
 
 def pretrained_shape(config: Any) -> PretrainedConfig | None:
@@ -133,7 +133,7 @@ def build_transformer(
             raise UserError(f"{checkpoint}: no encoder loads from it ({first_line(error)})") from None
     elif config.pretrain_model_path:
         encoder = load_pretrained(config.pretrain_model_path, None, config.load_dtype)
-        encoder = some_layers(encoder, config.keep_layers) if config.keep_layers else encoder
+        encoder = keep_evenly_spaced(encoder, config.keep_layers) if config.keep_layers else encoder
         fit_vocabulary(encoder, tokenizer, config)
     else:
         shape = bert_config(tokenizer, config.num_layers, config.hidden_size, config.max_length, config.dropout)
@@ -231,7 +231,7 @@ def load_pretrained(name: str | Path, revision: str | None = None, dtype: str = 
     return encoder
 
 
-def some_layers(encoder: PreTrainedModel, number: int) -> PreTrainedModel:
+def keep_evenly_spaced(encoder: PreTrainedModel, number: int) -> PreTrainedModel:
     """An encoder with `number` of this one's layers, evenly spaced, including the first and the last (Sanh et al.,
     DistilBERT, 2019, arXiv:1910.01108). Raises UserError if it has fewer, or stores its layers in another way."""
     num_layers = layer_ids(encoder)[1]

@@ -68,7 +68,7 @@ def label_rows(
     path = path_of_shard(path, config.shard)
     refuse_same_file(path, "predict_output", rows.path)
     output = Output(path, facts, len(part), config.spreadsheet_safe)
-    trainer.stop = StopSignals(logger.warning, distributed.highest, "stopping after this batch")
+    trainer.stop = StopSignals(logger.warning, distributed.all_reduce_max, "stopping after this batch")
     going_on = config.resume or restarts() > 0
     with distributed.entered_by_first(output.opened(going_on, config.force_resume)) as done, trainer.stop:
         examples = examples_of(rows, tasks, part.start + done, part.stop)
@@ -80,7 +80,7 @@ def label_rows(
                     raise UserError(f"{rows.path}: has fewer rows than when it was checked; label it again")
                 loader = load(chunk)
                 found = trainer.predict_rows(loader)
-                if distributed.is_first():
+                if distributed.is_main_process():
                     output.add(found, loader.dataset)
                 bar.update(len(chunk))
         except Interrupted:
@@ -88,7 +88,7 @@ def label_rows(
             raise
         finally:
             bar.close()
-        if distributed.is_first():
+        if distributed.is_main_process():
             output.cuts.log(rows.path, tasks)
             output.finish()
 

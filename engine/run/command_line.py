@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from engine.errors import UserError
-from engine.run.launch import end_process, is_first_to_say, is_launched, local_rank
+from engine.run import flags
+from engine.run.launch import claims_error_report, end_process, is_launched, local_rank
 from engine.run.signals import Interrupted
 
 VERSION = (Path(__file__).resolve().parents[2] / "VERSION").read_text(encoding="utf-8").strip()
@@ -166,7 +167,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Keeps the line breaks of the description, which contains commands to copy."""
 
 
-class OneLineParser(argparse.ArgumentParser):
+class OneLineParser(flags.OneLineParser):
+    """Of several processes started by torchrun, only the first reports."""
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, None if local_rank() else one_line(f"error: {message} (--help lists all flags)") + "\n")
 
@@ -312,5 +315,5 @@ def is_lost(error: BaseException) -> bool:
 
 def print_error(mistake: str | UserError) -> None:
     """Prints why the program ends; of several processes started by torchrun, only the first to call this prints."""
-    if is_first_to_say(patience=2 if mistake == LOST else 0):
+    if claims_error_report(patience=2 if mistake == LOST else 0):
         print(one_line(f"error: {mistake}"), file=sys.stderr)

@@ -2,11 +2,11 @@
 
     torchrun --nproc_per_node 4 main.py --do_train ...
 
-All of them run the same program. A training batch has --batch_size rows times the number of processes; it is formed as
-one process would form it and shared out by length. Gradients are summed, and losses are divided by the number of labels
-in the whole step. So N processes do what one does with --batch_size N times as large, and a trick that acts on each
+All of them run the same program. A training batch has --batch_size rows times the number of processes; it is built as
+in one process, then split across the processes by length. Gradients are summed, and losses are divided by the number of labels
+in the whole step. So N processes are equivalent to one with --batch_size N times as large, and a trick that acts on each
 micro-batch acts as if the N shares were N micro-batches that one process accumulates. For evaluation, whole batches are
-shared out and their answers gathered. Only process 0 logs and writes.
+split across the processes and their predictions gathered. Only process 0 logs and writes.
 
 In a single process all functions here do nothing, or return their input.
 """
@@ -55,7 +55,7 @@ def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that logs and writes."""
     return rank() == 0
 
@@ -87,7 +87,7 @@ def join(device_name: str, timeout: float) -> torch.device:
         ) from None
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if not is_first():  # process 0 logs for all
+    if not is_main_process():  # process 0 logs for all
         logging.getLogger("template").setLevel(logging.ERROR)
         os.environ["TRANSFORMERS_VERBOSITY"] = "error"
         tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
@@ -125,7 +125,7 @@ def end_with_parent() -> None:
 def leave() -> None:
     """Waits for the others, and undoes `join`. Gloo stays active until the process ends (see KEPT)."""
     if dist.is_initialized():
-        wait_for_all()
+        barrier()
         if torch.cuda.is_initialized():  # NCCL warns if this is left to the end of the process
             dist.destroy_process_group()
 
@@ -154,16 +154,16 @@ def gather_in_turn(items: list[Any]) -> list[Any]:
 def in_step(loader: Any) -> Iterator[Any]:
     """Yields the items of a loader, then None until the loaders of all processes are exhausted."""
     items = iter(loader)
-    for _ in range(highest(len(loader))):
+    for _ in range(all_reduce_max(len(loader))):
         yield next(items, None)
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     if size() > 1:
         dist.all_reduce(torch.zeros(1))
 
 
-def highest(number: int) -> int:
+def all_reduce_max(number: int) -> int:
     """The maximum of an integer over all processes."""
     if size() == 1:
         return number
@@ -172,7 +172,7 @@ def highest(number: int) -> int:
     return int(numbers)
 
 
-def add_up(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def all_reduce_sum(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """{name: () on the CPU} -> the sums over all processes."""
     if size() == 1:
         return values
@@ -186,7 +186,7 @@ def from_first(function: Callable[[], Any]) -> Any:
     if size() == 1:
         return function()
     answer: list[Any] = [None, None]
-    if is_first():
+    if is_main_process():
         try:
             answer = [function(), None]
         except UserError as error:
@@ -202,12 +202,12 @@ def first_of_node() -> Iterator[None]:
     """`with first_of_node():` — one process per machine runs first, the others afterwards."""
     local = local_rank() if size() > 1 else 0
     if local:
-        wait_for_all()
+        barrier()
     try:
         yield
     finally:
         if not local:
-            wait_for_all()
+            barrier()
 
 
 def require_same(facts: dict[str, Any]) -> None:
@@ -256,7 +256,7 @@ def worker_context(num_workers: int) -> multiprocessing.context.BaseContext | No
 def replicate(model: torch.nn.Module, overlap: bool) -> DistributedDataParallel | None:
     """Gives all processes the weights of process 0. -> PyTorch's DistributedDataParallel of the model, which sums the
     gradients, rather than averaging them, while they are computed, except those of `left_out`; None in a single
-    process, or if not `overlap`: then `add_up_gradients` sums them afterwards."""
+    process, or if not `overlap`: then `all_reduce_gradients` sums them afterwards."""
     if size() == 1:
         return None
     for tensor in model.state_dict().values():
@@ -293,7 +293,7 @@ def sum_bucket(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Te
     return work.get_future().then(lambda done: done.value()[0])
 
 
-def add_up_gradients(parameters: list[torch.nn.Parameter]) -> None:
+def all_reduce_gradients(parameters: list[torch.nn.Parameter]) -> None:
     """Sums the gradients over all processes; a missing one counts as zeros, unless it is missing in all."""
     if size() == 1 or not parameters:
         return

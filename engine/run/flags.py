@@ -1,8 +1,9 @@
 """Flags of a command that needs only the standard library; every exported folder has a copy of this file."""
 
 import argparse
+import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 def one_line(text: str) -> str:
@@ -12,6 +13,10 @@ def one_line(text: str) -> str:
 
 class OneLineParser(argparse.ArgumentParser):
     """Reports an error of the command line in one line."""
+
+    def __init__(self, **options: Any):
+        spec = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m tools.NAME`
+        super().__init__(prog=f"python -m {spec.parent}" if spec and spec.parent else None, **options)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, one_line(f"error: {message} (--help lists all flags)") + "\n")

@@ -32,7 +32,7 @@ def end_process(code: int) -> int:
     return code
 
 
-def is_first_to_say(patience: float) -> bool:
+def claims_error_report(patience: float) -> bool:
     """Whether no other process has reported yet why the run ends: an error is one line, not one per process.
 
     patience: seconds to wait first, for another process with more information.

@@ -23,7 +23,7 @@ logger = logging.getLogger("template")
 REHEARSAL = 10  # epochs of --debug, whose 64 examples say nothing about the size of the data
 
 
-def keep_to_run(config: Any, run_dir: Path, device: torch.device) -> Any:
+def inherit_auto_options(config: Any, run_dir: Path, device: torch.device) -> Any:
     """The options with those that are auto at the values of the run in this folder, if that is to be resumed: also on
     another machine, with another number of processes, or if the run began before auto was the default."""
     path = run_dir / "args.json"

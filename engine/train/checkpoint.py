@@ -114,7 +114,7 @@ class Writer:
             logger.error(error)
         if errors and kind is None:
             raise errors[0]
-        if distributed.is_first():
+        if distributed.is_main_process():
             rotate(self.root)
 
 
@@ -123,7 +123,7 @@ def snapshot(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
-def newest_whole(root: Path) -> tuple[Path | None, list[Path]]:
+def newest_intact(root: Path) -> tuple[Path | None, list[Path]]:
     """(the newest intact checkpoint to resume from, or None; the damaged ones that are newer)."""
     clean_temporaries(root)
     damaged: list[Path] = []
@@ -136,7 +136,7 @@ def newest_whole(root: Path) -> tuple[Path | None, list[Path]]:
     return None, damaged
 
 
-def go_back_to(num_bytes: int, log: Path, damaged: list[Path]) -> None:
+def truncate_log(num_bytes: int, log: Path, damaged: list[Path]) -> None:
     """Truncates a log to its length at a checkpoint, and removes the damaged checkpoints after it, which would count
     towards KEEP."""
     with open(log, "ab") as file:

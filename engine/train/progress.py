@@ -91,7 +91,10 @@ class RunningLosses:
         self.unseen_steps.append((~finite, rows))
 
     def sync_losses(self) -> None:
-        """Copies the sums to the host, into `progress`, and logs the batches that were skipped. The only host sync."""
+        """Copies the sums to the host, into `progress`, and logs the batches that were skipped.
+
+        Apart from the gradient scaler of fp16, only this makes the host wait.
+        """
         progress = self.progress
         progress.sums = {name: value.item() for name, value in self.sums.items()}
         skipped = torch.stack([skip for skip, _ in self.unseen_steps]).tolist() if self.unseen_steps else []
@@ -153,7 +156,7 @@ class EpochBar:
         now = time.perf_counter()
         losses.seconds, self.clock = losses.seconds + now - self.clock, now
         pace = {"examples_per_second": losses.examples / max(losses.seconds, 1e-9), "seconds": losses.seconds}
-        if not distributed.is_first():
+        if not distributed.is_main_process():
             return
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": progress.step, "epoch": progress.epoch} | pace) + "\n")

@@ -68,7 +68,7 @@ COLUMNS = ("words", "numbers", "values", "before_words", "before_numbers", "befo
 
 
 class SoftTargets(NamedTuple):
-    """The answers of all teachers for one task and the rows of a batch. Labels of whole texts have one word, 0."""
+    """The outputs of all teachers for one task and the rows of a batch. Labels of whole texts have W = 1."""
 
     values: torch.Tensor  # (N,), each divided by the number of teachers
     positions: torch.Tensor  # (4, N): teachers, rows, words, ids
@@ -114,7 +114,9 @@ class Teacher:
         load() -> (model, featurizer, its options); batches_of(examples, featurizer) -> a MyDataLoader.
         """
         pairs = sorted(name for name, head in self.heads.items() if head.distribution.wants_pairs)
-        source = None if data.cache is None else data.source()  # answers to a list of examples are not cached
+        source = (
+            None if data.cache is None else data.source_fingerprint()
+        )  # answers to a list of examples are not cached
         scales = [(head.task.mean, head.task.std) for head in self.heads.values()]
         depends = [VERSION, self.sha256, source, self.temperature, self.tasks, scales, pairs, precision]
         name = f"teacher-{hashlib.sha256(repr(depends).encode()).hexdigest()[:20]}"
@@ -155,7 +157,7 @@ class Teacher:
                 logits = model(inputs).logits
             for name, student in self.heads.items():
                 head = model.output_layer.heads[name]
-                scaled = as_the_student_counts(head, student, logits[name])
+                scaled = rescale_regression(head, student, logits[name])
                 pairs = student.distribution.wants_pairs
                 stored = head.distribution.teach(scaled, inputs, self.temperature, pairs)
                 for row, answer in zip(batch.rows.tolist(), sparse_rows(head, stored, inputs)):
@@ -191,7 +193,7 @@ def lists_of(chunk: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
     return chunk.offsets.to_numpy(), chunk.values.to_numpy()
 
 
-def as_the_student_counts(head: Any, student: Any, logits: torch.Tensor) -> torch.Tensor:
+def rescale_regression(head: Any, student: Any, logits: torch.Tensor) -> torch.Tensor:
     """A teacher's logits; those of a regression in standard deviations from the mean of the student's train part."""
     own, other = student.task, head.task
     return logits if own.kind != "regression" else (logits * other.std + other.mean - own.mean) / own.std

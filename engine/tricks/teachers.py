@@ -47,7 +47,7 @@ def unchanged_random_states(device: torch.device) -> Iterator[None]:
         checkpoint.set_random_states(*states, device)
 
 
-class TaughtBySeveral(Trick):
+class MultiTeacher(Trick):
     """The mean divergence of a model's answers from those of several teachers, which are computed once.
 
     folders: runs or checkpoints; see Distillation in tricks.py.
@@ -77,7 +77,9 @@ class TaughtBySeveral(Trick):
 
     def before_step(self, group: list) -> None:
         self.of_step = [(batch.rows, self.targets_of(batch)) for batch in group]
-        self.counts = distributed.add_up(self.count([(step[1], batch) for step, batch in zip(self.of_step, group)]))
+        self.counts = distributed.all_reduce_sum(
+            self.count([(step[1], batch) for step, batch in zip(self.of_step, group)])
+        )
 
     def targets_of(self, batch: Any) -> dict[str, SoftTargets]:
         """{task: SoftTargets} of a batch on the host."""

@@ -133,5 +133,5 @@ def compare_numbers(name: str, task: Any, part: str, values: np.ndarray, where: 
     elif part != "train" and len(values) >= 30:
         mean = math.fsum(values) / len(values)
         if abs(mean - task.mean) > 0.5 * task.std:
-            rows = [f"mean {mean:.4g} and {task['mean']:.4g}"]
+            rows = [f"mean {mean:.4g} and {task.mean:.4g}"]
             yield Note(f"{name}: values of {part} differ from train", rows, "split again unless this is intended")

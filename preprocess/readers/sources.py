@@ -128,7 +128,7 @@ class TextRows:
         self.size = sum(1 for _ in checked)
         if not self.size:
             raise UserError(f"{path}: empty; it contains no texts")
-        self.sha256 = sha256(path)
+        self.sha256 = self.fingerprint = sha256(path)
 
 
 def texts_of(config: Any) -> TextRows:

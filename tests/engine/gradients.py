@@ -84,7 +84,7 @@ def run(path, processes, argv):
     trainer.train()
     assert trainer.replica is None or trainer.replica.left_out
     everyone = distributed.gather(rows)
-    if distributed.is_first():
+    if distributed.is_main_process():
         save_file(gradients, f"{path}.safetensors")
         Path(f"{path}.json").write_text(json.dumps(everyone))
 

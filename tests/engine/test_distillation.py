@@ -464,7 +464,7 @@ def test_unlabelled_texts_are_known_by_the_column_they_are_read_from(with_more, 
     texts = []
     for column in "ab":
         data = make_trainer(with_more(unlabelled=str(table), text_column=column)).train_loader.dataset
-        texts.append((data[60]["text"], data.fingerprint, data.source()))
+        texts.append((data[60]["text"], data.fingerprint, data.source_fingerprint()))
     assert [text for text, *_ in texts] == ["wake me", "play songs"]
     assert len(set(texts[0] + texts[1])) == 6
 

@@ -22,7 +22,7 @@ from data_loader import MyDataLoader, MyDataset
 from engine.data.tokenizer import train_tokenizer
 from engine.errors import UserError
 from engine.model import lora
-from engine.model.encoders import is_causal, layer_ids, load_pretrained, some_layers
+from engine.model.encoders import is_causal, keep_evenly_spaced, layer_ids, load_pretrained
 from model_utils import load_checkpoint
 from preprocess.schema import training_texts
 from tools.check.case import padding_mixer
@@ -279,7 +279,7 @@ def keeps_some_layers(family, name, tmp_path):
     ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
     inputs = dict(input_ids=ids, attention_mask=torch.ones_like(ids))
     with torch.no_grad():
-        own, same = (e.eval()(**inputs).last_hidden_state for e in (encoder, some_layers(encoder, 2)))
+        own, same = (e.eval()(**inputs).last_hidden_state for e in (encoder, keep_evenly_spaced(encoder, 2)))
     assert torch.equal(own, same)
     config = family(name, keep_layers=1)
     trainer = build(config)

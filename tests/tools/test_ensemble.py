@@ -279,8 +279,7 @@ def test_labels_and_numbers_are_the_mean_by_hand(texts, tmp_path, caplog):
     def mean_of(example):
         given = [hand(example) for hand in hands]
         numbers = [
-            float(one["size"]) * h.heads["size"].task.std + h.heads["size"].task.mean
-            for one, h in zip(given, hands)
+            float(one["size"]) * h.heads["size"].task.std + h.heads["size"].task.mean for one, h in zip(given, hands)
         ]
         return np.mean([torch.sigmoid(one[name]).numpy() for one in given], 0), np.mean(numbers)
 
@@ -356,8 +355,7 @@ def test_the_mean_of_crfs_is_the_geometric_mean_of_their_distributions():
             logs += (scores - crf.log_partition(one, mask)).detach() / 2
         assert tags == [task.labels[tag] for tag in paths[logs.argmax()]]
         changed += tags != [
-            task.labels[tag]
-            for tag in heads[0]["x"].decode(emissions[:, i].mean(0)[None], {"word_mask": mask})[0][0]
+            task.labels[tag] for tag in heads[0]["x"].decode(emissions[:, i].mean(0)[None], {"word_mask": mask})[0][0]
         ]
     assert changed > 3  # transitions of both count
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import metrics
 from engine.errors import UserError
 from engine.predict.answers import PARTS, read_about, read_rows
 from engine.run.run_folder import distinct
@@ -114,7 +115,7 @@ def paired(
                 ends = bootstrap.interval(values[name] - draws[0][name])
                 cell["difference_low"], cell["difference_high"] = ends
                 sign = 1 if ends[0] > 0 else -1 if ends[1] < 0 else 0
-                cell["better"] = -sign if name.endswith("mae") else sign
+                cell["better"] = -sign if metrics.lower_is_better(name) else sign
             table[name].append(cell)
     return table
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+import metrics
 from engine.schema import Number, mismatch
 
 STEP = {"step": int, "epoch": int}
@@ -51,7 +52,7 @@ def epoch_losses(course: Course) -> list[tuple[int, float | None, float | None]]
 
 def best_epoch(course: Course, monitor: str) -> int | None:
     """The epoch, from 1, with the best dev score; ties go to the earlier. None without scores."""
-    lower = monitor.endswith(("loss", "_mae"))
+    lower = metrics.lower_is_better(monitor)
     scores = [(r["epoch"] + 1, r.get(f"dev_{monitor}")) for r in course["epochs"]]
     scores = [(epoch, -value if lower else value) for epoch, value in scores if value is not None and value == value]
     return max(scores, key=lambda item: (item[1], -item[0]))[0] if scores else None

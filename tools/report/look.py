@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import metrics
 from tools.report.texts import Words
 
 Finding = tuple[float, str, str, dict[str, Any]]  # weight, section of the page, key in texts.py, its values
@@ -87,7 +88,13 @@ def slice_candidates(found: dict[str, Any]) -> list[Finding]:
     for table in found["slices"]:
         for group in table["groups"]:
             cell = group["scores"].get(score)
-            if score and cell and group["rows"] >= 20 and cell["high"] < whole[score] and not score.endswith("mae"):
+            if (
+                score
+                and cell
+                and group["rows"] >= 20
+                and cell["high"] < whole[score]
+                and not metrics.lower_is_better(score)
+            ):
                 values = dict(score=score, value=cell["value"], by=table["by"], name=group["name"], rows=group["rows"])
                 worst.append((whole[score] - cell["value"], "slices", "look_slice", values | {"whole": whole[score]}))
     return sorted(worst, key=lambda item: -item[0])[:1]

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import metrics
 from engine.run.files import appearing_whole, write_csv, write_json
 from tools.search.finals import FinalStage
 from tools.search.paired import interval, verdict
@@ -127,7 +128,7 @@ def compare(stage: FinalStage, winner: int, scores: Sequence[str]) -> dict[str, 
 
 def is_percent(score: str) -> bool:
     """Whether a score is a share, and higher is better; otherwise it is a loss or an error."""
-    return not score.endswith(("loss", "_mae"))
+    return not metrics.lower_is_better(score)
 
 
 def shown(value: float, score: str, sign: str = "") -> str:

@@ -124,7 +124,7 @@ def make_plan(config: SearchConfig) -> Plan:
     known_by |= {"startup": config.startup, "prune_after": config.epochs_before_pruning}
     known_by |= {"space": {name: str(dimension) for name, dimension in space.items()}}
     known_by["options"] = {name: str(value) for name, value in asdict(base).items() if name not in left_out}
-    lower, has_test = metrics.is_better(monitor, 0, 1), (base.data_dir / "test.jsonl").exists()
+    lower, has_test = metrics.lower_is_better(monitor), (base.data_dir / "test.jsonl").exists()
     return Plan(config, resolver, space, flags, monitor, lower, has_test, scores, known_by)
 
 
