@@ -145,7 +145,7 @@ def build_trainer(
     model = build_model(config, tokenizer, tasks).to(device)
     config = resolve(config, model.encoder, device, len(train_loader))
     tricks = build_tricks(model, config)
-    optimizer = build_optimizer(tricks.param_groups(parameter_groups(model, config)), device)
+    optimizer = build_optimizer(tricks.param_groups(parameter_groups(model, config)), config, device)
     scheduler = build_scheduler(optimizer, config, steps_per_epoch(len(train_loader), config))
     tricks.begin(train_loader, config)
     setup = TrainingSetup(train_loader, dev_loader, optimizer, scheduler, tricks)

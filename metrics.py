@@ -1,6 +1,7 @@
 """Standard scores, computed from label names (never ids), so that anyone can recompute them from predictions.csv.
 
-Edit here when you want another metric: add it to the dict of its task type; it appears in eval.json as `<task>_<name>`.
+Edit here when you want another metric: add it to the scores of its task type; it appears in eval.json as
+`<task>_<name>`. If it should fall, such as an error, add its name to LOWER_IS_BETTER.
 """
 
 import math
@@ -16,10 +17,12 @@ from engine.predict.predictions import names_entities
 from engine.task.task import Task
 from engine.task.words import entities_in
 
+LOWER_IS_BETTER = ("loss", "mae")
+
 
 def lower_is_better(name: str) -> bool:
-    """Whether a score is a loss or an error. Edit here for a metric of your own that should fall."""
-    return name.endswith(("loss", "_mae"))
+    """Whether a score, such as `intent_loss`, should fall."""
+    return name == "loss" or name.endswith(tuple(f"_{one}" for one in LOWER_IS_BETTER))
 
 
 def is_better(name: str, new: float, old: float | None) -> bool:
@@ -239,15 +242,18 @@ def table(per_label: dict[str, dict[str, float]], most: int = 40) -> str:
     return "\n".join(lines + ([f"… and {len(ordered) - most} more"] if len(ordered) > most else []))
 
 
-def mean_losses(parts: Sequence[Mapping[str, Sequence[float]]], task_weights: Mapping[str, float]) -> dict[str, float]:
+def mean_losses(
+    parts: Sequence[Mapping[str, Sequence[float]]], combine: Callable[[dict[str, float]], Any]
+) -> dict[str, float]:
     """{"loss", "<task>_loss": mean over all labels}. parts: {task: (sum of its losses, number of its labels)} of each
-    batch."""
+    batch; combine: {task: loss} -> the total loss, as MyLoss computes it."""
     losses = {}
     for name in parts[0] if parts else ():
         total, count = (sum(column) for column in zip(*(part[name] for part in parts)))
-        losses[f"{name}_loss"] = total / max(count, 1e-12)
-    total = sum(task_weights.get(name.removesuffix("_loss"), 1.0) * loss for name, loss in losses.items())
-    return {"loss": total} | losses if losses else {}
+        losses[name] = total / max(count, 1e-12)
+    if not losses:
+        return {}
+    return {"loss": float(combine(losses))} | {f"{name}_loss": loss for name, loss in losses.items()}
 
 
 def all_exact(tasks: dict[str, Task]) -> bool:

@@ -395,7 +395,10 @@ HEADS: dict[str, type[Head]] = {
 
 
 class MyLoss(nn.Module):
-    """The total loss: the weighted sum of the tasks' losses."""
+    """The total loss, in training and evaluation: the weighted sum of the tasks' losses.
+
+    Divergences (R-Drop, SMART, distillation) are weighted by `task_weights` in any case.
+    """
 
     def __init__(self, task_weights: dict[str, float] | None = None):
         super().__init__()

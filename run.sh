@@ -4,6 +4,7 @@
 # and to follow it later:                tail -f output/*/train.log
 # --num_gpus N (first): N processes with one GPU each; by default one process per GPU. docs/distributed.md
 # --resume: the same command continues after a kill or a reboot, and starts from scratch if there is no run yet.
+# After an edit of the code, add another --model_version=NAME: a run that is finished is not trained again.
 # A small encoder and ten epochs are enough for the sample; remove these three flags for data of your own.
 set -eu
 cd "$(dirname "$0")"

@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("template")
 
 
-def build_optimizer(param_groups: list[dict[str, Any]], device: torch.device | str) -> torch.optim.Optimizer:
+def build_optimizer(
+    param_groups: list[dict[str, Any]], config: Config, device: torch.device | str
+) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter, 2019) in torch's fused form. Any other torch.optim.Optimizer works as well."""
     fused = torch.device(device).type in ("cpu", "cuda")
     return torch.optim.AdamW(param_groups, betas=(0.9, 0.999), eps=1e-8, fused=fused)
@@ -135,6 +137,9 @@ class Trainer:
         and raise Interrupted.
         """
         self.start()
+        if self.progress.epoch >= self.config.epochs > 0 or self.out_of_patience():
+            again = f"for edited code add --model_version NAME, or remove {self.run_dir}"
+            logger.info(f"all epochs of this run are done, nothing is left to train; {again}")
         with self.writer, self.opened_trackers(), self.saved_when_stopped():
             while self.progress.epoch < self.config.epochs and not self.out_of_patience():
                 self.train_one_epoch(self.progress.epoch)
@@ -395,7 +400,7 @@ class Trainer:
             answers.add(batch, output.logits)
         answers.gather()
         parts = distributed.gather_in_turn([{name: pair.tolist() for name, pair in part.items()} for part in parts])
-        return answers.finish(), metrics.mean_losses(parts, self.model.loss.task_weights)
+        return answers.finish(), metrics.mean_losses(parts, self.model.loss)
 
     def predict_rows(self, loader: MyDataLoader) -> Iterator[dict[str, Any]]:
         """Yields the `prediction_row` of each example, in input order."""

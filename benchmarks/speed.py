@@ -93,7 +93,7 @@ class Bench:
         config, model = self.config(**changes), self.model(**changes)
         loader = MyDataLoader(self.train_set, config.batch_size, self.options.seed)
         tricks = build_tricks(model, config)
-        optimizer = build_optimizer(tricks.param_groups(parameter_groups(model, config)), self.device)
+        optimizer = build_optimizer(tricks.param_groups(parameter_groups(model, config)), config, self.device)
         scheduler = build_scheduler(optimizer, config, len(loader))
         config.run_dir.mkdir(exist_ok=True)
         return Trainer(

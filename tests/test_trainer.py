@@ -47,7 +47,7 @@ def make_trainer(config, rows=None, own_optimizer=None):
     model = build_model(config, tokenizer, tasks)
     config = resolve(config, model.encoder, torch.device("cpu"), len(train_loader))
     tricks = build_tricks(model, config)
-    make = own_optimizer or (lambda groups: build_optimizer(groups, "cpu"))
+    make = own_optimizer or (lambda groups: build_optimizer(groups, config, "cpu"))
     optimizer = make(tricks.param_groups(parameter_groups(model, config)))
     scheduler = build_scheduler(optimizer, config, -(-len(train_loader) // config.gradient_accumulation_steps))
     tricks.begin(train_loader, config)
@@ -166,7 +166,7 @@ def test_twenty_examples_are_learnt_by_heart(options, tiny):
 def test_warmup_then_cosine_linear_or_constant():
     def rates(**options):
         config = Config(epochs=10, lr=1e-3, **options)
-        optimizer = build_optimizer([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 1.0}], "cpu")
+        optimizer = build_optimizer([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 1.0}], Config(), "cpu")
         scheduler = build_scheduler(optimizer, config, 10)
         seen = []
         for _ in range(100):

@@ -90,7 +90,7 @@ def trainer_of(model, make_trick, precision, tmp_path, **options):
     )
     made = make_trick(model)
     switched_on = tricks.Tricks(made if isinstance(made, list) else [made] if made else [])
-    optimizer = build_optimizer(switched_on.param_groups(parameter_groups(model, config)), "cpu")
+    optimizer = build_optimizer(switched_on.param_groups(parameter_groups(model, config)), config, "cpu")
     scheduler = build_scheduler(optimizer, config, 10)
     no_data = SimpleNamespace(dataset=SimpleNamespace(fingerprint=""))
     setup = TrainingSetup(no_data, no_data, optimizer, scheduler, switched_on)

@@ -3,10 +3,10 @@
     torchrun --nproc_per_node 4 main.py --do_train ...
 
 All of them run the same program. A training batch has --batch_size rows times the number of processes; it is built as
-in one process, then split across the processes by length. Gradients are summed, and losses are divided by the number of labels
-in the whole step. So N processes are equivalent to one with --batch_size N times as large, and a trick that acts on each
-micro-batch acts as if the N shares were N micro-batches that one process accumulates. For evaluation, whole batches are
-split across the processes and their predictions gathered. Only process 0 logs and writes.
+in one process, then split across the processes by length. Gradients are summed, and losses are divided by the number of
+labels in the whole step. So N processes are equivalent to one with --batch_size N times as large, and a trick that acts
+on each micro-batch acts as if the N shares were N micro-batches that one process accumulates. For evaluation, whole
+batches are split across the processes and their predictions gathered. Only process 0 logs and writes.
 
 In a single process all functions here do nothing, or return their input.
 """

@@ -187,7 +187,8 @@ def load_weights(model: Any, folder: Path) -> None:
     if wrong:
         raise UserError(
             f"{folder}: holds another model: {len(wrong)} tensors differ, such as {wrong[0]} "
-            f"({shape_of(tensors, wrong[0])} in the checkpoint, {shape_of(own, wrong[0])} here)"
+            f"({shape_of(tensors, wrong[0])} in the checkpoint, {shape_of(own, wrong[0])} here); "
+            "train a new --model_version"
         )
     parameters = dict(model.named_parameters())
     for name, tensor in tensors.items():  # a buffer may hold an infinite constant

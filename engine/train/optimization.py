@@ -107,4 +107,5 @@ def describe(model: torch.nn.Module, device: torch.device) -> str:
 
 
 def describe_rates(optimizer: torch.optim.Optimizer) -> str:
-    return "peak rates " + ", ".join(sorted({f"{float(group['initial_lr']):.1e}" for group in optimizer.param_groups}))
+    rates = {f"{float(group.get('initial_lr', group['lr'])):.1e}" for group in optimizer.param_groups}
+    return f"peak rates {', '.join(sorted(rates))}"

@@ -22,8 +22,8 @@ def candidates(found: dict[str, Any]) -> list[Finding]:
         first, rows = suspects[0], max(1, sum(size for part, size in found["sizes"].items() if part != "train"))
         values = {"n": len(suspects), "part": first["part"], "id": first["id"]}
         values |= {"given": first["gold_shown"], "likely": first["likely_shown"]}
-        weight = 0.6 if len(suspects) <= 0.05 * rows else 0.25  # more than that: mostly false alarms of a weak model
-        result.append((weight, "errors", "look_suspects", values))
+        if len(suspects) <= 0.05 * rows:  # more than that: mostly false alarms of a weak model
+            result.append((0.6, "errors", "look_suspects", values))
     for course in found["learning"][:1]:
         if course["verdict"] in ("overfit", "underfit"):
             result.append((0.35, "learning", course["verdict"], course["numbers"]))
