@@ -325,7 +325,7 @@ class Trainer:
         return self.optimizer, self.scheduler, self.scaler, self.tricks
 
     def save_model(self, name: str, resumable: bool = False) -> None:
-        """Writes checkpoints/<name> while training continues. resumable: with optimizer, schedule and random states too."""
+        """Writes checkpoints/<name> while training continues. resumable: with optimizer, schedule, random states."""
         training = None
         if resumable:
             self.losses.sync_losses()
