@@ -35,9 +35,9 @@ MUTATIONS = {
     ),
     "a tie replaces the best": ("metrics.py", "new > old", "new >= old", "trainer metrics"),
     "the gradient is not clipped": (
-        "engine/train/optimization.py",
-        ".clamp(min=1) if",
-        ".clamp(min=1, max=1) if",
+        "trainer.py",
+        "(norm / limit).clamp(min=1)",
+        "(norm / limit).clamp(min=1, max=1)",
         "trainer",
     ),
     "resume forgets the place in the epoch": (
@@ -142,7 +142,7 @@ MUTATIONS = {
         "self.weight.index_add_(0, rows, -self.r",
         "tricks",
     ),
-    "R-Drop counts twice": ("tricks.py", "mean + self.alpha / 2", "mean + self.alpha", "tricks"),
+    "R-Drop counts twice": ("tricks.py", "self.alpha / 2 * self.model", "self.alpha * self.model", "tricks"),
     "AWP's weights stay": ("tricks.py", "p.copy_(before)", "pass", "tricks"),
     "an average takes the whole weight": (
         "engine/tricks/averages.py",
@@ -209,7 +209,7 @@ def broken_copy(name, folder, tests):
 
 def first_failure(folder, files, workers):
     """The name of the first test that fails, or "" if none does."""
-    chosen = [f"tests/test_{file}.py" for file in files.split()] if files else []
+    chosen = [str(next((folder / "tests").rglob(f"test_{file}.py"))) for file in files.split()]
     words = ["-m", "pytest", "-x", "-q", "-m", "slow or not slow", "-n", str(workers), "-p", "no:cacheprovider"]
     done = subprocess.run(
         [sys.executable, *words, *chosen],
