@@ -47,12 +47,13 @@ from engine.data.tokenizer import load_tokenizer
 from engine.model.crf import CRF
 from engine.run.device import keep_freed_memory
 from engine.task.task import IGNORE
+from engine.train.automatic import resolve
 from engine.train.optimization import parameter_groups
 from engine.train.progress import RunningLosses
 from logging_config import TensorBoard
 from model_utils import build_model
 from preprocess.schema import load_labels
-from trainer import Trainer, build_optimizer, build_scheduler
+from trainer import Trainer, TrainingSetup, build_optimizer, build_scheduler
 from tricks import build_tricks
 
 
@@ -92,13 +93,14 @@ class Bench:
     def trainer(self, **changes):
         config, model = self.config(**changes), self.model(**changes)
         loader = MyDataLoader(self.train_set, config.batch_size, self.options.seed)
+        config = resolve(config, model.encoder, self.device, len(loader))
         tricks = build_tricks(model, config)
         optimizer = build_optimizer(tricks.param_groups(parameter_groups(model, config)), config, self.device)
         scheduler = build_scheduler(optimizer, config, len(loader))
+        tricks.begin(loader, config)
         config.run_dir.mkdir(exist_ok=True)
-        return Trainer(
-            model, self.tokenizer, self.tasks, config, self.device, loader, None, optimizer, scheduler, tricks
-        )
+        setup = TrainingSetup(loader, loader, optimizer, scheduler, tricks)
+        return Trainer(model, self.tokenizer, self.tasks, config, self.device, setup)
 
     def seconds(self, function):
         if self.device.type == "cuda":

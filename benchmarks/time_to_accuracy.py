@@ -45,7 +45,7 @@ def ours(bench, epochs, every):
             if bench.device.type == "cuda":
                 torch.cuda.synchronize()
             paused = time.perf_counter()
-            found.append((paused - began - scoring, trainer.progress.step, scorer.eval(loader)[SCORE]))
+            found.append((paused - began - scoring, trainer.progress.step, scorer.eval(loader).scores[SCORE]))
             print(f"  step {found[-1][1]:>4}  {found[-1][0]:6.1f} s  {SCORE} {found[-1][2]:.4f}", flush=True)
             trainer.model.train()
             scoring += time.perf_counter() - paused
