@@ -59,7 +59,9 @@ class Config(SavedOptions, CheckedOptions):
         "", "checkpoint folder to evaluate or predict with (default: best of the run)", resume_safe=True
     )
     predict_file: str = option(
-        "", "file to label: .txt (one text per line), .csv, .tsv or .jsonl (default: the test part)", resume_safe=True
+        "",
+        "file to label: .txt (one text per line), .csv, .tsv, .jsonl or CoNLL (default: the test part)",
+        resume_safe=True,
     )
     predict_output: str = option(
         "", ".csv or .jsonl to write (default: predictions.csv in the run folder)", resume_safe=True
@@ -70,8 +72,17 @@ class Config(SavedOptions, CheckedOptions):
     )
     text_column: str = option("", "column of the text in --predict_file (default: found by name)", resume_safe=True)
     text_pair_column: str = option("", "column of the second text in --predict_file", resume_safe=True)
+    join_columns: str = option("", "columns whose texts are joined, as for data_process.py", resume_safe=True)
+    delimiter: str = option("", "delimiter of a table in --predict_file (default: detected)", resume_safe=True)
+    quotechar: str = option("", "character that quotes its cells; none: quotes are text", resume_safe=True)
+    token_column: str = option(
+        "", "column of the tokens in a --predict_file with one token per row, as in CoNLL", resume_safe=True
+    )
+    sentence_column: str = option("", "column whose value changes where a sentence begins", resume_safe=True)
+    sentence_end: str = option("", "tokens that end a sentence, where nothing else does", resume_safe=True)
+    comment: str = option("", "beginning of rows to skip between tokens", resume_safe=True)
     encoding: str = option(
-        "auto", "encoding of --predict_file: auto (UTF-8, UTF-16 by its BOM, GB18030 if Chinese), …", resume_safe=True
+        "auto", "encoding of --predict_file: auto (UTF-8, or what looks like text), gb18030, big5, …", resume_safe=True
     )
 
     # Model

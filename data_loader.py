@@ -403,7 +403,8 @@ def unlabelled_texts(config: Config, tasks: dict[str, Task], train_path: Path) -
         return None
     _, like = next(read_processed(train_path, tasks))
     rows = TextRows(config.unlabelled, partial(read_unlabelled, config, tasks, like.keys() & {"tokens", "text_pair"}))
-    rows.fingerprint = f"{rows.sha256} {config.text_column!r} {config.text_pair_column!r} {config.encoding!r}"
+    names = "text_column text_pair_column encoding join_columns delimiter quotechar".split()
+    rows.fingerprint = rows.sha256 + "".join(f" {getattr(config, name)!r}" for name in names)  # they change the texts
     return rows
 
 

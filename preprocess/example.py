@@ -4,6 +4,7 @@ Here are the names of its other keys and of the parts, and the checks of its tex
 """
 
 import json
+import re
 from typing import Any
 
 from engine.errors import UserError
@@ -12,25 +13,45 @@ from engine.task.task import PARTS_OF_A_ROW
 Example = dict[str, Any]
 PARTS = ("train", "dev", "test")
 PART_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("dev", "valid", "val", "validation", "eval"), "dev"),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("train", "training", "训练", "训练集"), "train"),
+    **dict.fromkeys(("dev", "devel", "development", "valid", "val", "validation", "validate", "eval"), "dev"),
+    **dict.fromkeys(("testa", "验证集", "开发集"), "dev"),  # testa, testb: CoNLL-2003
+    **dict.fromkeys(("test", "testing", "testb", "测试", "测试集"), "test"),
 }
 TEXT_KEYS = ("text", "tokens", "text_pair")
 HIDDEN = ("_where", "split", "group")  # keys that are not written
 RESERVED = (*PARTS_OF_A_ROW, *HIDDEN)  # keys other than labels
 
 
-def check_text(example: Example, may_be_empty: bool = False) -> None:
-    """Raises UserError unless the example has a usable text or tokens."""
+def cut(text: str, most: int = 60) -> str:
+    """The beginning of a text that may be long, for a message on one line."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
+
+
+def shown(value: Any) -> str:
+    """A value of the data in a message: quoted, and cut if it is long."""
+    return cut(repr(value))
+
+
+def same_file(where: str, other: str) -> str:
+    """`other` without what `where` says, its file or folder: a message names a path once."""
+    head, comma, row = other.rpartition(", ")
+    if comma and where.startswith(f"{head}, "):
+        return row
+    folder = re.match(r".*/", where)
+    return other.removeprefix(folder[0]) if folder else other
+
+
+def check_text(example: Example, may_be_empty: bool = False, advice: str = "") -> None:
+    """Raises UserError unless the example has a usable text or tokens. advice: what helps if it is empty"""
     where, tokens, text = example["_where"], example.get("tokens"), example.get("text")
     if "tokens" in example:
         if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
-            raise UserError(f"{where}: `tokens` must be a list of one or more strings")
+            raise UserError(f"{where}: `tokens` must be a list of one or more strings{advice * (tokens == [])}")
     elif not isinstance(text, str):
-        raise UserError(f"{where}: the text {text!r} is not a string")
+        raise UserError(f"{where}: the text {shown(text)} is not a string")
     elif not text.strip() and not may_be_empty:
-        raise UserError(f"{where}: the text is empty")
+        raise UserError(f"{where}: the text is empty{advice}")
     if not isinstance(example.get("text_pair", ""), str):
         raise UserError(f"{where}: text_pair must be a string")
 

@@ -14,10 +14,11 @@ from tqdm import tqdm
 
 from engine.errors import UserError
 from preprocess.example import PARTS, Example
-from preprocess.labels.form import Form, LabelPass, decide_form, label_all
+from preprocess.gates import check_accepted, gather, name_positions, refuse
+from preprocess.labels.form import Form, LabelPass, choose_schemes, decide_form, label_all, survey_all
 from preprocess.labels.kinds import KINDS
 from preprocess.labels.statistics import collect_labels
-from preprocess.readers.options import ReadOptions
+from preprocess.readers.options import ReadOptions, Understanding, unescaped
 from preprocess.readers.sources import read_examples
 from preprocess.schema import Tasks, encode_rows, load_labels, read_processed
 from preprocess.splits import Strata, split_folds, split_rows
@@ -32,6 +33,7 @@ class Prepared:
     tasks: labels.json if the input has one, otherwise None; notes: on what was changed.
     """
 
+    understood: Understanding  # of each file, by its reader
     parts: dict[str, Rows]
     kinds: dict[str, str]
     form: Callable[[list[int], list[Example]], list[Example]]
@@ -62,19 +64,29 @@ class Prepared:
 
     def read_raw(self) -> None:
         config, spool = self.config, self.spool
-        examples = read_examples(Path(config.input), ReadOptions.of(config))
+        options = ReadOptions.of(config)
+        self.understood = options.understood
+        examples = read_examples(Path(config.input), options)
         first = next(examples)
         if config.group_column and "group" not in first:
             raise UserError(f"{config.input}: this format has no column {config.group_column!r} (--group_column)")
         pieces = filled(spool, chain([dict(first)], examples))
         chosen = {name: KINDS[kind] for name, kind in self.types.items()}
-        self.form = form = Form(config.label_separator, config.unit, config.tag_scheme, chosen)
-        self.notes, given = decide_form(form, spool, pieces, first)
+        self.form = form = Form(unescaped(config.label_separator), config.unit, config.tag_scheme, chosen)
+        found = survey_all(form, spool, pieces, first)
+        evidence = gather(spool, form, found.values, config.text_column)
+        name_positions(evidence, config)
+        accepted = check_accepted(config.accept)
+        refuse(evidence, accepted, after_labels=False)
+        self.notes, given = decide_form(form, spool, found, first)
         self.kinds, self.strata, self.dropped = form.kinds, Strata(form.kinds), form.dropped
         with_presence = list(self.kinds) if config.n_splits and len(self.kinds) > 1 else []
         label_pass = LabelPass(form, self.strata.name, bool(config.group_column), with_presence)
-        notes, self.presence = label_all(spool, label_pass, self.strata.add)
-        self.notes += notes
+        labelled = label_all(spool, label_pass, self.strata.add)
+        self.presence = {name: np.concatenate(blocks) for name, blocks in labelled.presence.items()}
+        evidence.tags = labelled.tags_of_tasks(form)
+        refuse(evidence, accepted, after_labels=True)
+        self.notes += choose_schemes(form, spool, labelled)
         self.set_parts(split_rows(given, len(spool) - len(self.dropped), self.strata, config))
 
     def set_parts(self, rows: dict[str, np.ndarray]) -> None:
@@ -96,6 +108,7 @@ class Prepared:
         if self.config.group_column:
             advice = "use --group_column with the raw data"
             raise UserError(f"{folder}: a processed folder does not store groups; {advice}")
+        self.understood = Understanding({str(folder): "a processed folder"})
         self.tasks, ends = load_labels(folder), {}
         for part in PARTS:
             if (path := folder / f"{part}.jsonl").exists():

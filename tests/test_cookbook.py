@@ -16,6 +16,7 @@ from forks import Forks
 PAGES = sorted(page for page in (ROOT / "docs/cookbook").glob("*.md") if page.name != "README.md")
 IDS = [page.stem for page in PAGES]
 MOST_PLACES = {"text_head": 2, "loss": 2, "contrastive_loss": 2, "metric": 2, "trick": 2, "mixup": 2, "file_format": 2}
+MOST_PLACES |= {"json_shape": 1}
 MOST_PLACES |= {"extra_inputs": 3, "optimizer": 3, "library_optimizer": 3, "schedule": 3, "own_encoder": 3}
 SMALL = "--device=cpu --epochs=2 --batch_size=8 --save_steps=1 --log_steps=2 --early_stop_patience=0 --hidden_size=32"
 SMALL += " --num_layers=1 --vocab_size=500 --max_length=48"
@@ -94,16 +95,19 @@ def write_raw(folder):
     """The raw files that the pages' commands name."""
     rng = random.Random(0)
     nouns, good, bad = ["film", "book", "song", "meal"], ["lovely", "great", "fine"], ["dull", "awful", "poor"]
-    reviews, pairs, records = [], [], []
+    reviews, pairs, records, calls = [], [], [], []
     for n in range(90):
         stars = 1 + n % 5
         text = f"a {rng.choice(good if stars > 3 else bad)} {rng.choice(nouns)} of {rng.choice(nouns)} number {n % 9}"
         reviews.append((text, stars, 20 + (n * 7) % 50, round(3 + 2.5 * (n % 4), 2)))
         noun, other = rng.sample(nouns, 2)
         pairs.append((f"a {noun} that is good", f"the {noun if n % 2 else other} was good", 4.5 if n % 2 else 1.5))
+        marks = [{"kind": "thing", "at": {"from": 13, "upto": 12 + len(noun)}}]
+        calls.append({"note": {"body": f"call about a {noun} at {n % 9}"}, "marks": marks, "topic": noun})
         records.append(f"verdict: {'good' if stars > 3 else 'bad'}\nstars: {stars}\ntext: {text}")
     write_csv(folder / "reviews.csv", "text,stars,age,price", reviews)
     write_csv(folder / "pairs.csv", "sentence1,sentence2,score", pairs)
+    (folder / "calls.jsonl").write_text("".join(json.dumps(call) + "\n" for call in calls), encoding="utf-8")
     (folder / "reviews.rec").write_text("\n".join(records) + "\n", encoding="utf-8")
 
 

@@ -78,7 +78,7 @@ def test_jsonl_with_tokens_split_and_numbers_as_labels(tmp_path):
 
 
 def test_conll_with_blank_tokens_columns_and_intents(tmp_path):
-    body = "a NNP B-x\nb NN O\n\n  O\nc O\n"
+    body = "a NNP B-x\nb NN O\n\n  NN O\nc NN O\n"
     files = {f"{part}/ch.{part}": body for part in ("train", "valid", "test")} | {
         f"{part}/ch.{part}.intent": "one\ntwo\n" for part in ("train", "valid", "test")
     }
@@ -143,8 +143,8 @@ BAD = {
     "missing file": ({}, ["no such file"], {}),
     "empty file": ({"train.csv": "", "dev.csv": GOOD}, ["train.csv", "empty"], {}),
     "header only": ({"train.csv": "text,label\n", "dev.csv": GOOD}, ["train.csv", "no examples"], {}),
-    "latin-1": (
-        {"train.csv": b"text,label\na,x\n" + "déjà vu,y\n".encode("latin-1"), "dev.csv": GOOD},
+    "damaged UTF-8": (
+        {"train.csv": b"text,label\na,x\n" + "déjà vu ".encode() * 3 + b"\xe9,y\n", "dev.csv": GOOD},
         ["train.csv, row 3", "--encoding gb18030"],
         {},
     ),

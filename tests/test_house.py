@@ -12,7 +12,9 @@ TOP_LEVEL = set("main config data_process data_loader model_utils trainer tricks
 BELOW = ("engine", "preprocess", "huggingface_hands_on", "tools")
 GROUND = {"engine.errors", "engine.schema"}  # for all packages of engine/
 ORDER = "task run model data predict train tricks".split()  # each imports only those before it
-STAGES = "example storage labels schema readers splits checks prepared".split()  # of preprocess/, in the same way
+STAGES = (
+    "example storage labels schema readers splits checks gates prepared preview".split()
+)  # of preprocess/, in the same way
 LIBRARY = [*sorted(ROOT.glob("*.py")), *(path for name in BELOW for path in sorted((ROOT / name).rglob("*.py")))]
 
 

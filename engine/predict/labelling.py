@@ -37,6 +37,7 @@ logger = logging.getLogger("template")
 POOL, BATCHES = 4096, 64  # rows, and batches, labelled together at most: sorted by length, so there is little padding
 # What the output's bytes depend on: options, and what --force_resume may change, as it does not move rows
 OPTIONS = "shard text_column text_pair_column encoding spreadsheet_safe eval_batch_size precision compile".split()
+OPTIONS += "token_column sentence_column sentence_end comment join_columns delimiter quotechar".split()
 CHECKPOINT, POOLS = "SHA-256 of the checkpoint", "rows in a pool"
 FORCEABLE = {CHECKPOINT, POOLS, "device", "--eval_batch_size", "--precision", "--compile"}
 

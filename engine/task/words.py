@@ -6,8 +6,10 @@ Only the standard library is used, because every exported folder has a copy of t
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
+from unicodedata import category
 
 Offsets = list[tuple[int, int]]  # (start, end) of each token in its text
+INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # categories of control and format characters, and of blanks
 # Of spans. An untrained model finds half of all spans: a lower score (a probability of 1.8 %) is never a span, whatever
 # the threshold chosen on dev, and only the best spans are kept
 LOWEST_SCORE, SPANS_PER_WORD = -4.0, 4
@@ -105,8 +107,10 @@ def entities(tags: Sequence[str], offsets: Offsets, text: str) -> list[dict[str,
 
 
 def is_wordless(example: dict[str, Any]) -> bool:
-    """Whether a text has no words, and so neither tags nor spans, though the model reads it as [UNK]."""
-    return example.get("tokens") == [""] and not example.get("text", "").strip()
+    """Whether a text has no words, only blanks and invisible characters, and so neither tags nor spans, though the
+    model reads it as [UNK]."""
+    pieces = (*(example.get("tokens") or ()), example.get("text") or "")
+    return all(category(character) in INVISIBLE for piece in pieces for character in piece)
 
 
 def columns_of(name: str, kind: str, label: Any, offsets: Any, text: str, probability: Any = None) -> dict[str, Any]:

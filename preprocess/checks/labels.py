@@ -17,6 +17,10 @@ from preprocess.storage.facts import Note, Sample
 Counts = Mapping[str, Counter[str]]  # {part: {label: count}}
 First = Mapping[str, Mapping[str, str]]  # {part: {label: its first row, as shown}}
 
+LETTER = r"[^\W\d_]"
+# Blanks between letters and digits, and hyphens between letters; before a digit, a hyphen may be a sign
+BETWEEN = re.compile(rf"(?<={LETTER})[\s_-]+(?={LETTER})|(?<={LETTER})[\s_]+(?=\d)|(?<=\d)[\s_]+(?={LETTER})")
+
 
 class Labels(Check):
     def __init__(self, context: Context) -> None:
@@ -70,13 +74,20 @@ def label_names(name: str, tags: bool, counts: Counts, first: First) -> Iterator
     yield Note(f"{name}: labels that look like a missing value", odd, "leave the label empty (null) if there is none")
 
 
+def folded_label(label: str) -> str:
+    """A label without case, spaces and width. Signs and digits stay: -1, 1 and A+, A differ, and so do 1-2 and 12."""
+    text = unicodedata.normalize("NFKC", label).casefold()
+    text = BETWEEN.sub("", text.strip())
+    return text + "".join(sign for sign in label if sign.isdigit() and not sign.isdecimal())
+
+
 def labels_alike(counts: Counts, first: First) -> list[str]:
     """For each group of labels that differ only in case, spaces or width: where the rarest occurs, and the others."""
     folded: dict[str, set[str]] = defaultdict(set)
     rows = []
     total = sum(counts.values(), Counter[str]())
     for label in total:
-        folded[re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", label).casefold())].add(label)
+        folded[folded_label(label)].add(label)
     for group in folded.values():
         if len(group) > 1:
             rare = min(sorted(group), key=lambda label: total[label])

@@ -3,7 +3,7 @@
 Edit here to add a check for your own data: a subclass of Check (base.py), and its name in CHECKS.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +16,7 @@ from preprocess.checks.duplicates import Duplicates, Groups, Ids, SwappedPairs
 from preprocess.checks.entities import Block, Entities
 from preprocess.checks.labels import Labels, Numbers
 from preprocess.checks.texts import Lengths, Texts, Tokens
+from preprocess.example import cut
 from preprocess.labels.statistics import LabelStatistics
 from preprocess.schema import encode_rows
 from preprocess.storage.facts import Facts, Note
@@ -71,9 +72,11 @@ def with_rows(notes: Iterable[Note]) -> list[Note]:
     return [note for note in notes if note.rows]
 
 
-def keep(notes: Iterable[Note], path: Path) -> None:
+def keep(notes: Sequence[Note], path: Path) -> None:
     """Writes the notes with the first rows of each to a JSON file, for a run's report."""
-    write_json(path, [{"what": n.what, "count": n.number, "rows": n.rows[:3], "advice": n.advice} for n in notes])
+    rows = [[cut(row, 300) for row in n.rows[:3]] for n in notes]
+    kept = [{"what": n.what, "count": n.number, "rows": r, "advice": n.advice} for n, r in zip(notes, rows)]
+    write_json(path, kept)
 
 
 def show(notes: list[Note], most: int = 3) -> None:
@@ -84,4 +87,5 @@ def show(notes: list[Note], most: int = 3) -> None:
     print(f"checks: {len(notes)} possible problems")
     for note in notes:
         more = f"; and {note.number - most} more" if note.number > most else ""
-        print(f"  - {note.what} ({note.number}): {'; '.join(note.rows[:most])}{more}\n      -> {note.advice}")
+        rows = "; ".join(cut(row, 300) for row in note.rows[:most])
+        print(f"  - {note.what} ({note.number}): {rows}{more}\n      -> {note.advice}")

@@ -116,7 +116,7 @@ def has_empty_pair(e: Example) -> bool:
     return "text_pair" in e and not e["text_pair"].strip()
 
 
-QUOTED = "the TSV was written with CSV quoting: add --format csv, or unquote them"
+QUOTED = "the TSV was written with CSV quoting: add --format csv --delimiter '\\t', or unquote them"
 BLANKS = "harmless for most tokenizers; strip them to find duplicates"
 IN_EXAMPLES: list[tuple[Callable[[Example], str | bool | None], str, str]] = [  # as above, with a test of an example
     (is_quoted, "texts in CSV quotes, with doubled quotes inside", QUOTED),

@@ -6,7 +6,7 @@ examples each time they are read.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -18,10 +18,28 @@ from engine.errors import UserError
 from engine.task.extras import require_extras
 from engine.task.tags import TagFacts
 from engine.task.words import entities_in
-from preprocess.example import PART_NAMES, PARTS, RESERVED, TEXT_KEYS, Example, check_characters, check_text
-from preprocess.labels.kinds import TAG_NAMES, as_list, check_label, is_number
-from preprocess.labels.schemes import Scheme, choose_scheme, file_of
-from preprocess.labels.spans import mostly_chinese, read_all_spans, tokenize_spans, without_overlaps
+from preprocess.example import (
+    PART_NAMES,
+    PARTS,
+    RESERVED,
+    TEXT_KEYS,
+    Example,
+    check_characters,
+    check_text,
+    same_file,
+    shown,
+)
+from preprocess.labels.kinds import SET_NAMES, TAG_NAMES, as_list, check_label, is_number
+from preprocess.labels.positions import marked_names
+from preprocess.labels.schemes import Scheme, choose_scheme, file_of, written_tags
+from preprocess.labels.spans import (
+    mostly_chinese,
+    read_all_spans,
+    token_spans,
+    token_spans_to_tags,
+    tokenize_spans,
+    without_overlaps,
+)
 from preprocess.labels.values import Values
 from preprocess.storage.facts import Facts, Note, Sample
 from preprocess.storage.parallel import in_order
@@ -43,8 +61,10 @@ class Form:
     dashed: list[str] = field(default_factory=list)  # tasks whose label "-" means no label
     dropped: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # rows whose only label is such a "-"
     over_text: list[str] = field(default_factory=list)  # tasks whose labels are spans over characters
+    over_tokens: list[str] = field(default_factory=list)  # tasks whose labels are spans over tokens
     from_tags: list[str] = field(default_factory=list)  # tasks whose tags become spans
     schemes: dict[str, Scheme] = field(default_factory=dict)  # {task: Scheme}
+    positions: dict[str, list[str]] = field(default_factory=dict)  # {task of lists of 0 and 1: names of the positions}
 
     def __call__(self, numbers: list[int], examples: list[Example]) -> list[Example]:
         """The examples as they are written, plus "_where". numbers: their row numbers in the spool"""
@@ -72,17 +92,24 @@ class Form:
             read_all_spans(examples, self.over_text)
             nested = [name for name in self.over_text if self.kinds[name] == "spans"]
             notes = tokenize_spans(examples, self.over_text, self.unit, nested)
+        for name in self.over_tokens:
+            if self.kinds[name] == "tagging":
+                notes.append(token_spans_to_tags(examples, name))
         kinds = self.kinds | dict.fromkeys(self.from_tags, "tagging")
         for example in examples:
             check_labels(example, kinds, self.separator)
         return notes
 
     def normalize(self, example: Example) -> None:
-        """Converts the part's name, extra columns to numbers, and empty cells to None if there are several tasks."""
+        """Converts the part's name, extra columns to numbers, lists of 0 and 1 to labels, and empty cells to None if
+        there are several tasks."""
         if "split" in example:
             example["split"] = PART_NAMES[str(example["split"]).lower()]
         if "extras" in example:
             require_extras(example, example["extras"], example["_where"])
+        for name, positions in self.positions.items():
+            if example.get(name) not in (None, ""):
+                example[name] = marked_names(example[name], positions, example["_where"])
         for name in self.names if len(self.names) > 1 else ():
             label = example.get(name)
             if type(label) is str and not label.strip() and self.chosen.get(name) != "multilabel":
@@ -124,21 +151,21 @@ class Survey(Facts):
         self.names_seen: set[tuple[str, ...]] = set()  # label names known in each block
 
 
-def decide_form(form: Form, spool: Spool, pieces: Iterable[Piece], first: Example) -> tuple[list[Note], np.ndarray]:
-    """Determines the kinds of a Form for the examples of a spool, which is filled while `pieces` is consumed.
+def decide_form(form: Form, spool: Spool, found: Survey, first: Example) -> tuple[list[Note], np.ndarray]:
+    """Determines the kinds of a Form for the examples of a spool.
 
     -> (notes on what the conversion changes; the parts of the rows that are not dropped, see Survey). A row may lack
     the labels of some tasks if it has those of another.
     """
-    found = survey_all(form, spool, pieces, first)
     values, parts = found.values, np.concatenate(found.parts)
     notes = list(drop_dashes(form, spool, found))
-    form.over_text = [n for n in form.names if form.chosen.get(n) in SPAN_KINDS and values[n].kind == "spans"]
+    over = [n for n in form.names if form.chosen.get(n) in SPAN_KINDS and values[n].kind == "spans"]
+    form.over_text, form.over_tokens = ([], over) if "tokens" in first else (over, [])
     overlaps: Counter[str] = Counter()
-    if form.over_text:
+    if over:
         for overlapping in in_order(partial(overlapping_tasks, form=form), spool.pieces()):
             overlaps.update(overlapping)
-        if form.unit == "auto":
+        if form.unit == "auto" and form.over_text:
             texts = (e["text"] for e in form.kept(spool.piece(0, min(len(spool), 2000 + len(form.dropped))))[:2000])
             form.unit = "character" if mostly_chinese(texts) else "word"
     for name in form.names:
@@ -146,12 +173,12 @@ def decide_form(form: Form, spool: Spool, pieces: Iterable[Piece], first: Exampl
     for name in form.names:
         if name not in form.chosen:
             notes += doubtful_numbers(form, spool, name, values[name])
-    form.from_tags = [name for name, kind in form.kinds.items() if kind == "spans" and name not in form.over_text]
+    form.from_tags = [name for name, kind in form.kinds.items() if kind == "spans" and name not in over]
     return notes, np.delete(parts, form.dropped) if len(parts) else parts
 
 
 def survey_all(form: Form, spool: Spool, pieces: Iterable[Piece], first: Example) -> Survey:
-    """Checks all rows, and sets the names of the form."""
+    """Checks all rows of a spool, which is filled while `pieces` is consumed, and sets the names of the form."""
     found = Survey()
     survey_block = partial(surveyed, form=form, first=first, shapes=spool.shapes)
     for of_block in in_order(survey_block, pieces):
@@ -192,11 +219,12 @@ def check_shape(example: Example, first: Example) -> None:
     where = example["_where"]
     if any((key in example) != (key in first) for key in TEXT_KEYS):
         has, wanted = (sorted(e.keys() & TEXT_KEYS) for e in (example, first))
-        raise UserError(f"{where}: has {' and '.join(has)}, but {first['_where']} has {' and '.join(wanted)}")
-    check_text(example)
+        other = same_file(where, first["_where"])
+        raise UserError(f"{where}: has {' and '.join(has)}, but {other} has {' and '.join(wanted)}")
+    check_text(example, advice="; --drop_empty drops such rows")
     check_characters(example)
     if "split" in example and str(example["split"]).lower() not in PART_NAMES:
-        raise UserError(f"{where}: split {example['split']!r} must be one of train, dev, test")
+        raise UserError(f"{where}: split {shown(example['split'])} must be one of train, dev, test")
     if ("split" in example) != ("split" in first):
         without = where if "split" in first else first["_where"]
         raise UserError(f"{without}: has no part (train, dev, test), but other rows have one")
@@ -225,7 +253,8 @@ def overlapping_tasks(piece: Piece, form: Form) -> dict[str, bool]:
     for example in examples:
         form.normalize(example)
     read_all_spans(examples, form.over_text)
-    return {name: any(without_overlaps(e.get(name) or ())[1] for e in examples) for name in form.over_text}
+    found = {name: any(without_overlaps(e.get(name) or ())[1] for e in examples) for name in form.over_text}
+    return found | {name: any(without_overlaps(token_spans(e, name))[1] for e in examples) for name in form.over_tokens}
 
 
 def kind_of_task(form: Form, name: str, values: Values, *, has_tokens: bool, overlaps: Counter[str]) -> str:
@@ -233,7 +262,7 @@ def kind_of_task(form: Form, name: str, values: Values, *, has_tokens: bool, ove
     chosen = form.chosen.get(name)
     if chosen not in SPAN_KINDS:
         return chosen
-    if name in form.over_text:
+    if name in (*form.over_text, *form.over_tokens):
         if chosen is None and overlaps[name]:
             print(f"the spans of {name!r} overlap: a spans task (--label_type {name}=tagging keeps the longer of two)")
             return "spans"
@@ -241,10 +270,11 @@ def kind_of_task(form: Form, name: str, values: Values, *, has_tokens: bool, ove
     if chosen == "spans":
         return chosen
     if values.kind == "list":
-        return "tagging" if has_tokens or name in TAG_NAMES else "multilabel"
+        return "tagging" if name in TAG_NAMES or (has_tokens and name not in SET_NAMES) else "multilabel"
     if chosen == "tagging" and values.kind != "spans" and values.first:
         where, label = values.first
-        raise UserError(f"{where}: --label_type {name}=tagging needs a tag for each token, but the label is {label!r}")
+        needs = f"--label_type {name}=tagging needs a tag for each token"
+        raise UserError(f"{where}: {needs}, but the label is {shown(label)}")
     return values.kind
 
 
@@ -264,7 +294,7 @@ def doubtful_numbers(form: Form, spool: Spool, name: str, values: Values) -> Ite
                 label = e.get(name)
                 is_missing = label is None or (name in form.dashed and label == "-")
                 if not is_missing and not is_number(str(label)):
-                    words.add(f"{e['_where']}: {label!r}")
+                    words.add(f"{e['_where']}: {shown(label)}")
         leave = "if the label is a score, correct these, or leave them empty (with several tasks)"
         advice = f"{leave}, and add --label_type {name}=regression"
         yield Note(f"{name}: nearly all labels are numbers, but not these", words, advice)
@@ -280,6 +310,13 @@ class Labelled(Facts):
         self.rows: dict[tuple[str, str], Sample] = defaultdict(Sample)  # of notes {(what, advice): rows}
         self.tags: dict[tuple[str, str], TagFacts] = defaultdict(TagFacts)  # {(task, file): its tags}
         self.presence: dict[str, list[np.ndarray]] = defaultdict(list)  # {task: whether each row has its label}
+
+    def tags_of_tasks(self, form: Form) -> dict[str, dict[str, TagFacts]]:
+        """{task: {file: its tags}}"""
+        of_task: dict[str, dict[str, TagFacts]] = {name: {} for name in tagged_tasks(form)}
+        for (name, file), facts in self.tags.items():
+            of_task[name][file] = facts
+        return of_task
 
 
 @dataclass
@@ -317,27 +354,43 @@ def group_of(example: Example) -> str:
 
 def label_all(
     spool: Spool, label_pass: LabelPass, add_strata: Callable[[list[Any] | None, list[str] | None], None]
-) -> tuple[list[Note], dict[str, np.ndarray]]:
-    """Runs a LabelPass over all blocks, and chooses the tag schemes of its form.
-
-    add_strata: is called with the strata and groups of each block. -> (notes, {task: (rows,) whether a row has its
-    label})
-    """
-    form, found = label_pass.form, Labelled()
+) -> Labelled:
+    """Runs a LabelPass over all blocks. add_strata: is called with the strata and groups of each block"""
+    found = Labelled()
     pieces = tqdm(spool.pieces(), desc="labels", total=-(-len(spool) // spool.step), leave=False, delay=2)
     for of_block, strata, groups in in_order(label_pass, pieces):
         found.merge(of_block)
         add_strata(strata, groups)
+    return found
+
+
+def choose_schemes(form: Form, spool: Spool, found: Labelled) -> list[Note]:
+    """Chooses the tag schemes of a form. -> notes"""
     notes = [Note(what, rows, advice) for (what, advice), rows in found.rows.items()]
-    for name in tagged_tasks(form):
-        files = {file: facts for (task, file), facts in found.tags.items() if task == name}
+    for name, files in found.tags_of_tasks(form).items():
         to_spans = name in form.from_tags
         wanted = "bio" if to_spans else form.tag_scheme
+        written = written_tags(name, files, wanted)
+        if written:
+            files = tags_as_read(form, spool, name, written)
         scheme, scheme_notes = choose_scheme(name, files, wanted, to_spans, partial(rows_with_tags, form, spool, name))
-        if scheme is not None:
-            form.schemes[name] = scheme
+        if scheme is not None or written:
+            form.schemes[name] = replace(scheme or Scheme({}, "", False), written=written)
         notes += scheme_notes
-    return notes, {name: np.concatenate(blocks) for name, blocks in found.presence.items()}
+    return notes
+
+
+def tags_as_read(form: Form, spool: Spool, name: str, written: Mapping[str, Mapping[str, str]]) -> dict[str, TagFacts]:
+    """{file: facts of the tags of a task, after those that `written` has were replaced}"""
+    files: dict[str, TagFacts] = defaultdict(TagFacts)
+    for piece in spool.pieces():
+        examples = form.kept(piece)
+        form.label(examples)
+        for e in examples:
+            if e[name] is not None:
+                same = written.get(file := file_of(e["_where"]))
+                files[file].add([same[tag] for tag in e[name]] if same else e[name])
+    return files
 
 
 def rows_with_tags(form: Form, spool: Spool, name: str, tags: Collection[str]) -> Sample:

@@ -6,28 +6,27 @@ tokens, so their task is tagging too, unless some spans overlap.
 Edit here to add a kind of task.
 """
 
-import ast
 import math
 import re
-from contextlib import suppress
 from typing import Any
 
 from engine.errors import UserError
 from engine.task.extras import MOST_NUMBER
-from preprocess.example import Example
+from preprocess.example import Example, shown
+from preprocess.labels.literals import literal
 
 # Each kind of task, and the kind whose label format it uses: KINDS["ordinal"] = "classification" adds a custom kind
 KINDS = {kind: kind for kind in ("classification", "multilabel", "regression", "tagging", "spans")}
 TAG_NAMES = ("slots", "tags", "ner", "ner_tags")  # labels with these names are tags, never sets of labels
+SET_NAMES = ("intent", "intents")  # lists with these names are sets of labels, also next to tokens
 MOST_LABELS = 100_000  # per task
 NO_LABEL = ("", "nan", "null", "na", "n/a", "#n/a")  # what --drop_unlabelled treats as no label
 
 
 def as_list(cell: str, separator: str) -> list[Any]:
     """The labels in a cell: a JSON or Python list, or a string split at the separator."""
-    if cell.strip().startswith("[") and cell.strip().endswith("]"):
-        with suppress(ValueError, SyntaxError):
-            return list(ast.literal_eval(cell.strip()))
+    if cell.strip().startswith("[") and isinstance(found := literal(cell), list):
+        return found
     return [part for part in cell.split(separator) if part.strip()]
 
 
@@ -62,7 +61,9 @@ def check_tags(label: Any, name: str, where: str, tokens: list[str] | None) -> l
     if tokens is None:
         raise UserError(f"{where}: {name!r} is a list of tags, which needs a list of `tokens`")
     if not isinstance(label, list) or "" in label or {*map(type, label)} - {str}:
-        raise UserError(f"{where}: {name!r} must be a list of tags, non-empty strings")
+        numbers = isinstance(label, list) and int in {*map(type, label)}
+        advice = "; replace numbers by the names of the tags" if numbers else ""
+        raise UserError(f"{where}: {name!r} must be a list of tags, non-empty strings{advice}")
     if len(label) != len(tokens):
         raise UserError(f"{where}: {len(tokens)} tokens, but {len(label)} tags in {name!r}")
     return label
@@ -73,9 +74,9 @@ def check_spans(label: Any, name: str, where: str, tokens: list[str] | None) -> 
         raise UserError(f"{where}: {name!r} has spans of tokens, which need a list of `tokens`")
     for span in label if isinstance(label, list) else [label]:
         if not (isinstance(span, list | tuple) and len(span) == 3 and isinstance(span[2], str) and span[2]):
-            raise UserError(f"{where}: {name!r} must be a list of [first token, last token, type], found {span!r}")
+            raise UserError(f"{where}: {name!r} must be a list of [first token, last token, type], found {shown(span)}")
         if not (type(span[0]) is int and type(span[1]) is int and 0 <= span[0] <= span[1] < len(tokens)):
-            raise UserError(f"{where}: the span {span!r} of {name!r} lies outside the {len(tokens)} tokens")
+            raise UserError(f"{where}: the span {shown(span)} of {name!r} lies outside the {len(tokens)} tokens")
     return [list(span) for span in sorted({tuple(span) for span in label})]
 
 
@@ -84,15 +85,11 @@ def check_number(label: Any, name: str, where: str) -> float:
         advice = f"--label_type {name}=classification reads it as a class name"
         if isinstance(label, str) and label.strip().lower() in NO_LABEL:
             advice = "--drop_unlabelled drops such rows"
-        raise UserError(f"{where}: the label {name}={label!r} is not a number; {advice}")
+        raise UserError(f"{where}: the label {name}={shown(label)} is not a number; {advice}")
     number = math.inf if isinstance(label, int) and abs(label) > MOST_NUMBER else float(label)
     if not abs(number) <= MOST_NUMBER:
-        shown = repr(label)
-        if len(shown) > 60:  # an integer may have hundreds of digits
-            shown = f"{shown[:60]}… ({len(shown)} characters)"
-        raise UserError(
-            f"{where}: the label {name}={shown} is not a finite number up to {MOST_NUMBER:g}; scale the column"
-        )
+        limit = f"a finite number up to {MOST_NUMBER:g}"
+        raise UserError(f"{where}: the label {name}={shown(label)} is not {limit}; scale the column")
     return number
 
 
@@ -103,7 +100,7 @@ def check_class(label: Any, name: str, where: str) -> str:
         label = int(label)  # pandas stores integers as floats if some are missing
     label = str(label) if isinstance(label, int | float) else label
     if not isinstance(label, str):
-        raise UserError(f"{where}: the label {name}={label!r} is not a string")
+        raise UserError(f"{where}: the label {name}={shown(label)} is not a string")
     if not label.strip():
         raise UserError(f"{where}: the label {name!r} is empty; --drop_unlabelled drops such rows")
     return label.strip()
@@ -113,8 +110,8 @@ def check_label_names(name: str, labels: list[str]) -> None:
     """Raises UserError for more than MOST_LABELS labels (the column is probably an id or a text), and if yes and no are
     written in two ways, such as 1 and true in JSON (the task would have four labels)."""
     if len(labels) > MOST_LABELS:
-        shown = f"such as {labels[0]!r} and {labels[-1]!r}"
-        many = f"the task {name!r} has {len(labels):,} labels in train ({shown}), more than {MOST_LABELS:,}"
+        such = f"such as {shown(labels[0])} and {shown(labels[-1])}"
+        many = f"the task {name!r} has {len(labels):,} labels in train ({such}), more than {MOST_LABELS:,}"
         raise UserError(f"{many}: name the label column with --label_column")
     written = {label.lower() for label in labels}
     if written <= {"true", "false", "1", "0"} and written & {"true", "false"} and written & {"1", "0"}:

@@ -5,11 +5,12 @@ Edit here to read another tag scheme.
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from engine.errors import UserError
 from engine.task.tags import TagFacts
+from preprocess.example import cut
 from preprocess.storage.facts import Note, Sample
 
 
@@ -26,17 +27,79 @@ def without_last_word(head: str) -> str:
 
 @dataclass(frozen=True)
 class Scheme:
-    """Converts the tags of a task to another scheme. sources: {file: its scheme}; runs: the tags have no B- and I-."""
+    """Converts the tags of a task to another scheme.
+
+    sources: {file: its scheme}; runs: the tags have no B- and I-; written: {file: {tag: as B-X or O}}, see `read_tags`
+    """
 
     sources: Mapping[str, str | None]
     target: str
     runs: bool
+    written: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def convert(self, tags: Sequence[str], where: str) -> Sequence[str]:
+        file = file_of(where)
+        if same := self.written.get(file):
+            tags = [same[tag] for tag in tags]
         if self.runs:
             tags = runs_to_bio(tags)
-        source = self.sources.get(file_of(where))
+        source = self.sources.get(file)
         return convert_tags(tags, source, self.target) if source and source != self.target else tags
+
+
+SEPARATORS = "-_:/.|–—−"
+# How the tags of entities are written: as B-X, as b_X, as X-B, …; the first that fits all tags of a file is meant
+WRITTEN = [(f"B{sign}X", re.compile(rf"([BIESMLU]){re.escape(sign)}(.+)", re.I | re.S)) for sign in SEPARATORS]
+WRITTEN += [(f"X{sign}B", re.compile(rf"(.+){re.escape(sign)}([BIESMLU])", re.I | re.S)) for sign in SEPARATORS]
+PREFIXED = re.compile(r"[BI][-_].+|.+[-_][BI]|[bi]-.+", re.S)
+ONLY_TYPE = "entity"  # of the tags B, I and O without types
+
+
+def read_tags(tags: Collection[str]) -> tuple[dict[str, str], str] | None:
+    """({tag: as B-X or O}, how the tags of a file are written); None if some look like B-X or X-B, but not all.
+
+    The dict is empty if nothing changes. Tags that mark no entities, such as parts of speech, only lose blanks.
+    """
+    bare = {tag: tag.strip() for tag in tags}
+    outside = {tag for tag in bare.values() if tag in ("O", "o")}
+    marked = {*bare.values()} - outside
+    written, how = bare, ""
+    if marked and len(outside) < 2:
+        for how_written, pattern in WRITTEN:
+            if same := as_prefixes(marked, pattern, how_written, bool(outside)):
+                written, how = {tag: same.get(name, "O") for tag, name in bare.items()}, how_written
+                break
+        else:
+            if outside and marked & {*"BIbi"} and {tag.upper() for tag in marked} <= {*"BIESMLU"}:
+                same = {tag: "O" if tag in outside else f"{tag.upper()}-{ONLY_TYPE}" for tag in bare.values()}
+                written, how = {tag: same[name] for tag, name in bare.items()}, "B"
+    if not how and any(map(PREFIXED.fullmatch, marked)) and (outside or has_both_letters(marked)):
+        return None
+    changed = any(tag != name for tag, name in written.items())
+    how = how if any(bare[tag] != name for tag, name in written.items()) else "B-X with blanks"
+    return (written, how) if changed else ({}, "")
+
+
+def as_prefixes(tags: Collection[str], pattern: re.Pattern[str], how: str, outside: bool) -> dict[str, str]:
+    """{tag: as B-X} if all tags fit the pattern and mark entities, otherwise {}. outside: whether others are O"""
+    matches = {tag: pattern.fullmatch(tag) for tag in tags}
+    if not all(matches.values()):
+        return {}
+    parts = {tag: match.groups()[:: 1 if how[0] == "B" else -1] for tag, match in matches.items() if match}
+    letters = "".join(letter for letter, _ in parts.values())
+    if not (letters.isupper() or letters.islower()):
+        return {}
+    several = len({*parts.values()}) > len({kind for _, kind in parts.values()})  # a type with two letters
+    usual = how == "B-X" and letters.isupper()
+    enough = several or (outside and how[0] == "B" and len(parts) > 1 and {*letters.upper()} <= {*"BISU"})
+    return {tag: f"{letter.upper()}-{kind}" for tag, (letter, kind) in parts.items()} if usual or enough else {}
+
+
+def has_both_letters(tags: Collection[str]) -> bool:
+    """Whether a type has both B and I."""
+    return any(f"I{tag[1:]}" in tags for tag in tags if tag[:1] == "B") or any(
+        f"{tag[:-1]}I" in tags for tag in tags if tag[-1:] == "B"
+    )
 
 
 def runs_to_bio(tags: Sequence[str]) -> list[str]:
@@ -61,6 +124,24 @@ def convert_tags(tags: Sequence[str], source: str, target: str) -> list[str]:
     return tags
 
 
+def written_tags(name: str, files: Mapping[str, TagFacts], wanted: str) -> dict[str, dict[str, str]]:
+    """{file: {tag: as B-X or O}} of the files whose tags are written in another way, which is printed."""
+    result = {}
+    for file, facts in files.items():
+        if wanted == "keep":
+            same, how = {tag: tag.strip() for tag in facts.tags}, ""
+            same = same if any(tag != bare for tag, bare in same.items()) else {}
+        else:
+            same, how = read_tags(facts.tags) or ({}, "")
+        if same:
+            result[file] = same
+            example = next(f"{tag!r} is read as {bare!r}" for tag, bare in sorted(same.items()) if tag != bare)
+            kinds = f"; they name no type, which is called {ONLY_TYPE!r}" if how == "B" else ""
+            kept = "" if wanted == "keep" else " (--tag_scheme keep keeps them)"
+            print(f"{file}: the tags of {name!r} are not written as B-X: {cut(example, 200)}{kept}{kinds}")
+    return result
+
+
 def choose_scheme(
     name: str,
     files: Mapping[str, TagFacts],
@@ -78,7 +159,7 @@ def choose_scheme(
     strange = {tag for tag in tags if tag != "O" and not re.match(r"[BIESMLU]-.", tag)}
     runs, notes = False, []
     if wanted != "keep" and "O" in tags and len(tags) > 1 and not any(sources.values()):
-        if len(strange) < len(tags) / 2:
+        if len(strange) < len(tags) / 2 or any(map(PREFIXED.fullmatch, tags)):
             advice = "entities cannot be recognised until they are corrected"
             notes = [Note(f"{name}: some tags do not follow the tag scheme", find_rows(strange), advice)]
         else:

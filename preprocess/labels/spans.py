@@ -11,7 +11,8 @@ import regex
 
 from engine.errors import UserError
 from engine.task.text import HAN, split_text
-from preprocess.example import Example
+from preprocess.example import Example, shown
+from preprocess.labels.kinds import check_label
 from preprocess.storage.facts import Note
 
 Span = tuple[int, int, str]  # start and end in characters, end exclusive; label
@@ -47,20 +48,29 @@ def read_spans(value: Any, text: str, where: str) -> list[Span]:
     ends.
     """
     spans = []
-    fields = fields_of_dict(value, where) if isinstance(value, dict) else map(fields_of, value)
+    fields = fields_of_dict(value, where) if isinstance(value, dict) else (fields_of(item, text) for item in value)
     for start, end, label, surface in fields:
         if type(start) is not int or type(end) is not int or not isinstance(label, str) or not label:
-            raise UserError(f"{where}: a span needs a start, an end and a label, found {start!r}, {end!r}, {label!r}")
+            given = ", ".join(map(shown, (start, end, label)))
+            raise UserError(f"{where}: a span needs a start, an end and a label, found {given}")
         if surface and text[start:end] != surface and text[start : end + 1] == surface:
             end += 1  # the data counts its ends as inclusive
+        if surface and text[start:end] != surface and in_utf16(text, start, end) == surface:
+            advice = "which is there in UTF-16 units, of which an emoji has two: add --offsets utf16"
+            raise UserError(f"{where}: the span {start} to {end} gives {shown(surface)}, {advice}")
         if not 0 <= start < end <= len(text):
             outside = f"lies outside the text, which has {len(text)} characters"
-            raise UserError(f"{where}: the span {start} to {end} of {label!r} {outside}")
+            raise UserError(f"{where}: the span {start} to {end} of {shown(label)} {outside}")
         if surface and text[start:end] != surface:
-            called = f"is {text[start:end]!r}, but the data gives {surface!r}"
-            raise UserError(f"{where}: the span {start} to {end} {called}")
+            called = f"is {shown(text[start:end])}, but the data gives {shown(surface)}"
+            raise UserError(f"{where}: the span {start} to {end} {called}; correct one of them")
         spans.append((start, end, label))
     return sorted(set(spans))
+
+
+def in_utf16(text: str, start: int, end: int) -> str:
+    """What is between two places in a text that are counted in UTF-16 units, as JavaScript and Java do."""
+    return text.encode("utf-16-le", "surrogatepass")[2 * start : 2 * end].decode("utf-16-le", "replace")
 
 
 def fields_of_dict(value: dict, where: str) -> Iterator[tuple[Any, Any, Any, Any]]:
@@ -74,13 +84,18 @@ def fields_of_dict(value: dict, where: str) -> Iterator[tuple[Any, Any, Any, Any
                 yield start, last + 1 if isinstance(last, int) else last, label, surface
 
 
-def fields_of(item: Any) -> tuple[Any, Any, Any, Any]:
-    """(start, end, label, surface) of one span; None for what is missing."""
+def fields_of(item: Any, text: str = "") -> tuple[Any, Any, Any, Any]:
+    """(start, end, label, surface) of one span; None for what is missing. text: in which `entity`, the only name that
+    may be either, is not the surface, and so the label"""
     if not isinstance(item, dict):
         return (*item, None) if isinstance(item, list) and len(item) == 3 else (item, None, None, None)
     start, end, label, surface = (next((item[key] for key in keys if key in item), None) for keys in SPAN_KEYS)
     if isinstance(label, list) and len(label) == 1:
         (label,) = label
+    is_named = label is None and "entity" in item and type(start) is int and type(end) is int
+    if is_named and item["entity"] not in (text[start:end], text[start : end + 1]):
+        label = item["entity"]
+        surface = next((item[key] for key in SPAN_KEYS[3] if key in item and key != "entity"), None)
     return start, end, label, surface
 
 
@@ -128,6 +143,25 @@ def tokenize_spans(examples: list[Example], names: list[str], unit: str, nested:
         Note(f"{name}: spans begin or end inside a word", inside, "the words were split there; try --unit character"),
         Note(f"{name}: spans contain only whitespace", blank, "they were dropped; correct the data"),
     ]
+
+
+def token_spans(example: Example, name: str) -> list[Span]:
+    """The spans of tokens of an example, with exclusive ends; each is stored as [first token, last token, label]."""
+    found = check_label(example, name, "spans") if example.get(name) is not None else None
+    return [(first, last + 1, label) for first, last, label in found or ()]
+
+
+def token_spans_to_tags(examples: list[Example], name: str) -> Note:
+    """Converts spans of tokens to tags. -> a note on the spans that were dropped"""
+    overlapping = []
+    for example in examples:
+        if example.get(name) is not None:
+            tokens = example["tokens"]
+            kept, dropped = without_overlaps(token_spans(example, name))
+            example[name] = spans_to_tags(kept, [(token, place, place + 1) for place, token in enumerate(tokens)])
+            overlapping += [f"{example['_where']}: {' '.join(tokens[a:b])!r} ({label})" for a, b, label in dropped]
+    advice = f"the longer of each pair was kept; --label_type {name}=spans keeps both"
+    return Note(f"{name}: spans overlap", overlapping, advice)
 
 
 def split_at_borders(pieces: Iterable[Piece], borders: Collection[int]) -> list[Piece]:

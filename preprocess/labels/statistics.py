@@ -14,7 +14,7 @@ import numpy as np
 from engine.errors import UserError
 from engine.task.extras import column_statistics
 from engine.task.task import Task, needs_words, require_distinct, tasks_of
-from preprocess.example import Example, length_of
+from preprocess.example import Example, cut, length_of, shown
 from preprocess.labels.kinds import KINDS, check_label_names
 from preprocess.storage.facts import Column, Facts, FirstRows, Series
 from preprocess.storage.spool import blocks_of
@@ -104,8 +104,9 @@ def label_info(
         counts = found.counts[name, "train"]
         names = sorted(counts, key=lambda label: (label != "O", label))
         check_label_names(name, names)
-        if kind == "classification" and len(names) < 2:
-            raise UserError(f"the task {name!r} has the single label {names[0]!r} in train: there is nothing to learn")
+        if names and len(names) < 2 and kind in ("classification", "tagging"):
+            single = f"has the single label {shown(names[0])} in train"
+            raise UserError(f"the task {name!r} {single}: there is nothing to learn")
         if not names:
             raise UserError(f"the task {name!r} has no label in train: all label lists are empty")
         info[name] = {"type": kind, "labels": names, "counts": [counts[label] for label in names]}
@@ -155,7 +156,7 @@ def print_summary(parts: Mapping[str, Sequence[Example]], tasks: Mapping[str, Ta
             print(f"task {name}: regression, mean {task.mean:.4g}, standard deviation {task.std:.4g}")
             continue
         per_label = Counter(dict(zip(task.labels, task.counts or ())))
-        common = ", ".join(f"{label} {count / per_label.total():.0%}" for label, count in per_label.most_common(3))
+        common = ", ".join(f"{cut(label)} {count / per_label.total():.0%}" for label, count in per_label.most_common(3))
         print(f"task {name}: {task.type}, {len(per_label)} labels ({common}{', …' if len(per_label) > 3 else ''})")
         if task.kind == "multilabel":
             none = {part: found.empty[name][part] for part in parts}

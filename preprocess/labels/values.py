@@ -26,6 +26,7 @@ class Values:
     any_sign: bool = False  # a string without letters and digits
     all_numbers: bool = True  # int or float
     all_numeric: bool = True  # strings that are written as numbers
+    broken: str | None = None  # a string with a line break or tab inside
     words: set[str] = field(default_factory=set)  # the first strings
     numbers: set[float] = field(default_factory=set)  # the first distinct values
     first: tuple[str, Any] | None = None  # (where, label)
@@ -52,6 +53,8 @@ class Values:
             self.all_numeric = False
         if len(self.words) < 2:
             self.words.add(value)
+        if not value.isprintable() and re.search(r"[\t\n\r]", value.strip()):
+            self.broken = self.broken or value
         self.any_sign = self.any_sign or not re.search(r"\w", value)
 
     def add_other(self, value: Any) -> None:
@@ -72,7 +75,7 @@ class Values:
     def merge(self, other: "Values") -> None:
         self.words |= other.words if len(self.words) < 2 else set()
         self.numbers |= other.numbers if len(self.numbers) <= 10 else set()
-        self.first = self.first or other.first
+        self.first, self.broken = self.first or other.first, self.broken or other.broken
         for name in ("count", "decimals", "dashes"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("any_spans", "any_list", "any_float", "any_sign"):

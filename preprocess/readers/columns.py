@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.errors import UserError
-from preprocess.example import RESERVED, Example
+from preprocess.example import PART_NAMES, RESERVED, Example
+from preprocess.readers.inline import inline_syntax, without_marks
 from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.raw_files import abbreviate
 
@@ -23,6 +24,9 @@ NUMBER_NAMES = "score rating stars similarity".split()  # labels if none of the 
 # If none of those is present either, the first of these that is
 OTHER_LABEL_NAMES = "sentiment emotion topic polarity 情感 情感标签 情感倾向 情感极性 情绪 分类 类型 意图 实体".split()
 OTHER_LABEL_NAMES += "评分 星级 得分 打分 分数 相似度".split()
+PART_COLUMNS = (
+    "split partition set subset dataset part data_split 划分 数据集".split()
+)  # if their values are names of parts
 # Unsupported tasks, and the sets of keys that identify their data
 OTHER_TASKS: dict[str, list[set[str]]] = {
     "questions with answers in a text (as in SQuAD)": [{"paragraphs"}, {"qas"}, {"question", "context", "answers"}],
@@ -32,10 +36,40 @@ OTHER_TASKS: dict[str, list[set[str]]] = {
         {"subj", "obj", "relation"},
         {"subj_start", "obj_start", "relation"},
         {"relationMentions"},
+        {"sentText", "relationMentions"},
+        {"vertexSet"},
+    ],
+    "events with triggers and arguments": [
+        {"event_list"},
+        {"events"},
+        {"event_mentions"},
+        {"golden-event-mentions"},
+        {"event_type", "trigger"},
     ],
     "triples of subject, predicate and object": [{"spo_list"}, {"triples"}, {"triple_list"}],
+    "texts and their summaries or translations": [
+        {"article", "highlights"},
+        {"document", "summary"},
+        {"text", "summary"},
+        {"translation"},
+    ],
+}
+# What would help to use some of a task's data, other than a column with one label per text
+HELP = {
+    "events with triggers and arguments": "triggers can be read as spans: "
+    'convert each to {"start": …, "end": …, "label": its type} in a list under `entities`',
+    "questions with answers in a text (as in SQuAD)": "answers can be read as spans of a text: "
+    'convert each to {"start": …, "end": …, "label": "answer"} in a list under `entities`',
 }
 YES = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+
+
+class NoLabels(UserError):
+    """A file has no label column. names: of its columns"""
+
+    def __init__(self, message: str, names: Iterable[str]) -> None:
+        super().__init__(message)
+        self.names = {*names}
 
 
 class Columns(NamedTuple):
@@ -47,6 +81,8 @@ class Columns(NamedTuple):
     extras: list[str]
     kept: list[str]
     group: str | None = None
+    part: str | None = "split"  # names the part of a row
+    inline: str | None = None  # how entities are marked in the text, see INLINE
 
     def parts_of(self, values: Mapping[str, Any], where: str) -> Example:
         """What an example has in addition to its texts: group, extra columns, columns kept for the report, labels."""
@@ -55,6 +91,8 @@ class Columns(NamedTuple):
             parts["extras"] = {name: values.get(name) for name in self.extras}
         if self.kept:
             parts["kept"] = {name: values.get(name) for name in self.kept}
+        if self.inline:
+            parts["text"], parts["slots"] = without_marks(str(values.get(self.text) or ""), self.inline, where)
         for task, source in self.labels.items():
             parts[task] = values.get(source) if isinstance(source, str) else names_marked(source, values, where)
         return parts
@@ -75,11 +113,15 @@ class Head:
         if absent := [name for name in wanted if name not in self.names]:
             headless = "if row 1 is not a header, add --no_header: columns are then numbered; "
             advice = headless if absent[0].isdigit() and self.names[0] != "0" else ""
-            raise UserError(f"{self.path}: no column {absent[0]!r} (--{flag}); {advice}{self.listed}")
+            raise self.lacks(flag, f"no column {absent[0]!r} (--{flag}); {advice}{self.listed}")
         columns = wanted or [name for name in usual if name in self.names] or alike(usual, self.names)
         if needed and not columns:
-            raise UserError(f"{self.path}: cannot find the column; add --{flag}; {self.listed}")
+            raise self.lacks(flag, f"cannot find the column; add --{flag}; {self.listed}")
         return columns
+
+    def lacks(self, flag: str, reason: str) -> UserError:
+        message = f"{self.path}: {reason}"
+        return NoLabels(message, self.names) if flag == "label_column" else UserError(message)
 
     def columns_of_marks(self) -> list[str]:
         """The columns that contain only 0 and 1 in the first rows."""
@@ -97,6 +139,7 @@ def refuse_other_tasks(head: Head, options: ReadOptions) -> None:
         if any(keys <= names for keys in identifying):
             kinds = "classification, multilabel, regression, tagging and spans"
             advice = "a column with one label per text can be read with --label_column NAME"
+            advice += f"; {HELP[what]}" if what in HELP else ""
             raise UserError(f"{head.path}: contains {what}, but the supported tasks are {kinds}; {advice}")
 
 
@@ -106,12 +149,15 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
     known: columns that are certain to be labels, by the file's format.
     """
     path, names, listed = head.path, head.names, head.listed
-    refuse_other_tasks(head, options)
+    if not known:
+        refuse_other_tasks(head, options)
     text = head.pick("text_column", [options.text_column], ["tokens", *TEXT_NAMES])[0]
     pair = first_or_none(head.pick("text_pair_column", [options.text_pair_column], PAIR_NAMES, needed=False))
     if not options.labelled:  # the model knows its extra columns
         return Columns(text, pair, {}, [name for name in names if name not in (text, pair, "id", "split")], [])
-    labels = find_labels(head, options, known, {text, pair})
+    part = find_part(head, options)
+    inline = find_inline(head, options, text, known)
+    labels = find_labels(head, options, known, {text, pair, part}, needed=not inline)
     used = [name for source in labels.values() for name in ([source] if isinstance(source, str) else source)]
     if text in used or pair in used:
         raise UserError(f"{path}: --label_column names a text column; {listed}")
@@ -123,25 +169,56 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
     kept = head.pick("keep_columns", split_names(options.keep_columns), needed=False)
     if both := sorted({*extras} & {text, pair, *used}):
         raise UserError(f"{path}: --extra_columns names {both[0]!r}, which is the text or a label; {listed}")
-    taken = {text, pair, *used, *extras, *kept, group, "id", "split"}
+    taken = {text, pair, *used, *extras, *kept, group, part, "id"}
     unused = [name for name in names if name not in taken]
     shown = f", second text from {pair!r}" if pair else ""
     shown += f", extra inputs from {', '.join(map(repr, extras))}" if extras else ""
+    shown += f", parts from {part!r}" if part else ""
+    shown += f", entities marked as {inline} (--shape none keeps the marks)" if inline else ""
     shown += f", kept for the report: {', '.join(map(repr, kept))}" if kept else ""
     left_out = f"; not used: {abbreviate(unused)}" if unused else ""
+    options.understood.columns.update(names)
+    options.understood.add_columns(text=repr(text), pair=pair, labels=abbreviate(map(repr, used)))
     print(f"{path}: text from {text!r}{shown}, labels from {abbreviate(map(repr, used))}{left_out}")
-    return Columns(text, pair, labels, extras, kept, group)
+    return Columns(text, pair, labels, extras, kept, group, part, inline)
+
+
+def find_part(head: Head, options: ReadOptions) -> str | None:
+    """The column that names the part of each row: --split_column, `split`, or a usual name whose values are parts."""
+    if options.split_column:
+        return head.pick("split_column", [options.split_column])[0]
+    if "split" in head.names:
+        return "split"
+    for name in alike(PART_COLUMNS, head.names):
+        position = head.names.index(name)
+        values = {str(row[position]).strip().lower() for row in head.rows if position < len(row)}
+        if values and values <= PART_NAMES.keys() and name not in split_names(options.label_column):
+            return name
+    return None
+
+
+def find_inline(head: Head, options: ReadOptions, text: str, known: Sequence[str]) -> str | None:
+    """How entities are marked in the texts, which become the task `slots`; None if they are not."""
+    wanted = split_names(options.label_column)
+    if options.shape == "none" or known or "slots" in head.names or (wanted and "slots" not in wanted):
+        return None
+    position = head.names.index(text)
+    texts = [row[position] for row in head.rows if position < len(row)]
+    return inline_syntax(texts) if texts and all(isinstance(each, str) for each in texts) else None
 
 
 def find_labels(
-    head: Head, options: ReadOptions, known: Sequence[str], texts: set[str | None]
+    head: Head, options: ReadOptions, known: Sequence[str], texts: set[str | None], needed: bool = True
 ) -> dict[str, str | list[str]]:
-    """{task: its column, or columns of 0 and 1}: those of --label_column, otherwise those with usual names."""
+    """{task: its column, or columns of 0 and 1}: those of --label_column, otherwise those with usual names.
+
+    needed: whether there must be one; if not, `slots` comes from the texts.
+    """
     names = [name for name in head.names if name not in texts]
-    wanted = split_names(options.label_column)
+    wanted = [name for name in split_names(options.label_column) if needed or name != "slots"]
     usual = [name for name in known or LABEL_NAMES if name in names] or [name for name in NUMBER_NAMES if name in names]
     usual = usual or alike(OTHER_LABEL_NAMES, names)[:1] or alike([*LABEL_NAMES, *NUMBER_NAMES], names)[:1]
-    if not wanted and not usual and len(binary := head.columns_of_marks()) > 1:
+    if needed and not wanted and not usual and len(binary := head.columns_of_marks()) > 1:
         advice = f"--label_column labels={'+'.join(binary)} combines them into one multilabel task"
         found = f"no column has a usual label name, but {len(binary)} contain only 0 and 1"
         raise UserError(f"{head.path}: {found}; {advice}")
@@ -152,7 +229,7 @@ def find_labels(
             labels[task.strip()] = head.pick("label_column", [column.strip() for column in columns.split("+")])
         else:
             labels[name] = head.pick("label_column", [name])[0]
-    return labels or {name: name for name in head.pick("label_column", [], usual)}
+    return labels or {name: name for name in head.pick("label_column", [], usual, needed)}
 
 
 def first_or_none(names: list[str]) -> str | None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from preprocess.example import Example
+from preprocess.example import Example, shown
 from preprocess.readers.options import ReadOptions
-from preprocess.readers.raw_files import MAX_CHARACTERS, abbreviate, read_rows, read_whole
+from preprocess.readers.raw_files import MAX_CHARACTERS, abbreviate, encoding_of_all, is_utf8, read_rows, read_whole
 
 UNLABELLED = ("unsup", "unlabeled", "unlabelled")  # folders whose texts have no class
 TEXT_BOUND = re.compile(r"(\S+) (\d+ \d+(?:;\d+ \d+)*)")
@@ -45,13 +45,13 @@ def read_classes(path: Path, options: ReadOptions) -> Iterator[Example]:
     classes = [folder for folder in folders if folder.name not in unlabelled]
     left_out = f"; skipped, as their texts have no class: {abbreviate(unlabelled)}" if unlabelled else ""
     print(f"{path}: one class for each of the {len(classes)} folders ({abbreviate(f.name for f in classes)}){left_out}")
-    reported = options.encoding != "auto"
+    shared = ""  # the encoding of the texts that are not UTF-8: one text may be too short to show it
     for folder in classes:
         for file in text_files(folder):
-            text, encoding = read_whole(file, options.encoding)
-            if encoding == "gb18030" and not reported:
-                print(f"{file}: not UTF-8; read as GB18030, as other files here may be (--encoding overrides)")
-                reported = True
+            encoding = options.encoding
+            if encoding == "auto" and not is_utf8(file):
+                encoding = shared = shared or encoding_of_all([f for folder in classes for f in text_files(folder)])
+            text, _ = read_whole(file, encoding)
             text = text.removeprefix("\ufeff").replace("\r\n", "\n").strip("\n")
             yield {"_where": f"{file}", "id": f"{folder.name}/{file.stem}", "text": text, "label": folder.name}
 
@@ -73,7 +73,7 @@ def read_brat(path: Path, options: ReadOptions) -> Iterator[Example]:
                 if not row.startswith("T"):
                     unread[row[:1]] += bool(row.strip())
                 elif (span := text_bound(row, text, where)) is None:
-                    discontinuous.append(where)
+                    discontinuous.append(f"{annotated.name}, row {number}")
                 else:
                     spans.append(span)
         yield {"_where": f"{file}", "id": file.stem, "text": text, "entities": spans}
@@ -97,5 +97,5 @@ def text_bound(row: str, text: str, where: str) -> list[Any] | None:
         raise UserError(f"{where}: {start} to {end} lies outside the text, which has {len(text)} characters")
     surface = cells[2] if len(cells) > 2 else ""
     if surface and surface.split() != text[start:end].split():
-        raise UserError(f"{where}: {start} to {end} is {text[start:end]!r}, but the data gives {surface!r}")
+        raise UserError(f"{where}: {start} to {end} is {shown(text[start:end])}, but the data gives {shown(surface)}")
     return [start, end, match[1]]

@@ -11,13 +11,27 @@ from pathlib import Path
 
 from engine.errors import UserError
 from preprocess.example import Example
+from preprocess.readers.beside import class_files, classes_of, label_file_of, read_beside, read_class_files
 from preprocess.readers.columns import LABEL_NAMES, NUMBER_NAMES, OTHER_LABEL_NAMES, TEXT_NAMES, alike
 from preprocess.readers.folders import class_folders, is_brat, read_brat, read_classes
+from preprocess.readers.inline import is_rasa, read_rasa
 from preprocess.readers.objects import read_dataset, read_json, read_jsonl, read_parquet
 from preprocess.readers.options import Reader, ReadOptions
 from preprocess.readers.raw_files import encoding_of, open_bytes, read_rows
 from preprocess.readers.tables import read_csv, read_tsv, read_xlsx
-from preprocess.readers.tagged import WORD_TAG, read_conll, read_conllu, read_seq, read_word_tags
+from preprocess.readers.tagged import (
+    BREAKS,
+    GLOBAL_COLUMNS,
+    WORD_TAG,
+    read_conll,
+    read_conllu,
+    read_sentence_rows,
+    read_seq,
+    read_word_tags,
+    row_form,
+    split_row,
+)
+from preprocess.readers.token_rows import TAG_NAMES, TOKEN_NAMES, are_bare_tags, pattern_of, plain_name
 
 FASTTEXT = "__label__"
 USUAL_LABELS = [*LABEL_NAMES, *NUMBER_NAMES, *OTHER_LABEL_NAMES]
@@ -67,11 +81,15 @@ READERS: dict[str, Reader] = {
     "conll": read_conll,
     "conllu": read_conllu,
     "word_tags": read_word_tags,
+    "sentence_rows": read_sentence_rows,
     "fasttext": read_fasttext,
     "seq": read_seq,
     "classes": read_classes,
+    "class_files": read_class_files,
+    "beside": read_beside,
     "brat": read_brat,
     "hf": read_dataset,
+    "rasa": read_rasa,
 }
 
 
@@ -87,41 +105,84 @@ def find_format(path: Path, options: ReadOptions) -> str:
     if path.is_dir():
         if (path / "seq.in").exists():
             return "seq"
-        return "brat" if is_brat(path) else "classes" if len(class_folders(path)) > 1 else "hf"
+        if is_brat(path) or len(class_folders(path)) > 1:
+            return "brat" if is_brat(path) else "classes"
+        return "class_files" if classes_of(class_files(path)) else "hf"
     suffix = suffix_of(path)
     if options.delimiter and suffix not in SUFFIXES:
         return "csv"
-    if suffix in CONLL_SUFFIXES:
-        return "conll"
     if suffix == ".xls":
         raise UserError(f"{path}: the old format of Excel; save it as .xlsx or CSV")
     if suffix in SUFFIXES and suffix != ".tsv":
         return SUFFIXES[suffix]
     rows = head_of(path, options.encoding)
-    head = [row for row in rows if row.strip()] or [""]
-    if suffix == ".tsv":  # one token and tag per row, with blank rows between sentences: not a table
-        return "conll" if are_tagged(head) and any(not row.strip() for row in rows[:-1]) else "tsv"
-    if found := format_of_rows(head, options.labelled):
+    if suffix in (*CONLL_SUFFIXES, ".tsv"):
+        return format_of_tokens(rows, may_be_table=suffix == ".tsv") or SUFFIXES.get(suffix, "conll")
+    if options.token_column or options.tag_column:
+        return format_of_tokens(rows, may_be_table=False) or "conll"
+    if options.labelled and label_file_of(path):
+        return "beside"
+    if found := format_of_rows(rows, options.labelled):
         return found
     hint = "if it is a table, add --delimiter"
     raise UserError(f"{path}: unknown format; name it with --format {{{','.join(READERS)}}}; {hint}")
 
 
-def format_of_rows(head: list[str], labelled: bool) -> str | None:
+def find_form(path: Path) -> str | None:
+    """The format with labels that a file's first rows have, or None."""
+    return format_of_rows(head_of(path, "auto"), labelled=True)
+
+
+def format_of_rows(rows: list[str], labelled: bool) -> str | None:
     """The format that the first rows of a file have, or None. labelled: whether a format with labels is needed."""
+    head = [row for row in rows if row.strip()] or [""]
     names = [name.strip() for name in re.split("[,;|]", head[0])]
     evidence: dict[str, Callable[[], object]] = {
+        "rasa": lambda: is_rasa(head),
+        "json": lambda: re.match(r"\[\s*([\[{]|$)|\{\s*$", head[0]),
         "jsonl": lambda: head[0].startswith("{"),
-        "json": lambda: re.match(r"\[\s*(\{|$)", head[0]),
         "fasttext": lambda: all(fasttext_labels(row)[1] for row in head),
-        "conllu": lambda: all(map(CONLLU_ROW.match, head)) and not head[0].startswith("##"),
-        "conll": lambda: are_tagged(head),
+        "tokens": lambda: format_of_tokens(rows, may_be_table="\t" in head[0]),
         "word_tags": lambda: all(map(are_word_tags, head)),
         "txt": lambda: not labelled,
         "tsv": lambda: "\t" in head[0],
         "csv": lambda: "_!_" in head[0] or (alike(TEXT_NAMES, names) and alike(USUAL_LABELS, names)),
     }
-    return next((name for name, fits in evidence.items() if fits()), None)
+    found = next((name for name, fits in evidence.items() if fits()), None)
+    return format_of_tokens(rows, may_be_table="\t" in head[0]) if found == "tokens" else found
+
+
+def format_of_tokens(rows: list[str], may_be_table: bool) -> str | None:
+    """The format of rows with a tag for each word, or None. may_be_table: rows with tabs need not be tokens, so blank
+    rows between sentences, or one word in each row, must say so."""
+    head = [row for row in rows if row.strip()]
+    if not head:
+        return None
+    is_conllu = all(map(CONLLU_ROW.match, head)) and any(row[0].isdigit() for row in head)
+    if head[0].startswith(GLOBAL_COLUMNS) or (is_conllu and not head[0].startswith("##")):
+        return "conllu"
+    if head[0].startswith(BREAKS[1]):
+        return "conll"
+    if row_form([row for row in head if not row.startswith("#")] or head):
+        return "sentence_rows"
+    blank = any(not row.strip() for row in rows[:-1])
+    if are_tagged(head) and (blank or not may_be_table or are_single_words(head)):
+        return "conll"
+    return "conll" if blank and are_tagged(head, bare=True) else None
+
+
+def tokens_format(path: Path, options: ReadOptions) -> str | None:
+    """The format of a file to predict on if its rows are tokens with tags, not texts: blank rows between sentences or
+    tags of entities tell."""
+    rows = head_of(path, options.encoding)
+    found = format_of_tokens(rows, may_be_table="\t" in rows[0]) if len(rows) > 1 else None
+    widths = {len(split_row(row)) for row in rows if row.strip() and not row.startswith("#")}
+    if found != "conll" or len(widths - {1}) != 1 or options.token_column:
+        return found if found != "conll" or options.token_column else None
+    if len(rows) > 2 and not any(not row.strip() or re.search(r"[ \t][BS][-_]\S+\s*$", row) for row in rows[:-1]):
+        what = "each row is a token with its tag, or a text that ends with O"
+        raise UserError(f"{path}: {what}: --token_column 0 reads tokens; write texts as .csv or .jsonl")
+    return found
 
 
 def head_of(path: Path, encoding: str) -> list[str]:
@@ -136,9 +197,31 @@ def head_of(path: Path, encoding: str) -> list[str]:
     return rows[:-1] if len(raw) == HEAD_BYTES and len(rows) > 1 else rows
 
 
-def are_tagged(rows: list[str]) -> bool:
-    """Whether all rows end with an entity tag."""
-    return all(re.search(r"[ \t](O|[BIESMLU]-\S+)\s*$", row) or row.startswith(("-DOCSTART-", "# ")) for row in rows)
+def are_tagged(rows: list[str], bare: bool = False) -> bool:
+    """Whether rows are tokens with tags: one of the last columns has tags of entities; bare: or types of entities and
+    O, as in `Anna PERSON`. A row that names the columns may precede them, and comments may be among them."""
+    rows = [row for row in rows if not row.startswith(("-DOCSTART-", "#"))] or rows
+    table = [split_row(row) for row in rows]
+    titles = [plain_name(cell) for cell in table[0]] if not bare else []
+    if len(table) > 1 and {*titles} & {*TOKEN_NAMES} and {*titles} & {*TAG_NAMES}:
+        table = table[1:]
+    if not all(len(cells) > 1 for cells in table):
+        table = [cells for cells in table if len(cells) != 1]  # rows with the intent of a sentence
+        if len(table) < 0.5 * len(rows):
+            return False
+    last = [cells[-1].strip() for cells in table]
+    widths = {len(cells) for cells in table}
+    if bare:
+        return len(widths) == 1 and are_bare_tags(last)
+    if pattern_of(last):
+        return True
+    columns = list(zip(*table))[1:-1] if len(widths) == 1 else []
+    return any(pattern_of(map(str.strip, cells)) and len({*cells}) > 1 for cells in columns)
+
+
+def are_single_words(rows: list[str]) -> bool:
+    """Whether the first of each row's cells is a word."""
+    return len(rows) > 1 and all(len(row.split("\t")[0].split()) < 2 for row in rows)
 
 
 def are_word_tags(row: str) -> bool:

@@ -109,10 +109,10 @@ def task_to_object(item: dict[str, Any], kinds: dict[str, str], where: str, text
 
 
 def span_in_text(text: str, start: Any, end: Any, surface: Any, label: Any) -> dict[str, Any]:
-    """A span of Label Studio. Browsers count an emoji as two characters (UTF-16 units); if the surface shows that the
-    offsets are counted so, they are converted."""
+    """A span of Label Studio. Browsers count an emoji as two characters (UTF-16 units); if the offsets can be counted
+    so, by the surface, they are converted."""
     counted = type(start) is int and type(end) is int and surface
-    if counted and (text[start:end] != surface or end > len(text)):
+    if counted and max(text[:end], default="") > "\uffff":
         raw = text.encode("utf-16-le", "surrogatepass")
         before, inside = (part.decode("utf-16-le", "ignore") for part in (raw[: 2 * start], raw[2 * start : 2 * end]))
         if inside == surface:

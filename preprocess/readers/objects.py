@@ -16,10 +16,13 @@ from engine.run.command_line import first_line
 from engine.schema import parse_json, without_duplicates
 from preprocess.example import Example
 from preprocess.labels.spans import is_spans
-from preprocess.readers.columns import LABEL_NAMES, PAIR_NAMES, TEXT_NAMES, Head, find_columns
+from preprocess.readers.columns import LABEL_NAMES, PAIR_NAMES, Head, find_columns
+from preprocess.readers.conversion import Conversion, sentences_of
 from preprocess.readers.label_studio import is_label_studio, tasks_to_objects
+from preprocess.readers.layouts import rows_of_object
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import MAX_CHARACTERS, abbreviate, limit_rows, open_text, read_rows, take_head
+from preprocess.readers.shapes import text_if_from_it
 
 MAX_OBJECT_CHARACTERS = 256 * 2**20  # of a .json file that is a single object, which is read as a whole
 Objects = Iterator[tuple[str, Any]]  # (where, what should be a dict; None for an empty row)
@@ -47,7 +50,7 @@ def read_json(path: Path, options: ReadOptions) -> Iterator[Example]:
         return read_jsonl(path, options)
     items: Callable[[], Objects] = partial(read_list, path, options.encoding)
     if form == "object":
-        items = list(read_object(path, options.encoding)).__iter__
+        items = list(read_object(path, options)).__iter__
     _, first = next(items(), (None, None))
     if is_label_studio(first):
         objects, labels = tasks_to_objects(path, items, options.text_column)
@@ -75,9 +78,9 @@ def next_line(file: TextIO) -> str:
     return line
 
 
-def read_object(path: Path, encoding: str) -> Objects:
-    """The items of the first list of objects in a single-object file, or the object itself."""
-    with open_text(path, encoding) as file:
+def read_object(path: Path, options: ReadOptions) -> Objects:
+    """The rows of a single-object file (see layouts.py), or the object itself."""
+    with open_text(path, options.encoding) as file:
         text = file.read(MAX_OBJECT_CHARACTERS + 1)
     if len(text) > MAX_OBJECT_CHARACTERS:
         larger = f"a single object of more than {MAX_OBJECT_CHARACTERS:,} characters"
@@ -88,9 +91,7 @@ def read_object(path: Path, encoding: str) -> Objects:
         raise UserError(f"{path}, row {getattr(error, 'lineno', 1)}: not JSON ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}, row 1: not a JSON object")
-    lists = [rows for rows in content.values() if isinstance(rows, list) and rows and isinstance(rows[0], dict)]
-    rows = [content] if not lists or {"tokens", *TEXT_NAMES} & content.keys() else lists[0]
-    return ((f"{path}, item {number}", row) for number, row in enumerate(rows, 1))
+    return ((f"{path}, {where}", row) for where, row in rows_of_object(path, content, options.rows_key))
 
 
 def read_list(path: Path, encoding: str) -> Objects:
@@ -264,14 +265,19 @@ def objects_to_examples(
 
     The first rows, at most 1,000, decide which keys exist. known: keys that are certain to be labels.
     """
+    objects = sentences_of(objects)
     rows = take_head(objects, 1000)
+    conversion = Conversion.of(path, rows, options, known)
+    options, known = conversion.options, conversion.known
+    rows = [(where, conversion(values, where)) for where, values in rows]
+    objects = ((where, conversion(values, where)) for where, values in objects) if conversion.steps else objects
     names = keys_of(rows)
     if not names:
         return
     values_of_head = [[values.get(name) for name in names] for _, values in rows[:200] if values]
     columns = find_columns(Head(path, names, values_of_head, f"its keys are: {abbreviate(names)}"), options, known)
     text, pair, labels = columns.text, columns.pair, columns.labels
-    by_name = options.labelled and not options.label_column and not known
+    by_name = options.labelled and not options.label_column and (conversion.reading or not known)
     later = {*LABEL_NAMES, *PAIR_NAMES} - {*names} if by_name else set()
     alone = [source for source in labels.values() if isinstance(source, str)] if len(labels) == 1 else []
     required = [name for name in (text, pair, *([] if options.drop_unlabelled else alone)) if name]
@@ -290,13 +296,16 @@ def objects_to_examples(
             advice = "; --drop_unlabelled drops such rows" if absent == alone else ""
             raise UserError(f"{where}: no key {absent[0]!r}, which other rows have{advice}")
         example = {"_where": where}
-        for key in ("id", "split"):
-            if values.get(key) is not None:
-                example[key] = values[key]
+        for key, source in (("id", "id"), ("split", columns.part)):
+            if values.get(source) is not None:
+                example[key] = values[source]
+        if conversion.keeps_text:
+            example |= text_if_from_it(values)
         example["tokens" if isinstance(values[text], list) else "text"] = values[text]
         if pair:
             example["text_pair"] = values[pair]
         yield example | columns.parts_of(values, where)
+    conversion.report()
 
 
 def keys_of(objects: list[tuple[str, Any]]) -> list[str]:

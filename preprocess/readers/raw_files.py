@@ -12,21 +12,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, TypeVar, cast
 
-import regex
-
 from engine.errors import UserError
 from engine.run.command_line import first_line
+from preprocess.example import cut
+from preprocess.readers.encodings import begin_of, choose_encoding, encoding_of_marks, is_damaged_utf8
 
 MAX_CHARACTERS = 16 * 2**20  # of one row: a file without line ends must not fill the memory
 MAX_HEAD_BYTES = 128 * 2**20  # approximate size of the first rows, which are kept to identify columns
 MAX_DETECTION_BYTES = 64 * 2**20  # of a file, which are read to detect its encoding
-UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-CHINESE = regex.compile(r"[\p{Han}\u3000-\u303f\uff00-\uffef\u2014\u2018-\u201d\u2026\u00b7]")
-# These make up a few percent of any Chinese text, but not of Korean or Greek bytes decoded as GB18030.
-COMMON_HAN = set(
-    "的一是不了在有人我他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可她里后小么心多天而能好都"
-    "然没日于起还发成事只作当想看文无开手十用主行方又如前所本见经头面公同三已老从动两长"
-)
+SAMPLE = 2**20  # bytes of a file by whose look its encoding is chosen
 Row = TypeVar("Row")
 
 
@@ -58,32 +52,58 @@ def open_text(path: str | Path, encoding: str = "auto", newline: str = "\n", rep
         except UnicodeError:
             row = row_of_error(path, encoding)
             advice = "name the file's encoding, for example --encoding gb18030"
-            raise UserError(f"{path}, row {row}: not {encoding}; {advice}") from None
+            name = encoding.removesuffix("-sig")
+            raise UserError(f"{path}, row {row}: not {name}; {advice}") from None
 
 
 def encoding_of(path: str | Path, report: bool) -> str:
     """The encoding of a file, detected from its bytes."""
     state = os.stat(path)
-    return find_encoding(str(path), state.st_size, state.st_mtime_ns, report)
+    return find_encoding((str(path),), state.st_size, state.st_mtime_ns, report)
 
 
 @lru_cache(maxsize=4096)  # a file is opened more than once, but its guessed encoding is printed once
-def find_encoding(path: str, size: int, changed: int, report: bool) -> str:
-    """UTF-16 if there is a byte order mark, otherwise UTF-8; GB18030 if the bytes are not UTF-8 but Chinese text in
-    GB18030. size, changed: of the file, so that a changed file is not served from the cache."""
-    with open_bytes(path) as file:
-        if file.read(2) in UTF16_MARKS:
-            return "utf-16"
-    if decodes(path, "utf-8"):
+def find_encoding(paths: tuple[str, ...], size: int, changed: int, report: bool) -> str:
+    """The encoding that fits all of some files: what a mark or zeros say, UTF-8, or what looks like text in another
+    (see encodings.py). size, changed: of the file, so that a changed file is not served from the cache."""
+    sample = b"\n".join(islice((sample_of(path) for path in paths), 10_000))[:SAMPLE]
+    if by_marks := encoding_of_marks(sample):
+        if report and len(by_marks) > len("utf-16"):
+            print(f"{paths[0]}: every second byte is 0; read as {by_marks.upper()} (--encoding overrides)")
+        return by_marks
+    if all(decodes(path, "utf-8") for path in paths):
         return "utf-8-sig"
-    with open_bytes(path) as file:
-        sample = file.read(2**20).decode("gb18030", "ignore")
-    if not looks_chinese(sample) or not decodes(path, "gb18030"):
+    if all(decodes(path, "cesu-8") for path in paths):
+        found, language, begin = (
+            "cesu-8",
+            "UTF-8 of UTF-16's halves",
+            begin_of(sample.decode("cesu-8", "ignore"), r"\p{L}"),
+        )
+    elif is_damaged_utf8(sample):
         return "utf-8-sig"  # the reader reports the row that is not UTF-8
+    else:
+        found, language, begin = choose_encoding(paths, sample, decodes)
     if report:
-        shown = "".join(CHINESE.findall(sample))[:12]
-        print(f"{path}: not UTF-8; read as GB18030, in which it begins with {shown!r} (--encoding overrides)")
-    return "gb18030"
+        known = f"{found.upper()}, in which it begins with {begin!r} ({language}; --encoding overrides)"
+        print(f"{paths[0]}: not UTF-8; read as {known}")
+    return found
+
+
+def is_utf8(path: str | Path) -> bool:
+    """Whether a file needs no other encoding: it is UTF-8, or has a mark that says what it is."""
+    return bool(encoding_of_marks(sample_of(str(path)))) or decodes(str(path), "utf-8")
+
+
+def encoding_of_all(files: list[Path]) -> str:
+    """The encoding of those files that are not UTF-8, found from all of them together, and printed."""
+    others = tuple(str(file) for file in files if not is_utf8(file))
+    state = [os.stat(path) for path in others]
+    return find_encoding(others, sum(s.st_size for s in state), max(s.st_mtime_ns for s in state), report=True)
+
+
+def sample_of(path: str) -> bytes:
+    with open_bytes(path) as file:
+        return file.read(SAMPLE)
 
 
 def decodes(path: str, encoding: str) -> bool:
@@ -97,18 +117,6 @@ def decodes(path: str, encoding: str) -> bool:
                 break
         return True
     return False
-
-
-def looks_chinese(text: str) -> bool:
-    """Whether text decoded as GB18030 looks like Chinese, which text in another encoding is unlikely to do."""
-    foreign = [letter for letter in text if not letter.isascii()]
-    chinese = [letter for letter in foreign if CHINESE.match(letter)]
-    han = "".join(letter for letter in chinese if regex.match(r"\p{Han}", letter))
-    if not han or len(chinese) < 0.95 * len(foreign) or any(ord(c) < 32 and c not in "\t\r\n\x0b\x0c" for c in text):
-        return False
-    simplified = len(han.encode("gb2312", "ignore")) // 2
-    common = sum(letter in COMMON_HAN for letter in han)
-    return simplified >= 0.9 * len(han) and (len(han) < 40 or common >= 0.04 * len(han))
 
 
 def row_of_error(path: str | Path, encoding: str) -> int:
@@ -171,5 +179,5 @@ def limit_rows(examples: Iterator[Row], limit: int, source: str | Path) -> Itera
 
 def abbreviate(names: Iterable[object], limit: int = 12) -> str:
     """The first of many names, for a message on one line."""
-    shown = [str(name) if str(name).isprintable() else repr(name) for name in names]
+    shown = [cut(str(name) if str(name).isprintable() else repr(name)) for name in names]
     return ", ".join(shown[:limit]) + (f", … ({len(shown) - limit:,} more)" if len(shown) > limit else "")

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -12,19 +13,43 @@ from tqdm import tqdm
 from engine.errors import UserError
 from engine.run.files import sha256
 from engine.task.text import split_text, text_of
-from preprocess.example import PART_NAMES, PARTS, RESERVED, TEXT_KEYS, Example, check_characters
-from preprocess.labels.kinds import KINDS, NO_LABEL
+from preprocess.example import PART_NAMES, PARTS, TEXT_KEYS, Example, check_characters
+from preprocess.labels.positions import NAMES_FILE
+from preprocess.readers.archives import is_archive, unpacked
+from preprocess.readers.beside import class_files, classes_of, label_file_of
 from preprocess.readers.folders import class_folders, is_brat
-from preprocess.readers.formats import CONLL_SUFFIXES, READERS, SUFFIXES, find_format, read_txt, suffix_of
+from preprocess.readers.formats import (
+    CONLL_SUFFIXES,
+    READERS,
+    SUFFIXES,
+    find_form,
+    find_format,
+    read_txt,
+    suffix_of,
+    tokens_format,
+)
+from preprocess.readers.left_out import SecretLabels, with_labels, with_texts
 from preprocess.readers.objects import is_saved_dataset
+from preprocess.readers.offsets import Offsets
 from preprocess.readers.options import ReadOptions
-from preprocess.readers.raw_files import limit_rows
+from preprocess.readers.raw_files import abbreviate, limit_rows
 from preprocess.schema import check_row, part_of, read_processed
+
+PART_WORD = re.compile(r"^.*\d(?=[a-z])|\d+$")  # what a number joins to the name of a part: wnut17train, train2
 
 
 def part_of_name(path: Path) -> str | None:
-    """The part named by a file's name (train.csv, atis.dev.txt, test-00000-of-00001.parquet), or None."""
-    return next((PART_NAMES[word] for word in re.split(r"[._\-]", path.name.lower()) if word in PART_NAMES), None)
+    """The part named by a file's name (train.csv, atis.dev.txt, wnut17train.conll, test-00000-of-00001.parquet), or
+    None, also if it names several."""
+    found = {PART_NAMES[word] for word in part_words(path)}
+    return found.pop() if len(found) == 1 else None
+
+
+def part_words(path: Path) -> list[str]:
+    """The words of a file's name that name parts."""
+    words = re.split(r"[._\-\s]+|(?<=[a-z])(?=(?:Train|Dev|Valid|Val|Test|Data|Set)(?![a-z]))", path.name)
+    words = [word if word in PART_NAMES else PART_WORD.sub("", word) for word in map(str.lower, words)]
+    return [word for word in words if word in PART_NAMES]
 
 
 def data_files(folder: Path) -> list[Path]:
@@ -32,7 +57,7 @@ def data_files(folder: Path) -> list[Path]:
     one with a subfolder per class."""
     if (folder / "seq.in").exists() or is_brat(folder) or has_classes(folder):
         return [folder]
-    return [
+    files = [
         path
         for path in sorted(folder.iterdir())
         if path.is_file()
@@ -40,6 +65,20 @@ def data_files(folder: Path) -> list[Path]:
         and path.suffix not in (".intent", ".py", ".md")
         and path.name not in ("labels.json", "checks.json")
     ]
+    if are_class_files(folder, files):
+        return [folder]
+    beside = {path: label_file for path in files if (label_file := label_file_of(path))}
+    others = [path for path in files if path not in beside.values() and path.name != NAMES_FILE]
+    if unused := [path for path in others if path not in beside] if beside else []:
+        names = abbreviate(path.name for path in unused)
+        print(f"{folder}: not used, as other texts have labels next to them: {names}")
+    return [path for path in others if path not in unused]
+
+
+def are_class_files(folder: Path, files: list[Path]) -> bool:
+    """Whether each file of a folder has the texts of one class: plain texts, called like classes."""
+    same = files == class_files(folder)
+    return same and classes_of(files) is not None and not any(find_form(path) for path in files)
 
 
 def has_classes(folder: Path) -> bool:
@@ -60,16 +99,32 @@ def find_sources(source: Path) -> list[tuple[str | None, Path]]:
     sources: list[tuple[str | None, Path]]
     sources = [(PART_NAMES[folder.name.lower()], path) for folder in folders for path in data_files(folder)]
     if not folders:
-        whole = is_brat(source) or has_classes(source)  # the folder's own name does not name a part
-        sources = [(None if whole else part_of_name(path), path) for path in data_files(source)]
+        # The name of the folder itself names no part
+        sources = [(None if path == source else part_of_name(path), path) for path in data_files(source)]
+    if not sources:  # one folder per intent, with a file per part in each (Snips)
+        below = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+        sources = [(part_of_name(path), path) for folder in below for path in data_files(folder) if path.is_file()]
+        sources = sources if all(part for part, _ in sources) else []
     if not sources:
         raise UserError(f"{source}: contains no data files")
+    refuse_doubtful_parts(sources)
+    return sorted(sources, key=lambda part_and_path: PARTS.index(part_and_path[0] or "train"))
+
+
+def refuse_doubtful_parts(sources: list[tuple[str | None, Path]]) -> None:
+    """Raises UserError if the names of files leave open which part one of them is."""
     parts = {part for part, _ in sources}
     if None in parts and len(parts) > 1:
         stray = next(path for part, path in sources if part is None)
-        reason = "its name must contain train, dev (valid) or test, as the other names do"
-        raise UserError(f"{stray}: {reason}; rename or remove it")
-    return sorted(sources, key=lambda part_and_path: PARTS.index(part_and_path[0] or "train"))
+        several = len(part_words(stray)) > 1
+        reason = "its name names several parts" if several else "its name must contain train, dev (valid) or test"
+        raise UserError(f"{stray}: {reason}{'' if several else ', as the other names do'}; rename or remove it")
+    dev = [path for part, path in sources if part == "dev" and path.is_file()]
+    doubtful = [path for path in dev if "testa" in part_words(path)]
+    if doubtful and len(doubtful) < len(dev):
+        other = next(path.name for path in dev if path not in doubtful)
+        reason = f"testa is dev where testb is test, but {other} is dev already"
+        raise UserError(f"{doubtful[0]}: {reason}; rename or remove it")
 
 
 def read_examples(source: Path, options: ReadOptions) -> Iterator[Example]:
@@ -77,43 +132,36 @@ def read_examples(source: Path, options: ReadOptions) -> Iterator[Example]:
 
     At most --max_rows of each file; with --drop_unlabelled only those with a label.
     """
-    for part, path in [(None, source)] if options.format == "hf" else find_sources(source):
-        name = find_format(path, options)
-        examples = READERS[name](path, options)
-        if name != "hf":  # this reader counts the rows of each split itself
-            examples = limit_rows(examples, options.max_rows, path)
-        if options.drop_unlabelled:
-            examples = with_labels(examples, path, options.label_types)
-        empty = True
-        for example in examples:
-            empty = False
-            yield example | ({"split": part} if part else {})
-        if empty:
-            raise UserError(f"{path}: contains no examples")
+    secret = SecretLabels(options)
+    with ExitStack() as stack:
+        for part, path in [(None, source)] if options.format == "hf" else sources_of(source, stack):
+            name = find_format(path, options)
+            options.understood.begin(path, part, name)
+            examples = READERS[name](path, options)
+            if name != "hf":  # this reader counts the rows of each split itself
+                examples = limit_rows(examples, options.max_rows, path)
+            if options.labelled:
+                examples = secret.labelled(Offsets(path, options).examples(examples), part, path)
+            if options.drop_empty:
+                examples = with_texts(examples, path)
+            if options.drop_unlabelled:
+                examples = with_labels(examples, path, options.label_types)
+            empty = True
+            for example in examples:
+                empty = False
+                yield example | ({"split": part} if part else {})
+            if empty and path not in secret.paths:
+                raise UserError(f"{path}: contains no examples")
+    secret.report()
 
 
-def with_labels(examples: Iterator[Example], path: Path, label_types: dict[str, str]) -> Iterator[Example]:
-    """Drops examples without any label (empty, null or NaN; an empty multilabel cell is a label), and prints how many
-    were dropped."""
-    several = {name for name, kind in label_types.items() if KINDS[kind] == "multilabel"}
-    dropped, first = 0, ""
-    for example in examples:
-        labels = {name: example[name] for name in example.keys() - set(RESERVED)}
-        lacking = [name for name, label in labels.items() if is_no_label(label, name in several)]
-        example |= dict.fromkeys(lacking)
-        if len(lacking) < len(labels):
-            yield example
-        else:
-            dropped, first = dropped + 1, first or example["_where"]
-    if dropped:
-        print(f"{path}: {dropped:,} rows without a label are dropped (--drop_unlabelled), the first: {first}")
-
-
-def is_no_label(label: Any, may_be_empty: bool) -> bool:
-    """Whether a value means that there is no label."""
-    if isinstance(label, str):
-        return label.strip().lower() in NO_LABEL[may_be_empty:]
-    return label is None or label != label  # only NaN differs from itself
+def sources_of(source: Path, stack: ExitStack) -> list[tuple[str | None, Path]]:
+    """find_sources, of what is in archives, which exist as long as the stack."""
+    found: list[tuple[str | None, Path]] = []
+    for part, path in find_sources(unpacked(source, stack) if is_archive(source) else source):
+        inner = find_sources(unpacked(path, stack)) if is_archive(path) else [(part, path)]
+        found += [(part or of_inner, each) for of_inner, each in inner]
+    return found
 
 
 class TextRows:
@@ -144,14 +192,11 @@ def rows_of_part(data_path: str | Path, part: str, tasks: dict[str, Any], limit:
 
 
 def read_texts(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """Yields examples to predict on, without labels: one text per row (.txt), or the text columns of CSV, TSV or JSONL.
-    (A JSON array is read into memory as a whole.)"""
+    """Yields examples to predict on, without labels: one text per row (.txt), the text columns of CSV, TSV or JSONL, or
+    the tokens of CoNLL. (A JSON array is read into memory as a whole.)"""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    suffix = suffix_of(path)
-    if suffix not in ("", ".txt", *SUFFIXES):
-        raise UserError(f"{path}: must end in .txt, {', '.join(SUFFIXES)}")
-    read = READERS[SUFFIXES[suffix]] if suffix in SUFFIXES else read_txt
+    read = READERS.get(text_format(path, options), read_txt)
     wanted: list[str] = []
     for number, example in enumerate(read(path, options)):
         keys = [key for key in TEXT_KEYS if key in example]
@@ -163,6 +208,21 @@ def read_texts(path: Path, options: ReadOptions) -> Iterator[Example]:
         check_row(example, {}, where, needs_labels=False)
         check_characters(example)
         yield {"id": str(example.get("id", number)), **{key: example[key] for key in kept}}
+
+
+def text_format(path: Path, options: ReadOptions) -> str:
+    """The format of a file to predict on: by its suffix, and CoNLL also by its first rows or --token_column."""
+    suffix = suffix_of(path)
+    if suffix in SUFFIXES and suffix != ".tsv":
+        return SUFFIXES[suffix]
+    found = tokens_format(path, options)
+    if suffix == ".tsv":
+        return found or "tsv"
+    if suffix in CONLL_SUFFIXES or (options.token_column and not found):
+        return found or "conll"
+    if suffix not in ("", ".txt") and not found:
+        raise UserError(f"{path}: must end in .txt, {', '.join((*SUFFIXES, *CONLL_SUFFIXES))}")
+    return found or "txt"
 
 
 def read_unlabelled(config: Any, tasks: dict[str, Any], form: Collection[str]) -> Iterator[Example]:

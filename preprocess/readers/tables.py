@@ -16,9 +16,12 @@ from typing import Any, TextIO
 from engine.errors import UserError
 from engine.run.command_line import first_line
 from preprocess.example import PART_NAMES, Example
+from preprocess.readers.cells import Cells
 from preprocess.readers.columns import TEXT_NAMES, Columns, Head, alike, find_columns, refuse_other_tasks
-from preprocess.readers.options import ReadOptions, split_names
+from preprocess.readers.options import NO_QUOTES, ReadOptions, split_names
 from preprocess.readers.raw_files import MAX_CHARACTERS, abbreviate, lines_of, open_text, read_rows, take_head
+from preprocess.readers.selection import select_columns
+from preprocess.readers.token_rows import read_token_table, token_layout
 
 HEAD_ROWS = 200  # rows that identify columns if their names do not
 MAX_UNPACKED_BYTES = 2**30  # of a workbook
@@ -27,16 +30,16 @@ Table = Iterator[tuple[int, list[str]]]  # (row number, cells)
 
 def read_csv(path: Path, options: ReadOptions) -> Iterator[Example]:
     """CSV with quotes as in RFC 4180. The delimiter is --delimiter, otherwise it is detected from the first rows."""
-    delimiter = options.delimiter.replace("\\t", "\t") or find_delimiter(path, options)
-    read_cells = split_cells if is_plain(delimiter) else quoted_cells
-    return columns_to_examples(path, read_cells(path, options.encoding, delimiter), options)
+    delimiter = options.delimiter or find_delimiter(path, options)
+    named = options.format == "csv" and options.delimiter  # --format csv --delimiter '\t': a TSV with quotes
+    quoted = len(delimiter) == 1 and (named or not is_plain(delimiter))
+    return columns_to_examples(path, cells_of(path, options, delimiter, quoted=bool(quoted)), options)
 
 
 def read_tsv(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """TSV; a quote is an ordinary character, so an unmatched one does no harm."""
-    delimiter = options.delimiter.replace("\\t", "\t") or "\t"
-    read_cells = quoted_cells if delimiter in (",", ";") else split_cells
-    return columns_to_examples(path, read_cells(path, options.encoding, delimiter), options)
+    """TSV; a quote is an ordinary character, so an unmatched one does no harm, unless --quotechar names it."""
+    delimiter = options.delimiter or "\t"
+    return columns_to_examples(path, cells_of(path, options, delimiter, quoted=delimiter in (",", ";")), options)
 
 
 def is_plain(delimiter: str) -> bool:
@@ -44,12 +47,30 @@ def is_plain(delimiter: str) -> bool:
     return len(delimiter) > 1 or delimiter == "\t"
 
 
+def cells_of(path: Path, options: ReadOptions, delimiter: str, quoted: bool) -> Table:
+    """The rows of a file as cells. quoted: whether quotes hold cells together if --quotechar does not say so."""
+    quote = quote_of(options, quoted)
+    if not quote:
+        return split_cells(path, options.encoding, delimiter)
+    if len(delimiter) > 1:
+        raise UserError(f"{path}: --quotechar needs a --delimiter of one character, found {delimiter!r}")
+    return quoted_cells(path, options.encoding, delimiter, quote)
+
+
+def quote_of(options: ReadOptions, quoted: bool) -> str:
+    """The character that quotes cells, "" if there is none."""
+    if options.quotechar:
+        return "" if options.quotechar == NO_QUOTES else options.quotechar
+    return '"' if quoted else ""
+
+
 def split_cells(path: Path, encoding: str, delimiter: str) -> Table:
     return ((number, row.split(delimiter)) for number, row in read_rows(path, encoding))
 
 
-def quoted_cells(path: Path, encoding: str, delimiter: str) -> Table:
+def quoted_cells(path: Path, encoding: str, delimiter: str, quote: str) -> Table:
     csv.field_size_limit(MAX_CHARACTERS)
+    advice = f"check for an unclosed quote; if quotes are ordinary characters: --quotechar {NO_QUOTES}"
     start, length = 1, 0  # the row's first line, and its characters so far
 
     def limited_lines(file: TextIO) -> Iterator[str]:
@@ -58,17 +79,17 @@ def quoted_cells(path: Path, encoding: str, delimiter: str) -> Table:
             length += len(line)
             if length > MAX_CHARACTERS:  # an unclosed quote, which joins lines, must not fill the memory
                 longer = f"longer than {MAX_CHARACTERS:,} characters, the limit of a row"
-                raise UserError(f"{path}, row {start}: {longer}; check for an unclosed quote")
+                raise UserError(f"{path}, row {start}: {longer}; {advice}")
             yield line
 
     with open_text(path, encoding, newline="") as file:
-        reader = csv.reader(limited_lines(file), strict=True, delimiter=delimiter)
+        reader = csv.reader(limited_lines(file), strict=True, delimiter=delimiter, quotechar=quote)
         try:
             for cells in reader:
                 yield start, cells
                 start, length = reader.line_num + 1, 0
         except csv.Error as error:
-            raise UserError(f"{path}, row {start}: {error}; check for an unclosed quote") from None
+            raise UserError(f"{path}, row {start}: {error}; {advice}") from None
 
 
 def find_delimiter(path: Path, options: ReadOptions) -> str:
@@ -80,7 +101,8 @@ def find_delimiter(path: Path, options: ReadOptions) -> str:
     tables = {}
     for delimiter in (",", ";", "\t", "|", "_!_"):
         try:
-            tables[delimiter] = cells_of(lines, delimiter)
+            quote = quote_of(options, not is_plain(delimiter)) if len(delimiter) == 1 else ""
+            tables[delimiter] = cells_of_lines(lines, delimiter, quote)
         except csv.Error:
             tables[delimiter] = [[""]]
     found = next((d for d, rows in tables.items() if rows and alike(names, rows[0])), None)
@@ -92,15 +114,15 @@ def find_delimiter(path: Path, options: ReadOptions) -> str:
     return found
 
 
-def cells_of(lines: list[str], delimiter: str) -> list[list[str]]:
-    if is_plain(delimiter):
+def cells_of_lines(lines: list[str], delimiter: str, quote: str) -> list[list[str]]:
+    if not quote:
         return [line.split(delimiter) for line in lines]
-    return list(csv.reader(lines, delimiter=delimiter))
+    return list(csv.reader(lines, delimiter=delimiter, quotechar=quote))
 
 
 def columns_to_examples(path: str | Path, table: Table, options: ReadOptions) -> Iterator[Example]:
     """Examples of a table. The first row names the columns; with --no_header they are called 0, 1, ….
-    Values stay strings, including 'NA', 'null' and '007'."""
+    Values stay strings, including 'NA', 'null' and '007', unless all cells of a column are lists or objects."""
     first_row, first = next(table, (1, []))
     if not any(cell.strip() for cell in first):
         raise UserError(f"{path}: the file is empty")
@@ -113,16 +135,31 @@ def columns_to_examples(path: str | Path, table: Table, options: ReadOptions) ->
         shown = [f"{name} ({cell[:20]!r})" for name, cell in zip(names, first)]
         rows.insert(0, (first_row, first))
         find, origin = columns_by_number, f"row {first_row}"
+    if selection := select_columns(path, names, rows, options):
+        names, shown = selection.names, selection.names if options.header else shown
+        rows, table = list(selection.applied(rows, origin)), selection.applied(table, origin)
+        options = selection.options
     full_rows = [cells for _, cells in rows if len(cells) == len(names)]
+    if (layout := token_layout(path, names, rows, options)) is not None:
+        yield from read_token_table(layout, chain(rows, table), options)
+        return
     head = Head(path, names, full_rows, f"its columns are: {abbreviate(shown)}")
     columns = find(head, options)
     report_joined_labels(head, columns, options)
+    yield from table_examples(head, columns, chain(rows, table), origin, options)
+
+
+def table_examples(
+    head: Head, columns: Columns, rows: Table | chain, origin: str, options: ReadOptions
+) -> Iterator[Example]:
+    """The examples of the rows below the header. origin: what says how many columns there are"""
     # The role given by an option takes precedence, even for a column called "id"
-    roles = {"id": "id", "split": "split", columns.text: "text", columns.pair: "text_pair"}
+    roles = {"id": "id", columns.part: "split", columns.text: "text", columns.pair: "text_pair"}
     roles |= {source: task for task, source in columns.labels.items() if isinstance(source, str)}
     keys = [(roles[name], position) for position, name in enumerate(head.names) if name in roles]
-    for number, cells in chain(rows, table):
-        where = f"{path}, row {number}"
+    values_of = Cells.of(head, columns, options)
+    for number, cells in rows:
+        where = f"{head.path}, row {number}"
         if not any(cells):
             if options.labelled:
                 continue
@@ -130,7 +167,8 @@ def columns_to_examples(path: str | Path, table: Table, options: ReadOptions) ->
         if len(cells) != len(head.names):
             raise UserError(f"{where}: {len(cells)} cells, but {origin} has {len(head.names)}; {head.listed}")
         example = {"_where": where, **{key: cells[position] for key, position in keys}}
-        yield example | columns.parts_of(dict(zip(head.names, cells)), where)
+        example |= columns.parts_of(dict(zip(head.names, cells)), where)
+        yield values_of(example) if values_of.readers else example
 
 
 def report_joined_labels(head: Head, columns: Columns, options: ReadOptions) -> None:

@@ -657,7 +657,10 @@ def test_comments_of_conll_and_strange_tags(tmp_path, capsys):
     parts, tasks = processed(tmp_path, "a.conll", body)
     assert parts["train"][0]["tokens"][0] == "ann" and tasks["slots"]["labels"] == ["O", "B-PER"]
     shutil.rmtree(tmp_path / "data")
-    processed(tmp_path, "b.conll", body.replace("w7 O", "w7 persn").replace("# id", "# x"))
+    body = body.replace("w7 O", "w7 persn").replace("# id", "# x")
+    with pytest.raises(UserError, match=r"others not.*'persn'.*--accept mixed_tags"):
+        processed(tmp_path, "b.conll", body)
+    processed(tmp_path, "b.conll", body, accept="mixed_tags")
     assert "some tags do not follow the tag scheme (1)" in capsys.readouterr().out
 
 

@@ -28,11 +28,10 @@ from data_process import DataConfig, process
 from engine.errors import UserError
 from engine.task.words import place_tokens
 from main import main
-from preprocess.readers import objects, raw_files, tables, tagged
+from preprocess.readers import objects, raw_files, tables, token_rows
 from preprocess.readers.columns import names_marked
 from preprocess.readers.formats import READERS, fasttext_labels, find_format
 from preprocess.readers.options import ReadOptions
-from preprocess.readers.raw_files import looks_chinese
 from preprocess.readers.sources import read_examples, read_texts
 
 REVIEWS = [
@@ -870,23 +869,6 @@ REFUSED = {  # name: (files, what the one line says, options)
         {},
     ),
     "triples": ({"a.json": lines([{"text": "a", "spo_list": []}] * 2)}, ["triples of subject"], {}),
-    "German": ({"a.csv": "text,label\nschön,x\nübel,y\n".encode("latin-1")}, ["row 2", "--encoding"], {}),
-    "Russian": ({"a.csv": ("text,label\n" + "привет мир,x\nдо свидания,y\n" * 9).encode("cp1251")}, ["--encoding"], {}),
-    "Korean": (
-        {"a.csv": ("text,label\n" + "이 식당의 국수는 맛있다,x\n오래 기다렸다,y\n" * 9).encode("euc-kr")},
-        ["--encoding"],
-        {},
-    ),
-    "Japanese": (
-        {"a.csv": ("text,label\n" + "この店の麺はおいしい,x\nもう来ない,y\n" * 9).encode("shift-jis")},
-        ["--encoding"],
-        {},
-    ),
-    "Taiwanese": (
-        {"a.csv": ("text,label\n" + "這家店的麵很好吃,x\n不會再來了,y\n" * 9).encode("big5")},
-        ["--encoding"],
-        {},
-    ),
     "bytes in a table": ({"a.csv": b"text,label\n\x00\x01\xff\xfe\x80,x\n"}, ["--encoding"], {}),
     "a row of no word/pos": (
         {"a.txt": "我/r 爱/v\n好 人/n\n"},
@@ -983,12 +965,6 @@ def test_streamed_rows_are_those_that_are_not_streamed(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: asked.append(k["streaming"]) or load(*a, **k))
     monkeypatch.setattr(objects.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": -1}))
     assert list(read_examples(source, options)) == whole and asked == [True]
-
-
-def test_gb18030_is_distinguished_from_others():
-    assert looks_chinese("text,label\n这家店的面很好吃，下次还会来。,好评\n")
-    assert not looks_chinese("plain") and not looks_chinese("déjà vu") and not looks_chinese("好\x00")
-    assert not looks_chinese("锟斤拷" * 30)  # Chinese characters, but not as people write
 
 
 # ---- properties ------------------------------------------------------------------------------------------------------
@@ -1176,7 +1152,7 @@ def narrow(monkeypatch):
     for module in (raw_files, tables, objects):
         monkeypatch.setattr(module, "MAX_CHARACTERS", 1000)
     monkeypatch.setattr(objects, "MAX_OBJECT_CHARACTERS", 5000)
-    monkeypatch.setattr(tagged, "MAX_TOKENS", 1000)
+    monkeypatch.setattr(token_rows, "MAX_TOKENS", 1000)
     monkeypatch.setattr(tables, "MAX_UNPACKED_BYTES", 20_000)
 
 

@@ -359,6 +359,7 @@ def test_files_are_read_as_main_reads_them(tmp_path):
         ("a.jsonl", '{"text": "a"}\n{"txt": "b"}\n', "row 2: no key 'text'"),
         ("a.jsonl", "{\n", "row 1: not JSON"),
         ("a.pdf", "x", "must end in"),
+        ("a.txt", "fly O\nto O\n\nOslo B-city\n", "a token with its tag"),
     ],
 )
 def test_files_that_cannot_be_read_are_reported(name, content, message, tmp_path):

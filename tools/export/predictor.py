@@ -506,7 +506,18 @@ def read_rows(path: str | Path, options: Any) -> Iterator[dict[str, Any]]:
         elif suffix in (".jsonl", ".ndjson"):
             yield from read_objects(path, lines, options)
         else:
-            yield from ({"id": str(number), "text": line} for number, line in enumerate(lines))
+            yield from ({"id": str(number), "text": line} for number, line in enumerate(texts_only(path, lines)))
+
+
+def texts_only(path: Path, lines: Iterator[str]) -> Iterator[str]:
+    """The lines. Raises InputError if they are tokens with tags, as in CoNLL."""
+    head = list(islice(lines, 1000))
+    rows = [line for line in head if line.strip()]
+    certain = len(rows) < len(head) or any(re.search(r"[ \t][BS][-_]\S+\s*$", row) for row in rows)
+    if len(rows) > 1 and certain and all(re.match(r"\S+[ \t](.*[ \t])?(O|[BIESMLU][-_]\S+)\s*$", row) for row in rows):
+        form = """JSON lines, such as {"tokens": ["fly", "to", "Oslo"]}"""
+        raise InputError(f"{path}: each row is a token with its tag (CoNLL); write the tokens of a sentence as {form}")
+    return chain(head, lines)
 
 
 def read_table(path: Path, table: Iterator[list[str]], options: Any) -> Iterator[dict[str, Any]]:

@@ -44,11 +44,11 @@ def class_of(pattern: str) -> str:
 
 def patterns() -> tuple[dict[str, str], str]:
     """({unit: the pattern of a token in `split_text`}, the pattern of a Chinese character) for Python's re."""
-    han, letter, blank, digit = (class_of(pattern) for pattern in (text.HAN, text.LETTER, r"\s", r"\d"))
-    other = f"[^{blank[1:-1]}]"
-    word = text.WORD.removeprefix("(?V1)").replace(text.LETTER, letter).replace(text.HAN, han)
-    word = word.replace(r"[^\s]", other).replace(r"\d", digit)
-    return {"word": word, "character": other, "character+blank": "(?s:.)"}, han
+    classes = {pattern: class_of(pattern) for pattern in text.CLASSES}
+    word = text.WORD.removeprefix("(?V1)")
+    for pattern in sorted(classes, key=len, reverse=True):  # one class may contain another
+        word = word.replace(pattern, classes[pattern])
+    return {"word": word, "character": classes[r"[^\s]"], "character+blank": "(?s:.)"}, classes[text.HAN]
 
 
 def kind_of_head(name: str, head: Head) -> str:

@@ -1,0 +1,44 @@
+"""Lists and objects written in a string, as JSON, Python or NumPy print them."""
+
+import ast
+import json
+import re
+from contextlib import suppress
+from typing import Any
+
+MOST_LITERAL = 2**20  # characters of a Python literal, which needs much more memory than JSON
+STRING = r"(?:'[^'\\]*'|\"[^\"\\]*\")"
+NUMPY = re.compile(rf"\[\s*(?:{STRING}(?:\s+{STRING})+|-?[\d.]+(?:\s+-?[\d.]+)+)\s*\]")  # printed without commas
+TWO_STRINGS = re.compile(rf"{STRING}\s*{STRING}")  # which Python would join to one
+
+
+def literal(cell: str) -> list[Any] | dict[Any, Any] | None:
+    """The list or object that a cell is; None if it is neither."""
+    cell = cell.strip()
+    if found := re.fullmatch(r"(?s)array\((.*?)(?:,\s*dtype=[^)]*)?\)", cell):
+        cell = found[1].strip()
+    if cell[:1] + cell[-1:] not in ("[]", "{}", "()"):
+        return None
+    with suppress(ValueError, RecursionError):
+        return json.loads(cell)
+    if NUMPY.fullmatch(cell):
+        items = re.findall(rf"{STRING}|[^\s\[\]]+", cell)
+        return [item[1:-1] if item[0] in "'\"" else json.loads(item) for item in items]
+    if len(cell) > MOST_LITERAL or TWO_STRINGS.search(cell):
+        return None
+    with suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+        return as_lists(ast.literal_eval(cell))
+    return None
+
+
+def as_lists(value: Any) -> Any:
+    """A Python value with lists for its tuples and sets, as JSON has them. Raises ValueError for other containers."""
+    if isinstance(value, set | frozenset):
+        return sorted(map(as_lists, value))
+    if isinstance(value, list | tuple):
+        return list(map(as_lists, value))
+    if isinstance(value, dict):
+        return {str(key): as_lists(item) for key, item in value.items()}
+    if isinstance(value, bytes | complex):
+        raise ValueError("not a value that a label can have")
+    return value

@@ -1,0 +1,266 @@
+"""Finds the encoding of a file that is not UTF-8: by what decodes and looks like text, never by what merely decodes.
+
+Edit here to have another encoding found: one line in ENCODINGS.
+"""
+
+import codecs
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import regex
+
+from engine.errors import UserError
+
+FEW = 40  # characters that are not ASCII, in which common characters may be missing by chance
+# The most frequent characters, which are a good part of any text, but not of other bytes decoded in this encoding
+SIMPLIFIED = (
+    "的一是不了在有人我他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可她里后小么心多天而能好都"
+    "然没日于起还发成事只作当想看文无开手十用主行方又如前所本见经头面公同三已老从动两长"
+)
+TRADITIONAL = (
+    "的一是不了在有人我他這中大來上個國到說們為子和你地出道也時年得就那要下以生會自著去之過家學對可她裡後小麼心多天而能好都"
+    "然沒日於起還發成事只作當想看文無開手十用主行方又如前所本見經頭面公同三已老從動兩長"
+)
+KANA = "のにはをがとでてしたいなるかれもらりすこあっどきんよさせスンルトリイラー"
+HANGUL = "이다는에의하고가을지를한기로은서도사대인자시어리아나여해있그정스수일부전제보라장주니세요않안게습좋없음"
+WESTERN = [  # letters other than a-z of the languages written in cp1252
+    "àâæçéèêëîïôœùûü",  # French
+    "äöüßéàè",  # German, Finnish, Swiss names
+    "áéíóúüñçàèïòªº",  # Spanish, Catalan
+    "áâãàçéêíóôõúü",  # Portuguese
+    "àèéìíîòóùú",  # Italian
+    "åäöæøéàüèêó",  # Danish, Norwegian, Swedish
+    "áéíóúýþæöð",  # Icelandic
+    "éëïèöüáóêíú",  # Dutch, Irish
+]
+CENTRAL = ["ąćęłńóśźż", "áčďéěíňóřšťúůýžäľô", "áéíóöőúüű", "ăâîșțşţ", "čćđšž"]  # Polish, Czech, Hungarian, …
+BALTIC = ["āčēģīķļņšūž", "ąčęėįšųūž", "äöõüšž"]  # Latvian, Lithuanian, Estonian
+# Signs that stand next to words, but not inside of them
+SAFE_SIGNS = r"[“”‘’–—…•€£©®™°«»\u00a0½¡¿]"
+ODD_SIGNS = r"[¡¢¤¦¨¬¯±²³´µ¶¸¹¼½¾¿×÷ˇ˘˙˝˛]"
+BESIDE = r"[¡¢£¤¥¦¨©ª«¬®¯°±²³´µ¶¸¹º»¼½¾¿×÷‚ƒ„…†‡ˆ‰‹‘“”•˜›€™˙˝˛ˇ]"
+
+
+class Script(NamedTuple):
+    """How text in an encoding looks."""
+
+    known: str  # pattern of the characters that are not ASCII, nearly all of them
+    letters: str  # pattern of its letters
+    usual: list[str]  # letters that are frequent, in each language
+    least: float  # the share of letters that are frequent, in one language
+    part: float  # the share of these letters among all that are not ASCII
+    wide: bool = False  # a letter is a word or syllable
+
+
+@dataclass(frozen=True)
+class Encoding:
+    names: tuple[str, ...]  # the first that decodes is used; the later ones are its extensions
+    language: str
+    script: Script
+
+
+SIGNS = r"\u3000-\u303f\uff00-\uffef\u2014\u2018-\u201d\u2026\u00b7"
+CHINESE = rf"[\p{{Han}}{SIGNS}]"
+JAPANESE = r"[\p{Han}\u3000-\u30ff\uff00-\uff60\uffe0-\uffef\u2010-\u2026\u2160-\u217f①-⑳㈱×]"
+KOREAN = rf"[\p{{Hangul}}\p{{Han}}{SIGNS}]"
+PUNCTUATION = r"\u00a0\u00ad¡¿«»‹›‘’‚“”„–—…•·§©®™°£€¥½¼¾×±²³ªº´№ฯ฿ๆ،؛؟"
+
+
+KANA_ONLY = r"[\u3040-\u30ff]"  # not of half width, as which Chinese bytes can be read
+
+
+def wide(known: str, letters: str, usual: str, least: float, part: float) -> Script:
+    return Script(known, letters, [usual], least, part, wide=True)
+
+
+def spelled(letters: str, usual: list[str], least: float) -> Script:
+    return Script(rf"[{letters}{PUNCTUATION}]", rf"[{letters}]", usual, least, part=0)
+
+
+ENCODINGS = [
+    Encoding(("gb18030",), "Chinese", wide(CHINESE, r"\p{Han}", SIMPLIFIED, 0.04, 0.1)),
+    Encoding(("big5", "cp950", "big5hkscs"), "traditional Chinese", wide(CHINESE, r"\p{Han}", TRADITIONAL, 0.04, 0.1)),
+    Encoding(("shift_jis", "cp932"), "Japanese", wide(JAPANESE, KANA_ONLY, KANA, 0.2, 0.15)),
+    Encoding(("euc_jp",), "Japanese", wide(JAPANESE, KANA_ONLY, KANA, 0.2, 0.15)),
+    Encoding(("euc_kr", "cp949"), "Korean", wide(KOREAN, r"\p{Hangul}", HANGUL, 0.2, 0.6)),
+    Encoding(("cp1252",), "Western European", spelled(r"\p{Latin}", WESTERN, 0.8)),
+    Encoding(("cp1250",), "Central European", spelled(r"\p{Latin}", CENTRAL, 0.9)),
+    Encoding(("iso8859-2",), "Central European", spelled(r"\p{Latin}", CENTRAL, 0.9)),
+    Encoding(("cp1257",), "Baltic", spelled(r"\p{Latin}", BALTIC, 0.9)),
+    Encoding(("cp1254",), "Turkish", spelled(r"\p{Latin}", ["çğıöşüâîûİ"], 0.9)),
+    Encoding(("cp1251",), "Cyrillic", spelled(r"\p{Cyrillic}", ["оеаинтсрвлкмдпуі"], 0.5)),
+    Encoding(("koi8-r",), "Cyrillic", spelled(r"\p{Cyrillic}", ["оеаинтсрвлкмдпу"], 0.5)),
+    Encoding(("cp866",), "Cyrillic", spelled(r"\p{Cyrillic}", ["оеаинтсрвлкмдпу"], 0.5)),
+    Encoding(("iso8859-5",), "Cyrillic", spelled(r"\p{Cyrillic}", ["оеаинтсрвлкмдпуі"], 0.5)),
+    Encoding(("cp1253",), "Greek", spelled(r"\p{Greek}", ["αοιετσνηυρπκμλςίόάέή"], 0.6)),
+    Encoding(("cp1255",), "Hebrew", spelled(r"\p{Hebrew}", ["יוהלארתבמשנם"], 0.6)),
+    Encoding(("cp1256",), "Arabic", spelled(r"\p{Arabic}\u200c\u200d", ["الينمرتوبةعدسفهكق"], 0.7)),
+    Encoding(("iso8859-6",), "Arabic", spelled(r"\p{Arabic}", ["الينمرتوبةعدسفهكق"], 0.7)),
+    Encoding(("cp874",), "Thai", spelled(r"\p{Thai}", ["านรอกเงวมยลทดสตะปบคหแจใไ่้ีั"], 0.7)),
+]
+
+
+COMMON_PARTS = {  # {encoding: first bytes of its common characters, and the encoding that has only these}
+    "gb18030": (range(0xB0, 0xF8), "gb2312"),
+    **dict.fromkeys(("big5", "cp950", "big5hkscs"), (range(0xA4, 0xC7), "big5")),
+    "cp949": (range(0xB0, 0xC9), "euc_kr"),
+}
+
+
+def choose_encoding(paths: Sequence[str], sample: bytes, decodes: Callable[[str, str], bool]) -> tuple[str, str, str]:
+    """(encoding, language, how the text begins in it) of files that are not UTF-8. Raises UserError if none fits, or
+    two fit about equally well.
+
+    sample: their beginning; decodes: whether all of a file is valid in an encoding.
+    """
+
+    def in_all(name: str) -> bool:
+        return all(decodes(path, name) for path in paths)
+
+    found: list[tuple[float, str, Encoding, str]] = []  # (fit, name, encoding, text)
+    for encoding in ENCODINGS:
+        name, text = next(((n, t) for n in encoding.names if (t := decoded(sample, n)) and in_all(n)), ("", ""))
+        fit = fit_of(text, encoding, name) if name else 0.0
+        if fit > 0 and all(text != other for *_, other in found):
+            found.append((fit, name, encoding, text))
+    found.sort(key=lambda one: -one[0])
+    if not found:
+        examples = "--encoding latin-1, cp1251, gb18030, big5, shift_jis or euc_kr"
+        raise UserError(f"{paths[0]}, row {row_of_error(sample)}: not UTF-8, and in no other encoding that is "
+                        f"looked for does it look like text; name it, such as {examples}")  # fmt: skip
+    choices = [(name, one.language, begin_of(text, one.script.letters)) for _, name, one, text in found[:2]]
+    if len(found) > 1 and found[1][0] >= 0.5 * found[0][0]:
+        shown = " or ".join(f"--encoding {name} ({begin!r}, {language})" for name, language, begin in choices)
+        raise UserError(f"{paths[0]}: not UTF-8; it may be {shown}: add the right one")
+    return choices[0]
+
+
+def decoded(sample: bytes, encoding: str) -> str | None:
+    """The text of a sample, whose end may be half a character; None if it is not valid."""
+    try:
+        return codecs.getincrementaldecoder(encoding)().decode(sample)
+    except UnicodeError:
+        return None
+
+
+def begin_of(text: str, letters: str) -> str:
+    """The first words that have letters in a pattern, for a message."""
+    foreign = r"[^\x00-\x7f]"
+    found = [regex.search(rf"(?V1)\w{{0,8}}{part}.{{0,8}}", text) for part in (rf"[{letters}&&{foreign}]", foreign)]
+    return next((match[0] for match in found if match), "")
+
+
+def row_of_error(sample: bytes) -> int:
+    """The number of the first row that is not UTF-8."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(sample)
+    except UnicodeDecodeError as error:
+        return sample.count(b"\n", 0, error.start) + 1
+    return sample.count(b"\n") + 1
+
+
+def encoding_of_marks(sample: bytes) -> str | None:
+    """UTF-16 or UTF-32 by its byte order mark, or UTF-16 by the zeros of its letters; otherwise None."""
+    if sample.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    for start, name in ((1, "utf-16-le"), (0, "utf-16-be")):
+        zeros = sample[start::2].count(0)
+        if len(sample) >= 20 and zeros > 0.4 * len(sample) / 2 and not sample[1 - start :: 2].count(0):
+            return name
+    return None
+
+
+def decode_cesu8(data: Any, errors: str = "strict", final: bool = True) -> tuple[str, int]:
+    """(text, bytes read) of UTF-8 in which a character beyond U+FFFF is two halves of three bytes each, as Java and
+    Oracle write it."""
+    text, length = codecs.utf_8_decode(data, "surrogatepass", final)
+    if not final and text and "\ud800" <= text[-1] <= "\udbff":  # its other half follows
+        text, length = text[:-1], length - 3
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", errors), length
+
+
+class Cesu8Decoder(codecs.BufferedIncrementalDecoder):
+    def _buffer_decode(self, input: Any, errors: str, final: bool) -> tuple[str, int]:
+        return decode_cesu8(input, errors, final)
+
+
+def find_codec(name: str) -> codecs.CodecInfo | None:
+    if name.replace("-", "_") != "cesu_8":
+        return None
+    return codecs.CodecInfo(codecs.utf_8_encode, decode_cesu8, incrementaldecoder=Cesu8Decoder, name="cesu-8")
+
+
+codecs.register(find_codec)
+
+
+def is_damaged_utf8(sample: bytes) -> bool:
+    """Whether bytes are UTF-8 for the most part: damaged, not in another encoding."""
+    text = sample.decode("utf-8", "replace")
+    return sum(not character.isascii() for character in text) > 3 * text.count("\ufffd")
+
+
+def share(text: str, pattern: str) -> float:
+    return count(text, pattern) / max(1, len(text))
+
+
+def fit_of(text: str, encoding: Encoding, name: str) -> float:
+    """How well a text fits, from 0 (not at all) to 1: by its share of usual letters."""
+    script, foreign = encoding.script, regex.sub(r"[\x00-\x7f]", "", text)
+    if regex.search(r"(?V1)[\p{Co}\p{Cn}\p{Cs}\x00-\x08\x0e-\x19\x1c-\x1f\x7f-\x9f\ufffd]", text):
+        return 0.0
+    if not foreign or share(foreign, script.known) < 0.95:
+        return 0.0
+    letters = "".join(regex.findall(f"(?V1){script.letters}", foreign))
+    usual = max(share(letters, f"[{some}{some.upper()}]") for some in script.usual)
+    if script.wide:
+        one = rf"(?<!{script.letters}){script.letters}(?!{script.letters})"
+        alone = rf"(?<=[a-z]){one}|{one}(?=[a-z])"  # as if single letters of a word were in another encoding
+        is_odd = share(foreign, script.letters) < script.part or rare(letters, name) > 0.1
+        if is_odd or count(text, alone) > 0.3 * len(letters):
+            return 0.0
+        return max(usual, 0.01) if usual >= script.least or 4 <= len(letters) < FEW else 0.0
+    in_latin = r"\p{Latin}" in script.letters
+    if not letters:
+        return 0.5 if in_latin and share(foreign, SAFE_SIGNS) == 1 else 0.0
+    if usual < script.least or not are_words(text, len(foreign), in_latin):
+        return 0.0
+    if not in_latin and count(letters, r"\p{Lu}") > 0.6 * len(letters):  # KOI8-R and Windows swap small and large
+        return 0.0
+    return usual ** min(len(letters), 400)
+
+
+def are_words(text: str, num_foreign: int, in_latin: bool) -> bool:
+    """Whether letters form words as people write them: no signs inside or behind, no capitals in the middle; in Latin
+    script with few accents, in another no word of two scripts."""
+    foreign = r"[^\x00-\x7f\P{L}]"
+    odd = count(text, rf"(?<=\p{{L}})({ODD_SIGNS}|{BESIDE}(?=\p{{L}}))")
+    odd += count(text, rf"(?<=\p{{Ll}})(?=\p{{Lu}}){foreign}|(?<=\p{{Ll}}{foreign})[A-Z]|(?<![\p{{L}}\p{{M}}])\p{{M}}")
+    if not in_latin:
+        odd += count(text, rf"[a-zA-Z]{foreign}|{foreign}[a-zA-Z]")
+        return odd <= 0.05 * num_foreign and num_foreign >= 8
+    odd += 4 * count(text, rf"{foreign}{{4}}")
+    attached = count(text, rf"(?<=[a-zA-Z]){foreign}|{foreign}(?=[a-zA-Z])")
+    in_words = count(text, rf"(?<=\p{{L}}){foreign}|{foreign}(?=\p{{L}})")
+    return odd <= 0.05 * num_foreign and attached > 0.5 * in_words
+
+
+def count(text: str, pattern: str) -> int:
+    return sum(1 for _ in regex.finditer(f"(?V1){pattern}", text))
+
+
+def rare(letters: str, encoding: str) -> float:
+    """The share of letters that are outside the common part of an encoding."""
+    common = common_part(encoding)
+    return sum(letter not in common for letter in letters) / max(1, len(letters)) if common else 0.0
+
+
+@cache
+def common_part(encoding: str) -> frozenset[str]:
+    """The characters that an encoding lists first because they are common; empty if it has no such part."""
+    leads, codec = COMMON_PARTS.get(encoding, ((), ""))
+    pairs = bytes(byte for lead in leads for trail in range(0x40, 0xFF) for byte in (lead, trail))
+    return frozenset(pairs.decode(codec, "ignore")) if codec else frozenset()

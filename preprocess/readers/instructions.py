@@ -1,0 +1,94 @@
+"""Instruction data and dialogues with a model: classification, if the answers are few and short."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from engine.errors import UserError
+from preprocess.readers.columns import LABEL_NAMES, NUMBER_NAMES, OTHER_LABEL_NAMES, alike
+
+Values = dict[str, Any]
+QUESTION_KEYS = ("instruction", "prompt", "query")
+ANSWER_KEYS = ("output", "response", "completion")
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+MOST_CHARACTERS = 60  # of an answer that is a class
+
+
+def find_instructions(rows: Sequence[Values]) -> Callable[[Values], Values] | None:
+    """Converts {"instruction", "input", "output"} and {"prompt", "completion"} to text and label. An instruction that
+    is the same in all first rows is left out."""
+    keys = {*rows[0]}
+    question = next((key for key in QUESTION_KEYS if key in keys), "")
+    answer = next((key for key in ANSWER_KEYS if key in keys), "")
+    if not question or not answer or has_labels(keys):
+        return None
+    if any(not isinstance(row.get(key), str) for row in rows for key in (question, answer)):
+        return None
+    if any(row.get("history") for row in rows):
+        raise UserError("contains dialogues of several turns; what can be read is one question and a short answer")
+    constant = len({row[question] for row in rows}) == 1 and all(row.get("input") for row in rows)
+    require_classes([row[answer] for row in rows], f"instructions with free answers in {answer!r}")
+
+    def convert(values: Values) -> Values:
+        asked, given = values.get(question) or "", values.get("input") or ""
+        label = values.get(answer)
+        if not all(isinstance(value, str) for value in (asked, given, label)):
+            raise UserError(f"{question!r}, 'input' and {answer!r} must be strings")
+        return {"text": given if constant else "\n".join(filter(None, (asked, given))), "label": label}
+
+    return convert
+
+
+def find_dialogue(rows: Sequence[Values]) -> Callable[[Values], Values] | None:
+    """Converts {"messages": [{"role", "content"}]} and {"conversations": [{"from", "value"}]} of one question and
+    one answer to text and label. A system prompt that is the same in all first rows is left out."""
+    key = next((key for key in ("messages", "conversations") if key in rows[0]), "")
+    if has_labels({*rows[0]}):
+        return None
+    turns = [turns_of(row.get(key)) for row in rows] if key else []
+    if not turns or not all(turns):
+        return None
+    if any([role for role, _ in some if role != "system"] != ["user", "assistant"] for some in turns):
+        several = "contains dialogues of several turns"
+        raise UserError(f"{several}; what can be read is one question and a short answer, or text and label")
+    require_classes([some[-1][1] for some in turns], f"dialogues with free answers in {key!r}")
+    prompts = {tuple(content for role, content in some if role == "system") for some in turns}
+
+    def convert(values: Values) -> Values:
+        found = turns_of(values.get(key))
+        if [role for role, _ in found if role != "system"] != ["user", "assistant"]:
+            raise UserError(f"{key!r} is not one question with one answer, as in the first rows")
+        system = tuple(content for role, content in found if role == "system")
+        texts = [*(() if prompts == {system} else system), found[-2][1]]
+        return {"text": "\n".join(texts), "label": found[-1][1]}
+
+    return convert
+
+
+def has_labels(keys: set[str]) -> bool:
+    """Whether objects have a label under a usual key."""
+    return bool(alike([*LABEL_NAMES, *NUMBER_NAMES, *OTHER_LABEL_NAMES], keys))
+
+
+def turns_of(value: Any) -> list[tuple[str, str]]:
+    """[(role, content)]; empty if the value is not a dialogue."""
+    found = []
+    for turn in value if isinstance(value, list) else ():
+        if not isinstance(turn, dict):
+            return []
+        role = ROLES.get(str(turn.get("role", turn.get("from"))), "")
+        content = turn.get("content", turn.get("value"))
+        if not role or not isinstance(content, str):
+            return []
+        found.append((role, content))
+    return found
+
+
+def require_classes(answers: Sequence[str], what: str) -> None:
+    """Raises UserError unless answers are few and short enough to be classes."""
+    distinct = {answer.strip() for answer in answers}
+    if len(distinct) > max(2, len(answers) / 3) or max(map(len, distinct)) > MOST_CHARACTERS:
+        tasks = "what can be read is classification, where a few short answers recur"
+        raise UserError(
+            f"contains {what}, a task of text generation; {tasks}, or text and label under keys of "
+            "their own (--text_column, --label_column)"
+        )

@@ -1,0 +1,208 @@
+"""Where the rows of a JSON file are that is one object: under a path, one list per part, or a table of pandas."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UserError
+from preprocess.example import PART_NAMES
+from preprocess.readers.columns import LABEL_NAMES, TEXT_NAMES, alike
+from preprocess.readers.raw_files import abbreviate
+from preprocess.readers.shapes import MISSING, at
+
+# Where known formats have their rows; at `*` are the names of classes, or nothing of interest, and the key of each row
+# that gets the name
+ROW_PATHS = {
+    "rasa_nlu_data.common_examples": "",  # Rasa
+    "assets.utterances": "",  # Azure
+    "utterances": "",  # LUIS
+    "intents.*.utterances": "intent",  # Snips
+}
+Rows = list[Any]
+Located = Iterator[tuple[str, Any]]  # (the part and position, for messages; row)
+
+
+def rows_of_object(path: Path, content: dict[str, Any], rows_key: str) -> Located:
+    """The rows of an object, each with `split` if the object has parts. Raises UserError if several lists could be the
+    rows. rows_key: the path of --rows_key"""
+    if rows_key:
+        found = at(content, rows_key)
+        if found is MISSING:
+            raise UserError(f"{path}: nothing is at --rows_key {rows_key}; its keys are: {abbreviate(content)}")
+        return numbered(as_rows(path, found))
+    if is_row(content):
+        return numbered([content])
+    for row_path, name in ROW_PATHS.items():
+        if rows := rows_at(content, row_path.split("."), name):
+            return numbered(rows)
+    if parts := parts_of(path, content):
+        return rows_of_parts(parts)
+    for find in (as_table, as_patterns, as_classes):
+        if found := find(content):
+            return numbered(found)
+    below = [parts for value in content.values() if isinstance(value, dict) and (parts := parts_of(path, value))]
+    return rows_of_parts(below[0]) if len(below) == 1 else numbered(the_list(path, content))
+
+
+def rows_of_parts(parts: dict[str, tuple[str, Rows]]) -> Located:
+    """The rows of {key: (part, rows)}."""
+    for key, (part, rows) in parts.items():
+        yield from ((f"{key} {number}", with_keys(row, split=part)) for number, row in enumerate(rows, 1))
+
+
+def numbered(rows: Rows) -> Located:
+    return ((f"item {number}", row) for number, row in enumerate(rows, 1))
+
+
+def with_keys(row: Any, **more: Any) -> Any:
+    """A row with further keys; of a list, its values are then called 0, 1, …, or `text` and the keys of spaCy's
+    ["a text", {"entities": …}]."""
+    if isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) and isinstance(row[1], dict):
+        row = {"text": row[0], **row[1]}
+    if isinstance(row, list):
+        row = {str(number): value for number, value in enumerate(row)}
+    return row | more if isinstance(row, dict) else row
+
+
+def is_row(content: dict[str, Any]) -> bool:
+    """Whether an object is an example itself: it has a text, or tokens that are strings."""
+    tokens = content.get("tokens")
+    is_text = any(isinstance(content.get(name), str) for name in TEXT_NAMES)
+    return is_text or (isinstance(tokens, list) and all(isinstance(token, str) for token in tokens) and bool(tokens))
+
+
+def rows_at(content: Any, steps: Sequence[str], name: str, key: str = "") -> Rows:
+    """The objects at a path, with the key found at `*`."""
+    if not steps:
+        found = content if isinstance(content, list) and content and isinstance(content[0], dict) else []
+        return [with_keys(row, **{name: key}) for row in found] if name else found
+    if not isinstance(content, dict):
+        return []
+    if steps[0] != "*":
+        return rows_at(content.get(steps[0]), steps[1:], name, key)
+    return [row for each, value in content.items() for row in rows_at(value, steps[1:], name, each)]
+
+
+def part_of_key(key: str) -> str | None:
+    """The part that a key names: train, oos_val, test_data."""
+    return next((PART_NAMES[word] for word in re.split(r"[._\- ]", key.lower()) if word in PART_NAMES), None)
+
+
+def parts_of(path: Path, content: dict[str, Any]) -> dict[str, tuple[str, Rows]] | None:
+    """{key: (part, rows)} if the lists of an object are parts."""
+    lists = {key: value for key, value in content.items() if holds_rows(value)}
+    named = {key: part for key in lists if (part := part_of_key(key))}
+    if not named:
+        return None
+    if others := [key for key in lists if key not in named]:
+        unclear = f"{', '.join(named)} are parts, but {', '.join(others)} is not"
+        raise UserError(f"{path}: {unclear}; name the rows to read with --rows_key, or put each part into its own file")
+    return {key: (part, as_rows(path, lists[key])) for key, part in named.items()}
+
+
+def holds_rows(value: Any) -> bool:
+    """Whether a value is a list of objects or lists, or an object in which there is one."""
+    if isinstance(value, dict):
+        return any(map(holds_rows, value.values())) or bool(as_table(value))
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict | list)
+
+
+def as_rows(path: Path, value: Any) -> Rows:
+    """A list as it is; rows of an object as pandas writes tables, or with the rows under numbers."""
+    if isinstance(value, list):
+        return value
+    if isinstance(value, dict):
+        rows = as_table(value)
+        return rows if rows is not None else the_list(path, value)
+    return []
+
+
+def as_table(content: dict[str, Any]) -> Rows | None:
+    """The rows of pandas's to_json with orient split, columns, index or list; None for another object."""
+    names, data = content.get("columns"), content.get("data")
+    if isinstance(names, list) and isinstance(data, list):
+        return [dict(zip(names, row)) if isinstance(row, list) else row for row in data]
+    values = list(content.values())
+    if all(isinstance(value, list) for value in values) and (keys := singular(content)):
+        lengths = {len(value) for value in values}
+        return [dict(zip(keys, row)) for row in zip(*values)] if len(lengths) == 1 else None
+    if not values or not all(isinstance(value, dict) and value for value in values):
+        return None
+    same = len({tuple(value) for value in values}) == 1
+    by_index = same and all(key.isdecimal() for key in values[0]) and not any(key.isdecimal() for key in content)
+    if by_index or (same and alike(["tokens", *TEXT_NAMES], content)):  # columns
+        return [dict(zip(content, row)) for row in zip(*(value.values() for value in values))]
+    if all(is_row(value) for value in values):  # an object per index
+        return values
+    return None
+
+
+def singular(content: dict[str, Any]) -> list[str]:
+    """The keys of an object, `texts` and `labels` as `text` and `label`, if one is the usual key of a text."""
+    usual = {"tokens", *TEXT_NAMES, *LABEL_NAMES}
+    keys = [key if key in usual or key[:-1] not in usual else key[:-1] for key in content]
+    return keys if {"tokens", *TEXT_NAMES} & {*keys} else []
+
+
+def as_classes(content: dict[str, Any]) -> Rows | None:
+    """The rows of an object with one list per class, {"good": ["a text", …], …}, or, as in Snips, per intent."""
+    lists = {key: value for key, value in content.items() if isinstance(value, list) and value}
+    if len(lists) != len(content) or singular(content) or {*LABEL_NAMES} & content.keys():
+        return None
+    if len(lists) > 1 and all(isinstance(text, str) for texts in lists.values() for text in texts):
+        return [{"text": text, "label": key} for key, texts in lists.items() for text in texts]
+    if all(isinstance(row, dict) and {*row} == {"data"} for rows in lists.values() for row in rows):
+        return [row | {"intent": key} for key, rows in lists.items() for row in rows]
+    unlabelled = all(isinstance(row, dict) and is_row(row) for rows in lists.values() for row in rows)
+    if len(lists) > 1 and unlabelled and not any(alike(LABEL_NAMES, rows[0]) for rows in lists.values()):
+        return [row | {"label": key} for key, rows in lists.items() for row in rows]
+    return None
+
+
+def as_patterns(content: dict[str, Any]) -> Rows | None:
+    """The rows of {"intents": [{"tag": "greeting", "patterns": ["hello", …]}, …]}."""
+    found = content.get("intents")
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        return None
+    pairs = [(at(each, "tag|intent|name"), at(each, "patterns|examples|utterances|questions")) for each in found]
+    if not pairs or not all(isinstance(tag, str) and isinstance(texts, list) for tag, texts in pairs):
+        return None
+    return [{"text": text, "intent": tag} for tag, texts in pairs for text in texts]
+
+
+def the_list(path: Path, content: dict[str, Any]) -> Rows:
+    """The only list of rows under a key of an object, at any depth; otherwise the object itself."""
+    found = dict(lists_in(content, ""))
+    texts = {key: rows for key, rows in found.items() if any(map(has_text, rows[:9]))} or found
+    first = next(iter(texts.values()), [content])
+    if len(texts) > 1:
+        raise UserError(f"{path}: several lists could be the rows; name one with --rows_key {' or '.join(texts)}")
+    return first
+
+
+def has_text(row: Any) -> bool:
+    row = with_keys(row)
+    return isinstance(row, dict) and bool(alike(["tokens", *TEXT_NAMES], row))
+
+
+def lists_in(content: dict[str, Any], prefix: str, depth: int = 3) -> Iterator[tuple[str, Rows]]:
+    """(path, rows) of the lists of objects in an object."""
+    for key, value in content.items():
+        if isinstance(value, list) and any(isinstance(with_keys(row), dict) for row in value[:9]):
+            yield prefix + key, value
+        elif isinstance(value, dict) and depth:
+            yield from lists_in(value, f"{prefix}{key}.", depth - 1)
+
+
+def names_of_pairs(rows: Sequence[Sequence[Any]]) -> tuple[str, str] | None:
+    """("text", "label") or the reverse, for pairs of which one is longer and the other recurs more; otherwise None."""
+    if any(len(row) != 2 or not isinstance(row[0], str) or not isinstance(row[1], str | int) for row in rows):
+        return None
+    first, second = ({str(row[place]) for row in rows} for place in (0, 1))
+    lengths = [sum(len(str(row[place])) for row in rows) for place in (0, 1)]
+    if len(first) > len(second) and lengths[0] > lengths[1]:
+        return "text", "label"
+    if len(second) > len(first) and lengths[1] > lengths[0]:
+        return "label", "text"
+    return None

@@ -1,0 +1,125 @@
+"""What is left out of the data: rows without a text or a label, and a test part without labels."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.errors import UserError
+from preprocess.example import PART_NAMES, RESERVED, Example
+from preprocess.labels.kinds import KINDS, NO_LABEL
+from preprocess.readers.columns import NoLabels
+from preprocess.readers.options import ReadOptions
+
+MINUS = (-1, "-1")  # the label of a test part whose labels are kept secret, as in GLUE
+
+
+def with_texts(examples: Iterable[Example], path: Path) -> Iterator[Example]:
+    """Drops examples whose text is empty, and prints how many were dropped."""
+    dropped, first = 0, ""
+    for example in examples:
+        text = example.get("text")
+        tokens = example.get("tokens")
+        if tokens or (tokens is None and not (text is None or (isinstance(text, str) and not text.strip()))):
+            yield example
+        else:
+            dropped, first = dropped + 1, first or example["_where"]
+    if dropped:
+        print(f"{path}: {dropped:,} rows without a text are dropped (--drop_empty), the first: {first}")
+
+
+def with_labels(examples: Iterator[Example], path: Path, label_types: dict[str, str]) -> Iterator[Example]:
+    """Drops examples without any label (empty, null or NaN; an empty multilabel cell is a label), and prints how many
+    were dropped."""
+    dropped, first = 0, ""
+    for example in examples:
+        labels, lacking = labels_of(example, label_types)
+        example |= dict.fromkeys(lacking)
+        if len(lacking) < len(labels):
+            yield example
+        else:
+            dropped, first = dropped + 1, first or example["_where"]
+    if dropped:
+        print(f"{path}: {dropped:,} rows without a label are dropped (--drop_unlabelled), the first: {first}")
+
+
+def labels_of(example: Example, label_types: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """(labels, names of the tasks without one)"""
+    several = {name for name, kind in label_types.items() if KINDS[kind] == "multilabel"}
+    labels = {name: example[name] for name in example.keys() - set(RESERVED)}
+    return labels, [name for name, label in labels.items() if is_no_label(label, name in several)]
+
+
+def is_no_label(label: Any, may_be_empty: bool) -> bool:
+    """Whether a value means that there is no label."""
+    if isinstance(label, str):
+        return label.strip().lower() in NO_LABEL[may_be_empty:]
+    return label is None or label != label  # only NaN differs from itself
+
+
+@dataclass
+class SecretLabels:
+    """Leaves out a test part if none of its rows has a label, though others have. It may have several files."""
+
+    options: ReadOptions
+    trained: bool = False  # whether rows of other parts were read
+    has_minus: bool = False  # whether -1 is one of their labels
+    has_labels: bool = False  # whether a row of the test part has a label
+    held: Example | None = None  # the first row of the test part, without a label
+    paths: dict[Path, int] = field(default_factory=dict)  # {file: rows that are left out}
+
+    def labelled(self, examples: Iterator[Example], part: str | None, path: Path) -> Iterator[Example]:
+        """The examples of a file, except those of a test part without labels."""
+        is_read = False
+        try:
+            for example in examples:
+                is_read = True
+                if part_of(example, part) != "test" or self.options.drop_unlabelled:
+                    self.trained = True
+                    self.has_minus = self.has_minus or any(is_minus(example[name]) for name in tasks_of(example))
+                    yield example
+                elif self.is_unlabelled(example) and not self.has_labels:
+                    self.held = self.held or example
+                    self.paths[path] = self.paths.get(path, 0) + 1
+                else:
+                    self.has_labels = True
+                    if self.held:  # the rows without a label are an error, which names the first
+                        self.require_no_minus(self.held)
+                        yield self.held
+                        self.held = None
+                    yield example
+        except NoLabels as error:
+            if is_read or part != "test" or not self.trained or not error.names <= self.options.understood.columns:
+                raise
+            self.paths[path] = 0
+
+    def is_unlabelled(self, example: Example) -> bool:
+        labels, lacking = labels_of(example, self.options.label_types)
+        secret = self.trained and not self.has_minus and all(map(is_minus, labels.values()))
+        return bool(labels) and (len(lacking) == len(labels) or secret)
+
+    def require_no_minus(self, example: Example) -> None:
+        """Raises UserError for a row whose label is -1 if only other rows of the test part have labels."""
+        if minus := [name for name in tasks_of(example) if is_minus(example[name])]:
+            reason = f"the label {minus[0]!r} is -1, as in no other part, but other rows of test have labels"
+            raise UserError(f"{example['_where']}: {reason}; leave those cells empty and add --drop_unlabelled")
+
+    def report(self) -> None:
+        """Prints what was left out."""
+        for path, number in self.paths.items() if not self.has_labels else ():
+            self.options.understood.forms.pop(str(path), None)
+            rows = f" ({number:,} rows)" if number else ""
+            advice = "pass it to --predict_file once a model is trained"
+            print(f"{path}: the test part has no labels, and is left out{rows}; {advice}")
+
+
+def tasks_of(example: Example) -> set[str]:
+    return example.keys() - set(RESERVED)
+
+
+def is_minus(label: Any) -> bool:
+    return not isinstance(label, list | dict | bool) and label in MINUS
+
+
+def part_of(example: Example, part: str | None) -> str | None:
+    return part or PART_NAMES.get(str(example.get("split", "")).lower())

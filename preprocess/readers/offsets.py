@@ -1,0 +1,135 @@
+"""How the offsets of spans over a text count: in characters, or in UTF-16 units, as JavaScript and Java do (an emoji is
+two). Wrong counting shows where a surface is stored next to the offsets, and where spans cut words."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import regex
+
+from engine.errors import UserError
+from engine.task.text import HAN
+from preprocess.example import RESERVED, Example, shown
+from preprocess.labels.spans import fields_of, fields_of_dict
+from preprocess.readers.options import ReadOptions
+
+SPACED = regex.compile(
+    rf"(?!{HAN})[\p{{L}}\p{{M}}\p{{N}}_](?<![\p{{Hangul}}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}])"
+)
+Fields = tuple[Any, Any, Any, Any]  # start, end, label, surface
+LEAST = 3  # spans that are cut, before a file is refused
+
+
+def to_characters(text: str, place: int) -> int:
+    """A place counted in UTF-16 units, in characters. Raises ValueError for a place outside the text, or inside a
+    character."""
+    before = text.encode("utf-16-le", "surrogatepass")[: 2 * place]
+    if len(before) < 2 * place:
+        raise ValueError
+    return len(before.decode("utf-16-le"))
+
+
+def is_cut(text: str, place: int) -> bool:
+    """Whether a place is inside a word of a script that writes spaces between words, or outside the text."""
+    if not 0 <= place <= len(text):
+        return True
+    return 0 < place < len(text) and bool(SPACED.match(text[place - 1]) and SPACED.match(text[place]))
+
+
+def spans_in(label: Any, where: str) -> list[Fields]:
+    """The spans of a label over characters; empty for any other label."""
+    if isinstance(label, dict):
+        return list(fields_of_dict(label, where))
+    if not isinstance(label, list) or not label or not isinstance(label[0], dict | list):
+        return []
+    found = [fields_of(item) for item in label]
+    return [each for each in found if type(each[0]) is int and type(each[1]) is int]
+
+
+@dataclass
+class Seen:
+    """What the spans of a file show. Each is a list of the rows of cut spans."""
+
+    checked: int = 0  # spans that would differ
+    cut: int = 0
+    cut_otherwise: int = 0
+    first: str = ""
+
+    def add(self, is_cut_so: bool, is_cut_otherwise: bool, where: str) -> None:
+        self.checked += 1
+        self.cut += is_cut_so
+        self.cut_otherwise += is_cut_otherwise
+        if is_cut_so and not self.first:
+            self.first = where
+
+    def is_wrong(self) -> bool:
+        """Whether most spans are cut, but few would be otherwise."""
+        return self.cut >= max(LEAST, 0.5 * self.checked) and self.cut_otherwise <= 0.1 * self.cut
+
+
+@dataclass
+class Offsets:
+    """Checks or converts the spans of a file's examples."""
+
+    path: str | Path
+    options: ReadOptions
+    utf16: Seen = field(default_factory=Seen)
+    inclusive: Seen = field(default_factory=Seen)
+
+    def examples(self, examples: Iterator[Example]) -> Iterator[Example]:
+        """The examples, with offsets in characters. Raises UserError at the end if they seem to count otherwise."""
+        for example in examples:
+            text = example.get("text")
+            if type(text) is str and "tokens" not in example:
+                for name, label in example.items():
+                    if type(label) in (list, dict) and label and name not in RESERVED:
+                        self.look_at(example, name, text)
+            yield example
+        self.refuse()
+
+    def look_at(self, example: Example, name: str, text: str) -> None:
+        where = example["_where"]
+        found = spans_in(example[name], where)
+        behind = self.options.span_end == "inclusive" and isinstance(example[name], list)
+        if found and (behind or (self.options.offsets == "utf16" and not text.isascii())):
+            example[name] = [self.converted(each, text, where, behind) for each in found]
+            return
+        for start, end, _, surface in found:
+            if surface or end <= start:
+                continue
+            if self.options.span_end == "auto" and end < len(text):
+                self.inclusive.add(is_cut(text, end), is_cut(text, end + 1), where)
+            if self.options.offsets == "auto" and not text.isascii() and max(text[:end], default="") > "\uffff":
+                self.utf16.add(is_cut(text, start) or is_cut(text, end), cut_in_utf16(text, start, end), where)
+
+    def converted(self, span: Fields, text: str, where: str, behind: bool) -> dict[str, Any]:
+        start, end, label, surface = span
+        end += behind
+        try:
+            if self.options.offsets == "utf16":
+                start, end = to_characters(text, start), to_characters(text, end)
+        except (ValueError, UnicodeDecodeError):
+            wrong = "lies outside the text or inside a character, counted in UTF-16 units"
+            raise UserError(f"{where}: the span {start} to {end} of {shown(label)} {wrong} (--offsets)") from None
+        return {"start": start, "end": end, "label": label, "text": surface}
+
+    def refuse(self) -> None:
+        """Raises UserError if most spans cut words, but would not if their offsets counted otherwise."""
+        for seen, how, advice in (
+            (self.utf16, "after an emoji", "--offsets utf16 (UTF-16 units, of which an emoji has two)"),
+            (self.inclusive, "of the file", "--span_end inclusive (the end belongs to the span)"),
+        ):
+            if seen.is_wrong():
+                first = seen.first.removeprefix(f"{self.path}, ")
+                cut = f"{seen.cut:,} of {seen.checked:,} spans {how} cut words, the first: {first}"
+                option = advice.split()[0]
+                keep = f"{option} {'characters' if option == '--offsets' else 'exclusive'} reads them as they are"
+                raise UserError(f"{self.path}: {cut}; add {advice}; {keep}")
+
+
+def cut_in_utf16(text: str, start: int, end: int) -> bool:
+    try:
+        return any(is_cut(text, to_characters(text, place)) for place in (start, end))
+    except (ValueError, UnicodeDecodeError):
+        return True

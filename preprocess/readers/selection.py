@@ -1,0 +1,78 @@
+"""The columns of a table that are read: without those that have no name, and with --join_columns as one."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+from engine.errors import UserError
+from preprocess.readers.options import ReadOptions, split_names
+from preprocess.readers.raw_files import abbreviate
+
+UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*")  # how pandas calls a column without a name
+JOINED = " + "  # between the names of joined columns
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Applies to each row what was decided about the columns."""
+
+    path: str | Path
+    width: int  # of a row of the file
+    names: list[str]  # of the columns that remain
+    kept: list[int]
+    empty: list[int]  # columns without a name that must be empty
+    joined: list[int]  # columns that become the last one
+    options: ReadOptions
+
+    def applied(self, rows: Iterable[tuple[int, list[str]]], origin: str) -> Iterator[tuple[int, list[str]]]:
+        for number, cells in rows:
+            if any(cells):
+                if len(cells) != self.width:
+                    raise UserError(f"{self.path}, row {number}: {len(cells)} cells, but {origin} has {self.width}")
+                if full := next((cells[column] for column in self.empty if cells[column].strip()), ""):
+                    raise UserError(f"{self.path}, row {number}: {full[:40]!r} is in a column without a name; name it")
+                joined = [join_texts(cells[column] for column in self.joined)] if self.joined else []
+                cells = [*(cells[column] for column in self.kept), *joined]
+            yield number, cells
+
+
+def join_texts(parts: Iterable[str | None]) -> str:
+    """Texts as one, with a space between them."""
+    return " ".join(part for part in parts if part and part.strip())
+
+
+def select_columns(
+    path: str | Path, names: list[str], rows: list[tuple[int, list[str]]], options: ReadOptions
+) -> Selection | None:
+    """The Selection of a table that needs one. names: of its columns; rows: its first ones"""
+    filled = [cells for _, cells in rows if any(cells)]
+    longer = options.header and all(len(cells) == len(names) + 1 for cells in filled)
+    if longer and counts([cells[0] for cells in filled]):  # R writes no name for the numbers of rows
+        names = ["", *names]
+    full = [cells for cells in filled if len(cells) == len(names)]
+    unnamed = [i for i, name in enumerate(names) if options.header and UNNAMED.fullmatch(name)] if full else []
+    index = [i for i in unnamed if counts([cells[i] for cells in full])]
+    empty = [i for i in unnamed if not any(cells[i].strip() for cells in full)]
+    wanted = split_names(options.join_columns)
+    if absent := [name for name in wanted if name not in names]:
+        raise UserError(f"{path}: no column {absent[0]!r} (--join_columns); its columns are: {abbreviate(names)}")
+    joined = [names.index(name) for name in wanted]
+    if not (index or empty or joined):
+        return None
+    if index or empty:
+        places = ", ".join(str(i + 1) for i in sorted((*index, *empty)))
+        print(f"{path}: without a name, and so not used: column {places} (a count of the rows, or empty)")
+    kept = [i for i in range(len(names)) if i not in (*index, *empty, *joined)]
+    all_names = [names[i] for i in kept]
+    if joined:
+        all_names.append(JOINED.join(wanted))
+        options = replace(options, text_column=all_names[-1], join_columns="")
+    return Selection(path, len(names), all_names, kept, empty, joined, options)
+
+
+def counts(cells: list[str]) -> bool:
+    """Whether cells count the rows."""
+    numbers = [int(cell) for cell in cells if re.fullmatch(r"\d{1,15}", cell)]
+    return len(numbers) == len(cells) > 1 and all(b == a + 1 for a, b in pairwise(numbers))

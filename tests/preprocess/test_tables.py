@@ -1,0 +1,350 @@
+"""Tables as people have them: quotes, columns without names, lists in cells, labels beside, archives, encodings."""
+
+import json
+import zipfile
+
+import pytest
+
+from data_process import DataConfig, process
+from engine.errors import UserError
+from preprocess.labels.literals import literal
+from preprocess.readers.encodings import choose_encoding
+from preprocess.readers.options import ReadOptions, unescaped
+from preprocess.readers.raw_files import read_rows
+from preprocess.readers.sources import read_examples, read_texts
+
+KINDS = ["good", "bad"]
+NOUNS = [(noun, place) for noun in ("soup", "bread", "tea") for place in ("Bonn", "Ulm", "Kiel")]
+ROWS = [(f"the {noun} was {KINDS[n % 2]}, in {place}", KINDS[n % 2]) for n, (noun, place) in enumerate(NOUNS)]
+
+
+def read(folder, files, source="", **options):
+    """The examples of files, as they are read."""
+    for name, body in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(body if isinstance(body, bytes) else body.encode())
+    return list(read_examples(folder / source if source else folder, ReadOptions(labelled=True, **options)))
+
+
+def processed(folder, files, **options):
+    """{part: rows} of the processed folder of files."""
+    raw = folder / "raw"
+    for name, body in files.items():
+        (raw / name).parent.mkdir(parents=True, exist_ok=True)
+        (raw / name).write_bytes(body if isinstance(body, bytes) else body.encode())
+    process(DataConfig(input=str(raw), output_dir=str(folder / "data"), **options))
+    found = folder / "data"
+    return {p.stem: [json.loads(row) for row in p.read_text().splitlines()] for p in found.glob("*.jsonl")}
+
+
+def table(rows, names="text,label", quote='"'):
+    cells = [[cell.replace(quote, quote * 2) for cell in row] for row in rows]
+    return "".join(f"{row}\n" for row in [names, *(",".join(f"{quote}{cell}{quote}" for cell in row) for row in cells)])
+
+
+def pairs(examples, key="label"):
+    return [(example.get("text", example.get("tokens")), example[key]) for example in examples]
+
+
+# ---- quotes and delimiters -------------------------------------------------------------------------------------------
+
+
+def test_a_tsv_with_quotes_is_read_as_its_note_says(tmp_path):
+    body = "text\tlabel\n" + "".join(f'"say ""{n}""\nand\tgo"\t{KINDS[n % 2]}\n' for n in range(12))
+    found = pairs(read(tmp_path, {"a.tsv": body}, format="csv", delimiter="\t"))
+    assert found == [(f'say "{n}"\nand\tgo', KINDS[n % 2]) for n in range(12)]
+    assert pairs(read(tmp_path, {"a.tsv": body}, quotechar='"')) == found
+
+
+def test_quotes_can_be_another_character_or_none(tmp_path):
+    rows = [(f"it, {n}", "x") for n in range(4)]
+    assert pairs(read(tmp_path, {"a.csv": table(rows, quote="'")}, quotechar="'")) == rows
+    body = 'text,label\n"tis the season,x\nb,y\n'
+    with pytest.raises(UserError, match=r"row 2.*--quotechar none"):
+        read(tmp_path, {"b/a.csv": body}, "b")
+    assert pairs(read(tmp_path, {"b/a.csv": body}, "b", quotechar="none")) == [('"tis the season', "x"), ("b", "y")]
+    with pytest.raises(UserError, match=r"--quotechar.*one character"):
+        DataConfig(input="a", output_dir="b", quotechar="''")
+
+
+def test_escapes_are_the_characters_that_they_name(tmp_path):
+    assert unescaped(r"\t") == "\t" and unescaped(r"\n") == "\n" and unescaped("|") == "|"
+    body = "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in ROWS)
+    assert pairs(read(tmp_path, {"a.txt": body}, delimiter="\t")) == ROWS
+    sets = [["x", "y"], ["x"], ["y", "z"]]
+    rows = [(text, "\n".join(sets[n % 3])) for n, (text, _) in enumerate(ROWS)]
+    with pytest.raises(UserError, match="line break"):
+        processed(tmp_path / "a", {"a.csv": table(rows)})
+    options = {"label_type": "label=multilabel", "label_separator": r"\n"}
+    found = processed(tmp_path / "b", {"a.csv": table(rows)}, **options)
+    assert sorted((row["text"], row["label"]) for part in found.values() for row in part) == sorted(
+        (text, sets[n % 3]) for n, (text, _) in enumerate(ROWS)
+    )
+
+
+# ---- columns ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+def test_a_count_of_the_rows_is_not_used(name, tmp_path, capsys):
+    body = f"{name},text,label,\n" + "".join(f'{n},"{text}",{label},\n' for n, (text, label) in enumerate(ROWS))
+    assert pairs(read(tmp_path, {"a.csv": body})) == ROWS
+    assert "without a name, and so not used: column 1, 4" in capsys.readouterr().out
+    body = "text,label,\n" + "a,x,\n" * 300 + "b,y,more\n"
+    with pytest.raises(UserError, match="row 302: 'more' is in a column without a name"):
+        read(tmp_path, {"b/a.csv": body}, "b")
+
+
+def test_numbers_of_rows_under_a_shorter_header(tmp_path):
+    body = "text,label\n" + "".join(f'{n},"{text}",{label}\n' for n, (text, label) in enumerate(ROWS, 1))
+    assert pairs(read(tmp_path, {"a.csv": body})) == ROWS
+
+
+def test_columns_are_joined(tmp_path):
+    rows = [(f"title {n}", f"body {n}" if n else "", "x") for n in range(4)]
+    right = [(f"{title} {body}".strip(), label) for title, body, label in rows]
+    body = table(rows, "title,body,label")
+    assert pairs(read(tmp_path, {"a.csv": body}, join_columns="title,body")) == right
+    lines = "".join(json.dumps(dict(zip(("title", "body", "label"), row))) + "\n" for row in rows)
+    assert pairs(read(tmp_path, {"b/a.jsonl": lines}, "b", join_columns="title,body")) == right
+    texts = [row["text"] for row in read_texts(tmp_path / "a.csv", ReadOptions(join_columns="title,body"))]
+    assert texts == [text for text, _ in right]
+    for source in ("a.csv", "b"):
+        with pytest.raises(UserError, match=r"'nothing' .--join_columns.*title, body"):
+            read(tmp_path, {}, source, join_columns="title,nothing")
+
+
+def test_rows_without_a_text_are_dropped_and_counted(tmp_path, capsys):
+    body = table([*ROWS, (" ", "good")])
+    with pytest.raises(UserError, match="row 11: the text is empty; --drop_empty"):
+        processed(tmp_path / "a", {"a.csv": body})
+    found = processed(tmp_path / "b", {"a.csv": body}, drop_empty=True)
+    assert sum(map(len, found.values())) == len(ROWS)
+    assert "1 rows without a text are dropped (--drop_empty), the first: " in capsys.readouterr().out
+    lines = '{"tokens": ["a"], "slots": ["O"]}\n{"tokens": [], "slots": []}\n'
+    assert len(read(tmp_path / "c", {"a.jsonl": lines}, drop_empty=True)) == 1
+
+
+# ---- lists and objects in cells --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [
+        ('["a", "b"]', ["a", "b"]),
+        ("['a', \"it's\"]", ["a", "it's"]),
+        ("['a' 'b'\n 'c']", ["a", "b", "c"]),
+        ("[0 1 1]", [0, 1, 1]),
+        ("array(['a', 'b'], dtype=object)", ["a", "b"]),
+        ("[(0, 3, 'PER')]", [[0, 3, "PER"]]),
+        ("{'a'}", ["a"]),
+        ("{'key': 'pos'}", {"key": "pos"}),
+        ("[]", []),
+        ("['a' 'b', 'c']", None),
+        ("[a, b]", None),
+        ("[" * 5000 + "]" * 5000, None),
+        ("text", None),
+        ("", None),
+    ],
+)
+def test_what_a_cell_is(cell, value):
+    assert literal(cell) == value
+
+
+SPANS = [(f"{name} lives in {place}", [(0, len(name), "PER"), (len(name) + 10, len(name) + 10 + len(place), "LOC")])
+         for name in ("Anna", "Otto", "Karl") for place in ("Bonn", "Ulm", "Kiel", "Gera")]  # fmt: skip
+WRITTEN = {
+    "JSON": lambda spans: json.dumps([{"start": a, "end": b, "labels": [kind]} for a, b, kind in spans]),
+    "Python": lambda spans: str([{"start": a, "end": b, "entity": kind} for a, b, kind in spans]),
+    "tuples": str,
+    "doccano": lambda spans: json.dumps(spans),
+}
+
+
+@pytest.mark.parametrize("form", WRITTEN)
+def test_spans_in_cells(form, tmp_path):
+    body = table([(text, WRITTEN[form](spans)) for text, spans in SPANS], "text,entities")
+    found = processed(tmp_path, {"a.csv": body})
+    rows = {row["text"]: row["entities"] for part in found.values() for row in part}
+    assert rows == {text: ["B-PER", "O", "O", "B-LOC"] for text, _ in SPANS}
+
+
+@pytest.mark.parametrize("write", [str, json.dumps, " ".join, lambda tags: str(tags).replace(",", "")])
+def test_tags_in_cells(write, tmp_path):
+    tags = [["B-PER", "O", "O", "B-LOC"], ["O", "O", "O", "B-LOC"]]
+    rows = [(text, tags[n % 2]) for n, (text, _) in enumerate(SPANS)]
+    found = read(tmp_path, {"a.csv": table([(text, write(of)) for text, of in rows], "sentence,tags")})
+    assert [(e["tokens"], e["tags"]) for e in found] == [(text.split(), of) for text, of in rows]
+
+
+def test_a_cell_that_is_no_list_in_a_column_of_lists(tmp_path):
+    body = table([*[("to Bonn", "['O', 'B-LOC']")] * 300, ("to Ulm", "['O'")], "sentence,tags")
+    with pytest.raises(UserError, match=r"row 302: 'tags' is .* but a list or object in other rows"):
+        read(tmp_path, {"a.csv": body})
+    body = table([*[("to Bonn", "['O', 'B-LOC']")] * 12, ("to old Ulm", "['O', 'O']")], "sentence,tags")
+    with pytest.raises(UserError, match="row 14: 3 tokens, but 2 tags"):
+        processed(tmp_path, {"a.csv": body})
+
+
+def test_sets_and_single_values_in_cells(tmp_path):
+    sets = [["a", "b"], ["a"], ["b"]]
+    rows = [(text, str(sets[n % 3])) for n, (text, _) in enumerate(ROWS)]
+    assert pairs(read(tmp_path, {"a.csv": table(rows)})) == [(text, sets[n % 3]) for n, (text, _) in enumerate(ROWS)]
+    rows = [(text, str({"name": label})) for text, label in ROWS]
+    assert pairs(read(tmp_path, {"b/a.csv": table(rows)}, "b")) == ROWS
+    assert pairs(read(tmp_path, {}, "b", label_types={"label": "classification"})) == rows
+
+
+def test_positions_of_characters_are_no_labels(tmp_path):
+    rows = [(text, str(list(range(4 + n, 9 + n)))) for n, (text, _) in enumerate(ROWS)]
+    with pytest.raises(UserError, match="positions of characters"):
+        processed(tmp_path, {"a.csv": table(rows, "text,spans")})
+
+
+# ---- labels beside texts, one file per class, archives ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names", ["{}.txt {}.labels", "{}_text.txt {}_labels.txt", "x_{}.txt y_{}.txt", "{}.text {}.label"]
+)
+def test_labels_next_to_texts(names, tmp_path):
+    files = {}
+    for part in ("train", "test"):
+        texts, labels = (name.format(part) for name in names.split())
+        files |= {texts: "".join(f"{part} {text}\n" for text, _ in ROWS), labels: "".join(f"{b}\n" for _, b in ROWS)}
+    found = read(tmp_path, files | {"mapping.txt": "0 good\n1 bad\n"})
+    assert pairs(found) == [(f"{part} {text}", label) for part in ("train", "test") for text, label in ROWS]
+    assert [e["split"] for e in found] == ["train"] * 9 + ["test"] * 9
+
+
+def test_tags_next_to_texts(tmp_path):
+    tags = "".join(f"{'O B-LOC' if n % 2 else 'O O'}\n" for n in range(6))
+    found = read(tmp_path, {"s.txt": "to Bonn\n" * 6, "s_tags.txt": tags})
+    assert found[1] == {"_where": f"{tmp_path / 's.txt'}, row 2", "tokens": ["to", "Bonn"], "slots": ["O", "B-LOC"]}
+
+
+@pytest.mark.parametrize("names", ["{1}/{0}.txt", "{1}_{0}.txt", "reviews.{1}.{0}"])
+def test_a_file_for_each_class(names, tmp_path, capsys):
+    files = {names.format(kind, part): f"{part} text of {kind}\n" * 6 for kind in KINDS for part in ("train", "test")}
+    found = read(tmp_path, files)
+    assert sorted({(e["split"], *pair) for e, pair in zip(found, pairs(found))}) == sorted(
+        (part, f"{part} text of {kind}", kind) for kind in KINDS for part in ("train", "test")
+    )
+    assert len(found) == 24 and "one class for each of the 2 files" in capsys.readouterr().out
+
+
+def test_files_that_are_not_called_like_classes_are_refused(tmp_path):
+    for names in (("text.txt", "vocab.txt"), ("1.txt", "2.txt")):
+        folder = tmp_path / names[0]
+        with pytest.raises(UserError, match="unknown format"):
+            read(folder, dict.fromkeys(names, "a text\n" * 5))
+
+
+@pytest.mark.parametrize("inside", ["", "a folder/in it/"])
+def test_archives_are_read_as_what_is_in_them(inside, tmp_path):
+    def packed(files):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr("__MACOSX/._a.csv", "")
+            for name, body in files.items():
+                archive.writestr(inside + name, body)
+        return read(tmp_path, {}, "a.zip")
+
+    assert pairs(packed({"a.csv": table(ROWS)})) == ROWS
+    found = packed({"train.csv": table(ROWS), "test.csv": table(ROWS[:3])})
+    assert pairs(found) == ROWS + ROWS[:3] and found[-1]["split"] == "test"
+    assert pairs(packed({f"{kind}/{n}.txt": f"{kind} {n}" for kind in KINDS for n in range(3)}))[0] == ("bad 0", "bad")
+
+
+def test_a_damaged_archive_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"a.zip: not a readable .zip"):
+        read(tmp_path, {"a.zip": b"PK\x03\x04 and no more"}, "a.zip")
+
+
+# ---- a test part without labels --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("{}.jsonl", lambda text, label: json.dumps({"sentence": text} | ({"label": label} if label else {}))),
+        ("{}.csv", lambda text, label: f'"{text}",{label or ""}'),
+        ("{}.tsv", lambda text, label: f"{text}\t{label or -1}"),
+    ],
+)
+def test_a_test_part_without_labels_is_left_out(name, row, tmp_path, capsys):
+    header = {"csv": "sentence,label\n", "tsv": "sentence\tlabel\n"}.get(name[3:], "")
+    files = {name.format(part): header + "".join(f"{row(text, part != 'test' and label)}\n" for text, label in ROWS)
+             for part in ("train", "dev", "test")}  # fmt: skip
+    found = processed(tmp_path, files)
+    assert {part: len(rows) for part, rows in found.items()} == {"train": 9, "dev": 9}
+    assert "the test part has no labels, and is left out" in (printed := capsys.readouterr().out)
+    assert "--predict_file" in printed
+
+
+def test_some_labels_in_a_test_part_are_needed_in_all_its_rows(tmp_path):
+    test = table([(text, label if n > 3 else "") for n, (text, label) in enumerate(ROWS)])
+    with pytest.raises(UserError, match=r"test.csv, row 2.*--drop_unlabelled"):
+        processed(tmp_path / "a", {"train.csv": table(ROWS), "test.csv": test})
+    with pytest.raises(UserError, match=r"test.csv.*--label_column"):
+        processed(tmp_path / "b", {"train.csv": table(ROWS), "test.csv": table(ROWS, "text,lable")})
+
+
+# ---- encodings -------------------------------------------------------------------------------------------------------
+
+TEXTS = {
+    "gb18030": "今天的天气很好，我们一起去公园里看书。",
+    "big5": "今天的天氣很好，我們一起去公園裡看書。",
+    "shift_jis": "この店の麺はとてもおいしいので、また来たいと思います。",
+    "euc_jp": "この店の麺はとてもおいしいので、また来たいと思います。",
+    "euc_kr": "이 식당의 국수는 아주 맛있어서 다시 오고 싶습니다.",
+    "cp1252": "Die Suppe schmeckt schön, und das Brot ist übrigens größer als früher.",
+    "cp1250": "Zupa była bardzo dobra, ale chleb był źle upieczony, więc się złoszczę.",
+    "cp1257": "Zupa bija ļoti garšīga, bet maize bija sadegusi, tāpēc es esmu ļoti dusmīgs.",
+    "cp866": "Суп был очень хорош, но хлеб нам принесли слишком поздно.",
+    "cp1251": "Суп был очень хорош, но хлеб нам принесли слишком поздно.",
+    "koi8-r": "Суп был очень хорош, но хлеб нам принесли слишком поздно.",
+    "cp1253": "Η σούπα ήταν πολύ καλή, αλλά το ψωμί ήρθε πολύ αργά.",
+    "utf-16": "今天的天气很好",
+    "utf-32": "今天的天气很好",
+    "utf-16-le": "the weather is fine today, 好",
+}
+
+
+@pytest.mark.parametrize("encoding", TEXTS)
+def test_the_encoding_is_found(encoding, tmp_path, capsys):
+    rows = [f"{TEXTS[encoding]} {n}" for n in range(5)]
+    (tmp_path / "a.txt").write_bytes("".join(f"{row}\n" for row in rows).encode(encoding))
+    assert [row for _, row in read_rows(tmp_path / "a.txt")] == rows
+    texts = [row["text"] for row in read_texts(tmp_path / "a.txt", ReadOptions())]
+    assert texts == rows
+    if encoding not in ("utf-16", "utf-32"):
+        assert f"read as {encoding.upper()}" in capsys.readouterr().out
+
+
+def test_halves_of_emoji_as_oracle_writes_them(tmp_path):
+    text = "so 👍 und 🎉 é"
+    halves = text.encode("utf-16-le")
+    body = b"".join(halves[i : i + 2].decode("utf-16-le", "surrogatepass").encode("utf-8", "surrogatepass")
+                    for i in range(0, len(halves), 2))  # fmt: skip
+    (tmp_path / "a.txt").write_bytes(body + b"\n" + body)
+    assert [row for _, row in read_rows(tmp_path / "a.txt")] == [text, text]
+
+
+@pytest.mark.parametrize("encoding", ["mac_roman", "cp850", "iso8859-6", "cp862"])
+def test_an_encoding_that_does_not_look_like_text_is_refused(encoding, tmp_path):
+    text = {"iso8859-6": "مرحبا بكم", "cp862": "שלום לכם"}.get(encoding, "Die Suppe schmeckt schön, früher größer")
+    (tmp_path / "a.txt").write_bytes(f"{text}\n{text}\n".encode(encoding))
+    with pytest.raises(UserError, match=r"a\.txt.*--encoding"):
+        list(read_rows(tmp_path / "a.txt"))
+
+
+def test_two_encodings_that_fit_are_both_named():
+    with pytest.raises(UserError, match=r"it may be --encoding cp125. .* or --encoding cp125. .*: add the right one"):
+        choose_encoding(["a.txt"], "der løber en mand\n".encode("cp1252"), lambda path, name: True)
+
+
+def test_texts_of_a_folder_share_an_encoding(tmp_path, capsys):
+    texts = ["今天的天气很好", "面很好吃", "不错", "好", "下次还会来的"]
+    files = {f"{kind}/{n}.txt": text.encode("gb18030") for kind in KINDS for n, text in enumerate(texts)}
+    assert [text for text, _ in pairs(read(tmp_path, files))] == texts * 2
+    assert capsys.readouterr().out.count("read as GB18030") == 1
