@@ -254,7 +254,7 @@ BROKEN = {  # module: [(line, broken)]
         ("return SoftTargets(values / len(teachers)", "return SoftTargets(values"),
         (".float() / self.temperature", ".float()"),
     ],
-    teachers: [("in zip(self.of_step, group)]))", "in zip(self.of_step[:1], group)]))"), ("loss / count", "loss")],
+    teachers: [("in zip(self.of_step, group)])", "in zip(self.of_step[:1], group)])"), ("loss / count", "loss")],
 }
 
 
