@@ -1,7 +1,7 @@
 """The model: an encoder, shared layers, one head per task, and the loss that combines them.
 
 Edit here for your own model. A custom head is one class with `forward`, `loss` and `decode` and one line in HEADS; its
-name there is the task's "type" in labels.json (a name that ends in "tagging" if it labels words). A custom encoder is a
+name there is the task's "type" in labels.json; KINDS says what its labels look like. A custom encoder is a
 module whose output has `last_hidden_state` (B, L, H) (see `BiLSTM`) and one line in `build_encoder`.
 Shapes: B texts, L tokens, W words, H the encoder's hidden size, C labels.
 """

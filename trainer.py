@@ -144,6 +144,10 @@ class Trainer:
             while self.progress.epoch < self.config.epochs and not self.out_of_patience():
                 self.train_one_epoch(self.progress.epoch)
                 self.end_epoch()
+            if self.out_of_patience():
+                logger.info(f"stopped early: {self.monitor} has not improved for {self.progress.bad_epochs} epochs")
+            if self.config.epochs == 0:
+                self.save_model("best")
         return self.reload_best()
 
     def train_one_epoch(self, epoch: int) -> None:
@@ -248,10 +252,6 @@ class Trainer:
                     raise
                 # The signal has killed workers of the data loader too; the last checkpoint stays
                 raise Interrupted(self.stop.number) from None
-            if self.out_of_patience():
-                logger.info(f"stopped early: {self.monitor} has not improved for {self.progress.bad_epochs} epochs")
-            if self.config.epochs == 0:
-                self.save_model("best")
 
     def reload_best(self) -> float | None:
         """Loads the weights of the best checkpoint. -> its dev score"""

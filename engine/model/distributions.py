@@ -27,7 +27,7 @@ class Distribution:
 
     @property
     def stride(self) -> int:
-        """By how much the indices of a teacher's statistics rise from word to word; 0: they do not depend on it."""
+        """The index offset of a teacher's statistics per word; 0: none."""
         return 0
 
     def statistics(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:

@@ -105,7 +105,7 @@ class Tricks(list[Trick]):
             trick.before_step(group)
 
     def change_gradients(self) -> bool:
-        """Whether any trick runs more than the usual pass, or trains other parameters from epoch to epoch."""
+        """Whether any trick adds forward or backward passes, or trains other parameters from epoch to epoch."""
         hooks = ("wrap_forward", "passes", "before_epoch")
         return any(getattr(type(trick), hook) is not getattr(Trick, hook) for trick in self for hook in hooks)
 

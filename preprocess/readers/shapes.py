@@ -33,20 +33,20 @@ MISSING = object()
 class Spans:
     """Where the spans of an object are, and how they count.
 
-    A path is keys and positions in lists, joined by dots; `a|b` is the first of two that is there. Paths of `start` and
+    A path is keys and positions in lists, joined by dots; `a|b` is a, or b if a is absent. Paths of `start` and
     so on are those within a span; in a dict of spans, "@" is the key of a span. A span needs an end or a length.
     """
 
-    path: str  # the list or dict of spans; its last key is the name of the task. Of `a|b`, both may be tasks
+    path: str  # the list or dict of spans; its last key is the name of the task. With `a|b`, each may be a task
     start: str = "start"  # "": not stored, so the surface must occur once in the text
     end: str = "end"
     label: str = "label"
     surface: str = ""  # "@value": the span is its surface
     length: str = ""
     pieces: str = ""  # all positions, or ranges, of a span that may be discontinuous; instead of start and end
-    inclusive: bool | None = False  # whether the end belongs to the span; None: only the spans themselves can tell
+    inclusive: bool | None = False  # whether the end belongs to the span; None: inferred from the spans
     may_lack: bool = False  # an object without the key has no spans, instead of being unlabelled
-    without: str = ""  # what no span may have, since it would say something else
+    without: str = ""  # keys whose presence rules this shape out
     columns: bool = False  # an object of lists, one per key, instead of a list of objects
 
 
@@ -62,7 +62,7 @@ class Shape:
     also: tuple[str, ...] = ()  # what else must be there
     inline: str = ""  # a syntax of INLINE: the spans are marked in the text
     chunks: str = ""  # the text in pieces, some of them named
-    find: Callable[[Sequence[Values]], Callable[[Values], Values] | None] | None = None  # for what paths cannot say
+    find: Callable[[Sequence[Values]], Callable[[Values], Values] | None] | None = None  # where paths do not suffice
 
 
 TEXT = "text|sentence|content|originalText|query|utterance|document|context"
@@ -201,7 +201,7 @@ def at(value: Any, path: str) -> Any:
 
 
 def key_of(path: str, values: Values) -> str:
-    """The first key of the alternative of a path that is there, otherwise of the first."""
+    """The first key of the alternative of a path that matches, otherwise of the first."""
     return next((s[0] for s in steps_of(path) if at(values, ".".join(s)) is not MISSING), steps_of(path)[0][0])
 
 
@@ -263,7 +263,7 @@ def is_whole(pieces: Any) -> bool:
 
 
 def is_surface(tokens: Sequence[str], surface: str) -> bool:
-    """Whether tokens are a surface, whatever the blanks."""
+    """Whether tokens are a surface, ignoring whitespace."""
     return "".join("".join(tokens).split()) == "".join(surface.split())
 
 
@@ -399,7 +399,7 @@ def outcome(reading: Reading, row: Values) -> Any:
 
 
 def settle(reading: Reading, row: Values, options: ReadOptions) -> None:
-    """Readies the Reading that is used. Raises UserError if nothing tells whether its spans' ends are inclusive."""
+    """Finalises the chosen Reading. Raises UserError if nothing shows whether its spans' ends are inclusive."""
     reading.counts.clear()
     wanted = split_names(options.label_column)
     reading.spans = {task: ends for task, ends in reading.spans.items() if not wanted or task in wanted}
