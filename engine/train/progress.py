@@ -82,7 +82,7 @@ class RunningLosses:
             self.group_sums[name] = self.group_sums.get(name, 0.0) + (loss / len(outputs) if len(outputs) > 1 else loss)
 
     def end_step(self, norm: torch.Tensor, finite: torch.Tensor, rows: list[int]) -> None:
-        """Ends a group. norm: (), of its gradient before clipping; finite: (), whether the norm is finite; rows: the row
+        """Ends a group. norm: (), of its gradient before clipping; finite: (), whether it is finite; rows: the row
         numbers of its examples."""
         for name, value in (*self.group_sums.items(), ("gradient_norm", norm / distributed.size())):
             self.sums[name] = self.sums.get(name, 0.0) + torch.where(finite, value, 0.0)
