@@ -634,7 +634,7 @@ def test_a_bad_row_far_down_and_texts_of_nothing_are_one_line(corpus, tmp_path, 
         "--held_out_ratio",
         0.5,
     ]
-    for name, words in (("late.txt", "row 3011: not utf-8"), ("zero.txt", "token")):
+    for name, words in (("late.txt", "row 3011: not UTF-8"), ("zero.txt", "token")):
         done = command(PRETRAIN, "--input", name, *base)
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and words in done.stderr, done.stderr
 

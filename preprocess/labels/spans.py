@@ -92,10 +92,11 @@ def fields_of(item: Any, text: str = "") -> tuple[Any, Any, Any, Any]:
     start, end, label, surface = (next((item[key] for key in keys if key in item), None) for keys in SPAN_KEYS)
     if isinstance(label, list) and len(label) == 1:
         (label,) = label
-    is_named = label is None and "entity" in item and type(start) is int and type(end) is int
-    if is_named and item["entity"] not in (text[start:end], text[start : end + 1]):
-        label = item["entity"]
-        surface = next((item[key] for key in SPAN_KEYS[3] if key in item and key != "entity"), None)
+    if label is None and "entity" in item and type(start) is int and type(end) is int:
+        is_surface = item["entity"] in (text[start:end], text[start : end + 1])
+        if not is_surface:
+            label = item["entity"]
+            surface = next((item[key] for key in SPAN_KEYS[3] if key in item and key != "entity"), None)
     return start, end, label, surface
 
 
