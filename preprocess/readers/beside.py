@@ -18,6 +18,8 @@ OTHER_WORDS = (
     TEXT_WORDS | LABEL_WORDS | set("corpus vocab vocabulary classes class dict stopwords source words".split())
 )
 OTHER_WORDS |= set("readme license mapping map index list names all raw clean notes output result results".split())
+# Names of files that can only be classes; other names are confirmed by --format class_files
+CLASS_WORDS = set("pos neg neu positive negative neutral good bad spam ham true false real fake yes no".split())
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx", ".conllu", ".conll", ".ann")
 
 
@@ -104,6 +106,10 @@ def read_class_files(path: Path, options: ReadOptions) -> Iterator[Example]:
     if classes is None:
         found = abbreviate(file.name for file in files)
         raise UserError(f"{path}: needs one text file per class, called like the class; it has {found}")
+    is_sure = all(map(part_of, files)) or {name.lower() for name in classes.values()} <= CLASS_WORDS
+    if options.format != "class_files" and not is_sure:
+        found = abbreviate(file.name for file in files)
+        raise UserError(f"{path}: {found} may each have the texts of one class; if so, add --format class_files")
     print(f"{path}: one class for each of the {len({*classes.values()})} files ({abbreviate({*classes.values()})})")
     for file, name in classes.items():
         part = part_of(file)

@@ -240,6 +240,15 @@ def test_files_that_are_not_called_like_classes_are_refused(tmp_path):
             read(folder, dict.fromkeys(names, "a text\n" * 5))
 
 
+def test_names_that_may_be_classes_are_confirmed(tmp_path):
+    files = {"chapter.txt": "a text\n" * 5, "poem.txt": "a line\n" * 5}
+    with pytest.raises(UserError, match=r"chapter.txt, poem.txt may each have the texts .* --format class_files"):
+        read(tmp_path, files)
+    assert {label for _, label in pairs(read(tmp_path, {}, format="class_files"))} == {"chapter", "poem"}
+    clear = {"pos.txt": "a text\n" * 5, "neg.txt": "a line\n" * 5}
+    assert {label for _, label in pairs(read(tmp_path / "clear", clear))} == {"pos", "neg"}
+
+
 @pytest.mark.parametrize("inside", ["", "a folder/in it/"])
 def test_archives_are_read_as_what_is_in_them(inside, tmp_path):
     def packed(files):
