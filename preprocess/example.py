@@ -5,6 +5,7 @@ Here are the names of its other keys and of the parts, and the checks of its tex
 
 import json
 import re
+from functools import lru_cache
 from typing import Any
 
 from engine.errors import UserError
@@ -31,6 +32,17 @@ def cut(text: str, most: int = 60) -> str:
 def shown(value: Any) -> str:
     """A value of the data in a message: quoted, and cut if it is long."""
     return cut(repr(value))
+
+
+def file_of(where: str) -> str:
+    """The file of "FILE, row 7"."""
+    head, _, number = where.rpartition(" ")
+    return without_last_word(head) if number.isdecimal() else where
+
+
+@lru_cache(1000)
+def without_last_word(head: str) -> str:
+    return re.sub(r", \S+$", "", head)
 
 
 def same_file(where: str, other: str) -> str:

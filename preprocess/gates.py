@@ -24,7 +24,7 @@ from preprocess.labels.form import Form
 from preprocess.labels.kinds import as_list, is_number
 from preprocess.labels.positions import marks_width, names_of_positions
 from preprocess.labels.schemes import read_tags
-from preprocess.storage.spool import Spool
+from preprocess.storage.arrow import Store
 
 SAMPLE = 5000  # rows at which the gates look, spread evenly over all
 FEW = 20  # rows below which shares say nothing
@@ -47,7 +47,7 @@ class Evidence:
     form: Form
     rows: list[Example]
     short_files: list[list[Example]]  # the rows of files with up to three
-    spool: Spool
+    store: Store
     text_column: str  # --text_column
     broken: Mapping[str, str | None]  # {task: a label with a line break or tab}
     regression: set[str]  # tasks whose labels are numbers with decimal points
@@ -60,8 +60,8 @@ class Evidence:
     def distinct(self, name: str) -> float:
         """The share of different labels among all rows, which are read again if the sample does not decide."""
         labels = [item for _, label in self.labels(name) for item in names_in(label)]
-        if len(self.rows) < len(self.spool) and len({*labels}) > 0.8 * len(labels):
-            hashes = [hash(item) for row in self.spool.all() for item in names_in(row.get(name))]
+        if len(self.rows) < len(self.store) and len({*labels}) > 0.8 * len(labels):
+            hashes = [hash(item) for row in self.store for item in names_in(row.get(name))]
             return len({*hashes}) / max(1, len(hashes))
         return len({*labels}) / max(1, len(labels))
 
@@ -79,16 +79,20 @@ class Gate(NamedTuple):
     after_labels: bool = False  # whether it needs the tags of all rows
 
 
-def gather(spool: Spool, form: Form, values: Mapping[str, Any], text_column: str) -> Evidence:
-    """The Evidence of a filled spool. values: {task: Values}"""
-    numbers = np.unique(np.linspace(0, len(spool) - 1, min(len(spool), SAMPLE)).astype(np.int64)).tolist()
-    everything, ends = spool.all(), [*(run.start for run in spool.runs[1:]), len(spool)]
-    few = [range(run.start, end) for run, end in zip(spool.runs, ends) if end - run.start <= 3] * (len(ends) <= 9)
+def short_files(store: Store, most: int = 3) -> list[list[Example]]:
+    """The examples of each file with up to three, if the files are few."""
+    files = store.rows_of_files()
+    return [store.pick(rows) for rows in files.values() if len(rows) <= most] if len(files) <= 9 else []
+
+
+def gather(store: Store, form: Form, values: Mapping[str, Any], text_column: str) -> Evidence:
+    """The Evidence of a filled store. values: {task: Values}"""
+    numbers = np.unique(np.linspace(0, len(store) - 1, min(len(store), SAMPLE)).astype(np.int64))
     return Evidence(
         form=form,
-        rows=list(everything.pick(numbers)),
-        spool=spool,
-        short_files=[list(everything.pick(rows)) for rows in few],
+        rows=store.pick(numbers),
+        store=store,
+        short_files=short_files(store),
         text_column=text_column,
         broken={name: of_task.broken for name, of_task in values.items()},
         regression={name for name, of_task in values.items() if of_task.kind == "regression"},

@@ -1,7 +1,8 @@
 """The input, read and stored on the disk, with task kinds determined and rows split into parts."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -22,9 +23,9 @@ from preprocess.readers.options import ReadOptions, Understanding, unescaped
 from preprocess.readers.sources import read_examples
 from preprocess.schema import Tasks, encode_rows, load_labels, read_processed
 from preprocess.splits import Strata, split_folds, split_rows
-from preprocess.storage.facts import Column, Note
+from preprocess.storage.arrow import Rows, Store, blocks_of
+from preprocess.storage.facts import Note
 from preprocess.storage.parallel import in_order
-from preprocess.storage.spool import BLOCK, BLOCK_BYTES, GROUP, Piece, Rows, Spool, blocks_of
 
 
 class Prepared:
@@ -41,7 +42,7 @@ class Prepared:
     presence: dict[str, np.ndarray]  # {task: (rows,) whether a row has its label}
 
     def __init__(self, config: Any) -> None:
-        self.config, self.spool = config, Spool(room_for(config.output_dir))
+        self.config, self.store = config, Store(room_for(config.output_dir))
         self.notes: list[Note] = []
         self.tasks: Tasks | None = None
         self.types: dict[str, str] = config.label_types_by_name()  # {task: type}
@@ -53,41 +54,40 @@ class Prepared:
             else:
                 self.read_raw()
         except BaseException:
-            self.spool.close()
+            self.store.close()
             raise
 
     def __enter__(self) -> "Prepared":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.spool.close()
+        self.store.close()
 
     def read_raw(self) -> None:
-        config, spool = self.config, self.spool
+        config, store = self.config, self.store
         options = ReadOptions.of(config)
         self.understood = options.understood
         examples = read_examples(Path(config.input), options)
         first = next(examples)
         if config.group_column and "group" not in first:
             raise UserError(f"{config.input}: this format has no column {config.group_column!r} (--group_column)")
-        pieces = filled(spool, chain([dict(first)], examples))
         chosen = {name: KINDS[kind] for name, kind in self.types.items()}
         self.form = form = Form(unescaped(config.label_separator), config.unit, config.tag_scheme, chosen)
-        found = survey_all(form, spool, pieces, first)
-        evidence = gather(spool, form, found.values, config.text_column)
+        found = survey_all(form, store, store.fill(chain([dict(first)], examples)), first)
+        evidence = gather(store, form, found.values, config.text_column)
         name_positions(evidence, config)
         accepted = check_accepted(config.accept)
         refuse(evidence, accepted, after_labels=False)
-        self.notes, given = decide_form(form, spool, found, first)
+        self.notes, given = decide_form(form, store, found, first)
         self.kinds, self.strata, self.dropped = form.kinds, Strata(form.kinds), form.dropped
         with_presence = list(self.kinds) if config.n_splits and len(self.kinds) > 1 else []
         label_pass = LabelPass(form, self.strata.name, bool(config.group_column), with_presence)
-        labelled = label_all(spool, label_pass, self.strata.add)
+        labelled = label_all(store, label_pass, self.strata.add)
         self.presence = {name: np.concatenate(blocks) for name, blocks in labelled.presence.items()}
         evidence.tags = labelled.tags_of_tasks(form)
         refuse(evidence, accepted, after_labels=True)
-        self.notes += choose_schemes(form, spool, labelled)
-        self.set_parts(split_rows(given, len(spool) - len(self.dropped), self.strata, config))
+        self.notes += choose_schemes(form, store, labelled)
+        self.set_parts(split_rows(given, len(store) - len(self.dropped), self.strata, config))
 
     def set_parts(self, rows: dict[str, np.ndarray]) -> None:
         """Makes Rows from the row numbers of each part, which are kept only if folds are needed."""
@@ -100,8 +100,8 @@ class Prepared:
     def of_rows(self, rows: np.ndarray) -> Rows:
         """The Rows with these numbers, which do not count dropped rows."""
         if len(self.dropped):
-            rows = np.delete(np.arange(len(self.spool), dtype=np.uint32), self.dropped)[rows]
-        return Rows(self.spool, self.form, Column(np.uint32, self.spool.folder, rows))
+            rows = np.delete(np.arange(len(self.store), dtype=np.uint32), self.dropped)[rows]
+        return Rows(self.store, self.form, rows)
 
     def read_processed(self, folder: Path) -> None:
         """Reads a processed folder, to check it again."""
@@ -109,22 +109,19 @@ class Prepared:
             advice = "use --group_column with the raw data"
             raise UserError(f"{folder}: a processed folder does not store groups; {advice}")
         self.understood = Understanding({str(folder): "a processed folder"})
-        self.tasks, ends = load_labels(folder), {}
+        self.tasks, parts = load_labels(folder), {}
         for part in PARTS:
             if (path := folder / f"{part}.jsonl").exists():
-                for where, example in tqdm(read_processed(path, self.tasks), unit=" rows", leave=False, delay=2):
-                    self.spool.append({"_where": where, **example})
-                ends[part] = len(self.spool)
-        if not ends.get("train"):
+                start, rows = len(self.store), read_processed(path, self.tasks)
+                deque(self.store.fill({"_where": where, **example} for where, example in rows), maxlen=0)
+                parts[part] = np.arange(start, len(self.store), dtype=np.uint32)
+        if not len(parts.get("train", ())):
             raise UserError(f"{folder}: has labels.json, but train.jsonl is missing or empty")
-        self.spool.finish()
         self.kinds, self.form = {name: task.kind for name, task in self.tasks.items()}, unchanged
         self.types = {name: task.type for name, task in self.tasks.items() if task.type in KINDS} | self.types
         self.strata, self.presence = Strata(self.kinds), {}
         if self.config.n_splits:
             self.note_strata()
-        starts = [0, *ends.values()]
-        parts = {part: np.arange(start, end, dtype=np.uint32) for start, (part, end) in zip(starts, ends.items())}
         self.set_parts({part: rows for part, rows in parts.items() if len(rows)})
         for name, task in self.tasks.items():
             if task.counts is None:
@@ -134,8 +131,7 @@ class Prepared:
     def note_strata(self) -> None:
         """Records what the folds of a processed folder are stratified by."""
         presence: dict[str, list[bool]] = {name: [] for name in self.kinds}
-        for piece in self.spool.pieces():
-            examples = list(piece)
+        for examples in map(list, self.store.batches()):
             self.strata.add([e[self.strata.name] for e in examples] if self.strata.name else None, None)
             for name in presence:
                 presence[name] += [e[name] is not None for e in examples]
@@ -158,20 +154,6 @@ class Prepared:
 def unchanged(numbers: list[int], examples: list[Example]) -> list[Example]:
     """A Form that changes nothing, for processed examples."""
     return examples
-
-
-def filled(spool: Spool, examples: Iterable[Example]) -> Iterator[Piece]:
-    """Fills a spool, and yields each piece as soon as it is written."""
-    start = size = 0
-    for example in tqdm(examples, desc="reading", unit=" rows", leave=False, delay=2):
-        spool.append(example)
-        number = len(spool) - start
-        if number == BLOCK or (spool.num_bytes - size > BLOCK_BYTES and number % GROUP == 0):
-            yield spool.piece(start, len(spool))
-            start, size = len(spool), spool.num_bytes
-    spool.finish()
-    if start < len(spool):
-        yield spool.piece(start, len(spool))
 
 
 def room_for(output_dir: str) -> Path | None:

@@ -10,8 +10,8 @@ import numpy as np
 from engine.task.tags import find_scheme
 from preprocess.example import Example
 from preprocess.labels.statistics import LabelStatistics
+from preprocess.storage.arrow import pick
 from preprocess.storage.facts import Facts, Note, Sample
-from preprocess.storage.spool import pick
 
 Parts = Mapping[str, Sequence[Example]]  # {part: examples with "_where", their source}, read on access
 Tasks = Mapping[str, Any]  # as in labels.json

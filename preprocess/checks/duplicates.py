@@ -11,9 +11,9 @@ from engine.task.text import text_of
 from preprocess.checks.base import AllRows, Check, Context, Parts, Tasks, sampled
 from preprocess.example import Example
 from preprocess.labels.statistics import LabelStatistics
+from preprocess.storage.arrow import step_of
 from preprocess.storage.facts import Note, Sample, Series, buckets, hashes, repeats
 from preprocess.storage.parallel import in_order
-from preprocess.storage.spool import step_of
 
 
 class Ids(Check):

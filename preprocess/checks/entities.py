@@ -13,9 +13,9 @@ from engine.task.words import entities_in
 from preprocess.checks.base import Check, Context, Parts, Tasks, add_if
 from preprocess.example import Example
 from preprocess.labels.statistics import LabelStatistics
+from preprocess.storage.arrow import blocks_of
 from preprocess.storage.facts import Column, Facts, FirstRows, Note, Sample, Series, frequent, hashes
 from preprocess.storage.parallel import in_order
-from preprocess.storage.spool import blocks_of
 
 NO_BORDER = "()[]《》“”\"'$#@.%+"  # punctuation at which entities may begin or end
 

@@ -19,9 +19,9 @@ from preprocess.checks.texts import Lengths, Texts, Tokens
 from preprocess.example import cut
 from preprocess.labels.statistics import LabelStatistics
 from preprocess.schema import encode_rows
+from preprocess.storage.arrow import blocks_of
 from preprocess.storage.facts import Facts, Note
 from preprocess.storage.parallel import in_order
-from preprocess.storage.spool import blocks_of
 
 CHECKS: list[type[Check]] = [Ids, Duplicates, SwappedPairs, Groups, Texts, Tokens, Lengths, Labels, Numbers, Entities]
 

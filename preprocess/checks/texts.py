@@ -16,8 +16,8 @@ from engine.task.text import text_of
 from preprocess.checks.base import PLACEHOLDERS, Check, Context, Parts, Tasks, add_if
 from preprocess.example import Example, length_of
 from preprocess.labels.statistics import LabelStatistics
+from preprocess.storage.arrow import blocks_of
 from preprocess.storage.facts import Note, Sample, Series
-from preprocess.storage.spool import blocks_of
 
 INVISIBLE = "\u200b\u200c\u2060\ufeff\u00ad\u200e\u200f\u202a\u202b\u202c\u202d\u202e"
 JOINED_SCRIPTS = regex.compile(

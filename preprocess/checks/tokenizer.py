@@ -10,8 +10,8 @@ from engine.task.text import text_of
 from preprocess.checks.base import Parts, Tasks
 from preprocess.checks.entities import entities_of
 from preprocess.example import Example
+from preprocess.storage.arrow import blocks_of
 from preprocess.storage.facts import Note, Sample
-from preprocess.storage.spool import blocks_of
 
 if TYPE_CHECKING:
     from engine.data.features import Featurizer

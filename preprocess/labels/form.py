@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,13 @@ from preprocess.example import (
     Example,
     check_characters,
     check_text,
+    file_of,
     same_file,
     shown,
 )
 from preprocess.labels.kinds import SET_NAMES, TAG_NAMES, as_list, check_label, is_number
 from preprocess.labels.positions import marked_names
-from preprocess.labels.schemes import Scheme, choose_scheme, file_of, written_tags
+from preprocess.labels.schemes import Scheme, choose_scheme, written_tags
 from preprocess.labels.spans import (
     mostly_chinese,
     read_all_spans,
@@ -41,9 +43,9 @@ from preprocess.labels.spans import (
     without_overlaps,
 )
 from preprocess.labels.values import Values
+from preprocess.storage.arrow import Batch, Store
 from preprocess.storage.facts import Facts, Note, Sample
 from preprocess.storage.parallel import in_order
-from preprocess.storage.spool import Piece, Spool
 
 SPAN_KINDS = (None, "tagging", "spans")  # values of --label_type allowed for labels that are spans over a text
 
@@ -67,7 +69,7 @@ class Form:
     positions: dict[str, list[str]] = field(default_factory=dict)  # {task of lists of 0 and 1: names of the positions}
 
     def __call__(self, numbers: list[int], examples: list[Example]) -> list[Example]:
-        """The examples as they are written, plus "_where". numbers: their row numbers in the spool"""
+        """The examples as they are written, plus "_where". numbers: their row numbers in the store"""
         self.label(examples)
         for example in examples:
             for name, scheme in self.schemes.items():
@@ -115,12 +117,12 @@ class Form:
             if type(label) is str and not label.strip() and self.chosen.get(name) != "multilabel":
                 example[name] = None
 
-    def kept(self, piece: Piece) -> list[Example]:
-        """The examples of a piece without the dropped ones."""
+    def kept(self, batch: Batch) -> list[Example]:
+        """The examples of a batch without the dropped ones."""
         if not len(self.dropped):
-            return list(piece)
-        stays = ~np.isin(np.arange(piece.start, piece.stop), self.dropped)
-        return [example for example, kept in zip(piece, stays) if kept]
+            return list(batch)
+        dropped = np.isin(np.arange(batch.start, batch.start + len(batch)), self.dropped)
+        return [example for example, is_dropped in zip(batch, dropped) if not is_dropped]
 
 
 def check_labels(example: Example, kinds: dict[str, str], separator: str) -> None:
@@ -151,45 +153,46 @@ class Survey(Facts):
         self.names_seen: set[tuple[str, ...]] = set()  # label names known in each block
 
 
-def decide_form(form: Form, spool: Spool, found: Survey, first: Example) -> tuple[list[Note], np.ndarray]:
-    """Determines the kinds of a Form for the examples of a spool.
+def decide_form(form: Form, store: Store, found: Survey, first: Example) -> tuple[list[Note], np.ndarray]:
+    """Determines the kinds of a Form for the examples of a store.
 
     -> (notes on what the conversion changes; the parts of the rows that are not dropped, see Survey). A row may lack
     the labels of some tasks if it has those of another.
     """
     values, parts = found.values, np.concatenate(found.parts)
-    notes = list(drop_dashes(form, spool, found))
+    notes = list(drop_dashes(form, store, found))
     over = [n for n in form.names if form.chosen.get(n) in SPAN_KINDS and values[n].kind == "spans"]
     form.over_text, form.over_tokens = ([], over) if "tokens" in first else (over, [])
     overlaps: Counter[str] = Counter()
     if over:
-        for overlapping in in_order(partial(overlapping_tasks, form=form), spool.pieces()):
+        for overlapping in in_order(partial(overlapping_tasks, form=form), store.batches()):
             overlaps.update(overlapping)
         if form.unit == "auto" and form.over_text:
-            texts = (e["text"] for e in form.kept(spool.piece(0, min(len(spool), 2000 + len(form.dropped))))[:2000])
+            kept = chain.from_iterable(map(form.kept, store.batches()))
+            texts = (e["text"] for e in islice(kept, 2000))
             form.unit = "character" if mostly_chinese(texts) else "word"
     for name in form.names:
         form.kinds[name] = kind_of_task(form, name, values[name], has_tokens="tokens" in first, overlaps=overlaps)
     for name in form.names:
         if name not in form.chosen:
-            notes += doubtful_numbers(form, spool, name, values[name])
+            notes += doubtful_numbers(form, store, name, values[name])
     form.from_tags = [name for name, kind in form.kinds.items() if kind == "spans" and name not in over]
     return notes, np.delete(parts, form.dropped) if len(parts) else parts
 
 
-def survey_all(form: Form, spool: Spool, pieces: Iterable[Piece], first: Example) -> Survey:
-    """Checks all rows of a spool, which is filled while `pieces` is consumed, and sets the names of the form."""
+def survey_all(form: Form, store: Store, batches: Iterable[Batch], first: Example) -> Survey:
+    """Checks all rows of a store, which is filled while `batches` is consumed, and sets the names of the form."""
     found = Survey()
-    survey_block = partial(surveyed, form=form, first=first, shapes=spool.shapes)
-    for of_block in in_order(survey_block, pieces):
+    survey_block = partial(surveyed, form=form, first=first, shapes=store.shapes)
+    for of_block in in_order(survey_block, batches):
         found.merge(of_block)
-    form.names = names_of(spool.shapes)
+    form.names = names_of(store.shapes)
     if unknown := sorted(set(form.chosen) - set(form.names)):
         joined = f"; --label_column {unknown[0]}={'+'.join(form.names)} combines columns of 0 and 1 into one task"
         advice = joined if form.chosen[unknown[0]] == "multilabel" and len(form.names) > 1 else ""
         raise UserError(f"--label_type names {', '.join(unknown)}, but the labels are {', '.join(form.names)}{advice}")
     if found.names_seen != {tuple(form.names)}:  # names found in later blocks change what an empty cell means
-        return survey_all(form, spool, spool.pieces(), first)
+        return survey_all(form, store, store.batches(), first)
     return found
 
 
@@ -198,16 +201,16 @@ def names_of(shapes: Iterable[tuple[str, ...]]) -> list[str]:
     return list(dict.fromkeys(key for shape in list(shapes) for key in shape if key not in RESERVED))
 
 
-def surveyed(piece: Piece, form: Form, first: Example, shapes: dict[tuple[str, ...], int]) -> Survey:
+def surveyed(batch: Batch, form: Form, first: Example, shapes: Iterable[tuple[str, ...]]) -> Survey:
     """The first pass over a block: rejects rows that cannot be trained on, and collects the Values of their labels."""
-    examples, form, found = list(piece), replace(form, names=names_of(shapes)), Survey()
+    examples, form, found = list(batch), replace(form, names=names_of(shapes)), Survey()
     for example in examples:
         check_shape(example, first)
         form.normalize(example)
     for name in form.names:
         found.values[name].add(examples, name)
         if found.values[name].dashes:
-            found.dashes[name] = [number for number, e in enumerate(examples, piece.start) if e.get(name) == "-"]
+            found.dashes[name] = [number for number, e in enumerate(examples, batch.start) if e.get(name) == "-"]
     parts = [PARTS.index(e["split"]) + 1 for e in examples] if "split" in first else []
     found.parts.append(np.array(parts, np.uint8))
     found.names_seen.add(tuple(form.names))
@@ -230,7 +233,7 @@ def check_shape(example: Example, first: Example) -> None:
         raise UserError(f"{without}: has no part (train, dev, test), but other rows have one")
 
 
-def drop_dashes(form: Form, spool: Spool, found: Survey) -> Iterator[Note]:
+def drop_dashes(form: Form, store: Store, found: Survey) -> Iterator[Note]:
     """Marks the label "-" as no label where it means that; with a single task such rows are dropped. -> notes"""
     is_single = len(form.names) == 1
     for name in form.names:
@@ -240,16 +243,16 @@ def drop_dashes(form: Form, spool: Spool, found: Survey) -> Iterator[Note]:
         form.dashed.append(name)
         if is_single:
             form.dropped = np.array(found.dashes[name], np.int64)
-        rows = Sample([e["_where"] for e in spool.all().pick(found.dashes[name][: Sample.most])])
+        rows = Sample([e["_where"] for e in store.pick(found.dashes[name][: Sample.most])])
         rows.number = len(found.dashes[name])
         done = "these rows are dropped" if is_single else "they count as unlabelled"
         advice = f"{done}; if it is a class: --label_type {name}=classification"
         yield Note(f"{name}: the label '-' means that there is no gold label", rows, advice)
 
 
-def overlapping_tasks(piece: Piece, form: Form) -> dict[str, bool]:
+def overlapping_tasks(batch: Batch, form: Form) -> dict[str, bool]:
     """{task: whether spans of a text overlap} in a block."""
-    examples = form.kept(piece)
+    examples = form.kept(batch)
     for example in examples:
         form.normalize(example)
     read_all_spans(examples, form.over_text)
@@ -278,7 +281,7 @@ def kind_of_task(form: Form, name: str, values: Values, *, has_tokens: bool, ove
     return values.kind
 
 
-def doubtful_numbers(form: Form, spool: Spool, name: str, values: Values) -> Iterator[Note]:
+def doubtful_numbers(form: Form, store: Store, name: str, values: Values) -> Iterator[Note]:
     """Notes on labels that may be either numbers or class names."""
     if form.kinds[name] == "regression":
         numbers = sorted(values.numbers)
@@ -288,8 +291,8 @@ def doubtful_numbers(form: Form, spool: Spool, name: str, values: Values) -> Ite
             yield Note(f"{name}: few distinct values, all whole numbers", rows, advice)
     elif form.kinds[name] == "classification" and values.decimals > 0.8 * values.count:
         words = Sample()
-        for piece in spool.pieces():
-            for e in form.kept(piece):
+        for batch in store.batches():
+            for e in form.kept(batch):
                 form.normalize(e)
                 label = e.get(name)
                 is_missing = label is None or (name in form.dashed and label == "-")
@@ -328,9 +331,9 @@ class LabelPass:
     with_groups: bool
     with_presence: Sequence[str]  # the tasks whose presence is recorded
 
-    def __call__(self, piece: Piece) -> tuple[Labelled, list[Any] | None, list[str] | None]:
+    def __call__(self, batch: Batch) -> tuple[Labelled, list[Any] | None, list[str] | None]:
         """(what is found; classes, label sets or numbers to stratify by, None where missing; groups)"""
-        examples, found = self.form.kept(piece), Labelled()
+        examples, found = self.form.kept(batch), Labelled()
         for what, rows, advice in self.form.label(examples):
             found.rows[what, advice].merge(rows)
         for name in tagged_tasks(self.form):
@@ -353,18 +356,18 @@ def group_of(example: Example) -> str:
 
 
 def label_all(
-    spool: Spool, label_pass: LabelPass, add_strata: Callable[[list[Any] | None, list[str] | None], None]
+    store: Store, label_pass: LabelPass, add_strata: Callable[[list[Any] | None, list[str] | None], None]
 ) -> Labelled:
     """Runs a LabelPass over all blocks. add_strata: is called with the strata and groups of each block"""
     found = Labelled()
-    pieces = tqdm(spool.pieces(), desc="labels", total=-(-len(spool) // spool.step), leave=False, delay=2)
-    for of_block, strata, groups in in_order(label_pass, pieces):
+    batches = tqdm(store.batches(), desc="labels", total=len(store.records), leave=False, delay=2)
+    for of_block, strata, groups in in_order(label_pass, batches):
         found.merge(of_block)
         add_strata(strata, groups)
     return found
 
 
-def choose_schemes(form: Form, spool: Spool, found: Labelled) -> list[Note]:
+def choose_schemes(form: Form, store: Store, found: Labelled) -> list[Note]:
     """Chooses the tag schemes of a form. -> notes"""
     notes = [Note(what, rows, advice) for (what, advice), rows in found.rows.items()]
     for name, files in found.tags_of_tasks(form).items():
@@ -372,19 +375,19 @@ def choose_schemes(form: Form, spool: Spool, found: Labelled) -> list[Note]:
         wanted = "bio" if to_spans else form.tag_scheme
         written = written_tags(name, files, wanted)
         if written:
-            files = tags_as_read(form, spool, name, written)
-        scheme, scheme_notes = choose_scheme(name, files, wanted, to_spans, partial(rows_with_tags, form, spool, name))
+            files = tags_as_read(form, store, name, written)
+        scheme, scheme_notes = choose_scheme(name, files, wanted, to_spans, partial(rows_with_tags, form, store, name))
         if scheme is not None or written:
             form.schemes[name] = replace(scheme or Scheme({}, "", False), written=written)
         notes += scheme_notes
     return notes
 
 
-def tags_as_read(form: Form, spool: Spool, name: str, written: Mapping[str, Mapping[str, str]]) -> dict[str, TagFacts]:
+def tags_as_read(form: Form, store: Store, name: str, written: Mapping[str, Mapping[str, str]]) -> dict[str, TagFacts]:
     """{file: facts of the tags of a task, after those that `written` has were replaced}"""
     files: dict[str, TagFacts] = defaultdict(TagFacts)
-    for piece in spool.pieces():
-        examples = form.kept(piece)
+    for batch in store.batches():
+        examples = form.kept(batch)
         form.label(examples)
         for e in examples:
             if e[name] is not None:
@@ -393,11 +396,11 @@ def tags_as_read(form: Form, spool: Spool, name: str, written: Mapping[str, Mapp
     return files
 
 
-def rows_with_tags(form: Form, spool: Spool, name: str, tags: Collection[str]) -> Sample:
+def rows_with_tags(form: Form, store: Store, name: str, tags: Collection[str]) -> Sample:
     """The rows in which a task has any of these tags."""
     rows = Sample()
-    for piece in spool.pieces():
-        examples = form.kept(piece)
+    for batch in store.batches():
+        examples = form.kept(batch)
         form.label(examples)
         for e in examples:
             for tag in e[name] or ():

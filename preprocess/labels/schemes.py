@@ -6,23 +6,11 @@ Edit here to read another tag scheme.
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 from engine.errors import UserError
 from engine.task.tags import TagFacts
-from preprocess.example import cut
+from preprocess.example import cut, file_of
 from preprocess.storage.facts import Note, Sample
-
-
-def file_of(where: str) -> str:
-    """The file of "FILE, row 7"."""
-    head, _, number = where.rpartition(" ")
-    return without_last_word(head) if number.isdecimal() else where
-
-
-@lru_cache(1000)
-def without_last_word(head: str) -> str:
-    return re.sub(r", \S+$", "", head)
 
 
 @dataclass(frozen=True)

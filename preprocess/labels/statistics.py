@@ -16,8 +16,8 @@ from engine.task.extras import column_statistics
 from engine.task.task import Task, needs_words, require_distinct, tasks_of
 from preprocess.example import Example, cut, length_of, shown
 from preprocess.labels.kinds import KINDS, check_label_names
+from preprocess.storage.arrow import blocks_of
 from preprocess.storage.facts import Column, Facts, FirstRows, Series
-from preprocess.storage.spool import blocks_of
 
 
 class LabelStatistics(Facts):

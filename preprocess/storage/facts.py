@@ -1,7 +1,5 @@
 """Statistics that are collected per block of rows and merged: counts, first rows, and columns of values on the disk."""
 
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from functools import cached_property
@@ -10,8 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from preprocess.storage.arrow import Column
+
 MOST_ROWS = 2000  # rows kept of each finding; the others are only counted
-CHUNK = 1 << 18  # values of a column that are in memory at once
+CHUNK = 1 << 18  # values of a column that are in memory at once, as buckets of equal hashes
 
 
 class Sample(list[Any]):
@@ -85,62 +85,11 @@ class Series:
         self.of_block = np.zeros(0, dtype)
 
     @cached_property
-    def column(self) -> "Column":
+    def column(self) -> Column:
         return Column(self.of_block.dtype, self.folder)
 
     def merge(self, later: "Series") -> None:
         self.column.append(later.of_block)
-
-
-class Column:
-    """An array on the disk, in an unnamed temporary file: written in order, readable from any process."""
-
-    def __init__(self, dtype: Any, folder: Path | None = None, values: Any = ()) -> None:
-        self.file, self.dtype, self.size = tempfile.TemporaryFile(dir=folder), np.dtype(dtype), 0  # noqa: SIM115
-        self.append(np.asarray(values, dtype))
-
-    def __len__(self) -> int:
-        return self.size
-
-    def append(self, values: np.ndarray) -> None:
-        self.file.write(np.ascontiguousarray(values).data)
-        self.file.flush()
-        self.size += len(values)
-
-    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        stop, width = self.size if stop is None else min(stop, self.size), self.dtype.itemsize
-        return np.frombuffer(read_all(self.file.fileno(), (stop - start) * width, start * width), self.dtype)
-
-    def __getitem__(self, positions: slice | list[int]) -> np.ndarray:
-        """The values of a slice without a step, or at a list of positions, which may be negative."""
-        if isinstance(positions, slice):
-            start, stop, _ = positions.indices(self.size)
-            return self.read(start, stop)
-        return self.take(np.array([range(self.size)[position] for position in positions], np.int64))
-
-    def take(self, positions: np.ndarray) -> np.ndarray:
-        """The values at an array of positions: one by one if they are few, otherwise in one pass over the column."""
-        if self.size > 1000 * len(positions):
-            single = [self.read(position, position + 1) for position in positions.tolist()]
-            return np.concatenate([np.zeros(0, self.dtype), *single])
-        result = np.empty(len(positions), self.dtype)
-        for start, values in self.chunks():
-            inside = (positions >= start) & (positions < start + len(values))
-            result[inside] = values[positions[inside] - start]
-        return result
-
-    def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields (position of the first value, array)."""
-        for start in range(0, self.size, CHUNK):
-            yield start, self.read(start, start + CHUNK)
-
-
-def read_all(descriptor: int, size: int, start: int) -> bytes:
-    """`size` bytes of a file, in several reads if needed: one read returns at most 2 GB."""
-    data = os.pread(descriptor, size, start)
-    while len(data) < size:
-        data += os.pread(descriptor, size - len(data), start + len(data))
-    return data
 
 
 def hashes(values: Collection[Hashable]) -> np.ndarray:

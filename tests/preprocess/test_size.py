@@ -26,16 +26,15 @@ import data_process
 from data_process import DataConfig, prepare, process
 from engine.errors import UserError
 from engine.task.words import entities_in
-from preprocess import prepared
 from preprocess.checks import run
 from preprocess.checks.base import Check
 from preprocess.labels.statistics import collect_labels
 from preprocess.readers.formats import READERS
 from preprocess.splits import draw
-from preprocess.storage import facts, parallel, spool
-from preprocess.storage.facts import Column, Facts, FirstRows, Sample, Series, frequent, repeats
+from preprocess.storage import arrow, facts, parallel
+from preprocess.storage.arrow import Column, Rows, Store
+from preprocess.storage.facts import Facts, FirstRows, Sample, Series, frequent, repeats
 from preprocess.storage.parallel import in_order
-from preprocess.storage.spool import Rows, Spool
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import data_size
@@ -46,8 +45,7 @@ WORDS = "please bring show find open close start stop the red blue green lamp do
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of a few rows, in two processes; the tokenizer's checks, which are slow, are left out."""
-    for module in (spool, prepared):
-        monkeypatch.setattr(module, "BLOCK", 40)
+    monkeypatch.setattr(arrow, "BLOCK", 40)
     monkeypatch.setattr(facts, "CHUNK", 64)
     monkeypatch.setattr(parallel, "num_processes", lambda: 2)
     monkeypatch.setattr(data_process, "featurizer_for_checks", lambda *_: None)
@@ -228,8 +226,7 @@ def test_the_checks_find_the_same_in_blocks_as_in_one_list(tmp_path, small_block
     faulty(tmp_path / "a.jsonl")
     process(DataConfig(input=str(tmp_path / "a.jsonl"), output_dir=str(tmp_path / "out")))
     in_blocks = json.loads((tmp_path / "out/checks.json").read_text())
-    for module in (spool, prepared):
-        monkeypatch.setattr(module, "BLOCK", 100_000)
+    monkeypatch.setattr(arrow, "BLOCK", 100_000)
     parts, tasks, notes = prepare(DataConfig(input=str(tmp_path / "a.jsonl"), check=True))
     whole = run.run_checks(parts, tasks, notes=notes)
     assert [(n.what, n.number, n.rows[:3]) for n in whole] == [(n["what"], n["count"], n["rows"]) for n in in_blocks]
@@ -312,7 +309,7 @@ def test_a_label_that_comes_late_counts_for_the_rows_before_it(tmp_path, small_b
     assert all(list(row) == ["id", "text", "first", "second"] for row in rows)
 
 
-def test_what_a_spool_takes_in_it_gives_back(small_blocks):
+def test_a_store_gives_back_what_it_was_given(small_blocks):
     rng, values = (
         random.Random(6),
         ["é\ud800", "", 7, 2**70, 1.5, None, True, [1, ["a"]], {"k": [None]}, np.float64(2.5)],
@@ -324,18 +321,16 @@ def test_what_a_spool_takes_in_it_gives_back(small_blocks):
         )
         keys = rng.choice(["ab", "ab", "abc", "b"])
         examples.append({"_where": where} | {key: rng.choice(values) for key in keys})
-    with_rows = Spool()
-    for example in examples:
-        with_rows.append(dict(example))
-    with_rows.finish()
-    assert list(with_rows.all()) == examples
-    assert [e for piece in with_rows.pieces() for e in piece] == examples
+    store = Store()
+    batches = list(store.fill(map(dict, examples)))
+    assert list(store) == [e for batch in batches for e in batch] == examples
+    assert [pickle.loads(pickle.dumps(batch)).start for batch in store.batches()] == list(range(0, 500, 40))
     numbers = [rng.randrange(500) for _ in range(300)]
-    rows = Rows(with_rows, lambda _, found: found, np.array(numbers, np.uint32))
+    rows = Rows(store, lambda _, found: found, np.array(numbers, np.uint32))
     assert list(rows) == [examples[number] for number in numbers] and rows[-1] == examples[numbers[-1]]
     for value in (object(), b"bytes", [1, {"k": np.int64(1)}]):
         with pytest.raises(UserError, match="here: a value that JSON cannot store"):
-            with_rows.append({"_where": "here", "x": value})
+            store.append({"_where": "here", "x": value})
 
 
 def test_repeats_and_frequent_values_of_a_column(monkeypatch):

@@ -1,0 +1,237 @@
+"""Examples and numbers in Arrow files, so that memory does not grow with their number while they are checked and split.
+
+The files have no names, so nothing remains however a run ends. Examples are stored as they were read: their labels may
+still be of any type, so each is JSON. Batches of them go to the processes that check and convert them; a split is a
+selection of rows.
+"""
+
+import json
+import mmap
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from engine.errors import UserError
+from preprocess.example import Example, file_of
+
+BLOCK = 4000  # rows that a process works on at once; fewer if they exceed BLOCK_BYTES
+BLOCK_BYTES = 1 << 21
+SCHEMA = pa.schema([("file", pa.dictionary(pa.int32(), pa.string())), ("example", pa.binary())])
+encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+@dataclass
+class Batch:
+    """Examples that follow each other, for one process at a time. start: the number of the first"""
+
+    start: int
+    records: pa.RecordBatch  # of SCHEMA
+
+    def __len__(self) -> int:
+        return self.records.num_rows
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(decode(self.records.column("example").to_pylist()))
+
+
+def decode(encoded: Iterable[bytes]) -> list[Example]:
+    return json.loads(b"[" + b",".join(encoded) + b"]")  # five times as fast as one at a time
+
+
+class ArrowFile:
+    """Record batches in a file without a name. The processes that are forked after the last one share its memory."""
+
+    def __init__(self, schema: pa.Schema, folder: Path | None) -> None:
+        self.file, self.folder = tempfile.TemporaryFile(dir=folder), folder  # noqa: SIM115
+        self.writer = pa.ipc.new_stream(pa.PythonFile(self.file, "w"), schema)
+
+    def close(self) -> None:
+        self.file.close()
+
+    @cached_property
+    def memory(self) -> mmap.mmap:
+        self.file.flush()
+        return mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    @cached_property
+    def records(self) -> list[pa.RecordBatch]:
+        """All batches; call after the last one is written."""
+        return list(pa.ipc.open_stream(pa.py_buffer(self.memory)))
+
+    def forget(self) -> None:
+        """Takes what was read out of this process's memory; it stays in the system's cache of the file."""
+        if hasattr(self.memory, "madvise"):  # not on Windows
+            self.memory.madvise(mmap.MADV_DONTNEED)
+
+
+class Store(ArrowFile):
+    """Examples that are written once, in order, and then read in any order."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        super().__init__(SCHEMA, folder)
+        self.shapes: dict[tuple[str, ...], None] = {}  # the keys that examples have, in order of first use
+        self.files: list[str] = []  # of the examples that are not written yet
+        self.examples: list[bytes] = []
+        self.num_rows = self.num_ids = self.num_bytes = self.waiting_bytes = 0
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def fill(self, examples: Iterable[Example]) -> Iterator[Batch]:
+        """Writes examples, and yields each batch as soon as it is full."""
+        for example in tqdm(examples, desc="reading", unit=" rows", leave=False, delay=2):
+            self.append(example)
+            if len(self.examples) == BLOCK or self.waiting_bytes > BLOCK_BYTES:
+                yield self.write()
+        if self.examples:
+            yield self.write()
+
+    def append(self, example: Example) -> None:
+        try:
+            encoded = encode(example).encode("utf-8", "surrogatepass")
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"{example['_where']}: a value that JSON cannot store ({error})") from None
+        self.files.append(file_of(example["_where"]))
+        self.examples.append(encoded)
+        self.waiting_bytes += len(encoded)
+        self.shapes.setdefault(tuple(example))
+        self.num_ids += "id" in example
+
+    def write(self) -> Batch:
+        """Writes the examples that wait."""
+        columns = [pa.array(self.files).dictionary_encode(), pa.array(self.examples, pa.binary())]
+        batch = Batch(self.num_rows, pa.record_batch(columns, schema=SCHEMA))
+        self.writer.write_batch(batch.records)
+        self.num_rows, self.num_bytes = self.num_rows + len(batch), self.num_bytes + self.waiting_bytes
+        self.files, self.examples, self.waiting_bytes = [], [], 0
+        return batch
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """(batches,) the number of the first row of each."""
+        return np.array([0, *accumulate(records.num_rows for records in self.records)][:-1])
+
+    def rows_of_files(self) -> dict[str, range]:
+        """{file: numbers of its rows, which follow each other}"""
+        sizes: Counter[str] = Counter()
+        for records in self.records:
+            files = records.column("file")
+            sizes.update(dict(zip(files.dictionary.to_pylist(), np.bincount(files.indices).tolist())))
+        return {file: range(end - sizes[file], end) for file, end in zip(sizes, accumulate(sizes.values()))}
+
+    def batches(self) -> Iterator[Batch]:
+        """Yields all rows in the batches in which they were written."""
+        for start, records in zip(self.starts.tolist(), self.records):
+            yield Batch(start, records)
+            self.forget()
+
+    def __iter__(self) -> Iterator[Example]:
+        for batch in self.batches():
+            yield from batch
+
+    def pick(self, numbers: Sequence[int] | np.ndarray) -> list[Example]:
+        """The examples with these numbers, each read from its place in the file: in memory that is mapped, every access
+        would bring 64 KB around it too."""
+        numbers, read = np.asarray(numbers, np.int64), partial(os.pread, self.file.fileno())
+        batches = self.starts.searchsorted(numbers, "right") - 1
+        at_offsets, at_examples = self.positions[batches].T
+        at_offsets += 4 * (numbers - self.starts[batches])
+        offsets = np.frombuffer(b"".join([read(8, place) for place in at_offsets.tolist()]), np.int32).reshape(-1, 2)
+        sizes, places = np.diff(offsets)[:, 0], at_examples + offsets[:, 0]
+        return decode([read(size, place) for size, place in zip(sizes.tolist(), places.tolist())])
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """(batches, 2) where in the file the offsets and the bytes of the examples of each batch begin."""
+        begin = pa.py_buffer(self.memory).address
+        buffers = [records.column("example").buffers()[1:] for records in self.records]
+        return np.array([[buffer.address - begin for buffer in of_batch] for of_batch in buffers], np.int64)
+
+    @property
+    def step(self) -> int:
+        """Rows per block: fewer if they are long."""
+        return max(1, min(BLOCK, BLOCK_BYTES * self.num_rows // max(1, self.num_bytes)))
+
+
+class Rows(Sequence[Example]):
+    """The examples of a part, as they will be written, plus "_where"; each access reads them from the store.
+
+    order: (rows,) row numbers in the store; form(numbers, examples) -> examples
+    """
+
+    def __init__(
+        self, store: Store, form: Callable[[list[int], list[Example]], list[Example]], order: np.ndarray
+    ) -> None:
+        self.store, self.form, self.order = store, form, order
+        self.own_ids, self.folder, self.step = store.num_ids > 0, store.folder, store.step
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def pick(self, positions: slice | list[int]) -> list[Example]:
+        """The examples at these positions, or in this slice."""
+        numbers = self.order[positions].tolist()
+        return self.form(numbers, self.store.pick(numbers))
+
+    def __getitem__(self, position: Any) -> Any:
+        return self.pick(position) if isinstance(position, slice) else self.pick([position])[0]
+
+    def __iter__(self) -> Iterator[Example]:
+        for start in range(0, len(self), self.step):
+            yield from self.pick(slice(start, start + self.step))
+
+
+def blocks_of(parts: Mapping[str, Sequence[Example]]) -> Iterator[tuple[str, int, int]]:
+    """Yields (part, start, stop) of the blocks of {part: examples}, in order."""
+    for part, rows in parts.items():
+        step = step_of(rows)
+        for start in range(0, len(rows), step):
+            yield part, start, min(len(rows), start + step)
+
+
+def step_of(rows: Sequence[Example]) -> int:
+    """Rows per block of a list or of Rows."""
+    return rows.step if isinstance(rows, Rows) else BLOCK
+
+
+def pick(rows: Sequence[Example], positions: list[int]) -> list[Example]:
+    """Examples of a list or of Rows at some positions."""
+    return rows.pick(positions) if isinstance(rows, Rows) else [rows[position] for position in positions]
+
+
+class Column(ArrowFile):
+    """Numbers that are appended in arrays, and then read in chunks or at once."""
+
+    def __init__(self, dtype: Any, folder: Path | None = None, values: Any = ()) -> None:
+        self.dtype, self.size = np.dtype(dtype), 0
+        super().__init__(pa.schema([("value", pa.from_numpy_dtype(self.dtype))]), folder)
+        self.append(np.asarray(values, dtype))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def append(self, values: np.ndarray) -> None:
+        self.writer.write_batch(pa.record_batch([pa.array(values)], ["value"]))
+        self.size += len(values)
+
+    def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields (position of the first value, array)."""
+        start = 0
+        for records in self.records:
+            values = records.column("value").to_numpy(zero_copy_only=False)
+            yield start, values
+            start += len(values)
+            self.forget()
+
+    def read(self) -> np.ndarray:
+        return np.concatenate([values for _, values in self.chunks()])
