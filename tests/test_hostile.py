@@ -841,3 +841,16 @@ def test_a_process_that_is_gone_is_told_in_one_line_however_gloo_says_it(monkeyp
         raise RuntimeError(told)
 
     assert exit_code(lose, None) == 2 and capsys.readouterr().err == f"error: {LOST}\n"
+
+
+def test_an_error_of_ours_is_not_taken_for_a_lost_process(monkeypatch):
+    """Though it speaks of connections and time."""
+    from engine.run.command_line import exit_code
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def fail(_):
+        raise RuntimeError("the connection between both layers timed out")
+
+    with pytest.raises(RuntimeError, match="both layers"):
+        exit_code(fail, None)

@@ -15,7 +15,7 @@ from engine.model.crf import CRF
 from engine.model.encoders import layer_ids
 from engine.task.tags import may_follow
 from engine.task.task import Task
-from engine.train.optimization import default_lr, parameter_groups
+from engine.train.optimization import learning_rates, parameter_groups
 from model_utils import HEADS, BiLSTM, HeadOptions, MyModel, build_model, mean_of_tokens
 
 TASKS = {
@@ -233,7 +233,7 @@ def test_parameter_groups_cover_everything_once():
         for name in (names[id(p)] for p in group["params"]):
             assert group["lr"] == (1e-4 if name.startswith("encoder.") else 2e-3)
             assert (group["weight_decay"] == 0) == (name.endswith("bias") or "LayerNorm" in name or ".crf." in name)
-    assert default_lr(model, config) == 1e-3
+    assert learning_rates(model.encoder, Config()) == (1e-3, 1e-3)
 
 
 def test_task_names_that_torch_reserves_and_unknown_weights():

@@ -26,6 +26,9 @@ AUTO = {
     "early_stop_patience": None,
     "precision": "auto",
     "ema_decay": None,
+    "lr": None,
+    "head_lr": None,
+    "warmup_epochs": None,
 }  # see engine/train/automatic.py
 
 

@@ -14,7 +14,15 @@ from engine.model.encoders import overflows, refuse_precision
 from engine.run import distributed
 from engine.run.device import has_bf16
 from engine.run.run_folder import AUTO, read_options
-from engine.train.optimization import ema_decay_of, epochs_of, is_pretrained, patience_of, steps_per_epoch
+from engine.train.optimization import (
+    ema_decay_of,
+    epochs_of,
+    is_pretrained,
+    learning_rates,
+    patience_of,
+    steps_per_epoch,
+    warmup_epochs,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +58,8 @@ def resolve(config: Any, encoder: Any, device: torch.device, num_batches: int) -
     if config.epochs == AUTO["epochs"]:
         config = replace(config, epochs=REHEARSAL if config.debug else epochs_of(steps, is_pretrained(config)))
         logger.info(f"--epochs auto: {config.epochs} for {steps} steps an epoch")
+    lr, head_lr = learning_rates(encoder, config)
+    config = replace(config, lr=lr, head_lr=head_lr, warmup_epochs=warmup_epochs(config))
     if config.early_stop_patience == AUTO["early_stop_patience"]:
         config = replace(config, early_stop_patience=patience_of(config.epochs))
     if config.use_ema and config.ema_decay == AUTO["ema_decay"]:

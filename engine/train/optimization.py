@@ -15,8 +15,13 @@ def steps_per_epoch(num_batches: int, config: Any) -> int:
 
 
 def warmup_steps(config: Any, steps_per_epoch: int) -> int:
-    """Steps of linear warmup: those of --warmup_epochs, by default a tenth of all."""
-    return round((config.epochs / 10 if config.warmup_epochs is None else config.warmup_epochs) * steps_per_epoch)
+    """Steps of linear warmup: those of --warmup_epochs."""
+    return round(warmup_epochs(config) * steps_per_epoch)
+
+
+def warmup_epochs(config: Any) -> float:
+    """--warmup_epochs, by default a tenth of all."""
+    return config.epochs / 10 if config.warmup_epochs is None else config.warmup_epochs
 
 
 def epochs_of(steps: int, pretrained: bool) -> int:
@@ -65,30 +70,25 @@ def is_pretrained(config: Any) -> bool:
     return bool(config.pretrain_model_path) and config.encoder == "transformer"
 
 
-def default_lr(model: Any, config: Any) -> float:
-    """The peak rate of the encoder when --lr is not given: small encoders need far more than BERT-base's 5e-5.
+def learning_rates(encoder: Any, config: Any) -> tuple[float, float]:
+    """The peak rates of encoder and heads: --lr and --head_lr, or values that depend on the encoder.
 
-    Pretrained: 3e-4 at hidden size 384, falling with its square (7.5e-5 at 768, 4.2e-5 at 1024); from scratch: 1e-3.
+    Small encoders need far more than BERT-base's 5e-5. Pretrained: 3e-4 at hidden size 384, falling with its square
+    (7.5e-5 at 768, 4.2e-5 at 1024), and ten times that for heads; from scratch: 1e-3 for both.
     """
     if not is_pretrained(config):
-        return 1e-3
-    width = model.encoder.config.hidden_size
-    return lr_of_lora(width) if config.lora_rank else lr_of_width(width)
-
-
-def default_head_lr(model: Any, config: Any, lr: float) -> float:
-    """The peak rate of heads when --head_lr is not given: ten times that of a pretrained encoder."""
-    if not is_pretrained(config):
-        return lr
+        lr = config.lr or 1e-3
+        return lr, config.head_lr or lr
+    full = lr_of_width(encoder.config.hidden_size)
+    lr = config.lr or (lr_of_lora(encoder.config.hidden_size) if config.lora_rank else full)
     if config.lora_rank and not config.lr:  # the rate of heads in full fine-tuning, but not below LoRA's
-        return max(lr, min(10 * lr_of_width(model.encoder.config.hidden_size), 1e-2))
-    return min(10 * lr, 1e-2)
+        return lr, config.head_lr or max(lr, min(10 * full, 1e-2))
+    return lr, config.head_lr or min(10 * lr, 1e-2)
 
 
 def parameter_groups(model: torch.nn.Module, config: Any) -> list[dict[str, Any]]:
     """Groups for AdamW: {encoder, heads} x {decay, no decay}. Biases, norms and the CRF do not decay."""
-    lr = config.lr or default_lr(model, config)
-    head_lr = config.head_lr or default_head_lr(model, config, lr)
+    lr, head_lr = learning_rates(model.encoder, config)
     groups: dict[tuple[bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

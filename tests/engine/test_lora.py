@@ -17,7 +17,7 @@ from engine.errors import UserError
 from engine.model import lora
 from engine.model.encoders import is_causal
 from engine.run.files import seal
-from engine.train.optimization import default_lr, parameter_groups
+from engine.train.optimization import learning_rates, parameter_groups
 from model_utils import load_checkpoint
 from tools.check.checkpoints import run_until
 
@@ -200,12 +200,13 @@ def test_the_rates(adapted):
     config = adapted()
     model = build(config).model
     model.encoder.config.hidden_size = 384
-    assert default_lr(model, config) == pytest.approx(1.8e-3, rel=0.01)
+    assert learning_rates(model.encoder, config)[0] == pytest.approx(1.8e-3, rel=0.01)
     rates = {group["lr"] for group in parameter_groups(model, config)}
     assert max(rates) == pytest.approx(3e-3)  # heads learn as beside an encoder that trains
     model.encoder.config.hidden_size = 4096
-    assert default_lr(model, config) == pytest.approx(2.9e-4, rel=0.02)
-    assert {group["lr"] for group in parameter_groups(model, config)} == {default_lr(model, config)}
+    lr, head_lr = learning_rates(model.encoder, config)
+    assert lr == head_lr == pytest.approx(2.9e-4, rel=0.02)
+    assert {group["lr"] for group in parameter_groups(model, config)} == {lr}
 
 
 def test_a_base_in_half_precision_predicts_from_its_checkpoint(adapted, tmp_path):

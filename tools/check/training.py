@@ -12,7 +12,7 @@ from torch import nn
 from config import Config
 from data_loader import Batch, without_labels
 from engine.model import lora
-from engine.train.optimization import default_lr, parameter_groups
+from engine.train.optimization import parameter_groups
 from model_utils import MyModel
 from tools.check.case import Case, Failed, Skipped, has_label, logits_of, require_same, shorten
 
@@ -111,7 +111,7 @@ def check_overfitting(case: Case) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    config = replace(trainer.config, lr=default_lr(model, trainer.config), head_lr=None)
+    config = replace(trainer.config, lr=None, head_lr=None)
     optimizer = torch.optim.AdamW(parameter_groups(model, config), weight_decay=0.0)
     first: dict[str, float] = {}
     start = time.monotonic()

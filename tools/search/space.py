@@ -139,12 +139,10 @@ class Resolver:
     the tasks; shape: the config of the pretrained encoder, or None"""
 
     def __init__(self, base: Config, kinds: Sequence[str], shape: Any) -> None:
-        from engine.train.optimization import default_head_lr, default_lr  # torch, slow to import
+        from engine.train.optimization import learning_rates  # torch, slow to import
 
         self.base, self.kinds, self.shape = base, kinds, shape
-        model = SimpleNamespace(encoder=SimpleNamespace(config=shape))
-        self.lr = base.lr or default_lr(model, base)
-        self.head_lr = base.head_lr or default_head_lr(model, base, self.lr)
+        self.lr, self.head_lr = learning_rates(SimpleNamespace(config=shape), base)
 
     def values(self, point: Values) -> dict[str, Any]:
         """{option of main.py: value} of a point, without options that have no effect there."""
