@@ -16,9 +16,11 @@ from tqdm import tqdm
 from engine.errors import UserError
 from preprocess.example import PARTS, Example
 from preprocess.gates import check_accepted, gather, name_positions, refuse
-from preprocess.labels.form import Form, LabelPass, choose_schemes, decide_form, label_all, survey_all
+from preprocess.labels.form import Form
 from preprocess.labels.kinds import KINDS
+from preprocess.labels.label_pass import LabelPass, choose_schemes, label_all
 from preprocess.labels.statistics import collect_labels
+from preprocess.labels.survey import decide_form, survey_all
 from preprocess.readers.options import ReadOptions, Understanding, unescaped
 from preprocess.readers.sources import read_examples
 from preprocess.schema import Tasks, encode_rows, load_labels, read_processed
