@@ -1,4 +1,4 @@
-"""The first pass over all examples, in several processes: refuses rows that are unusable, and decides each task's kind."""
+"""The first pass over all examples, in several processes: refuses unusable rows, and decides the kind of each task."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
