@@ -6,6 +6,7 @@ import pytest
 
 from engine.errors import UserError
 from engine.schema import AnyOf, Optional, Range, SchemaError, mismatch, read_json
+from engine.task.task import read_tasks
 
 TASK = {"type": AnyOf("tagging", "classification"), "labels": [str], Optional("std"): float, Optional("n"): Range(1)}
 
