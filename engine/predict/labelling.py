@@ -26,6 +26,7 @@ from engine.run.command_line import os_error_line
 from engine.run.files import open_own, refuse_same_file, require_file, sha256, sync, write_json
 from engine.run.launch import restarts
 from engine.run.option_checks import parse_shard
+from engine.run.reading import READING
 from engine.run.run_folder import changed_options, hold
 from engine.run.signals import Interrupted, StopSignals
 from engine.schema import Range, SchemaError, read_json
@@ -36,8 +37,7 @@ logger = logging.getLogger("template")
 
 POOL, BATCHES = 4096, 64  # rows, and batches, labelled together at most: sorted by length, so there is little padding
 # What the output's bytes depend on: options, and what --force_resume may change, as it does not move rows
-OPTIONS = "shard text_column text_pair_column encoding spreadsheet_safe eval_batch_size precision compile".split()
-OPTIONS += "token_column sentence_column sentence_end comment join_columns delimiter quotechar".split()
+OPTIONS = [*"shard spreadsheet_safe eval_batch_size precision compile".split(), *READING]
 CHECKPOINT, POOLS = "SHA-256 of the checkpoint", "rows in a pool"
 FORCEABLE = {CHECKPOINT, POOLS, "device", "--eval_batch_size", "--precision", "--compile"}
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from preprocess.readers.columns import LABEL_NAMES, YES, alike
+from engine.task.names import LABEL_NAMES, alike
+from preprocess.readers.columns import YES
 from preprocess.readers.layouts import names_of_pairs, with_keys
 from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.raw_files import abbreviate

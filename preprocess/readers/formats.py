@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engine.errors import UserError
+from engine.task.names import LABEL_NAMES, TEXT_NAMES, alike
 from preprocess.example import Example
 from preprocess.readers.beside import class_files, classes_of, label_file_of, read_beside, read_class_files
-from preprocess.readers.columns import LABEL_NAMES, NUMBER_NAMES, OTHER_LABEL_NAMES, TEXT_NAMES, alike
+from preprocess.readers.columns import NUMBER_NAMES, OTHER_LABEL_NAMES
 from preprocess.readers.folders import class_folders, is_brat, read_brat, read_classes
 from preprocess.readers.inline import is_rasa, read_rasa
 from preprocess.readers.objects import read_dataset, read_json, read_jsonl, read_parquet

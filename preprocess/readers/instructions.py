@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.errors import UserError
-from preprocess.readers.columns import LABEL_NAMES, NUMBER_NAMES, OTHER_LABEL_NAMES, alike
+from engine.task.names import LABEL_NAMES, alike
+from preprocess.readers.columns import NUMBER_NAMES, OTHER_LABEL_NAMES
 
 Values = dict[str, Any]
 QUESTION_KEYS = ("instruction", "prompt", "query")

@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.errors import UserError
 from engine.run.command_line import first_line
-from preprocess.readers.columns import PAIR_NAMES, TEXT_NAMES
+from engine.task.names import PAIR_NAMES, TEXT_NAMES
 
 Result = tuple[str, str, list[Any]]  # (control, "choices" | "spans" | "number" | a type that is not read, values)
 

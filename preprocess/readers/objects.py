@@ -14,9 +14,10 @@ from typing import Any, TextIO
 from engine.errors import UserError
 from engine.run.command_line import first_line
 from engine.schema import parse_json, without_duplicates
+from engine.task.names import LABEL_NAMES, PAIR_NAMES
 from preprocess.example import Example
 from preprocess.labels.spans import is_spans
-from preprocess.readers.columns import LABEL_NAMES, PAIR_NAMES, Head, find_columns
+from preprocess.readers.columns import Head, find_columns
 from preprocess.readers.conversion import Conversion, sentences_of
 from preprocess.readers.label_studio import is_label_studio, tasks_to_objects
 from preprocess.readers.layouts import rows_of_object

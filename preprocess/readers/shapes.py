@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
+from engine.task.names import LABEL_NAMES, TEXT_NAMES
 from engine.task.words import place_tokens
 from preprocess.example import shown
-from preprocess.readers.columns import LABEL_NAMES, TEXT_NAMES
 from preprocess.readers.inline import INLINE, chunks_to_text, without_marks
 from preprocess.readers.instructions import find_dialogue, find_instructions
 from preprocess.readers.options import ReadOptions, split_names
