@@ -14,10 +14,10 @@ from zlib import crc32
 
 from engine.errors import UserError
 from engine.run.command_line import check_values, option
-from engine.run.files import sha256
+from engine.run.files import sha256_of
 from engine.run.reading import ReadingOptions
 from preprocess.example import PART_NAMES, check_text, encode
-from preprocess.readers.formats import READERS, find_format, read_txt
+from preprocess.readers.formats import READERS, find_format
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import read_rows
 from preprocess.readers.sources import find_sources, part_of_name
@@ -63,7 +63,7 @@ def read_corpus(config: CorpusConfig) -> tuple[Texts, Texts, str]:
         for part, path in sources:
             if part != "test":
                 name = find_format(path, options)
-                for example in (read_txt if name == "txt" else READERS[name])(path, options):
+                for example in READERS[name](path, options):
                     check_text(example, may_be_empty=True)
                     yield PART_NAMES.get(str(example.get("split")).lower(), part), example
 
@@ -85,11 +85,8 @@ def read_corpus(config: CorpusConfig) -> tuple[Texts, Texts, str]:
     for held_out, side in ((False, "to train on"), (True, "to hold out")):
         if next(texts(held_out), None) is None:
             raise UserError(f"{config.input}: contains no text {side}; empty rows do not count")
-    digest = hashlib.sha256()
-    for _, path in sources:
-        for item in [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file()):
-            digest.update(sha256(item).encode())
-    return partial(texts, False), partial(texts, True), digest.hexdigest()
+    sums = "".join(sha256_of(path) for _, path in sources)
+    return partial(texts, False), partial(texts, True), hashlib.sha256(sums.encode()).hexdigest()
 
 
 def read_words(source: str, encoding: str) -> list[str]:

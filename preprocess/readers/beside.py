@@ -66,7 +66,7 @@ def read_beside(path: Path, options: ReadOptions) -> Iterator[Example]:
             if text.strip() or label.strip():
                 yield {"_where": where, "text": text, "label": label.strip()}
         elif text.split():
-            if len(text.split()) != len(label.split()):
+            if options.labelled and len(text.split()) != len(label.split()):
                 raise UserError(f"{where}: {len(text.split())} words, but {beside.name} has {len(label.split())} tags")
             yield {"_where": where, "tokens": text.split(), "slots": label.split()}
 

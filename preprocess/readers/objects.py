@@ -53,10 +53,10 @@ def read_json(path: Path, options: ReadOptions) -> Iterator[Example]:
     if form == "object":
         items = list(read_object(path, options)).__iter__
     _, first = next(items(), (None, None))
-    if is_label_studio(first):
-        objects, labels = tasks_to_objects(path, items, options.text_column)
+    if is_label_studio(first, options.labelled):
+        objects, labels = tasks_to_objects(path, items, options)
         return objects_to_examples(path, objects, options, labels)
-    return objects_to_examples(path, items(), options)
+    return objects_to_examples(path, (item for item in items() if item[1] is not None), options)
 
 
 def json_form(path: Path, encoding: str) -> str:
@@ -266,7 +266,7 @@ def objects_to_examples(
 
     The first rows, at most 1,000, decide which keys exist. known: keys that are certain to be labels.
     """
-    objects = sentences_of(objects)
+    objects = sentences_of(objects, options.labelled)
     rows = take_head(objects, 1000)
     conversion = Conversion.of(path, rows, options, known)
     options, known = conversion.options, conversion.known

@@ -39,6 +39,11 @@ class Understanding:
         if path and ": " not in form:
             self.add(path, form, **columns)
 
+    def notes(self) -> list[str]:
+        """What a log says of files of which only the texts are read."""
+        labels = f"; labels in them are not read: {abbreviated(sorted(self.unread))}" if self.unread else ""
+        return [f"{line}{labels}" for line in self.lines()]
+
     def lines(self) -> list[str]:
         """One line per form, with its files and their parts."""
         files: dict[str, list[str]] = {}

@@ -170,7 +170,7 @@ def table_examples(
             raise UserError(f"{where}: {len(cells)} cells, but {origin} has {len(head.names)}; {head.listed}")
         example = {"_where": where, **{key: cells[position] for key, position in keys}}
         example |= columns.parts_of(dict(zip(head.names, cells)), where)
-        yield values_of(example) if values_of.readers else example
+        yield values_of(example) if values_of.readers or values_of.split else example
 
 
 def report_joined_labels(head: Head, columns: Columns, options: ReadOptions) -> None:
@@ -212,7 +212,7 @@ def columns_by_number(head: Head, options: ReadOptions) -> Columns:
     others = [name for name in head.names if name not in (text, options.text_pair_column)]
     repeating = [name for name in others if len({row[int(name)] for row in head.rows}) <= max(1, 0.6 * len(head.rows))]
     label = others if len(others) == 1 else repeating
-    if not options.label_column and len(label) != 1:
+    if options.labelled and not options.label_column and len(label) != 1:
         advice = f"add --label_column NUMBER (and --text_column, if the text is not column {text})"
         raise UserError(f"{head.path}: cannot find the label column; {advice}; {head.listed}")
     columns = find_columns(head, replace(options, text_column=text), known=label)
