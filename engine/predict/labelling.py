@@ -186,7 +186,8 @@ class Output:
             before, self.rows, self.bytes, cuts = (saved[name] for name in PROGRESS)
         except SchemaError:
             raise UserError(f"{self.progress}: damaged, or written by another version; {advice}") from None
-        before = DEFAULTS | before  # an option that did not exist yet counts as at its default
+        # An option that did not exist yet counts as at its default
+        before = {name: value for name, value in DEFAULTS.items() if name in self.facts} | before
         changes = changed_options(before, self.facts, FORCEABLE if force else ())
         if changes:
             can_go_on = not changed_options(before, self.facts, FORCEABLE)
