@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from engine.task.names import LABEL_NAMES, alike
+from engine.task.signs import LABEL_NAMES, alike
 from preprocess.example import shown
 from preprocess.labels.kinds import NO_LABEL
 from preprocess.labels.literals import literal

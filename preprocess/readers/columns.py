@@ -1,6 +1,6 @@
 """Finds which columns of a table, or keys of JSON objects, are the text, the labels and other inputs.
 
-Edit here, or in engine/task/names.py, to have your own column names found without a flag.
+Edit here, or in engine/task/signs.py, to have your own column names found without a flag.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.errors import UserError
-from engine.task.names import LABEL_NAMES, PAIR_NAMES, TEXT_NAMES, alike, by_usual
+from engine.task.signs import LABEL_NAMES, PAIR_NAMES, TEXT_NAMES, alike, by_usual, inline_syntax
 from preprocess.example import PART_NAMES, RESERVED, Example
-from preprocess.readers.inline import inline_syntax, without_marks
+from preprocess.readers.inline import without_marks
 from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.raw_files import abbreviate
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from engine.task.names import LABEL_NAMES, alike
+from engine.task.signs import LABEL_NAMES, alike
 from preprocess.readers.columns import YES
 from preprocess.readers.layouts import names_of_pairs, with_keys
 from preprocess.readers.options import ReadOptions, split_names
@@ -64,11 +64,6 @@ class Conversion:
         for step in self.steps if isinstance(values, dict | list) else ():
             values = step(values, where)
         return values
-
-    @property
-    def keeps_text(self) -> bool:
-        """Whether objects with tokens may also have the text that these are from."""
-        return self.reading is not None and bool(self.reading.shape.tokens)
 
     def report(self) -> None:
         if self.reading:

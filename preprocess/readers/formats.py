@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engine.errors import UserError
-from engine.task.names import LABEL_NAMES, TEXT_NAMES, alike
+from engine.task.signs import LABEL_NAMES, TEXT_NAMES, alike
 from preprocess.example import Example, shown
 from preprocess.readers.beside import class_files, classes_of, label_file_of, read_beside, read_class_files
 from preprocess.readers.columns import NUMBER_NAMES, OTHER_LABEL_NAMES
@@ -207,15 +207,14 @@ def tokens_of(path: Path, rows: list[str], options: ReadOptions, may_be_table: b
     found = format_of_tokens(rows, may_be_table)
     if options.labelled:
         return found
-    if len(rows) < 2:
-        return None
+    rows = rows if rows[-1].strip() else rows[:-1]
     head = [row for row in rows if row.strip()]
     widths = {len(split_row(row)) for row in [row for row in head if not row.startswith("#")] or head}
     if found != "conll" or options.token_column:
         return found
     if len(widths - {1}) != 1:
         return None
-    if len(rows) > 2 and not any(not row.strip() or re.search(r"[ \t][BS][-_]\S+\s*$", row) for row in rows[:-1]):
+    if not any(not row.strip() or re.search(r"[ \t][BS][-_]\S+\s*$", row) for row in rows):
         what = "each row is a token with its tag, or a text that ends with O"
         raise UserError(f"{path}: {what}: --token_column 0 reads tokens; write texts as .csv or .jsonl")
     return found

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.errors import UserError
-from engine.task.names import LABEL_NAMES, TEXT_NAMES, alike
+from engine.task.signs import LABEL_NAMES, TEXT_NAMES, alike
 from preprocess.readers.columns import NUMBER_NAMES, OTHER_LABEL_NAMES
 
 Values = dict[str, Any]

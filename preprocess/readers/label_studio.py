@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.errors import UserError
 from engine.run.command_line import first_line
-from engine.task.names import PAIR_NAMES, TEXT_NAMES, alike
+from engine.task.signs import PAIR_NAMES, TEXT_NAMES, alike
 from preprocess.readers.options import ReadOptions
 
 Result = tuple[str, str, list[Any]]  # (control, "choices" | "spans" | "number" | a type that is not read, values)
@@ -15,8 +15,9 @@ Result = tuple[str, str, list[Any]]  # (control, "choices" | "spans" | "number" 
 
 def is_label_studio(item: object, labelled: bool) -> bool:
     """Whether an item is a task as Label Studio exports it to JSON, or imports it if it needs no labels."""
-    is_task = isinstance(item, dict) and isinstance(item.get("data"), dict)
-    return is_task and (annotations_of(item) is not None or not (labelled or alike(TEXT_NAMES, item)))
+    if not isinstance(item, dict) or not isinstance(item.get("data"), dict):
+        return False
+    return annotations_of(item) is not None or not (labelled or alike(TEXT_NAMES, item))
 
 
 def annotations_of(item: dict[str, Any]) -> list[dict[str, Any]] | None:

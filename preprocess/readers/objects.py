@@ -14,7 +14,8 @@ from typing import Any, TextIO
 from engine.errors import UserError
 from engine.run.command_line import first_line
 from engine.schema import parse_json, without_duplicates
-from engine.task.names import LABEL_NAMES, PAIR_NAMES
+from engine.task import words
+from engine.task.signs import LABEL_NAMES, PAIR_NAMES
 from preprocess.example import Example
 from preprocess.labels.spans import is_spans
 from preprocess.readers.columns import Head, find_columns
@@ -23,7 +24,6 @@ from preprocess.readers.label_studio import is_label_studio, tasks_to_objects
 from preprocess.readers.layouts import rows_of_object
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import MAX_CHARACTERS, abbreviate, limit_rows, open_text, read_rows, take_head
-from preprocess.readers.shapes import text_if_from_it
 
 MAX_OBJECT_CHARACTERS = 256 * 2**20  # of a .json file that is a single object, which is read as a whole
 Objects = Iterator[tuple[str, Any]]  # (where, what should be a dict; None for an empty row)
@@ -300,9 +300,7 @@ def objects_to_examples(
         for key, source in (("id", "id"), ("split", columns.part)):
             if values.get(source) is not None:
                 example[key] = values[source]
-        if conversion.keeps_text:
-            example |= text_if_from_it(values)
-        example["tokens" if isinstance(values[text], list) else "text"] = values[text]
+        example |= words.text_or_tokens(values[text], values.get("text"))
         if pair:
             example["text_pair"] = values[pair]
         yield example | columns.parts_of(values, where)

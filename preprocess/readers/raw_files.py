@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, TextIO, TypeVar, cast
 
 from engine.errors import UserError
 from engine.run.command_line import first_line
-from engine.task.names import encoding_of_marks
+from engine.task.signs import encoding_of_marks
 from preprocess.example import cut
 from preprocess.readers.encodings import begin_of, choose_encoding, is_damaged_utf8
 

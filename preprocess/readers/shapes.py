@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from engine.task.names import LABEL_NAMES, TEXT_NAMES
-from engine.task.words import place_tokens
+from engine.task.signs import INLINE, LABEL_NAMES, TEXT_NAMES
 from preprocess.example import shown
-from preprocess.readers.inline import INLINE, chunks_to_text, without_marks
+from preprocess.readers.inline import chunks_to_text, without_marks
 from preprocess.readers.instructions import find_dialogue, find_instructions
 from preprocess.readers.options import ReadOptions, split_names
 
@@ -523,9 +522,3 @@ def inclusive_ends(
     if spans.inclusive is None:
         reading.open_ends.append(task)
     return bool(spans.inclusive)
-
-
-def text_if_from_it(values: Values) -> Values:
-    """{"text"} of an object with tokens, if the tokens are from it."""
-    text, tokens = values.get("text"), values.get("tokens")
-    return {"text": text} if isinstance(text, str) and place_tokens(text, tokens or []) is not None else {}

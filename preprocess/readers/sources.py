@@ -13,6 +13,7 @@ from tqdm import tqdm
 from engine.errors import UserError
 from engine.run.files import sha256_of
 from engine.task.text import split_text, text_of
+from engine.task.words import id_of
 from preprocess.example import PART_NAMES, PARTS, RESERVED, TEXT_KEYS, Example, check_characters
 from preprocess.labels.positions import NAMES_FILE
 from preprocess.readers.archives import is_archive, unpacked
@@ -194,20 +195,20 @@ def read_texts(path: Path, options: ReadOptions) -> Iterator[Example]:
     labels; an empty row of a table or of texts keeps its place. (A JSON object is read into memory as a whole.)"""
     if options.format == "hf" and not path.exists():
         raise UserError(f"{path}: no such folder; store a dataset of the hub with load_dataset(…).save_to_disk(FOLDER)")
-    wanted: list[str] = []
+    wanted: set[str] = set()
     for number, example in enumerate(read_examples(path, options)):
-        keys = [key for key in TEXT_KEYS if key in example]
-        wanted = wanted or keys
+        form = {*TEXT_KEYS} & example.keys() - ({"text"} if "tokens" in example else set())
+        wanted = wanted or form
         where = example["_where"]
-        if keys != wanted:
-            raise UserError(f"{where}: has {' and '.join(keys)}, but the first row has {' and '.join(wanted)}")
+        if form != wanted:
+            has, first = (" and ".join(sorted(keys)) for keys in (form, wanted))
+            raise UserError(f"{where}: has {has}, but the first row has {first}")
         check_row(example, {}, where, needs_labels=False)
         if not number:
-            kept = [*keys, *(["extras"] if "extras" in example else [])]
             options.understood.unread.update(example.keys() - {*RESERVED})
-        texts = {key: example[key] for key in kept}
+        texts = {key: example[key] for key in (*TEXT_KEYS, "extras") if key in example}
         check_characters({"_where": where, **texts})
-        yield {"id": str(example.get("id", number)), **texts}
+        yield {"id": id_of(example.get("id"), number), **texts}
 
 
 def read_unlabelled(config: Any, tasks: dict[str, Any], form: Collection[str]) -> Iterator[Example]:

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from engine.errors import UserError
 from engine.run.command_line import first_line
 from engine.run.reading import NO_QUOTES
-from engine.task.names import TEXT_NAMES, alike
+from engine.task.signs import TEXT_NAMES, alike
 from preprocess.example import PART_NAMES, Example
 from preprocess.readers.cells import Cells
 from preprocess.readers.columns import Columns, Head, find_columns, refuse_other_tasks

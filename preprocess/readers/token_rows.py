@@ -11,7 +11,7 @@ from itertools import chain, pairwise
 from pathlib import Path
 
 from engine.errors import UserError
-from engine.task.names import TEXT_NAMES
+from engine.task.signs import TEXT_NAMES
 from preprocess.example import PART_NAMES, RESERVED, Example
 from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.raw_files import abbreviate

@@ -358,7 +358,7 @@ def test_files_are_read_as_main_reads_them(tmp_path):
         ("a.jsonl", "[1]\n", "not a JSON object"),
         ("a.jsonl", '{"text": "a"}\n{"txt": "b"}\n', "row 2: no key 'text'"),
         ("a.jsonl", "{\n", "row 1: not JSON"),
-        ("a.pdf", "x", "must end in"),
+        ("a.pdf", "x", "ends in .pdf, but this program reads .txt"),
         ("a.txt", "fly O\nto O\n\nOslo B-city\n", "a token with its tag"),
     ],
 )

@@ -37,21 +37,39 @@ if TYPE_CHECKING or not (HERE / "predictor_schema.py").exists():
     from engine.predict.rows import write_rows
     from engine.run.flags import OneLineParser, one_line, whole_number
     from engine.schema import AnyOf, Optional, Range, SchemaError, parse_json, read_json
-    from engine.task.words import LOWEST_SCORE, SPANS_PER_WORD, is_wordless, row_of, text_and_offsets, texts_to_encode
+    from engine.task.signs import PAIR_NAMES, TEXT_NAMES, by_usual, encoding_of_marks, inline_syntax
+    from engine.task.words import (
+        LOWEST_SCORE,
+        SPANS_PER_WORD,
+        id_of,
+        is_wordless,
+        row_of,
+        text_and_offsets,
+        text_or_tokens,
+        texts_to_encode,
+    )
 else:  # in an exported folder, which must not change
     sys.path.append(str(HERE))
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     from predictor_flags import OneLineParser, one_line, whole_number
     from predictor_rows import write_rows
     from predictor_schema import AnyOf, Optional, Range, SchemaError, parse_json, read_json
+    from predictor_signs import PAIR_NAMES, TEXT_NAMES, by_usual, encoding_of_marks, inline_syntax
     from predictor_windows import Cutter, Feature, TooLong, encode_texts, merge_spans, merge_windows, pick
-    from predictor_words import LOWEST_SCORE, SPANS_PER_WORD, is_wordless, row_of, text_and_offsets, texts_to_encode
+    from predictor_words import (
+        LOWEST_SCORE,
+        SPANS_PER_WORD,
+        id_of,
+        is_wordless,
+        row_of,
+        text_and_offsets,
+        text_or_tokens,
+        texts_to_encode,
+    )
 
     sys.dont_write_bytecode = before
 
 MAX_TOKENS = 512  # per batch; larger batches are slower
-TEXT_NAMES = "tokens text sentence content sentence1 text_a premise question review query title 文本 内容".split()
-PAIR_NAMES = "text_pair sentence2 text_b hypothesis question2".split()
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "word_starts", "word_ends", "word_mask", "extras")
 Example = dict[str, Any]  # a valid row: text or tokens, and id, text_pair, extras
 Task = dict[str, Any]  # of predictor.json
@@ -475,8 +493,28 @@ def num_cores() -> int:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
+FORMS = ".txt (one text per row), .csv, .tsv or .jsonl"
+ENTITY = r"(?:O|[BIESMLU][-_]\S+)"  # a tag
+# What the rows of a .txt are instead of texts: a pattern that all of them, or all of their words, match
+OTHER_ROWS = {
+    "an object of JSON": r"\{",
+    "a text with its label (fastText)": r"__label__\S|.*\s__label__\S+\s*$",
+    "a token with its tag (CoNLL)": rf"\S+[ \t](.*[ \t])?{ENTITY}\s*$",
+    "a token with its columns (CoNLL-U)": r"\d+([-.]\d+)?(\t[^\t]+){9}$",
+}
+OTHER_WORDS = [rf"\S+?(:|\||###){ENTITY}$", r"\S+/([A-Za-z][\w$-]*|[^\w\s]{1,2})(\]\S*)?$"]
+OTHER_FIRST = r"\[\s*([\[{]|$)|\{\s*$|# global\.columns|#begin document|.*_!_"  # the first row
+OTHER_ANY = r"##\s*intent:|nlu:\s*$"  # a row of Rasa
+
+
+def refused(path: Path, what: str) -> InputError:
+    lines = """JSON lines, {"text": "fly to Oslo"} or {"tokens": ["fly", "to", "Oslo"]}"""
+    advice = f"write {lines}, or label the file with main.py --predict_file"
+    return InputError(f"{path}: {what}, but this program reads {FORMS}; {advice}")
+
+
 def open_text(path: Path, encoding: str, newline: str = "\n") -> io.TextIOWrapper:
-    """Opens a text file, decompressed if it ends in .gz. auto: UTF-16 if it has a BOM, otherwise UTF-8"""
+    """Opens a text file, decompressed if it ends in .gz. auto: UTF-16 or UTF-32 by their marks, otherwise UTF-8"""
     try:
         io.TextIOWrapper(io.BytesIO(), encoding="utf-8" if encoding == "auto" else encoding)
     except (LookupError, ValueError):
@@ -484,40 +522,67 @@ def open_text(path: Path, encoding: str, newline: str = "\n") -> io.TextIOWrappe
     opened = gzip.open if path.suffix.lower() == ".gz" else open
     if encoding == "auto":
         with opened(path, "rb") as file:
-            encoding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+            encoding = encoding_of_marks(file.read(2**20)) or "utf-8-sig"
     return io.TextIOWrapper(opened(path, "rb"), encoding=encoding, newline=newline)
 
 
 def read_rows(path: str | Path, options: Any) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a file to label: .txt (one text per line), .csv, .tsv or .jsonl."""
+    """Yields the rows of a file to label: .txt (one text per row), .csv, .tsv or .jsonl, as main.py reads them. Raises
+    InputError for what main.py would read in another way."""
     path = Path(path)
+    if path.is_dir():
+        raise refused(path, "is a folder")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     suffix = (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()
     if suffix not in ("", ".txt", ".csv", ".tsv", ".jsonl", ".ndjson"):
-        raise InputError(f"{path}: must end in .txt, .csv, .tsv or .jsonl")
+        raise refused(path, f"ends in {suffix}")
     with open_text(path, options.encoding, "" if suffix == ".csv" else "\n") as file:
         lines = file if suffix == ".csv" else (line.removesuffix("\n").removesuffix("\r") for line in file)
         if suffix == ".csv":
             csv.field_size_limit(sys.maxsize)
             yield from read_table(path, csv.reader(lines, strict=True), options)
         elif suffix == ".tsv":
-            yield from read_table(path, (line.split("\t") for line in lines), options)
+            yield from read_table(path, (line.split("\t") for line in texts_only(path, lines, False)), options)
         elif suffix in (".jsonl", ".ndjson"):
             yield from read_objects(path, lines, options)
         else:
             yield from ({"id": str(number), "text": line} for number, line in enumerate(texts_only(path, lines)))
 
 
-def texts_only(path: Path, lines: Iterator[str]) -> Iterator[str]:
-    """The lines. Raises InputError if they are tokens with tags, as in CoNLL."""
+def texts_only(path: Path, lines: Iterator[str], plain: bool = True) -> Iterator[str]:
+    """The lines. Raises InputError if they are tokens with tags or, where plain texts are expected, have another form,
+    or may have."""
     head = list(islice(lines, 1000))
-    rows = [line for line in head if line.strip()]
-    certain = len(rows) < len(head) or any(re.search(r"[ \t][BS][-_]\S+\s*$", row) for row in rows)
-    if len(rows) > 1 and certain and all(re.match(r"\S+[ \t](.*[ \t])?(O|[BIESMLU][-_]\S+)\s*$", row) for row in rows):
-        form = """JSON lines, such as {"tokens": ["fly", "to", "Oslo"]}"""
-        raise InputError(f"{path}: each row is a token with its tag (CoNLL); write the tokens of a sentence as {form}")
+    filled = [row for row in head if row.strip()]
+    blank = "" in head[:-1]
+    if found := form_of_rows(filled, blank) if plain or blank else "":
+        raise refused(path, f"each row is {found}, or may be")
+    if plain and filled and is_other(filled):
+        raise refused(path, "is a table, or has another form than a text per row, or may have")
     return chain(head, lines)
+
+
+def form_of_rows(filled: list[str], blank: bool) -> str:
+    """What rows are instead of texts; "" if they are not. blank: whether blank rows are between them"""
+    rows = [row for row in filled if not row.startswith("#")] or filled
+    several = [row for row in rows if len(row.split()) > 1]  # in CoNLL, a sentence may have a row with its intent
+    rows = several if blank and 2 * len(several) >= len(rows) else rows
+    words = [re.split("<=>|\t", row)[0].split() for row in rows]
+    if rows and any(all(re.match(pattern, word) for row in words for word in row) for pattern in OTHER_WORDS):
+        return "words with tags"
+    if blank and rows and all(len(row.split()) == 2 for row in rows) and any(row.split()[1] == "O" for row in rows):
+        return "a token with its tag (CoNLL)"
+    return next((w for w, pattern in OTHER_ROWS.items() if rows and all(re.match(pattern, row) for row in rows)), "")
+
+
+def is_other(rows: list[str]) -> bool:
+    """Whether rows are a table, JSON or Rasa's examples, or may be."""
+    tabs = "\t" in rows[0]
+    names = [name.strip() for name in re.split("\t" if tabs else "[,;|]", rows[0])]
+    even = tabs and len({row.count("\t") for row in rows}) == 1 < len(rows)
+    named = len(names) > 1 and bool(by_usual(["tokens", *TEXT_NAMES], names))
+    return even or named or bool(re.match(OTHER_FIRST, rows[0])) or any(re.match(OTHER_ANY, row) for row in rows)
 
 
 def read_table(path: Path, table: Iterator[list[str]], options: Any) -> Iterator[dict[str, Any]]:
@@ -525,24 +590,52 @@ def read_table(path: Path, table: Iterator[list[str]], options: Any) -> Iterator
     if twice := [name for number, name in enumerate(header) if name and name in header[:number]]:
         raise InputError(f"{path}: two columns are called {twice[0]!r}; rename one")
     text, pair = find_columns(path, header, options)
-    for number, cells in enumerate(table):
+    head = list(islice(table, 200))
+    full = [dict(zip(header, cells)) for cells in head if len(cells) == len(header) and any(cells)]
+    refuse_marked(path, [row[text] for row in full], [[row[name] for row in full] for name in header if name != text])
+    for number, cells in enumerate(chain(head, table)):
         cells = cells if any(cells) else [""] * len(header)
         if len(cells) != len(header):
             raise InputError(f"{path}, text {number + 1}: {len(cells)} cells, but the header has {len(header)}")
         yield input_row(dict(zip(header, cells)), number, text, pair)
 
 
+def refuse_marked(path: Path, texts: list[Any], columns: Iterable[list[str]] = ()) -> None:
+    """Raises InputError if the first texts are lists, have marked entities, or a tag for each of their words."""
+    texts = [text for text in texts if isinstance(text, str)]
+    if syntax := inline_syntax(texts) if texts else None:
+        raise refused(path, f"the texts have entities marked as {syntax}, or may have")
+    if texts and all(re.match(r"\s*(\[.*\]\s*)?$", text, re.S) for text in texts) and any(map(str.strip, texts)):
+        raise refused(path, "the texts are lists")
+    words = [text.split() for text in texts]
+    for column in columns:
+        tags = [cell.split() for cell in column]
+        as_tags = all(re.fullmatch(ENTITY, tag) for row in tags for tag in row)
+        as_types = all(len(row) < 2 for row in words) and ["O"] in tags and len(tags) > 2
+        if any(words) and any(tags) and (as_tags or as_types) and list(map(len, tags)) == list(map(len, words)):
+            raise refused(path, "a column has a tag for each word, or may have")
+
+
 def read_objects(path: Path, lines: Iterable[str], options: Any) -> Iterator[dict[str, Any]]:
     """Yields rows of JSON lines; the keys are those of the first thousand objects."""
     objects = parse_lines(path, lines)
     head = list(islice(objects, 1000))
-    if names := dict.fromkeys(key for item in head for key in item):
+    if names := dict.fromkeys(key for item in head for key in item if key != "tokens" or not has_objects(item[key])):
         text, pair = find_columns(path, list(names), options)
+        answered = {*names} & {"output", "response", "completion"} and {*names} & {"instruction", "prompt", "query"}
+        if not options.text_column and (answered or {*names} & {"messages", "conversations"}):
+            raise refused(path, "the objects are instructions or dialogues, or may be")
+        refuse_marked(path, [item.get(text) for item in head[:200]])
         for number, item in enumerate(chain(head, objects)):
             item = item or {key: "" for key in (text, pair) if key}
             if absent := [key for key in (text, pair) if key and key not in item]:
                 raise InputError(f"{path}, row {number + 1}: no key {absent[0]!r}, which other rows have")
             yield input_row(item, number, text, pair)
+
+
+def has_objects(value: Any) -> bool:
+    """Whether a value is a list of objects, as Prodigy's tokens are."""
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
 
 
 def parse_lines(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -559,20 +652,20 @@ def parse_lines(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 def find_columns(path: Path, names: list[str], options: Any) -> tuple[str, str | None]:
     """(column of the text, of the second text or None): from the options, otherwise by the usual names."""
     chosen: list[Any] = []
-    for flag, usual in (("text_column", TEXT_NAMES), ("text_pair_column", PAIR_NAMES)):
+    for flag, usual in (("text_column", ["tokens", *TEXT_NAMES]), ("text_pair_column", PAIR_NAMES)):
         wanted = getattr(options, flag)
         if wanted and wanted not in names:
             raise InputError(f"{path}: no column {wanted!r} (--{flag}); the columns are: {', '.join(names)}")
-        chosen.append(wanted or next((name for name in usual if name in names), None))
+        chosen.append(wanted or next(iter(by_usual(usual, names)), None))
     if chosen[0] is None:
-        raise InputError(f"{path}: cannot tell which column is the text; add --text_column: {', '.join(names)}")
+        found = f"cannot tell which column is the text; add --text_column: {', '.join(names)}"
+        raise InputError(f"{path}: {found}; if the file has another form, label it with main.py --predict_file")
     return chosen[0], chosen[1]
 
 
 def input_row(values: dict[str, Any], number: int, text: str, pair: str | None) -> dict[str, Any]:
-    key = "tokens" if isinstance(values[text], list) else "text"
-    given = values.get("id")
-    row = {"id": str(number if given is None or text == "id" else given), key: values[text]}
+    row = {"id": id_of(None if text == "id" else values.get("id"), number)}
+    row |= text_or_tokens(values[text], values.get("text"))
     if pair:
         row["text_pair"] = values[pair]
     return row | {"extras": {name: value for name, value in values.items() if name not in (text, pair, "id")}}
@@ -621,13 +714,13 @@ def labelled(predictor: Predictor, rows: Iterator[dict[str, Any]], batch_size: i
 
 def main() -> int:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("texts", help=".txt (one text per line), .csv, .tsv or .jsonl, or any of these with .gz")
+    parser.add_argument("texts", help=f"{FORMS}, or any of these with .gz")
     parser.add_argument("output", help=".jsonl or .csv to write; it appears when it is complete")
     parser.add_argument("--batch_size", type=whole_number(1, 65536), default=64, help="texts per batch [64]")
     parser.add_argument("--threads", type=whole_number(0, 1024), default=0, help="processor cores to use [all]")
     parser.add_argument("--text_column", default="", help="column of the text (default: found by its name)")
     parser.add_argument("--text_pair_column", default="", help="column of the second text of a pair")
-    parser.add_argument("--encoding", default="auto", help="of the texts: auto (UTF-8 or UTF-16), gb18030, …")
+    parser.add_argument("--encoding", default="auto", help="of the texts: auto (UTF-8, UTF-16), gb18030, big5, …")
     parser.add_argument(
         "--spreadsheet_safe", action="store_true", help="put an apostrophe before cells a spreadsheet would run"
     )
@@ -639,7 +732,8 @@ def main() -> int:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         message = f"{options.texts}: cannot be decompressed ({error}); it is damaged or not a .gz file"
     except UnicodeError as error:
-        message = f"{options.texts}: cannot be read with --encoding {options.encoding} ({error})"
+        other = "name another, such as gb18030 or big5"
+        message = f"{options.texts}: cannot be read with --encoding {options.encoding} ({error}); {other}"
     except OSError as error:
         message = str(error)
     else:
