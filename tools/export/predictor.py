@@ -495,16 +495,19 @@ def num_cores() -> int:
 
 FORMS = ".txt (one text per row), .csv, .tsv or .jsonl"
 ENTITY = r"(?:O|[BIESMLU][-_]\S+)"  # a tag
-# What the rows of a .txt are instead of texts: a pattern that all of them, or all of their words, match
-OTHER_ROWS = {
-    "an object of JSON": r"\{",
-    "a text with its label (fastText)": r"__label__\S|.*\s__label__\S+\s*$",
-    "a token with its tag (CoNLL)": rf"\S+[ \t](.*[ \t])?{ENTITY}\s*$",
-    "a token with its columns (CoNLL-U)": r"\d+([-.]\d+)?(\t[^\t]+){9}$",
-}
-OTHER_WORDS = [rf"\S+?(:|\||###){ENTITY}$", r"\S+/([A-Za-z][\w$-]*|[^\w\s]{1,2})(\]\S*)?$"]
-OTHER_FIRST = r"\[\s*([\[{]|$)|\{\s*$|# global\.columns|#begin document|.*_!_"  # the first row
-OTHER_ANY = r"##\s*intent:|nlu:\s*$"  # a row of Rasa
+NAMES = "|".join(map(re.escape, ["tokens", *TEXT_NAMES]))
+OTHER_FORMS: list[tuple[str, Callable[[Iterable[Any]], Any], str]] = [  # of a .txt: which rows show it, their pattern
+    ("JSON lines", all, r"\{"),
+    ("JSON", next, r"\[\s*([\[{]|$)|\{\s*$"),
+    ("a table", next, rf"(?i)(.*[\t,;|])?\s*({NAMES})\s*[\t,;|]|.*[\t,;|]\s*({NAMES})\s*$|.*_!_"),
+    ("a table", all, r".*\t"),
+    ("texts with labels (fastText)", all, r"__label__\S|.*\s__label__\S+\s*$"),
+    ("texts of Rasa", any, r"##\s*intent:|nlu:\s*$"),
+    ("tokens with tags (CoNLL)", all, rf"\S+[ \t](.*[ \t])?{ENTITY}\s*$"),
+    ("tokens with tags (CoNLL)", next, r"# global\.columns|#begin document"),
+    ("words with tags", all, r"(\S*/([A-Za-z][\w$-]*|[^\w\s]{1,2})(\]\S*)?(\s+|$))+$"),
+    ("words with tags", all, rf"(\S+(:|\||###){ENTITY}(\s+|$))+(<=>.*|\S+)?$"),
+]
 
 
 def refused(path: Path, what: str) -> InputError:
@@ -543,46 +546,27 @@ def read_rows(path: str | Path, options: Any) -> Iterator[dict[str, Any]]:
             csv.field_size_limit(sys.maxsize)
             yield from read_table(path, csv.reader(lines, strict=True), options)
         elif suffix == ".tsv":
-            yield from read_table(path, (line.split("\t") for line in texts_only(path, lines, False)), options)
+            yield from read_table(path, (line.split("\t") for line in lines), options)
         elif suffix in (".jsonl", ".ndjson"):
             yield from read_objects(path, lines, options)
         else:
             yield from ({"id": str(number), "text": line} for number, line in enumerate(texts_only(path, lines)))
 
 
-def texts_only(path: Path, lines: Iterator[str], plain: bool = True) -> Iterator[str]:
-    """The lines. Raises InputError if they are tokens with tags or, where plain texts are expected, have another form,
-    or may have."""
+def texts_only(path: Path, lines: Iterator[str]) -> Iterator[str]:
+    """The lines of a .txt. Raises InputError if they may be something else than a text each."""
     head = list(islice(lines, 1000))
     filled = [row for row in head if row.strip()]
-    blank = "" in head[:-1]
-    if found := form_of_rows(filled, blank) if plain or blank else "":
-        raise refused(path, f"each row is {found}, or may be")
-    if plain and filled and is_other(filled):
-        raise refused(path, "is a table, or has another form than a text per row, or may have")
-    return chain(head, lines)
-
-
-def form_of_rows(filled: list[str], blank: bool) -> str:
-    """What rows are instead of texts; "" if they are not. blank: whether blank rows are between them"""
     rows = [row for row in filled if not row.startswith("#")] or filled
-    several = [row for row in rows if len(row.split()) > 1]  # in CoNLL, a sentence may have a row with its intent
-    rows = several if blank and 2 * len(several) >= len(rows) else rows
-    words = [re.split("<=>|\t", row)[0].split() for row in rows]
-    if rows and any(all(re.match(pattern, word) for row in words for word in row) for pattern in OTHER_WORDS):
-        return "words with tags"
-    if blank and rows and all(len(row.split()) == 2 for row in rows) and any(row.split()[1] == "O" for row in rows):
-        return "a token with its tag (CoNLL)"
-    return next((w for w, pattern in OTHER_ROWS.items() if rows and all(re.match(pattern, row) for row in rows)), "")
-
-
-def is_other(rows: list[str]) -> bool:
-    """Whether rows are a table, JSON or Rasa's examples, or may be."""
-    tabs = "\t" in rows[0]
-    names = [name.strip() for name in re.split("\t" if tabs else "[,;|]", rows[0])]
-    even = tabs and len({row.count("\t") for row in rows}) == 1 < len(rows)
-    named = len(names) > 1 and bool(by_usual(["tokens", *TEXT_NAMES], names))
-    return even or named or bool(re.match(OTHER_FIRST, rows[0])) or any(re.match(OTHER_ANY, row) for row in rows)
+    words = [row.split() for row in rows]
+    if "" in head[:-1]:  # blank rows: of CoNLL, whose sentences may have a row with their intent
+        rows = [row for row, cells in zip(rows, words) if len(cells) > 1] or rows
+        if all(len(cells) == 2 for cells in words) and any(cells[1] == "O" for cells in words):
+            raise refused(path, "holds tokens with tags (CoNLL), or may")
+    for what, which, pattern in OTHER_FORMS if rows else ():
+        if which(bool(re.match(pattern, row)) for row in (rows if which is all else filled)):
+            raise refused(path, f"holds {what}, or may")
+    return chain(head, lines)
 
 
 def read_table(path: Path, table: Iterator[list[str]], options: Any) -> Iterator[dict[str, Any]]:
@@ -602,18 +586,14 @@ def read_table(path: Path, table: Iterator[list[str]], options: Any) -> Iterator
 
 def refuse_marked(path: Path, texts: list[Any], columns: Iterable[list[str]] = ()) -> None:
     """Raises InputError if the first texts are lists, have marked entities, or a tag for each of their words."""
-    texts = [text for text in texts if isinstance(text, str)]
-    if syntax := inline_syntax(texts) if texts else None:
-        raise refused(path, f"the texts have entities marked as {syntax}, or may have")
-    if texts and all(re.match(r"\s*(\[.*\]\s*)?$", text, re.S) for text in texts) and any(map(str.strip, texts)):
-        raise refused(path, "the texts are lists")
-    words = [text.split() for text in texts]
-    for column in columns:
-        tags = [cell.split() for cell in column]
+    filled = [text for text in texts if isinstance(text, str) and text.strip()]
+    if filled and (inline_syntax(filled) or all(re.match(r"\s*\[.*\]\s*$", text, re.S) for text in filled)):
+        raise refused(path, "has texts that are lists or have marked entities, or may have")
+    sizes = [len(text.split()) for text in texts if isinstance(text, str)]
+    for tags in ([cell.split() for cell in column] for column in columns if filled):
         as_tags = all(re.fullmatch(ENTITY, tag) for row in tags for tag in row)
-        as_types = all(len(row) < 2 for row in words) and ["O"] in tags and len(tags) > 2
-        if any(words) and any(tags) and (as_tags or as_types) and list(map(len, tags)) == list(map(len, words)):
-            raise refused(path, "a column has a tag for each word, or may have")
+        if sizes == list(map(len, tags)) and (as_tags or ({*sizes} <= {0, 1} and ["O"] in tags)):
+            raise refused(path, "has a column with a tag for each word, or may have")
 
 
 def read_objects(path: Path, lines: Iterable[str], options: Any) -> Iterator[dict[str, Any]]:
