@@ -128,7 +128,7 @@ class Head:
 def refuse_other_tasks(head: Head, options: ReadOptions) -> None:
     """Raises UserError for data of an unsupported task, and names that task."""
     names = {*head.names}
-    if options.label_column or {*LABEL_NAMES} & names:
+    if not options.labelled or options.label_column or {*LABEL_NAMES} & names:
         return
     for what, identifying in OTHER_TASKS.items():
         if any(keys <= names for keys in identifying):
@@ -144,7 +144,7 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
     known: columns that are certain to be labels, by the file's format.
     """
     path, names, listed = head.path, head.names, head.listed
-    if not known and options.labelled:
+    if not known:
         refuse_other_tasks(head, options)
     text = head.pick("text_column", [options.text_column], ["tokens", *TEXT_NAMES])[0]
     pair = first_or_none(head.pick("text_pair_column", [options.text_pair_column], PAIR_NAMES, needed=False))
