@@ -37,35 +37,17 @@ if TYPE_CHECKING or not (HERE / "predictor_schema.py").exists():
     from engine.predict.rows import write_rows
     from engine.run.flags import OneLineParser, one_line, whole_number
     from engine.schema import AnyOf, Optional, Range, SchemaError, parse_json, read_json
+    from engine.task import words as task_words
     from engine.task.signs import PAIR_NAMES, TEXT_NAMES, by_usual, encoding_of_marks, inline_syntax
-    from engine.task.words import (
-        LOWEST_SCORE,
-        SPANS_PER_WORD,
-        id_of,
-        is_wordless,
-        row_of,
-        text_and_offsets,
-        text_or_tokens,
-        texts_to_encode,
-    )
 else:  # in an exported folder, which must not change
     sys.path.append(str(HERE))
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    import predictor_words as task_words
     from predictor_flags import OneLineParser, one_line, whole_number
     from predictor_rows import write_rows
     from predictor_schema import AnyOf, Optional, Range, SchemaError, parse_json, read_json
     from predictor_signs import PAIR_NAMES, TEXT_NAMES, by_usual, encoding_of_marks, inline_syntax
     from predictor_windows import Cutter, Feature, TooLong, encode_texts, merge_spans, merge_windows, pick
-    from predictor_words import (
-        LOWEST_SCORE,
-        SPANS_PER_WORD,
-        id_of,
-        is_wordless,
-        row_of,
-        text_and_offsets,
-        text_or_tokens,
-        texts_to_encode,
-    )
 
     sys.dont_write_bytecode = before
 
@@ -250,7 +232,7 @@ class Encoder:
         for by_words in (True, False):
             rows = [i for i, example in enumerate(examples) if ("tokens" in example) is by_words]
             options = (by_words, self.unit or "word", self.han, self.blanks, self.separator)
-            if texts := [texts_to_encode(examples[i], *options) for i in rows]:
+            if texts := [task_words.texts_to_encode(examples[i], *options) for i in rows]:
                 first, second = map(list, zip(*texts))
                 found = encode_texts(self.encode, first, second if self.pairs else None, self.filler)
                 for i, encoding in zip(rows, found):
@@ -310,8 +292,8 @@ def find_spans(logits: np.ndarray, size: int, threshold: float) -> tuple[list[tu
     pairs, starts, ends = np.split(logits[:size], [width, width + types], axis=1)
     scores = pairs[:, :size, None] + starts[:, None] + ends[None]
     scores[np.tril_indices(size, -1)] = -np.inf
-    taken = scores > max(LOWEST_SCORE, threshold - 1e-3)
-    most = SPANS_PER_WORD * size
+    taken = scores > max(task_words.LOWEST_SCORE, threshold - 1e-3)
+    most = task_words.SPANS_PER_WORD * size
     if taken.sum() > most:
         taken &= scores >= np.partition(scores.ravel(), -most)[-most]
     probabilities = sigmoid(scores[taken].astype(np.float64))
@@ -464,7 +446,7 @@ class Predictor:
 
     def row(self, example: Example, answers: dict[str, Answer]) -> dict[str, Any]:
         """The columns of a row."""
-        text, offsets = text_and_offsets(example, self.encode.unit or "word", self.encode.han)
+        text, offsets = task_words.text_and_offsets(example, self.encode.unit or "word", self.encode.han)
         columns = {}
         for name, answer in answers.items():
             head, kind = self.tasks[name]["head"], "label"
@@ -472,8 +454,8 @@ class Predictor:
                 kind = "spans"
             elif head in ("crf", "tagging"):
                 kind = "entities" if self.tasks[name]["entities"] else "tags"
-            columns[name] = (kind, *(([], []) if kind != "label" and is_wordless(example) else answer))
-        return row_of(example, columns, text, offsets)
+            columns[name] = (kind, *(([], []) if kind != "label" and task_words.is_wordless(example) else answer))
+        return task_words.row_of(example, columns, text, offsets)
 
 
 def batches_of(features: list[Feature], batch_size: int) -> Iterator[list[Feature]]:
@@ -496,7 +478,7 @@ def num_cores() -> int:
 FORMS = ".txt (one text per row), .csv, .tsv or .jsonl"
 ENTITY = r"(?:O|[BIESMLU][-_]\S+)"  # a tag
 NAMES = "|".join(map(re.escape, ["tokens", *TEXT_NAMES]))
-OTHER_FORMS: list[tuple[str, Callable[[Iterable[Any]], Any], str]] = [  # of a .txt: which rows show it, their pattern
+OTHER_FORMS: list[tuple[str, Any, str]] = [  # of a .txt: which rows show it, their pattern
     ("JSON lines", all, r"\{"),
     ("JSON", next, r"\[\s*([\[{]|$)|\{\s*$"),
     ("a table", next, rf"(?i)(.*[\t,;|])?\s*({NAMES})\s*[\t,;|]|.*[\t,;|]\s*({NAMES})\s*$|.*_!_"),
@@ -600,7 +582,8 @@ def read_objects(path: Path, lines: Iterable[str], options: Any) -> Iterator[dic
     """Yields rows of JSON lines; the keys are those of the first thousand objects."""
     objects = parse_lines(path, lines)
     head = list(islice(objects, 1000))
-    if names := dict.fromkeys(key for item in head for key in item if key != "tokens" or not has_objects(item[key])):
+    # Prodigy's tokens are objects
+    if names := dict.fromkeys(k for item in head for k in item if k != "tokens" or "{" not in str(item[k])[:2]):
         text, pair = find_columns(path, list(names), options)
         answered = {*names} & {"output", "response", "completion"} and {*names} & {"instruction", "prompt", "query"}
         if not options.text_column and (answered or {*names} & {"messages", "conversations"}):
@@ -611,11 +594,6 @@ def read_objects(path: Path, lines: Iterable[str], options: Any) -> Iterator[dic
             if absent := [key for key in (text, pair) if key and key not in item]:
                 raise InputError(f"{path}, row {number + 1}: no key {absent[0]!r}, which other rows have")
             yield input_row(item, number, text, pair)
-
-
-def has_objects(value: Any) -> bool:
-    """Whether a value is a list of objects, as Prodigy's tokens are."""
-    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
 
 
 def parse_lines(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
@@ -644,8 +622,8 @@ def find_columns(path: Path, names: list[str], options: Any) -> tuple[str, str |
 
 
 def input_row(values: dict[str, Any], number: int, text: str, pair: str | None) -> dict[str, Any]:
-    row = {"id": id_of(None if text == "id" else values.get("id"), number)}
-    row |= text_or_tokens(values[text], values.get("text"))
+    row = {"id": task_words.id_of(None if text == "id" else values.get("id"), number)}
+    row |= task_words.text_or_tokens(values[text], values.get("text"))
     if pair:
         row["text_pair"] = values[pair]
     return row | {"extras": {name: value for name, value in values.items() if name not in (text, pair, "id")}}
