@@ -51,7 +51,8 @@ def number_of_rows(path: Path) -> int:
 
 
 def read_beside(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """A text per row, and in the file next to it its label, or a tag for each of its words."""
+    """A text per row, and in the file next to it its label, or a tag for each of its words. For prediction, an empty
+    row keeps its place."""
     beside = label_file_of(path)
     if beside is None:
         raise UserError(f"{path}: no file of as many labels next to it, such as {path.stem}.labels")
@@ -63,12 +64,12 @@ def read_beside(path: Path, options: ReadOptions) -> Iterator[Example]:
     for (number, text), (_, label) in zip(read_rows(path, options.encoding), read_rows(beside, options.encoding)):
         where = f"{path}, row {number}"
         if not tagged:
-            if text.strip() or label.strip():
+            if text.strip() or label.strip() or not options.labelled:
                 yield {"_where": where, "text": text, "label": label.strip()}
-        elif text.split():
-            if len(text.split()) != len(label.split()):
+        elif text.split() or not options.labelled:
+            if options.labelled and len(text.split()) != len(label.split()):
                 raise UserError(f"{where}: {len(text.split())} words, but {beside.name} has {len(label.split())} tags")
-            yield {"_where": where, "tokens": text.split(), "slots": label.split()}
+            yield {"_where": where, "tokens": text.split() or [""], "slots": label.split()}
 
 
 def classes_of(files: list[Path]) -> dict[Path, str] | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
+from engine.task.signs import LABEL_NAMES, alike
 from preprocess.example import shown
 from preprocess.labels.kinds import NO_LABEL
 from preprocess.labels.literals import literal
@@ -40,8 +41,9 @@ class Cells:
 
     @classmethod
     def of(cls, head: Head, columns: Columns, options: ReadOptions) -> "Cells":
-        """The Cells of a table, by its first rows."""
-        found = cls(head.path, columns.labels, options)
+        """The Cells of a table, by its first rows. Labels that are not read may still say what the words are."""
+        usual = {name: name for name in alike(LABEL_NAMES, head.names) if name not in (columns.text, columns.pair)}
+        found = cls(head.path, columns.labels if options.labelled else usual, options)
         by_name = {name: [row[i] for row in head.rows] for i, name in enumerate(head.names)}
         texts = by_name[columns.text]
         if all_fit(texts, literal) and all(is_strings(literal(text)) for text in texts if text.strip()):
@@ -64,6 +66,8 @@ class Cells:
             return
         if are_tags and "text" not in self.readers:
             self.split = self.split or (fits[0] if fits else str.split)
+        if not self.options.labelled:
+            return
         if all(isinstance(value, dict) and value and are_plain(value.values()) for value, _ in values):
             self.objects[task] = keys_of_cells(self.path, task, [value for value, _ in values])
         self.readers[task] = read

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from preprocess.readers.columns import LABEL_NAMES, YES, alike
+from engine.task.signs import LABEL_NAMES, alike
+from preprocess.readers.columns import YES
 from preprocess.readers.layouts import names_of_pairs, with_keys
 from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.raw_files import abbreviate
@@ -64,11 +65,6 @@ class Conversion:
             values = step(values, where)
         return values
 
-    @property
-    def keeps_text(self) -> bool:
-        """Whether objects with tokens may also have the text that these are from."""
-        return self.reading is not None and bool(self.reading.shape.tokens)
-
     def report(self) -> None:
         if self.reading:
             self.reading.report()
@@ -112,25 +108,26 @@ def is_numbered(values: Any) -> bool:
     )
 
 
-def is_document(values: Any) -> bool:
+def is_document(values: Any, labelled: bool) -> bool:
     """Whether an object is a document of DyGIE: its sentences as lists of tokens, and the spans of each sentence."""
     if not isinstance(values, dict):
         return False
-    sentences, spans = values.get("sentences"), values.get("ner")
+    sentences = values.get("sentences")
+    spans = values.get("ner") if labelled else sentences
     if not isinstance(sentences, list) or not isinstance(spans, list) or len(sentences) != len(spans):
         return False
     return all(isinstance(each, list) for each in (*sentences, *spans))
 
 
-def sentences_of(objects: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+def sentences_of(objects: Iterator[tuple[str, Any]], labelled: bool) -> Iterator[tuple[str, Any]]:
     """Objects, with documents of DyGIE as one object per sentence, whose spans count its tokens."""
     for where, values in objects:
-        if not is_document(values):
+        if not is_document(values, labelled):
             yield where, values
             continue
         start = 0
-        for number, (tokens, spans) in enumerate(zip(values["sentences"], values["ner"]), 1):
-            place = f"{where}, sentence {number}"
+        for number, tokens in enumerate(values["sentences"], 1):
+            place, spans = f"{where}, sentence {number}", values["ner"][number - 1] if labelled else []
             if any(not isinstance(s, list) or len(s) < 3 or {type(s[0]), type(s[1])} != {int} for s in spans):
                 raise UserError(f"{place}: a span of 'ner' is not [first token, last token, label]")
             found = [[first - start, last - start, label] for first, last, label, *_ in spans]

@@ -66,7 +66,7 @@ def read_brat(path: Path, options: ReadOptions) -> Iterator[Example]:
     for file in texts:
         text, _ = read_whole(file, options.encoding)
         spans = None
-        if (annotated := file.with_suffix(".ann")).exists():
+        if options.labelled and (annotated := file.with_suffix(".ann")).exists():
             spans = []
             for number, row in read_rows(annotated, options.encoding):
                 where = f"{annotated}, row {number}"

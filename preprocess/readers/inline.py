@@ -1,7 +1,7 @@
 """Entities that are marked inside a text: `at [nine am](time)`, `at [time : nine am]`, `at {{time:nine am}}`; texts in
 pieces (Snips); and Rasa's files of marked examples (Markdown and YAML).
 
-Edit here to add another syntax: one line in INLINE.
+To add another syntax: one line in INLINE of engine/task/signs.py.
 """
 
 import json
@@ -11,17 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
+from engine.task.signs import INLINE
 from preprocess.example import Example
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import read_rows
 
-NAME = r"(?P<label>[^\W\d][\w.\-]*)"
-NO_LINK = r"(?!https?:|ftp:|mailto:|www\.)"
-INLINE = {  # how it looks: a pattern with the groups `label` and `text`
-    "[nine am](time)": rf"\[(?P<text>[^\[\]]+)\](?:\({NO_LINK}{NAME}(?::[^()]*)?\)|(?P<more>\{{[^{{}}]*\}}))",
-    "[time : nine am]": rf"\[\s*{NAME}\s+:\s+(?P<text>[^\[\]]*[^\s\[\]])\s*\]",
-    "{{time:nine am}}": rf"\{{\{{\s*{NAME}\s*:\s*(?P<text>[^{{}}]*[^\s{{}}])\s*\}}\}}",
-}
 RASA_INTENT = re.compile(r"\s*(?:##\s*intent:|-\s*intent:)\s*(.+?)\s*$")
 RASA_OTHER = re.compile(
     r"##\s|\s*-\s*(?:synonym|regex|lookup|rule|story)\s*:|\S+:\s*$"
@@ -50,21 +44,6 @@ def label_of(match: re.Match[str], where: str) -> str:
         return str(json.loads(match["more"])["entity"])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{where}: the mark {match[0][:60]!r} has no entity") from None
-
-
-def inline_syntax(texts: Sequence[str]) -> str | None:
-    """The syntax in which entities are marked in some texts: in at least a third of them, with few labels that recur,
-    and nearly no sign of it elsewhere. None if there is none."""
-    for syntax, pattern in INLINE.items():
-        found = [list(re.finditer(pattern, text)) for text in texts]
-        labels = [match["label"] or match["more"] for matches in found for match in matches]
-        marked = sum(map(bool, found))
-        signs = sum(text.count(syntax[0]) for text in texts) / (2 if syntax.startswith("{{") else 1)
-        if {"IN", "SL"} & {*labels}:  # parses of intents and slots that nest
-            return None
-        if marked >= max(2, len(texts) / 3) and len({*labels}) <= len(labels) / 2 and signs <= 1.05 * len(labels):
-            return syntax
-    return None
 
 
 def chunks_to_text(chunks: Any, where: str) -> tuple[str, list[Span]]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
+from engine.task.signs import LABEL_NAMES, TEXT_NAMES, alike
 from preprocess.example import PART_NAMES
-from preprocess.readers.columns import LABEL_NAMES, TEXT_NAMES, alike
 from preprocess.readers.raw_files import abbreviate
 from preprocess.readers.shapes import MISSING, at
 

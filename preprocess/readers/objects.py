@@ -14,15 +14,16 @@ from typing import Any, TextIO
 from engine.errors import UserError
 from engine.run.command_line import first_line
 from engine.schema import parse_json, without_duplicates
+from engine.task import words
+from engine.task.signs import LABEL_NAMES, PAIR_NAMES
 from preprocess.example import Example
 from preprocess.labels.spans import is_spans
-from preprocess.readers.columns import LABEL_NAMES, PAIR_NAMES, Head, find_columns
+from preprocess.readers.columns import Head, find_columns
 from preprocess.readers.conversion import Conversion, sentences_of
 from preprocess.readers.label_studio import is_label_studio, tasks_to_objects
 from preprocess.readers.layouts import rows_of_object
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import MAX_CHARACTERS, abbreviate, limit_rows, open_text, read_rows, take_head
-from preprocess.readers.shapes import text_if_from_it
 
 MAX_OBJECT_CHARACTERS = 256 * 2**20  # of a .json file that is a single object, which is read as a whole
 Objects = Iterator[tuple[str, Any]]  # (where, what should be a dict; None for an empty row)
@@ -52,10 +53,10 @@ def read_json(path: Path, options: ReadOptions) -> Iterator[Example]:
     if form == "object":
         items = list(read_object(path, options)).__iter__
     _, first = next(items(), (None, None))
-    if is_label_studio(first):
-        objects, labels = tasks_to_objects(path, items, options.text_column)
+    if is_label_studio(first, options.labelled):
+        objects, labels = tasks_to_objects(path, items, options)
         return objects_to_examples(path, objects, options, labels)
-    return objects_to_examples(path, items(), options)
+    return objects_to_examples(path, (item for item in items() if item[1] is not None), options)
 
 
 def json_form(path: Path, encoding: str) -> str:
@@ -265,7 +266,7 @@ def objects_to_examples(
 
     The first rows, at most 1,000, decide which keys exist. known: keys that are certain to be labels.
     """
-    objects = sentences_of(objects)
+    objects = sentences_of(objects, options.labelled)
     rows = take_head(objects, 1000)
     conversion = Conversion.of(path, rows, options, known)
     options, known = conversion.options, conversion.known
@@ -299,9 +300,7 @@ def objects_to_examples(
         for key, source in (("id", "id"), ("split", columns.part)):
             if values.get(source) is not None:
                 example[key] = values[source]
-        if conversion.keeps_text:
-            example |= text_if_from_it(values)
-        example["tokens" if isinstance(values[text], list) else "text"] = values[text]
+        example |= words.text_or_tokens(values[text], values.get("text"))
         if pair:
             example["text_pair"] = values[pair]
         yield example | columns.parts_of(values, where)

@@ -14,8 +14,9 @@ from typing import Any, BinaryIO, TextIO, TypeVar, cast
 
 from engine.errors import UserError
 from engine.run.command_line import first_line
+from engine.task.signs import encoding_of_marks
 from preprocess.example import cut
-from preprocess.readers.encodings import begin_of, choose_encoding, encoding_of_marks, is_damaged_utf8
+from preprocess.readers.encodings import begin_of, choose_encoding, is_damaged_utf8
 
 MAX_CHARACTERS = 16 * 2**20  # of one row: a file without line ends must not fill the memory
 MAX_HEAD_BYTES = 128 * 2**20  # approximate size of the first rows, which are kept to identify columns

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from engine.task.words import place_tokens
+from engine.task.signs import INLINE, LABEL_NAMES, TEXT_NAMES
 from preprocess.example import shown
-from preprocess.readers.columns import LABEL_NAMES, TEXT_NAMES
-from preprocess.readers.inline import INLINE, chunks_to_text, without_marks
+from preprocess.readers.inline import chunks_to_text, without_marks
 from preprocess.readers.instructions import find_dialogue, find_instructions
 from preprocess.readers.options import ReadOptions, split_names
 
@@ -62,7 +61,7 @@ class Shape:
     also: tuple[str, ...] = ()  # what else must be there
     inline: str = ""  # a syntax of INLINE: the spans are marked in the text
     chunks: str = ""  # the text in pieces, some of them named
-    find: Callable[[Sequence[Values]], Callable[[Values], Values] | None] | None = None  # where paths do not suffice
+    find: Callable[[Sequence[Values], bool], Callable[[Values], Values] | None] | None = None  # without paths
 
 
 TEXT = "text|sentence|content|originalText|query|utterance|document|context"
@@ -370,13 +369,17 @@ def find_reading(path: str | Path, objects: Sequence[Values], options: ReadOptio
     fit no shape. Raises UserError if they fit several shapes equally well, and these differ."""
     rows = [values for values in objects[:HEAD] if isinstance(values, dict)]
     wanted = [shape for shape in SHAPES if options.shape in ("auto", shape.name)]
-    usual = not options.labelled and any({"tokens", *TEXT_NAMES} & row.keys() for row in rows)
-    if options.shape == "none" or not rows or (usual and options.shape == "auto"):
-        return None  # for prediction, the usual keys of a text suffice
+    if options.shape == "none" or not rows:
+        return None
     if not wanted:
         names = ", ".join(shape.name for shape in SHAPES)
         raise UserError(f"--shape {options.shape!r} is not one of: auto, none, {names}")
     readings = [reading for shape in wanted if (reading := fitting(path, shape, rows, options))]
+    usual = any({"tokens", *TEXT_NAMES} & row.keys() for row in rows)
+    if not options.labelled and not readings and (not usual or options.shape != "auto"):
+        readings = [found for shape in wanted if (found := fitting(path, shape, rows, options, needs_spans=False))]
+    for reading in readings if not options.labelled else ():
+        reading.spans.clear()
     if options.shape != "auto" and not readings:
         raise UserError(f"{path}: the first {len(rows)} objects do not fit --shape {options.shape!r}")
     best = max((reading.weight for reading in readings), default=0)
@@ -385,7 +388,7 @@ def find_reading(path: str | Path, objects: Sequence[Values], options: ReadOptio
         if [outcome(fit[0], row) for row in rows] != [outcome(other, row) for row in rows]:
             both = f"{fit[0].shape.name!r} and {other.shape.name!r}"
             raise UserError(f"{path}: the objects fit the shapes {both} equally well; name one with --shape")
-    if fit and options.labelled:
+    if fit:
         settle(fit[0], rows[0], options)
     return fit[0] if fit else None
 
@@ -411,15 +414,19 @@ def settle(reading: Reading, row: Values, options: ReadOptions) -> None:
     how = {task: f" ({unit}, ends {'inclusive' if ends else 'exclusive'})" for task, ends in reading.spans.items()}
     labels = ", ".join(f"{task}{how.get(task, '')}" for task in reading.tasks)
     text = key_of(path, row) if (path := shape.tokens or shape.text or shape.chunks) else None
-    options.understood.add(reading.path, shape.name, text=text, labels=labels)
+    if not options.labelled:
+        options.understood.unread.update(reading.tasks)
+    options.understood.add(reading.path, shape.name, text=text, labels=labels if options.labelled else None)
 
 
-def fitting(path: str | Path, shape: Shape, rows: Sequence[Values], options: ReadOptions) -> Reading | None:
-    """The Reading of a shape, or None if some object lacks what it names."""
+def fitting(
+    path: str | Path, shape: Shape, rows: Sequence[Values], options: ReadOptions, needs_spans: bool = True
+) -> Reading | None:
+    """The Reading of a shape, or None if some object lacks what it names, its spans only if they are needed."""
     if shape.find:
         named = options.label_column or options.text_column
-        convert = None if named or not options.labelled else shape.find(rows)
-        return convert and Reading(path, shape, convert=convert, tasks=["label"], weight=2)
+        convert = None if named else shape.find(rows, options.labelled)
+        return convert and Reading(path, shape, convert=convert, tasks=["label"] * options.labelled, weight=2)
     if any(at(row, needed) is MISSING for needed in shape.also for row in rows):
         return None
     if any(not isinstance(at(row, shape.text), str) for row in rows if shape.text):
@@ -438,7 +445,7 @@ def fitting(path: str | Path, shape: Shape, rows: Sequence[Values], options: Rea
     if shape.chunks:
         reading.tasks.append("slots")
         return reading if all(is_chunks(at(row, shape.chunks)) for row in rows) else None
-    return with_spans(reading, shape.spans, rows, options) if shape.spans and options.labelled else reading
+    return with_spans(reading, shape.spans, rows, options) if shape.spans and needs_spans else reading
 
 
 def is_tokens(value: Any) -> bool:
@@ -515,9 +522,3 @@ def inclusive_ends(
     if spans.inclusive is None:
         reading.open_ends.append(task)
     return bool(spans.inclusive)
-
-
-def text_if_from_it(values: Values) -> Values:
-    """{"text"} of an object with tokens, if the tokens are from it."""
-    text, tokens = values.get("text"), values.get("tokens")
-    return {"text": text} if isinstance(text, str) and place_tokens(text, tokens or []) is not None else {}

@@ -11,30 +11,23 @@ from typing import Any
 from tqdm import tqdm
 
 from engine.errors import UserError
-from engine.run.files import sha256
+from engine.run.files import sha256_of
 from engine.task.text import split_text, text_of
-from preprocess.example import PART_NAMES, PARTS, TEXT_KEYS, Example, check_characters
+from engine.task.words import id_of
+from preprocess.example import PART_NAMES, PARTS, RESERVED, TEXT_KEYS, Example, check_characters
 from preprocess.labels.positions import NAMES_FILE
 from preprocess.readers.archives import is_archive, unpacked
 from preprocess.readers.beside import class_files, classes_of, label_file_of
 from preprocess.readers.folders import class_folders, is_brat
-from preprocess.readers.formats import (
-    CONLL_SUFFIXES,
-    READERS,
-    SUFFIXES,
-    find_form,
-    find_format,
-    read_txt,
-    suffix_of,
-    tokens_format,
-)
+from preprocess.readers.formats import CONLL_SUFFIXES, READERS, SUFFIXES, find_form, find_format, suffix_of
 from preprocess.readers.left_out import SecretLabels, with_labels, with_texts
 from preprocess.readers.objects import is_saved_dataset
 from preprocess.readers.offsets import Offsets
 from preprocess.readers.options import ReadOptions
-from preprocess.readers.raw_files import abbreviate, limit_rows
+from preprocess.readers.raw_files import abbreviate, encoding_of, limit_rows
 from preprocess.schema import check_row, part_of, read_processed
 
+BINARY = (".parquet", ".xlsx")
 PART_WORD = re.compile(r"^.*\d(?=[a-z])|\d+$")  # what a number joins to the name of a part: wnut17train, train2
 
 
@@ -176,13 +169,19 @@ class TextRows:
         self.size = sum(1 for _ in checked)
         if not self.size:
             raise UserError(f"{path}: empty; it contains no texts")
-        self.sha256 = self.fingerprint = sha256(path)
+        self.sha256 = self.fingerprint = sha256_of(self.path)
+        self.notes: list[str] = []  # for the log: how the file was read
 
 
 def texts_of(config: Any) -> TextRows:
     """The TextRows of --predict_file."""
-    path = Path(config.predict_file)
-    return TextRows(path, partial(read_texts, path, ReadOptions.of(config)))
+    path, options = Path(config.predict_file), ReadOptions.of(config)
+    rows = TextRows(path, partial(read_texts, path, options))
+    files = [each for each in map(Path, options.understood.forms) if each.is_file() and suffix_of(each) not in BINARY]
+    found = {str(each): encoding_of(each, report=False) for each in files if options.encoding == "auto"}
+    encodings = [f"{each}: read as {name.upper()} (--encoding overrides)" for each, name in found.items()]
+    rows.notes = [*options.understood.notes(), *(note for note in encodings if "UTF-8-SIG" not in note)]
+    return rows
 
 
 def rows_of_part(data_path: str | Path, part: str, tasks: dict[str, Any], limit: int | None = None) -> TextRows:
@@ -192,37 +191,24 @@ def rows_of_part(data_path: str | Path, part: str, tasks: dict[str, Any], limit:
 
 
 def read_texts(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """Yields examples to predict on, without labels: one text per row (.txt), the text columns of CSV, TSV or JSONL, or
-    the tokens of CoNLL. (A JSON array is read into memory as a whole.)"""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    read = READERS.get(text_format(path, options), read_txt)
-    wanted: list[str] = []
-    for number, example in enumerate(read(path, options)):
-        keys = [key for key in TEXT_KEYS if key in example]
-        if not number:
-            wanted, kept = keys, [*keys, *(["extras"] if "extras" in example else [])]
+    """Yields the examples of a file, folder or archive to predict on: those that data_process.py reads, without their
+    labels; an empty row of a table or of texts keeps its place. (A JSON object is read into memory as a whole.)"""
+    if options.format == "hf" and not path.exists():
+        raise UserError(f"{path}: no such folder; store a dataset of the hub with load_dataset(…).save_to_disk(FOLDER)")
+    wanted: set[str] = set()
+    for number, example in enumerate(read_examples(path, options)):
+        form = {*TEXT_KEYS} & example.keys() - ({"text"} if "tokens" in example else set())
+        wanted = wanted or form
         where = example["_where"]
-        if keys != wanted:
-            raise UserError(f"{where}: has {' and '.join(keys)}, but the first row has {' and '.join(wanted)}")
+        if form != wanted:
+            has, first = (" and ".join(sorted(keys)) for keys in (form, wanted))
+            raise UserError(f"{where}: has {has}, but the first row has {first}")
         check_row(example, {}, where, needs_labels=False)
-        check_characters(example)
-        yield {"id": str(example.get("id", number)), **{key: example[key] for key in kept}}
-
-
-def text_format(path: Path, options: ReadOptions) -> str:
-    """The format of a file to predict on: by its suffix, and CoNLL also by its first rows or --token_column."""
-    suffix = suffix_of(path)
-    if suffix in SUFFIXES and suffix != ".tsv":
-        return SUFFIXES[suffix]
-    found = tokens_format(path, options)
-    if suffix == ".tsv":
-        return found or "tsv"
-    if suffix in CONLL_SUFFIXES or (options.token_column and not found):
-        return found or "conll"
-    if suffix not in ("", ".txt") and not found:
-        raise UserError(f"{path}: must end in .txt, {', '.join((*SUFFIXES, *CONLL_SUFFIXES))}")
-    return found or "txt"
+        if not number:
+            options.understood.unread.update(example.keys() - {*RESERVED})
+        texts = {key: example[key] for key in (*TEXT_KEYS, "extras") if key in example}
+        check_characters({"_where": where, **texts})
+        yield {"id": id_of(example.get("id"), number), **texts}
 
 
 def read_unlabelled(config: Any, tasks: dict[str, Any], form: Collection[str]) -> Iterator[Example]:

@@ -15,10 +15,12 @@ from typing import Any, TextIO
 
 from engine.errors import UserError
 from engine.run.command_line import first_line
+from engine.run.reading import NO_QUOTES
+from engine.task.signs import TEXT_NAMES, alike
 from preprocess.example import PART_NAMES, Example
 from preprocess.readers.cells import Cells
-from preprocess.readers.columns import TEXT_NAMES, Columns, Head, alike, find_columns, refuse_other_tasks
-from preprocess.readers.options import NO_QUOTES, ReadOptions, split_names
+from preprocess.readers.columns import Columns, Head, find_columns, refuse_other_tasks
+from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.raw_files import MAX_CHARACTERS, abbreviate, lines_of, open_text, read_rows, take_head
 from preprocess.readers.selection import select_columns
 from preprocess.readers.token_rows import read_token_table, token_layout
@@ -168,7 +170,7 @@ def table_examples(
             raise UserError(f"{where}: {len(cells)} cells, but {origin} has {len(head.names)}; {head.listed}")
         example = {"_where": where, **{key: cells[position] for key, position in keys}}
         example |= columns.parts_of(dict(zip(head.names, cells)), where)
-        yield values_of(example) if values_of.readers else example
+        yield values_of(example) if values_of.readers or values_of.split else example
 
 
 def report_joined_labels(head: Head, columns: Columns, options: ReadOptions) -> None:
@@ -210,7 +212,7 @@ def columns_by_number(head: Head, options: ReadOptions) -> Columns:
     others = [name for name in head.names if name not in (text, options.text_pair_column)]
     repeating = [name for name in others if len({row[int(name)] for row in head.rows}) <= max(1, 0.6 * len(head.rows))]
     label = others if len(others) == 1 else repeating
-    if not options.label_column and len(label) != 1:
+    if options.labelled and not options.label_column and len(label) != 1:
         advice = f"add --label_column NUMBER (and --text_column, if the text is not column {text})"
         raise UserError(f"{head.path}: cannot find the label column; {advice}; {head.listed}")
     columns = find_columns(head, replace(options, text_column=text), known=label)

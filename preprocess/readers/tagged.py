@@ -52,7 +52,7 @@ def read_conll(path: Path, options: ReadOptions) -> Iterator[Example]:
     layout = conll_layout(path, options)
     options.understood.add(path, "CoNLL", **layout.shown())
     intents = None
-    if Path(f"{path}.intent").exists():
+    if options.labelled and Path(f"{path}.intent").exists():
         intents = [row.strip() for _, row in read_rows(f"{path}.intent", options.encoding)]
         while intents and not intents[-1]:
             intents.pop()

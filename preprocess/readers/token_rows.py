@@ -11,8 +11,8 @@ from itertools import chain, pairwise
 from pathlib import Path
 
 from engine.errors import UserError
+from engine.task.signs import TEXT_NAMES
 from preprocess.example import PART_NAMES, RESERVED, Example
-from preprocess.readers.columns import TEXT_NAMES
 from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.raw_files import abbreviate
 
@@ -169,13 +169,13 @@ def find_layout(head: Head, options: ReadOptions, *, part: int | None = None, in
     """The Layout of a file with one token per row. part, intent: what is certain already"""
     sentence = numbers_of_sentences(head, options)
     token = find_token(head, sentence, options)
-    columns = find_tags(head, token, sentence, options)
+    columns = tags_or_none(head, token, sentence, options)
     cells = [cell for column in columns for cell in head.column(column)]
     return Layout(
         head.path,
         head.names,
         token,
-        dict(zip(task_names(head, columns), columns)),
+        dict(zip(task_names(head, columns, options), columns)),
         sentence=sentence,
         part=part,
         pattern=pattern_of(cells) or (STARS if "*" in cells and all(map(STARS.fullmatch, cells)) else None),
@@ -218,6 +218,16 @@ def find_token(head: Head, sentence: int | None, options: ReadOptions) -> int:
     return token
 
 
+def tags_or_none(head: Head, token: int, sentence: int | None, options: ReadOptions) -> list[int]:
+    """find_tags, or all columns with tags of entities if only texts are read and the tags are doubtful."""
+    try:
+        return find_tags(head, token, sentence, options)
+    except UserError:
+        if options.labelled:
+            raise
+        return [n for n in range(len(head.names)) if n not in (token, sentence) and pattern_of(head.column(n))]
+
+
 def find_tags(head: Head, token: int, sentence: int | None, options: ReadOptions) -> list[int]:
     """The columns of the tags: those of --tag_column, otherwise the last, if its cells are tags and no others might be
     meant."""
@@ -231,9 +241,7 @@ def find_tags(head: Head, token: int, sentence: int | None, options: ReadOptions
     tagged = [n for n in others if pattern_of(head.column(n))]
     named = head.named(TAG_NAMES)
     if not others:
-        if options.labelled:
-            raise head.refuse("needs a token and a tag in each row, but has one column")
-        return []
+        raise head.refuse("needs a token and a tag in each row, but has one column")
     if named and not tagged:
         return named[:1]
     last = others[-1]
@@ -241,8 +249,6 @@ def find_tags(head: Head, token: int, sentence: int | None, options: ReadOptions
         last = named[0] if named and named[0] in tagged else tagged[-1]
     if last in tagged:
         return levels(head, tagged, last)
-    if not options.labelled:
-        return []
     cells = head.column(last)
     shown = abbreviate(dict.fromkeys(map(repr, cells)), 3)
     if tagged:
@@ -288,8 +294,10 @@ def same(tokens: Iterable[str], cells: Iterable[str]) -> int:
     return sum(token.lower() == cell.lower() and token.isalpha() for token, cell in zip(tokens, cells))
 
 
-def task_names(head: Head, columns: list[int]) -> list[str]:
+def task_names(head: Head, columns: list[int], options: ReadOptions) -> list[str]:
     """The names of the tasks: `slots`, or the names of the columns."""
+    if not options.labelled:
+        return [f"column {head.names[column]}" for column in columns]
     if not head.titled:
         return ["slots"] if len(columns) == 1 else [f"slots_{head.names[column]}" for column in columns]
     names = [head.names[column] for column in columns]
@@ -443,9 +451,8 @@ def example_of(layout: Layout, start: int, block: list[Cells], options: ReadOpti
     example: Example = {"_where": where, "tokens": [cells[layout.token] for cells in block]}
     if layout.part is not None:
         example["split"] = block[0][layout.part].strip()
-    if options.labelled:
-        for task, column in layout.tags.items():
-            example[task] = tags_in(layout, [cells[column] for cells in block], where)
+    for task, column in layout.tags.items():
+        example[task] = tags_in(layout, [cells[column] for cells in block], where) if options.labelled else None
     return example
 
 

@@ -14,10 +14,11 @@ from seqeval.metrics.sequence_labeling import get_entities
 from config import Config
 from data_process import DataConfig, prepare, process
 from engine.errors import UserError
+from engine.task.signs import inline_syntax
 from engine.task.words import place_tokens
 from main import main
 from preprocess.readers.conversion import Conversion
-from preprocess.readers.inline import inline_syntax, without_marks
+from preprocess.readers.inline import without_marks
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.shapes import SHAPES, Shape, Spans, find_reading
 from preprocess.readers.sources import read_texts

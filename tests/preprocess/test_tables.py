@@ -7,9 +7,10 @@ import pytest
 
 from data_process import DataConfig, process
 from engine.errors import UserError
+from engine.run.reading import unescaped
 from preprocess.labels.literals import literal
 from preprocess.readers.encodings import choose_encoding
-from preprocess.readers.options import ReadOptions, unescaped
+from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import read_rows
 from preprocess.readers.sources import read_examples, read_texts
 
