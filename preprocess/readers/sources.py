@@ -102,8 +102,9 @@ def find_sources(source: Path, whole: bool = False) -> list[tuple[str | None, Pa
         return [(None, source)]
     folders = [path for path in sorted(source.iterdir()) if path.is_dir() and path.name.lower() in PART_NAMES]
     sources: list[tuple[str | None, Path]]
-    sources = [(PART_NAMES[folder.name.lower()], path) for folder in folders for path in files_in(folder)]
-    if empty := [folder for folder in folders if sources and not files_in(folder)]:
+    found = {folder: files_in(folder) for folder in folders}
+    sources = [(PART_NAMES[folder.name.lower()], path) for folder, paths in found.items() for path in paths]
+    if empty := [folder for folder, paths in found.items() if sources and not paths]:
         reason = "contains no data files (texts in folders of their classes need two of these), but other parts do"
         raise UserError(f"{empty[0]}: {reason}; rename or remove it")
     if not folders:
