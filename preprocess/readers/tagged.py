@@ -188,12 +188,13 @@ def is_comment(layout: Layout, row: str, cells: Cells, where: str, is_new: bool,
         return options.comment != NONE and row.startswith(options.comment)
     if not row.startswith("#"):
         return False
-    if is_new and KEY_AND_VALUE.match(row):
-        return True
     fits = layout.fits(cells)
+    named = is_new and KEY_AND_VALUE.match(row)
+    if named and not fits:
+        return True
     if fits is None and not is_new:
         return False
-    if fits is None or not (fits or is_new):
+    if named or fits is None or not (fits or is_new):
         advice = "--comment '#' skips such rows, --comment none reads them as tokens"
         raise UserError(f"{where}: {row[:60]!r} may be a comment or a token; {advice}")
     return not fits
