@@ -1483,7 +1483,8 @@ def random_example(rng, number, shape, labels, kinds):
     topics = tuple(name for name in ("obscene", "threat", "toxic") if rng.random() < 0.4 or number < 2)
     part, gap = PARTS[number % 4], "" if names == ["zh"] else " "
     score = rng.randint(0, 9) / 2 + 0.25
-    return Example(found, tags, pos, rng.choice(labels), topics, score, part, number, gap)
+    label = labels[number % len(labels)] if number < 6 else rng.choice(labels)
+    return Example(found, tags, pos, label, topics, score, part, number, gap)
 
 
 def random_examples(rng, shape):
