@@ -164,7 +164,8 @@ def check_with_noise(seed, numbers, folder):
             found, wanted, noise = noisy(seed, number, name, place)
         except UserError as error:
             message = str(error)
-            assert "\n" not in message and any(word in message for word in (str(place), "a.zip", "the task", "--")), (name, message)
+            named = any(word in message for word in (str(place), "a.zip", "the task", "--"))
+            assert named and "\n" not in message, (name, message)
             outcomes["refused"] += 1
             continue
         finally:
