@@ -61,6 +61,7 @@ def inline_syntax(texts: Sequence[str]) -> str | None:
         signs = sum(text.count(syntax[0]) for text in texts) / (2 if syntax.startswith("{{") else 1)
         if {"IN", "SL"} & {*labels}:  # parses of intents and slots that nest
             return None
-        if marked >= max(2, len(texts) / 3) and len({*labels}) <= len(labels) / 2 and signs <= 1.05 * len(labels):
+        recur = len({*labels}) <= max(len(labels) / 2, min(5, len(labels) - 1))
+        if marked >= max(2, len(texts) / 3) and recur and signs <= 1.05 * len(labels):
             return syntax
     return None

@@ -1,14 +1,15 @@
 """Plain text files whose labels are elsewhere: in a file next to them, row by row, or in their names, one per class."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
 
 from engine.errors import UserError
 from preprocess.example import PART_NAMES, Example
 from preprocess.readers.options import ReadOptions
-from preprocess.readers.raw_files import abbreviate, open_bytes, read_rows
+from preprocess.readers.raw_files import abbreviate, open_bytes, read_rows, split_words
+from preprocess.readers.token_rows import pattern_of
 
 # Words of file names: of a file of texts, and of one with their labels
 TEXT_WORDS = set("text texts sentence sentences x in input inputs data txt".split())
@@ -23,9 +24,14 @@ CLASS_WORDS = set("pos neg neu positive negative neutral good bad spam ham true 
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx", ".conllu", ".conll", ".ann")
 
 
-def words_of(path: Path) -> list[str]:
+def pieces_of(path: Path) -> list[str]:
+    """The words of a file's name, and what separates them."""
     name = path.name[: -len(path.suffix)] if path.suffix.lower() == ".gz" else path.name
-    return [word for word in re.split(r"[._\-\s]+", name.lower()) if word]
+    return re.split(r"([._\-\s]+)", name)
+
+
+def words_of(path: Path) -> list[str]:
+    return [word.lower() for word in pieces_of(path)[::2] if word]
 
 
 def label_file_of(path: Path) -> Path | None:
@@ -57,19 +63,20 @@ def read_beside(path: Path, options: ReadOptions) -> Iterator[Example]:
     if beside is None:
         raise UserError(f"{path}: no file of as many labels next to it, such as {path.stem}.labels")
     pairs = zip(read_rows(path, options.encoding), read_rows(beside, options.encoding))
-    head = [(text.split(), label.split()) for (_, text), (_, label) in islice(pairs, 200)]
-    tagged = all(len(words) == len(tags) for words, tags in head) and any(len(tags) > 1 for _, tags in head)
+    head = [(split_words(text), split_words(label)) for (_, text), (_, label) in islice(pairs, 200)]
+    fits = all(len(words) == len(tags) for words, tags in head) or pattern_of(tag for _, tags in head for tag in tags)
+    tagged = fits and any(len(tags) > 1 for _, tags in head)
     columns = {"text": path.name, "tags" if tagged else "label": beside.name}
     options.understood.add(path, "texts with labels next to them", **columns)
     for (number, text), (_, label) in zip(read_rows(path, options.encoding), read_rows(beside, options.encoding)):
-        where = f"{path}, row {number}"
+        where, words, tags = f"{path}, row {number}", split_words(text), split_words(label)
         if not tagged:
             if text.strip() or label.strip() or not options.labelled:
                 yield {"_where": where, "text": text, "label": label.strip()}
-        elif text.split() or not options.labelled:
-            if options.labelled and len(text.split()) != len(label.split()):
-                raise UserError(f"{where}: {len(text.split())} words, but {beside.name} has {len(label.split())} tags")
-            yield {"_where": where, "tokens": text.split() or [""], "slots": label.split()}
+        elif words or tags or not options.labelled:
+            if options.labelled and len(words) != len(tags):
+                raise UserError(f"{where}: {len(words)} words, but {beside.name} has {len(tags)} tags")
+            yield {"_where": where, "tokens": words or [""], "slots": tags}
 
 
 def classes_of(files: list[Path]) -> dict[Path, str] | None:
@@ -77,12 +84,23 @@ def classes_of(files: list[Path]) -> dict[Path, str] | None:
     are not those of classes."""
     words = {path: [word for word in words_of(path) if word not in PART_NAMES and word != "txt"] for path in files}
     common = set.intersection(*map(set, words.values())) if words else set()
-    classes = {path: "_".join(word for word in found if word not in common) for path, found in words.items()}
+    classes = {path: class_of(path, {*found} - common) for path, found in words.items()}
     seen = [(part_of(path), name) for path, name in classes.items()]
-    unusual = any(not name or name.isdigit() or {*name.split("_")} & OTHER_WORDS for name in classes.values())
+    unusual = any(
+        not name or name.isdigit() or ({*words[path]} - common) & OTHER_WORDS for path, name in classes.items()
+    )
     if len({*classes.values()}) < 2 or unusual or len({*seen}) < len(seen):
         return None
     return classes
+
+
+def class_of(path: Path, words: Collection[str]) -> str:
+    """The words of a file's name that name its class, as they are spelled there."""
+    name, separators = "", ["", *pieces_of(path)[1::2]]
+    for separator, word in zip(separators, pieces_of(path)[::2]):
+        if word.lower() in words:
+            name += (separator if name else "") + word
+    return name
 
 
 def part_of(path: Path) -> str | None:

@@ -13,6 +13,7 @@ from preprocess.labels.literals import literal
 from preprocess.readers.columns import Columns, Head
 from preprocess.readers.conversion import are_plain, keys_of_cells, read_cell
 from preprocess.readers.options import ReadOptions, split_names
+from preprocess.readers.raw_files import split_words
 
 TAG = re.compile(r"O|[BIESMLU][-_]\S+")
 Read = Callable[[str], Any]
@@ -21,7 +22,7 @@ KEPT_AS_TEXT = ("classification", "regression")  # with these types of --label_t
 
 def tags_in(cell: str) -> list[str] | None:
     """One tag per word, separated by blanks, as in "O O B-LOC"; None for other cells."""
-    tags = cell.split()
+    tags = split_words(cell)
     return tags if tags and all(map(TAG.fullmatch, tags)) else None
 
 
@@ -46,7 +47,7 @@ class Cells:
         found = cls(head.path, columns.labels if options.labelled else usual, options)
         by_name = {name: [row[i] for row in head.rows] for i, name in enumerate(head.names)}
         texts = by_name[columns.text]
-        if all_fit(texts, literal) and all(is_strings(literal(text)) for text in texts if text.strip()):
+        if sum(is_strings(literal(text)) for text in texts) > 0.5 * sum(not is_empty(text) for text in texts):
             found.readers["text"] = literal
         if "structured" not in split_names(options.accept):
             for task, source in found.labels.items():
@@ -60,12 +61,14 @@ class Cells:
             return
         values = [(read(cell), text) for cell, text in zip(cells, texts) if not is_empty(cell)]
         are_tags = all(is_strings(value) and all(map(TAG.fullmatch, value)) for value, _ in values)
-        as_tokens: list[Callable[[str], Any]] = [literal] if "text" in self.readers else [str.split, characters]
+        as_tokens: list[Callable[[str], Any]] = (
+            [literal] if "text" in self.readers else [split_words, str.split, characters]
+        )
         fits = [split for split in as_tokens if all(len(value) == len(split(text) or ()) for value, text in values)]
-        if read is tags_in and not (fits and any(len(value) > 1 for value, _ in values)):
+        if read is tags_in and not any(len(value) > 1 for value, _ in values):
             return
         if are_tags and "text" not in self.readers:
-            self.split = self.split or (fits[0] if fits else str.split)
+            self.split = self.split or (fits[0] if fits else split_words)
         if not self.options.labelled:
             return
         if all(isinstance(value, dict) and value and are_plain(value.values()) for value, _ in values):

@@ -18,7 +18,7 @@ from preprocess.readers.folders import class_folders, is_brat, read_brat, read_c
 from preprocess.readers.inline import is_rasa, read_rasa
 from preprocess.readers.objects import read_dataset, read_json, read_jsonl, read_parquet
 from preprocess.readers.options import Reader, ReadOptions
-from preprocess.readers.raw_files import encoding_of, open_bytes, read_rows
+from preprocess.readers.raw_files import encoding_of, open_bytes, read_rows, split_words
 from preprocess.readers.tables import read_csv, read_tsv, read_xlsx
 from preprocess.readers.tagged import (
     BREAKS,
@@ -94,6 +94,7 @@ READERS: dict[str, Reader] = {
     "hf": read_dataset,
     "rasa": read_rasa,
 }
+FOLDERS = ("seq", "classes", "class_files", "brat")  # formats of a folder
 
 
 def suffix_of(path: Path) -> str:
@@ -105,6 +106,8 @@ def find_format(path: Path, options: ReadOptions) -> str:
     """The reader's name for a file or folder: --format, otherwise by the file's name and first rows."""
     if options.format not in ("auto", *READERS):
         raise UserError(f"--format {options.format} is not one of: auto, {', '.join(READERS)}")
+    if options.format in FOLDERS and not path.is_dir():
+        raise UserError(f"{path}: --format {options.format} reads a folder; give its path as --input")
     if options.format != "auto":
         return options.format
     if path.is_dir():
@@ -256,7 +259,7 @@ def are_tagged(rows: list[str], bare: bool = False) -> bool:
 
 def are_single_words(rows: list[str]) -> bool:
     """Whether the first of each row's cells is a word."""
-    return len(rows) > 1 and all(len(row.split("\t")[0].split()) < 2 for row in rows)
+    return len(rows) > 1 and all(len(split_words(row.split("\t")[0])) < 2 for row in rows)
 
 
 def are_word_tags(row: str) -> bool:

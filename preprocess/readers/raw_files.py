@@ -4,6 +4,7 @@ import codecs
 import gzip
 import io
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -144,7 +145,14 @@ def read_rows(path: str | Path, encoding: str = "auto") -> Iterator[tuple[int, s
     """Yields (row number from 1, row). Only a line feed ends a row: U+2028 and U+0085 stay in texts."""
     with open_text(path, encoding) as file:
         for number, row in enumerate(lines_of(path, file), 1):
+            if number == 1 and "\r" in row[:-1] and not row.endswith("\n"):
+                raise UserError(f"{path}: its rows end with carriage returns, not with line feeds; save it with these")
             yield number, row.removesuffix("\n").removesuffix("\r")
+
+
+def split_words(row: str) -> list[str]:
+    """The words of a row, between blanks and tabs: other white space, such as U+00A0, may be in a word, or be one."""
+    return re.findall(r"[^ \t\r\n]+", row)
 
 
 def read_whole(path: Path, encoding: str = "auto") -> tuple[str, str]:

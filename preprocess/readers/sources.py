@@ -19,7 +19,7 @@ from preprocess.labels.positions import NAMES_FILE
 from preprocess.readers.archives import is_archive, unpacked
 from preprocess.readers.beside import class_files, classes_of, label_file_of
 from preprocess.readers.folders import class_folders, is_brat
-from preprocess.readers.formats import CONLL_SUFFIXES, READERS, SUFFIXES, find_form, find_format, suffix_of
+from preprocess.readers.formats import CONLL_SUFFIXES, FOLDERS, READERS, SUFFIXES, find_form, find_format, suffix_of
 from preprocess.readers.left_out import SecretLabels, with_labels, with_texts
 from preprocess.readers.objects import is_saved_dataset
 from preprocess.readers.offsets import Offsets
@@ -82,18 +82,26 @@ def has_classes(folder: Path) -> bool:
     return not tables and not parts and len(class_folders(folder)) > 1
 
 
-def find_sources(source: Path) -> list[tuple[str | None, Path]]:
-    """[(part or None, path)] of the data in a file or folder; the part follows from names such as train.csv."""
+def find_sources(source: Path, whole: bool = False) -> list[tuple[str | None, Path]]:
+    """[(part or None, path)] of the data in a file or folder; the part follows from names such as train.csv.
+
+    whole: a format of folders is named, so that each folder is one source
+    """
+    files_in = (lambda folder: [folder]) if whole else data_files
     if not source.exists():
         raise UserError(f"{source}: no such file or folder (the name of a Hugging Face dataset needs --format hf)")
     if source.is_file() or is_saved_dataset(source):
         return [(None, source)]
     folders = [path for path in sorted(source.iterdir()) if path.is_dir() and path.name.lower() in PART_NAMES]
     sources: list[tuple[str | None, Path]]
-    sources = [(PART_NAMES[folder.name.lower()], path) for folder in folders for path in data_files(folder)]
+    found = {folder: files_in(folder) for folder in folders}
+    sources = [(PART_NAMES[folder.name.lower()], path) for folder, paths in found.items() for path in paths]
+    if empty := [folder for folder, paths in found.items() if sources and not paths]:
+        reason = "contains no data files (texts in folders of their classes need two of these), but other parts do"
+        raise UserError(f"{empty[0]}: {reason}; rename or remove it")
     if not folders:
         # The name of the folder itself names no part
-        sources = [(None if path == source else part_of_name(path), path) for path in data_files(source)]
+        sources = [(None if path == source else part_of_name(path), path) for path in files_in(source)]
     if not sources:  # one folder per intent, with a file per part in each (Snips)
         below = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith(".")]
         sources = [(part_of_name(path), path) for folder in below for path in data_files(folder) if path.is_file()]
@@ -125,9 +133,9 @@ def read_examples(source: Path, options: ReadOptions) -> Iterator[Example]:
 
     At most --max_rows of each file; with --drop_unlabelled only those with a label.
     """
-    secret = SecretLabels(options)
+    secret, whole = SecretLabels(options), options.format in FOLDERS
     with ExitStack() as stack:
-        for part, path in [(None, source)] if options.format == "hf" else sources_of(source, stack):
+        for part, path in [(None, source)] if options.format == "hf" else sources_of(source, stack, whole):
             name = find_format(path, options)
             options.understood.begin(path, part, name)
             examples = READERS[name](path, options)
@@ -148,11 +156,11 @@ def read_examples(source: Path, options: ReadOptions) -> Iterator[Example]:
     secret.report()
 
 
-def sources_of(source: Path, stack: ExitStack) -> list[tuple[str | None, Path]]:
+def sources_of(source: Path, stack: ExitStack, whole: bool) -> list[tuple[str | None, Path]]:
     """find_sources, of what is in archives, which exist as long as the stack."""
     found: list[tuple[str | None, Path]] = []
-    for part, path in find_sources(unpacked(source, stack) if is_archive(source) else source):
-        inner = find_sources(unpacked(path, stack)) if is_archive(path) else [(part, path)]
+    for part, path in find_sources(unpacked(source, stack) if is_archive(source) else source, whole):
+        inner = find_sources(unpacked(path, stack), whole) if is_archive(path) else [(part, path)]
         found += [(part or of_inner, each) for of_inner, each in inner]
     return found
 

@@ -85,7 +85,9 @@ def quoted_cells(path: Path, encoding: str, delimiter: str, quote: str) -> Table
             yield line
 
     with open_text(path, encoding, newline="") as file:
-        reader = csv.reader(limited_lines(file), strict=True, delimiter=delimiter, quotechar=quote)
+        lines = limited_lines(file)
+        first = next(lines, "")
+        reader = csv.reader(chain([first], lines), strict=True, **dialect(first, delimiter, quote))
         try:
             for cells in reader:
                 yield start, cells
@@ -94,10 +96,16 @@ def quoted_cells(path: Path, encoding: str, delimiter: str, quote: str) -> Table
             raise UserError(f"{path}, row {start}: {error}; {advice}") from None
 
 
+def dialect(first: str, delimiter: str, quote: str) -> dict[str, Any]:
+    """How csv.reader splits rows; blanks before quotes, as in `"a", "b"`, are skipped if the first row has some."""
+    return dict(delimiter=delimiter, quotechar=quote, skipinitialspace=f"{delimiter} {quote}" in first)
+
+
 def find_delimiter(path: Path, options: ReadOptions) -> str:
     """The delimiter that the first rows indicate; a comma if they indicate none."""
     with open_text(path, options.encoding, newline="") as file:
-        lines = file.read(2**16).splitlines()[:20]
+        lines = [line.removesuffix("\r") for line in file.read(2**16).split("\n")]
+    lines = [line for line in lines if line][:20]
     named = [options.text_column, *split_names(options.label_column)]
     names = [name.strip().lower() for name in (*named, *TEXT_NAMES) if name.strip() and not name.isdigit()]
     tables = {}
@@ -119,7 +127,7 @@ def find_delimiter(path: Path, options: ReadOptions) -> str:
 def cells_of_lines(lines: list[str], delimiter: str, quote: str) -> list[list[str]]:
     if not quote:
         return [line.split(delimiter) for line in lines]
-    return list(csv.reader(lines, delimiter=delimiter, quotechar=quote))
+    return list(csv.reader(lines, **dialect(next(iter(lines), ""), delimiter, quote)))
 
 
 def columns_to_examples(path: str | Path, table: Table, options: ReadOptions) -> Iterator[Example]:

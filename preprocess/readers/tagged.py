@@ -13,7 +13,7 @@ import regex
 from engine.errors import UserError
 from preprocess.example import Example
 from preprocess.readers.options import ReadOptions, split_names
-from preprocess.readers.raw_files import read_rows
+from preprocess.readers.raw_files import read_rows, split_words
 from preprocess.readers.token_rows import (
     NONE,
     TAG_NAMES,
@@ -39,7 +39,7 @@ KEY_AND_VALUE = re.compile(r"#+ ?[\w.:-]+ ?=")  # a comment: "# text = …"
 GLUED = regex.compile(r"(?s)^(\X)(\d{1,4})$")  # a character, also an emoji of several code points, and a number
 CLAUSE = regex.compile(r"\p{Han}[，。！？；：、]|[，。！？；：、]\p{Han}")
 LONG = regex.compile(r"\p{Han}{6}")
-WORD_TAG = re.compile(r"(\S+)/([A-Za-z][\w$-]*|[^\w\s]{1,2})")
+WORD_TAG = re.compile(r"([^ \t\u3000]+)/([A-Za-z][\w$-]*|[^\w\s]{1,2})")
 
 
 def read_conll(path: Path, options: ReadOptions) -> Iterator[Example]:
@@ -188,12 +188,13 @@ def is_comment(layout: Layout, row: str, cells: Cells, where: str, is_new: bool,
         return options.comment != NONE and row.startswith(options.comment)
     if not row.startswith("#"):
         return False
-    if is_new and KEY_AND_VALUE.match(row):
-        return True
     fits = layout.fits(cells)
+    named = is_new and KEY_AND_VALUE.match(row)
+    if named and not fits:
+        return True
     if fits is None and not is_new:
         return False
-    if fits is None or not (fits or is_new):
+    if named or fits is None or not (fits or is_new):
         advice = "--comment '#' skips such rows, --comment none reads them as tokens"
         raise UserError(f"{where}: {row[:60]!r} may be a comment or a token; {advice}")
     return not fits
@@ -262,7 +263,7 @@ def conllu_columns(path: Path, encoding: str) -> tuple[str, ...]:
 def usual_tags(tokens: list[dict[str, str]], columns: tuple[str, ...]) -> list[str]:
     """The column of the tags of CoNLL-U: of entities in a column of its own, otherwise UPOS or XPOS."""
     for name in reversed([name for name in columns if name not in CONLLU]):
-        if pattern_of(token[name] for token in tokens):
+        if pattern_of(token[name].strip() for token in tokens):
             return [name]
     usual = [name for name in columns if name in ("upos", "xpos")]
     return [name for name in usual if any(token[name] != "_" for token in tokens)][:1] or usual[:1]
@@ -374,18 +375,18 @@ def read_seq(path: Path, options: ReadOptions) -> Iterator[Example]:
             raise UserError(f"{path}/{other}: {counts[other]} rows, but seq.in has {counts['seq.in']}")
         columns = {name: row for name, (_, row) in zip(names, rows)}
         where = f"{path}/seq.in, row {rows[0][0]}"
-        example: Example = {"_where": where, "tokens": re.findall(r"[^ \t]+", columns["seq.in"])}
+        example: Example = {"_where": where, "tokens": split_words(columns["seq.in"])}
         if "label" in names:
             example["intent"] = columns["label"].strip()
         if "seq.out" in names:
-            example["slots"] = re.findall(r"[^ \t]+", columns["seq.out"])
+            example["slots"] = split_words(columns["seq.out"])
         yield example
 
 
 # ---- a sentence per row --------------------------------------------------------------------------------------------
 
 ENTITY = r"(?:O|[BIESMLU]-\S+)"
-PIECES = [re.compile(rf"(\S+?){re.escape(mark)}({ENTITY})") for mark in (":", "|", "###")]  # word:tag
+PIECES = [re.compile(rf"([^ \t]+?){re.escape(mark)}({ENTITY})") for mark in (":", "|", "###")]  # word:tag
 INTENT = re.compile(r"\s*(?:<=>|\t)\s*")  # what separates word:tag pairs from the intent
 
 
@@ -409,16 +410,16 @@ class RowForm(NamedTuple):
     def parse(self, row: str) -> SentenceRow | None:
         """The sentence of a row, None if it has another form."""
         if self.pair is not None:
-            pairs, *intents = INTENT.split(row.strip(), maxsplit=1)
-            matches = [self.pair.fullmatch(piece) for piece in pairs.split()]
+            pairs, *intents = INTENT.split(row.strip(" \t"), maxsplit=1)
+            matches = [self.pair.fullmatch(piece) for piece in split_words(pairs)]
             if None in matches or not matches:
                 return None
             found = [match.groups() for match in matches if match]
             return SentenceRow([word for word, _ in found], [tag for _, tag in found], next(iter(intents), None))
-        cells = [cell.strip() for cell in row.split("\t")]
+        cells = [cell.strip(" ") for cell in row.split("\t")]
         if len(cells) != self.width:
             return None
-        tokens, tags = cells[self.words].split(), cells[self.tags].split()
+        tokens, tags = split_words(cells[self.words]), split_words(cells[self.tags])
         intent = None if self.intent is None else cells[self.intent]
         if intent is None and len(tags) > 1 and not re.fullmatch(ENTITY, tags[-1]):
             intent = tags.pop()  # of the word EOS

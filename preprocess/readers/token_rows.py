@@ -14,7 +14,7 @@ from engine.errors import UserError
 from engine.task.signs import TEXT_NAMES
 from preprocess.example import PART_NAMES, RESERVED, Example
 from preprocess.readers.options import ReadOptions, split_names
-from preprocess.readers.raw_files import abbreviate
+from preprocess.readers.raw_files import abbreviate, split_words
 
 MAX_TOKENS = 1_000_000  # per sentence: a file without blank rows must not fill the memory
 MOST_TOKENS_ALONE = 100  # of a sentence that is the only one of its file
@@ -416,8 +416,9 @@ def columns_of_words(head: Head, options: ReadOptions) -> list[int]:
     seen = [n for n in every if head.names[n].lower() in chosen] if len(chosen) > 1 else every
     tags = [n for n in seen if are_tags(head.column(n))]
     texts = head.named([*TOKEN_NAMES, plain_name(options.text_column), *TEXT_NAMES]) if head.titled else every
-    words = [n for n in texts if n not in (sentence, *tags) and all(len(x.split()) < 2 for x in head.column(n))]
-    return [n for n in words if not head.counts(n)] if tags else []
+    words = [n for n in texts if n not in (sentence, *tags) and all(len(split_words(x)) < 2 for x in head.column(n))]
+    numbers = [n for n in words if head.counts(n) or all(map(NUMBER.fullmatch, head.column(n)))]
+    return [n for n in words if n not in numbers] if tags else []
 
 
 def are_tags(cells: list[str]) -> bool:
