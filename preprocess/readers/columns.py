@@ -17,13 +17,16 @@ from preprocess.readers.raw_files import abbreviate
 # The usual names of columns and keys. If several are present, the first in these lists is the text.
 TEXT_NAMES = "text sentence content sentence1 text_a premise question review query title 文本 内容".split()
 TEXT_NAMES += "正文 评论 评论内容 句子 句子1 语句 文本1 问题1 微博 微博正文 新闻 新闻内容 摘要 问题 标题 题目".split()
-TEXT_NAMES += "comment_text comment tweet message utterance body document".split()
-PAIR_NAMES = "text_pair sentence2 text_b hypothesis question2 文本2 句子2 问题2".split()
-LABEL_NAMES = "label labels entities spans intent class category target slots tags ner ner_tags 标签 类别".split()
+TEXT_NAMES += "comment_text comment tweet message utterance body document question1 sentence_a".split()
+PAIR_NAMES = "text_pair sentence2 text_b hypothesis question2 sentence_b 文本2 句子2 问题2".split()
+# Pairs of which a name alone would be the text
+PAIRS = [("question", "sentence"), ("question", "passage"), ("query", "title"), ("query", "passage")]
+PAIRS += [("context", "hypothesis")]
+LABEL_NAMES = "label labels entities spans intent class category target slots tags ner ner_tags cats 标签 类别".split()
 NUMBER_NAMES = "score rating stars similarity".split()  # labels if none of the names above is present
 # If none of those is present either, the first of these that is
 OTHER_LABEL_NAMES = "sentiment emotion topic polarity 情感 情感标签 情感倾向 情感极性 情绪 分类 类型 意图 实体".split()
-OTHER_LABEL_NAMES += "评分 星级 得分 打分 分数 相似度".split()
+OTHER_LABEL_NAMES += "评分 星级 得分 打分 分数 相似度 gold_label is_duplicate".split()
 PART_COLUMNS = (
     "split partition set subset dataset part data_split 划分 数据集".split()
 )  # if their values are names of parts
@@ -151,8 +154,7 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
     path, names, listed = head.path, head.names, head.listed
     if not known:
         refuse_other_tasks(head, options)
-    text = head.pick("text_column", [options.text_column], ["tokens", *TEXT_NAMES])[0]
-    pair = first_or_none(head.pick("text_pair_column", [options.text_pair_column], PAIR_NAMES, needed=False))
+    text, pair = find_texts(head, options)
     if not options.labelled:  # the model knows its extra columns
         return Columns(text, pair, {}, [name for name in names if name not in (text, pair, "id", "split")], [])
     part = find_part(head, options)
@@ -181,6 +183,16 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
     options.understood.add_columns(text=repr(text), pair=pair, labels=abbreviate(map(repr, used)))
     print(f"{path}: text from {text!r}{shown}, labels from {abbreviate(map(repr, used))}{left_out}")
     return Columns(text, pair, labels, extras, kept, group, part, inline)
+
+
+def find_texts(head: Head, options: ReadOptions) -> tuple[str, str | None]:
+    """The columns of the text and of the second text of a pair, if there is one."""
+    if not (options.text_column or options.text_pair_column or "tokens" in head.names):
+        for first, second in PAIRS:
+            if len(both := alike((first, second), head.names)) == 2:
+                return both[0], both[1]
+    text = head.pick("text_column", [options.text_column], ["tokens", *TEXT_NAMES, "words"])[0]
+    return text, first_or_none(head.pick("text_pair_column", [options.text_pair_column], PAIR_NAMES, needed=False))
 
 
 def find_part(head: Head, options: ReadOptions) -> str | None:

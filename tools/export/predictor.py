@@ -52,6 +52,8 @@ else:  # in an exported folder, which must not change
 MAX_TOKENS = 512  # per batch; larger batches are slower
 TEXT_NAMES = "tokens text sentence content sentence1 text_a premise question review query title 文本 内容".split()
 PAIR_NAMES = "text_pair sentence2 text_b hypothesis question2".split()
+PAIRS = [("question", "sentence"), ("question", "passage"), ("query", "title"), ("query", "passage")]
+PAIRS += [("context", "hypothesis")]  # of which a name alone would be the text
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "word_starts", "word_ends", "word_mask", "extras")
 Example = dict[str, Any]  # a valid row: text or tokens, and id, text_pair, extras
 Task = dict[str, Any]  # of predictor.json
@@ -558,6 +560,10 @@ def parse_lines(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 def find_columns(path: Path, names: list[str], options: Any) -> tuple[str, str | None]:
     """(column of the text, of the second text or None): from the options, otherwise by the usual names."""
+    if not (options.text_column or options.text_pair_column or "tokens" in names):
+        for pair in PAIRS:
+            if {*pair} <= {*names}:
+                return pair
     chosen: list[Any] = []
     for flag, usual in (("text_column", TEXT_NAMES), ("text_pair_column", PAIR_NAMES)):
         wanted = getattr(options, flag)
