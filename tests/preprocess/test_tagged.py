@@ -67,6 +67,12 @@ def first_only(sentences=SENTENCES):
     return "Sentence #,Word,POS,Tag\n" + "".join(rows)
 
 
+def suffixed(tag):
+    """A tag as Korean corpora write it: PER_B, and - outside."""
+    return "-" if tag == "O" else f"{tag[2:]}_{tag[0]}"
+
+
+KOREAN = [[suffixed(tag) for tag in tags] for _, tags, _ in SENTENCES]
 PLAIN = rows_of(lambda n, t, g, p: f"{t} {g}")
 WHOLE = rows_of(lambda n, t, g, p: f"{t}\t{g}", between="")
 INTENTS = ["go" if len(tokens) > 3 else "say" for tokens, _, _ in SENTENCES]
@@ -104,6 +110,24 @@ READ = {  # name: (file, text, what is read, options)
         rows_of(lambda n, t, g, p: f"{n}\t{t}\t{g}\t{g if t == 'Mia' else 'O'}", lambda n: "#\thttp://x.y [2009]\n"),
         expected(slots=1),
         {"tag_column": "2"},
+    ),
+    "numbers, and - outside": (
+        "a.txt",
+        rows_of(lambda n, t, g, p: f"{n}\t{t}\t{suffixed(g)}"),
+        expected(slots=KOREAN),
+        {},
+    ),
+    "a sentence per row, and - outside": (
+        "a.tsv",
+        "".join(f"{' '.join(s[0])}\t{' '.join(tags)}\n" for s, tags in zip(SENTENCES, KOREAN)),
+        expected(slots=KOREAN),
+        {},
+    ),
+    "MISC of CoNLL-U": (
+        "a.conllu",
+        rows_of(lambda n, t, g, p: f"{n}\t{t}\t_\t{p}\t_\t_\t_\t_\t_\t{'A=b|' * (n < 2)}Name={g}"),
+        expected(name=1),
+        {},
     ),
     "CoNLL-2012": (
         "a.gold_conll",
@@ -362,6 +386,23 @@ def test_what_is_doubtful_is_one_line_with_the_option(name, tmp_path):
     message = str(error.value)
     assert "\n" not in message and len(message) < 600 and all(word in message for word in words), message
     assert message.count(str(tmp_path)) == 1
+
+
+def test_a_minus_outside_is_written_as_o(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(READ["numbers, and - outside"][1])
+    process(DataConfig(input=str(tmp_path / "a.txt"), output_dir=str(tmp_path / "out")))
+    rows = [json.loads(row) for path in (tmp_path / "out").glob("*.jsonl") for row in path.read_text().splitlines()]
+    tags = {tuple(tokens): tags for tokens, tags, _ in SENTENCES}
+    assert len(rows) == len(SENTENCES) and all(row["slots"] == tags[tuple(row["tokens"])] for row in rows)
+    assert "'-' is read as 'O'" in capsys.readouterr().out
+
+
+def test_a_token_without_the_key_of_misc_is_named(tmp_path):
+    text = READ["MISC of CoNLL-U"][1]
+    cut = text.rindex("Name=")
+    body = text * 60 + text[:cut] + "_\n"
+    with pytest.raises(UserError, match=r"row \d+: '\.' has no name= in MISC"):
+        read(tmp_path, "a.conllu", body)
 
 
 def test_a_sheet_with_one_token_per_row(tmp_path):
