@@ -17,6 +17,7 @@ from preprocess.readers.shapes import MISSING, Reading, Shape, at, find_reading,
 
 Values = dict[str, Any]
 Step = Callable[[Any, str], Any]  # (values, where) -> values
+WORD_KEYS, TAG_KEYS = "orth word text form token".split(), "ner tag label".split()  # of tokens that are objects
 BY_NAME = "text_column text_pair_column label_column group_column extra_columns keep_columns split_column".split()
 
 
@@ -122,9 +123,36 @@ def is_document(values: Any) -> bool:
     return all(isinstance(each, list) for each in (*sentences, *spans))
 
 
+def parts_of(values: Any) -> list[Any]:
+    """The sentences of a document that is paragraphs of sentences, as in spaCy's JSON; itself if it is none."""
+    for key in ("paragraphs", "sentences"):
+        below = values.get(key) if isinstance(values, dict) else None
+        if isinstance(below, list) and below and all(isinstance(each, dict) for each in below):
+            return [part for each in below for part in parts_of(each)]
+    return [values]
+
+
+def with_tags(values: Any) -> Values | None:
+    """An object whose tokens are objects, [{"orth": "Anna", "ner": "B-PER"}, …], with the words and one list of tags;
+    None for another."""
+    tokens = values.get("tokens") if isinstance(values, dict) else None
+    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, dict) for token in tokens):
+        return None
+    found = [[k for k in keys if all(isinstance(t.get(k), str) for t in tokens)][:1] for keys in (WORD_KEYS, TAG_KEYS)]
+    if not all(found):
+        return None
+    (word,), (tag,) = found
+    return {"tokens": [token[word] for token in tokens], "ner": [token[tag] for token in tokens]}
+
+
 def sentences_of(objects: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """Objects, with documents of DyGIE as one object per sentence, whose spans count its tokens."""
+    """Objects, with documents of DyGIE and spaCy as one object per sentence, whose labels are of its tokens."""
+    count = 0
     for where, values in objects:
+        if all(tagged := [with_tags(part) for part in parts_of(values)]):
+            yield from ((f"{where.rpartition(', ')[0]}, sentence {count + n}", row) for n, row in enumerate(tagged, 1))
+            count += len(tagged)
+            continue
         if not is_document(values):
             yield where, values
             continue

@@ -14,7 +14,7 @@ from preprocess.example import Example
 from preprocess.readers.beside import class_files, classes_of, label_file_of, read_beside, read_class_files
 from preprocess.readers.columns import LABEL_NAMES, NUMBER_NAMES, OTHER_LABEL_NAMES, TEXT_NAMES, alike
 from preprocess.readers.folders import class_folders, is_brat, read_brat, read_classes
-from preprocess.readers.inline import is_rasa, read_rasa
+from preprocess.readers.inline import inline_syntax, is_rasa, read_inline, read_rasa
 from preprocess.readers.objects import read_dataset, read_json, read_jsonl, read_parquet
 from preprocess.readers.options import Reader, ReadOptions
 from preprocess.readers.raw_files import encoding_of, open_bytes, read_rows
@@ -90,6 +90,7 @@ READERS: dict[str, Reader] = {
     "brat": read_brat,
     "hf": read_dataset,
     "rasa": read_rasa,
+    "inline": read_inline,
 }
 
 
@@ -140,13 +141,14 @@ def format_of_rows(rows: list[str], labelled: bool) -> str | None:
     evidence: dict[str, Callable[[], object]] = {
         "rasa": lambda: is_rasa(head),
         "json": lambda: re.match(r"\[\s*([\[{]|$)|\{\s*$", head[0]),
-        "jsonl": lambda: head[0].startswith("{"),
+        "jsonl": lambda: re.match(r"\{(?!\{)", head[0]),
         "fasttext": lambda: all(fasttext_labels(row)[1] for row in head),
         "tokens": lambda: format_of_tokens(rows, may_be_table="\t" in head[0]),
         "word_tags": lambda: all(map(are_word_tags, head)),
         "txt": lambda: not labelled,
         "tsv": lambda: "\t" in head[0],
         "csv": lambda: "_!_" in head[0] or (alike(TEXT_NAMES, names) and alike(USUAL_LABELS, names)),
+        "inline": lambda: inline_syntax(head),
     }
     found = next((name for name, fits in evidence.items() if fits()), None)
     return format_of_tokens(rows, may_be_table="\t" in head[0]) if found == "tokens" else found

@@ -56,6 +56,8 @@ REFUSED = [  # gate, files, options, words of the message
     ("csv_quotes", {"a.tsv": "text\tlabel\n" + "".join(f'"she said ""no"" {n}"\t{"ab"[n % 2]}\n' for n in range(24))},
      {}, ["--format csv"]),
     ("encoding", labelled(lambda n: "ab"[n % 2], text="CafÃ© crÃ¨me Ã  {}"), {}, ["--encoding"]),
+    ("whole_texts", labelled(lambda n: [[0, len(f"Mia likes {CITIES[n % 20]} {n}"), "intent"], [0, 3, "who"]]), {},
+     ["row 1", "'intent'"]),
     ("multihot", labelled(lambda n: [n % 2, 1, 0]), {}, ["row 1", "[0, 1, 0]", "--label_names", "labels.txt"]),
     ("multihot", labelled(lambda n: [1.0, float(n % 2)]), {}, ["2 times"]),
     ("multihot", table(lambda n: f"[1, {n % 2}, 0]"), {}, ["row 2"]),
