@@ -297,7 +297,7 @@ def offsets(evidence: Evidence) -> str | None:
 
 def whole_texts(evidence: Evidence) -> str | None:
     """A span called `intent` that is always the whole text, as Wit stores intents, is a label of the text."""
-    for name, labels in evidence.free() if "text" in evidence.rows[0] else ():
+    for name, labels in evidence.free() if "tokens" not in evidence.rows[0] else ():
         spans = [(e, span) for e, x in labels if is_spans(x) for span in read_spans(x, text_of(e), where(e))]
         spans = [(e, span) for e, span in spans if span[2].lower() in ("intent", "class", "category", "sentiment")]
         if spans and all(span[:2] == (0, len(text_of(e))) for e, span in spans):

@@ -230,7 +230,7 @@ def second_text(head: Head, text: int, names: list[str]) -> str | None:
     for name in names:
         cells = [row[int(name)] for row in head.rows]
         lengths = sum(map(len, cells)), sum(len(row[text]) for row in head.rows)
-        several = sum(bool(re.search(r"\w[\s\W]+\w|[^\x00-\u1fff]{2}", cell)) for cell in cells)
+        several = sum(bool(re.match(r"[^\x00-\u1fff]{2}|.*\w\s+\w", cell)) for cell in cells)
         if lengths[0] > 0.3 * lengths[1] and len({*cells}) > 0.6 * len(cells) and several > 0.5 * len(cells):
             return name
     return None
