@@ -125,7 +125,7 @@ def find_format(path: Path, options: ReadOptions) -> str:
         return "beside"
     if found := format_of_rows(rows, options.labelled):
         return found
-    hint = "if it is a table, add --delimiter"
+    hint = "if it is a table, add --delimiter (' ': a label, then the text)"
     raise UserError(f"{path}: unknown format; name it with --format {{{','.join(READERS)}}}; {hint}")
 
 

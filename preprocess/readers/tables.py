@@ -44,7 +44,7 @@ def read_tsv(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 def is_plain(delimiter: str) -> bool:
     """Whether quotes are ordinary characters in a .csv with this delimiter."""
-    return len(delimiter) > 1 or delimiter == "\t"
+    return len(delimiter) > 1 or delimiter in "\t "
 
 
 def cells_of(path: Path, options: ReadOptions, delimiter: str, quoted: bool) -> Table:
@@ -65,7 +65,8 @@ def quote_of(options: ReadOptions, quoted: bool) -> str:
 
 
 def split_cells(path: Path, encoding: str, delimiter: str) -> Table:
-    return ((number, row.split(delimiter)) for number, row in read_rows(path, encoding))
+    most = 1 if delimiter == " " else -1  # `pos a lovely film`: a label, then the text
+    return ((number, row.split(delimiter, most)) for number, row in read_rows(path, encoding))
 
 
 def quoted_cells(path: Path, encoding: str, delimiter: str, quote: str) -> Table:

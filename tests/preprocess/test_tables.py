@@ -100,6 +100,14 @@ def test_quotes_can_be_another_character_or_none(tmp_path):
         DataConfig(input="a", output_dir="b", quotechar="''")
 
 
+def test_a_blank_separates_a_label_from_its_text(tmp_path):
+    body = "".join(f'{kind} {text}  "x\n' for text, kind in ROWS)
+    with pytest.raises(UserError, match="add --delimiter"):
+        read(tmp_path, {"a/a.label": body}, "a/a.label")
+    found = read(tmp_path, {"a/a.label": body}, "a/a.label", header=False, delimiter=" ")
+    assert pairs(found) == [(f'{text}  "x', kind) for text, kind in ROWS]
+
+
 def test_escapes_are_the_characters_that_they_name(tmp_path):
     assert unescaped(r"\t") == "\t" and unescaped(r"\n") == "\n" and unescaped("|") == "|"
     body = "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in ROWS)
