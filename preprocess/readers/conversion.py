@@ -138,20 +138,27 @@ def with_tags(values: Any) -> Values | None:
     tokens = values.get("tokens") if isinstance(values, dict) else None
     if not isinstance(tokens, list) or not tokens or not all(isinstance(token, dict) for token in tokens):
         return None
-    found = [[k for k in keys if all(isinstance(t.get(k), str) for t in tokens)][:1] for keys in (WORD_KEYS, TAG_KEYS)]
-    if not all(found):
+    word, tag = string_key(tokens, WORD_KEYS), string_key(tokens, TAG_KEYS)
+    if word is None or tag is None:
         return None
-    (word,), (tag,) = found
-    return {"tokens": [token[word] for token in tokens], "ner": [token[tag] for token in tokens]}
+    return values | {"tokens": [token[word] for token in tokens], "ner": [token[tag] for token in tokens]}
+
+
+def string_key(objects: Sequence[Values], names: Sequence[str]) -> str | None:
+    """The first of some names under which all objects have a string."""
+    return next((name for name in names if all(isinstance(each.get(name), str) for each in objects)), None)
 
 
 def sentences_of(objects: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     """Objects, with documents of DyGIE and spaCy as one object per sentence, whose labels are of its tokens."""
     count = 0
     for where, values in objects:
-        if all(tagged := [with_tags(part) for part in parts_of(values)]):
-            yield from ((f"{where.rpartition(', ')[0]}, sentence {count + n}", row) for n, row in enumerate(tagged, 1))
-            count += len(tagged)
+        part = {"split": values["split"]} if isinstance(values, dict) and "split" in values else {}
+        tagged = [with_tags(each) for each in parts_of(values)]
+        if all(tagged):
+            for row in tagged:
+                count += 1
+                yield f"{where.rpartition(', ')[0]}, sentence {count}", (row or {}) | part
             continue
         if not is_document(values):
             yield where, values
@@ -162,7 +169,7 @@ def sentences_of(objects: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]
             if any(not isinstance(s, list) or len(s) < 3 or {type(s[0]), type(s[1])} != {int} for s in spans):
                 raise UserError(f"{place}: a span of 'ner' is not [first token, last token, label]")
             found = [[first - start, last - start, label] for first, last, label, *_ in spans]
-            yield place, {"tokens": tokens, "ner": found}
+            yield place, {"tokens": tokens, "ner": found} | part
             start += len(tokens)
 
 

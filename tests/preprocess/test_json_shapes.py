@@ -679,6 +679,8 @@ def test_tokens_that_are_objects_in_paragraphs_of_sentences(tmp_path):
     documents = [{"id": n, "paragraphs": [{"sentences": sentences[n::2]}]} for n in (0, 1)]
     found, _ = read(write(tmp_path, documents))
     assert {text: entities_of(row, "ner") for text, row in found.items()} == wanted_entities()
+    parts, _ = read(write(tmp_path, {"train": documents[:1], "test": documents[1:]}))
+    assert {parts[" ".join(words)]["part"] for words, _ in WORDS[1::2]} == {"test"}
     questions = [{"paragraphs": [{"context": "a", "qas": []}]}]
     with pytest.raises(UserError, match="questions with answers"):
         read(write(tmp_path, questions))
