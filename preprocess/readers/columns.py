@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.errors import UserError
-from engine.task.signs import LABEL_NAMES, PAIR_NAMES, TEXT_NAMES, alike, by_usual, inline_syntax
+from engine.task.signs import LABEL_NAMES, PAIR_NAMES, PAIRS, TEXT_NAMES, alike, by_usual, inline_syntax
 from preprocess.example import PART_NAMES, RESERVED, Example
 from preprocess.readers.inline import without_marks
 from preprocess.readers.options import ReadOptions, split_names
@@ -18,7 +18,7 @@ from preprocess.readers.raw_files import abbreviate
 NUMBER_NAMES = "score rating stars similarity".split()  # labels if none of LABEL_NAMES is present
 # If none of those is present either, the first of these that is
 OTHER_LABEL_NAMES = "sentiment emotion topic polarity 情感 情感标签 情感倾向 情感极性 情绪 分类 类型 意图 实体".split()
-OTHER_LABEL_NAMES += "评分 星级 得分 打分 分数 相似度".split()
+OTHER_LABEL_NAMES += "评分 星级 得分 打分 分数 相似度 gold_label is_duplicate".split()
 PART_COLUMNS = (
     "split partition set subset dataset part data_split 划分 数据集".split()
 )  # if their values are names of parts
@@ -146,8 +146,7 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
     path, names, listed = head.path, head.names, head.listed
     if not known:
         refuse_other_tasks(head, options)
-    text = head.pick("text_column", [options.text_column], ["tokens", *TEXT_NAMES])[0]
-    pair = first_or_none(head.pick("text_pair_column", [options.text_pair_column], PAIR_NAMES, needed=False))
+    text, pair = find_texts(head, options)
     inline = find_inline(head, options, text, known)
     if not options.labelled:  # the model knows its extra columns
         options.understood.add_columns(text=repr(text), pair=pair, entities=inline and f"marks {inline}, removed")
@@ -179,6 +178,16 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
     options.understood.add_columns(text=repr(text), pair=pair, labels=abbreviate(map(repr, used)))
     print(f"{path}: text from {text!r}{shown}, labels from {abbreviate(map(repr, used))}{left_out}")
     return Columns(text, pair, labels, extras, kept, group, part, inline)
+
+
+def find_texts(head: Head, options: ReadOptions) -> tuple[str, str | None]:
+    """The columns of the text and of the second text of a pair, if there is one."""
+    if not (options.text_column or options.text_pair_column or "tokens" in head.names):
+        for first, second in PAIRS:
+            if len(both := alike((first, second), head.names)) == 2:
+                return both[0], both[1]
+    text = head.pick("text_column", [options.text_column], ["tokens", *TEXT_NAMES, "words"])[0]
+    return text, first_or_none(head.pick("text_pair_column", [options.text_pair_column], PAIR_NAMES, needed=False))
 
 
 def find_part(head: Head, options: ReadOptions) -> str | None:

@@ -18,6 +18,7 @@ from preprocess.readers.shapes import MISSING, Reading, Shape, at, find_reading,
 
 Values = dict[str, Any]
 Step = Callable[[Any, str], Any]  # (values, where) -> values
+WORD_KEYS, TAG_KEYS = "orth word text form token".split(), "ner tag label".split()  # of tokens that are objects
 BY_NAME = "text_column text_pair_column label_column group_column extra_columns keep_columns split_column".split()
 
 
@@ -119,9 +120,43 @@ def is_document(values: Any, labelled: bool) -> bool:
     return all(isinstance(each, list) for each in (*sentences, *spans))
 
 
+def parts_of(values: Any) -> list[Any]:
+    """The sentences of a document that is paragraphs of sentences, as in spaCy's JSON; itself if it is none."""
+    for key in ("paragraphs", "sentences"):
+        below = values.get(key) if isinstance(values, dict) else None
+        if isinstance(below, list) and below and all(isinstance(each, dict) for each in below):
+            return [part for each in below for part in parts_of(each)]
+    return [values]
+
+
+def with_tags(values: Any) -> Values | None:
+    """An object whose tokens are objects, [{"orth": "Anna", "ner": "B-PER"}, …], with the words and one list of tags;
+    None for another."""
+    tokens = values.get("tokens") if isinstance(values, dict) else None
+    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, dict) for token in tokens):
+        return None
+    word, tag = string_key(tokens, WORD_KEYS), string_key(tokens, TAG_KEYS)
+    if word is None or tag is None:
+        return None
+    return values | {"tokens": [token[word] for token in tokens], "ner": [token[tag] for token in tokens]}
+
+
+def string_key(objects: Sequence[Values], names: Sequence[str]) -> str | None:
+    """The first of some names under which all objects have a string."""
+    return next((name for name in names if all(isinstance(each.get(name), str) for each in objects)), None)
+
+
 def sentences_of(objects: Iterator[tuple[str, Any]], labelled: bool) -> Iterator[tuple[str, Any]]:
-    """Objects, with documents of DyGIE as one object per sentence, whose spans count its tokens."""
+    """Objects, with documents of DyGIE and spaCy as one object per sentence, whose labels are of its tokens."""
+    count = 0
     for where, values in objects:
+        part = {"split": values["split"]} if isinstance(values, dict) and "split" in values else {}
+        tagged = [with_tags(each) for each in parts_of(values)]
+        if all(tagged):
+            for row in tagged:
+                count += 1
+                yield f"{where.rpartition(', ')[0]}, sentence {count}", (row or {}) | part
+            continue
         if not is_document(values, labelled):
             yield where, values
             continue
@@ -131,7 +166,7 @@ def sentences_of(objects: Iterator[tuple[str, Any]], labelled: bool) -> Iterator
             if any(not isinstance(s, list) or len(s) < 3 or {type(s[0]), type(s[1])} != {int} for s in spans):
                 raise UserError(f"{place}: a span of 'ner' is not [first token, last token, label]")
             found = [[first - start, last - start, label] for first, last, label, *_ in spans]
-            yield place, {"tokens": tokens, "ner": found}
+            yield place, {"tokens": tokens, "ner": found} | part
             start += len(tokens)
 
 

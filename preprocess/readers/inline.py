@@ -7,11 +7,12 @@ To add another syntax: one line in INLINE of engine/task/signs.py.
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from engine.task.signs import INLINE
+from engine.task.signs import INLINE, inline_syntax
 from preprocess.example import Example
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import read_rows
@@ -58,6 +59,18 @@ def chunks_to_text(chunks: Any, where: str) -> tuple[str, list[Span]]:
             spans.append({"start": start, "end": start + len(piece.strip()), "label": label})
         text += piece
     return text, spans
+
+
+def read_inline(path: Path, options: ReadOptions) -> Iterator[Example]:
+    """One text per row, with its entities marked in it."""
+    syntax = inline_syntax([row for _, row in islice(read_rows(path, options.encoding), 200) if row.strip()])
+    if syntax is None:
+        raise UserError(f"{path}: its rows have no marks of entities, such as {' or '.join(INLINE)}")
+    options.understood.add(path, "texts with marks", text="rows", slots=syntax)
+    for number, row in read_rows(path, options.encoding):
+        if row.strip():
+            text, spans = without_marks(row, syntax, f"{path}, row {number}")
+            yield {"_where": f"{path}, row {number}", "text": text, "slots": spans}
 
 
 def read_rasa(path: Path, options: ReadOptions) -> Iterator[Example]:

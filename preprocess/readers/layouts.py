@@ -161,14 +161,15 @@ def as_classes(content: dict[str, Any]) -> Rows | None:
 
 
 def as_patterns(content: dict[str, Any]) -> Rows | None:
-    """The rows of {"intents": [{"tag": "greeting", "patterns": ["hello", …]}, …]}."""
+    """The rows of {"intents": [{"tag": "greeting", "patterns": ["hello", …]}, …]}, also with {"text": "hello"}."""
     found = content.get("intents")
     if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
         return None
     pairs = [(at(each, "tag|intent|name"), at(each, "patterns|examples|utterances|questions")) for each in found]
     if not pairs or not all(isinstance(tag, str) and isinstance(texts, list) for tag, texts in pairs):
         return None
-    return [{"text": text, "intent": tag} for tag, texts in pairs for text in texts]
+    rows = [(tag, text if isinstance(text, dict) else {"text": text}) for tag, texts in pairs for text in texts]
+    return [row | {"intent": tag} for tag, row in rows]
 
 
 def the_list(path: Path, content: dict[str, Any]) -> Rows:

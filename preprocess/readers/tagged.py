@@ -224,26 +224,31 @@ def has_numbered_characters(path: Path, layout: Layout, encoding: str) -> bool:
 
 def read_conllu(path: Path, options: ReadOptions) -> Iterator[Example]:
     """CoNLL-U: ten columns per token; the tags are --tag_column or --label_column, otherwise UPOS, or XPOS if there is
-    no UPOS. CoNLL-U Plus names its columns in its first row; the tags are then the last column with tags of entities.
+    no UPOS. CoNLL-U Plus names its columns in its first row. The keys of MISC that all tokens have (`name=B-PER`) are
+    columns, too. If a column beyond the ten has tags of entities, it is the default.
 
     Ranges (1-2) and empty nodes (1.1) are skipped.
     """
     columns = conllu_columns(path, options.encoding)
+    head = [token for _, tokens in islice(conllu_sentences(path, options.encoding, columns), 1000) for token in tokens]
+    in_all = [key for key in next(iter(head), {}) if key not in columns and all(key in token for token in head)]
+    names = (*columns, *in_all)
+    listed = f"{'CoNLL-U' if columns == CONLLU else 'it'} has {', '.join(names)}"
     flag = "tag_column" if options.tag_column else "label_column"
     wanted = [name.lower() for name in split_names(options.tag_column or options.label_column)]
-    wanted = [columns[int(name)] if name.isdigit() and int(name) < len(columns) else name for name in wanted]
-    listed = f"{'CoNLL-U' if columns == CONLLU else 'it'} has {', '.join(columns)}"
-    if unknown := [name for name in wanted if name not in columns or name in ("id", "form")]:
+    wanted = [names[int(name)] if name.isdigit() and int(name) < len(names) else name for name in wanted]
+    if unknown := [name for name in wanted if name not in names or name in ("id", "form")]:
         raise UserError(f"{path}: no column {unknown[0]!r} (--{flag}); {listed}")
     if not wanted and options.labelled:
-        head = islice(conllu_sentences(path, options.encoding, columns), 1000)
-        wanted = usual_tags([token for _, tokens in head for token in tokens], columns)
+        wanted = usual_tags(head, names)
         if not wanted:
             raise UserError(f"{path}: cannot tell which column has the tags; add --tag_column; {listed}")
     options.understood.add(path, "CoNLL-U", token="form", tag=", ".join(wanted))
     for start, tokens in conllu_sentences(path, options.encoding, columns):
         example: Example = {"_where": f"{path}, row {start}", "tokens": [token["form"] for token in tokens]}
         for name in wanted:
+            if absent := [token["form"] for token in tokens if name not in token]:
+                raise UserError(f"{path}, row {start}: {absent[0]!r} has no {name}= in MISC, as other tokens have")
             tags = [token[name].strip() for token in tokens]
             example[re.sub("[.,=]", "_", name)] = None if set(tags) == {"_"} else tags
         yield example
@@ -290,7 +295,9 @@ def conllu_sentences(
             require_end(path, number, len(tokens))
             start = start if tokens else number
             if number_of_token.isdigit():
-                tokens.append(dict(zip(columns, cells)))
+                token = dict(zip(columns, cells))
+                pairs = [item.partition("=")[::2] for item in token.get("misc", "").split("|") if "=" in item]
+                tokens.append({key.lower(): value for key, value in pairs} | token)
 
 
 def read_word_tags(path: Path, options: ReadOptions) -> Iterator[Example]:
@@ -387,6 +394,7 @@ def read_seq(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 ENTITY = r"(?:O|[BIESMLU]-\S+)"
 PIECES = [re.compile(rf"([^ \t]+?){re.escape(mark)}({ENTITY})") for mark in (":", "|", "###")]  # word:tag
+TAG = re.compile(rf"{ENTITY}|-|\S+_[BI]")  # in a column of tags
 INTENT = re.compile(r"\s*(?:<=>|\t)\s*")  # what separates word:tag pairs from the intent
 
 
@@ -421,7 +429,7 @@ class RowForm(NamedTuple):
             return None
         tokens, tags = split_words(cells[self.words]), split_words(cells[self.tags])
         intent = None if self.intent is None else cells[self.intent]
-        if intent is None and len(tags) > 1 and not re.fullmatch(ENTITY, tags[-1]):
+        if intent is None and len(tags) > 1 and not TAG.fullmatch(tags[-1]):
             intent = tags.pop()  # of the word EOS
             if tokens[-1:] == ["EOS"]:
                 tokens.pop()
@@ -429,7 +437,7 @@ class RowForm(NamedTuple):
                 return None
         if tokens[:1] == ["BOS"] and tags[:1] == ["O"]:
             tokens, tags = tokens[1:], tags[1:]
-        if len(tokens) != len(tags) or not all(re.fullmatch(ENTITY, tag) for tag in tags):
+        if len(tokens) != len(tags) or not all(map(TAG.fullmatch, tags)):
             return None
         return SentenceRow(tokens, tags, intent) if tokens else None
 

@@ -28,7 +28,7 @@ SPLIT_NAMES = ("split", "partition")
 # How the tags of entities are written. A column has such tags if one pattern fits all of its cells.
 TAG_PATTERNS = [
     re.compile(r"O|[BIESMLU][-_]\S.*"),
-    re.compile(r"O|\S+[-_][BIESMLU]"),
+    re.compile(r"O|-|\S+[-_][BIESMLU]"),  # - is O in Korean corpora: PER_B PER_I -
     re.compile(r"[Oo]|[biesmlu][-_]\S.*"),
 ]
 BARE_TAG = re.compile(r"\w[\w.:/&-]*")
@@ -151,7 +151,7 @@ def plain_name(name: str) -> str:
 def pattern_of(cells: Iterable[str]) -> re.Pattern[str] | None:
     """How the tags of entities are written in a column, or None if its cells are not such tags."""
     values = set(cells)
-    return next((p for p in TAG_PATTERNS if values and all(map(p.fullmatch, values))), None)
+    return next((p for p in TAG_PATTERNS if values - {"-"} and all(map(p.fullmatch, values))), None)
 
 
 def are_bare_tags(cells: Sequence[str]) -> bool:
@@ -162,7 +162,7 @@ def are_bare_tags(cells: Sequence[str]) -> bool:
 
 
 def types_of(cells: Iterable[str]) -> set[str]:
-    return {re.sub(r"^[A-Za-z][-_]|[-_][A-Z]$", "", cell) for cell in cells} - {"O", "o"}
+    return {re.sub(r"^[A-Za-z][-_]|[-_][A-Z]$", "", cell) for cell in cells} - {"O", "o", "-"}
 
 
 def find_layout(head: Head, options: ReadOptions, *, part: int | None = None, intent: int | None = None) -> Layout:

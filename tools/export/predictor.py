@@ -38,7 +38,7 @@ if TYPE_CHECKING or not (HERE / "predictor_schema.py").exists():
     from engine.run.flags import OneLineParser, one_line, whole_number
     from engine.schema import AnyOf, Optional, Range, SchemaError, parse_json, read_json
     from engine.task import words as task_words
-    from engine.task.signs import PAIR_NAMES, TEXT_NAMES, by_usual, encoding_of_marks, inline_syntax
+    from engine.task.signs import PAIR_NAMES, PAIRS, TEXT_NAMES, by_usual, encoding_of_marks, inline_syntax
 else:  # in an exported folder, which must not change
     sys.path.append(str(HERE))
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
@@ -46,7 +46,7 @@ else:  # in an exported folder, which must not change
     from predictor_flags import OneLineParser, one_line, whole_number
     from predictor_rows import write_rows
     from predictor_schema import AnyOf, Optional, Range, SchemaError, parse_json, read_json
-    from predictor_signs import PAIR_NAMES, TEXT_NAMES, by_usual, encoding_of_marks, inline_syntax
+    from predictor_signs import PAIR_NAMES, PAIRS, TEXT_NAMES, by_usual, encoding_of_marks, inline_syntax
     from predictor_windows import Cutter, Feature, TooLong, encode_texts, merge_spans, merge_windows, pick
 
     sys.dont_write_bytecode = before
@@ -609,6 +609,10 @@ def parse_lines(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 def find_columns(path: Path, names: list[str], options: Any) -> tuple[str, str | None]:
     """(column of the text, of the second text or None): from the options, otherwise by the usual names."""
+    if not (options.text_column or options.text_pair_column or "tokens" in names):
+        for pair in PAIRS:
+            if {*pair} <= {*names}:
+                return pair
     chosen: list[Any] = []
     for flag, usual in (("text_column", ["tokens", *TEXT_NAMES]), ("text_pair_column", PAIR_NAMES)):
         wanted = getattr(options, flag)
