@@ -545,6 +545,7 @@ def texts_only(path: Path, lines: Iterator[str]) -> Iterator[str]:
         rows = [row for row, cells in zip(rows, words) if len(cells) > 1] or rows
         if all(len(cells) == 2 for cells in words) and any(cells[1] == "O" for cells in words):
             raise refused(path, "holds tokens with tags (CoNLL), or may")
+    refuse_marked(path, head)
     for what, which, pattern in OTHER_FORMS if rows else ():
         if which(bool(re.match(pattern, row)) for row in (rows if which is all else filled)):
             raise refused(path, f"holds {what}, or may")
@@ -572,10 +573,15 @@ def refuse_marked(path: Path, texts: list[Any], columns: Iterable[list[str]] = (
     if filled and (inline_syntax(filled) or all(re.match(r"\s*\[.*\]\s*$", text, re.S) for text in filled)):
         raise refused(path, "has texts that are lists or have marked entities, or may have")
     sizes = [len(text.split()) for text in texts if isinstance(text, str)]
-    for tags in ([cell.split() for cell in column] for column in columns if filled):
+    for tags in ([items_of(cell) for cell in column] for column in columns if filled):
         as_tags = all(re.fullmatch(ENTITY, tag) for row in tags for tag in row)
         if sizes == list(map(len, tags)) and (as_tags or ({*sizes} <= {0, 1} and ["O"] in tags)):
             raise refused(path, "has a column with a tag for each word, or may have")
+
+
+def items_of(cell: str) -> list[str]:
+    """The words of a cell, or the strings of a list in it."""
+    return re.findall(r"""['"]([^'"]*)['"]""", cell) if cell.startswith("[") else cell.split()
 
 
 def read_objects(path: Path, lines: Iterable[str], options: Any) -> Iterator[dict[str, Any]]:
