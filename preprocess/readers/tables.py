@@ -149,20 +149,28 @@ def columns_to_examples(path: str | Path, table: Table, options: ReadOptions) ->
     if selection := select_columns(path, names, rows, options):
         names, shown = selection.names, selection.names if options.header else shown
         rows, table = list(selection.applied(rows, origin)), selection.applied(table, origin)
+        ((_, first),) = selection.applied([(1, [*[""] * (selection.width - len(first)), *first])], origin)
         options = selection.options
+    below = data_rows(path, first if options.header else [], chain(rows, table))
     full_rows = [cells for _, cells in rows if len(cells) == len(names)]
     if (layout := token_layout(path, names, rows, options)) is not None:
-        yield from read_token_table(layout, chain(rows, table), options)
+        yield from read_token_table(layout, below, options)
         return
     head = Head(path, names, full_rows, f"its columns are: {abbreviate(shown)}")
     columns = find(head, options)
     report_joined_labels(head, columns, options)
-    yield from table_examples(head, columns, chain(rows, table), origin, options)
+    yield from table_examples(head, columns, below, origin, options)
 
 
-def table_examples(
-    head: Head, columns: Columns, rows: Table | chain, origin: str, options: ReadOptions
-) -> Iterator[Example]:
+def data_rows(path: str | Path, header: list[str], table: Table) -> Table:
+    """The rows below the header. Raises UserError if it comes again, as where files were joined."""
+    for number, cells in table:
+        if cells == header and len(header) > 1:
+            raise UserError(f"{path}, row {number}: the header again; remove this row")
+        yield number, cells
+
+
+def table_examples(head: Head, columns: Columns, rows: Table, origin: str, options: ReadOptions) -> Iterator[Example]:
     """The examples of the rows below the header. origin: what says how many columns there are"""
     # The role given by an option takes precedence, even for a column called "id"
     roles = {"id": "id", columns.part: "split", columns.text: "text", columns.pair: "text_pair"}
