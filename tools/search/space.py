@@ -55,7 +55,7 @@ class Dimension:
 
 
 Space = dict[str, Dimension]
-Values = Mapping[str, Any]  # of options of main.py, or of a point of the space: {name: value}
+Values = Mapping[str, Any]  # {name: value} of options of main.py, or of a point in the space
 
 
 # ---- the syntax of --space -------------------------------------------------------------------------------------------
