@@ -13,7 +13,7 @@ Span = tuple[int, int, int]  # first word, last word, type id
 
 
 class TooLong(ValueError):
-    """Why an example cannot be cut, in one line."""
+    """An example cannot be cut; the message says why in one line."""
 
 
 class Feature(NamedTuple):

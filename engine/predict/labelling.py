@@ -142,7 +142,7 @@ PROGRESS = {"facts": {str: object}, "rows": Range(0), "bytes": Range(0), "cuts":
 class Output:
     """The file that appears when all rows are labelled, and its partial state until then. One process writes it.
 
-    facts: {what the bytes depend on: its value}; num_rows: how many rows there will be.
+    facts: {what the bytes depend on: its value}; num_rows: the final number of rows.
     """
 
     def __init__(self, path: str | Path, facts: dict[str, Any], num_rows: int, spreadsheet_safe: bool = False):
@@ -178,7 +178,7 @@ class Output:
         open_own(self.partial).close()
 
     def go_on(self, force: bool) -> bool:
-        """Goes back to the last state that is safe on disk. -> whether there is one. Raises UserError if it belongs to
+        """Goes back to the last state that is safe on disk. -> whether there is one. Raises UserError if it is from
         other inputs or options, or is damaged."""
         advice = f"remove {self.progress} to start over"
         try:

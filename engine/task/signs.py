@@ -20,7 +20,7 @@ LABEL_NAMES = "label labels entities spans intent class category target slots ta
 
 NAME = r"(?P<label>[^\W\d][\w.\-]*)"
 NO_LINK = r"(?!https?:|ftp:|mailto:|www\.)"
-INLINE = {  # how it looks: a pattern with the groups `label` and `text`
+INLINE = {  # {example: a pattern with the groups `label` and `text`}
     "[nine am](time)": rf"\[(?P<text>[^\[\]]+)\](?:\({NO_LINK}{NAME}(?::[^()]*)?\)|(?P<more>\{{[^{{}}]*\}}))",
     "[time : nine am]": rf"\[\s*{NAME}\s+:\s+(?P<text>[^\[\]]*[^\s\[\]])\s*\]",
     "{{time:nine am}}": rf"\{{\{{\s*{NAME}\s*:\s*(?P<text>[^{{}}]*[^\s{{}}])\s*\}}\}}",

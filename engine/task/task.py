@@ -63,7 +63,7 @@ class Task:
         return needs_words(self.kind)
 
     def to_json(self) -> dict[str, Any]:
-        """Its object in labels.json, without what is missing."""
+        """Its object in labels.json, without unset fields."""
         values = asdict(self) | {"kind": None if self.kind == self.type else self.kind}
         if self.kind != "regression":
             del values["mean"], values["std"]
@@ -76,7 +76,7 @@ def needs_words(kind: str) -> bool:
 
 
 def read_tasks(path: str | Path) -> dict[str, Task]:
-    """The tasks of labels.json, in a processed folder or a checkpoint. Raises UserError for any other form."""
+    """The tasks of labels.json, in a processed folder or a checkpoint. Raises UserError if it has another form."""
     try:
         tasks = tasks_of(read_json(path, {str: TASK}))
         for name, task in tasks.items():

@@ -484,7 +484,7 @@ OTHER_FORMS: list[tuple[str, Any, str]] = [  # what else a .txt may be: (name, w
     ("a table", next, rf"(?i)(.*[\t,;|])?\s*({NAMES})\s*[\t,;|]|.*[\t,;|]\s*({NAMES})\s*$|.*_!_"),
     ("a table", all, r".*\t"),
     ("texts with labels (fastText)", all, r"__label__\S|.*\s__label__\S+\s*$"),
-    ("texts of Rasa", any, r"##\s*intent:|nlu:\s*$"),
+    ("Rasa's training data", any, r"##\s*intent:|nlu:\s*$"),
     ("tokens with tags (CoNLL)", all, rf"\S+[ \t](.*[ \t])?{ENTITY}\s*$"),
     ("tokens with tags (CoNLL)", next, r"# global\.columns|#begin document"),
     ("words with tags", all, r"(\S*/([A-Za-z][\w$-]*|[^\w\s]{1,2})(\]\S*)?(\s+|$))+$"),
@@ -541,7 +541,7 @@ def texts_only(path: Path, lines: Iterator[str]) -> Iterator[str]:
     filled = [row for row in head if row.strip()]
     rows = [row for row in filled if not row.startswith("#")] or filled
     words = [row.split() for row in rows]
-    if "" in head[:-1]:  # blank rows: of CoNLL, whose sentences may have a row with their intent
+    if "" in head[:-1]:  # blank rows, as in CoNLL, where a sentence may have a row with its intent
         rows = [row for row, cells in zip(rows, words) if len(cells) > 1] or rows
         if all(len(cells) == 2 for cells in words) and any(cells[1] == "O" for cells in words):
             raise refused(path, "seems to have tokens with tags (CoNLL)")
