@@ -5,7 +5,9 @@ Here are the names of its other keys and of the parts, and the checks of its tex
 
 import json
 import re
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from engine.errors import UserError
@@ -22,6 +24,8 @@ PART_NAMES = {
 TEXT_KEYS = ("text", "tokens", "text_pair")
 HIDDEN = ("_where", "split", "group")  # keys that are not written
 RESERVED = (*PARTS_OF_A_ROW, *HIDDEN)  # keys other than labels
+SENTENCE_ENDS = frozenset(".。!！?？…")
+MOST_TOKENS, MOST_CHARACTERS = 100, 2000  # of a text that is alone in its file; few are longer
 
 
 def cut(text: str, most: int = 60) -> str:
@@ -43,6 +47,12 @@ def file_of(where: str) -> str:
 @lru_cache(1000)
 def without_last_word(head: str) -> str:
     return re.sub(r", \S+$", "", head)
+
+
+def abbreviate(names: Iterable[object], limit: int = 12) -> str:
+    """The first of many names, for a message on one line."""
+    shown = [cut(str(name) if str(name).isprintable() else repr(name)) for name in names]
+    return ", ".join(shown[:limit]) + (f", … ({len(shown) - limit:,} more)" if len(shown) > limit else "")
 
 
 def same_file(where: str, other: str) -> str:
@@ -90,3 +100,25 @@ def encode(text: str, where: str) -> bytes:
 def length_of(example: Example) -> int:
     """The length of an example in tokens, or in characters if it has no tokens."""
     return len(example.get("tokens") or example["text"])
+
+
+def is_whole_file(examples: Sequence[Example]) -> bool:
+    """Whether nothing seems to separate the texts of a file, whose examples are one, two or three.
+
+    A single one is too long, or has several ends of sentences; of two or three, the longest has many.
+    """
+    longest = max(examples, key=length_of)
+    length, tokens = length_of(longest), longest.get("tokens")
+    if tokens is None:
+        return len(examples) == 1 and length >= MOST_CHARACTERS
+    ends = sum(token in SENTENCE_ENDS for token in tokens[:-1])
+    if len(examples) > 1:
+        return length >= 2 * MOST_TOKENS and ends >= 10
+    return length > MOST_TOKENS or (ends > 1 and length > 20)
+
+
+def counts_up(cells: Sequence[str]) -> bool:
+    """Whether cells are whole numbers, each of them the next one."""
+    if not all(cell.isdecimal() and len(cell) < 16 for cell in cells):
+        return False
+    return all(int(after) == int(before) + 1 for before, after in pairwise(cells))

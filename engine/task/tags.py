@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 LETTERS = frozenset("BIESMLU")  # of BIO, BIOES, BMES and BILOU
+PATTERN = r"(?:O|[BIESMLU][-_]\S+)"  # a tag among other characters
 
 
 class Tag(NamedTuple):
@@ -35,17 +36,18 @@ class Notation(NamedTuple):
 
 
 STANDARD = Notation(signs="-")  # of the processed folder
-NOTATIONS = [Notation(), Notation(behind=True), Notation(lower=True)]  # the usual ones, the most frequent first
+USUAL = Notation()
+NOTATIONS = [USUAL, Notation(behind=True), Notation(lower=True)]  # the most frequent first
 
 
 def notation_of(tags: Iterable[str]) -> Notation | None:
-    """The usual notation in which all tags are written; None if they are not tags of entities."""
+    """The notation in which all tags are written; None if they are not tags of entities."""
     different = set(tags)
     return next((n for n in NOTATIONS if different and all(map(n.parse, different))), None)
 
 
 def parse_tag(tag: str) -> Tag | None:
-    """The parts of a tag in the first usual notation that it has."""
+    """The parts of a tag in the first notation that it has."""
     return next(filter(None, (notation.parse(tag) for notation in NOTATIONS)), None)
 
 

@@ -6,9 +6,9 @@ from itertools import islice
 from pathlib import Path
 
 from engine.errors import UserError
-from preprocess.example import PART_NAMES, Example
+from preprocess.example import PART_NAMES, Example, abbreviate
 from preprocess.readers.options import ReadOptions
-from preprocess.readers.raw_files import abbreviate, open_bytes, read_rows
+from preprocess.readers.raw_files import open_bytes, read_rows
 
 # Words of file names: of a file of texts, and of one with their labels
 TEXT_WORDS = set("text texts sentence sentences x in input inputs data txt".split())

@@ -3,16 +3,16 @@
 Edit here to have your own column names found without a flag.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.errors import UserError
-from preprocess.example import PART_NAMES, RESERVED, Example
+from preprocess.example import PART_NAMES, RESERVED, Example, abbreviate
 from preprocess.readers.inline import inline_syntax, without_marks
 from preprocess.readers.options import ReadOptions, split_names
-from preprocess.readers.raw_files import abbreviate
 
 # The usual names of columns and keys. If several are present, the first in these lists is the text.
 TEXT_NAMES = "text sentence content sentence1 text_a premise question review query title 文本 内容".split()
@@ -61,6 +61,7 @@ HELP = {
     "questions with answers in a text (as in SQuAD)": "answers can be read as spans of a text: "
     'convert each to {"start": …, "end": …, "label": "answer"} in a list under `entities`',
 }
+JOINED_INTENTS = re.compile(r"[^\W\d][^\s#]*(#[^\W\d][^\s#]*)+")  # none of "C#" and "topic#1"
 YES = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
 
@@ -253,3 +254,11 @@ def names_marked(columns: list[str], values: Mapping[str, Any], where: str) -> l
         if cell not in YES:
             raise UserError(f"{where}: {name!r} is {cell!r}, but columns combined into one task must contain 0 or 1")
     return [name for name, cell in zip(columns, cells) if YES[cell]]
+
+
+def intents_of(names: Iterable[Any], options: ReadOptions) -> Callable[[str], str | list[str]]:
+    """How an intent is read: `a#b` is two, as in MixATIS, and then each is a list. names: those that decide"""
+    several = any(isinstance(name, str) and JOINED_INTENTS.fullmatch(name) for name in names)
+    if several and options.label_types.get("intent") != "classification":
+        return lambda name: name.split("#")
+    return lambda name: name

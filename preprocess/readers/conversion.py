@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
+from preprocess.example import abbreviate
 from preprocess.readers.columns import LABEL_NAMES, YES, alike
 from preprocess.readers.layouts import names_of_pairs, with_keys
 from preprocess.readers.options import ReadOptions, split_names
-from preprocess.readers.raw_files import abbreviate
 from preprocess.readers.selection import JOINED, join_texts
 from preprocess.readers.shapes import MISSING, Reading, Shape, at, find_reading, key_of, with_dotted
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from preprocess.example import Example, shown
+from preprocess.example import Example, abbreviate, shown
 from preprocess.readers.options import ReadOptions
-from preprocess.readers.raw_files import MAX_CHARACTERS, abbreviate, encoding_of_all, is_utf8, read_rows, read_whole
+from preprocess.readers.raw_files import MAX_CHARACTERS, encoding_of_all, is_utf8, read_rows, read_whole
 
 UNLABELLED = ("unsup", "unlabeled", "unlabelled")  # folders whose texts have no class
 TEXT_BOUND = re.compile(r"(\S+) (\d+ \d+(?:;\d+ \d+)*)")
@@ -51,7 +51,7 @@ def read_classes(path: Path, options: ReadOptions) -> Iterator[Example]:
             encoding = options.encoding
             if encoding == "auto" and not is_utf8(file):
                 encoding = shared = shared or encoding_of_all([f for folder in classes for f in text_files(folder)])
-            text, _ = read_whole(file, encoding)
+            text = read_whole(file, encoding)
             text = text.removeprefix("\ufeff").replace("\r\n", "\n").strip("\n")
             yield {"_where": f"{file}", "id": f"{folder.name}/{file.stem}", "text": text, "label": folder.name}
 
@@ -64,7 +64,7 @@ def read_brat(path: Path, options: ReadOptions) -> Iterator[Example]:
     if alone := sorted({file.stem for file in annotations} - {file.stem for file in texts}):
         raise UserError(f"{path}/{alone[0]}.ann: no {alone[0]}.txt next to it")
     for file in texts:
-        text, _ = read_whole(file, options.encoding)
+        text = read_whole(file, options.encoding)
         spans = None
         if (annotated := file.with_suffix(".ann")).exists():
             spans = []

@@ -10,28 +10,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engine.errors import UserError
+from engine.task.tags import notation_of
 from preprocess.example import Example
 from preprocess.readers.beside import class_files, classes_of, label_file_of, read_beside, read_class_files
 from preprocess.readers.columns import LABEL_NAMES, NUMBER_NAMES, OTHER_LABEL_NAMES, TEXT_NAMES, alike
+from preprocess.readers.conll import CONLL_2012, GLOBAL_COLUMNS, read_conll, read_conllu, split_row
 from preprocess.readers.folders import class_folders, is_brat, read_brat, read_classes
 from preprocess.readers.inline import is_rasa, read_rasa
 from preprocess.readers.objects import read_dataset, read_json, read_jsonl, read_parquet
 from preprocess.readers.options import Reader, ReadOptions
 from preprocess.readers.raw_files import encoding_of, open_bytes, read_rows
 from preprocess.readers.tables import read_csv, read_tsv, read_xlsx
-from preprocess.readers.tagged import (
-    BREAKS,
-    GLOBAL_COLUMNS,
-    WORD_TAG,
-    read_conll,
-    read_conllu,
-    read_sentence_rows,
-    read_seq,
-    read_word_tags,
-    row_form,
-    split_row,
-)
-from preprocess.readers.token_rows import TAG_NAMES, TOKEN_NAMES, are_bare_tags, pattern_of, plain_name
+from preprocess.readers.tagged import WORD_TAG, pieces_of, read_sentence_rows, read_seq, read_word_tags, row_form
+from preprocess.readers.token_rows import TAG_NAMES, TOKEN_NAMES, are_bare_tags, plain_name
 
 FASTTEXT = "__label__"
 USUAL_LABELS = [*LABEL_NAMES, *NUMBER_NAMES, *OTHER_LABEL_NAMES]
@@ -161,7 +152,7 @@ def format_of_tokens(rows: list[str], may_be_table: bool) -> str | None:
     is_conllu = all(map(CONLLU_ROW.match, head)) and any(row[0].isdigit() for row in head)
     if head[0].startswith(GLOBAL_COLUMNS) or (is_conllu and not head[0].startswith("##")):
         return "conllu"
-    if head[0].startswith(BREAKS[1]):
+    if head[0].startswith(CONLL_2012):
         return "conll"
     if row_form([row for row in head if not row.startswith("#")] or head):
         return "sentence_rows"
@@ -213,10 +204,10 @@ def are_tagged(rows: list[str], bare: bool = False) -> bool:
     widths = {len(cells) for cells in table}
     if bare:
         return len(widths) == 1 and are_bare_tags(last)
-    if pattern_of(last):
+    if notation_of(last):
         return True
     columns = list(zip(*table))[1:-1] if len(widths) == 1 else []
-    return any(pattern_of(map(str.strip, cells)) and len({*cells}) > 1 for cells in columns)
+    return any(notation_of(map(str.strip, cells)) and len({*cells}) > 1 for cells in columns)
 
 
 def are_single_words(rows: list[str]) -> bool:
@@ -226,5 +217,5 @@ def are_single_words(rows: list[str]) -> bool:
 
 def are_word_tags(row: str) -> bool:
     """Whether every word of a row is followed by its tag: 我/r 爱/v [北京/ns 大学/n]nt"""
-    pieces = [re.sub(r"\](/?[A-Za-z]+)?$", "", piece) for piece in re.findall(r"[^ \t\r\u3000]+", row)]
-    return bool(pieces) and all(WORD_TAG.fullmatch(piece) for piece in pieces)
+    pieces = pieces_of(row)
+    return bool(pieces) and all(map(WORD_TAG.fullmatch, pieces))

@@ -6,7 +6,7 @@ Edit here to add another syntax: one line in INLINE.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +67,21 @@ def inline_syntax(texts: Sequence[str]) -> str | None:
     return None
 
 
-def chunks_to_text(chunks: Any, where: str) -> tuple[str, list[Span]]:
+def chunks_to_text(chunks: Any, where: str) -> tuple[str, list[list[Any]]]:
     """(text, spans) of Snips's [{"text": "add "}, {"text": "a song", "entity": "title"}]."""
+    chunks = chunks if isinstance(chunks, list) else [chunks]
+    if not all(isinstance(chunk, dict) and isinstance(chunk.get("text"), str) for chunk in chunks):
+        raise UserError(f"{where}: a piece of the text has no `text`")
+    return join_pieces((c["text"], c.get("slot_name") or c.get("entity") or c.get("alias")) for c in chunks)
+
+
+def join_pieces(pieces: Iterable[tuple[str, Any]]) -> tuple[str, list[list[Any]]]:
+    """(text, spans as [start, end, label]) of (piece, its label or ""). Blanks around a piece are outside its span."""
     text, spans = "", []
-    for chunk in chunks if isinstance(chunks, list) else [chunks]:
-        if not isinstance(chunk, dict) or not isinstance(chunk.get("text"), str):
-            raise UserError(f"{where}: a piece of the text has no `text`")
-        label, piece = chunk.get("slot_name") or chunk.get("entity") or chunk.get("alias"), chunk["text"]
-        if label and piece.strip():
-            start = len(text) + len(piece) - len(piece.lstrip())
-            spans.append({"start": start, "end": start + len(piece.strip()), "label": label})
+    for piece, label in pieces:
+        if label and (bare := piece.strip()):
+            start = len(text) + piece.index(bare)
+            spans.append([start, start + len(bare), label])
         text += piece
     return text, spans
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from preprocess.example import PART_NAMES
+from preprocess.example import PART_NAMES, abbreviate
 from preprocess.readers.columns import LABEL_NAMES, TEXT_NAMES, alike
-from preprocess.readers.raw_files import abbreviate
 from preprocess.readers.shapes import MISSING, at
 
 # Where known formats have their rows; at `*` are the names of classes, or nothing of interest, and the key of each row

@@ -14,14 +14,14 @@ from typing import Any, TextIO
 from engine.errors import UserError
 from engine.run.command_line import first_line
 from engine.schema import parse_json, without_duplicates
-from preprocess.example import Example
+from preprocess.example import Example, abbreviate
 from preprocess.labels.spans import is_spans
 from preprocess.readers.columns import LABEL_NAMES, PAIR_NAMES, Head, find_columns
 from preprocess.readers.conversion import Conversion, sentences_of
 from preprocess.readers.label_studio import is_label_studio, tasks_to_objects
 from preprocess.readers.layouts import rows_of_object
 from preprocess.readers.options import ReadOptions
-from preprocess.readers.raw_files import MAX_CHARACTERS, abbreviate, limit_rows, open_text, read_rows, take_head
+from preprocess.readers.raw_files import MAX_CHARACTERS, limit_rows, open_text, read_rows, take_head
 from preprocess.readers.shapes import text_if_from_it
 
 MAX_OBJECT_CHARACTERS = 256 * 2**20  # of a .json file that is a single object, which is read as a whole

@@ -5,16 +5,15 @@ import gzip
 import io
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, TypeVar, cast
 
 from engine.errors import UserError
 from engine.run.command_line import first_line
-from preprocess.example import cut
 from preprocess.readers.encodings import begin_of, choose_encoding, encoding_of_marks, is_damaged_utf8
 
 MAX_CHARACTERS = 16 * 2**20  # of one row: a file without line ends must not fill the memory
@@ -146,13 +145,28 @@ def read_rows(path: str | Path, encoding: str = "auto") -> Iterator[tuple[int, s
             yield number, row.removesuffix("\n").removesuffix("\r")
 
 
-def read_whole(path: Path, encoding: str = "auto") -> tuple[str, str]:
-    """(text, encoding) of a small file, one of many in a folder; its line ends are kept."""
+def named_rows(path: str | Path, encoding: str = "auto") -> Iterator[tuple[str, str]]:
+    """Yields ("PATH, row 1", row) of the rows that are not blank."""
+    return ((f"{path}, row {number}", row) for number, row in read_rows(path, encoding) if row.strip())
+
+
+def rows_side_by_side(paths: Sequence[Path], encoding: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yields (where the row of the first file is, a row of each file). Raises UserError if one has more rows."""
+    for number, rows in enumerate(zip_longest(*(read_rows(path, encoding) for path in paths)), 1):
+        if None in rows:
+            counts = {path: sum(1 for _ in read_rows(path, encoding)) for path in paths}
+            other = next(path for path in paths if counts[path] != counts[paths[0]])
+            raise UserError(f"{other}: {counts[other]} rows, but {paths[0].name} has {counts[paths[0]]}")
+        yield f"{paths[0]}, row {number}", tuple(row for _, row in rows)
+
+
+def read_whole(path: Path, encoding: str = "auto") -> str:
+    """The text of a small file, one of many in a folder; its line ends are kept."""
     with open_text(path, encoding, newline="", report=False) as file:
         text = file.read(MAX_CHARACTERS + 1)
         if len(text) > MAX_CHARACTERS:
             raise UserError(f"{path}: longer than {MAX_CHARACTERS:,} characters, the limit of a text")
-        return text, file.encoding
+        return text
 
 
 def take_head(rows: Iterable[tuple[Any, Row]], limit: int) -> list[tuple[Any, Row]]:
@@ -175,9 +189,3 @@ def limit_rows(examples: Iterator[Row], limit: int, source: str | Path) -> Itera
     yield from islice(examples, limit)
     if next(examples, None) is not None:
         print(f"{source}: only the first {limit:,} rows are read (--max_rows)")
-
-
-def abbreviate(names: Iterable[object], limit: int = 12) -> str:
-    """The first of many names, for a message on one line."""
-    shown = [cut(str(name) if str(name).isprintable() else repr(name)) for name in names]
-    return ", ".join(shown[:limit]) + (f", … ({len(shown) - limit:,} more)" if len(shown) > limit else "")

@@ -7,8 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from engine.errors import UserError
+from preprocess.example import abbreviate
 from preprocess.readers.options import ReadOptions, split_names
-from preprocess.readers.raw_files import abbreviate
 
 UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*")  # how pandas calls a column without a name
 JOINED = " + "  # between the names of joined columns

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from engine.errors import UserError
 from engine.run.files import sha256
 from engine.task.text import split_text, text_of
-from preprocess.example import PART_NAMES, PARTS, TEXT_KEYS, Example, check_characters
+from preprocess.example import PART_NAMES, PARTS, TEXT_KEYS, Example, abbreviate, check_characters
 from preprocess.labels.positions import NAMES_FILE
 from preprocess.readers.archives import is_archive, unpacked
 from preprocess.readers.beside import class_files, classes_of, label_file_of
@@ -32,7 +32,7 @@ from preprocess.readers.left_out import SecretLabels, with_labels, with_texts
 from preprocess.readers.objects import is_saved_dataset
 from preprocess.readers.offsets import Offsets
 from preprocess.readers.options import ReadOptions
-from preprocess.readers.raw_files import abbreviate, limit_rows
+from preprocess.readers.raw_files import limit_rows
 from preprocess.schema import check_row, part_of, read_processed
 
 PART_WORD = re.compile(r"^.*\d(?=[a-z])|\d+$")  # what a number joins to the name of a part: wnut17train, train2

@@ -15,11 +15,11 @@ from typing import Any, TextIO
 
 from engine.errors import UserError
 from engine.run.command_line import first_line
-from preprocess.example import PART_NAMES, Example
+from preprocess.example import PART_NAMES, Example, abbreviate
 from preprocess.readers.cells import Cells
 from preprocess.readers.columns import TEXT_NAMES, Columns, Head, alike, find_columns, refuse_other_tasks
 from preprocess.readers.options import NO_QUOTES, ReadOptions, split_names
-from preprocess.readers.raw_files import MAX_CHARACTERS, abbreviate, lines_of, open_text, read_rows, take_head
+from preprocess.readers.raw_files import MAX_CHARACTERS, lines_of, open_text, read_rows, take_head
 from preprocess.readers.selection import select_columns
 from preprocess.readers.token_rows import read_token_table, token_layout
 
