@@ -10,7 +10,7 @@ from preprocess.example import shown
 from preprocess.labels.kinds import NO_LABEL
 from preprocess.labels.literals import literal
 from preprocess.readers.columns import Columns, Head
-from preprocess.readers.conversion import are_plain, keys_of_cells, read_cell
+from preprocess.readers.conversion import is_plain_object, keys_of_cells, read_cell
 from preprocess.readers.options import ReadOptions, split_names
 
 TAG = re.compile(r"O|[BIESMLU][-_]\S+")
@@ -64,7 +64,7 @@ class Cells:
             return
         if are_tags and "text" not in self.readers:
             self.split = self.split or (fits[0] if fits else str.split)
-        if all(isinstance(value, dict) and value and are_plain(value.values()) for value, _ in values):
+        if all(is_plain_object(value) for value, _ in values):
             self.objects[task] = keys_of_cells(self.path, task, [value for value, _ in values])
         self.readers[task] = read
         print(f"{self.path}: the cells of {task!r} are read as {'tags' if are_tags else 'lists or objects'}")
@@ -82,7 +82,7 @@ class Cells:
             if example[name] is None:
                 raise UserError(f"{where}: {name!r} is {shown(cell)}, but a list or object in other rows")
             if name in self.objects:
-                example |= read_cell(example, where, name=name, keys=self.objects[name])
+                example[name] = read_cell(example[name], where, name, self.objects[name])
         if isinstance(example.get("text"), list):
             example["tokens"] = example.pop("text")
         elif self.split and "text" in example:

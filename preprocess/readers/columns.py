@@ -4,7 +4,7 @@ Edit here to have your own column names found without a flag.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -256,9 +256,7 @@ def names_marked(columns: list[str], values: Mapping[str, Any], where: str) -> l
     return [name for name, cell in zip(columns, cells) if YES[cell]]
 
 
-def intents_of(names: Iterable[Any], options: ReadOptions) -> Callable[[str], str | list[str]]:
-    """How an intent is read: `a#b` is two, as in MixATIS, and then each is a list. names: those that decide"""
-    several = any(isinstance(name, str) and JOINED_INTENTS.fullmatch(name) for name in names)
-    if several and options.label_types.get("intent") != "classification":
-        return lambda name: name.split("#")
-    return lambda name: name
+def are_joined_intents(names: Iterable[Any], options: ReadOptions) -> bool:
+    """Whether an intent `a#b` is two, as in MixATIS; each is then a list. names: those that decide"""
+    chosen = options.label_types.get("intent") == "classification"
+    return not chosen and any(isinstance(name, str) and JOINED_INTENTS.fullmatch(name) for name in names)

@@ -12,7 +12,7 @@ import regex
 from engine.errors import UserError
 from engine.task.tags import notation_of
 from preprocess.example import Example
-from preprocess.readers.columns import intents_of
+from preprocess.readers.columns import are_joined_intents
 from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.raw_files import read_rows
 from preprocess.readers.token_rows import (
@@ -50,12 +50,13 @@ def read_conll(path: Path, options: ReadOptions) -> Iterator[Example]:
     layout = conll_layout(path, options)
     options.understood.add(path, "CoNLL", **layout.shown())
     beside = intents_beside(path, options)
-    read_intent = intents_of(own_intents(path, layout, options), options)
+    are_sets = are_joined_intents(own_intents(path, layout, options), options)
     number = 0
     for number, (start, block) in enumerate(sentences(layout, conll_rows(path, layout, options)), 1):
-        intent = None
+        intent: str | list[str] | None = None
         if layout.intent is not None:
-            intent = read_intent(block.pop(layout.intent)[0]) if len(block[layout.intent]) == 1 else ""
+            intent = block.pop(layout.intent)[0] if len(block[layout.intent]) == 1 else ""
+            intent = intent.split("#") if are_sets else intent
             if not intent or not all(len(cells) == len(layout.names) for cells in block):
                 raise UserError(f"{path}, row {start}: the sentence needs one row with its intent, as the others have")
         if beside is not None:

@@ -13,6 +13,7 @@ from typing import Any
 from engine.errors import UserError
 from preprocess.example import Example
 from preprocess.readers.options import ReadOptions
+from preprocess.readers.paths import Convert, Values
 from preprocess.readers.raw_files import read_rows
 
 NAME = r"(?P<label>[^\W\d][\w.\-]*)"
@@ -26,6 +27,7 @@ RASA_INTENT = re.compile(r"\s*(?:##\s*intent:|-\s*intent:)\s*(.+?)\s*$")
 RASA_OTHER = re.compile(
     r"##\s|\s*-\s*(?:synonym|regex|lookup|rule|story)\s*:|\S+:\s*$"
 )  # ends the examples of an intent
+MASSIVE = "[time : nine am]"
 Span = dict[str, Any]
 
 
@@ -67,12 +69,41 @@ def inline_syntax(texts: Sequence[str]) -> str | None:
     return None
 
 
-def chunks_to_text(chunks: Any, where: str) -> tuple[str, list[list[Any]]]:
-    """(text, spans) of Snips's [{"text": "add "}, {"text": "a song", "entity": "title"}]."""
-    chunks = chunks if isinstance(chunks, list) else [chunks]
-    if not all(isinstance(chunk, dict) and isinstance(chunk.get("text"), str) for chunk in chunks):
-        raise UserError(f"{where}: a piece of the text has no `text`")
-    return join_pieces((c["text"], c.get("slot_name") or c.get("entity") or c.get("alias")) for c in chunks)
+def find_marked(rows: Sequence[Values], options: ReadOptions) -> Convert | None:
+    """Converts MASSIVE's `annot_utt`, if some of them have marks; without these, it must be `utt`."""
+    if not any(re.search(INLINE[MASSIVE], str(row["annot_utt"])) for row in rows):
+        return None
+
+    def convert(values: Values, where: str) -> Values:
+        if not isinstance(marked := values.get("annot_utt"), str):
+            raise UserError(f"{where}: 'annot_utt' is not a string, as in the first rows")
+        plain, spans = without_marks(marked, MASSIVE, where)
+        stored = values.get("utt", plain)
+        if isinstance(stored, str) and stored.split() != plain.split():
+            raise UserError(f"{where}: 'annot_utt' without its marks is not 'utt'")
+        return {"text": plain, "slots": spans}
+
+    return convert
+
+
+def find_chunks(rows: Sequence[Values], options: ReadOptions) -> Convert | None:
+    """Converts Snips's {"data": [{"text": "add "}, {"text": "a song", "entity": "title"}]}."""
+    if not all(is_chunks(row.get("data")) for row in rows):
+        return None
+
+    def convert(values: Values, where: str) -> Values:
+        chunks: Any = values.get("data")
+        if not is_chunks(chunks):
+            raise UserError(f"{where}: a piece of the text has no `text`")
+        pieces = ((c["text"], c.get("slot_name") or c.get("entity") or c.get("alias")) for c in chunks)
+        text, spans = join_pieces(pieces)
+        return {"text": text, "slots": spans}
+
+    return convert
+
+
+def is_chunks(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(c, dict) and isinstance(c.get("text"), str) for c in value)
 
 
 def join_pieces(pieces: Iterable[tuple[str, Any]]) -> tuple[str, list[list[Any]]]:

@@ -8,7 +8,7 @@ from typing import Any
 from engine.errors import UserError
 from preprocess.example import PART_NAMES, abbreviate
 from preprocess.readers.columns import LABEL_NAMES, TEXT_NAMES, alike
-from preprocess.readers.shapes import MISSING, at
+from preprocess.readers.paths import MISSING, at
 
 # Where known formats have their rows; at `*` are the names of classes, or nothing of interest, and the key of each row
 # that gets the name
@@ -194,14 +194,25 @@ def lists_in(content: dict[str, Any], prefix: str, depth: int = 3) -> Iterator[t
             yield from lists_in(value, f"{prefix}{key}.", depth - 1)
 
 
-def names_of_pairs(rows: Sequence[Sequence[Any]]) -> tuple[str, str] | None:
-    """("text", "label") or the reverse, for pairs of which one is longer and the other recurs more; otherwise None."""
-    if any(len(row) != 2 or not isinstance(row[0], str) or not isinstance(row[1], str | int) for row in rows):
-        return None
-    first, second = ({str(row[place]) for row in rows} for place in (0, 1))
-    lengths = [sum(len(str(row[place])) for row in rows) for place in (0, 1)]
-    if len(first) > len(second) and lengths[0] > lengths[1]:
-        return "text", "label"
-    if len(second) > len(first) and lengths[1] > lengths[0]:
-        return "label", "text"
-    return None
+def with_sentences(objects: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """(where, object), with documents of DyGIE as one object per sentence, whose spans count its tokens."""
+    for where, values in objects:
+        if not is_document(values):
+            yield where, values
+            continue
+        start = 0
+        for number, (tokens, spans) in enumerate(zip(values["sentences"], values["ner"]), 1):
+            place = f"{where}, sentence {number}"
+            if any(not isinstance(s, list) or len(s) < 3 or {type(s[0]), type(s[1])} != {int} for s in spans):
+                raise UserError(f"{place}: a span of 'ner' is not [first token, last token, label]")
+            found = [[first - start, last - start, label] for first, last, label, *_ in spans]
+            yield place, {"tokens": tokens, "ner": found}
+            start += len(tokens)
+
+
+def is_document(values: Any) -> bool:
+    """Whether an object is a document of DyGIE: its sentences as lists of tokens, and the spans of each sentence."""
+    sentences, spans = (values.get("sentences"), values.get("ner")) if isinstance(values, dict) else (None, None)
+    if not isinstance(sentences, list) or not isinstance(spans, list) or len(sentences) != len(spans):
+        return False
+    return all(isinstance(each, list) for each in (*sentences, *spans))

@@ -11,7 +11,7 @@ import regex
 from engine.errors import UserError
 from engine.task.tags import PATTERN, USUAL
 from preprocess.example import Example
-from preprocess.readers.columns import intents_of
+from preprocess.readers.columns import are_joined_intents
 from preprocess.readers.inline import join_pieces
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import named_rows, rows_side_by_side
@@ -178,10 +178,10 @@ def read_sentence_rows(path: Path, options: ReadOptions) -> Iterator[Example]:
         forms = "words<tab>tags<tab>intent, or word:tag word:tag <=> intent"
         raise UserError(f"{path}: its rows are not sentences with a tag for each word: {forms}")
     options.understood.add(path, f"one sentence per row: {form.title}")
-    read_intent = intents_of((row.intent for _, row in parsed(path, options, form)), options)
+    are_sets = are_joined_intents((row.intent for _, row in parsed(path, options, form)), options)
     for where, row in parsed(path, options, form):
-        intent = {} if row.intent is None else {"intent": read_intent(row.intent)}
-        yield {"_where": where, "tokens": row.tokens, **intent, "slots": row.tags}
+        intent = row.intent.split("#") if row.intent and are_sets else row.intent
+        yield {"_where": where, "tokens": row.tokens, **({"intent": intent} if intent else {}), "slots": row.tags}
 
 
 def parsed(path: Path, options: ReadOptions, form: PairForm | ColumnForm) -> Iterable[tuple[str, SentenceRow]]:
