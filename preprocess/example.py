@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
@@ -21,11 +22,27 @@ PART_NAMES = {
     **dict.fromkeys(("testa", "验证集", "开发集"), "dev"),  # testa, testb: CoNLL-2003
     **dict.fromkeys(("test", "testing", "testb", "测试", "测试集"), "test"),
 }
+PART_WORD = re.compile(r"^.*\d(?=[a-z])|\d+$")  # what a number joins to the name of a part: wnut17train, train2
+CAPITAL = re.compile(r"(?<=[a-z])(?=(?:Train|Dev|Valid|Val|Test|Data|Set)(?![a-z]))")  # trainData
 TEXT_KEYS = ("text", "tokens", "text_pair")
 HIDDEN = ("_where", "split", "group")  # keys that are not written
 RESERVED = (*PARTS_OF_A_ROW, *HIDDEN)  # keys other than labels
 SENTENCE_ENDS = frozenset(".。!！?？…")
 MOST_TOKENS, MOST_CHARACTERS = 100, 2000  # of a text that is alone in its file; few are longer
+
+
+def part_words(path: str | Path) -> list[str]:
+    """The words of a file's name, or of a key, that name parts."""
+    words = [word.lower() for piece in re.split(r"[._\-\s]+", Path(path).name) for word in CAPITAL.split(piece)]
+    words = [word if word in PART_NAMES else PART_WORD.sub("", word) for word in words]
+    return [word for word in words if word in PART_NAMES]
+
+
+def part_of_name(path: str | Path) -> str | None:
+    """The part named by a file's name (train.csv, atis.dev.txt, wnut17train.conll, test-00000-of-00001.parquet) or by a
+    key (oos_val), or None, also if it names several."""
+    found = {PART_NAMES[word] for word in part_words(path)}
+    return found.pop() if len(found) == 1 else None
 
 
 def cut(text: str, most: int = 60) -> str:

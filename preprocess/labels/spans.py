@@ -55,7 +55,8 @@ def read_spans(value: Any, text: str, where: str) -> list[Span]:
             raise UserError(f"{where}: a span needs a start, an end and a label, found {given}")
         if surface and text[start:end] != surface and text[start : end + 1] == surface:
             end += 1  # the data counts its ends as inclusive
-        if surface and text[start:end] != surface and in_utf16(text, start, end) == surface:
+        ends = from_utf16(text, start, end) if surface and text[start:end] != surface else None
+        if ends and text[slice(*ends)] == surface:
             advice = "which is there in UTF-16 units, of which an emoji has two: add --offsets utf16"
             raise UserError(f"{where}: the span {start} to {end} gives {shown(surface)}, {advice}")
         if not 0 <= start < end <= len(text):
@@ -68,9 +69,16 @@ def read_spans(value: Any, text: str, where: str) -> list[Span]:
     return sorted(set(spans))
 
 
-def in_utf16(text: str, start: int, end: int) -> str:
-    """What is between two places in a text that are counted in UTF-16 units, as JavaScript and Java do."""
-    return text.encode("utf-16-le", "surrogatepass")[2 * start : 2 * end].decode("utf-16-le", "replace")
+def from_utf16(text: str, *places: int) -> list[int] | None:
+    """Places counted in UTF-16 units, as JavaScript and Java do (an emoji is two), in characters; None if one lies
+    outside the text or inside a character."""
+    raw = text.encode("utf-16-le", "surrogatepass")
+    if min(places) < 0 or 2 * max(places) > len(raw):
+        return None
+    try:
+        return [len(raw[: 2 * place].decode("utf-16-le")) for place in places]
+    except UnicodeDecodeError:
+        return None
 
 
 def fields_of_dict(value: dict, where: str) -> Iterator[tuple[Any, Any, Any, Any]]:

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from engine.errors import UserError
-from preprocess.example import PART_NAMES, Example, abbreviate
+from preprocess.example import PART_NAMES, Example, abbreviate, part_of_name
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import open_bytes, read_rows
 
@@ -77,15 +77,11 @@ def classes_of(files: list[Path]) -> dict[Path, str] | None:
     words = {path: [word for word in words_of(path) if word not in PART_NAMES and word != "txt"] for path in files}
     common = set.intersection(*map(set, words.values())) if words else set()
     classes = {path: "_".join(word for word in found if word not in common) for path, found in words.items()}
-    seen = [(part_of(path), name) for path, name in classes.items()]
+    seen = [(part_of_name(path), name) for path, name in classes.items()]
     unusual = any(not name or name.isdigit() or {*name.split("_")} & OTHER_WORDS for name in classes.values())
     if len({*classes.values()}) < 2 or unusual or len({*seen}) < len(seen):
         return None
     return classes
-
-
-def part_of(path: Path) -> str | None:
-    return next((PART_NAMES[word] for word in words_of(path) if word in PART_NAMES), None)
 
 
 def class_files(folder: Path) -> list[Path]:
@@ -106,13 +102,13 @@ def read_class_files(path: Path, options: ReadOptions) -> Iterator[Example]:
     if classes is None:
         found = abbreviate(file.name for file in files)
         raise UserError(f"{path}: needs one text file per class, called like the class; it has {found}")
-    is_sure = all(map(part_of, files)) or {name.lower() for name in classes.values()} <= CLASS_WORDS
+    is_sure = all(map(part_of_name, files)) or {name.lower() for name in classes.values()} <= CLASS_WORDS
     if options.format != "class_files" and not is_sure:
         found = abbreviate(file.name for file in files)
         raise UserError(f"{path}: {found} may each have the texts of one class; if so, add --format class_files")
     print(f"{path}: one class for each of the {len({*classes.values()})} files ({abbreviate({*classes.values()})})")
     for file, name in classes.items():
-        part = part_of(file)
+        part = part_of_name(file)
         for number, row in read_rows(file, options.encoding):
             if row.strip():
                 example = {"_where": f"{file}, row {number}", "text": row, "label": name}

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 import regex
@@ -25,13 +25,12 @@ from preprocess.readers.token_rows import (
     example_of,
     find_layout,
     plain_name,
-    require_end,
     sentences,
 )
 
 HEAD_ROWS = 5000  # by which the columns of a file are found
 NO_COMMENTS = "none"  # the value of --comment for a file without comments
-CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+CONLLU = "id form lemma upos xpos feats head deprel deps misc".split()
 GLOBAL_COLUMNS = "# global.columns ="  # CoNLL-U Plus names its columns in its first row
 CONLL_2012 = "#begin document"
 BREAKS = ("-DOCSTART-", CONLL_2012, "#end document")
@@ -239,8 +238,6 @@ def has_numbered_characters(path: Path, layout: Layout, encoding: str) -> bool:
 def read_conllu(path: Path, options: ReadOptions) -> Iterator[Example]:
     """CoNLL-U: ten columns per token; the tags are --tag_column or --label_column, otherwise UPOS, or XPOS if there is
     no UPOS. CoNLL-U Plus names its columns in its first row; the tags are then the last column with tags of entities.
-
-    Ranges (1-2) and empty nodes (1.1) are skipped.
     """
     columns = conllu_columns(path, options.encoding)
     flag = "tag_column" if options.tag_column else "label_column"
@@ -250,56 +247,49 @@ def read_conllu(path: Path, options: ReadOptions) -> Iterator[Example]:
     if unknown := [name for name in wanted if name not in columns or name in ("id", "form")]:
         raise UserError(f"{path}: no column {unknown[0]!r} (--{flag}); {listed}")
     if not wanted and options.labelled:
-        head = islice(conllu_sentences(path, options.encoding, columns), 1000)
-        wanted = usual_tags([token for _, tokens in head for token in tokens], columns)
+        wanted = usual_tags(
+            [cells for _, cells in islice(conllu_rows(path, options, columns), HEAD_ROWS) if cells], columns
+        )
         if not wanted:
             raise UserError(f"{path}: cannot find the column of the tags; add --tag_column; {listed}")
     options.understood.add(path, "CoNLL-U", token="form", tag=", ".join(wanted))
-    for start, tokens in conllu_sentences(path, options.encoding, columns):
-        example: Example = {"_where": f"{path}, row {start}", "tokens": [token["form"] for token in tokens]}
-        for name in wanted:
-            tags = [token[name].strip() for token in tokens]
-            example[re.sub("[.,=]", "_", name)] = None if set(tags) == {"_"} else tags
-        yield example
+    tags = {re.sub("[.,=]", "_", name): columns.index(name) for name in wanted}
+    layout = Layout(path, columns, columns.index("form"), tags, may_be_one=True)
+    for start, block in sentences(layout, conllu_rows(path, options, columns)):
+        example = example_of(layout, start, block, options)
+        yield example | {task: None for task in tags if {*example.get(task, ())} == {"_"}}
 
 
-def conllu_columns(path: Path, encoding: str) -> tuple[str, ...]:
+def conllu_columns(path: Path, encoding: str) -> list[str]:
     """The columns of CoNLL-U, or of CoNLL-U Plus, whose first row names them."""
     _, first = next(read_rows(path, encoding), (1, ""))
     if not first.startswith(GLOBAL_COLUMNS):
         return CONLLU
-    columns = tuple(first.removeprefix(GLOBAL_COLUMNS).lower().split())
+    columns = first.removeprefix(GLOBAL_COLUMNS).lower().split()
     if "form" not in columns or len(set(columns)) < len(columns):
         raise UserError(f"{path}, row 1: needs distinct columns, one of them FORM, found {first[:60]!r}")
     return columns
 
 
-def usual_tags(tokens: list[dict[str, str]], columns: tuple[str, ...]) -> list[str]:
+def usual_tags(rows: list[Cells], columns: list[str]) -> list[str]:
     """The column of the tags of CoNLL-U: of entities in a column of its own, otherwise UPOS or XPOS."""
-    for name in reversed([name for name in columns if name not in CONLLU]):
-        if notation_of(token[name] for token in tokens):
-            return [name]
+    cells = {name: {row[n] for row in rows} for n, name in enumerate(columns)}
+    if own := [name for name in columns if name not in CONLLU and notation_of(cells[name])]:
+        return own[-1:]
     usual = [name for name in columns if name in ("upos", "xpos")]
-    return [name for name in usual if any(token[name] != "_" for token in tokens)][:1] or usual[:1]
+    return [name for name in usual if cells[name] != {"_"}][:1] or usual[:1]
 
 
-def conllu_sentences(path: Path, encoding: str, columns: tuple[str, ...]) -> Iterator[tuple[int, list[dict[str, str]]]]:
-    """Yields (row number, [{column: value} of each token]) of each sentence."""
-    start = 0
-    tokens: list[dict[str, str]] = []
+def conllu_rows(path: Path, options: ReadOptions, columns: list[str]) -> Iterator[Row]:
+    """The rows of CoNLL-U without comments, ranges (1-2) and empty nodes (1.1); a blank row has no cells."""
     needed = "the ten columns of CoNLL-U" if columns == CONLLU else f"the columns {', '.join(columns)}"
-    for number, row in chain(read_rows(path, encoding), [(0, "")]):
+    for number, row in read_rows(path, options.encoding):
         if not row.strip():
-            if tokens:
-                yield start, tokens
-            tokens = []
+            yield number, []
         elif not row.startswith("#"):
             cells = row.split("\t")
-            values = dict(zip(columns, cells))
-            place = values.get("id", "1")
+            place = cells[columns.index("id")] if "id" in columns and len(cells) == len(columns) else "1"
             if len(cells) != len(columns) or not all(cells) or not re.fullmatch(r"\d+([-.]\d+)?", place):
                 raise UserError(f"{path}, row {number}: needs {needed}, found {row[:80]!r}")
-            require_end(path, number, len(tokens))
-            start = start if tokens else number
             if place.isdigit():
-                tokens.append(values)
+                yield number, cells

@@ -7,8 +7,9 @@ import codecs
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import ftfy.bad_codecs  # noqa: F401 - registers cesu-8: UTF-8 of the halves of UTF-16, as Java and Oracle write it
 import regex
 
 from engine.errors import UserError
@@ -66,8 +67,6 @@ CHINESE = rf"[\p{{Han}}{SIGNS}]"
 JAPANESE = r"[\p{Han}\u3000-\u30ff\uff00-\uff60\uffe0-\uffef\u2010-\u2026\u2160-\u217f①-⑳㈱×]"
 KOREAN = rf"[\p{{Hangul}}\p{{Han}}{SIGNS}]"
 PUNCTUATION = r"\u00a0\u00ad¡¿«»‹›‘’‚“”„–—…•·§©®™°£€¥½¼¾×±²³ªº´№ฯ฿ๆ،؛؟"
-
-
 KANA_ONLY = r"[\u3040-\u30ff]"  # not of half width, as which Chinese bytes can be read
 
 
@@ -174,37 +173,10 @@ def encoding_of_marks(sample: bytes) -> str | None:
     return None
 
 
-def decode_cesu8(data: Any, errors: str = "strict", final: bool = True) -> tuple[str, int]:
-    """(text, bytes read) of UTF-8 in which a character beyond U+FFFF is two halves of three bytes each, as Java and
-    Oracle write it."""
-    text, length = codecs.utf_8_decode(data, "surrogatepass", final)
-    if not final and text and "\ud800" <= text[-1] <= "\udbff":  # its other half follows
-        text, length = text[:-1], length - 3
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", errors), length
-
-
-class Cesu8Decoder(codecs.BufferedIncrementalDecoder):
-    def _buffer_decode(self, input: Any, errors: str, final: bool) -> tuple[str, int]:
-        return decode_cesu8(input, errors, final)
-
-
-def find_codec(name: str) -> codecs.CodecInfo | None:
-    if name.replace("-", "_") != "cesu_8":
-        return None
-    return codecs.CodecInfo(codecs.utf_8_encode, decode_cesu8, incrementaldecoder=Cesu8Decoder, name="cesu-8")
-
-
-codecs.register(find_codec)
-
-
 def is_damaged_utf8(sample: bytes) -> bool:
     """Whether bytes are UTF-8 for the most part: damaged, not in another encoding."""
     text = sample.decode("utf-8", "replace")
     return sum(not character.isascii() for character in text) > 3 * text.count("\ufffd")
-
-
-def share(text: str, pattern: str) -> float:
-    return count(text, pattern) / max(1, len(text))
 
 
 def fit_of(text: str, encoding: Encoding, name: str) -> float:
@@ -250,6 +222,10 @@ def are_words(text: str, num_foreign: int, in_latin: bool) -> bool:
 
 def count(text: str, pattern: str) -> int:
     return sum(1 for _ in regex.finditer(f"(?V1){pattern}", text))
+
+
+def share(text: str, pattern: str) -> float:
+    return count(text, pattern) / max(1, len(text))
 
 
 def rare(letters: str, encoding: str) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.errors import UserError
 from engine.run.command_line import first_line
+from preprocess.labels.spans import from_utf16
 from preprocess.readers.columns import PAIR_NAMES, TEXT_NAMES
 
 Result = tuple[str, str, list[Any]]  # (control, "choices" | "spans" | "number" | a type that is not read, values)
@@ -111,10 +112,8 @@ def task_to_object(item: dict[str, Any], kinds: dict[str, str], where: str, text
 def span_in_text(text: str, start: Any, end: Any, surface: Any, label: Any) -> dict[str, Any]:
     """A span of Label Studio. Browsers count an emoji as two characters (UTF-16 units); if the offsets can be counted
     so, by the surface, they are converted."""
-    counted = type(start) is int and type(end) is int and surface
-    if counted and max(text[:end], default="") > "\uffff":
-        raw = text.encode("utf-16-le", "surrogatepass")
-        before, inside = (part.decode("utf-16-le", "ignore") for part in (raw[: 2 * start], raw[2 * start : 2 * end]))
-        if inside == surface:
-            start, end = len(before), len(before) + len(inside)
+    if type(start) is int and type(end) is int and surface and max(text[:end], default="") > "\uffff":
+        ends = from_utf16(text, start, end)
+        if ends and text[slice(*ends)] == surface:
+            start, end = ends
     return {"start": start, "end": end, "label": label, "text": surface}

@@ -1,12 +1,11 @@
 """Where the rows of a JSON file are that is one object: under a path, one list per part, or a table of pandas."""
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from preprocess.example import PART_NAMES, abbreviate
+from preprocess.example import abbreviate, part_of_name
 from preprocess.readers.columns import LABEL_NAMES, TEXT_NAMES, alike
 from preprocess.readers.paths import MISSING, at
 
@@ -83,15 +82,10 @@ def rows_at(content: Any, steps: Sequence[str], name: str, key: str = "") -> Row
     return [row for each, value in content.items() for row in rows_at(value, steps[1:], name, each)]
 
 
-def part_of_key(key: str) -> str | None:
-    """The part that a key names: train, oos_val, test_data."""
-    return next((PART_NAMES[word] for word in re.split(r"[._\- ]", key.lower()) if word in PART_NAMES), None)
-
-
 def parts_of(path: Path, content: dict[str, Any]) -> dict[str, tuple[str, Rows]] | None:
     """{key: (part, rows)} if the lists of an object are parts."""
     lists = {key: value for key, value in content.items() if holds_rows(value)}
-    named = {key: part for key in lists if (part := part_of_key(key))}
+    named = {key: part for key in lists if (part := part_of_name(key))}
     if not named:
         return None
     if others := [key for key in lists if key not in named]:

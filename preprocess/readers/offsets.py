@@ -11,7 +11,7 @@ import regex
 from engine.errors import UserError
 from engine.task.text import HAN
 from preprocess.example import RESERVED, Example, shown
-from preprocess.labels.spans import fields_of, fields_of_dict
+from preprocess.labels.spans import fields_of, fields_of_dict, from_utf16
 from preprocess.readers.options import ReadOptions
 
 SPACED = regex.compile(
@@ -19,15 +19,6 @@ SPACED = regex.compile(
 )
 Fields = tuple[Any, Any, Any, Any]  # start, end, label, surface
 LEAST = 3  # spans that are cut, before a file is refused
-
-
-def to_characters(text: str, place: int) -> int:
-    """A place counted in UTF-16 units, in characters. Raises ValueError for a place outside the text, or inside a
-    character."""
-    before = text.encode("utf-16-le", "surrogatepass")[: 2 * place]
-    if len(before) < 2 * place:
-        raise ValueError
-    return len(before.decode("utf-16-le"))
 
 
 def is_cut(text: str, place: int) -> bool:
@@ -106,12 +97,12 @@ class Offsets:
     def converted(self, span: Fields, text: str, where: str, behind: bool) -> dict[str, Any]:
         start, end, label, surface = span
         end += behind
-        try:
-            if self.options.offsets == "utf16":
-                start, end = to_characters(text, start), to_characters(text, end)
-        except (ValueError, UnicodeDecodeError):
-            wrong = "lies outside the text or inside a character, counted in UTF-16 units"
-            raise UserError(f"{where}: the span {start} to {end} of {shown(label)} {wrong} (--offsets)") from None
+        if self.options.offsets == "utf16":
+            ends = from_utf16(text, start, end)
+            if ends is None:
+                wrong = "lies outside the text or inside a character, counted in UTF-16 units"
+                raise UserError(f"{where}: the span {start} to {end} of {shown(label)} {wrong} (--offsets)")
+            start, end = ends
         return {"start": start, "end": end, "label": label, "text": surface}
 
     def refuse(self) -> None:
@@ -129,7 +120,5 @@ class Offsets:
 
 
 def cut_in_utf16(text: str, start: int, end: int) -> bool:
-    try:
-        return any(is_cut(text, to_characters(text, place)) for place in (start, end))
-    except (ValueError, UnicodeDecodeError):
-        return True
+    ends = from_utf16(text, start, end)
+    return ends is None or any(is_cut(text, place) for place in ends)

@@ -73,11 +73,8 @@ def find_encoding(paths: tuple[str, ...], size: int, changed: int, report: bool)
     if all(decodes(path, "utf-8") for path in paths):
         return "utf-8-sig"
     if all(decodes(path, "cesu-8") for path in paths):
-        found, language, begin = (
-            "cesu-8",
-            "UTF-8 of UTF-16's halves",
-            begin_of(sample.decode("cesu-8", "ignore"), r"\p{L}"),
-        )
+        begin = begin_of(sample.decode("cesu-8", "ignore"), r"\p{L}")
+        found, language = "cesu-8", "UTF-8 of UTF-16's halves"
     elif is_damaged_utf8(sample):
         return "utf-8-sig"  # the reader reports the row that is not UTF-8
     else:
