@@ -9,7 +9,7 @@ from typing import Any
 from engine.errors import UserError
 from preprocess.example import Example, abbreviate, shown
 from preprocess.readers.options import ReadOptions
-from preprocess.readers.raw_files import MAX_CHARACTERS, encoding_of_all, is_utf8, read_rows, read_whole
+from preprocess.readers.raw_files import MAX_CHARACTERS, encoding_of_all, is_utf8, named_rows, read_whole
 
 UNLABELLED = ("unsup", "unlabeled", "unlabelled")  # folders whose texts have no class
 TEXT_BOUND = re.compile(r"(\S+) (\d+ \d+(?:;\d+ \d+)*)")
@@ -58,29 +58,32 @@ def read_classes(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 def read_brat(path: Path, options: ReadOptions) -> Iterator[Example]:
     """A BRAT folder: NAME.txt, and NAME.ann with its entities ("T1<tab>TYPE START END<tab>SURFACE")."""
-    unread, discontinuous = Counter[str](), []
-    annotations = sorted(file for file in path.iterdir() if file.suffix == ".ann")
+    unread, discontinuous = Counter[str](), list[str]()
     texts = text_files(path)
+    annotations = {file for file in path.iterdir() if file.suffix == ".ann"}
     if alone := sorted({file.stem for file in annotations} - {file.stem for file in texts}):
         raise UserError(f"{path}/{alone[0]}.ann: no {alone[0]}.txt next to it")
     for file in texts:
-        text = read_whole(file, options.encoding)
-        spans = None
-        if (annotated := file.with_suffix(".ann")).exists():
-            spans = []
-            for number, row in read_rows(annotated, options.encoding):
-                where = f"{annotated}, row {number}"
-                if not row.startswith("T"):
-                    unread[row[:1]] += bool(row.strip())
-                elif (span := text_bound(row, text, where)) is None:
-                    discontinuous.append(f"{annotated.name}, row {number}")
-                else:
-                    spans.append(span)
-        yield {"_where": f"{file}", "id": file.stem, "text": text, "entities": spans}
+        text, annotated = read_whole(file, options.encoding), file.with_suffix(".ann")
+        spans: list[Any] = []
+        for where, row in named_rows(annotated, options.encoding) if annotated in annotations else ():
+            if not row.startswith("T"):
+                unread[row[0]] += 1
+            elif span := text_bound(row, text, where):
+                spans.append(span)
+            else:
+                discontinuous.append(where.removeprefix(f"{path}/"))
+        yield {
+            "_where": f"{file}",
+            "id": file.stem,
+            "text": text,
+            "entities": spans if annotated in annotations else None,
+        }
     if discontinuous:
         print(f"{path}: discontinuous entities are dropped ({len(discontinuous)}): {abbreviate(discontinuous, 3)}")
     names = {"R": "relations", "E": "events", "A": "attributes", "M": "attributes", "#": "notes", "N": "references"}
-    if ignored := {names.get(sign, f"{sign} lines"): number for sign, number in unread.items() if number}:
+    if unread:
+        ignored = {names.get(sign, f"{sign} lines"): number for sign, number in unread.items()}
         print(f"{path}: ignored: {', '.join(f'{number} {name}' for name, number in ignored.items())}")
 
 
