@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engine.errors import UserError
-from engine.task.tags import notation_of
+from engine.task.tags import USUAL, notation_of
 from preprocess.example import Example
 from preprocess.readers.beside import class_files, classes_of, label_file_of, read_beside, read_class_files
 from preprocess.readers.columns import LABEL_NAMES, NUMBER_NAMES, OTHER_LABEL_NAMES, TEXT_NAMES, alike
@@ -19,7 +19,7 @@ from preprocess.readers.folders import class_folders, is_brat, read_brat, read_c
 from preprocess.readers.inline import is_rasa, read_rasa
 from preprocess.readers.objects import read_dataset, read_json, read_jsonl, read_parquet
 from preprocess.readers.options import Reader, ReadOptions
-from preprocess.readers.raw_files import encoding_of, open_bytes, read_rows
+from preprocess.readers.raw_files import encoding_of, named_rows, open_bytes, read_rows
 from preprocess.readers.tables import read_csv, read_tsv, read_xlsx
 from preprocess.readers.tagged import WORD_TAG, pieces_of, read_sentence_rows, read_seq, read_word_tags, row_form
 from preprocess.readers.token_rows import TAG_NAMES, TOKEN_NAMES, are_bare_tags, plain_name
@@ -38,12 +38,10 @@ def read_txt(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 def read_fasttext(path: Path, options: ReadOptions) -> Iterator[Example]:
     """fastText's format: `__label__NAME a text`, labels before or after the text; several labels in a row: a set."""
-    several = any(len(fasttext_labels(row)[1]) > 1 for _, row in read_rows(path, options.encoding))
-    for number, row in read_rows(path, options.encoding):
-        if row.strip():
-            text, labels = fasttext_labels(row)
-            label = labels if several and labels else next(iter(labels), None)
-            yield {"_where": f"{path}, row {number}", "text": text, "label": label}
+    several = any(len(fasttext_labels(row)[1]) > 1 for _, row in named_rows(path, options.encoding))
+    for where, row in named_rows(path, options.encoding):
+        text, labels = fasttext_labels(row)
+        yield {"_where": where, "text": text, "label": labels if several and labels else next(iter(labels), None)}
 
 
 def fasttext_labels(row: str) -> tuple[str, list[str]]:
@@ -128,19 +126,19 @@ def format_of_rows(rows: list[str], labelled: bool) -> str | None:
     """The format that the first rows of a file have, or None. labelled: whether a format with labels is needed."""
     head = [row for row in rows if row.strip()] or [""]
     names = [name.strip() for name in re.split("[,;|]", head[0])]
-    evidence: dict[str, Callable[[], object]] = {
+    tokens = format_of_tokens(rows, may_be_table="\t" in head[0])
+    evidence: dict[str | None, Callable[[], object]] = {
         "rasa": lambda: is_rasa(head),
         "json": lambda: re.match(r"\[\s*([\[{]|$)|\{\s*$", head[0]),
         "jsonl": lambda: head[0].startswith("{"),
         "fasttext": lambda: all(fasttext_labels(row)[1] for row in head),
-        "tokens": lambda: format_of_tokens(rows, may_be_table="\t" in head[0]),
+        tokens: lambda: tokens,
         "word_tags": lambda: all(map(are_word_tags, head)),
         "txt": lambda: not labelled,
         "tsv": lambda: "\t" in head[0],
         "csv": lambda: "_!_" in head[0] or (alike(TEXT_NAMES, names) and alike(USUAL_LABELS, names)),
     }
-    found = next((name for name, fits in evidence.items() if fits()), None)
-    return format_of_tokens(rows, may_be_table="\t" in head[0]) if found == "tokens" else found
+    return next((name for name, fits in evidence.items() if fits()), None)
 
 
 def format_of_tokens(rows: list[str], may_be_table: bool) -> str | None:
@@ -164,13 +162,14 @@ def format_of_tokens(rows: list[str], may_be_table: bool) -> str | None:
 
 def tokens_format(path: Path, options: ReadOptions) -> str | None:
     """The format of a file to predict on if its rows are tokens with tags, not texts: blank rows between sentences or
-    tags of entities tell."""
+    tags of entities show that."""
     rows = head_of(path, options.encoding)
     found = format_of_tokens(rows, may_be_table="\t" in rows[0]) if len(rows) > 1 else None
     widths = {len(split_row(row)) for row in rows if row.strip() and not row.startswith("#")}
     if found != "conll" or len(widths - {1}) != 1 or options.token_column:
         return found if found != "conll" or options.token_column else None
-    if len(rows) > 2 and not any(not row.strip() or re.search(r"[ \t][BS][-_]\S+\s*$", row) for row in rows[:-1]):
+    tags = [USUAL.parse(split_row(row)[-1].strip()) for row in rows[:-1] if row.strip()]
+    if 1 < len(tags) == len(rows) - 1 and not any(tag and tag.letter in "BS" for tag in tags):
         what = "each row is a token with its tag, or a text that ends with O"
         raise UserError(f"{path}: {what}: --token_column 0 reads tokens; write texts as .csv or .jsonl")
     return found

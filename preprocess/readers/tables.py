@@ -50,11 +50,11 @@ def is_plain(delimiter: str) -> bool:
 def cells_of(path: Path, options: ReadOptions, delimiter: str, quoted: bool) -> Table:
     """The rows of a file as cells. quoted: whether quotes hold cells together if --quotechar does not say so."""
     quote = quote_of(options, quoted)
-    if not quote:
-        return split_cells(path, options.encoding, delimiter)
-    if len(delimiter) > 1:
+    if quote and len(delimiter) > 1:
         raise UserError(f"{path}: --quotechar needs a --delimiter of one character, found {delimiter!r}")
-    return quoted_cells(path, options.encoding, delimiter, quote)
+    if quote:
+        return quoted_cells(path, options.encoding, delimiter, quote)
+    return ((number, row.split(delimiter)) for number, row in read_rows(path, options.encoding))
 
 
 def quote_of(options: ReadOptions, quoted: bool) -> str:
@@ -62,10 +62,6 @@ def quote_of(options: ReadOptions, quoted: bool) -> str:
     if options.quotechar:
         return "" if options.quotechar == NO_QUOTES else options.quotechar
     return '"' if quoted else ""
-
-
-def split_cells(path: Path, encoding: str, delimiter: str) -> Table:
-    return ((number, row.split(delimiter)) for number, row in read_rows(path, encoding))
 
 
 def quoted_cells(path: Path, encoding: str, delimiter: str, quote: str) -> Table:
@@ -98,13 +94,7 @@ def find_delimiter(path: Path, options: ReadOptions) -> str:
         lines = file.read(2**16).splitlines()[:20]
     named = [options.text_column, *split_names(options.label_column)]
     names = [name.strip().lower() for name in (*named, *TEXT_NAMES) if name.strip() and not name.isdigit()]
-    tables = {}
-    for delimiter in (",", ";", "\t", "|", "_!_"):
-        try:
-            quote = quote_of(options, not is_plain(delimiter)) if len(delimiter) == 1 else ""
-            tables[delimiter] = cells_of_lines(lines, delimiter, quote)
-        except csv.Error:
-            tables[delimiter] = [[""]]
+    tables = {delimiter: cells_of_lines(lines, delimiter, options) for delimiter in (",", ";", "\t", "|", "_!_")}
     found = next((d for d, rows in tables.items() if rows and alike(names, rows[0])), None)
     if found is None:  # without known names: the first that splits all rows into the same number of cells
         widths = {d: {len(row) for row in rows if row} for d, rows in tables.items()}
@@ -114,10 +104,15 @@ def find_delimiter(path: Path, options: ReadOptions) -> str:
     return found
 
 
-def cells_of_lines(lines: list[str], delimiter: str, quote: str) -> list[list[str]]:
+def cells_of_lines(lines: list[str], delimiter: str, options: ReadOptions) -> list[list[str]]:
+    """The cells of the first lines with a delimiter; one empty cell if quotes make that impossible."""
+    quote = quote_of(options, not is_plain(delimiter)) if len(delimiter) == 1 else ""
     if not quote:
         return [line.split(delimiter) for line in lines]
-    return list(csv.reader(lines, delimiter=delimiter, quotechar=quote))
+    try:
+        return list(csv.reader(lines, delimiter=delimiter, quotechar=quote))
+    except csv.Error:
+        return [[""]]
 
 
 def columns_to_examples(path: str | Path, table: Table, options: ReadOptions) -> Iterator[Example]:
