@@ -1,11 +1,10 @@
 """Values in the cells of a table: lists and objects, and one tag per word."""
 
-import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
+from engine.task.tags import USUAL
 from preprocess.example import shown
 from preprocess.labels.kinds import NO_LABEL
 from preprocess.labels.literals import literal
@@ -13,7 +12,6 @@ from preprocess.readers.columns import Columns, Head
 from preprocess.readers.conversion import is_plain_object, keys_of_cells, read_cell
 from preprocess.readers.options import ReadOptions, split_names
 
-TAG = re.compile(r"O|[BIESMLU][-_]\S+")
 Read = Callable[[str], Any]
 KEPT_AS_TEXT = ("classification", "regression")  # with these types of --label_type, a cell is a string
 
@@ -21,7 +19,7 @@ KEPT_AS_TEXT = ("classification", "regression")  # with these types of --label_t
 def tags_in(cell: str) -> list[str] | None:
     """One tag per word, separated by blanks, as in "O O B-LOC"; None for other cells."""
     tags = cell.split()
-    return tags if tags and all(map(TAG.fullmatch, tags)) else None
+    return tags if tags and all(map(USUAL.parse, tags)) else None
 
 
 def is_empty(cell: str) -> bool:
@@ -31,63 +29,52 @@ def is_empty(cell: str) -> bool:
 class Cells:
     """How the cells of a table become values: found in the first rows, applied to all."""
 
-    def __init__(self, path: str | Path, labels: dict[str, Any], options: ReadOptions) -> None:
-        self.path, self.options = path, options
-        self.labels = {task: source for task, source in labels.items() if isinstance(source, str)}
-        self.readers: dict[str, Read] = {}  # {"text" or task: what reads its cells}
-        self.objects: dict[str, list[str]] = {}  # {task: keys of its objects of plain values}
-        self.split: Callable[[str], list[str]] | None = None  # a text into the words that the tags are of
-
-    @classmethod
-    def of(cls, head: Head, columns: Columns, options: ReadOptions) -> "Cells":
-        """The Cells of a table, by its first rows."""
-        found = cls(head.path, columns.labels, options)
+    def __init__(self, head: Head, columns: Columns, options: ReadOptions) -> None:
+        self.path, self.options, self.text = head.path, options, columns.text
+        self.readers: dict[str, Read] = {}  # {column of the text or of a label: what reads its cells}
+        self.tasks: dict[str, str] = {}  # {column of a label that is read: its task}
+        self.keys: dict[str, list[str]] = {}  # {column: keys of its objects of plain values}
         by_name = {name: [row[i] for row in head.rows] for i, name in enumerate(head.names)}
         texts = by_name[columns.text]
         if all_fit(texts, literal) and all(is_strings(literal(text)) for text in texts if text.strip()):
-            found.readers["text"] = literal
-        if "structured" not in split_names(options.accept):
-            for task, source in found.labels.items():
-                found.look_at(task, by_name[source], texts)
-        return found
+            self.readers[columns.text] = literal
+        for task, source in columns.labels.items() if "structured" not in split_names(options.accept) else ():
+            if isinstance(source, str):
+                self.look_at(task, source, by_name[source], texts)
 
-    def look_at(self, task: str, cells: list[str], texts: list[str]) -> None:
+    def look_at(self, task: str, column: str, cells: list[str], texts: list[str]) -> None:
         """Decides how the cells of a label column are read."""
         read: Read | None = next((read for read in (literal, tags_in) if all_fit(cells, read)), None)
         if read is None or self.options.label_types.get(task) in KEPT_AS_TEXT:
             return
         values = [(read(cell), text) for cell, text in zip(cells, texts) if not is_empty(cell)]
-        are_tags = all(is_strings(value) and all(map(TAG.fullmatch, value)) for value, _ in values)
-        as_tokens: list[Callable[[str], Any]] = [literal] if "text" in self.readers else [str.split, characters]
+        as_tokens: list[Read] = [literal] if self.readers.get(self.text) is literal else [str.split, characters]
         fits = [split for split in as_tokens if all(len(value) == len(split(text) or ()) for value, text in values)]
         if read is tags_in and not (fits and any(len(value) > 1 for value, _ in values)):
             return
-        if are_tags and "text" not in self.readers:
-            self.split = self.split or (fits[0] if fits else str.split)
+        are_tags = all(is_strings(value) and all(map(USUAL.parse, value)) for value, _ in values)
+        if are_tags:  # the text is read as the words that they are the tags of
+            self.readers.setdefault(self.text, fits[0] if fits else str.split)
         if all(is_plain_object(value) for value, _ in values):
-            self.objects[task] = keys_of_cells(self.path, task, [value for value, _ in values])
-        self.readers[task] = read
+            self.keys[column] = keys_of_cells(self.path, task, [value for value, _ in values])
+        self.readers[column], self.tasks[column] = read, task
         print(f"{self.path}: the cells of {task!r} are read as {'tags' if are_tags else 'lists or objects'}")
 
-    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
-        """An example with the values that its cells are."""
-        where = example["_where"]
-        for name, read in self.readers.items():
-            cell = example.get(name) or ""
-            if is_empty(cell):
-                chosen = self.options.label_types.get(name)
-                example[name] = cell if name == "text" or (chosen == "multilabel" and not cell) else None
-                continue
-            example[name] = read(cell)
-            if example[name] is None:
-                raise UserError(f"{where}: {name!r} is {shown(cell)}, but a list or object in other rows")
-            if name in self.objects:
-                example[name] = read_cell(example[name], where, name, self.objects[name])
-        if isinstance(example.get("text"), list):
-            example["tokens"] = example.pop("text")
-        elif self.split and "text" in example:
-            example["tokens"] = self.split(example.pop("text"))
-        return example
+    def __call__(self, values: dict[str, Any], where: str) -> dict[str, Any]:
+        """The values that the cells of a row are."""
+        return values | {column: self.value(column, values[column], where) for column in self.readers}
+
+    def value(self, column: str, cell: str, where: str) -> Any:
+        read, task = self.readers[column], self.tasks.get(column, "text")
+        if column == self.text and read is not literal:
+            return read(cell)
+        if is_empty(cell):
+            is_label = column != self.text and (cell or self.options.label_types.get(task) != "multilabel")
+            return None if is_label else cell
+        value = read(cell)
+        if value is None:
+            raise UserError(f"{where}: {task!r} is {shown(cell)}, but a list or object in other rows")
+        return read_cell(value, where, task, self.keys[column]) if column in self.keys else value
 
 
 def all_fit(cells: Sequence[str], read: Read) -> bool:

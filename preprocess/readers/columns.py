@@ -85,18 +85,32 @@ class Columns(NamedTuple):
     part: str | None = "split"  # names the part of a row
     inline: str | None = None  # how entities are marked in the text, see INLINE
 
-    def parts_of(self, values: Mapping[str, Any], where: str) -> Example:
-        """What an example has in addition to its texts: group, extra columns, columns kept for the report, labels."""
-        parts: Example = {"group": values.get(self.group)} if self.group else {}
+    @property
+    def sources(self) -> list[str]:
+        """All label columns."""
+        return [name for source in self.labels.values() for name in ([source] if isinstance(source, str) else source)]
+
+    def example(self, values: Mapping[str, Any], where: str) -> Example:
+        """The example of a row. The role given by an option takes precedence, even for a column called `id`."""
+        example: Example = {"_where": where}
+        for key, column in (("id", "id"), ("split", self.part)):
+            if column and column not in (self.text, self.pair, *self.sources) and values.get(column) is not None:
+                example[key] = values[column]
+        text = values[self.text]
+        example["tokens" if isinstance(text, list) else "text"] = text
+        if self.pair:
+            example["text_pair"] = values[self.pair]
+        if self.group:
+            example["group"] = values.get(self.group)
         if self.extras:
-            parts["extras"] = {name: values.get(name) for name in self.extras}
+            example["extras"] = {name: values.get(name) for name in self.extras}
         if self.kept:
-            parts["kept"] = {name: values.get(name) for name in self.kept}
+            example["kept"] = {name: values.get(name) for name in self.kept}
         if self.inline:
-            parts["text"], parts["slots"] = without_marks(str(values.get(self.text) or ""), self.inline, where)
+            example["text"], example["slots"] = without_marks(str(text or ""), self.inline, where)
         for task, source in self.labels.items():
-            parts[task] = values.get(source) if isinstance(source, str) else names_marked(source, values, where)
-        return parts
+            example[task] = values.get(source) if isinstance(source, str) else names_marked(source, values, where)
+        return example
 
 
 @dataclass(frozen=True)
@@ -159,15 +173,16 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
     part = find_part(head, options)
     inline = find_inline(head, options, text, known)
     labels = find_labels(head, options, known, {text, pair, part}, needed=not inline)
-    used = [name for source in labels.values() for name in ([source] if isinstance(source, str) else source)]
+    group = first_or_none(head.pick("group_column", [options.group_column], needed=False))
+    extras = head.pick("extra_columns", split_names(options.extra_columns), needed=False)
+    kept = head.pick("keep_columns", split_names(options.keep_columns), needed=False)
+    columns = Columns(text, pair, labels, extras, kept, group, part, inline)
+    used = columns.sources
     if text in used or pair in used:
         raise UserError(f"{path}: --label_column names a text column; {listed}")
     for task in labels:
         if task in RESERVED or set(task) & set(".,="):
             raise UserError(f"{path}: a label column cannot be called {task!r}; rename it")
-    group = first_or_none(head.pick("group_column", [options.group_column], needed=False))
-    extras = head.pick("extra_columns", split_names(options.extra_columns), needed=False)
-    kept = head.pick("keep_columns", split_names(options.keep_columns), needed=False)
     if both := sorted({*extras} & {text, pair, *used}):
         raise UserError(f"{path}: --extra_columns names {both[0]!r}, which is the text or a label; {listed}")
     taken = {text, pair, *used, *extras, *kept, group, part, "id"}
@@ -181,7 +196,7 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
     options.understood.columns.update(names)
     options.understood.add_columns(text=repr(text), pair=pair, labels=abbreviate(map(repr, used)))
     print(f"{path}: text from {text!r}{shown}, labels from {abbreviate(map(repr, used))}{left_out}")
-    return Columns(text, pair, labels, extras, kept, group, part, inline)
+    return columns
 
 
 def find_part(head: Head, options: ReadOptions) -> str | None:

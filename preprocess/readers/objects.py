@@ -284,16 +284,7 @@ def objects_to_examples(
         if values is None:
             values = dict.fromkeys(needs.keys, "")  # for prediction, an empty row keeps its position
         needs.check(values, where)
-        example = {"_where": where}
-        for key, source in (("id", "id"), ("split", found.part)):
-            if values.get(source) is not None:
-                example[key] = values[source]
-        if conversion.keeps_text:
-            example |= text_if_from_it(values)
-        example["tokens" if isinstance(values[found.text], list) else "text"] = values[found.text]
-        if found.pair:
-            example["text_pair"] = values[found.pair]
-        yield example | found.parts_of(values, where)
+        yield (text_if_from_it(values) if conversion.keeps_text else {}) | found.example(values, where)
     if conversion.reading:
         conversion.reading.report()
 

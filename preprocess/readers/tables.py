@@ -148,11 +148,7 @@ def table_examples(
     head: Head, columns: Columns, rows: Table | chain, origin: str, options: ReadOptions
 ) -> Iterator[Example]:
     """The examples of the rows below the header. origin: what says how many columns there are"""
-    # The role given by an option takes precedence, even for a column called "id"
-    roles = {"id": "id", columns.part: "split", columns.text: "text", columns.pair: "text_pair"}
-    roles |= {source: task for task, source in columns.labels.items() if isinstance(source, str)}
-    keys = [(roles[name], position) for position, name in enumerate(head.names) if name in roles]
-    values_of = Cells.of(head, columns, options)
+    values_of = Cells(head, columns, options)
     for number, cells in rows:
         where = f"{head.path}, row {number}"
         if not any(cells):
@@ -161,9 +157,7 @@ def table_examples(
             cells = [""] * len(head.names)  # for prediction, an empty row keeps its position
         if len(cells) != len(head.names):
             raise UserError(f"{where}: {len(cells)} cells, but {origin} has {len(head.names)}; {head.listed}")
-        example = {"_where": where, **{key: cells[position] for key, position in keys}}
-        example |= columns.parts_of(dict(zip(head.names, cells)), where)
-        yield values_of(example) if values_of.readers else example
+        yield columns.example(values_of(dict(zip(head.names, cells)), where), where)
 
 
 def report_joined_labels(head: Head, columns: Columns, options: ReadOptions) -> None:
