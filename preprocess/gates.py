@@ -1,6 +1,6 @@
-"""Refuses data that was read, but implausibly: what was read is probably not what the file says.
+"""Gates: refuse data that was parsed without an error, but that was probably misread.
 
-Edit here to add a gate: a function of the Evidence, and a line in GATES. `--accept NAME` lets data through one of them.
+Edit here to add a gate: a function of the Evidence, and a line in GATES. `--accept NAME` turns a gate off.
 """
 
 import re
@@ -25,9 +25,9 @@ from preprocess.labels.positions import marks_width, names_of_positions
 from preprocess.labels.schemes import read_tags
 from preprocess.storage.arrow import Store
 
-SAMPLE = 5000  # rows at which the gates look, spread evenly over all
-FEW = 20  # rows below which shares say nothing
-# Shares of the rows that are odd. Real data has some odd rows; data that was read wrongly has hardly any others
+SAMPLE = 5000  # rows that the gates inspect, spread evenly over the data
+FEW = 20  # with fewer rows, a share may be due to chance
+# Shares of implausible rows. Correct data has a few such rows; in misread data, nearly all rows are implausible
 MOST, MANY, NEARLY_ALL = 0.8, 0.9, 0.98
 LONGEST_WORD = 30  # characters
 POS = set("ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X".split())
@@ -38,13 +38,15 @@ ID = re.compile(
     re.I,
 )
 NUMBERED = regex.compile(rf"{HAN}\d+")  # 科0
-CONTAINER = re.compile(r"""\s*(?s:\[\s*['"\[{(].*\]|\{\s*['"\[{(].*\}|\(\s*['"\[{(].*\))\s*""")  # also if it is damaged
+CONTAINER = re.compile(
+    r"""\s*(?s:\[\s*['"\[{(].*\]|\{\s*['"\[{(].*\}|\(\s*['"\[{(].*\))\s*"""
+)  # also if it does not parse
 OFFSETS = re.compile(r"\(?\d+[^\w\s]\s*\d+[^\w\s]\s*[^\W\d]\w*\)?([;|,\s]+\(?\d+[^\w\s]\s*\d+[^\w\s]\s*[^\W\d]\w*\)?)*")
 
 
 @dataclass
 class Evidence:
-    """What the gates look at: a sample of the rows as they were read, and the tags of all rows."""
+    """What the gates inspect: a sample of the rows as they were read, and the tags of all rows."""
 
     form: Form
     rows: list[Example]
@@ -60,7 +62,7 @@ class Evidence:
         return [(row, row[name]) for row in self.rows if row.get(name) not in (None, "")]
 
     def distinct(self, name: str) -> float:
-        """The share of different labels among all rows, which are read again if the sample does not decide."""
+        """The share of different labels among all rows, which are read again if the sample exceeds the limit."""
         labels = [item for _, label in self.labels(name) for item in names_in(label)]
         if len(self.rows) < len(self.store) and len({*labels}) > MOST * len(labels):
             hashes = [hash(item) for row in self.store for item in names_in(row.get(name))]
@@ -76,13 +78,13 @@ class Evidence:
 
 class Gate(NamedTuple):
     name: str  # for --accept
-    look: Callable[[Evidence], str | None]  # what is implausible, with its row; None if nothing
-    advice: str  # the options that decide
+    look: Callable[[Evidence], str | None]  # describes what is implausible, with its row; None if nothing is
+    advice: str  # the options that solve it
     after_labels: bool = False  # whether it needs the tags of all rows
 
 
 def short_files(store: Store, most: int = 3) -> list[list[Example]]:
-    """The examples of each file with up to three, if the files are few."""
+    """The examples of each file that has at most three; none if there are many files."""
     files = store.rows_of_files()
     return [store.pick(rows) for rows in files.values() if len(rows) <= most] if len(files) <= 9 else []
 
@@ -102,7 +104,7 @@ def gather(store: Store, form: Form, values: Mapping[str, Any], text_column: str
 
 
 def name_positions(evidence: Evidence, config: Any) -> None:
-    """Makes label sets of lists of 0 and 1, if the names of their positions are known."""
+    """Converts lists of 0 and 1 to sets of labels, if the names of their positions are known."""
     for name in evidence.form.names:
         width = width_of_marks(evidence, name)
         if width and (names := names_of_positions(config.label_names, Path(config.input), width, name)):
@@ -111,14 +113,14 @@ def name_positions(evidence: Evidence, config: Any) -> None:
 
 
 def refuse(evidence: Evidence, accepted: Sequence[str], after_labels: bool) -> None:
-    """Raises UserError for the first gate that the data does not pass. accepted: names in --accept"""
+    """Raises UserError for the first gate that the data does not pass. accepted: the gates in --accept"""
     for gate in GATES:
         if gate.name not in accepted and gate.after_labels == after_labels and (found := gate.look(evidence)):
             raise UserError(f"{found}; {gate.advice}; if it is right as it is: --accept {gate.name}")
 
 
 def check_accepted(option: str) -> list[str]:
-    """The names in --accept. Raises UserError for one that is no gate."""
+    """The gates in --accept. Raises UserError for an unknown one."""
     names = [name.strip() for name in option.split(",") if name.strip()]
     if unknown := sorted({*names} - {gate.name for gate in GATES}):
         raise UserError(f"--accept {unknown[0]}: no such gate; they are {', '.join(gate.name for gate in GATES)}")
@@ -148,7 +150,7 @@ def is_per_token(row_and_label: tuple[Example, Any]) -> bool:
 
 
 def one_word(evidence: Evidence) -> str | None:
-    """Each row is a single word of a sentence, not a sentence."""
+    """Whether each row is a single word instead of a sentence."""
     rows = evidence.rows
     if len(rows) < 5 or "text_pair" in rows[0]:
         return None
@@ -182,9 +184,9 @@ def are_tags(labels: Sequence[str]) -> bool:
 
 
 def one_example(evidence: Evidence) -> str | None:
-    """A file is one long example, or two or three, because nothing separates them."""
+    """Whether a file was read as a few very long examples, because it has no delimiter that is known."""
     for rows in evidence.short_files:
-        if where(rows[0])[-1:].isdecimal() and is_whole_file(rows):  # not one of many files with a text each
+        if where(rows[0])[-1:].isdecimal() and is_whole_file(rows):  # otherwise the folder has one text per file
             unit = "tokens" if "tokens" in rows[0] else "characters"
             what = "one example" if len(rows) == 1 else f"only {len(rows)} examples"
             return f"{where(rows[0])}: the whole file is {what}, of {max(map(length_of, rows)):,} {unit}"
@@ -192,7 +194,7 @@ def one_example(evidence: Evidence) -> str | None:
 
 
 def counted(evidence: Evidence) -> str | None:
-    """The tokens count 1, 2, 3, …: they are the numbers of rows."""
+    """Whether the tokens are 1, 2, 3, …, which are the numbers of the rows."""
     rows = [row for row in evidence.rows if len(row.get("tokens", ())) > 1]
     if len(rows) >= 3 and share([counts_up(row["tokens"]) for row in rows]) > MANY:
         return f"{where(rows[0])}: the tokens count {shown(' '.join(rows[0]['tokens'][:4]))[1:-1]} …"
@@ -200,7 +202,7 @@ def counted(evidence: Evidence) -> str | None:
 
 
 def numbers_as_texts(evidence: Evidence) -> str | None:
-    """The texts are ids, numbers, times or names of files."""
+    """Whether the texts are ids, numbers, times or file names."""
     texts = [row["text"].strip() for row in evidence.rows if "text" in row]
     if evidence.text_column or len(texts) < 10 or share([ID.fullmatch(text) for text in texts]) < MANY:
         return None
@@ -208,7 +210,7 @@ def numbers_as_texts(evidence: Evidence) -> str | None:
 
 
 def glued(evidence: Evidence) -> str | None:
-    """Tokens are characters with a number appended."""
+    """Whether tokens are characters with a number appended."""
     tokens = [(row, token) for row in evidence.rows[:1000] for token in row.get("tokens", ())]
     found = [(row, token) for row, token in tokens if NUMBERED.fullmatch(token)]
     if len(tokens) > 10 and len(found) > 0.5 * len(tokens):
@@ -227,7 +229,7 @@ def csv_quotes(evidence: Evidence) -> str | None:
 def wrong_encoding(evidence: Evidence) -> str | None:
     texts = [(row, text_of(row)) for row in evidence.rows]
     odd = [(row, text) for row, text in texts if not text.isascii() and (undecodable(text) or garbled(text))]
-    if len(odd) < 5 or len(odd) < 0.3 * len(texts):  # single texts from elsewhere are reported by the checks
+    if len(odd) < 5 or len(odd) < 0.3 * len(texts):  # the data checks report single texts
         return None
     return f"{where(odd[0][0])}: texts look decoded with the wrong encoding, such as {shown(odd[0][1])}"
 
@@ -255,11 +257,11 @@ def width_of_marks(evidence: Evidence, name: str) -> int:
 
 
 def structured(evidence: Evidence) -> str | None:
-    """Labels are written as JSON or Python lists or dicts, or are offsets."""
+    """Whether labels are written as JSON or Python lists or dicts, or are offsets."""
     for name in evidence.form.names:
         chosen, labels = evidence.form.chosen.get(name), evidence.labels(name)
         odd = [(row, label) for row, label in labels if isinstance(label, str) and is_structured(label, chosen)]
-        if chosen in (None, "multilabel") and len(odd) > 0.3 * len(labels):  # names may have brackets: "(un)usual"
+        if chosen in (None, "multilabel") and len(odd) > 0.3 * len(labels):  # the name of a class may have brackets
             row, label = odd[0]
             return f"{where(row)}: {name}={shown(label)} is no label, but a list, dict or offsets"
     return None
@@ -274,12 +276,14 @@ def is_structured(cell: str, chosen: str | None) -> bool:
 
 
 def offsets(evidence: Evidence) -> str | None:
-    """A label is the list of the positions of its characters."""
+    """Whether labels are lists of character positions."""
     for name, labels in evidence.free() if "text" in evidence.rows[0] else ():
         lists = [(row, x) for row, x in labels if isinstance(x, list) and len(x) > 2 and {*map(type, x)} == {int}]
         runs = share([sum(b == a + 1 for a, b in pairwise(x)) > 0.6 * (len(x) - 1) for _, x in lists])
         inside = all(max(x) < len(text_of(row)) for row, x in lists)
-        if len(lists) > 4 and runs > MOST and inside and len(lists) > 0.2 * len(labels):  # most texts may have none
+        if (
+            len(lists) > 4 and runs > MOST and inside and len(lists) > 0.2 * len(labels)
+        ):  # many texts may have an empty list
             row, label = lists[0]
             return f"{where(row)}: {name}={shown(label)} lists positions of characters, not labels"
     return None
@@ -297,13 +301,13 @@ def broken_labels(evidence: Evidence) -> str | None:
 
 
 def names_in(label: Any) -> list[str]:
-    """The names of classes in a label: none in spans and in numbers with a decimal point."""
+    """The class names in a label; spans and numbers with a decimal point have none."""
     items = label if isinstance(label, list) else [label]
     return [str(item) for item in items if isinstance(item, str | int) and not isinstance(item, bool)]
 
 
 def free_text(evidence: Evidence) -> str | None:
-    """Nearly all labels are different."""
+    """Whether nearly all labels are different."""
     for name, labels in evidence.free():
         plain = [item for _, label in labels for item in names_in(label)]
         if len(plain) < max(FEW, 0.5 * len(labels)) or name in {*evidence.regression, *tagged(evidence)}:
@@ -330,7 +334,7 @@ def only_outside(evidence: Evidence) -> str | None:
 
 
 def as_read(tags: Collection[str]) -> set[str] | None:
-    """Tags as B-X and O, None if they are written in several ways."""
+    """Tags converted to B-X and O; None if they are written in several ways."""
     written = read_tags(tags)
     return written and {*(written[0].values() or tags)}
 
@@ -349,7 +353,7 @@ def mixed_tags(evidence: Evidence) -> str | None:
 
 
 def some_of(name: str, tags: set[str]) -> str:
-    """Tags that are written in different ways, as shown."""
+    """A message with some tags that are written in different ways."""
     prefixed = [tag for tag in sorted(tags - {"O"}) if re.match(r"[BIbi][-_]", tag)]
     others = sorted(tags - {"O", *prefixed})
     mixed = ", ".join(map(shown, [*prefixed[:2], *others[:2]]))
@@ -369,11 +373,11 @@ def double_prefix(evidence: Evidence) -> str | None:
 
 
 def many_tags(evidence: Evidence) -> str | None:
-    """The tags are nearly all different: lemmas, numbers of heads."""
+    """Whether the tags are nearly all different, as lemmas and numbers of syntactic heads are."""
     for name in evidence.tags:
         tags = [tag for _, label in evidence.labels(name) if isinstance(label, list) for tag in label]
         tags = [tag for tag in tags if isinstance(tag, str)]
-        if len(tags) >= 100 and len({*tags}) > max(50, 0.3 * len(tags)):  # morphology has hundreds of tags in 10,000
+        if len(tags) >= 100 and len({*tags}) > max(50, 0.3 * len(tags)):  # tag sets of morphology have hundreds of tags
             row = evidence.rows[0]
             return f"{where(row)}: the tags of {name!r}, such as {shown(tags[0])}, are nearly all different"
     return None

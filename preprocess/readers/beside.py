@@ -1,4 +1,4 @@
-"""Plain text files whose labels are elsewhere: in a file next to them, row by row, or in their names, one per class."""
+"""Plain text files whose labels are in a second file, row by row, or in the file names, with one file per class."""
 
 import re
 from collections.abc import Iterator
@@ -10,17 +10,17 @@ from preprocess.example import PART_NAMES, Example, abbreviate, part_of_name
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import named_rows, open_bytes, rows_side_by_side
 
-# Words of file names: of a file of texts, and of one with their labels
+# Words in the name of a file with texts, and in the name of the file with their labels
 TEXT_WORDS = set("text texts sentence sentences x in input inputs data txt".split())
 LABEL_WORDS = set("label labels target targets y tag tags intent intents 标签".split())
-# Words of files that are not a class
+# Words in the names of files that are not a class
 OTHER_WORDS = set(
     "corpus vocab vocabulary classes class dict stopwords source words readme license mapping map".split()
 )
 OTHER_WORDS |= set("map index list names all raw clean notes output result results".split()) | TEXT_WORDS | LABEL_WORDS
-# Names of files that can only be classes; other names are confirmed by --format class_files
+# File names that are surely classes; others have to be confirmed with --format class_files
 CLASS_WORDS = set("pos neg neu positive negative neutral good bad spam ham true false real fake yes no".split())
-HEAD_ROWS = 200  # that show whether there is a tag for each word
+HEAD_ROWS = 200  # by which texts with a tag per word are recognised
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx", ".conllu", ".conll", ".ann")
 
 
@@ -53,7 +53,7 @@ def number_of_rows(path: Path) -> int:
 
 
 def read_beside(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """A text per row, and in the file next to it its label, or a tag for each of its words."""
+    """One text per row; the file next to it has a label, or a tag per word, in the same row."""
     beside = label_file_of(path)
     if beside is None:
         raise UserError(f"{path}: no file of as many labels next to it, such as {path.stem}.labels")
@@ -73,7 +73,7 @@ def read_beside(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def classes_of(files: list[Path]) -> dict[Path, str] | None:
-    """{file: its class} by their names, without the words that all have and those that name parts; None if the names
+    """{file: its class}: its name without the words that all names have and those of parts; None if the names
     are not those of classes."""
     words = {path: [word for word in words_of(path) if word not in PART_NAMES and word != "txt"] for path in files}
     common = set.intersection(*map(set, words.values())) if words else set()
@@ -90,7 +90,7 @@ def class_files(folder: Path) -> list[Path]:
 
 
 def read_class_files(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """A folder with one file per class: a text per row."""
+    """A folder with one file per class, and one text per row."""
     files = class_files(path)
     classes, listed = classes_of(files), abbreviate(file.name for file in files)
     if classes is None:

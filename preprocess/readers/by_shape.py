@@ -19,8 +19,8 @@ from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.paths import MISSING, Convert, Values, at, is_at, key_of, task_of
 from preprocess.readers.shapes import KEY, VALUE, Shape, Spans
 
-HEAD = 200  # objects that decide
-FROM_TEXTS = 0.8  # the least share of values that are in their texts, if they are the words of spans
+HEAD = 200  # the first objects, which determine the shape
+FROM_TEXTS = 0.8  # the minimum share of values found in their texts; of other values, some occur there by chance
 
 
 class StoredSpan(NamedTuple):
@@ -39,7 +39,7 @@ class StoredSpan(NamedTuple):
 
 
 def stored_spans(spans: Spans, found: Any) -> Iterator[StoredSpan]:
-    """The spans of one object. found: what is at their path"""
+    """The spans of one object. found: the value at their path"""
     for key, item in entries(rows_of_columns(found) if spans.columns else found):
         label = key if spans.label == KEY else at(item, spans.label)
         surface = item if spans.surface == VALUE else at(item, spans.surface) if spans.surface else None
@@ -76,13 +76,13 @@ def rows_of_columns(found: Any) -> Any:
 
 
 def ends_of(pieces: Any) -> tuple[Any, Any]:
-    """The first and the last position of [0, 1, 2], or of [[0, 4], [6, 9]]."""
+    """The start and the end of [0, 1, 2], or of [[0, 4], [6, 9]]."""
     first, last = (pieces[0], pieces[-1]) if isinstance(pieces, list) and pieces else (MISSING, MISSING)
     return at(first, "0") if isinstance(first, list) else first, at(last, "1") if isinstance(last, list) else last
 
 
 def is_continuous(pieces: Any) -> bool:
-    """Whether positions, or ranges, follow each other without a gap."""
+    """Whether positions, or ranges, are contiguous."""
     if not isinstance(pieces, list) or not pieces:
         return True
     ranges = pieces if isinstance(pieces[0], list) else [[place, place + 1] for place in pieces if type(place) is int]
@@ -90,12 +90,12 @@ def is_continuous(pieces: Any) -> bool:
 
 
 def is_surface(tokens: Sequence[str], surface: str) -> bool:
-    """Whether tokens are a surface, ignoring whitespace."""
+    """Whether tokens equal a surface, ignoring whitespace."""
     return "".join("".join(tokens).split()) == "".join(surface.split())
 
 
 class SpanTask(NamedTuple):
-    """A task whose labels are spans, and how they count. is_sure: the first objects show it"""
+    """A task whose labels are spans. inclusive: whether their ends belong to them; is_sure: whether that is known"""
 
     name: str
     path: str
@@ -105,15 +105,15 @@ class SpanTask(NamedTuple):
 
 @dataclass
 class Reading:
-    """How the objects of a file are read: a shape, and what the first ones show."""
+    """How the objects of a file are read: by a shape, and by what was inferred from the first objects."""
 
     path: str | Path
     shape: Shape
     spans: list[SpanTask] = field(default_factory=list)
     convert: Convert | None = None  # of shapes with `find`
     tasks: list[str] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)  # of what is left out
-    weight: int = 0  # how much of the objects the shape names
+    counts: Counter[str] = field(default_factory=Counter)  # {what is left out: how often}
+    weight: int = 0  # the number of paths that the shape names
 
     def __call__(self, values: Values, where: str) -> Values:
         """The object with `text` or `tokens`, and the labels under the names of their tasks."""
@@ -133,7 +133,7 @@ class Reading:
         return values | found
 
     def read_spans(self, task: SpanTask, stored: Any, found: Values, where: str) -> list[Any] | None:
-        """The spans of a task in one object. stored: what is at their path; found: with its text or tokens"""
+        """The spans of a task in one object. stored: the value at their path; found: has the text or tokens"""
         spans, result = self.shape.spans, list[Any]()
         assert spans
         if stored is MISSING or stored is None:
@@ -178,7 +178,7 @@ def check_tokens(span: StoredSpan, tokens: list[str], inclusive: bool, where: st
 
 
 def text_if_from_it(values: Values) -> Values:
-    """{"text"} of an object with tokens, if the tokens are from it."""
+    """{"text"} of an object with tokens, if these were cut from it."""
     text, tokens = values.get("text"), values.get("tokens")
     return {"text": text} if isinstance(text, str) and place_tokens(text, tokens or []) is not None else {}
 
@@ -193,7 +193,7 @@ def find_reading(path: str | Path, objects: Sequence[Values], options: ReadOptio
     wanted = [shape for shape in shapes.SHAPES if options.shape in ("auto", shape.name)]
     usual = not options.labelled and any({"tokens", *TEXT_NAMES} & row.keys() for row in rows)
     if options.shape == "none" or not rows or (usual and options.shape == "auto"):
-        return None  # for prediction, the usual keys of a text suffice
+        return None  # prediction needs only the text, which is found by its key
     if not wanted:
         names = ", ".join(shape.name for shape in shapes.SHAPES)
         raise UserError(f"--shape {options.shape!r} is not one of: auto, none, {names}")
@@ -212,7 +212,7 @@ def find_reading(path: str | Path, objects: Sequence[Values], options: ReadOptio
 
 
 def outcome(reading: Reading, row: Values) -> Any:
-    """What a Reading makes of an object, or its message."""
+    """The object converted by a Reading, or the message of its error."""
     try:
         return reading(row, "")
     except UserError as error:
@@ -220,7 +220,7 @@ def outcome(reading: Reading, row: Values) -> Any:
 
 
 def settle(reading: Reading, row: Values, options: ReadOptions) -> None:
-    """Keeps the tasks that are wanted, and records how they are read. Raises UserError if it is not known whether the
+    """Keeps the tasks in --label_column, and records how they are read. Raises UserError if it is not known whether the
     ends of their spans are inclusive."""
     reading.counts.clear()
     wanted, shape = split_names(options.label_column), reading.shape
@@ -237,7 +237,7 @@ def settle(reading: Reading, row: Values, options: ReadOptions) -> None:
 
 
 def fitting(path: str | Path, shape: Shape, rows: Sequence[Values], options: ReadOptions) -> Reading | None:
-    """The Reading of a shape, or None if some object lacks what it names."""
+    """The Reading of a shape, or None if some object lacks one of its paths."""
     if not all(is_at(row, needed) for needed in shape.also for row in rows):
         return None
     tasks = [task_of(label) for label in shape.labels if any(is_at(row, label) for row in rows)]
@@ -264,7 +264,7 @@ def are_tokens(value: Any) -> bool:
 
 
 def with_spans(reading: Reading, spans: Spans, rows: Sequence[Values], options: ReadOptions) -> Reading | None:
-    """The Reading with the tasks whose values in some objects are such spans; None if there are none."""
+    """Adds the tasks whose values are spans of this form. -> the Reading, None without such tasks"""
     for path in dict.fromkeys([*spans.path.split("|"), *split_names(options.label_column)]):
         found = spans_in(spans, rows, path)
         if not found or task_of(path) in (reading.shape.text, reading.shape.tokens):
@@ -284,7 +284,7 @@ def with_spans(reading: Reading, spans: Spans, rows: Sequence[Values], options: 
 
 
 def spans_in(spans: Spans, rows: Sequence[Values], path: str) -> list[tuple[StoredSpan, Values]]:
-    """[(span, its object)] of some objects; empty if some have none at the path, or no such spans."""
+    """[(span, its object)] of all objects; empty if some lack the path, or have spans of another form."""
     stored = [(row, at(row, path)) for row in rows]
     present = [(row, value) for row, value in stored if value is not MISSING and value is not None]
     if not spans.may_lack and any(value is MISSING for _, value in stored):
@@ -301,18 +301,17 @@ def spans_in(spans: Spans, rows: Sequence[Values], path: str) -> list[tuple[Stor
 def inclusive_or_not(
     shape: Shape, path: str, found: Sequence[tuple[StoredSpan, Values]], options: ReadOptions
 ) -> SpanTask | None:
-    """The task at a path, with the ends of its spans: by --span_end, by surfaces, by the spans, or by the shape. None:
-    they can be neither inclusive nor exclusive.
+    """The task at a path, with the ends of its spans: by --span_end, by surfaces, by the spans themselves, or by the
+    shape. None: they can be neither inclusive nor exclusive.
 
-    A span that begins where it ends shows that they are inclusive, one that ends behind the last token that they are
-    not.
+    A span whose start is its end shows that they are inclusive, one that ends behind the last token that they are not.
     """
     spans = shape.spans
     assert spans
     ends = [(span, at(row, shape.tokens or shape.text)) for span, row in found]
     behind = any(span.end >= len(whole) for span, whole in ends)
     task = SpanTask(task_of(path), path, inclusive=bool(spans.inclusive))
-    if not shape.tokens:  # offsets.py applies --span_end, and surfaces decide row by row
+    if not shape.tokens:  # offsets.py applies --span_end; spans.py compares surfaces row by row
         return task._replace(inclusive=options.span_end == "auto" and task.inclusive and not behind)
     if any(span.end > len(whole) for span, whole in ends):
         return None

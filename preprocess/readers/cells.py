@@ -1,4 +1,4 @@
-"""Values in the cells of a table: lists and objects, and one tag per word."""
+"""Cells of a table that are lists or objects written as text, or one tag per word."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,11 +13,11 @@ from preprocess.readers.conversion import is_plain_object, keys_of_cells, read_c
 from preprocess.readers.options import ReadOptions, split_names
 
 Read = Callable[[str], Any]
-KEPT_AS_TEXT = ("classification", "regression")  # with these types of --label_type, a cell is a string
+KEPT_AS_TEXT = ("classification", "regression")  # types in --label_type whose labels are never lists
 
 
 def tags_in(cell: str) -> list[str] | None:
-    """One tag per word, separated by blanks, as in "O O B-LOC"; None for other cells."""
+    """The tags in a cell such as "O O B-LOC", one per word; None for other cells."""
     tags = cell.split()
     return tags if tags and all(map(USUAL.parse, tags)) else None
 
@@ -27,13 +27,13 @@ def is_empty(cell: str) -> bool:
 
 
 class Cells:
-    """How the cells of a table become values: found in the first rows, applied to all."""
+    """Parses the cells of the text and of the labels; how is inferred from the first rows."""
 
     def __init__(self, head: Head, columns: Columns, options: ReadOptions) -> None:
         self.path, self.options, self.text = head.path, options, columns.text
-        self.readers: dict[str, Read] = {}  # {column of the text or of a label: what reads its cells}
-        self.tasks: dict[str, str] = {}  # {column of a label that is read: its task}
-        self.keys: dict[str, list[str]] = {}  # {column: keys of its objects of plain values}
+        self.readers: dict[str, Read] = {}  # {column: the parser of its cells}
+        self.tasks: dict[str, str] = {}  # {label column that is parsed: its task}
+        self.keys: dict[str, list[str]] = {}  # {column: the keys of its objects}
         by_name = {name: [row[i] for row in head.rows] for i, name in enumerate(head.names)}
         texts = by_name[columns.text]
         if all_fit(texts, literal) and all(is_strings(literal(text)) for text in texts if text.strip()):
@@ -43,7 +43,7 @@ class Cells:
                 self.look_at(task, source, by_name[source], texts)
 
     def look_at(self, task: str, column: str, cells: list[str], texts: list[str]) -> None:
-        """Decides how the cells of a label column are read."""
+        """Chooses the parser of a label column."""
         read: Read | None = next((read for read in (literal, tags_in) if all_fit(cells, read)), None)
         if read is None or self.options.label_types.get(task) in KEPT_AS_TEXT:
             return
@@ -53,7 +53,7 @@ class Cells:
         if read is tags_in and not (fits and any(len(value) > 1 for value, _ in values)):
             return
         are_tags = all(is_strings(value) and all(map(USUAL.parse, value)) for value, _ in values)
-        if are_tags:  # the text is read as the words that they are the tags of
+        if are_tags:  # the text is split into the words that have these tags
             self.readers.setdefault(self.text, fits[0] if fits else str.split)
         if all(is_plain_object(value) for value, _ in values):
             self.keys[column] = keys_of_cells(self.path, task, [value for value, _ in values])
@@ -61,7 +61,7 @@ class Cells:
         print(f"{self.path}: the cells of {task!r} are read as {'tags' if are_tags else 'lists or objects'}")
 
     def __call__(self, values: dict[str, Any], where: str) -> dict[str, Any]:
-        """The values that the cells of a row are."""
+        """The row with parsed cells."""
         return values | {column: self.value(column, values[column], where) for column in self.readers}
 
     def value(self, column: str, cell: str, where: str) -> Any:

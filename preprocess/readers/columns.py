@@ -21,7 +21,7 @@ TEXT_NAMES += "comment_text comment tweet message utterance body document".split
 PAIR_NAMES = "text_pair sentence2 text_b hypothesis question2 文本2 句子2 问题2".split()
 LABEL_NAMES = "label labels entities spans intent class category target slots tags ner ner_tags 标签 类别".split()
 NUMBER_NAMES = "score rating stars similarity".split()  # labels if none of the names above is present
-# If none of those is present either, the first of these that is
+# Used if none of these is present either: the first that is
 OTHER_LABEL_NAMES = "sentiment emotion topic polarity 情感 情感标签 情感倾向 情感极性 情绪 分类 类型 意图 实体".split()
 OTHER_LABEL_NAMES += "评分 星级 得分 打分 分数 相似度".split()
 PART_COLUMNS = (
@@ -54,19 +54,19 @@ OTHER_TASKS: dict[str, list[set[str]]] = {
         {"translation"},
     ],
 }
-# What would help to use some of a task's data, other than a column with one label per text
+# How data of an unsupported task can still be used, apart from a column with one label per text
 HELP = {
     "events with triggers and arguments": "triggers can be read as spans: "
     'convert each to {"start": …, "end": …, "label": its type} in a list under `entities`',
     "questions with answers in a text (as in SQuAD)": "answers can be read as spans of a text: "
     'convert each to {"start": …, "end": …, "label": "answer"} in a list under `entities`',
 }
-JOINED_INTENTS = re.compile(r"[^\W\d][^\s#]*(#[^\W\d][^\s#]*)+")  # none of "C#" and "topic#1"
+JOINED_INTENTS = re.compile(r"[^\W\d][^\s#]*(#[^\W\d][^\s#]*)+")  # but neither "C#" nor "topic#1"
 YES = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
 
 class NoLabels(UserError):
-    """A file has no label column. names: of its columns"""
+    """A file has no label column. names: its columns"""
 
     def __init__(self, message: str, names: Iterable[str]) -> None:
         super().__init__(message)
@@ -74,7 +74,7 @@ class NoLabels(UserError):
 
 
 class Columns(NamedTuple):
-    """The columns that are read of a row. labels: {task: its label column, or a list of columns of 0 and 1}."""
+    """The roles of the columns. labels: {task: its label column, or a list of columns of 0 and 1}."""
 
     text: str
     pair: str | None
@@ -82,8 +82,8 @@ class Columns(NamedTuple):
     extras: list[str]
     kept: list[str]
     group: str | None = None
-    part: str | None = "split"  # names the part of a row
-    inline: str | None = None  # how entities are marked in the text, see INLINE
+    part: str | None = "split"  # the column with the part of each row
+    inline: str | None = None  # a syntax of INLINE in which entities are marked in the text
 
     @property
     def sources(self) -> list[str]:
@@ -120,7 +120,7 @@ class Head:
     path: str | Path
     names: list[str]
     rows: list[list[Any]]
-    listed: str  # the names, for messages
+    listed: str  # the names, as shown in messages
 
     def pick(self, flag: str, wanted: Iterable[str], usual: Iterable[str] = (), needed: bool = True) -> list[str]:
         """The columns that an option names, otherwise all columns with usual names."""
@@ -159,16 +159,16 @@ def refuse_other_tasks(head: Head, options: ReadOptions) -> None:
 
 
 def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) -> Columns:
-    """The Columns named by the options, otherwise those with usual names; prints them.
+    """The Columns named by the options, otherwise those with usual names; they are printed.
 
-    known: columns that are certain to be labels, by the file's format.
+    known: columns that are labels according to the file's format.
     """
     path, names, listed = head.path, head.names, head.listed
     if not known:
         refuse_other_tasks(head, options)
     text = head.pick("text_column", [options.text_column], ["tokens", *TEXT_NAMES])[0]
     pair = first_or_none(head.pick("text_pair_column", [options.text_pair_column], PAIR_NAMES, needed=False))
-    if not options.labelled:  # the model knows its extra columns
+    if not options.labelled:  # a trained model knows which extra columns it needs
         return Columns(text, pair, {}, [name for name in names if name not in (text, pair, "id", "split")], [])
     part = find_part(head, options)
     inline = find_inline(head, options, text, known)
@@ -214,7 +214,7 @@ def find_part(head: Head, options: ReadOptions) -> str | None:
 
 
 def find_inline(head: Head, options: ReadOptions, text: str, known: Sequence[str]) -> str | None:
-    """How entities are marked in the texts, which become the task `slots`; None if they are not."""
+    """The syntax of entities that are marked in the texts, which become the task `slots`; None without marks."""
     wanted = split_names(options.label_column)
     if options.shape == "none" or known or "slots" in head.names or (wanted and "slots" not in wanted):
         return None
@@ -253,7 +253,7 @@ def first_or_none(names: list[str]) -> str | None:
 
 
 def alike(usual: Iterable[str], names: Iterable[str]) -> list[str]:
-    """The names that are among the usual ones, ignoring case, in the order of the usual ones."""
+    """The names that are usual, ignoring case, in the order of `usual`."""
     found: dict[str, str] = {}
     for name in names:
         found.setdefault(name.strip().lower(), name)
@@ -272,6 +272,6 @@ def names_marked(columns: list[str], values: Mapping[str, Any], where: str) -> l
 
 
 def are_joined_intents(names: Iterable[Any], options: ReadOptions) -> bool:
-    """Whether an intent `a#b` is two, as in MixATIS; each is then a list. names: those that decide"""
+    """Whether an intent `a#b` is two intents, as in MixATIS, so that labels are lists. names: all, or the first ones"""
     chosen = options.label_types.get("intent") == "classification"
     return not chosen and any(isinstance(name, str) and JOINED_INTENTS.fullmatch(name) for name in names)

@@ -28,7 +28,7 @@ from preprocess.readers.token_rows import (
     sentences,
 )
 
-HEAD_ROWS = 5000  # by which the columns of a file are found
+HEAD_ROWS = 5000  # the first rows, by which the columns are found
 NO_COMMENTS = "none"  # the value of --comment for a file without comments
 CONLLU = "id form lemma upos xpos feats head deprel deps misc".split()
 GLOBAL_COLUMNS = "# global.columns ="  # CoNLL-U Plus names its columns in its first row
@@ -36,12 +36,12 @@ CONLL_2012 = "#begin document"
 BREAKS = ("-DOCSTART-", CONLL_2012, "#end document")
 KEY_AND_VALUE = re.compile(r"#+ ?[\w.:-]+ ?=")  # a comment: "# text = …"
 NUMBERED = regex.compile(r"(?s)^(\X)(\d{1,4})$")  # a character, also an emoji of several code points, and a number
-ODD_TOKENS = 0.01  # the share of tokens without a number that such a file may have
+ODD_TOKENS = 0.01  # the maximum share of tokens without a number; Weibo NER has a few
 
 
 def read_conll(path: Path, options: ReadOptions) -> Iterator[Example]:
     """One token and tag per row, a blank row between sentences; optionally PATH.intent, with one intent per sentence,
-    or the intent in a row of its own at the beginning or end of each sentence.
+    or a row with only the intent at the beginning or end of each sentence.
 
     The token is the first column that does not count, the tag the last. A token may itself be a space: `' ' + ' ' +
     'O'`.
@@ -91,27 +91,27 @@ def own_intents(path: Path, layout: Layout, options: ReadOptions) -> Iterator[st
 
 
 def split_row(row: str) -> Cells:
-    """The cells of a row of CoNLL, which tabs or blanks separate."""
+    """The cells of a CoNLL row, which are delimited by tabs or spaces."""
     if "\t" in row:
         return row.rstrip("\t").split("\t")
     cells = row.rstrip(" ").split(" ")
     if "" not in cells:  # the usual case
         return cells
-    return [" " if row.startswith("  ") else cells[0], *filter(None, cells[1:])]  # a token may be a blank
+    return [" " if row.startswith("  ") else cells[0], *filter(None, cells[1:])]  # a token may be a space
 
 
 def is_break(row: str) -> bool:
     return not row.strip(" \t") or row.startswith(BREAKS)
 
 
-def comment_sign(options: ReadOptions) -> str:
+def comment_prefix(options: ReadOptions) -> str:
     return "#" if options.comment in ("", NO_COMMENTS) else options.comment
 
 
 def conll_layout(path: Path, options: ReadOptions) -> Layout:
-    """The Layout of a CoNLL file, by its first rows."""
+    """Finds the Layout of a CoNLL file in its first rows."""
     head = [row for _, row in islice(read_rows(path, options.encoding), HEAD_ROWS)]
-    blocks = blocks_of([row for row in head if not row.startswith(comment_sign(options)) or is_break(row)])
+    blocks = blocks_of([row for row in head if not row.startswith(comment_prefix(options)) or is_break(row)])
     blocks = blocks or blocks_of(head)
     widths = Counter(len(cells) for block in blocks for cells in block)
     width = max(widths, key=lambda width: (widths[width], width), default=0)
@@ -129,7 +129,7 @@ def conll_layout(path: Path, options: ReadOptions) -> Layout:
 
 
 def blocks_of(rows: list[str]) -> list[list[Cells]]:
-    """The cells of rows as blocks, which breaks separate."""
+    """The cells of rows in blocks, one per sentence."""
     blocks: list[list[Cells]] = [[]]
     for row in rows:
         if is_break(row):
@@ -148,7 +148,7 @@ def are_titles(cells: Cells, options: ReadOptions) -> bool:
 
 
 def intent_row(blocks: list[list[Cells]], width: int) -> int | None:
-    """Where every sentence has a row of one cell, its intent: 0 or -1; None if they have none."""
+    """The position of the row with the intent in every sentence: 0 or -1; None if there are no such rows."""
     for place, others in ((-1, slice(None, -1)), (0, slice(1, None))):
         fits = (len(b) > 1 and len(b[place]) == 1 and all(len(cells) == width for cells in b[others]) for b in blocks)
         if len(blocks) > 1 and width > 1 and all(fits):
@@ -173,7 +173,7 @@ def conll_rows(path: Path, layout: Layout, options: ReadOptions, report: bool = 
         if is_title and cells == layout.names:
             is_title = False
             continue
-        if row.startswith(comment_sign(options)) and is_comment(layout, row, cells, where, is_new, options):
+        if row.startswith(comment_prefix(options)) and is_comment(layout, row, cells, where, is_new, options):
             skipped += 1
             continue
         is_intent = layout.intent is not None and len(cells) == 1
@@ -197,8 +197,8 @@ def wrong_width(layout: Layout, where: str, row: str, cells: Cells) -> UserError
 
 
 def is_comment(layout: Layout, row: str, cells: Cells, where: str, is_new: bool, options: ReadOptions) -> bool:
-    """Whether a row with the sign of comments is one: always if --comment names it; a row with # is one before a
-    sentence, if it cannot be a token and its tag."""
+    """Whether a row with the prefix of comments is one: always if --comment names it; a row with # is one before a
+    sentence if it cannot be a token and its tag."""
     if options.comment:
         return options.comment != NO_COMMENTS
     if is_new and KEY_AND_VALUE.match(row):
@@ -214,7 +214,7 @@ def is_comment(layout: Layout, row: str, cells: Cells, where: str, is_new: bool,
 
 def has_numbered_characters(path: Path, layout: Layout, encoding: str) -> bool:
     """Whether the tokens of a CoNLL file are characters plus their position in their word, as in Weibo NER: 科0 技1.
-    A few may be odd."""
+    A few may lack the number."""
     before, num_tokens, num_odd = -1, 0, 0
     for _, row in read_rows(path, encoding):
         if is_break(row):
@@ -227,7 +227,7 @@ def has_numbered_characters(path: Path, layout: Layout, encoding: str) -> bool:
             before = int(match[2])
             continue
         before, num_odd = -1, num_odd + 1
-        if num_odd > 3 + ODD_TOKENS * num_tokens:  # the rest need not be read
+        if num_odd > 3 + ODD_TOKENS * num_tokens:  # decided without reading the rest
             return False
     return num_tokens > 1 and num_odd <= ODD_TOKENS * num_tokens
 
@@ -272,7 +272,7 @@ def conllu_columns(path: Path, encoding: str) -> list[str]:
 
 
 def usual_tags(rows: list[Cells], columns: list[str]) -> list[str]:
-    """The column of the tags of CoNLL-U: of entities in a column of its own, otherwise UPOS or XPOS."""
+    """The column of the tags of CoNLL-U: the last extra column with entities, otherwise UPOS or XPOS."""
     cells = {name: {row[n] for row in rows} for n, name in enumerate(columns)}
     if own := [name for name in columns if name not in CONLLU and notation_of(cells[name])]:
         return own[-1:]

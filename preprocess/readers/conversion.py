@@ -15,19 +15,19 @@ from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.paths import MISSING, Convert, Values, at, is_at, key_of, task_of
 from preprocess.readers.selection import JOINED, join_texts
 
-HEAD = 200  # objects whose keys decide
+HEAD = 200  # the first objects, whose keys are considered
 BY_NAME = "text_column text_pair_column label_column group_column extra_columns keep_columns split_column".split()
 Names = tuple[str, str]
 
 
 @dataclass
 class Conversion:
-    """The steps that each object of a file goes through; none for objects that are as they should be."""
+    """The steps that convert each object of a file; objects in the standard form need none."""
 
     path: str | Path
-    options: ReadOptions  # with the new names of keys that were paths
+    options: ReadOptions  # updated where a step renames keys
     known: Sequence[str] = ()  # keys that are certain to be labels
-    from_lists: Callable[[Any, str], Any] | None = None  # the first step, where the rows are lists
+    from_lists: Callable[[Any, str], Any] | None = None  # converts rows that are lists; the first step
     steps: list[Convert] = field(default_factory=list)
     reading: Reading | None = None
 
@@ -59,11 +59,11 @@ class Conversion:
 
     @property
     def keeps_text(self) -> bool:
-        """Whether objects with tokens may also have the text that these are from."""
+        """Whether objects with tokens may also have the text that these were cut from."""
         return self.reading is not None and bool(self.reading.shape.tokens)
 
     def list_step(self, rows: Sequence[Any]) -> Callable[[Any, str], Any]:
-        """Gives keys to rows that are lists: [text, label] pairs, otherwise 0, 1, …."""
+        """Names the values of rows that are lists: text and label in pairs, otherwise 0, 1, …."""
         places = [values if isinstance(values, list) else cells_of(values) for values in rows]
         if any(isinstance(value, dict) for values in places for value in values):
             return lambda values, where: with_keys(values)
@@ -85,7 +85,7 @@ def cells_of(values: Values) -> list[Any]:
 
 
 def with_names(values: Any, where: str, *, names: Names | None) -> Any:
-    """A row that was a list, with the names of a pair, otherwise with numbers."""
+    """A row that was a list as an object; the keys are the names of a pair, otherwise numbers."""
     values = with_keys(values)
     if not names or not isinstance(values, dict):
         return values
@@ -95,7 +95,7 @@ def with_names(values: Any, where: str, *, names: Names | None) -> Any:
 
 
 def names_of_pairs(rows: Sequence[Sequence[Any]]) -> Names | None:
-    """("text", "label") or the reverse, for pairs of which one is longer and the other recurs more; otherwise None."""
+    """("text", "label") or the reverse, for pairs with one longer side, while the other recurs more; otherwise None."""
     if any(len(row) != 2 or not isinstance(row[0], str) or not isinstance(row[1], str | int) for row in rows):
         return None
     first, second = ({str(row[place]) for row in rows} for place in (0, 1))
@@ -108,7 +108,7 @@ def names_of_pairs(rows: Sequence[Sequence[Any]]) -> Names | None:
 
 
 def dotted_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
-    """Gives a key to what options name by a path, such as --label_column labels.score; it is the path's last one."""
+    """Gives a key to values that options name by a path, such as --label_column labels.score: the last of the path."""
     taken = {key for values in rows[:HEAD] for key in values}
     paths: dict[str, str] = {}
     for option in BY_NAME:
@@ -131,7 +131,7 @@ def dotted_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
 
 
 def join_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
-    """Makes one text of the keys of --join_columns."""
+    """Joins the texts under the keys in --join_columns."""
     wanted = split_names(found.options.join_columns)
     if not wanted:
         return None
@@ -151,7 +151,7 @@ def join_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
 
 
 def shape_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
-    """Reads objects by a shape of SHAPES, unless the format says what the labels are (Label Studio)."""
+    """Reads objects by a shape of SHAPES, unless the format defines the labels (Label Studio)."""
     reading = None if found.known else find_reading(found.path, rows, found.options)
     if reading is None:
         return None
@@ -166,7 +166,7 @@ def shape_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
 
 def label_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
     """Reads labels that are objects of plain values: {"key": value} with one key in all rows, and names with 0 and 1.
-    Raises UserError for others, and names the keys."""
+    Raises UserError for other objects."""
     if not found.options.labelled:
         return None
     wanted = split_names(found.options.label_column)
@@ -184,7 +184,7 @@ def label_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
 
 
 def intents_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
-    """Reads intents such as `a#b` as two."""
+    """Splits intents such as `a#b`."""
     intents = [values.get("intent") for values in rows]
     if not found.options.labelled or not are_joined_intents(intents, found.options):
         return None
@@ -200,14 +200,14 @@ def intents_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
 
 
 def is_plain_object(value: Any) -> bool:
-    """Whether a value is an object of values that are neither lists nor objects."""
+    """Whether a value is an object without nested lists and objects."""
     return (
         isinstance(value, dict) and bool(value) and all(isinstance(v, str | int | float | None) for v in value.values())
     )
 
 
 def keys_of_cells(path: str | Path, name: str, cells: Sequence[Values]) -> list[str]:
-    """The keys of labels that are objects: one, or those of marks 0 and 1. Raises UserError for others."""
+    """The keys of labels that are objects with one key, or with values 0 and 1. Raises UserError for others."""
     keys = list(dict.fromkeys(key for cell in cells for key in cell))
     are_marks = {str(value).lower() for cell in cells for value in cell.values()} <= YES.keys()
     if all(cell.keys() == cells[0].keys() for cell in cells) and are_marks == (len(keys) > 1):
@@ -217,9 +217,9 @@ def keys_of_cells(path: str | Path, name: str, cells: Sequence[Values]) -> list[
 
 
 def read_cell(cell: Any, where: str, name: str, keys: list[str]) -> Any:
-    """The label that an object means: the value of its only key, or the names of its keys with 1."""
+    """The label in an object: the value of its only key, or the names of the keys with 1."""
     if not isinstance(cell, dict) or {*cell} != {*keys}:
-        raise UserError(f"{where}: {name!r} has not the keys {', '.join(keys[:8])}, as in the first rows")
+        raise UserError(f"{where}: {name!r} lacks the keys {', '.join(keys[:8])} of the first rows, or has others")
     if len(keys) == 1:
         return cell[keys[0]]
     if not all(str(value).lower() in YES for value in cell.values()):

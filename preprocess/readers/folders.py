@@ -40,12 +40,12 @@ def read_classes(path: Path, options: ReadOptions) -> Iterator[Example]:
     folders = class_folders(path)
     if len(folders) < 2:
         raise UserError(f"{path}: needs one folder per class, with one .txt file per text; found {len(folders)}")
-    # Pretraining uses all texts
+    # Without labels, as for pretraining, all texts are used
     unlabelled = [folder.name for folder in folders if options.labelled and folder.name.lower() in UNLABELLED]
     classes = [folder for folder in folders if folder.name not in unlabelled]
     left_out = f"; skipped, as their texts have no class: {abbreviate(unlabelled)}" if unlabelled else ""
     print(f"{path}: one class for each of the {len(classes)} folders ({abbreviate(f.name for f in classes)}){left_out}")
-    shared = ""  # the encoding of the texts that are not UTF-8: one text may be too short to show it
+    shared = ""  # the encoding of all texts that are not UTF-8: a single one may be too short for detection
     for folder in classes:
         for file in text_files(folder):
             encoding = options.encoding

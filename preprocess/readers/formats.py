@@ -27,7 +27,7 @@ from preprocess.readers.token_rows import TAG_NAMES, TOKEN_NAMES, are_bare_tags,
 FASTTEXT = "__label__"
 USUAL_LABELS = [*LABEL_NAMES, *NUMBER_NAMES, *OTHER_LABEL_NAMES]
 CONLLU_ROW = re.compile(r"#|\d+([-.]\d+)?(\t[^\t]+){9}$")
-HEAD_BYTES = 2**16  # of a file, by which its format is recognised
+HEAD_BYTES = 2**16  # at the beginning of a file, by which its format is recognised
 
 
 def read_txt(path: Path, options: ReadOptions) -> Iterator[Example]:
@@ -143,7 +143,7 @@ def format_of_rows(rows: list[str], labelled: bool) -> str | None:
 
 def format_of_tokens(rows: list[str], may_be_table: bool) -> str | None:
     """The format of rows with a tag for each word, or None. may_be_table: rows with tabs need not be tokens, so blank
-    rows between sentences, or one word in each row, must say so."""
+    rows between sentences, or one word per row, are needed as evidence."""
     head = [row for row in rows if row.strip()]
     if not head:
         return None
@@ -161,8 +161,8 @@ def format_of_tokens(rows: list[str], may_be_table: bool) -> str | None:
 
 
 def tokens_format(path: Path, options: ReadOptions) -> str | None:
-    """The format of a file to predict on if its rows are tokens with tags, not texts: blank rows between sentences or
-    tags of entities show that."""
+    """The format of a file to predict on if its rows are tokens with tags instead of texts, by blank rows between
+    sentences or tags of entities."""
     rows = head_of(path, options.encoding)
     found = format_of_tokens(rows, may_be_table="\t" in rows[0]) if len(rows) > 1 else None
     widths = {len(split_row(row)) for row in rows if row.strip() and not row.startswith("#")}
@@ -183,7 +183,7 @@ def head_of(path: Path, encoding: str) -> list[str]:
     try:
         rows = raw.decode(encoding, "ignore").split("\n")
     except LookupError:
-        rows = raw.decode("utf-8", "ignore").split("\n")  # the reader reports the unknown encoding
+        rows = raw.decode("utf-8", "ignore").split("\n")  # the reader will report the unknown encoding
     return rows[:-1] if len(raw) == HEAD_BYTES and len(rows) > 1 else rows
 
 

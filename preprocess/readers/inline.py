@@ -18,7 +18,7 @@ from preprocess.readers.raw_files import read_rows
 
 NAME = r"(?P<label>[^\W\d][\w.\-]*)"
 NO_LINK = r"(?!https?:|ftp:|mailto:|www\.)"
-INLINE = {  # how it looks: a pattern with the groups `label` and `text`
+INLINE = {  # an example of the syntax: its pattern, with the groups `label` and `text`
     "[nine am](time)": rf"\[(?P<text>[^\[\]]+)\](?:\({NO_LINK}{NAME}(?::[^()]*)?\)|(?P<more>\{{[^{{}}]*\}}))",
     "[time : nine am]": rf"\[\s*{NAME}\s+:\s+(?P<text>[^\[\]]*[^\s\[\]])\s*\]",
     "{{time:nine am}}": rf"\{{\{{\s*{NAME}\s*:\s*(?P<text>[^{{}}]*[^\s{{}}])\s*\}}\}}",
@@ -32,7 +32,7 @@ Span = dict[str, Any]
 
 
 def without_marks(text: str, syntax: str, where: str) -> tuple[str, list[Span]]:
-    """(the plain text, its spans) of a text with marks. Raises UserError for marks that are left."""
+    """(plain text, spans) of a text with marks. Raises UserError for unmatched marks."""
     plain, spans, end = "", [], 0
     for match in re.finditer(INLINE[syntax], text):
         plain += text[end : match.start()]
@@ -40,7 +40,9 @@ def without_marks(text: str, syntax: str, where: str) -> tuple[str, list[Span]]:
         plain, end = plain + match["text"], match.end()
     plain += text[end:]
     if spans and (signs := [sign for sign in ("[", "]", "{{", "}}") if sign in plain and sign in syntax]):
-        raise UserError(f"{where}: {signs[0]!r} is left of the marks {syntax!r}; correct it (marks cannot nest)")
+        raise UserError(
+            f"{where}: {signs[0]!r} does not belong to a mark {syntax!r}; correct it (marks cannot be nested)"
+        )
     return plain, spans
 
 
@@ -55,14 +57,14 @@ def label_of(match: re.Match[str], where: str) -> str:
 
 
 def inline_syntax(texts: Sequence[str]) -> str | None:
-    """The syntax in which entities are marked in some texts: in at least a third of them, with few labels that recur,
-    and nearly no sign of it elsewhere. None if there is none."""
+    """The syntax in which entities are marked in the texts: in at least a third of them, with labels that recur,
+    and hardly any bracket that is not a mark. None if there are no such marks."""
     for syntax, pattern in INLINE.items():
         found = [list(re.finditer(pattern, text)) for text in texts]
         labels = [match["label"] or match["more"] for matches in found for match in matches]
         marked = sum(map(bool, found))
         signs = sum(text.count(syntax[0]) for text in texts) / (2 if syntax.startswith("{{") else 1)
-        if {"IN", "SL"} & {*labels}:  # parses of intents and slots that nest
+        if {"IN", "SL"} & {*labels}:  # TOP: nested intents and slots, which are not supported
             return None
         if marked >= max(2, len(texts) / 3) and len({*labels}) <= len(labels) / 2 and signs <= 1.05 * len(labels):
             return syntax

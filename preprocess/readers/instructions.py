@@ -1,4 +1,4 @@
-"""Instruction data and dialogues with a model: classification, if the answers are few and short."""
+"""Instruction data and dialogues with a model, which are classification if the answers are few and short."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Where the rows of a JSON file are that is one object: under a path, one list per part, or a table of pandas."""
+"""Finds the rows in a JSON file that is a single object: under a path, one list per part, or a table of pandas."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,8 +9,8 @@ from preprocess.example import abbreviate, part_of_name
 from preprocess.readers.columns import LABEL_NAMES, TEXT_NAMES, alike
 from preprocess.readers.paths import MISSING, at
 
-# Where known formats have their rows; at `*` are the names of classes, or nothing of interest, and the key of each row
-# that gets the name
+# The paths of the rows in known formats. `*` stands for any key; each row gets this key as its label, under the
+# name given here
 ROW_PATHS = {
     "rasa_nlu_data.common_examples": "",  # Rasa
     "assets.utterances": "",  # Azure

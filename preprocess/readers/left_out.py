@@ -1,4 +1,4 @@
-"""What is left out of the data: rows without a text or a label, and a test part without labels."""
+"""Drops rows without a text or a label, and a test part without labels."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -80,7 +80,7 @@ class SecretLabels:
                     self.paths[path] = self.paths.get(path, 0) + 1
                 else:
                     self.has_labels = True
-                    if self.held:  # the rows without a label are an error, which names the first
+                    if self.held:  # the first row without a label is passed on, and reported as an error
                         self.require_no_minus(self.held)
                         yield self.held
                         self.held = None

@@ -25,8 +25,8 @@ from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import MAX_CHARACTERS, limit_rows, open_text, read_rows, take_head
 
 MAX_OBJECT_CHARACTERS = 256 * 2**20  # of a .json file that is a single object, which is read as a whole
-HEAD = 1000  # rows that decide which keys exist
-Objects = Iterator[tuple[str, Any]]  # (where, what should be a dict; None for an empty row)
+HEAD = 1000  # the first rows, which determine the keys
+Objects = Iterator[tuple[str, Any]]  # (where, object; None for an empty row)
 
 
 def read_jsonl(path: Path, options: ReadOptions) -> Iterator[Example]:
@@ -111,8 +111,8 @@ class JsonList:
         self.decode = json.JSONDecoder(object_pairs_hook=without_duplicates).raw_decode
 
     def load(self) -> bool:
-        """Reads about as much again as remains, and drops what was parsed. -> whether there was more; if there was
-        not, positions stay valid."""
+        """Reads as many characters as remain, and drops those parsed. -> whether there were more; if there
+        were none, positions stay valid."""
         piece = self.file.read(max(2**20, len(self.text) - self.position))
         if piece:
             self.rows_before += self.text.count("\n", 0, self.position)
@@ -159,7 +159,7 @@ class JsonList:
                     raise self.error(first_line(error), at) from None
             else:
                 complete = self.text[end : end + 1] in tuple(" \t\r\n,]") or end < len(self.text) - 8
-                if complete or not self.load():  # a number might continue
+                if complete or not self.load():  # a number may continue
                     self.require_room(end - self.position)
                     self.position = end
                     return item
@@ -212,7 +212,7 @@ def read_dataset(path: Path, options: ReadOptions) -> Iterator[Example]:
             name, _, config = str(path).partition(":")
             streaming = bool(options.max_rows) or not fits_on_disk(name, config or None)
             loaded = datasets.load_dataset(name, config or None, streaming=streaming)
-    except Exception as error:  # a foreign folder or hub can make datasets raise anything
+    except Exception as error:  # datasets raises errors of many kinds
         raise UserError(f"{path}: cannot be loaded as a dataset ({first_line(error)})") from None
     for split, rows in (loaded if isinstance(loaded, dict) else {None: loaded}).items():
         objects = dataset_objects(path, split, rows)
@@ -244,7 +244,7 @@ def dataset_objects(path: Path, split: str | None, rows: Any) -> Objects:
             yield f"{path}, {split or 'row'} {number}", as_json(values, path) | ({"split": split} if split else {})
     except UserError:
         raise
-    except Exception as error:  # the files of a streamed dataset are opened here
+    except Exception as error:  # the files of a streamed dataset are opened only here
         raise UserError(f"{path}: its rows cannot be read ({first_line(error)})") from None
 
 
@@ -264,7 +264,7 @@ def objects_to_examples(
 ) -> Iterator[Example]:
     """Converts objects to examples. A label may be missing or null if there are several.
 
-    The first rows, at most 1,000, decide which keys exist. known: keys that are certain to be labels.
+    The first rows determine the keys. known: keys that are labels according to the file's format.
     """
     objects = with_sentences(objects)
     head = take_head(objects, HEAD)
@@ -290,7 +290,7 @@ def objects_to_examples(
 
 
 class Needs(NamedTuple):
-    """What every object of a file needs, by its first ones."""
+    """The requirements for every object of a file, derived from the first ones."""
 
     keys: list[str]
     label: list[str]  # the key among them that is the only label

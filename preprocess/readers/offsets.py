@@ -1,5 +1,5 @@
-"""How the offsets of spans over a text count: in characters, or in UTF-16 units, as JavaScript and Java do (an emoji is
-two). Wrong counting shows where a surface is stored next to the offsets, and where spans cut words."""
+"""Offsets of spans over a text, which count characters, or UTF-16 units, as JavaScript and Java do (an emoji is
+two). A wrong unit is noticed if the data has the surfaces of the spans, or if spans cut words."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,11 +18,11 @@ SPACED = regex.compile(
     rf"(?!{HAN})[\p{{L}}\p{{M}}\p{{N}}_](?<![\p{{Hangul}}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}])"
 )
 Fields = tuple[Any, Any, Any, Any]  # start, end, label, surface
-LEAST = 3  # spans that are cut, before a file is refused
+LEAST = 3  # cut words; fewer may be deliberate
 
 
 def is_cut(text: str, place: int) -> bool:
-    """Whether a place is inside a word of a script that writes spaces between words, or outside the text."""
+    """Whether a position is outside the text, or inside a word of a script with spaces between words."""
     if not 0 <= place <= len(text):
         return True
     return 0 < place < len(text) and bool(SPACED.match(text[place - 1]) and SPACED.match(text[place]))
@@ -40,9 +40,9 @@ def spans_in(label: Any, where: str) -> list[Fields]:
 
 @dataclass
 class Seen:
-    """What the spans of a file show. Each is a list of the rows of cut spans."""
+    """Counts of the spans of a file that would cut words, in two ways to read their offsets."""
 
-    checked: int = 0  # spans that would differ
+    checked: int = 0  # spans that differ in the two ways
     cut: int = 0
     cut_otherwise: int = 0
     first: str = ""
@@ -55,7 +55,7 @@ class Seen:
             self.first = where
 
     def is_wrong(self) -> bool:
-        """Whether most spans are cut, but few would be otherwise."""
+        """Whether most spans cut words, but few would in the other way."""
         return self.cut >= max(LEAST, 0.5 * self.checked) and self.cut_otherwise <= 0.1 * self.cut
 
 
@@ -69,7 +69,7 @@ class Offsets:
     inclusive: Seen = field(default_factory=Seen)
 
     def examples(self, examples: Iterator[Example]) -> Iterator[Example]:
-        """The examples, with offsets in characters. Raises UserError at the end if they seem to count otherwise."""
+        """The examples, with offsets in characters. Raises UserError at the end if they seem to have another unit."""
         for example in examples:
             text = example.get("text")
             if type(text) is str and "tokens" not in example:
@@ -106,7 +106,7 @@ class Offsets:
         return {"start": start, "end": end, "label": label, "text": surface}
 
     def refuse(self) -> None:
-        """Raises UserError if most spans cut words, but would not if their offsets counted otherwise."""
+        """Raises UserError if most spans cut words, but would not if their offsets were read in another way."""
         for seen, how, advice in (
             (self.utf16, "after an emoji", "--offsets utf16 (UTF-16 units, of which an emoji has two)"),
             (self.inclusive, "of the file", "--span_end inclusive (the end belongs to the span)"),

@@ -19,7 +19,7 @@ from preprocess.readers.encodings import begin_of, choose_encoding, encoding_of_
 MAX_CHARACTERS = 16 * 2**20  # of one row: a file without line ends must not fill the memory
 MAX_HEAD_BYTES = 128 * 2**20  # approximate size of the first rows, which are kept to identify columns
 MAX_DETECTION_BYTES = 64 * 2**20  # of a file, which are read to detect its encoding
-SAMPLE = 2**20  # bytes of a file by whose look its encoding is chosen
+SAMPLE = 2**20  # bytes of a file by which its encoding is chosen
 Row = TypeVar("Row")
 
 
@@ -63,7 +63,7 @@ def encoding_of(path: str | Path, report: bool) -> str:
 
 @lru_cache(maxsize=4096)  # a file is opened more than once, but its guessed encoding is printed once
 def find_encoding(paths: tuple[str, ...], size: int, changed: int, report: bool) -> str:
-    """The encoding that fits all of some files: what a mark or zeros say, UTF-8, or what looks like text in another
+    """The common encoding of files: by a byte order mark or zero bytes, UTF-8, or the one in which it looks like text
     (see encodings.py). size, changed: of the file, so that a changed file is not served from the cache."""
     sample = b"\n".join(islice((sample_of(path) for path in paths), 10_000))[:SAMPLE]
     if by_marks := encoding_of_marks(sample):
@@ -86,12 +86,12 @@ def find_encoding(paths: tuple[str, ...], size: int, changed: int, report: bool)
 
 
 def is_utf8(path: str | Path) -> bool:
-    """Whether a file needs no other encoding: it is UTF-8, or has a mark that says what it is."""
+    """Whether the encoding of a file is certain: it is UTF-8, or has a byte order mark."""
     return bool(encoding_of_marks(sample_of(str(path)))) or decodes(str(path), "utf-8")
 
 
 def encoding_of_all(files: list[Path]) -> str:
-    """The encoding of those files that are not UTF-8, found from all of them together, and printed."""
+    """Detects the common encoding of those files that are not UTF-8, and prints it."""
     others = tuple(str(file) for file in files if not is_utf8(file))
     state = [os.stat(path) for path in others]
     return find_encoding(others, sum(s.st_size for s in state), max(s.st_mtime_ns for s in state), report=True)
@@ -136,7 +136,7 @@ def lines_of(path: str | Path, file: TextIO) -> Iterator[str]:
 
 
 def read_rows(path: str | Path, encoding: str = "auto") -> Iterator[tuple[int, str]]:
-    """Yields (row number from 1, row). Only a line feed ends a row: U+2028 and U+0085 stay in texts."""
+    """Yields (row number from 1, row). Only a line feed ends a row: U+2028 and U+0085 remain in texts."""
     with open_text(path, encoding) as file:
         for number, row in enumerate(lines_of(path, file), 1):
             yield number, row.removesuffix("\n").removesuffix("\r")

@@ -1,8 +1,8 @@
 """The shapes of JSON objects: one row of SHAPES says where the text, its spans and its labels are.
 
-Edit here to have a shape of your own read: one more row (docs/cookbook/json_shape.md). A row is chosen by evidence: all
-that it names must be there, with values of the right kind, in the first objects. Of several that fit, the one that
-names the most is used.
+Edit here to add your own shape: one more row (docs/cookbook/json_shape.md). A row fits if all
+paths that it names are in the first objects, with values of the right type. Of several that fit, the one that
+names the most paths is used.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ VALUE = "@value"  # a span is stored as its words
 
 @dataclass(frozen=True)
 class Spans:
-    """Where the spans of an object are, and how they count.
+    """Where the spans of an object are, and what their positions mean.
 
     A path is keys and positions in lists, joined by dots; `a|b` is a, or b if a is absent. Paths of `start` and
     so on are those within a span. A span needs an end or a length.
@@ -36,7 +36,7 @@ class Spans:
     inclusive: bool | None = False  # whether the end belongs to the span; None: inferred from the spans
     default_start: int | None = None  # of spans without a start: protocol buffers leave out a 0
     may_lack: bool = False  # an object without the key has no spans, instead of being unlabelled
-    without: str = ""  # keys whose presence rules this shape out
+    without: str = ""  # keys that exclude this shape
     columns: bool = False  # an object of lists, one per key, instead of a list of objects
 
 

@@ -48,7 +48,7 @@ def is_plain(delimiter: str) -> bool:
 
 
 def cells_of(path: Path, options: ReadOptions, delimiter: str, quoted: bool) -> Table:
-    """The rows of a file as cells. quoted: whether quotes hold cells together if --quotechar does not say so."""
+    """The rows of a file as cells. quoted: whether double quotes are special by default."""
     quote = quote_of(options, quoted)
     if quote and len(delimiter) > 1:
         raise UserError(f"{path}: --quotechar needs a --delimiter of one character, found {delimiter!r}")
@@ -147,7 +147,7 @@ def columns_to_examples(path: str | Path, table: Table, options: ReadOptions) ->
 def table_examples(
     head: Head, columns: Columns, rows: Table | chain, origin: str, options: ReadOptions
 ) -> Iterator[Example]:
-    """The examples of the rows below the header. origin: what says how many columns there are"""
+    """The examples of the rows below the header. origin: what defines the number of columns, for messages"""
     values_of = Cells(head, columns, options)
     for number, cells in rows:
         where = f"{head.path}, row {number}"
@@ -225,7 +225,7 @@ def read_xlsx(path: Path, options: ReadOptions) -> Iterator[Example]:
                     yield example | ({"split": part} if part else {})
     except UserError:
         raise
-    except Exception as error:  # a damaged workbook can make openpyxl raise anything
+    except Exception as error:  # openpyxl raises errors of many kinds for a damaged workbook
         raise UserError(f"{path}: not a readable .xlsx file ({first_line(error)}); save it as CSV") from None
 
 

@@ -16,11 +16,11 @@ from preprocess.readers.inline import join_pieces
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import named_rows, rows_side_by_side
 
-HEAD_ROWS = 5000  # by which the form of the rows is found
+HEAD_ROWS = 5000  # the first rows, by which their form is found
 WORD_TAG = re.compile(r"(\S+)/([A-Za-z][\w$-]*|[^\w\s]{1,2})")
 # Around several words, which a tag may follow: [中央/n 电视台/n]nt
 BRACKETS = re.compile(r"(?<![^ \t\u3000])\[(?=[^/\s])(.*?/[A-Za-z]+)\](?:/?[A-Za-z]+)?(?![^ \t\u3000])")
-# Signs of clauses instead of words. A word/tag file has some by mistake, hence the shares of pieces that are needed
+# Patterns of clauses. A file with words may have a few such pieces by mistake, hence the minimum shares
 PUNCTUATED = regex.compile(r"\p{Han}[，。！？；：、]|[，。！？；：、]\p{Han}")
 LONG = regex.compile(r"\p{Han}{6}")
 LEAST_PUNCTUATED, LEAST_LONG = 0.02, 0.05
@@ -44,7 +44,7 @@ def read_word_tags(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def pieces_of(row: str) -> list[str]:
-    """The pieces of a row that should be words with tags, without brackets around several."""
+    """The pieces of a row, which should be words with tags, without brackets around several words."""
     return re.findall(r"[^ \t\r\u3000]+", BRACKETS.sub(r"\1", row))
 
 
@@ -87,11 +87,11 @@ def read_seq(path: Path, options: ReadOptions) -> Iterator[Example]:
 # ---- words, tags and perhaps an intent -----------------------------------------------------------------------------
 
 MARKS = (":", "|", "###")  # between a word and its tag
-INTENT = re.compile(r"\s*(?:<=>|\t)\s*")  # what separates word:tag pairs from the intent
+INTENT = re.compile(r"\s*(?:<=>|\t)\s*")  # the delimiter between word:tag pairs and the intent
 
 
 class SentenceRow(NamedTuple):
-    """A sentence that is one row. intent: None without one"""
+    """A sentence in one row."""
 
     tokens: list[str]
     tags: list[str]
@@ -118,7 +118,7 @@ class PairForm(NamedTuple):
 
 
 class ColumnForm(NamedTuple):
-    """A row of columns, which tabs separate. In some, words are between BOS and EOS, whose tag is the intent."""
+    """A row with tabs between columns. In some files, words are between BOS and EOS, whose tag is the intent."""
 
     width: int
     words: int
@@ -148,7 +148,7 @@ class ColumnForm(NamedTuple):
 
 
 def row_form(rows: list[str]) -> PairForm | ColumnForm | None:
-    """The form of rows that are a sentence each, with a tag for each word; None if they are not."""
+    """The form of rows with one sentence each and a tag per word; None for other rows."""
     width = len(rows[0].split("\t"))
     forms: list[PairForm | ColumnForm] = [PairForm(mark) for mark in MARKS]
     if width == 2:
@@ -164,7 +164,7 @@ def row_form(rows: list[str]) -> PairForm | ColumnForm | None:
 
 
 def may_be_intents(rows: list[SentenceRow]) -> bool:
-    """Whether no row has an intent, or all have names of which some recur."""
+    """Whether no row has an intent, or all have one, and some recur."""
     intents = {row.intent for row in rows}
     named = all(intent and " " not in intent for intent in intents)
     return intents == {None} or (named and len(intents) <= max(3, 0.5 * len(rows)))

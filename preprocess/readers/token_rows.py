@@ -17,19 +17,19 @@ from preprocess.readers.columns import TEXT_NAMES
 from preprocess.readers.options import ReadOptions, split_names
 
 MAX_TOKENS = 1_000_000  # per sentence: a file without blank rows must not fill the memory
-FEW = 5  # rows; up to so many say little about a column
+FEW = 5  # with no more rows, a column cannot be judged
 TOKEN_NAMES = "token tokens word words form 词 字 词语 单词".split()
 SENTENCE_NAMES = "sentence sentenceid sentid sentenceidx sentenceindex sentenceno sentencenumber 句子编号".split()
 TAG_NAMES = "tag tags nertag nertags ner label labels slot slots iob bio iobtag biotag 标签 pos upos postag".split()
 SPLIT_NAMES = ("split", "partition")
 BARE_TAG = re.compile(r"\w[\w.:/&-]*")
 NUMBER = re.compile(r"\d+([-.]\d+)*")  # 1, and the ranges 1-2 and empty nodes 1.1 of CoNLL-U
-# Types of the chunks of CoNLL-2000 and CoNLL-2003, which stand beside entities
+# Types of the chunks of CoNLL-2000 and CoNLL-2003, which these files have next to entities
 CHUNKS = set("NP VP PP ADVP ADJP SBAR PRT CONJP INTJ LST UCP".split())
 STARS = re.compile(r"(\((?P<kind>[^()*\s]+))?\*?(?P<end>\))?")  # CoNLL-2012: (GPE* *) is B-GPE I-GPE, (GPE) B-GPE
 ADVICE = "name the columns with --token_column and --tag_column"
 Cells = list[str]
-Row = tuple[int, Cells]  # (number, cells); without cells: a break between sentences
+Row = tuple[int, Cells]  # (number, cells); without cells: the end of a sentence
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Layout:
     may_be_one: bool = False  # whether the file may be a single long sentence
 
     def fits(self, cells: Cells) -> bool | None:
-        """Whether cells are a token with its tags; None if their number fits, but a tag is new."""
+        """Whether cells are a token with its tags; None if their number fits, but a tag is unknown."""
         if len(cells) != len(self.names):
             return False
         tags = [cells[column].strip() for column in self.tags.values()]
@@ -60,7 +60,7 @@ class Layout:
         return True if not tags or self.known.issuperset(tags) else None
 
     def begins_sentence(self, before: Cells, cells: Cells) -> bool:
-        """Whether a new sentence begins between two rows without a break: by its column, or after a last token."""
+        """Whether a sentence begins after `before` without a blank row: by its column, or after --sentence_end."""
         if len(before) != len(cells):
             return False
         if self.sentence is not None and cells[self.sentence].strip():  # it may be given in the first row only
@@ -85,7 +85,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class TokenHead:
-    """The first rows of a file with one token per row, as blocks, which breaks separate."""
+    """The first rows of a file with one token per row, in blocks that end at blank rows."""
 
     path: str | Path
     names: list[str]
@@ -137,14 +137,14 @@ class TokenHead:
 
 
 def plain_name(name: str) -> str:
-    """A column's name as it is compared: "Sentence #" is "sentence"."""
+    """A column's name, normalised for comparison: "Sentence #" is "sentence"."""
     return re.sub(r"[\W_]+", "", name.lower())
 
 
 def are_bare_tags(cells: Sequence[str]) -> bool:
     """Whether cells are types of entities and O, as in `Anna PERSON`: few values, which repeat."""
     values = set(cells)
-    few = len(values) <= max(3, 0.3 * len(cells)) and len(values) <= 200  # words are more, and repeat less
+    few = len(values) <= max(3, 0.3 * len(cells)) and len(values) <= 200  # columns of words have more values
     return "O" in values and few and all(map(BARE_TAG.fullmatch, values))
 
 
@@ -154,7 +154,7 @@ def kinds_in(cells: Iterable[str]) -> set[str]:
 
 
 def find_layout(head: TokenHead, options: ReadOptions, *, part: int | None = None, intent: int | None = None) -> Layout:
-    """The Layout of a file with one token per row. part, intent: what is certain already"""
+    """The Layout of a file with one token per row. part, intent: if they are known already"""
     sentence = numbers_of_sentences(head, options)
     token = find_token(head, sentence, options)
     columns = find_tags(head, token, sentence, options)
@@ -203,7 +203,7 @@ def find_token(head: TokenHead, sentence: int | None, options: ReadOptions) -> i
     if notation_of(cells) and kinds_in(cells) and len(set(cells)) < 0.5 * len(cells):
         raise head.refuse(f"{would_be} tags ({cells[0]}, …)")
     repeated = sum(before == after for before, after in pairwise(cells))
-    if len(head.names) > 2 and len(cells) > FEW and repeated > 0.5 * len(cells):  # no language doubles every other word
+    if len(head.names) > 2 and len(cells) > FEW and repeated > 0.5 * len(cells):  # no text repeats every other word
         names_sentence = f"if it names the sentence: --sentence_column {head.names[token]}"
         raise head.refuse(f"{would_be} {cells[0]!r} again and again; {names_sentence}")
     return token
@@ -370,7 +370,7 @@ def token_layout(path: str | Path, names: list[str], rows: list[Row], options: R
 
 
 def blocks_of(rows: Iterable[Row], width: int) -> list[list[Cells]]:
-    """Rows of one width as blocks, which blank rows separate."""
+    """The rows of one width in blocks that end at blank rows."""
     blocks: list[list[Cells]] = [[]]
     for _, cells in rows:
         if not any(cell.strip() for cell in cells):
