@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from engine.errors import UserError
 from engine.task.words import place_tokens
 from preprocess.example import shown
+from preprocess.labels.spans import StoredSpan
 from preprocess.readers import shapes
 from preprocess.readers.columns import TEXT_NAMES
 from preprocess.readers.options import ReadOptions, split_names
@@ -21,21 +22,6 @@ from preprocess.readers.shapes import KEY, VALUE, Shape, Spans
 
 HEAD = 200  # the first objects, which determine the shape
 FROM_TEXTS = 0.8  # the minimum share of values found in their texts; of other values, some occur there by chance
-
-
-class StoredSpan(NamedTuple):
-    """A span as an object stores it."""
-
-    start: Any
-    end: Any
-    label: Any
-    surface: str | None
-    continuous: bool = True
-
-    def is_complete(self, by_place: bool) -> bool:
-        """Whether it has a label and its place, or otherwise its surface."""
-        has_place = type(self.start) is int and type(self.end) is int
-        return isinstance(self.label, str) and bool(self.label) and (has_place if by_place else bool(self.surface))
 
 
 def stored_spans(spans: Spans, found: Any) -> Iterator[StoredSpan]:
@@ -56,6 +42,12 @@ def stored_spans(spans: Spans, found: Any) -> Iterator[StoredSpan]:
             if spans.length and type(start) is int and type(end) is int:
                 end += start
             yield StoredSpan(start, end, label, surface)
+
+
+def is_complete(span: StoredSpan, by_place: bool) -> bool:
+    """Whether a span has a label and its place, or otherwise its surface."""
+    found = span.has_place() if by_place else bool(span.surface)
+    return found and isinstance(span.label, str) and bool(span.label)
 
 
 def entries(found: Any) -> Iterator[tuple[str, Any]]:
@@ -140,7 +132,7 @@ class Reading:
             return [] if spans.may_lack else None
         by_place, tokens = bool(spans.start or spans.pieces), found["tokens"] if self.shape.tokens else None
         for span in stored_spans(spans, stored):
-            if not span.is_complete(by_place):
+            if not is_complete(span, by_place):
                 raise UserError(f"{where}: a span of {task.name!r} needs a start, an end and a label, as in other rows")
             if not span.continuous:
                 self.counts["discontinuous spans, which are left out"] += 1
@@ -295,7 +287,7 @@ def spans_in(spans: Spans, rows: Sequence[Values], path: str) -> list[tuple[Stor
     if spans.without and any(is_at(item, spans.without) for item in items):
         return []
     found = [(span, row) for row, value in present for span in stored_spans(spans, value)]
-    return found if all(span.is_complete(bool(spans.start or spans.pieces)) for span, _ in found) else []
+    return found if all(is_complete(span, bool(spans.start or spans.pieces)) for span, _ in found) else []
 
 
 def inclusive_or_not(

@@ -167,13 +167,13 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
     if not known:
         refuse_other_tasks(head, options)
     text = head.pick("text_column", [options.text_column], ["tokens", *TEXT_NAMES])[0]
-    pair = first_or_none(head.pick("text_pair_column", [options.text_pair_column], PAIR_NAMES, needed=False))
+    pair = next(iter(head.pick("text_pair_column", [options.text_pair_column], PAIR_NAMES, needed=False)), None)
     if not options.labelled:  # a trained model knows which extra columns it needs
         return Columns(text, pair, {}, [name for name in names if name not in (text, pair, "id", "split")], [])
     part = find_part(head, options)
     inline = find_inline(head, options, text, known)
     labels = find_labels(head, options, known, {text, pair, part}, needed=not inline)
-    group = first_or_none(head.pick("group_column", [options.group_column], needed=False))
+    group = next(iter(head.pick("group_column", [options.group_column], needed=False)), None)
     extras = head.pick("extra_columns", split_names(options.extra_columns), needed=False)
     kept = head.pick("keep_columns", split_names(options.keep_columns), needed=False)
     columns = Columns(text, pair, labels, extras, kept, group, part, inline)
@@ -246,10 +246,6 @@ def find_labels(
         else:
             labels[name] = head.pick("label_column", [name])[0]
     return labels or {name: name for name in head.pick("label_column", [], usual, needed)}
-
-
-def first_or_none(names: list[str]) -> str | None:
-    return names[0] if names else None
 
 
 def alike(usual: Iterable[str], names: Iterable[str]) -> list[str]:

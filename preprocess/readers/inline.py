@@ -14,7 +14,7 @@ from engine.errors import UserError
 from preprocess.example import Example
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.paths import Convert, Values
-from preprocess.readers.raw_files import read_rows
+from preprocess.readers.raw_files import named_rows
 
 NAME = r"(?P<label>[^\W\d][\w.\-]*)"
 NO_LINK = r"(?!https?:|ftp:|mailto:|www\.)"
@@ -24,9 +24,7 @@ INLINE = {  # an example of the syntax: its pattern, with the groups `label` and
     "{{time:nine am}}": rf"\{{\{{\s*{NAME}\s*:\s*(?P<text>[^{{}}]*[^\s{{}}])\s*\}}\}}",
 }
 RASA_INTENT = re.compile(r"\s*(?:##\s*intent:|-\s*intent:)\s*(.+?)\s*$")
-RASA_OTHER = re.compile(
-    r"##\s|\s*-\s*(?:synonym|regex|lookup|rule|story)\s*:|\S+:\s*$"
-)  # ends the examples of an intent
+RASA_OTHER = re.compile(r"##\s|\s*-\s*(?:synonym|regex|lookup|rule|story)\s*:|\S+:\s*$")  # no examples of an intent
 MASSIVE = "[time : nine am]"
 Span = dict[str, Any]
 
@@ -41,7 +39,7 @@ def without_marks(text: str, syntax: str, where: str) -> tuple[str, list[Span]]:
     plain += text[end:]
     if spans and (signs := [sign for sign in ("[", "]", "{{", "}}") if sign in plain and sign in syntax]):
         raise UserError(
-            f"{where}: {signs[0]!r} does not belong to a mark {syntax!r}; correct it (marks cannot be nested)"
+            f"{where}: {signs[0]!r} is left over next to marks {syntax!r}; correct it (marks cannot be nested)"
         )
     return plain, spans
 
@@ -123,17 +121,15 @@ def read_rasa(path: Path, options: ReadOptions) -> Iterator[Example]:
     """Rasa's examples in Markdown (`## intent:greet`, then `- hello`) or YAML (`- intent: greet`, `examples: |`)."""
     options.understood.add(path, "Rasa", text="examples", intent="headings", slots="[text](entity)")
     intent = None
-    for number, row in read_rows(path, options.encoding):
-        where = f"{path}, row {number}"
+    for where, row in named_rows(path, options.encoding):
         if match := RASA_INTENT.match(row):
             intent = match[1].strip("\"'")
         elif RASA_OTHER.match(row):
             intent = None
         elif intent and (match := re.match(r"\s*[-*]\s+(.+?)\s*$", row)):
             if re.match(r"text:\s*\|?$", match[1]):
-                raise UserError(
-                    f"{where}: examples with `text:` are not read; write them as `- hello` below `examples: |`"
-                )
+                advice = "write them as `- hello` below `examples: |`"
+                raise UserError(f"{where}: examples with `text:` are not read; {advice}")
             text, spans = without_marks(match[1], "[nine am](time)", where)
             yield {"_where": where, "text": text, "intent": intent, "slots": spans}
 

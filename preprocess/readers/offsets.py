@@ -11,13 +11,12 @@ import regex
 from engine.errors import UserError
 from engine.task.text import HAN
 from preprocess.example import RESERVED, Example, shown
-from preprocess.labels.spans import fields_of, fields_of_dict, from_utf16
+from preprocess.labels.spans import StoredSpan, fields_of, fields_of_dict, from_utf16
 from preprocess.readers.options import ReadOptions
 
 SPACED = regex.compile(
     rf"(?!{HAN})[\p{{L}}\p{{M}}\p{{N}}_](?<![\p{{Hangul}}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}])"
 )
-Fields = tuple[Any, Any, Any, Any]  # start, end, label, surface
 LEAST = 3  # cut words; fewer may be deliberate
 
 
@@ -28,14 +27,13 @@ def is_cut(text: str, place: int) -> bool:
     return 0 < place < len(text) and bool(SPACED.match(text[place - 1]) and SPACED.match(text[place]))
 
 
-def spans_in(label: Any, where: str) -> list[Fields]:
+def spans_in(label: Any, where: str) -> list[StoredSpan]:
     """The spans of a label over characters; empty for any other label."""
     if isinstance(label, dict):
         return list(fields_of_dict(label, where))
     if not isinstance(label, list) or not label or not isinstance(label[0], dict | list):
         return []
-    found = [fields_of(item) for item in label]
-    return [each for each in found if type(each[0]) is int and type(each[1]) is int]
+    return [span for item in label if (span := fields_of(item)).has_place()]
 
 
 @dataclass
@@ -86,7 +84,7 @@ class Offsets:
         if found and (behind or (self.options.offsets == "utf16" and not text.isascii())):
             example[name] = [self.converted(each, text, where, behind) for each in found]
             return
-        for start, end, _, surface in found:
+        for start, end, _, surface, _ in found:
             if surface or end <= start:
                 continue
             if self.options.span_end == "auto" and end < len(text):
@@ -94,8 +92,8 @@ class Offsets:
             if self.options.offsets == "auto" and not text.isascii() and max(text[:end], default="") > "\uffff":
                 self.utf16.add(is_cut(text, start) or is_cut(text, end), cut_in_utf16(text, start, end), where)
 
-    def converted(self, span: Fields, text: str, where: str, behind: bool) -> dict[str, Any]:
-        start, end, label, surface = span
+    def converted(self, span: StoredSpan, text: str, where: str, behind: bool) -> dict[str, Any]:
+        start, end, label, surface, _ = span
         end += behind
         if self.options.offsets == "utf16":
             ends = from_utf16(text, start, end)

@@ -3,11 +3,10 @@
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 from engine.errors import UserError
-from preprocess.example import abbreviate
+from preprocess.example import abbreviate, counts_up
 from preprocess.readers.options import ReadOptions, split_names
 
 UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*")  # the name that pandas gives to a column without one
@@ -49,11 +48,11 @@ def select_columns(
     """The Selection of a table, None if all columns are read as they are. rows: the first ones"""
     filled = [cells for _, cells in rows if any(cells)]
     longer = options.header and all(len(cells) == len(names) + 1 for cells in filled)
-    if longer and counts([cells[0] for cells in filled]):  # R writes no name for the column of row numbers
+    if longer and is_index([cells[0] for cells in filled]):  # R writes no name for the column of row numbers
         names = ["", *names]
     full = [cells for cells in filled if len(cells) == len(names)]
     unnamed = [i for i, name in enumerate(names) if options.header and UNNAMED.fullmatch(name)] if full else []
-    index = [i for i in unnamed if counts([cells[i] for cells in full])]
+    index = [i for i in unnamed if is_index([cells[i] for cells in full])]
     empty = [i for i in unnamed if not any(cells[i].strip() for cells in full)]
     wanted = split_names(options.join_columns)
     if absent := [name for name in wanted if name not in names]:
@@ -72,7 +71,6 @@ def select_columns(
     return Selection(path, len(names), all_names, kept, empty, joined, options)
 
 
-def counts(cells: list[str]) -> bool:
-    """Whether cells count the rows."""
-    numbers = [int(cell) for cell in cells if re.fullmatch(r"\d{1,15}", cell)]
-    return len(numbers) == len(cells) > 1 and all(b == a + 1 for a, b in pairwise(numbers))
+def is_index(cells: list[str]) -> bool:
+    """Whether cells number the rows."""
+    return len(cells) > 1 and counts_up(cells)
