@@ -22,6 +22,7 @@ from preprocess.readers.token_rows import (
     Layout,
     Row,
     TokenHead,
+    blocks_of,
     example_of,
     find_layout,
     plain_name,
@@ -111,8 +112,10 @@ def comment_prefix(options: ReadOptions) -> str:
 def conll_layout(path: Path, options: ReadOptions) -> Layout:
     """Finds the Layout of a CoNLL file in its first rows."""
     head = [row for _, row in islice(read_rows(path, options.encoding), HEAD_ROWS)]
-    blocks = blocks_of([row for row in head if not row.startswith(comment_prefix(options)) or is_break(row)])
-    blocks = blocks or blocks_of(head)
+    rows = [(row, [] if is_break(row) else split_row(row)) for row in head]
+    prefix = comment_prefix(options)
+    blocks = blocks_of(cells for row, cells in rows if not cells or not row.startswith(prefix))
+    blocks = blocks or blocks_of(cells for _, cells in rows)
     widths = Counter(len(cells) for block in blocks for cells in block)
     width = max(widths, key=lambda width: (widths[width], width), default=0)
     if not width:
@@ -126,17 +129,6 @@ def conll_layout(path: Path, options: ReadOptions) -> Layout:
     if is_conll_2012 and not options.token_column and not options.tag_column:
         options = replace(options, token_column="3", tag_column="10")
     return find_layout(found, options, intent=intent)
-
-
-def blocks_of(rows: list[str]) -> list[list[Cells]]:
-    """The cells of rows in blocks, one per sentence."""
-    blocks: list[list[Cells]] = [[]]
-    for row in rows:
-        if is_break(row):
-            blocks.append([])
-        else:
-            blocks[-1].append(split_row(row))
-    return [block for block in blocks if block]
 
 
 def are_titles(cells: Cells, options: ReadOptions) -> bool:

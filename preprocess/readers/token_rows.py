@@ -153,6 +153,17 @@ def kinds_in(cells: Iterable[str]) -> set[str]:
     return {tag.kind for tag in map(parse_tag, cells) if tag} - {""}
 
 
+def blocks_of(rows: Iterable[Cells]) -> list[list[Cells]]:
+    """Rows in blocks that end at blank rows."""
+    blocks: list[list[Cells]] = [[]]
+    for cells in rows:
+        if any(cell.strip() for cell in cells):
+            blocks[-1].append(cells)
+        else:
+            blocks.append([])
+    return [block for block in blocks if block]
+
+
 def find_layout(head: TokenHead, options: ReadOptions, *, part: int | None = None, intent: int | None = None) -> Layout:
     """The Layout of a file with one token per row. part, intent: if they are known already"""
     sentence = numbers_of_sentences(head, options)
@@ -354,7 +365,7 @@ def token_layout(path: str | Path, names: list[str], rows: list[Row], options: R
     It is one if an option names its tokens or sentences, if it has columns for both, or if each text is one word and
     its label a tag. Its sentences end where the sentence's column changes, at blank rows, or at --sentence_end.
     """
-    blocks = blocks_of(rows, len(names))
+    blocks = blocks_of(cells for _, cells in rows if len(cells) == len(names) or not any(map(str.strip, cells)))
     head = TokenHead(path, names, blocks, titled=not all(name.isdigit() for name in names))
     words = columns_of_words(head, options) if blocks else []
     if not blocks or not (options.token_column or options.sentence_column or words):
@@ -367,17 +378,6 @@ def token_layout(path: str | Path, names: list[str], rows: list[Row], options: R
         advice = "add --sentence_column NAME or --sentence_end '.' (or --label_type label=classification for classes)"
         raise UserError(f"{path}: has one token in each row, and nothing ends a sentence; {advice}; {head.listed()}")
     return layout
-
-
-def blocks_of(rows: Iterable[Row], width: int) -> list[list[Cells]]:
-    """The rows of one width in blocks that end at blank rows."""
-    blocks: list[list[Cells]] = [[]]
-    for _, cells in rows:
-        if not any(cell.strip() for cell in cells):
-            blocks.append([])
-        elif len(cells) == width:
-            blocks[-1].append(cells)
-    return [block for block in blocks if block]
 
 
 def columns_of_words(head: TokenHead, options: ReadOptions) -> list[int]:
