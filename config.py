@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from engine.run.command_line import option, parse_epochs, parse_layers
 from engine.run.option_checks import CheckedOptions, check_options
+from engine.run.reading import ReadingOptions
 from engine.run.run_folder import AUTO, SavedOptions, changed_options
 
 logger = logging.getLogger("template")
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parent  # of the repository
 
 
 @dataclass(frozen=True)
-class Config(SavedOptions, CheckedOptions):
+class Config(ReadingOptions, SavedOptions, CheckedOptions):
     """Options of `main.py`."""
 
     # What to do
@@ -60,7 +61,7 @@ class Config(SavedOptions, CheckedOptions):
     )
     predict_file: str = option(
         "",
-        "file to label: .txt (one text per line), .csv, .tsv, .jsonl or CoNLL (default: the test part)",
+        "file to label, in any format that data_process.py reads, with or without labels (default: the test part)",
         resume_safe=True,
     )
     predict_output: str = option(
@@ -69,20 +70,6 @@ class Config(SavedOptions, CheckedOptions):
     shard: str = option("", "label only this part of the rows, such as 3/16, into a separate file", resume_safe=True)
     spreadsheet_safe: bool = option(
         False, "put an apostrophe before cells that a spreadsheet would run as formulas", resume_safe=True
-    )
-    text_column: str = option("", "column of the text in --predict_file (default: found by name)", resume_safe=True)
-    text_pair_column: str = option("", "column of the second text in --predict_file", resume_safe=True)
-    join_columns: str = option("", "columns whose texts are joined, as for data_process.py", resume_safe=True)
-    delimiter: str = option("", "delimiter of a table in --predict_file (default: detected)", resume_safe=True)
-    quotechar: str = option("", "character that quotes its cells; none: quotes are text", resume_safe=True)
-    token_column: str = option(
-        "", "column of the tokens in a --predict_file with one token per row, as in CoNLL", resume_safe=True
-    )
-    sentence_column: str = option("", "column whose value changes where a sentence begins", resume_safe=True)
-    sentence_end: str = option("", "tokens that end a sentence, where nothing else does", resume_safe=True)
-    comment: str = option("", "beginning of rows to skip between tokens", resume_safe=True)
-    encoding: str = option(
-        "auto", "encoding of --predict_file: auto (UTF-8, or what looks like text), gb18030, big5, …", resume_safe=True
     )
 
     # Model
@@ -258,6 +245,7 @@ class Config(SavedOptions, CheckedOptions):
             for name in ("do_train", "do_eval", "do_predict"):
                 object.__setattr__(self, name, True)
         check_options(self)
+        self.check_reading()
 
     @property
     def run_dir(self) -> Path:

@@ -37,6 +37,7 @@ from engine.data.token_cache import cached_table
 from engine.errors import UserError
 from engine.run import distributed
 from engine.run.files import sha256
+from engine.run.reading import READING
 from engine.task.task import IGNORE, Task
 from preprocess.readers.sources import TextRows, read_unlabelled
 from preprocess.schema import read_processed
@@ -403,8 +404,7 @@ def unlabelled_texts(config: Config, tasks: dict[str, Task], train_path: Path) -
         return None
     _, like = next(read_processed(train_path, tasks))
     rows = TextRows(config.unlabelled, partial(read_unlabelled, config, tasks, like.keys() & {"tokens", "text_pair"}))
-    names = "text_column text_pair_column encoding join_columns delimiter quotechar".split()
-    rows.fingerprint = rows.sha256 + "".join(f" {getattr(config, name)!r}" for name in names)  # they change the texts
+    rows.fingerprint = rows.sha256 + "".join(f" {getattr(config, name)!r}" for name in READING)
     return rows
 
 

@@ -30,8 +30,7 @@ from preprocess.labels.kinds import KINDS
 from preprocess.labels.statistics import collect_labels, label_info, print_summary
 from preprocess.prepared import Prepared, write_parts
 from preprocess.preview import show_data
-from preprocess.readers.formats import READERS
-from preprocess.readers.options import NO_QUOTES, unescaped
+from preprocess.readers.options import RawOptions
 from preprocess.schema import require_own_folder, write_labels
 from preprocess.storage.facts import Note
 
@@ -39,45 +38,17 @@ if TYPE_CHECKING:
     from engine.data.features import Featurizer
 
 
-@dataclass
-class DataConfig:
+@dataclass(frozen=True)
+class DataConfig(RawOptions):
     """Options of `data_process.py`."""
 
     input: str = option("", "file or folder of raw data")
     output_dir: str = option("", "processed folder to write, such as dataset/NAME")
-    format: str = option(
-        "auto",
-        "format of the input; auto detects it from file names and first rows; hf: a Hugging Face dataset",
-        choices=["auto", *READERS],
-    )
-    encoding: str = option("auto", "of the input: auto (UTF-8, or what looks like text), gb18030, big5, cp1252, …")
-    delimiter: str = option("", "delimiter of tables, such as ';', '|', '_!_' (default: detected)")
-    quotechar: str = option("", 'character that quotes cells of tables (default: " in CSV); none: quotes are text')
-    header: bool = option(True, "the first row of a table names its columns; with --no_header they are called 0, 1, …")
-    sheet: str = option("", "sheet of an Excel workbook with several sheets")
-    max_rows: int = option(0, "read only the first N rows of each file, and stream a dataset of the hub; 0: all", low=0)
-    drop_unlabelled: bool = option(False, "drop rows whose label is empty, null or NaN, and count them")
-    drop_empty: bool = option(False, "drop rows whose text is empty, and count them")
-    text_column: str = option("", "column or key of the text (default: by usual names)")
-    join_columns: str = option("", "columns or keys, comma-separated, whose texts are joined: title,body")
-    text_pair_column: str = option("", "column or key of the second text of a pair")
-    label_column: str = option(
-        "",
-        "column or key of the label, or several, comma-separated; each becomes a task (default: by usual names); "
-        "TASK=COLUMN+COLUMN+… combines columns of 0 and 1 into one multilabel task: 'topics=toxic+obscene+threat'",
-    )
     label_type: str = option(
         "",
         "types of tasks, if not detected correctly, such as 'score=regression,topics=multilabel,entities=spans'; "
         "also classification, tagging, or a custom kind",
     )
-    token_column: str = option("", "column of the tokens, by name or number, where each row is one token")
-    tag_column: str = option("", "column of their tags, or several, comma-separated; each becomes a task")
-    sentence_column: str = option("", "column whose value changes where a sentence begins (default: blank rows)")
-    sentence_end: str = option("", "tokens that end a sentence, such as '. ! ?', where nothing else does")
-    comment: str = option("", "beginning of rows to skip between tokens (default: # where it is no token; none: none)")
-    extra_columns: str = option("", "numeric columns, comma-separated, that are model inputs in addition to the text")
-    keep_columns: str = option("", "columns, comma-separated, to keep: the report has scores for each of their values")
     label_separator: str = option(",", "separator of the labels in a cell of a multilabel column")
     tag_scheme: Literal["auto", "bio", "bioes", "keep"] = option(
         "auto", "scheme in which entity tags are written: auto is BIO, or BIOES if the data has end tags"
@@ -86,16 +57,9 @@ class DataConfig:
         "auto", "token unit of texts with spans (auto: character if most of the text is Chinese)"
     )
     n_splits: int = option(0, "number of folds of train and dev for cross-validation; 0: none")
-    split_column: str = option("", "column or key that names each row's part (default: split, partition, … if all do)")
-    rows_key: str = option("", "path to the rows in a JSON file that is one object, such as data.items")
-    shape: str = option("auto", "shape of JSON objects, a name in preprocess/readers/shapes.py; none: only usual keys")
-    offsets: Literal["auto", "characters", "utf16"] = option("auto", "what offsets of spans over a text count")
-    span_end: Literal["auto", "exclusive", "inclusive"] = option("auto", "whether the end of a span belongs to it")
-    group_column: str = option("", "column whose equal values stay in one part and one fold")
     label_names: str = option(
         "", "names of the positions, comma-separated and in order, if labels are lists of 0 and 1 (or: labels.txt)"
     )
-    accept: str = option("", "names of gates, comma-separated, that the data need not pass (a refusal names its gate)")
     preview: bool = option(False, "only show what is understood of the input, with ten examples, and write nothing")
     check: bool = option(False, "only check the input, raw or processed, and write nothing")
     max_length: int = option(256, "for --check: the maximum length that training will use")
@@ -108,16 +72,13 @@ class DataConfig:
         if not self.input or not (self.output_dir or self.check or self.preview):
             raise UserError("both --input FILE_OR_FOLDER and --output_dir dataset/NAME are needed")
         check_values(self)
+        self.check_reading()
         self.label_types_by_name()
         check_accepted(self.accept)
         if self.n_splits < 0 or self.n_splits == 1:
             raise UserError(f"--n_splits={self.n_splits} must be at least 2")
         if not self.label_separator:
             raise UserError("--label_separator must not be empty")
-        if set(unescaped(self.delimiter)) & {self.quotechar or '"', "\n", "\r"}:
-            raise UserError(f"--delimiter={self.delimiter!r} cannot be a delimiter: it quotes cells or ends a row")
-        if len(self.quotechar) > 1 and self.quotechar != NO_QUOTES:
-            raise UserError(f"--quotechar={self.quotechar!r} must be one character, or {NO_QUOTES}: quotes are text")
         if not (self.dev_ratio > 0 and self.test_ratio >= 0 and self.dev_ratio + self.test_ratio < 1):
             raise UserError(
                 f"--dev_ratio={self.dev_ratio} and --test_ratio={self.test_ratio} must leave examples to train on"

@@ -12,7 +12,7 @@ import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from config import ROOT, Config, seed_torch
 from engine.errors import UserError
@@ -68,7 +68,7 @@ def main(config: Config) -> Any:  # an exit code, or None
         if config.do_train and config.debug:
             return rehearse_and_check(config, device, run_dir, texts)
         if config.do_train:
-            trainer = build_trainer(config, device, *load_data(config, device))
+            trainer = build_trainer(config, device, load_data(config, device))
             trainer.resume()
             trainer.train()
         if config.do_eval or config.do_predict:
@@ -104,10 +104,17 @@ def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, te
         label_rows(trainer, rows, lambda e: MyDataLoader(MyDataset(e, featurizer, quiet=True), size), output, best)
 
 
-def load_data(
-    config: Config, device: torch.device, limit: int | None = None
-) -> tuple[PreTrainedTokenizerBase, dict[str, Task], MyDataLoader | MyIterableDataLoader, MyDataLoader]:
-    """(tokenizer, tasks, train loader, dev loader). limit: the number of examples to read of each part."""
+class Data(NamedTuple):
+    """What the model is built for and trained on."""
+
+    tokenizer: PreTrainedTokenizerBase
+    tasks: dict[str, Task]
+    train_loader: MyDataLoader | MyIterableDataLoader
+    dev_loader: MyDataLoader
+
+
+def load_data(config: Config, device: torch.device, limit: int | None = None) -> Data:
+    """Reads the processed folder. limit: the number of examples to read of each part."""
     from data_loader import build_loaders
     from engine.data.features import Featurizer
     from engine.data.tokenizer import load_tokenizer
@@ -124,17 +131,10 @@ def load_data(
     )
     word_ends = pooling_of(config, pretrained_shape(config))[1] != "first"
     featurizer = Featurizer(tokenizer, tasks, config.max_length, config.window_stride, config.truncation, word_ends)
-    return tokenizer, tasks, *build_loaders(config, data_path, featurizer, device, limit)
+    return Data(tokenizer, tasks, *build_loaders(config, data_path, featurizer, device, limit))
 
 
-def build_trainer(
-    config: Config,
-    device: torch.device,
-    tokenizer: PreTrainedTokenizerBase,
-    tasks: dict[str, Task],
-    train_loader: MyDataLoader | MyIterableDataLoader,
-    dev_loader: MyDataLoader,
-) -> Trainer:
+def build_trainer(config: Config, device: torch.device, data: Data) -> Trainer:
     """Builds the model, its optimizer, its schedule and the tricks, and the Trainer of them."""
     from engine.train.automatic import resolve
     from engine.train.optimization import parameter_groups, steps_per_epoch
@@ -142,6 +142,7 @@ def build_trainer(
     from trainer import Trainer, TrainingSetup, build_optimizer, build_scheduler
     from tricks import build_tricks
 
+    tokenizer, tasks, train_loader, dev_loader = data
     model = build_model(config, tokenizer, tasks).to(device)
     config = resolve(config, model.encoder, device, len(train_loader))
     tricks = build_tricks(model, config)
@@ -189,32 +190,26 @@ def evaluate(trainer: Trainer, data_sets: dict[str, MyDataset], run_dir: Path) -
 
 def leave_report(run_dir: Path, config: Config) -> None:
     """Writes report.html of the run, unless tools/ was deleted."""
-    try:
-        from tools.report.page import show_report
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith("tools"):
-            raise
-        return logger.info("no report: tools/ is missing")
+    if not (ROOT / "tools/report").is_dir():
+        return logger.info("no report: tools/report is missing")
+    from tools.report.page import show_report
+
     show_report(run_dir, config.report_language, config.spreadsheet_safe)
 
 
 def rehearse_and_check(config: Config, device: torch.device, run_dir: Path, texts: TextRows | None) -> int:
     """Runs all steps on a few examples, then checks the model as it is (tools/check). -> 3 if a check fails, else 0"""
+    if not (ROOT / "tools/check").is_dir():
+        raise UserError("--debug needs tools/check, which is missing; copy it from the template")
     from data_loader import MyDataset
-
-    try:
-        from tools.check.model_check import Case, check_model, rehearsal
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith("tools"):
-            raise
-        raise UserError("--debug needs tools/check, which is missing; copy it from the template") from None
+    from tools.check.model_check import Case, check_model, rehearsal
 
     data = load_data(config, device, 64)
 
     def build(**changes: Any) -> Trainer:
         changed = replace(config, **changes)
         seed_torch(changed.random_seed)
-        return build_trainer(changed, device, *data)
+        return build_trainer(changed, device, data)
 
     with rehearsal() as failures:
         trainer = build()
@@ -223,7 +218,7 @@ def rehearse_and_check(config: Config, device: torch.device, run_dir: Path, text
         trainer.train()
         if config.do_eval or config.do_predict:
             evaluate_and_predict(config, device, run_dir, texts)
-    rows = MyDataset(config.data_dir / "train.jsonl", data[3].dataset.featurizer, 64)
+    rows = MyDataset(config.data_dir / "train.jsonl", data.dev_loader.dataset.featurizer, 64)
     best = run_dir / "checkpoints/best"
     case = Case(build, rows, best if best.is_dir() else None, [sys.executable, ROOT / "main.py"])
     return 3 if check_model(case) or failures else 0

@@ -34,7 +34,7 @@ ANOTHER = "choose another --output_dir"
 SIZES = {"tiny": (2, 128), "mini": (4, 256), "small": (4, 512), "medium": (8, 512), "base": (12, 768)}
 
 
-@dataclass
+@dataclass(frozen=True)
 class PretrainConfig(CorpusConfig):
     """Options of `huggingface_hands_on/continue_pretrain_task.py`."""
 

@@ -14,9 +14,10 @@ from zlib import crc32
 
 from engine.errors import UserError
 from engine.run.command_line import check_values, option
-from engine.run.files import sha256
+from engine.run.files import sha256_of
+from engine.run.reading import ReadingOptions
 from preprocess.example import PART_NAMES, check_text, encode
-from preprocess.readers.formats import READERS, find_format, read_txt
+from preprocess.readers.formats import READERS, find_format
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import read_rows
 from preprocess.readers.sources import find_sources, part_of_name
@@ -24,24 +25,21 @@ from preprocess.readers.sources import find_sources, part_of_name
 Texts = Callable[[], Iterator[str | list[str]]]  # each call reads the texts again, one at a time
 
 
-@dataclass
-class CorpusConfig:
+@dataclass(frozen=True)
+class CorpusConfig(ReadingOptions):
     """Options of the commands that read texts without labels."""
 
     input: str = option(
         "", "file, folder or pattern such as 'texts/*.txt': plain text, CSV, JSONL, processed folder, …"
     )
     output_dir: str = option("", "folder to write")
-    format: str = option("auto", "of the input; auto: by names and first rows", choices=["auto", "txt", *READERS])
-    encoding: str = option("auto", "of the input: auto (UTF-8, UTF-16 with a BOM, GB18030 if it is Chinese), …")
-    text_column: str = option("", "column or key of the text (default: by usual names)")
-    text_pair_column: str = option("", "column or key of a second text")
     held_out_ratio: float = option(0.05, "share held out if there is no dev part", low=0, high=1, exclusive=True)
 
     def __post_init__(self) -> None:
         if not self.input or not self.output_dir:
             raise UserError("both --input TEXTS and --output_dir FOLDER are needed")
         check_values(self)
+        self.check_reading()
 
 
 def read_corpus(config: CorpusConfig) -> tuple[Texts, Texts, str]:
@@ -65,7 +63,7 @@ def read_corpus(config: CorpusConfig) -> tuple[Texts, Texts, str]:
         for part, path in sources:
             if part != "test":
                 name = find_format(path, options)
-                for example in (read_txt if name == "txt" else READERS[name])(path, options):
+                for example in READERS[name](path, options):
                     check_text(example, may_be_empty=True)
                     yield PART_NAMES.get(str(example.get("split")).lower(), part), example
 
@@ -87,11 +85,8 @@ def read_corpus(config: CorpusConfig) -> tuple[Texts, Texts, str]:
     for held_out, side in ((False, "to train on"), (True, "to hold out")):
         if next(texts(held_out), None) is None:
             raise UserError(f"{config.input}: contains no text {side}; empty rows do not count")
-    digest = hashlib.sha256()
-    for _, path in sources:
-        for item in [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file()):
-            digest.update(sha256(item).encode())
-    return partial(texts, False), partial(texts, True), digest.hexdigest()
+    sums = "".join(sha256_of(path) for _, path in sources)
+    return partial(texts, False), partial(texts, True), hashlib.sha256(sums.encode()).hexdigest()
 
 
 def read_words(source: str, encoding: str) -> list[str]:

@@ -25,7 +25,7 @@ from engine.task.text import split_text
 from huggingface_hands_on.corpus import CorpusConfig, read_corpus, require_free_folder
 
 
-@dataclass
+@dataclass(frozen=True)
 class TokenizerConfig(CorpusConfig):
     """Options of `huggingface_hands_on/train_tokenizer_from_scratch.py`."""
 

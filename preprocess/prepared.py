@@ -14,12 +14,15 @@ import numpy as np
 from tqdm import tqdm
 
 from engine.errors import UserError
+from engine.run.reading import unescaped
 from preprocess.example import PARTS, Example
 from preprocess.gates import check_accepted, gather, name_positions, refuse
-from preprocess.labels.form import Form, LabelPass, choose_schemes, decide_form, label_all, survey_all
+from preprocess.labels.form import Form
 from preprocess.labels.kinds import KINDS
+from preprocess.labels.label_pass import LabelPass, choose_schemes, label_all
 from preprocess.labels.statistics import collect_labels
-from preprocess.readers.options import ReadOptions, Understanding, unescaped
+from preprocess.labels.survey import decide_form, survey_all
+from preprocess.readers.options import ReadOptions, Understanding
 from preprocess.readers.sources import read_examples
 from preprocess.schema import Tasks, encode_rows, load_labels, read_processed
 from preprocess.splits import Strata, split_folds, split_rows

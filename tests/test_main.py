@@ -73,7 +73,7 @@ def test_the_first_command_works_right_after_the_clone(command, tmp_path):
     done = command("main.py", "--do_train", *FAST)
     assert done.returncode == 2 and "--resume" in done.stderr and "--model_version" in done.stderr
     done = command("main.py", "--do_train", "--resume", *FAST, "--lr", "0.01")
-    assert done.returncode == 2 and "lr was None, is 0.01" in done.stderr
+    assert done.returncode == 2 and "lr was 0.001, is 0.01" in done.stderr
 
 
 def test_the_originals_launch_line_runs_unchanged_but_for_device_and_paths(command, sample, tmp_path):
@@ -222,7 +222,7 @@ def test_without_tools_it_trains_resumes_evaluates_and_predicts(sample, tmp_path
     with Forks(copy, work, fork_server) as forks:
         forks.run([*train, "cut"], code=-signal.SIGKILL, kill_at=[str(work / "output/cut/checkpoints"), 4])
         printed = forks.run([*train, "cut"])
-        assert "resumed from" in printed and "no report: tools/ is missing" in printed
+        assert "resumed from" in printed and "no report: tools/report is missing" in printed
         printed = forks.run(["main.py", "--debug", *flags], code=2)
         assert printed.splitlines()[-1].startswith("error: --debug needs tools/check")
     for name in ("checkpoints/best/model.safetensors", "metrics.jsonl", "eval.json", "predictions.csv"):

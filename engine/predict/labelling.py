@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from engine.run.command_line import os_error_line
 from engine.run.files import open_own, refuse_same_file, require_file, sha256, sync, write_json
 from engine.run.launch import restarts
 from engine.run.option_checks import parse_shard
+from engine.run.reading import READING, ReadingOptions
 from engine.run.run_folder import changed_options, hold
 from engine.run.signals import Interrupted, StopSignals
 from engine.schema import Range, SchemaError, read_json
@@ -36,8 +38,8 @@ logger = logging.getLogger("template")
 
 POOL, BATCHES = 4096, 64  # rows, and batches, labelled together at most: sorted by length, so there is little padding
 # What the output's bytes depend on: options, and what --force_resume may change, as it does not move rows
-OPTIONS = "shard text_column text_pair_column encoding spreadsheet_safe eval_batch_size precision compile".split()
-OPTIONS += "token_column sentence_column sentence_end comment join_columns delimiter quotechar".split()
+OPTIONS = [*"shard spreadsheet_safe eval_batch_size precision compile".split(), *READING]
+DEFAULTS = {f"--{f.name}": f.default for f in fields(ReadingOptions)}
 CHECKPOINT, POOLS = "SHA-256 of the checkpoint", "rows in a pool"
 FORCEABLE = {CHECKPOINT, POOLS, "device", "--eval_batch_size", "--precision", "--compile"}
 
@@ -113,7 +115,10 @@ def path_of_shard(path: str | Path, shard: str) -> Path:
 
 
 def check_all(rows: Any, tasks: dict[str, Task]) -> None:
-    """Raises UserError for a row that a model of these tasks cannot read; `TextRows` has checked the rest."""
+    """Raises UserError for a row that a model of these tasks cannot read; `TextRows` has checked the rest. Logs how the
+    file was read."""
+    for note in rows.notes:
+        logger.info(note)
     if not rows.labelled:
         check_pairs(next(iter(rows.read())), tasks)
         for _ in prepare_inputs(rows.read(), tasks, rows.path) if extras_of(tasks) else ():
@@ -181,6 +186,8 @@ class Output:
             before, self.rows, self.bytes, cuts = (saved[name] for name in PROGRESS)
         except SchemaError:
             raise UserError(f"{self.progress}: damaged, or written by another version; {advice}") from None
+        # An option that did not exist yet counts as at its default
+        before = {name: value for name, value in DEFAULTS.items() if name in self.facts} | before
         changes = changed_options(before, self.facts, FORCEABLE if force else ())
         if changes:
             can_go_on = not changed_options(before, self.facts, FORCEABLE)

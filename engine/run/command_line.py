@@ -174,6 +174,12 @@ class OneLineParser(flags.OneLineParser):
         self.exit(2, None if local_rank() else one_line(f"error: {message} (--help lists all flags)") + "\n")
 
 
+def own_first(config_class: type) -> list[dataclasses.Field]:
+    """The fields of a dataclass, those that it inherits after its own."""
+    depths = {n: depth for depth, c in enumerate(config_class.__mro__) for n in vars(c).get("__annotations__", ())}
+    return sorted(dataclasses.fields(config_class), key=lambda f: depths[f.name])
+
+
 def parse_args(config_class: type, argv: Sequence[str] | None = None) -> Any:
     """Parses the command line into a dataclass of `option`s; exits with code 2 if a flag is wrong."""
     words = [f.metadata["positional"] for f in dataclasses.fields(config_class) if f.metadata["positional"]]
@@ -185,7 +191,7 @@ def parse_args(config_class: type, argv: Sequence[str] | None = None) -> Any:
     )
     parser.add_argument("--version", action="version", version=VERSION, help="show the version and exit")
     section: Any = parser
-    for f in dataclasses.fields(config_class):
+    for f in own_first(config_class):
         meta = f.metadata
         if meta["group"]:
             section = parser.add_argument_group(meta["group"])

@@ -30,6 +30,14 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, or of the sums of all files in a folder."""
+    if path.is_file():
+        return sha256(path)
+    sums = [sha256(file) for file in sorted(path.rglob("*")) if file.is_file()]
+    return hashlib.sha256("".join(sums).encode()).hexdigest()
+
+
 def digest(folder: Path, names: Iterable[str]) -> str:
     """A short hash of the contents of those files that exist."""
     sums = [sha256(path) for path in (folder / name for name in names) if path.is_file()]

@@ -9,6 +9,7 @@ from engine.errors import UserError
 from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
 
 PARTS_OF_A_ROW = ("id", "text", "tokens", "text_pair", "extras", "kept")
+KINDS = ("classification", "multilabel", "regression", "tagging", "spans")  # what labels look like
 IGNORE = -100  # label id where there is no label: torch's ignore_index
 STATISTICS = {"mean": float, "std": Range(1e-300, 1e300)}
 TASK = {
@@ -25,7 +26,7 @@ TASK = {
 
 @dataclass(frozen=True)
 class Task:
-    """A task. `type` names its head in HEADS; `kind` says what its labels look like, one of KINDS for a custom type."""
+    """A task. `type` names its head in HEADS; `kind` says what its labels look like, and is one of KINDS."""
 
     type: str
     labels: tuple[str, ...] = ()  # in the order of their ids; none for regression
@@ -36,10 +37,10 @@ class Task:
     std: float = 1.0
     pairs: bool = False  # whether texts are pairs
     extras: dict[str, dict[str, float]] | None = None  # {column: {"mean", "std"}} of numeric columns
-    kind: str = ""  # default: from the type, see `kind_of_type`
+    kind: str = ""  # default: the type
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kind", self.kind or kind_of_type(self.type))
+        object.__setattr__(self, "kind", self.kind or self.type)
         for name in ("labels", "counts"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -69,11 +70,6 @@ class Task:
         return {name: value for name, value in values.items() if value not in (None, {}) and value is not False}
 
 
-def kind_of_type(type: str) -> str:
-    """The kind of a task whose labels.json names none: its type, without what comes before "tagging" or "spans"."""
-    return next((kind for kind in ("tagging", "spans") if type.endswith(kind)), type)
-
-
 def needs_words(kind: str) -> bool:
     """Whether tasks of this kind need texts split into tokens."""
     return kind in ("tagging", "spans")
@@ -84,6 +80,9 @@ def read_tasks(path: str | Path) -> dict[str, Task]:
     try:
         tasks = tasks_of(read_json(path, {str: TASK}))
         for name, task in tasks.items():
+            if task.kind not in KINDS:
+                custom = f"{name}.type is {task.type!r}, and {name}.kind none of {', '.join(KINDS)}"
+                raise UserError(f"{path}: {custom}; add the kind of its labels")
             if not task.labels:  # regression
                 read_json(path, {name: STATISTICS})
             elif "" in task.labels:

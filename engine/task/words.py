@@ -44,6 +44,20 @@ def place_tokens(text: str, tokens: Iterable[str]) -> Offsets | None:
     return offsets
 
 
+def id_of(given: Any, number: int) -> str:
+    """The id of an input row: the given one, otherwise the number of the row, from 0."""
+    return str(number if given is None else given)
+
+
+def text_or_tokens(value: Any, text: Any) -> dict[str, Any]:
+    """The text or tokens of an input row. text: of a row that has both; it is kept if the tokens are from it"""
+    if not isinstance(value, list):
+        return {"text": value}
+    words = [token for token in value if isinstance(token, str)]
+    is_whole = isinstance(text, str) and place_tokens(text, words) is not None
+    return {"text": text, "tokens": value} if is_whole else {"tokens": value}
+
+
 def text_and_offsets(example: dict[str, Any], unit: str, han: Any) -> tuple[str, Offsets | None]:
     """The text of an example, and the offsets of its tokens, None without tokens."""
     text, tokens = example.get("text"), example.get("tokens")

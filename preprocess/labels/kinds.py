@@ -11,12 +11,13 @@ import re
 from typing import Any
 
 from engine.errors import UserError
+from engine.task import task
 from engine.task.extras import MOST_NUMBER
 from preprocess.example import Example, shown
 from preprocess.labels.literals import literal
 
 # Each kind of task, and the kind whose label format it uses: KINDS["ordinal"] = "classification" adds a custom kind
-KINDS = {kind: kind for kind in ("classification", "multilabel", "regression", "tagging", "spans")}
+KINDS = {kind: kind for kind in task.KINDS}
 TAG_NAMES = ("slots", "tags", "ner", "ner_tags")  # labels with these names are tags, never sets of labels
 SET_NAMES = ("intent", "intents")  # lists with these names are sets of labels, also next to tokens
 MOST_LABELS = 100_000  # per task

@@ -7,9 +7,9 @@ from contextlib import suppress
 from typing import Any
 
 MOST_LITERAL = 2**20  # characters of a Python literal, which needs much more memory than JSON
-STRING = r"(?:'[^'\\]*'|\"[^\"\\]*\")"
+STRING = r"(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
 NUMPY = re.compile(rf"\[\s*(?:{STRING}(?:\s+{STRING})+|-?[\d.]+(?:\s+-?[\d.]+)+)\s*\]")  # printed without commas
-TWO_STRINGS = re.compile(rf"{STRING}\s*{STRING}")  # which Python would join to one
+TWO_STRINGS = re.compile(rf"(?:{STRING}|[^'\"])*?{STRING}\s*{STRING}")  # which Python would join to one
 
 
 def literal(cell: str) -> list[Any] | dict[Any, Any] | None:
@@ -22,9 +22,9 @@ def literal(cell: str) -> list[Any] | dict[Any, Any] | None:
     with suppress(ValueError, RecursionError):
         return json.loads(cell)
     if NUMPY.fullmatch(cell):
-        items = re.findall(rf"{STRING}|[^\s\[\]]+", cell)
-        return [item[1:-1] if item[0] in "'\"" else json.loads(item) for item in items]
-    if len(cell) > MOST_LITERAL or TWO_STRINGS.search(cell):
+        with suppress(ValueError, SyntaxError):
+            return [ast.literal_eval(item) for item in re.findall(rf"{STRING}|[^\s\[\]]+", cell)]
+    if len(cell) > MOST_LITERAL or TWO_STRINGS.match(cell):
         return None
     with suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         return as_lists(ast.literal_eval(cell))

@@ -1,14 +1,15 @@
 """Plain text files whose labels are in a second file, row by row, or in the file names, with one file per class."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
 
 from engine.errors import UserError
+from engine.task.tags import notation_of
 from preprocess.example import PART_NAMES, Example, abbreviate, part_of_name
 from preprocess.readers.options import ReadOptions
-from preprocess.readers.raw_files import named_rows, open_bytes, rows_side_by_side
+from preprocess.readers.raw_files import named_rows, open_bytes, rows_side_by_side, split_words
 
 # Words in the name of a file with texts, and in the name of the file with their labels
 TEXT_WORDS = set("text texts sentence sentences x in input inputs data txt".split())
@@ -24,10 +25,14 @@ HEAD_ROWS = 200  # by which texts with a tag per word are recognised
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx", ".conllu", ".conll", ".ann")
 
 
-def words_of(path: Path) -> list[str]:
-    """The words of a file's name."""
+def pieces_of(path: Path) -> list[str]:
+    """The words of a file's name, and the delimiters between them."""
     name = path.name[: -len(path.suffix)] if path.suffix.lower() == ".gz" else path.name
-    return [word for word in re.split(r"[._\-\s]+", name.lower()) if word]
+    return re.split(r"([._\-\s]+)", name)
+
+
+def words_of(path: Path) -> list[str]:
+    return [word.lower() for word in pieces_of(path)[::2] if word]
 
 
 def label_file_of(path: Path) -> Path | None:
@@ -53,23 +58,26 @@ def number_of_rows(path: Path) -> int:
 
 
 def read_beside(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """One text per row; the file next to it has a label, or a tag per word, in the same row."""
+    """One text per row; the file next to it has a label, or a tag per word, in the same row. For prediction, an empty
+    row keeps its position."""
     beside = label_file_of(path)
     if beside is None:
         raise UserError(f"{path}: no file of as many labels next to it, such as {path.stem}.labels")
     head = list(islice(rows_side_by_side([path, beside], options.encoding), HEAD_ROWS))
-    lengths = [(len(text.split()), len(label.split())) for _, (text, label) in head]
-    tagged = all(words == tags for words, tags in lengths) and any(tags > 1 for _, tags in lengths)
+    pairs = [(split_words(text), split_words(label)) for _, (text, label) in head]
+    fits = all(len(words) == len(tags) for words, tags in pairs)
+    fits = fits or notation_of(tag for _, tags in pairs for tag in tags) is not None
+    tagged = fits and any(len(tags) > 1 for _, tags in pairs)
     columns = {"text": path.name, "tags" if tagged else "label": beside.name}
     options.understood.add(path, "texts with labels next to them", **columns)
     for where, (text, label) in rows_side_by_side([path, beside], options.encoding):
-        words, tags = text.split(), label.split()
-        if tagged and len(words) != len(tags) and words:
+        words, tags = split_words(text), split_words(label)
+        if tagged and options.labelled and len(words) != len(tags):
             raise UserError(f"{where}: {len(words)} words, but {beside.name} has {len(tags)} tags")
-        if tagged and words:
-            yield {"_where": where, "tokens": words, "slots": tags}
-        elif not tagged and (words or tags):
-            yield {"_where": where, "text": text, "label": label.strip()}
+        if not options.labelled or text.strip() or label.strip():
+            yield {"_where": where} | (
+                {"tokens": words or [""], "slots": tags} if tagged else {"text": text, "label": label.strip()}
+            )
 
 
 def classes_of(files: list[Path]) -> dict[Path, str] | None:
@@ -77,10 +85,20 @@ def classes_of(files: list[Path]) -> dict[Path, str] | None:
     are not those of classes."""
     words = {path: [word for word in words_of(path) if word not in PART_NAMES and word != "txt"] for path in files}
     common = set.intersection(*map(set, words.values())) if words else set()
-    classes = {path: "_".join(word for word in found if word not in common) for path, found in words.items()}
-    unusual = any(not name or name.isdigit() or {*name.split("_")} & OTHER_WORDS for name in classes.values())
+    words_of_class = {path: {*found} - common for path, found in words.items()}
+    classes = {path: class_of(path, found) for path, found in words_of_class.items()}
+    unusual = any(not name or name.isdigit() or words_of_class[path] & OTHER_WORDS for path, name in classes.items())
     is_repeated = len({(part_of_name(path), name) for path, name in classes.items()}) < len(classes)
     return None if unusual or is_repeated or len({*classes.values()}) < 2 else classes
+
+
+def class_of(path: Path, words: Collection[str]) -> str:
+    """The words of a file's name that name its class, as they are spelled there."""
+    name, pieces = "", pieces_of(path)
+    for delimiter, word in zip(["", *pieces[1::2]], pieces[::2]):
+        if word.lower() in words:
+            name += (delimiter if name else "") + word
+    return name
 
 
 def class_files(folder: Path) -> list[Path]:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.errors import UserError
-from engine.task.words import place_tokens
+from engine.task.signs import TEXT_NAMES
 from preprocess.example import shown
 from preprocess.labels.spans import StoredSpan
 from preprocess.readers import shapes
-from preprocess.readers.columns import TEXT_NAMES
 from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.paths import MISSING, Convert, Values, at, is_at, key_of, task_of
 from preprocess.readers.shapes import KEY, VALUE, Shape, Spans
@@ -139,10 +138,10 @@ class Reading:
                 continue
             start, end = span.start, span.end
             if not by_place:
-                if found["text"].count(span.surface) != 1:
+                start = found["text"].find(span.surface)
+                if start < 0 or start != found["text"].rfind(span.surface):
                     self.counts[f"texts with a value that does not occur once; they have no {task.name}"] += 1
                     return None
-                start = found["text"].index(span.surface)
                 end = start + len(str(span.surface))
             end += task.inclusive
             if tokens is not None:
@@ -169,12 +168,6 @@ def check_tokens(span: StoredSpan, tokens: list[str], inclusive: bool, where: st
         raise UserError(f"{place} {called}, {how}")
 
 
-def text_if_from_it(values: Values) -> Values:
-    """{"text"} of an object with tokens, if these were cut from it."""
-    text, tokens = values.get("text"), values.get("tokens")
-    return {"text": text} if isinstance(text, str) and place_tokens(text, tokens or []) is not None else {}
-
-
 # ---- which shape ---------------------------------------------------------------------------------------------------
 
 
@@ -183,13 +176,17 @@ def find_reading(path: str | Path, objects: Sequence[Values], options: ReadOptio
     fit no shape. Raises UserError if they fit several shapes equally well, and these differ."""
     rows = [values for values in objects[:HEAD] if isinstance(values, dict)]
     wanted = [shape for shape in shapes.SHAPES if options.shape in ("auto", shape.name)]
-    usual = not options.labelled and any({"tokens", *TEXT_NAMES} & row.keys() for row in rows)
-    if options.shape == "none" or not rows or (usual and options.shape == "auto"):
-        return None  # prediction needs only the text, which is found by its key
+    if options.shape == "none" or not rows:
+        return None
     if not wanted:
         names = ", ".join(shape.name for shape in shapes.SHAPES)
         raise UserError(f"--shape {options.shape!r} is not one of: auto, none, {names}")
     readings = [reading for shape in wanted if (reading := fitting(path, shape, rows, options))]
+    usual = any({"tokens", *TEXT_NAMES} & row.keys() for row in rows)
+    if not options.labelled and not readings and (not usual or options.shape != "auto"):
+        readings = [found for shape in wanted if (found := fitting(path, shape, rows, options, needs_spans=False))]
+    for reading in readings if not options.labelled else ():
+        reading.spans.clear()
     if options.shape != "auto" and not readings:
         raise UserError(f"{path}: the first {len(rows)} objects do not fit --shape {options.shape!r}")
     best = max((reading.weight for reading in readings), default=0)
@@ -198,7 +195,7 @@ def find_reading(path: str | Path, objects: Sequence[Values], options: ReadOptio
         if [outcome(fit[0], row) for row in rows] != [outcome(other, row) for row in rows]:
             both = f"{fit[0].shape.name!r} and {other.shape.name!r}"
             raise UserError(f"{path}: the objects fit the shapes {both} equally well; name one with --shape")
-    if fit and options.labelled:
+    if fit:
         settle(fit[0], rows[0], options)
     return fit[0] if fit else None
 
@@ -225,11 +222,15 @@ def settle(reading: Reading, row: Values, options: ReadOptions) -> None:
     how = {task.name: f" ({unit}, ends {('exclusive', 'inclusive')[task.inclusive]})" for task in reading.spans}
     labels = ", ".join(f"{task}{how.get(task, '')}" for task in reading.tasks)
     text = key_of(path, row) if (path := shape.tokens or shape.text) else None
-    options.understood.add(reading.path, shape.name, text=text, labels=labels)
+    if not options.labelled:
+        options.understood.unread.update(reading.tasks)
+    options.understood.add(reading.path, shape.name, text=text, labels=labels if options.labelled else None)
 
 
-def fitting(path: str | Path, shape: Shape, rows: Sequence[Values], options: ReadOptions) -> Reading | None:
-    """The Reading of a shape, or None if some object lacks one of its paths."""
+def fitting(
+    path: str | Path, shape: Shape, rows: Sequence[Values], options: ReadOptions, needs_spans: bool = True
+) -> Reading | None:
+    """The Reading of a shape, or None if some object lacks one of its paths, those of spans only if they are needed."""
     if not all(is_at(row, needed) for needed in shape.also for row in rows):
         return None
     tasks = [task_of(label) for label in shape.labels if any(is_at(row, label) for row in rows)]
@@ -248,7 +249,7 @@ def fitting(path: str | Path, shape: Shape, rows: Sequence[Values], options: Rea
         return None
     if shape.tokens and not all(are_tokens(at(row, shape.tokens)) for row in rows):
         return None
-    return with_spans(reading, shape.spans, rows, options) if shape.spans and options.labelled else reading
+    return with_spans(reading, shape.spans, rows, options) if shape.spans and needs_spans else reading
 
 
 def are_tokens(value: Any) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from engine.errors import UserError
+from engine.task.signs import LABEL_NAMES, alike
 from engine.task.tags import USUAL
 from preprocess.example import shown
 from preprocess.labels.kinds import NO_LABEL
@@ -11,6 +12,7 @@ from preprocess.labels.literals import literal
 from preprocess.readers.columns import Columns, Head
 from preprocess.readers.conversion import is_plain_object, keys_of_cells, read_cell
 from preprocess.readers.options import ReadOptions, split_names
+from preprocess.readers.raw_files import split_words
 
 Read = Callable[[str], Any]
 KEPT_AS_TEXT = ("classification", "regression")  # types in --label_type whose labels are never lists
@@ -18,7 +20,7 @@ KEPT_AS_TEXT = ("classification", "regression")  # types in --label_type whose l
 
 def tags_in(cell: str) -> list[str] | None:
     """The tags in a cell such as "O O B-LOC", one per word; None for other cells."""
-    tags = cell.split()
+    tags = split_words(cell)
     return tags if tags and all(map(USUAL.parse, tags)) else None
 
 
@@ -34,11 +36,13 @@ class Cells:
         self.readers: dict[str, Read] = {}  # {column: the parser of its cells}
         self.tasks: dict[str, str] = {}  # {label column that is parsed: its task}
         self.keys: dict[str, list[str]] = {}  # {column: the keys of its objects}
+        usual = {name: name for name in alike(LABEL_NAMES, head.names) if name not in (columns.text, columns.pair)}
+        labels = columns.labels if options.labelled else usual  # those that are not read show what the words are
         by_name = {name: [row[i] for row in head.rows] for i, name in enumerate(head.names)}
         texts = by_name[columns.text]
-        if all_fit(texts, literal) and all(is_strings(literal(text)) for text in texts if text.strip()):
+        if sum(is_strings(literal(text)) for text in texts) > 0.5 * sum(not is_empty(text) for text in texts):
             self.readers[columns.text] = literal
-        for task, source in columns.labels.items() if "structured" not in split_names(options.accept) else ():
+        for task, source in labels.items() if "structured" not in split_names(options.accept) else ():
             if isinstance(source, str):
                 self.look_at(task, source, by_name[source], texts)
 
@@ -48,13 +52,16 @@ class Cells:
         if read is None or self.options.label_types.get(task) in KEPT_AS_TEXT:
             return
         values = [(read(cell), text) for cell, text in zip(cells, texts) if not is_empty(cell)]
-        as_tokens: list[Read] = [literal] if self.readers.get(self.text) is literal else [str.split, characters]
+        is_list = self.readers.get(self.text) is literal
+        as_tokens: list[Read] = [literal] if is_list else [split_words, str.split, characters]
         fits = [split for split in as_tokens if all(len(value) == len(split(text) or ()) for value, text in values)]
-        if read is tags_in and not (fits and any(len(value) > 1 for value, _ in values)):
+        if read is tags_in and not any(len(value) > 1 for value, _ in values):
             return
         are_tags = all(is_strings(value) and all(map(USUAL.parse, value)) for value, _ in values)
         if are_tags:  # the text is split into the words that have these tags
-            self.readers.setdefault(self.text, fits[0] if fits else str.split)
+            self.readers.setdefault(self.text, fits[0] if fits else split_words)
+        if not self.options.labelled:
+            return
         if all(is_plain_object(value) for value, _ in values):
             self.keys[column] = keys_of_cells(self.path, task, [value for value, _ in values])
         self.readers[column], self.tasks[column] = read, task

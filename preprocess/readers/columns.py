@@ -1,6 +1,6 @@
 """Finds which columns of a table, or keys of JSON objects, are the text, the labels and other inputs.
 
-Edit here to have your own column names found without a flag.
+Edit here, or in engine/task/signs.py, to have your own column names found without a flag.
 """
 
 import re
@@ -10,17 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.errors import UserError
+from engine.task.signs import LABEL_NAMES, PAIR_NAMES, TEXT_NAMES, alike, by_usual, inline_syntax
+from engine.task.words import text_or_tokens
 from preprocess.example import PART_NAMES, RESERVED, Example, abbreviate
-from preprocess.readers.inline import inline_syntax, without_marks
+from preprocess.readers.inline import without_marks
 from preprocess.readers.options import ReadOptions, split_names
 
-# The usual names of columns and keys. If several are present, the first in these lists is the text.
-TEXT_NAMES = "text sentence content sentence1 text_a premise question review query title 文本 内容".split()
-TEXT_NAMES += "正文 评论 评论内容 句子 句子1 语句 文本1 问题1 微博 微博正文 新闻 新闻内容 摘要 问题 标题 题目".split()
-TEXT_NAMES += "comment_text comment tweet message utterance body document".split()
-PAIR_NAMES = "text_pair sentence2 text_b hypothesis question2 文本2 句子2 问题2".split()
-LABEL_NAMES = "label labels entities spans intent class category target slots tags ner ner_tags 标签 类别".split()
-NUMBER_NAMES = "score rating stars similarity".split()  # labels if none of the names above is present
+NUMBER_NAMES = "score rating stars similarity".split()  # labels if none of LABEL_NAMES is present
 # Used if none of these is present either: the first that is
 OTHER_LABEL_NAMES = "sentiment emotion topic polarity 情感 情感标签 情感倾向 情感极性 情绪 分类 类型 意图 实体".split()
 OTHER_LABEL_NAMES += "评分 星级 得分 打分 分数 相似度".split()
@@ -96,8 +92,7 @@ class Columns(NamedTuple):
         for key, column in (("id", "id"), ("split", self.part)):
             if column and column not in (self.text, self.pair, *self.sources) and values.get(column) is not None:
                 example[key] = values[column]
-        text = values[self.text]
-        example["tokens" if isinstance(text, list) else "text"] = text
+        example |= text_or_tokens(values[self.text], values.get("text"))
         if self.pair:
             example["text_pair"] = values[self.pair]
         if self.group:
@@ -107,7 +102,7 @@ class Columns(NamedTuple):
         if self.kept:
             example["kept"] = {name: values.get(name) for name in self.kept}
         if self.inline:
-            example["text"], example["slots"] = without_marks(str(text or ""), self.inline, where)
+            example["text"], example["slots"] = without_marks(str(values[self.text] or ""), self.inline, where)
         for task, source in self.labels.items():
             example[task] = values.get(source) if isinstance(source, str) else names_marked(source, values, where)
         return example
@@ -129,7 +124,7 @@ class Head:
             headless = "if row 1 is not a header, add --no_header: columns are then numbered; "
             advice = headless if absent[0].isdigit() and self.names[0] != "0" else ""
             raise self.lacks(flag, f"no column {absent[0]!r} (--{flag}); {advice}{self.listed}")
-        columns = wanted or [name for name in usual if name in self.names] or alike(usual, self.names)
+        columns = wanted or by_usual(usual, self.names)
         if needed and not columns:
             raise self.lacks(flag, f"cannot find the column; add --{flag}; {self.listed}")
         return columns
@@ -148,7 +143,7 @@ class Head:
 def refuse_other_tasks(head: Head, options: ReadOptions) -> None:
     """Raises UserError for data of an unsupported task, and names that task."""
     names = {*head.names}
-    if options.label_column or {*LABEL_NAMES} & names:
+    if not options.labelled or options.label_column or {*LABEL_NAMES} & names:
         return
     for what, identifying in OTHER_TASKS.items():
         if any(keys <= names for keys in identifying):
@@ -168,10 +163,13 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
         refuse_other_tasks(head, options)
     text = head.pick("text_column", [options.text_column], ["tokens", *TEXT_NAMES])[0]
     pair = next(iter(head.pick("text_pair_column", [options.text_pair_column], PAIR_NAMES, needed=False)), None)
-    if not options.labelled:  # a trained model knows which extra columns it needs
-        return Columns(text, pair, {}, [name for name in names if name not in (text, pair, "id", "split")], [])
-    part = find_part(head, options)
     inline = find_inline(head, options, text, known)
+    if not options.labelled:  # a trained model knows which extra columns it needs
+        options.understood.add_columns(text=repr(text), pair=pair, entities=inline and f"marks {inline}, removed")
+        extras = [name for name in names if name not in (text, pair, "id", "split")]
+        options.understood.unread.update(alike([*LABEL_NAMES, *NUMBER_NAMES, *OTHER_LABEL_NAMES], extras))
+        return Columns(text, pair, {}, extras, [], inline=inline)
+    part = find_part(head, options)
     labels = find_labels(head, options, known, {text, pair, part}, needed=not inline)
     group = next(iter(head.pick("group_column", [options.group_column], needed=False)), None)
     extras = head.pick("extra_columns", split_names(options.extra_columns), needed=False)
@@ -246,14 +244,6 @@ def find_labels(
         else:
             labels[name] = head.pick("label_column", [name])[0]
     return labels or {name: name for name in head.pick("label_column", [], usual, needed)}
-
-
-def alike(usual: Iterable[str], names: Iterable[str]) -> list[str]:
-    """The names that are usual, ignoring case, in the order of `usual`."""
-    found: dict[str, str] = {}
-    for name in names:
-        found.setdefault(name.strip().lower(), name)
-    return [found[name] for name in usual if name in found]
 
 
 def names_marked(columns: list[str], values: Mapping[str, Any], where: str) -> list[str] | None:

@@ -49,7 +49,7 @@ def read_conll(path: Path, options: ReadOptions) -> Iterator[Example]:
     """
     layout = conll_layout(path, options)
     options.understood.add(path, "CoNLL", **layout.shown())
-    beside = intents_beside(path, options)
+    beside = intents_beside(path, options) if options.labelled else None
     are_sets = are_joined_intents(own_intents(path, layout, options), options)
     number = 0
     for number, (start, block) in enumerate(sentences(layout, conll_rows(path, layout, options)), 1):
@@ -193,12 +193,13 @@ def is_comment(layout: Layout, row: str, cells: Cells, where: str, is_new: bool,
     sentence if it cannot be a token and its tag."""
     if options.comment:
         return options.comment != NO_COMMENTS
-    if is_new and KEY_AND_VALUE.match(row):
-        return True
     fits = layout.fits(cells)
+    named = is_new and KEY_AND_VALUE.match(row)
+    if named and not fits:
+        return True
     if fits is None and not is_new:
         return False
-    if fits is None or not (fits or is_new):
+    if named or fits is None or not (fits or is_new):
         advice = "--comment '#' skips such rows, --comment none reads them as tokens"
         raise UserError(f"{where}: {row[:60]!r} may be a comment or a token; {advice}")
     return not fits
@@ -265,7 +266,7 @@ def conllu_columns(path: Path, encoding: str) -> list[str]:
 
 def usual_tags(rows: list[Cells], columns: list[str]) -> list[str]:
     """The column of the tags of CoNLL-U: the last extra column with entities, otherwise UPOS or XPOS."""
-    cells = {name: {row[n] for row in rows} for n, name in enumerate(columns)}
+    cells = {name: {row[n].strip() for row in rows} for n, name in enumerate(columns)}
     if own := [name for name in columns if name not in CONLLU and notation_of(cells[name])]:
         return own[-1:]
     usual = [name for name in columns if name in ("upos", "xpos")]

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
+from engine.task.signs import LABEL_NAMES, alike
 from preprocess.example import abbreviate
 from preprocess.readers.by_shape import Reading, find_reading
-from preprocess.readers.columns import LABEL_NAMES, YES, alike, are_joined_intents
+from preprocess.readers.columns import YES, are_joined_intents
 from preprocess.readers.layouts import with_keys
 from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.paths import MISSING, Convert, Values, at, is_at, key_of, task_of
@@ -56,11 +57,6 @@ class Conversion:
         for step in self.steps if isinstance(values, dict) else ():
             values = step(values, where)
         return values
-
-    @property
-    def keeps_text(self) -> bool:
-        """Whether objects with tokens may also have the text that these were cut from."""
-        return self.reading is not None and bool(self.reading.shape.tokens)
 
     def list_step(self, rows: Sequence[Any]) -> Callable[[Any, str], Any]:
         """Names the values of rows that are lists: text and label in pairs, otherwise 0, 1, …."""

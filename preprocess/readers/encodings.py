@@ -160,19 +160,6 @@ def row_of_error(sample: bytes) -> int:
     return sample.count(b"\n") + 1
 
 
-def encoding_of_marks(sample: bytes) -> str | None:
-    """UTF-16 or UTF-32 by its byte order mark, or UTF-16 by the zeros of its letters; otherwise None."""
-    if sample.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
-        return "utf-32"
-    if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    for start, name in ((1, "utf-16-le"), (0, "utf-16-be")):
-        zeros = sample[start::2].count(0)
-        if len(sample) >= 20 and zeros > 0.4 * len(sample) / 2 and not sample[1 - start :: 2].count(0):
-            return name
-    return None
-
-
 def is_damaged_utf8(sample: bytes) -> bool:
     """Whether bytes are mostly UTF-8, with some damage, instead of another encoding."""
     text = sample.decode("utf-8", "replace")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from preprocess.example import Example, abbreviate, shown
+from preprocess.example import PART_NAMES, Example, abbreviate, shown
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import MAX_CHARACTERS, encoding_of_all, is_utf8, named_rows, read_whole
 
@@ -25,9 +25,9 @@ def text_files(folder: Path) -> list[Path]:
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """The subfolders that contain texts: if there are two or more, each is a class."""
+    """The subfolders that contain texts: if there are two or more, each is a class. A file train.txt is no text."""
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
-    return [path for path in inside if any(map(is_text, path.iterdir()))]
+    return [path for path in inside if any(file.stem.lower() not in PART_NAMES for file in text_files(path))]
 
 
 def is_brat(folder: Path) -> bool:
@@ -52,7 +52,7 @@ def read_classes(path: Path, options: ReadOptions) -> Iterator[Example]:
             if encoding == "auto" and not is_utf8(file):
                 encoding = shared = shared or encoding_of_all([f for folder in classes for f in text_files(folder)])
             text = read_whole(file, encoding)
-            text = text.removeprefix("\ufeff").replace("\r\n", "\n").strip("\n")
+            text = text.removeprefix("\ufeff").replace("\r\n", "\n").strip("\r\n")
             yield {"_where": f"{file}", "id": f"{folder.name}/{file.stem}", "text": text, "label": folder.name}
 
 
@@ -66,19 +66,15 @@ def read_brat(path: Path, options: ReadOptions) -> Iterator[Example]:
     for file in texts:
         text, annotated = read_whole(file, options.encoding), file.with_suffix(".ann")
         spans: list[Any] = []
-        for where, row in named_rows(annotated, options.encoding) if annotated in annotations else ():
+        is_read = options.labelled and annotated in annotations
+        for where, row in named_rows(annotated, options.encoding) if is_read else ():
             if not row.startswith("T"):
                 unread[row[0]] += 1
             elif span := text_bound(row, text, where):
                 spans.append(span)
             else:
                 discontinuous.append(where.removeprefix(f"{path}/"))
-        yield {
-            "_where": f"{file}",
-            "id": file.stem,
-            "text": text,
-            "entities": spans if annotated in annotations else None,
-        }
+        yield {"_where": f"{file}", "id": file.stem, "text": text, "entities": spans if is_read else None}
     if discontinuous:
         print(f"{path}: discontinuous entities are dropped ({len(discontinuous)}): {abbreviate(discontinuous, 3)}")
     names = {"R": "relations", "E": "events", "A": "attributes", "M": "attributes", "#": "notes", "N": "references"}

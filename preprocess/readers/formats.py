@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engine.errors import UserError
+from engine.task.signs import LABEL_NAMES, TEXT_NAMES, alike
 from engine.task.tags import USUAL, notation_of
-from preprocess.example import Example
+from preprocess.example import Example, shown
 from preprocess.readers.beside import class_files, classes_of, label_file_of, read_beside, read_class_files
-from preprocess.readers.columns import LABEL_NAMES, NUMBER_NAMES, OTHER_LABEL_NAMES, TEXT_NAMES, alike
+from preprocess.readers.columns import NUMBER_NAMES, OTHER_LABEL_NAMES
 from preprocess.readers.conll import CONLL_2012, GLOBAL_COLUMNS, read_conll, read_conllu, split_row
 from preprocess.readers.folders import class_folders, is_brat, read_brat, read_classes
 from preprocess.readers.inline import is_rasa, read_rasa
 from preprocess.readers.objects import read_dataset, read_json, read_jsonl, read_parquet
 from preprocess.readers.options import Reader, ReadOptions
-from preprocess.readers.raw_files import encoding_of, named_rows, open_bytes, read_rows
+from preprocess.readers.raw_files import encoding_of, named_rows, open_bytes, read_rows, split_words
 from preprocess.readers.tables import read_csv, read_tsv, read_xlsx
 from preprocess.readers.tagged import WORD_TAG, pieces_of, read_sentence_rows, read_seq, read_word_tags, row_form
 from preprocess.readers.token_rows import TAG_NAMES, TOKEN_NAMES, are_bare_tags, plain_name
@@ -59,8 +60,10 @@ def fasttext_labels(row: str) -> tuple[str, list[str]]:
 
 SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
 SUFFIXES |= {".xlsx": "xlsx", ".conllu": "conllu"}
+TEXT_SUFFIXES = ("", ".txt")
 CONLL_SUFFIXES = (".conll", ".bio", ".bioes", ".bmes", ".iob", ".iob2")
 READERS: dict[str, Reader] = {
+    "txt": read_txt,
     "csv": read_csv,
     "tsv": read_tsv,
     "xlsx": read_xlsx,
@@ -80,6 +83,7 @@ READERS: dict[str, Reader] = {
     "hf": read_dataset,
     "rasa": read_rasa,
 }
+FOLDERS = ("seq", "classes", "class_files", "brat")  # formats of a folder
 
 
 def suffix_of(path: Path) -> str:
@@ -89,6 +93,10 @@ def suffix_of(path: Path) -> str:
 
 def find_format(path: Path, options: ReadOptions) -> str:
     """The reader's name for a file or folder: --format, otherwise by the file's name and first rows."""
+    if options.format not in ("auto", *READERS):
+        raise UserError(f"--format {options.format} is not one of: auto, {', '.join(READERS)}")
+    if options.format in FOLDERS and not path.is_dir():
+        raise UserError(f"{path}: --format {options.format} reads a folder; give its path as --input")
     if options.format != "auto":
         return options.format
     if path.is_dir():
@@ -105,25 +113,51 @@ def find_format(path: Path, options: ReadOptions) -> str:
     if suffix in SUFFIXES and suffix != ".tsv":
         return SUFFIXES[suffix]
     rows = head_of(path, options.encoding)
-    if suffix in (*CONLL_SUFFIXES, ".tsv"):
-        return format_of_tokens(rows, may_be_table=suffix == ".tsv") or SUFFIXES.get(suffix, "conll")
-    if options.token_column or options.tag_column:
+    if suffix in CONLL_SUFFIXES:
         return format_of_tokens(rows, may_be_table=False) or "conll"
-    if options.labelled and label_file_of(path):
+    if suffix != ".tsv" and (options.token_column or options.tag_column):
+        return format_of_tokens(rows, may_be_table=False) or "conll"
+    if suffix == ".tsv":
+        return tokens_of(path, rows, options, may_be_table=True) or "tsv"
+    if label_file_of(path):
         return "beside"
-    if found := format_of_rows(rows, options.labelled):
+    found = format_of_rows(rows) if options.labelled else format_of_texts(path, rows, options)
+    if found and (found != "txt" or suffix in TEXT_SUFFIXES):
         return found
-    hint = "if it is a table, add --delimiter"
+    hint = "if it is a table, add --delimiter" if options.labelled else f"texts end in .txt, {', '.join(SUFFIXES)}"
     raise UserError(f"{path}: unknown format; name it with --format {{{','.join(READERS)}}}; {hint}")
 
 
 def find_form(path: Path) -> str | None:
     """The format with labels that a file's first rows have, or None."""
-    return format_of_rows(head_of(path, "auto"), labelled=True)
+    return format_of_rows(head_of(path, "auto"))
 
 
-def format_of_rows(rows: list[str], labelled: bool) -> str | None:
-    """The format that the first rows of a file have, or None. labelled: whether a format with labels is needed."""
+def format_of_texts(path: Path, rows: list[str], options: ReadOptions) -> str:
+    """The format of a file of texts that need no labels: txt, unless its first rows have another. Raises UserError if
+    they may be either."""
+    head = [row for row in rows if row.strip()] or [""]
+    found = format_of_rows(rows) or "txt"
+    cells = [name.strip() for name in re.split("\t" if "\t" in head[0] else "[,;|]", head[0])]
+    named = not options.header or (len(cells) > 1 and bool(alike(["tokens", *TEXT_NAMES], cells)))
+    widths = {row.count("\t") for row in head}
+    doubts = {
+        "word/tag": found == "word_tags" and all(len(row.split()) == 1 for row in head),
+        "columns between tabs": found == "tsv" and not named and len(head) > 1 and len(widths) == 1,
+        f"a table, as row 1 is {shown(head[0])}": found == "txt" and named,
+    }
+    if doubt := next((doubt for doubt, holds in doubts.items() if holds), ""):
+        advice = "--format txt reads each row as a text, --format word_tags, tsv or csv (with --text_column) the other"
+        raise UserError(f"{path}: its rows may be texts, or {doubt}; {advice}")
+    if (found == "jsonl" and not all(row.startswith("{") for row in head)) or (found == "tsv" and not named):
+        return "txt"
+    if found in ("conll", "conllu", "sentence_rows"):
+        return tokens_of(path, rows, options, may_be_table="\t" in head[0]) or "txt"
+    return found
+
+
+def format_of_rows(rows: list[str]) -> str | None:
+    """The format with labels that the first rows of a file have, or None."""
     head = [row for row in rows if row.strip()] or [""]
     names = [name.strip() for name in re.split("[,;|]", head[0])]
     tokens = format_of_tokens(rows, may_be_table="\t" in head[0])
@@ -134,7 +168,6 @@ def format_of_rows(rows: list[str], labelled: bool) -> str | None:
         "fasttext": lambda: all(fasttext_labels(row)[1] for row in head),
         tokens: lambda: tokens,
         "word_tags": lambda: all(map(are_word_tags, head)),
-        "txt": lambda: not labelled,
         "tsv": lambda: "\t" in head[0],
         "csv": lambda: "_!_" in head[0] or (alike(TEXT_NAMES, names) and alike(USUAL_LABELS, names)),
     }
@@ -160,16 +193,21 @@ def format_of_tokens(rows: list[str], may_be_table: bool) -> str | None:
     return "conll" if blank and are_tagged(head, bare=True) else None
 
 
-def tokens_format(path: Path, options: ReadOptions) -> str | None:
-    """The format of a file to predict on if its rows are tokens with tags instead of texts, by blank rows between
-    sentences or tags of entities."""
-    rows = head_of(path, options.encoding)
-    found = format_of_tokens(rows, may_be_table="\t" in rows[0]) if len(rows) > 1 else None
-    widths = {len(split_row(row)) for row in rows if row.strip() and not row.startswith("#")}
-    if found != "conll" or len(widths - {1}) != 1 or options.token_column:
-        return found if found != "conll" or options.token_column else None
-    tags = [USUAL.parse(split_row(row)[-1].strip()) for row in rows[:-1] if row.strip()]
-    if 1 < len(tags) == len(rows) - 1 and not any(tag and tag.letter in "BS" for tag in tags):
+def tokens_of(path: Path, rows: list[str], options: ReadOptions, may_be_table: bool) -> str | None:
+    """The format of rows that are tokens with tags; None if they are a table or texts. Blank rows between sentences or
+    tags of entities are needed as evidence if the rows need no labels."""
+    found = format_of_tokens(rows, may_be_table)
+    if options.labelled:
+        return found
+    rows = rows if rows[-1].strip() else rows[:-1]
+    head = [row for row in rows if row.strip()]
+    widths = {len(split_row(row)) for row in [row for row in head if not row.startswith("#")] or head}
+    if found != "conll" or options.token_column:
+        return found
+    if len(widths - {1}) != 1:
+        return None
+    tags = [USUAL.parse(split_row(row)[-1].strip()) for row in head]
+    if len(head) == len(rows) and not any(tag and tag.letter in "BS" for tag in tags):
         what = "each row is a token with its tag, or a text that ends with O"
         raise UserError(f"{path}: {what}: --token_column 0 reads tokens; write texts as .csv or .jsonl")
     return found
@@ -211,7 +249,7 @@ def are_tagged(rows: list[str], bare: bool = False) -> bool:
 
 def are_single_words(rows: list[str]) -> bool:
     """Whether the first of each row's cells is a word."""
-    return len(rows) > 1 and all(len(row.split("\t")[0].split()) < 2 for row in rows)
+    return len(rows) > 1 and all(len(split_words(row.split("\t")[0])) < 2 for row in rows)
 
 
 def are_word_tags(row: str) -> bool:

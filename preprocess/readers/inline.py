@@ -1,7 +1,7 @@
 """Entities that are marked inside a text: `at [nine am](time)`, `at [time : nine am]`, `at {{time:nine am}}`; texts in
 pieces (Snips); and Rasa's files of marked examples (Markdown and YAML).
 
-Edit here to add another syntax: one line in INLINE.
+To add another syntax: one line in INLINE of engine/task/signs.py.
 """
 
 import json
@@ -11,18 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
+from engine.task.signs import INLINE
 from preprocess.example import Example
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.paths import Convert, Values
 from preprocess.readers.raw_files import named_rows
 
-NAME = r"(?P<label>[^\W\d][\w.\-]*)"
-NO_LINK = r"(?!https?:|ftp:|mailto:|www\.)"
-INLINE = {  # an example of the syntax: its pattern, with the groups `label` and `text`
-    "[nine am](time)": rf"\[(?P<text>[^\[\]]+)\](?:\({NO_LINK}{NAME}(?::[^()]*)?\)|(?P<more>\{{[^{{}}]*\}}))",
-    "[time : nine am]": rf"\[\s*{NAME}\s+:\s+(?P<text>[^\[\]]*[^\s\[\]])\s*\]",
-    "{{time:nine am}}": rf"\{{\{{\s*{NAME}\s*:\s*(?P<text>[^{{}}]*[^\s{{}}])\s*\}}\}}",
-}
 RASA_INTENT = re.compile(r"\s*(?:##\s*intent:|-\s*intent:)\s*(.+?)\s*$")
 RASA_OTHER = re.compile(r"##\s|\s*-\s*(?:synonym|regex|lookup|rule|story)\s*:|\S+:\s*$")  # no examples of an intent
 MASSIVE = "[time : nine am]"
@@ -52,21 +46,6 @@ def label_of(match: re.Match[str], where: str) -> str:
         return str(json.loads(match["more"])["entity"])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{where}: the mark {match[0][:60]!r} has no entity") from None
-
-
-def inline_syntax(texts: Sequence[str]) -> str | None:
-    """The syntax in which entities are marked in the texts: in at least a third of them, with labels that recur,
-    and hardly any bracket that is not a mark. None if there are no such marks."""
-    for syntax, pattern in INLINE.items():
-        found = [list(re.finditer(pattern, text)) for text in texts]
-        labels = [match["label"] or match["more"] for matches in found for match in matches]
-        marked = sum(map(bool, found))
-        signs = sum(text.count(syntax[0]) for text in texts) / (2 if syntax.startswith("{{") else 1)
-        if {"IN", "SL"} & {*labels}:  # TOP: nested intents and slots, which are not supported
-            return None
-        if marked >= max(2, len(texts) / 3) and len({*labels}) <= len(labels) / 2 and signs <= 1.05 * len(labels):
-            return syntax
-    return None
 
 
 def find_marked(rows: Sequence[Values], options: ReadOptions) -> Convert | None:

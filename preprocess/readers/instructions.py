@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine.errors import UserError
-from preprocess.readers.columns import LABEL_NAMES, NUMBER_NAMES, OTHER_LABEL_NAMES, alike
+from engine.task.signs import LABEL_NAMES, TEXT_NAMES, alike
+from preprocess.readers.columns import NUMBER_NAMES, OTHER_LABEL_NAMES
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.paths import Convert, Values
 
@@ -20,21 +21,22 @@ def find_instructions(rows: Sequence[Values], options: ReadOptions) -> Convert |
     keys = {*rows[0]}
     question = next((key for key in QUESTION_KEYS if key in keys), "")
     answer = next((key for key in ANSWER_KEYS if key in keys), "")
-    if not question or not answer or has_labels(keys, options):
+    if not question or not (answer or may_lack(keys, options)) or has_labels(keys, options):
         return None
-    if any(not isinstance(row.get(key), str) for row in rows for key in (question, answer)):
+    if any(not isinstance(row.get(key), str) for row in rows for key in (question, answer) if key):
         return None
     if any(row.get("history") for row in rows):
         raise UserError("contains dialogues of several turns; what can be read is one question and a short answer")
     constant = len({row[question] for row in rows}) == 1 and all(row.get("input") for row in rows)
-    require_classes([row[answer] for row in rows], f"instructions with free answers in {answer!r}")
+    if options.labelled:
+        require_classes([row[answer] for row in rows], f"instructions with free answers in {answer!r}")
 
     def convert(values: Values, where: str) -> Values:
         asked, given = values.get(question) or "", values.get("input") or ""
-        label = values.get(answer)
-        if not all(isinstance(value, str) for value in (asked, given, label)):
+        label = {"label": values.get(answer)} if options.labelled else {}
+        if not all(isinstance(value, str) for value in (asked, given, *label.values())):
             raise UserError(f"{where}: {question!r}, 'input' and {answer!r} must be strings")
-        return {"text": given if constant else "\n".join(filter(None, (asked, given))), "label": label}
+        return {"text": given if constant else "\n".join(filter(None, (asked, given)))} | label
 
     return convert
 
@@ -48,26 +50,34 @@ def find_dialogue(rows: Sequence[Values], options: ReadOptions) -> Convert | Non
     turns = [turns_of(row.get(key)) for row in rows] if key else []
     if not turns or not all(turns):
         return None
-    if any([role for role, _ in some if role != "system"] != ["user", "assistant"] for some in turns):
+    expected = [["user", "assistant"], *([["user"]] if may_lack({*rows[0]}, options) else [])]
+    if any([role for role, _ in some if role != "system"] not in expected for some in turns):
         several = "contains dialogues of several turns"
         raise UserError(f"{several}; what can be read is one question and a short answer, or text and label")
-    require_classes([some[-1][1] for some in turns], f"dialogues with free answers in {key!r}")
+    if options.labelled:
+        require_classes([some[-1][1] for some in turns], f"dialogues with free answers in {key!r}")
     prompts = {tuple(content for role, content in some if role == "system") for some in turns}
 
     def convert(values: Values, where: str) -> Values:
         found = turns_of(values.get(key))
-        if [role for role, _ in found if role != "system"] != ["user", "assistant"]:
+        if [role for role, _ in found if role != "system"] not in expected:
             raise UserError(f"{where}: {key!r} is not one question with one answer, as in the first rows")
         system = tuple(content for role, content in found if role == "system")
-        texts = [*(() if prompts == {system} else system), found[-2][1]]
-        return {"text": "\n".join(texts), "label": found[-1][1]}
+        asked = [content for role, content in found if role == "user"]
+        label = {"label": found[-1][1]} if options.labelled else {}
+        return {"text": "\n".join([*(() if prompts == {system} else system), *asked])} | label
 
     return convert
 
 
+def may_lack(keys: set[str], options: ReadOptions) -> bool:
+    """Whether no answer is needed: only texts are read, and no other key has them."""
+    return not options.labelled and not alike(TEXT_NAMES, keys - {*QUESTION_KEYS})
+
+
 def has_labels(keys: set[str], options: ReadOptions) -> bool:
-    """Whether objects have a label under a usual key, or options name the keys, or labels are not read."""
-    named = options.label_column or options.text_column or not options.labelled
+    """Whether objects have a label under a usual key, or options name the keys."""
+    named = options.label_column or options.text_column
     return bool(named or alike([*LABEL_NAMES, *NUMBER_NAMES, *OTHER_LABEL_NAMES], keys))
 
 

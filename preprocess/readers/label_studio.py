@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from engine.errors import UserError
 from engine.run.command_line import first_line
+from engine.task.signs import PAIR_NAMES, TEXT_NAMES, alike
 from preprocess.labels.spans import StoredSpan, from_utf16
-from preprocess.readers.columns import PAIR_NAMES, TEXT_NAMES
+from preprocess.readers.options import ReadOptions
 
 KINDS = ("choices", "several choices", "spans", "number")  # of results that are read
 
@@ -21,9 +22,11 @@ class Result(NamedTuple):
     values: list[Any]
 
 
-def is_label_studio(item: object) -> bool:
-    """Whether an item is a task as Label Studio exports it to JSON."""
-    return isinstance(item, dict) and isinstance(item.get("data"), dict) and annotations_of(item) is not None
+def is_label_studio(item: object, labelled: bool) -> bool:
+    """Whether an item is a task as Label Studio exports it to JSON, or imports it if it needs no labels."""
+    if not isinstance(item, dict) or not isinstance(item.get("data"), dict):
+        return False
+    return annotations_of(item) is not None or not (labelled or alike(TEXT_NAMES, item))
 
 
 def annotations_of(item: dict[str, Any]) -> list[dict[str, Any]] | None:
@@ -37,7 +40,7 @@ def used_annotations(item: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def tasks_to_objects(
-    path: Path, items: Callable[[], Iterator[tuple[str, Any]]], text_column: str
+    path: Path, items: Callable[[], Iterator[tuple[str, Any]]], options: ReadOptions
 ) -> tuple[Iterator[tuple[str, Any]], list[str]]:
     """((where, object) of each task, the keys of the labels).
 
@@ -46,9 +49,14 @@ def tasks_to_objects(
     """
     kinds: dict[str, str] = {}
     several, unread = 0, Counter[str]()
-    for where, item in items():
-        if not is_label_studio(item):
-            raise UserError(f"{where}: lacks `data` or `annotations`, so it is not a task of Label Studio")
+
+    def tasks() -> Iterator[tuple[str, Any]]:
+        for where, item in items():
+            if not is_label_studio(item, options.labelled):
+                raise UserError(f"{where}: lacks `data` or `annotations`, so it is not a task of Label Studio")
+            yield where, item if options.labelled else item | {"annotations": []}
+
+    for where, item in tasks():
         several += len(used_annotations(item)) > 1
         for control, kind, values in results_of(item, where):
             if kind not in KINDS:
@@ -59,7 +67,7 @@ def tasks_to_objects(
         print(f"{path}: {several} texts have several annotations; the first that was not cancelled is used")
     if unread:
         print(f"{path}: ignored: {', '.join(f'{kind} ({number})' for kind, number in unread.items())}")
-    objects = ((where, task_to_object(item, kinds, where, text_column)) for where, item in items())
+    objects = ((where, task_to_object(item, kinds, where, options.text_column)) for where, item in tasks())
     return objects, [key_of(name) for name in kinds]
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
+from engine.task.signs import LABEL_NAMES, TEXT_NAMES, alike
 from preprocess.example import abbreviate, part_of_name
-from preprocess.readers.columns import LABEL_NAMES, TEXT_NAMES, alike
 from preprocess.readers.paths import MISSING, at
 
 # The paths of the rows in known formats. `*` stands for any key; each row gets this key as its label, under the
@@ -188,15 +188,15 @@ def lists_in(content: dict[str, Any], prefix: str, depth: int = 3) -> Iterator[t
             yield from lists_in(value, f"{prefix}{key}.", depth - 1)
 
 
-def with_sentences(objects: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+def with_sentences(objects: Iterator[tuple[str, Any]], labelled: bool) -> Iterator[tuple[str, Any]]:
     """(where, object), with documents of DyGIE as one object per sentence, whose spans count its tokens."""
     for where, values in objects:
-        if not is_document(values):
+        if not is_document(values, labelled):
             yield where, values
             continue
         start = 0
-        for number, (tokens, spans) in enumerate(zip(values["sentences"], values["ner"]), 1):
-            place = f"{where}, sentence {number}"
+        for number, tokens in enumerate(values["sentences"], 1):
+            place, spans = f"{where}, sentence {number}", values["ner"][number - 1] if labelled else []
             if any(not isinstance(s, list) or len(s) < 3 or {type(s[0]), type(s[1])} != {int} for s in spans):
                 raise UserError(f"{place}: a span of 'ner' is not [first token, last token, label]")
             found = [[first - start, last - start, label] for first, last, label, *_ in spans]
@@ -204,9 +204,10 @@ def with_sentences(objects: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, An
             start += len(tokens)
 
 
-def is_document(values: Any) -> bool:
+def is_document(values: Any, labelled: bool) -> bool:
     """Whether an object is a document of DyGIE: its sentences as lists of tokens, and the spans of each sentence."""
-    sentences, spans = (values.get("sentences"), values.get("ner")) if isinstance(values, dict) else (None, None)
+    sentences = values.get("sentences") if isinstance(values, dict) else None
+    spans = values.get("ner") if labelled and isinstance(values, dict) else sentences
     if not isinstance(sentences, list) or not isinstance(spans, list) or len(sentences) != len(spans):
         return False
     return all(isinstance(each, list) for each in (*sentences, *spans))

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, TextIO
 from engine.errors import UserError
 from engine.run.command_line import first_line
 from engine.schema import parse_json, without_duplicates
+from engine.task.signs import LABEL_NAMES, PAIR_NAMES
 from preprocess.example import Example, abbreviate
 from preprocess.labels.spans import is_spans
-from preprocess.readers.by_shape import text_if_from_it
-from preprocess.readers.columns import LABEL_NAMES, PAIR_NAMES, Columns, Head, find_columns
+from preprocess.readers.columns import Columns, Head, find_columns
 from preprocess.readers.conversion import Conversion
 from preprocess.readers.label_studio import is_label_studio, tasks_to_objects
 from preprocess.readers.layouts import rows_of_object, with_sentences
@@ -53,10 +53,10 @@ def read_json(path: Path, options: ReadOptions) -> Iterator[Example]:
     if form == "object":
         items = list(read_object(path, options)).__iter__
     _, first = next(items(), (None, None))
-    if is_label_studio(first):
-        objects, labels = tasks_to_objects(path, items, options.text_column)
+    if is_label_studio(first, options.labelled):
+        objects, labels = tasks_to_objects(path, items, options)
         return objects_to_examples(path, objects, options, labels)
-    return objects_to_examples(path, items(), options)
+    return objects_to_examples(path, (item for item in items() if item[1] is not None), options)
 
 
 def json_form(path: Path, encoding: str) -> str:
@@ -266,7 +266,7 @@ def objects_to_examples(
 
     The first rows determine the keys. known: keys that are labels according to the file's format.
     """
-    objects = with_sentences(objects)
+    objects = with_sentences(objects, options.labelled)
     head = take_head(objects, HEAD)
     conversion = Conversion.of(path, head, options, known)
     options = conversion.options
@@ -284,7 +284,7 @@ def objects_to_examples(
         if values is None:
             values = dict.fromkeys(needs.keys, "")  # for prediction, an empty row keeps its position
         needs.check(values, where)
-        yield (text_if_from_it(values) if conversion.keeps_text else {}) | found.example(values, where)
+        yield found.example(values, where)
     if conversion.reading:
         conversion.reading.report()
 

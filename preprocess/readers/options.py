@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from engine.run.command_line import option
+from engine.run.reading import ReadingOptions, unescaped
 from preprocess.example import Example
-
-NO_QUOTES = "none"  # the value of --quotechar for files whose quotes are ordinary characters
 
 
 @dataclass
@@ -22,6 +22,7 @@ class Understanding:
     forms: dict[str, str] = field(default_factory=dict)  # {file: "FORMAT: role = column, …"}
     parts: dict[str, str | None] = field(default_factory=dict)  # {file: its part}
     columns: set[str] = field(default_factory=set)  # names of the columns and keys of files with labels
+    unread: set[str] = field(default_factory=set)  # labels of files of which only the texts are read
 
     def begin(self, path: Path | str, part: str | None, form: str) -> None:
         """Called for each file before its reader."""
@@ -38,6 +39,11 @@ class Understanding:
         if path and ": " not in form:
             self.add(path, form, **columns)
 
+    def notes(self) -> list[str]:
+        """What a log says of files of which only the texts are read."""
+        labels = f"; labels in them are not read: {abbreviated(sorted(self.unread))}" if self.unread else ""
+        return [f"{line}{labels}" for line in self.lines()]
+
     def lines(self) -> list[str]:
         """One line per form, with its files and their parts."""
         files: dict[str, list[str]] = {}
@@ -52,38 +58,33 @@ def abbreviated(names: list[str], most: int = 6) -> str:
 
 
 @dataclass(frozen=True)
-class ReadOptions:
-    """How raw files are read. The flags of data_process.py, which explain each option, have the same names."""
+class RawOptions(ReadingOptions):
+    """How raw files are read with their labels: the options of data_process.py that concern its readers."""
 
-    format: str = "auto"
-    encoding: str = "auto"
-    delimiter: str = ""
-    quotechar: str = ""
-    header: bool = True
-    sheet: str = ""
-    max_rows: int = 0
-    drop_unlabelled: bool = False
-    drop_empty: bool = False
-    text_column: str = ""
-    text_pair_column: str = ""
-    join_columns: str = ""
-    label_column: str = ""
-    group_column: str = ""
-    extra_columns: str = ""
-    keep_columns: str = ""
-    split_column: str = ""
-    rows_key: str = ""
-    shape: str = "auto"
-    offsets: str = "auto"
-    span_end: str = "auto"
+    max_rows: int = option(0, "read only the first N rows of each file, and stream a dataset of the hub; 0: all", low=0)
+    drop_unlabelled: bool = option(False, "drop rows whose label is empty, null or NaN, and count them")
+    drop_empty: bool = option(False, "drop rows whose text is empty, and count them")
+    label_column: str = option(
+        "",
+        "column or key of the label, or several, comma-separated; each becomes a task (default: by usual names); "
+        "TASK=COLUMN+COLUMN+… combines columns of 0 and 1 into one multilabel task: 'topics=toxic+obscene+threat'",
+    )
+    tag_column: str = option("", "column of the tags of tokens, or several, comma-separated; each becomes a task")
+    group_column: str = option("", "column whose equal values stay in one part and one fold")
+    extra_columns: str = option("", "numeric columns, comma-separated, that are model inputs in addition to the text")
+    keep_columns: str = option("", "columns, comma-separated, to keep: the report has scores for each of their values")
+    split_column: str = option("", "column or key that names each row's part (default: split, partition, … if all do)")
+    offsets: Literal["auto", "characters", "utf16"] = option("auto", "what offsets of spans over a text count")
+    span_end: Literal["auto", "exclusive", "inclusive"] = option("auto", "whether the end of a span belongs to it")
+    accept: str = option("", "names of gates, comma-separated, that the data need not pass (a refusal names its gate)")
+
+
+@dataclass(frozen=True)
+class ReadOptions(RawOptions):
+    """The options of a command, as its readers take them."""
+
     label_types: dict[str, str] = field(default_factory=dict)  # {task: type} of --label_type
     understood: Understanding = field(default_factory=Understanding, compare=False)
-    token_column: str = ""
-    tag_column: str = ""
-    sentence_column: str = ""
-    comment: str = ""
-    sentence_end: str = ""
-    accept: str = ""
     labelled: bool = False  # False: only texts are read, to predict on or to train a tokenizer with
 
     @classmethod
@@ -97,13 +98,6 @@ class ReadOptions:
 
 
 Reader = Callable[[Path, ReadOptions], Iterator[Example]]
-
-
-def unescaped(option: str) -> str:
-    r"""An option with the escapes that a shell leaves as they are: \t and \n."""
-    for escape, character in ((r"\t", "\t"), (r"\n", "\n"), (r"\r", "\r")):
-        option = option.replace(escape, character)
-    return option
 
 
 def split_names(option: str) -> list[str]:

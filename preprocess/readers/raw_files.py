@@ -4,6 +4,7 @@ import codecs
 import gzip
 import io
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,7 +15,8 @@ from typing import Any, BinaryIO, TextIO, TypeVar, cast
 
 from engine.errors import UserError
 from engine.run.command_line import first_line
-from preprocess.readers.encodings import begin_of, choose_encoding, encoding_of_marks, is_damaged_utf8
+from engine.task.signs import encoding_of_marks
+from preprocess.readers.encodings import begin_of, choose_encoding, is_damaged_utf8
 
 MAX_CHARACTERS = 16 * 2**20  # of one row: a file without line ends must not fill the memory
 MAX_HEAD_BYTES = 128 * 2**20  # approximate size of the first rows, which are kept to identify columns
@@ -139,7 +141,14 @@ def read_rows(path: str | Path, encoding: str = "auto") -> Iterator[tuple[int, s
     """Yields (row number from 1, row). Only a line feed ends a row: U+2028 and U+0085 remain in texts."""
     with open_text(path, encoding) as file:
         for number, row in enumerate(lines_of(path, file), 1):
+            if number == 1 and "\r" in row[:-1] and not row.endswith("\n"):
+                raise UserError(f"{path}: its rows end with carriage returns, not with line feeds; save it with these")
             yield number, row.removesuffix("\n").removesuffix("\r")
+
+
+def split_words(row: str) -> list[str]:
+    """The words of a row, between spaces and tabs: other whitespace, such as U+00A0, may be in a word, or be one."""
+    return re.findall(r"[^ \t\r\n]+", row)
 
 
 def named_rows(path: str | Path, encoding: str = "auto") -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ names the most paths is used.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from preprocess.readers.columns import LABEL_NAMES
+from engine.task.signs import LABEL_NAMES
 from preprocess.readers.inline import find_chunks, find_marked
 from preprocess.readers.instructions import find_dialogue, find_instructions
 from preprocess.readers.options import ReadOptions

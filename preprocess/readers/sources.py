@@ -10,11 +10,13 @@ from typing import Any
 from tqdm import tqdm
 
 from engine.errors import UserError
-from engine.run.files import sha256
+from engine.run.files import sha256_of
 from engine.task.text import split_text, text_of
+from engine.task.words import id_of
 from preprocess.example import (
     PART_NAMES,
     PARTS,
+    RESERVED,
     TEXT_KEYS,
     Example,
     abbreviate,
@@ -26,22 +28,15 @@ from preprocess.labels.positions import NAMES_FILE
 from preprocess.readers.archives import is_archive, unpacked
 from preprocess.readers.beside import class_files, classes_of, label_file_of
 from preprocess.readers.folders import class_folders, is_brat
-from preprocess.readers.formats import (
-    CONLL_SUFFIXES,
-    READERS,
-    SUFFIXES,
-    find_form,
-    find_format,
-    read_txt,
-    suffix_of,
-    tokens_format,
-)
+from preprocess.readers.formats import CONLL_SUFFIXES, FOLDERS, READERS, SUFFIXES, find_form, find_format, suffix_of
 from preprocess.readers.left_out import SecretLabels, without_gaps
 from preprocess.readers.objects import is_saved_dataset
 from preprocess.readers.offsets import Offsets
 from preprocess.readers.options import ReadOptions
-from preprocess.readers.raw_files import limit_rows
+from preprocess.readers.raw_files import encoding_of, limit_rows
 from preprocess.schema import check_row, part_of, read_processed
+
+BINARY = (".parquet", ".xlsx")
 
 
 def data_files(folder: Path) -> list[Path]:
@@ -81,18 +76,26 @@ def has_classes(folder: Path) -> bool:
     return not tables and not parts and len(class_folders(folder)) > 1
 
 
-def find_sources(source: Path) -> list[tuple[str | None, Path]]:
-    """[(part or None, path)] of the data in a file or folder; the part follows from names such as train.csv."""
+def find_sources(source: Path, whole: bool = False) -> list[tuple[str | None, Path]]:
+    """[(part or None, path)] of the data in a file or folder; the part follows from names such as train.csv.
+
+    whole: a format of folders is named, so that each folder is one source
+    """
+    files_in = (lambda folder: [folder]) if whole else data_files
     if not source.exists():
         raise UserError(f"{source}: no such file or folder (the name of a Hugging Face dataset needs --format hf)")
     if source.is_file() or is_saved_dataset(source):
         return [(None, source)]
     folders = [path for path in sorted(source.iterdir()) if path.is_dir() and path.name.lower() in PART_NAMES]
     sources: list[tuple[str | None, Path]]
-    sources = [(PART_NAMES[folder.name.lower()], path) for folder in folders for path in data_files(folder)]
+    found = {folder: files_in(folder) for folder in folders}
+    sources = [(PART_NAMES[folder.name.lower()], path) for folder, paths in found.items() for path in paths]
+    if empty := [folder for folder, paths in found.items() if sources and not paths]:
+        reason = "contains no data files (texts in folders of their classes need two of these), but other parts do"
+        raise UserError(f"{empty[0]}: {reason}; rename or remove it")
     if not folders:
         # The name of the folder itself names no part
-        sources = [(None if path == source else part_of_name(path), path) for path in data_files(source)]
+        sources = [(None if path == source else part_of_name(path), path) for path in files_in(source)]
     if not sources:  # one folder per intent, with a file per part in each (Snips)
         below = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith(".")]
         sources = [(part_of_name(path), path) for folder in below for path in data_files(folder) if path.is_file()]
@@ -124,9 +127,9 @@ def read_examples(source: Path, options: ReadOptions) -> Iterator[Example]:
 
     At most --max_rows of each file; with --drop_unlabelled only those with a label.
     """
-    secret = SecretLabels(options)
+    secret, whole = SecretLabels(options), options.format in FOLDERS
     with ExitStack() as stack:
-        for part, path in [(None, source)] if options.format == "hf" else sources_of(source, stack):
+        for part, path in [(None, source)] if options.format == "hf" else sources_of(source, stack, whole):
             name = find_format(path, options)
             options.understood.begin(path, part, name)
             examples = READERS[name](path, options)
@@ -144,11 +147,11 @@ def read_examples(source: Path, options: ReadOptions) -> Iterator[Example]:
     secret.report()
 
 
-def sources_of(source: Path, stack: ExitStack) -> list[tuple[str | None, Path]]:
+def sources_of(source: Path, stack: ExitStack, whole: bool) -> list[tuple[str | None, Path]]:
     """find_sources, of what is in archives, which exist as long as the stack."""
     found: list[tuple[str | None, Path]] = []
-    for part, path in find_sources(unpacked(source, stack) if is_archive(source) else source):
-        inner = find_sources(unpacked(path, stack)) if is_archive(path) else [(part, path)]
+    for part, path in find_sources(unpacked(source, stack) if is_archive(source) else source, whole):
+        inner = find_sources(unpacked(path, stack), whole) if is_archive(path) else [(part, path)]
         found += [(part or of_inner, each) for of_inner, each in inner]
     return found
 
@@ -165,13 +168,19 @@ class TextRows:
         self.size = sum(1 for _ in checked)
         if not self.size:
             raise UserError(f"{path}: empty; it contains no texts")
-        self.sha256 = self.fingerprint = sha256(path)
+        self.sha256 = self.fingerprint = sha256_of(self.path)
+        self.notes: list[str] = []  # for the log: how the file was read
 
 
 def texts_of(config: Any) -> TextRows:
     """The TextRows of --predict_file."""
-    path = Path(config.predict_file)
-    return TextRows(path, partial(read_texts, path, ReadOptions.of(config)))
+    path, options = Path(config.predict_file), ReadOptions.of(config)
+    rows = TextRows(path, partial(read_texts, path, options))
+    files = [each for each in map(Path, options.understood.forms) if each.is_file() and suffix_of(each) not in BINARY]
+    found = {str(each): encoding_of(each, report=False) for each in files if options.encoding == "auto"}
+    encodings = [f"{each}: read as {name.upper()} (--encoding overrides)" for each, name in found.items()]
+    rows.notes = [*options.understood.notes(), *(note for note in encodings if "UTF-8-SIG" not in note)]
+    return rows
 
 
 def rows_of_part(data_path: str | Path, part: str, tasks: dict[str, Any], limit: int | None = None) -> TextRows:
@@ -181,37 +190,24 @@ def rows_of_part(data_path: str | Path, part: str, tasks: dict[str, Any], limit:
 
 
 def read_texts(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """Yields examples to predict on, without labels: one text per row (.txt), the text columns of CSV, TSV or JSONL, or
-    the tokens of CoNLL. (A JSON array is read into memory as a whole.)"""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    read = READERS.get(text_format(path, options), read_txt)
-    wanted: list[str] = []
-    for number, example in enumerate(read(path, options)):
-        keys = [key for key in TEXT_KEYS if key in example]
-        if not number:
-            wanted, kept = keys, [*keys, *(["extras"] if "extras" in example else [])]
+    """Yields the examples of a file, folder or archive to predict on: those that data_process.py reads, without their
+    labels; an empty row of a table or of texts keeps its place. (A JSON object is read into memory as a whole.)"""
+    if options.format == "hf" and not path.exists():
+        raise UserError(f"{path}: no such folder; store a dataset of the hub with load_dataset(…).save_to_disk(FOLDER)")
+    wanted: set[str] = set()
+    for number, example in enumerate(read_examples(path, options)):
+        form = {*TEXT_KEYS} & example.keys() - ({"text"} if "tokens" in example else set())
+        wanted = wanted or form
         where = example["_where"]
-        if keys != wanted:
-            raise UserError(f"{where}: has {' and '.join(keys)}, but the first row has {' and '.join(wanted)}")
+        if form != wanted:
+            has, first = (" and ".join(sorted(keys)) for keys in (form, wanted))
+            raise UserError(f"{where}: has {has}, but the first row has {first}")
         check_row(example, {}, where, needs_labels=False)
-        check_characters(example)
-        yield {"id": str(example.get("id", number)), **{key: example[key] for key in kept}}
-
-
-def text_format(path: Path, options: ReadOptions) -> str:
-    """The format of a file to predict on: by its suffix, and CoNLL also by its first rows or --token_column."""
-    suffix = suffix_of(path)
-    if suffix in SUFFIXES and suffix != ".tsv":
-        return SUFFIXES[suffix]
-    found = tokens_format(path, options)
-    if suffix == ".tsv":
-        return found or "tsv"
-    if suffix in CONLL_SUFFIXES or (options.token_column and not found):
-        return found or "conll"
-    if suffix not in ("", ".txt") and not found:
-        raise UserError(f"{path}: must end in .txt, {', '.join((*SUFFIXES, *CONLL_SUFFIXES))}")
-    return found or "txt"
+        if not number:
+            options.understood.unread.update(example.keys() - {*RESERVED})
+        texts = {key: example[key] for key in (*TEXT_KEYS, "extras") if key in example}
+        check_characters({"_where": where, **texts})
+        yield {"id": id_of(example.get("id"), number), **texts}
 
 
 def read_unlabelled(config: Any, tasks: dict[str, Any], form: Collection[str]) -> Iterator[Example]:

@@ -15,10 +15,12 @@ from typing import Any, TextIO
 
 from engine.errors import UserError
 from engine.run.command_line import first_line
+from engine.run.reading import NO_QUOTES
+from engine.task.signs import TEXT_NAMES, alike
 from preprocess.example import PART_NAMES, Example, abbreviate
 from preprocess.readers.cells import Cells
-from preprocess.readers.columns import TEXT_NAMES, Columns, Head, alike, find_columns, refuse_other_tasks
-from preprocess.readers.options import NO_QUOTES, ReadOptions, split_names
+from preprocess.readers.columns import Columns, Head, find_columns, refuse_other_tasks
+from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.raw_files import MAX_CHARACTERS, lines_of, open_text, read_rows, take_head
 from preprocess.readers.selection import select_columns
 from preprocess.readers.token_rows import read_token_table, token_layout
@@ -79,7 +81,9 @@ def quoted_cells(path: Path, encoding: str, delimiter: str, quote: str) -> Table
             yield line
 
     with open_text(path, encoding, newline="") as file:
-        reader = csv.reader(limited_lines(file), strict=True, delimiter=delimiter, quotechar=quote)
+        lines = limited_lines(file)
+        first = next(lines, "")
+        reader = csv.reader(chain([first], lines), strict=True, **dialect(first, delimiter, quote))
         try:
             for cells in reader:
                 yield start, cells
@@ -88,10 +92,16 @@ def quoted_cells(path: Path, encoding: str, delimiter: str, quote: str) -> Table
             raise UserError(f"{path}, row {start}: {error}; {advice}") from None
 
 
+def dialect(first: str, delimiter: str, quote: str) -> dict[str, Any]:
+    """How csv.reader splits rows; spaces before quotes, as in `"a", "b"`, are skipped if the first row has some."""
+    return dict(delimiter=delimiter, quotechar=quote, skipinitialspace=f"{delimiter} {quote}" in first)
+
+
 def find_delimiter(path: Path, options: ReadOptions) -> str:
     """The delimiter that the first rows indicate; a comma if they indicate none."""
     with open_text(path, options.encoding, newline="") as file:
-        lines = file.read(2**16).splitlines()[:20]
+        lines = [line.removesuffix("\r") for line in file.read(2**16).split("\n")]
+    lines = [line for line in lines if line][:20]
     named = [options.text_column, *split_names(options.label_column)]
     names = [name.strip().lower() for name in (*named, *TEXT_NAMES) if name.strip() and not name.isdigit()]
     tables = {delimiter: cells_of_lines(lines, delimiter, options) for delimiter in (",", ";", "\t", "|", "_!_")}
@@ -110,7 +120,7 @@ def cells_of_lines(lines: list[str], delimiter: str, options: ReadOptions) -> li
     if not quote:
         return [line.split(delimiter) for line in lines]
     try:
-        return list(csv.reader(lines, delimiter=delimiter, quotechar=quote))
+        return list(csv.reader(lines, **dialect(next(iter(lines), ""), delimiter, quote)))
     except csv.Error:
         return [[""]]
 
@@ -199,7 +209,7 @@ def columns_by_number(head: Head, options: ReadOptions) -> Columns:
     others = [name for name in head.names if name not in (text, options.text_pair_column)]
     repeating = [name for name in others if len({row[int(name)] for row in head.rows}) <= max(1, 0.6 * len(head.rows))]
     label = others if len(others) == 1 else repeating
-    if not options.label_column and len(label) != 1:
+    if options.labelled and not options.label_column and len(label) != 1:
         advice = f"add --label_column NUMBER (and --text_column, if the text is not column {text})"
         raise UserError(f"{head.path}: cannot find the label column; {advice}; {head.listed}")
     columns = find_columns(head, replace(options, text_column=text), known=label)

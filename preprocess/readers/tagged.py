@@ -14,10 +14,10 @@ from preprocess.example import Example
 from preprocess.readers.columns import are_joined_intents
 from preprocess.readers.inline import join_pieces
 from preprocess.readers.options import ReadOptions
-from preprocess.readers.raw_files import named_rows, rows_side_by_side
+from preprocess.readers.raw_files import named_rows, rows_side_by_side, split_words
 
 HEAD_ROWS = 5000  # the first rows, by which their form is found
-WORD_TAG = re.compile(r"(\S+)/([A-Za-z][\w$-]*|[^\w\s]{1,2})")
+WORD_TAG = re.compile(r"([^ \t\u3000]+)/([A-Za-z][\w$-]*|[^\w\s]{1,2})")
 # Around several words, which a tag may follow: [中央/n 电视台/n]nt
 BRACKETS = re.compile(r"(?<![^ \t\u3000])\[(?=[^/\s])(.*?/[A-Za-z]+)\](?:/?[A-Za-z]+)?(?![^ \t\u3000])")
 # Patterns of clauses. A file with words may have a few such pieces by mistake, hence the minimum shares
@@ -76,11 +76,11 @@ def read_seq(path: Path, options: ReadOptions) -> Iterator[Example]:
         raise UserError(f"{path}: needs seq.in, and at least one of seq.out and label")
     for where, rows in rows_side_by_side([path / name for name in names], options.encoding):
         columns = dict(zip(names, rows))
-        example: Example = {"_where": where, "tokens": re.findall(r"[^ \t]+", columns["seq.in"])}
+        example: Example = {"_where": where, "tokens": split_words(columns["seq.in"])}
         if "label" in names:
             example["intent"] = columns["label"].strip()
         if "seq.out" in names:
-            example["slots"] = re.findall(r"[^ \t]+", columns["seq.out"])
+            example["slots"] = split_words(columns["seq.out"])
         yield example
 
 
@@ -109,8 +109,8 @@ class PairForm(NamedTuple):
 
     def parse(self, row: str) -> SentenceRow | None:
         """The sentence of a row, None if it has another form."""
-        pairs, *intents = INTENT.split(row.strip(), maxsplit=1)
-        matches = [re.fullmatch(rf"(\S+?){re.escape(self.mark)}({PATTERN})", piece) for piece in pairs.split()]
+        pairs, *intents = INTENT.split(row.strip(" \t"), maxsplit=1)
+        matches = [re.fullmatch(rf"([^ \t]+?){re.escape(self.mark)}({PATTERN})", piece) for piece in split_words(pairs)]
         found = [match.groups() for match in matches if match]
         if not found or len(found) < len(matches):
             return None
@@ -131,10 +131,10 @@ class ColumnForm(NamedTuple):
 
     def parse(self, row: str) -> SentenceRow | None:
         """The sentence of a row, None if it has another form."""
-        cells = [cell.strip() for cell in row.split("\t")]
+        cells = [cell.strip(" ") for cell in row.split("\t")]
         if len(cells) != self.width:
             return None
-        tokens, tags = cells[self.words].split(), cells[self.tags].split()
+        tokens, tags = split_words(cells[self.words]), split_words(cells[self.tags])
         intent = None if self.intent is None else cells[self.intent]
         if intent is None and len(tags) > 1 and not USUAL.parse(tags[-1]):
             intent = tags.pop()

@@ -11,10 +11,11 @@ from itertools import chain, pairwise
 from pathlib import Path
 
 from engine.errors import UserError
+from engine.task.signs import TEXT_NAMES
 from engine.task.tags import Notation, notation_of, parse_tag
 from preprocess.example import PART_NAMES, RESERVED, Example, abbreviate, counts_up, is_whole_file
-from preprocess.readers.columns import TEXT_NAMES
 from preprocess.readers.options import ReadOptions, split_names
+from preprocess.readers.raw_files import split_words
 
 MAX_TOKENS = 1_000_000  # per sentence: a file without blank rows must not fill the memory
 FEW = 5  # with no more rows, a column cannot be judged
@@ -168,14 +169,14 @@ def find_layout(head: TokenHead, options: ReadOptions, *, part: int | None = Non
     """The Layout of a file with one token per row. part, intent: if they are known already"""
     sentence = numbers_of_sentences(head, options)
     token = find_token(head, sentence, options)
-    columns = find_tags(head, token, sentence, options)
+    columns = tags_or_none(head, token, sentence, options)
     cells = [cell for column in columns for cell in head.column(column)]
     notation = notation_of(cells)
     return Layout(
         head.path,
         head.names,
         token,
-        dict(zip(task_names(head, columns), columns)),
+        dict(zip(task_names(head, columns, options), columns)),
         sentence=sentence,
         part=part,
         notation=notation,
@@ -220,6 +221,16 @@ def find_token(head: TokenHead, sentence: int | None, options: ReadOptions) -> i
     return token
 
 
+def tags_or_none(head: TokenHead, token: int, sentence: int | None, options: ReadOptions) -> list[int]:
+    """find_tags, or all columns with tags of entities if only texts are read and the tags are doubtful."""
+    try:
+        return find_tags(head, token, sentence, options)
+    except UserError:
+        if options.labelled:
+            raise
+        return [n for n in range(len(head.names)) if n not in (token, sentence) and notation_of(head.column(n))]
+
+
 def find_tags(head: TokenHead, token: int, sentence: int | None, options: ReadOptions) -> list[int]:
     """The columns of the tags: those of --tag_column, otherwise the last, if its cells are tags and no others might be
     meant."""
@@ -232,9 +243,7 @@ def find_tags(head: TokenHead, token: int, sentence: int | None, options: ReadOp
     tagged = [n for n in others if notation_of(head.column(n))]
     named = head.named(TAG_NAMES)
     if not others:
-        if options.labelled:
-            raise head.refuse("needs a token and a tag in each row, but has one column")
-        return []
+        raise head.refuse("needs a token and a tag in each row, but has one column")
     if named and not tagged:
         return named[:1]
     last = others[-1]
@@ -242,8 +251,6 @@ def find_tags(head: TokenHead, token: int, sentence: int | None, options: ReadOp
         last = named[0] if named and named[0] in tagged else tagged[-1]
     if last in tagged:
         return levels(head, tagged, last)
-    if not options.labelled:
-        return []
     if tagged:
         places = " and ".join(f"column {head.names[n]}" for n in tagged)
         raise head.refuse(f"{places} has tags of entities, but the last column has {head.shown(last)}")
@@ -283,8 +290,10 @@ def require_classes(head: TokenHead, token: int, last: int, others: list[int]) -
         raise head.refuse(reason)
 
 
-def task_names(head: TokenHead, columns: list[int]) -> list[str]:
+def task_names(head: TokenHead, columns: list[int], options: ReadOptions) -> list[str]:
     """The names of the tasks: `slots`, or the names of the columns."""
+    if not options.labelled:
+        return [f"column {head.names[column]}" for column in columns]
     if not head.titled:
         return ["slots"] if len(columns) == 1 else [f"slots_{head.names[column]}" for column in columns]
     names = [head.names[column] for column in columns]
@@ -348,11 +357,11 @@ def example_of(layout: Layout, start: int, block: list[Cells], options: ReadOpti
     example: Example = {"_where": where, "tokens": [cells[layout.token] for cells in block]}
     if layout.part is not None:
         example["split"] = block[0][layout.part].strip()
-    for task, column in layout.tags.items() if options.labelled else ():
-        tags = [cells[column].strip() for cells in block]
+    for task, column in layout.tags.items():
+        tags = [cells[column].strip() for cells in block] if options.labelled else []
         if "" in tags:
             raise UserError(f"{where}: token {tags.index('') + 1} of the sentence has no tag")
-        example[task] = tags_of_stars(tags, where) if layout.starred else tags
+        example[task] = (tags_of_stars(tags, where) if layout.starred else tags) or None
     return example
 
 
@@ -392,8 +401,9 @@ def columns_of_words(head: TokenHead, options: ReadOptions) -> list[int]:
     seen = [n for n in every if head.names[n].lower() in chosen] if len(chosen) > 1 else every
     tags = [n for n in seen if are_tags(head.column(n))]
     texts = head.named([*TOKEN_NAMES, plain_name(options.text_column), *TEXT_NAMES]) if head.titled else every
-    words = [n for n in texts if n not in (sentence, *tags) and all(len(x.split()) < 2 for x in head.column(n))]
-    return [n for n in words if not head.counts(n)] if tags else []
+    words = [n for n in texts if n not in (sentence, *tags) and all(len(split_words(x)) < 2 for x in head.column(n))]
+    numbers = [n for n in words if head.counts(n) or all(map(NUMBER.fullmatch, head.column(n)))]
+    return [n for n in words if n not in numbers] if tags else []
 
 
 def are_tags(cells: list[str]) -> bool:

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from engine.errors import UserError
 from engine.schema import AnyOf, Optional, Range, SchemaError, mismatch, read_json
+from engine.task.task import read_tasks
 
 TASK = {"type": AnyOf("tagging", "classification"), "labels": [str], Optional("std"): float, Optional("n"): Range(1)}
 
@@ -59,3 +61,12 @@ def test_a_byte_order_mark_is_accepted(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"a": 1}).encode())
     assert read_json(path, {"a": int}) == {"a": 1}
+
+
+def test_a_type_of_ones_own_needs_the_kind_of_its_labels(tmp_path):
+    path = tmp_path / "labels.json"
+    path.write_text(json.dumps({"x": {"type": "my_tagging", "labels": ["a", "b"]}}))
+    with pytest.raises(UserError, match=r"x.type is .my_tagging., and x.kind none of .*; add the kind"):
+        read_tasks(path)
+    path.write_text(json.dumps({"x": {"type": "my_tagging", "kind": "tagging", "labels": ["a", "b"]}}))
+    assert read_tasks(path)["x"].is_tagging

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from conftest import read_json
-from test_shapes import csv_of, lines
+from shapes import csv_of, lines
 
 from data_process import DataConfig, process
 from engine.errors import UserError

@@ -1,15 +1,16 @@
 """Tables as people have them: quotes, columns without names, lists in cells, labels beside, archives, encodings."""
 
 import json
-import zipfile
 
 import pytest
+from shapes import LANGUAGES
 
 from data_process import DataConfig, process
 from engine.errors import UserError
+from engine.run.reading import unescaped
 from preprocess.labels.literals import literal
 from preprocess.readers.encodings import choose_encoding
-from preprocess.readers.options import ReadOptions, unescaped
+from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import read_rows
 from preprocess.readers.sources import read_examples, read_texts
 
@@ -95,11 +96,6 @@ def test_a_count_of_the_rows_is_not_used(name, tmp_path, capsys):
         read(tmp_path, {"b/a.csv": body}, "b")
 
 
-def test_numbers_of_rows_under_a_shorter_header(tmp_path):
-    body = "text,label\n" + "".join(f'{n},"{text}",{label}\n' for n, (text, label) in enumerate(ROWS, 1))
-    assert pairs(read(tmp_path, {"a.csv": body})) == ROWS
-
-
 def test_columns_are_joined(tmp_path):
     rows = [(f"title {n}", f"body {n}" if n else "", "x") for n in range(4)]
     right = [(f"{title} {body}".strip(), label) for title, body, label in rows]
@@ -151,41 +147,6 @@ def test_what_a_cell_is(cell, value):
     assert literal(cell) == value
 
 
-SPANS = [(f"{name} lives in {place}", [(0, len(name), "PER"), (len(name) + 10, len(name) + 10 + len(place), "LOC")])
-         for name in ("Anna", "Otto", "Karl") for place in ("Bonn", "Ulm", "Kiel", "Gera")]  # fmt: skip
-WRITTEN = {
-    "JSON": lambda spans: json.dumps([{"start": a, "end": b, "labels": [kind]} for a, b, kind in spans]),
-    "Python": lambda spans: str([{"start": a, "end": b, "entity": kind} for a, b, kind in spans]),
-    "tuples": str,
-    "doccano": lambda spans: json.dumps(spans),
-}
-
-
-@pytest.mark.parametrize("form", WRITTEN)
-def test_spans_in_cells(form, tmp_path):
-    body = table([(text, WRITTEN[form](spans)) for text, spans in SPANS], "text,entities")
-    found = processed(tmp_path, {"a.csv": body})
-    rows = {row["text"]: row["entities"] for part in found.values() for row in part}
-    assert rows == {text: ["B-PER", "O", "O", "B-LOC"] for text, _ in SPANS}
-
-
-@pytest.mark.parametrize("write", [str, json.dumps, " ".join, lambda tags: str(tags).replace(",", "")])
-def test_tags_in_cells(write, tmp_path):
-    tags = [["B-PER", "O", "O", "B-LOC"], ["O", "O", "O", "B-LOC"]]
-    rows = [(text, tags[n % 2]) for n, (text, _) in enumerate(SPANS)]
-    found = read(tmp_path, {"a.csv": table([(text, write(of)) for text, of in rows], "sentence,tags")})
-    assert [(e["tokens"], e["tags"]) for e in found] == [(text.split(), of) for text, of in rows]
-
-
-def test_a_cell_that_is_no_list_in_a_column_of_lists(tmp_path):
-    body = table([*[("to Bonn", "['O', 'B-LOC']")] * 300, ("to Ulm", "['O'")], "sentence,tags")
-    with pytest.raises(UserError, match=r"row 302: 'tags' is .* but a list or object in other rows"):
-        read(tmp_path, {"a.csv": body})
-    body = table([*[("to Bonn", "['O', 'B-LOC']")] * 12, ("to old Ulm", "['O', 'O']")], "sentence,tags")
-    with pytest.raises(UserError, match="row 14: 3 tokens, but 2 tags"):
-        processed(tmp_path, {"a.csv": body})
-
-
 def test_sets_and_single_values_in_cells(tmp_path):
     sets = [["a", "b"], ["a"], ["b"]]
     rows = [(text, str(sets[n % 3])) for n, (text, _) in enumerate(ROWS)]
@@ -217,12 +178,6 @@ def test_labels_next_to_texts(names, tmp_path):
     assert [e["split"] for e in found] == ["train"] * 9 + ["test"] * 9
 
 
-def test_tags_next_to_texts(tmp_path):
-    tags = "".join(f"{'O B-LOC' if n % 2 else 'O O'}\n" for n in range(6))
-    found = read(tmp_path, {"s.txt": "to Bonn\n" * 6, "s_tags.txt": tags})
-    assert found[1] == {"_where": f"{tmp_path / 's.txt'}, row 2", "tokens": ["to", "Bonn"], "slots": ["O", "B-LOC"]}
-
-
 @pytest.mark.parametrize("names", ["{1}/{0}.txt", "{1}_{0}.txt", "reviews.{1}.{0}"])
 def test_a_file_for_each_class(names, tmp_path, capsys):
     files = {names.format(kind, part): f"{part} text of {kind}\n" * 6 for kind in KINDS for part in ("train", "test")}
@@ -247,21 +202,6 @@ def test_names_that_may_be_classes_are_confirmed(tmp_path):
     assert {label for _, label in pairs(read(tmp_path, {}, format="class_files"))} == {"chapter", "poem"}
     clear = {"pos.txt": "a text\n" * 5, "neg.txt": "a line\n" * 5}
     assert {label for _, label in pairs(read(tmp_path / "clear", clear))} == {"pos", "neg"}
-
-
-@pytest.mark.parametrize("inside", ["", "a folder/in it/"])
-def test_archives_are_read_as_what_is_in_them(inside, tmp_path):
-    def packed(files):
-        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-            archive.writestr("__MACOSX/._a.csv", "")
-            for name, body in files.items():
-                archive.writestr(inside + name, body)
-        return read(tmp_path, {}, "a.zip")
-
-    assert pairs(packed({"a.csv": table(ROWS)})) == ROWS
-    found = packed({"train.csv": table(ROWS), "test.csv": table(ROWS[:3])})
-    assert pairs(found) == ROWS + ROWS[:3] and found[-1]["split"] == "test"
-    assert pairs(packed({f"{kind}/{n}.txt": f"{kind} {n}" for kind in KINDS for n in range(3)}))[0] == ("bad 0", "bad")
 
 
 def test_a_damaged_archive_is_one_line(tmp_path):
@@ -300,33 +240,15 @@ def test_some_labels_in_a_test_part_are_needed_in_all_its_rows(tmp_path):
 
 # ---- encodings -------------------------------------------------------------------------------------------------------
 
-TEXTS = {
-    "gb18030": "今天的天气很好，我们一起去公园里看书。",
-    "big5": "今天的天氣很好，我們一起去公園裡看書。",
-    "shift_jis": "この店の麺はとてもおいしいので、また来たいと思います。",
-    "euc_jp": "この店の麺はとてもおいしいので、また来たいと思います。",
-    "euc_kr": "이 식당의 국수는 아주 맛있어서 다시 오고 싶습니다.",
-    "cp1252": "Die Suppe schmeckt schön, und das Brot ist übrigens größer als früher.",
-    "cp1250": "Zupa była bardzo dobra, ale chleb był źle upieczony, więc się złoszczę.",
-    "cp1257": "Zupa bija ļoti garšīga, bet maize bija sadegusi, tāpēc es esmu ļoti dusmīgs.",
-    "cp866": "Суп был очень хорош, но хлеб нам принесли слишком поздно.",
-    "cp1251": "Суп был очень хорош, но хлеб нам принесли слишком поздно.",
-    "koi8-r": "Суп был очень хорош, но хлеб нам принесли слишком поздно.",
-    "cp1253": "Η σούπα ήταν πολύ καλή, αλλά το ψωμί ήρθε πολύ αργά.",
-    "utf-16": "今天的天气很好",
-    "utf-32": "今天的天气很好",
-    "utf-16-le": "the weather is fine today, 好",
-}
 
-
-@pytest.mark.parametrize("encoding", TEXTS)
+@pytest.mark.parametrize("encoding", LANGUAGES)
 def test_the_encoding_is_found(encoding, tmp_path, capsys):
-    rows = [f"{TEXTS[encoding]} {n}" for n in range(5)]
+    rows = [f"{LANGUAGES[encoding][0]} {n}" for n in range(5)]
     (tmp_path / "a.txt").write_bytes("".join(f"{row}\n" for row in rows).encode(encoding))
     assert [row for _, row in read_rows(tmp_path / "a.txt")] == rows
     texts = [row["text"] for row in read_texts(tmp_path / "a.txt", ReadOptions())]
     assert texts == rows
-    if encoding not in ("utf-16", "utf-32"):
+    if encoding not in ("utf-16", "utf-32", "utf-8-sig"):
         assert f"read as {encoding.upper()}" in capsys.readouterr().out
 
 

@@ -360,6 +360,16 @@ def test_the_server_answers_as_predict_file_does(server, trained):
     assert status == 200 and json.loads(said)["gold"]
 
 
+def test_the_server_takes_tokens_and_ids(server):
+    given = [{"tokens": TEXTS[0].split(), "id": 7}, {"text": TEXTS[0]}]
+    status, said = server.label(given)
+    first, second = (answer["prediction"] for answer in said["answers"])
+    assert status == 200 and first.pop("id") == "7" and first.keys() == second.keys() and first["text"] == TEXTS[0]
+    for wrong in ({"tokens": []}, {"tokens": "a"}, {"id": 1}, {"text": "a", "words": 1}, {"tokens": ["", " "]}):
+        status, said = server.label([wrong])
+        assert status == 400 and ("text" in said["error"])
+
+
 def test_the_server_refuses_what_is_malformed_with_a_sentence(server):
     for body in (
         b"",

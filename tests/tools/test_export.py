@@ -3,6 +3,7 @@
 `PYTHONPATH=.:tests python tests/tools/test_export.py` prints which families of encoders can be exported.
 """
 
+import contextlib
 import csv
 import gzip
 import json
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +26,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from seqeval.metrics.sequence_labeling import get_entities
 from test_families import FAMILIES, save_family
+from test_texts import CASES
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import ByT5Tokenizer
 
@@ -71,7 +74,7 @@ class Shipped:
     def __init__(self, config, folder, **options):
         config.run_dir.mkdir(parents=True)
         seed_torch(config.random_seed)
-        trainer = build_trainer(config, CPU, *load_data(config, CPU))
+        trainer = build_trainer(config, CPU, load_data(config, CPU))
         trainer.train()
         self.best, self.folder = config.run_dir / "checkpoints/best", folder
         export(ExportConfig(checkpoint=str(self.best), output_dir=str(folder), **options))
@@ -358,14 +361,62 @@ def test_files_are_read_as_main_reads_them(tmp_path):
         ("a.jsonl", "[1]\n", "not a JSON object"),
         ("a.jsonl", '{"text": "a"}\n{"txt": "b"}\n', "row 2: no key 'text'"),
         ("a.jsonl", "{\n", "row 1: not JSON"),
-        ("a.pdf", "x", "must end in"),
-        ("a.txt", "fly O\nto O\n\nOslo B-city\n", "a token with its tag"),
+        ("a.pdf", "x", "ends in .pdf, but this program reads .txt"),
+        ("a.txt", "fly O\nto O\n\nOslo B-city\n", "holds tokens with tags"),
+        ("a.txt", "Anna PERSON\nsaid O\n\nno O\n", "holds tokens with tags"),
+        ("a.txt", '{"text": "a"}\n', "holds JSON lines"),
+        ("a.txt", "text\tlabel\na\tb\n", "holds a table"),
+        ("a.txt", "id,text\n1,b\n", "holds a table"),
+        ("a.txt", "__label__good a film\n", "fastText"),
+        ("a.txt", "我/r 爱/v 你/r\n", "holds words with tags"),
+        ("a.csv", "text,tags\nto Oslo,O B-city\n", "a tag for each word"),
+        ("a.csv", "text,label\nOslo,city\nto,O\n", "a tag for each word"),
+        ("a.csv", "text\n\"['a', 'b']\"\n", "lists"),
+        ("a.tsv", "text\ngo [Rome](city)\nsee [Oslo](city)\n", "marked entities"),
+        ("a.jsonl", '{"prompt": "a", "query": "b", "output": "c"}\n', "instructions"),
+        ("a.json", "[]", "ends in .json"),
+        ("", "", "is a folder"),
     ],
 )
 def test_files_that_cannot_be_read_are_reported(name, content, message, tmp_path):
-    (tmp_path / name).write_text(content)
+    if name:
+        (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=message):
         list(read_rows(tmp_path / name, Config()))
+
+
+PARTS = ("id", "text", "tokens", "text_pair")
+ODD = ["a/n b/v", "1\ta", "text;label", "[", '{"a": 1}', "", "text\tlabel", "好\t1", "fly O", "Oslo B-city", "#x"]
+ODD += ["x O", "text,label", "good,1", "text", "Anna PERSON", '{"text": "a b", "tokens": ["a", "b"]}', '{"text": "c"}']
+ODD += ['{"tokens": ["a"], "id": 7}', "[laughs] hi", "n/a", "tokens,tags", "a b,O O", "id,text", "7,hello", "null"]
+ODD += ["w:O x:B-a <=> i", "Text,ID", "see [Oslo](city)", "go [Rome](city)", "## intent:greet", "- hi", "__label__a b"]
+ODD += ["{name} hello"]
+
+
+def same_or_refused(path):
+    """Whether the exported predictor reads a file as main.py does; None if it refuses it."""
+    with contextlib.suppress(InputError, UnicodeError, csv.Error):
+        ours = [{key: row[key] for key in PARTS if key in row} for row in read_rows(path, Config())]
+        with contextlib.suppress(UserError):
+            return ours == [{k: row[k] for k in PARTS if k in row} for row in read_texts(path, ReadOptions())]
+    return None
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_files_are_read_as_main_reads_them_or_refused(name, tmp_path):
+    CASES[name][0](tmp_path / "raw")
+    files = [path for path in (tmp_path / "raw").rglob("*") if path.is_file()]
+    assert False not in [same_or_refused(path) for path in files]
+
+
+def test_random_files_are_read_as_main_reads_them_or_refused(tmp_path):
+    rng, found = random.Random(1), Counter()
+    for number in range(600):
+        path = tmp_path / f"{number}{rng.choice(['.txt', '', '.csv', '.tsv', '.jsonl'])}"
+        rows = rng.sample(ODD, rng.randint(1, 3))
+        path.write_text("\n".join(rng.choices(rows, k=rng.randint(1, 6))) + rng.choice(["\n", ""]))
+        found[same_or_refused(path)] += 1
+    assert set(found) == {True, None} and found[True] > 60
 
 
 # ---- smaller numbers, and what is refused ----------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def case_of(config, after=lambda trainer: None):
     def build(**changes):
         changed = dataclasses.replace(config, **changes)
         seed_torch(changed.random_seed)
-        trainer = main_module.build_trainer(changed, device, *data)
+        trainer = main_module.build_trainer(changed, device, data)
         after(trainer)
         return trainer
 

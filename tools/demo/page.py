@@ -2,8 +2,9 @@
 
     GET  /         the page; it loads nothing from other hosts
     GET  /example  a random row of the test part, as returned by `Examples.shown`
-    POST /label    {"texts": [a string, or {"text", "text_pair"?, "extras"?}]} -> {"answers": [as from a Labeller]};
-                   {"error": a sentence} with 400 for an invalid request, 413 for one that is too long
+    POST /label    {"texts": [a string, or {"text" or "tokens", "text_pair"?, "extras"?, "id"?}]}
+                   -> {"answers": [as from a Labeller]}; {"error": a sentence} with 400 for an invalid request, 413 for
+                   one that is too long
 
 The server listens on the loopback address unless --address says otherwise. There it only answers requests with its own
 host name, so that no other site can read it through the browser under another name (DNS rebinding).
@@ -26,7 +27,7 @@ from starlette.routing import Route
 
 from engine.errors import UserError
 from engine.task.extras import extras_of, pairs_of
-from tools.demo.typed import MOST_CHARACTERS, MOST_TEXTS, Examples, Labeller
+from tools.demo.typed import KEYS, MOST_CHARACTERS, MOST_TEXTS, Examples, Labeller
 from tools.report.page import environment, json_in_page, raw
 from tools.report.texts import Words, language_of
 from tools.serve import connections
@@ -124,5 +125,5 @@ def build_app(label: Labeller, examples: Examples, hosts: list[str], language: s
 
 
 def is_too_long(given: Any) -> bool:
-    texts = given.values() if isinstance(given, dict) else [given]
-    return any(isinstance(text, str) and len(text) > MOST_CHARACTERS for text in texts)
+    texts = [given.get(key) for key in KEYS] if isinstance(given, dict) else [given]
+    return any(isinstance(text, str | list) and len(text) > MOST_CHARACTERS for text in texts)

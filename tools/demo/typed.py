@@ -13,7 +13,7 @@ from engine.predict.answers import cuts_and_windows, distribution
 from engine.predict.predictions import names_entities, prediction_row, prepare_inputs
 from engine.task.extras import extras_of, pairs_of
 from engine.task.task import read_tasks
-from engine.task.text import text_and_offsets
+from engine.task.text import text_and_offsets, text_of
 from engine.task.words import entities, entity
 from tools.report.marked import Mark, split_crossing, tree
 
@@ -21,27 +21,29 @@ MOST_CHARACTERS = 10_000  # per text
 MOST_TEXTS = 64  # per request
 MOST_ROW = 1_000_000  # bytes of an example row
 MOST_LABELS = 5  # shown of a distribution
-Given = Any  # a text, or {"text", "text_pair"?, "extras"?: {column: number}}; not yet checked
+Given = Any  # a text, or {"text" or "tokens", "text_pair"?, "extras"?: {column: number}, "id"?}; not yet checked
+KEYS = ("text", "tokens", "text_pair", "extras", "id")
 Tasks = dict[str, Any]  # of labels.json
 
 
 def as_example(given: Given, tasks: Tasks) -> dict[str, Any]:
     """An example for these tasks. Raises UserError if the input is invalid."""
     given = {"text": given} if isinstance(given, str) else given
-    if not isinstance(given, dict) or not isinstance(given.get("text"), str):
-        raise UserError('each text must be a string, or an object with a string "text"')
-    if unknown := sorted(given.keys() - {"text", "text_pair", "extras"}):
-        raise UserError(f"unknown key {unknown[0]!r}; a text may have text, text_pair and extras")
+    tokens = given.get("tokens", [""]) if isinstance(given, dict) else None
+    are_strings = isinstance(tokens, list) and bool(tokens) and all(isinstance(token, str) for token in tokens)
+    if not are_strings or not given.keys() & {"text", "tokens"} or not isinstance(given.get("text", ""), str):
+        raise UserError('each text must be a string, or an object with a string "text" or a list of strings "tokens"')
+    if unknown := sorted(given.keys() - {*KEYS}):
+        raise UserError(f"unknown key {unknown[0]!r}; a text may have {', '.join(KEYS)}")
     if pairs_of(tasks) and not isinstance(given.get("text_pair"), str):
         raise UserError("this model reads pairs of texts: text_pair must be a string")
     if not isinstance(given.get("extras") or {}, dict):
         raise UserError("extras must be an object with a number for each column")
-    if not given["text"].strip():
+    read = [key for key in ("text", "tokens", *(["text_pair"] if pairs_of(tasks) else [])) if key in given]
+    example = {"id": str(given.get("id", "0"))} | {key: given[key] for key in read}
+    if not text_of(example).strip():
         raise UserError("the text is empty")
-    example = {"id": "0", "text": given["text"]}
-    if pairs_of(tasks):
-        example["text_pair"] = given["text_pair"]
-    for text in (value for name, value in example.items() if name != "id"):
+    for text in (" ".join(given[key]) if key == "tokens" else given[key] for key in read):
         if len(text) > MOST_CHARACTERS:
             raise UserError(f"the text has {len(text):,} characters; at most {MOST_CHARACTERS:,} are allowed")
         if any("\ud800" <= character <= "\udfff" for character in text):
@@ -69,7 +71,8 @@ class Labeller:
         for i, example in enumerate(examples):
             answers = {name: (labels[name][i], probabilities[name][i]) for name in self.tasks}
             row = prediction_row(example, answers, self.tasks)
-            row.pop("id")
+            if not isinstance(texts[i], dict) or "id" not in texts[i]:
+                row.pop("id")
             tasks = [view(example, name, self.tasks, *answers[name], averages[name][i]) for name in self.tasks]
             results.append({"prediction": row, "tasks": tasks, "cut": int(cut[i])})
         return results

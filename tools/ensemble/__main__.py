@@ -25,6 +25,7 @@ from engine.errors import UserError
 from engine.run.command_line import option, run_command
 from engine.run.files import sha256, write_json
 from engine.run.launch import is_launched
+from engine.run.reading import ReadingOptions
 from engine.run.run_folder import lock_folder
 from engine.task.task import Task
 from logging_config import get_logger
@@ -37,8 +38,8 @@ if TYPE_CHECKING:  # imported where needed, for `--help` to be quick
 logger = logging.getLogger("template")
 
 
-@dataclass
-class EnsembleConfig:
+@dataclass(frozen=True)
+class EnsembleConfig(ReadingOptions):
     """Options of `tools.ensemble`; those it shares with main.py mean the same."""
 
     runs: tuple[str, ...] = option((), "two or more run folders or checkpoint folders", positional="RUN")
@@ -47,21 +48,11 @@ class EnsembleConfig:
     monitor: str = option("", "dev score to select by, such as slots_f1 (default: that of the first run)")
     output_dir: str = option("output", "parent folder of the ensemble's folder")
     model_version: str = option("ensemble", "name of the ensemble's folder")
-    predict_file: str = option("", "file to label: .txt (a text per line), .csv, .jsonl or CoNLL", group="labelling")
+    predict_file: str = option("", "file to label, in any format that data_process.py reads", group="labelling")
     predict_output: str = option("", ".csv or .jsonl to write (default: predictions.csv in the ensemble's folder)")
     resume: bool = option(False, "continue an interrupted labelling, or start if there is none")
     force_resume: bool = option(False, "resume even if checkpoints or options have changed")
     spreadsheet_safe: bool = option(False, "put an apostrophe before cells that a spreadsheet would run as formulas")
-    text_column: str = option("", "column of the text in --predict_file (default: found by its name)")
-    text_pair_column: str = option("", "column of the second text in --predict_file")
-    join_columns: str = option("", "columns whose texts are joined, as for data_process.py")
-    delimiter: str = option("", "delimiter of a table in --predict_file (default: detected)")
-    quotechar: str = option("", "character that quotes its cells; none: quotes are text")
-    token_column: str = option("", "column of the tokens in a --predict_file with one token per row, as in CoNLL")
-    sentence_column: str = option("", "column whose value changes where a sentence begins")
-    sentence_end: str = option("", "tokens that end a sentence, where nothing else does")
-    comment: str = option("", "beginning of rows to skip between tokens")
-    encoding: str = option("auto", "of --predict_file: auto (UTF-8, or what looks like text), gb18030, big5, …")
     device: str = option("auto", "auto, cpu, cuda, cuda:0, …", group="machine")
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "autocast to half precision")
     eval_batch_size: int = option(64, "texts per batch; scores do not depend on it")
@@ -69,7 +60,7 @@ class EnsembleConfig:
     report_language: Literal["auto", "en", "zh"] = option("auto", "language of report.html; auto: that of the texts")
 
     def __post_init__(self) -> None:
-        self.runs = tuple(self.runs)
+        object.__setattr__(self, "runs", tuple(self.runs))
         if len(self.runs) < 2:
             raise UserError("name two or more runs; to evaluate a single run use main.py --do_eval")
         self.for_runs()  # checks them

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("template")
 # Modules of engine/ that predictor.py imports from its own folder, where they are called predictor_*.py
-SHARED = [ROOT / "engine" / name for name in "data/windows predict/rows run/flags schema task/words".split()]
+SHARED = [ROOT / "engine" / name for name in "data/windows predict/rows run/flags schema task/signs task/words".split()]
 CODE = {f"predictor_{path.name}.py": path.with_suffix(".py") for path in SHARED}
 CODE["predictor.py"] = Path(__file__).parent / "predictor.py"
 # Every file that an export may write

@@ -37,21 +37,21 @@ if TYPE_CHECKING or not (HERE / "predictor_schema.py").exists():
     from engine.predict.rows import write_rows
     from engine.run.flags import OneLineParser, one_line, whole_number
     from engine.schema import AnyOf, Optional, Range, SchemaError, parse_json, read_json
-    from engine.task.words import LOWEST_SCORE, SPANS_PER_WORD, is_wordless, row_of, text_and_offsets, texts_to_encode
+    from engine.task import words as task_words
+    from engine.task.signs import PAIR_NAMES, TEXT_NAMES, by_usual, encoding_of_marks, inline_syntax
 else:  # in an exported folder, which must not change
     sys.path.append(str(HERE))
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    import predictor_words as task_words
     from predictor_flags import OneLineParser, one_line, whole_number
     from predictor_rows import write_rows
     from predictor_schema import AnyOf, Optional, Range, SchemaError, parse_json, read_json
+    from predictor_signs import PAIR_NAMES, TEXT_NAMES, by_usual, encoding_of_marks, inline_syntax
     from predictor_windows import Cutter, Feature, TooLong, encode_texts, merge_spans, merge_windows, pick
-    from predictor_words import LOWEST_SCORE, SPANS_PER_WORD, is_wordless, row_of, text_and_offsets, texts_to_encode
 
     sys.dont_write_bytecode = before
 
 MAX_TOKENS = 512  # per batch; larger batches are slower
-TEXT_NAMES = "tokens text sentence content sentence1 text_a premise question review query title 文本 内容".split()
-PAIR_NAMES = "text_pair sentence2 text_b hypothesis question2".split()
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "word_starts", "word_ends", "word_mask", "extras")
 Example = dict[str, Any]  # a valid row: text or tokens, and id, text_pair, extras
 Task = dict[str, Any]  # of predictor.json
@@ -232,7 +232,7 @@ class Encoder:
         for by_words in (True, False):
             rows = [i for i, example in enumerate(examples) if ("tokens" in example) is by_words]
             options = (by_words, self.unit or "word", self.han, self.blanks, self.separator)
-            if texts := [texts_to_encode(examples[i], *options) for i in rows]:
+            if texts := [task_words.texts_to_encode(examples[i], *options) for i in rows]:
                 first, second = map(list, zip(*texts))
                 found = encode_texts(self.encode, first, second if self.pairs else None, self.filler)
                 for i, encoding in zip(rows, found):
@@ -292,8 +292,8 @@ def find_spans(logits: np.ndarray, size: int, threshold: float) -> tuple[list[tu
     pairs, starts, ends = np.split(logits[:size], [width, width + types], axis=1)
     scores = pairs[:, :size, None] + starts[:, None] + ends[None]
     scores[np.tril_indices(size, -1)] = -np.inf
-    taken = scores > max(LOWEST_SCORE, threshold - 1e-3)
-    most = SPANS_PER_WORD * size
+    taken = scores > max(task_words.LOWEST_SCORE, threshold - 1e-3)
+    most = task_words.SPANS_PER_WORD * size
     if taken.sum() > most:
         taken &= scores >= np.partition(scores.ravel(), -most)[-most]
     probabilities = sigmoid(scores[taken].astype(np.float64))
@@ -446,7 +446,7 @@ class Predictor:
 
     def row(self, example: Example, answers: dict[str, Answer]) -> dict[str, Any]:
         """The columns of a row."""
-        text, offsets = text_and_offsets(example, self.encode.unit or "word", self.encode.han)
+        text, offsets = task_words.text_and_offsets(example, self.encode.unit or "word", self.encode.han)
         columns = {}
         for name, answer in answers.items():
             head, kind = self.tasks[name]["head"], "label"
@@ -454,8 +454,8 @@ class Predictor:
                 kind = "spans"
             elif head in ("crf", "tagging"):
                 kind = "entities" if self.tasks[name]["entities"] else "tags"
-            columns[name] = (kind, *(([], []) if kind != "label" and is_wordless(example) else answer))
-        return row_of(example, columns, text, offsets)
+            columns[name] = (kind, *(([], []) if kind != "label" and task_words.is_wordless(example) else answer))
+        return task_words.row_of(example, columns, text, offsets)
 
 
 def batches_of(features: list[Feature], batch_size: int) -> Iterator[list[Feature]]:
@@ -475,8 +475,31 @@ def num_cores() -> int:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
+FORMS = ".txt (one text per row), .csv, .tsv or .jsonl"
+ENTITY = r"(?:O|[BIESMLU][-_]\S+)"  # a tag
+NAMES = "|".join(map(re.escape, ["tokens", *TEXT_NAMES]))
+OTHER_FORMS: list[tuple[str, Any, str]] = [  # of a .txt: which rows show it, their pattern
+    ("JSON lines", all, r"\{"),
+    ("JSON", next, r"\[\s*([\[{]|$)|\{\s*$"),
+    ("a table", next, rf"(?i)(.*[\t,;|])?\s*({NAMES})\s*[\t,;|]|.*[\t,;|]\s*({NAMES})\s*$|.*_!_"),
+    ("a table", all, r".*\t"),
+    ("texts with labels (fastText)", all, r"__label__\S|.*\s__label__\S+\s*$"),
+    ("texts of Rasa", any, r"##\s*intent:|nlu:\s*$"),
+    ("tokens with tags (CoNLL)", all, rf"\S+[ \t](.*[ \t])?{ENTITY}\s*$"),
+    ("tokens with tags (CoNLL)", next, r"# global\.columns|#begin document"),
+    ("words with tags", all, r"(\S*/([A-Za-z][\w$-]*|[^\w\s]{1,2})(\]\S*)?(\s+|$))+$"),
+    ("words with tags", all, rf"(\S+(:|\||###){ENTITY}(\s+|$))+(<=>.*|\S+)?$"),
+]
+
+
+def refused(path: Path, what: str) -> InputError:
+    lines = """JSON lines, {"text": "fly to Oslo"} or {"tokens": ["fly", "to", "Oslo"]}"""
+    advice = f"write {lines}, or label the file with main.py --predict_file"
+    return InputError(f"{path}: {what}, but this program reads {FORMS}; {advice}")
+
+
 def open_text(path: Path, encoding: str, newline: str = "\n") -> io.TextIOWrapper:
-    """Opens a text file, decompressed if it ends in .gz. auto: UTF-16 if it has a BOM, otherwise UTF-8"""
+    """Opens a text file, decompressed if it ends in .gz. auto: UTF-16 or UTF-32 by their marks, otherwise UTF-8"""
     try:
         io.TextIOWrapper(io.BytesIO(), encoding="utf-8" if encoding == "auto" else encoding)
     except (LookupError, ValueError):
@@ -484,18 +507,21 @@ def open_text(path: Path, encoding: str, newline: str = "\n") -> io.TextIOWrappe
     opened = gzip.open if path.suffix.lower() == ".gz" else open
     if encoding == "auto":
         with opened(path, "rb") as file:
-            encoding = "utf-16" if file.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+            encoding = encoding_of_marks(file.read(2**20)) or "utf-8-sig"
     return io.TextIOWrapper(opened(path, "rb"), encoding=encoding, newline=newline)
 
 
 def read_rows(path: str | Path, options: Any) -> Iterator[dict[str, Any]]:
-    """Yields the rows of a file to label: .txt (one text per line), .csv, .tsv or .jsonl."""
+    """Yields the rows of a file to label: .txt (one text per row), .csv, .tsv or .jsonl, as main.py reads them. Raises
+    InputError for what main.py would read in another way."""
     path = Path(path)
+    if path.is_dir():
+        raise refused(path, "is a folder")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     suffix = (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()
     if suffix not in ("", ".txt", ".csv", ".tsv", ".jsonl", ".ndjson"):
-        raise InputError(f"{path}: must end in .txt, .csv, .tsv or .jsonl")
+        raise refused(path, f"ends in {suffix}")
     with open_text(path, options.encoding, "" if suffix == ".csv" else "\n") as file:
         lines = file if suffix == ".csv" else (line.removesuffix("\n").removesuffix("\r") for line in file)
         if suffix == ".csv":
@@ -510,13 +536,18 @@ def read_rows(path: str | Path, options: Any) -> Iterator[dict[str, Any]]:
 
 
 def texts_only(path: Path, lines: Iterator[str]) -> Iterator[str]:
-    """The lines. Raises InputError if they are tokens with tags, as in CoNLL."""
+    """The lines of a .txt. Raises InputError if they may be something else than a text each."""
     head = list(islice(lines, 1000))
-    rows = [line for line in head if line.strip()]
-    certain = len(rows) < len(head) or any(re.search(r"[ \t][BS][-_]\S+\s*$", row) for row in rows)
-    if len(rows) > 1 and certain and all(re.match(r"\S+[ \t](.*[ \t])?(O|[BIESMLU][-_]\S+)\s*$", row) for row in rows):
-        form = """JSON lines, such as {"tokens": ["fly", "to", "Oslo"]}"""
-        raise InputError(f"{path}: each row is a token with its tag (CoNLL); write the tokens of a sentence as {form}")
+    filled = [row for row in head if row.strip()]
+    rows = [row for row in filled if not row.startswith("#")] or filled
+    words = [row.split() for row in rows]
+    if "" in head[:-1]:  # blank rows: of CoNLL, whose sentences may have a row with their intent
+        rows = [row for row, cells in zip(rows, words) if len(cells) > 1] or rows
+        if all(len(cells) == 2 for cells in words) and any(cells[1] == "O" for cells in words):
+            raise refused(path, "holds tokens with tags (CoNLL), or may")
+    for what, which, pattern in OTHER_FORMS if rows else ():
+        if which(bool(re.match(pattern, row)) for row in (rows if which is all else filled)):
+            raise refused(path, f"holds {what}, or may")
     return chain(head, lines)
 
 
@@ -525,19 +556,39 @@ def read_table(path: Path, table: Iterator[list[str]], options: Any) -> Iterator
     if twice := [name for number, name in enumerate(header) if name and name in header[:number]]:
         raise InputError(f"{path}: two columns are called {twice[0]!r}; rename one")
     text, pair = find_columns(path, header, options)
-    for number, cells in enumerate(table):
+    head = list(islice(table, 200))
+    full = [dict(zip(header, cells)) for cells in head if len(cells) == len(header) and any(cells)]
+    refuse_marked(path, [row[text] for row in full], [[row[name] for row in full] for name in header if name != text])
+    for number, cells in enumerate(chain(head, table)):
         cells = cells if any(cells) else [""] * len(header)
         if len(cells) != len(header):
             raise InputError(f"{path}, text {number + 1}: {len(cells)} cells, but the header has {len(header)}")
         yield input_row(dict(zip(header, cells)), number, text, pair)
 
 
+def refuse_marked(path: Path, texts: list[Any], columns: Iterable[list[str]] = ()) -> None:
+    """Raises InputError if the first texts are lists, have marked entities, or a tag for each of their words."""
+    filled = [text for text in texts if isinstance(text, str) and text.strip()]
+    if filled and (inline_syntax(filled) or all(re.match(r"\s*\[.*\]\s*$", text, re.S) for text in filled)):
+        raise refused(path, "has texts that are lists or have marked entities, or may have")
+    sizes = [len(text.split()) for text in texts if isinstance(text, str)]
+    for tags in ([cell.split() for cell in column] for column in columns if filled):
+        as_tags = all(re.fullmatch(ENTITY, tag) for row in tags for tag in row)
+        if sizes == list(map(len, tags)) and (as_tags or ({*sizes} <= {0, 1} and ["O"] in tags)):
+            raise refused(path, "has a column with a tag for each word, or may have")
+
+
 def read_objects(path: Path, lines: Iterable[str], options: Any) -> Iterator[dict[str, Any]]:
     """Yields rows of JSON lines; the keys are those of the first thousand objects."""
     objects = parse_lines(path, lines)
     head = list(islice(objects, 1000))
-    if names := dict.fromkeys(key for item in head for key in item):
+    # Prodigy's tokens are objects
+    if names := dict.fromkeys(k for item in head for k in item if k != "tokens" or "{" not in str(item[k])[:2]):
         text, pair = find_columns(path, list(names), options)
+        answered = {*names} & {"output", "response", "completion"} and {*names} & {"instruction", "prompt", "query"}
+        if not options.text_column and (answered or {*names} & {"messages", "conversations"}):
+            raise refused(path, "the objects are instructions or dialogues, or may be")
+        refuse_marked(path, [item.get(text) for item in head[:200]])
         for number, item in enumerate(chain(head, objects)):
             item = item or {key: "" for key in (text, pair) if key}
             if absent := [key for key in (text, pair) if key and key not in item]:
@@ -559,20 +610,20 @@ def parse_lines(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 def find_columns(path: Path, names: list[str], options: Any) -> tuple[str, str | None]:
     """(column of the text, of the second text or None): from the options, otherwise by the usual names."""
     chosen: list[Any] = []
-    for flag, usual in (("text_column", TEXT_NAMES), ("text_pair_column", PAIR_NAMES)):
+    for flag, usual in (("text_column", ["tokens", *TEXT_NAMES]), ("text_pair_column", PAIR_NAMES)):
         wanted = getattr(options, flag)
         if wanted and wanted not in names:
             raise InputError(f"{path}: no column {wanted!r} (--{flag}); the columns are: {', '.join(names)}")
-        chosen.append(wanted or next((name for name in usual if name in names), None))
+        chosen.append(wanted or next(iter(by_usual(usual, names)), None))
     if chosen[0] is None:
-        raise InputError(f"{path}: cannot tell which column is the text; add --text_column: {', '.join(names)}")
+        found = f"cannot tell which column is the text; add --text_column: {', '.join(names)}"
+        raise InputError(f"{path}: {found}; if the file has another form, label it with main.py --predict_file")
     return chosen[0], chosen[1]
 
 
 def input_row(values: dict[str, Any], number: int, text: str, pair: str | None) -> dict[str, Any]:
-    key = "tokens" if isinstance(values[text], list) else "text"
-    given = values.get("id")
-    row = {"id": str(number if given is None or text == "id" else given), key: values[text]}
+    row = {"id": task_words.id_of(None if text == "id" else values.get("id"), number)}
+    row |= task_words.text_or_tokens(values[text], values.get("text"))
     if pair:
         row["text_pair"] = values[pair]
     return row | {"extras": {name: value for name, value in values.items() if name not in (text, pair, "id")}}
@@ -621,13 +672,13 @@ def labelled(predictor: Predictor, rows: Iterator[dict[str, Any]], batch_size: i
 
 def main() -> int:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("texts", help=".txt (one text per line), .csv, .tsv or .jsonl, or any of these with .gz")
+    parser.add_argument("texts", help=f"{FORMS}, or any of these with .gz")
     parser.add_argument("output", help=".jsonl or .csv to write; it appears when it is complete")
     parser.add_argument("--batch_size", type=whole_number(1, 65536), default=64, help="texts per batch [64]")
     parser.add_argument("--threads", type=whole_number(0, 1024), default=0, help="processor cores to use [all]")
     parser.add_argument("--text_column", default="", help="column of the text (default: found by its name)")
     parser.add_argument("--text_pair_column", default="", help="column of the second text of a pair")
-    parser.add_argument("--encoding", default="auto", help="of the texts: auto (UTF-8 or UTF-16), gb18030, …")
+    parser.add_argument("--encoding", default="auto", help="of the texts: auto (UTF-8, UTF-16), gb18030, big5, …")
     parser.add_argument(
         "--spreadsheet_safe", action="store_true", help="put an apostrophe before cells a spreadsheet would run"
     )
@@ -639,7 +690,8 @@ def main() -> int:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         message = f"{options.texts}: cannot be decompressed ({error}); it is damaged or not a .gz file"
     except UnicodeError as error:
-        message = f"{options.texts}: cannot be read with --encoding {options.encoding} ({error})"
+        other = "name another, such as gb18030 or big5"
+        message = f"{options.texts}: cannot be read with --encoding {options.encoding} ({error}); {other}"
     except OSError as error:
         message = str(error)
     else:

@@ -21,11 +21,16 @@ from tools.serve import batcher
 from tools.serve.limits import Limits, answered
 from tools.serve.metrics import Metrics
 
+FORM = """{"texts": a text or a list of them}, each a string or an object with `text` or `tokens`, and `text_pair`, """
+FORM += "`extras` and `id` if needed"
+
 
 class Row(BaseModel):
-    """A text or its tokens, and optionally a second text and numeric columns, as the model needs."""
+    """A text or its tokens, and optionally a second text and numeric columns, as the model needs. The answer has its
+    id."""
 
     model_config = ConfigDict(extra="forbid")
+    id: str | int | None = None
     text: str | None = None
     tokens: list[str] | None = None
     text_pair: str | None = None
@@ -70,9 +75,9 @@ class Service:
         """The texts of a request as rows for the predictor. Raises InputError if one is invalid, before it is batched
         with texts of other requests."""
         texts = request.texts if isinstance(request.texts, list) else [request.texts]
-        rows = [text if isinstance(text, str) else text.model_dump(exclude_none=True) for text in texts]
+        rows = [text if isinstance(text, str) else as_row(text) for text in texts]
         if not 0 < len(rows) <= self.options.max_texts:
-            raise HTTPException(413 if rows else 422, f"a request has 1 to {self.options.max_texts} texts")
+            raise HTTPException(413 if rows else 400, f"a request has 1 to {self.options.max_texts} texts")
         for number, row in enumerate(rows, 1):
             if batcher.cost_of(row) > self.options.max_characters + batcher.COST_PER_TEXT:
                 raise HTTPException(413, f"text {number} has more than {self.options.max_characters:,} characters")
@@ -98,14 +103,20 @@ class Service:
         return get_swagger_ui_html(openapi_url="openapi.json", title="Labels", **files)
 
 
+def as_row(text: Row) -> batcher.Row:
+    row = text.model_dump(exclude_none=True)
+    return row | {"id": str(row["id"])} if "id" in row else row
+
+
 async def not_valid(_: Any, error: RequestValidationError) -> Response:
-    """A 422 that does not repeat the input, which may be long or not text."""
-    problems = [{"where": ".".join(map(str, found["loc"])), "what": found["msg"]} for found in error.errors()[:3]]
-    return answered({"detail": problems}, 422)
+    """A 400 that does not repeat the input, which may be long or not text."""
+    found = error.errors()[0]
+    where = ".".join(map(str, found["loc"]))[:100]
+    return answered({"detail": f"{where}: {found['msg']}; a request is {FORM}"}, 400)
 
 
 async def not_labelled(_: Any, error: Exception) -> Response:
-    return answered({"detail": str(error)}, 422)
+    return answered({"detail": f"{error}; a request is {FORM}"}, 400)
 
 
 async def busy(_: Any, error: batcher.Busy) -> Response:
@@ -124,7 +135,7 @@ def build_app(service: Service, hosts: list[str]) -> FastAPI:
     handlers: list = [(RequestValidationError, not_valid), (service.input_error, not_labelled), (batcher.Busy, busy)]
     for kind, handler in handlers:
         app.add_exception_handler(kind, handler)
-    refusals: dict = {status: {"description": what} for status, what in ((413, "too long"), (503, "overloaded"))}
+    refusals: dict = {"4XX": {"description": "not valid, or too long"}, 503: {"description": "overloaded"}}
     app.add_api_route("/predict", service.predict, methods=["POST"], responses=refusals)
     app.add_api_route("/labels", service.labels)
     app.add_api_route("/health", service.health)

@@ -32,6 +32,15 @@ def host_names(host: str, listening: socket.socket) -> list[str]:
     return [f"[{host}]" if ":" in host else host, "localhost", "127.0.0.1", "[::1]"]
 
 
+async def discard(receive: Receive, most: int = 1 << 25) -> None:
+    """Reads the rest of a body, at most so many bytes: a client that is still sending might not see the answer."""
+    while most > 0:
+        message = await receive()
+        most -= len(message.get("body", b""))
+        if not message.get("more_body", False):
+            return
+
+
 class BodyReader:
     """Reads request bodies of at most `most_bytes`, while all bodies in transit have at most `most_in_transit`."""
 
@@ -50,6 +59,8 @@ class BodyReader:
                 size, self.in_transit = size + len(parts[-1]), self.in_transit + len(parts[-1])
                 more = message.get("more_body", False)
                 if size > self.most_bytes:
+                    if more:
+                        await discard(receive)
                     raise TooLarge(413, f"a request may have at most {self.most_bytes:,} bytes")
                 if more and self.in_transit > self.most_in_transit:
                     raise TooLarge(503, "too many requests are in transit; try again")

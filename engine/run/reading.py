@@ -1,0 +1,53 @@
+"""The options that say how files of texts are read, declared once for all commands that read some."""
+
+from dataclasses import dataclass, fields
+from functools import partial
+
+from engine.errors import UserError
+from engine.run.command_line import option
+
+NO_QUOTES = "none"  # the value of --quotechar for files whose quotes are ordinary characters
+reading = partial(option, resume_safe=True)  # a run's result does not depend on how other texts are read
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How files are read as texts. What labelling writes depends on each of these options."""
+
+    format: str = reading(
+        "auto",
+        "format of the input, such as csv, jsonl or conll, or txt for one text per row; "
+        "auto detects it from file names and first rows",
+        group="how files are read",
+    )
+    encoding: str = reading("auto", "of the input: auto (UTF-8, or what looks like text), gb18030, big5, cp1252, …")
+    delimiter: str = reading("", "delimiter of tables, such as ';', '|', '_!_' (default: detected)")
+    quotechar: str = reading("", 'character that quotes cells of tables (default: " in CSV); none: quotes are text')
+    header: bool = reading(True, "the first row of a table names its columns; with --no_header they are called 0, 1, …")
+    sheet: str = reading("", "sheet of an Excel workbook with several sheets")
+    text_column: str = reading("", "column or key of the text (default: by usual names)")
+    text_pair_column: str = reading("", "column or key of the second text of a pair")
+    join_columns: str = reading("", "columns or keys, comma-separated, whose texts are joined: title,body")
+    token_column: str = reading("", "column of the tokens, by name or number, where each row is one token")
+    sentence_column: str = reading("", "column whose value changes where a sentence begins (default: blank rows)")
+    sentence_end: str = reading("", "tokens that end a sentence, such as '. ! ?', where nothing else does")
+    comment: str = reading("", "beginning of rows to skip between tokens (default: # where it is no token; none: none)")
+    rows_key: str = reading("", "path to the rows in a JSON file that is one object, such as data.items")
+    shape: str = reading("auto", "shape of JSON objects, a name in preprocess/readers/shapes.py; none: only usual keys")
+
+    def check_reading(self) -> None:
+        """Raises UserError for a delimiter or a quoting character that cannot be one."""
+        if set(unescaped(self.delimiter)) & {self.quotechar or '"', "\n", "\r"}:
+            raise UserError(f"--delimiter={self.delimiter!r} cannot be a delimiter: it quotes cells or ends a row")
+        if len(self.quotechar) > 1 and self.quotechar != NO_QUOTES:
+            raise UserError(f"--quotechar={self.quotechar!r} must be one character, or {NO_QUOTES}: quotes are text")
+
+
+READING = tuple(f.name for f in fields(ReadingOptions))
+
+
+def unescaped(text: str) -> str:
+    r"""An option with the escapes that a shell leaves as they are: \t and \n."""
+    for escape, character in ((r"\t", "\t"), (r"\n", "\n"), (r"\r", "\r")):
+        text = text.replace(escape, character)
+    return text

@@ -1,0 +1,123 @@
+"""The second pass over all examples, in several processes: checks each label, and collects what tag schemes and splits
+depend on.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from engine.task.tags import TagFacts
+from preprocess.example import Example, file_of
+from preprocess.labels.form import Form
+from preprocess.labels.schemes import Scheme, choose_scheme, written_tags
+from preprocess.storage.arrow import Batch, Store
+from preprocess.storage.facts import Facts, Note, Sample
+from preprocess.storage.parallel import in_order
+
+
+class Labelled(Facts):
+    """What the second pass finds in a block, or in all."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, str], Sample] = defaultdict(Sample)  # of notes {(what, advice): rows}
+        self.tags: dict[tuple[str, str], TagFacts] = defaultdict(TagFacts)  # {(task, file): its tags}
+        self.presence: dict[str, list[np.ndarray]] = defaultdict(list)  # {task: whether each row has its label}
+
+    def tags_of_tasks(self, form: Form) -> dict[str, dict[str, TagFacts]]:
+        """{task: {file: its tags}}"""
+        of_task: dict[str, dict[str, TagFacts]] = {name: {} for name in tagged_tasks(form)}
+        for (name, file), facts in self.tags.items():
+            of_task[name][file] = facts
+        return of_task
+
+
+@dataclass
+class LabelPass:
+    """The second pass over a block: checks its labels, and collects what the splits and tag schemes depend on."""
+
+    form: Form
+    stratify_by: str | None  # the task that splits are stratified by
+    with_groups: bool
+    with_presence: Sequence[str]  # the tasks whose presence is recorded
+
+    def __call__(self, batch: Batch) -> tuple[Labelled, list[Any] | None, list[str] | None]:
+        """(what is found; classes, label sets or numbers to stratify by, None where missing; groups)"""
+        examples, found = self.form.kept(batch), Labelled()
+        for what, rows, advice in self.form.label(examples):
+            found.rows[what, advice].merge(rows)
+        for name in tagged_tasks(self.form):
+            for example in examples:
+                if example[name] is not None:
+                    found.tags[name, file_of(example["_where"])].add(example[name])
+        for name in self.with_presence:
+            found.presence[name].append(np.array([e[name] is not None for e in examples]))
+        strata = [e[self.stratify_by] for e in examples] if self.stratify_by else None
+        return found, strata, list(map(group_of, examples)) if self.with_groups else None
+
+
+def tagged_tasks(form: Form) -> list[str]:
+    return [name for name, kind in form.kinds.items() if kind == "tagging" or name in form.from_tags]
+
+
+def group_of(example: Example) -> str:
+    """The group of an example, which stays in one part; an example without one is its own group."""
+    return example["_where"] if example.get("group") in (None, "") else str(example["group"])
+
+
+def label_all(
+    store: Store, label_pass: LabelPass, add_strata: Callable[[list[Any] | None, list[str] | None], None]
+) -> Labelled:
+    """Runs a LabelPass over all blocks. add_strata: is called with the strata and groups of each block"""
+    found = Labelled()
+    batches = tqdm(store.batches(), desc="labels", total=len(store.records), leave=False, delay=2)
+    for of_block, strata, groups in in_order(label_pass, batches):
+        found.merge(of_block)
+        add_strata(strata, groups)
+    return found
+
+
+def choose_schemes(form: Form, store: Store, found: Labelled) -> list[Note]:
+    """Chooses the tag schemes of a form. -> notes"""
+    notes = [Note(what, rows, advice) for (what, advice), rows in found.rows.items()]
+    for name, files in found.tags_of_tasks(form).items():
+        to_spans = name in form.from_tags
+        wanted = "bio" if to_spans else form.tag_scheme
+        written = written_tags(name, files, wanted)
+        if written:
+            files = tags_as_read(form, store, name, written)
+        scheme, scheme_notes = choose_scheme(name, files, wanted, to_spans, partial(rows_with_tags, form, store, name))
+        if scheme is not None or written:
+            form.schemes[name] = replace(scheme or Scheme({}, "", False), written=written)
+        notes += scheme_notes
+    return notes
+
+
+def tags_as_read(form: Form, store: Store, name: str, written: Mapping[str, Mapping[str, str]]) -> dict[str, TagFacts]:
+    """{file: facts of the tags of a task, after those that `written` has were replaced}"""
+    files: dict[str, TagFacts] = defaultdict(TagFacts)
+    for batch in store.batches():
+        examples = form.kept(batch)
+        form.label(examples)
+        for e in examples:
+            if e[name] is not None:
+                same = written.get(file := file_of(e["_where"]))
+                files[file].add([same[tag] for tag in e[name]] if same else e[name])
+    return files
+
+
+def rows_with_tags(form: Form, store: Store, name: str, tags: Collection[str]) -> Sample:
+    """The rows in which a task has any of these tags."""
+    rows = Sample()
+    for batch in store.batches():
+        examples = form.kept(batch)
+        form.label(examples)
+        for e in examples:
+            for tag in e[name] or ():
+                if tag in tags:
+                    rows.add(f"{e['_where']}: {tag}")
+    return rows

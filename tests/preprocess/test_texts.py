@@ -1,0 +1,192 @@
+"""Files to predict on go through the readers of data_process.py: what it reads with labels is the same texts without
+them, under the same ids."""
+
+import json
+import shutil
+from pathlib import Path
+
+import datasets
+import pytest
+import test_any_data
+import test_json_shapes
+import test_shapes
+import test_tables
+import test_tagged
+
+from config import Config
+from data_process import DataConfig, prepare
+from engine.errors import UserError
+from engine.run.reading import READING
+from preprocess.readers.options import ReadOptions
+from preprocess.readers.sources import read_texts, texts_of
+
+
+def written(files):
+    """Writes files of a case into a folder. -> the file or folder to read"""
+
+    def write(folder):
+        source = test_shapes.write(folder, files)
+        found = [path for path in source.iterdir() if path.is_file()] if source == folder else []
+        return found[0] if len(found) == 1 else source
+
+    return write
+
+
+def of_table(write, columns):
+    def into(folder):
+        folder.mkdir()
+        write(folder, columns)
+        return folder / "saved" if (folder / "saved").exists() else folder
+
+    return into
+
+
+CASES = {  # name: (writes a folder -> what to read, options of data_process.py)
+    **{f"tagged: {n}": (written({f: text}), options) for n, (f, text, _, options) in test_tagged.READ.items()},
+    **{f"shapes: {n}": (written(files), options) for n, (files, _, _, options) in test_shapes.SHAPES.items()},
+    **{f"any: {n}": (of_table(w, columns), o) for n, (w, columns, o, _) in test_any_data.TABLE.items()},
+    **{
+        f"objects: {n}": (lambda folder, c=content: test_json_shapes.write(folder, c), i if isinstance(i, dict) else {})
+        for n, (content, _, i) in test_json_shapes.TASK_OF_SHAPE.items()
+    },
+    **{
+        f"layouts: {n}": (lambda folder, c=content: test_json_shapes.write(folder, c), options)
+        for n, (content, options) in test_json_shapes.CLASSES.items()
+    },
+}
+
+
+FEWER = {"max_rows", "drop_unlabelled", "drop_empty"}  # options with which data_process.py leaves out rows
+LEFT_OUT = ("shapes: OCNLI", "shapes: a folder a class, in parts, GB18030")  # where labels say that rows are left out
+
+
+def texts(row, like):
+    """What is compared of a row: its id, text and tokens, without tokens that only its labels are for."""
+    keys = [key for key in ("id", "text", "tokens", "text_pair") if key in row and (key != "tokens" or key in like)]
+    return tuple(str(row[key]) for key in keys)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_texts_are_those_of_data_process(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    write, options = CASES[name]
+    source = write(tmp_path / "raw")
+    parts, *_ = prepare(DataConfig(input=str(source), output_dir="unused", **options))
+    read = list(read_texts(source, ReadOptions(**{key: options[key] for key in READING if key in options})))
+    found = sorted(texts(row, row) for row in read)
+    wanted = sorted(texts(row, read[0]) for rows in parts.values() for row in rows)
+    assert found == wanted or ((options.keys() & FEWER or name in LEFT_OUT) and {*found} > {*wanted})
+
+
+def lines(*rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+ALONE = {  # name: (file, its content, the texts or tokens, options)
+    "instructions": (
+        "a.jsonl",
+        lines({"query": "mood?", "input": "a"}, {"query": "mood?", "input": "b"}),
+        ["a", "b"],
+        {},
+    ),
+    "questions": ("a.jsonl", lines({"prompt": "why?"}), ["why?"], {}),
+    "dialogues": ("a.jsonl", lines({"messages": [{"role": "user", "content": "why?"}]}), ["why?"], {}),
+    "free answers": ("a.jsonl", lines({"prompt": "why?", "completion": "as " * 99}), ["why?"], {}),
+    "tasks for Label Studio": ("a.json", json.dumps([{"data": {"review": "a"}}]), ["a"], {}),
+    "results of Label Studio": (
+        "a.json",
+        json.dumps([{"data": {"text": "a"}, "annotations": [{"result": [1]}]}]),
+        ["a"],
+        {},
+    ),
+    "DyGIE": ("a.jsonl", lines({"doc_key": "d", "sentences": [["a", "b"], ["c"]]}), [["a", "b"], ["c"]], {}),
+    "valueSpan": ("a.jsonl", lines({"userInput": {"text": "a"}}), ["a"], {}),
+    "a span outside of its text": (
+        "a.jsonl",
+        lines({"text": "a", "entities": [{"start": 0, "end": 9, "label": "x"}]}),
+        ["a"],
+        {},
+    ),
+    "a span outside of its tokens": ("a.jsonl", lines({"tokens": ["a"], "ner": [[0, 9, "X"]]}), [["a"]], {}),
+    "several values": ("a.jsonl", lines({"text": "a", "labels": {"b": 1, "c": "x"}}), ["a"], {}),
+    "one column": ("a.csv", "good\nbad\n", ["good", "bad"], {"header": False}),
+    "a summary": ("a.csv", "text,summary\na,b\n", ["a"], {}),
+    "columns of a .txt": ("a.txt", "text\tlabel\na\t1\n", ["a"], {}),
+    "tags of some rows": ("a.csv", "text,label\nto Oslo,O B-x\nfly,\n", [["to", "Oslo"], ["fly"]], {}),
+    "tokens": ("a.txt", "to\nOslo\n\nfly\n", [["to", "Oslo"], ["fly"]], {"token_column": "0"}),
+    "a tag that is none": ("a.conll", "to O\nOslo\tB-x\n\nfly XX\n", [["to", "Oslo"], ["fly"]], {}),
+    "columns that may be tags": ("a.conll", "to VB a\nOslo NN b\n\nfly NN c\n", [["to", "Oslo"], ["fly"]], {}),
+    "a column of tags called split": (
+        "a.conll",
+        "word split\nto O\n\nfly O\n",
+        [["to"], ["fly"]],
+        {"token_column": "word"},
+    ),
+    "word/tag as text": ("a.txt", "n/a\n", ["n/a"], {"format": "txt"}),
+    "braces": ("a.txt", "{name}, hello\nbye\n", ["{name}, hello", "bye"], {}),
+    "a tab": ("a.txt", "a\tb\nc\n", ["a\tb", "c"], {}),
+    "empty rows of a table": ("a.csv", "text\n\na\n", ["", "a"], {}),
+}
+
+
+def written_alone(name, tmp_path):
+    file, content, wanted, options = ALONE[name]
+    (tmp_path / file).write_text(content)
+    return Config(do_predict=True, predict_file=str(tmp_path / file), **options), wanted
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_texts_need_no_labels_and_wrong_ones_do_no_harm(name, tmp_path):
+    config, wanted = written_alone(name, tmp_path)
+    rows = list(texts_of(config).read())
+    assert [row.get("tokens", row.get("text")) for row in rows] == wanted
+    assert [row["id"] for row in rows] == [str(number) for number in range(len(rows))]
+
+
+def test_the_log_says_how_a_file_was_read_and_that_its_labels_are_not(tmp_path):
+    (tmp_path / "a.csv").write_bytes(
+        "text;label\n今天天气很好，我们去公园玩;1\n他说的话我不知道是不是真的;0\n".encode("gb18030")
+    )
+    form, encoding = texts_of(Config(do_predict=True, predict_file=str(tmp_path / "a.csv"))).notes
+    assert form == f"read as csv: text = 'text'; from {tmp_path}/a.csv; labels in them are not read: label"
+    assert encoding == f"{tmp_path}/a.csv: read as GB18030 (--encoding overrides)"
+    config, _ = written_alone("a tag that is none", tmp_path)
+    (note,) = texts_of(config).notes
+    assert note.endswith("labels in them are not read: column 1")
+
+
+@pytest.mark.parametrize(
+    "file, content, options, words",
+    [
+        ("a.txt", "a\tb\nc\td\n", {}, "columns between tabs; --format txt"),
+        ("a.txt", "id,text\n1,a\n", {}, "a table, as row 1 is 'id,text'; --format txt"),
+        ("a.txt", "n/a\n", {}, "word/tag; --format txt"),
+        ("a.txt", "a O\n", {}, "--token_column 0 reads tokens"),
+        ("a.pdf", "a", {}, "texts end in .txt, .csv"),
+        ("a.xls", "a", {}, "save it as .xlsx"),
+        ("a.txt", "a", {"format": "word"}, "--format word is not one of: auto, txt, csv"),
+        ("", "", {"predict_file": "squad", "format": "hf"}, "save_to_disk"),
+        ("", "", {}, "contains no data files"),
+        ("a.csv", "text\na\n", {"delimiter": '"'}, "cannot be a delimiter"),
+    ],
+)
+def test_what_is_doubtful_is_one_line(file, content, options, words, tmp_path):
+    if file:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=words) as refused:
+        texts_of(Config(**{"do_predict": True, "predict_file": str(tmp_path / file)} | options))
+    assert "\n" not in str(refused.value)
+
+
+def test_an_archive_or_a_folder_of_parts_is_read_in_the_order_of_data_process(tmp_path):
+    case = test_tables.table(test_tables.ROWS)
+    folder = test_shapes.write(tmp_path / "raw", {"test.csv": case, "train.csv": case})
+    rows = [row["text"] for row in read_texts(folder, ReadOptions())]
+    assert rows == [text for text, _ in test_tables.ROWS] * 2
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder)
+    assert [row["text"] for row in read_texts(Path(archive), ReadOptions())] == rows
+    texts_before = texts_of(Config(do_predict=True, predict_file=str(folder)))
+    (folder / "test.csv").write_text(case + "another,good\n")
+    texts_after = texts_of(Config(do_predict=True, predict_file=str(folder)))
+    assert texts_after.sha256 != texts_before.sha256 and texts_after.size == texts_before.size + 1
