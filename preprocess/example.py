@@ -66,9 +66,9 @@ def without_last_word(head: str) -> str:
     return re.sub(r", \S+$", "", head)
 
 
-def abbreviate(names: Iterable[object], limit: int = 12) -> str:
-    """The first of many names, for a message on one line."""
-    shown = [cut(str(name) if str(name).isprintable() else repr(name)) for name in names]
+def abbreviate(names: Iterable[object], limit: int = 12, width: int = 60) -> str:
+    """The first of many names, for a message on one line. width: characters of a name that are shown"""
+    shown = [cut(str(name) if str(name).isprintable() else repr(name), width) for name in names]
     return ", ".join(shown[:limit]) + (f", … ({len(shown) - limit:,} more)" if len(shown) > limit else "")
 
 

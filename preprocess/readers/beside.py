@@ -75,9 +75,8 @@ def read_beside(path: Path, options: ReadOptions) -> Iterator[Example]:
         if tagged and options.labelled and len(words) != len(tags):
             raise UserError(f"{where}: {len(words)} words, but {beside.name} has {len(tags)} tags")
         if not options.labelled or text.strip() or label.strip():
-            yield {"_where": where} | (
-                {"tokens": words or [""], "slots": tags} if tagged else {"text": text, "label": label.strip()}
-            )
+            of_text = {"text": text, "label": label.strip()}
+            yield {"_where": where, **({"tokens": words or [""], "slots": tags} if tagged else of_text)}
 
 
 def classes_of(files: list[Path]) -> dict[Path, str] | None:

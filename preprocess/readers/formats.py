@@ -113,12 +113,10 @@ def find_format(path: Path, options: ReadOptions) -> str:
     if suffix in SUFFIXES and suffix != ".tsv":
         return SUFFIXES[suffix]
     rows = head_of(path, options.encoding)
-    if suffix in CONLL_SUFFIXES:
-        return format_of_tokens(rows, may_be_table=False) or "conll"
-    if suffix != ".tsv" and (options.token_column or options.tag_column):
-        return format_of_tokens(rows, may_be_table=False) or "conll"
     if suffix == ".tsv":
         return tokens_of(path, rows, options, may_be_table=True) or "tsv"
+    if suffix in CONLL_SUFFIXES or options.token_column or options.tag_column:
+        return format_of_tokens(rows, may_be_table=False) or "conll"
     if label_file_of(path):
         return "beside"
     found = format_of_rows(rows) if options.labelled else format_of_texts(path, rows, options)
