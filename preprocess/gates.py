@@ -23,6 +23,7 @@ from preprocess.labels.kinds import as_list, is_number
 from preprocess.labels.literals import literal
 from preprocess.labels.positions import marks_width, names_of_positions
 from preprocess.labels.schemes import read_tags
+from preprocess.labels.spans import is_spans, read_spans
 from preprocess.storage.arrow import Store
 
 SAMPLE = 5000  # rows that the gates inspect, spread evenly over the data
@@ -289,6 +290,17 @@ def offsets(evidence: Evidence) -> str | None:
     return None
 
 
+def whole_texts(evidence: Evidence) -> str | None:
+    """A span called `intent` that is always the whole text, as Wit stores intents, is a label of the text."""
+    for name, labels in evidence.free() if "tokens" not in evidence.rows[0] else ():
+        spans = [(e, span) for e, x in labels if is_spans(x) for span in read_spans(x, text_of(e), where(e))]
+        spans = [(e, span) for e, span in spans if span[2].lower() in ("intent", "class", "category", "sentiment")]
+        if spans and all(span[:2] == (0, len(text_of(e))) for e, span in spans):
+            row, (_, _, label) = spans[0]
+            return f"{where(row)}: {label!r} in {name!r} is the whole text: a label of the text, not a span"
+    return None
+
+
 def broken_labels(evidence: Evidence) -> str | None:
     for name, label in evidence.broken.items():
         kind, form = evidence.form.chosen.get(name), evidence.form
@@ -397,6 +409,7 @@ GATES = [
     Gate("multihot", multihot, "name them, in order, with --label_names a,b,c or in labels.txt next to the data"),
     Gate("structured", structured, f"{TEXT}; --label_type TASK=multilabel reads lists of labels, =spans spans"),
     Gate("offsets", offsets, "write spans as [[start, end, label]]"),
+    Gate("whole_texts", whole_texts, "write it under a key of its own"),
     Gate("broken_labels", broken_labels, SEVERAL),
     Gate("free_text", free_text, "name the label column with --label_column, or its type with --label_type"),
     Gate("only_O", only_outside, COLUMN, True),

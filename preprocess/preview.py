@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from engine.task.tags import STANDARD
 from engine.task.text import join_tokens
 from engine.task.words import entities_in
 from preprocess.example import Example, cut
@@ -32,6 +33,8 @@ def spans_of(label: Any) -> list[tuple[int, int, str]]:
     """[(first token, last token, type)] of a label that is spans or tags."""
     if not label or isinstance(label[0], list):
         return [tuple(span) for span in label or ()]
+    if not any(tag != "O" and STANDARD.parse(tag) for tag in label):
+        return []
     return [(first, last, kind) for kind, first, last in entities_in(label)]
 
 
@@ -52,7 +55,7 @@ def shown_label(example: Example, name: str, kind: str) -> Iterator[str]:
         yield "no label" if label is None else cut(shown) or "none of the labels"
     elif label is None:
         yield cut(join_tokens(example["tokens"], "word")[0], MOST) + " (not annotated)"
-    elif kind == "tagging" and label.count("O") < len(label) and not entities_in(label):  # parts of speech, say
+    elif kind == "tagging" and not all(map(STANDARD.parse, label)):  # parts of speech, say
         yield cut(" ".join(f"{token}|{tag}" for token, tag in zip(example["tokens"], label)), MOST)
     else:
         yield marked_text(example["tokens"], spans_of(label))

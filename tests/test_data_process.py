@@ -365,8 +365,8 @@ def test_raw_data_is_never_overwritten(output, tmp_path, monkeypatch):
 
 
 def test_the_columns_that_are_used_are_printed(tmp_path, capsys):
-    run(tmp_path, three({"tsv": "question\tsentence\tlabel\na\tb\tx\nc\td\ty\n"}))
-    assert "text from 'sentence', labels from 'label'; not used: question" in capsys.readouterr().out
+    run(tmp_path, three({"tsv": "source\tsentence\tlabel\na\tb\tx\nc\td\ty\n"}))
+    assert "text from 'sentence', labels from 'label'; not used: source" in capsys.readouterr().out
 
 
 def test_combining_marks_stay_with_their_letters():

@@ -11,10 +11,14 @@ from collections.abc import Iterable, Sequence
 # The usual names of columns and keys. If several are present, the first in these lists is the text.
 TEXT_NAMES = "text sentence content sentence1 text_a premise question review query title 文本 内容".split()
 TEXT_NAMES += "正文 评论 评论内容 句子 句子1 语句 文本1 问题1 微博 微博正文 新闻 新闻内容 摘要 问题 标题 题目".split()
-TEXT_NAMES += "comment_text comment tweet message utterance body document".split()
-PAIR_NAMES = "text_pair sentence2 text_b hypothesis question2 文本2 句子2 问题2".split()
-LABEL_NAMES = "label labels entities spans intent class category target slots tags ner ner_tags 标签 类别".split()
+TEXT_NAMES += "comment_text comment tweet message utterance body document question1 sentence_a".split()
+PAIR_NAMES = "text_pair sentence2 text_b hypothesis question2 sentence_b 文本2 句子2 问题2".split()
+# Pairs of names of which one alone would be the text
+PAIRS = [("question", "sentence"), ("question", "passage"), ("query", "title"), ("query", "passage")]
+PAIRS += [("context", "hypothesis")]
+LABEL_NAMES = "label labels entities spans intent class category target slots tags ner ner_tags cats 标签 类别".split()
 
+TAG = r"(?:O|[BIESMLU][-_]\S+)"  # a tag of entities
 NAME = r"(?P<label>[^\W\d][\w.\-]*)"
 NO_LINK = r"(?!https?:|ftp:|mailto:|www\.)"
 INLINE = {  # how it looks: a pattern with the groups `label` and `text`

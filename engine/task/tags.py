@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 LETTERS = frozenset("BIESMLU")  # of BIO, BIOES, BMES and BILOU
-PATTERN = r"(?:O|[BIESMLU][-_]\S+)"  # a tag among other characters
 
 
 class Tag(NamedTuple):
@@ -17,7 +16,7 @@ class Tag(NamedTuple):
 class Notation(NamedTuple):
     """How the tags of entities are written: B-LOC, LOC-B, b-LOC."""
 
-    behind: bool = False  # LOC-B
+    behind: bool = False  # LOC-B; Korean corpora then write - instead of O: PER_B PER_I -
     lower: bool = False  # b-LOC
     signs: str = "-_"  # any of them is between the letter and the kind
 
@@ -27,7 +26,7 @@ class Notation(NamedTuple):
 
     def parse(self, tag: str) -> Tag | None:
         """The parts of a tag; None if it is written otherwise."""
-        if tag == "O" or (self.lower and tag == "o"):
+        if tag == "O" or (tag == "o" and self.lower) or (tag == "-" and self.behind):
             return Tag("O", "")
         letter, sign, kind = (tag[-1:], tag[-2:-1], tag[:-2]) if self.behind else (tag[:1], tag[1:2], tag[2:])
         if not kind or kind[0].isspace() or sign not in self.signs or self.lower != letter.islower():
@@ -43,7 +42,7 @@ NOTATIONS = [USUAL, Notation(behind=True), Notation(lower=True)]  # the most fre
 def notation_of(tags: Iterable[str]) -> Notation | None:
     """The notation in which all tags are written; None if they are not tags of entities."""
     different = set(tags)
-    return next((n for n in NOTATIONS if different and all(map(n.parse, different))), None)
+    return next((n for n in NOTATIONS if different - {"-"} and all(map(n.parse, different))), None)
 
 
 def parse_tag(tag: str) -> Tag | None:

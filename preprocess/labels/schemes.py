@@ -46,7 +46,7 @@ def read_tags(tags: Collection[str]) -> tuple[dict[str, str], str] | None:
     The dict is empty if nothing changes. Tags that mark no entities, such as parts of speech, only lose blanks.
     """
     bare = {tag: tag.strip() for tag in tags}
-    outside = {tag for tag in bare.values() if tag in ("O", "o")}
+    outside = {tag for tag in bare.values() if tag in ("O", "o", "-")}
     marked = {*bare.values()} - outside
     standard, how = dict[str, str](), ""
     if marked and len(outside) < 2:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.errors import UserError
-from engine.task.signs import LABEL_NAMES, PAIR_NAMES, TEXT_NAMES, alike, by_usual, inline_syntax
+from engine.task.signs import LABEL_NAMES, PAIR_NAMES, PAIRS, TEXT_NAMES, alike, by_usual, inline_syntax
 from engine.task.words import text_or_tokens
 from preprocess.example import PART_NAMES, RESERVED, Example, abbreviate
 from preprocess.readers.inline import without_marks
@@ -19,7 +19,7 @@ from preprocess.readers.options import ReadOptions, split_names
 NUMBER_NAMES = "score rating stars similarity".split()  # labels if none of LABEL_NAMES is present
 # Used if none of these is present either: the first that is
 OTHER_LABEL_NAMES = "sentiment emotion topic polarity 情感 情感标签 情感倾向 情感极性 情绪 分类 类型 意图 实体".split()
-OTHER_LABEL_NAMES += "评分 星级 得分 打分 分数 相似度".split()
+OTHER_LABEL_NAMES += "评分 星级 得分 打分 分数 相似度 gold_label is_duplicate".split()
 PART_COLUMNS = (
     "split partition set subset dataset part data_split 划分 数据集".split()
 )  # if their values are names of parts
@@ -161,8 +161,7 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
     path, names, listed = head.path, head.names, head.listed
     if not known:
         refuse_other_tasks(head, options)
-    text = head.pick("text_column", [options.text_column], ["tokens", *TEXT_NAMES])[0]
-    pair = next(iter(head.pick("text_pair_column", [options.text_pair_column], PAIR_NAMES, needed=False)), None)
+    text, pair = find_texts(head, options)
     inline = find_inline(head, options, text, known)
     if not options.labelled:  # a trained model knows which extra columns it needs
         options.understood.add_columns(text=repr(text), pair=pair, entities=inline and f"marks {inline}, removed")
@@ -195,6 +194,16 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
     options.understood.add_columns(text=repr(text), pair=pair, labels=abbreviate(map(repr, used)))
     print(f"{path}: text from {text!r}{shown}, labels from {abbreviate(map(repr, used))}{left_out}")
     return columns
+
+
+def find_texts(head: Head, options: ReadOptions) -> tuple[str, str | None]:
+    """The columns of the text and of the second text of a pair, if there is one."""
+    if not (options.text_column or options.text_pair_column or "tokens" in head.names):
+        for pair in PAIRS:
+            if len(both := alike(pair, head.names)) == 2:
+                return both[0], both[1]
+    text = head.pick("text_column", [options.text_column], ["tokens", *TEXT_NAMES, "words"])[0]
+    return text, next(iter(head.pick("text_pair_column", [options.text_pair_column], PAIR_NAMES, needed=False)), None)
 
 
 def find_part(head: Head, options: ReadOptions) -> str | None:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -230,27 +230,30 @@ def has_numbered_characters(path: Path, layout: Layout, encoding: str) -> bool:
 
 def read_conllu(path: Path, options: ReadOptions) -> Iterator[Example]:
     """CoNLL-U: ten columns per token; the tags are --tag_column or --label_column, otherwise UPOS, or XPOS if there is
-    no UPOS. CoNLL-U Plus names its columns in its first row; the tags are then the last column with tags of entities.
+    no UPOS. CoNLL-U Plus names its columns in its first row. The keys of MISC that all tokens have (`name=B-PER`) are
+    columns, too. If a column beyond the ten has tags of entities, it is the default.
     """
     columns = conllu_columns(path, options.encoding)
+    head = [cells for _, cells in islice(conllu_rows(path, options, columns), HEAD_ROWS) if cells]
+    tokens = [misc_of(cells, columns) | dict(zip(columns, cells)) for cells in head]
+    names = [*columns, *(key for key in next(iter(tokens), {}) if key not in columns and all(key in t for t in tokens))]
+    listed = f"{'CoNLL-U' if columns == CONLLU else 'it'} has {', '.join(names)}"
     flag = "tag_column" if options.tag_column else "label_column"
     wanted = [name.lower() for name in split_names(options.tag_column or options.label_column)]
-    wanted = [columns[int(name)] if name.isdigit() and int(name) < len(columns) else name for name in wanted]
-    listed = f"{'CoNLL-U' if columns == CONLLU else 'it'} has {', '.join(columns)}"
-    if unknown := [name for name in wanted if name not in columns or name in ("id", "form")]:
+    wanted = [names[int(name)] if name.isdigit() and int(name) < len(names) else name for name in wanted]
+    if unknown := [name for name in wanted if name not in names or name in ("id", "form")]:
         raise UserError(f"{path}: no column {unknown[0]!r} (--{flag}); {listed}")
     if not wanted and options.labelled:
-        wanted = usual_tags(
-            [cells for _, cells in islice(conllu_rows(path, options, columns), HEAD_ROWS) if cells], columns
-        )
+        wanted = usual_tags(tokens, names)
         if not wanted:
             raise UserError(f"{path}: cannot find the column of the tags; add --tag_column; {listed}")
     options.understood.add(path, "CoNLL-U", token="form", tag=", ".join(wanted))
-    tags = {re.sub("[.,=]", "_", name): columns.index(name) for name in wanted}
-    layout = Layout(path, columns, columns.index("form"), tags, may_be_one=True)
-    for start, block in sentences(layout, conllu_rows(path, options, columns)):
+    names = [*columns, *(name for name in wanted if name not in columns)]
+    tags = {re.sub("[.,=]", "_", name): names.index(name) for name in wanted}
+    layout = Layout(path, names, columns.index("form"), tags, may_be_one=True)
+    for start, block in sentences(layout, conllu_rows(path, options, columns, names[len(columns) :])):
         example = example_of(layout, start, block, options)
-        yield example | {task: None for task in tags if {*example.get(task, ())} == {"_"}}
+        yield example | {task: None for task in tags if {*(example[task] or ())} == {"_"}}
 
 
 def conllu_columns(path: Path, encoding: str) -> list[str]:
@@ -264,17 +267,27 @@ def conllu_columns(path: Path, encoding: str) -> list[str]:
     return columns
 
 
-def usual_tags(rows: list[Cells], columns: list[str]) -> list[str]:
+def misc_of(cells: Cells, columns: list[str]) -> dict[str, str]:
+    """The keys and values in MISC, the tenth column: SpaceAfter=No|name=B-PER."""
+    items = cells[columns.index("misc")].split("|") if "misc" in columns else []
+    pairs = [item.partition("=")[::2] for item in items if "=" in item]
+    return {key.lower(): value for key, value in pairs}
+
+
+def usual_tags(tokens: list[dict[str, str]], names: list[str]) -> list[str]:
     """The column of the tags of CoNLL-U: the last extra column with entities, otherwise UPOS or XPOS."""
-    cells = {name: {row[n].strip() for row in rows} for n, name in enumerate(columns)}
-    if own := [name for name in columns if name not in CONLLU and notation_of(cells[name])]:
+    cells = {name: {token[name].strip() for token in tokens} for name in names}
+    if own := [name for name in names if name not in CONLLU and notation_of(cells[name])]:
         return own[-1:]
-    usual = [name for name in columns if name in ("upos", "xpos")]
+    usual = [name for name in names if name in ("upos", "xpos")]
     return [name for name in usual if cells[name] != {"_"}][:1] or usual[:1]
 
 
-def conllu_rows(path: Path, options: ReadOptions, columns: list[str]) -> Iterator[Row]:
-    """The rows of CoNLL-U without comments, ranges (1-2) and empty nodes (1.1); a blank row has no cells."""
+def conllu_rows(path: Path, options: ReadOptions, columns: list[str], of_misc: Sequence[str] = ()) -> Iterator[Row]:
+    """The rows of CoNLL-U without comments, ranges (1-2) and empty nodes (1.1); a blank row has no cells.
+
+    of_misc: the keys of MISC whose values are further cells
+    """
     needed = "the ten columns of CoNLL-U" if columns == CONLLU else f"the columns {', '.join(columns)}"
     for number, row in read_rows(path, options.encoding):
         if not row.strip():
@@ -284,5 +297,9 @@ def conllu_rows(path: Path, options: ReadOptions, columns: list[str]) -> Iterato
             place = cells[columns.index("id")] if "id" in columns and len(cells) == len(columns) else "1"
             if len(cells) != len(columns) or not all(cells) or not re.fullmatch(r"\d+([-.]\d+)?", place):
                 raise UserError(f"{path}, row {number}: needs {needed}, found {row[:80]!r}")
+            misc = misc_of(cells, columns) if of_misc else {}
+            if place.isdigit() and (absent := [key for key in of_misc if key not in misc]):
+                token = cells[columns.index("form")]
+                raise UserError(f"{path}, row {number}: {token!r} has no {absent[0]}= in MISC, as other tokens have")
             if place.isdigit():
-                yield number, cells
+                yield number, [*cells, *(misc[key] for key in of_misc)]

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from engine.errors import UserError
-from engine.task.signs import LABEL_NAMES, TEXT_NAMES, alike
+from engine.task.signs import LABEL_NAMES, TEXT_NAMES, alike, inline_syntax
 from engine.task.tags import USUAL, notation_of
 from preprocess.example import Example, shown
 from preprocess.readers.beside import class_files, classes_of, label_file_of, read_beside, read_class_files
 from preprocess.readers.columns import NUMBER_NAMES, OTHER_LABEL_NAMES
 from preprocess.readers.conll import CONLL_2012, GLOBAL_COLUMNS, read_conll, read_conllu, split_row
 from preprocess.readers.folders import class_folders, is_brat, read_brat, read_classes
-from preprocess.readers.inline import is_rasa, read_rasa
+from preprocess.readers.inline import is_rasa, read_inline, read_rasa
 from preprocess.readers.objects import read_dataset, read_json, read_jsonl, read_parquet
 from preprocess.readers.options import Reader, ReadOptions
 from preprocess.readers.raw_files import encoding_of, named_rows, open_bytes, read_rows, split_words
@@ -82,6 +82,7 @@ READERS: dict[str, Reader] = {
     "brat": read_brat,
     "hf": read_dataset,
     "rasa": read_rasa,
+    "inline": read_inline,
 }
 FOLDERS = ("seq", "classes", "class_files", "brat")  # formats of a folder
 
@@ -122,7 +123,8 @@ def find_format(path: Path, options: ReadOptions) -> str:
     found = format_of_rows(rows) if options.labelled else format_of_texts(path, rows, options)
     if found and (found != "txt" or suffix in TEXT_SUFFIXES):
         return found
-    hint = "if it is a table, add --delimiter" if options.labelled else f"texts end in .txt, {', '.join(SUFFIXES)}"
+    is_table = "if it is a table, add --delimiter (' ': a label, then the text)"
+    hint = is_table if options.labelled else f"texts end in .txt, {', '.join(SUFFIXES)}"
     raise UserError(f"{path}: unknown format; name it with --format {{{','.join(READERS)}}}; {hint}")
 
 
@@ -162,12 +164,13 @@ def format_of_rows(rows: list[str]) -> str | None:
     evidence: dict[str | None, Callable[[], object]] = {
         "rasa": lambda: is_rasa(head),
         "json": lambda: re.match(r"\[\s*([\[{]|$)|\{\s*$", head[0]),
-        "jsonl": lambda: head[0].startswith("{"),
+        "jsonl": lambda: re.match(r"\{(?!\{)", head[0]),
         "fasttext": lambda: all(fasttext_labels(row)[1] for row in head),
         tokens: lambda: tokens,
         "word_tags": lambda: all(map(are_word_tags, head)),
         "tsv": lambda: "\t" in head[0],
         "csv": lambda: "_!_" in head[0] or (alike(TEXT_NAMES, names) and alike(USUAL_LABELS, names)),
+        "inline": lambda: inline_syntax(head),
     }
     return next((name for name, fits in evidence.items() if fits()), None)
 

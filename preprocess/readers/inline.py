@@ -7,11 +7,12 @@ To add another syntax: one line in INLINE of engine/task/signs.py.
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from engine.task.signs import INLINE
+from engine.task.signs import INLINE, inline_syntax
 from preprocess.example import Example
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.paths import Convert, Values
@@ -19,6 +20,7 @@ from preprocess.readers.raw_files import named_rows
 
 RASA_INTENT = re.compile(r"\s*(?:##\s*intent:|-\s*intent:)\s*(.+?)\s*$")
 RASA_OTHER = re.compile(r"##\s|\s*-\s*(?:synonym|regex|lookup|rule|story)\s*:|\S+:\s*$")  # no examples of an intent
+HEAD_ROWS = 200  # the first rows, by which the syntax is found
 MASSIVE = "[time : nine am]"
 Span = dict[str, Any]
 
@@ -94,6 +96,17 @@ def join_pieces(pieces: Iterable[tuple[str, Any]]) -> tuple[str, list[list[Any]]
             spans.append([start, start + len(bare), label])
         text += piece
     return text, spans
+
+
+def read_inline(path: Path, options: ReadOptions) -> Iterator[Example]:
+    """One text per row, with its entities marked in it."""
+    syntax = inline_syntax([row for _, row in islice(named_rows(path, options.encoding), HEAD_ROWS)])
+    if syntax is None:
+        raise UserError(f"{path}: its rows have no marks of entities, such as {' or '.join(INLINE)}")
+    options.understood.add(path, "texts with marks", text="rows", slots=syntax)
+    for where, row in named_rows(path, options.encoding):
+        text, spans = without_marks(row, syntax, where)
+        yield {"_where": where, "text": text, "slots": spans}
 
 
 def read_rasa(path: Path, options: ReadOptions) -> Iterator[Example]:

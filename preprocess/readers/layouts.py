@@ -7,7 +7,7 @@ from typing import Any
 from engine.errors import UserError
 from engine.task.signs import LABEL_NAMES, TEXT_NAMES, alike
 from preprocess.example import abbreviate, part_of_name
-from preprocess.readers.paths import MISSING, at
+from preprocess.readers.paths import MISSING, Values, at
 
 # The paths of the rows in known formats. `*` stands for any key; each row gets this key as its label, under the
 # name given here
@@ -17,6 +17,7 @@ ROW_PATHS = {
     "utterances": "",  # LUIS
     "intents.*.utterances": "intent",  # Snips
 }
+WORD_KEYS, TAG_KEYS = "orth word text form token".split(), "ner tag label".split()  # of tokens that are objects
 Rows = list[Any]
 Located = Iterator[tuple[str, Any]]  # (the part and position, for messages; row)
 
@@ -154,14 +155,15 @@ def as_classes(content: dict[str, Any]) -> Rows | None:
 
 
 def as_patterns(content: dict[str, Any]) -> Rows | None:
-    """The rows of {"intents": [{"tag": "greeting", "patterns": ["hello", …]}, …]}."""
+    """The rows of {"intents": [{"tag": "greeting", "patterns": ["hello", …]}, …]}, also with {"text": "hello"}."""
     found = content.get("intents")
     if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
         return None
     pairs = [(at(each, "tag|intent|name"), at(each, "patterns|examples|utterances|questions")) for each in found]
     if not pairs or not all(isinstance(tag, str) and isinstance(texts, list) for tag, texts in pairs):
         return None
-    return [{"text": text, "intent": tag} for tag, texts in pairs for text in texts]
+    rows = [(tag, text if isinstance(text, dict) else {"text": text}) for tag, texts in pairs for text in texts]
+    return [row | {"intent": tag} for tag, row in rows]
 
 
 def the_list(path: Path, content: dict[str, Any]) -> Rows:
@@ -189,19 +191,56 @@ def lists_in(content: dict[str, Any], prefix: str, depth: int = 3) -> Iterator[t
 
 
 def with_sentences(objects: Iterator[tuple[str, Any]], labelled: bool) -> Iterator[tuple[str, Any]]:
-    """(where, object), with documents of DyGIE as one object per sentence, whose spans count its tokens."""
+    """(where, object), with documents of DyGIE and spaCy as one object per sentence, whose labels are of its tokens."""
+    count = 0
     for where, values in objects:
-        if not is_document(values, labelled):
+        part = {"split": values["split"]} if isinstance(values, dict) and "split" in values else {}
+        tagged = [with_tags(each) for each in sentences_in(values)]
+        if all(tagged):
+            for number, sentence in enumerate(tagged, count + 1):
+                yield f"{where.rpartition(', ')[0]}, sentence {number}", (sentence or {}) | part
+            count += len(tagged)
+        elif is_document(values, labelled):
+            yield from ((place, row | part) for place, row in sentences_of(values, where, labelled))
+        else:
             yield where, values
-            continue
-        start = 0
-        for number, tokens in enumerate(values["sentences"], 1):
-            place, spans = f"{where}, sentence {number}", values["ner"][number - 1] if labelled else []
-            if any(not isinstance(s, list) or len(s) < 3 or {type(s[0]), type(s[1])} != {int} for s in spans):
-                raise UserError(f"{place}: a span of 'ner' is not [first token, last token, label]")
-            found = [[first - start, last - start, label] for first, last, label, *_ in spans]
-            yield place, {"tokens": tokens, "ner": found}
-            start += len(tokens)
+
+
+def sentences_in(values: Any) -> list[Any]:
+    """The sentences of a document that consists of paragraphs, as in spaCy's JSON; otherwise only the object."""
+    for key in ("paragraphs", "sentences"):
+        below = values.get(key) if isinstance(values, dict) else None
+        if isinstance(below, list) and below and all(isinstance(each, dict) for each in below):
+            return [sentence for each in below for sentence in sentences_in(each)]
+    return [values]
+
+
+def with_tags(values: Any) -> Values | None:
+    """An object whose tokens are objects, [{"orth": "Anna", "ner": "B-PER"}, …], with the words and one list of tags;
+    None for another."""
+    tokens = values.get("tokens") if isinstance(values, dict) else None
+    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, dict) for token in tokens):
+        return None
+    word, tag = string_key(tokens, WORD_KEYS), string_key(tokens, TAG_KEYS)
+    if word is None or tag is None:
+        return None
+    return values | {"tokens": [token[word] for token in tokens], "ner": [token[tag] for token in tokens]}
+
+
+def string_key(objects: Sequence[Values], names: Sequence[str]) -> str | None:
+    """The first of the names under which all objects have a string."""
+    return next((name for name in names if all(isinstance(each.get(name), str) for each in objects)), None)
+
+
+def sentences_of(values: Values, where: str, labelled: bool) -> Iterator[tuple[str, Values]]:
+    """(where, object) of the sentences of a DyGIE document."""
+    start = 0
+    for number, tokens in enumerate(values["sentences"], 1):
+        place, spans = f"{where}, sentence {number}", values["ner"][number - 1] if labelled else []
+        if any(not isinstance(s, list) or len(s) < 3 or {type(s[0]), type(s[1])} != {int} for s in spans):
+            raise UserError(f"{place}: a span of 'ner' is not [first token, last token, label]")
+        yield place, {"tokens": tokens, "ner": [[first - start, last - start, of] for first, last, of, *_ in spans]}
+        start += len(tokens)
 
 
 def is_document(values: Any, labelled: bool) -> bool:

@@ -46,7 +46,7 @@ def read_tsv(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 def is_plain(delimiter: str) -> bool:
     """Whether quotes are ordinary characters in a .csv with this delimiter."""
-    return len(delimiter) > 1 or delimiter == "\t"
+    return len(delimiter) > 1 or delimiter in "\t "
 
 
 def cells_of(path: Path, options: ReadOptions, delimiter: str, quoted: bool) -> Table:
@@ -56,7 +56,8 @@ def cells_of(path: Path, options: ReadOptions, delimiter: str, quoted: bool) -> 
         raise UserError(f"{path}: --quotechar needs a --delimiter of one character, found {delimiter!r}")
     if quote:
         return quoted_cells(path, options.encoding, delimiter, quote)
-    return ((number, row.split(delimiter)) for number, row in read_rows(path, options.encoding))
+    most = 1 if delimiter == " " else -1  # `pos a lovely film`: a label, then the text
+    return ((number, row.split(delimiter, most)) for number, row in read_rows(path, options.encoding))
 
 
 def quote_of(options: ReadOptions, quoted: bool) -> str:
@@ -212,10 +213,27 @@ def columns_by_number(head: Head, options: ReadOptions) -> Columns:
     if options.labelled and not options.label_column and len(label) != 1:
         advice = f"add --label_column NUMBER (and --text_column, if the text is not column {text})"
         raise UserError(f"{head.path}: cannot find the label column; {advice}; {head.listed}")
+    spare = [name for name in others if name not in (*label, *split_names(options.label_column))]
+    if options.labelled and not options.text_column and (second := second_text(head, int(text), spare)):
+        both = ",".join(sorted((text, second), key=int))
+        pair = "--text_column {} --text_pair_column {}".format(*both.split(","))
+        advice = f"add {pair} for pairs, --join_columns {both} for one text, or --text_column {text} for one of them"
+        raise UserError(f"{head.path}: columns {both} may both be texts; {advice}; {head.listed}")
     columns = find_columns(head, replace(options, text_column=text), known=label)
     prefix = "label" if len(columns.labels) == 1 else "label_{}"
     named = {prefix.format(task) if task.isdigit() else task: source for task, source in columns.labels.items()}
     return columns._replace(labels=named)
+
+
+def second_text(head: Head, text: int, names: list[str]) -> str | None:
+    """The first of some columns whose cells are words, nearly all different, and not much shorter than the texts."""
+    for name in names:
+        cells = [row[int(name)] for row in head.rows]
+        lengths = sum(map(len, cells)), sum(len(row[text]) for row in head.rows)
+        several = sum(bool(re.match(r"[^\x00-\u1fff]{2}|.*\w\s+\w", cell)) for cell in cells)
+        if lengths[0] > 0.3 * lengths[1] and len({*cells}) > 0.6 * len(cells) and several > 0.5 * len(cells):
+            return name
+    return None
 
 
 def read_xlsx(path: Path, options: ReadOptions) -> Iterator[Example]:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import regex
 
 from engine.errors import UserError
-from engine.task.tags import PATTERN, USUAL
+from engine.task.signs import TAG
+from engine.task.tags import USUAL, Notation
 from preprocess.example import Example
 from preprocess.readers.columns import are_joined_intents
 from preprocess.readers.inline import join_pieces
@@ -86,6 +87,7 @@ def read_seq(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 # ---- words, tags and perhaps an intent -----------------------------------------------------------------------------
 
+KOREAN = Notation(behind=True, signs="_")  # PER_B PER_I -
 MARKS = (":", "|", "###")  # between a word and its tag
 INTENT = re.compile(r"\s*(?:<=>|\t)\s*")  # the delimiter between word:tag pairs and the intent
 
@@ -110,11 +112,15 @@ class PairForm(NamedTuple):
     def parse(self, row: str) -> SentenceRow | None:
         """The sentence of a row, None if it has another form."""
         pairs, *intents = INTENT.split(row.strip(" \t"), maxsplit=1)
-        matches = [re.fullmatch(rf"([^ \t]+?){re.escape(self.mark)}({PATTERN})", piece) for piece in split_words(pairs)]
+        matches = [re.fullmatch(rf"([^ \t]+?){re.escape(self.mark)}({TAG})", piece) for piece in split_words(pairs)]
         found = [match.groups() for match in matches if match]
         if not found or len(found) < len(matches):
             return None
         return SentenceRow([word for word, _ in found], [tag for _, tag in found], next(iter(intents), None))
+
+
+def is_tag(tag: str) -> bool:
+    return bool(USUAL.parse(tag) or KOREAN.parse(tag))
 
 
 class ColumnForm(NamedTuple):
@@ -136,13 +142,13 @@ class ColumnForm(NamedTuple):
             return None
         tokens, tags = split_words(cells[self.words]), split_words(cells[self.tags])
         intent = None if self.intent is None else cells[self.intent]
-        if intent is None and len(tags) > 1 and not USUAL.parse(tags[-1]):
+        if intent is None and len(tags) > 1 and not is_tag(tags[-1]):
             intent = tags.pop()
             if tokens[-1:] == ["EOS"]:
                 tokens.pop()
         if tokens[:1] == ["BOS"] and tags[:1] == ["O"]:
             tokens, tags = tokens[1:], tags[1:]
-        if not tokens or len(tokens) != len(tags) or not all(map(USUAL.parse, tags)):
+        if not tokens or len(tokens) != len(tags) or not all(map(is_tag, tags)):
             return None
         return SentenceRow(tokens, tags, intent)
 

@@ -12,7 +12,7 @@ from preprocess.checks.labels import folded_label
 from preprocess.gates import GATES
 from preprocess.labels.positions import marks_of, marks_width
 from preprocess.labels.schemes import read_tags
-from preprocess.preview import marked_text
+from preprocess.preview import marked_text, shown_example
 
 CITIES = "Lyon Bari Gent Riga Vigo Turku Brno Split Varna Lviv Cork Graz Bern Nice Pisa Faro Kiel Jena Gera Ulm".split()
 TAGS = ["B-PER", "O", "O", "B-LOC", "I-LOC"]
@@ -56,6 +56,8 @@ REFUSED = [  # gate, files, options, words of the message
     ("csv_quotes", {"a.tsv": "text\tlabel\n" + "".join(f'"she said ""no"" {n}"\t{"ab"[n % 2]}\n' for n in range(24))},
      {}, ["--format csv"]),
     ("encoding", labelled(lambda n: "ab"[n % 2], text="CafÃ© crÃ¨me Ã  {}"), {}, ["--encoding"]),
+    ("whole_texts", labelled(lambda n: [[0, len(f"Mia likes {CITIES[n % 20]} {n}"), "intent"], [0, 3, "who"]]), {},
+     ["row 1", "'intent'"]),
     ("multihot", labelled(lambda n: [n % 2, 1, 0]), {}, ["row 1", "[0, 1, 0]", "--label_names", "labels.txt"]),
     ("multihot", labelled(lambda n: [1.0, float(n % 2)]), {}, ["2 times"]),
     ("multihot", table(lambda n: f"[1, {n % 2}, 0]"), {}, ["row 2"]),
@@ -263,6 +265,8 @@ def test_what_was_understood_is_shown_before_it_is_written(tmp_path, capsys):
 
 
 def test_examples_are_marked_and_cut():
+    parts_of_speech = {"tokens": ["Mia", "sings"], "upos": ["PROPN", "VERB"]}
+    assert shown_example(parts_of_speech, {"upos": "tagging"}) == "upos: Mia|PROPN sings|VERB"
     assert marked_text(["go", "to", "New", "York"], [(2, 3, "city")]) == "go to [New York|city]"
     assert marked_text(list("去北京大学"), [(1, 4, "学校"), (1, 2, "地")]) == "去[[北京|地]大学|学校]"
     long = marked_text(["word"] * 900 + ["Rome"] + ["word"] * 9000, [(900, 900, "LOC")])

@@ -226,6 +226,18 @@ def test_offsets_in_utf16_and_inclusive_ends_are_converted(tmp_path):
 LABELLED = [{"text": text, "label": mood} for text, mood in REVIEWS]
 
 
+@pytest.mark.parametrize("form", [str, lambda text: {"text": text}], ids=["texts", "Watson"])
+def test_intents_with_patterns(form, tmp_path):
+    content = {
+        "intents": [
+            {"tag": mood, "patterns": [form(t) for t, m in REVIEWS if m == mood], "responses": ["ok"]}
+            for mood in ("bad", "good")
+        ]
+    }
+    rows, _ = read(write(tmp_path, content))
+    assert {text: row["intent"] for text, row in rows.items()} == dict(REVIEWS)
+
+
 @pytest.mark.parametrize("column", ["partition", "Split", "set", "subset"])
 def test_a_column_of_parts_is_found_by_its_name_and_values(column, tmp_path):
     rows = [{"text": t, "label": m, column: ["train", "validation", "test"][n % 3]} for n, (t, m) in enumerate(REVIEWS)]
@@ -282,6 +294,34 @@ def test_a_table_with_marked_texts(tmp_path):
     assert {text: entities_of(row, "slots") for text, row in found.items()} == wanted_entities()
     raw, tasks = read(tmp_path / "a.csv", shape="none")
     assert set(raw) == set(marked_as("[{text}]({label})")) and list(tasks) == ["intent"]
+
+
+@pytest.mark.parametrize("form", ["[{text}]({label})", "[{label} : {text}]", "{{{{{label}:{text}}}}}"])
+def test_a_file_of_marked_texts(form, tmp_path):
+    (tmp_path / "a.txt").write_text("\n\n".join(marked_as(form)))
+    found, _ = read(tmp_path / "a.txt")
+    assert {text: entities_of(row, "slots") for text, row in found.items()} == wanted_entities()
+    assert {row["text"] for row in read_texts(tmp_path / "a.txt", ReadOptions())} == wanted_entities().keys()
+    (tmp_path / "b.txt").write_text("no marks\n" * 9)
+    with pytest.raises(UserError, match=r"b.txt: its rows have no marks of entities"):
+        read(tmp_path / "b.txt", format="inline")
+
+
+def test_tokens_that_are_objects_in_paragraphs_of_sentences(tmp_path):
+    sentences = []
+    for words, spans in WORDS:
+        tags = ["O"] * len(words)
+        for a, b, label in spans:
+            tags[a:b] = [f"{'U' if b - a == 1 else 'BIL'[min(n, 1) + (n == b - a - 1)]}-{label}" for n in range(b - a)]
+        sentences.append({"tokens": [{"orth": w, "tag": "NN", "ner": t} for w, t in zip(words, tags)], "brackets": []})
+    documents = [{"id": n, "paragraphs": [{"sentences": sentences[n::2]}]} for n in (0, 1)]
+    found, _ = read(write(tmp_path, documents))
+    assert {text: entities_of(row, "ner") for text, row in found.items()} == wanted_entities()
+    parts, _ = read(write(tmp_path, {"train": documents[:1], "test": documents[1:]}))
+    assert {parts[" ".join(words)]["part"] for words, _ in WORDS[1::2]} == {"test"}
+    questions = [{"paragraphs": [{"context": "a", "qas": []}]}]
+    with pytest.raises(UserError, match="questions with answers"):
+        read(write(tmp_path, questions))
 
 
 def test_two_shapes_that_fit_equally_well_are_refused(monkeypatch):

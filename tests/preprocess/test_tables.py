@@ -47,6 +47,39 @@ def pairs(examples, key="label"):
     return [(example.get("text", example.get("tokens")), example[key]) for example in examples]
 
 
+# ---- which columns ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text, pair", [("question", "sentence"), ("Query", "Title"), ("question1", "question2")])
+@pytest.mark.parametrize("label", ["label", "gold_label", "is_duplicate"])
+def test_two_texts_that_belong_together_are_a_pair(text, pair, label, tmp_path):
+    names = ["id", pair, text, label, "annotator"]
+    rows = [[str(n), f"it was {n}", f"is it {n}?", KINDS[n % 2], "x"] for n in range(4)]
+    found = read(tmp_path, {"a.csv": table(rows, ",".join(names))})
+    assert [(e["text"], e["text_pair"], e[label]) for e in found] == [(r[2], r[1], r[3]) for r in rows]
+    lines = "".join(json.dumps(dict(zip(names, row))) + "\n" for row in rows)
+    assert pairs(read(tmp_path, {"b/c.jsonl": lines}, "b"), label) == pairs(found, label)
+
+
+def test_without_a_header_two_texts_are_not_one(tmp_path):
+    rows = [(f"was kostet {noun} {n}", f"in {place} oder {n}", str(n % 2)) for n, (noun, place) in enumerate(NOUNS)]
+    body = "".join("\t".join(row) + "\n" for row in rows)
+    with pytest.raises(UserError, match="columns 0,1 may both be texts; add --text_column 0 --text_pair_column 1"):
+        read(tmp_path, {"a.tsv": body}, header=False)
+    found = read(tmp_path, {"a.tsv": body}, header=False, text_column="0", text_pair_column="1")
+    assert [(e["text"], e["text_pair"], e["label"]) for e in found] == rows
+    titles = "".join(f"{row[2]},{row[0][11:]},{' '.join(row) * 3}\n" for row in rows)  # a title is no second text
+    assert read(tmp_path, {"b/b.csv": titles}, "b", header=False)[0]["text"] == " ".join(rows[0]) * 3
+
+
+def test_objects_with_words_and_with_categories(tmp_path):
+    rows = [{"words": ["see", noun], "tags": ["O", "B-food"]} for noun, _ in NOUNS]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    assert pairs(read(tmp_path, {"a.jsonl": lines}), "tags") == [(row["words"], row["tags"]) for row in rows]
+    cats = "".join(json.dumps({"text": t, "cats": {k: float(k == kind) for k in KINDS}}) + "\n" for t, kind in ROWS)
+    assert pairs(read(tmp_path, {"b/a.jsonl": cats}, "b"), "cats") == [(text, [kind]) for text, kind in ROWS]
+
+
 # ---- quotes and delimiters -------------------------------------------------------------------------------------------
 
 
@@ -66,6 +99,14 @@ def test_quotes_can_be_another_character_or_none(tmp_path):
     assert pairs(read(tmp_path, {"b/a.csv": body}, "b", quotechar="none")) == [('"tis the season', "x"), ("b", "y")]
     with pytest.raises(UserError, match=r"--quotechar.*one character"):
         DataConfig(input="a", output_dir="b", quotechar="''")
+
+
+def test_a_blank_separates_a_label_from_its_text(tmp_path):
+    body = "".join(f'{kind} {text}  "x\n' for text, kind in ROWS)
+    with pytest.raises(UserError, match="add --delimiter"):
+        read(tmp_path, {"a/a.label": body}, "a/a.label")
+    found = read(tmp_path, {"a/a.label": body}, "a/a.label", header=False, delimiter=" ")
+    assert pairs(found) == [(f'{text}  "x', kind) for text, kind in ROWS]
 
 
 def test_escapes_are_the_characters_that_they_name(tmp_path):

@@ -39,6 +39,7 @@ def of_rows(form):
 
 PLAIN = rows_of(lambda n, t, g, p: f"{t} {g}")
 WHOLE = rows_of(lambda n, t, g, p: f"{t}\t{g}", between="")
+MISC = rows_of(lambda n, t, g, p: f"{n}\t{t}\t_\t{p}\t_\t_\t_\t_\t_\t{'A=b|' * (n < 2)}Name={g}")
 
 
 def read(tmp_path, name, text, **options):
@@ -139,6 +140,29 @@ def test_what_is_doubtful_is_one_line_with_the_option(name, tmp_path):
     message = str(error.value)
     assert "\n" not in message and len(message) < 600 and all(word in message for word in words), message
     assert message.count(str(tmp_path)) == 1
+
+
+def test_korean_tags_have_their_type_first_and_a_minus_outside(tmp_path, capsys):
+    def suffixed(tag):
+        return "-" if tag == "O" else f"{tag[2:]}_{tag[0]}"
+
+    per_token = rows_of(lambda n, t, g, p: f"{n}\t{t}\t{suffixed(g)}")
+    per_row = "".join(f"{' '.join(s[0])}\t{' '.join(map(suffixed, s[1]))}\n" for s in SENTENCES)
+    for name, text in (("a.txt", per_token), ("b.tsv", per_row)):
+        (tmp_path / name).write_text(text)
+        process(DataConfig(input=str(tmp_path / name), output_dir=str(tmp_path / "out")))
+        rows = [json.loads(row) for path in (tmp_path / "out").glob("*.jsonl") for row in path.read_text().splitlines()]
+        tags = {tuple(tokens): tags for tokens, tags, _ in SENTENCES}
+        assert len(rows) == len(SENTENCES) and all(row["slots"] == tags[tuple(row["tokens"])] for row in rows)
+        assert "'-' is read as 'O'" in capsys.readouterr().out
+
+
+def test_tags_in_misc_of_conllu(tmp_path):
+    found = read(tmp_path, "a.conllu", MISC)
+    assert [(row["tokens"], row["name"]) for row in found] == [(tokens, tags) for tokens, tags, _ in SENTENCES]
+    body = MISC * 60 + MISC[: MISC.rindex("Name=")] + "_\n"
+    with pytest.raises(UserError, match=r"row \d+: '\.' has no name= in MISC"):
+        read(tmp_path, "a.conllu", body)
 
 
 def test_the_options_of_a_table_of_texts_name_the_columns_too(tmp_path):

@@ -8,56 +8,38 @@ from pathlib import Path
 import datasets
 import pytest
 import test_any_data
-import test_json_shapes
-import test_shapes
 import test_tables
-import test_tagged
+from shapes import SHAPES, Noise, usable, write
 
 from config import Config
 from data_process import DataConfig, prepare
 from engine.errors import UserError
 from engine.run.reading import READING
-from preprocess.readers.options import ReadOptions
+from preprocess.readers.options import ReadOptions, unescaped
 from preprocess.readers.sources import read_texts, texts_of
 
 
-def written(files):
-    """Writes files of a case into a folder. -> the file or folder to read"""
-
-    def write(folder):
-        source = test_shapes.write(folder, files)
-        found = [path for path in source.iterdir() if path.is_file()] if source == folder else []
-        return found[0] if len(found) == 1 else source
-
-    return write
+def of_shape(shape):
+    return lambda folder: write(folder, shape.write(usable(shape, shape.examples), Noise())) / shape.source
 
 
-def of_table(write, columns):
+def of_table(put, columns):
     def into(folder):
         folder.mkdir()
-        write(folder, columns)
+        put(folder, columns)
         return folder / "saved" if (folder / "saved").exists() else folder
 
     return into
 
 
 CASES = {  # name: (writes a folder -> what to read, options of data_process.py)
-    **{f"tagged: {n}": (written({f: text}), options) for n, (f, text, _, options) in test_tagged.READ.items()},
-    **{f"shapes: {n}": (written(files), options) for n, (files, _, _, options) in test_shapes.SHAPES.items()},
+    **{f"shapes: {n}": (of_shape(shape), shape.options) for n, shape in SHAPES.items()},
     **{f"any: {n}": (of_table(w, columns), o) for n, (w, columns, o, _) in test_any_data.TABLE.items()},
-    **{
-        f"objects: {n}": (lambda folder, c=content: test_json_shapes.write(folder, c), i if isinstance(i, dict) else {})
-        for n, (content, _, i) in test_json_shapes.TASK_OF_SHAPE.items()
-    },
-    **{
-        f"layouts: {n}": (lambda folder, c=content: test_json_shapes.write(folder, c), options)
-        for n, (content, options) in test_json_shapes.CLASSES.items()
-    },
 }
 
 
 FEWER = {"max_rows", "drop_unlabelled", "drop_empty"}  # options with which data_process.py leaves out rows
-LEFT_OUT = ("shapes: OCNLI", "shapes: a folder a class, in parts, GB18030")  # where labels say that rows are left out
+LEFT_OUT = ("shapes: OCNLI", "shapes: a folder per class, in parts, GB18030")  # where labels say that rows are left out
 
 
 def texts(row, like):
@@ -70,10 +52,11 @@ def texts(row, like):
 def test_the_texts_are_those_of_data_process(name, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    write, options = CASES[name]
-    source = write(tmp_path / "raw")
+    put, options = CASES[name]
+    source = put(tmp_path / "raw")
     parts, *_ = prepare(DataConfig(input=str(source), output_dir="unused", **options))
-    read = list(read_texts(source, ReadOptions(**{key: options[key] for key in READING if key in options})))
+    given = {key: unescaped(options[key]) if key == "delimiter" else options[key] for key in READING if key in options}
+    read = list(read_texts(source, ReadOptions(**given)))
     found = sorted(texts(row, row) for row in read)
     wanted = sorted(texts(row, read[0]) for rows in parts.values() for row in rows)
     assert found == wanted or ((options.keys() & FEWER or name in LEFT_OUT) and {*found} > {*wanted})
@@ -181,7 +164,7 @@ def test_what_is_doubtful_is_one_line(file, content, options, words, tmp_path):
 
 def test_an_archive_or_a_folder_of_parts_is_read_in_the_order_of_data_process(tmp_path):
     case = test_tables.table(test_tables.ROWS)
-    folder = test_shapes.write(tmp_path / "raw", {"test.csv": case, "train.csv": case})
+    folder = write(tmp_path / "raw", {"test.csv": case, "train.csv": case})
     rows = [row["text"] for row in read_texts(folder, ReadOptions())]
     assert rows == [text for text, _ in test_tables.ROWS] * 2
     archive = shutil.make_archive(str(tmp_path / "packed"), "zip", folder)

@@ -343,6 +343,7 @@ def test_files_are_read_as_main_reads_them(tmp_path):
     rows = ['id,question,other\n7,"a, ""b""",x\n\n,\u2028c,y\n', "\ufefftext\tsize\na\t1\n\nb\t2\n"]
     files = {"a.csv": rows[0], "a.tsv": rows[1], "a.txt": "a\r\n\nb\u2028c", "b": "a\n"}
     files["b.jsonl"] = '{"sentence1": "a", "sentence2": "b"}\n{"sentence1": "c", "sentence2": ""}\n'
+    files["c.jsonl"] = '{"passage": "a", "question": "b"}\n'
     for name, content in files.items():
         (tmp_path / name).write_bytes(content.encode())
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content.encode()))
@@ -402,7 +403,8 @@ def same_or_refused(path):
     return None
 
 
-@pytest.mark.parametrize("name", CASES)
+# main.py also looks at the file next to it
+@pytest.mark.parametrize("name", sorted(CASES.keys() - {"shapes: tags next to texts"}))
 def test_files_are_read_as_main_reads_them_or_refused(name, tmp_path):
     CASES[name][0](tmp_path / "raw")
     files = [path for path in (tmp_path / "raw").rglob("*") if path.is_file()]

@@ -38,7 +38,7 @@ if TYPE_CHECKING or not (HERE / "predictor_schema.py").exists():
     from engine.run.flags import OneLineParser, one_line, whole_number
     from engine.schema import AnyOf, Optional, Range, SchemaError, parse_json, read_json
     from engine.task import words as task_words
-    from engine.task.signs import PAIR_NAMES, TEXT_NAMES, by_usual, encoding_of_marks, inline_syntax
+    from engine.task.signs import PAIR_NAMES, PAIRS, TAG, TEXT_NAMES, by_usual, encoding_of_marks, inline_syntax
 else:  # in an exported folder, which must not change
     sys.path.append(str(HERE))
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
@@ -46,7 +46,7 @@ else:  # in an exported folder, which must not change
     from predictor_flags import OneLineParser, one_line, whole_number
     from predictor_rows import write_rows
     from predictor_schema import AnyOf, Optional, Range, SchemaError, parse_json, read_json
-    from predictor_signs import PAIR_NAMES, TEXT_NAMES, by_usual, encoding_of_marks, inline_syntax
+    from predictor_signs import PAIR_NAMES, PAIRS, TAG, TEXT_NAMES, by_usual, encoding_of_marks, inline_syntax
     from predictor_windows import Cutter, Feature, TooLong, encode_texts, merge_spans, merge_windows, pick
 
     sys.dont_write_bytecode = before
@@ -476,7 +476,6 @@ def num_cores() -> int:
 
 
 FORMS = ".txt (one text per row), .csv, .tsv or .jsonl"
-ENTITY = r"(?:O|[BIESMLU][-_]\S+)"  # a tag
 NAMES = "|".join(map(re.escape, ["tokens", *TEXT_NAMES]))
 OTHER_FORMS: list[tuple[str, Any, str]] = [  # of a .txt: which rows show it, their pattern
     ("JSON lines", all, r"\{"),
@@ -485,10 +484,10 @@ OTHER_FORMS: list[tuple[str, Any, str]] = [  # of a .txt: which rows show it, th
     ("a table", all, r".*\t"),
     ("texts with labels (fastText)", all, r"__label__\S|.*\s__label__\S+\s*$"),
     ("texts of Rasa", any, r"##\s*intent:|nlu:\s*$"),
-    ("tokens with tags (CoNLL)", all, rf"\S+[ \t](.*[ \t])?{ENTITY}\s*$"),
+    ("tokens with tags (CoNLL)", all, rf"\S+[ \t](.*[ \t])?{TAG}\s*$"),
     ("tokens with tags (CoNLL)", next, r"# global\.columns|#begin document"),
     ("words with tags", all, r"(\S*/([A-Za-z][\w$-]*|[^\w\s]{1,2})(\]\S*)?(\s+|$))+$"),
-    ("words with tags", all, rf"(\S+(:|\||###){ENTITY}(\s+|$))+(<=>.*|\S+)?$"),
+    ("words with tags", all, rf"(\S+(:|\||###){TAG}(\s+|$))+(<=>.*|\S+)?$"),
 ]
 
 
@@ -545,6 +544,7 @@ def texts_only(path: Path, lines: Iterator[str]) -> Iterator[str]:
         rows = [row for row, cells in zip(rows, words) if len(cells) > 1] or rows
         if all(len(cells) == 2 for cells in words) and any(cells[1] == "O" for cells in words):
             raise refused(path, "holds tokens with tags (CoNLL), or may")
+    refuse_marked(path, head)
     for what, which, pattern in OTHER_FORMS if rows else ():
         if which(bool(re.match(pattern, row)) for row in (rows if which is all else filled)):
             raise refused(path, f"holds {what}, or may")
@@ -572,10 +572,15 @@ def refuse_marked(path: Path, texts: list[Any], columns: Iterable[list[str]] = (
     if filled and (inline_syntax(filled) or all(re.match(r"\s*\[.*\]\s*$", text, re.S) for text in filled)):
         raise refused(path, "has texts that are lists or have marked entities, or may have")
     sizes = [len(text.split()) for text in texts if isinstance(text, str)]
-    for tags in ([cell.split() for cell in column] for column in columns if filled):
-        as_tags = all(re.fullmatch(ENTITY, tag) for row in tags for tag in row)
+    for tags in ([items_of(cell) for cell in column] for column in columns if filled):
+        as_tags = all(re.fullmatch(TAG, tag) for row in tags for tag in row)
         if sizes == list(map(len, tags)) and (as_tags or ({*sizes} <= {0, 1} and ["O"] in tags)):
             raise refused(path, "has a column with a tag for each word, or may have")
+
+
+def items_of(cell: str) -> list[str]:
+    """The words of a cell, or the strings of a list in it."""
+    return re.findall(r"""['"]([^'"]*)['"]""", cell) if cell.startswith("[") else cell.split()
 
 
 def read_objects(path: Path, lines: Iterable[str], options: Any) -> Iterator[dict[str, Any]]:
@@ -609,6 +614,10 @@ def parse_lines(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 def find_columns(path: Path, names: list[str], options: Any) -> tuple[str, str | None]:
     """(column of the text, of the second text or None): from the options, otherwise by the usual names."""
+    if not (options.text_column or options.text_pair_column or "tokens" in names):
+        for pair in PAIRS:
+            if {*pair} <= {*names}:
+                return pair
     chosen: list[Any] = []
     for flag, usual in (("text_column", ["tokens", *TEXT_NAMES]), ("text_pair_column", PAIR_NAMES)):
         wanted = getattr(options, flag)
