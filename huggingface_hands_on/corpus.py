@@ -14,7 +14,7 @@ from zlib import crc32
 
 from engine.errors import UserError
 from engine.run.command_line import check_values, option
-from engine.run.files import sha256_of
+from engine.run.files import sha256
 from engine.run.reading import ReadingOptions
 from preprocess.example import PART_NAMES, check_text, encode
 from preprocess.readers.formats import READERS, find_format
@@ -85,7 +85,7 @@ def read_corpus(config: CorpusConfig) -> tuple[Texts, Texts, str]:
     for held_out, side in ((False, "to train on"), (True, "to hold out")):
         if next(texts(held_out), None) is None:
             raise UserError(f"{config.input}: contains no text {side}; empty rows do not count")
-    sums = "".join(sha256_of(path) for _, path in sources)
+    sums = "".join(sha256(path) for _, path in sources)
     return partial(texts, False), partial(texts, True), hashlib.sha256(sums.encode()).hexdigest()
 
 

@@ -22,20 +22,15 @@ LAST = ("labels.json", "manifest.json")  # a folder without them is refused
 
 
 def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """The SHA-256 of a file, or of the sums of all files in a folder, in hexadecimal."""
+    if os.path.isdir(path):
+        sums = [sha256(file) for file in sorted(Path(path).rglob("*")) if file.is_file()]
+        return hashlib.sha256("".join(sums).encode()).hexdigest()
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, or of the sums of all files in a folder."""
-    if path.is_file():
-        return sha256(path)
-    sums = [sha256(file) for file in sorted(path.rglob("*")) if file.is_file()]
-    return hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
 def digest(folder: Path, names: Iterable[str]) -> str:

@@ -140,20 +140,18 @@ def format_of_texts(path: Path, rows: list[str], options: ReadOptions) -> str:
     found = format_of_rows(rows) or "txt"
     cells = [name.strip() for name in re.split("\t" if "\t" in head[0] else "[,;|]", head[0])]
     named = not options.header or (len(cells) > 1 and bool(alike(["tokens", *TEXT_NAMES], cells)))
-    widths = {row.count("\t") for row in head}
-    doubts = {
-        "word/tag": found == "word_tags" and all(len(row.split()) == 1 for row in head),
-        "columns between tabs": found == "tsv" and not named and len(head) > 1 and len(widths) == 1,
-        f"a table, as row 1 is {shown(head[0])}": found == "txt" and named,
+    may_be = {  # what the rows may be, if not texts
+        "word_tags": all(len(row.split()) == 1 for row in head) and "word/tag",
+        "tsv": not named and len(head) > 1 == len({row.count("\t") for row in head}) and "columns between tabs",
+        "txt": named and f"a table, as row 1 is {shown(head[0])}",
     }
-    if doubt := next((doubt for doubt, holds in doubts.items() if holds), ""):
+    if may_be.get(found):
         advice = "--format txt reads each row as a text, --format word_tags, tsv or csv (with --text_column) the other"
-        raise UserError(f"{path}: its rows may be texts, or {doubt}; {advice}")
-    if (found == "jsonl" and not all(row.startswith("{") for row in head)) or (found == "tsv" and not named):
-        return "txt"
+        raise UserError(f"{path}: its rows may be texts, or {may_be[found]}; {advice}")
     if found in ("conll", "conllu", "sentence_rows"):
         return tokens_of(path, rows, options, may_be_table="\t" in head[0]) or "txt"
-    return found
+    is_text = {"jsonl": not all(row.startswith("{") for row in head), "tsv": not named}
+    return "txt" if is_text.get(found) else found
 
 
 def format_of_rows(rows: list[str]) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from engine.errors import UserError
-from engine.run.files import sha256_of
+from engine.run.files import sha256
 from engine.task.text import split_text, text_of
 from engine.task.words import id_of
 from preprocess.example import (
@@ -168,7 +168,7 @@ class TextRows:
         self.size = sum(1 for _ in checked)
         if not self.size:
             raise UserError(f"{path}: empty; it contains no texts")
-        self.sha256 = self.fingerprint = sha256_of(self.path)
+        self.sha256 = self.fingerprint = sha256(path)
         self.notes: list[str] = []  # for the log: how the file was read
 
 

@@ -5,7 +5,7 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import date, time
@@ -141,23 +141,30 @@ def columns_to_examples(path: str | Path, table: Table, options: ReadOptions) ->
         shown = [f"{name} ({cell[:20]!r})" for name, cell in zip(names, first)]
         rows.insert(0, (first_row, first))
         find, origin = columns_by_number, f"row {first_row}"
+    below = data_rows(path, first if options.header else [], chain(rows, table))
     if selection := select_columns(path, names, rows, options):
         names, shown = selection.names, selection.names if options.header else shown
-        rows, table = list(selection.applied(rows, origin)), selection.applied(table, origin)
+        rows, below = list(selection.applied(rows, origin)), selection.applied(below, origin)
         options = selection.options
     full_rows = [cells for _, cells in rows if len(cells) == len(names)]
     if (layout := token_layout(path, names, rows, options)) is not None:
-        yield from read_token_table(layout, chain(rows, table), options)
+        yield from read_token_table(layout, below, options)
         return
     head = Head(path, names, full_rows, f"its columns are: {abbreviate(shown)}")
     columns = find(head, options)
     report_joined_labels(head, columns, options)
-    yield from table_examples(head, columns, chain(rows, table), origin, options)
+    yield from table_examples(head, columns, below, origin, options)
 
 
-def table_examples(
-    head: Head, columns: Columns, rows: Table | chain, origin: str, options: ReadOptions
-) -> Iterator[Example]:
+def data_rows(path: str | Path, header: list[str], table: Iterable[tuple[int, list[str]]]) -> Table:
+    """The rows below the header. Raises UserError if it is repeated, as where files were joined."""
+    for number, cells in table:
+        if cells == header and len(header) > 1:
+            raise UserError(f"{path}, row {number}: the header again; remove this row")
+        yield number, cells
+
+
+def table_examples(head: Head, columns: Columns, rows: Table, origin: str, options: ReadOptions) -> Iterator[Example]:
     """The examples of the rows below the header. origin: what defines the number of columns, for messages"""
     values_of = Cells(head, columns, options)
     for number, cells in rows:

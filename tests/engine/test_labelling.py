@@ -105,6 +105,47 @@ def test_a_file_of_one_pool_has_the_bytes_of_all_rows_at_once(name, label, train
     assert left(tmp_path) == []
 
 
+def test_the_same_tokens_in_other_formats_get_the_same_bytes_and_the_log_says_what_was_read(label, tmp_path, caplog):
+    """Of files with labels; the labels are not read."""
+    logging.getLogger("template").propagate = True
+    sentences = [["fly", "to", "Oslo"], ["play", "jazz", ",", "please"]]
+    conll = "\n".join("".join(f"{token}\tB-x\n" for token in tokens) for tokens in sentences)
+    written = {
+        "a.jsonl": "".join(json.dumps({"tokens": tokens, "slots": ["O"] * len(tokens)}) + "\n" for tokens in sentences),
+        "a.conll": conll,
+        "a.tsv": conll.replace("\tB-x", "\tNN\tB-x"),
+        "b.tsv": "".join(f"{' '.join(tokens)}\t{' '.join('O' * len(tokens))}\tsay\n" for tokens in sentences),
+        "a.csv": "text,slots\n" + "".join(f'"{" ".join(t)}",{" ".join("O" * len(t))}\n' for t in sentences),
+    }
+    found = {}
+    for name, content in written.items():
+        (tmp_path / name).write_text(content)
+        found[name] = label("out.jsonl", predict_file=str(tmp_path / name))
+        assert f"from {tmp_path}/{name}; labels in them are not read: " in caplog.text
+    assert len({*found.values()}) == 1 and len(found["a.conll"].splitlines()) == 2
+
+
+def test_a_partial_output_from_before_an_option_existed_goes_on(label, texts, tmp_path):
+    """Its facts lack the option, which counts as at its default."""
+    whole = label("whole.csv")
+    facts = {}
+
+    def stop(output):
+        facts.update(output.facts)
+        raise UserError("stopped")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="stopped"):
+        patch.setattr(Output, "finish", stop)
+        label()
+    progress = tmp_path / "out.csv.partial.json"
+    saved = json.loads(progress.read_text())
+    assert saved["facts"].pop("--shape") == facts["--shape"] == "auto"
+    progress.write_text(json.dumps(saved))
+    with pytest.raises(UserError, match="--comment was '', is '%'"):
+        label(resume=True, comment="%")
+    assert label(resume=True) == whole
+
+
 def test_pools_change_no_answer_and_keep_the_order(label, pools, monkeypatch):
     many = [json.loads(line) for line in label("many.jsonl").decode().splitlines()]
     monkeypatch.setattr(labelling, "POOL", 4096)

@@ -260,7 +260,9 @@ def table(form, name="a.csv", sep=",", header=True, more=(), plain=False):
             needed = any(sign in str(value) for sign in (sep, '"', "\n", "\r"))
             return str(value) if plain or (minimal and not needed) else quoted(value)
 
-        cells = [[*rows[0]]] * header + [[*row.values()] for row in rows]
+        padding = " " * (header and noise("blanks in the header", 0.05))
+        cells = [[f"{name}{padding}" for name in rows[0]]] * header + [[*row.values()] for row in rows]
+        cells[5:5] = cells[:1] * (header and noise("the header again", 0.03))
         shown = sep + " " * (not plain and not minimal and noise("a blank behind separators", 0.1))
         found = [shown.join(map(cell, row)) for row in cells]
         return {name: noise.join(["# made by hand"] * noise("title", 0.05) + found)}
@@ -718,6 +720,7 @@ class Shape(NamedTuple):
     change: Callable = lambda example: example  # the examples as this shape has them
     examples: list = EXAMPLES
     avoid: str = ""  # characters that a shape cannot have in its texts
+    breaks: bool = False  # whether its texts may have line feeds and tabs
 
 
 def text(write, options=None, **more):
@@ -1446,6 +1449,13 @@ def clauses(example):
 
 
 SHAPES = {**tables(), **texts(), **words_and_tags(), **intents_and_slots(), **spans_of_json(), **classes_in_json()}
+SHAPES |= {
+    name: shape._replace(breaks=True)
+    for name, shape in SHAPES.items()
+    if shape.of != "tokens"
+    and (name in {**spans_of_json(), **classes_in_json()} or name.startswith(("csv", "zip", "sem")))
+    if name not in ("BRAT", "zip of folders of classes")
+}
 TYPES = {"label": "classification", "digit": "classification", "score": "regression"}
 TYPES |= dict.fromkeys(("topics", "topics_or_none", "labels"), "multilabel")
 
@@ -1470,7 +1480,7 @@ POOLS = {
 def random_example(rng, number, shape, labels, kinds):
     names = ["zh"] if rng.random() < 0.2 else [*rng.sample(["en", *POOLS], 2), rng.choice(["en", "zh", "fa"])]
     pool = [word for name in names for word in POOLS[name].split(" ") if not {*word} & {*shape.avoid}] or ["x"]
-    pool += ["\xa0"] * shape.of.startswith("tokens")
+    pool += ["\xa0"] * shape.of.startswith("tokens") + ["a\nb", "c\td"] * shape.breaks
     size = rng.choice([100, 300, 3000]) if rng.random() < 0.01 else rng.randint(1, 9)
     found, tags = [rng.choice(pool) for _ in range(size)], ["O"] * size
     if number < 2:

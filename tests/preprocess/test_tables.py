@@ -236,6 +236,27 @@ def test_files_that_are_not_called_like_classes_are_refused(tmp_path):
             read(folder, dict.fromkeys(names, "a text\n" * 5))
 
 
+@pytest.mark.parametrize(
+    ("files", "words", "options"),
+    [
+        ({"a.csv": table([*ROWS, ("text", "label")])}, "a.csv, row 11: the header again", {}),
+        ({"a.txt": "__label__a b\r__label__c d\r"}, "a.txt: its rows end with carriage returns", {}),
+        ({"train/a.csv": table(ROWS), "test/x/1.txt": "a"}, "test: contains no data files", {}),
+        ({"a.csv": table(ROWS)}, "a.csv: --format brat reads a folder", {"format": "brat", "source": "a.csv"}),
+        ({"x.txt": "to Bonn\n\nUlm\n", "x.tags": "O B-L\nO\nO\n"}, "x.txt, row 2: 0 words, but x.tags has 1 tags", {}),
+    ],
+)
+def test_what_would_be_read_wrongly_is_one_line(files, words, options, tmp_path):
+    with pytest.raises(UserError) as error:
+        read(tmp_path, files, **options)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_classes_are_spelled_as_in_the_names_of_files(tmp_path):
+    files = {f"train_{name}.txt": "a text\n" for name in ("Non-fiction", "Sci_Fi")}
+    assert {label for _, label in pairs(read(tmp_path, files, format="class_files"))} == {"Non-fiction", "Sci_Fi"}
+
+
 def test_names_that_may_be_classes_are_confirmed(tmp_path):
     files = {"chapter.txt": "a text\n" * 5, "poem.txt": "a line\n" * 5}
     with pytest.raises(UserError, match=r"chapter.txt, poem.txt may each have the texts .* --format class_files"):

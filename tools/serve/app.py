@@ -5,7 +5,7 @@ import contextlib
 import math
 from argparse import Namespace
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI, HTTPException
 from fastapi.exceptions import RequestValidationError
@@ -14,7 +14,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import Response
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 from swagger_ui_bundle import swagger_ui_path
 
 from tools.serve import batcher
@@ -30,7 +30,7 @@ class Row(BaseModel):
     id."""
 
     model_config = ConfigDict(extra="forbid")
-    id: str | int | None = None
+    id: Annotated[str, BeforeValidator(str)] | None = None
     text: str | None = None
     tokens: list[str] | None = None
     text_pair: str | None = None
@@ -75,7 +75,7 @@ class Service:
         """The texts of a request as rows for the predictor. Raises InputError if one is invalid, before it is batched
         with texts of other requests."""
         texts = request.texts if isinstance(request.texts, list) else [request.texts]
-        rows = [text if isinstance(text, str) else as_row(text) for text in texts]
+        rows = [text if isinstance(text, str) else text.model_dump(exclude_none=True) for text in texts]
         if not 0 < len(rows) <= self.options.max_texts:
             raise HTTPException(413 if rows else 400, f"a request has 1 to {self.options.max_texts} texts")
         for number, row in enumerate(rows, 1):
@@ -101,11 +101,6 @@ class Service:
         names = {"js": "swagger-ui-bundle.js", "css": "swagger-ui.css", "favicon": "favicon-32x32.png"}
         files: dict[str, Any] = {f"swagger_{kind}_url": f"swagger/{name}" for kind, name in names.items()}
         return get_swagger_ui_html(openapi_url="openapi.json", title="Labels", **files)
-
-
-def as_row(text: Row) -> batcher.Row:
-    row = text.model_dump(exclude_none=True)
-    return row | {"id": str(row["id"])} if "id" in row else row
 
 
 async def not_valid(_: Any, error: RequestValidationError) -> Response:
