@@ -28,7 +28,7 @@ TEXT_KEYS = ("text", "tokens", "text_pair")
 HIDDEN = ("_where", "split", "group")  # keys that are not written
 RESERVED = (*PARTS_OF_A_ROW, *HIDDEN)  # keys other than labels
 SENTENCE_ENDS = frozenset(".。!！?？…")
-MOST_TOKENS, MOST_CHARACTERS = 100, 2000  # of a text that is alone in its file; few are longer
+MOST_TOKENS, MOST_CHARACTERS = 50, 2000  # of a text that is alone in its file; few are longer
 
 
 def part_words(path: str | Path) -> list[str]:
@@ -73,7 +73,7 @@ def abbreviate(names: Iterable[object], limit: int = 12, width: int = 60) -> str
 
 
 def same_file(where: str, other: str) -> str:
-    """`other` without what `where` says, its file or folder: a message names a path once."""
+    """`other` without the file or folder that `where` names, so that a message names it once."""
     head, comma, row = other.rpartition(", ")
     if comma and where.startswith(f"{head}, "):
         return row
@@ -120,9 +120,9 @@ def length_of(example: Example) -> int:
 
 
 def is_whole_file(examples: Sequence[Example]) -> bool:
-    """Whether nothing seems to separate the texts of a file, whose examples are one, two or three.
+    """Whether the one to three examples of a file seem to be its whole text, because no delimiter was found.
 
-    A single one is too long, or has several ends of sentences; of two or three, the longest has many.
+    A single one is too long, or has several ends of sentences; the longest of two or three has many of them.
     """
     longest = max(examples, key=length_of)
     length, tokens = length_of(longest), longest.get("tokens")
@@ -130,8 +130,8 @@ def is_whole_file(examples: Sequence[Example]) -> bool:
         return len(examples) == 1 and length >= MOST_CHARACTERS
     ends = sum(token in SENTENCE_ENDS for token in tokens[:-1])
     if len(examples) > 1:
-        return length >= 2 * MOST_TOKENS and ends >= 10
-    return length > MOST_TOKENS or (ends > 1 and length > 20)
+        return length >= 4 * MOST_TOKENS and ends >= 10
+    return length >= MOST_TOKENS or (ends > 1 and length > 20)
 
 
 def counts_up(cells: Sequence[str]) -> bool:

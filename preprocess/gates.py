@@ -22,7 +22,7 @@ from preprocess.labels.form import Form
 from preprocess.labels.kinds import as_list, is_number
 from preprocess.labels.literals import literal
 from preprocess.labels.positions import marks_width, names_of_positions
-from preprocess.labels.schemes import read_tags
+from preprocess.labels.schemes import is_prefixed, read_tags
 from preprocess.labels.spans import is_spans, read_spans
 from preprocess.storage.arrow import Store
 
@@ -366,7 +366,7 @@ def mixed_tags(evidence: Evidence) -> str | None:
 
 def some_of(name: str, tags: set[str]) -> str:
     """A message with some tags that are written in different ways."""
-    prefixed = [tag for tag in sorted(tags - {"O"}) if re.match(r"[BIbi][-_]", tag)]
+    prefixed = [tag for tag in sorted(tags - {"O"}) if is_prefixed(tag)]
     others = sorted(tags - {"O", *prefixed})
     mixed = ", ".join(map(shown, [*prefixed[:2], *others[:2]]))
     return f"some tags of {name!r} have B- and I-, and others not, or they are written in several ways: {mixed}"

@@ -55,7 +55,7 @@ def shown_label(example: Example, name: str, kind: str) -> Iterator[str]:
         yield "no label" if label is None else cut(shown) or "none of the labels"
     elif label is None:
         yield cut(join_tokens(example["tokens"], "word")[0], MOST) + " (not annotated)"
-    elif kind == "tagging" and not all(map(STANDARD.parse, label)):  # parts of speech, say
+    elif kind == "tagging" and not all(map(STANDARD.parse, label)):  # such as parts of speech
         yield cut(" ".join(f"{token}|{tag}" for token, tag in zip(example["tokens"], label)), MOST)
     else:
         yield marked_text(example["tokens"], spans_of(label))

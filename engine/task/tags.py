@@ -84,7 +84,7 @@ class TagFacts:
 
 
 def find_scheme(tag_lists: Iterable[Sequence[str]]) -> str | None:
-    """ "bio", "iob1", "bioes", "bmes" or "bilou"; None if the tags do not mark entities (parts of speech, say).
+    """ "bio", "iob1", "bioes", "bmes" or "bilou"; None if the tags do not mark entities (such as parts of speech).
 
     IOB1 writes B- only where an entity follows one of its own type directly (Ramshaw and Marcus, 1995).
     """

@@ -43,7 +43,7 @@ ONLY_TYPE = "entity"  # of the tags B, I and O without types
 def read_tags(tags: Collection[str]) -> tuple[dict[str, str], str] | None:
     """({tag: as B-X or O}, how the tags of a file are written); None if some look like B-X or X-B, but not all.
 
-    The dict is empty if nothing changes. Tags that mark no entities, such as parts of speech, only lose blanks.
+    The dict is empty if nothing changes. Tags that mark no entities, such as parts of speech, are only stripped.
     """
     bare = {tag: tag.strip() for tag in tags}
     outside = {tag for tag in bare.values() if tag in ("O", "o", "-")}

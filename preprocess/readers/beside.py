@@ -25,14 +25,14 @@ HEAD_ROWS = 200  # by which texts with a tag per word are recognised
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx", ".conllu", ".conll", ".ann")
 
 
-def pieces_of(path: Path) -> list[str]:
+def name_pieces(path: Path) -> list[str]:
     """The words of a file's name, and the delimiters between them."""
     name = path.name[: -len(path.suffix)] if path.suffix.lower() == ".gz" else path.name
     return re.split(r"([._\-\s]+)", name)
 
 
 def words_of(path: Path) -> list[str]:
-    return [word.lower() for word in pieces_of(path)[::2] if word]
+    return [word.lower() for word in name_pieces(path)[::2] if word]
 
 
 def label_file_of(path: Path) -> Path | None:
@@ -93,7 +93,7 @@ def classes_of(files: list[Path]) -> dict[Path, str] | None:
 
 def class_of(path: Path, words: Collection[str]) -> str:
     """The words of a file's name that name its class, as they are spelled there."""
-    name, pieces = "", pieces_of(path)
+    name, pieces = "", name_pieces(path)
     for delimiter, word in zip(["", *pieces[1::2]], pieces[::2]):
         if word.lower() in words:
             name += (delimiter if name else "") + word

@@ -1,4 +1,4 @@
-"""The shapes of JSON objects: one row of SHAPES says where the text, its spans and its labels are.
+"""The shapes of JSON objects: one row of SHAPES defines where the text, its spans and its labels are.
 
 Edit here to add your own shape: one more row (docs/cookbook/json_shape.md). A row fits if all
 paths that it names are in the first objects, with values of the right type. Of several that fit, the one that

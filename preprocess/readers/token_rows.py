@@ -369,7 +369,7 @@ def example_of(layout: Layout, start: int, block: list[Cells], options: ReadOpti
 
 
 def token_layout(path: str | Path, names: list[str], rows: list[Row], options: ReadOptions) -> Layout | None:
-    """The Layout of a table with one token per row, None if it is not such a table. rows: its first, blank ones too
+    """The Layout of a table with one token per row, None for others. rows: the first ones, with blank rows
 
     It is one if an option names its tokens or sentences, if it has columns for both, or if each text is one word and
     its label a tag. Its sentences end where the sentence's column changes, at blank rows, or at --sentence_end.
