@@ -157,7 +157,7 @@ MUTATIONS = {
         "shapes any_data",
     ),
     "comments of CoNLL-U are words": (
-        "preprocess/readers/tagged.py",
+        "preprocess/readers/conll.py",
         'elif not row.startswith("#"):',
         "else:",
         "shapes",

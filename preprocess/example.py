@@ -5,7 +5,10 @@ Here are the names of its other keys and of the parts, and the checks of its tex
 
 import json
 import re
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
@@ -19,9 +22,27 @@ PART_NAMES = {
     **dict.fromkeys(("testa", "验证集", "开发集"), "dev"),  # testa, testb: CoNLL-2003
     **dict.fromkeys(("test", "testing", "testb", "测试", "测试集"), "test"),
 }
+PART_WORD = re.compile(r"^.*\d(?=[a-z])|\d+$")  # what a number joins to the name of a part: wnut17train, train2
+CAPITAL = re.compile(r"(?<=[a-z])(?=(?:Train|Dev|Valid|Val|Test|Data|Set)(?![a-z]))")  # trainData
 TEXT_KEYS = ("text", "tokens", "text_pair")
 HIDDEN = ("_where", "split", "group")  # keys that are not written
 RESERVED = (*PARTS_OF_A_ROW, *HIDDEN)  # keys other than labels
+SENTENCE_ENDS = frozenset(".。!！?？…")
+MOST_TOKENS, MOST_CHARACTERS = 50, 2000  # of a text that is alone in its file; few are longer
+
+
+def part_words(path: str | Path) -> list[str]:
+    """The words of a file's name, or of a key, that name parts."""
+    words = [word.lower() for piece in re.split(r"[._\-\s]+", Path(path).name) for word in CAPITAL.split(piece)]
+    words = [word if word in PART_NAMES else PART_WORD.sub("", word) for word in words]
+    return [word for word in words if word in PART_NAMES]
+
+
+def part_of_name(path: str | Path) -> str | None:
+    """The part named by a file's name (train.csv, atis.dev.txt, wnut17train.conll, test-00000-of-00001.parquet) or by a
+    key (oos_val), or None, also if it names several."""
+    found = {PART_NAMES[word] for word in part_words(path)}
+    return found.pop() if len(found) == 1 else None
 
 
 def cut(text: str, most: int = 60) -> str:
@@ -45,8 +66,14 @@ def without_last_word(head: str) -> str:
     return re.sub(r", \S+$", "", head)
 
 
+def abbreviate(names: Iterable[object], limit: int = 12, width: int = 60) -> str:
+    """The first of many names, for a message on one line. width: characters of a name that are shown"""
+    shown = [cut(str(name) if str(name).isprintable() else repr(name), width) for name in names]
+    return ", ".join(shown[:limit]) + (f", … ({len(shown) - limit:,} more)" if len(shown) > limit else "")
+
+
 def same_file(where: str, other: str) -> str:
-    """`other` without what `where` says, its file or folder: a message names a path once."""
+    """`other` without the file or folder that `where` names, so that a message names it once."""
     head, comma, row = other.rpartition(", ")
     if comma and where.startswith(f"{head}, "):
         return row
@@ -90,3 +117,25 @@ def encode(text: str, where: str) -> bytes:
 def length_of(example: Example) -> int:
     """The length of an example in tokens, or in characters if it has no tokens."""
     return len(example.get("tokens") or example["text"])
+
+
+def is_whole_file(examples: Sequence[Example]) -> bool:
+    """Whether the one to three examples of a file seem to be its whole text, because no delimiter was found.
+
+    A single one is too long, or has several ends of sentences; the longest of two or three has many of them.
+    """
+    longest = max(examples, key=length_of)
+    length, tokens = length_of(longest), longest.get("tokens")
+    if tokens is None:
+        return len(examples) == 1 and length >= MOST_CHARACTERS
+    ends = sum(token in SENTENCE_ENDS for token in tokens[:-1])
+    if len(examples) > 1:
+        return length >= 4 * MOST_TOKENS and ends >= 10
+    return length >= MOST_TOKENS or (ends > 1 and length > 20)
+
+
+def counts_up(cells: Sequence[str]) -> bool:
+    """Whether cells are whole numbers, each of them the next one."""
+    if not all(cell.isdecimal() and len(cell) < 16 for cell in cells):
+        return False
+    return all(int(after) == int(before) + 1 for before, after in pairwise(cells))

@@ -1,12 +1,10 @@
-"""Refuses data that was read, but implausibly: what was read is probably not what the file says.
+"""Gates: refuse data that was parsed without an error, but that was probably misread.
 
-Edit here to add a gate: a function of the Evidence, and a line in GATES. `--accept NAME` lets data through one of them.
+Edit here to add a gate: a function of the Evidence, and a line in GATES. `--accept NAME` turns a gate off.
 """
 
-import ast
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -16,20 +14,23 @@ import numpy as np
 import regex
 
 from engine.errors import UserError
-from engine.task.tags import TagFacts
+from engine.task.tags import STANDARD, USUAL, TagFacts, parse_tag
 from engine.task.text import HAN, text_of
 from preprocess.checks.texts import garbled, is_quoted, undecodable
-from preprocess.example import Example, shown
+from preprocess.example import Example, counts_up, is_whole_file, length_of, shown
 from preprocess.labels.form import Form
 from preprocess.labels.kinds import as_list, is_number
+from preprocess.labels.literals import literal
 from preprocess.labels.positions import marks_width, names_of_positions
-from preprocess.labels.schemes import read_tags
+from preprocess.labels.schemes import is_prefixed, read_tags
 from preprocess.labels.spans import is_spans, read_spans
 from preprocess.storage.arrow import Store
 
-SAMPLE = 5000  # rows at which the gates look, spread evenly over all
-FEW = 20  # rows below which shares say nothing
-SENTENCE_END = frozenset(".!?。！？")
+SAMPLE = 5000  # rows that the gates inspect, spread evenly over the data
+FEW = 20  # with fewer rows, a share may be due to chance
+# Shares of implausible rows. Correct data has a few such rows; in misread data, nearly all rows are implausible
+MOST, MANY, NEARLY_ALL = 0.8, 0.9, 0.98
+LONGEST_WORD = 30  # characters
 POS = set("ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X".split())
 POS |= set("NN NNS NNP VB VBD VBG VBN VBZ JJ RB IN DT PRP CC CD TO VV NR PU AD".split())
 ID = re.compile(
@@ -37,17 +38,20 @@ ID = re.compile(
     r"|\S+\.(jpe?g|png|gif|wav|mp3)",
     re.I,
 )
-CONTAINER = re.compile(r"\s*(\[.*\]|\{.*\}|\(.*\))\s*", re.S)
+NUMBERED = regex.compile(rf"{HAN}\d+")  # 科0
+CONTAINER = re.compile(
+    r"""\s*(?s:\[\s*['"\[{(].*\]|\{\s*['"\[{(].*\}|\(\s*['"\[{(].*\))\s*"""
+)  # also if it does not parse
 OFFSETS = re.compile(r"\(?\d+[^\w\s]\s*\d+[^\w\s]\s*[^\W\d]\w*\)?([;|,\s]+\(?\d+[^\w\s]\s*\d+[^\w\s]\s*[^\W\d]\w*\)?)*")
 
 
 @dataclass
 class Evidence:
-    """What the gates look at: a sample of the rows as they were read, and the tags of all rows."""
+    """What the gates inspect: a sample of the rows as they were read, and the tags of all rows."""
 
     form: Form
     rows: list[Example]
-    short_files: list[list[Example]]  # the rows of files with up to three
+    short_files: list[list[Example]]  # the rows of files with up to three rows, if there are few files
     store: Store
     text_column: str  # --text_column
     broken: Mapping[str, str | None]  # {task: a label with a line break or tab}
@@ -59,9 +63,9 @@ class Evidence:
         return [(row, row[name]) for row in self.rows if row.get(name) not in (None, "")]
 
     def distinct(self, name: str) -> float:
-        """The share of different labels among all rows, which are read again if the sample does not decide."""
+        """The share of different labels among all rows, which are read again if the sample exceeds the limit."""
         labels = [item for _, label in self.labels(name) for item in names_in(label)]
-        if len(self.rows) < len(self.store) and len({*labels}) > 0.8 * len(labels):
+        if len(self.rows) < len(self.store) and len({*labels}) > MOST * len(labels):
             hashes = [hash(item) for row in self.store for item in names_in(row.get(name))]
             return len({*hashes}) / max(1, len(hashes))
         return len({*labels}) / max(1, len(labels))
@@ -75,13 +79,13 @@ class Evidence:
 
 class Gate(NamedTuple):
     name: str  # for --accept
-    look: Callable[[Evidence], str | None]  # what is implausible, with its row; None if nothing
-    advice: str  # the options that decide
+    look: Callable[[Evidence], str | None]  # describes what is implausible, with its row; None if nothing is
+    advice: str  # the options that solve it
     after_labels: bool = False  # whether it needs the tags of all rows
 
 
 def short_files(store: Store, most: int = 3) -> list[list[Example]]:
-    """The examples of each file with up to three, if the files are few."""
+    """The examples of each file that has at most three; none if there are many files."""
     files = store.rows_of_files()
     return [store.pick(rows) for rows in files.values() if len(rows) <= most] if len(files) <= 9 else []
 
@@ -101,7 +105,7 @@ def gather(store: Store, form: Form, values: Mapping[str, Any], text_column: str
 
 
 def name_positions(evidence: Evidence, config: Any) -> None:
-    """Makes label sets of lists of 0 and 1, if the names of their positions are known."""
+    """Converts lists of 0 and 1 to sets of labels, if the names of their positions are known."""
     for name in evidence.form.names:
         width = width_of_marks(evidence, name)
         if width and (names := names_of_positions(config.label_names, Path(config.input), width, name)):
@@ -110,14 +114,14 @@ def name_positions(evidence: Evidence, config: Any) -> None:
 
 
 def refuse(evidence: Evidence, accepted: Sequence[str], after_labels: bool) -> None:
-    """Raises UserError for the first gate that the data does not pass. accepted: names in --accept"""
+    """Raises UserError for the first gate that the data does not pass. accepted: the gates in --accept"""
     for gate in GATES:
         if gate.name not in accepted and gate.after_labels == after_labels and (found := gate.look(evidence)):
             raise UserError(f"{found}; {gate.advice}; if it is right as it is: --accept {gate.name}")
 
 
 def check_accepted(option: str) -> list[str]:
-    """The names in --accept. Raises UserError for one that is no gate."""
+    """The gates in --accept. Raises UserError for an unknown one."""
     names = [name.strip() for name in option.split(",") if name.strip()]
     if unknown := sorted({*names} - {gate.name for gate in GATES}):
         raise UserError(f"--accept {unknown[0]}: no such gate; they are {', '.join(gate.name for gate in GATES)}")
@@ -138,102 +142,97 @@ def share(flags: Sequence[object]) -> float:
 def tagged(evidence: Evidence) -> list[str]:
     """The tasks whose labels are lists of strings next to tokens."""
     with_tokens = evidence.rows and "tokens" in evidence.rows[0]
-    return [
-        name
-        for name in evidence.form.names
-        if with_tokens and any(isinstance(x, list) and len(x) == len(e["tokens"]) for e, x in evidence.labels(name))
-    ]
+    return [name for name in evidence.form.names if with_tokens and any(map(is_per_token, evidence.labels(name)))]
+
+
+def is_per_token(row_and_label: tuple[Example, Any]) -> bool:
+    row, label = row_and_label
+    return isinstance(label, list) and len(label) == len(row["tokens"])
 
 
 def one_word(evidence: Evidence) -> str | None:
-    """Each row is a single word of a sentence, not a sentence."""
+    """Whether each row is a single word instead of a sentence."""
     rows = evidence.rows
     if len(rows) < 5 or "text_pair" in rows[0]:
         return None
-    words = [row["tokens"][0] if "tokens" in row else row["text"].strip() for row in rows]
-    if "tokens" in rows[0]:
-        is_odd = share([len(row["tokens"]) == 1 for row in rows]) >= 0.98 and bool(tagged(evidence))
-    elif share([len(word) <= 30 and word.split() == [word] for word in words]) < 0.98:
+    with_tokens = "tokens" in rows[0]
+    words = [row["tokens"][0] if with_tokens else row["text"].strip() for row in rows]
+    alone = [len(row["tokens"]) == 1 if with_tokens else is_word(word) for row, word in zip(rows, words)]
+    if share(alone) < NEARLY_ALL:
         return None
+    if with_tokens:
+        is_odd = bool(tagged(evidence))
     else:
-        marks = [word for word in words if not any(map(str.isalnum, word))]
-        is_odd = any(are_tags([str(x) for _, x in labels]) for _, labels in evidence.free())
-        is_odd = is_odd or (len(rows) >= FEW and len(marks) > 0.02 * len(rows) and len({*words}) < 0.98 * len(rows))
+        signs = share([not any(map(str.isalnum, word)) for word in words])
+        as_in_sentences = len(rows) >= FEW and signs > 1 - NEARLY_ALL and len({*words}) < NEARLY_ALL * len(words)
+        is_odd = as_in_sentences or any(are_tags([str(x) for _, x in labels]) for _, labels in evidence.free())
     return f"{where(rows[0])}: every row is one word, such as {shown(words[0])}, not a sentence" if is_odd else None
+
+
+def is_word(text: str) -> bool:
+    return len(text) <= LONGEST_WORD and text.split() == [text]
 
 
 def are_tags(labels: Sequence[str]) -> bool:
     """Whether these are tags of words rather than classes of texts."""
     names = {label.strip() for label in labels}
-    if len(names) < 2 and "O" not in names:
-        return False
+    if "O" in names or len(names) < 2:
+        return "O" in names
     letters = {*"Bb"} & names and {*"IMEime"} & names and all(len(name) == 1 for name in names)
-    prefixed = share([re.fullmatch(r"[BIESMLUbi][-_].+|.+[-_][BIES]", name) for name in names - {"O"}])
-    pos = len(names & POS) >= 3 and share([label.strip() in POS for label in labels]) >= 0.8
-    return "O" in names or bool(letters) or prefixed > 0.5 or pos
+    found = [parse_tag(name) for name in names]
+    prefixed = share([tag is not None and (tag.letter.isupper() or tag.letter in "bi") for tag in found]) > 0.5
+    return bool(letters) or prefixed or (len(names & POS) >= 3 and share([x.strip() in POS for x in labels]) >= MOST)
 
 
 def one_example(evidence: Evidence) -> str | None:
-    """A file is one long example, or two or three, because nothing separates them."""
+    """Whether a file was read as a few very long examples, because it has no delimiter that is known."""
     for rows in evidence.short_files:
-        lengths = [len(row.get("tokens") or row["text"]) for row in rows]
-        tokens = max(rows, key=lambda row: len(row.get("tokens") or row["text"])).get("tokens")
-        ends = sum(token in SENTENCE_END for token in tokens or ())
-        limit = (50 if len(rows) == 1 else 200) if tokens else 2000
-        if max(lengths) >= limit and (len(rows) == 1 or ends >= 10) and where(rows[0])[-1:].isdecimal():
-            unit = "tokens" if tokens else "characters"
+        if where(rows[0])[-1:].isdecimal() and is_whole_file(rows):  # otherwise the folder has one text per file
+            unit = "tokens" if "tokens" in rows[0] else "characters"
             what = "one example" if len(rows) == 1 else f"only {len(rows)} examples"
-            return f"{where(rows[0])}: the whole file is {what}, of {max(lengths):,} {unit}"
+            return f"{where(rows[0])}: the whole file is {what}, of {max(map(length_of, rows)):,} {unit}"
     return None
 
 
 def counted(evidence: Evidence) -> str | None:
-    """The tokens count 1, 2, 3, …: they are the numbers of rows."""
+    """Whether the tokens are 1, 2, 3, …, which are the numbers of the rows."""
     rows = [row for row in evidence.rows if len(row.get("tokens", ())) > 1]
-    counting = [is_count(row["tokens"]) for row in rows]
-    if len(rows) >= 3 and share(counting) > 0.9:
+    if len(rows) >= 3 and share([counts_up(row["tokens"]) for row in rows]) > MANY:
         return f"{where(rows[0])}: the tokens count {shown(' '.join(rows[0]['tokens'][:4]))[1:-1]} …"
     return None
 
 
-def is_count(tokens: Sequence[str]) -> bool:
-    first = tokens[0]
-    return len(first) < 10 and first.isdecimal() and [*tokens] == [str(int(first) + n) for n in range(len(tokens))]
-
-
 def numbers_as_texts(evidence: Evidence) -> str | None:
-    """The texts are ids, numbers, times or names of files."""
+    """Whether the texts are ids, numbers, times or file names."""
     texts = [row["text"].strip() for row in evidence.rows if "text" in row]
-    if evidence.text_column or len(texts) < 10 or share([ID.fullmatch(text) for text in texts]) < 0.95:
+    if evidence.text_column or len(texts) < 10 or share([ID.fullmatch(text) for text in texts]) < MANY:
         return None
     return f"{where(evidence.rows[0])}: the texts are ids or numbers, such as {shown(texts[0])}"
 
 
 def glued(evidence: Evidence) -> str | None:
-    """Tokens are characters with a number appended."""
+    """Whether tokens are characters with a number appended."""
     tokens = [(row, token) for row in evidence.rows[:1000] for token in row.get("tokens", ())]
-    if len(tokens) > 10 and share([regex.fullmatch(rf"{HAN}\d+", token) for _, token in tokens]) > 0.5:
-        row, token = next(pair for pair in tokens if regex.fullmatch(rf"{HAN}\d+", pair[1]))
+    found = [(row, token) for row, token in tokens if NUMBERED.fullmatch(token)]
+    if len(tokens) > 10 and len(found) > 0.5 * len(tokens):
+        row, token = found[0]
         return f"{where(row)}: tokens are characters with a number appended, such as {shown(token)}"
     return None
 
 
 def csv_quotes(evidence: Evidence) -> str | None:
     quoted = [row for row in evidence.rows if is_quoted(row)]
-    if len(quoted) < 3 or len(quoted) < 0.01 * len(evidence.rows):
+    if len(quoted) < 3 or len(quoted) < 0.01 * len(evidence.rows):  # a few texts may be quotations
         return None
     return f"{where(quoted[0])}: {len(quoted)} texts are in CSV quotes, such as {shown(text_of(quoted[0]))}"
 
 
 def wrong_encoding(evidence: Evidence) -> str | None:
-    odd = [row for row in evidence.rows if (text := text_of(row)) and not text.isascii() and is_garbled(text)]
-    if len(odd) < 5 or len(odd) < 0.3 * len(evidence.rows):
+    texts = [(row, text_of(row)) for row in evidence.rows]
+    odd = [(row, text) for row, text in texts if not text.isascii() and (undecodable(text) or garbled(text))]
+    if len(odd) < 5 or len(odd) < 0.3 * len(texts):  # the data checks report single texts
         return None
-    return f"{where(odd[0])}: texts look decoded with the wrong encoding, such as {shown(text_of(odd[0]))}"
-
-
-def is_garbled(text: str) -> bool:
-    return bool(undecodable(text) or garbled(text))
+    return f"{where(odd[0][0])}: texts look decoded with the wrong encoding, such as {shown(odd[0][1])}"
 
 
 # ---- labels as they were read --------------------------------------------------------------------------------------
@@ -253,43 +252,39 @@ def width_of_marks(evidence: Evidence, name: str) -> int:
     labels = evidence.labels(name)
     if evidence.form.chosen.get(name, "multilabel") != "multilabel" or name in evidence.form.positions or not labels:
         return 0
-    if "tokens" in labels[0][0] and all(isinstance(x, list) and len(x) == len(e["tokens"]) for e, x in labels):
+    if "tokens" in labels[0][0] and all(map(is_per_token, labels)):
         return 0
     return marks_width([label for _, label in labels])
 
 
 def structured(evidence: Evidence) -> str | None:
-    """Labels are written as JSON or Python lists or dicts, or are offsets."""
+    """Whether labels are written as JSON or Python lists or dicts, or are offsets."""
     for name in evidence.form.names:
         chosen, labels = evidence.form.chosen.get(name), evidence.labels(name)
-        cells = [(row, label) for row, label in labels if isinstance(label, str)]
-        odd = [(row, label) for row, label in cells if is_structured(label, chosen)]
-        if chosen in (None, "multilabel") and odd and len(odd) > 0.3 * len(labels):
+        odd = [(row, label) for row, label in labels if isinstance(label, str) and is_structured(label, chosen)]
+        if chosen in (None, "multilabel") and len(odd) > 0.3 * len(labels):  # the name of a class may have brackets
             row, label = odd[0]
             return f"{where(row)}: {name}={shown(label)} is no label, but a list, dict or offsets"
     return None
 
 
 def is_structured(cell: str, chosen: str | None) -> bool:
-    if not CONTAINER.fullmatch(cell):
-        return chosen is None and bool(OFFSETS.fullmatch(cell.strip()))
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            value = parse(cell.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        is_set = isinstance(value, list | tuple) and not any(isinstance(item, list | dict | tuple) for item in value)
-        return isinstance(value, list | tuple | dict) and not (chosen == "multilabel" and is_set)
-    return bool(re.match(r"""\s*[\[({]\s*['"\[{(]""", cell))
+    value = literal(cell)
+    if isinstance(value, list | dict):
+        is_set = isinstance(value, list) and not any(isinstance(item, list | dict) for item in value)
+        return not (chosen == "multilabel" and is_set)
+    return bool(CONTAINER.fullmatch(cell)) or (chosen is None and bool(OFFSETS.fullmatch(cell.strip())))
 
 
 def offsets(evidence: Evidence) -> str | None:
-    """A label is the list of the positions of its characters."""
+    """Whether labels are lists of character positions."""
     for name, labels in evidence.free() if "text" in evidence.rows[0] else ():
-        lists = [(e, x) for e, x in labels if isinstance(x, list) and len(x) > 2 and {*map(type, x)} == {int}]
-        runs = [sum(b == a + 1 for a, b in pairwise(x)) > 0.6 * (len(x) - 1) for _, x in lists]
-        inside = [max(x) < len(text_of(e)) for e, x in lists]
-        if len(lists) > 4 and share(runs) > 0.8 and all(inside) and len(lists) > 0.2 * len(labels):
+        lists = [(row, x) for row, x in labels if isinstance(x, list) and len(x) > 2 and {*map(type, x)} == {int}]
+        runs = share([sum(b == a + 1 for a, b in pairwise(x)) > 0.6 * (len(x) - 1) for _, x in lists])
+        inside = all(max(x) < len(text_of(row)) for row, x in lists)
+        if (
+            len(lists) > 4 and runs > MOST and inside and len(lists) > 0.2 * len(labels)
+        ):  # many texts may have an empty list
             row, label = lists[0]
             return f"{where(row)}: {name}={shown(label)} lists positions of characters, not labels"
     return None
@@ -318,20 +313,20 @@ def broken_labels(evidence: Evidence) -> str | None:
 
 
 def names_in(label: Any) -> list[str]:
-    """The names of classes in a label: none in spans and in numbers with a decimal point."""
+    """The class names in a label; spans and numbers with a decimal point have none."""
     items = label if isinstance(label, list) else [label]
     return [str(item) for item in items if isinstance(item, str | int) and not isinstance(item, bool)]
 
 
 def free_text(evidence: Evidence) -> str | None:
-    """Nearly all labels are different."""
+    """Whether nearly all labels are different."""
     for name, labels in evidence.free():
         plain = [item for _, label in labels for item in names_in(label)]
         if len(plain) < max(FEW, 0.5 * len(labels)) or name in {*evidence.regression, *tagged(evidence)}:
             continue
-        if (different := evidence.distinct(name)) > 0.8:
+        if (different := evidence.distinct(name)) > MOST:
             row, label = labels[0]
-            numeric = share([is_number(item) for item in plain]) > 0.9
+            numeric = share([is_number(item) for item in plain]) > MANY
             advice = f"; if they are numbers: --label_type {name}=regression" if numeric else ""
             what = f"the labels {name}={shown(label)}, … are nearly all different ({different:.0%})"
             return f"{where(row)}: {what}{advice}"
@@ -350,25 +345,29 @@ def only_outside(evidence: Evidence) -> str | None:
     return None
 
 
+def as_read(tags: Collection[str]) -> set[str] | None:
+    """Tags converted to B-X and O; None if they are written in several ways."""
+    written = read_tags(tags)
+    return written and {*(written[0].values() or tags)}
+
+
 def mixed_tags(evidence: Evidence) -> str | None:
     for name, files in evidence.tags.items() if evidence.form.tag_scheme != "keep" else ():
-        as_read: set[str] = set()
+        together: set[str] = set()
         for file, facts in files.items():
-            if (written := read_tags(facts.tags)) is None:
+            if (read := as_read(facts.tags)) is None:
                 return f"{file}: {some_of(name, facts.tags)}"
-            as_read |= {*(written[0].values() or facts.tags)}
-        if read_tags(as_read) is None:
+            together |= read
+        if as_read(together) is None:
             first, *others = files
-            return f"{first} (and {', '.join(Path(file).name for file in others[:2])}): {some_of(name, as_read)}"
+            return f"{first} (and {', '.join(Path(file).name for file in others[:2])}): {some_of(name, together)}"
     return None
 
 
 def some_of(name: str, tags: set[str]) -> str:
-    """Tags that are written in different ways, as shown."""
-    prefixed: list[str] = []
-    others: list[str] = []
-    for tag in sorted(tags - {"O"}):
-        (prefixed if re.match(r"[BIbi][-_]", tag) else others).append(tag)
+    """A message with some tags that are written in different ways."""
+    prefixed = [tag for tag in sorted(tags - {"O"}) if is_prefixed(tag)]
+    others = sorted(tags - {"O", *prefixed})
     mixed = ", ".join(map(shown, [*prefixed[:2], *others[:2]]))
     return f"some tags of {name!r} have B- and I-, and others not, or they are written in several ways: {mixed}"
 
@@ -376,23 +375,21 @@ def some_of(name: str, tags: set[str]) -> str:
 def double_prefix(evidence: Evidence) -> str | None:
     for name, files in evidence.tags.items():
         for file, facts in files.items():
-            written = read_tags(facts.tags)
-            read = written[0].values() if written and written[0] else facts.tags
-            found = [re.fullmatch(r"[BIESMLU]-([BIESMLU])[-_](.+)", tag) for tag in read]
-            parts = {match.groups() for match in found if match}
-            several = len(parts) > len({kind for _, kind in parts})
-            if several or (parts and {letter for letter, _ in parts} <= {"B", "I"}):
-                tag = next(match[0] for match in found if match)
-                return f"{file}: tags of {name!r} have two prefixes, such as {shown(tag)}"
+            tags = {tag: STANDARD.parse(tag) for tag in sorted(as_read(facts.tags) or facts.tags)}
+            found = {tag: inner for tag, outer in tags.items() if outer and (inner := USUAL.parse(outer.kind))}
+            inside = {*found.values()}
+            several = len(inside) > len({tag.kind for tag in inside})
+            if several or (inside and {tag.letter for tag in inside} <= {"B", "I"}):
+                return f"{file}: tags of {name!r} have two prefixes, such as {shown(next(iter(found)))}"
     return None
 
 
 def many_tags(evidence: Evidence) -> str | None:
-    """The tags are nearly all different: lemmas, numbers of heads."""
+    """Whether the tags are nearly all different, as lemmas and numbers of syntactic heads are."""
     for name in evidence.tags:
         tags = [tag for _, label in evidence.labels(name) if isinstance(label, list) for tag in label]
         tags = [tag for tag in tags if isinstance(tag, str)]
-        if len(tags) >= 100 and len({*tags}) > max(50, 0.3 * len(tags)):
+        if len(tags) >= 100 and len({*tags}) > max(50, 0.3 * len(tags)):  # tag sets of morphology have hundreds of tags
             row = evidence.rows[0]
             return f"{where(row)}: the tags of {name!r}, such as {shown(tags[0])}, are nearly all different"
     return None

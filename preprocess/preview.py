@@ -1,9 +1,9 @@
 """Shows what was understood of the input before anything is written: formats, columns, parts, examples."""
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
+from engine.task.tags import STANDARD
 from engine.task.text import join_tokens
 from engine.task.words import entities_in
 from preprocess.example import Example, cut
@@ -11,7 +11,6 @@ from preprocess.prepared import Prepared
 
 MOST = 160  # characters of a text that are shown
 AROUND = 12  # tokens shown before the first entity of a long text
-ENTITY_TAG = re.compile(r"[BIESMLU]-.")
 
 
 def show_data(data: Prepared, number: int) -> None:
@@ -34,7 +33,7 @@ def spans_of(label: Any) -> list[tuple[int, int, str]]:
     """[(first token, last token, type)] of a label that is spans or tags."""
     if not label or isinstance(label[0], list):
         return [tuple(span) for span in label or ()]
-    if not any(map(ENTITY_TAG.match, label)):
+    if not any(tag != "O" and STANDARD.parse(tag) for tag in label):
         return []
     return [(first, last, kind) for kind, first, last in entities_in(label)]
 
@@ -56,7 +55,7 @@ def shown_label(example: Example, name: str, kind: str) -> Iterator[str]:
         yield "no label" if label is None else cut(shown) or "none of the labels"
     elif label is None:
         yield cut(join_tokens(example["tokens"], "word")[0], MOST) + " (not annotated)"
-    elif kind == "tagging" and not all(tag == "O" or ENTITY_TAG.match(tag) for tag in label):  # parts of speech, say
+    elif kind == "tagging" and not all(map(STANDARD.parse, label)):  # such as parts of speech
         yield cut(" ".join(f"{token}|{tag}" for token, tag in zip(example["tokens"], label)), MOST)
     else:
         yield marked_text(example["tokens"], spans_of(label))

@@ -18,6 +18,7 @@ PAIRS = [("question", "sentence"), ("question", "passage"), ("query", "title"), 
 PAIRS += [("context", "hypothesis")]
 LABEL_NAMES = "label labels entities spans intent class category target slots tags ner ner_tags cats 标签 类别".split()
 
+TAG = r"(?:O|[BIESMLU][-_]\S+)"  # a tag of entities
 NAME = r"(?P<label>[^\W\d][\w.\-]*)"
 NO_LINK = r"(?!https?:|ftp:|mailto:|www\.)"
 INLINE = {  # {example: a pattern with the groups `label` and `text`}

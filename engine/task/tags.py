@@ -1,7 +1,53 @@
 """Tags of words: schemes such as BIO and BIOES, and which tag may follow which."""
 
-import re
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+LETTERS = frozenset("BIESMLU")  # of BIO, BIOES, BMES and BILOU
+
+
+class Tag(NamedTuple):
+    """A tag of an entity, such as B-LOC; O has no kind."""
+
+    letter: str
+    kind: str
+
+
+class Notation(NamedTuple):
+    """How the tags of entities are written: B-LOC, LOC-B, b-LOC."""
+
+    behind: bool = False  # LOC-B; Korean corpora then write - instead of O: PER_B PER_I -
+    lower: bool = False  # b-LOC
+    signs: str = "-_"  # any of them is between the letter and the kind
+
+    @property
+    def name(self) -> str:
+        return f"X{self.signs[0]}B" if self.behind else f"B{self.signs[0]}X"
+
+    def parse(self, tag: str) -> Tag | None:
+        """The parts of a tag; None if it is written otherwise."""
+        if tag == "O" or (tag == "o" and self.lower) or (tag == "-" and self.behind):
+            return Tag("O", "")
+        letter, sign, kind = (tag[-1:], tag[-2:-1], tag[:-2]) if self.behind else (tag[:1], tag[1:2], tag[2:])
+        if not kind or kind[0].isspace() or sign not in self.signs or self.lower != letter.islower():
+            return None
+        return Tag(letter, kind) if letter.upper() in LETTERS else None
+
+
+STANDARD = Notation(signs="-")  # of the processed folder
+USUAL = Notation()
+NOTATIONS = [USUAL, Notation(behind=True), Notation(lower=True)]  # the most frequent first
+
+
+def notation_of(tags: Iterable[str]) -> Notation | None:
+    """The notation in which all tags are written; None if they are not tags of entities."""
+    different = set(tags)
+    return next((n for n in NOTATIONS if different - {"-"} and all(map(n.parse, different))), None)
+
+
+def parse_tag(tag: str) -> Tag | None:
+    """The parts of a tag in the first notation that it has."""
+    return next(filter(None, (notation.parse(tag) for notation in NOTATIONS)), None)
 
 
 class TagFacts:
@@ -24,8 +70,9 @@ class TagFacts:
     @property
     def scheme(self) -> str | None:
         """See find_scheme."""
-        letters = {tag[0] if re.match(r"[BIESMLU]-.", tag) else "" for tag in self.tags - {"O"}}
-        if not letters or "" in letters:
+        tags = [STANDARD.parse(tag) for tag in self.tags - {"O"}]
+        letters = {tag.letter for tag in tags if tag}
+        if not tags or None in tags:
             return None
         if letters & {"L", "U"}:
             return "bilou"
@@ -37,7 +84,7 @@ class TagFacts:
 
 
 def find_scheme(tag_lists: Iterable[Sequence[str]]) -> str | None:
-    """ "bio", "iob1", "bioes", "bmes" or "bilou"; None if the tags do not mark entities (parts of speech, say).
+    """ "bio", "iob1", "bioes", "bmes" or "bilou"; None if the tags do not mark entities (such as parts of speech).
 
     IOB1 writes B- only where an entity follows one of its own type directly (Ramshaw and Marcus, 1995).
     """

@@ -1,4 +1,4 @@
-"""Lists of one length of 0 and 1, which say for each position whether its label is given ("multi-hot")."""
+"""Lists of 0 and 1 of the same length, one position per label ("multi-hot")."""
 
 import re
 from collections import Counter

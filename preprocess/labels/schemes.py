@@ -3,12 +3,11 @@
 Edit here to read another tag scheme.
 """
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from engine.errors import UserError
-from engine.task.tags import TagFacts
+from engine.task.tags import LETTERS, STANDARD, Notation, TagFacts, parse_tag
 from preprocess.example import cut, file_of
 from preprocess.storage.facts import Note, Sample
 
@@ -35,52 +34,50 @@ class Scheme:
         return convert_tags(tags, source, self.target) if source and source != self.target else tags
 
 
-SEPARATORS = "-_:/.|–—−"
-# How the tags of entities are written: as B-X, as b_X, as X-B, …; the first that fits all tags of a file is meant
-WRITTEN = [(f"B{sign}X", re.compile(rf"([BIESMLU]){re.escape(sign)}(.+)", re.I | re.S)) for sign in SEPARATORS]
-WRITTEN += [(f"X{sign}B", re.compile(rf"(.+){re.escape(sign)}([BIESMLU])", re.I | re.S)) for sign in SEPARATORS]
-PREFIXED = re.compile(r"[BI][-_].+|.+[-_][BI]|[bi]-.+", re.S)
+SIGNS = "-_:/.|–—−"  # between letter and type
+ORDERS = ((False, False), (False, True), (True, False), (True, True))  # (the letter is behind, it is lower case)
+WRITTEN = [Notation(behind, lower, sign) for behind, lower in ORDERS for sign in SIGNS]
 ONLY_TYPE = "entity"  # of the tags B, I and O without types
 
 
 def read_tags(tags: Collection[str]) -> tuple[dict[str, str], str] | None:
     """({tag: as B-X or O}, how the tags of a file are written); None if some look like B-X or X-B, but not all.
 
-    The dict is empty if nothing changes. Tags that mark no entities, such as parts of speech, only lose blanks.
+    The dict is empty if nothing changes. Tags that mark no entities, such as parts of speech, are only stripped.
     """
     bare = {tag: tag.strip() for tag in tags}
     outside = {tag for tag in bare.values() if tag in ("O", "o", "-")}
     marked = {*bare.values()} - outside
-    written, how = bare, ""
+    standard, how = dict[str, str](), ""
     if marked and len(outside) < 2:
-        for how_written, pattern in WRITTEN:
-            if same := as_prefixes(marked, pattern, how_written, bool(outside)):
-                written, how = {tag: same.get(name, "O") for tag, name in bare.items()}, how_written
-                break
-        else:
-            if outside and marked & {*"BIbi"} and {tag.upper() for tag in marked} <= {*"BIESMLU"}:
-                same = {tag: "O" if tag in outside else f"{tag.upper()}-{ONLY_TYPE}" for tag in bare.values()}
-                written, how = {tag: same[name] for tag, name in bare.items()}, "B"
-    if not how and any(map(PREFIXED.fullmatch, marked)) and (outside or has_both_letters(marked)):
+        found = ((as_prefixes(marked, notation, bool(outside)), notation.name) for notation in WRITTEN)
+        standard, how = next((pair for pair in found if pair[0]), ({}, ""))
+    if not how and len(outside) == 1 and marked & {*"BIbi"} and {tag.upper() for tag in marked} <= LETTERS:
+        standard, how = {tag: f"{tag.upper()}-{ONLY_TYPE}" for tag in marked}, "B"
+    if not how and any(map(is_prefixed, marked)) and (outside or has_both_letters(marked)):
         return None
-    changed = any(tag != name for tag, name in written.items())
-    how = how if any(bare[tag] != name for tag, name in written.items()) else "B-X with blanks"
-    return (written, how) if changed else ({}, "")
+    written = {tag: standard.get(name, "O") if how else name for tag, name in bare.items()}
+    if all(tag == name for tag, name in written.items()):
+        return {}, ""
+    return written, how if any(bare[tag] != name for tag, name in written.items()) else "B-X with blanks"
 
 
-def as_prefixes(tags: Collection[str], pattern: re.Pattern[str], how: str, outside: bool) -> dict[str, str]:
-    """{tag: as B-X} if all tags fit the pattern and mark entities, otherwise {}. outside: whether others are O"""
-    matches = {tag: pattern.fullmatch(tag) for tag in tags}
-    if not all(matches.values()):
+def is_prefixed(tag: str) -> bool:
+    """Whether a tag looks like one with B or I."""
+    found = parse_tag(tag)
+    return found is not None and found.letter in "BIbi"
+
+
+def as_prefixes(tags: Collection[str], notation: Notation, outside: bool) -> dict[str, str]:
+    """{tag: as B-X} if all tags fit the notation and mark entities, otherwise {}. outside: whether others are O"""
+    parts = {tag: found for tag in tags if (found := notation.parse(tag))}
+    if len(parts) < len(tags):
         return {}
-    parts = {tag: match.groups()[:: 1 if how[0] == "B" else -1] for tag, match in matches.items() if match}
-    letters = "".join(letter for letter, _ in parts.values())
-    if not (letters.isupper() or letters.islower()):
-        return {}
-    several = len({*parts.values()}) > len({kind for _, kind in parts.values()})  # a type with two letters
-    usual = how == "B-X" and letters.isupper()
-    enough = several or (outside and how[0] == "B" and len(parts) > 1 and {*letters.upper()} <= {*"BISU"})
-    return {tag: f"{letter.upper()}-{kind}" for tag, (letter, kind) in parts.items()} if usual or enough else {}
+    letters = {part.letter.upper() for part in parts.values()}
+    several = len({*parts.values()}) > len({part.kind for part in parts.values()})  # a type with two letters
+    enough = several or (outside and not notation.behind and len(parts) > 1 and letters <= {*"BISU"})
+    is_usual = notation == STANDARD
+    return {tag: f"{part.letter.upper()}-{part.kind}" for tag, part in parts.items()} if is_usual or enough else {}
 
 
 def has_both_letters(tags: Collection[str]) -> bool:
@@ -144,10 +141,10 @@ def choose_scheme(
     """
     sources = {file: facts.scheme for file, facts in files.items()}
     tags = {tag for facts in files.values() for tag in facts.tags}
-    strange = {tag for tag in tags if tag != "O" and not re.match(r"[BIESMLU]-.", tag)}
+    strange = {tag for tag in tags if not STANDARD.parse(tag)}
     runs, notes = False, []
     if wanted != "keep" and "O" in tags and len(tags) > 1 and not any(sources.values()):
-        if len(strange) < len(tags) / 2 or any(map(PREFIXED.fullmatch, tags)):
+        if len(strange) < len(tags) / 2 or any(map(is_prefixed, tags)):
             advice = "entities cannot be recognised until they are corrected"
             notes = [Note(f"{name}: some tags do not follow the tag scheme", find_rows(strange), advice)]
         else:

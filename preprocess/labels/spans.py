@@ -5,7 +5,7 @@ Edit here to read spans in another form.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import regex
 
@@ -23,6 +23,19 @@ SPAN_KEYS = [  # the usual names of a span's start, end, label and surface
     ("label", "labels", "type", "entity_type", "entity_group", "tag"),
     ("text", "entity", "word", "surface", "mention"),
 ]
+
+
+class StoredSpan(NamedTuple):
+    """A span as the data stores it; None for what is missing."""
+
+    start: Any
+    end: Any
+    label: Any
+    surface: Any = None
+    continuous: bool = True
+
+    def has_place(self) -> bool:
+        return type(self.start) is int and type(self.end) is int
 
 
 def is_spans(value: Any) -> bool:
@@ -49,13 +62,15 @@ def read_spans(value: Any, text: str, where: str) -> list[Span]:
     """
     spans = []
     fields = fields_of_dict(value, where) if isinstance(value, dict) else (fields_of(item, text) for item in value)
-    for start, end, label, surface in fields:
-        if type(start) is not int or type(end) is not int or not isinstance(label, str) or not label:
+    for span in fields:
+        start, end, label, surface, _ = span
+        if not span.has_place() or not isinstance(label, str) or not label:
             given = ", ".join(map(shown, (start, end, label)))
             raise UserError(f"{where}: a span needs a start, an end and a label, found {given}")
         if surface and text[start:end] != surface and text[start : end + 1] == surface:
             end += 1  # the data counts its ends as inclusive
-        if surface and text[start:end] != surface and in_utf16(text, start, end) == surface:
+        ends = from_utf16(text, start, end) if surface and text[start:end] != surface else None
+        if ends and text[slice(*ends)] == surface:
             advice = "which is there in UTF-16 units, of which an emoji has two: add --offsets utf16"
             raise UserError(f"{where}: the span {start} to {end} gives {shown(surface)}, {advice}")
         if not 0 <= start < end <= len(text):
@@ -68,27 +83,33 @@ def read_spans(value: Any, text: str, where: str) -> list[Span]:
     return sorted(set(spans))
 
 
-def in_utf16(text: str, start: int, end: int) -> str:
-    """What is between two places in a text that are counted in UTF-16 units, as JavaScript and Java do."""
-    return text.encode("utf-16-le", "surrogatepass")[2 * start : 2 * end].decode("utf-16-le", "replace")
+def from_utf16(text: str, *places: int) -> list[int] | None:
+    """Places counted in UTF-16 units, as JavaScript and Java do (an emoji is two), in characters; None if one lies
+    outside the text or inside a character."""
+    raw = text.encode("utf-16-le", "surrogatepass")
+    if min(places) < 0 or 2 * max(places) > len(raw):
+        return None
+    try:
+        return [len(raw[: 2 * place].decode("utf-16-le")) for place in places]
+    except UnicodeDecodeError:
+        return None
 
 
-def fields_of_dict(value: dict, where: str) -> Iterator[tuple[Any, Any, Any, Any]]:
-    """Yields (start, end, label, surface) of CLUENER's {label: {surface: [[first, last]]}}."""
+def fields_of_dict(value: dict, where: str) -> Iterator[StoredSpan]:
+    """The spans of CLUENER's {label: {surface: [[first, last]]}}."""
     for label, surfaces in value.items():
         if not isinstance(surfaces, dict):
             raise UserError(f"{where}: entities must be {{label: {{surface: [[first, last]]}}}} or a list of spans")
         for surface, ranges in surfaces.items():
             for ends in ranges if isinstance(ranges, list) else [ranges]:
                 start, last = ends if isinstance(ends, list) and len(ends) == 2 else (ends, None)
-                yield start, last + 1 if isinstance(last, int) else last, label, surface
+                yield StoredSpan(start, last + 1 if isinstance(last, int) else last, label, surface)
 
 
-def fields_of(item: Any, text: str = "") -> tuple[Any, Any, Any, Any]:
-    """(start, end, label, surface) of one span; None for what is missing. text: in which `entity`, the only name that
-    may be either, is not the surface, and so the label"""
+def fields_of(item: Any, text: str = "") -> StoredSpan:
+    """One span. text: shows whether `entity`, the only name that may be either, is the surface or the label"""
     if not isinstance(item, dict):
-        return (*item, None) if isinstance(item, list) and len(item) == 3 else (item, None, None, None)
+        return StoredSpan(*item) if isinstance(item, list) and len(item) == 3 else StoredSpan(item, None, None)
     start, end, label, surface = (next((item[key] for key in keys if key in item), None) for keys in SPAN_KEYS)
     if isinstance(label, list) and len(label) == 1:
         (label,) = label
@@ -97,7 +118,7 @@ def fields_of(item: Any, text: str = "") -> tuple[Any, Any, Any, Any]:
         if not is_surface:
             label = item["entity"]
             surface = next((item[key] for key in SPAN_KEYS[3] if key in item and key != "entity"), None)
-    return start, end, label, surface
+    return StoredSpan(start, end, label, surface)
 
 
 def without_overlaps(spans: Iterable[Span]) -> tuple[list[Span], list[Span]]:

@@ -25,7 +25,7 @@ def is_archive(path: Path) -> bool:
 
 
 def unpacked(path: Path, stack: ExitStack) -> Path:
-    """The innermost folder of an archive. stack: keeps them while they are read"""
+    """Unpacks an archive. -> its innermost folder, which exists until the stack is closed"""
     room = Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name
     try:
         with zipfile.ZipFile(path) as archive:
@@ -47,7 +47,7 @@ def is_hidden(name: str) -> bool:
 
 
 def innermost(path: Path) -> Path:
-    """The folder that is in a folder with nothing else, and is no part."""
+    """Descends into a folder as long as it contains a single folder that is not named like a part."""
     while path.is_dir():
         inside = [one for one in path.iterdir() if not is_hidden(one.name)]
         if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in PART_NAMES:

@@ -1,4 +1,4 @@
-"""Plain text files whose labels are elsewhere: in a file next to them, row by row, or in their names, one per class."""
+"""Plain text files whose labels are in a second file, row by row, or in the file names, with one file per class."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -6,32 +6,33 @@ from itertools import islice
 from pathlib import Path
 
 from engine.errors import UserError
-from preprocess.example import PART_NAMES, Example
+from engine.task.tags import notation_of
+from preprocess.example import PART_NAMES, Example, abbreviate, part_of_name
 from preprocess.readers.options import ReadOptions
-from preprocess.readers.raw_files import abbreviate, open_bytes, read_rows, split_words
-from preprocess.readers.token_rows import pattern_of
+from preprocess.readers.raw_files import named_rows, open_bytes, rows_side_by_side, split_words
 
-# Words of file names: of a file of texts, and of one with their labels
+# Words in the name of a file with texts, and in the name of the file with their labels
 TEXT_WORDS = set("text texts sentence sentences x in input inputs data txt".split())
 LABEL_WORDS = set("label labels target targets y tag tags intent intents 标签".split())
-# Words of files that are not a class
-OTHER_WORDS = (
-    TEXT_WORDS | LABEL_WORDS | set("corpus vocab vocabulary classes class dict stopwords source words".split())
+# Words in the names of files that are not a class
+OTHER_WORDS = set(
+    "corpus vocab vocabulary classes class dict stopwords source words readme license mapping map".split()
 )
-OTHER_WORDS |= set("readme license mapping map index list names all raw clean notes output result results".split())
-# Names of files that can only be classes; other names are confirmed by --format class_files
+OTHER_WORDS |= set("map index list names all raw clean notes output result results".split()) | TEXT_WORDS | LABEL_WORDS
+# File names that are surely classes; others have to be confirmed with --format class_files
 CLASS_WORDS = set("pos neg neu positive negative neutral good bad spam ham true false real fake yes no".split())
+HEAD_ROWS = 200  # by which texts with a tag per word are recognised
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx", ".conllu", ".conll", ".ann")
 
 
-def pieces_of(path: Path) -> list[str]:
-    """The words of a file's name, and what separates them."""
+def name_pieces(path: Path) -> list[str]:
+    """The words of a file's name, and the delimiters between them."""
     name = path.name[: -len(path.suffix)] if path.suffix.lower() == ".gz" else path.name
     return re.split(r"([._\-\s]+)", name)
 
 
 def words_of(path: Path) -> list[str]:
-    return [word.lower() for word in pieces_of(path)[::2] if word]
+    return [word.lower() for word in name_pieces(path)[::2] if word]
 
 
 def label_file_of(path: Path) -> Path | None:
@@ -57,82 +58,66 @@ def number_of_rows(path: Path) -> int:
 
 
 def read_beside(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """A text per row, and in the file next to it its label, or a tag for each of its words. For prediction, an empty
-    row keeps its place."""
+    """One text per row; the file next to it has a label, or a tag per word, in the same row. For prediction, an empty
+    row keeps its position."""
     beside = label_file_of(path)
     if beside is None:
         raise UserError(f"{path}: no file of as many labels next to it, such as {path.stem}.labels")
-    pairs = zip(read_rows(path, options.encoding), read_rows(beside, options.encoding))
-    head = [(split_words(text), split_words(label)) for (_, text), (_, label) in islice(pairs, 200)]
-    fits = all(len(words) == len(tags) for words, tags in head) or pattern_of(tag for _, tags in head for tag in tags)
-    tagged = fits and any(len(tags) > 1 for _, tags in head)
+    head = list(islice(rows_side_by_side([path, beside], options.encoding), HEAD_ROWS))
+    pairs = [(split_words(text), split_words(label)) for _, (text, label) in head]
+    fits = all(len(words) == len(tags) for words, tags in pairs)
+    fits = fits or notation_of(tag for _, tags in pairs for tag in tags) is not None
+    tagged = fits and any(len(tags) > 1 for _, tags in pairs)
     columns = {"text": path.name, "tags" if tagged else "label": beside.name}
     options.understood.add(path, "texts with labels next to them", **columns)
-    for (number, text), (_, label) in zip(read_rows(path, options.encoding), read_rows(beside, options.encoding)):
-        where, words, tags = f"{path}, row {number}", split_words(text), split_words(label)
-        if not tagged:
-            if text.strip() or label.strip() or not options.labelled:
-                yield {"_where": where, "text": text, "label": label.strip()}
-        elif words or tags or not options.labelled:
-            if options.labelled and len(words) != len(tags):
-                raise UserError(f"{where}: {len(words)} words, but {beside.name} has {len(tags)} tags")
-            yield {"_where": where, "tokens": words or [""], "slots": tags}
+    for where, (text, label) in rows_side_by_side([path, beside], options.encoding):
+        words, tags = split_words(text), split_words(label)
+        if tagged and options.labelled and len(words) != len(tags):
+            raise UserError(f"{where}: {len(words)} words, but {beside.name} has {len(tags)} tags")
+        if not options.labelled or text.strip() or label.strip():
+            of_text = {"text": text, "label": label.strip()}
+            yield {"_where": where, **({"tokens": words or [""], "slots": tags} if tagged else of_text)}
 
 
 def classes_of(files: list[Path]) -> dict[Path, str] | None:
-    """{file: its class} by their names, without the words that all have and those that name parts; None if the names
+    """{file: its class}: its name without the words that all names have and those of parts; None if the names
     are not those of classes."""
     words = {path: [word for word in words_of(path) if word not in PART_NAMES and word != "txt"] for path in files}
     common = set.intersection(*map(set, words.values())) if words else set()
-    classes = {path: class_of(path, {*found} - common) for path, found in words.items()}
-    seen = [(part_of(path), name) for path, name in classes.items()]
-    unusual = any(
-        not name or name.isdigit() or ({*words[path]} - common) & OTHER_WORDS for path, name in classes.items()
-    )
-    if len({*classes.values()}) < 2 or unusual or len({*seen}) < len(seen):
-        return None
-    return classes
+    words_of_class = {path: {*found} - common for path, found in words.items()}
+    classes = {path: class_of(path, found) for path, found in words_of_class.items()}
+    unusual = any(not name or name.isdigit() or words_of_class[path] & OTHER_WORDS for path, name in classes.items())
+    is_repeated = len({(part_of_name(path), name) for path, name in classes.items()}) < len(classes)
+    return None if unusual or is_repeated or len({*classes.values()}) < 2 else classes
 
 
 def class_of(path: Path, words: Collection[str]) -> str:
     """The words of a file's name that name its class, as they are spelled there."""
-    name, separators = "", ["", *pieces_of(path)[1::2]]
-    for separator, word in zip(separators, pieces_of(path)[::2]):
+    name, pieces = "", name_pieces(path)
+    for delimiter, word in zip(["", *pieces[1::2]], pieces[::2]):
         if word.lower() in words:
-            name += (separator if name else "") + word
+            name += (delimiter if name else "") + word
     return name
-
-
-def part_of(path: Path) -> str | None:
-    return next((PART_NAMES[word] for word in words_of(path) if word in PART_NAMES), None)
 
 
 def class_files(folder: Path) -> list[Path]:
     """The plain text files of a folder, sorted."""
-    return [
-        path
-        for path in sorted(folder.iterdir())
-        if path.is_file()
-        and not path.name.startswith((".", "README"))
-        and path.suffix.lower() not in (*TABLES, ".md", ".py")
-    ]
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith((".", "README"))]
+    return [path for path in files if path.suffix.lower() not in (*TABLES, ".md", ".py")]
 
 
 def read_class_files(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """A folder with one file per class: a text per row."""
+    """A folder with one file per class, and one text per row."""
     files = class_files(path)
-    classes = classes_of(files)
+    classes, listed = classes_of(files), abbreviate(file.name for file in files)
     if classes is None:
-        found = abbreviate(file.name for file in files)
-        raise UserError(f"{path}: needs one text file per class, called like the class; it has {found}")
-    is_sure = all(map(part_of, files)) or {name.lower() for name in classes.values()} <= CLASS_WORDS
+        raise UserError(f"{path}: needs one text file per class, called like the class; it has {listed}")
+    names = list(dict.fromkeys(classes.values()))
+    is_sure = all(map(part_of_name, files)) or {name.lower() for name in names} <= CLASS_WORDS
     if options.format != "class_files" and not is_sure:
-        found = abbreviate(file.name for file in files)
-        raise UserError(f"{path}: {found} may each have the texts of one class; if so, add --format class_files")
-    print(f"{path}: one class for each of the {len({*classes.values()})} files ({abbreviate({*classes.values()})})")
+        raise UserError(f"{path}: {listed} may each have the texts of one class; if so, add --format class_files")
+    print(f"{path}: one class for each of the {len(names)} files ({abbreviate(names)})")
     for file, name in classes.items():
-        part = part_of(file)
-        for number, row in read_rows(file, options.encoding):
-            if row.strip():
-                example = {"_where": f"{file}, row {number}", "text": row, "label": name}
-                yield example | ({"split": part} if part else {})
+        part = part_of_name(file)
+        for where, row in named_rows(file, options.encoding):
+            yield {"_where": where, "text": row, "label": name} | ({"split": part} if part else {})

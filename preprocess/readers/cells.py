@@ -1,29 +1,27 @@
-"""Values in the cells of a table: lists and objects, and one tag per word."""
+"""Cells of a table that are lists or objects written as text, or one tag per word."""
 
-import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
 from engine.task.signs import LABEL_NAMES, alike
+from engine.task.tags import USUAL
 from preprocess.example import shown
 from preprocess.labels.kinds import NO_LABEL
 from preprocess.labels.literals import literal
 from preprocess.readers.columns import Columns, Head
-from preprocess.readers.conversion import are_plain, keys_of_cells, read_cell
+from preprocess.readers.conversion import is_plain_object, keys_of_cells, read_cell
 from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.raw_files import split_words
 
-TAG = re.compile(r"O|[BIESMLU][-_]\S+")
 Read = Callable[[str], Any]
-KEPT_AS_TEXT = ("classification", "regression")  # with these types of --label_type, a cell is a string
+KEPT_AS_TEXT = ("classification", "regression")  # types in --label_type whose labels are never lists
 
 
 def tags_in(cell: str) -> list[str] | None:
-    """One tag per word, separated by blanks, as in "O O B-LOC"; None for other cells."""
+    """The tags in a cell such as "O O B-LOC", one per word; None for other cells."""
     tags = split_words(cell)
-    return tags if tags and all(map(TAG.fullmatch, tags)) else None
+    return tags if tags and all(map(USUAL.parse, tags)) else None
 
 
 def is_empty(cell: str) -> bool:
@@ -31,70 +29,59 @@ def is_empty(cell: str) -> bool:
 
 
 class Cells:
-    """How the cells of a table become values: found in the first rows, applied to all."""
+    """Parses the cells of the text and of the labels; how is inferred from the first rows."""
 
-    def __init__(self, path: str | Path, labels: dict[str, Any], options: ReadOptions) -> None:
-        self.path, self.options = path, options
-        self.labels = {task: source for task, source in labels.items() if isinstance(source, str)}
-        self.readers: dict[str, Read] = {}  # {"text" or task: what reads its cells}
-        self.objects: dict[str, list[str]] = {}  # {task: keys of its objects of plain values}
-        self.split: Callable[[str], list[str]] | None = None  # a text into the words that the tags are of
-
-    @classmethod
-    def of(cls, head: Head, columns: Columns, options: ReadOptions) -> "Cells":
-        """The Cells of a table, by its first rows. Labels that are not read may still say what the words are."""
+    def __init__(self, head: Head, columns: Columns, options: ReadOptions) -> None:
+        self.path, self.options, self.text = head.path, options, columns.text
+        self.readers: dict[str, Read] = {}  # {column: the parser of its cells}
+        self.tasks: dict[str, str] = {}  # {label column that is parsed: its task}
+        self.keys: dict[str, list[str]] = {}  # {column: the keys of its objects}
         usual = {name: name for name in alike(LABEL_NAMES, head.names) if name not in (columns.text, columns.pair)}
-        found = cls(head.path, columns.labels if options.labelled else usual, options)
+        labels = columns.labels if options.labelled else usual  # those that are not read show what the words are
         by_name = {name: [row[i] for row in head.rows] for i, name in enumerate(head.names)}
         texts = by_name[columns.text]
         if sum(is_strings(literal(text)) for text in texts) > 0.5 * sum(not is_empty(text) for text in texts):
-            found.readers["text"] = literal
-        if "structured" not in split_names(options.accept):
-            for task, source in found.labels.items():
-                found.look_at(task, by_name[source], texts)
-        return found
+            self.readers[columns.text] = literal
+        for task, source in labels.items() if "structured" not in split_names(options.accept) else ():
+            if isinstance(source, str):
+                self.look_at(task, source, by_name[source], texts)
 
-    def look_at(self, task: str, cells: list[str], texts: list[str]) -> None:
-        """Decides how the cells of a label column are read."""
+    def look_at(self, task: str, column: str, cells: list[str], texts: list[str]) -> None:
+        """Chooses the parser of a label column."""
         read: Read | None = next((read for read in (literal, tags_in) if all_fit(cells, read)), None)
         if read is None or self.options.label_types.get(task) in KEPT_AS_TEXT:
             return
         values = [(read(cell), text) for cell, text in zip(cells, texts) if not is_empty(cell)]
-        are_tags = all(is_strings(value) and all(map(TAG.fullmatch, value)) for value, _ in values)
-        as_tokens: list[Callable[[str], Any]] = (
-            [literal] if "text" in self.readers else [split_words, str.split, characters]
-        )
+        is_list = self.readers.get(self.text) is literal
+        as_tokens: list[Read] = [literal] if is_list else [split_words, str.split, characters]
         fits = [split for split in as_tokens if all(len(value) == len(split(text) or ()) for value, text in values)]
         if read is tags_in and not any(len(value) > 1 for value, _ in values):
             return
-        if are_tags and "text" not in self.readers:
-            self.split = self.split or (fits[0] if fits else split_words)
+        are_tags = all(is_strings(value) and all(map(USUAL.parse, value)) for value, _ in values)
+        if are_tags:  # the text is split into the words that have these tags
+            self.readers.setdefault(self.text, fits[0] if fits else split_words)
         if not self.options.labelled:
             return
-        if all(isinstance(value, dict) and value and are_plain(value.values()) for value, _ in values):
-            self.objects[task] = keys_of_cells(self.path, task, [value for value, _ in values])
-        self.readers[task] = read
+        if all(is_plain_object(value) for value, _ in values):
+            self.keys[column] = keys_of_cells(self.path, task, [value for value, _ in values])
+        self.readers[column], self.tasks[column] = read, task
         print(f"{self.path}: the cells of {task!r} are read as {'tags' if are_tags else 'lists or objects'}")
 
-    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
-        """An example with the values that its cells are."""
-        where = example["_where"]
-        for name, read in self.readers.items():
-            cell = example.get(name) or ""
-            if is_empty(cell):
-                chosen = self.options.label_types.get(name)
-                example[name] = cell if name == "text" or (chosen == "multilabel" and not cell) else None
-                continue
-            example[name] = read(cell)
-            if example[name] is None:
-                raise UserError(f"{where}: {name!r} is {shown(cell)}, but a list or object in other rows")
-            if name in self.objects:
-                example |= read_cell(example, where, name=name, keys=self.objects[name])
-        if isinstance(example.get("text"), list):
-            example["tokens"] = example.pop("text")
-        elif self.split and "text" in example:
-            example["tokens"] = self.split(example.pop("text"))
-        return example
+    def __call__(self, values: dict[str, Any], where: str) -> dict[str, Any]:
+        """The row with parsed cells."""
+        return values | {column: self.value(column, values[column], where) for column in self.readers}
+
+    def value(self, column: str, cell: str, where: str) -> Any:
+        read, task = self.readers[column], self.tasks.get(column, "text")
+        if column == self.text and read is not literal:
+            return read(cell)
+        if is_empty(cell):
+            is_label = column != self.text and (cell or self.options.label_types.get(task) != "multilabel")
+            return None if is_label else cell
+        value = read(cell)
+        if value is None:
+            raise UserError(f"{where}: {task!r} is {shown(cell)}, but a list or object in other rows")
+        return read_cell(value, where, task, self.keys[column]) if column in self.keys else value
 
 
 def all_fit(cells: Sequence[str], read: Read) -> bool:

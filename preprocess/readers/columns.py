@@ -3,6 +3,7 @@
 Edit here, or in engine/task/signs.py, to have your own column names found without a flag.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,13 @@ from typing import Any, NamedTuple
 
 from engine.errors import UserError
 from engine.task.signs import LABEL_NAMES, PAIR_NAMES, PAIRS, TEXT_NAMES, alike, by_usual, inline_syntax
-from preprocess.example import PART_NAMES, RESERVED, Example
+from engine.task.words import text_or_tokens
+from preprocess.example import PART_NAMES, RESERVED, Example, abbreviate
 from preprocess.readers.inline import without_marks
 from preprocess.readers.options import ReadOptions, split_names
-from preprocess.readers.raw_files import abbreviate
 
 NUMBER_NAMES = "score rating stars similarity".split()  # labels if none of LABEL_NAMES is present
-# If none of those is present either, the first of these that is
+# Used if none of these is present either: the first that is
 OTHER_LABEL_NAMES = "sentiment emotion topic polarity 情感 情感标签 情感倾向 情感极性 情绪 分类 类型 意图 实体".split()
 OTHER_LABEL_NAMES += "评分 星级 得分 打分 分数 相似度 gold_label is_duplicate".split()
 PART_COLUMNS = (
@@ -49,18 +50,19 @@ OTHER_TASKS: dict[str, list[set[str]]] = {
         {"translation"},
     ],
 }
-# What would help to use some of a task's data, other than a column with one label per text
+# How data of an unsupported task can still be used, apart from a column with one label per text
 HELP = {
     "events with triggers and arguments": "triggers can be read as spans: "
     'convert each to {"start": …, "end": …, "label": its type} in a list under `entities`',
     "questions with answers in a text (as in SQuAD)": "answers can be read as spans of a text: "
     'convert each to {"start": …, "end": …, "label": "answer"} in a list under `entities`',
 }
+JOINED_INTENTS = re.compile(r"[^\W\d][^\s#]*(#[^\W\d][^\s#]*)+")  # but neither "C#" nor "topic#1"
 YES = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
 
 class NoLabels(UserError):
-    """A file has no label column. names: of its columns"""
+    """A file has no label column. names: its columns"""
 
     def __init__(self, message: str, names: Iterable[str]) -> None:
         super().__init__(message)
@@ -68,7 +70,7 @@ class NoLabels(UserError):
 
 
 class Columns(NamedTuple):
-    """The columns that are read of a row. labels: {task: its label column, or a list of columns of 0 and 1}."""
+    """The roles of the columns. labels: {task: its label column, or a list of columns of 0 and 1}."""
 
     text: str
     pair: str | None
@@ -76,21 +78,34 @@ class Columns(NamedTuple):
     extras: list[str]
     kept: list[str]
     group: str | None = None
-    part: str | None = "split"  # names the part of a row
-    inline: str | None = None  # how entities are marked in the text, see INLINE
+    part: str | None = "split"  # the column with the part of each row
+    inline: str | None = None  # a syntax of INLINE in which entities are marked in the text
 
-    def parts_of(self, values: Mapping[str, Any], where: str) -> Example:
-        """What an example has in addition to its texts: group, extra columns, columns kept for the report, labels."""
-        parts: Example = {"group": values.get(self.group)} if self.group else {}
+    @property
+    def sources(self) -> list[str]:
+        """All label columns."""
+        return [name for source in self.labels.values() for name in ([source] if isinstance(source, str) else source)]
+
+    def example(self, values: Mapping[str, Any], where: str) -> Example:
+        """The example of a row. The role given by an option takes precedence, even for a column called `id`."""
+        example: Example = {"_where": where}
+        for key, column in (("id", "id"), ("split", self.part)):
+            if column and column not in (self.text, self.pair, *self.sources) and values.get(column) is not None:
+                example[key] = values[column]
+        example |= text_or_tokens(values[self.text], values.get("text"))
+        if self.pair:
+            example["text_pair"] = values[self.pair]
+        if self.group:
+            example["group"] = values.get(self.group)
         if self.extras:
-            parts["extras"] = {name: values.get(name) for name in self.extras}
+            example["extras"] = {name: values.get(name) for name in self.extras}
         if self.kept:
-            parts["kept"] = {name: values.get(name) for name in self.kept}
+            example["kept"] = {name: values.get(name) for name in self.kept}
         if self.inline:
-            parts["text"], parts["slots"] = without_marks(str(values.get(self.text) or ""), self.inline, where)
+            example["text"], example["slots"] = without_marks(str(values[self.text] or ""), self.inline, where)
         for task, source in self.labels.items():
-            parts[task] = values.get(source) if isinstance(source, str) else names_marked(source, values, where)
-        return parts
+            example[task] = values.get(source) if isinstance(source, str) else names_marked(source, values, where)
+        return example
 
 
 @dataclass(frozen=True)
@@ -100,7 +115,7 @@ class Head:
     path: str | Path
     names: list[str]
     rows: list[list[Any]]
-    listed: str  # the names, for messages
+    listed: str  # the names, as shown in messages
 
     def pick(self, flag: str, wanted: Iterable[str], usual: Iterable[str] = (), needed: bool = True) -> list[str]:
         """The columns that an option names, otherwise all columns with usual names."""
@@ -139,31 +154,32 @@ def refuse_other_tasks(head: Head, options: ReadOptions) -> None:
 
 
 def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) -> Columns:
-    """The Columns named by the options, otherwise those with usual names; prints them.
+    """The Columns named by the options, otherwise those with usual names; they are printed.
 
-    known: columns that are certain to be labels, by the file's format.
+    known: columns that are labels according to the file's format.
     """
     path, names, listed = head.path, head.names, head.listed
     if not known:
         refuse_other_tasks(head, options)
     text, pair = find_texts(head, options)
     inline = find_inline(head, options, text, known)
-    if not options.labelled:  # the model knows its extra columns
+    if not options.labelled:  # a trained model knows which extra columns it needs
         options.understood.add_columns(text=repr(text), pair=pair, entities=inline and f"marks {inline}, removed")
         extras = [name for name in names if name not in (text, pair, "id", "split")]
         options.understood.unread.update(alike([*LABEL_NAMES, *NUMBER_NAMES, *OTHER_LABEL_NAMES], extras))
         return Columns(text, pair, {}, extras, [], inline=inline)
     part = find_part(head, options)
     labels = find_labels(head, options, known, {text, pair, part}, needed=not inline)
-    used = [name for source in labels.values() for name in ([source] if isinstance(source, str) else source)]
+    group = next(iter(head.pick("group_column", [options.group_column], needed=False)), None)
+    extras = head.pick("extra_columns", split_names(options.extra_columns), needed=False)
+    kept = head.pick("keep_columns", split_names(options.keep_columns), needed=False)
+    columns = Columns(text, pair, labels, extras, kept, group, part, inline)
+    used = columns.sources
     if text in used or pair in used:
         raise UserError(f"{path}: --label_column names a text column; {listed}")
     for task in labels:
         if task in RESERVED or set(task) & set(".,="):
             raise UserError(f"{path}: a label column cannot be called {task!r}; rename it")
-    group = first_or_none(head.pick("group_column", [options.group_column], needed=False))
-    extras = head.pick("extra_columns", split_names(options.extra_columns), needed=False)
-    kept = head.pick("keep_columns", split_names(options.keep_columns), needed=False)
     if both := sorted({*extras} & {text, pair, *used}):
         raise UserError(f"{path}: --extra_columns names {both[0]!r}, which is the text or a label; {listed}")
     taken = {text, pair, *used, *extras, *kept, group, part, "id"}
@@ -177,17 +193,17 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
     options.understood.columns.update(names)
     options.understood.add_columns(text=repr(text), pair=pair, labels=abbreviate(map(repr, used)))
     print(f"{path}: text from {text!r}{shown}, labels from {abbreviate(map(repr, used))}{left_out}")
-    return Columns(text, pair, labels, extras, kept, group, part, inline)
+    return columns
 
 
 def find_texts(head: Head, options: ReadOptions) -> tuple[str, str | None]:
     """The columns of the text and of the second text of a pair, if there is one."""
     if not (options.text_column or options.text_pair_column or "tokens" in head.names):
-        for first, second in PAIRS:
-            if len(both := alike((first, second), head.names)) == 2:
+        for pair in PAIRS:
+            if len(both := alike(pair, head.names)) == 2:
                 return both[0], both[1]
     text = head.pick("text_column", [options.text_column], ["tokens", *TEXT_NAMES, "words"])[0]
-    return text, first_or_none(head.pick("text_pair_column", [options.text_pair_column], PAIR_NAMES, needed=False))
+    return text, next(iter(head.pick("text_pair_column", [options.text_pair_column], PAIR_NAMES, needed=False)), None)
 
 
 def find_part(head: Head, options: ReadOptions) -> str | None:
@@ -205,7 +221,7 @@ def find_part(head: Head, options: ReadOptions) -> str | None:
 
 
 def find_inline(head: Head, options: ReadOptions, text: str, known: Sequence[str]) -> str | None:
-    """How entities are marked in the texts, which become the task `slots`; None if they are not."""
+    """The syntax of entities that are marked in the texts, which become the task `slots`; None without marks."""
     wanted = split_names(options.label_column)
     if options.shape == "none" or known or "slots" in head.names or (wanted and "slots" not in wanted):
         return None
@@ -239,10 +255,6 @@ def find_labels(
     return labels or {name: name for name in head.pick("label_column", [], usual, needed)}
 
 
-def first_or_none(names: list[str]) -> str | None:
-    return names[0] if names else None
-
-
 def names_marked(columns: list[str], values: Mapping[str, Any], where: str) -> list[str] | None:
     """The names of those columns that contain 1; None if all cells are empty or -1, which means unknown."""
     cells = [str(values.get(name) if values.get(name) is not None else "").strip().lower() for name in columns]
@@ -252,3 +264,9 @@ def names_marked(columns: list[str], values: Mapping[str, Any], where: str) -> l
         if cell not in YES:
             raise UserError(f"{where}: {name!r} is {cell!r}, but columns combined into one task must contain 0 or 1")
     return [name for name, cell in zip(columns, cells) if YES[cell]]
+
+
+def are_joined_intents(names: Iterable[Any], options: ReadOptions) -> bool:
+    """Whether an intent `a#b` is two intents, as in MixATIS, so that labels are lists. names: all, or the first ones"""
+    chosen = options.label_types.get("intent") == "classification"
+    return not chosen and any(isinstance(name, str) and JOINED_INTENTS.fullmatch(name) for name in names)

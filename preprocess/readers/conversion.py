@@ -1,7 +1,6 @@
 """Converts objects to those with text, tokens and labels under keys of their own, before their columns are found."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -9,29 +8,28 @@ from typing import Any
 
 from engine.errors import UserError
 from engine.task.signs import LABEL_NAMES, alike
-from preprocess.readers.columns import YES
-from preprocess.readers.layouts import names_of_pairs, with_keys
+from preprocess.example import abbreviate
+from preprocess.readers.by_shape import Reading, find_reading
+from preprocess.readers.columns import YES, are_joined_intents
+from preprocess.readers.layouts import with_keys
 from preprocess.readers.options import ReadOptions, split_names
-from preprocess.readers.raw_files import abbreviate
+from preprocess.readers.paths import MISSING, Convert, Values, at, is_at, key_of, task_of
 from preprocess.readers.selection import JOINED, join_texts
-from preprocess.readers.shapes import MISSING, Reading, Shape, at, find_reading, key_of, with_dotted
 
-Values = dict[str, Any]
-Step = Callable[[Any, str], Any]  # (values, where) -> values
-WORD_KEYS, TAG_KEYS = "orth word text form token".split(), "ner tag label".split()  # of tokens that are objects
+HEAD = 200  # the first objects, whose keys are considered
 BY_NAME = "text_column text_pair_column label_column group_column extra_columns keep_columns split_column".split()
+Names = tuple[str, str]
 
 
 @dataclass
 class Conversion:
-    """The steps that each object of a file goes through; none for objects that are as they should be.
+    """The steps that convert each object of a file; objects in the standard form need none."""
 
-    options: with the new names of keys that were paths; known: the keys that are certain to be labels
-    """
-
-    options: ReadOptions
-    known: Sequence[str] = ()
-    steps: list[Step] = field(default_factory=list)
+    path: str | Path
+    options: ReadOptions  # updated where a step renames keys
+    known: Sequence[str] = ()  # keys that are certain to be labels
+    from_lists: Callable[[Any, str], Any] | None = None  # converts rows that are lists; the first step
+    steps: list[Convert] = field(default_factory=list)
     reading: Reading | None = None
 
     @classmethod
@@ -39,173 +37,84 @@ class Conversion:
         cls, path: str | Path, head: Sequence[tuple[str, Any]], options: ReadOptions, known: Sequence[str]
     ) -> "Conversion":
         """The Conversion that the first objects need. head: (where, object) of each"""
-        found = cls(options, known)
-        rows = [values for _, values in head if values is not None]
-        places = [where for where, values in head if values is not None]
-        for find in (
-            list_step,
-            dotted_step,
-            partial(join_step, path),
-            partial(shape_step, path),
-            partial(label_step, path),
-            intents_step,
-        ):
-            step = find(rows, found)
-            if step is not None:
+        found = cls(path, options, known)
+        values = [values for _, values in head if values is not None]
+        if values and all(isinstance(each, list) or is_numbered(each) for each in values):
+            found.from_lists = found.list_step(values)
+        pairs = [(where, found(values, where)) for where, values in head]
+        pairs = [(where, values) for where, values in pairs if isinstance(values, dict)]
+        for find in (dotted_step, join_step, shape_step, label_step, intents_step) if pairs else ():
+            if step := find([values for _, values in pairs], found):
                 found.steps.append(step)
-                rows = [
-                    step(values, where) if isinstance(values, dict | list) else values
-                    for where, values in zip(places, rows)
-                ]
+                pairs = [(where, step(values, where)) for where, values in pairs]
         if found.reading:
             found.reading.counts.clear()
         return found
 
     def __call__(self, values: Any, where: str) -> Any:
-        for step in self.steps if isinstance(values, dict | list) else ():
+        if self.from_lists and isinstance(values, dict | list):
+            values = self.from_lists(values, where)
+        for step in self.steps if isinstance(values, dict) else ():
             values = step(values, where)
         return values
 
-    def report(self) -> None:
-        if self.reading:
-            self.reading.report()
-
-
-def list_step(rows: Sequence[Any], found: Conversion) -> Step | None:
-    """Gives keys to rows that are lists: [text, label] pairs, otherwise 0, 1, …."""
-    places = [
-        [values[str(number)] for number in range(len(values) - ("split" in values))] if is_numbered(values) else values
-        for values in rows
-        if isinstance(values, list) or is_numbered(values)
-    ]
-    if not places or len(places) < len(rows):
-        return None
-    if any(isinstance(value, dict) for values in places for value in values):
-        return lambda values, where: with_keys(values)
-    named = (found.options.text_column, found.options.label_column)
-    names = ("text", "label") if named == ("0", "1") else ("label", "text") if named == ("1", "0") else None
-    names = names or (None if any(named) else names_of_pairs(places))
-    if names and any(named):
-        found.options = replace(found.options, text_column="", label_column="")
-
-    def convert(values: Any, where: str) -> Any:
-        values = with_keys(values)
-        if not names or not isinstance(values, dict):
-            return values
-        if not {"0", "1"} <= values.keys() <= {"0", "1", "split"}:
-            raise UserError(f"{where}: not a pair of {' and '.join(names)}, as the first rows are")
-        return {{"0": names[0], "1": names[1]}.get(key, key): value for key, value in values.items()}
-
-    return convert
+    def list_step(self, rows: Sequence[Any]) -> Callable[[Any, str], Any]:
+        """Names the values of rows that are lists: text and label in pairs, otherwise 0, 1, …."""
+        places = [values if isinstance(values, list) else cells_of(values) for values in rows]
+        if any(isinstance(value, dict) for values in places for value in values):
+            return lambda values, where: with_keys(values)
+        chosen = (self.options.text_column, self.options.label_column)
+        by_option: dict[Names, Names] = {("0", "1"): ("text", "label"), ("1", "0"): ("label", "text")}
+        names = by_option.get(chosen) or (None if any(chosen) else names_of_pairs(places))
+        if chosen in by_option:
+            self.options = replace(self.options, text_column="", label_column="")
+        return partial(with_names, names=names)
 
 
 def is_numbered(values: Any) -> bool:
     """Whether an object was a list: its keys are 0, 1, …, and perhaps split."""
-    return (
-        isinstance(values, dict)
-        and bool(values)
-        and "0" in values
-        and all(k.isdecimal() or k == "split" for k in values)
-    )
+    return isinstance(values, dict) and "0" in values and all(key.isdecimal() or key == "split" for key in values)
 
 
-def is_document(values: Any, labelled: bool) -> bool:
-    """Whether an object is a document of DyGIE: its sentences as lists of tokens, and the spans of each sentence."""
-    if not isinstance(values, dict):
-        return False
-    sentences = values.get("sentences")
-    spans = values.get("ner") if labelled else sentences
-    if not isinstance(sentences, list) or not isinstance(spans, list) or len(sentences) != len(spans):
-        return False
-    return all(isinstance(each, list) for each in (*sentences, *spans))
+def cells_of(values: Values) -> list[Any]:
+    return [values[str(number)] for number in range(len(values) - ("split" in values))]
 
 
-def parts_of(values: Any) -> list[Any]:
-    """The sentences of a document that is paragraphs of sentences, as in spaCy's JSON; itself if it is none."""
-    for key in ("paragraphs", "sentences"):
-        below = values.get(key) if isinstance(values, dict) else None
-        if isinstance(below, list) and below and all(isinstance(each, dict) for each in below):
-            return [part for each in below for part in parts_of(each)]
-    return [values]
+def with_names(values: Any, where: str, *, names: Names | None) -> Any:
+    """A row that was a list as an object; the keys are the names of a pair, otherwise numbers."""
+    values = with_keys(values)
+    if not names or not isinstance(values, dict):
+        return values
+    if not {"0", "1"} <= values.keys() <= {"0", "1", "split"}:
+        raise UserError(f"{where}: not a pair of {' and '.join(names)}, as the first rows are")
+    return {{"0": names[0], "1": names[1]}.get(key, key): value for key, value in values.items()}
 
 
-def with_tags(values: Any) -> Values | None:
-    """An object whose tokens are objects, [{"orth": "Anna", "ner": "B-PER"}, …], with the words and one list of tags;
-    None for another."""
-    tokens = values.get("tokens") if isinstance(values, dict) else None
-    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, dict) for token in tokens):
+def names_of_pairs(rows: Sequence[Sequence[Any]]) -> Names | None:
+    """("text", "label") or the reverse, for pairs with one longer side, while the other recurs more; otherwise None."""
+    if any(len(row) != 2 or not isinstance(row[0], str) or not isinstance(row[1], str | int) for row in rows):
         return None
-    word, tag = string_key(tokens, WORD_KEYS), string_key(tokens, TAG_KEYS)
-    if word is None or tag is None:
-        return None
-    return values | {"tokens": [token[word] for token in tokens], "ner": [token[tag] for token in tokens]}
+    first, second = ({str(row[place]) for row in rows} for place in (0, 1))
+    lengths = [sum(len(str(row[place])) for row in rows) for place in (0, 1)]
+    if len(first) > len(second) and lengths[0] > lengths[1]:
+        return "text", "label"
+    if len(second) > len(first) and lengths[1] > lengths[0]:
+        return "label", "text"
+    return None
 
 
-def string_key(objects: Sequence[Values], names: Sequence[str]) -> str | None:
-    """The first of some names under which all objects have a string."""
-    return next((name for name in names if all(isinstance(each.get(name), str) for each in objects)), None)
-
-
-def sentences_of(objects: Iterator[tuple[str, Any]], labelled: bool) -> Iterator[tuple[str, Any]]:
-    """Objects, with documents of DyGIE and spaCy as one object per sentence, whose labels are of its tokens."""
-    count = 0
-    for where, values in objects:
-        part = {"split": values["split"]} if isinstance(values, dict) and "split" in values else {}
-        tagged = [with_tags(each) for each in parts_of(values)]
-        if all(tagged):
-            for row in tagged:
-                count += 1
-                yield f"{where.rpartition(', ')[0]}, sentence {count}", (row or {}) | part
-            continue
-        if not is_document(values, labelled):
-            yield where, values
-            continue
-        start = 0
-        for number, tokens in enumerate(values["sentences"], 1):
-            place, spans = f"{where}, sentence {number}", values["ner"][number - 1] if labelled else []
-            if any(not isinstance(s, list) or len(s) < 3 or {type(s[0]), type(s[1])} != {int} for s in spans):
-                raise UserError(f"{place}: a span of 'ner' is not [first token, last token, label]")
-            found = [[first - start, last - start, label] for first, last, label, *_ in spans]
-            yield place, {"tokens": tokens, "ner": found} | part
-            start += len(tokens)
-
-
-def join_step(path: str | Path, rows: Sequence[Any], found: Conversion) -> Step | None:
-    """Makes one text of the keys of --join_columns."""
-    wanted = split_names(found.options.join_columns)
-    if not wanted:
-        return None
-    known = dict.fromkeys(key for values in rows if isinstance(values, dict) for key in values)
-    if absent := [name for name in wanted if name not in known]:
-        raise UserError(f"{path}: no key {absent[0]!r} (--join_columns); its keys are: {abbreviate(known)}")
-    text = JOINED.join(wanted)
-    found.options = replace(found.options, text_column=text, join_columns="")
-
-    def convert(values: Any, where: str) -> Any:
-        if not isinstance(values, dict):
-            return values
-        parts = [values.get(name) for name in wanted]
-        if odd := [name for name, part in zip(wanted, parts) if not isinstance(part, str | None)]:
-            raise UserError(f"{where}: {odd[0]!r} is not a text (--join_columns)")
-        return {key: value for key, value in values.items() if key not in wanted} | {text: join_texts(parts)}
-
-    return convert
-
-
-def dotted_step(rows: Sequence[Any], found: Conversion) -> Step | None:
-    """Gives a key to what options name by a path, such as --label_column labels.score; it is the path's last one."""
-    rows = [values for values in rows if isinstance(values, dict)]
-    taken: set[str] = {key for values in rows[:200] for key in values}
+def dotted_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
+    """Gives a key to values that options name by a path, such as --label_column labels.score: the last of the path."""
+    taken = {key for values in rows[:HEAD] for key in values}
     paths: dict[str, str] = {}
     for option in BY_NAME:
         names = split_names(getattr(found.options, option))
-        for path in with_dotted(names, rows[:200]):
-            last = path.rpartition(".")[2]
-            paths[last if last not in taken else path.replace(".", "_")] = path
+        for path in names:
+            if "." in path and path not in taken and any(is_at(values, path) for values in rows[:HEAD]):
+                paths[task_of(path) if task_of(path) not in taken else path.replace(".", "_")] = path
         renamed = {path: key for key, path in paths.items()}
         if renamed.keys() & {*names}:
-            joined = ",".join(renamed.get(name, name) for name in names)
-            changed: dict[str, Any] = {option: joined}
+            changed: dict[str, Any] = {option: ",".join(renamed.get(name, name) for name in names)}
             found.options = replace(found.options, **changed)
     if not paths:
         return None
@@ -217,59 +126,63 @@ def dotted_step(rows: Sequence[Any], found: Conversion) -> Step | None:
     return convert
 
 
-def shape_step(path: str | Path, rows: Sequence[Any], found: Conversion) -> Step | None:
-    """Reads objects by a shape of SHAPES, unless the format says what the labels are (Label Studio)."""
-    reading = None if found.known else find_reading(path, rows, found.options)
+def join_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
+    """Joins the texts under the keys in --join_columns."""
+    wanted = split_names(found.options.join_columns)
+    if not wanted:
+        return None
+    known = dict.fromkeys(key for values in rows for key in values)
+    if absent := [name for name in wanted if name not in known]:
+        raise UserError(f"{found.path}: no key {absent[0]!r} (--join_columns); its keys are: {abbreviate(known)}")
+    text = JOINED.join(wanted)
+    found.options = replace(found.options, text_column=text, join_columns="")
+
+    def convert(values: Values, where: str) -> Values:
+        parts = [values.get(name) for name in wanted]
+        if odd := [name for name, part in zip(wanted, parts) if not isinstance(part, str | None)]:
+            raise UserError(f"{where}: {odd[0]!r} is not a text (--join_columns)")
+        return {key: value for key, value in values.items() if key not in wanted} | {text: join_texts(parts)}
+
+    return convert
+
+
+def shape_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
+    """Reads objects by a shape of SHAPES, unless the format defines the labels (Label Studio)."""
+    reading = None if found.known else find_reading(found.path, rows, found.options)
     if reading is None:
         return None
-    first = rows[:200]
-    used = {key_of(path, first[0]) for path in paths_of(reading.shape)} | {*reading.spans}
+    shape, first = reading.shape, rows[:HEAD]
+    used = {key_of(path, first[0]) for path in (shape.text, shape.tokens, *shape.labels) if path}
+    used |= {task.name for task in reading.spans}
     others = [name for name in LABEL_NAMES if any(name in values for values in first) and name not in used]
     found.known = [*dict.fromkeys([*reading.tasks, *others])] if found.options.labelled else ()
     found.reading = reading
     return reading
 
 
-def paths_of(shape: Shape) -> list[str]:
-    paths = [shape.text, shape.tokens, shape.chunks, *shape.labels]
-    return [path for path in paths if path]
-
-
-def label_step(path: str | Path, rows: Sequence[Any], found: Conversion) -> Step | None:
+def label_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
     """Reads labels that are objects of plain values: {"key": value} with one key in all rows, and names with 0 and 1.
-    Raises UserError for others, and names the keys."""
-    rows = [values for values in rows if isinstance(values, dict)]
-    if not found.options.labelled or not rows:
+    Raises UserError for other objects."""
+    if not found.options.labelled:
         return None
     wanted = split_names(found.options.label_column)
-    steps: list[Step] = []
-    for name in wanted or found.known or alike(LABEL_NAMES, {key: 0 for values in rows[:200] for key in values}):
+    keys: dict[str, list[str]] = {}
+    for name in wanted or found.known or alike(LABEL_NAMES, [key for values in rows[:HEAD] for key in values]):
         cells = [values[name] for values in rows if values.get(name) is not None]
-        if not cells or not all(isinstance(cell, dict) and cell and are_plain(cell.values()) for cell in cells):
-            continue
-        steps.append(partial(read_cell, name=name, keys=keys_of_cells(path, name, cells)))
-    if not steps:
-        return None
+        if cells and all(map(is_plain_object, cells)):
+            keys[name] = keys_of_cells(found.path, name, cells)
 
     def convert(values: Values, where: str) -> Values:
-        for step in steps:
-            values = step(values, where)
-        return values
+        cells = {name: values[name] for name in keys if values.get(name) is not None}
+        return values | {name: read_cell(cell, where, name, keys[name]) for name, cell in cells.items()}
 
-    return convert
+    return convert if keys else None
 
 
-def intents_step(rows: Sequence[Any], found: Conversion) -> Step | None:
-    """Reads intents such as `a#b` (MixATIS) as two, if the parts of each also occur elsewhere."""
-    if not found.options.labelled or "intent" in found.options.label_types:
-        return None
-    intents = [values.get("intent") for values in rows if isinstance(values, dict)]
-    if not all(isinstance(intent, str) for intent in intents) or not any("#" in str(intent) for intent in intents):
-        return None
-    parts = Counter(part for intent in intents for part in str(intent).split("#"))
-    if any(
-        not part or (parts[part] < 2 and "#" in str(intent)) for intent in intents for part in str(intent).split("#")
-    ):
+def intents_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
+    """Splits intents such as `a#b`."""
+    intents = [values.get("intent") for values in rows]
+    if not found.options.labelled or not are_joined_intents(intents, found.options):
         return None
 
     def convert(values: Values, where: str) -> Values:
@@ -279,31 +192,32 @@ def intents_step(rows: Sequence[Any], found: Conversion) -> Step | None:
     return convert
 
 
-def are_plain(values: Any) -> bool:
-    return all(value is None or isinstance(value, str | int | float) for value in values)
+# ---- labels that are objects, also in the cells of tables ----------------------------------------------------------
+
+
+def is_plain_object(value: Any) -> bool:
+    """Whether a value is an object without nested lists and objects."""
+    return (
+        isinstance(value, dict) and bool(value) and all(isinstance(v, str | int | float | None) for v in value.values())
+    )
 
 
 def keys_of_cells(path: str | Path, name: str, cells: Sequence[Values]) -> list[str]:
-    """The keys of labels that are objects: one, or those of marks 0 and 1. Raises UserError for others."""
+    """The keys of labels that are objects with one key, or with values 0 and 1. Raises UserError for others."""
     keys = list(dict.fromkeys(key for cell in cells for key in cell))
-    alone = len(keys) == 1
-    marks = {str(value).lower() for cell in cells for value in cell.values()} <= YES.keys()
-    same = all(cell.keys() == cells[0].keys() for cell in cells)
-    if same and ((alone and not marks) or (marks and not alone)):
+    are_marks = {str(value).lower() for cell in cells for value in cell.values()} <= YES.keys()
+    if all(cell.keys() == cells[0].keys() for cell in cells) and are_marks == (len(keys) > 1):
         return keys
     several = f"{name!r} holds several values ({', '.join(keys[:8])})"
     raise UserError(f"{path}: {several}; choose with --label_column {name}.{keys[0]}")
 
 
-def read_cell(values: Values, where: str, *, name: str, keys: list[str]) -> Values:
-    """An object whose label under a key is read: the value of its only key, or the names of its keys with 1."""
-    cell = values.get(name)
-    if cell is None:
-        return values
-    if not isinstance(cell, dict) or ([*cell] != keys and {*cell} != {*keys}):
-        raise UserError(f"{where}: {name!r} has not the keys {', '.join(keys[:8])}, as in the first rows")
+def read_cell(cell: Any, where: str, name: str, keys: list[str]) -> Any:
+    """The label in an object: the value of its only key, or the names of the keys with 1."""
+    if not isinstance(cell, dict) or {*cell} != {*keys}:
+        raise UserError(f"{where}: {name!r} lacks the keys {', '.join(keys[:8])} of the first rows, or has others")
     if len(keys) == 1:
-        return values | {name: cell[keys[0]]}
+        return cell[keys[0]]
     if not all(str(value).lower() in YES for value in cell.values()):
         raise UserError(f"{where}: {name!r} has a value that is neither 0 nor 1, as in the first rows")
-    return values | {name: [key for key in keys if YES[str(cell[key]).lower()]]}
+    return [key for key in keys if YES[str(cell[key]).lower()]]

@@ -1,4 +1,4 @@
-"""Finds the encoding of a file that is not UTF-8: by what decodes and looks like text, never by what merely decodes.
+"""Detects the encoding of a file that is not UTF-8: it must decode, and the result must look like text.
 
 Edit here to have another encoding found: one line in ENCODINGS.
 """
@@ -7,14 +7,15 @@ import codecs
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import ftfy.bad_codecs  # noqa: F401 - registers cesu-8: UTF-8 of the halves of UTF-16, as Java and Oracle write it
 import regex
 
 from engine.errors import UserError
 
-FEW = 40  # characters that are not ASCII, in which common characters may be missing by chance
-# The most frequent characters, which are a good part of any text, but not of other bytes decoded in this encoding
+FEW = 40  # characters that are not ASCII; so few may lack the common characters by chance
+# The most frequent characters. They make up a large share of any text, but not of bytes in another encoding
 SIMPLIFIED = (
     "的一是不了在有人我他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可她里后小么心多天而能好都"
     "然没日于起还发成事只作当想看文无开手十用主行方又如前所本见经头面公同三已老从动两长"
@@ -37,26 +38,26 @@ WESTERN = [  # letters other than a-z of the languages written in cp1252
 ]
 CENTRAL = ["ąćęłńóśźż", "áčďéěíňóřšťúůýžäľô", "áéíóöőúüű", "ăâîșțşţ", "čćđšž"]  # Polish, Czech, Hungarian, …
 BALTIC = ["āčēģīķļņšūž", "ąčęėįšųūž", "äöõüšž"]  # Latvian, Lithuanian, Estonian
-# Signs that stand next to words, but not inside of them
+# Signs that occur next to words, but not inside them
 SAFE_SIGNS = r"[“”‘’–—…•€£©®™°«»\u00a0½¡¿]"
 ODD_SIGNS = r"[¡¢¤¦¨¬¯±²³´µ¶¸¹¼½¾¿×÷ˇ˘˙˝˛]"
 BESIDE = r"[¡¢£¤¥¦¨©ª«¬®¯°±²³´µ¶¸¹º»¼½¾¿×÷‚ƒ„…†‡ˆ‰‹‘“”•˜›€™˙˝˛ˇ]"
 
 
 class Script(NamedTuple):
-    """How text in an encoding looks."""
+    """What text in an encoding looks like."""
 
     known: str  # pattern of the characters that are not ASCII, nearly all of them
     letters: str  # pattern of its letters
     usual: list[str]  # letters that are frequent, in each language
-    least: float  # the share of letters that are frequent, in one language
-    part: float  # the share of these letters among all that are not ASCII
-    wide: bool = False  # a letter is a word or syllable
+    least: float  # the minimum share of frequent letters, in one language
+    part: float  # the minimum share of letters among the characters that are not ASCII
+    wide: bool = False  # whether a letter is a word or syllable
 
 
 @dataclass(frozen=True)
 class Encoding:
-    names: tuple[str, ...]  # the first that decodes is used; the later ones are its extensions
+    names: tuple[str, ...]  # an encoding and its extensions; the first that decodes is used
     language: str
     script: Script
 
@@ -66,9 +67,7 @@ CHINESE = rf"[\p{{Han}}{SIGNS}]"
 JAPANESE = r"[\p{Han}\u3000-\u30ff\uff00-\uff60\uffe0-\uffef\u2010-\u2026\u2160-\u217f①-⑳㈱×]"
 KOREAN = rf"[\p{{Hangul}}\p{{Han}}{SIGNS}]"
 PUNCTUATION = r"\u00a0\u00ad¡¿«»‹›‘’‚“”„–—…•·§©®™°£€¥½¼¾×±²³ªº´№ฯ฿ๆ،؛؟"
-
-
-KANA_ONLY = r"[\u3040-\u30ff]"  # not of half width, as which Chinese bytes can be read
+KANA_ONLY = r"[\u3040-\u30ff]"  # without half-width kana, which Chinese bytes may decode to
 
 
 def wide(known: str, letters: str, usual: str, least: float, part: float) -> Script:
@@ -110,10 +109,10 @@ COMMON_PARTS = {  # {encoding: first bytes of its common characters, and the enc
 
 
 def choose_encoding(paths: Sequence[str], sample: bytes, decodes: Callable[[str, str], bool]) -> tuple[str, str, str]:
-    """(encoding, language, how the text begins in it) of files that are not UTF-8. Raises UserError if none fits, or
+    """(encoding, language, the beginning of the text) of files that are not UTF-8. Raises UserError if none fits, or
     two fit about equally well.
 
-    sample: their beginning; decodes: whether all of a file is valid in an encoding.
+    sample: the beginning of the files; decodes: whether a whole file is valid in an encoding.
     """
 
     def in_all(name: str) -> bool:
@@ -161,37 +160,10 @@ def row_of_error(sample: bytes) -> int:
     return sample.count(b"\n") + 1
 
 
-def decode_cesu8(data: Any, errors: str = "strict", final: bool = True) -> tuple[str, int]:
-    """(text, bytes read) of UTF-8 in which a character beyond U+FFFF is two halves of three bytes each, as Java and
-    Oracle write it."""
-    text, length = codecs.utf_8_decode(data, "surrogatepass", final)
-    if not final and text and "\ud800" <= text[-1] <= "\udbff":  # its other half follows
-        text, length = text[:-1], length - 3
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", errors), length
-
-
-class Cesu8Decoder(codecs.BufferedIncrementalDecoder):
-    def _buffer_decode(self, input: Any, errors: str, final: bool) -> tuple[str, int]:
-        return decode_cesu8(input, errors, final)
-
-
-def find_codec(name: str) -> codecs.CodecInfo | None:
-    if name.replace("-", "_") != "cesu_8":
-        return None
-    return codecs.CodecInfo(codecs.utf_8_encode, decode_cesu8, incrementaldecoder=Cesu8Decoder, name="cesu-8")
-
-
-codecs.register(find_codec)
-
-
 def is_damaged_utf8(sample: bytes) -> bool:
-    """Whether bytes are UTF-8 for the most part: damaged, not in another encoding."""
+    """Whether bytes are mostly UTF-8, with some damage, instead of another encoding."""
     text = sample.decode("utf-8", "replace")
     return sum(not character.isascii() for character in text) > 3 * text.count("\ufffd")
-
-
-def share(text: str, pattern: str) -> float:
-    return count(text, pattern) / max(1, len(text))
 
 
 def fit_of(text: str, encoding: Encoding, name: str) -> float:
@@ -205,7 +177,7 @@ def fit_of(text: str, encoding: Encoding, name: str) -> float:
     usual = max(share(letters, f"[{some}{some.upper()}]") for some in script.usual)
     if script.wide:
         one = rf"(?<!{script.letters}){script.letters}(?!{script.letters})"
-        alone = rf"(?<=[a-z]){one}|{one}(?=[a-z])"  # as if single letters of a word were in another encoding
+        alone = rf"(?<=[a-z]){one}|{one}(?=[a-z])"  # a single wide letter in a Latin word, as in cp1252 text
         is_odd = share(foreign, script.letters) < script.part or rare(letters, name) > 0.1
         if is_odd or count(text, alone) > 0.3 * len(letters):
             return 0.0
@@ -215,14 +187,14 @@ def fit_of(text: str, encoding: Encoding, name: str) -> float:
         return 0.5 if in_latin and share(foreign, SAFE_SIGNS) == 1 else 0.0
     if usual < script.least or not are_words(text, len(foreign), in_latin):
         return 0.0
-    if not in_latin and count(letters, r"\p{Lu}") > 0.6 * len(letters):  # KOI8-R and Windows swap small and large
+    if not in_latin and count(letters, r"\p{Lu}") > 0.6 * len(letters):  # KOI8-R and cp1251 swap upper and lower case
         return 0.0
     return usual ** min(len(letters), 400)
 
 
 def are_words(text: str, num_foreign: int, in_latin: bool) -> bool:
-    """Whether letters form words as people write them: no signs inside or behind, no capitals in the middle; in Latin
-    script with few accents, in another no word of two scripts."""
+    """Whether letters form plausible words: without signs inside or at their ends, and without capitals in the middle;
+    in Latin script with few accents, in others without words that mix scripts."""
     foreign = r"[^\x00-\x7f\P{L}]"
     odd = count(text, rf"(?<=\p{{L}})({ODD_SIGNS}|{BESIDE}(?=\p{{L}}))")
     odd += count(text, rf"(?<=\p{{Ll}})(?=\p{{Lu}}){foreign}|(?<=\p{{Ll}}{foreign})[A-Z]|(?<![\p{{L}}\p{{M}}])\p{{M}}")
@@ -237,6 +209,10 @@ def are_words(text: str, num_foreign: int, in_latin: bool) -> bool:
 
 def count(text: str, pattern: str) -> int:
     return sum(1 for _ in regex.finditer(f"(?V1){pattern}", text))
+
+
+def share(text: str, pattern: str) -> float:
+    return count(text, pattern) / max(1, len(text))
 
 
 def rare(letters: str, encoding: str) -> float:

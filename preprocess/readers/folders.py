@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
-from preprocess.example import PART_NAMES, Example, shown
+from preprocess.example import PART_NAMES, Example, abbreviate, shown
 from preprocess.readers.options import ReadOptions
-from preprocess.readers.raw_files import MAX_CHARACTERS, abbreviate, encoding_of_all, is_utf8, read_rows, read_whole
+from preprocess.readers.raw_files import MAX_CHARACTERS, encoding_of_all, is_utf8, named_rows, read_whole
 
 UNLABELLED = ("unsup", "unlabeled", "unlabelled")  # folders whose texts have no class
 TEXT_BOUND = re.compile(r"(\S+) (\d+ \d+(?:;\d+ \d+)*)")
@@ -40,47 +40,46 @@ def read_classes(path: Path, options: ReadOptions) -> Iterator[Example]:
     folders = class_folders(path)
     if len(folders) < 2:
         raise UserError(f"{path}: needs one folder per class, with one .txt file per text; found {len(folders)}")
-    # Pretraining uses all texts
+    # Without labels, as for pretraining, all texts are used
     unlabelled = [folder.name for folder in folders if options.labelled and folder.name.lower() in UNLABELLED]
     classes = [folder for folder in folders if folder.name not in unlabelled]
     left_out = f"; skipped, as their texts have no class: {abbreviate(unlabelled)}" if unlabelled else ""
     print(f"{path}: one class for each of the {len(classes)} folders ({abbreviate(f.name for f in classes)}){left_out}")
-    shared = ""  # the encoding of the texts that are not UTF-8: one text may be too short to show it
+    shared = ""  # the encoding of all texts that are not UTF-8: a single one may be too short for detection
     for folder in classes:
         for file in text_files(folder):
             encoding = options.encoding
             if encoding == "auto" and not is_utf8(file):
                 encoding = shared = shared or encoding_of_all([f for folder in classes for f in text_files(folder)])
-            text, _ = read_whole(file, encoding)
+            text = read_whole(file, encoding)
             text = text.removeprefix("\ufeff").replace("\r\n", "\n").strip("\r\n")
             yield {"_where": f"{file}", "id": f"{folder.name}/{file.stem}", "text": text, "label": folder.name}
 
 
 def read_brat(path: Path, options: ReadOptions) -> Iterator[Example]:
     """A BRAT folder: NAME.txt, and NAME.ann with its entities ("T1<tab>TYPE START END<tab>SURFACE")."""
-    unread, discontinuous = Counter[str](), []
-    annotations = sorted(file for file in path.iterdir() if file.suffix == ".ann")
+    unread, discontinuous = Counter[str](), list[str]()
     texts = text_files(path)
+    annotations = {file for file in path.iterdir() if file.suffix == ".ann"}
     if alone := sorted({file.stem for file in annotations} - {file.stem for file in texts}):
         raise UserError(f"{path}/{alone[0]}.ann: no {alone[0]}.txt next to it")
     for file in texts:
-        text, _ = read_whole(file, options.encoding)
-        spans = None
-        if options.labelled and (annotated := file.with_suffix(".ann")).exists():
-            spans = []
-            for number, row in read_rows(annotated, options.encoding):
-                where = f"{annotated}, row {number}"
-                if not row.startswith("T"):
-                    unread[row[:1]] += bool(row.strip())
-                elif (span := text_bound(row, text, where)) is None:
-                    discontinuous.append(f"{annotated.name}, row {number}")
-                else:
-                    spans.append(span)
-        yield {"_where": f"{file}", "id": file.stem, "text": text, "entities": spans}
+        text, annotated = read_whole(file, options.encoding), file.with_suffix(".ann")
+        spans: list[Any] = []
+        is_read = options.labelled and annotated in annotations
+        for where, row in named_rows(annotated, options.encoding) if is_read else ():
+            if not row.startswith("T"):
+                unread[row[0]] += 1
+            elif span := text_bound(row, text, where):
+                spans.append(span)
+            else:
+                discontinuous.append(where.removeprefix(f"{path}/"))
+        yield {"_where": f"{file}", "id": file.stem, "text": text, "entities": spans if is_read else None}
     if discontinuous:
         print(f"{path}: discontinuous entities are dropped ({len(discontinuous)}): {abbreviate(discontinuous, 3)}")
     names = {"R": "relations", "E": "events", "A": "attributes", "M": "attributes", "#": "notes", "N": "references"}
-    if ignored := {names.get(sign, f"{sign} lines"): number for sign, number in unread.items() if number}:
+    if unread:
+        ignored = {names.get(sign, f"{sign} lines"): number for sign, number in unread.items()}
         print(f"{path}: ignored: {', '.join(f'{number} {name}' for name, number in ignored.items())}")
 
 

@@ -11,33 +11,24 @@ from pathlib import Path
 
 from engine.errors import UserError
 from engine.task.signs import LABEL_NAMES, TEXT_NAMES, alike, inline_syntax
+from engine.task.tags import USUAL, notation_of
 from preprocess.example import Example, shown
 from preprocess.readers.beside import class_files, classes_of, label_file_of, read_beside, read_class_files
 from preprocess.readers.columns import NUMBER_NAMES, OTHER_LABEL_NAMES
+from preprocess.readers.conll import CONLL_2012, GLOBAL_COLUMNS, read_conll, read_conllu, split_row
 from preprocess.readers.folders import class_folders, is_brat, read_brat, read_classes
 from preprocess.readers.inline import is_rasa, read_inline, read_rasa
 from preprocess.readers.objects import read_dataset, read_json, read_jsonl, read_parquet
 from preprocess.readers.options import Reader, ReadOptions
-from preprocess.readers.raw_files import encoding_of, open_bytes, read_rows, split_words
+from preprocess.readers.raw_files import encoding_of, named_rows, open_bytes, read_rows, split_words
 from preprocess.readers.tables import read_csv, read_tsv, read_xlsx
-from preprocess.readers.tagged import (
-    BREAKS,
-    GLOBAL_COLUMNS,
-    WORD_TAG,
-    read_conll,
-    read_conllu,
-    read_sentence_rows,
-    read_seq,
-    read_word_tags,
-    row_form,
-    split_row,
-)
-from preprocess.readers.token_rows import TAG_NAMES, TOKEN_NAMES, are_bare_tags, pattern_of, plain_name
+from preprocess.readers.tagged import WORD_TAG, pieces_of, read_sentence_rows, read_seq, read_word_tags, row_form
+from preprocess.readers.token_rows import TAG_NAMES, TOKEN_NAMES, are_bare_tags, plain_name
 
 FASTTEXT = "__label__"
 USUAL_LABELS = [*LABEL_NAMES, *NUMBER_NAMES, *OTHER_LABEL_NAMES]
 CONLLU_ROW = re.compile(r"#|\d+([-.]\d+)?(\t[^\t]+){9}$")
-HEAD_BYTES = 2**16  # of a file, by which its format is recognised
+HEAD_BYTES = 2**16  # at the beginning of a file, by which its format is recognised
 
 
 def read_txt(path: Path, options: ReadOptions) -> Iterator[Example]:
@@ -48,12 +39,10 @@ def read_txt(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 def read_fasttext(path: Path, options: ReadOptions) -> Iterator[Example]:
     """fastText's format: `__label__NAME a text`, labels before or after the text; several labels in a row: a set."""
-    several = any(len(fasttext_labels(row)[1]) > 1 for _, row in read_rows(path, options.encoding))
-    for number, row in read_rows(path, options.encoding):
-        if row.strip():
-            text, labels = fasttext_labels(row)
-            label = labels if several and labels else next(iter(labels), None)
-            yield {"_where": f"{path}, row {number}", "text": text, "label": label}
+    several = any(len(fasttext_labels(row)[1]) > 1 for _, row in named_rows(path, options.encoding))
+    for where, row in named_rows(path, options.encoding):
+        text, labels = fasttext_labels(row)
+        yield {"_where": where, "text": text, "label": labels if several and labels else next(iter(labels), None)}
 
 
 def fasttext_labels(row: str) -> tuple[str, list[str]]:
@@ -125,12 +114,10 @@ def find_format(path: Path, options: ReadOptions) -> str:
     if suffix in SUFFIXES and suffix != ".tsv":
         return SUFFIXES[suffix]
     rows = head_of(path, options.encoding)
-    if suffix in CONLL_SUFFIXES:
-        return format_of_tokens(rows, may_be_table=False) or "conll"
-    if suffix != ".tsv" and (options.token_column or options.tag_column):
-        return format_of_tokens(rows, may_be_table=False) or "conll"
     if suffix == ".tsv":
         return tokens_of(path, rows, options, may_be_table=True) or "tsv"
+    if suffix in CONLL_SUFFIXES or options.token_column or options.tag_column:
+        return format_of_tokens(rows, may_be_table=False) or "conll"
     if label_file_of(path):
         return "beside"
     found = format_of_rows(rows) if options.labelled else format_of_texts(path, rows, options)
@@ -171,31 +158,31 @@ def format_of_rows(rows: list[str]) -> str | None:
     """The format with labels that the first rows of a file have, or None."""
     head = [row for row in rows if row.strip()] or [""]
     names = [name.strip() for name in re.split("[,;|]", head[0])]
-    evidence: dict[str, Callable[[], object]] = {
+    tokens = format_of_tokens(rows, may_be_table="\t" in head[0])
+    evidence: dict[str | None, Callable[[], object]] = {
         "rasa": lambda: is_rasa(head),
         "json": lambda: re.match(r"\[\s*([\[{]|$)|\{\s*$", head[0]),
         "jsonl": lambda: re.match(r"\{(?!\{)", head[0]),
         "fasttext": lambda: all(fasttext_labels(row)[1] for row in head),
-        "tokens": lambda: format_of_tokens(rows, may_be_table="\t" in head[0]),
+        tokens: lambda: tokens,
         "word_tags": lambda: all(map(are_word_tags, head)),
         "tsv": lambda: "\t" in head[0],
         "csv": lambda: "_!_" in head[0] or (alike(TEXT_NAMES, names) and alike(USUAL_LABELS, names)),
         "inline": lambda: inline_syntax(head),
     }
-    found = next((name for name, fits in evidence.items() if fits()), None)
-    return format_of_tokens(rows, may_be_table="\t" in head[0]) if found == "tokens" else found
+    return next((name for name, fits in evidence.items() if fits()), None)
 
 
 def format_of_tokens(rows: list[str], may_be_table: bool) -> str | None:
     """The format of rows with a tag for each word, or None. may_be_table: rows with tabs need not be tokens, so blank
-    rows between sentences, or one word in each row, must say so."""
+    rows between sentences, or one word per row, are needed as evidence."""
     head = [row for row in rows if row.strip()]
     if not head:
         return None
     is_conllu = all(map(CONLLU_ROW.match, head)) and any(row[0].isdigit() for row in head)
     if head[0].startswith(GLOBAL_COLUMNS) or (is_conllu and not head[0].startswith("##")):
         return "conllu"
-    if head[0].startswith(BREAKS[1]):
+    if head[0].startswith(CONLL_2012):
         return "conll"
     if row_form([row for row in head if not row.startswith("#")] or head):
         return "sentence_rows"
@@ -207,7 +194,7 @@ def format_of_tokens(rows: list[str], may_be_table: bool) -> str | None:
 
 def tokens_of(path: Path, rows: list[str], options: ReadOptions, may_be_table: bool) -> str | None:
     """The format of rows that are tokens with tags; None if they are a table or texts. Blank rows between sentences or
-    tags of entities tell, if the rows need no labels."""
+    tags of entities are needed as evidence if the rows need no labels."""
     found = format_of_tokens(rows, may_be_table)
     if options.labelled:
         return found
@@ -218,7 +205,8 @@ def tokens_of(path: Path, rows: list[str], options: ReadOptions, may_be_table: b
         return found
     if len(widths - {1}) != 1:
         return None
-    if not any(not row.strip() or re.search(r"[ \t][BS][-_]\S+\s*$", row) for row in rows):
+    tags = [USUAL.parse(split_row(row)[-1].strip()) for row in head]
+    if len(head) == len(rows) and not any(tag and tag.letter in "BS" for tag in tags):
         what = "each row is a token with its tag, or a text that ends with O"
         raise UserError(f"{path}: {what}: --token_column 0 reads tokens; write texts as .csv or .jsonl")
     return found
@@ -232,7 +220,7 @@ def head_of(path: Path, encoding: str) -> list[str]:
     try:
         rows = raw.decode(encoding, "ignore").split("\n")
     except LookupError:
-        rows = raw.decode("utf-8", "ignore").split("\n")  # the reader reports the unknown encoding
+        rows = raw.decode("utf-8", "ignore").split("\n")  # the reader will report the unknown encoding
     return rows[:-1] if len(raw) == HEAD_BYTES and len(rows) > 1 else rows
 
 
@@ -252,10 +240,10 @@ def are_tagged(rows: list[str], bare: bool = False) -> bool:
     widths = {len(cells) for cells in table}
     if bare:
         return len(widths) == 1 and are_bare_tags(last)
-    if pattern_of(last):
+    if notation_of(last):
         return True
     columns = list(zip(*table))[1:-1] if len(widths) == 1 else []
-    return any(pattern_of(map(str.strip, cells)) and len({*cells}) > 1 for cells in columns)
+    return any(notation_of(map(str.strip, cells)) and len({*cells}) > 1 for cells in columns)
 
 
 def are_single_words(rows: list[str]) -> bool:
@@ -265,5 +253,5 @@ def are_single_words(rows: list[str]) -> bool:
 
 def are_word_tags(row: str) -> bool:
     """Whether every word of a row is followed by its tag: 我/r 爱/v [北京/ns 大学/n]nt"""
-    pieces = [re.sub(r"\](/?[A-Za-z]+)?$", "", piece) for piece in re.findall(r"[^ \t\r\u3000]+", row)]
-    return bool(pieces) and all(WORD_TAG.fullmatch(piece) for piece in pieces)
+    pieces = pieces_of(row)
+    return bool(pieces) and all(map(WORD_TAG.fullmatch, pieces))

@@ -6,7 +6,7 @@ To add another syntax: one line in INLINE of engine/task/signs.py.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,18 @@ from engine.errors import UserError
 from engine.task.signs import INLINE, inline_syntax
 from preprocess.example import Example
 from preprocess.readers.options import ReadOptions
-from preprocess.readers.raw_files import read_rows
+from preprocess.readers.paths import Convert, Values
+from preprocess.readers.raw_files import named_rows
 
 RASA_INTENT = re.compile(r"\s*(?:##\s*intent:|-\s*intent:)\s*(.+?)\s*$")
-RASA_OTHER = re.compile(
-    r"##\s|\s*-\s*(?:synonym|regex|lookup|rule|story)\s*:|\S+:\s*$"
-)  # ends the examples of an intent
+RASA_OTHER = re.compile(r"##\s|\s*-\s*(?:synonym|regex|lookup|rule|story)\s*:|\S+:\s*$")  # no examples of an intent
+HEAD_ROWS = 200  # the first rows, by which the syntax is found
+MASSIVE = "[time : nine am]"
 Span = dict[str, Any]
 
 
 def without_marks(text: str, syntax: str, where: str) -> tuple[str, list[Span]]:
-    """(the plain text, its spans) of a text with marks. Raises UserError for marks that are left."""
+    """(plain text, spans) of a text with marks. Raises UserError for unmatched marks."""
     plain, spans, end = "", [], 0
     for match in re.finditer(INLINE[syntax], text):
         plain += text[end : match.start()]
@@ -33,7 +34,9 @@ def without_marks(text: str, syntax: str, where: str) -> tuple[str, list[Span]]:
         plain, end = plain + match["text"], match.end()
     plain += text[end:]
     if spans and (signs := [sign for sign in ("[", "]", "{{", "}}") if sign in plain and sign in syntax]):
-        raise UserError(f"{where}: {signs[0]!r} is left of the marks {syntax!r}; correct it (marks cannot nest)")
+        raise UserError(
+            f"{where}: {signs[0]!r} is left over next to marks {syntax!r}; correct it (marks cannot be nested)"
+        )
     return plain, spans
 
 
@@ -47,47 +50,78 @@ def label_of(match: re.Match[str], where: str) -> str:
         raise UserError(f"{where}: the mark {match[0][:60]!r} has no entity") from None
 
 
-def chunks_to_text(chunks: Any, where: str) -> tuple[str, list[Span]]:
-    """(text, spans) of Snips's [{"text": "add "}, {"text": "a song", "entity": "title"}]."""
-    text, spans = "", []
-    for chunk in chunks if isinstance(chunks, list) else [chunks]:
-        if not isinstance(chunk, dict) or not isinstance(chunk.get("text"), str):
+def find_marked(rows: Sequence[Values], options: ReadOptions) -> Convert | None:
+    """Converts MASSIVE's `annot_utt`, if some of them have marks; without these, it must be `utt`."""
+    if not any(re.search(INLINE[MASSIVE], str(row["annot_utt"])) for row in rows):
+        return None
+
+    def convert(values: Values, where: str) -> Values:
+        if not isinstance(marked := values.get("annot_utt"), str):
+            raise UserError(f"{where}: 'annot_utt' is not a string, as in the first rows")
+        plain, spans = without_marks(marked, MASSIVE, where)
+        stored = values.get("utt", plain)
+        if isinstance(stored, str) and stored.split() != plain.split():
+            raise UserError(f"{where}: 'annot_utt' without its marks is not 'utt'")
+        return {"text": plain, "slots": spans}
+
+    return convert
+
+
+def find_chunks(rows: Sequence[Values], options: ReadOptions) -> Convert | None:
+    """Converts Snips's {"data": [{"text": "add "}, {"text": "a song", "entity": "title"}]}."""
+    if not all(is_chunks(row.get("data")) for row in rows):
+        return None
+
+    def convert(values: Values, where: str) -> Values:
+        chunks: Any = values.get("data")
+        if not is_chunks(chunks):
             raise UserError(f"{where}: a piece of the text has no `text`")
-        label, piece = chunk.get("slot_name") or chunk.get("entity") or chunk.get("alias"), chunk["text"]
-        if label and piece.strip():
-            start = len(text) + len(piece) - len(piece.lstrip())
-            spans.append({"start": start, "end": start + len(piece.strip()), "label": label})
+        pieces = ((c["text"], c.get("slot_name") or c.get("entity") or c.get("alias")) for c in chunks)
+        text, spans = join_pieces(pieces)
+        return {"text": text, "slots": spans}
+
+    return convert
+
+
+def is_chunks(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(c, dict) and isinstance(c.get("text"), str) for c in value)
+
+
+def join_pieces(pieces: Iterable[tuple[str, Any]]) -> tuple[str, list[list[Any]]]:
+    """(text, spans as [start, end, label]) of (piece, its label or ""). Blanks around a piece are outside its span."""
+    text, spans = "", []
+    for piece, label in pieces:
+        if label and (bare := piece.strip()):
+            start = len(text) + piece.index(bare)
+            spans.append([start, start + len(bare), label])
         text += piece
     return text, spans
 
 
 def read_inline(path: Path, options: ReadOptions) -> Iterator[Example]:
     """One text per row, with its entities marked in it."""
-    syntax = inline_syntax([row for _, row in islice(read_rows(path, options.encoding), 200) if row.strip()])
+    syntax = inline_syntax([row for _, row in islice(named_rows(path, options.encoding), HEAD_ROWS)])
     if syntax is None:
         raise UserError(f"{path}: its rows have no marks of entities, such as {' or '.join(INLINE)}")
     options.understood.add(path, "texts with marks", text="rows", slots=syntax)
-    for number, row in read_rows(path, options.encoding):
-        if row.strip():
-            text, spans = without_marks(row, syntax, f"{path}, row {number}")
-            yield {"_where": f"{path}, row {number}", "text": text, "slots": spans}
+    for where, row in named_rows(path, options.encoding):
+        text, spans = without_marks(row, syntax, where)
+        yield {"_where": where, "text": text, "slots": spans}
 
 
 def read_rasa(path: Path, options: ReadOptions) -> Iterator[Example]:
     """Rasa's examples in Markdown (`## intent:greet`, then `- hello`) or YAML (`- intent: greet`, `examples: |`)."""
     options.understood.add(path, "Rasa", text="examples", intent="headings", slots="[text](entity)")
     intent = None
-    for number, row in read_rows(path, options.encoding):
-        where = f"{path}, row {number}"
+    for where, row in named_rows(path, options.encoding):
         if match := RASA_INTENT.match(row):
             intent = match[1].strip("\"'")
         elif RASA_OTHER.match(row):
             intent = None
         elif intent and (match := re.match(r"\s*[-*]\s+(.+?)\s*$", row)):
             if re.match(r"text:\s*\|?$", match[1]):
-                raise UserError(
-                    f"{where}: examples with `text:` are not read; write them as `- hello` below `examples: |`"
-                )
+                advice = "write them as `- hello` below `examples: |`"
+                raise UserError(f"{where}: examples with `text:` are not read; {advice}")
             text, spans = without_marks(match[1], "[nine am](time)", where)
             yield {"_where": where, "text": text, "intent": intent, "slots": spans}
 

@@ -1,83 +1,84 @@
-"""Instruction data and dialogues with a model: classification, if the answers are few and short."""
+"""Instruction data and dialogues with a model, which are classification if the answers are few and short."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from engine.errors import UserError
 from engine.task.signs import LABEL_NAMES, TEXT_NAMES, alike
 from preprocess.readers.columns import NUMBER_NAMES, OTHER_LABEL_NAMES
+from preprocess.readers.options import ReadOptions
+from preprocess.readers.paths import Convert, Values
 
-Values = dict[str, Any]
 QUESTION_KEYS = ("instruction", "prompt", "query")
 ANSWER_KEYS = ("output", "response", "completion")
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 MOST_CHARACTERS = 60  # of an answer that is a class
 
 
-def find_instructions(rows: Sequence[Values], labelled: bool) -> Callable[[Values], Values] | None:
+def find_instructions(rows: Sequence[Values], options: ReadOptions) -> Convert | None:
     """Converts {"instruction", "input", "output"} and {"prompt", "completion"} to text and label. An instruction that
-    is the same in all first rows is left out. labelled: whether the answer is needed"""
+    is the same in all first rows is left out."""
     keys = {*rows[0]}
     question = next((key for key in QUESTION_KEYS if key in keys), "")
     answer = next((key for key in ANSWER_KEYS if key in keys), "")
-    if not question or not (answer or may_lack(keys, labelled)) or has_labels(keys):
+    if not question or not (answer or may_lack(keys, options)) or has_labels(keys, options):
         return None
     if any(not isinstance(row.get(key), str) for row in rows for key in (question, answer) if key):
         return None
     if any(row.get("history") for row in rows):
         raise UserError("contains dialogues of several turns; what can be read is one question and a short answer")
     constant = len({row[question] for row in rows}) == 1 and all(row.get("input") for row in rows)
-    if labelled:
+    if options.labelled:
         require_classes([row[answer] for row in rows], f"instructions with free answers in {answer!r}")
 
-    def convert(values: Values) -> Values:
+    def convert(values: Values, where: str) -> Values:
         asked, given = values.get(question) or "", values.get("input") or ""
-        label = {"label": values.get(answer)} if labelled else {}
+        label = {"label": values.get(answer)} if options.labelled else {}
         if not all(isinstance(value, str) for value in (asked, given, *label.values())):
-            raise UserError(f"{question!r}, 'input' and {answer!r} must be strings")
+            raise UserError(f"{where}: {question!r}, 'input' and {answer!r} must be strings")
         return {"text": given if constant else "\n".join(filter(None, (asked, given)))} | label
 
     return convert
 
 
-def find_dialogue(rows: Sequence[Values], labelled: bool) -> Callable[[Values], Values] | None:
+def find_dialogue(rows: Sequence[Values], options: ReadOptions) -> Convert | None:
     """Converts {"messages": [{"role", "content"}]} and {"conversations": [{"from", "value"}]} of one question and
-    one answer to text and label. A system prompt that is the same in all first rows is left out. labelled: whether the
-    answer is needed"""
+    one answer to text and label. A system prompt that is the same in all first rows is left out."""
     key = next((key for key in ("messages", "conversations") if key in rows[0]), "")
-    if has_labels({*rows[0]}):
+    if has_labels({*rows[0]}, options):
         return None
     turns = [turns_of(row.get(key)) for row in rows] if key else []
     if not turns or not all(turns):
         return None
-    expected = [["user", "assistant"], *([["user"]] if may_lack({*rows[0]}, labelled) else [])]
+    expected = [["user", "assistant"], *([["user"]] if may_lack({*rows[0]}, options) else [])]
     if any([role for role, _ in some if role != "system"] not in expected for some in turns):
         several = "contains dialogues of several turns"
         raise UserError(f"{several}; what can be read is one question and a short answer, or text and label")
-    if labelled:
+    if options.labelled:
         require_classes([some[-1][1] for some in turns], f"dialogues with free answers in {key!r}")
     prompts = {tuple(content for role, content in some if role == "system") for some in turns}
 
-    def convert(values: Values) -> Values:
+    def convert(values: Values, where: str) -> Values:
         found = turns_of(values.get(key))
         if [role for role, _ in found if role != "system"] not in expected:
-            raise UserError(f"{key!r} is not one question with one answer, as in the first rows")
+            raise UserError(f"{where}: {key!r} is not one question with one answer, as in the first rows")
         system = tuple(content for role, content in found if role == "system")
         asked = [content for role, content in found if role == "user"]
-        label = {"label": found[-1][1]} if labelled else {}
+        label = {"label": found[-1][1]} if options.labelled else {}
         return {"text": "\n".join([*(() if prompts == {system} else system), *asked])} | label
 
     return convert
 
 
-def may_lack(keys: set[str], labelled: bool) -> bool:
-    """Whether there need be no answer: only texts are read, and no other key has them."""
-    return not labelled and not alike(TEXT_NAMES, keys - {*QUESTION_KEYS})
+def may_lack(keys: set[str], options: ReadOptions) -> bool:
+    """Whether no answer is needed: only texts are read, and no other key has them."""
+    return not options.labelled and not alike(TEXT_NAMES, keys - {*QUESTION_KEYS})
 
 
-def has_labels(keys: set[str]) -> bool:
-    """Whether objects have a label under a usual key."""
-    return bool(alike([*LABEL_NAMES, *NUMBER_NAMES, *OTHER_LABEL_NAMES], keys))
+def has_labels(keys: set[str], options: ReadOptions) -> bool:
+    """Whether objects have a label under a usual key, or options name the keys."""
+    named = options.label_column or options.text_column
+    return bool(named or alike([*LABEL_NAMES, *NUMBER_NAMES, *OTHER_LABEL_NAMES], keys))
 
 
 def turns_of(value: Any) -> list[tuple[str, str]]:

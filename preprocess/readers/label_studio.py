@@ -3,14 +3,23 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.errors import UserError
 from engine.run.command_line import first_line
 from engine.task.signs import PAIR_NAMES, TEXT_NAMES, alike
+from preprocess.labels.spans import StoredSpan, from_utf16
 from preprocess.readers.options import ReadOptions
 
-Result = tuple[str, str, list[Any]]  # (control, "choices" | "spans" | "number" | a type that is not read, values)
+KINDS = ("choices", "several choices", "spans", "number")  # of results that are read
+
+
+class Result(NamedTuple):
+    """A result of an annotation: the values of one control. kind: one of KINDS, or a type that is not read"""
+
+    control: str
+    kind: str
+    values: list[Any]
 
 
 def is_label_studio(item: object, labelled: bool) -> bool:
@@ -49,13 +58,11 @@ def tasks_to_objects(
 
     for where, item in tasks():
         several += len(used_annotations(item)) > 1
-        for name, kind, values in results_of(item, where):
-            if kind == "choices" and (len(values) > 1 or kinds.get(name) == "several choices"):
-                kind = "several choices"
-            if kind in ("choices", "several choices", "spans", "number"):
-                kinds[name] = kind
-            else:
+        for control, kind, values in results_of(item, where):
+            if kind not in KINDS:
                 unread[kind] += 1
+            elif kinds.get(control) != "several choices":
+                kinds[control] = "several choices" if kind == "choices" and len(values) > 1 else kind
     if several:
         print(f"{path}: {several} texts have several annotations; the first that was not cancelled is used")
     if unread:
@@ -73,25 +80,25 @@ def key_of(control: str) -> str:
 def results_of(item: dict[str, Any], where: str) -> list[Result]:
     """The results of the annotation that is used; empty if there is none."""
     annotation = next(iter(used_annotations(item)), {})
-    found: list[Result] = []
-    for result in annotation.get("result") or []:
-        try:
-            kind, value, name = result["type"], result.get("value", {}), result.get("from_name", "")
-            if kind == "choices" and "start" not in value:
-                found.append((name, "choices", value["choices"]))
-            elif kind == "taxonomy" and "start" not in value:
-                found.append((name, "choices", ["/".join(path) for path in value["taxonomy"]]))
-            elif kind == "labels":
-                span = (value["start"], value["end"], value.get("text"))
-                found.append((name, "spans", [(*span, label) for label in value["labels"]]))
-            elif kind in ("rating", "number"):
-                found.append((name, "number", [float(value[kind])]))
-            else:
-                found.append((name, kind, []))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            wrong = f"unexpected form of a Label Studio result ({type(error).__name__}: {first_line(error)})"
-            raise UserError(f"{where}: {wrong}") from None
-    return found
+    try:
+        return [read_result(result) for result in annotation.get("result") or []]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        wrong = f"unexpected form of a Label Studio result ({type(error).__name__}: {first_line(error)})"
+        raise UserError(f"{where}: {wrong}") from None
+
+
+def read_result(result: dict[str, Any]) -> Result:
+    kind, value, control = result["type"], result.get("value", {}), result.get("from_name", "")
+    if kind == "choices" and "start" not in value:
+        return Result(control, "choices", value["choices"])
+    if kind == "taxonomy" and "start" not in value:
+        return Result(control, "choices", ["/".join(path) for path in value["taxonomy"]])
+    if kind == "labels":
+        place = value["start"], value["end"]
+        return Result(control, "spans", [StoredSpan(*place, label, value.get("text")) for label in value["labels"]])
+    if kind in ("rating", "number"):
+        return Result(control, "number", [float(value[kind])])
+    return Result(control, kind, [])
 
 
 def task_to_object(item: dict[str, Any], kinds: dict[str, str], where: str, text_column: str) -> dict[str, Any]:
@@ -106,8 +113,7 @@ def task_to_object(item: dict[str, Any], kinds: dict[str, str], where: str, text
     labels: dict[str, Any] = {name: [] if kind == "spans" and annotated else None for name, kind in kinds.items()}
     for name, kind, values in results_of(item, where):
         if kind == "spans":
-            text = data[texts[0]] if texts else ""
-            labels[name] += [span_in_text(text, *value) for value in values]
+            labels[name] += [span_in_text(data[texts[0]] if texts else "", span) for span in values]
         elif kind == "choices" and kinds[name] == "several choices":
             labels[name] = [*(labels[name] or []), *values]
         elif kind in kinds.get(name, ""):
@@ -116,13 +122,12 @@ def task_to_object(item: dict[str, Any], kinds: dict[str, str], where: str, text
     return data | number | {key_of(name): label for name, label in labels.items()}
 
 
-def span_in_text(text: str, start: Any, end: Any, surface: Any, label: Any) -> dict[str, Any]:
-    """A span of Label Studio. Browsers count an emoji as two characters (UTF-16 units); if the offsets can be counted
-    so, by the surface, they are converted."""
-    counted = type(start) is int and type(end) is int and surface
-    if counted and max(text[:end], default="") > "\uffff":
-        raw = text.encode("utf-16-le", "surrogatepass")
-        before, inside = (part.decode("utf-16-le", "ignore") for part in (raw[: 2 * start], raw[2 * start : 2 * end]))
-        if inside == surface:
-            start, end = len(before), len(before) + len(inside)
+def span_in_text(text: str, span: StoredSpan) -> dict[str, Any]:
+    """A span of Label Studio. Browsers count an emoji as two characters (UTF-16 units); if the surface shows that the
+    offsets were counted so, they are converted."""
+    start, end, label, surface, _ = span
+    if span.has_place() and surface and max(text[:end], default="") > "\uffff":
+        ends = from_utf16(text, start, end)
+        if ends and text[slice(*ends)] == surface:
+            start, end = ends
     return {"start": start, "end": end, "label": label, "text": surface}

@@ -1,24 +1,23 @@
-"""Where the rows of a JSON file are that is one object: under a path, one list per part, or a table of pandas."""
+"""Finds the rows in a JSON file that is a single object: under a path, one list per part, or a table of pandas."""
 
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.errors import UserError
 from engine.task.signs import LABEL_NAMES, TEXT_NAMES, alike
-from preprocess.example import PART_NAMES
-from preprocess.readers.raw_files import abbreviate
-from preprocess.readers.shapes import MISSING, at
+from preprocess.example import abbreviate, part_of_name
+from preprocess.readers.paths import MISSING, Values, at
 
-# Where known formats have their rows; at `*` are the names of classes, or nothing of interest, and the key of each row
-# that gets the name
+# The paths of the rows in known formats. `*` stands for any key; each row gets this key as its label, under the
+# name given here
 ROW_PATHS = {
     "rasa_nlu_data.common_examples": "",  # Rasa
     "assets.utterances": "",  # Azure
     "utterances": "",  # LUIS
     "intents.*.utterances": "intent",  # Snips
 }
+WORD_KEYS, TAG_KEYS = "orth word text form token".split(), "ner tag label".split()  # of tokens that are objects
 Rows = list[Any]
 Located = Iterator[tuple[str, Any]]  # (the part and position, for messages; row)
 
@@ -84,15 +83,10 @@ def rows_at(content: Any, steps: Sequence[str], name: str, key: str = "") -> Row
     return [row for each, value in content.items() for row in rows_at(value, steps[1:], name, each)]
 
 
-def part_of_key(key: str) -> str | None:
-    """The part that a key names: train, oos_val, test_data."""
-    return next((PART_NAMES[word] for word in re.split(r"[._\- ]", key.lower()) if word in PART_NAMES), None)
-
-
 def parts_of(path: Path, content: dict[str, Any]) -> dict[str, tuple[str, Rows]] | None:
     """{key: (part, rows)} if the lists of an object are parts."""
     lists = {key: value for key, value in content.items() if holds_rows(value)}
-    named = {key: part for key in lists if (part := part_of_key(key))}
+    named = {key: part for key in lists if (part := part_of_name(key))}
     if not named:
         return None
     if others := [key for key in lists if key not in named]:
@@ -196,14 +190,63 @@ def lists_in(content: dict[str, Any], prefix: str, depth: int = 3) -> Iterator[t
             yield from lists_in(value, f"{prefix}{key}.", depth - 1)
 
 
-def names_of_pairs(rows: Sequence[Sequence[Any]]) -> tuple[str, str] | None:
-    """("text", "label") or the reverse, for pairs of which one is longer and the other recurs more; otherwise None."""
-    if any(len(row) != 2 or not isinstance(row[0], str) or not isinstance(row[1], str | int) for row in rows):
+def with_sentences(objects: Iterator[tuple[str, Any]], labelled: bool) -> Iterator[tuple[str, Any]]:
+    """(where, object), with documents of DyGIE and spaCy as one object per sentence, whose labels are of its tokens."""
+    count = 0
+    for where, values in objects:
+        part = {"split": values["split"]} if isinstance(values, dict) and "split" in values else {}
+        tagged = [with_tags(each) for each in sentences_in(values)]
+        if all(tagged):
+            for number, sentence in enumerate(tagged, count + 1):
+                yield f"{where.rpartition(', ')[0]}, sentence {number}", (sentence or {}) | part
+            count += len(tagged)
+        elif is_document(values, labelled):
+            yield from ((place, row | part) for place, row in sentences_of(values, where, labelled))
+        else:
+            yield where, values
+
+
+def sentences_in(values: Any) -> list[Any]:
+    """The sentences of a document that consists of paragraphs, as in spaCy's JSON; otherwise only the object."""
+    for key in ("paragraphs", "sentences"):
+        below = values.get(key) if isinstance(values, dict) else None
+        if isinstance(below, list) and below and all(isinstance(each, dict) for each in below):
+            return [sentence for each in below for sentence in sentences_in(each)]
+    return [values]
+
+
+def with_tags(values: Any) -> Values | None:
+    """An object whose tokens are objects, [{"orth": "Anna", "ner": "B-PER"}, …], with the words and one list of tags;
+    None for another."""
+    tokens = values.get("tokens") if isinstance(values, dict) else None
+    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, dict) for token in tokens):
         return None
-    first, second = ({str(row[place]) for row in rows} for place in (0, 1))
-    lengths = [sum(len(str(row[place])) for row in rows) for place in (0, 1)]
-    if len(first) > len(second) and lengths[0] > lengths[1]:
-        return "text", "label"
-    if len(second) > len(first) and lengths[1] > lengths[0]:
-        return "label", "text"
-    return None
+    word, tag = string_key(tokens, WORD_KEYS), string_key(tokens, TAG_KEYS)
+    if word is None or tag is None:
+        return None
+    return values | {"tokens": [token[word] for token in tokens], "ner": [token[tag] for token in tokens]}
+
+
+def string_key(objects: Sequence[Values], names: Sequence[str]) -> str | None:
+    """The first of the names under which all objects have a string."""
+    return next((name for name in names if all(isinstance(each.get(name), str) for each in objects)), None)
+
+
+def sentences_of(values: Values, where: str, labelled: bool) -> Iterator[tuple[str, Values]]:
+    """(where, object) of the sentences of a DyGIE document."""
+    start = 0
+    for number, tokens in enumerate(values["sentences"], 1):
+        place, spans = f"{where}, sentence {number}", values["ner"][number - 1] if labelled else []
+        if any(not isinstance(s, list) or len(s) < 3 or {type(s[0]), type(s[1])} != {int} for s in spans):
+            raise UserError(f"{place}: a span of 'ner' is not [first token, last token, label]")
+        yield place, {"tokens": tokens, "ner": [[first - start, last - start, of] for first, last, of, *_ in spans]}
+        start += len(tokens)
+
+
+def is_document(values: Any, labelled: bool) -> bool:
+    """Whether an object is a document of DyGIE: its sentences as lists of tokens, and the spans of each sentence."""
+    sentences = values.get("sentences") if isinstance(values, dict) else None
+    spans = values.get("ner") if labelled and isinstance(values, dict) else sentences
+    if not isinstance(sentences, list) or not isinstance(spans, list) or len(sentences) != len(spans):
+        return False
+    return all(isinstance(each, list) for each in (*sentences, *spans))

@@ -1,5 +1,6 @@
-"""What is left out of the data: rows without a text or a label, and a test part without labels."""
+"""Drops rows without a text or a label, and a test part without labels."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,37 +15,33 @@ from preprocess.readers.options import ReadOptions
 MINUS = (-1, "-1")  # the label of a test part whose labels are kept secret, as in GLUE
 
 
-def with_texts(examples: Iterable[Example], path: Path) -> Iterator[Example]:
-    """Drops examples whose text is empty, and prints how many were dropped."""
-    dropped, first = 0, ""
+def without_gaps(examples: Iterable[Example], path: Path, options: ReadOptions) -> Iterator[Example]:
+    """Drops the examples that --drop_empty and --drop_unlabelled name, and prints how many were dropped."""
+    dropped, first = Counter[str](), dict[str, str]()
     for example in examples:
-        text = example.get("text")
-        tokens = example.get("tokens")
-        if tokens or (tokens is None and not (text is None or (isinstance(text, str) and not text.strip()))):
-            yield example
+        gap = "text" if options.drop_empty and not has_text(example) else ""
+        if options.drop_unlabelled and not gap:
+            labels, lacking = labels_of(example, options.label_types)
+            example |= dict.fromkeys(lacking)
+            gap = "label" if len(lacking) == len(labels) else ""
+        if gap:
+            dropped[gap] += 1
+            first.setdefault(gap, example["_where"])
         else:
-            dropped, first = dropped + 1, first or example["_where"]
-    if dropped:
-        print(f"{path}: {dropped:,} rows without a text are dropped (--drop_empty), the first: {first}")
+            yield example
+    for gap, number in dropped.items():
+        option = "--drop_empty" if gap == "text" else "--drop_unlabelled"
+        print(f"{path}: {number:,} rows without a {gap} are dropped ({option}), the first: {first[gap]}")
 
 
-def with_labels(examples: Iterator[Example], path: Path, label_types: dict[str, str]) -> Iterator[Example]:
-    """Drops examples without any label (empty, null or NaN; an empty multilabel cell is a label), and prints how many
-    were dropped."""
-    dropped, first = 0, ""
-    for example in examples:
-        labels, lacking = labels_of(example, label_types)
-        example |= dict.fromkeys(lacking)
-        if len(lacking) < len(labels):
-            yield example
-        else:
-            dropped, first = dropped + 1, first or example["_where"]
-    if dropped:
-        print(f"{path}: {dropped:,} rows without a label are dropped (--drop_unlabelled), the first: {first}")
+def has_text(example: Example) -> bool:
+    """Whether the text is not blank, or there are tokens."""
+    text, tokens = example.get("text"), example.get("tokens")
+    return bool(tokens) if tokens is not None else not (text is None or (isinstance(text, str) and not text.strip()))
 
 
 def labels_of(example: Example, label_types: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """(labels, names of the tasks without one)"""
+    """(labels, names of the tasks without one: empty, null or NaN; an empty multilabel cell is a label)"""
     several = {name for name, kind in label_types.items() if KINDS[kind] == "multilabel"}
     labels = {name: example[name] for name in example.keys() - set(RESERVED)}
     return labels, [name for name, label in labels.items() if is_no_label(label, name in several)]
@@ -76,14 +73,14 @@ class SecretLabels:
                 is_read = True
                 if part_of(example, part) != "test" or self.options.drop_unlabelled:
                     self.trained = True
-                    self.has_minus = self.has_minus or any(is_minus(example[name]) for name in tasks_of(example))
+                    self.has_minus = self.has_minus or bool(minus_in(example))
                     yield example
                 elif self.is_unlabelled(example) and not self.has_labels:
                     self.held = self.held or example
                     self.paths[path] = self.paths.get(path, 0) + 1
                 else:
                     self.has_labels = True
-                    if self.held:  # the rows without a label are an error, which names the first
+                    if self.held:  # the first row without a label is passed on, and reported as an error
                         self.require_no_minus(self.held)
                         yield self.held
                         self.held = None
@@ -100,7 +97,7 @@ class SecretLabels:
 
     def require_no_minus(self, example: Example) -> None:
         """Raises UserError for a row whose label is -1 if only other rows of the test part have labels."""
-        if minus := [name for name in tasks_of(example) if is_minus(example[name])]:
+        if minus := minus_in(example):
             reason = f"the label {minus[0]!r} is -1, as in no other part, but other rows of test have labels"
             raise UserError(f"{example['_where']}: {reason}; leave those cells empty and add --drop_unlabelled")
 
@@ -113,8 +110,9 @@ class SecretLabels:
             print(f"{path}: the test part has no labels, and is left out{rows}; {advice}")
 
 
-def tasks_of(example: Example) -> set[str]:
-    return example.keys() - set(RESERVED)
+def minus_in(example: Example) -> list[str]:
+    """The tasks whose label is -1."""
+    return [name for name in example.keys() - set(RESERVED) if is_minus(example[name])]
 
 
 def is_minus(label: Any) -> bool:

@@ -9,24 +9,24 @@ from functools import partial
 from itertools import chain
 from json.decoder import WHITESPACE  # type: ignore[attr-defined]
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from engine.errors import UserError
 from engine.run.command_line import first_line
 from engine.schema import parse_json, without_duplicates
-from engine.task import words
 from engine.task.signs import LABEL_NAMES, PAIR_NAMES
-from preprocess.example import Example
+from preprocess.example import Example, abbreviate
 from preprocess.labels.spans import is_spans
-from preprocess.readers.columns import Head, find_columns
-from preprocess.readers.conversion import Conversion, sentences_of
+from preprocess.readers.columns import Columns, Head, find_columns
+from preprocess.readers.conversion import Conversion
 from preprocess.readers.label_studio import is_label_studio, tasks_to_objects
-from preprocess.readers.layouts import rows_of_object
+from preprocess.readers.layouts import rows_of_object, with_sentences
 from preprocess.readers.options import ReadOptions
-from preprocess.readers.raw_files import MAX_CHARACTERS, abbreviate, limit_rows, open_text, read_rows, take_head
+from preprocess.readers.raw_files import MAX_CHARACTERS, limit_rows, open_text, read_rows, take_head
 
 MAX_OBJECT_CHARACTERS = 256 * 2**20  # of a .json file that is a single object, which is read as a whole
-Objects = Iterator[tuple[str, Any]]  # (where, what should be a dict; None for an empty row)
+HEAD = 1000  # the first rows, which determine the keys
+Objects = Iterator[tuple[str, Any]]  # (where, object; None for an empty row)
 
 
 def read_jsonl(path: Path, options: ReadOptions) -> Iterator[Example]:
@@ -111,8 +111,8 @@ class JsonList:
         self.decode = json.JSONDecoder(object_pairs_hook=without_duplicates).raw_decode
 
     def load(self) -> bool:
-        """Reads about as much again as remains, and drops what was parsed. -> whether there was more; if there was
-        not, positions stay valid."""
+        """Reads as many characters as remain, and drops those parsed. -> whether there were more; if there
+        were none, positions stay valid."""
         piece = self.file.read(max(2**20, len(self.text) - self.position))
         if piece:
             self.rows_before += self.text.count("\n", 0, self.position)
@@ -159,7 +159,7 @@ class JsonList:
                     raise self.error(first_line(error), at) from None
             else:
                 complete = self.text[end : end + 1] in tuple(" \t\r\n,]") or end < len(self.text) - 8
-                if complete or not self.load():  # a number might continue
+                if complete or not self.load():  # a number may continue
                     self.require_room(end - self.position)
                     self.position = end
                     return item
@@ -212,7 +212,7 @@ def read_dataset(path: Path, options: ReadOptions) -> Iterator[Example]:
             name, _, config = str(path).partition(":")
             streaming = bool(options.max_rows) or not fits_on_disk(name, config or None)
             loaded = datasets.load_dataset(name, config or None, streaming=streaming)
-    except Exception as error:  # a foreign folder or hub can make datasets raise anything
+    except Exception as error:  # datasets raises errors of many kinds
         raise UserError(f"{path}: cannot be loaded as a dataset ({first_line(error)})") from None
     for split, rows in (loaded if isinstance(loaded, dict) else {None: loaded}).items():
         objects = dataset_objects(path, split, rows)
@@ -244,7 +244,7 @@ def dataset_objects(path: Path, split: str | None, rows: Any) -> Objects:
             yield f"{path}, {split or 'row'} {number}", as_json(values, path) | ({"split": split} if split else {})
     except UserError:
         raise
-    except Exception as error:  # the files of a streamed dataset are opened here
+    except Exception as error:  # the files of a streamed dataset are opened only here
         raise UserError(f"{path}: its rows cannot be read ({first_line(error)})") from None
 
 
@@ -264,47 +264,59 @@ def objects_to_examples(
 ) -> Iterator[Example]:
     """Converts objects to examples. A label may be missing or null if there are several.
 
-    The first rows, at most 1,000, decide which keys exist. known: keys that are certain to be labels.
+    The first rows determine the keys. known: keys that are labels according to the file's format.
     """
-    objects = sentences_of(objects, options.labelled)
-    rows = take_head(objects, 1000)
-    conversion = Conversion.of(path, rows, options, known)
-    options, known = conversion.options, conversion.known
-    rows = [(where, conversion(values, where)) for where, values in rows]
-    objects = ((where, conversion(values, where)) for where, values in objects) if conversion.steps else objects
-    names = keys_of(rows)
+    objects = with_sentences(objects, options.labelled)
+    head = take_head(objects, HEAD)
+    conversion = Conversion.of(path, head, options, known)
+    options = conversion.options
+    rows = ((where, conversion(values, where)) for where, values in chain(head, objects))
+    first = take_head(rows, len(head))
+    names = keys_of(first)
     if not names:
         return
-    values_of_head = [[values.get(name) for name in names] for _, values in rows[:200] if values]
-    columns = find_columns(Head(path, names, values_of_head, f"its keys are: {abbreviate(names)}"), options, known)
-    text, pair, labels = columns.text, columns.pair, columns.labels
-    by_name = options.labelled and not options.label_column and (conversion.reading or not known)
-    later = {*LABEL_NAMES, *PAIR_NAMES} - {*names} if by_name else set()
-    alone = [source for source in labels.values() if isinstance(source, str)] if len(labels) == 1 else []
-    required = [name for name in (text, pair, *([] if options.drop_unlabelled else alone)) if name]
-    for where, values in chain(rows, objects):
+    cells = [[values.get(name) for name in names] for _, values in first[:200] if values]
+    found = find_columns(Head(path, names, cells, f"its keys are: {abbreviate(names)}"), options, conversion.known)
+    needs = Needs.of(found, names, len(first), options, by_name=bool(conversion.reading or not conversion.known))
+    for where, values in chain(first, rows):
         if values is None and options.labelled:
             continue
         if values is None:
-            values = dict.fromkeys(required, "")  # for prediction, an empty row keeps its position
+            values = dict.fromkeys(needs.keys, "")  # for prediction, an empty row keeps its position
+        needs.check(values, where)
+        yield found.example(values, where)
+    if conversion.reading:
+        conversion.reading.report()
+
+
+class Needs(NamedTuple):
+    """The requirements for every object of a file, derived from the first ones."""
+
+    keys: list[str]
+    label: list[str]  # the key among them that is the only label
+    unseen: set[str]  # usual names of labels, which none of the first objects has
+    num_seen: int
+
+    @classmethod
+    def of(cls, found: Columns, names: list[str], num_seen: int, options: ReadOptions, by_name: bool) -> "Needs":
+        """by_name: whether the labels were found by their names"""
+        label = [source for source in found.labels.values() if isinstance(source, str)]
+        label = label if len(found.labels) == 1 else []
+        by_name = by_name and options.labelled and not options.label_column
+        unseen = {*LABEL_NAMES, *PAIR_NAMES} - {*names} if by_name else set()
+        keys = [found.text, *([found.pair] if found.pair else []), *([] if options.drop_unlabelled else label)]
+        return cls(keys, label, unseen, num_seen)
+
+    def check(self, values: Any, where: str) -> None:
+        """Raises UserError for an object that differs from the first ones."""
         if not isinstance(values, dict):
             raise UserError(f"{where}: not a JSON object")
-        if not later.isdisjoint(values):
-            late = sorted(later & values.keys())
-            unseen = f"has the key {late[0]!r}, which none of the first {len(rows)} rows has"
-            raise UserError(f"{where}: {unseen}; name the labels with --label_column")
-        if absent := [key for key in required if key not in values]:
-            advice = "; --drop_unlabelled drops such rows" if absent == alone else ""
+        if late := sorted(self.unseen & values.keys()):
+            differs = f"has the key {late[0]!r}, which none of the first {self.num_seen} rows has"
+            raise UserError(f"{where}: {differs}; name the labels with --label_column")
+        if absent := [key for key in self.keys if key not in values]:
+            advice = "; --drop_unlabelled drops such rows" if absent == self.label else ""
             raise UserError(f"{where}: no key {absent[0]!r}, which other rows have{advice}")
-        example = {"_where": where}
-        for key, source in (("id", "id"), ("split", columns.part)):
-            if values.get(source) is not None:
-                example[key] = values[source]
-        example |= words.text_or_tokens(values[text], values.get("text"))
-        if pair:
-            example["text_pair"] = values[pair]
-        yield example | columns.parts_of(values, where)
-    conversion.report()
 
 
 def keys_of(objects: list[tuple[str, Any]]) -> list[str]:

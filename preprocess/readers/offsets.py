@@ -1,5 +1,5 @@
-"""How the offsets of spans over a text count: in characters, or in UTF-16 units, as JavaScript and Java do (an emoji is
-two). Wrong counting shows where a surface is stored next to the offsets, and where spans cut words."""
+"""Offsets of spans over a text, which count characters, or UTF-16 units, as JavaScript and Java do (an emoji is
+two). A wrong unit is noticed if the data has the surfaces of the spans, or if spans cut words."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,47 +11,36 @@ import regex
 from engine.errors import UserError
 from engine.task.text import HAN
 from preprocess.example import RESERVED, Example, shown
-from preprocess.labels.spans import fields_of, fields_of_dict
+from preprocess.labels.spans import StoredSpan, fields_of, fields_of_dict, from_utf16
 from preprocess.readers.options import ReadOptions
 
 SPACED = regex.compile(
     rf"(?!{HAN})[\p{{L}}\p{{M}}\p{{N}}_](?<![\p{{Hangul}}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}])"
 )
-Fields = tuple[Any, Any, Any, Any]  # start, end, label, surface
-LEAST = 3  # spans that are cut, before a file is refused
-
-
-def to_characters(text: str, place: int) -> int:
-    """A place counted in UTF-16 units, in characters. Raises ValueError for a place outside the text, or inside a
-    character."""
-    before = text.encode("utf-16-le", "surrogatepass")[: 2 * place]
-    if len(before) < 2 * place:
-        raise ValueError
-    return len(before.decode("utf-16-le"))
+LEAST = 3  # cut words; fewer may be deliberate
 
 
 def is_cut(text: str, place: int) -> bool:
-    """Whether a place is inside a word of a script that writes spaces between words, or outside the text."""
+    """Whether a position is outside the text, or inside a word of a script with spaces between words."""
     if not 0 <= place <= len(text):
         return True
     return 0 < place < len(text) and bool(SPACED.match(text[place - 1]) and SPACED.match(text[place]))
 
 
-def spans_in(label: Any, where: str) -> list[Fields]:
+def spans_in(label: Any, where: str) -> list[StoredSpan]:
     """The spans of a label over characters; empty for any other label."""
     if isinstance(label, dict):
         return list(fields_of_dict(label, where))
     if not isinstance(label, list) or not label or not isinstance(label[0], dict | list):
         return []
-    found = [fields_of(item) for item in label]
-    return [each for each in found if type(each[0]) is int and type(each[1]) is int]
+    return [span for item in label if (span := fields_of(item)).has_place()]
 
 
 @dataclass
 class Seen:
-    """What the spans of a file show. Each is a list of the rows of cut spans."""
+    """Counts of the spans of a file that would cut words, in two ways to read their offsets."""
 
-    checked: int = 0  # spans that would differ
+    checked: int = 0  # spans that differ in the two ways
     cut: int = 0
     cut_otherwise: int = 0
     first: str = ""
@@ -64,7 +53,7 @@ class Seen:
             self.first = where
 
     def is_wrong(self) -> bool:
-        """Whether most spans are cut, but few would be otherwise."""
+        """Whether most spans cut words, but few would in the other way."""
         return self.cut >= max(LEAST, 0.5 * self.checked) and self.cut_otherwise <= 0.1 * self.cut
 
 
@@ -78,7 +67,7 @@ class Offsets:
     inclusive: Seen = field(default_factory=Seen)
 
     def examples(self, examples: Iterator[Example]) -> Iterator[Example]:
-        """The examples, with offsets in characters. Raises UserError at the end if they seem to count otherwise."""
+        """The examples, with offsets in characters. Raises UserError at the end if they seem to have another unit."""
         for example in examples:
             text = example.get("text")
             if type(text) is str and "tokens" not in example:
@@ -95,7 +84,7 @@ class Offsets:
         if found and (behind or (self.options.offsets == "utf16" and not text.isascii())):
             example[name] = [self.converted(each, text, where, behind) for each in found]
             return
-        for start, end, _, surface in found:
+        for start, end, _, surface, _ in found:
             if surface or end <= start:
                 continue
             if self.options.span_end == "auto" and end < len(text):
@@ -103,19 +92,19 @@ class Offsets:
             if self.options.offsets == "auto" and not text.isascii() and max(text[:end], default="") > "\uffff":
                 self.utf16.add(is_cut(text, start) or is_cut(text, end), cut_in_utf16(text, start, end), where)
 
-    def converted(self, span: Fields, text: str, where: str, behind: bool) -> dict[str, Any]:
-        start, end, label, surface = span
+    def converted(self, span: StoredSpan, text: str, where: str, behind: bool) -> dict[str, Any]:
+        start, end, label, surface, _ = span
         end += behind
-        try:
-            if self.options.offsets == "utf16":
-                start, end = to_characters(text, start), to_characters(text, end)
-        except (ValueError, UnicodeDecodeError):
-            wrong = "lies outside the text or inside a character, counted in UTF-16 units"
-            raise UserError(f"{where}: the span {start} to {end} of {shown(label)} {wrong} (--offsets)") from None
+        if self.options.offsets == "utf16":
+            ends = from_utf16(text, start, end)
+            if ends is None:
+                wrong = "lies outside the text or inside a character, counted in UTF-16 units"
+                raise UserError(f"{where}: the span {start} to {end} of {shown(label)} {wrong} (--offsets)")
+            start, end = ends
         return {"start": start, "end": end, "label": label, "text": surface}
 
     def refuse(self) -> None:
-        """Raises UserError if most spans cut words, but would not if their offsets counted otherwise."""
+        """Raises UserError if most spans cut words, but would not if their offsets were read in another way."""
         for seen, how, advice in (
             (self.utf16, "after an emoji", "--offsets utf16 (UTF-16 units, of which an emoji has two)"),
             (self.inclusive, "of the file", "--span_end inclusive (the end belongs to the span)"),
@@ -129,7 +118,5 @@ class Offsets:
 
 
 def cut_in_utf16(text: str, start: int, end: int) -> bool:
-    try:
-        return any(is_cut(text, to_characters(text, place)) for place in (start, end))
-    except (ValueError, UnicodeDecodeError):
-        return True
+    ends = from_utf16(text, start, end)
+    return ends is None or any(is_cut(text, place) for place in ends)

@@ -7,15 +7,15 @@ from typing import Any, Literal
 
 from engine.run.command_line import option
 from engine.run.reading import ReadingOptions, unescaped
-from preprocess.example import Example
+from preprocess.example import Example, abbreviate
 from preprocess.readers.archives import as_named
 
 
 @dataclass
 class Understanding:
-    """What the readers made of each file, which data_process.py shows before anything is written.
+    """How each file was read, which data_process.py prints before anything is written.
 
-    A reader that knows more than the name of its format says so once per file, before its first example:
+    A reader that knows more than the name of its format records it once per file, before its first example:
     `options.understood.add(path, "CoNLL", token="column 2", tag="column 3")`; shown as
     "read as CoNLL: token = column 2, tag = column 3". Without it the format's name is shown.
     """
@@ -35,14 +35,14 @@ class Understanding:
         self.forms[str(path)] = f"{form}: {roles}" if roles else form
 
     def add_columns(self, **columns: str | None) -> None:
-        """The columns or keys of the file that is read, unless its reader has said more."""
+        """The columns or keys of the file that is read, unless its reader has recorded more."""
         path, form = next(reversed(self.forms.items()), ("", ""))
         if path and ": " not in form:
             self.add(path, form, **columns)
 
     def notes(self) -> list[str]:
-        """What a log says of files of which only the texts are read."""
-        labels = f"; labels in them are not read: {abbreviated(sorted(self.unread))}" if self.unread else ""
+        """The lines of a log about files of which only the texts are read."""
+        labels = f"; labels in them are not read: {abbreviate(sorted(self.unread), 6)}" if self.unread else ""
         return [f"{line}{labels}" for line in self.lines()]
 
     def lines(self) -> list[str]:
@@ -52,11 +52,7 @@ class Understanding:
             part = self.parts.get(path)
             named = as_named(path)
             files.setdefault(form, []).append(f"{named} ({part})" if part else named)
-        return [f"read as {form}; from {abbreviated(paths)}" for form, paths in files.items()]
-
-
-def abbreviated(names: list[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (f", … ({len(names) - most:,} more)" if len(names) > most else "")
+        return [f"read as {form}; from {abbreviate(paths, 6, width=500)}" for form, paths in files.items()]
 
 
 @dataclass(frozen=True)

@@ -6,23 +6,22 @@ import io
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, TypeVar, cast
 
 from engine.errors import UserError
 from engine.run.command_line import first_line
 from engine.task.signs import encoding_of_marks
-from preprocess.example import cut
 from preprocess.readers.encodings import begin_of, choose_encoding, is_damaged_utf8
 
 MAX_CHARACTERS = 16 * 2**20  # of one row: a file without line ends must not fill the memory
 MAX_HEAD_BYTES = 128 * 2**20  # approximate size of the first rows, which are kept to identify columns
 MAX_DETECTION_BYTES = 64 * 2**20  # of a file, which are read to detect its encoding
-SAMPLE = 2**20  # bytes of a file by whose look its encoding is chosen
+SAMPLE = 2**20  # bytes of a file by which its encoding is chosen
 Row = TypeVar("Row")
 
 
@@ -66,7 +65,7 @@ def encoding_of(path: str | Path, report: bool) -> str:
 
 @lru_cache(maxsize=4096)  # a file is opened more than once, but its guessed encoding is printed once
 def find_encoding(paths: tuple[str, ...], size: int, changed: int, report: bool) -> str:
-    """The encoding that fits all of some files: what a mark or zeros say, UTF-8, or what looks like text in another
+    """The common encoding of files: by a byte order mark or zero bytes, UTF-8, or the one in which it looks like text
     (see encodings.py). size, changed: of the file, so that a changed file is not served from the cache."""
     sample = b"\n".join(islice((sample_of(path) for path in paths), 10_000))[:SAMPLE]
     if by_marks := encoding_of_marks(sample):
@@ -76,11 +75,8 @@ def find_encoding(paths: tuple[str, ...], size: int, changed: int, report: bool)
     if all(decodes(path, "utf-8") for path in paths):
         return "utf-8-sig"
     if all(decodes(path, "cesu-8") for path in paths):
-        found, language, begin = (
-            "cesu-8",
-            "UTF-8 of UTF-16's halves",
-            begin_of(sample.decode("cesu-8", "ignore"), r"\p{L}"),
-        )
+        begin = begin_of(sample.decode("cesu-8", "ignore"), r"\p{L}")
+        found, language = "cesu-8", "UTF-8 of UTF-16's halves"
     elif is_damaged_utf8(sample):
         return "utf-8-sig"  # the reader reports the row that is not UTF-8
     else:
@@ -92,12 +88,12 @@ def find_encoding(paths: tuple[str, ...], size: int, changed: int, report: bool)
 
 
 def is_utf8(path: str | Path) -> bool:
-    """Whether a file needs no other encoding: it is UTF-8, or has a mark that says what it is."""
+    """Whether the encoding of a file is certain: it is UTF-8, or has a byte order mark."""
     return bool(encoding_of_marks(sample_of(str(path)))) or decodes(str(path), "utf-8")
 
 
 def encoding_of_all(files: list[Path]) -> str:
-    """The encoding of those files that are not UTF-8, found from all of them together, and printed."""
+    """Detects the common encoding of those files that are not UTF-8, and prints it."""
     others = tuple(str(file) for file in files if not is_utf8(file))
     state = [os.stat(path) for path in others]
     return find_encoding(others, sum(s.st_size for s in state), max(s.st_mtime_ns for s in state), report=True)
@@ -142,7 +138,7 @@ def lines_of(path: str | Path, file: TextIO) -> Iterator[str]:
 
 
 def read_rows(path: str | Path, encoding: str = "auto") -> Iterator[tuple[int, str]]:
-    """Yields (row number from 1, row). Only a line feed ends a row: U+2028 and U+0085 stay in texts."""
+    """Yields (row number from 1, row). Only a line feed ends a row: U+2028 and U+0085 remain in texts."""
     with open_text(path, encoding) as file:
         for number, row in enumerate(lines_of(path, file), 1):
             if number == 1 and "\r" in row[:-1] and not row.endswith("\n"):
@@ -151,17 +147,32 @@ def read_rows(path: str | Path, encoding: str = "auto") -> Iterator[tuple[int, s
 
 
 def split_words(row: str) -> list[str]:
-    """The words of a row, between blanks and tabs: other white space, such as U+00A0, may be in a word, or be one."""
+    """The words of a row, between spaces and tabs: other whitespace, such as U+00A0, may be in a word, or be one."""
     return re.findall(r"[^ \t\r\n]+", row)
 
 
-def read_whole(path: Path, encoding: str = "auto") -> tuple[str, str]:
-    """(text, encoding) of a small file, one of many in a folder; its line ends are kept."""
+def named_rows(path: str | Path, encoding: str = "auto") -> Iterator[tuple[str, str]]:
+    """Yields ("PATH, row 1", row) of the rows that are not blank."""
+    return ((f"{path}, row {number}", row) for number, row in read_rows(path, encoding) if row.strip())
+
+
+def rows_side_by_side(paths: Sequence[Path], encoding: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yields (where the row of the first file is, a row of each file). Raises UserError if one has more rows."""
+    for number, rows in enumerate(zip_longest(*(read_rows(path, encoding) for path in paths)), 1):
+        if None in rows:
+            counts = {path: sum(1 for _ in read_rows(path, encoding)) for path in paths}
+            other = next(path for path in paths if counts[path] != counts[paths[0]])
+            raise UserError(f"{other}: {counts[other]} rows, but {paths[0].name} has {counts[paths[0]]}")
+        yield f"{paths[0]}, row {number}", tuple(row for _, row in rows)
+
+
+def read_whole(path: Path, encoding: str = "auto") -> str:
+    """The text of a small file, one of many in a folder; its line ends are kept."""
     with open_text(path, encoding, newline="", report=False) as file:
         text = file.read(MAX_CHARACTERS + 1)
         if len(text) > MAX_CHARACTERS:
             raise UserError(f"{path}: longer than {MAX_CHARACTERS:,} characters, the limit of a text")
-        return text, file.encoding
+        return text
 
 
 def take_head(rows: Iterable[tuple[Any, Row]], limit: int) -> list[tuple[Any, Row]]:
@@ -184,9 +195,3 @@ def limit_rows(examples: Iterator[Row], limit: int, source: str | Path) -> Itera
     yield from islice(examples, limit)
     if next(examples, None) is not None:
         print(f"{source}: only the first {limit:,} rows are read (--max_rows)")
-
-
-def abbreviate(names: Iterable[object], limit: int = 12) -> str:
-    """The first of many names, for a message on one line."""
-    shown = [cut(str(name) if str(name).isprintable() else repr(name)) for name in names]
-    return ", ".join(shown[:limit]) + (f", … ({len(shown) - limit:,} more)" if len(shown) > limit else "")

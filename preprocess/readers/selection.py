@@ -3,20 +3,19 @@
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 from engine.errors import UserError
+from preprocess.example import abbreviate, counts_up
 from preprocess.readers.options import ReadOptions, split_names
-from preprocess.readers.raw_files import abbreviate
 
-UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*")  # how pandas calls a column without a name
+UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*")  # the name that pandas gives to a column without one
 JOINED = " + "  # between the names of joined columns
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Applies to each row what was decided about the columns."""
+    """Selects and joins the cells of each row."""
 
     path: str | Path
     width: int  # of a row of the file
@@ -39,21 +38,21 @@ class Selection:
 
 
 def join_texts(parts: Iterable[str | None]) -> str:
-    """Texts as one, with a space between them."""
+    """Joins texts with spaces."""
     return " ".join(part for part in parts if part and part.strip())
 
 
 def select_columns(
     path: str | Path, names: list[str], rows: list[tuple[int, list[str]]], options: ReadOptions
 ) -> Selection | None:
-    """The Selection of a table that needs one. names: of its columns; rows: its first ones"""
+    """The Selection of a table, None if all columns are read as they are. rows: the first ones"""
     filled = [cells for _, cells in rows if any(cells)]
     longer = options.header and all(len(cells) == len(names) + 1 for cells in filled)
-    if longer and counts([cells[0] for cells in filled]):  # R writes no name for the numbers of rows
+    if longer and is_index([cells[0] for cells in filled]):  # R writes no name for the column of row numbers
         names = ["", *names]
     full = [cells for cells in filled if len(cells) == len(names)]
     unnamed = [i for i, name in enumerate(names) if options.header and UNNAMED.fullmatch(name)] if full else []
-    index = [i for i in unnamed if counts([cells[i] for cells in full])]
+    index = [i for i in unnamed if is_index([cells[i] for cells in full])]
     empty = [i for i in unnamed if not any(cells[i].strip() for cells in full)]
     wanted = split_names(options.join_columns)
     if absent := [name for name in wanted if name not in names]:
@@ -72,7 +71,6 @@ def select_columns(
     return Selection(path, len(names), all_names, kept, empty, joined, options)
 
 
-def counts(cells: list[str]) -> bool:
-    """Whether cells count the rows."""
-    numbers = [int(cell) for cell in cells if re.fullmatch(r"\d{1,15}", cell)]
-    return len(numbers) == len(cells) > 1 and all(b == a + 1 for a, b in pairwise(numbers))
+def is_index(cells: list[str]) -> bool:
+    """Whether cells number the rows."""
+    return len(cells) > 1 and counts_up(cells)

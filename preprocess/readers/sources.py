@@ -1,6 +1,5 @@
 """Finds the files of the raw data and the part that each of them belongs to, and reads them."""
 
-import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -14,35 +13,30 @@ from engine.errors import UserError
 from engine.run.files import sha256
 from engine.task.text import split_text, text_of
 from engine.task.words import id_of
-from preprocess.example import PART_NAMES, PARTS, RESERVED, TEXT_KEYS, Example, check_characters
+from preprocess.example import (
+    PART_NAMES,
+    PARTS,
+    RESERVED,
+    TEXT_KEYS,
+    Example,
+    abbreviate,
+    check_characters,
+    part_of_name,
+    part_words,
+)
 from preprocess.labels.positions import NAMES_FILE
 from preprocess.readers.archives import UNPACKED, as_named, is_archive, unpacked
 from preprocess.readers.beside import class_files, classes_of, label_file_of
 from preprocess.readers.folders import class_folders, is_brat
 from preprocess.readers.formats import CONLL_SUFFIXES, FOLDERS, READERS, SUFFIXES, find_form, find_format, suffix_of
-from preprocess.readers.left_out import SecretLabels, with_labels, with_texts
+from preprocess.readers.left_out import SecretLabels, without_gaps
 from preprocess.readers.objects import is_saved_dataset
 from preprocess.readers.offsets import Offsets
 from preprocess.readers.options import ReadOptions
-from preprocess.readers.raw_files import abbreviate, encoding_of, limit_rows
+from preprocess.readers.raw_files import encoding_of, limit_rows
 from preprocess.schema import check_row, part_of, read_processed
 
 BINARY = (".parquet", ".xlsx")
-PART_WORD = re.compile(r"^.*\d(?=[a-z])|\d+$")  # what a number joins to the name of a part: wnut17train, train2
-
-
-def part_of_name(path: Path) -> str | None:
-    """The part named by a file's name (train.csv, atis.dev.txt, wnut17train.conll, test-00000-of-00001.parquet), or
-    None, also if it names several."""
-    found = {PART_NAMES[word] for word in part_words(path)}
-    return found.pop() if len(found) == 1 else None
-
-
-def part_words(path: Path) -> list[str]:
-    """The words of a file's name that name parts."""
-    words = re.split(r"[._\-\s]+|(?<=[a-z])(?=(?:Train|Dev|Valid|Val|Test|Data|Set)(?![a-z]))", path.name)
-    words = [word if word in PART_NAMES else PART_WORD.sub("", word) for word in map(str.lower, words)]
-    return [word for word in words if word in PART_NAMES]
 
 
 def data_files(folder: Path) -> list[Path]:
@@ -152,10 +146,7 @@ def examples_of(source: Path, options: ReadOptions) -> Iterator[Example]:
                 examples = limit_rows(examples, options.max_rows, path)
             if options.labelled:
                 examples = secret.labelled(Offsets(path, options).examples(examples), part, path)
-            if options.drop_empty:
-                examples = with_texts(examples, path)
-            if options.drop_unlabelled:
-                examples = with_labels(examples, path, options.label_types)
+            examples = without_gaps(examples, path, options)
             empty = True
             for example in examples:
                 empty = False

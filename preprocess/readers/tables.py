@@ -5,7 +5,7 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import date, time
@@ -17,11 +17,11 @@ from engine.errors import UserError
 from engine.run.command_line import first_line
 from engine.run.reading import NO_QUOTES
 from engine.task.signs import TEXT_NAMES, alike
-from preprocess.example import PART_NAMES, Example
+from preprocess.example import PART_NAMES, Example, abbreviate
 from preprocess.readers.cells import Cells
 from preprocess.readers.columns import Columns, Head, find_columns, refuse_other_tasks
 from preprocess.readers.options import ReadOptions, split_names
-from preprocess.readers.raw_files import MAX_CHARACTERS, abbreviate, lines_of, open_text, read_rows, take_head
+from preprocess.readers.raw_files import MAX_CHARACTERS, lines_of, open_text, read_rows, take_head
 from preprocess.readers.selection import select_columns
 from preprocess.readers.token_rows import read_token_table, token_layout
 
@@ -50,13 +50,14 @@ def is_plain(delimiter: str) -> bool:
 
 
 def cells_of(path: Path, options: ReadOptions, delimiter: str, quoted: bool) -> Table:
-    """The rows of a file as cells. quoted: whether quotes hold cells together if --quotechar does not say so."""
+    """The rows of a file as cells. quoted: whether double quotes are special by default."""
     quote = quote_of(options, quoted)
-    if not quote:
-        return split_cells(path, options.encoding, delimiter)
-    if len(delimiter) > 1:
+    if quote and len(delimiter) > 1:
         raise UserError(f"{path}: --quotechar needs a --delimiter of one character, found {delimiter!r}")
-    return quoted_cells(path, options.encoding, delimiter, quote)
+    if quote:
+        return quoted_cells(path, options.encoding, delimiter, quote)
+    most = 1 if delimiter == " " else -1  # `pos a lovely film`: a label, then the text
+    return ((number, row.split(delimiter, most)) for number, row in read_rows(path, options.encoding))
 
 
 def quote_of(options: ReadOptions, quoted: bool) -> str:
@@ -64,11 +65,6 @@ def quote_of(options: ReadOptions, quoted: bool) -> str:
     if options.quotechar:
         return "" if options.quotechar == NO_QUOTES else options.quotechar
     return '"' if quoted else ""
-
-
-def split_cells(path: Path, encoding: str, delimiter: str) -> Table:
-    most = 1 if delimiter == " " else -1  # `pos a lovely film`: a label, then the text
-    return ((number, row.split(delimiter, most)) for number, row in read_rows(path, encoding))
 
 
 def quoted_cells(path: Path, encoding: str, delimiter: str, quote: str) -> Table:
@@ -98,7 +94,7 @@ def quoted_cells(path: Path, encoding: str, delimiter: str, quote: str) -> Table
 
 
 def dialect(first: str, delimiter: str, quote: str) -> dict[str, Any]:
-    """How csv.reader splits rows; blanks before quotes, as in `"a", "b"`, are skipped if the first row has some."""
+    """How csv.reader splits rows; spaces before quotes, as in `"a", "b"`, are skipped if the first row has some."""
     return dict(delimiter=delimiter, quotechar=quote, skipinitialspace=f"{delimiter} {quote}" in first)
 
 
@@ -109,13 +105,7 @@ def find_delimiter(path: Path, options: ReadOptions) -> str:
     lines = [line for line in lines if line][:20]
     named = [options.text_column, *split_names(options.label_column)]
     names = [name.strip().lower() for name in (*named, *TEXT_NAMES) if name.strip() and not name.isdigit()]
-    tables = {}
-    for delimiter in (",", ";", "\t", "|", "_!_"):
-        try:
-            quote = quote_of(options, not is_plain(delimiter)) if len(delimiter) == 1 else ""
-            tables[delimiter] = cells_of_lines(lines, delimiter, quote)
-        except csv.Error:
-            tables[delimiter] = [[""]]
+    tables = {delimiter: cells_of_lines(lines, delimiter, options) for delimiter in (",", ";", "\t", "|", "_!_")}
     found = next((d for d, rows in tables.items() if rows and alike(names, rows[0])), None)
     if found is None:  # without known names: the first that splits all rows into the same number of cells
         widths = {d: {len(row) for row in rows if row} for d, rows in tables.items()}
@@ -125,10 +115,15 @@ def find_delimiter(path: Path, options: ReadOptions) -> str:
     return found
 
 
-def cells_of_lines(lines: list[str], delimiter: str, quote: str) -> list[list[str]]:
+def cells_of_lines(lines: list[str], delimiter: str, options: ReadOptions) -> list[list[str]]:
+    """The cells of the first lines with a delimiter; one empty cell if quotes make that impossible."""
+    quote = quote_of(options, not is_plain(delimiter)) if len(delimiter) == 1 else ""
     if not quote:
         return [line.split(delimiter) for line in lines]
-    return list(csv.reader(lines, **dialect(next(iter(lines), ""), delimiter, quote)))
+    try:
+        return list(csv.reader(lines, **dialect(next(iter(lines), ""), delimiter, quote)))
+    except csv.Error:
+        return [[""]]
 
 
 def columns_to_examples(path: str | Path, table: Table, options: ReadOptions) -> Iterator[Example]:
@@ -146,12 +141,11 @@ def columns_to_examples(path: str | Path, table: Table, options: ReadOptions) ->
         shown = [f"{name} ({cell[:20]!r})" for name, cell in zip(names, first)]
         rows.insert(0, (first_row, first))
         find, origin = columns_by_number, f"row {first_row}"
+    below = data_rows(path, first if options.header else [], chain(rows, table))
     if selection := select_columns(path, names, rows, options):
         names, shown = selection.names, selection.names if options.header else shown
-        rows, table = list(selection.applied(rows, origin)), selection.applied(table, origin)
-        ((_, first),) = selection.applied([(1, [*[""] * (selection.width - len(first)), *first])], origin)
+        rows, below = list(selection.applied(rows, origin)), selection.applied(below, origin)
         options = selection.options
-    below = data_rows(path, first if options.header else [], chain(rows, table))
     full_rows = [cells for _, cells in rows if len(cells) == len(names)]
     if (layout := token_layout(path, names, rows, options)) is not None:
         yield from read_token_table(layout, below, options)
@@ -162,8 +156,8 @@ def columns_to_examples(path: str | Path, table: Table, options: ReadOptions) ->
     yield from table_examples(head, columns, below, origin, options)
 
 
-def data_rows(path: str | Path, header: list[str], table: Table) -> Table:
-    """The rows below the header. Raises UserError if it comes again, as where files were joined."""
+def data_rows(path: str | Path, header: list[str], table: Iterable[tuple[int, list[str]]]) -> Table:
+    """The rows below the header. Raises UserError if it is repeated, as where files were joined."""
     for number, cells in table:
         if cells == header and len(header) > 1:
             raise UserError(f"{path}, row {number}: the header again; remove this row")
@@ -171,12 +165,8 @@ def data_rows(path: str | Path, header: list[str], table: Table) -> Table:
 
 
 def table_examples(head: Head, columns: Columns, rows: Table, origin: str, options: ReadOptions) -> Iterator[Example]:
-    """The examples of the rows below the header. origin: what says how many columns there are"""
-    # The role given by an option takes precedence, even for a column called "id"
-    roles = {"id": "id", columns.part: "split", columns.text: "text", columns.pair: "text_pair"}
-    roles |= {source: task for task, source in columns.labels.items() if isinstance(source, str)}
-    keys = [(roles[name], position) for position, name in enumerate(head.names) if name in roles]
-    values_of = Cells.of(head, columns, options)
+    """The examples of the rows below the header. origin: what defines the number of columns, for messages"""
+    values_of = Cells(head, columns, options)
     for number, cells in rows:
         where = f"{head.path}, row {number}"
         if not any(cells):
@@ -185,9 +175,7 @@ def table_examples(head: Head, columns: Columns, rows: Table, origin: str, optio
             cells = [""] * len(head.names)  # for prediction, an empty row keeps its position
         if len(cells) != len(head.names):
             raise UserError(f"{where}: {len(cells)} cells, but {origin} has {len(head.names)}; {head.listed}")
-        example = {"_where": where, **{key: cells[position] for key, position in keys}}
-        example |= columns.parts_of(dict(zip(head.names, cells)), where)
-        yield values_of(example) if values_of.readers or values_of.split else example
+        yield columns.example(values_of(dict(zip(head.names, cells)), where), where)
 
 
 def report_joined_labels(head: Head, columns: Columns, options: ReadOptions) -> None:
@@ -272,7 +260,7 @@ def read_xlsx(path: Path, options: ReadOptions) -> Iterator[Example]:
                     yield example | ({"split": part} if part else {})
     except UserError:
         raise
-    except Exception as error:  # a damaged workbook can make openpyxl raise anything
+    except Exception as error:  # openpyxl raises errors of many kinds for a damaged workbook
         raise UserError(f"{path}: not a readable .xlsx file ({first_line(error)}); save it as CSV") from None
 
 

@@ -11,10 +11,11 @@ from data_process import DataConfig, prepare, process
 from engine.errors import UserError
 from engine.task.signs import inline_syntax
 from engine.task.words import place_tokens
+from preprocess.readers.by_shape import find_reading
 from preprocess.readers.conversion import Conversion
 from preprocess.readers.inline import without_marks
 from preprocess.readers.options import ReadOptions
-from preprocess.readers.shapes import SHAPES, Shape, Spans, find_reading
+from preprocess.readers.shapes import SHAPES, Shape, Spans
 from preprocess.readers.sources import read_texts
 
 NAMES = ["Ida", "Omar", "Lena", "Tomas", "Ruth", "Ivan"]

@@ -38,7 +38,7 @@ if TYPE_CHECKING or not (HERE / "predictor_schema.py").exists():
     from engine.run.flags import OneLineParser, one_line, whole_number
     from engine.schema import AnyOf, Optional, Range, SchemaError, parse_json, read_json
     from engine.task import words as task_words
-    from engine.task.signs import PAIR_NAMES, PAIRS, TEXT_NAMES, by_usual, encoding_of_marks, inline_syntax
+    from engine.task.signs import PAIR_NAMES, PAIRS, TAG, TEXT_NAMES, by_usual, encoding_of_marks, inline_syntax
 else:  # in an exported folder, which must not change
     sys.path.append(str(HERE))
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
@@ -46,7 +46,7 @@ else:  # in an exported folder, which must not change
     from predictor_flags import OneLineParser, one_line, whole_number
     from predictor_rows import write_rows
     from predictor_schema import AnyOf, Optional, Range, SchemaError, parse_json, read_json
-    from predictor_signs import PAIR_NAMES, PAIRS, TEXT_NAMES, by_usual, encoding_of_marks, inline_syntax
+    from predictor_signs import PAIR_NAMES, PAIRS, TAG, TEXT_NAMES, by_usual, encoding_of_marks, inline_syntax
     from predictor_windows import Cutter, Feature, TooLong, encode_texts, merge_spans, merge_windows, pick
 
     sys.dont_write_bytecode = before
@@ -476,7 +476,6 @@ def num_cores() -> int:
 
 
 FORMS = ".txt (one text per row), .csv, .tsv or .jsonl"
-ENTITY = r"(?:O|[BIESMLU][-_]\S+)"  # a tag
 NAMES = "|".join(map(re.escape, ["tokens", *TEXT_NAMES]))
 OTHER_FORMS: list[tuple[str, Any, str]] = [  # what else a .txt may be: (name, which rows show it, pattern)
     ("JSON lines", all, r"\{"),
@@ -485,10 +484,10 @@ OTHER_FORMS: list[tuple[str, Any, str]] = [  # what else a .txt may be: (name, w
     ("a table", all, r".*\t"),
     ("texts with labels (fastText)", all, r"__label__\S|.*\s__label__\S+\s*$"),
     ("Rasa's training data", any, r"##\s*intent:|nlu:\s*$"),
-    ("tokens with tags (CoNLL)", all, rf"\S+[ \t](.*[ \t])?{ENTITY}\s*$"),
+    ("tokens with tags (CoNLL)", all, rf"\S+[ \t](.*[ \t])?{TAG}\s*$"),
     ("tokens with tags (CoNLL)", next, r"# global\.columns|#begin document"),
     ("words with tags", all, r"(\S*/([A-Za-z][\w$-]*|[^\w\s]{1,2})(\]\S*)?(\s+|$))+$"),
-    ("words with tags", all, rf"(\S+(:|\||###){ENTITY}(\s+|$))+(<=>.*|\S+)?$"),
+    ("words with tags", all, rf"(\S+(:|\||###){TAG}(\s+|$))+(<=>.*|\S+)?$"),
 ]
 
 
@@ -574,7 +573,7 @@ def refuse_marked(path: Path, texts: list[Any], columns: Iterable[list[str]] = (
         raise refused(path, "seems to have texts that are lists or have marked entities")
     sizes = [len(text.split()) for text in texts if isinstance(text, str)]
     for tags in ([items_of(cell) for cell in column] for column in columns if filled):
-        as_tags = all(re.fullmatch(ENTITY, tag) for row in tags for tag in row)
+        as_tags = all(re.fullmatch(TAG, tag) for row in tags for tag in row)
         if sizes == list(map(len, tags)) and (as_tags or ({*sizes} <= {0, 1} and ["O"] in tags)):
             raise refused(path, "seems to have a column with a tag for each word")
 

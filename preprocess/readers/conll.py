@@ -1,0 +1,305 @@
+"""CoNLL files, with one token and its tags per row and blank rows between sentences, and CoNLL-U."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import regex
+
+from engine.errors import UserError
+from engine.task.tags import notation_of
+from preprocess.example import Example
+from preprocess.readers.columns import are_joined_intents
+from preprocess.readers.options import ReadOptions, split_names
+from preprocess.readers.raw_files import read_rows
+from preprocess.readers.token_rows import (
+    TAG_NAMES,
+    TOKEN_NAMES,
+    Cells,
+    Layout,
+    Row,
+    TokenHead,
+    blocks_of,
+    example_of,
+    find_layout,
+    plain_name,
+    sentences,
+)
+
+HEAD_ROWS = 5000  # the first rows, by which the columns are found
+NO_COMMENTS = "none"  # the value of --comment for a file without comments
+CONLLU = "id form lemma upos xpos feats head deprel deps misc".split()
+GLOBAL_COLUMNS = "# global.columns ="  # CoNLL-U Plus names its columns in its first row
+CONLL_2012 = "#begin document"
+BREAKS = ("-DOCSTART-", CONLL_2012, "#end document")
+KEY_AND_VALUE = re.compile(r"#+ ?[\w.:-]+ ?=")  # a comment: "# text = …"
+NUMBERED = regex.compile(r"(?s)^(\X)(\d{1,4})$")  # a character, also an emoji of several code points, and a number
+ODD_TOKENS = 0.01  # the maximum share of tokens without a number; Weibo NER has a few
+
+
+def read_conll(path: Path, options: ReadOptions) -> Iterator[Example]:
+    """One token and tag per row, a blank row between sentences; optionally PATH.intent, with one intent per sentence,
+    or a row with only the intent at the beginning or end of each sentence.
+
+    The token is the first column that does not count, the tag the last. A token may itself be a space: `' ' + ' ' +
+    'O'`.
+    """
+    layout = conll_layout(path, options)
+    options.understood.add(path, "CoNLL", **layout.shown())
+    beside = intents_beside(path, options) if options.labelled else None
+    are_sets = are_joined_intents(own_intents(path, layout, options), options)
+    number = 0
+    for number, (start, block) in enumerate(sentences(layout, conll_rows(path, layout, options)), 1):
+        intent: str | list[str] | None = None
+        if layout.intent is not None:
+            intent = block.pop(layout.intent)[0] if len(block[layout.intent]) == 1 else ""
+            intent = intent.split("#") if are_sets else intent
+            if not intent or not all(len(cells) == len(layout.names) for cells in block):
+                raise UserError(f"{path}, row {start}: the sentence needs one row with its intent, as the others have")
+        if beside is not None:
+            if number > len(beside):
+                more = f"more sentences (the next begins in row {start})"
+                raise UserError(f"{path}.intent: {len(beside)} rows, but {path} has {more}")
+            intent = beside[number - 1]
+        example = example_of(layout, start, block, options)
+        if intent is not None and options.labelled:
+            labels = {task: example.pop(task) for task in layout.tags}
+            example |= {"intent": intent, **labels}
+        yield example
+    if beside is not None and number < len(beside):
+        raise UserError(f"{path}.intent: {len(beside)} rows, but {path} has {number} sentences")
+
+
+def intents_beside(path: Path, options: ReadOptions) -> list[str] | None:
+    """The intents in PATH.intent, without blank rows at its end; None if there is no such file."""
+    if not Path(f"{path}.intent").exists():
+        return None
+    intents = [row.strip() for _, row in read_rows(f"{path}.intent", options.encoding)]
+    while intents and not intents[-1]:
+        intents.pop()
+    return intents
+
+
+def own_intents(path: Path, layout: Layout, options: ReadOptions) -> Iterator[str]:
+    """All intents of a file whose sentences have a row with their intent."""
+    if layout.intent is not None:
+        for _, block in sentences(layout, conll_rows(path, layout, options, report=False)):
+            if len(block[layout.intent]) == 1:
+                yield block[layout.intent][0]
+
+
+def split_row(row: str) -> Cells:
+    """The cells of a CoNLL row, which are delimited by tabs or spaces."""
+    if "\t" in row:
+        return row.rstrip("\t").split("\t")
+    cells = row.rstrip(" ").split(" ")
+    if "" not in cells:  # the usual case
+        return cells
+    return [" " if row.startswith("  ") else cells[0], *filter(None, cells[1:])]  # a token may be a space
+
+
+def is_break(row: str) -> bool:
+    return not row.strip(" \t") or row.startswith(BREAKS)
+
+
+def comment_prefix(options: ReadOptions) -> str:
+    return "#" if options.comment in ("", NO_COMMENTS) else options.comment
+
+
+def conll_layout(path: Path, options: ReadOptions) -> Layout:
+    """Finds the Layout of a CoNLL file in its first rows."""
+    head = [row for _, row in islice(read_rows(path, options.encoding), HEAD_ROWS)]
+    rows = [(row, [] if is_break(row) else split_row(row)) for row in head]
+    prefix = comment_prefix(options)
+    blocks = blocks_of(cells for row, cells in rows if not cells or not row.startswith(prefix))
+    blocks = blocks or blocks_of(cells for _, cells in rows)
+    widths = Counter(len(cells) for block in blocks for cells in block)
+    width = max(widths, key=lambda width: (widths[width], width), default=0)
+    if not width:
+        raise UserError(f"{path}: contains no examples")
+    intent = intent_row(blocks[:-1] if len(head) == HEAD_ROWS else blocks, width)
+    blocks = [[cells for cells in block if len(cells) == width] for block in blocks]
+    titled = are_titles(blocks[0][0] if blocks[0] else [], options)
+    names = blocks[0].pop(0) if titled else [str(number) for number in range(width)]
+    found = TokenHead(path, names, [block for block in blocks if block], titled)
+    is_conll_2012 = width > 11 and any(row.startswith(CONLL_2012) for row in head)
+    if is_conll_2012 and not options.token_column and not options.tag_column:
+        options = replace(options, token_column="3", tag_column="10")
+    return find_layout(found, options, intent=intent)
+
+
+def are_titles(cells: Cells, options: ReadOptions) -> bool:
+    """Whether the first row names the columns: with usual names of a token and a tag, or as an option does."""
+    plain = {plain_name(cell) for cell in cells}
+    named = plain_name((options.token_column or options.tag_column).split(",")[0])
+    usual = plain & {*TOKEN_NAMES} and plain & {*TAG_NAMES}
+    return len(cells) > 1 and bool(usual or (named in plain and named and not named.isdigit()))
+
+
+def intent_row(blocks: list[list[Cells]], width: int) -> int | None:
+    """The position of the row with the intent in every sentence: 0 or -1; None if there are no such rows."""
+    for place, others in ((-1, slice(None, -1)), (0, slice(1, None))):
+        fits = (len(b) > 1 and len(b[place]) == 1 and all(len(cells) == width for cells in b[others]) for b in blocks)
+        if len(blocks) > 1 and width > 1 and all(fits):
+            return place
+    return None
+
+
+def conll_rows(path: Path, layout: Layout, options: ReadOptions, report: bool = True) -> Iterator[Row]:
+    """The rows of a CoNLL file without comments; a blank row, which ends a sentence, has no cells."""
+    numbered = has_numbered_characters(path, layout, options.encoding)
+    if numbered and report:
+        print(f"{path}: each character is followed by its position in its word (科0 技1), which is removed")
+    is_new, skipped, width = True, 0, len(layout.names)
+    is_title = not layout.names[0].isdigit()
+    for number, row in read_rows(path, options.encoding):
+        where = f"{path}, row {number}"
+        if is_break(row):
+            is_new = True
+            yield number, []
+            continue
+        cells = split_row(row)
+        if is_title and cells == layout.names:
+            is_title = False
+            continue
+        if row.startswith(comment_prefix(options)) and is_comment(layout, row, cells, where, is_new, options):
+            skipped += 1
+            continue
+        is_intent = layout.intent is not None and len(cells) == 1
+        if (len(cells) != width and not is_intent) or not cells[0]:
+            raise wrong_width(layout, where, row, cells)
+        if len(cells) == width and not cells[layout.token]:
+            raise UserError(f"{where}: the token is empty")
+        if numbered and len(cells) > 1:
+            cells[layout.token] = NUMBERED.sub(r"\1", cells[layout.token])
+        is_new = False
+        yield number, cells
+    if skipped and report:
+        print(f"{path}: {skipped:,} rows are skipped as comments (--comment none reads them)")
+
+
+def wrong_width(layout: Layout, where: str, row: str, cells: Cells) -> UserError:
+    if len(cells) < 2 or not cells[0]:
+        return UserError(f"{where}: needs a token and a tag, found {row[:60]!r}")
+    advice = "if it is a comment, name its beginning with --comment"
+    return UserError(f"{where}: {len(cells)} columns, but the others have {len(layout.names)}: {row[:60]!r}; {advice}")
+
+
+def is_comment(layout: Layout, row: str, cells: Cells, where: str, is_new: bool, options: ReadOptions) -> bool:
+    """Whether a row with the prefix of comments is one: always if --comment names it; a row with # is one before a
+    sentence if it cannot be a token and its tag."""
+    if options.comment:
+        return options.comment != NO_COMMENTS
+    fits = layout.fits(cells)
+    named = is_new and KEY_AND_VALUE.match(row)
+    if named and not fits:
+        return True
+    if fits is None and not is_new:
+        return False
+    if named or fits is None or not (fits or is_new):
+        advice = "--comment '#' skips such rows, --comment none reads them as tokens"
+        raise UserError(f"{where}: {row[:60]!r} may be a comment or a token; {advice}")
+    return not fits
+
+
+def has_numbered_characters(path: Path, layout: Layout, encoding: str) -> bool:
+    """Whether the tokens of a CoNLL file are characters plus their position in their word, as in Weibo NER: 科0 技1.
+    A few may lack the number."""
+    before, num_tokens, num_odd = -1, 0, 0
+    for _, row in read_rows(path, encoding):
+        if is_break(row):
+            before = -1
+            continue
+        cells = split_row(row)
+        match = NUMBERED.fullmatch(cells[layout.token] if len(cells) == len(layout.names) else cells[0])
+        num_tokens += 1
+        if match is not None and int(match[2]) in (0, before + 1):
+            before = int(match[2])
+            continue
+        before, num_odd = -1, num_odd + 1
+        if num_odd > 3 + ODD_TOKENS * num_tokens:  # decided without reading the rest
+            return False
+    return num_tokens > 1 and num_odd <= ODD_TOKENS * num_tokens
+
+
+# ---- CoNLL-U -------------------------------------------------------------------------------------------------------
+
+
+def read_conllu(path: Path, options: ReadOptions) -> Iterator[Example]:
+    """CoNLL-U: ten columns per token; the tags are --tag_column or --label_column, otherwise UPOS, or XPOS if there is
+    no UPOS. CoNLL-U Plus names its columns in its first row. The keys of MISC that all tokens have (`name=B-PER`) are
+    columns, too. If a column beyond the ten has tags of entities, it is the default.
+    """
+    columns = conllu_columns(path, options.encoding)
+    head = [cells for _, cells in islice(conllu_rows(path, options, columns), HEAD_ROWS) if cells]
+    tokens = [misc_of(cells, columns) | dict(zip(columns, cells)) for cells in head]
+    names = [*columns, *(key for key in next(iter(tokens), {}) if key not in columns and all(key in t for t in tokens))]
+    listed = f"{'CoNLL-U' if columns == CONLLU else 'it'} has {', '.join(names)}"
+    flag = "tag_column" if options.tag_column else "label_column"
+    wanted = [name.lower() for name in split_names(options.tag_column or options.label_column)]
+    wanted = [names[int(name)] if name.isdigit() and int(name) < len(names) else name for name in wanted]
+    if unknown := [name for name in wanted if name not in names or name in ("id", "form")]:
+        raise UserError(f"{path}: no column {unknown[0]!r} (--{flag}); {listed}")
+    if not wanted and options.labelled:
+        wanted = usual_tags(tokens, names)
+        if not wanted:
+            raise UserError(f"{path}: cannot find the column of the tags; add --tag_column; {listed}")
+    options.understood.add(path, "CoNLL-U", token="form", tag=", ".join(wanted))
+    names = [*columns, *(name for name in wanted if name not in columns)]
+    tags = {re.sub("[.,=]", "_", name): names.index(name) for name in wanted}
+    layout = Layout(path, names, columns.index("form"), tags, may_be_one=True)
+    for start, block in sentences(layout, conllu_rows(path, options, columns, names[len(columns) :])):
+        example = example_of(layout, start, block, options)
+        yield example | {task: None for task in tags if {*(example[task] or ())} == {"_"}}
+
+
+def conllu_columns(path: Path, encoding: str) -> list[str]:
+    """The columns of CoNLL-U, or of CoNLL-U Plus, whose first row names them."""
+    _, first = next(read_rows(path, encoding), (1, ""))
+    if not first.startswith(GLOBAL_COLUMNS):
+        return CONLLU
+    columns = first.removeprefix(GLOBAL_COLUMNS).lower().split()
+    if "form" not in columns or len(set(columns)) < len(columns):
+        raise UserError(f"{path}, row 1: needs distinct columns, one of them FORM, found {first[:60]!r}")
+    return columns
+
+
+def misc_of(cells: Cells, columns: list[str]) -> dict[str, str]:
+    """The keys and values in MISC, the tenth column: SpaceAfter=No|name=B-PER."""
+    items = cells[columns.index("misc")].split("|") if "misc" in columns else []
+    pairs = [item.partition("=")[::2] for item in items if "=" in item]
+    return {key.lower(): value for key, value in pairs}
+
+
+def usual_tags(tokens: list[dict[str, str]], names: list[str]) -> list[str]:
+    """The column of the tags of CoNLL-U: the last extra column with entities, otherwise UPOS or XPOS."""
+    cells = {name: {token[name].strip() for token in tokens} for name in names}
+    if own := [name for name in names if name not in CONLLU and notation_of(cells[name])]:
+        return own[-1:]
+    usual = [name for name in names if name in ("upos", "xpos")]
+    return [name for name in usual if cells[name] != {"_"}][:1] or usual[:1]
+
+
+def conllu_rows(path: Path, options: ReadOptions, columns: list[str], of_misc: Sequence[str] = ()) -> Iterator[Row]:
+    """The rows of CoNLL-U without comments, ranges (1-2) and empty nodes (1.1); a blank row has no cells.
+
+    of_misc: the keys of MISC whose values are further cells
+    """
+    needed = "the ten columns of CoNLL-U" if columns == CONLLU else f"the columns {', '.join(columns)}"
+    for number, row in read_rows(path, options.encoding):
+        if not row.strip():
+            yield number, []
+        elif not row.startswith("#"):
+            cells = row.split("\t")
+            place = cells[columns.index("id")] if "id" in columns and len(cells) == len(columns) else "1"
+            if len(cells) != len(columns) or not all(cells) or not re.fullmatch(r"\d+([-.]\d+)?", place):
+                raise UserError(f"{path}, row {number}: needs {needed}, found {row[:80]!r}")
+            misc = misc_of(cells, columns) if of_misc else {}
+            if place.isdigit() and (absent := [key for key in of_misc if key not in misc]):
+                token = cells[columns.index("form")]
+                raise UserError(f"{path}, row {number}: {token!r} has no {absent[0]}= in MISC, as other tokens have")
+            if place.isdigit():
+                yield number, [*cells, *(misc[key] for key in of_misc)]
