@@ -54,3 +54,8 @@ def innermost(path: Path) -> Path:
             break
         (path,) = inside
     return path
+
+
+def note(text: str) -> None:
+    """Prints what a reader noticed."""
+    print(as_named(text))

@@ -8,6 +8,7 @@ from pathlib import Path
 from engine.errors import UserError
 from engine.task.tags import notation_of
 from preprocess.example import PART_NAMES, Example, abbreviate, part_of_name
+from preprocess.readers.archives import note
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import named_rows, open_bytes, rows_side_by_side, split_words
 
@@ -116,7 +117,7 @@ def read_class_files(path: Path, options: ReadOptions) -> Iterator[Example]:
     is_sure = all(map(part_of_name, files)) or {name.lower() for name in names} <= CLASS_WORDS
     if options.format != "class_files" and not is_sure:
         raise UserError(f"{path}: {listed} may each have the texts of one class; if so, add --format class_files")
-    print(f"{path}: one class for each of the {len(names)} files ({abbreviate(names)})")
+    note(f"{path}: one class for each of the {len(names)} files ({abbreviate(names)})")
     for file, name in classes.items():
         part = part_of_name(file)
         for where, row in named_rows(file, options.encoding):

@@ -15,6 +15,7 @@ from engine.task.signs import TEXT_NAMES
 from preprocess.example import shown
 from preprocess.labels.spans import StoredSpan
 from preprocess.readers import shapes
+from preprocess.readers.archives import note
 from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.paths import MISSING, Convert, Values, at, is_at, key_of, task_of
 from preprocess.readers.shapes import KEY, VALUE, Shape, Spans
@@ -153,7 +154,7 @@ class Reading:
 
     def report(self) -> None:
         for what, number in self.counts.items():
-            print(f"{self.path}: {number:,} {what}")
+            note(f"{self.path}: {number:,} {what}")
 
 
 def check_tokens(span: StoredSpan, tokens: list[str], inclusive: bool, where: str) -> None:

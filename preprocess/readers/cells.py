@@ -9,6 +9,7 @@ from engine.task.tags import USUAL
 from preprocess.example import shown
 from preprocess.labels.kinds import NO_LABEL
 from preprocess.labels.literals import literal
+from preprocess.readers.archives import note
 from preprocess.readers.columns import Columns, Head
 from preprocess.readers.conversion import is_plain_object, keys_of_cells, read_cell
 from preprocess.readers.options import ReadOptions, split_names
@@ -65,7 +66,7 @@ class Cells:
         if all(is_plain_object(value) for value, _ in values):
             self.keys[column] = keys_of_cells(self.path, task, [value for value, _ in values])
         self.readers[column], self.tasks[column] = read, task
-        print(f"{self.path}: the cells of {task!r} are read as {'tags' if are_tags else 'lists or objects'}")
+        note(f"{self.path}: the cells of {task!r} are read as {'tags' if are_tags else 'lists or objects'}")
 
     def __call__(self, values: dict[str, Any], where: str) -> dict[str, Any]:
         """The row with parsed cells."""

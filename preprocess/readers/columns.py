@@ -13,6 +13,7 @@ from engine.errors import UserError
 from engine.task.signs import LABEL_NAMES, PAIR_NAMES, PAIRS, TEXT_NAMES, alike, by_usual, inline_syntax
 from engine.task.words import text_or_tokens
 from preprocess.example import PART_NAMES, RESERVED, Example, abbreviate
+from preprocess.readers.archives import note
 from preprocess.readers.inline import without_marks
 from preprocess.readers.options import ReadOptions, split_names
 
@@ -192,7 +193,7 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
     left_out = f"; not used: {abbreviate(unused)}" if unused else ""
     options.understood.columns.update(names)
     options.understood.add_columns(text=repr(text), pair=pair, labels=abbreviate(map(repr, used)))
-    print(f"{path}: text from {text!r}{shown}, labels from {abbreviate(map(repr, used))}{left_out}")
+    note(f"{path}: text from {text!r}{shown}, labels from {abbreviate(map(repr, used))}{left_out}")
     return columns
 
 

@@ -12,6 +12,7 @@ import regex
 from engine.errors import UserError
 from engine.task.tags import notation_of
 from preprocess.example import Example
+from preprocess.readers.archives import note
 from preprocess.readers.columns import are_joined_intents
 from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.raw_files import read_rows
@@ -152,7 +153,7 @@ def conll_rows(path: Path, layout: Layout, options: ReadOptions, report: bool = 
     """The rows of a CoNLL file without comments; a blank row, which ends a sentence, has no cells."""
     numbered = has_numbered_characters(path, layout, options.encoding)
     if numbered and report:
-        print(f"{path}: each character is followed by its position in its word (科0 技1), which is removed")
+        note(f"{path}: each character is followed by its position in its word (科0 技1), which is removed")
     is_new, skipped, width = True, 0, len(layout.names)
     is_title = not layout.names[0].isdigit()
     for number, row in read_rows(path, options.encoding):
@@ -178,7 +179,7 @@ def conll_rows(path: Path, layout: Layout, options: ReadOptions, report: bool = 
         is_new = False
         yield number, cells
     if skipped and report:
-        print(f"{path}: {skipped:,} rows are skipped as comments (--comment none reads them)")
+        note(f"{path}: {skipped:,} rows are skipped as comments (--comment none reads them)")
 
 
 def wrong_width(layout: Layout, where: str, row: str, cells: Cells) -> UserError:

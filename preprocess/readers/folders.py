@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.errors import UserError
 from preprocess.example import PART_NAMES, Example, abbreviate, shown
+from preprocess.readers.archives import note
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import MAX_CHARACTERS, encoding_of_all, is_utf8, named_rows, read_whole
 
@@ -44,7 +45,7 @@ def read_classes(path: Path, options: ReadOptions) -> Iterator[Example]:
     unlabelled = [folder.name for folder in folders if options.labelled and folder.name.lower() in UNLABELLED]
     classes = [folder for folder in folders if folder.name not in unlabelled]
     left_out = f"; skipped, as their texts have no class: {abbreviate(unlabelled)}" if unlabelled else ""
-    print(f"{path}: one class for each of the {len(classes)} folders ({abbreviate(f.name for f in classes)}){left_out}")
+    note(f"{path}: one class for each of the {len(classes)} folders ({abbreviate(f.name for f in classes)}){left_out}")
     shared = ""  # the encoding of all texts that are not UTF-8: a single one may be too short for detection
     for folder in classes:
         for file in text_files(folder):
@@ -76,11 +77,11 @@ def read_brat(path: Path, options: ReadOptions) -> Iterator[Example]:
                 discontinuous.append(where.removeprefix(f"{path}/"))
         yield {"_where": f"{file}", "id": file.stem, "text": text, "entities": spans if is_read else None}
     if discontinuous:
-        print(f"{path}: discontinuous entities are dropped ({len(discontinuous)}): {abbreviate(discontinuous, 3)}")
+        note(f"{path}: discontinuous entities are dropped ({len(discontinuous)}): {abbreviate(discontinuous, 3)}")
     names = {"R": "relations", "E": "events", "A": "attributes", "M": "attributes", "#": "notes", "N": "references"}
     if unread:
         ignored = {names.get(sign, f"{sign} lines"): number for sign, number in unread.items()}
-        print(f"{path}: ignored: {', '.join(f'{number} {name}' for name, number in ignored.items())}")
+        note(f"{path}: ignored: {', '.join(f'{number} {name}' for name, number in ignored.items())}")
 
 
 def text_bound(row: str, text: str, where: str) -> list[Any] | None:

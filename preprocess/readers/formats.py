@@ -24,6 +24,8 @@ from preprocess.readers.raw_files import encoding_of, named_rows, open_bytes, re
 from preprocess.readers.tables import read_csv, read_tsv, read_xlsx
 from preprocess.readers.tagged import WORD_TAG, pieces_of, read_sentence_rows, read_seq, read_word_tags, row_form
 from preprocess.readers.token_rows import TAG_NAMES, TOKEN_NAMES, are_bare_tags, plain_name
+from preprocess.readers.webanno import FORMAT as WEBANNO
+from preprocess.readers.webanno import read_webanno
 
 FASTTEXT = "__label__"
 USUAL_LABELS = [*LABEL_NAMES, *NUMBER_NAMES, *OTHER_LABEL_NAMES]
@@ -83,6 +85,7 @@ READERS: dict[str, Reader] = {
     "hf": read_dataset,
     "rasa": read_rasa,
     "inline": read_inline,
+    "webanno": read_webanno,
 }
 FOLDERS = ("seq", "classes", "class_files", "brat")  # formats of a folder
 
@@ -179,6 +182,8 @@ def format_of_tokens(rows: list[str], may_be_table: bool) -> str | None:
     head = [row for row in rows if row.strip()]
     if not head:
         return None
+    if head[0].startswith(WEBANNO):
+        return "webanno"
     is_conllu = all(map(CONLLU_ROW.match, head)) and any(row[0].isdigit() for row in head)
     if head[0].startswith(GLOBAL_COLUMNS) or (is_conllu and not head[0].startswith("##")):
         return "conllu"

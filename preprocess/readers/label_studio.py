@@ -9,6 +9,7 @@ from engine.errors import UserError
 from engine.run.command_line import first_line
 from engine.task.signs import PAIR_NAMES, TEXT_NAMES, alike
 from preprocess.labels.spans import StoredSpan, from_utf16
+from preprocess.readers.archives import note
 from preprocess.readers.options import ReadOptions
 
 KINDS = ("choices", "several choices", "spans", "number")  # of results that are read
@@ -64,9 +65,9 @@ def tasks_to_objects(
             elif kinds.get(control) != "several choices":
                 kinds[control] = "several choices" if kind == "choices" and len(values) > 1 else kind
     if several:
-        print(f"{path}: {several} texts have several annotations; the first that was not cancelled is used")
+        note(f"{path}: {several} texts have several annotations; the first that was not cancelled is used")
     if unread:
-        print(f"{path}: ignored: {', '.join(f'{kind} ({number})' for kind, number in unread.items())}")
+        note(f"{path}: ignored: {', '.join(f'{kind} ({number})' for kind, number in unread.items())}")
     objects = ((where, task_to_object(item, kinds, where, options.text_column)) for where, item in tasks())
     return objects, [key_of(name) for name in kinds]
 

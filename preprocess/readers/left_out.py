@@ -9,6 +9,7 @@ from typing import Any
 from engine.errors import UserError
 from preprocess.example import PART_NAMES, RESERVED, Example
 from preprocess.labels.kinds import KINDS, NO_LABEL
+from preprocess.readers.archives import note
 from preprocess.readers.columns import NoLabels
 from preprocess.readers.options import ReadOptions
 
@@ -31,7 +32,7 @@ def without_gaps(examples: Iterable[Example], path: Path, options: ReadOptions) 
             yield example
     for gap, number in dropped.items():
         option = "--drop_empty" if gap == "text" else "--drop_unlabelled"
-        print(f"{path}: {number:,} rows without a {gap} are dropped ({option}), the first: {first[gap]}")
+        note(f"{path}: {number:,} rows without a {gap} are dropped ({option}), the first: {first[gap]}")
 
 
 def has_text(example: Example) -> bool:
@@ -107,7 +108,7 @@ class SecretLabels:
             self.options.understood.forms.pop(str(path), None)
             rows = f" ({number:,} rows)" if number else ""
             advice = "pass it to --predict_file once a model is trained"
-            print(f"{path}: the test part has no labels, and is left out{rows}; {advice}")
+            note(f"{path}: the test part has no labels, and is left out{rows}; {advice}")
 
 
 def minus_in(example: Example) -> list[str]:

@@ -17,6 +17,7 @@ from engine.schema import parse_json, without_duplicates
 from engine.task.signs import LABEL_NAMES, PAIR_NAMES
 from preprocess.example import Example, abbreviate
 from preprocess.labels.spans import is_spans
+from preprocess.readers.archives import note
 from preprocess.readers.columns import Columns, Head, find_columns
 from preprocess.readers.conversion import Conversion
 from preprocess.readers.label_studio import is_label_studio, tasks_to_objects
@@ -231,7 +232,7 @@ def fits_on_disk(name: str, config: str | None) -> bool:
         folder = folder.parent
     if size <= 0.9 * shutil.disk_usage(folder).free:
         return True
-    print(f"{name}: {size:,} bytes, too many for the free space of {folder}; its rows are streamed from the hub")
+    note(f"{name}: {size:,} bytes, too many for the free space of {folder}; its rows are streamed from the hub")
     return False
 
 

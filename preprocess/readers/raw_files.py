@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, TextIO, TypeVar, cast
 from engine.errors import UserError
 from engine.run.command_line import first_line
 from engine.task.signs import encoding_of_marks
+from preprocess.readers.archives import note
 from preprocess.readers.encodings import begin_of, choose_encoding, is_damaged_utf8
 
 MAX_CHARACTERS = 16 * 2**20  # of one row: a file without line ends must not fill the memory
@@ -70,7 +71,7 @@ def find_encoding(paths: tuple[str, ...], size: int, changed: int, report: bool)
     sample = b"\n".join(islice((sample_of(path) for path in paths), 10_000))[:SAMPLE]
     if by_marks := encoding_of_marks(sample):
         if report and len(by_marks) > len("utf-16"):
-            print(f"{paths[0]}: every second byte is 0; read as {by_marks.upper()} (--encoding overrides)")
+            note(f"{paths[0]}: every second byte is 0; read as {by_marks.upper()} (--encoding overrides)")
         return by_marks
     if all(decodes(path, "utf-8") for path in paths):
         return "utf-8-sig"
@@ -83,7 +84,7 @@ def find_encoding(paths: tuple[str, ...], size: int, changed: int, report: bool)
         found, language, begin = choose_encoding(paths, sample, decodes)
     if report:
         known = f"{found.upper()}, in which it begins with {begin!r} ({language}; --encoding overrides)"
-        print(f"{paths[0]}: not UTF-8; read as {known}")
+        note(f"{paths[0]}: not UTF-8; read as {known}")
     return found
 
 
@@ -194,4 +195,4 @@ def limit_rows(examples: Iterator[Row], limit: int, source: str | Path) -> Itera
         return
     yield from islice(examples, limit)
     if next(examples, None) is not None:
-        print(f"{source}: only the first {limit:,} rows are read (--max_rows)")
+        note(f"{source}: only the first {limit:,} rows are read (--max_rows)")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from engine.errors import UserError
 from preprocess.example import abbreviate, counts_up
+from preprocess.readers.archives import note
 from preprocess.readers.options import ReadOptions, split_names
 
 UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*")  # the name that pandas gives to a column without one
@@ -62,7 +63,7 @@ def select_columns(
         return None
     if index or empty:
         places = ", ".join(str(i + 1) for i in sorted((*index, *empty)))
-        print(f"{path}: without a name, and so not used: column {places} (a count of the rows, or empty)")
+        note(f"{path}: without a name, and so not used: column {places} (a count of the rows, or empty)")
     kept = [i for i in range(len(names)) if i not in (*index, *empty, *joined)]
     all_names = [names[i] for i in kept]
     if joined:

@@ -25,7 +25,7 @@ from preprocess.example import (
     part_words,
 )
 from preprocess.labels.positions import NAMES_FILE
-from preprocess.readers.archives import UNPACKED, as_named, is_archive, unpacked
+from preprocess.readers.archives import UNPACKED, as_named, is_archive, note, unpacked
 from preprocess.readers.beside import class_files, classes_of, label_file_of
 from preprocess.readers.folders import class_folders, is_brat
 from preprocess.readers.formats import CONLL_SUFFIXES, FOLDERS, READERS, SUFFIXES, find_form, find_format, suffix_of
@@ -58,7 +58,7 @@ def data_files(folder: Path) -> list[Path]:
     others = [path for path in files if path not in beside.values() and path.name != NAMES_FILE]
     if unused := [path for path in others if path not in beside] if beside else []:
         names = abbreviate(path.name for path in unused)
-        print(f"{folder}: not used, as other texts have labels next to them: {names}")
+        note(f"{folder}: not used, as other texts have labels next to them: {names}")
     return [path for path in others if path not in unused]
 
 

@@ -18,6 +18,7 @@ from engine.run.command_line import first_line
 from engine.run.reading import NO_QUOTES
 from engine.task.signs import TEXT_NAMES, alike
 from preprocess.example import PART_NAMES, Example, abbreviate
+from preprocess.readers.archives import note
 from preprocess.readers.cells import Cells
 from preprocess.readers.columns import Columns, Head, find_columns, refuse_other_tasks
 from preprocess.readers.options import ReadOptions, split_names
@@ -111,7 +112,7 @@ def find_delimiter(path: Path, options: ReadOptions) -> str:
         widths = {d: {len(row) for row in rows if row} for d, rows in tables.items()}
         found = next((d for d, numbers in widths.items() if len(numbers) == 1 and max(numbers) > 1), ",")
     if found != ",":
-        print(f"{path}: the delimiter is {found!r} (--delimiter overrides)")
+        note(f"{path}: the delimiter is {found!r} (--delimiter overrides)")
     return found
 
 
@@ -185,7 +186,7 @@ def report_joined_labels(head: Head, columns: Columns, options: ReadOptions) -> 
             cells = [row[head.names.index(source)] for row in head.rows]
             joined = [cell for cell in cells if re.fullmatch(r"\d+(,\d+)+", cell)]
             if len(joined) > 0.02 * len(cells):
-                print(f"{head.path}: cells such as {joined[0]!r} may be several labels: --label_type {task}=multilabel")
+                note(f"{head.path}: cells such as {joined[0]!r} may be several labels: --label_type {task}=multilabel")
 
 
 def columns_by_name(head: Head, options: ReadOptions) -> Columns:

@@ -9,6 +9,7 @@ predicts it, and writes it with noise.
 import gzip
 import io
 import json
+import re
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -645,6 +646,28 @@ def conllu(upos="pos", xpos="_"):
     return write
 
 
+def webanno(features="value"):
+    """WebAnno's TSV 3, with a layer of entities that has several features, and a span of a part of a token."""
+
+    def write(examples, noise):
+        found, number = ["#FORMAT=WebAnno TSV 3.3", f"#T_SP=de.x.NamedEntity|{features}", "#T_RL=de.x.Link|role", ""], 0
+        for place, e in enumerate(examples, 1):
+            cells = ["_"] * len(e.tokens)
+            for first, end, kind in e.entities:
+                number += end - first > 1
+                label = re.sub(r"([\\\[\]|_*])", r"\\\1", kind) + (f"[{number}]" if end - first > 1 else "")
+                cells[first:end] = [label] * (end - first)
+            found += ["", f"#Text={e.text}"]
+            for n, ((start, end), token, cell) in enumerate(zip(e.places, e.tokens, cells), 1):
+                others = ["_" if cell == "_" else "*"] * features.count("|")
+                found.append("\t".join([f"{place}-{n}", f"{start}-{end}", token, *others, cell, "_", ""]))
+                if n == 2 and "|" in features:
+                    found.append("\t".join([f"{place}-2.1", f"{start}-{start + 1}", token[0], *others, "X", "_", ""]))
+        return {"a.tsv": noise.join(found, blank=False)}
+
+    return write
+
+
 def conll_2012(n, e, token, tag, pos):
     after = [*e.tags, "O"][n]
     end = ")" if tag != "O" and not after.startswith("I-") else ""
@@ -1002,6 +1025,10 @@ def words_and_tags():
         "CoNLL-2012": in_words(
             words(conll_2012, "a.gold_conll", "   ", ["#begin document (bn/x); part 000"], tail=["#end document"]),
             slots="tags",
+        ),
+        "WebAnno": in_words(webanno(), entities="tags"),
+        "WebAnno, several features": in_words(
+            webanno("identifier|value"), {"tag_column": "NamedEntity.value"}, value="tags"
         ),
         "CoNLL-U": in_words(conllu(), upos="pos"),
         "CoNLL-U in a txt, XPOS": in_words(conllu("_", "pos"), xpos="pos"),
