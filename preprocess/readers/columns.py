@@ -90,7 +90,7 @@ class Columns(NamedTuple):
         """The example of a row. The role given by an option takes precedence, even for a column called `id`."""
         example: Example = {"_where": where}
         for key, column in (("id", "id"), ("split", self.part)):
-            if column and column not in (self.text, self.pair, *self.sources) and values.get(column) is not None:
+            if column and values.get(column) is not None and column not in (self.text, self.pair, *self.sources):
                 example[key] = values[column]
         example |= text_or_tokens(values[self.text], values.get("text"))
         if self.pair:
