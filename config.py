@@ -2,7 +2,7 @@
 
 Edit here when you want a new option: add one field (name, type, default, line of help, and its bounds), then read it
 as `config.<name>` where it is used. `--flag`, `--flag=True`, `--flag=False` and `--no_flag` all work. A run can be
-resumed with another value of an option only if it is `resume_safe`, that is, does not change the result.
+resumed with another value of an option only if the option is `resume_safe`: it does not change the result.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from engine.run.reading import ReadingOptions
 from engine.run.run_folder import AUTO, SavedOptions, changed_options
 
 logger = logging.getLogger("template")
-ROOT = Path(__file__).resolve().parent  # of the repository
+ROOT = Path(__file__).resolve().parent  # the repository
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         False, "label --predict_file, or by default the test part, with the best checkpoint", resume_safe=True
     )
     report_language: Literal["auto", "en", "zh"] = option(
-        "auto", "language of report.html; auto: that of the texts", resume_safe=True
+        "auto", "language of report.html; auto: as the texts", resume_safe=True
     )
     resume: bool = option(
         False, "continue training or labelling where it stopped, or start if there is nothing yet", resume_safe=True
@@ -95,7 +95,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     task_weights: str = option("", "weights of the tasks' losses, such as 'intent=1,slots=2' (default: 1 each)")
     class_weights: Literal["none", "balanced"] = option("none", "balanced: rare labels weigh more in the loss")
     label_smoothing: float = option(0.0, "share of the target spread over all labels; not with a CRF", low=0, high=1)
-    focal_gamma: float = option(0.0, "focal loss: easy examples weigh less; 2 is a usual value; not with a CRF", low=0)
+    focal_gamma: float = option(0.0, "focal loss: easy examples weigh less; 2 is a common value; not with a CRF", low=0)
     freeze_layers: int = option(
         0, "freeze the embeddings and the first N layers; 'all': the encoder", parse=parse_layers, low=-1
     )
@@ -117,10 +117,10 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         256, "longest input in sub-tokens; cut tokens are counted and logged", group="data", low=8, high=2**20
     )
     truncation: Literal["head", "tail", "head_tail"] = option(
-        "head", "part kept of longer texts to classify; head_tail: a quarter from the head, the rest from the tail"
+        "head", "what to keep of longer texts to classify; head_tail: a quarter from the head, the rest from the tail"
     )
     window_stride: int | None = option(
-        None, "overlap in sub-tokens of the windows of longer texts to tag (default: max_length / 4; -1: cut)"
+        None, "overlap, in sub-tokens, of the windows of longer texts to tag (default: max_length / 4; -1: cut)"
     )
     streaming: bool = option(
         False, "read the training file in constant memory; longer texts to tag are cut, not windowed"
@@ -160,7 +160,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     )
     scheduler: Literal["cosine", "linear", "constant"] = option("cosine", "learning rate schedule after warmup")
     warmup_epochs: float | None = option(
-        None, "epochs of linear warmup (default: a tenth of all)", aliases=["warm_up_epochs"], low=0
+        None, "epochs of linear warmup (default: a tenth of them)", aliases=["warm_up_epochs"], low=0
     )
     lrf: float = option(0.01, "final rate as a fraction of the peak", low=0, high=1)
     weight_decay: float = option(0.01, "AdamW's decoupled decay; not on biases, norms and the CRF", low=0)
@@ -201,19 +201,17 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     )
     teacher: str = option("", "runs or checkpoints, comma-separated, to distil from in addition to the labels")
     teacher_weight: float = option(
-        0.5, "share of the teachers in the loss; 1: only the teachers", needs="teacher", low=0, high=1
+        0.5, "weight of the teachers in the loss; 1: only the teachers", needs="teacher", low=0, high=1
     )
     temperature: float = option(
         1.0, "divisor of the logits of teacher and student", needs="teacher", low=0.01, high=1000
     )
     unlabelled: str = option("", "more texts for the teachers to label, as in --predict_file", needs="teacher")
-    unlabelled_ratio: float = option(
-        1.0, "unlabelled texts in an epoch for each labelled text", needs="unlabelled", low=0
-    )
+    unlabelled_ratio: float = option(1.0, "unlabelled texts per labelled text in an epoch", needs="unlabelled", low=0)
     use_ema: bool = option(False, "score and keep an exponential moving average of the weights (EMA)")
     ema_decay: float | None = option(
         None,
-        "decay of EMA per step: 0.99 averages over about 100 steps (default: over a twentieth of all)",
+        "decay of EMA per step: 0.99 averages over about 100 steps (default: over a twentieth of all steps)",
         needs="use_ema",
         low=0,
         high=1,
@@ -222,10 +220,10 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     swa_start: float = option(0.7, "share of training before SWA begins", needs="use_swa", low=0, high=1)
     use_soup: bool = option(False, "score and keep the mean weights of epochs that do not lower the dev score (soup)")
     layer_decay: float = option(
-        1.0, "learning rate of each encoder layer as a share of the layer above it", low=0, high=1
+        1.0, "learning rate of each encoder layer as a fraction of the rate of the layer above", low=0, high=1
     )
     unfreeze_layers: int = option(
-        0, "start with a frozen encoder; each epoch N more layers train, from the top; 0: no", low=0
+        0, "start with a frozen encoder and unfreeze N more layers per epoch, from the top; 0: no", low=0
     )
 
     # Machine
@@ -256,20 +254,20 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
 
     @property
     def data_dir(self) -> Path:
-        """The processed folder to read: --data_path, or a fold in it. The sample is always that of the repository."""
+        """The processed folder to read: --data_path, or a fold in it. The sample is always the repository's."""
         path = Path(self.data_path)
         if self.data_path == Config.data_path and not path.exists():
             path = ROOT / path
         return path if self.fold is None else path / f"fold_{self.fold}"
 
     def changes_since(self, before: dict[str, Any]) -> list[str]:
-        """['lr was 0.001, is 0.01', …] for the options that change the result. before: the options of a run.
+        """['lr was 0.001, is 0.01', …] for changed options that affect the result. before: the options of a run.
 
-        More epochs change nothing at a constant rate. An option that did not exist yet counts as at its default. An
-        option that is auto agrees with any value of the run.
+        At a constant rate more epochs are no change. An option that did not exist yet counts as having its default
+        value. An option set to auto matches any value of the run.
         """
         if "word_pooling" not in before and before.get("pooling") == "first" and self.pooling == "auto":
-            before = before | {"pooling": "auto"}  # auto did not exist yet; for encoders it is the same
+            before = before | {"pooling": "auto"}  # auto did not exist yet; for encoders it means the same
         constant = self.scheduler == "constant" and self.warmup_epochs is not None
         longer = constant and not (self.use_awp or self.use_swa) and self.epochs >= before.get("epochs", self.epochs)
         before = {option_field.name: option_field.default for option_field in dataclasses.fields(self)} | before

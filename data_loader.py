@@ -1,7 +1,7 @@
 """Examples -> token ids -> batches of similar length, from memory (MyDataset) or from a stream (MyIterableDataset).
 
 A batch is `Batch(inputs, labels, rows)`. inputs: `input_ids`, `attention_mask`, `token_type_ids` (B, L); for tagging
-also `word_starts`, the position of each word's first sub-token (for decoders also `word_ends`, that of its last one),
+also `word_starts`, the position of each word's first sub-token (for decoders also `word_ends`, its last sub-token),
 and `word_mask` (B, W); with --extra_columns `extras` (B, N), standardised. labels: {task: (B,) or (B, W)}, IGNORE where
 there is none; for spans (B, 1 + 3N), see `encode` in engine/model/span_pointer.py. rows: each example's row number in
 its file.
@@ -67,7 +67,7 @@ def make_batch(
 ) -> Batch:
     """Columns and row numbers -> Batch, by index arithmetic; tokens are padded to the longest of these rows.
 
-    Without rows it is one row without labels, since a process that has no rows must still take part in each step.
+    Without rows, the batch has one row without labels, since a process without rows must still take part in each step.
     """
     if not len(rows):
         return without_labels(make_batch(columns, np.zeros(1, int), tasks, pad_id, multiple=multiple))
@@ -111,7 +111,7 @@ class MyDataset(Dataset):
 
     The encoded columns are in memory, a few bytes per token; the examples themselves stay memory-mapped, in `.cache`
     next to the data. An example that is too long may have several rows. `dataset[i]` is the example as it was read;
-    `dataset.batch(rows)` is a Batch. unlabelled: texts without labels that follow those of the file. strict:
+    `dataset.batch(rows)` is a Batch. unlabelled: texts without labels to add after those of the file. strict:
     labels.json must have all labels of the file, as training requires.
     """
 
@@ -142,8 +142,8 @@ class MyDataset(Dataset):
                 self.table = cached_table(self.cache, name, lambda: self.encode_file(path), self.schema())
         self.columns = {name: to_numpy(self.table[name]) for name in self.table.column_names if name != "example"}
         self.lengths = self.columns["input_ids"].lengths
-        self.example_index = self.columns["example_index"]  # of each row
-        self.first_rows = np.flatnonzero(np.diff(self.example_index, prepend=-1))  # of each example
+        self.example_index = self.columns["example_index"]  # the example of each row
+        self.first_rows = np.flatnonzero(np.diff(self.example_index, prepend=-1))  # the first row of each example
         if not quiet:  # otherwise the caller warns, once for all parts
             warn_of_cuts(self, "texts" if isinstance(source, list) else source)
 
@@ -165,7 +165,7 @@ class MyDataset(Dataset):
         return len(self) - (min(self.unlabelled.size, self.limit or self.unlabelled.size) if self.unlabelled else 0)
 
     def schema(self) -> pa.Schema | None:
-        """The Arrow schema that the table must have: that of the first example, encoded."""
+        """The Arrow schema that the table must have: the schema of the first example, encoded."""
         return next(self.encode(islice(self.examples(), 1), "")).schema if os.path.getsize(self.origin) else None
 
     def encode_file(self, path: Path) -> Iterator[pa.RecordBatch]:
@@ -192,7 +192,7 @@ class MyDataset(Dataset):
                 bar.update(len(chunk))
 
     def __len__(self) -> int:
-        """The number of examples; that of rows, which may be larger, is len(dataset.lengths)."""
+        """The number of examples; the number of rows, which can be larger, is len(dataset.lengths)."""
         return len(self.first_rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -208,7 +208,7 @@ class MyDataset(Dataset):
 
 
 class MyDataLoader(DataLoader):
-    """Batches of a MyDataset. seed: of the shuffling; None: a fixed order for evaluation, longest first. ratio: rows
+    """Batches of a MyDataset. seed: for shuffling; None: a fixed order for evaluation, longest first. ratio: rows
     without labels in an epoch per row with labels."""
 
     dataset: MyDataset
@@ -259,8 +259,8 @@ class MyIterableDataset(IterableDataset):
 
     The file is indexed once by blocks of rows (the byte offset of each). An epoch takes the blocks in random order;
     `shuffle_buffer` rows at a time form a pool that is tokenised, shuffled and batched by length. Yields one pool after
-    another: (encoded columns, row numbers, batches). Workers take turns by pools, so each row comes exactly once and in
-    an order that does not depend on their number. With several processes, each reads and batches its share of a pool.
+    another: (encoded columns, row numbers, batches). Workers take turns by pool, so each row is read once, in an order
+    that does not depend on their number. With several processes, each reads and batches its share of a pool.
     """
 
     def __init__(
@@ -361,7 +361,7 @@ class MyIterableDataLoader(DataLoader):
         self.skip, self.pinned, self.warned = 0, pin_memory, False
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
-        """As MyDataLoader.set_position: pools before that batch are counted, not read."""
+        """Like MyDataLoader.set_position: pools before that batch are counted, not read."""
         data, self.skip = self.dataset, batch
         data.epoch, data.first_pool = epoch, 0
         for blocks in data.pools():
@@ -411,7 +411,7 @@ def unlabelled_texts(config: Config, tasks: dict[str, Task], train_path: Path) -
 def build_loaders(
     config: Config, data_path: str | Path, featurizer: Featurizer, device: torch.device, limit: int | None = None
 ) -> tuple[MyDataLoader | MyIterableDataLoader, MyDataLoader]:
-    """(train loader, dev loader) as configured. limit: the number of examples to read of each."""
+    """(train loader, dev loader) as configured. limit: the number of examples to read from each."""
     pinned = device.type == "cuda"
     featurizer.pad_to_multiple = 8 if pinned else 1
     path = Path(data_path) / "train.jsonl"

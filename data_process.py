@@ -58,9 +58,9 @@ class DataConfig(RawOptions):
     )
     n_splits: int = option(0, "number of folds of train and dev for cross-validation; 0: none")
     label_names: str = option(
-        "", "names of the positions, comma-separated and in order, if labels are lists of 0 and 1 (or: labels.txt)"
+        "", "label names, comma-separated and in order of position, if labels are lists of 0 and 1 (or: labels.txt)"
     )
-    preview: bool = option(False, "only show what is understood of the input, with ten examples, and write nothing")
+    preview: bool = option(False, "only show how the input is read, with ten examples, and write nothing")
     check: bool = option(False, "only check the input, raw or processed, and write nothing")
     max_length: int = option(256, "for --check: the maximum length that training will use")
     pretrain_model_path: str = option("", "for --check: the model whose tokenizer training will use")

@@ -1,4 +1,4 @@
-"""The program's logger, for console and file, each message once; and the trackers that plot a run's curves.
+"""The program's logger, which writes each message once to console and file, and the trackers that plot a run's curves.
 
 Edit here when you want another format, another destination or quieter libraries; or another tracker: one class with the
 methods of `TensorBoard`, added to TRACKERS.
@@ -58,7 +58,7 @@ class TqdmHandler(logging.StreamHandler):
 
 
 def get_logger(log_path: str | Path | None = None, level: int = logging.INFO) -> logging.Logger:
-    """The project's logger. Calling it again changes its file or level; it never adds a second handler of a kind.
+    """The project's logger. Calling it again changes its file or level, but adds no second handler of the same kind.
 
     log_path: file to append to (its folder is created), or None to keep the current log file.
     """
@@ -83,12 +83,12 @@ class TensorBoard:
 
     def __init__(self, config: Config, step: int):
         """step: optimizer steps done; a resumed run replaces later points of the curves."""
-        from torch.utils.tensorboard import SummaryWriter  # imported here, as it takes a second, which --help can skip
+        from torch.utils.tensorboard import SummaryWriter  # here, as it takes a second, which --help need not wait
 
         self.writer = SummaryWriter(config.run_dir / "tensorboard", purge_step=step + 1)
 
     def log(self, record: dict[str, float]) -> None:
-        """record: {"step", "epoch", name: number}, as a line of metrics.jsonl."""
+        """record: {"step", "epoch", name: number}, like a line of metrics.jsonl."""
         for name, value in record.items():
             if name not in ("step", "epoch"):
                 self.writer.add_scalar(name, value, record["step"])

@@ -44,7 +44,7 @@ def main(config: Config) -> Any:  # an exit code, or None
     from preprocess.readers.sources import texts_of
     from preprocess.schema import load_labels
 
-    # All checks that are possible before the slow part
+    # All checks that can run before the slow part
     if not (config.do_train or config.do_eval or config.do_predict):
         raise UserError("nothing to do: add --do_train, --do_eval or --do_predict")
     device, data_path = distributed.join(config.device, config.ddp_timeout), config.data_dir
@@ -79,8 +79,8 @@ def main(config: Config) -> Any:  # an exit code, or None
 
 
 def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, texts: TextRows | None = None) -> None:
-    """Evaluates and predicts with the best checkpoint, as a new process elsewhere would. texts: to label, if not the
-    test part."""
+    """Evaluates and predicts with the best checkpoint, as a new process elsewhere would. texts: what to label
+    instead of the test part."""
     import metrics
     from data_loader import MyDataLoader, MyDataset
     from engine.predict.answers import write_about
@@ -135,7 +135,7 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
 
 
 def build_trainer(config: Config, device: torch.device, data: Data) -> Trainer:
-    """Builds the model, its optimizer, its schedule and the tricks, and the Trainer of them."""
+    """Builds the model, optimizer, schedule and tricks, and a Trainer with them."""
     from engine.train.automatic import resolve
     from engine.train.optimization import parameter_groups, steps_per_epoch
     from model_utils import build_model
@@ -213,7 +213,7 @@ def rehearse_and_check(config: Config, device: torch.device, run_dir: Path, text
 
     with rehearsal() as failures:
         trainer = build()
-        config = trainer.config  # with options that were auto resolved
+        config = trainer.config  # all its options at auto are resolved
         trainer.resume()
         trainer.train()
         if config.do_eval or config.do_predict:

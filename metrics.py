@@ -1,7 +1,7 @@
 """Standard scores, computed from label names (never ids), so that anyone can recompute them from predictions.csv.
 
 Edit here when you want another metric: add it to the scores of its task type; it appears in eval.json as
-`<task>_<name>`. If it should fall, such as an error, add its name to LOWER_IS_BETTER.
+`<task>_<name>`. If lower is better, as for an error, add its name to LOWER_IS_BETTER.
 """
 
 import math
@@ -21,7 +21,7 @@ LOWER_IS_BETTER = ("loss", "mae")
 
 
 def lower_is_better(name: str) -> bool:
-    """Whether a score, such as `intent_loss`, should fall."""
+    """Whether lower is better for a score, such as `intent_loss`."""
     return name == "loss" or name.endswith(tuple(f"_{one}" for one in LOWER_IS_BETTER))
 
 
@@ -101,8 +101,8 @@ MAIN = {
 
 
 def items_in(kind: str, label: Any) -> set[tuple]:
-    """What counts in a text's label: {(type, first token, last token)} of entities and spans, {(tag, position)} of
-    words, otherwise {(label,)}."""
+    """The items to count in a text's label: {(type, first token, last token)} for entities and spans, {(tag, position)}
+    for words, otherwise {(label,)}."""
     if kind == "tagging":
         return set(entities_in(label))
     if kind == "spans":
@@ -149,7 +149,7 @@ def label_scores(right: Counter[str], predicted: Counter[str], gold: Counter[str
 
 
 def scoring_kind(task: Task) -> str:
-    """The kind by which a task is scored; a custom type as the kind that its labels fit, until it has an entry in
+    """The kind as which a task is scored: for a custom type the kind that its labels fit, until it has an entry in
     SCORES. "words": tagging whose tags are not entities (no B-, I-, …)."""
     kind = task.type if task.type in SCORES else task.kind
     if kind == "tagging" and (kind == "tagging" or kind not in SCORES):
@@ -262,7 +262,7 @@ def all_exact(tasks: dict[str, Task]) -> bool:
 
 def score_names(tasks: dict[str, Task]) -> list[str]:
     """The names of all scores and losses of these tasks, found by scoring one text. Raises UserError if two of them
-    would be the same, as may happen with tasks "a" and "a_macro"."""
+    would be the same, as can happen with tasks "a" and "a_macro"."""
     blank = {"tagging": ["O"], "spans": [], "words": ["X"], "multilabel": ["x"], "regression": 0.0}
     answers = {name: [blank.get(scoring_kind(task), "")] for name, task in tasks.items()}
     owners = {"loss": "all tasks", "sentence_accuracy": "all tasks", "mean_score": "all tasks"}
@@ -270,7 +270,7 @@ def score_names(tasks: dict[str, Task]) -> list[str]:
         for metric in ("loss", *SCORES[scoring_kind(task)](answers[name], answers[name])):
             other = owners.setdefault(f"{name}_{metric}", name)
             if other != name:
-                raise UserError(f"the score {name}_{metric} would belong to {name!r} and to {other!r}; rename a task")
+                raise UserError(f"{name!r} and {other!r} would both have a score {name}_{metric}; rename a task")
     return ["loss", *(f"{name}_loss" for name in tasks), *score(tasks, answers, answers)]
 
 

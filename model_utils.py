@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 class MyModelOutput:
     total_loss: Any = None  # a tensor (), the weighted sum of the losses
     losses: dict = field(default_factory=dict)  # {task: ()}, each a mean over its labels
-    logits: dict = field(default_factory=dict)  # {task: (B, C) or (B, W, C)}, as its head gives them
+    logits: dict = field(default_factory=dict)  # {task: (B, C) or (B, W, C)}, as its head returns them
     counts: dict = field(default_factory=dict)  # {task: ()}, what each loss was divided by
 
 
@@ -71,7 +71,7 @@ class HeadOptions:
 
 
 class MyModel(nn.Module):
-    """Encoder -> OutputLayer -> MyLoss. It holds any encoder and subclasses none, so weights load unchanged."""
+    """Encoder -> OutputLayer -> MyLoss. It wraps any encoder without subclassing it, so weights load unchanged."""
 
     def __init__(
         self, encoder: nn.Module, hidden_size: int, tasks: dict[str, Task], options: HeadOptions | None = None
@@ -97,10 +97,10 @@ class MyModel(nn.Module):
         labels: dict[str, torch.Tensor] | None = None,
         label_counts: dict[str, torch.Tensor] | None = None,
     ) -> MyModelOutput:
-        """inputs, labels: as in data_loader.Batch. The output has losses if there are labels: of each task the sum of
-        its losses over the number of its labels.
+        """inputs, labels: as in data_loader.Batch. The output has losses if there are labels: for each task the sum
+        of its losses divided by the number of its labels.
 
-        label_counts: those numbers (under gradient accumulation of the whole group); default: of this batch.
+        label_counts: these numbers (under gradient accumulation for the whole group); default: counted in this batch.
         """
         hidden = self.encode(inputs)
         if labels is None:
@@ -153,7 +153,7 @@ class MyModel(nn.Module):
 class OutputLayer(nn.Module):
     """Hidden states (B, L, H) -> {task: logits}. Shared layers first, then one head per task.
 
-    Heads of level "text" get one vector per text (B, H): that of its first or last token, or the mean over its tokens.
+    Heads of level "text" get one vector per text (B, H): its first or last token, or the mean over its tokens.
     Heads of level "words" get one per word (B, W, H), in the same way from its sub-tokens. Heads of level "tokens" get
     the hidden states unchanged.
     """
@@ -252,7 +252,7 @@ class MultilabelHead(ImbalanceHead):
         return labels, [value for value, taken in zip(probability, answer) if taken]
 
     def balanced_weights(self, counts: torch.Tensor) -> torch.Tensor:
-        """Rows without the label / rows with the label."""
+        """For each label, the number of rows without it / the number of rows with it."""
         return ((self.task.rows or 0) - counts).clamp(min=1) / counts
 
     def calibrate(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
@@ -337,7 +337,7 @@ class SpanHead(Head):
     def __init__(self, hidden_size: int, task: Task):
         super().__init__(hidden_size, task, num_logits=2 * self.size)
         self.borders = nn.Linear(2 * self.size, 2 * len(task.labels))  # a type's score for first and for last words
-        nn.init.constant_(self.borders.bias, -5.0)  # spans are rare: starts with few, as Lin et al., 2017
+        nn.init.constant_(self.borders.bias, -5.0)  # spans are rare: predicts few at first, as in Lin et al., 2017
         self.register_buffer("threshold", torch.tensor(0.0))
 
     def forward(self, vectors: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -349,7 +349,7 @@ class SpanHead(Head):
         return span_pointer.loss(logits, labels, inputs["word_mask"]).sum()
 
     def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[list, list]:
-        """Candidate spans, above the lowest score; `to_labels` keeps those that reach the threshold."""
+        """Candidate spans, which have at least the lowest score; `to_labels` keeps those that reach the threshold."""
         return span_pointer.find(logits, inputs["word_mask"])
 
     def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
@@ -397,7 +397,7 @@ HEADS: dict[str, type[Head]] = {
 class MyLoss(nn.Module):
     """The total loss, in training and evaluation: the weighted sum of the tasks' losses.
 
-    Divergences (R-Drop, SMART, distillation) are weighted by `task_weights` in any case.
+    Divergences (R-Drop, SMART, distillation) are always weighted by `task_weights`.
     """
 
     def __init__(self, task_weights: dict[str, float] | None = None):
@@ -414,7 +414,7 @@ class MyLoss(nn.Module):
 class BiLSTM(nn.Module):
     """An encoder without transformers: embeddings and bidirectional LSTMs. It shows what a custom encoder needs.
 
-    Each layer is its own module, since the dropout between layers of one LSTM has a state that no checkpoint holds.
+    Each layer is its own module, since the dropout between layers of one LSTM has a state that checkpoints cannot save.
     """
 
     def __init__(self, vocab_size: int, hidden_size: int, num_layers: int, dropout: float, pad_id: int):
@@ -507,7 +507,7 @@ def load_checkpoint(
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except UserError:
         raise
-    except Exception as error:  # on an arbitrary folder transformers may raise anything
+    except Exception as error:  # transformers can raise any error for an arbitrary folder
         raise UserError(f"{folder}: its tokenizer cannot be loaded ({first_line(error)})") from None
     model = build_model(config, tokenizer, tasks, folder, base_path)
     checkpoint.load_weights(model, folder)

@@ -2,7 +2,7 @@
 # Sets up what is missing, then trains, evaluates and predicts. Edit the flags below to launch your own run.
 # To keep it running after you log out:  nohup sh run.sh > run.out 2>&1 &
 # and to follow it later:                tail -f output/*/train.log
-# --num_gpus N (first): N processes with one GPU each; by default one process per GPU. docs/distributed.md
+# --num_gpus N (must come first): N processes with one GPU each; by default one process per GPU. docs/distributed.md
 # --resume: the same command continues after a kill or a reboot, and starts from scratch if there is no run yet.
 # After an edit of the code, add another --model_version=NAME: a run that is finished is not trained again.
 # A small encoder and ten epochs are enough for the sample; remove these three flags for data of your own.

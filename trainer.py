@@ -101,7 +101,7 @@ class Trainer:
         model: MyModel,
         tokenizer: PreTrainedTokenizerBase,
         tasks: dict[str, Task],
-        config: Config,  # without options at auto, see engine/train/automatic.py
+        config: Config,  # options at auto are resolved, see engine/train/automatic.py
         device: torch.device,
         setup: TrainingSetup | None = None,
     ):
@@ -121,7 +121,7 @@ class Trainer:
         loaders = (setup.train_loader, setup.dev_loader) if setup else ()
         self.progress = Progress(data="-".join(loader.dataset.fingerprint for loader in loaders))
         self.losses = RunningLosses(self.progress, device)
-        self.lr = 0.0  # of the last step
+        self.lr = 0.0  # learning rate of the last step
         self.tracker_kinds, self.trackers = TRACKERS, list[Any]()
         self.stop = StopSignals(logger.warning, distributed.all_reduce_max)
         self.replica: Any = None  # the model wrapped so that PyTorch sums the gradients of several processes
@@ -138,7 +138,7 @@ class Trainer:
         """
         self.start()
         if self.progress.epoch >= self.config.epochs > 0 or self.out_of_patience():
-            again = f"for edited code add --model_version NAME, or remove {self.run_dir}"
+            again = f"to train edited code, add --model_version NAME or remove {self.run_dir}"
             logger.info(f"all epochs of this run are done, nothing is left to train; {again}")
         with self.writer, self.opened_trackers(), self.saved_when_stopped():
             while self.progress.epoch < self.config.epochs and not self.out_of_patience():
@@ -256,7 +256,7 @@ class Trainer:
     def reload_best(self) -> float | None:
         """Loads the weights of the best checkpoint. -> its dev score"""
         progress = self.progress
-        distributed.barrier()  # until the best is on disk
+        distributed.barrier()  # until the best checkpoint is on disk
         if self.config.epochs > 0:
             checkpoint.require_whole(self.checkpoints / "best")
             checkpoint.load_weights(self.model, self.checkpoints / "best")
@@ -388,7 +388,7 @@ class Trainer:
         parts: Any = []  # {task: (loss, number of labels)} of each batch
         for batch in tqdm(distributed.in_step(loader), desc=title, total=len(loader), leave=False, delay=2):
             self.stop.check()
-            if batch is None:  # other processes have one batch more
+            if batch is None:  # other processes have one more batch
                 continue
             batch = batch.to(self.device)
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
@@ -408,7 +408,7 @@ class Trainer:
         return prediction_rows(predictions, loader.dataset, self.tasks, metrics.is_right)
 
     def predict(self, loader: MyDataLoader, path: str | Path) -> None:
-        """Writes predictions for all examples to a .csv or .jsonl; large files: engine/predict."""
+        """Writes predictions for all examples to a .csv or .jsonl; for large files see engine/predict."""
         rows = self.predict_rows(loader)
         if distributed.is_main_process():
             write_predictions(rows, path)

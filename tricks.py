@@ -305,8 +305,8 @@ class RDrop(Trick):
 
 class Distillation(MultiTeacher):
     """(1 - weight) * loss + weight * temperature^2 * mean over teachers of KL(teacher || student), both at that
-    temperature, averaged like the loss over all texts or words that were taught, also those without labels. A task that
-    no teacher has keeps its loss.
+    temperature, averaged like the loss over all texts or words that teachers answered, labelled or not. A task that no
+    teacher has keeps its loss.
 
     The gradient is that of the divergence from the mean of the teachers' distributions, for a CRF over whole paths.
     Hinton et al., 2015 (arXiv:1503.02531); Wang et al., Structural Knowledge Distillation, 2020 (arXiv:2010.05010).

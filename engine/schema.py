@@ -22,7 +22,7 @@ MAX_SHOWN = 60  # characters of a wrong value shown in a message
 
 
 class SchemaError(ValueError):
-    """What is wrong with a file, and where, in one line."""
+    """A file has the wrong shape; the message says what and where in one line."""
 
 
 class Optional(str):

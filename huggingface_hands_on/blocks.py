@@ -1,6 +1,6 @@
-"""Converts texts to blocks of sub-tokens, and those to batches of tensors with masked words.
+"""Converts texts to blocks of sub-tokens, and blocks to batches of tensors with masked words.
 
-Edit here for another pretraining task than masked words: `mask`, then `MaskedTrainer.compute_loss`.
+For a pretraining task other than masked words, edit `mask`, then `MaskedTrainer.compute_loss`.
 """
 
 import shutil
@@ -28,7 +28,7 @@ from huggingface_hands_on.corpus import Texts
 
 def word_numbers(text: str) -> np.ndarray:
     """The word number of each character of a text, so that the sub-tokens of a word can be masked together. Chinese
-    words are those that rjieba finds; each kana, punctuation mark or other symbol is a word."""
+    is segmented by rjieba; each kana, punctuation mark or other symbol is a word."""
     starts = np.zeros(len(text) + 1, int)
     for _, start, _ in split_text(text, "word"):
         starts[start] = 1
@@ -107,7 +107,7 @@ def masking_collator(config: Any, tokenizer: Any) -> DataCollatorForLanguageMode
 
 
 def mask(collator: DataCollatorForLanguageModeling, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Masks words of a batch of `batch_of` with Hugging Face's collator, and adds the labels. The collator detects
+    """Masks words of a batch made by `batch_of` with Hugging Face's collator, and adds the labels. The collator detects
     words by gaps between token offsets, so offsets here have a gap where the word number changes."""
     words = batch["words"].clamp(min=-1)
     starts = torch.arange(words.shape[1]) + words.clamp(min=0)
@@ -119,9 +119,9 @@ def mask(collator: DataCollatorForLanguageModeling, batch: dict[str, torch.Tenso
 def build_sets(
     config: Any, collator: DataCollatorForLanguageModeling, texts: Sequence[Texts], key: str
 ) -> tuple[Dataset, Dataset]:
-    """(train, held-out) datasets on the disk. Held-out words are masked here, once, so that losses are comparable.
+    """(train, held-out) datasets on disk. Held-out words are masked here, once, so that losses are comparable.
 
-    texts: functions that read those to train on and those held out; key: identifies the cached blocks
+    texts: functions that read the training and the held-out texts; key: identifies the cached blocks
     """
 
     def rows(side: int) -> Iterator[dict[str, list[int]]]:

@@ -5,7 +5,7 @@
     … --pretrain_model_path models/tokenizer --from_scratch --config mini      trains a new encoder for that tokenizer
 
 The result is a folder for `main.py --pretrain_model_path models/mine`. The same command resumes a run that was killed.
-For another pretraining task than masked words, edit `blocks.mask`, then `MaskedTrainer.compute_loss`.
+For a pretraining task other than masked words, edit `blocks.mask`, then `MaskedTrainer.compute_loss`.
 """
 
 import hashlib
@@ -50,14 +50,14 @@ class PretrainConfig(CorpusConfig):
     batch_size: int = option(32, "blocks in a micro-batch", low=1)
     gradient_accumulation_steps: int = option(1, "micro-batches in one optimizer step", low=1)
     lr: float | None = option(
-        None, "peak rate (default: by hidden size)", aliases=["learning_rate"], low=0, high=1, exclusive=True
+        None, "peak learning rate (default: by hidden size)", aliases=["learning_rate"], low=0, high=1, exclusive=True
     )
     weight_decay: float = option(0.01, "AdamW's decoupled decay", low=0)
     early_stop_patience: int = option(3, "stop after N evaluations without a lower held-out loss; 0: never", low=0)
     eval_steps: int = option(0, "evaluate and save every N optimizer steps; 0: every epoch", low=0)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto uses a GPU if available")
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "autocast to half precision")
-    random_seed: int = option(666, "seed of everything random", aliases=["seed"], low=0, high=2**32 - 1)
+    random_seed: int = option(666, "seed of all random numbers", aliases=["seed"], low=0, high=2**32 - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,7 +154,7 @@ def shown(scores: dict[str, float]) -> str:
 
 @contextmanager
 def claim(config: PretrainConfig, fingerprint: str) -> Iterator[None]:
-    """Locks the output folder for this run. Raises UserError if it has anything but the same run, unfinished."""
+    """Locks the output folder for this run. Raises UserError if it holds anything but this run, unfinished."""
     folder, now = Path(config.output_dir), asdict(config) | {"texts, tokenizer and first weights": fingerprint}
     if (folder / "args.json").exists():
         refuse_finished(folder)

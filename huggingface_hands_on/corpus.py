@@ -45,7 +45,7 @@ class CorpusConfig(ReadingOptions):
 def read_corpus(config: CorpusConfig) -> tuple[Texts, Texts, str]:
     """(train, held out, fingerprint of the files). A text is a string, or a list of words if the data has `tokens`.
 
-    Parts follow from file names: train is for training, dev is held out, test is never read. Without a dev part, texts
+    File names decide the part: train is for training, dev is held out, test is never read. Without a dev part, texts
     are held out by hash, so equal texts stay together.
     """
     sources: list[tuple[str | None, Path]]

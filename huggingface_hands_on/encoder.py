@@ -28,7 +28,7 @@ def load_model(config: Any) -> tuple[Any, Any]:
         shape = read_shape(name)
     except UserError:
         raise
-    except Exception as error:  # a foreign folder can make transformers raise anything
+    except Exception as error:  # transformers can raise anything for a third-party folder
         raise UserError(f"{named}: contains no model ({first_line(error)}); --from_scratch trains a new one") from None
     if type(shape) not in MODEL_FOR_MASKED_LM_MAPPING:
         raise UserError(f"{named}: {shape.model_type} cannot fill in masked words; use an encoder such as BERT")

@@ -105,7 +105,7 @@ def test_an_export_over_an_earlier_one_refuses_what_it_did_not_write(strange, ru
     (folder / strange).parent.mkdir(exist_ok=True)
     (folder / strange).write_text("mine")
     before = tree(tmp_path)
-    with pytest.raises(UserError, match=r"holds other things \((my_notes.txt|eval|mine.pyc|.hidden)\)"):
+    with pytest.raises(UserError, match=r"contains other files \((my_notes.txt|eval|mine.pyc|.hidden)\)"):
         export(ExportConfig(checkpoint=str(run[0] / "checkpoints/best"), output_dir=str(folder)))
     assert tree(tmp_path) == before
 
@@ -418,7 +418,7 @@ def test_an_export_on_a_full_disk_is_one_line(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(export_file, "fill", full)
     options = export_file.ExportConfig(checkpoint=str(run[0] / "checkpoints/best"), output_dir=str(tmp_path / "ship"))
-    with pytest.raises(UserError, match=r"No space left.*an earlier export is as it was"):
+    with pytest.raises(UserError, match=r"No space left.*an earlier export is unchanged"):
         export_file.export(options)
     assert not list(tmp_path.iterdir())
 
@@ -765,7 +765,7 @@ def test_tasks_whose_columns_clash_are_refused(second, tmp_path):
 
     task = {"type": "classification", "labels": ["x", "y"]}
     (tmp_path / "labels.json").write_text(json.dumps({"a": task, second: task}))
-    with pytest.raises(UserError, match=f"the column '{second}' would belong to"):
+    with pytest.raises(UserError, match=f"would both write the column '{second}'"):
         read_tasks(tmp_path / "labels.json")
 
 
@@ -775,7 +775,7 @@ def test_tasks_whose_scores_clash_are_refused():
     task = Task("classification", labels=["x", "y"])
     assert "a_macro_f1" in score_names({"a": task})
     tags = Task("tagging", labels=["O", "B-x"])
-    with pytest.raises(UserError, match="the score a_macro_f1 would belong to 'a_macro' and to 'a'"):
+    with pytest.raises(UserError, match="'a_macro' and 'a' would both have a score a_macro_f1"):
         score_names({"a": task, "a_macro": tags})
 
 

@@ -841,7 +841,7 @@ def test_a_soup_remembers_its_score():
 
 def test_ema_averages_over_a_share_of_all_steps(tiny, caplog):
     """By default; a number stays what it is."""
-    short = dict(epochs=3, gradient_accumulation_steps=2)  # 4 steps an epoch
+    short = dict(epochs=3, gradient_accumulation_steps=2)  # 4 steps per epoch
     for steps, wanted in ((0, 0.9), (12, 0.9), (400, 0.95), (2800, 1 - 1 / 140), (10**7, 0.9999)):
         assert ema_decay_of(steps) == pytest.approx(wanted)
     logging.getLogger("template").propagate = True

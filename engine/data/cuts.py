@@ -1,4 +1,4 @@
-"""Logs what texts lose because they are longer than --max_length: nothing is cut silently."""
+"""Logs what is cut from texts longer than --max_length: nothing is cut silently."""
 
 import logging
 from collections import Counter
@@ -14,14 +14,14 @@ logger = logging.getLogger("template")
 
 
 def warn_of_cuts(data: Any, where: str | Path) -> None:
-    """Logs which parts of a MyDataset no window or batch holds: nothing is cut silently."""
+    """Logs which parts of a MyDataset are in no window and no batch: nothing is cut silently."""
     cuts = Cuts()
     cuts.add(data)
     cuts.log(where, data.tasks)
 
 
 class Cuts:
-    """Counts the parts of MyDatasets that no window or batch holds. counts: {what: how many}, to start from."""
+    """Counts the parts of MyDatasets that are in no window and no batch. counts: {what: how many}, to start from."""
 
     def __init__(self, counts: Mapping[str, int] | Iterable[tuple[str, int]] = ()):
         self.counts = Counter(dict(counts))
@@ -57,7 +57,7 @@ class Cuts:
             )
             for name in tasks:
                 if lost := counts[f"outside {name}"]:
-                    logger.warning(f"{where}: {lost} spans of {name!r} fit no window; raise --window_stride")
+                    logger.warning(f"{where}: {lost} spans of {name!r} fit into no window; raise --window_stride")
 
 
 def num_outside(data: Any, name: str) -> int:

@@ -42,7 +42,7 @@ class Featurizer:
     ):
         self.tokenizer, self.tasks, self.max_length, self.truncation = tokenizer, tasks, max_length, truncation
         self.stride = max_length // 4 if stride is None else stride
-        self.pad_to_multiple = 1  # 8 suits a GPU's matrix units
+        self.pad_to_multiple = 1  # 8 suits a GPU's tensor cores
         self.tagging = any(task.needs_words for task in tasks.values())  # or spans
         self.word_ends = word_ends and self.tagging
         # Replaces a word, or a text, that yields no token. A byte-level tokenizer has no unknown token

@@ -17,7 +17,7 @@ def length_batches(
 
 
 class LengthSampler:
-    """Row numbers of each batch. shuffled: random batches of similar length, new in each epoch; if not, longest first.
+    """Row numbers of each batch. shuffled: random batches of similar length, new ones per epoch; else longest first.
 
     Rows from `labelled` on have no labels: an epoch takes `ratio` of them per labelled row and starts where the last
     one ended. With several processes each gets its share of a batch's rows if shuffled, otherwise of the batches.

@@ -23,8 +23,8 @@ def cached_table(
 ) -> pa.Table:
     """The Arrow table of make_batches(), an iterator of one or more record batches, memory-mapped from `folder`.
 
-    The file name has `name`, which identifies what the table depends on, and the file's SHA-256: a file that is damaged
-    or has another schema is written again. If none can be written, the table is kept in memory.
+    The file name contains `name`, which identifies the inputs of the table, and the file's SHA-256: a file that is
+    damaged or has another schema is written again. If none can be written, the table is kept in memory.
     """
     from datasets import Dataset as ArrowDataset
 
@@ -45,7 +45,7 @@ def cached_table(
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        logger.warning(f"no token cache ({os_error_line(error)}); tokens stay in memory; each run computes them")
+        logger.warning(f"no token cache ({os_error_line(error)}); tokens stay in memory, and are computed in each run")
         return pa.Table.from_batches(list(make_batches()))
 
 
@@ -73,7 +73,7 @@ def has_schema(path: Path, schema: pa.Schema | None) -> bool:
 
 
 def clear(folder: Path, kept: int = 0) -> None:
-    """Removes the caches of a folder, except the `kept` last used of tokens and as many of teachers' answers."""
+    """Removes the caches of a folder, except the `kept` last used token caches and as many of teachers' answers."""
     with suppress(OSError):
         ours = [path for path in folder.glob("*.arrow") if OURS.fullmatch(path.name)]
         caches = sorted(ours, key=lambda path: -path.stat().st_mtime_ns)

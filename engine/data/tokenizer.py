@@ -62,7 +62,7 @@ def reads_causally(config: Any) -> bool:
 
 
 def require_padding(tokenizer: Any, name: str) -> None:
-    """If a decoder's tokenizer has no padding token, pads with its end-of-text token, behind an attention mask."""
+    """If a decoder's tokenizer has no padding token, pads with its end-of-text token, masked in attention."""
     if tokenizer.pad_token is None:
         token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
         if token is None:
@@ -100,9 +100,9 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Trains a fast transformers tokenizer on texts, with BERT's special tokens and [CLS] A [SEP] B [SEP].
 
-    texts: a function that returns a fresh iterator of strings; it may be called twice and nothing is kept. Equal texts
+    texts: a function that returns a fresh iterator of strings; it can be called twice and nothing is kept. Equal texts
     give equal bytes. A text split into words beforehand gets the same pieces as the raw text: no piece crosses words.
-    model: "wordpiece" (BERT's) and "wordlevel" (whole words), which leave out what occurs only once, so that the
+    model: "wordpiece" (BERT's) and "wordlevel" (whole words), which leave out what occurs only once so that the
     embedding of [UNK] is trained too; "bpe" over bytes (RoBERTa's), which covers every text; "unigram" (XLM-RoBERTa's).
     chinese: each Chinese character is a separate word; otherwise the model learns how to split runs of them.
     """
@@ -167,7 +167,7 @@ def assemble(model: str, lowercase: bool, chinese: bool, vocab: Any = None) -> T
 def unigram_pieces(texts: Iterable[str], normalizer: normalizers.Normalizer, size: int) -> list[tuple[str, float]]:
     """[(piece, log probability)] that SentencePiece learns (Kudo, 2018) from at most 200,000 of the texts.
 
-    The trainer of `tokenizers` gives different pieces in each run, and none for a word that is part of no other word.
+    The trainer of `tokenizers` learns different pieces in each run, and none for a word that is not part of another.
     """
     import sentencepiece
 

@@ -13,7 +13,7 @@ Span = tuple[int, int, int]  # first word, last word, type id
 
 
 class TooLong(ValueError):
-    """Why an example cannot be cut, in one line."""
+    """An example cannot be cut; the message says why in one line."""
 
 
 class Feature(NamedTuple):
@@ -35,7 +35,7 @@ def encode_texts(
     filler: str,
 ) -> list[Encoding]:
     """The encodings of texts, or lists of words, and second texts. Every word gets tokens, even one that the tokenizer
-    drops (a space, U+200B, U+FE0F): the filler replaces it, so that tags never shift, and a text without any token."""
+    drops (a space, U+200B, U+FE0F): the filler replaces it so that tags never shift. It also replaces an empty text."""
     encodings = list(encode(first, second))
     for i, text in enumerate(first):
         if isinstance(text, list) and (missing := missing_words(encodings[i], len(text))):
@@ -75,18 +75,18 @@ def pick(values: Sequence[Any], positions: Iterable[int]) -> list[Any]:
 class Cutter(NamedTuple):
     """Cuts what is longer than max_length tokens.
 
-    With labels of words it becomes windows of whole words that overlap by at most `stride` sub-tokens (-1: it is cut at
-    the end); otherwise the head, the tail, or a quarter of head and three quarters of tail are kept (Sun et al., 2019,
-    arXiv:1905.05583). Of a pair the longer text is cut first.
+    For labels of words it is split into windows of whole words that overlap by at most `stride` sub-tokens (-1: it is
+    cut at the end); otherwise the head, the tail, or a quarter of head and three quarters of tail are kept (Sun et al.,
+    2019, arXiv:1905.05583). In a pair the longer text is cut first.
     """
 
     max_length: int
     stride: int
     truncation: str
-    by_words: bool  # whether labels are of words
+    by_words: bool  # whether labels are per word
 
     def features(self, example: int, encoding: Encoding, has_words: bool = True) -> list[Feature]:
-        """The Features of an example. has_words: it is not just the filler, which is not a word."""
+        """The Features of an example. has_words: False if the text is only the filler."""
         is_long = len(encoding.ids) > self.max_length
         if is_long and self.by_words and self.stride >= 0:
             return self.windows(example, encoding)
@@ -96,7 +96,7 @@ class Cutter(NamedTuple):
         return [Feature(example, ids, token_types, *word_positions(words), num_cut=len(encoding.ids) - len(kept))]
 
     def kept(self, encoding: Encoding) -> list[int]:
-        """Positions that are kept of an input that is too long."""
+        """The positions to keep of an input that is too long."""
         sequences = encoding.sequence_ids
         texts = [[i for i, sequence in enumerate(sequences) if sequence == number] for number in (0, 1)]
         truncation = "head" if self.by_words else self.truncation
@@ -148,11 +148,11 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 
 def merge_windows(windows: Iterable[tuple[int, Sequence[Any]]]) -> list[Any]:
     """Overlapping windows, [(first word, list with one item per word)] -> one list; a word in two windows is taken from
-    the one whose edge is farther."""
+    the one whose edge is farther away."""
     (_, merged), *others = sorted(windows, key=lambda window: window[0])
     merged = list(merged)
     for first, items in others:
-        middle = (len(merged) - first + 1) // 2  # of the words in both
+        middle = (len(merged) - first + 1) // 2  # half of the words in both
         merged = merged[: first + middle] + list(items[middle:])
     return merged
 

@@ -27,7 +27,7 @@ class CRF(torchcrf.CRF):
 
     def __init__(self, labels: Sequence[str]):
         super().__init__(len(labels), batch_first=True)
-        self.scan_on = ("cuda",)  # a CPU has no launches to wait for; a test adds it
+        self.scan_on = ("cuda",)  # a CPU has no kernel launches to wait for; a test adds "cpu"
         self.calls_left, self.largest = 0, 0.0
         bioes = any(label[:2] in ("E-", "S-") for label in labels)
         rules = {

@@ -20,7 +20,7 @@ ALIGNED = 4  # the size of the matrices is a multiple of this, for a GPU's wide 
 # by its last word's exp(emissions), no entry is below exp(-2 span) of the largest, so underflow, below
 # exp(-87) or in fp64 exp(-708), is negligible. A product of two, and two levels without a division, reach exp(-4 span).
 MAX_TRANSITION = {torch.float32: 6.0, torch.float64: 30.0}
-MOST_BYTES = 2**28  # of the chunks' matrices: 36 texts of 512 words and 120 tags; larger batches are split
+MAX_BYTES = 2**28  # limit for the chunks' matrices: 36 texts of 512 words and 120 tags; larger batches are split
 
 
 def chunks_of(num_words: int) -> tuple[int, int]:
@@ -187,7 +187,7 @@ class Gradients(torch.autograd.Function):
         shared = [tensor.detach().requires_grad_() for tensor in (start, transitions, end)]
         options = dict(allow_unused=True, materialize_grads=True)
         by_texts, by_shared = [], []
-        size = texts_at_once(emissions, ctx.dtype, MOST_BYTES // 8)
+        size = texts_at_once(emissions, ctx.dtype, MAX_BYTES // 8)
         for scores, weight, part, wanted in zip(*(t.split(size) for t in (emissions, grad, mask, directions[0]))):
             scores, weight = scores.detach().requires_grad_(), weight.detach().requires_grad_()
             with torch.enable_grad():
@@ -222,7 +222,7 @@ def log_partition(
     products; no transition may exceed its MAX_TRANSITION in absolute value.
     """
     dtype = dtype or emissions.dtype
-    size = texts_at_once(emissions, dtype, MOST_BYTES)
+    size = texts_at_once(emissions, dtype, MAX_BYTES)
     groups = list(zip(emissions.split(size), mask.split(size)))
     totals = [LogPartition.apply(e, start, transitions, end, part, dtype, len(groups) == 1) for e, part in groups]
     return torch.cat(totals) if len(groups) > 1 else totals[0]

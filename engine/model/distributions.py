@@ -1,4 +1,4 @@
-"""The distribution that a head's logits parametrise: all that R-Drop, SMART, distillation and ensembles need of a head.
+"""The distribution that a head's logits parametrise: all that R-Drop, SMART, distillation and ensembles need from it.
 
 Each is an exponential family, log p(y) = <statistics of y, logits> - log normaliser (Amari, Information Geometry and
 Its Applications, 2016), so divergences and distillation losses need only its log normaliser and expected statistics.
@@ -16,7 +16,7 @@ Inputs = dict[str, torch.Tensor]
 
 
 class Distribution:
-    """What heads share. head: the Head that it belongs to."""
+    """The base class of all distributions. head: the Head whose logits it describes."""
 
     has_temperature = True
     wants_pairs = False  # whether a student also learns from pairs of neighbouring tags

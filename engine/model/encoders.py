@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 BOTH_WAYS = ("xlnet", "bert-generation")  # also predict the next word, but every token sees the whole text
 ENDS_WITH_CLS = ("xlnet",)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MOST_COUNTED, MOST_SIZE = 2**16, 2**62  # limits for layers, heads, labels, …; for any other number
+MAX_COUNTED, MAX_SIZE = 2**16, 2**62  # limits for layers, heads, labels, …; for any other number
 PLAIN_ATTENTION = (None, "eager", "sdpa")
 WIDE_MASK = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert")
 
@@ -37,8 +37,8 @@ def takes_wide_mask(encoder: nn.Module) -> bool:
 
 
 def is_causal(encoder: Any) -> bool:
-    """Whether a token sees only those before it, as in GPT-2 and Llama. encoder: a module or its config. Decided only
-    here; a custom encoder sets an attribute `is_causal`."""
+    """Whether a token sees only those before it, as in GPT-2 and Llama. encoder: a module or its config. Only this
+    function decides it; a custom encoder sets an attribute `is_causal`."""
     shape = getattr(encoder, "config", encoder)
     if getattr(encoder, "is_causal", False) or getattr(shape, "is_decoder", False):
         return not getattr(shape, "is_encoder_decoder", False)  # as in BART: the encoder sees the whole text
@@ -64,7 +64,7 @@ def read_shape(name: str | Path, revision: str | None = None) -> PretrainedConfi
 
 def require_plausible(name: str | Path, revision: str | None = None) -> None:
     """Raises UserError for a number in config.json that would make transformers build an endless number of layers or
-    label names. Call it before anything else loads from there: a tokenizer builds the config too."""
+    label names. Call it before anything else is loaded from there: a tokenizer builds the config too."""
     values = [PretrainedConfig.get_config_dict(name, revision=revision)[0]]
     while values:
         inside = values.pop()
@@ -76,7 +76,7 @@ def refuse_size(values: dict, name: str | Path) -> None:
     for key, value in values.items():
         if isinstance(value, int | float):
             counts = "num" in key or "layer" in key or key.startswith("n_")
-            if not -MOST_SIZE <= value <= (MOST_COUNTED if counts else MOST_SIZE):
+            if not -MAX_SIZE <= value <= (MAX_COUNTED if counts else MAX_SIZE):
                 raise UserError(f"{name}: config.json has {key} = {str(value)[:30]}, which no model has")
 
 
@@ -163,7 +163,7 @@ def checkpoint_gradients(encoder: PreTrainedModel) -> None:
             warnings.simplefilter("ignore", FutureWarning)  # not all supported versions have its new name
             encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         encoder.disable_input_require_grads()  # only for the reentrant form: frozen layers stay out of the graph
-    except Exception:  # each family raises another error
+    except Exception:  # each family raises a different error
         kind = getattr(encoder.config, "model_type", type(encoder).__name__)
         raise UserError(
             f"--gradient_checkpointing: transformers' {kind} does not support it; leave it out and lower --batch_size"
@@ -259,7 +259,7 @@ def keep_evenly_spaced(encoder: PreTrainedModel, number: int) -> PreTrainedModel
     try:
         smaller = AutoModel.from_config(shape, trust_remote_code=False, dtype=encoder.dtype)
         smaller.load_state_dict(weights)
-    except Exception as error:  # each family raises another error
+    except Exception as error:  # each family raises a different error
         raise UserError(f"--keep_layers: {kind} cannot be reduced to fewer layers ({first_line(error)})") from None
     return smaller.train(encoder.training)
 

@@ -22,11 +22,11 @@ class Head(nn.Module):
     # What `vectors` are: "text", one vector per text (B, H); "words", one vector per word (B, W, H); or "tokens", the
     # encoder's hidden states (B, L, H) unchanged, for a head that does its own pooling
     level = "text"
-    family: type[Distribution] = Softmax  # of distributions that the logits parametrise
-    needs_calibration = False  # whether `calibrate` sets something on dev
-    # whether answers are lists of (first word, last word, type id), and labels are in the format of SpanHead
+    family: type[Distribution] = Softmax  # the distributions that the logits parametrise
+    needs_calibration = False  # whether `calibrate` fits something on dev
+    # whether answers are lists of (first word, last word, type id), and labels have the format of SpanHead
     finds_spans = False
-    first_loss: float | None = None  # approximate loss before training; None: that of guessing, as for a cross-entropy
+    first_loss: float | None = None  # approximate loss before training; None: that of random guessing by cross-entropy
     compares_rows = False  # whether the loss of a row depends on the other rows of its batch, as contrastive losses do
 
     def __init__(self, hidden_size: int, task: Task, num_logits: int | None = None):
@@ -60,7 +60,7 @@ class Head(nn.Module):
         return self.label_mask(labels, inputs)
 
     def calibrate(self, logits: Any, labels: Any) -> None:
-        """Sets something on dev, if `needs_calibration`. logits, labels: of all of dev; for a head that finds spans
+        """Fits something on dev, if `needs_calibration`. logits, labels: for all of dev; for a head that finds spans
         (spans, probabilities) of each text, with its windows merged, and the texts' labels as in the file."""
 
     def set_options(self, config: Any, task_name: str) -> None:

@@ -79,7 +79,7 @@ BASE = {"name": str, "revision": AnyOf(str, None), "sha256": {str: str}}
 
 
 def describe_base(name: str) -> dict[str, Any]:
-    """{"name", "revision", "sha256": {file: sum}} of the weights that an adapter belongs to."""
+    """{"name", "revision", "sha256": {file: sum}} of the weights that an adapter is trained with."""
     folder = folder_of(name)
     if Path(name).is_dir():
         return {"name": str(folder.resolve()), "revision": None, "sha256": sums_of_weights(folder)}
@@ -124,15 +124,15 @@ def load_base(
     now, if it has moved."""
     name = moved_to or base["name"]
     revision = None if Path(name).is_dir() else base["revision"]
-    told = f"{folder}: holds only a LoRA adapter; it was trained on {base['name']}"
-    told += f" (revision {base['revision']})" if base["revision"] else ""
+    needs = f"{folder}: holds only a LoRA adapter; it was trained on {base['name']}"
+    needs += f" (revision {base['revision']})" if base["revision"] else ""
     advice = "give its location with --pretrain_model_path, or train with --merge_lora"
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
-        raise UserError(f"{told}, and {name} does not exist; {advice}")
+        raise UserError(f"{needs}, and {name} does not exist; {advice}")
     try:
         encoder, sums = load(name, revision), sums_of_weights(folder_of(name, revision))
     except (UserError, OSError) as error:
-        raise UserError(f"{told}, which cannot be loaded ({first_line(error)}); {advice}") from None
+        raise UserError(f"{needs}, which cannot be loaded ({first_line(error)}); {advice}") from None
     require_same_base(folder, base, sums, name)
     return encoder
 
@@ -156,7 +156,7 @@ def base_of(model: nn.Module) -> dict[str, Any] | None:
 
 
 def kept_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """{name: tensor} of what a checkpoint holds: all, or with an adapter only that and what is outside the encoder."""
+    """{name: tensor} of the weights to save: all, or with an adapter only it and what is outside the encoder."""
     state = model.state_dict()
     if base_of(model) is None:
         return state

@@ -10,7 +10,7 @@ def text_vectors(hidden: torch.Tensor, inputs: dict[str, torch.Tensor], pooling:
     mask = inputs["attention_mask"]
     if pooling == "mean":
         return mean_of_tokens(hidden, mask)
-    last = mask.sum(1) - 1  # inputs are padded on the right, whatever the tokenizer would do
+    last = mask.sum(1) - 1  # inputs are padded on the right, regardless of the tokenizer's setting
     return hidden[torch.arange(len(last), device=last.device), last]
 
 

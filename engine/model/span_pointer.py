@@ -5,8 +5,8 @@ Su et al., Global Pointer, 2022 (arXiv:2208.03054). For word i as the first and 
     s[i, j, t] = q_i . k_j / sqrt(D) + starts[i, t] + ends[j, t]
 
 with q, k (D values per word, shared by all types) rotated by the words' positions (RoPE, Su et al., 2021,
-arXiv:2104.09864), so that q_i . k_j depends on j - i and not on where the text or its window begins. Only i <= j
-counts.
+arXiv:2104.09864), so that q_i . k_j depends on j - i and not on where the text or its window begins. Spans have
+i <= j.
 
 The logits are the terms, not their sums: (B, W, W + 2T), q_i . k_j followed by starts and ends. So a batch costs
 B x W x W, regardless of the number of types T.
@@ -21,7 +21,7 @@ import torch
 from engine.task.task import IGNORE
 from engine.task.words import LOWEST_SCORE, SPANS_PER_WORD
 
-CELLS = 2**22  # scores that are on the device at a time when finding spans
+CELLS = 2**22  # number of scores on the device at a time when finding spans
 
 
 def rotate(vectors: torch.Tensor) -> torch.Tensor:
@@ -82,16 +82,16 @@ def loss(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torc
 
         sum over t of log(1 + sum of e^s over spans that are not of type t) + log(1 + sum of e^-s over those that are)
 
-    0 where a text has no labels. The spans of no type at all, nearly all, are summed by a matrix product: e^(pairs +
-    ends) needs no sum per type. It is computed in fp64, where e^s does not vanish before s < -700.
+    0 where a text has no labels. Nearly all spans have no type; they are summed by a matrix product: e^(pairs + ends)
+    needs no sum per type. It is computed in fp64, where e^s does not vanish before s < -700.
     """
     first, last, kind, there = cells_of(labels, mask)
     pairs, starts, ends = parts_of(logits)
-    width, low = pairs.shape[1], -1e30  # low: the score of what does not count; finite, to keep gradients finite
+    width, low = pairs.shape[1], -1e30  # low: the score of spans that do not count; finite, to keep gradients finite
     cell = first * width + last
     at_cells = pairs.flatten(1).gather(1, cell).unsqueeze(2) + rows_at(starts, first) + rows_at(ends, last)  # (B, N, T)
     same = (cell.unsqueeze(2) == cell.unsqueeze(1)) & there.unsqueeze(2) & there.unsqueeze(1)
-    counts = there & ~same.tril(-1).any(2)  # a span of two types occurs twice, and counts where it is first
+    counts = there & ~same.tril(-1).any(2)  # a span of two types occurs twice; only the first counts
     types = torch.arange(starts.shape[2], device=kind.device)
     is_gold = (same.float() @ (kind.unsqueeze(2) == types).float()) > 0  # (B, N, T)
     wrong = at_cells.masked_fill(is_gold | ~counts.unsqueeze(2), low)
@@ -164,7 +164,7 @@ def mean_of(
 ) -> tuple[list[tuple[int, int, int]], list[float]]:
     """(spans, probabilities) of one text from several models -> the mean; a model that did not find a span counts as 0.
 
-    seen: how many words of the text each model saw, if one cut it: it does not count for spans that end after them.
+    seen: how many words of the text each model saw, if one cut it: a model is left out for spans that end after them.
     """
     sums, seen = cast(dict[Any, float], {}), seen or [math.inf] * len(answers)
     for spans, probabilities in answers:

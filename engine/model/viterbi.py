@@ -8,13 +8,13 @@ per word; the rest of it handles all words at once. Emissions are (B, W, C), tra
 import torch
 import torch.nn.functional as F
 
-MOST_NUMBERS = 2**27  # values at a time: half a GB
+MAX_NUMBERS = 2**27  # values at a time: half a GB
 # Estimated from bytes, not measured: up to here the scan moves less than a GPU can during the launches of by_words
-MOST_WORK = 2**22
+MAX_WORK = 2**22
 
 
 def is_for_scan(batch: int, num_tags: int) -> bool:
-    return batch * num_tags**3 <= MOST_WORK
+    return batch * num_tags**3 <= MAX_WORK
 
 
 def by_scan(
@@ -23,7 +23,7 @@ def by_scan(
     """The tags of the best path of each text, (B, W); any path whose score differs only by rounding may win."""
     _, num_words, num_tags = emissions.shape
     width = 1 << (num_words - 1).bit_length()
-    size = max(1, MOST_NUMBERS // (max(1, width // 2) * num_tags**3))
+    size = max(1, MAX_NUMBERS // (max(1, width // 2) * num_tags**3))
     tags = [scan_of(e, start, transitions, end, m, width) for e, m in zip(emissions.split(size), mask.split(size))]
     return torch.cat(tags) if len(tags) > 1 else tags[0]
 
@@ -75,7 +75,7 @@ def by_words(
         scores[t].add_(emissions[t])
     last = scores[mask.sum(0) - 1, torch.arange(batch, device=mask.device)]
     tag = (last + end).argmax(1)
-    parts = scores[:-1].split(max(1, MOST_NUMBERS // max(1, batch * num_tags**2)))
+    parts = scores[:-1].split(max(1, MAX_NUMBERS // max(1, batch * num_tags**2)))
     if num_words == 1:
         return tag.unsqueeze(1)
     back = torch.cat([(part.unsqueeze(2) + into).argmax(3) for part in parts])  # (W - 1, B, C): the tag before each tag

@@ -6,8 +6,8 @@
 {"id", "text", "text_pair"?, "places"?: [[start, end] of each token in the text], "cut": sub-tokens that were cut off,
 "windows": how many inputs the text was split into, "columns"?: other columns of the row, "answers": {task: {"gold",
 "predicted", "right", "probability", "probabilities"?}}}. gold is null where there is no label; spans are [first token,
-last token, type]. probability: of the label; a list for tags and spans. probabilities: of a text's labels, those of at
-least SMALLEST. So a report can be regenerated without the model, and anyone can recompute its figures.
+last token, type]. probability: of the label; a list for tags and spans. probabilities: of a text's labels, at least
+SMALLEST. So a report can be regenerated without the model, and anyone can recompute its figures.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from engine.task.task import PARTS_OF_A_ROW, TASK, Task, tasks_to_json
 from engine.task.text import text_and_offsets
 
 SMALLEST = 1e-4  # less probable labels are left out
-PARTS = ("out_of_fold", "test", "dev")  # the details of a report are of the first of these that exists
+PARTS = ("out_of_fold", "test", "dev")  # the first of these that exists gives the details of a report
 # Options that say nothing about the model
 UNLISTED = frozenset("do_train do_eval do_predict report_language resume clear_cache output_dir model_version".split())
 
@@ -46,7 +46,7 @@ def distribution(
     average: torch.Tensor | None, labels: Sequence[str], predicted: Any, kind: str
 ) -> dict[str, float] | None:
     """{label: probability} from a head's `to_average` for a text; None if that is not a distribution, since a custom
-    head may give anything."""
+    head can return anything."""
     if average is None or average.ndim != 1 or len(average) != len(labels):
         return None
     values = average.double().tolist()
@@ -106,7 +106,7 @@ def write_rows(folder: Path, part: str, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def write_about(folder: Path, trainer: Any, trained: Any, parts: list[str], metrics: ModuleType, **more: Any) -> None:
-    """Writes answers/about.json. trainer: holds the model that answered; trained: the options of its training."""
+    """Writes answers/about.json. trainer: has the model that answered; trained: the options it was trained with."""
     tasks, config, device = trainer.tasks, trainer.config, trainer.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     root = Path(__file__).resolve().parents[2]

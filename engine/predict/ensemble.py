@@ -1,6 +1,6 @@
 """Averages several models with the same heads: the folds of a cross-validation, or any runs with the same labels.
 
-Probabilities are averaged; for a CRF the scores of paths are, its emissions and transitions, which is the geometric
+Probabilities are averaged; for a CRF, emissions and transitions are, and so the scores of paths: this is the geometric
 mean of the models' distributions over paths, scaled to sum to one. Words are identified by their number in the text, so
 tokenizers may differ.
 """
@@ -45,7 +45,7 @@ def mean_scores(paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def deciding_state(heads: Any) -> dict[str, dict[str, torch.Tensor]]:
-    """{task: {name: tensor}}, copies of what heads decode with besides logits: thresholds, transitions of a CRF."""
+    """{task: {name: tensor}}, copies of what heads use to decode besides logits: thresholds, transitions of a CRF."""
     return {
         task: {
             name: tensor.detach().to("cpu", copy=True)
@@ -66,8 +66,8 @@ def average_heads(heads: Any, states: list[dict[str, dict[str, torch.Tensor]]]) 
 def means_of(head: Head, averages: list[list], seen: Sequence[np.ndarray] | None = None) -> list[Any]:
     """The mean of several models' outputs for a task, per text; for a head that finds spans (spans, probabilities).
 
-    averages: for each model what `Trainer.infer` gives with keep_averages. seen: for each model how many words of each
-    text it saw, if one may have cut a text. Words that a model cut are averaged over the others.
+    averages: for each model the result of `Trainer.infer` with keep_averages. seen: for each model how many words of
+    each text it saw, if one may have cut a text. Words that a model cut are averaged over the others.
     """
     texts = zip(*averages)
     if not head.finds_spans:
@@ -126,8 +126,8 @@ def mean_predictions(
 def calibrate(
     heads: Any, averages: list[dict[str, list]], data: Any, rows: np.ndarray, seen: Sequence[np.ndarray] | None = None
 ) -> None:
-    """Lets heads choose again what they choose on dev, such as thresholds: for the mean of several models, on these
-    rows of a MyDataset."""
+    """Calibrates heads again, such as their thresholds, for the mean of several models on these rows of a
+    MyDataset."""
     for name, head in heads.items():
         if not head.needs_calibration:
             continue
@@ -145,7 +145,7 @@ def calibrate(
 
 class Run(NamedTuple):
     name: str
-    folder: Path  # of its checkpoint
+    folder: Path  # its checkpoint
     tasks: dict  # as in labels.json
     use_crf: bool
 
@@ -157,16 +157,16 @@ class Run(NamedTuple):
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """The Runs in these folders, each a run, whose checkpoints/best is taken, or a checkpoint.
+    """The Runs in these folders; each is a run, whose checkpoints/best is used, or a checkpoint.
 
-    Raises UserError for one that is damaged, that is named twice, or whose tasks, heads or labels are not those of the
+    Raises UserError for one that is damaged or named twice, or whose tasks, heads or labels differ from those of the
     first.
     """
     folders = [checkpoint_of(Path(path)) for path in paths]
     runs: list[Run] = []
     for folder, name in zip(folders, distinct([name_of(folder) for folder in folders])):
         if folder.resolve() in [run.folder.resolve() for run in runs]:
-            raise UserError(f"{folder}: is named twice; a run counts once (a selection may give it more weight)")
+            raise UserError(f"{folder}: is named twice; name it once (a selection can give it more weight)")
         options = read_result(folder / "args.json", {Optional("use_crf"): bool}, "train the run again")
         runs.append(Run(name, folder, read_tasks(folder / "labels.json"), options.get("use_crf", False)))
         refuse_difference(runs[0], runs[-1])
@@ -206,7 +206,7 @@ def facts_of(run: Run, name: str) -> dict[str, Any]:
 
 
 def refuse_difference(first: Run, run: Run) -> None:
-    """Raises UserError, which says what differs, if a run does not match the first one."""
+    """Raises a UserError that says what differs if a run does not match the first one."""
     advice = "they cannot be averaged"
     for one, other in ((first, run), (run, first)):
         if lacking := sorted(one.tasks.keys() - other.tasks.keys()):
@@ -245,7 +245,7 @@ class Part:
         self.seen: dict[int, np.ndarray] = {}  # words of each text that a run saw
 
     def add(self, number: int, data: Any, predictions: Predictions) -> None:
-        """Adds a run's predictions. data: the run's MyDataset; that of the run that cuts least is kept."""
+        """Adds a run's predictions. data: the run's MyDataset; the one that cuts least is kept."""
         if self.dataset is None or data.columns["num_cut"].sum() < self.dataset.columns["num_cut"].sum():
             self.dataset = data
         self.predictions[number] = predictions
@@ -270,7 +270,8 @@ class Committee:
 
     load: the folder of a checkpoint -> (its Trainer, its Featurizer); loader_of: (a file or a list of examples, a
     Featurizer, the batch size, the name of the run) -> a MyDataLoader.
-    metrics: the module metrics.py. `label_rows` uses it like a Trainer; `collect_rows` gives what `predict_rows` takes.
+    metrics: the module metrics.py. `label_rows` uses it like a Trainer; the result of `collect_rows` is for
+    `predict_rows`.
     """
 
     def __init__(
@@ -308,8 +309,8 @@ class Committee:
         return parts
 
     def decide(self, members: Collection[int], dev: Any = None, rows: np.ndarray | None = None) -> None:
-        """Sets the heads to the mean of these runs: of transitions, and of thresholds unless `dev`, a Part, is given:
-        then the thresholds are those best for the runs together on dev, or on these rows of it."""
+        """Sets the heads to the mean transitions and thresholds of these runs. With `dev`, a Part, the thresholds are
+        instead the best ones for the runs together on dev, or on these rows of it."""
         average_heads(self.heads, [self.states[number] for number in sorted(members)])
         self.members, self.is_calibrated = members, dev is not None
         if self.is_calibrated:

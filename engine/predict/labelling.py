@@ -2,8 +2,8 @@
 
 Rows are labelled one pool at a time. Finished rows are in <output>.partial, and <output>.partial.json says how many of
 them are safe: it is written once the pool's rows are on disk. The output appears under its name at the end.
-Where pools begin depends on the row number alone, so a resumed run labels the same batches, and parts of the rows
-(--shard) are made of whole pools: concatenated, they have the bytes of one run.
+Pools begin at fixed row numbers, so a resumed run labels the same batches, and the parts of --shard consist of whole
+pools: concatenated, they have the same bytes as one run.
 """
 
 import io
@@ -37,7 +37,7 @@ from engine.task.task import Task
 logger = logging.getLogger("template")
 
 POOL, BATCHES = 4096, 64  # rows, and batches, labelled together at most: sorted by length, so there is little padding
-# What the output's bytes depend on: options, and what --force_resume may change, as it does not move rows
+# Options that change the output's bytes, and facts that --force_resume may change, since they do not move rows
 OPTIONS = [*"shard spreadsheet_safe eval_batch_size precision compile".split(), *READING]
 DEFAULTS = {f"--{f.name}": f.default for f in fields(ReadingOptions)}
 CHECKPOINT, POOLS = "SHA-256 of the checkpoint", "rows in a pool"
@@ -54,10 +54,10 @@ def label_rows(
 ) -> None:
     """Labels the rows of a file, or the part of them that --shard selects, into a .csv or .jsonl file.
 
-    rows: a TextRows of preprocess/readers/sources.py; load: examples -> a MyDataLoader; path: of the output, to which
+    rows: a TextRows of preprocess/readers/sources.py; load: examples -> a MyDataLoader; path: the output, to which
     --shard adds its number; checkpoints: the folders of the trainer's model, or of the models of an ensemble; more:
-    what else the answers depend on. SIGTERM and SIGINT stop after a batch and raise Interrupted; --resume labels its
-    pool again.
+    other facts that the answers depend on. SIGTERM and SIGINT stop after a batch and raise Interrupted; --resume
+    labels that pool again.
     """
     config, tasks = trainer.config, trainer.tasks
     pool = config.eval_batch_size * min(BATCHES, max(1, POOL // config.eval_batch_size))
@@ -103,7 +103,7 @@ def part_of_shard(size: int, pool: int, shard: str) -> range:
     first, end = (min(size, pools * n // shards * pool) for n in (number - 1, number))
     if first == end:
         logger.warning(
-            f"--shard={shard} is empty: a shard is made of pools of {pool} rows, and there are only {pools} of them"
+            f"--shard={shard} is empty: shards consist of pools of {pool} rows, and there are only {pools} of them"
         )
     return range(first, end)
 
@@ -136,13 +136,13 @@ def examples_of(rows: Any, tasks: dict[str, Task], start: int, stop: int) -> Ite
     return examples if rows.labelled else prepare_inputs(examples, tasks, rows.path, start + 1)
 
 
-PROGRESS = {"facts": {str: object}, "rows": Range(0), "bytes": Range(0), "cuts": {str: int}}  # of <output>.partial.json
+PROGRESS = {"facts": {str: object}, "rows": Range(0), "bytes": Range(0), "cuts": {str: int}}  # in <output>.partial.json
 
 
 class Output:
     """The file that appears when all rows are labelled, and its partial state until then. One process writes it.
 
-    facts: {what the bytes depend on: its value}; num_rows: how many rows there will be.
+    facts: {what the bytes depend on: its value}; num_rows: the final number of rows.
     """
 
     def __init__(self, path: str | Path, facts: dict[str, Any], num_rows: int, spreadsheet_safe: bool = False):
@@ -178,7 +178,7 @@ class Output:
         open_own(self.partial).close()
 
     def go_on(self, force: bool) -> bool:
-        """Goes back to the last state that is safe on disk. -> whether there is one. Raises UserError if it belongs to
+        """Goes back to the last state that is safe on disk. -> whether there is one. Raises UserError if it is from
         other inputs or options, or is damaged."""
         advice = f"remove {self.progress} to start over"
         try:
@@ -186,14 +186,14 @@ class Output:
             before, self.rows, self.bytes, cuts = (saved[name] for name in PROGRESS)
         except SchemaError:
             raise UserError(f"{self.progress}: damaged, or written by another version; {advice}") from None
-        # An option that did not exist yet counts as at its default
+        # An option that did not exist yet counts as having its default value
         before = {name: value for name, value in DEFAULTS.items() if name in self.facts} | before
         changes = changed_options(before, self.facts, FORCEABLE if force else ())
         if changes:
             can_go_on = not changed_options(before, self.facts, FORCEABLE)
             forced = ", or add --force_resume to continue anyway" if can_go_on else ""
             raise UserError(f"{self.partial} was started differently: {'; '.join(changes)}; {advice}{forced}")
-        if not self.partial.exists():  # it has its final name already, or a kill came before it was created
+        if not self.partial.exists():  # it has its final name already, or the run was killed before creating it
             return self.rows == self.num_rows and self.path.exists()
         if self.partial.stat().st_size < self.bytes:
             raise UserError(f"{self.partial}: holds less than the {self.rows} rows that were written; {advice}")

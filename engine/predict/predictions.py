@@ -1,4 +1,4 @@
-"""The heads' answers, merged for each text, and written to a file."""
+"""Merges the heads' answers for each text, and writes them to a file."""
 
 import logging
 import math
@@ -28,14 +28,14 @@ class Predictions(NamedTuple):
 
     labels: dict  # labels, lists of tags, or lists of spans
     probabilities: dict
-    averages: dict  # what may be averaged over several models, if requested: see `to_average` of the heads
+    averages: dict  # what can be averaged over several models, if requested: see `to_average` of the heads
 
 
 class Answers:
     """Collects what the heads decode for the rows of a MyDataset, and merges the windows of an example.
 
-    calibrate: decode a task only once all its logits are known, and let its head choose on them what it chooses on dev.
-    A head that finds spans stores all candidate spans instead, and chooses on those, with windows merged.
+    calibrate: decode a task only once all its logits are known, and calibrate its head on them. For a head that finds
+    spans, all candidate spans are stored instead, and it is calibrated on those, with windows merged.
     keep_averages: True, or "texts": only for labels of whole texts, which are a few values each.
     """
 
@@ -46,7 +46,7 @@ class Answers:
         self.waiting: dict[str, list] = {name: [] for name in calibrated if not heads[name].finds_spans}
         self.calibrated_on_spans = [name for name in calibrated if heads[name].finds_spans]
         self.pieces: dict[str, list[list]] = {name: [[] for _ in range(len(data))] for name in heads}
-        # of each row
+        # the number of words of each row
         self.num_words: Any = data.columns["word_starts"].lengths if "word_starts" in data.columns else None
 
     def add(self, batch: Any, logits: dict[str, torch.Tensor]) -> None:
@@ -57,7 +57,7 @@ class Answers:
                 self.decode(name, batch, task_logits)
 
     def decode(self, name: str, batch: Any, logits: torch.Tensor) -> None:
-        """Stores (first word, answer, probability, what may be averaged) of each row with its example; for spans (first
+        """Stores (first word, answer, probability, what can be averaged) of each row with its example; for spans (first
         word, number of words, spans, probabilities), which can be averaged themselves."""
         data, head = self.data, self.heads[name]
         by_words = head.level == "words"
@@ -97,7 +97,7 @@ class Answers:
                     merged[example] += found
 
     def finish(self) -> Predictions:
-        """Calibrates the heads where it was asked for, and merges all answers."""
+        """Calibrates the heads if requested, and merges all answers."""
         for name, batches in self.waiting.items():
             labels: Any = torch.cat([batch.labels[name] for batch, _ in batches])
             self.heads[name].calibrate(torch.cat([logits for _, logits in batches]), labels)
@@ -114,7 +114,7 @@ class Answers:
         return Predictions(labels, probabilities, averages)
 
     def merge(self, name: str, example: int) -> tuple[Any, Any, Any]:
-        """(answer, probability, what may be averaged) of an example, merged from its rows; words cut off are O."""
+        """(answer, probability, what can be averaged) of an example, merged from its rows; words cut off are O."""
         pieces, head, data = self.pieces[name][example], self.heads[name], self.data
         if head.finds_spans:
             found = merge_spans(pieces)

@@ -1,4 +1,4 @@
-"""Builds the command line from a dataclass, a flag for each field. User errors are one line and exit code 2."""
+"""Builds the command line from a dataclass, with a flag for each field. A user error is one line with exit code 2."""
 
 import argparse
 import dataclasses
@@ -19,7 +19,7 @@ from engine.run.launch import claims_error_report, end_process, is_launched, loc
 from engine.run.signals import Interrupted
 
 VERSION = (Path(__file__).resolve().parents[2] / "VERSION").read_text(encoding="utf-8").strip()
-MOST_COUNTED = 10**9  # limit for epochs, steps, examples, …: libraries accept at most 2**31 or 2**63
+MAX_COUNTED = 10**9  # limit for epochs, steps, examples, …: libraries accept at most 2**31 or 2**63
 # Escape sequences, control characters except \t and \n, bidirectional controls, and Unicode line separators
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]")
 
@@ -80,7 +80,7 @@ def option(
 ) -> Any:
     """A dataclass field that becomes a flag. Its annotation gives the type; a `Literal` lists its choices.
 
-    low, high: bounds of a number, inclusive unless `exclusive`. resume_safe: a run may be resumed with another value,
+    low, high: bounds of a number, inclusive unless `exclusive`. resume_safe: a run can be resumed with another value,
     since it does not change the result. group: starts a section of `--help`. aliases: other names of the flag. needs:
     switches, at least one of which must be on for the option to have an effect. parse: text -> value, if the type
     alone is not enough. choices: choices known only at run time. positional: name in `--help` of an argument that is
@@ -94,7 +94,7 @@ def option(
 
 
 def choices_of(option_field: dataclasses.Field) -> tuple[str, ...]:
-    """The values that an option may take; () if they are not listed."""
+    """The values that an option can take; () if they are not listed."""
     return get_args(option_field.type) if get_origin(option_field.type) is Literal else option_field.metadata["choices"]
 
 
@@ -131,7 +131,7 @@ def parse_epochs(text: str) -> int:
 
 def check_values(config: Any) -> None:
     """Raises UserError unless each option is one of its choices, or within its bounds. A whole number without an upper
-    bound may be at most MOST_COUNTED."""
+    bound may be at most MAX_COUNTED."""
     for option_field in dataclasses.fields(config):
         value, bounds = getattr(config, option_field.name), option_field.metadata
         low, high, literal = bounds["low"], bounds["high"], get_origin(option_field.type) is Literal
@@ -140,7 +140,7 @@ def check_values(config: Any) -> None:
         if value is None or low is None:
             continue
         if isinstance(value, int) and high == float("inf"):
-            high = MOST_COUNTED
+            high = MAX_COUNTED
         inside = low < value < high if bounds["exclusive"] else low <= value <= high
         if not inside or value == float("inf"):
             bounded = bounds["high"] < float("inf") or value > high
@@ -175,7 +175,7 @@ class OneLineParser(flags.OneLineParser):
 
 
 def own_first(config_class: type) -> list[dataclasses.Field]:
-    """The fields of a dataclass, those that it inherits after its own."""
+    """The fields of a dataclass, its own before those that it inherits."""
     depths = {n: depth for depth, c in enumerate(config_class.__mro__) for n in vars(c).get("__annotations__", ())}
     return sorted(dataclasses.fields(config_class), key=lambda f: depths[f.name])
 
@@ -237,8 +237,8 @@ LOST = "another process of this run has ended or does not respond; checkpoints a
 def run_command(main: Callable[[Any], int | None], config_class: type, argv: Sequence[str] | None = None) -> int:
     """Runs main(config) with the flags of the command line. -> the exit code, that of `main` or 0.
 
-    A user error, a full disk or too little memory prints one line and gives 2; a signal gives 128 plus its number. A
-    closed output pipe counts as SIGPIPE.
+    A user error, a full disk or too little memory prints one line and returns 2; a signal returns 128 plus its number.
+    A closed output pipe counts as SIGPIPE.
     """
     make_output_printable()
     try:
@@ -255,7 +255,7 @@ def run_command(main: Callable[[Any], int | None], config_class: type, argv: Seq
 
 
 class PrintableOutput(io.TextIOWrapper):
-    """A standard output that escapes control characters in texts, labels and file names. styled: what is written has
+    """A standard output that escapes control characters in texts, labels and file names. styled: the text has
     our own escape sequences and is already escaped."""
 
     styled = False
@@ -266,7 +266,7 @@ class PrintableOutput(io.TextIOWrapper):
 
 
 def make_output_printable() -> None:
-    """Escapes what labels may contain: characters that the terminal's encoding lacks, and control characters."""
+    """Escapes control characters, and characters that the terminal's encoding lacks: labels can contain both."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -313,7 +313,7 @@ def exit_code(main: Callable[[Any], int | None], config: Any) -> int:
 
 def is_lost(error: BaseException) -> bool:
     """Whether an error means that another process of the run has ended or does not respond."""
-    names = {kind.__name__ for kind in type(error).__mro__}  # of torch.distributed, which may not be imported
+    names = {kind.__name__ for kind in type(error).__mro__}  # by name, as torch.distributed may not be imported
     is_gloo = any(words in str(error).lower() for words in ("gloo", "caused pair closure"))
     return is_launched() and ("DistError" in names or is_gloo)
 

@@ -1,4 +1,4 @@
-"""Choice of the device, and what depends on it."""
+"""Chooses the device, and what depends on it."""
 
 import ctypes
 from contextlib import suppress

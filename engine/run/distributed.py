@@ -115,7 +115,7 @@ def local_device(name: str, local: int) -> torch.device:
 
 
 def end_with_parent() -> None:
-    """Makes the system send SIGTERM to this process when torchrun dies: it saves and ends instead of training on."""
+    """Makes the system send SIGTERM to this process when torchrun dies: it saves and ends instead of continuing."""
     with suppress(OSError, AttributeError):  # not on other systems
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
         if os.getppid() == 1:
@@ -244,8 +244,8 @@ def share(rows: Any) -> Any:
 
 
 def worker_context(num_workers: int) -> multiprocessing.context.BaseContext | None:
-    """How a loader's workers are started: with several processes not forked from this one, in which gloo's threads
-    run, but from a small server process, and so without their locks."""
+    """How a loader's workers are started. With several processes they are forked from a small server process, not from
+    this one, whose gloo threads may hold locks."""
     if size() == 1 or not num_workers:
         return None
     context = multiprocessing.get_context("forkserver")

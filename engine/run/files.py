@@ -80,7 +80,7 @@ def appearing_whole(path: str | Path, durable: bool = False) -> Iterator[TextIO]
 
 
 def require_file(path: str | Path) -> None:
-    """Raises UserError if the path exists but is not a file, but e.g. a folder, a pipe or a device."""
+    """Raises UserError if the path exists and is not a regular file (but a folder, a pipe or a device)."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise UserError(f"{path}: is {'a folder' if os.path.isdir(path) else 'not a file'}; choose another one")
 
@@ -168,7 +168,7 @@ def appearing_folder(
 
 
 def remove_folder(path: Path) -> None:
-    """Removes a temporary folder; of a symbolic link only the link, not its target."""
+    """Removes a temporary folder; if it is a symbolic link, only the link, not its target."""
     if path.is_symlink():
         path.unlink()
     shutil.rmtree(path, ignore_errors=True)
@@ -236,7 +236,7 @@ def verify(folder: Path) -> str | None:
         if not is_inside(name) or not os.path.isfile(folder / name):  # never raises, however odd the name
             return f"{name} is missing"
         if sha256(folder / name) != expected:
-            return f"{name} is not what was written"
+            return f"{name} has changed since it was written"
     return None
 
 

@@ -15,7 +15,7 @@ class OneLineParser(argparse.ArgumentParser):
     """Reports an error of the command line in one line."""
 
     def __init__(self, **options: Any):
-        spec = getattr(sys.modules["__main__"], "__spec__", None)  # of `python -m tools.NAME`
+        spec = getattr(sys.modules["__main__"], "__spec__", None)  # set by `python -m tools.NAME`
         super().__init__(prog=f"python -m {spec.parent}" if spec and spec.parent else None, **options)
 
     def error(self, message: str) -> NoReturn:

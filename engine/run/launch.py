@@ -39,7 +39,7 @@ def claims_error_report(patience: float) -> bool:
     """
     if not is_launched():
         return True
-    import torch.distributed as dist  # here, as it takes a second, which a single process need not wait
+    import torch.distributed as dist  # here, as it takes a second, which a single process can skip
 
     if not dist.is_initialized():
         return local_rank() == 0  # each machine has its own errors, and its own terminal

@@ -1,4 +1,4 @@
-"""The options that say how files of texts are read, declared once for all commands that read some."""
+"""The options for reading files of texts, declared once for all commands that read such files."""
 
 from dataclasses import dataclass, fields
 from functools import partial
@@ -12,7 +12,7 @@ reading = partial(option, resume_safe=True)  # a run's result does not depend on
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How files are read as texts. What labelling writes depends on each of these options."""
+    """Options for reading files as texts. The output of labelling depends on each of them."""
 
     format: str = reading(
         "auto",
@@ -20,18 +20,18 @@ class ReadingOptions:
         "auto detects it from file names and first rows",
         group="how files are read",
     )
-    encoding: str = reading("auto", "of the input: auto (UTF-8, or what looks like text), gb18030, big5, cp1252, …")
+    encoding: str = reading("auto", "encoding of the input: auto (UTF-8, or detected), gb18030, big5, cp1252, …")
     delimiter: str = reading("", "delimiter of tables, such as ';', '|', '_!_' (default: detected)")
     quotechar: str = reading("", 'character that quotes cells of tables (default: " in CSV); none: quotes are text')
     header: bool = reading(True, "the first row of a table names its columns; with --no_header they are called 0, 1, …")
     sheet: str = reading("", "sheet of an Excel workbook with several sheets")
-    text_column: str = reading("", "column or key of the text (default: by usual names)")
+    text_column: str = reading("", "column or key of the text (default: found by name)")
     text_pair_column: str = reading("", "column or key of the second text of a pair")
     join_columns: str = reading("", "columns or keys, comma-separated, whose texts are joined: title,body")
     token_column: str = reading("", "column of the tokens, by name or number, where each row is one token")
     sentence_column: str = reading("", "column whose value changes where a sentence begins (default: blank rows)")
-    sentence_end: str = reading("", "tokens that end a sentence, such as '. ! ?', where nothing else does")
-    comment: str = reading("", "beginning of rows to skip between tokens (default: # where it is no token; none: none)")
+    sentence_end: str = reading("", "tokens that end a sentence, such as '. ! ?', if nothing else marks its end")
+    comment: str = reading("", "prefix of rows to skip between tokens (default: # unless a token; none: keep all)")
     rows_key: str = reading("", "path to the rows in a JSON file that is one object, such as data.items")
     shape: str = reading("auto", "shape of JSON objects, a name in preprocess/readers/shapes.py; none: only usual keys")
 
@@ -47,7 +47,7 @@ READING = tuple(f.name for f in fields(ReadingOptions))
 
 
 def unescaped(text: str) -> str:
-    r"""An option with the escapes that a shell leaves as they are: \t and \n."""
+    r"""An option in which \t and \n, which a shell leaves as they are, become a tab and a line break."""
     for escape, character in ((r"\t", "\t"), (r"\n", "\n"), (r"\r", "\r")):
         text = text.replace(escape, character)
     return text

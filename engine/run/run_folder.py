@@ -95,7 +95,7 @@ def claim_run_dir(config: Any) -> Iterator[Path]:
 
 
 def refuse_other_run(config: Any, run_dir: Path) -> None:
-    """Raises UserError if the folder holds a run, unless it is to be resumed with the same options."""
+    """Raises UserError if the folder holds a run, unless this command resumes it with the same options."""
     args = run_dir / "args.json"
     if config.debug:
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)

@@ -1,1 +1,1 @@
-"""What labels.json describes of a task: tags, extra columns, text and its tokens."""
+"""What labels.json says about a task: tags, extra columns, text and its tokens."""

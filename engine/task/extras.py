@@ -13,7 +13,7 @@ import numpy as np
 from engine.errors import UserError
 from engine.task.task import Task
 
-MOST_NUMBER = 1e30  # single precision overflows at 3e38
+MAX_NUMBER = 1e30  # single precision overflows at 3e38
 
 
 def extras_of(tasks: dict[str, Task]) -> dict[str, dict[str, float]]:
@@ -39,8 +39,8 @@ def to_number(value: Any, name: str, where: str) -> float | None:
         raise UserError(f"{where}: {name} is {value!r}, but --extra_columns takes numbers; {advice}") from None
     if math.isinf(number) and not isinstance(value, int):
         raise UserError(f"{where}: {name} is {value!r}, which is not finite")
-    if abs(number) > MOST_NUMBER:
-        raise UserError(f"{where}: {name} is {str(value)[:60]}, but it must be a number up to {MOST_NUMBER:g}")
+    if abs(number) > MAX_NUMBER:
+        raise UserError(f"{where}: {name} is {str(value)[:60]}, but it must be a number up to {MAX_NUMBER:g}")
     return None if math.isnan(number) else number
 
 

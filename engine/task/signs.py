@@ -1,7 +1,7 @@
-"""The signs by which files of texts are read: usual names of columns, marks of encodings, and marks of entities.
+"""How files of texts are recognised: usual column names, byte order marks of encodings, and marks of entities.
 
-Only the standard library is used, because every exported folder has a copy of this file. Edit here to have your own
-names of texts found without a flag, or to add another syntax of marked entities: one line in INLINE.
+Only the standard library is used, because every exported folder has a copy of this file. Edit here so that your own
+column names are found without a flag, or to add another syntax of marked entities: one line in INLINE.
 """
 
 import codecs
@@ -13,7 +13,7 @@ TEXT_NAMES = "text sentence content sentence1 text_a premise question review que
 TEXT_NAMES += "正文 评论 评论内容 句子 句子1 语句 文本1 问题1 微博 微博正文 新闻 新闻内容 摘要 问题 标题 题目".split()
 TEXT_NAMES += "comment_text comment tweet message utterance body document question1 sentence_a".split()
 PAIR_NAMES = "text_pair sentence2 text_b hypothesis question2 sentence_b 文本2 句子2 问题2".split()
-# Pairs of names of which one alone would be the text
+# Pairs of names, each of which would be the text if it were alone
 PAIRS = [("question", "sentence"), ("question", "passage"), ("query", "title"), ("query", "passage")]
 PAIRS += [("context", "hypothesis")]
 LABEL_NAMES = "label labels entities spans intent class category target slots tags ner ner_tags cats 标签 类别".split()
@@ -21,7 +21,7 @@ LABEL_NAMES = "label labels entities spans intent class category target slots ta
 TAG = r"(?:O|[BIESMLU][-_]\S+)"  # a tag of entities
 NAME = r"(?P<label>[^\W\d][\w.\-]*)"
 NO_LINK = r"(?!https?:|ftp:|mailto:|www\.)"
-INLINE = {  # how it looks: a pattern with the groups `label` and `text`
+INLINE = {  # {example: a pattern with the groups `label` and `text`}
     "[nine am](time)": rf"\[(?P<text>[^\[\]]+)\](?:\({NO_LINK}{NAME}(?::[^()]*)?\)|(?P<more>\{{[^{{}}]*\}}))",
     "[time : nine am]": rf"\[\s*{NAME}\s+:\s+(?P<text>[^\[\]]*[^\s\[\]])\s*\]",
     "{{time:nine am}}": rf"\{{\{{\s*{NAME}\s*:\s*(?P<text>[^{{}}]*[^\s{{}}])\s*\}}\}}",
@@ -57,7 +57,7 @@ def encoding_of_marks(sample: bytes) -> str | None:
 
 def inline_syntax(texts: Sequence[str]) -> str | None:
     """The syntax in which entities are marked in some texts: in at least a third of them, with few labels that recur,
-    and nearly no sign of it elsewhere. None if there is none."""
+    and almost no trace of it elsewhere. None if there is none."""
     for syntax, pattern in INLINE.items():
         found = [list(re.finditer(pattern, text)) for text in texts]
         labels = [match["label"] or match["more"] for matches in found for match in matches]

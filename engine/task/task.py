@@ -30,7 +30,7 @@ class Task:
 
     type: str
     labels: tuple[str, ...] = ()  # in the order of their ids; none for regression
-    counts: tuple[int, ...] | None = None  # of each label in train
+    counts: tuple[int, ...] | None = None  # how often each label occurs in train
     rows: int | None = None  # multilabel: texts in train with labels
     unit: str | None = None  # tagging and spans: what a token is
     mean: float = 0.0  # regression: of the values in train
@@ -63,7 +63,7 @@ class Task:
         return needs_words(self.kind)
 
     def to_json(self) -> dict[str, Any]:
-        """Its object in labels.json, without what is missing."""
+        """Its object in labels.json, without unset fields."""
         values = asdict(self) | {"kind": None if self.kind == self.type else self.kind}
         if self.kind != "regression":
             del values["mean"], values["std"]
@@ -76,12 +76,12 @@ def needs_words(kind: str) -> bool:
 
 
 def read_tasks(path: str | Path) -> dict[str, Task]:
-    """The tasks of labels.json, in a processed folder or a checkpoint. Raises UserError for any other form."""
+    """The tasks of labels.json, in a processed folder or a checkpoint. Raises UserError if it has another form."""
     try:
         tasks = tasks_of(read_json(path, {str: TASK}))
         for name, task in tasks.items():
             if task.kind not in KINDS:
-                custom = f"{name}.type is {task.type!r}, and {name}.kind none of {', '.join(KINDS)}"
+                custom = f"{name}.type is {task.type!r}, and {name}.kind is none of {', '.join(KINDS)}"
                 raise UserError(f"{path}: {custom}; add the kind of its labels")
             if not task.labels:  # regression
                 read_json(path, {name: STATISTICS})
@@ -114,6 +114,6 @@ def require_distinct(path: str | Path, names: Iterable[str]) -> None:
     for name in names:
         for column in (name, f"{name}_tags", f"{name}_probability"):
             if column in owners:
-                both = f"the column {column!r} would belong to {name!r} and to {owners[column]!r}"
+                both = f"{name!r} and {owners[column]!r} would both write the column {column!r}"
                 raise UserError(f"{path}: {both}; rename the label column")
             owners[column] = name

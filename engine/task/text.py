@@ -24,7 +24,7 @@ HAN_CHARACTER = regex.compile(HAN)
 
 
 def split_text(text: str, unit: str) -> list[tuple[str, int, int]]:
-    """[(token, start, end)] of a raw text: characters, or words, with each Chinese character and symbol by itself.
+    """[(token, start, end)] of a raw text: characters, or words, where each Chinese character and symbol is one.
 
     An empty text is one empty token, which the loader turns into [UNK].
     """

@@ -1,4 +1,4 @@
-"""Words of a text: joined, found in it, as entities, and as columns of the output.
+"""Joins the words of a text, finds their offsets and entities, and writes output columns.
 
 Only the standard library is used, because every exported folder has a copy of this file.
 """
@@ -10,8 +10,8 @@ from unicodedata import category
 
 Offsets = list[tuple[int, int]]  # (start, end) of each token in its text
 INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # categories of control and format characters, and of blanks
-# Of spans. An untrained model finds half of all spans: a lower score (a probability of 1.8 %) is never a span, whatever
-# the threshold chosen on dev, and only the best spans are kept
+# Limits for spans. An untrained model finds half of all spans: a lower score (a probability of 1.8 %) is never a span,
+# whatever the threshold chosen on dev, and only the best spans are kept
 LOWEST_SCORE, SPANS_PER_WORD = -4.0, 4
 
 
@@ -50,7 +50,7 @@ def id_of(given: Any, number: int) -> str:
 
 
 def text_or_tokens(value: Any, text: Any) -> dict[str, Any]:
-    """The text or tokens of an input row. text: of a row that has both; it is kept if the tokens are from it"""
+    """The text or tokens of an input row. text: the text of a row with tokens; kept if the tokens are from it"""
     if not isinstance(value, list):
         return {"text": value}
     words = [token for token in value if isinstance(token, str)]

@@ -1,6 +1,6 @@
 """Resolves options set to `auto`: once, when the data and the machine are known. A resumed run keeps the values.
 
-The options that are returned hold these values, in args.json too, so code that reads the run need not handle auto.
+The returned options, and args.json, hold these values, so code that reads the run need not handle auto.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ REHEARSAL = 10  # epochs of --debug, whose 64 examples say nothing about the siz
 
 
 def inherit_auto_options(config: Any, run_dir: Path, device: torch.device) -> Any:
-    """The options with those that are auto at the values of the run in this folder, if that is to be resumed: also on
-    another machine, with another number of processes, or if the run began before auto was the default."""
+    """The options, with the values of the run in this folder for those at auto, if it is resumed: also on another
+    machine, with another number of processes, or if the run began before auto was the default."""
     path = run_dir / "args.json"
     if not config.do_train or config.debug:
         return config
@@ -49,7 +49,7 @@ def inherit_auto_options(config: Any, run_dir: Path, device: torch.device) -> An
 
 
 def resolve(config: Any, encoder: Any, device: torch.device, num_batches: int) -> Any:
-    """The options for training, with values for those that are auto. num_batches: micro-batches in an epoch.
+    """The options for training, with values for those at auto. num_batches: micro-batches in an epoch.
 
     Raises UserError if other options contradict these values, or if the encoder cannot train in this precision.
     """
@@ -57,7 +57,7 @@ def resolve(config: Any, encoder: Any, device: torch.device, num_batches: int) -
     steps = steps_per_epoch(num_batches, config)  # of all processes together
     if config.epochs == AUTO["epochs"]:
         config = replace(config, epochs=REHEARSAL if config.debug else epochs_of(steps, is_pretrained(config)))
-        logger.info(f"--epochs auto: {config.epochs} for {steps} steps an epoch")
+        logger.info(f"--epochs auto: {config.epochs} for {steps} steps per epoch")
     lr, head_lr = learning_rates(encoder, config)
     config = replace(config, lr=lr, head_lr=head_lr, warmup_epochs=warmup_epochs(config))
     if config.early_stop_patience == AUTO["early_stop_patience"]:

@@ -82,7 +82,7 @@ class Writer:
             if base and not merge:
                 write_json(temporary / lora.BASE_FILE, base)
             write_json(temporary / "labels.json", tasks_to_json(self.tasks))
-            # without these, as a killed and resumed run must write the same bytes of `best`
+            # without the flags of resuming, since a killed and resumed run must write the same bytes of `best`
             write_json(temporary / "args.json", self.config.kept() | {"resume": False, "force_resume": False})
             if training:
                 save_file(cast(dict, tensors), temporary / "training.safetensors")
@@ -90,9 +90,8 @@ class Writer:
 
         def write() -> None:
             if training:
-                rotate(
-                    self.root
-                )  # before, not after: the page cache can reuse these pages; new ones may cost more than all the rest
+                # before writing: the page cache can reuse the freed pages; new ones can cost more than all the rest
+                rotate(self.root)
             if log and log.exists():
                 sync(log)
             replace_folder(self.root / name, fill)
@@ -119,7 +118,7 @@ class Writer:
 
 
 def snapshot(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies on the host, which further training does not change."""
+    """Copies on the host, which do not change as training continues."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
@@ -309,7 +308,7 @@ RANDOM = {
     "random_python": (int, [Range(0, 2**32)], AnyOf(None, float)),
     "random_numpy": (str, [Range(0, 2**32)], int, int, float),
 }
-STATE = RANDOM | {  # of training.json
+STATE = RANDOM | {  # the shape of training.json
     "optimizer": [{str: object}],  # see `updated`
     Optional("optimizer_state"): {str: {str: AnyOf(float, bool, None, str, [object])}},
     "scheduler": {str: object},
@@ -321,7 +320,7 @@ STATE = RANDOM | {  # of training.json
 
 
 def restore_training(folder: Path, *state: Any) -> tuple[dict, int]:
-    """Restores what `training_state` gave. -> (progress, number of processes before)
+    """Restores what `training_state` returned. -> (progress, number of processes before)
 
     state: optimizer, scheduler, scaler, tricks and device. Raises UserError for values that this version did not write.
     """

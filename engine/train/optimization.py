@@ -15,7 +15,7 @@ def steps_per_epoch(num_batches: int, config: Any) -> int:
 
 
 def warmup_steps(config: Any, steps_per_epoch: int) -> int:
-    """Steps of linear warmup: those of --warmup_epochs."""
+    """The number of optimizer steps in --warmup_epochs."""
     return round(warmup_epochs(config) * steps_per_epoch)
 
 

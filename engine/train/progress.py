@@ -69,10 +69,10 @@ class RunningLosses:
         self.sums = {name: torch.tensor(value, device=device) for name, value in progress.sums.items()}
         self.group_sums: dict[str, Any] = {}
         self.unseen_steps: list[tuple[torch.Tensor, list[int]]] = []
-        self.examples, self.seconds, self.shown = 0, 0.0, ""  # from the clock, so in no checkpoint: see `EpochBar`
+        self.examples, self.seconds, self.shown = 0, 0.0, ""  # depend on the clock, so not saved: see `EpochBar`
 
     def add(self, outputs: list[Any]) -> None:
-        """Adds the losses of a micro-batch, each its share of the loss of the group: of several passes, their mean."""
+        """Adds the losses of a micro-batch, each as its share of the group's loss; for several passes, their mean."""
         sums: dict[str, Any] = {}
         for output in outputs:
             losses = {"loss": output.total_loss} | {f"{task}_loss": loss for task, loss in output.losses.items()}
@@ -126,7 +126,7 @@ class RunningLosses:
 class EpochBar:
     """The progress bar of an epoch: loss, rate, examples/s and time left.
 
-    Speed depends on the clock, so it goes into a separate file, throughput.jsonl (a line for each line of
+    Speed depends on the clock, so it goes into a separate file, throughput.jsonl (one line for each line of
     metrics.jsonl: step, epoch, examples_per_second, seconds), never into the files that a resumed run must reproduce
     byte for byte. Seconds count training alone, without evaluation and the steps that a killed run repeats.
     """

@@ -119,8 +119,8 @@ class Soup(Average):
     w alone, which starts a new soup; s unchanged. Ties go to the first of these. It costs a copy of the weights, a
     second one while dev is scored, and two more scorings of dev per epoch.
 
-    The greedy soup of Wortsman et al., 2022 (arXiv:2203.05482), over the epochs of one run in their order: in order of
-    score, as in the paper, all of them would have to be kept until the end.
+    The greedy soup of Wortsman et al., 2022 (arXiv:2203.05482), over the epochs of one run in their order: the paper's
+    order, by score, would require keeping all of them until the end.
     """
 
     switch = "use_soup"

@@ -32,7 +32,7 @@ from engine.run import distributed
 from engine.run.files import sha256
 
 CHUNK = 1024  # texts that are answered, and written, together
-VERSION = 3  # of the cached format; raise it when that changes
+VERSION = 3  # version of the cached format; raise it when the format changes
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 EMPTY = np.zeros(0, np.int32)
 
@@ -41,11 +41,11 @@ class Sparse(NamedTuple):
     """Statistics of one text that are large enough to be stored, in the order of its words."""
 
     words: np.ndarray
-    ids: np.ndarray  # of the statistic: of a label or tag; of a span (words after its first) * types + type id
+    ids: np.ndarray  # ids of labels or tags; for a span, (last word - first word) * types + type id
     values: np.ndarray
 
     def within(self, first: int, stop: int) -> "Sparse":
-        """Those of words first to stop, which are counted from `first`."""
+        """The statistics of words first to stop, numbered from `first`."""
         part = slice(*np.searchsorted(self.words, [first, stop]))
         return Sparse(self.words[part] - first, self.ids[part], self.values[part])
 
@@ -245,7 +245,7 @@ def merge(windows: list[tuple[int, Answer]]) -> Answer:
 
 
 class Windows:
-    """Which words of which example each row of a training set holds. data: of data_loader.py"""
+    """Which words of which example are in each row of a training set. data: a dataset of data_loader.py"""
 
     def __init__(self, data: Any):
         columns = getattr(data, "columns", {})

@@ -86,7 +86,7 @@ class MultiTeacher(Trick):
         return {name: soft_targets(self.teachers, name, self.heads[name], batch, self.windows) for name in self.taught}
 
     def count(self, pairs: list[tuple[dict[str, SoftTargets], Any]]) -> dict[str, torch.Tensor]:
-        """{task: how much was taught} of [(targets, batch)]."""
+        """{task: number of taught texts or words} in [(targets, batch)]."""
         counts = []
         for targets, batch in pairs:
             distributions = {name: self.heads[name].distribution for name in targets}
@@ -114,7 +114,7 @@ class MultiTeacher(Trick):
         return total
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The teachers' checksums: with other teachers it would be another run."""
+        """The teachers' checksums: with other teachers it would be a different run."""
         return {"teachers": torch.tensor([list(bytes.fromhex(teacher.sha256)) for teacher in self.teachers])}
 
     def load_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:

@@ -37,7 +37,7 @@ class Trick:
         """Called once the training data is known, before a run is resumed. Must not draw random numbers."""
 
     def before_step(self, group: list) -> None:
-        """Called before the micro-batches of an optimizer step. group: their Batches, as the loader gave them."""
+        """Called before the micro-batches of an optimizer step. group: their Batches, as the loader yields them."""
 
     def before_epoch(self, epoch: int) -> None:
         """Called before each epoch, and again when a run resumes within it. epoch: 0 for the first."""
@@ -64,7 +64,7 @@ class Trick:
         """Called before dev is scored, and again if a run was interrupted while scoring."""
 
     def choose_weights(self, epoch: int, score: Callable[[], float], is_better: Callable[[float, float], bool]) -> None:
-        """Called after `after_epoch`, and again like it, for a trick that chooses on dev what `swap_weights` gives.
+        """Called after `after_epoch`, and repeated like it, for a trick that chooses on dev the weights to swap in.
 
         score() -> the monitored score of dev with the model's current weights. is_better(new, old) compares two such
         scores.
@@ -119,8 +119,8 @@ class Tricks(list[Trick]):
         return outer.wrap_forward(partial(Tricks(inner).forward, forward, batch) if inner else forward, batch)
 
     def passes(self, batch: Any) -> Generator[bool, None, None]:
-        """The forward and backward passes of a micro-batch: each pass of a later trick is all those of the ones before
-        it."""
+        """The forward and backward passes of a micro-batch: each pass of a later trick runs all passes of the tricks
+        before it."""
         if not self:
             yield True
             return

@@ -12,7 +12,7 @@ from typing import Any
 
 from engine.errors import UserError
 from engine.task import task
-from engine.task.extras import MOST_NUMBER
+from engine.task.extras import MAX_NUMBER
 from preprocess.example import Example, shown
 from preprocess.labels.literals import literal
 
@@ -87,9 +87,9 @@ def check_number(label: Any, name: str, where: str) -> float:
         if isinstance(label, str) and label.strip().lower() in NO_LABEL:
             advice = "--drop_unlabelled drops such rows"
         raise UserError(f"{where}: the label {name}={shown(label)} is not a number; {advice}")
-    number = math.inf if isinstance(label, int) and abs(label) > MOST_NUMBER else float(label)
-    if not abs(number) <= MOST_NUMBER:
-        limit = f"a finite number up to {MOST_NUMBER:g}"
+    number = math.inf if isinstance(label, int) and abs(label) > MAX_NUMBER else float(label)
+    if not abs(number) <= MAX_NUMBER:
+        limit = f"a finite number up to {MAX_NUMBER:g}"
         raise UserError(f"{where}: the label {name}={shown(label)} is not {limit}; scale the column")
     return number
 

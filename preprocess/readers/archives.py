@@ -10,6 +10,15 @@ from engine.errors import UserError
 from engine.run.command_line import first_line
 from preprocess.example import PART_NAMES
 
+UNPACKED: dict[str, str] = {}  # {folder of what was unpacked: its archive}
+
+
+def as_named(text: str) -> str:
+    """A text in which the files of archives are called FILE.zip/NAME instead of where they were unpacked."""
+    for folder, archive in UNPACKED.items():
+        text = text.replace(folder, archive)
+    return text
+
 
 def is_archive(path: Path) -> bool:
     return path.suffix.lower() == ".zip" and path.is_file()
@@ -23,6 +32,7 @@ def unpacked(path: Path, stack: ExitStack) -> Path:
             members = [one for one in archive.infolist() if not one.is_dir() and not is_hidden(one.filename)]
             size = sum(one.file_size for one in members)
             room.mkdir()
+            UNPACKED[str(room)] = as_named(str(path))
             if size > 0.9 * shutil.disk_usage(room).free:
                 too_many = f"{size:,} bytes when decompressed, too many for the disk of {tempfile.gettempdir()}"
                 raise UserError(f"{path}: {too_many}")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from engine.run.command_line import option
 from engine.run.reading import ReadingOptions, unescaped
 from preprocess.example import Example, abbreviate
+from preprocess.readers.archives import as_named
 
 
 @dataclass
@@ -49,7 +50,8 @@ class Understanding:
         files: dict[str, list[str]] = {}
         for path, form in self.forms.items():
             part = self.parts.get(path)
-            files.setdefault(form, []).append(f"{path} ({part})" if part else path)
+            named = as_named(path)
+            files.setdefault(form, []).append(f"{named} ({part})" if part else named)
         return [f"read as {form}; from {abbreviate(paths, 6, width=500)}" for form, paths in files.items()]
 
 

@@ -25,7 +25,7 @@ from preprocess.example import (
     part_words,
 )
 from preprocess.labels.positions import NAMES_FILE
-from preprocess.readers.archives import is_archive, unpacked
+from preprocess.readers.archives import UNPACKED, as_named, is_archive, unpacked
 from preprocess.readers.beside import class_files, classes_of, label_file_of
 from preprocess.readers.folders import class_folders, is_brat
 from preprocess.readers.formats import CONLL_SUFFIXES, FOLDERS, READERS, SUFFIXES, find_form, find_format, suffix_of
@@ -127,6 +127,15 @@ def read_examples(source: Path, options: ReadOptions) -> Iterator[Example]:
 
     At most --max_rows of each file; with --drop_unlabelled only those with a label.
     """
+    try:
+        for example in examples_of(source, options):
+            yield example | {"_where": as_named(example["_where"])} if UNPACKED else example
+    except UserError as error:
+        raise UserError(as_named(str(error))) from None
+
+
+def examples_of(source: Path, options: ReadOptions) -> Iterator[Example]:
+    """read_examples, whose paths are those of the files that are read."""
     secret, whole = SecretLabels(options), options.format in FOLDERS
     with ExitStack() as stack:
         for part, path in [(None, source)] if options.format == "hf" else sources_of(source, stack, whole):

@@ -87,7 +87,7 @@ def test_epochs_are_a_number_of_steps_within_bounds(pretrained):
 def test_auto_is_a_number_before_anything_needs_it(tiny, two_epochs):
     """The schedule, the log, the checkpoints and args.json have it, with accumulation too."""
     config = tiny(do_train=True, gradient_accumulation_steps=3, epochs=parse_args(Config, ["--epochs=auto"]).epochs)
-    assert "--epochs auto: 5 for 3 steps an epoch" in run(config)  # 8 micro-batches
+    assert "--epochs auto: 5 for 3 steps per epoch" in run(config)  # 8 micro-batches
     saved = read_json(config.run_dir / "args.json")
     assert (saved["epochs"], saved["early_stop_patience"]) == (5, 5)
     assert read_json(config.run_dir / "checkpoints/best/args.json")["epochs"] == 5
@@ -158,7 +158,7 @@ def test_each_fold_takes_its_number_and_keeps_it(tmp_path, two_epochs, monkeypat
 
     a_machine_that(monkeypatch, True)
     first = train_folds()
-    assert [(fold["epochs"], fold["precision"]) for fold in first] == [(5, "bf16")] * 2  # 3 steps an epoch
+    assert [(fold["epochs"], fold["precision"]) for fold in first] == [(5, "bf16")] * 2  # 3 steps per epoch
     weights = [(tmp_path / f"cv-fold_{number}/checkpoints/best/manifest.json").read_text() for number in (0, 1)]
     monkeypatch.setattr(optimization, "FROM_SCRATCH", (24, 1, 9))
     a_machine_that(monkeypatch, False)
@@ -168,7 +168,7 @@ def test_each_fold_takes_its_number_and_keeps_it(tmp_path, two_epochs, monkeypat
 
 @pytest.mark.slow
 def test_two_processes_agree_and_one_may_go_on(sample, tmp_path, command, python):
-    """Two have half as many steps an epoch, by which one would take more epochs."""
+    """Two have half as many steps per epoch, by which one would take more epochs."""
     rows = (sample / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     data = tmp_path / "data"
     data.mkdir()
@@ -180,7 +180,7 @@ def test_two_processes_agree_and_one_may_go_on(sample, tmp_path, command, python
     flags += ["--precision", "auto", "--lr", "1e-12", "--early_stop_patience", "1"]
     printed = torchrun(python, 2, "main.py", *flags, "--batch_size", "5", cwd=tmp_path)
     steps, epochs = 66, epochs_of(66, False)
-    assert f"--epochs auto: {epochs} for {steps} steps an epoch" in printed
+    assert f"--epochs auto: {epochs} for {steps} steps per epoch" in printed
     assert read_json(tmp_path / "run/args.json")["epochs"] == epochs != epochs_of(132, False)
     done = command("main.py", *flags, "--batch_size", "5")
     assert done.returncode == 0 and f"--epochs auto: {epochs}, as when the run began" in done.stderr

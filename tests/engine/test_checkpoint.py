@@ -172,7 +172,7 @@ def test_another_models_weights_and_damage_are_refused(tiny):
     with pytest.raises(UserError, match="crf"):
         checkpoint.load_weights(with_crf.model, best)
     (best / "labels.json").write_text("{}")
-    with pytest.raises(UserError, match=r"labels\.json is not what was written"):
+    with pytest.raises(UserError, match=r"labels\.json has changed since it was written"):
         load_checkpoint(best)
     with pytest.raises(UserError, match="no checkpoint there"):
         load_checkpoint(config.run_dir / "nowhere")
@@ -423,7 +423,7 @@ def test_a_damaged_best_names_the_checkpoints_that_are_whole(tiny, command, samp
     done = command("main.py", *flags)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     line = done.stderr.splitlines()[-1]
-    assert "model.safetensors is not what was written" in line and f"{step.name} (the same weights)" in line
+    assert "model.safetensors has changed since it was written" in line and f"{step.name} (the same weights)" in line
     assert line.endswith(f"--checkpoint {step}")
     done = command("main.py", *flags, "--checkpoint", step)  # the command that it names
     assert done.returncode == 0, done.stderr

@@ -137,8 +137,8 @@ def test_both_derivatives_are_right_also_in_groups_of_texts(monkeypatch):
         return crf_scan.log_partition(emissions, mask, start, transitions, end)
 
     whole = torch.autograd.functional.vhp(lambda *i: function(*i).sum(), tuple(inputs), tuple(map(torch.sin, inputs)))
-    for most in (crf_scan.MOST_BYTES, 2 * 2 * 16 * 8 * 8):  # all at once; two texts at once, and one in the second pass
-        monkeypatch.setattr(crf_scan, "MOST_BYTES", most)
+    for most in (crf_scan.MAX_BYTES, 2 * 2 * 16 * 8 * 8):  # all at once; two texts at once, and one in the second pass
+        monkeypatch.setattr(crf_scan, "MAX_BYTES", most)
         assert torch.autograd.gradcheck(function, inputs) and torch.autograd.gradgradcheck(function, inputs)
         again = torch.autograd.functional.vhp(
             lambda *i: function(*i).sum(), tuple(inputs), tuple(map(torch.sin, inputs))
@@ -277,10 +277,10 @@ def test_a_gpus_ways_to_decode_equal_the_loop(labels, num_words, monkeypatch):
         crf.scan_on = ()
         wanted = crf.viterbi(emissions, mask)
         crf.scan_on = ON_GPU
-        monkeypatch.setattr(viterbi, "MOST_WORK", 0)
-        monkeypatch.setattr(viterbi, "MOST_NUMBERS", 3 * 20 * 25)  # three words, or two texts at once
+        monkeypatch.setattr(viterbi, "MAX_WORK", 0)
+        monkeypatch.setattr(viterbi, "MAX_NUMBERS", 3 * 20 * 25)  # three words, or two texts at once
         assert torch.equal(crf.viterbi(emissions, mask), wanted)  # of several best paths the same
-        monkeypatch.setattr(viterbi, "MOST_WORK", 10**9)
+        monkeypatch.setattr(viterbi, "MAX_WORK", 10**9)
         found = crf.viterbi(emissions, mask)
         scores = [crf.path_score(emissions, tags, mask) for tags in (found, wanted)]
         torch.testing.assert_close(*scores, rtol=0, atol=0 if seed % 2 else 1e-4)

@@ -341,3 +341,17 @@ def test_texts_of_a_folder_share_an_encoding(tmp_path, capsys):
     files = {f"{kind}/{n}.txt": text.encode("gb18030") for kind in KINDS for n, text in enumerate(texts)}
     assert [text for text, _ in pairs(read(tmp_path, files))] == texts * 2
     assert capsys.readouterr().out.count("read as GB18030") == 1
+
+
+def test_files_of_an_archive_are_named_by_it(tmp_path, capsys):
+    body = "text,label\n" + "".join(f"{text},{label}\n" for text, label in ROWS)
+    for name, content, said in (("a", body, "read as csv"), ("b", f"{body},food\n", "the text is empty")):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            archive.writestr("in/x.csv", content)
+        with suppress(UserError):
+            process(DataConfig(input=str(tmp_path / f"{name}.zip"), preview=True))
+        if name == "b":
+            with pytest.raises(UserError, match=f"{tmp_path}/b.zip/in/x.csv, row 26: {said}"):
+                process(DataConfig(input=str(tmp_path / f"{name}.zip"), preview=True))
+    printed = capsys.readouterr().out
+    assert f"from {tmp_path}/a.zip/in/x.csv" in printed and "/tmp/tmp" not in printed

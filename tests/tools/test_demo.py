@@ -32,7 +32,7 @@ from main import load_trained, main
 from tools.demo.__main__ import DemoConfig
 from tools.demo.__main__ import main as demo
 from tools.demo.prompt import answer_lines, painter
-from tools.demo.typed import MOST_CHARACTERS, Examples, Labeller, as_example
+from tools.demo.typed import MAX_CHARACTERS, Examples, Labeller, as_example
 
 TEXTS = ["play some jazz in Paris", "明天北京天气怎么样", '<b onclick="x()">Rome</b> & "Oslo"']
 
@@ -139,7 +139,7 @@ def test_keys_typed_in_a_terminal(trained):
         assert seen.count("\x1b[1;") >= 2 * len(row["slots"])
         bare = re.sub(r"\x1b\[[\d;]*m", "", seen)
         assert all(f"[{one['text']} {one['label']}]" in bare for one in row["slots"])
-    terminal.type("w" * (MOST_CHARACTERS + 1) + "\r")
+    terminal.type("w" * (MAX_CHARACTERS + 1) + "\r")
     assert "error: the text has 10,001 characters; at most 10,000" in terminal.see("text> ")
     terminal.type("\x04")
     assert terminal.end() == 0
@@ -385,10 +385,10 @@ def test_the_server_refuses_what_is_malformed_with_a_sentence(server):
         status, said = server.ask("/label", body)
         assert status == 400 and json.loads(said)["error"], body[:30]
     assert server.label(["\ud800"])[0] == server.label([{"text": "a", "\ud800": 1}])[0] == 400
-    for texts in (["x" * (MOST_CHARACTERS + 1)], ["x"] * 65, ["x" * 9_000_000]):
+    for texts in (["x" * (MAX_CHARACTERS + 1)], ["x"] * 65, ["x" * 9_000_000]):
         status, said = server.label(texts)
         assert status == 413 and "at most" in said["error"]
-    assert server.label(["x" * MOST_CHARACTERS])[0] == 200
+    assert server.label(["x" * MAX_CHARACTERS])[0] == 200
     assert server.ask("/label")[0] == 405 and server.ask("/none")[0] == 404
     assert server.ask("/", Host="example.org")[0] == 400  # another site's name that leads here
     assert server.process.poll() is None and "Traceback" not in server.log.read_text()

@@ -402,7 +402,7 @@ def test_scores_files_and_page(joint, sample, tmp_path, caplog):
         and gain["low"] <= gain["difference"] <= gain["high"]
     )
     log, (page, _) = (folder / "train.log").read_text(encoding="utf-8"), make_report(folder)
-    assert "cross-fitted" in log and f"gain over {best}" in log and "may flatter it" in log
+    assert "cross-fitted" in log and f"gain over {best}" in log and "which is optimistic" in log
     assert all(run.name in page.read_text(encoding="utf-8") for run in runs)  # the learning curves of each
 
 
@@ -602,7 +602,7 @@ ERRORS = {
     "no such folder": (["A", "nowhere"], "nowhere"),
     "not a run": (["A", "DATA"], "neither a run"),
     "twice": (["A", "A/checkpoints/best"], "named twice"),
-    "damaged": (["A", "DAMAGED"], "model.safetensors is not what was written"),
+    "damaged": (["A", "DAMAGED"], "model.safetensors has changed since it was written"),
     "without a manifest": (["A", "UNSEALED"], "no readable manifest"),
     "another head": (["A", "PLAIN"], "the head is 'tagging', not 'crf_tagging'"),
     "other tasks": (["A", "TEXTS"], "has no task 'slots'"),

@@ -364,13 +364,13 @@ def test_files_are_read_as_main_reads_them(tmp_path):
         ("a.jsonl", '{"text": "a"}\n{"txt": "b"}\n', "row 2: no key 'text'"),
         ("a.jsonl", "{\n", "row 1: not JSON"),
         ("a.pdf", "x", "ends in .pdf, but this program reads .txt"),
-        ("a.txt", "fly O\nto O\n\nOslo B-city\n", "holds tokens with tags"),
-        ("a.txt", "Anna PERSON\nsaid O\n\nno O\n", "holds tokens with tags"),
-        ("a.txt", '{"text": "a"}\n', "holds JSON lines"),
-        ("a.txt", "text\tlabel\na\tb\n", "holds a table"),
-        ("a.txt", "id,text\n1,b\n", "holds a table"),
+        ("a.txt", "fly O\nto O\n\nOslo B-city\n", "seems to have tokens with tags"),
+        ("a.txt", "Anna PERSON\nsaid O\n\nno O\n", "seems to have tokens with tags"),
+        ("a.txt", '{"text": "a"}\n', "seems to have JSON lines"),
+        ("a.txt", "text\tlabel\na\tb\n", "seems to have a table"),
+        ("a.txt", "id,text\n1,b\n", "seems to have a table"),
         ("a.txt", "__label__good a film\n", "fastText"),
-        ("a.txt", "我/r 爱/v 你/r\n", "holds words with tags"),
+        ("a.txt", "我/r 爱/v 你/r\n", "seems to have words with tags"),
         ("a.csv", "text,tags\nto Oslo,O B-city\n", "a tag for each word"),
         ("a.csv", "text,label\nOslo,city\nto,O\n", "a tag for each word"),
         ("a.csv", "text\n\"['a', 'b']\"\n", "lists"),
@@ -486,7 +486,7 @@ def test_errors_are_reported_before_anything_is_loaded(joint, tmp_path, monkeypa
     refused("are needed", checkpoint="")
     refused("exclude each other", int8=True, fp16=True)
     refused("no checkpoint there", checkpoint=str(tmp_path / "none"))
-    refused("holds other things", output_dir=str(ROOT / "docs"))
+    refused("contains other files", output_dir=str(ROOT / "docs"))
     refused("no labels.json", data_path=str(tmp_path))
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     refused("onnxscript: pip install -r tools/export/requirements.txt")

@@ -76,7 +76,7 @@ def test_an_error_in_the_space_is_one_line(space, said, sample):
 
 
 def test_all_trials_have_the_epochs_that_the_data_want(sample):
-    """60 rows are 60 steps an epoch in batches of 1, 30 with two of these a step; what --epochs says is kept."""
+    """60 rows are 60 steps per epoch in batches of 1, 30 with two of these a step; what --epochs says is kept."""
     for more, steps, epochs in (("", 60, 25), ("--epochs auto --gradient_accumulation_steps 2", 30, 50)):
         plan = make_plan(sample, options=f"--batch_size 1 {more}")
         assert plan.flags[-2:] == ["--epochs", str(epochs)] and plan.resolver.base.epochs == epochs
@@ -313,7 +313,7 @@ def test_a_search_runs_main_and_is_not_repeated(sample, command, tmp_path, monke
         ({"space": "lr=1e-6..1e-2:log"}, "space: pooling was first,mean, is None"),
         ({"seed": 1}, "seed was"),
     ):
-        with pytest.raises(UserError, match=f"results holds another search .{said}.*name another with --results"):
+        with pytest.raises(UserError, match=f"results holds another search .{said}.*name another folder with"):
             search.main(parse_args(search.SearchConfig, flags(sample, epochs=2, trials=2, **changed)))
     (tmp_path / "without").mkdir()
     (tmp_path / "without/optuna.py").write_text("raise ModuleNotFoundError(name='optuna')")
@@ -455,4 +455,4 @@ def test_time_ends_the_search_and_dev_alone_flatters(sample, tmp_path, command):
     assert [trial["state"] for trial in found["trials"]] == ["finished"] * 2
     assert not list((tmp_path / "results").rglob("eval.json"))
     if found["winner"]:
-        assert found["gain_over_default"]["loss"]["part"] == "dev" and "dev flatters it" in done.stdout
+        assert found["gain_over_default"]["loss"]["part"] == "dev" and "which are optimistic" in done.stdout

@@ -81,7 +81,7 @@ def check_prediction(case: Case) -> None:
             raise Failed(f"{differ} of {len(labels)} answers for {name!r} differ between batches of 64 and of 5")
     for name, value in trainer.metric_function(evaluation.gold, predicted).items():
         if not math.isclose(value, evaluation.scores[name], abs_tol=1e-4):
-            raise Failed(f"{name} of the evaluation is not that of the predictions")
+            raise Failed(f"{name} of the evaluation differs from that of the predictions")
 
 
 def is_same(first: Any, second: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Checks of what the answers may depend on, and of devices and precision."""
+"""Checks what the answers are allowed to depend on, and devices and precision."""
 
 import copy
 import random

@@ -33,22 +33,22 @@ def wrong_answers(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
     for chosen in (logits, 10 * torch.randn_like(logits), *extreme_logits(logits)):
         answers, probabilities = head.decode(chosen, batch.inputs)
         if answers.shape[: len(shape)] != shape:
-            return f"gives answers of shape {tuple(answers.shape)}, not {tuple(shape)}"
+            return f"returns answers of shape {tuple(answers.shape)}, not {tuple(shape)}"
         if not ((probabilities >= 0) & (probabilities <= 1 + 1e-5)).all():
-            return "gives probabilities that are not between 0 and 1"
+            return "returns probabilities that are not between 0 and 1"
         if labels and not answers.is_floating_point() and answers.dtype != torch.bool:
             if answers.min() < 0 or answers.max() >= len(labels):
-                return f"gives label {int(answers.max())} of {len(labels)}: does the head have one logit per label?"
+                return f"returns label {int(answers.max())} of {len(labels)}: does the head have one logit per label?"
             seen |= set(answers.flatten().tolist())
         for answer, probability in zip(answers.tolist(), probabilities.tolist()):
             head.to_labels(answer, probability)
     if seen and logits.ndim == 2 and len(seen) < len(labels):
-        return f"never gives {labels[min(set(range(len(labels))) - seen)]!r}, for any logits"
+        return f"never returns {labels[min(set(range(len(labels))) - seen)]!r}, for any logits"
     return None
 
 
 def extreme_logits(logits: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yields logits (B, C) with one class, or the first classes, far above the rest: decode must give every label."""
+    """Yields logits (B, C) with one class, or the first classes, far above the rest: decode must return every label."""
     if logits.ndim == 2:
         size = logits.shape[1]
         signs = torch.cat([2 * torch.eye(size) - 1, 1 - 2 * torch.ones(size + 1, size).triu()]).to(logits.device)
@@ -62,13 +62,13 @@ def wrong_spans(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
     for chosen in (logits, 10 * torch.randn_like(logits)):
         answers, probabilities = head.decode(chosen, batch.inputs)
         if len(answers) != len(sizes):
-            return f"gives answers for {len(answers)} texts, not for {len(sizes)}"
+            return f"returns answers for {len(answers)} texts, not for {len(sizes)}"
         for size, answer, probability in zip(sizes, answers, probabilities):
             if not all(0 <= p <= 1 for p in probability):
-                return "gives probabilities that are not between 0 and 1"
+                return "returns probabilities that are not between 0 and 1"
             for first, last, _ in answer:
                 if not 0 <= first <= last < size:
-                    return f"gives the span {first} to {last} in a text of {size} words"
+                    return f"returns the span {first} to {last} in a text of {size} words"
             head.to_labels(answer, probability)
     return None
 

@@ -100,7 +100,7 @@ def run_check(check: Callable[[Case], None], case: Case) -> tuple[str, str]:
         return "FAILED", str(error)
     except Interrupted:
         raise
-    except Exception as error:  # an edited model may raise anything
+    except Exception as error:  # an edited model can raise anything
         return "FAILED", describe(error)
     return "ok", ""
 

@@ -50,7 +50,7 @@ def require_encoder_gradients(model: MyModel, batch: Batch) -> None:
 
 
 def require_frozen(model: MyModel, config: Config) -> None:
-    """Raises Failed if a frozen parameter has a gradient, or if those are frozen that no option freezes."""
+    """Raises Failed if a frozen parameter has a gradient, or if a parameter is frozen that no option freezes."""
     parameters = dict(model.named_parameters())
     frozen = [name for name, p in parameters.items() if not p.requires_grad]
     if wrong := [name for name in frozen if parameters[name].grad is not None]:
@@ -65,7 +65,7 @@ def require_frozen(model: MyModel, config: Config) -> None:
 
 
 def require_used(case: Case, model: MyModel) -> None:
-    """Raises Failed if trained parameters have no gradient; if few of a library's encoder have none, it notes them."""
+    """Raises Failed if trained parameters have no gradient; a few of a library's encoder are only noted."""
     unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     in_encoder = [name for name in unused if name.startswith("encoder.")]
     few = len(in_encoder) < len(list(model.encoder.parameters())) / 2

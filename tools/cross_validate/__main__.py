@@ -38,7 +38,7 @@ def main(config: Config) -> int:
     folder = config.run_dir.with_name(f"{config.run_dir.name}-folds")
     folder.mkdir(parents=True, exist_ok=True)
     logger = get_logger(folder / "train.log", logging.INFO)
-    rows: list[dict[str, Any]] = []  # of out_of_fold.csv
+    rows: list[dict[str, Any]] = []  # the rows of out_of_fold.csv
     answers: list[dict[str, Any]] = []  # the same rows for the report
     averages, head_states, test_set = [], [], None
     for fold in folds:
@@ -76,7 +76,7 @@ def main(config: Config) -> int:
 
 
 def folds_of(config: Config) -> list[Config]:
-    """The options of the run of each fold, in order. Raises UserError if there is none, or for options of main.py that
+    """The options of each fold's run, in order. Raises UserError if there are no folds, or for options of main.py that
     have no effect on folds or cannot work there."""
     for name in ("predict_file", "predict_output", "checkpoint", "shard", "fold"):
         if getattr(config, name) != getattr(Config, name):
@@ -117,7 +117,7 @@ def log_result(result: dict[str, Any], num_folds: int, logger: logging.Logger) -
 
 
 def write_report(folder: Path, trainer: Any, folds: list[Config], parts: list[str]) -> None:
-    """Writes report.html of all folds from the answers already in the folder. trainer: that of any fold"""
+    """Writes report.html of all folds from the answers already in the folder. trainer: the Trainer of any fold"""
     import metrics
     from engine.predict.answers import write_about
     from tools.report.page import show_report

@@ -25,14 +25,14 @@ class DemoConfig:
     terminal: bool = option(False, "a prompt in the terminal instead of a web page")
     address: str = option("127.0.0.1:8000", "address of the page; port 0: a free port")
     checkpoint: str = option("", "checkpoint folder (default: best of the run)", group="model")
-    model_version: str = option("", "name of the run's folder in --output_dir (default: that of the data)")
+    model_version: str = option("", "name of the run's folder in --output_dir (default: from the data)")
     output_dir: str = option("output", "folder of the runs")
-    data_path: str = option(Config.data_path, "processed folder whose test part gives the examples of the page")
+    data_path: str = option(Config.data_path, "processed folder whose test part provides the page's examples")
     pretrain_model_path: str = option("", "path of the base model of a LoRA adapter, if it has moved")
     device: str = option("auto", "auto, cpu, cuda, cuda:0, …", group="machine")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("fp32", "autocast to half precision")
     eval_batch_size: int = option(64, "texts per batch")
-    report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: that of the texts")
+    report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: as the texts")
 
     def __post_init__(self) -> None:
         if is_launched():

@@ -27,13 +27,13 @@ from starlette.routing import Route
 
 from engine.errors import UserError
 from engine.task.extras import extras_of, pairs_of
-from tools.demo.typed import KEYS, MOST_CHARACTERS, MOST_TEXTS, Examples, Labeller
+from tools.demo.typed import KEYS, MAX_CHARACTERS, MAX_TEXTS, Examples, Labeller
 from tools.report.page import environment, json_in_page, raw
 from tools.report.texts import Words, language_of
 from tools.serve import connections
 
 logger = logging.getLogger("template")
-MOST_BYTES = 8_000_000  # per request: enough for MOST_TEXTS pairs of MOST_CHARACTERS in most scripts
+MAX_BYTES = 8_000_000  # per request: enough for MAX_TEXTS pairs of MAX_CHARACTERS in most scripts
 FIELDS = ("text", "send", "another", "examples", "gold", "cut", "none", "unreachable")
 
 
@@ -78,7 +78,7 @@ def page(label: Labeller, examples: Examples, language: str) -> str:
     data = json_in_page(shown | {"words": {name: words(f"demo_{name}") for name in FIELDS}})
     view = {"style": raw("page.css") + raw("demo.css"), "script": raw("demo.js"), "data": data}
     template = environment(words).get_template("demo.html.jinja")
-    return template.render(view | shown, words=words, most=MOST_CHARACTERS)
+    return template.render(view | shown, words=words, most=MAX_CHARACTERS)
 
 
 def texts_of(body: bytes) -> list[Any]:
@@ -95,7 +95,7 @@ def texts_of(body: bytes) -> list[Any]:
 
 def build_app(label: Labeller, examples: Examples, hosts: list[str], language: str) -> Starlette:
     """The ASGI application of the server. hosts: host names that requests may use"""
-    html, reader = page(label, examples, language), connections.BodyReader(MOST_BYTES)
+    html, reader = page(label, examples, language), connections.BodyReader(MAX_BYTES)
 
     def show(_: Request) -> HTMLResponse:
         return HTMLResponse(html, headers={"X-Frame-Options": "DENY", "Cache-Control": "no-store"})
@@ -107,15 +107,15 @@ def build_app(label: Labeller, examples: Examples, hosts: list[str], language: s
     async def answer(request: Request) -> JSONResponse:
         try:
             texts = texts_of(await reader.read(request.receive))
-            if len(texts) > MOST_TEXTS or any(map(is_too_long, texts)):
-                limits = f"a request may have at most {MOST_TEXTS} texts of {MOST_CHARACTERS:,} characters each"
+            if len(texts) > MAX_TEXTS or any(map(is_too_long, texts)):
+                limits = f"a request may have at most {MAX_TEXTS} texts of {MAX_CHARACTERS:,} characters each"
                 return JSONResponse({"error": limits}, 413)
             return JSONResponse({"answers": await run_in_threadpool(label, texts)})
         except connections.TooLarge as error:
             return JSONResponse({"error": str(error)}, error.status)
         except UserError as error:  # its message may have lone surrogates
             return JSONResponse({"error": str(error).encode("utf-8", "replace").decode()}, 400)
-        except ValueError:  # from JSON, which has no NaN
+        except ValueError:  # raised by JSON, which has no NaN
             return JSONResponse({"error": "the model's answer is not a number: its training has diverged"}, 500)
 
     return Starlette(
@@ -126,4 +126,4 @@ def build_app(label: Labeller, examples: Examples, hosts: list[str], language: s
 
 def is_too_long(given: Any) -> bool:
     texts = [given.get(key) for key in KEYS] if isinstance(given, dict) else [given]
-    return any(isinstance(text, str | list) and len(text) > MOST_CHARACTERS for text in texts)
+    return any(isinstance(text, str | list) and len(text) > MAX_CHARACTERS for text in texts)

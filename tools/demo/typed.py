@@ -17,13 +17,13 @@ from engine.task.text import text_and_offsets, text_of
 from engine.task.words import entities, entity
 from tools.report.marked import Mark, split_crossing, tree
 
-MOST_CHARACTERS = 10_000  # per text
-MOST_TEXTS = 64  # per request
-MOST_ROW = 1_000_000  # bytes of an example row
-MOST_LABELS = 5  # shown of a distribution
+MAX_CHARACTERS = 10_000  # per text
+MAX_TEXTS = 64  # per request
+MAX_ROW = 1_000_000  # bytes of an example row
+MAX_LABELS = 5  # most probable labels to show
 Given = Any  # a text, or {"text" or "tokens", "text_pair"?, "extras"?: {column: number}, "id"?}; not yet checked
 KEYS = ("text", "tokens", "text_pair", "extras", "id")
-Tasks = dict[str, Any]  # of labels.json
+Tasks = dict[str, Any]  # as in labels.json
 
 
 def as_example(given: Given, tasks: Tasks) -> dict[str, Any]:
@@ -44,8 +44,8 @@ def as_example(given: Given, tasks: Tasks) -> dict[str, Any]:
     if not text_of(example).strip():
         raise UserError("the text is empty")
     for text in (" ".join(given[key]) if key == "tokens" else given[key] for key in read):
-        if len(text) > MOST_CHARACTERS:
-            raise UserError(f"the text has {len(text):,} characters; at most {MOST_CHARACTERS:,} are allowed")
+        if len(text) > MAX_CHARACTERS:
+            raise UserError(f"the text has {len(text):,} characters; at most {MAX_CHARACTERS:,} are allowed")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UserError("the text holds half a character, or bytes that are not UTF-8")
     return next(prepare_inputs([example | {"extras": given.get("extras") or {}}], tasks, "typed"))
@@ -99,7 +99,7 @@ def view(
         several = isinstance(probability, list) and len(probability) == len(chosen)
         found = dict(zip(chosen, probability if several else [probability] * len(chosen)))
     likeliest = sorted(found.items(), key=lambda item: -(item[1] or 0))
-    kept = [item for number, item in enumerate(likeliest) if number < MOST_LABELS or item[0] in chosen]
+    kept = [item for number, item in enumerate(likeliest) if number < MAX_LABELS or item[0] in chosen]
     return shown | {"labels": [[name, p, name in chosen] for name, p in kept]}
 
 
@@ -156,10 +156,10 @@ class Examples:
             size = file.seek(0, 2)
             for _ in range(20):
                 position = rng.randrange(size) if size else 0
-                start = max(0, position - MOST_ROW)
+                start = max(0, position - MAX_ROW)
                 file.seek(start)
                 file.seek(start + file.read(position - start).rfind(b"\n") + 1)
-                if found := self.shown(file.readline(MOST_ROW)):
+                if found := self.shown(file.readline(MAX_ROW)):
                     return found
         return None
 

@@ -30,7 +30,7 @@ from engine.run.run_folder import lock_folder
 from engine.task.task import Task
 from logging_config import get_logger
 
-if TYPE_CHECKING:  # imported where needed, for `--help` to be quick
+if TYPE_CHECKING:  # imported where needed, so that `--help` is quick
     from data_loader import MyDataLoader
     from engine.data.features import Featurizer
     from engine.predict.ensemble import Committee, Run
@@ -43,9 +43,9 @@ class EnsembleConfig(ReadingOptions):
     """Options of `tools.ensemble`; those it shares with main.py mean the same."""
 
     runs: tuple[str, ...] = option((), "two or more run folders or checkpoint folders", positional="RUN")
-    data_path: str = option("", "processed folder with the dev and test parts (default: that of the first run)")
-    select: bool = option(False, "label and report with the runs selected on dev, not with all")
-    monitor: str = option("", "dev score to select by, such as slots_f1 (default: that of the first run)")
+    data_path: str = option("", "processed folder with the dev and test parts (default: the first run's)")
+    select: bool = option(False, "label and report with the runs selected on dev, instead of all")
+    monitor: str = option("", "dev score to select by, such as slots_f1 (default: the first run's)")
     output_dir: str = option("output", "parent folder of the ensemble's folder")
     model_version: str = option("ensemble", "name of the ensemble's folder")
     predict_file: str = option("", "file to label, in any format that data_process.py reads", group="labelling")
@@ -57,7 +57,7 @@ class EnsembleConfig(ReadingOptions):
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "autocast to half precision")
     eval_batch_size: int = option(64, "texts per batch; scores do not depend on it")
     pretrain_model_path: str = option("", "path of the base model of LoRA adapters, if it has moved")
-    report_language: Literal["auto", "en", "zh"] = option("auto", "language of report.html; auto: that of the texts")
+    report_language: Literal["auto", "en", "zh"] = option("auto", "language of report.html; auto: as the texts")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "runs", tuple(self.runs))
@@ -139,7 +139,7 @@ def calibrates(tasks: dict[str, Task]) -> bool:
 def loader_of(
     source: str | Path | list[dict[str, Any]], featurizer: "Featurizer", batch_size: int, name: str
 ) -> "MyDataLoader":
-    """A MyDataLoader over a processed file or a list of texts to label. name: that of the run, for warnings"""
+    """A MyDataLoader over a processed file or a list of texts to label. name: the run's name, for warnings"""
     from data_loader import MyDataLoader, MyDataset
     from engine.data.cuts import warn_of_cuts
 

@@ -16,8 +16,8 @@ from engine.task.task import Task
 from tools.report.bootstrap import SHARE, TIMES, statistics_of
 from tools.report.compare import paired
 
-Order = list[tuple[int, float]]  # members in the order of their choice, each with the score that it led to
-MOST = 50  # members of a selection, at most
+Order = list[tuple[int, float]]  # members in the order in which they were chosen, each with the resulting score
+MOST = 50  # maximum number of members of a selection
 SHARES, SEED = 5, 20240101  # folds of dev for cross-fitting; seed of the split
 
 
@@ -74,7 +74,7 @@ class Selection:
 
         order = select(len(self.committee.runs), value, lambda new, old: metrics.is_better(self.monitor, new, old))
         if rows is None and math.isnan(order[0][1]):
-            raise UserError(f"--monitor={self.monitor}: dev has no label that it could be computed from")
+            raise UserError(f"--monitor={self.monitor}: dev has no labels to compute it from")
         return order
 
     def groups(self, order: Order) -> dict[str, list[int]]:
@@ -110,7 +110,7 @@ def monitor_of(asked: str, trained: str, tasks: dict[str, Task], metrics: Module
 def assess(
     committee: Committee, parts: Mapping[str, Part], monitor: str
 ) -> tuple[dict[str, Any], dict[str, dict[str, Predictions]]]:
-    """(what ensemble.json holds, {group: {title: Predictions}}) from {"dev", "test": Part}, or one of them.
+    """(the content of ensemble.json, {group: {title: Predictions}}) from {"dev", "test": Part}, or one of them.
 
     Groups are "all" and, if there is a dev part, "best" (a single run) and "selected".
     """
@@ -230,7 +230,7 @@ def selection_summary(result: dict[str, Any], is_better: Callable[[str, float, f
     if selected is None or every is None:
         return lines
     lines.append(
-        f"the selection was chosen by its {monitor} on dev, {chosen['dev'][monitor]:.4f}, which may flatter it: "
+        f"the selection was chosen by its {monitor} on dev, {chosen['dev'][monitor]:.4f}, which is optimistic: "
         f"cross-fitted it is {selected:.4f}, and {every:.4f} for all {number}"
     )
     verdict = ("better", "use --select") if is_better(monitor, selected, every) else ("not better", "use all")

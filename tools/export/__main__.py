@@ -6,7 +6,7 @@
 
 Encoder and heads become an ONNX graph. The folder also has the tokenizer, the settings for decoding, and predictor.py,
 which needs only onnxruntime, tokenizers and numpy (docs/export.md). Before the folder appears, its predictor labels the
-dev part: fp32 must give the answers of torch; --int8 and --fp16 may lose at most --max_drop of the main score.
+dev part: fp32 must give the same answers as torch; --int8 and --fp16 may lose at most --max_drop of the main score.
 """
 
 import logging
@@ -46,7 +46,7 @@ class ExportConfig:
     output_dir: str = option("", "folder to write; an earlier export is replaced")
     int8: bool = option(False, "weights as int8: a quarter of the size, and faster on a CPU")
     fp16: bool = option(False, "all in fp16: half the size; meant for GPUs, a CPU still computes in fp32")
-    data_path: str = option("", "processed folder whose dev part is scored (default: that of the run)")
+    data_path: str = option("", "processed folder whose dev part is scored (default: the run's)")
     max_drop: float = option(
         0.005, "how much of the main dev score --int8 and --fp16 may lose; exit code 2 if more", low=0
     )
@@ -81,7 +81,7 @@ def export(config: ExportConfig) -> None:
         folder,
         lambda temporary: fill(temporary, config, trainer, featurizer, data, theirs),
         owns=require_own_folder,
-        unharmed="an earlier export is as it was",
+        unharmed="an earlier export is unchanged",
     )
     size = sum(path.stat().st_size for path in folder.iterdir()) / 2**20
     print(f"wrote {folder} ({config.kind}, {size:.1f} MB); python {folder}/predictor.py texts.txt labelled.jsonl")
@@ -170,7 +170,7 @@ def require_own_folder(folder: Path) -> None:
     strange = inside - NAMES - {"__pycache__", TEMPORARY}
     if strange or (inside and "predictor.json" not in inside):
         found = ", ".join(sorted(strange or inside)[:5])
-        raise UserError(f"--output_dir {folder}: holds other things ({found}); choose an empty or new folder")
+        raise UserError(f"--output_dir {folder}: contains other files ({found}); choose an empty or new folder")
 
 
 def require_checkpoint(folder: Path) -> None:

@@ -49,7 +49,7 @@ def num_different(predictor: Predictor, theirs: Predictions, ours: list[dict[str
 
 
 def is_close(theirs: Any, ours: Any) -> bool:
-    """Whether probabilities agree. None, which a Predictor gives for tags, agrees with anything."""
+    """Whether probabilities agree. None, which a Predictor returns for tags, agrees with anything."""
     if ours is None or theirs is None:
         return True
     pairs = zip(theirs, ours) if isinstance(ours, list) else [(theirs, ours)]
@@ -63,6 +63,6 @@ def require_same(predictor: Predictor, theirs: Predictions, ours: list[dict[str,
     logger.info(f"{number - wrong} of {number} dev examples are answered as in torch, probabilities within {TOLERANCE}")
     if wrong > 0.01 * number:
         raise UserError(
-            f"{wrong} of {number} dev examples have other answers than in torch: a custom head or encoder does "
+            f"{wrong} of {number} dev examples are answered differently than in torch: a custom head or encoder does "
             "something that tools/export does not support; nothing was written"
         )

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from model_utils import BiLSTM, MyModel
 
 NEEDED = "pip install -r tools/export/requirements.txt"
-MAX_BYTES = 2**30  # of tensors in the graph's own file, which is limited to 2 GB
+MAX_BYTES = 2**30  # limit for tensors in the graph's own file, which can have up to 2 GB
 
 
 def require_packages() -> None:
@@ -144,7 +144,7 @@ def quiet() -> Iterator[None]:
 
 
 def forget_sources(graph_model: Any) -> None:
-    """Removes the source locations the exporter stores in each node: long, and with paths of this machine."""
+    """Removes the source locations that the exporter stores in each node: long, and with this machine's paths."""
     graph = graph_model.graph
     for node in graph.all_nodes():
         node.doc_string = None
@@ -180,7 +180,7 @@ def write_graph(model: MyModel, inputs: dict[str, torch.Tensor], path: Path) -> 
                 output_names=outputs,
                 verbose=False,
             )
-    except Exception as error:  # an encoder that torch cannot trace may raise anything
+    except Exception as error:  # an encoder that torch cannot trace can raise anything
         kind = getattr(getattr(model.encoder, "config", None), "model_type", type(model.encoder).__name__)
         cause = first_line(error.__cause__ or error)
         raise UserError(f"torch cannot export {kind} to ONNX ({type(error).__name__}: {cause})") from None

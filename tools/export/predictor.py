@@ -54,7 +54,7 @@ else:  # in an exported folder, which must not change
 MAX_TOKENS = 512  # per batch; larger batches are slower
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "word_starts", "word_ends", "word_mask", "extras")
 Example = dict[str, Any]  # a valid row: text or tokens, and id, text_pair, extras
-Task = dict[str, Any]  # of predictor.json
+Task = dict[str, Any]  # as in predictor.json
 Answer = tuple[Any, Any]  # (label, probability)
 
 NUMBERS = {"mean": float, "std": Range(1e-300, 1e300)}
@@ -114,7 +114,7 @@ def require_whole(folder: Path) -> dict[str, Any]:
             if Path(name).name != name or not os.path.isfile(folder / name):
                 raise InputError(f"{folder / name}: is missing; export the model again")
             if manifest.get(name) != sha256_of(folder / name):
-                raise InputError(f"{folder / name}: is not what the export wrote; export the model again")
+                raise InputError(f"{folder / name}: has changed since the export; export the model again")
         settings = read_json(folder / "predictor.json", SETTINGS)
     except SchemaError as error:
         raise InputError(f"{error}; export the model again") from None
@@ -129,7 +129,7 @@ def require_whole(folder: Path) -> dict[str, Any]:
 
 
 def usable(path: Path, load: Callable[[Path], Any]) -> Any:
-    """load(path), where a library may raise any exception. Raises InputError if it does."""
+    """load(path), where a library can raise any exception. Raises InputError if it does."""
     try:
         return load(path)
     except Exception as error:
@@ -172,7 +172,7 @@ class Encoder:
         try:
             encodings = self.tokenize(examples)
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # of Rust; it is not a subclass of Exception
+            if type(error).__name__ != "PanicException":  # from Rust code; not a subclass of Exception
                 raise
             raise InputError(f"{self.path}: cannot be used ({error}); export the model again") from None
         for number, (example, encoding) in enumerate(zip(examples, encodings)):
@@ -375,7 +375,7 @@ class Predictor:
         width = logits.shape[-1]
         fits = {"regression": logits.ndim == 1, "spans": width > 2 * len(task["labels"])}
         if not fits.get(task["head"], width == len(task["labels"])):
-            raise InputError(f"{self.folder}: model.onnx answers {name!r} with other labels than predictor.json names")
+            raise InputError(f"{self.folder}: model.onnx answers {name!r} with labels that predictor.json lacks")
         if not np.isfinite(logits).all():
             shown = repr(example.get("id", example.get("text", "")))[:60]
             raise InputError(f"the model's answer for {name!r} is not a finite number, near the row {shown}")
@@ -477,13 +477,13 @@ def num_cores() -> int:
 
 FORMS = ".txt (one text per row), .csv, .tsv or .jsonl"
 NAMES = "|".join(map(re.escape, ["tokens", *TEXT_NAMES]))
-OTHER_FORMS: list[tuple[str, Any, str]] = [  # of a .txt: which rows show it, their pattern
+OTHER_FORMS: list[tuple[str, Any, str]] = [  # what else a .txt may be: (name, which rows show it, pattern)
     ("JSON lines", all, r"\{"),
     ("JSON", next, r"\[\s*([\[{]|$)|\{\s*$"),
     ("a table", next, rf"(?i)(.*[\t,;|])?\s*({NAMES})\s*[\t,;|]|.*[\t,;|]\s*({NAMES})\s*$|.*_!_"),
     ("a table", all, r".*\t"),
     ("texts with labels (fastText)", all, r"__label__\S|.*\s__label__\S+\s*$"),
-    ("texts of Rasa", any, r"##\s*intent:|nlu:\s*$"),
+    ("Rasa's training data", any, r"##\s*intent:|nlu:\s*$"),
     ("tokens with tags (CoNLL)", all, rf"\S+[ \t](.*[ \t])?{TAG}\s*$"),
     ("tokens with tags (CoNLL)", next, r"# global\.columns|#begin document"),
     ("words with tags", all, r"(\S*/([A-Za-z][\w$-]*|[^\w\s]{1,2})(\]\S*)?(\s+|$))+$"),
@@ -512,7 +512,7 @@ def open_text(path: Path, encoding: str, newline: str = "\n") -> io.TextIOWrappe
 
 def read_rows(path: str | Path, options: Any) -> Iterator[dict[str, Any]]:
     """Yields the rows of a file to label: .txt (one text per row), .csv, .tsv or .jsonl, as main.py reads them. Raises
-    InputError for what main.py would read in another way."""
+    InputError for files that main.py would read differently."""
     path = Path(path)
     if path.is_dir():
         raise refused(path, "is a folder")
@@ -535,19 +535,19 @@ def read_rows(path: str | Path, options: Any) -> Iterator[dict[str, Any]]:
 
 
 def texts_only(path: Path, lines: Iterator[str]) -> Iterator[str]:
-    """The lines of a .txt. Raises InputError if they may be something else than a text each."""
+    """The lines of a .txt. Raises InputError if they may be something other than one text each."""
     head = list(islice(lines, 1000))
     filled = [row for row in head if row.strip()]
     rows = [row for row in filled if not row.startswith("#")] or filled
     words = [row.split() for row in rows]
-    if "" in head[:-1]:  # blank rows: of CoNLL, whose sentences may have a row with their intent
+    if "" in head[:-1]:  # blank rows, as in CoNLL, where a sentence may have a row with its intent
         rows = [row for row, cells in zip(rows, words) if len(cells) > 1] or rows
         if all(len(cells) == 2 for cells in words) and any(cells[1] == "O" for cells in words):
-            raise refused(path, "holds tokens with tags (CoNLL), or may")
+            raise refused(path, "seems to have tokens with tags (CoNLL)")
     refuse_marked(path, head)
     for what, which, pattern in OTHER_FORMS if rows else ():
         if which(bool(re.match(pattern, row)) for row in (rows if which is all else filled)):
-            raise refused(path, f"holds {what}, or may")
+            raise refused(path, f"seems to have {what}")
     return chain(head, lines)
 
 
@@ -570,12 +570,12 @@ def refuse_marked(path: Path, texts: list[Any], columns: Iterable[list[str]] = (
     """Raises InputError if the first texts are lists, have marked entities, or a tag for each of their words."""
     filled = [text for text in texts if isinstance(text, str) and text.strip()]
     if filled and (inline_syntax(filled) or all(re.match(r"\s*\[.*\]\s*$", text, re.S) for text in filled)):
-        raise refused(path, "has texts that are lists or have marked entities, or may have")
+        raise refused(path, "seems to have texts that are lists or have marked entities")
     sizes = [len(text.split()) for text in texts if isinstance(text, str)]
     for tags in ([items_of(cell) for cell in column] for column in columns if filled):
         as_tags = all(re.fullmatch(TAG, tag) for row in tags for tag in row)
         if sizes == list(map(len, tags)) and (as_tags or ({*sizes} <= {0, 1} and ["O"] in tags)):
-            raise refused(path, "has a column with a tag for each word, or may have")
+            raise refused(path, "seems to have a column with a tag for each word")
 
 
 def items_of(cell: str) -> list[str]:
@@ -592,7 +592,7 @@ def read_objects(path: Path, lines: Iterable[str], options: Any) -> Iterator[dic
         text, pair = find_columns(path, list(names), options)
         answered = {*names} & {"output", "response", "completion"} and {*names} & {"instruction", "prompt", "query"}
         if not options.text_column and (answered or {*names} & {"messages", "conversations"}):
-            raise refused(path, "the objects are instructions or dialogues, or may be")
+            raise refused(path, "the objects seem to be instructions or dialogues")
         refuse_marked(path, [item.get(text) for item in head[:200]])
         for number, item in enumerate(chain(head, objects)):
             item = item or {key: "" for key in (text, pair) if key}
@@ -626,7 +626,7 @@ def find_columns(path: Path, names: list[str], options: Any) -> tuple[str, str |
         chosen.append(wanted or next(iter(by_usual(usual, names)), None))
     if chosen[0] is None:
         found = f"cannot tell which column is the text; add --text_column: {', '.join(names)}"
-        raise InputError(f"{path}: {found}; if the file has another form, label it with main.py --predict_file")
+        raise InputError(f"{path}: {found}; if the file has another format, label it with main.py --predict_file")
     return chosen[0], chosen[1]
 
 
@@ -687,7 +687,7 @@ def main() -> int:
     parser.add_argument("--threads", type=whole_number(0, 1024), default=0, help="processor cores to use [all]")
     parser.add_argument("--text_column", default="", help="column of the text (default: found by its name)")
     parser.add_argument("--text_pair_column", default="", help="column of the second text of a pair")
-    parser.add_argument("--encoding", default="auto", help="of the texts: auto (UTF-8, UTF-16), gb18030, big5, …")
+    parser.add_argument("--encoding", default="auto", help="encoding of the texts: auto (UTF-8, UTF-16), gb18030, …")
     parser.add_argument(
         "--spreadsheet_safe", action="store_true", help="put an apostrophe before cells a spreadsheet would run"
     )

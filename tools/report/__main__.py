@@ -24,7 +24,7 @@ class ReportConfig:
 
     runs: tuple[str, ...] = option((), "run folders, or their names in --output_dir", positional="RUN")
     output_dir: str = option("output", "folder of the runs; a comparison is written here")
-    report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: that of the texts")
+    report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: as the texts")
     spreadsheet_safe: bool = option(False, "put an apostrophe before cells that a spreadsheet would run as formulas")
 
     def __post_init__(self) -> None:

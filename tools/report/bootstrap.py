@@ -22,13 +22,13 @@ class Statistic(NamedTuple):
     """Scores that are functions of sums over rows."""
 
     columns: csr_matrix  # (N, S), statistics of each row
-    scores: Callable[[np.ndarray], Scores]  # of sums (R, S)
+    scores: Callable[[np.ndarray], Scores]  # from sums (R, S)
 
 
 class OfWeights(NamedTuple):
     """Scores that are not functions of sums."""
 
-    scores: Callable[[np.ndarray], Scores]  # of weights (R, N)
+    scores: Callable[[np.ndarray], Scores]  # from weights (R, N)
 
 
 def weights_of(num_rows: int, times: int = TIMES, seed: int = SEED, cells: int = 2**22) -> Iterator[np.ndarray]:

@@ -93,7 +93,7 @@ def scores_of(folder: Path, about: About, rows: dict[str, list[Row]]) -> dict[st
 
 
 def written_scores(folder: Path) -> dict[str, dict[str, float]]:
-    """{part: scores} of eval.json or folds.json: there out-of-fold rows, and test scored with the mean of all folds."""
+    """{part: scores} of eval.json, or of folds.json: those of the out-of-fold rows, and of test by the folds' mean."""
     if (folder / "eval.json").is_file():
         return read_result(folder / "eval.json", {str: SCORES})
     if not (folder / "folds.json").is_file():

@@ -13,7 +13,7 @@ import metrics
 from engine.schema import Number, mismatch
 
 STEP = {"step": int, "epoch": int}
-Course = dict[str, Any]  # as from read_course
+Course = dict[str, Any]  # from read_course
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

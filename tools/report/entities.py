@@ -31,7 +31,7 @@ class Match(NamedTuple):
 
     @property
     def either(self) -> Entity:
-        """The gold entity or, without one, the predicted."""
+        """The gold entity or, without one, the predicted one."""
         entity = self.gold or self.predicted
         assert entity
         return entity
@@ -57,7 +57,7 @@ def match(gold: set[Entity], predicted: set[Entity]) -> list[Match]:
 
 
 def position(entity: Entity) -> tuple[int, int, str]:
-    """By which entities are sorted in text order."""
+    """The key to sort entities in text order."""
     return entity[1], entity[2], entity[0]
 
 
@@ -84,7 +84,7 @@ def tokens_of(row: Row, entity: Entity) -> tuple[str, ...]:
 
 
 def error_counts(found: Sequence[list[Match]]) -> dict[str, dict[str, int]]:
-    """{type: {verdict: count}}, by the gold type or, without one, the predicted. found: the matches of each row"""
+    """{type: {verdict: count}}, by the gold type or, without one, the predicted one. found: the matches of each row"""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for one in chain.from_iterable(found):
         counts[one.either[0]][one.verdict] += 1

@@ -137,7 +137,7 @@ def error_pairs(gold: Sequence[set[str]], predicted: Sequence[set[str]]) -> tupl
 def residuals(
     gold: Sequence[float], predicted: Sequence[float], bins: int = 20, most: int = 1500
 ) -> dict[str, Any] | None:
-    """For regression: {"points": [[gold, predicted]], at most `most`, evenly picked by gold value; "edges", "counts" of
+    """For regression: {"points": [[gold, predicted]], at most `most`, picked evenly by gold; "edges", "counts" of
     the histogram of predicted - gold; "mean", "std", "rmse", "r2"}. Only finite predictions count; None without any."""
     finite = np.isfinite(np.asarray(predicted, float))
     x, y = np.asarray(gold, float)[finite], np.asarray(predicted, float)[finite]
@@ -210,7 +210,7 @@ def row_confidence(kind: str, answer: Answer) -> float | None:
 
 
 def known(probability: float | list | None) -> list[float]:
-    """A probability, or a list of them, as a list without None; a custom head may give none."""
+    """A probability, or a list of them, as a list without None; a custom head may return none."""
     values = probability if isinstance(probability, list) else [probability]
     return [value for value in values if value is not None]
 

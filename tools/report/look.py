@@ -12,7 +12,7 @@ Shorten = Callable[[Any], str]  # shortens text from the data
 
 
 def candidates(found: dict[str, Any]) -> list[Finding]:
-    """The weight of each is roughly the share of all errors that it concerns."""
+    """Possible findings; the weight of each is roughly the share of all errors that it concerns."""
     result: list[Finding] = []
     for name, task in found["tasks"].items():
         wrong = max(1, task["rows"] - task["right"])

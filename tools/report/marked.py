@@ -1,4 +1,4 @@
-"""Texts with entities marked in place, also nested and crossing ones."""
+"""Texts with entities marked in place, including nested and crossing ones."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

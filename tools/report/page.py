@@ -82,7 +82,7 @@ def raw(name: str) -> Markup:
 
 
 def write_page(path: Path, template: str, words: Words, view: dict[str, Any]) -> None:
-    """Renders a template with the page's style and script. view: its variables, of which "found" are the figures"""
+    """Renders a template with the page's style and script. view: its variables; "found" has the figures"""
     more = {"words": words, "style": raw("page.css"), "script": raw("page.js"), "figures": plain(view["found"])}
     html = environment(words).get_template(template).render(view | more)
     with appearing_whole(path) as file:

@@ -16,7 +16,7 @@ from tools.report.figures import Answer, Row, with_probability
 
 logger = logging.getLogger("template")
 NEAR = 0.8  # minimum cosine of character trigrams of near duplicates
-MOST_TEXTS = 200_000  # training texts that are compared, at most
+MAX_TEXTS = 200_000  # maximum number of training texts to compare
 
 
 def class_thresholds(rows: Sequence[tuple[str, dict[str, float]]]) -> dict[str, float]:
@@ -109,7 +109,7 @@ def issue(number: int, task: str, likely: Any, score: float) -> dict[str, Any]:
     return {"row": number, "task": task, "likely": likely, "score": score}
 
 
-def training_rows(data_path: str | Path, kinds: dict[str, str], most: int = MOST_TEXTS) -> tuple[list[dict], bool]:
+def training_rows(data_path: str | Path, kinds: dict[str, str], most: int = MAX_TEXTS) -> tuple[list[dict], bool]:
     """(the first `most` rows of the training part, whether that is all). ([], True) if it no longer exists or no longer
     has these tasks. kinds: {task: one of ANSWERS in answers.py}"""
     path = Path(data_path) / "train.jsonl"

@@ -46,8 +46,8 @@ def main(config: SearchConfig) -> int:
     folder = config.folder
     others = {path.name for path in folder.iterdir()} - {".lock"} if folder.is_dir() else set()
     if folder.is_file() or (others and JOURNAL not in others):
-        raise UserError(f"--results {folder}: holds other things; choose an empty or new folder")
-    with hold(folder / ".lock", folder, "name another with --results", "name another with --results"):
+        raise UserError(f"--results {folder}: contains other files; choose an empty or new folder")
+    with hold(folder / ".lock", folder, "name another folder with --results", "choose another --results"):
         return search(plan)
 
 
@@ -99,7 +99,7 @@ def require_same(study: Study, plan: Plan) -> None:
                 part = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))[0]
                 name, old, new = f"{name}: {part}", old.get(part), new.get(part)
             change = f"{name} was {old}, is {new}"
-            raise UserError(f"{plan.folder} holds another search ({change}); name another with --results")
+            raise UserError(f"{plan.folder} holds another search ({change}); name another folder with --results")
 
 
 def nothing_finished(study: Study) -> int:

@@ -53,7 +53,7 @@ class Child:
         return self.code
 
     def poll(self) -> int | None:
-        """As `wait`, but at once: None while it runs."""
+        """Like `wait`, but returns at once: None while it runs."""
         return self.wait(os.WNOHANG)
 
     def terminate(self) -> None:

@@ -21,7 +21,7 @@ logger = logging.getLogger("template")
 class FinalStage:
     """Trains the finalists and the default with several seeds, then scores the winner and the default on test.
 
-    numbers: of the trials, the default first; seeds: of the runs; bar: a tqdm over the runs
+    numbers: the trials, the default first; seeds: one for each run of a trial; bar: a tqdm over the runs
     """
 
     def __init__(self, plan: Plan, study: Study, numbers: Sequence[int], seeds: Sequence[int], bar: tqdm) -> None:
@@ -33,7 +33,7 @@ class FinalStage:
         return self.study.get(f"{what} {number} {seed}")
 
     def of_all_seeds(self, number: int, what: str = "final") -> list[dict[str, Any]] | None:
-        """As `find`, for each seed; None if one of the runs is not done."""
+        """Like `find`, for each seed; None if one of the runs is not done."""
         found = [result for seed in self.seeds if (result := self.find(number, seed, what))]
         return found if len(found) == len(self.seeds) else None
 
@@ -50,7 +50,7 @@ class FinalStage:
         return self.plan.folder / f"runs/final-{number:04d}-seed-{seed}"
 
     def run(self, stop: StopSignals) -> int | None:
-        """-> the number of the winner by mean dev score, or None if no candidate finished with all seeds"""
+        """Runs the stage. -> the winner's number, by mean dev score, or None if no candidate finished with all seeds"""
         runs = [(number, seed) for seed in self.seeds for number in self.numbers]
         self.bar.reset(len(runs))
         jobs = []

@@ -195,7 +195,7 @@ def verdict_lines(plan: Plan, study: Study, winner: int, compared: dict[str, Row
         sides = f"default {spread(found['default'], score)}, winner {spread(found['winner'], score)}"
         lines.append(f"{found['part']} {score}: {sides}; gain {gain}, {found['verdict']}")
     if not plan.has_test:
-        lines.append("there is no test part: these are the dev scores it was chosen by, and dev flatters it;")
+        lines.append("there is no test part: these are the dev scores it was chosen by, which are optimistic;")
         lines.append("hold out some data with data_process.py --test_ratio 0.1")
     elif compared.get(plan.monitor, {}).get("verdict") != "significant":
         lines.append("with other seeds the sign could change: the default may be as good")

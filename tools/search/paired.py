@@ -14,8 +14,8 @@ def interval(
     are equal.
 
     Samples are drawn from the differences with added normal noise of Silverman's bandwidth; without it, samples of a
-    few seeds can have a deviation near zero, which makes intervals endless. At 5 seeds without a true difference the
-    plain percentile bootstrap calls 16 % significant, this one 5 %.
+    few seeds can have a deviation near zero, which makes intervals far too wide. At 5 seeds without a true difference
+    the plain percentile bootstrap calls 16 % significant, this one 5 %.
     Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 12.5; Polansky and Schucany, Kernel Smoothing
     to Improve Bootstrap Confidence Intervals, 1997; Silverman, Density Estimation, 1986, equation 3.28.
     """

@@ -1,4 +1,4 @@
-"""The options of a search, and the plan that follows from them: all checks happen here, before anything runs."""
+"""The options of a search, and the plan made from them; all checks happen here, before anything runs."""
 
 import logging
 import shlex
@@ -29,7 +29,7 @@ class SearchConfig:
     trials: int = option(30, "number of trials, including the default", group="search", low=1)
     hours: float = option(0.0, "end the search after this time in total and go on with the finalists; 0: never", low=0)
     jobs: int = option(1, "runs in parallel; they share the cores", low=1)
-    seed: int = option(666, "of the proposals: with --jobs 1 always the same trials", low=0, high=2**32 - 1)
+    seed: int = option(666, "seed of the proposals; with --jobs 1 it determines the trials", low=0, high=2**32 - 1)
     startup: int = option(8, "trials that must have ended before TPE proposes; until then they are random", low=1)
     prune: bool = option(True, "stop trials that score worse than the median (--no_prune: never)")
     prune_after: int = option(2, "epochs before a trial can be stopped", low=1)
@@ -57,8 +57,8 @@ class SearchConfig:
 class Plan:
     """What all parts of a search share.
 
-    flags: of all runs, in addition to the paths. lower: whether a lower score is better. has_test: whether the data
-    have a test part. scores: names of those to report. known_by: what identifies the search.
+    flags: flags of all runs, besides the paths. lower: whether a lower score is better. has_test: whether the data
+    have a test part. scores: names of the scores to report. known_by: what identifies the search.
     """
 
     config: SearchConfig

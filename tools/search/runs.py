@@ -47,7 +47,7 @@ class Clock:
 
 
 class Job:
-    """A run as a process. name: of its folder; what: flags such as --do_train"""
+    """A run as a process. name: its folder's; what: flags such as --do_train"""
 
     keeps_checkpoints = False
 

@@ -55,7 +55,7 @@ class Dimension:
 
 
 Space = dict[str, Dimension]
-Values = Mapping[str, Any]  # of options of main.py, or of a point of the space: {name: value}
+Values = Mapping[str, Any]  # {name: value} of options of main.py, or of a point in the space
 
 
 # ---- the syntax of --space -------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def require_known(name: str, fields: dict[str, Field]) -> None:
 
 
 def parse_values(name: str, values: str, field: Field | None) -> Dimension:
-    """Parses '1e-4..1e-3:log' or '16,32' as a Dimension. field: of the option, or None for MADE_OF"""
+    """Parses '1e-4..1e-3:log' or '16,32' as a Dimension. field: the option's, or None for MADE_OF"""
     if ".." not in values:
         choices = tuple(parse_value(name, value, field) for value in values.split(","))
         if len(set(choices)) < len(choices) or len(choices) < 2:

@@ -25,8 +25,8 @@ from engine.errors import UserError
 from engine.run.command_line import first_line
 from tools.search.space import Dimension, Space, Values, rounded
 
-FULL_TRIALS = 4  # that must finish before any trial is pruned
-COMPARED = 3  # trials that must have reached the same epoch
+FULL_TRIALS = 4  # number of trials that must finish before any is pruned
+COMPARED = 3  # number of trials that must have reached the same epoch
 STATES = {
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "pruned",
@@ -64,7 +64,7 @@ def open_journal(path: Path) -> JournalStorage:
 class Study:
     """The trials so far, and the next one.
 
-    lower: whether a lower score is better; seed: of the proposals; startup: trials that are drawn at random before TPE
+    lower: whether a lower score is better; seed: for the proposals; startup: trials that are drawn at random before TPE
     proposes; prune_after: epochs that every trial gets, None for no pruning
     """
 
@@ -85,7 +85,7 @@ class Study:
             )
         except UserError:
             raise
-        except Exception as error:  # a malformed operation may raise anything
+        except Exception as error:  # a malformed operation can raise anything
             raise UserError(f"{path}: cannot be read ({first_line(error)}); move it away to search again") from None
 
     # ---- storage -----------------------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ FORM += "`extras` and `id` if needed"
 
 
 class Row(BaseModel):
-    """A text or its tokens, and optionally a second text and numeric columns, as the model needs. The answer has its
-    id."""
+    """A text or its tokens, and optionally a second text and numeric columns, as the model needs. The answer has the
+    same id."""
 
     model_config = ConfigDict(extra="forbid")
     id: Annotated[str, BeforeValidator(str)] | None = None

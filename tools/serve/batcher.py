@@ -91,7 +91,7 @@ class Batcher:
             start = time.perf_counter()
             try:
                 answers = await loop.run_in_executor(self.thread, self.label, [text.row for text in batch])
-            except Exception as error:  # of the model: all requests of the batch fail, later ones do not
+            except Exception as error:  # raised by the model: all requests of the batch fail, later ones do not
                 answers = [error] * len(batch)
             now = time.perf_counter()
             speed = self.running / (now - (self.ended or start))

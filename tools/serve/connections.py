@@ -5,7 +5,7 @@ import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]  # of ASGI
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]  # ASGI's
 
 
 class TooLarge(Exception):
@@ -33,7 +33,7 @@ def host_names(host: str, listening: socket.socket) -> list[str]:
 
 
 async def discard(receive: Receive, most: int = 1 << 25) -> None:
-    """Reads the rest of a body, at most so many bytes: a client that is still sending might not see the answer."""
+    """Reads the rest of a body, at most `most` bytes: a client that is still sending might not see the answer."""
     while most > 0:
         message = await receive()
         most -= len(message.get("body", b""))

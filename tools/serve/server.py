@@ -14,7 +14,7 @@ import uvicorn
 
 from tools.serve.metrics import Metrics
 
-MOST_CONNECTIONS = 512  # beyond this the longest idle ones are closed
+MAX_CONNECTIONS = 512  # beyond this the longest idle ones are closed
 DRAIN = 1.0  # seconds after SIGTERM in which open connections are still answered; then they are closed
 
 
@@ -56,7 +56,7 @@ class Server(uvicorn.Server):
                 known = before.get(connection)
                 self.waits[connection] = known if known and known[0] == wait else (wait, now)
         oldest = sorted(self.waits, key=lambda connection: self.waits[connection][1])
-        surplus = max(0, len(connections) - MOST_CONNECTIONS)
+        surplus = max(0, len(connections) - MAX_CONNECTIONS)
         for i, connection in enumerate(oldest):
             if i < surplus or now - self.waits[connection][1] > self.idle:
                 connection.transport.abort()
