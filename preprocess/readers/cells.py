@@ -70,6 +70,8 @@ class Cells:
 
     def __call__(self, values: dict[str, Any], where: str) -> dict[str, Any]:
         """The row with parsed cells."""
+        if not self.readers:
+            return values
         return values | {column: self.value(column, values[column], where) for column in self.readers}
 
     def value(self, column: str, cell: str, where: str) -> Any:

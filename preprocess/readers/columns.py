@@ -87,11 +87,20 @@ class Columns(NamedTuple):
         """All label columns."""
         return [name for source in self.labels.values() for name in ([source] if isinstance(source, str) else source)]
 
+    def order(self, names: Sequence[str]) -> list[str]:
+        """The keys of an example in the order of the columns of a table, which the processed folder keeps; none if
+        that is the order in which `example` makes them."""
+        roles = {self.part: ["split"], "id": ["id"], self.text: ["text", "tokens"], self.pair: ["text_pair"]}
+        roles |= {source: [task] for task, source in self.labels.items() if isinstance(source, str)}
+        made = ["id", "split", "text", "tokens", "text_pair", *self.labels]
+        order = [key for name in names for key in roles.get(name, ())]
+        return ["_where", *order] if order != [key for key in made if key in order] else []
+
     def example(self, values: Mapping[str, Any], where: str) -> Example:
         """The example of a row. The role given by an option takes precedence, even for a column called `id`."""
         example: Example = {"_where": where}
         for key, column in (("id", "id"), ("split", self.part)):
-            if column and column not in (self.text, self.pair, *self.sources) and values.get(column) is not None:
+            if column and values.get(column) is not None and column not in (self.text, self.pair, *self.sources):
                 example[key] = values[column]
         example |= text_or_tokens(values[self.text], values.get("text"))
         if self.pair:

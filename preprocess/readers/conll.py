@@ -154,10 +154,9 @@ def conll_rows(path: Path, layout: Layout, options: ReadOptions, report: bool = 
     numbered = has_numbered_characters(path, layout, options.encoding)
     if numbered and report:
         note(f"{path}: each character is followed by its position in its word (科0 技1), which is removed")
-    is_new, skipped, width = True, 0, len(layout.names)
+    is_new, skipped, width, prefix = True, 0, len(layout.names), comment_prefix(options)
     is_title = not layout.names[0].isdigit()
     for number, row in read_rows(path, options.encoding):
-        where = f"{path}, row {number}"
         if is_break(row):
             is_new = True
             yield number, []
@@ -166,14 +165,13 @@ def conll_rows(path: Path, layout: Layout, options: ReadOptions, report: bool = 
         if is_title and cells == layout.names:
             is_title = False
             continue
-        if row.startswith(comment_prefix(options)) and is_comment(layout, row, cells, where, is_new, options):
+        if row.startswith(prefix) and is_comment(layout, row, cells, f"{path}, row {number}", is_new, options):
             skipped += 1
             continue
-        is_intent = layout.intent is not None and len(cells) == 1
-        if (len(cells) != width and not is_intent) or not cells[0]:
-            raise wrong_width(layout, where, row, cells)
+        if not cells[0] or (len(cells) != width and (layout.intent is None or len(cells) > 1)):
+            raise wrong_width(layout, f"{path}, row {number}", row, cells)
         if len(cells) == width and not cells[layout.token]:
-            raise UserError(f"{where}: the token is empty")
+            raise UserError(f"{path}, row {number}: the token is empty")
         if numbered and len(cells) > 1:
             cells[layout.token] = NUMBERED.sub(r"\1", cells[layout.token])
         is_new = False

@@ -146,7 +146,8 @@ def examples_of(source: Path, options: ReadOptions) -> Iterator[Example]:
                 examples = limit_rows(examples, options.max_rows, path)
             if options.labelled:
                 examples = secret.labelled(Offsets(path, options).examples(examples), part, path)
-            examples = without_gaps(examples, path, options)
+            if options.drop_empty or options.drop_unlabelled:
+                examples = without_gaps(examples, path, options)
             empty = True
             for example in examples:
                 empty = False

@@ -167,7 +167,7 @@ def data_rows(path: str | Path, header: list[str], table: Iterable[tuple[int, li
 
 def table_examples(head: Head, columns: Columns, rows: Table, origin: str, options: ReadOptions) -> Iterator[Example]:
     """The examples of the rows below the header. origin: what defines the number of columns, for messages"""
-    values_of = Cells(head, columns, options)
+    values_of, order = Cells(head, columns, options), columns.order(head.names)
     for number, cells in rows:
         where = f"{head.path}, row {number}"
         if not any(cells):
@@ -176,7 +176,8 @@ def table_examples(head: Head, columns: Columns, rows: Table, origin: str, optio
             cells = [""] * len(head.names)  # for prediction, an empty row keeps its position
         if len(cells) != len(head.names):
             raise UserError(f"{where}: {len(cells)} cells, but {origin} has {len(head.names)}; {head.listed}")
-        yield columns.example(values_of(dict(zip(head.names, cells)), where), where)
+        example = columns.example(values_of(dict(zip(head.names, cells)), where), where)
+        yield {key: example[key] for key in order if key in example} | example if order else example
 
 
 def report_joined_labels(head: Head, columns: Columns, options: ReadOptions) -> None:

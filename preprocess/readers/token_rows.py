@@ -317,9 +317,12 @@ def sentences(layout: Layout, rows: Iterable[Row]) -> Iterator[tuple[int, list[C
                 require_several(layout, block)
             block = []
         if cells:
-            start = start if block else number
-            require_end(layout.path, number, len(block))
+            if not block:
+                start = number
             block.append(cells)
+            if len(block) > MAX_TOKENS:
+                reason = f"{MAX_TOKENS:,} rows without a blank row, which ends a sentence"
+                raise UserError(f"{layout.path}, row {number}: {reason} (or --sentence_end '.')")
 
 
 def require_several(layout: Layout, block: list[Cells]) -> None:
@@ -329,13 +332,6 @@ def require_several(layout: Layout, block: list[Cells]) -> None:
         reason = f"the whole file would be one sentence of {len(block):,} tokens, as it has no blank rows"
         advice = "--sentence_end '.' ends a sentence after this token, --sentence_column NAME where its value changes"
         raise UserError(f"{layout.path}: {reason}; {advice}")
-
-
-def require_end(path: str | Path, number: int, length: int) -> None:
-    """Raises UserError for a sentence that is too long. number: of the row that is read; length: tokens before it"""
-    if length == MAX_TOKENS:
-        reason = f"{MAX_TOKENS:,} rows without a blank row, which ends a sentence"
-        raise UserError(f"{path}, row {number}: {reason} (or --sentence_end '.')")
 
 
 def tags_of_stars(tags: Iterable[str], where: str) -> list[str]:
