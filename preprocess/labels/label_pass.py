@@ -74,7 +74,7 @@ def label_all(
 ) -> Labelled:
     """Runs a LabelPass over all blocks. add_strata: is called with the strata and groups of each block"""
     found = Labelled()
-    batches = tqdm(store.batches(), desc="labels", total=len(store.records), leave=False, delay=2)
+    batches = tqdm(store.batches(), desc="labels", total=len(store.arrays), leave=False, delay=2)
     for of_block, strata, groups in in_order(label_pass, batches):
         found.merge(of_block)
         add_strata(strata, groups)

@@ -26,7 +26,6 @@ from preprocess.example import Example, file_of
 
 BLOCK = 4000  # rows that a process works on at once; fewer if they exceed BLOCK_BYTES
 BLOCK_BYTES = 1 << 21
-SCHEMA = pa.schema([("file", pa.dictionary(pa.int32(), pa.string())), ("example", pa.binary())])
 encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
@@ -35,13 +34,13 @@ class Batch:
     """Examples that follow each other, for one process at a time. start: the number of the first"""
 
     start: int
-    records: pa.RecordBatch  # of SCHEMA
+    encoded: pa.Array
 
     def __len__(self) -> int:
-        return self.records.num_rows
+        return len(self.encoded)
 
     def __iter__(self) -> Iterator[Example]:
-        return iter(decode(self.records.column("example").to_pylist()))
+        return iter(decode(self.encoded.to_pylist()))
 
 
 def decode(encoded: Iterable[bytes]) -> list[Example]:
@@ -49,11 +48,18 @@ def decode(encoded: Iterable[bytes]) -> list[Example]:
 
 
 class ArrowFile:
-    """Record batches in a file without a name. The processes that are forked after the last one share its memory."""
+    """A column in a file without a name, written in arrays. Processes that are forked after the last one share it."""
 
-    def __init__(self, schema: pa.Schema, folder: Path | None) -> None:
-        self.file, self.folder = tempfile.TemporaryFile(dir=folder), folder  # noqa: SIM115
-        self.writer = pa.ipc.new_stream(pa.PythonFile(self.file, "w"), schema)
+    def __init__(self, type_of_values: pa.DataType, folder: Path | None) -> None:
+        self.file, self.folder, self.type = tempfile.TemporaryFile(dir=folder), folder, type_of_values  # noqa: SIM115
+        self.schema = pa.schema([("value", type_of_values)])
+        self.writer = pa.ipc.new_stream(pa.PythonFile(self.file, "w"), self.schema)
+
+    def write_array(self, *buffers: Any, size: int) -> pa.Array:
+        """Writes an array of `size` values, given Arrow's buffers of them. (pa.array would import pandas, 50 MB.)"""
+        array = pa.Array.from_buffers(self.type, size, [None, *map(pa.py_buffer, buffers)])
+        self.writer.write_batch(pa.RecordBatch.from_arrays([array], schema=self.schema))
+        return array
 
     def close(self) -> None:
         self.file.close()
@@ -64,9 +70,9 @@ class ArrowFile:
         return mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
 
     @cached_property
-    def records(self) -> list[pa.RecordBatch]:
-        """All batches; call after the last one is written."""
-        return list(pa.ipc.open_stream(pa.py_buffer(self.memory)))
+    def arrays(self) -> list[pa.Array]:
+        """All arrays; call after the last one is written."""
+        return [records.column(0) for records in pa.ipc.open_stream(pa.py_buffer(self.memory))]
 
     def forget(self) -> None:
         """Takes what was read out of this process's memory; it stays in the system's cache of the file."""
@@ -78,10 +84,10 @@ class Store(ArrowFile):
     """Examples that are written once, in order, and then read in any order."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        super().__init__(SCHEMA, folder)
+        super().__init__(pa.binary(), folder)
         self.shapes: dict[tuple[str, ...], None] = {}  # the keys that examples have, in order of first use
-        self.files: list[str] = []  # of the examples that are not written yet
-        self.examples: list[bytes] = []
+        self.files: Counter[str] = Counter()  # {file: number of its examples}
+        self.waiting: list[bytes] = []  # examples that are not written yet
         self.num_rows = self.num_ids = self.num_bytes = self.waiting_bytes = 0
 
     def __len__(self) -> int:
@@ -91,9 +97,9 @@ class Store(ArrowFile):
         """Writes examples, and yields each batch as soon as it is full."""
         for example in tqdm(examples, desc="reading", unit=" rows", leave=False, delay=2):
             self.append(example)
-            if len(self.examples) == BLOCK or self.waiting_bytes > BLOCK_BYTES:
+            if len(self.waiting) == BLOCK or self.waiting_bytes > BLOCK_BYTES:
                 yield self.write()
-        if self.examples:
+        if self.waiting:
             yield self.write()
 
     def append(self, example: Example) -> None:
@@ -101,38 +107,34 @@ class Store(ArrowFile):
             encoded = encode(example).encode("utf-8", "surrogatepass")
         except (TypeError, ValueError, RecursionError) as error:
             raise UserError(f"{example['_where']}: a value that JSON cannot store ({error})") from None
-        self.files.append(file_of(example["_where"]))
-        self.examples.append(encoded)
+        self.files[file_of(example["_where"])] += 1
+        self.waiting.append(encoded)
         self.waiting_bytes += len(encoded)
         self.shapes.setdefault(tuple(example))
         self.num_ids += "id" in example
 
     def write(self) -> Batch:
         """Writes the examples that wait."""
-        columns = [pa.array(self.files).dictionary_encode(), pa.array(self.examples, pa.binary())]
-        batch = Batch(self.num_rows, pa.record_batch(columns, schema=SCHEMA))
-        self.writer.write_batch(batch.records)
+        offsets = np.array([0, *accumulate(map(len, self.waiting))], np.int32)
+        batch = Batch(self.num_rows, self.write_array(offsets, b"".join(self.waiting), size=len(self.waiting)))
         self.num_rows, self.num_bytes = self.num_rows + len(batch), self.num_bytes + self.waiting_bytes
-        self.files, self.examples, self.waiting_bytes = [], [], 0
+        self.waiting, self.waiting_bytes = [], 0
         return batch
 
     @cached_property
     def starts(self) -> np.ndarray:
         """(batches,) the number of the first row of each."""
-        return np.array([0, *accumulate(records.num_rows for records in self.records)][:-1])
+        return np.array([0, *accumulate(map(len, self.arrays))][:-1])
 
     def rows_of_files(self) -> dict[str, range]:
         """{file: numbers of its rows, which follow each other}"""
-        sizes: Counter[str] = Counter()
-        for records in self.records:
-            files = records.column("file")
-            sizes.update(dict(zip(files.dictionary.to_pylist(), np.bincount(files.indices).tolist())))
+        sizes = self.files
         return {file: range(end - sizes[file], end) for file, end in zip(sizes, accumulate(sizes.values()))}
 
     def batches(self) -> Iterator[Batch]:
         """Yields all rows in the batches in which they were written."""
-        for start, records in zip(self.starts.tolist(), self.records):
-            yield Batch(start, records)
+        for start, encoded in zip(self.starts.tolist(), self.arrays):
+            yield Batch(start, encoded)
             self.forget()
 
     def __iter__(self) -> Iterator[Example]:
@@ -154,7 +156,7 @@ class Store(ArrowFile):
     def positions(self) -> np.ndarray:
         """(batches, 2) where in the file the offsets and the bytes of the examples of each batch begin."""
         begin = pa.py_buffer(self.memory).address
-        buffers = [records.column("example").buffers()[1:] for records in self.records]
+        buffers = [encoded.buffers()[1:] for encoded in self.arrays]
         return np.array([[buffer.address - begin for buffer in of_batch] for of_batch in buffers], np.int64)
 
     @property
@@ -214,23 +216,22 @@ class Column(ArrowFile):
 
     def __init__(self, dtype: Any, folder: Path | None = None, values: Any = ()) -> None:
         self.dtype, self.size = np.dtype(dtype), 0
-        super().__init__(pa.schema([("value", pa.from_numpy_dtype(self.dtype))]), folder)
+        super().__init__(pa.from_numpy_dtype(self.dtype), folder)
         self.append(np.asarray(values, dtype))
 
     def __len__(self) -> int:
         return self.size
 
     def append(self, values: np.ndarray) -> None:
-        self.writer.write_batch(pa.record_batch([pa.array(values)], ["value"]))
+        self.write_array(np.ascontiguousarray(values), size=len(values))
         self.size += len(values)
 
     def chunks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Yields (position of the first value, array)."""
         start = 0
-        for records in self.records:
-            values = records.column("value").to_numpy(zero_copy_only=False)
-            yield start, values
-            start += len(values)
+        for array in self.arrays:
+            yield start, np.frombuffer(array.buffers()[1], self.dtype, len(array))
+            start += len(array)
             self.forget()
 
     def read(self) -> np.ndarray:
