@@ -703,7 +703,7 @@ def test_a_head_of_your_own_is_one_class_and_one_line(own, tiny, sample, tmp_pat
     data = tmp_path / "data"
     shutil.copytree(sample, data)
     labels = read_json(data / "labels.json")
-    labels[task]["type"] = own
+    labels[task] |= {"type": own, "kind": labels[task]["type"]}
     (data / "labels.json").write_text(json.dumps(labels))
     config = tiny(data_path=str(data), do_train=True, do_eval=True, do_predict=True, epochs=1)
     with pytest.raises(UserError, match=f"no head for the type {own}"):
