@@ -16,7 +16,7 @@ from typing import Any, Literal
 from engine.run.command_line import option, parse_epochs, parse_layers
 from engine.run.option_checks import CheckedOptions, check_options
 from engine.run.reading import ReadingOptions
-from engine.run.run_folder import AUTO, SavedOptions, changed_options
+from engine.run.run_folder import SavedOptions, changed_options
 
 logger = logging.getLogger("template")
 ROOT = Path(__file__).resolve().parent  # the repository
@@ -91,7 +91,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     )
     shared_layers: int = option(0, "hidden layers between the encoder and all heads", low=0, high=1000)
     dropout: float = option(0.1, "dropout before the heads and in an encoder built from scratch", low=0, high=1)
-    use_crf: bool = option(True, "conditional random field over the words in tagging tasks (--no_use_crf: none)")
+    use_crf: bool = option(True, "conditional random field over the words in tagging tasks (--no_use_crf disables it)")
     task_weights: str = option("", "weights of the tasks' losses, such as 'intent=1,slots=2' (default: 1 each)")
     class_weights: Literal["none", "balanced"] = option("none", "balanced: rare labels weigh more in the loss")
     label_smoothing: float = option(0.0, "share of the target spread over all labels; not with a CRF", low=0, high=1)
@@ -135,11 +135,12 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
 
     # Training
     epochs: int = option(
-        AUTO["epochs"],
+        -1,
         "passes over the training data; 0: none (default: auto, depends on its size)",
         group="training",
         aliases=["num_train_epochs"],
         parse=parse_epochs,
+        auto=-1,
         low=-1,
     )
     batch_size: int = option(32, "examples in a micro-batch", low=1)
@@ -154,22 +155,29 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         low=0,
         high=1,
         exclusive=True,
+        auto=None,
     )
     head_lr: float | None = option(
-        None, "peak rate of heads and CRF (default: 10 times --lr; from scratch --lr)", low=0, high=1, exclusive=True
+        None,
+        "peak rate of heads and CRF (default: 10 times --lr; from scratch --lr)",
+        low=0,
+        high=1,
+        exclusive=True,
+        auto=None,
     )
     scheduler: Literal["cosine", "linear", "constant"] = option("cosine", "learning rate schedule after warmup")
     warmup_epochs: float | None = option(
-        None, "epochs of linear warmup (default: a tenth of them)", aliases=["warm_up_epochs"], low=0
+        None, "epochs of linear warmup (default: a tenth of them)", aliases=["warm_up_epochs"], low=0, auto=None
     )
     lrf: float = option(0.01, "final rate as a fraction of the peak", low=0, high=1)
     weight_decay: float = option(0.01, "AdamW's decoupled decay; not on biases, norms and the CRF", low=0)
     max_grad_norm: float = option(1.0, "clip the gradient of each step to this norm; 0: never", low=0)
     monitor: str = option("", "dev score that picks the best checkpoint, such as slots_f1 or loss (default: by task)")
     early_stop_patience: int | None = option(
-        AUTO["early_stop_patience"],
+        None,
         "stop after N epochs without a better score; 0: never (default: a quarter of --epochs, at least 5)",
         aliases=["earlystop_patient", "earlystop_patience"],
+        auto=None,
         low=0,
     )
     save_epoch: int = option(
@@ -215,6 +223,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         needs="use_ema",
         low=0,
         high=1,
+        auto=None,
     )
     use_swa: bool = option(False, "score and keep the mean weights of the last epochs, at a constant rate (SWA)")
     swa_start: float = option(0.7, "share of training before SWA begins", needs="use_swa", low=0, high=1)
@@ -229,7 +238,9 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     # Machine
     device: str = option("auto", "auto, cpu, cuda, cuda:0, …", group="machine", resume_safe=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
-        "fp32", "autocast to half precision; weights, losses and CRF stay fp32; auto: bf16 where it is faster"
+        "fp32",
+        "autocast to half precision; weights, losses and CRF stay fp32; auto: bf16 where it is faster",
+        auto="auto",
     )
     compile: bool = option(False, "torch.compile the encoder; pays off on a GPU after some minutes")
     random_seed: int = option(666, "seed of all random numbers", aliases=["seed"], low=0, high=2**32 - 1)
@@ -238,10 +249,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         1800, "under torchrun: seconds after which an unresponsive process ends the run", low=1, resume_safe=True
     )
 
-    def __post_init__(self):
-        if self.debug and not (self.do_train or self.do_eval or self.do_predict):
-            for name in ("do_train", "do_eval", "do_predict"):
-                object.__setattr__(self, name, True)
+    def __post_init__(self) -> None:
         check_options(self)
         self.check_reading()
 
@@ -261,17 +269,17 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         return path if self.fold is None else path / f"fold_{self.fold}"
 
     def changes_since(self, before: dict[str, Any]) -> list[str]:
-        """['lr was 0.001, is 0.01', …] for changed options that affect the result. before: the options of a run.
+        """['lr was 0.001, is 0.01', …] for changed options that affect the result. before: those of the saved run.
 
-        At a constant rate more epochs are no change. An option that did not exist yet counts as having its default
-        value. An option set to auto matches any value of the run.
+        With a constant learning rate, more --epochs do not count as a change. An option that did not exist
+        yet counts as having its default value. An option set to auto matches any value of the run.
         """
         if "word_pooling" not in before and before.get("pooling") == "first" and self.pooling == "auto":
             before = before | {"pooling": "auto"}  # auto did not exist yet; for encoders it means the same
         constant = self.scheduler == "constant" and self.warmup_epochs is not None
         longer = constant and not (self.use_awp or self.use_swa) and self.epochs >= before.get("epochs", self.epochs)
         before = {option_field.name: option_field.default for option_field in dataclasses.fields(self)} | before
-        before |= {name: auto for name, auto in AUTO.items() if getattr(self, name) == auto}
+        before |= {name: auto for name, auto in self.auto_values().items() if self.is_auto(name)}
         return changed_options(before, dataclasses.asdict(self), RESUME_SAFE | ({"epochs"} if longer else set()))
 
 

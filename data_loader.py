@@ -299,7 +299,7 @@ class MyIterableDataset(IterableDataset):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.starts) - 1)
         return [order[i : i + self.blocks_in_pool] for i in range(0, len(order), self.blocks_in_pool)]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         pools, worker = self.pools(), get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         for number in range(self.first_pool + first, len(pools), step):
@@ -374,7 +374,7 @@ class MyIterableDataLoader(DataLoader):
     def __len__(self) -> int:
         return -(-self.dataset.num_rows // self.dataset.batch_size)
 
-    def __iter__(self):
+    def __iter__(self) -> Any:
         skip, num_cut, featurizer = self.skip, 0, self.dataset.featurizer
         pad_id, multiple = featurizer.tokenizer.pad_token_id, featurizer.pad_to_multiple
         for columns, numbers, batches in super().__iter__():

@@ -68,7 +68,7 @@ class DataConfig(RawOptions):
     test_ratio: float = option(0.1, "share of examples for test, if the data is a single part")
     random_seed: int = option(666, "seed of the split", aliases=["seed"], low=0, high=2**32 - 1)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.input or not (self.output_dir or self.check or self.preview):
             raise UserError("both --input FILE_OR_FOLDER and --output_dir dataset/NAME are needed")
         check_values(self)

@@ -3,7 +3,7 @@
     python main.py --do_train --do_eval --do_predict
     python main.py --do_train --do_eval --data_path dataset/NAME --pretrain_model_path bert-base-uncased
 
-This file is the table of contents: each step is one call. Edit here when you want another order of steps.
+This file is the table of contents: each step is one call. Edit this file to change the order of steps.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ def main(config: Config) -> Any:  # an exit code, or None
     from preprocess.schema import load_labels
 
     # All checks that can run before the slow part
+    if config.debug and not (config.do_train or config.do_eval or config.do_predict):
+        config = replace(config, do_train=True, do_eval=True, do_predict=True)
     if not (config.do_train or config.do_eval or config.do_predict):
         raise UserError("nothing to do: add --do_train, --do_eval or --do_predict")
     device, data_path = distributed.join(config.device, config.ddp_timeout), config.data_dir

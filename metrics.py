@@ -65,7 +65,7 @@ def regression_scores(gold: list[float], predicted: list[float]) -> dict[str, fl
 
 
 def tagging_scores(gold: list[list[str]], predicted: list[list[str]]) -> dict[str, float]:
-    """gold, predicted: a list of tags per text. Entities count as in seqeval: type and both boundaries are right."""
+    """gold, predicted: a list of tags per text. Entities count as in seqeval: type and both boundaries must match."""
     return micro_scores(*count_matches("tagging", gold, predicted))
 
 
@@ -149,13 +149,10 @@ def label_scores(right: Counter[str], predicted: Counter[str], gold: Counter[str
 
 
 def scoring_kind(task: Task) -> str:
-    """The kind as which a task is scored: for a custom type the kind that its labels fit, until it has an entry in
-    SCORES. "words": tagging whose tags are not entities (no B-, I-, …)."""
+    """Which of SCORES a task uses: those of its type, or of the kind of its labels if its type has none. "words":
+    tagging whose tags are not entities (no B-, I-, …)."""
     kind = task.type if task.type in SCORES else task.kind
-    if kind == "tagging" and (kind == "tagging" or kind not in SCORES):
-        return "tagging" if names_entities(task) else "words"
-    unknown = "spans" if kind == "spans" else "classification"
-    return kind if kind in SCORES else unknown
+    return "words" if kind == "tagging" and not names_entities(task) else kind
 
 
 def score(tasks: dict[str, Task], gold: dict[str, list[Any]], predicted: dict[str, list[Any]]) -> dict[str, float]:

@@ -247,11 +247,11 @@ class Trainer:
                 saved = f"stopped and saved after step {self.progress.step}"
                 logger.info(f"{saved}; the same command with --resume continues")
                 raise
-            except RuntimeError:
-                if self.stop.number is None:
+            except RuntimeError as error:
+                if self.stop.number is None or "DataLoader worker" not in str(error):
                     raise
                 # The signal has killed workers of the data loader too; the last checkpoint stays
-                raise Interrupted(self.stop.number) from None
+                raise Interrupted(self.stop.number) from error
 
     def reload_best(self) -> float | None:
         """Loads the weights of the best checkpoint. -> its dev score"""

@@ -1,6 +1,7 @@
 """Batches of rows of similar length, in an order that depends only on (seed, epoch)."""
 
-from typing import cast
+from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy as np
 
@@ -38,12 +39,12 @@ class LengthSampler:
         self.others = round(ratio * self.labelled) if self.labelled < len(lengths) else 0  # per epoch
         self.batch_size = batch_size * (1 if seed is None else distributed.size())
 
-    def __len__(self):
+    def __len__(self) -> int:
         rows = len(self.lengths) if self.seed is None else self.labelled + self.others
         starts = range(0, rows, self.batch_size)
         return len(distributed.share(starts) if self.seed is None else starts)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         if self.seed is None:
             order = np.argsort(-self.lengths, kind="stable")
             batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]

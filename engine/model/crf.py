@@ -101,7 +101,7 @@ class CRF(torchcrf.CRF):
         self.calls_left = 0  # between training and evaluation weights are swapped for their averages
         return super().train(mode)
 
-    def _load_from_state_dict(self, *args):
+    def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
         self.calls_left = 0
 

@@ -115,6 +115,6 @@ class TaskDict(nn.ModuleDict):
     def add_module(self, name: str, module: Any) -> None:
         self._modules[name] = module
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name: str, value: Any) -> None:
         # `train` and `eval` set the attribute `training`; a task of that name must not interfere
         object.__setattr__(self, name, value)

@@ -71,6 +71,7 @@ def option(
     high: float = float("inf"),
     exclusive: bool = False,
     resume_safe: bool = False,
+    auto: Any = dataclasses.MISSING,
     group: str | None = None,
     aliases: Sequence[str] = (),
     needs: str = "",
@@ -81,15 +82,17 @@ def option(
     """A dataclass field that becomes a flag. Its annotation gives the type; a `Literal` lists its choices.
 
     low, high: bounds of a number, inclusive unless `exclusive`. resume_safe: a run can be resumed with another value,
-    since it does not change the result. group: starts a section of `--help`. aliases: other names of the flag. needs:
-    switches, at least one of which must be on for the option to have an effect. parse: text -> value, if the type
-    alone is not enough. choices: choices known only at run time. positional: name in `--help` of an argument that is
-    one or more words without a flag.
+    since it does not change the result. auto: the value that engine/train/automatic.py replaces. group: starts a
+    section of `--help`. aliases: other names of the flag. needs: switches, at least one of which must be on for the
+    option to have an effect. parse: text -> value, if the type alone is not enough. choices: choices known only at run
+    time. positional: name in `--help` of an argument that is one or more words without a flag.
     """
     metadata: dict[str, Any] = dict(
         help=help, low=low, high=high, exclusive=exclusive, resume_safe=resume_safe, group=group
     )
-    metadata |= dict(aliases=aliases, needs=needs.split(), parse=parse, choices=tuple(choices), positional=positional)
+    metadata |= dict(
+        auto=auto, aliases=aliases, needs=needs.split(), parse=parse, choices=tuple(choices), positional=positional
+    )
     return field(default=default, metadata=metadata)
 
 

@@ -21,15 +21,6 @@ logger = logging.getLogger("template")
 EVALUATE = "evaluate the run again: python main.py --do_eval --model_version NAME"
 GONE = {"interactive", "demo", "demo_address", "do_report", "compare"}  # former options that no run depends on
 SCORES = {str: Number}  # scores of one part of the data, in eval.json
-AUTO = {
-    "epochs": -1,
-    "early_stop_patience": None,
-    "precision": "auto",
-    "ema_decay": None,
-    "lr": None,
-    "head_lr": None,
-    "warmup_epochs": None,
-}  # see engine/train/automatic.py
 
 
 def close_log() -> None:
@@ -119,6 +110,17 @@ class SavedOptions:
     def save(self, path: str | Path) -> None:
         """Writes the options as JSON."""
         write_json(path, self.kept())
+
+    @classmethod
+    def auto_values(cls: Any) -> dict[str, Any]:
+        """{option: its value that stands for auto} of the options that engine/train/automatic.py resolves."""
+        return {
+            f.name: f.metadata["auto"] for f in dataclasses.fields(cls) if f.metadata["auto"] is not dataclasses.MISSING
+        }
+
+    def is_auto(self: Any, name: str) -> bool:
+        """Whether an option still has the value that stands for auto."""
+        return bool(getattr(self, name) == self.auto_values()[name])
 
     def kept(self: Any) -> dict:
         """{name: value} of the options, and the version that writes them."""

@@ -36,11 +36,11 @@ class StopSignals:
         self.number: int | None = None
         self.since, self.handlers = 0.0, dict[int, Any]()
 
-    def __enter__(self):
+    def __enter__(self) -> "StopSignals":
         self.handlers = {number: signal.signal(number, self.remember) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from engine.model.encoders import overflows, refuse_precision
 from engine.run import distributed
 from engine.run.device import has_bf16
-from engine.run.run_folder import AUTO, read_options
+from engine.run.run_folder import read_options
 from engine.train.optimization import (
     ema_decay_of,
     epochs_of,
@@ -39,7 +39,7 @@ def inherit_auto_options(config: Any, run_dir: Path, device: torch.device) -> An
         return config
     before = distributed.from_first(lambda: read_options(path, type(config)) if path.exists() else {})
     kept = {}
-    for name, auto in AUTO.items():
+    for name, auto in config.auto_values().items():
         idle = name == "ema_decay" and not config.use_ema
         if getattr(config, name) == auto and before.get(name, auto) != auto and not idle:
             kept[name] = before[name]
@@ -55,14 +55,14 @@ def resolve(config: Any, encoder: Any, device: torch.device, num_batches: int) -
     """
     config = resolve_precision(config, encoder, device)
     steps = steps_per_epoch(num_batches, config)  # of all processes together
-    if config.epochs == AUTO["epochs"]:
+    if config.is_auto("epochs"):
         config = replace(config, epochs=REHEARSAL if config.debug else epochs_of(steps, is_pretrained(config)))
         logger.info(f"--epochs auto: {config.epochs} for {steps} steps per epoch")
     lr, head_lr = learning_rates(encoder, config)
     config = replace(config, lr=lr, head_lr=head_lr, warmup_epochs=warmup_epochs(config))
-    if config.early_stop_patience == AUTO["early_stop_patience"]:
+    if config.is_auto("early_stop_patience"):
         config = replace(config, early_stop_patience=patience_of(config.epochs))
-    if config.use_ema and config.ema_decay == AUTO["ema_decay"]:
+    if config.use_ema and config.is_auto("ema_decay"):
         config = replace(config, ema_decay=ema_decay_of(config.epochs * steps))
         logger.info(f"--ema_decay auto: {config.ema_decay:.4f} for {config.epochs * steps} steps")
     return config
@@ -71,7 +71,7 @@ def resolve(config: Any, encoder: Any, device: torch.device, num_batches: int) -
 def resolve_precision(config: Any, encoder: Any, device: torch.device, trained: str = "bf16") -> Any:
     """The options with a value for --precision auto: `trained`, the precision of the checkpoint (a new run: bf16), if
     it is fast on the device and the encoder does not overflow in it; otherwise fp32."""
-    if config.precision == AUTO["precision"]:
+    if config.is_auto("precision"):
         chosen, why = trained, ""
         if trained != "fp32" and not is_fast(trained, device):
             chosen, why = "fp32", f": {trained} is not fast on this {device.type}"

@@ -12,8 +12,9 @@ import logging
 import random
 import re
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -103,10 +104,10 @@ class Writer:
         while len(self.pending) > leave:
             self.pending.pop(0).result()
 
-    def __enter__(self):
+    def __enter__(self) -> "Writer":
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind: Any, *_: object) -> None:
         errors = [error for error in (write.exception() for write in self.pending) if error]  # waits for all of them
         self.pending = []
         for error in errors:
@@ -319,13 +320,20 @@ STATE = RANDOM | {  # the shape of training.json
 }
 
 
-def restore_training(folder: Path, *state: Any) -> tuple[dict, int]:
+def restore_training(
+    folder: Path,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    scaler: torch.amp.GradScaler,
+    tricks: Any,
+    device: torch.device,
+) -> tuple[dict[str, Any], int]:
     """Restores what `training_state` returned. -> (progress, number of processes before)
 
-    state: optimizer, scheduler, scaler, tricks and device. Raises UserError for values that this version did not write.
+    Raises UserError for values that this version did not write.
     """
     try:
-        return restore_values(folder, *state)
+        averages, progress, processes = restore_values(folder, optimizer, scheduler, scaler, device)
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, UserError):
             raise
@@ -335,16 +343,26 @@ def restore_training(folder: Path, *state: Any) -> tuple[dict, int]:
         raise UserError(
             f"{folder}: training.json or training.safetensors is damaged ({wrong}); remove that checkpoint"
         ) from None
+    with other_options(folder):
+        tricks.load_state_dict(averages)  # an edited trick's own error keeps its traceback
+    return progress, processes
+
+
+@contextmanager
+def other_options(folder: Path) -> Iterator[None]:
+    """A context in which ValueError and KeyError mean that --force_resume has changed what the state depends on."""
+    try:
+        yield
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"{folder}: was made with other options, from which this run cannot resume ({first_line(error)})"
+        ) from None
 
 
 def restore_values(
-    folder: Path,
-    optimizer: torch.optim.Optimizer,
-    scheduler: Any,
-    scaler: torch.amp.GradScaler,
-    tricks: Any,
-    device: torch.device,
-) -> tuple[dict[str, Any], int]:
+    folder: Path, optimizer: torch.optim.Optimizer, scheduler: Any, scaler: torch.amp.GradScaler, device: torch.device
+) -> tuple[dict[str, torch.Tensor], dict[str, Any], int]:
+    """Restores all but the tricks. -> (state of the tricks, progress, number of processes before)"""
     tensors = load_file(folder / "training.safetensors")
     values = read_json(folder / "training.json", STATE)
     for name, now in environment(device).items():
@@ -360,18 +378,13 @@ def restore_values(
             state.setdefault(int(number), {})[slot] = tensor
         elif kind == "tricks":
             averages[rest] = tensor
-    try:
+    with other_options(folder):
         pairs = zip(optimizer.state_dict()["param_groups"], values["optimizer"], strict=True)
         groups = [updated(now, before, switches=(type(None), bool)) for now, before in pairs]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
         scheduler.load_state_dict(updated(scheduler.state_dict(), values["scheduler"]))
-        tricks.load_state_dict(averages)
-    except (ValueError, KeyError) as error:  # with --force_resume the options may have changed
-        raise UserError(
-            f"{folder}: was made with other options, from which this run cannot resume ({first_line(error)})"
-        ) from None
     scaler.load_state_dict(values["scaler"])
-    return restore_process(tensors, values, device)
+    return averages, *restore_process(tensors, values, device)
 
 
 def updated(now: dict, before: dict, switches: tuple = ()) -> dict:

@@ -517,3 +517,14 @@ def test_every_generator_draws_on_where_a_checkpoint_left_it():
     draw()
     checkpoint.set_random_states(tensors, values, torch.device("cpu"))
     assert draw() == wanted
+
+
+def test_a_mistake_in_a_trick_of_ones_own_is_no_damaged_checkpoint(tiny, monkeypatch):
+    train(tiny(epochs=1, use_ema=True))
+    trainer = make_trainer(tiny(epochs=2, use_ema=True, force_resume=True))
+    monkeypatch.setattr(type(trainer.tricks), "load_state_dict", lambda self, state: state["ema"] + 1)
+    with pytest.raises(UserError, match="was made with other options"):  # a KeyError: --force_resume may explain it
+        trainer.resume()
+    monkeypatch.setattr(type(trainer.tricks), "load_state_dict", lambda self, state: None + 1)
+    with pytest.raises(TypeError):
+        trainer.resume()

@@ -10,7 +10,6 @@ from typing import Any
 from config import RESUME_SAFE, ROOT, Config
 from engine.errors import UserError
 from engine.run.command_line import check_values, option, parse_args
-from engine.run.run_folder import AUTO
 from tools.search.space import NOT_FOR_TRIALS, Resolver, Space, Values, default_space, parse_space
 
 logger = logging.getLogger("template")
@@ -113,7 +112,7 @@ def make_plan(config: SearchConfig) -> Plan:
     flags = shlex.split(config.options)
     if base.epochs == 0:
         raise UserError("--options: --epochs 0 trains nothing; use 1 or more")
-    if base.epochs == AUTO["epochs"]:
+    if base.is_auto("epochs"):
         base = replace(base, epochs=count_epochs(base))
         flags += ["--epochs", str(base.epochs)]
     resolver, space = space_of(config, base, fixed, [task.type for task in tasks.values()])

@@ -17,7 +17,6 @@ from typing import Any
 from config import Config
 from engine.errors import UserError
 from engine.run.command_line import choices_of, parse_bool, type_of
-from engine.run.run_folder import AUTO
 from engine.task.task import needs_words
 from tools.search.child import SET_BY_SCRIPT
 
@@ -122,7 +121,7 @@ def parse_value(name: str, text: str, field: Field | None) -> Any:
     except (ValueError, argparse.ArgumentTypeError):
         words = {int: "a whole number", float: "a number", bool: "True or False"}.get(kind, "a value of it")
         raise UserError(f"{name}: {text!r} is not {words}") from None
-    if name == "epochs" and value == AUTO["epochs"]:
+    if name == "epochs" and value == Config.auto_values()["epochs"]:
         raise UserError("epochs: auto cannot be searched, as it depends on the data; list numbers")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}: {text!r} is not finite")
