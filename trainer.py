@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import metrics
 from engine.errors import UserError
-from engine.predict.predictions import Answers, Predictions, prediction_rows, write_predictions
+from engine.predict.predictions import Answers, Averages, Predictions, prediction_rows, write_predictions
 from engine.run import distributed
 from engine.run.signals import Interrupted, StopSignals
 from engine.train import checkpoint
@@ -367,7 +367,7 @@ class Trainer:
         """{task: list of labels or tag lists}, twice -> {score: value}; see metrics.py."""
         return metrics.score(self.tasks, gold, predicted)
 
-    def eval(self, loader: MyDataLoader, calibrate: bool = False, keep_averages: bool | str = False) -> Evaluation:
+    def eval(self, loader: MyDataLoader, calibrate: bool = False, keep_averages: Averages = "none") -> Evaluation:
         """Scores all examples against the labels as they are in the file, including cut or unknown ones.
 
         calibrate: first calibrate the heads on dev (such as the threshold of a multilabel head).
@@ -380,7 +380,7 @@ class Trainer:
 
     @torch.inference_mode()
     def infer(
-        self, loader: MyDataLoader, title: str, calibrate: bool = False, keep_averages: bool | str = False
+        self, loader: MyDataLoader, title: str, calibrate: bool = False, keep_averages: Averages = "none"
     ) -> tuple[Predictions, dict[str, float]]:
         """(answers, {loss: mean}), in the order of the loader's dataset."""
         self.model.eval()

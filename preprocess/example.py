@@ -6,7 +6,6 @@ Here are the names of its other keys and of the parts, and the checks of its tex
 import json
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -56,14 +55,10 @@ def shown(value: Any) -> str:
 
 
 def file_of(where: str) -> str:
-    """The file of "FILE, row 7"."""
+    """The file of "FILE, row 7"; a source without a number is a file."""
     head, _, number = where.rpartition(" ")
-    return without_last_word(head) if number.isdecimal() else where
-
-
-@lru_cache(1000)
-def without_last_word(head: str) -> str:
-    return re.sub(r", \S+$", "", head)
+    file, comma, word = head.rpartition(", ")
+    return file if comma and number.isdecimal() and " " not in word else where
 
 
 def abbreviate(names: Iterable[object], limit: int = 12, width: int = 60) -> str:

@@ -301,7 +301,7 @@ class Committee:
             trainer.stop = self.stop or trainer.stop
             for title, source in sources.items():
                 loader = self.loader_of(source, featurizer, self.config.eval_batch_size, run.name)
-                predictions, _ = trainer.infer(loader, f"{run.name}: {title}", keep_averages=True)
+                predictions, _ = trainer.infer(loader, f"{run.name}: {title}", keep_averages="all")
                 parts[title].add(number, loader.dataset, on_scale_of(self.runs[0], run, predictions))
             heads = trainer.model.output_layer.heads.cpu()
             self.heads, self.states[number] = self.heads or heads, deciding_state(heads)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 
@@ -21,6 +21,7 @@ from engine.task.text import split_text, text_and_offsets, token_unit
 from engine.task.words import columns_of, is_wordless, row_of
 
 logger = logging.getLogger("template")
+Averages = Literal["none", "texts", "all"]
 
 
 class Predictions(NamedTuple):
@@ -31,21 +32,32 @@ class Predictions(NamedTuple):
     averages: dict  # what can be averaged over several models, if requested: see `to_average` of the heads
 
 
+class Piece(NamedTuple):
+    """What a head decodes for a row: all of a text with one label, or a window of its words."""
+
+    first: int  # the first word
+    size: int  # the number of words
+    answer: Any
+    probability: Any
+    average: Any = None  # what can be averaged, if requested; spans can be averaged themselves
+
+
 class Answers:
     """Collects what the heads decode for the rows of a MyDataset, and merges the windows of an example.
 
     calibrate: decode a task only once all its logits are known, and calibrate its head on them. For a head that finds
     spans, all candidate spans are stored instead, and it is calibrated on those, with windows merged.
-    keep_averages: True, or "texts": only for labels of whole texts, which are a few values each.
+    keep_averages: of which tasks; "texts": those with one label per text, which are a few values each.
     """
 
-    def __init__(self, heads: Any, data: Any, calibrate: bool = False, keep_averages: bool | str = False):
+    def __init__(self, heads: Any, data: Any, calibrate: bool = False, keep_averages: Averages = "none"):
         self.heads, self.data = heads, data
-        self.keep = {n for n, h in heads.items() if keep_averages and (keep_averages != "texts" or h.level != "words")}
+        of_texts = {name for name, head in heads.items() if head.level != "words"}
+        self.keep = {"none": set(), "texts": of_texts, "all": {*heads}}[keep_averages]
         calibrated = [name for name, head in heads.items() if calibrate and head.needs_calibration]
         self.waiting: dict[str, list] = {name: [] for name in calibrated if not heads[name].finds_spans}
         self.calibrated_on_spans = [name for name in calibrated if heads[name].finds_spans]
-        self.pieces: dict[str, list[list]] = {name: [[] for _ in range(len(data))] for name in heads}
+        self.pieces: dict[str, list[list[Piece]]] = {name: [[] for _ in range(len(data))] for name in heads}
         # the number of words of each row
         self.num_words: Any = data.columns["word_starts"].lengths if "word_starts" in data.columns else None
 
@@ -57,8 +69,7 @@ class Answers:
                 self.decode(name, batch, task_logits)
 
     def decode(self, name: str, batch: Any, logits: torch.Tensor) -> None:
-        """Stores (first word, answer, probability, what can be averaged) of each row with its example; for spans (first
-        word, number of words, spans, probabilities), which can be averaged themselves."""
+        """Stores the Piece of each row with its example."""
         data, head = self.data, self.heads[name]
         by_words = head.level == "words"
         answers, probabilities = head.decode(logits, batch.inputs)
@@ -69,13 +80,13 @@ class Answers:
         for i, row in enumerate(batch.rows.tolist()):
             if head.finds_spans:
                 first, size = int(data.columns["first_word"][row]), int(self.num_words[row])
-                piece = (first, size, answers[i], probabilities[i])
+                piece = Piece(first, size, answers[i], probabilities[i])
             elif by_words:
                 first, size = int(data.columns["first_word"][row]), self.num_words[row]
                 average = averages[i] if averages[i] is None else averages[i][:size]
-                piece = (first, answers[i][:size], probabilities[i][:size], average)
+                piece = Piece(first, size, answers[i][:size], probabilities[i][:size], average)
             elif data.is_first(row):
-                piece = (0, answers[i], probabilities[i], averages[i])
+                piece = Piece(0, 1, answers[i], probabilities[i], averages[i])
             else:
                 continue
             self.pieces[name][data.example_index[row]].append(piece)
@@ -117,14 +128,15 @@ class Answers:
         """(answer, probability, what can be averaged) of an example, merged from its rows; words cut off are O."""
         pieces, head, data = self.pieces[name][example], self.heads[name], self.data
         if head.finds_spans:
-            found = merge_spans(pieces)
+            found = merge_spans([(p.first, p.size, p.answer, p.probability) for p in pieces])
             return *found, found if name in self.keep else None
         if head.level != "words":
-            return pieces[0][1:]
-        tag_ids, probabilities = (merge_windows([(piece[0], piece[part]) for piece in pieces]) for part in (1, 2))
-        average = (
-            torch.stack(merge_windows([(piece[0], list(piece[3])) for piece in pieces])) if name in self.keep else None
-        )
+            return pieces[0].answer, pieces[0].probability, pieces[0].average
+        tag_ids = merge_windows([(piece.first, piece.answer) for piece in pieces])
+        probabilities = merge_windows([(piece.first, piece.probability) for piece in pieces])
+        average = None
+        if name in self.keep:
+            average = torch.stack(merge_windows([(piece.first, list(piece.average)) for piece in pieces]))
         cut = int(data.columns["num_words"][data.first_rows[example]]) - len(tag_ids) if len(pieces) == 1 else 0
         return *add_cut_words(tag_ids, probabilities, cut, head.task), average
 

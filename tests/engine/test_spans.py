@@ -532,7 +532,7 @@ def test_folds_are_averaged(small):
     """The mean of equal models is the model; of two it is the mean of their probabilities."""
     trainers = [train(small(epochs=6, lr=1e-2, model_version=f"m{seed}", random_seed=seed)) for seed in (1, 2)]
     data = trainers[0].dev_loader.dataset
-    found = [t.infer(MyDataLoader(data, 7), "", keep_averages=True)[0] for t in trainers]
+    found = [t.infer(MyDataLoader(data, 7), "", keep_averages="all")[0] for t in trainers]
     heads = trainers[0].model.output_layer.heads
     alone = mean_predictions(heads, [found[0].averages] * 3, data)
     assert alone.labels["entities"] == found[0].labels["entities"]

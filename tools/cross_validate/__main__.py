@@ -49,7 +49,7 @@ def main(config: Config) -> int:
             rows.append({"id": row.pop("id"), "fold": number, **row})
         if test_loader:
             test_set = test_loader.dataset
-            predictions, _ = trainer.infer(test_loader, f"fold {number}: test", keep_averages=True)
+            predictions, _ = trainer.infer(test_loader, f"fold {number}: test", keep_averages="all")
             averages.append(predictions.averages)
             head_states.append(deciding_state(trainer.model.output_layer.heads))
     write_predictions(rows, folder / "out_of_fold.csv", config.spreadsheet_safe)
