@@ -13,7 +13,7 @@ if the text ended there. A teacher without a CRF has factors of 1, and its proba
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ from engine.run import distributed
 from engine.run.files import sha256
 
 CHUNK = 1024  # texts that are answered, and written, together
-VERSION = 3  # version of the cached format; raise it when the format changes
+VERSION = 4  # version of the cached format; raise it when the format changes
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 EMPTY = np.zeros(0, np.int32)
 
@@ -61,10 +61,17 @@ class Answer(NamedTuple):
     entropies: np.ndarray  # of each word
 
     def columns(self) -> dict[str, np.ndarray]:
+        """Its arrays, by the names in COLUMNS."""
         return dict(zip(COLUMNS, (*self.statistics, *self.before, self.entropies)))
 
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, np.ndarray]) -> "Answer":
+        statistics, before = (Sparse(*(columns[f"{part}.{name}"] for name in Sparse._fields)) for part in PARTS)
+        return cls(statistics, before, columns["entropies"])
 
-COLUMNS = ("words", "numbers", "values", "before_words", "before_numbers", "before_values", "entropies")  # as cached
+
+PARTS = ("statistics", "before")
+COLUMNS = (*(f"{part}.{name}" for part in PARTS for name in Sparse._fields), "entropies")  # as cached
 
 
 class SoftTargets(NamedTuple):
@@ -177,15 +184,16 @@ class Teacher:
     def find(self, task: str, example: int, first: int, size: int) -> Answer:
         """The answer to words first to first + size of an example; words are counted from `first`."""
         chunk, row = divmod(example, CHUNK)
-        cells = []
+        cells = {}
         for column in COLUMNS:
             offsets, values = self.columns[f"{task}.{column}"][chunk]
-            cells.append(values[offsets[row] : offsets[row + 1]])
+            cells[column] = values[offsets[row] : offsets[row + 1]]
+        answer = Answer.of_columns(cells)
         stop = first + size
-        statistics = Sparse(*cells[:3]).within(first, stop)
+        statistics = answer.statistics.within(first, stop)
         if stride := self.heads[task].distribution.stride:  # spans: only those that end within these words
             statistics = statistics.where(statistics.words + statistics.ids // stride < size)
-        return Answer(statistics, Sparse(*cells[3:6]).within(first, stop), cells[6][first:stop])
+        return Answer(statistics, answer.before.within(first, stop), answer.entropies[first:stop])
 
 
 def lists_of(chunk: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
@@ -229,16 +237,14 @@ def merge(windows: list[tuple[int, Answer]]) -> Answer:
     windows = sorted(windows, key=lambda window: window[0])
     spread = [(first, [number] * len(answer.entropies)) for number, (first, answer) in enumerate(windows)]
     owner = np.array(merge_windows(spread))
-    parts: list[list[np.ndarray]] = []
+    parts: list[Answer] = []
     for number, (first, answer) in enumerate(windows):
-        columns: list[np.ndarray] = []
-        for sparse in (answer.statistics, answer.before):
-            moved = sparse._replace(words=sparse.words + first)
-            columns += moved.where(owner[moved.words] == number)
-        own = owner[first : first + len(answer.entropies)] == number
-        parts.append([*columns, answer.entropies[own]])
-    merged = [np.concatenate(column) for column in zip(*parts)]
-    return Answer(Sparse(*merged[:3]), Sparse(*merged[3:6]), merged[6])
+        of_words = owner[first : first + len(answer.entropies)] == number
+        statistics, before = (sparse.where(of_words[sparse.words]) for sparse in (answer.statistics, answer.before))
+        statistics, before = (sparse._replace(words=sparse.words + first) for sparse in (statistics, before))
+        parts.append(Answer(statistics, before, answer.entropies[of_words]))
+    columns = [part.columns() for part in parts]
+    return Answer.of_columns({name: np.concatenate([part[name] for part in columns]) for name in COLUMNS})
 
 
 # ---- the student -----------------------------------------------------------------------------------------------------
