@@ -2,7 +2,7 @@
 
     python benchmarks/time_to_accuracy.py --data_path dataset/atis --pretrain_model_path FOLDER [--epochs 2] [--seeds 0]
 
-Same encoder, heads, batch size and machine, one after the other. The Trainer: ten epochs at 5e-5 with linear decay,
+Same encoder, heads, batch size and machine, one after the other. The Trainer: ten epochs at --peer_lr with linear decay,
 batches of random rows, no CRF. This template: `--use_crf` and its defaults in a run of --epochs, scored on test every
 few steps: when does it first exceed the Trainer's sentence accuracy, and does it at the end? Only training time counts;
 building the model and scoring are excluded for both.
@@ -21,9 +21,9 @@ from trainer import Trainer
 SCORE = "sentence_accuracy"
 
 
-def peer(bench, epochs):
-    """(seconds of training, score on test) of Hugging Face's Trainer with its defaults."""
-    trainer, _ = bench.hugging_face_trainer(num_train_epochs=epochs, learning_rate=5e-5)
+def peer(bench, epochs, lr):
+    """(seconds of training, score on test) of Hugging Face's Trainer."""
+    trainer, _ = bench.hugging_face_trainer(num_train_epochs=epochs, learning_rate=lr)
     seconds = bench.seconds(trainer.train)
     return seconds, trainer.evaluate()[f"eval_{SCORE}"]
 
@@ -65,6 +65,7 @@ def main():
     parser.add_argument("--pretrain_model_path", required=True)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--peer_epochs", type=int, default=10)
+    parser.add_argument("--peer_lr", type=float, default=5e-5)
     parser.add_argument("--epochs", type=int, default=2, help="epochs of this template's run")
     parser.add_argument("--every", type=int, default=10, help="score every N steps")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
@@ -75,7 +76,7 @@ def main():
     for seed in options.seeds:
         options.seed = seed
         bench = Bench(options)
-        seconds, score = peer(bench, options.peer_epochs)
+        seconds, score = peer(bench, options.peer_epochs, options.peer_lr)
         print(f"Hugging Face Trainer, {options.peer_epochs} epochs: {seconds:.1f} s, {SCORE} {score:.4f}", flush=True)
         found = ours(bench, options.epochs, options.every)
         for what, (took, steps, reached) in (

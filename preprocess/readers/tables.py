@@ -181,11 +181,12 @@ def table_examples(head: Head, columns: Columns, rows: Table, origin: str, optio
 
 
 def report_joined_labels(head: Head, columns: Columns, options: ReadOptions) -> None:
-    """Prints a message if the cells of a label look like several labels, such as '2,27'."""
+    """Prints a message if cells look like several labels, such as '2,27', whose parts recur."""
     for task, source in columns.labels.items():
         if isinstance(source, str) and task not in options.label_types:
             cells = [row[head.names.index(source)] for row in head.rows]
-            joined = [cell for cell in cells if re.fullmatch(r"\d+(,\d+)+", cell)]
+            counts = Counter(part.strip() for cell in cells for part in cell.split(","))
+            joined = [c for c in cells if "," in c and all(counts[part.strip()] > 1 for part in c.split(","))]
             if len(joined) > 0.02 * len(cells):
                 note(f"{head.path}: cells such as {joined[0]!r} may be several labels: --label_type {task}=multilabel")
 
