@@ -2,7 +2,7 @@
 
     python benchmarks/time_to_accuracy.py --data_path dataset/atis --pretrain_model_path FOLDER [--epochs 2] [--seeds 0]
 
-Same encoder, heads, batch size and machine, one after the other. The Trainer: ten epochs at --peer_lr with linear decay,
+Same encoder, heads, batch size and machine, one after the other. The Trainer: ten epochs at --peer_lr, linear decay,
 batches of random rows, no CRF. This template: `--use_crf` and its defaults in a run of --epochs, scored on test every
 few steps: when does it first exceed the Trainer's sentence accuracy, and does it at the end? Only training time counts;
 building the model and scoring are excluded for both.
