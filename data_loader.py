@@ -2,12 +2,11 @@
 
 A batch is `Batch(inputs, labels, rows)`. inputs: `input_ids`, `attention_mask`, `token_type_ids` (B, L); for tagging
 also `word_starts`, the position of each word's first sub-token (for decoders also `word_ends`, its last sub-token),
-and `word_mask` (B, W); with --extra_columns `extras` (B, N), standardised. labels: {task: (B,) or (B, W)}, IGNORE where
-there is none; for spans (B, 1 + 3N), see `encode` in engine/model/span_pointer.py. rows: each example's row number in
+and `word_mask` (B, W); with --extra_columns `extras` (B, N), standardised. labels: {task: (B,) or (B, W)}, IGNORE if
+unlabelled; for spans (B, 1 + 3N), see `encode` in engine/model/span_pointer.py. rows: each example's row number in
 its file.
 The order of batches depends on (seed, epoch) alone, not on the number of workers, so a run can be resumed at any batch.
-Edit here when your model needs another input or your task another kind of label: engine/data/features.py, then
-`make_batch`.
+To add an input of the model or a kind of label, edit engine/data/features.py, then `make_batch` here.
 """
 
 from __future__ import annotations
@@ -65,9 +64,9 @@ def make_batch(
     numbers: np.ndarray | None = None,
     multiple: int = 1,
 ) -> Batch:
-    """Columns and row numbers -> Batch, by index arithmetic; tokens are padded to the longest of these rows.
+    """Builds the Batch of these rows by index arithmetic; tokens are padded to the longest row.
 
-    Without rows, the batch has one row without labels, since a process without rows must still take part in each step.
+    If there are no rows, the batch has one unlabelled row, since every process must take part in every step.
     """
     if not len(rows):
         return without_labels(make_batch(columns, np.zeros(1, int), tasks, pad_id, multiple=multiple))
@@ -95,7 +94,7 @@ def make_batch(
 
 
 def without_labels(batch: Batch) -> Batch:
-    """A batch whose labels are all missing, as if it had no rows."""
+    """The batch with all labels missing, so that it adds nothing to the loss."""
     labels = {
         name: torch.full_like(label, float("nan") if label.is_floating_point() else IGNORE)
         for name, label in batch.labels.items()
@@ -111,8 +110,8 @@ class MyDataset(Dataset):
 
     The encoded columns are in memory, a few bytes per token; the examples themselves stay memory-mapped, in `.cache`
     next to the data. An example that is too long may have several rows. `dataset[i]` is the example as it was read;
-    `dataset.batch(rows)` is a Batch. unlabelled: texts without labels to add after those of the file. strict:
-    labels.json must have all labels of the file, as training requires.
+    `dataset.batch(rows)` is a Batch. unlabelled: unlabelled texts to append. strict: labels.json must list
+    all labels of the file, as training requires.
     """
 
     origin: Any
@@ -135,7 +134,7 @@ class MyDataset(Dataset):
             path = Path(source)
             more = unlabelled.fingerprint if unlabelled else ""
             self.cache = path.parent / ".cache"
-            # a cache made without the check of labels must not be used where the check is required
+            # a cache built without the label check must not be reused where the check is required
             self.fingerprint = encoded_fingerprint(path, featurizer, f"{limit}{more}{' strict' if strict else ''}")
             name = f"{path.stem}-{self.fingerprint}"
             with distributed.first_of_node():
@@ -152,7 +151,7 @@ class MyDataset(Dataset):
         return f"{sha256(self.origin)} {self.limit} {self.unlabelled.fingerprint if self.unlabelled else ''}"
 
     def examples(self) -> Iterator[dict[str, Any]]:
-        """All examples, as they are read."""
+        """Iterates over all examples."""
         if isinstance(self.origin, list):
             return iter(self.origin)
         rows = read_processed(self.origin, self.tasks, strict=self.strict)
@@ -161,11 +160,11 @@ class MyDataset(Dataset):
 
     @property
     def num_labelled(self) -> int:
-        """How many examples are from the file; the others have no labels."""
+        """The number of examples from the file; those of --unlabelled follow them."""
         return len(self) - (min(self.unlabelled.size, self.limit or self.unlabelled.size) if self.unlabelled else 0)
 
     def schema(self) -> pa.Schema | None:
-        """The Arrow schema that the table must have: the schema of the first example, encoded."""
+        """The expected Arrow schema of the table: that of the first encoded example."""
         return next(self.encode(islice(self.examples(), 1), "")).schema if os.path.getsize(self.origin) else None
 
     def encode_file(self, path: Path) -> Iterator[pa.RecordBatch]:
@@ -208,8 +207,8 @@ class MyDataset(Dataset):
 
 
 class MyDataLoader(DataLoader):
-    """Batches of a MyDataset. seed: for shuffling; None: a fixed order for evaluation, longest first. ratio: rows
-    without labels in an epoch per row with labels."""
+    """Batches of a MyDataset. seed: for shuffling; None: a fixed order for evaluation, longest first. ratio:
+    unlabelled rows per labelled row in an epoch."""
 
     dataset: MyDataset
     batch_sampler: LengthSampler
@@ -237,7 +236,7 @@ class MyDataLoader(DataLoader):
         )
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
-        """Makes the next iteration start at this batch of this epoch. Nothing before it is read."""
+        """Makes the next iteration start at this batch of this epoch, without reading earlier batches."""
         self.batch_sampler.epoch, self.batch_sampler.start = epoch, batch
 
 
@@ -246,7 +245,7 @@ def as_it_is(batch: Any) -> Any:
 
 
 def detach_worker(worker: int) -> None:
-    """Takes a worker out of the process group, so that on Ctrl-C it keeps working until the run has saved."""
+    """Takes a worker out of the process group, so that it survives Ctrl-C until the run is saved."""
     if hasattr(os, "setsid"):
         os.setsid()
 
@@ -255,9 +254,9 @@ def detach_worker(worker: int) -> None:
 
 
 class MyIterableDataset(IterableDataset):
-    """A processed file read as a stream, in constant memory whatever its length.
+    """A processed file read as a stream, in constant memory.
 
-    The file is indexed once by blocks of rows (the byte offset of each). An epoch takes the blocks in random order;
+    The byte offsets of blocks of rows are indexed once. An epoch takes the blocks in random order;
     `shuffle_buffer` rows at a time form a pool that is tokenised, shuffled and batched by length. Yields one pool after
     another: (encoded columns, row numbers, batches). Workers take turns by pool, so each row is read once, in an order
     that does not depend on their number. With several processes, each reads and batches its share of a pool.
@@ -324,7 +323,7 @@ class MyIterableDataset(IterableDataset):
         return sum(min(self.block, self.num_rows - block * self.block) for block in blocks)
 
     def read(self, blocks: Iterable[int], first: int, end: int) -> tuple[list[int], list[dict[str, Any]]]:
-        """(row numbers, examples) of rows first to end of these blocks."""
+        """(row numbers, examples) of rows first to end, exclusive, counted over these blocks."""
         before, rows, examples = 0, [], []
         for block in blocks:
             size = self.rows_in([block])
@@ -361,7 +360,7 @@ class MyIterableDataLoader(DataLoader):
         self.skip, self.pinned, self.warned = 0, pin_memory, False
 
     def set_position(self, epoch: int, batch: int = 0) -> None:
-        """Like MyDataLoader.set_position: pools before that batch are counted, not read."""
+        """Like MyDataLoader.set_position: skips earlier pools without reading them."""
         data, self.skip = self.dataset, batch
         data.epoch, data.first_pool = epoch, 0
         for blocks in data.pools():
@@ -399,7 +398,7 @@ def pin(batch: Batch) -> Batch:
 
 
 def unlabelled_texts(config: Config, tasks: dict[str, Task], train_path: Path) -> TextRows | None:
-    """The texts of --unlabelled, as examples like those of a training file, but without labels."""
+    """The texts of --unlabelled, as training examples without labels."""
     if not config.unlabelled:
         return None
     _, like = next(read_processed(train_path, tasks))
@@ -411,7 +410,7 @@ def unlabelled_texts(config: Config, tasks: dict[str, Task], train_path: Path) -
 def build_loaders(
     config: Config, data_path: str | Path, featurizer: Featurizer, device: torch.device, limit: int | None = None
 ) -> tuple[MyDataLoader | MyIterableDataLoader, MyDataLoader]:
-    """(train loader, dev loader) as configured. limit: the number of examples to read from each."""
+    """(train loader, dev loader) as configured. limit: the maximum number of examples in each."""
     pinned = device.type == "cuda"
     featurizer.pad_to_multiple = 8 if pinned else 1
     path = Path(data_path) / "train.jsonl"

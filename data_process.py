@@ -2,7 +2,7 @@
 
     python data_process.py --input FILE_OR_FOLDER --output_dir dataset/NAME
 
-The folder contains train.jsonl, dev.jsonl, (test.jsonl) and labels.json. An example is one line:
+The folder contains train.jsonl, dev.jsonl, (test.jsonl) and labels.json. Each line is one example:
 `id`; `text` or `tokens`; optional `text_pair`; and one key per task: a string, one tag per token, spans of tokens, ...
 Edit here to change the sequence of stages. The stages are in preprocess/: formats in readers/, labels in labels/,
 splits in splits.py, data checks in checks/.
@@ -49,16 +49,16 @@ class DataConfig(RawOptions):
         "types of tasks, if not detected correctly, such as 'score=regression,topics=multilabel,entities=spans'; "
         "also classification, tagging, or a custom kind",
     )
-    label_separator: str = option(",", "separator of the labels in a cell of a multilabel column")
+    label_separator: str = option(",", "separator between the labels in a multilabel cell")
     tag_scheme: Literal["auto", "bio", "bioes", "keep"] = option(
-        "auto", "scheme in which entity tags are written: auto is BIO, or BIOES if the data has end tags"
+        "auto", "output scheme of entity tags; auto: BIO, or BIOES if the data has end tags"
     )
     unit: Literal["auto", "word", "character"] = option(
         "auto", "token unit of texts with spans (auto: character if most of the text is Chinese)"
     )
-    n_splits: int = option(0, "number of folds of train and dev for cross-validation; 0: none")
+    n_splits: int = option(0, "number of cross-validation folds of train and dev; 0: none")
     label_names: str = option(
-        "", "label names, comma-separated and in order of position, if labels are lists of 0 and 1 (or: labels.txt)"
+        "", "label names in order, comma-separated, if labels are lists of 0 and 1 (or in labels.txt)"
     )
     preview: bool = option(False, "only show how the input is read, with ten examples, and write nothing")
     check: bool = option(False, "only check the input, raw or processed, and write nothing")
@@ -104,9 +104,9 @@ def prepare(config: DataConfig) -> tuple[dict[str, list[dict[str, Any]]], dict[s
 
 
 def process(config: DataConfig) -> None:
-    """Converts raw input to a processed folder, or with --check only prints the report, with --preview examples.
+    """Converts raw input to a processed folder, with --check only prints the report, with --preview only examples.
 
-    Nothing is written unless all rows are valid: the folder appears complete, or remains as it was.
+    Nothing is written unless all rows are valid: the folder is replaced as a whole or left unchanged.
     """
     folder = Path(config.output_dir)
     source = Path(config.input)
@@ -130,7 +130,7 @@ def process(config: DataConfig) -> None:
 
 
 def check_and_write(config: DataConfig, data: Prepared, folder: Path | None = None) -> list[Note]:
-    """Checks all rows in one pass, writes them if there is a folder, and prints summary and notes. -> notes"""
+    """Checks all rows in one pass, writes them to `folder` if given, prints a summary and returns the notes."""
     with ExitStack() as stack:
         paths = {part: folder / f"{part}.jsonl" for part in data.parts} if folder else {}
         files = {part: stack.enter_context(open(path, "wb")) for part, path in paths.items()}
@@ -160,7 +160,7 @@ def make_sample(folder: Path) -> None:
 def write_folds(folder: Path, data: Prepared) -> None:
     """Writes a processed folder fold_<k> for each fold. The main folder then gets the parts of fold 0.
 
-    The labels are those of all folds together, so that the models of the folds can be averaged.
+    All folds share one list of labels, so that their models can be averaged.
     """
     pool, folds = data.folds()
     data.tasks = collect_labels({"train": pool}, data.kinds, data.types)

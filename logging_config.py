@@ -1,7 +1,7 @@
 """The program's logger, which writes each message once to console and file, and the trackers that plot a run's curves.
 
-Edit here when you want another format, another destination or quieter libraries; or another tracker: one class with the
-methods of `TensorBoard`, added to TRACKERS.
+Edit here to change the format or the destination, to silence libraries, or to add a tracker: one class with the methods
+of `TensorBoard`, added to TRACKERS.
 """
 
 import logging
@@ -22,7 +22,7 @@ FORGED = re.compile(
 
 
 class OneRecord(logging.Formatter):
-    """Formats a record so that no text or label in it can control the terminal, or pass for another record."""
+    """Escapes control characters in a record, and indents lines that look like the start of another record."""
 
     def format(self, record: logging.LogRecord) -> str:
         return FORGED.sub("\n    ", printable(super().format(record)))
@@ -82,8 +82,8 @@ class TensorBoard:
     """Curves for `tensorboard --logdir output`."""
 
     def __init__(self, config: Config, step: int):
-        """step: optimizer steps done; a resumed run replaces later points of the curves."""
-        from torch.utils.tensorboard import SummaryWriter  # here, as it takes a second, which --help need not wait
+        """step: optimizer steps done; a resumed run overwrites later points of the curves."""
+        from torch.utils.tensorboard import SummaryWriter  # here, as it takes a second, which would delay --help
 
         self.writer = SummaryWriter(config.run_dir / "tensorboard", purge_step=step + 1)
 

@@ -81,8 +81,8 @@ def main(config: Config) -> Any:  # an exit code, or None
 
 
 def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, texts: TextRows | None = None) -> None:
-    """Evaluates and predicts with the best checkpoint, as a new process elsewhere would. texts: what to label
-    instead of the test part."""
+    """Evaluates and predicts with the best checkpoint, loaded from disk as in a new process. texts: rows to
+    label instead of the test part."""
     import metrics
     from data_loader import MyDataLoader, MyDataset
     from engine.predict.answers import write_about
@@ -107,7 +107,7 @@ def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, te
 
 
 class Data(NamedTuple):
-    """What the model is built for and trained on."""
+    """The tasks, the tokenizer and the data of a run."""
 
     tokenizer: PreTrainedTokenizerBase
     tasks: dict[str, Task]
@@ -116,7 +116,7 @@ class Data(NamedTuple):
 
 
 def load_data(config: Config, device: torch.device, limit: int | None = None) -> Data:
-    """Reads the processed folder. limit: the number of examples to read of each part."""
+    """Reads the processed folder. limit: the maximum number of examples per part."""
     from data_loader import build_loaders
     from engine.data.features import Featurizer
     from engine.data.tokenizer import load_tokenizer
@@ -167,7 +167,7 @@ def load_trained(folder: str | Path, config: Config, device: torch.device) -> tu
 
 
 def evaluate(trainer: Trainer, data_sets: dict[str, MyDataset], run_dir: Path) -> None:
-    """Scores each part; writes the log, eval.json, report.json and answers/. data_sets: by part"""
+    """Scores each part; writes the log, eval.json, report.json and answers/. data_sets: {part: data set}"""
     import metrics
     from data_loader import MyDataLoader
     from engine.predict.answers import rows_of, write_rows
@@ -182,7 +182,7 @@ def evaluate(trainer: Trainer, data_sets: dict[str, MyDataset], run_dir: Path) -
         write_rows(run_dir, part, rows_of(data_set, answers, trainer.tasks, metrics))
         per_label[part] = metrics.report(trainer.tasks, gold, predicted)
         for name, scores_of_labels in per_label[part].items():
-            if not trainer.config.debug:  # with so few examples they would only hide what matters
+            if not trainer.config.debug:  # with so few examples, scores per label are noise
                 logger.info(f"{part}, {name}:\n{metrics.table(scores_of_labels)}")
         logger.info(f"{part}: " + "  ".join(f"{name} {value:.4f}" for name, value in scores[part].items()))
     if distributed.is_main_process():
@@ -200,7 +200,7 @@ def leave_report(run_dir: Path, config: Config) -> None:
 
 
 def rehearse_and_check(config: Config, device: torch.device, run_dir: Path, texts: TextRows | None) -> int:
-    """Runs all steps on a few examples, then checks the model as it is (tools/check). -> 3 if a check fails, else 0"""
+    """Runs all steps on a few examples, then checks the model (tools/check). Returns 3 if a check fails, else 0."""
     if not (ROOT / "tools/check").is_dir():
         raise UserError("--debug needs tools/check, which is missing; copy it from the template")
     from data_loader import MyDataset
@@ -215,7 +215,7 @@ def rehearse_and_check(config: Config, device: torch.device, run_dir: Path, text
 
     with rehearsal() as failures:
         trainer = build()
-        config = trainer.config  # all its options at auto are resolved
+        config = trainer.config  # its auto options are resolved
         trainer.resume()
         trainer.train()
         if config.do_eval or config.do_predict:

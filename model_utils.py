@@ -1,7 +1,7 @@
 """The model: an encoder, shared layers, one head per task, and the loss that combines them.
 
 Edit here for your own model. A custom head is one class with `forward`, `loss` and `decode` and one line in HEADS; its
-name there is the task's "type" in labels.json; KINDS says what its labels look like. A custom encoder is a
+name there is the task's "type" in labels.json; its "kind" there is its label format (KINDS). A custom encoder is a
 module whose output has `last_hidden_state` (B, L, H) (see `BiLSTM`) and one line in `build_encoder`.
 Shapes: B texts, L tokens, W words, H the encoder's hidden size, C labels.
 """
@@ -51,7 +51,7 @@ class MyModelOutput:
 
 
 def mean_output(outputs: Sequence[MyModelOutput]) -> MyModelOutput:
-    """Combines several: the mean of their losses, and the logits of the first."""
+    """Combines outputs: the mean of their losses, and the logits of the first."""
     losses = {name: sum(output.losses[name] for output in outputs) / len(outputs) for name in outputs[0].losses}
     total = sum(output.total_loss for output in outputs) / len(outputs)
     return replace(outputs[0], total_loss=total, losses=losses)
@@ -97,10 +97,10 @@ class MyModel(nn.Module):
         labels: dict[str, torch.Tensor] | None = None,
         label_counts: dict[str, torch.Tensor] | None = None,
     ) -> MyModelOutput:
-        """inputs, labels: as in data_loader.Batch. The output has losses if there are labels: for each task the sum
-        of its losses divided by the number of its labels.
+        """inputs, labels: as in data_loader.Batch. With labels, the output has the loss of each task, averaged
+        over its labels.
 
-        label_counts: these numbers (under gradient accumulation for the whole group); default: counted in this batch.
+        label_counts: {task: divisor of its loss}, for gradient accumulation; default: the label counts of this batch.
         """
         hidden = self.encode(inputs)
         if labels is None:
@@ -141,11 +141,11 @@ class MyModel(nn.Module):
             )
 
     def decode(self, logits: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> dict[str, tuple[Any, Any]]:
-        """{task: (label ids, probabilities)} for logits of `forward`; training does not call it."""
+        """{task: (label ids, probabilities)} for logits of `forward`; not called in training."""
         return {name: head.decode(logits[name], inputs) for name, head in self.output_layer.heads.items()}
 
     def count_labels(self, inputs: dict[str, torch.Tensor], labels: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """{task: how many labels have a loss}, which `loss` divides by; computed on the batch's device."""
+        """{task: number of labels with a loss}, the divisor of the loss; computed on the batch's device."""
         heads = self.output_layer.heads
         return {name: head.label_weights(labels[name], inputs).sum() for name, head in heads.items() if name in labels}
 
@@ -337,7 +337,7 @@ class SpanHead(Head):
     def __init__(self, hidden_size: int, task: Task):
         super().__init__(hidden_size, task, num_logits=2 * self.size)
         self.borders = nn.Linear(2 * self.size, 2 * len(task.labels))  # a type's score for first and for last words
-        nn.init.constant_(self.borders.bias, -5.0)  # spans are rare: predicts few at first, as in Lin et al., 2017
+        nn.init.constant_(self.borders.bias, -5.0)  # spans are rare: a low initial probability, as in Lin et al., 2017
         self.register_buffer("threshold", torch.tensor(0.0))
 
     def forward(self, vectors: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -349,7 +349,7 @@ class SpanHead(Head):
         return span_pointer.loss(logits, labels, inputs["word_mask"]).sum()
 
     def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[list, list]:
-        """Candidate spans, which have at least the lowest score; `to_labels` keeps those that reach the threshold."""
+        """Candidate spans above the minimum score; `to_labels` applies the threshold."""
         return span_pointer.find(logits, inputs["word_mask"])
 
     def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
@@ -372,7 +372,7 @@ class SpanHead(Head):
         return span_pointer.real_scores(logits, inputs["word_mask"])
 
     def hits(self: Any, answers: Any, probabilities: Any, labels: torch.Tensor) -> tuple[int, int]:
-        """(twice the correct spans, predicted plus gold spans); their quotient is F1."""
+        """The numerator and the denominator of F1: (twice the correct spans, predicted plus gold spans)."""
         right, total, names = 0, 0, self.task.labels
         for answer, probability, row in zip(answers, probabilities, labels.tolist()):
             if row[0] != IGNORE:
@@ -412,7 +412,7 @@ class MyLoss(nn.Module):
 
 
 class BiLSTM(nn.Module):
-    """An encoder without transformers: embeddings and bidirectional LSTMs. It shows what a custom encoder needs.
+    """An encoder without transformers: embeddings and bidirectional LSTMs. A minimal example of a custom encoder.
 
     Each layer is its own module, since the dropout between layers of one LSTM has a state that checkpoints cannot save.
     """
@@ -429,9 +429,7 @@ class BiLSTM(nn.Module):
         return self.embeddings
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> SimpleNamespace:
-        lengths = attention_mask.sum(
-            1
-        ).cpu()  # packed: the backward direction sees no padding, but the host waits for a GPU
+        lengths = attention_mask.sum(1).cpu()  # packed, so the backward direction skips padding; syncs with a GPU
         vectors = self.dropout(self.embeddings(input_ids))
         packed, _ = self.layers[0](
             nn.utils.rnn.pack_padded_sequence(vectors, lengths, batch_first=True, enforce_sorted=False)
@@ -451,8 +449,8 @@ def build_encoder(
     checkpoint: str | Path | None = None,
     base_path: str | None = None,
 ) -> tuple[nn.Module, int]:
-    """(encoder, its hidden size H). checkpoint: a folder of this template with its shape; weights are loaded later.
-    base_path: the folder of the base model of its LoRA adapter, if that has moved."""
+    """(encoder, its hidden size H). checkpoint: one of our folders, read for its config; weights are loaded later.
+    base_path: the new location of its LoRA adapter's base model, if it has moved."""
     if config.encoder == "bilstm":
         encoder: Any = BiLSTM(
             len(tokenizer), config.hidden_size, config.num_layers, config.dropout, tokenizer.pad_token_id
@@ -491,8 +489,8 @@ def build_model(
 def load_checkpoint(
     folder: str | Path, base_path: str | None = None
 ) -> tuple[MyModel, PreTrainedTokenizerBase, dict[str, Task], Config]:
-    """(model, tokenizer, tasks, config) of a checkpoint, on the CPU. Needs no data and no hub; an unmerged LoRA adapter
-    also needs its base model, where it was in training or at base_path."""
+    """(model, tokenizer, tasks, config) of a checkpoint, on the CPU. Needs neither data nor the hub; an unmerged LoRA
+    adapter also needs its base model, at its original location or at base_path."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no checkpoint there; train first (--do_train), or give one with --checkpoint")

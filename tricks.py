@@ -1,13 +1,13 @@
 """Training tricks, each one class with its formula and paper.
 
-The training step calls the hooks of `Trick` (engine/tricks/trick.py) and refers to no trick by name. Edit here when you
-want a custom trick: write a subclass of `Trick` with the hooks it needs and its `switch`, add it to TRICKS at the end
-of this file, and add its option to config.py. EMA, SWA and Soup, which average the weights, are in
+The training step calls the hooks of `Trick` (engine/tricks/trick.py) and refers to no trick by name. To add a
+trick, write a subclass of `Trick` with the hooks it needs and its `switch`, add it to TRICKS at the end of this file,
+and add its option to config.py. EMA, SWA and Soup, which average the weights, are in
 engine/tricks/averages.py.
 
 Tricks stack: those that change the loss (`wrap_forward`) run inside those that repeat the pass (`passes`), and within
-each kind a later one in TRICKS wraps those before it. Under gradient accumulation each acts on every
-micro-batch separately; what it adds to the gradients is scaled like the clean loss.
+each kind, later tricks in TRICKS wrap earlier ones. Under gradient accumulation each acts on every micro-batch
+separately; the gradients it adds are scaled like the clean loss.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class FGM(Trick):
     def attack(self, input_ids: torch.Tensor | None = None) -> None:
         """Moves the embeddings by r. input_ids: the batch's tokens, any shape; None: all rows that have a gradient.
 
-        There is no host sync: a token that occurs twice is moved once, by masking instead of `unique`. If the norm of
+        There is no host sync: duplicate tokens are masked instead of removed with `unique`. If the norm of
         the gradient is zero or not finite, nothing is moved.
         """
         if self.saved is not None:
@@ -111,7 +111,7 @@ class FGM(Trick):
 
     @contextmanager
     def perturbed(self, input_ids: torch.Tensor | None = None) -> Iterator[None]:
-        """`with fgm.perturbed(ids): …` — attacked inside, restored after, also on an error."""
+        """`with fgm.perturbed(ids): …` — attacked inside, restored after, even on an exception."""
         self.attack(input_ids)
         try:
             yield
@@ -153,8 +153,7 @@ class PGD(FGM):
 
 
 class FreeLB(Trick):
-    """K steps of ascent on noise d on the word vectors of each text; the K gradients are averaged, without a clean
-    pass.
+    """K ascent steps on noise d added to each text's word vectors; averages the K gradients, without a clean pass.
 
     d_0 = U(-1, 1) * magnitude / sqrt(L * H); gradient = 1/K * sum of grad L(x + d_k); d_k+1 = P(d_k + alpha * g /
     ||g||_F), g the gradient of the loss w.r.t. d_k and P the projection onto ||d||_F <= eps, all per text; one dropout
@@ -190,7 +189,7 @@ class FreeLB(Trick):
 class AWP(Trick):
     """Adversarial weight perturbation: v = gamma * ||w|| * g / ||g|| for each matrix w, g its gradient; the gradient at
     w + v replaces the one at w. Active from epoch `start`. Wu et al., 2020 (arXiv:2004.05884), whose 0.005 for image
-    networks trained from scratch is far too much for fine-tuning (benchmarks/RESULTS.md)."""
+    networks trained from scratch is far too large for fine-tuning (benchmarks/RESULTS.md)."""
 
     @classmethod
     def build(cls, model: MyModel, config: Config) -> AWP | None:
@@ -281,7 +280,7 @@ class RDrop(Trick):
     """Two passes with independent dropout: (L_1 + L_2) / 2 + alpha / 2 * [KL(p_1 || p_2) + KL(p_2 || p_1)], summed over
     classes.
 
-    Liang et al., 2021 (arXiv:2106.14448), with the mean of the two losses, so that learning rates keep their meaning.
+    Liang et al., 2021 (arXiv:2106.14448), with the mean of the two losses, so learning rates stay comparable.
     The divergence is a mean over labels like the loss; for a CRF it is that of the distributions over paths.
     """
 
@@ -305,8 +304,8 @@ class RDrop(Trick):
 
 class Distillation(MultiTeacher):
     """(1 - weight) * loss + weight * temperature^2 * mean over teachers of KL(teacher || student), both at that
-    temperature, averaged like the loss over all texts or words that teachers answered, labelled or not. A task that no
-    teacher has keeps its loss.
+    temperature, averaged like the loss over all texts or words that teachers answered, labelled or not. Tasks without
+    a teacher keep their loss.
 
     The gradient is that of the divergence from the mean of the teachers' distributions, for a CRF over whole paths.
     Hinton et al., 2015 (arXiv:1503.02531); Wang et al., Structural Knowledge Distillation, 2020 (arXiv:2010.05010).
@@ -341,8 +340,8 @@ class Distillation(MultiTeacher):
 
 
 class LayerwiseDecay(Trick):
-    """The rate falls from layer to layer: lr * decay^(n - l) for layer l of n, lr * decay^n for the embeddings; heads
-    keep theirs.
+    """The learning rate decays from the top layer down: lr * decay^(n - l) for layer l of n, lr * decay^n for the
+    embeddings; heads keep their rate.
 
     Discriminative fine-tuning, Howard and Ruder, 2018 (arXiv:1801.06146), in the form of Clark et al., ELECTRA, 2020.
     """
@@ -368,8 +367,8 @@ class LayerwiseDecay(Trick):
 
 
 class GradualUnfreezing(Trick):
-    """Only the heads train in the first epoch; in each later one `step` more encoder layers join, from the top; the
-    embeddings come last. Howard and Ruder, 2018 (arXiv:1801.06146)."""
+    """Only the heads train in the first epoch; each later epoch unfreezes `step` more encoder layers, top first;
+    the embeddings come last. Howard and Ruder, 2018 (arXiv:1801.06146)."""
 
     @classmethod
     def build(cls, model: MyModel, config: Config) -> GradualUnfreezing | None:
@@ -394,11 +393,11 @@ class GradualUnfreezing(Trick):
 
 # ---- all tricks ------------------------------------------------------------------------------------------------------
 
-# In the order in which they apply
+# In order of application
 TRICKS: list[type[Trick]] = [FGM, PGD, FreeLB, AWP, Distillation, SMART, RDrop]
 TRICKS += [EMA, SWA, Soup, LayerwiseDecay, GradualUnfreezing]
 
 
 def build_tricks(model: MyModel, config: Config) -> Tricks:
-    """The tricks that the options switch on."""
+    """The tricks enabled by the options."""
     return Tricks(trick for trick in (kind.build(model, config) for kind in TRICKS) if trick)

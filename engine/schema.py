@@ -1,13 +1,13 @@
-"""The shape that a JSON file must have before anything in it is used.
+"""Schemas that JSON files are validated against.
 
     TASK = {"type": str, "labels": [str], Optional("unit"): AnyOf("word", "character")}
     tasks = read_json(folder / "labels.json", {str: TASK})
 
 A shape is one of: a type (`float` also accepts whole numbers, `int` rejects booleans; numbers must be finite), None, a
-value that it must equal (a string or a boolean), `[shape]` for a list, `(shape, shape)` for a list of two,
-`{str: shape}` for an object with any keys, `{"name": shape, Optional("name"): shape}` for one with these keys (others
-are ignored), `AnyOf(shape, …)`, `Range(low, high)` for a number in that range, `Number` for one that need not be
-finite, or `object` for anything.
+literal string or boolean, `[shape]` for a list, `(shape, shape)` for a list of two, `{str: shape}` for an
+object with any keys, `{"name": shape, Optional("name"): shape}` for one with these keys (others are ignored),
+`AnyOf(shape, …)`, `Range(low, high)` for a number in that range, `Number` for one that need not be finite, or `object`
+for anything.
 Only the standard library is used, because every exported folder has a copy of this file.
 """
 
@@ -22,11 +22,11 @@ MAX_SHOWN = 60  # characters of a wrong value shown in a message
 
 
 class SchemaError(ValueError):
-    """A file has the wrong shape; the message says what and where in one line."""
+    """A file does not match its schema; the message, one line, says where and why."""
 
 
 class Optional(str):
-    """The name of a key that may be missing."""
+    """The name of an optional key."""
 
 
 class AnyOf(tuple):
@@ -44,7 +44,7 @@ class Range(NamedTuple):
 
 
 class Number:
-    """Any number that a float can be, including NaN and the infinities: a score, a loss."""
+    """Any float, including NaN and the infinities, such as a score or a loss."""
 
 
 def without_duplicates(pairs: list[tuple[str, Any]]) -> dict:
@@ -92,14 +92,14 @@ def read_json_lines(path: str | Path, shape: Any = object) -> Iterator[Any]:
 
 
 def mismatch(value: Any, shape: Any, where: str = "") -> str:
-    """Where a value does not match a shape, and what it should be; empty if it matches."""
+    """Describes the first mismatch between a value and a shape; empty if they match."""
     if isinstance(shape, AnyOf):
         found = [mismatch(value, option, where) for option in shape]
         return "" if "" in found else wrong(value, shape, where)
     if isinstance(shape, list):
         if not isinstance(value, list):
             return wrong(value, shape, where)
-        if shape[0] is str and set(map(type, value)) <= {str}:  # the usual case, and often long
+        if shape[0] is str and set(map(type, value)) <= {str}:  # a fast path for the usual case
             return ""
         items = ((item, shape[0], f"{where}[{number}]") for number, item in enumerate(value))
         return next((text for item in items if (text := mismatch(*item))), "")
@@ -145,8 +145,7 @@ def fits(value: Any, shape: Any) -> bool:
 
 
 def like(value: Any) -> Any:
-    """The shape of values like this one: the same keys, the same number of items, finite numbers for numbers, anything
-    for null."""
+    """Infers the shape of a value: the same keys and number of items, finite numbers for numbers, anything for null."""
     if isinstance(value, dict):
         return {Optional(key): like(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -159,7 +158,7 @@ def like(value: Any) -> Any:
 def wrong(value: Any, shape: Any, where: str) -> str:
     try:
         shown = json.dumps(value, ensure_ascii=False)
-    except RecursionError:  # writing takes slightly more of the stack than reading
+    except RecursionError:  # writing needs slightly more stack than reading
         shown = "nested too deeply"
     shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
     return f"{where or 'it'} is {shown}, but must be {describe(shape)}"

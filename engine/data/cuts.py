@@ -1,4 +1,4 @@
-"""Logs what is cut from texts longer than --max_length: nothing is cut silently."""
+"""Logs how much of texts longer than --max_length is cut: nothing is cut silently."""
 
 import logging
 from collections import Counter
@@ -14,14 +14,14 @@ logger = logging.getLogger("template")
 
 
 def warn_of_cuts(data: Any, where: str | Path) -> None:
-    """Logs which parts of a MyDataset are in no window and no batch: nothing is cut silently."""
+    """Logs which parts of a MyDataset are cut, and so in no batch."""
     cuts = Cuts()
     cuts.add(data)
     cuts.log(where, data.tasks)
 
 
 class Cuts:
-    """Counts the parts of MyDatasets that are in no window and no batch. counts: {what: how many}, to start from."""
+    """Counts the parts of MyDatasets that are cut, and so in no batch. counts: {name: initial count}."""
 
     def __init__(self, counts: Mapping[str, int] | Iterable[tuple[str, int]] = ()):
         self.counts = Counter(dict(counts))
@@ -42,7 +42,7 @@ class Cuts:
                 counts[f"outside {name}"] += num_outside(data, name)
 
     def log(self, where: str | Path, tasks: dict[str, Task]) -> None:
-        """Logs what was cut, or otherwise what is read in windows."""
+        """Logs what was cut or, if nothing was, how many examples are split into windows."""
         counts, max_length = self.counts, self.counts["max_length"]
         longer = f"{where}: {counts['cut']} of {counts['examples']} examples are longer than --max_length {max_length}"
         if counts["cut"] and any(task.needs_words for task in tasks.values()):
@@ -61,7 +61,7 @@ class Cuts:
 
 
 def num_outside(data: Any, name: str) -> int:
-    """How many spans of a task do not fit in any window of their text. data: a MyDataset"""
+    """The number of spans of a task that fit in no window of their text. data: a MyDataset"""
     windows: dict[int, list[tuple[int, int]]] = {}
     for example, first, size in zip(
         data.example_index.tolist(), data.columns["first_word"].tolist(), data.columns["word_starts"].lengths.tolist()

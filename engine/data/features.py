@@ -27,8 +27,8 @@ class Featurizer:
     """Converts examples to numeric columns, with any fast tokenizer.
 
     tasks: {name: {"type", "labels", …}} as in labels.json. Every word gets exactly one position (`encode_texts`), and a
-    `Cutter` cuts what is longer than max_length; stride: None is a quarter of max_length.
-    word_ends: also returns the last sub-token of each word, for models that read words there.
+    `Cutter` cuts inputs longer than max_length; stride: default max_length / 4.
+    word_ends: also returns the last sub-token of each word, for models that pool there.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class Featurizer:
         self.label_ids = {name: {label: i for i, label in enumerate(task.labels)} for name, task in tasks.items()}
 
     def fingerprint(self) -> str:
-        """A hash of everything that affects the encoding; the cache is named after it."""
+        """A hash of everything that affects the encoding; part of the cache's file name."""
         tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
         del tokenizer["truncation"], tokenizer["padding"]  # set by each call
-        version = 4  # raise it when the columns change
+        version = 4  # increment when the columns change
         depends = [version, tokenizer, tasks_to_json(self.tasks), self.max_length, self.stride, self.truncation]
         depends += ["word ends"] if self.word_ends else []
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
@@ -98,8 +98,8 @@ class Featurizer:
     def labels(
         self, name: str, kind: str, features: list[Feature], examples: list[dict[str, Any]]
     ) -> Ragged | np.ndarray:
-        """The column of a task's labels. A window has the tags of its own words and the spans within it; a label of the
-        whole text is in the first window."""
+        """The column of a task's labels. A window has the tags of its words and the spans inside it; a text-level
+        label is in the first window."""
         label_ids = self.label_ids[name]
         if kind == "tagging":
             tag_ids = []
@@ -136,7 +136,7 @@ class Featurizer:
         return features
 
     def encode(self, first: list[Any], second: list[Any] | None) -> list[Encoding]:
-        """The encodings of texts, or of lists of words, and second texts."""
+        """Encodes texts or pre-split words, optionally with second texts."""
         by_words = isinstance(first[0], list)
         return self.tokenizer(first, second, is_split_into_words=by_words, verbose=False).encodings
 
@@ -144,7 +144,7 @@ class Featurizer:
 def spans_within(
     feature: Feature, spans: list[Any] | None, label_ids: dict[str, int]
 ) -> list[tuple[int, int, int]] | None:
-    """The spans [(first word, last word, type id)] within a window, in its word positions; None if there is no label.
+    """The spans [(first word, last word, type id)] inside a window, relative to its first word; None if unlabelled.
     spans: [[first word, last word, type]] of its example."""
     start, size = feature.first_word, len(feature.word_starts)
     if spans is None:
@@ -161,8 +161,8 @@ def separator_of(tokenizer: Any) -> str | None:
 
 
 def needs_blanks(tokenizer: Any) -> bool:
-    """Whether a word passed separately is read as if glued to the previous one, as GPT-2's and Gemma's tokenizers
-    do: a space before it gives the tokens that the model was trained on."""
+    """Whether the tokenizer joins pre-split words without a space, as GPT-2's and Gemma's do; a leading space then
+    gives the tokens that the model was trained on."""
     options = dict(add_special_tokens=False, verbose=False)
     text = tokenizer(["a a"], **options).encodings[0].ids
     glued, apart = (
@@ -172,7 +172,7 @@ def needs_blanks(tokenizer: Any) -> bool:
 
 
 def label_column(task: str) -> str:
-    """The name of a task's column; the prefix avoids clashes with our own columns."""
+    """The name of a task's column; the prefix avoids clashes with built-in columns."""
     return f"labels.{task}"
 
 

@@ -18,10 +18,10 @@ def length_batches(
 
 
 class LengthSampler:
-    """Row numbers of each batch. shuffled: random batches of similar length, new ones per epoch; else longest first.
+    """Yields each batch's row numbers. shuffled: batches of similar length, reshuffled per epoch; else longest first.
 
-    Rows from `labelled` on have no labels: an epoch takes `ratio` of them per labelled row and starts where the last
-    one ended. With several processes each gets its share of a batch's rows if shuffled, otherwise of the batches.
+    Rows from index `labelled` on are unlabelled: an epoch takes `ratio` of them per labelled row and starts where the
+    last one ended. With several processes each gets its share of every batch if shuffled, otherwise whole batches.
     """
 
     POOL = 256  # batches sorted together: almost no padding, and still random
@@ -61,7 +61,7 @@ class LengthSampler:
         return map(distributed.share, batches[self.start :])
 
     def rows_of_epoch(self) -> np.ndarray:
-        """All rows with labels, and this epoch's share of those without."""
+        """All labelled rows, and this epoch's share of the unlabelled ones."""
         rows = np.arange(self.labelled)
         if not self.others:
             return rows

@@ -1,4 +1,4 @@
-"""Columns of rows of different lengths, in numpy and Arrow."""
+"""Ragged columns, in numpy and Arrow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 
 class Ragged(NamedTuple):
-    """A column of rows of different lengths: row i is values[offsets[i]:offsets[i + 1]]."""
+    """A column whose rows vary in length: row i is values[offsets[i]:offsets[i + 1]]."""
 
     values: np.ndarray
     offsets: np.ndarray  # (rows + 1,)

@@ -14,7 +14,7 @@ from engine.run.command_line import os_error_line
 from engine.run.files import sha256
 
 logger = logging.getLogger("template")
-OURS = re.compile(r"[\w.-]+-[0-9a-f]{20}\.[0-9a-f]{16}\.arrow")  # names of the caches that we write
+OURS = re.compile(r"[\w.-]+-[0-9a-f]{20}\.[0-9a-f]{16}\.arrow")  # names of our caches
 KEPT = 24  # files per folder; the least recently used are removed first
 
 
@@ -23,8 +23,8 @@ def cached_table(
 ) -> pa.Table:
     """The Arrow table of make_batches(), an iterator of one or more record batches, memory-mapped from `folder`.
 
-    The file name contains `name`, which identifies the inputs of the table, and the file's SHA-256: a file that is
-    damaged or has another schema is written again. If none can be written, the table is kept in memory.
+    The file name contains `name`, which identifies the inputs of the table, and the file's SHA-256: a damaged file,
+    or one with another schema, is rebuilt. If the folder cannot be written, the table is kept in memory.
     """
     from datasets import Dataset as ArrowDataset
 
@@ -45,18 +45,18 @@ def cached_table(
     except OSError as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        logger.warning(f"no token cache ({os_error_line(error)}); tokens stay in memory, and are computed in each run")
+        logger.warning(f"no token cache ({os_error_line(error)}); tokens stay in memory and are recomputed in each run")
         return pa.Table.from_batches(list(make_batches()))
 
 
 def find_cache(folder: Path, name: str, schema: pa.Schema | None = None) -> Path | None:
-    """The file of that name whose content matches its SHA-256, or None; damaged ones are logged and removed."""
+    """The cached file whose content matches its SHA-256, or None; damaged files are logged and removed."""
     for path in sorted(folder.glob(f"{name}.*.arrow")):
         if sha256(path)[:16] == path.name.split(".")[-2] and has_schema(path, schema):
             with suppress(OSError):  # the folder may be read-only
                 os.utime(path)
             return path
-        logger.warning(f"{path}: the token cache is damaged and is created again")
+        logger.warning(f"{path}: the token cache is damaged and will be rebuilt")
         path.unlink()
     return None
 
@@ -73,7 +73,7 @@ def has_schema(path: Path, schema: pa.Schema | None) -> bool:
 
 
 def clear(folder: Path, kept: int = 0) -> None:
-    """Removes the caches of a folder, except the `kept` last used token caches and as many of teachers' answers."""
+    """Removes a folder's caches, except the `kept` most recently used token caches and as many teacher caches."""
     with suppress(OSError):
         ours = [path for path in folder.glob("*.arrow") if OURS.fullmatch(path.name)]
         caches = sorted(ours, key=lambda path: -path.stat().st_mtime_ns)

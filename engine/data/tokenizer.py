@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("template")
 SPECIAL = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
 
-# What BERT's normaliser puts spaces around: ideographs, but not kana or hangul.
+# Characters that BERT's normaliser surrounds with spaces: ideographs, but not kana or hangul.
 IDEOGRAPH = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ceaf\U0002f800-\U0002fa1f"
 # Characters that are always separate words, including ASCII symbols.
 APART = regex.compile(rf"[{IDEOGRAPH}\p{{P}}$+<=>^`|~]")
@@ -46,7 +46,7 @@ def load_tokenizer(config: Any, texts: Callable[[], Iterator[str]]) -> Any:
         if causal:
             require_padding(tokenizer, name)
         elif isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
-            # As in RoBERTa, a word begins with a space: the first one, and one passed separately, must too
+            # As in RoBERTa, words begin with a space: the first word and pre-split words need one too
             tokenizer = pretrained_tokenizer(name, needed, add_prefix_space=True)
             tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     if config.special_tokens:
@@ -100,11 +100,11 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Trains a fast transformers tokenizer on texts, with BERT's special tokens and [CLS] A [SEP] B [SEP].
 
-    texts: a function that returns a fresh iterator of strings; it can be called twice and nothing is kept. Equal texts
-    give equal bytes. A text split into words beforehand gets the same pieces as the raw text: no piece crosses words.
-    model: "wordpiece" (BERT's) and "wordlevel" (whole words), which leave out what occurs only once so that the
+    texts: a function that returns a new iterator of strings; it is called up to twice, to save memory. Equal texts
+    give equal bytes. Pre-split text gets the same pieces as raw text: no piece crosses a word boundary.
+    model: "wordpiece" (BERT's) and "wordlevel" (whole words), which leave out units that occur only once so that the
     embedding of [UNK] is trained too; "bpe" over bytes (RoBERTa's), which covers every text; "unigram" (XLM-RoBERTa's).
-    chinese: each Chinese character is a separate word; otherwise the model learns how to split runs of them.
+    chinese: each Chinese character is a separate word; otherwise the model learns to segment them.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -140,7 +140,7 @@ def train_tokenizer(
 
 
 def assemble(model: str, lowercase: bool, chinese: bool, vocab: Any = None) -> Tokenizer:
-    """A Tokenizer that splits and joins text as the model needs; the only learned part is `vocab`.
+    """A Tokenizer with the pre-tokenization and the decoding of the model; only `vocab` is learned.
 
     All models split at whitespace and around punctuation first. Decoded text has no spaces between Chinese characters.
     """
@@ -167,12 +167,12 @@ def assemble(model: str, lowercase: bool, chinese: bool, vocab: Any = None) -> T
 def unigram_pieces(texts: Iterable[str], normalizer: normalizers.Normalizer, size: int) -> list[tuple[str, float]]:
     """[(piece, log probability)] that SentencePiece learns (Kudo, 2018) from at most 200,000 of the texts.
 
-    The trainer of `tokenizers` learns different pieces in each run, and none for a word that is not part of another.
+    The trainer of `tokenizers` is nondeterministic, and never learns a piece for a word that occurs in no other word.
     """
     import sentencepiece
 
     rng, sample = random.Random(0), []
-    for number, text in enumerate(texts):  # reservoir sampling: each text is equally likely to stay
+    for number, text in enumerate(texts):  # reservoir sampling: each text is equally likely to be kept
         if number < 200_000:
             sample.append(text)
         elif (index := rng.randrange(number + 1)) < len(sample):

@@ -1,4 +1,4 @@
-"""Encodes texts so that every word has tokens, cuts them to what a model reads, and merges the answers to windows.
+"""Encodes texts so that every word has tokens, cuts them to the input length, and merges the answers of windows.
 
 Only the package tokenizers is used, because every exported folder has a copy of this file.
 """
@@ -34,8 +34,8 @@ def encode_texts(
     second: list[Any] | None,
     filler: str,
 ) -> list[Encoding]:
-    """The encodings of texts, or lists of words, and second texts. Every word gets tokens, even one that the tokenizer
-    drops (a space, U+200B, U+FE0F): the filler replaces it so that tags never shift. It also replaces an empty text."""
+    """Encodes texts or pre-split words, optionally with second texts. Every word gets tokens: the filler replaces words
+    that the tokenizer drops (a space, U+200B, U+FE0F), so that tags never shift. It also replaces an empty text."""
     encodings = list(encode(first, second))
     for i, text in enumerate(first):
         if isinstance(text, list) and (missing := missing_words(encodings[i], len(text))):
@@ -47,7 +47,7 @@ def encode_texts(
 
 
 def words_of_first(encoding: Encoding) -> list[int | None]:
-    """The word of each token of the first text; None elsewhere."""
+    """Word index of each token of the first text; None elsewhere."""
     return [word if sequence == 0 else None for word, sequence in zip(encoding.word_ids, encoding.sequence_ids)]
 
 
@@ -57,7 +57,7 @@ def missing_words(encoding: Encoding, num_words: int) -> set[int]:
 
 
 def word_positions(words: Iterable[int | None]) -> tuple[list[int], list[int]]:
-    """Positions of the first and of the last sub-token of each word. words: the word of each token"""
+    """Positions of the first and the last sub-token of each word. words: word index of each token"""
     starts, last, before = [], {}, None
     for position, word in enumerate(words):
         if word is not None:
@@ -73,10 +73,10 @@ def pick(values: Sequence[Any], positions: Iterable[int]) -> list[Any]:
 
 
 class Cutter(NamedTuple):
-    """Cuts what is longer than max_length tokens.
+    """Cuts inputs longer than max_length tokens.
 
-    For labels of words it is split into windows of whole words that overlap by at most `stride` sub-tokens (-1: it is
-    cut at the end); otherwise the head, the tail, or a quarter of head and three quarters of tail are kept (Sun et al.,
+    For word-level labels, splits them into windows of whole words that overlap by at most `stride` sub-tokens (-1: cuts
+    them at the end); otherwise keeps the head, the tail, or a quarter of head and three quarters of tail (Sun et al.,
     2019, arXiv:1905.05583). In a pair the longer text is cut first.
     """
 
@@ -138,7 +138,7 @@ class Cutter(NamedTuple):
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many tokens of two texts are kept, as with the strategy longest_first of `tokenizers`."""
+    """The number of tokens to keep of two texts, by the strategy longest_first of `tokenizers`."""
     short, long = sorted((first, second))
     long = short if short > room else max(short, room - short)
     if short + long > room:
@@ -147,8 +147,8 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 def merge_windows(windows: Iterable[tuple[int, Sequence[Any]]]) -> list[Any]:
-    """Overlapping windows, [(first word, list with one item per word)] -> one list; a word in two windows is taken from
-    the one whose edge is farther away."""
+    """Merges overlapping windows, [(first word, list with one item per word)]; a word in two windows is taken from the
+    one whose edge is farther away."""
     (_, merged), *others = sorted(windows, key=lambda window: window[0])
     merged = list(merged)
     for first, items in others:
@@ -158,9 +158,9 @@ def merge_windows(windows: Iterable[tuple[int, Sequence[Any]]]) -> list[Any]:
 
 
 def merge_spans(windows: Iterable[tuple[int, int, list[Any], list[float]]]) -> tuple[list[Span], list[float]]:
-    """Merges the spans found in the windows of a text -> (spans, probabilities) over its words, each span once.
+    """Merges the spans found in the windows of a text into (spans, probabilities) over its words, without duplicates.
 
-    windows: [(first word, number of words, spans, probabilities)]. If several windows hold a span, the one
+    windows: [(first word, number of words, spans, probabilities)]. If several windows contain a span, the one
     whose edge is farthest from it decides, even if it did not find it; the ends of the text are not edges.
     """
     windows = sorted(windows, key=lambda window: window[0])

@@ -11,8 +11,8 @@ from engine.model import crf_scan, viterbi
 from engine.task.tags import may_follow
 from engine.task.task import IGNORE
 
-IMPOSSIBLE = -1e4  # score of a transition that decoding must not take
-# With larger transitions a sum of exp(score) could lose paths, so logarithms are added
+IMPOSSIBLE = -1e4  # score of a forbidden transition in decoding
+# With larger transitions a sum of exp(score) could underflow, so it is computed in log space
 LOG_TRANSITION = crf_scan.MAX_TRANSITION[torch.float64]
 SCAN_TAGS = 15  # on a CPU the scan is faster up to this many tags
 MOVE = 0.05  # limit on the change of a transition per call: a step of AdamW changes it by about the learning rate
@@ -21,8 +21,8 @@ MOVE = 0.05  # limit on the change of a transition per call: a step of AdamW cha
 class CRF(torchcrf.CRF):
     """pytorch-crf's linear-chain CRF: same parameters and results, computed for a whole time step at once.
 
-    Masks are (B, W); each row is a prefix of ones with at least one. Lafferty et al., ICML 2001.
-    labels: the tags' names; transitions that BIO or BIOES forbid are never taken when decoding.
+    Masks are (B, W); each row is a non-empty prefix of ones. Lafferty et al., ICML 2001.
+    labels: the tags' names; decoding never takes a transition that BIO or BIOES forbids.
     """
 
     def __init__(self, labels: Sequence[str]):
@@ -43,7 +43,7 @@ class CRF(torchcrf.CRF):
 
         emissions (B, W, C) in fp32, tags (B, W), mask (B, W).
         """
-        edge = len(self.transitions)  # one more tag, before the first word and after the last
+        edge = len(self.transitions)  # an extra tag, before the first word and after the last
         table = torch.cat([self.transitions, self.end_transitions.unsqueeze(1)], 1)
         table = torch.cat([table, F.pad(self.start_transitions, (0, 1)).unsqueeze(0)])
         path = F.pad(torch.where(mask, tags, edge), (1, 1), value=edge)
@@ -51,11 +51,11 @@ class CRF(torchcrf.CRF):
         return score + table[path[:, :-1], path[:, 1:]].sum(1)
 
     def log_partition(self, emissions: torch.Tensor, mask: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
-        """log of the sum over all paths, (B,): by a scan, or by the forward algorithm one word at a time.
+        """The log partition function, (B,), by a scan or by the forward algorithm, one word at a time.
 
-        temperature: emissions and transitions are divided by it.
+        temperature: divides emissions and transitions.
 
-        The choice depends only on device, shape and the largest transition, so a resumed run makes the same one.
+        The algorithm depends only on device, shape and the largest transition, so a resumed run uses the same one.
         """
         start: Any = self.start_transitions
         transitions: Any = self.transitions
@@ -87,7 +87,7 @@ class CRF(torchcrf.CRF):
     def largest_transition(self) -> float:
         """The largest absolute transition.
 
-        On a GPU the host has to wait for it, so it is computed again only when it might have crossed a limit.
+        On a GPU this forces a sync, so it is recomputed only when it might have crossed a limit.
         """
         if self.calls_left == 0 or self.transitions.device.type not in self.scan_on:
             self.largest = torch.linalg.vector_norm(self.transitions.detach(), torch.inf).item()
@@ -106,7 +106,7 @@ class CRF(torchcrf.CRF):
         self.calls_left = 0
 
     def marginals(self, emissions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """p(tag of word t = c), (B, W, C), the gradient of the log partition; differentiable again."""
+        """The marginals p(tag of word t = c), (B, W, C), the gradient of the log partition; differentiable."""
         with torch.enable_grad():
             emissions = emissions if emissions.requires_grad else emissions.clone().requires_grad_()
             return torch.autograd.grad(self.log_partition(emissions, mask).sum(), emissions, create_graph=True)[0]
@@ -155,7 +155,7 @@ class CRF(torchcrf.CRF):
 
     @torch.no_grad()
     def viterbi(self: Any, emissions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The best path of each text that breaks no rule of the scheme, (B, W); 0 at padding."""
+        """The best path of each text without forbidden transitions, (B, W); 0 at padding."""
         batch, width, num_tags = emissions.shape
         start = self.start_transitions.masked_fill(self.forbidden_start, IMPOSSIBLE)
         transitions = self.transitions.masked_fill(self.forbidden, IMPOSSIBLE)
@@ -172,7 +172,7 @@ class CRF(torchcrf.CRF):
             scores.append(score)
         tag = (score + end).argmax(1)
         tags = [tag]
-        for t in range(width - 1, 0, -1):  # walk back, all texts at once
+        for t in range(width - 1, 0, -1):  # backtracking, all texts at once
             before = (scores[t - 1] + into[tag]).argmax(1)
             tag = torch.where(mask[:, t], before, tag)
             tags.append(tag)

@@ -1,11 +1,11 @@
-"""The log partition of a linear-chain CRF in about a hundred kernels, however long the texts are.
+"""The log partition of a linear-chain CRF in about a hundred kernel launches, for texts of any length.
 
 The forward algorithm takes one step per word, and a GPU waits for Python to launch each of them. Here the steps are
-matrices, M_t[i, j] = exp(transitions[i, j] + emissions[t, j]), and their product is a tree: neighbours are multiplied
-until one is left. It is an associative scan (Blelloch, 1990; for hidden Markov models Särkkä and García-Fernández,
+matrices, M_t[i, j] = exp(transitions[i, j] + emissions[t, j]), and their product is a tree of pairwise products:
+an associative scan (Blelloch, 1990; for hidden Markov models Särkkä and García-Fernández,
 2021). The gradient is the marginals, from a sweep down the same tree with vectors in place of matrices.
 
-All values are in probability space, divided by maxima to stay in the range of a float; see MAX_TRANSITION.
+All values are in probability space, rescaled by their maxima to stay in the range of a float; see MAX_TRANSITION.
 Shapes: B texts, W words, C tags; N chunks of a text, a power of two, each of S words; C' states, see Steps.
 """
 
@@ -14,8 +14,8 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 
-CHUNK = 4  # words whose matrices are multiplied one after the other; only their product is kept
-ALIGNED = 4  # the size of the matrices is a multiple of this, for a GPU's wide loads
+CHUNK = 4  # words whose matrices are multiplied sequentially; only their product is kept
+ALIGNED = 4  # matrices are padded to a multiple of this size, for a GPU's vectorised loads
 # Largest absolute transition; their span is twice that. Emissions may have any value: in a product of matrices, divided
 # by its last word's exp(emissions), no entry is below exp(-2 span) of the largest, so underflow, below
 # exp(-87) or in fp64 exp(-708), is negligible. A product of two, and two levels without a division, reach exp(-4 span).
@@ -30,11 +30,11 @@ def chunks_of(num_words: int) -> tuple[int, int]:
 
 
 class Steps:
-    """The factors of the matrices, as probabilities: `words` (B, N, S, C') and `factors` (C', C').
+    """The transition and emission factors, exponentiated: `words` (B, N, S, C') and `factors` (C', C').
 
-    The scores of start and end are added to the first and to the last word. An extra state means that the text has
-    ended, so C' is at least C + 1: padding allows only this state, words of the text allow all others, and no step
-    needs the mask. `scale` (B,) is the logarithm of what was divided out.
+    The scores of start and end are added to the first and the last word. An extra state marks the end of the text, so
+    C' is at least C + 1: padding allows only this state, words of the text allow all others, and no step needs the
+    mask. `scale` (B,) is the log of the scaling factor.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Steps:
         return product
 
     def log_partition(self) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """(log of the sum over all paths (B,), the tree from its leaves up).
+        """(log partition (B,), the levels of the tree from its leaves up).
 
         A level of the tree is (B, n / 2, 2, C', C'): pairs of matrices, the right ones transposed.
         """
@@ -128,8 +128,8 @@ class Steps:
 
 
 class LogPartition(torch.autograd.Function):
-    """log of the sum over all paths, (B,), computed in dtype. keep: keeps the tree for the backward pass, rather
-    than computing it again."""
+    """The log partition function, (B,), computed in dtype. keep: keeps the tree for the backward pass instead of
+    recomputing it."""
 
     @staticmethod
     def forward(
@@ -156,7 +156,7 @@ class LogPartition(torch.autograd.Function):
 
 
 class Gradients(torch.autograd.Function):
-    """The gradients of sum(grad * log partition), differentiable once more: R-Drop and SMART compare marginals.
+    """The gradients of sum(grad * log partition), differentiable, as R-Drop and SMART compare marginals.
     kept: (steps, tree) of the forward pass, or None."""
 
     @staticmethod
@@ -182,7 +182,7 @@ class Gradients(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *directions: torch.Tensor) -> Any:
-        """A few texts at a time: with its operations recorded, the tree takes eight times the memory."""
+        """Works on a few texts at a time: recorded for autograd, the tree takes eight times the memory."""
         emissions, start, transitions, end, grad, mask = ctx.saved_tensors
         shared = [tensor.detach().requires_grad_() for tensor in (start, transitions, end)]
         options = dict(allow_unused=True, materialize_grads=True)
@@ -203,7 +203,7 @@ class Gradients(torch.autograd.Function):
 
 
 def texts_at_once(emissions: torch.Tensor, dtype: torch.dtype, most: int) -> int:
-    """How many texts' chunk matrices fit in `most` bytes; at least one."""
+    """The number of texts whose chunk matrices fit in `most` bytes; at least one."""
     _, num_words, num_tags = emissions.shape
     return max(1, most // (chunks_of(num_words)[0] * num_tags**2 * dtype.itemsize))
 
@@ -216,7 +216,7 @@ def log_partition(
     end: torch.Tensor,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """log of the sum over all paths, (B,); it can be differentiated twice.
+    """The log partition function, (B,), twice differentiable.
 
     emissions (B, W, C), start and end (C,), transitions (C, C); mask (B, W), each row a prefix of ones. dtype: of the
     products; no transition may exceed its MAX_TRANSITION in absolute value.

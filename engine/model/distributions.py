@@ -1,4 +1,4 @@
-"""The distribution that a head's logits parametrise: all that R-Drop, SMART, distillation and ensembles need from it.
+"""Distributions parametrised by a head's logits, as R-Drop, SMART, distillation and ensembles use them.
 
 Each is an exponential family, log p(y) = <statistics of y, logits> - log normaliser (Amari, Information Geometry and
 Its Applications, 2016), so divergences and distillation losses need only its log normaliser and expected statistics.
@@ -39,11 +39,11 @@ class Distribution:
         raise NotImplementedError
 
     def to_average(self, logits: torch.Tensor) -> torch.Tensor:
-        """What can be averaged over several models."""
+        """Maps logits to a representation that can be averaged over models."""
         return logits
 
     def from_average(self, average: torch.Tensor) -> torch.Tensor:
-        """Logits for `decode`, from a mean of the outputs of `to_average`."""
+        """Logits for `decode`, from the mean of several `to_average` outputs."""
         return average
 
     def divergence(
@@ -66,7 +66,7 @@ class Distribution:
     def teach(
         self, logits: torch.Tensor, inputs: Inputs, temperature: float, pairs: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """What a teacher stores: (statistics (B, W, N), entropies (B, W), with `pairs` of tags `before` (B, W, C), see
+        """A teacher's answer: (statistics (B, W, N), entropies (B, W), with `pairs` of tags `before` (B, W, C), see
         soft_targets.py, otherwise None)."""
         scores = self.by_word(logits) / (temperature if self.has_temperature else 1.0)
         statistics = self.statistics(scores, inputs)
@@ -74,7 +74,7 @@ class Distribution:
         return statistics, entropies, statistics if pairs else None
 
     def num_taught(self, targets: Any, inputs: Inputs) -> torch.Tensor:
-        """How many texts or words teachers answered, (); `distillation` is divided by it. targets: SoftTargets"""
+        """The number of texts or words that teachers answered, (); it divides `distillation`. targets: SoftTargets"""
         return targets.taught.sum()
 
     def distillation(self, logits: torch.Tensor, targets: Any, inputs: Inputs, temperature: float) -> torch.Tensor:
@@ -108,7 +108,7 @@ class Softmax(Distribution):
 
 
 class Bernoulli(Distribution):
-    """Independent decisions, each by the sigmoid of its logit."""
+    """Independent labels, each with probability sigmoid(logit)."""
 
     def statistics(self, logits: torch.Tensor, inputs: Inputs) -> torch.Tensor:
         return logits.sigmoid()
@@ -124,7 +124,7 @@ class Bernoulli(Distribution):
 
 
 class Normal(Distribution):
-    """Regression values, each the mean of a normal distribution of variance 1; temperature does not change it."""
+    """Regression values as means of normal distributions of variance 1; temperature does not change them."""
 
     has_temperature = False
     smallest = -1.0  # values have no lower bound
@@ -137,7 +137,7 @@ class Normal(Distribution):
 
 
 class Paths(Distribution):
-    """The paths of tags of a whole text under `head.crf`. Emissions can be averaged, since they add to path scores."""
+    """Tag paths under `head.crf`. Emissions can be averaged, since path scores are linear in them."""
 
     wants_pairs = True
 
@@ -178,7 +178,7 @@ class Paths(Distribution):
 
 
 class Spans(Distribution):
-    """Spans that are each present with the sigmoid of their score (engine/model/span_pointer.py)."""
+    """Spans, each present with probability sigmoid(score) (engine/model/span_pointer.py)."""
 
     smallest = 1e-3  # every span has some probability
 

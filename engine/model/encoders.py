@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 BOTH_WAYS = ("xlnet", "bert-generation")  # also predict the next word, but every token sees the whole text
 ENDS_WITH_CLS = ("xlnet",)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-MAX_COUNTED, MAX_SIZE = 2**16, 2**62  # limits for layers, heads, labels, …; for any other number
+MAX_COUNTED, MAX_SIZE = 2**16, 2**62  # limits for numbers of layers, heads, labels, …; for all other numbers
 PLAIN_ATTENTION = (None, "eager", "sdpa")
 WIDE_MASK = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "albert")
 
@@ -49,7 +49,7 @@ def is_causal(encoder: Any) -> bool:
 
 
 def read_shape(name: str | Path, revision: str | None = None) -> PretrainedConfig:
-    """The config of a third-party folder or hub name, without what makes transformers download or run code for it.
+    """The config of a third-party folder or hub name, without settings that make transformers download or run code.
 
     With the package `kernels`, transformers downloads and runs the attention that config.json names as "owner/name" or
     as flash attention. A quantized model does the same, and an adapter loads another model.
@@ -104,7 +104,7 @@ def pretrained_shape(config: Any) -> PretrainedConfig | None:
 
 
 def pooling_of(config: Any, shape: PretrainedConfig | None) -> tuple[str, str]:
-    """What "auto" means for an encoder of this shape: (--pooling, --word_pooling)."""
+    """Resolves "auto" for an encoder with this config: (--pooling, --word_pooling)."""
     last = is_causal(shape)  # sees a whole word only at its last sub-token, and a text at its last token
     text = "last" if last or getattr(shape, "model_type", None) in ENDS_WITH_CLS else "first"
     return (
@@ -116,8 +116,8 @@ def pooling_of(config: Any, shape: PretrainedConfig | None) -> tuple[str, str]:
 def build_transformer(
     config: Any, tokenizer: Any, checkpoint: Any = None, base_path: str | None = None
 ) -> PreTrainedModel:
-    """Builds the encoder from the options. checkpoint: one of our folders, for its config, not its weights; base_path:
-    where its base model is now, if it holds a LoRA adapter."""
+    """Builds the encoder from the options. checkpoint: one of our folders, read for its config only; base_path:
+    the location of its LoRA adapter's base model, if it has moved."""
     base: Any = checkpoint and lora.read_base(checkpoint)
     if base:
         encoder = lora.load_base(
@@ -216,7 +216,7 @@ def load_pretrained(name: str | Path, revision: str | None = None, dtype: str = 
     options = dict(output_loading_info=True, dtype=DTYPES[dtype], revision=revision)
     try:
         options["config"] = read_shape(name, revision)
-        with silence():  # its table of missing and unexpected weights; missing ones are refused below
+        with silence():  # hides its table of missing and unexpected weights; missing ones are refused below
             encoder, found = AutoModel.from_pretrained(name, trust_remote_code=False, **options)
     except UserError:
         raise
@@ -232,7 +232,7 @@ def load_pretrained(name: str | Path, revision: str | None = None, dtype: str = 
 
 
 def keep_evenly_spaced(encoder: PreTrainedModel, number: int) -> PreTrainedModel:
-    """An encoder with `number` of this one's layers, evenly spaced, including the first and the last (Sanh et al.,
+    """Keeps `number` layers of an encoder, evenly spaced, including the first and the last (Sanh et al.,
     DistilBERT, 2019, arXiv:1910.01108). Raises UserError if it has fewer, or stores its layers in another way."""
     num_layers = layer_ids(encoder)[1]
     kind = getattr(encoder.config, "model_type", type(encoder).__name__)
@@ -244,7 +244,7 @@ def keep_evenly_spaced(encoder: PreTrainedModel, number: int) -> PreTrainedModel
     shape = copy.deepcopy(encoder.config)
     for name, value in list(vars(shape).items()):
         by_layer = isinstance(value, list) and len(value) == num_layers
-        if by_layer and ("layer" in name or name == "attention_window"):  # the type of each layer
+        if by_layer and ("layer" in name or name == "attention_window"):  # one item per layer
             setattr(shape, name, [value[i] for i in kept])
     shape.num_hidden_layers = number
     weights, stacks = {}, stacks_of(encoder, num_layers)

@@ -16,14 +16,14 @@ class Head(nn.Module):
     """The base class of all heads: a linear layer from vectors to logits.
 
     A custom head implements `loss` and `decode`, and often `forward`. The other methods suit labels that are class ids,
-    IGNORE where there is none; override those that differ, and name the `family` if it is not Softmax.
+    IGNORE if unlabelled; override those that differ, and name the `family` if it is not Softmax.
     """
 
-    # What `vectors` are: "text", one vector per text (B, H); "words", one vector per word (B, W, H); or "tokens", the
+    # The input `vectors`: "text", one vector per text (B, H); "words", one vector per word (B, W, H); or "tokens", the
     # encoder's hidden states (B, L, H) unchanged, for a head that does its own pooling
     level = "text"
     family: type[Distribution] = Softmax  # the distributions that the logits parametrise
-    needs_calibration = False  # whether `calibrate` fits something on dev
+    needs_calibration = False  # whether `calibrate` fits a threshold or the like on dev
     # whether answers are lists of (first word, last word, type id), and labels have the format of SpanHead
     finds_spans = False
     first_loss: float | None = None  # approximate loss before training; None: that of random guessing by cross-entropy
@@ -40,7 +40,7 @@ class Head(nn.Module):
         return self.linear(vectors)
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Sum, not mean, of the losses of the labels that exist. -> ()"""
+        """Sum, not mean, of the losses of all existing labels. -> ()"""
         raise NotImplementedError(f"{type(self).__name__} has no loss(logits, labels, inputs)")
 
     def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[Any, Any]:
@@ -52,7 +52,7 @@ class Head(nn.Module):
         return self.task.labels[answer], probability
 
     def label_mask(self, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Which labels have a loss, in the labels' shape."""
+        """Mask of the labels that have a loss, in the labels' shape."""
         return labels != IGNORE
 
     def label_weights(self, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -60,7 +60,7 @@ class Head(nn.Module):
         return self.label_mask(labels, inputs)
 
     def calibrate(self, logits: Any, labels: Any) -> None:
-        """Fits something on dev, if `needs_calibration`. logits, labels: for all of dev; for a head that finds spans
+        """Fits a threshold on dev, if `needs_calibration`. logits, labels: for all of dev; for a head that finds spans
         (spans, probabilities) of each text, with its windows merged, and the texts' labels as in the file."""
 
     def set_options(self, config: Any, task_name: str) -> None:

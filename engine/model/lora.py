@@ -109,7 +109,7 @@ def sum_of(path: Path, size: int, changed: int) -> str:
 
 
 def read_base(folder: str | Path) -> dict[str, Any] | None:
-    """What `describe_base` returned when a checkpoint was written, or None if it needs no base."""
+    """The output of `describe_base` saved in a checkpoint, or None if it needs no base."""
     path = Path(folder) / BASE_FILE
     try:
         return read_json(path, BASE) if path.exists() else None
@@ -120,8 +120,8 @@ def read_base(folder: str | Path) -> dict[str, Any] | None:
 def load_base(
     folder: str | Path, base: dict[str, Any], moved_to: str | None, load: Callable[[str, str | None], Any]
 ) -> Any:
-    """The encoder with which a checkpoint's adapter was trained. load(name, revision) loads it; moved_to: its location
-    now, if it has moved."""
+    """The base encoder of a checkpoint's adapter. load(name, revision) loads it; moved_to: its new location, if it has
+    moved."""
     name = moved_to or base["name"]
     revision = None if Path(name).is_dir() else base["revision"]
     needs = f"{folder}: holds only a LoRA adapter; it was trained on {base['name']}"
@@ -138,7 +138,7 @@ def load_base(
 
 
 def require_same_base(folder: str | Path, base: dict[str, Any], sums: dict[str, str], name: str) -> None:
-    """Raises UserError unless the weight files at `name` are those that a checkpoint's adapter was trained with."""
+    """Raises UserError unless the weight files at `name` match those that a checkpoint's adapter was trained with."""
     if sums != base["sha256"]:
         wrong = next((file for file in base["sha256"] if sums.get(file) != base["sha256"][file]), "the number of files")
         other = f"{name} is a different model now ({wrong} differs; compared by SHA-256)"
@@ -147,7 +147,7 @@ def require_same_base(folder: str | Path, base: dict[str, Any], sums: dict[str, 
         )
 
 
-# ---- what a checkpoint holds -----------------------------------------------------------------------------------------
+# ---- tensors in a checkpoint -----------------------------------------------------------------------------------------
 
 
 def base_of(model: nn.Module) -> dict[str, Any] | None:
@@ -156,7 +156,7 @@ def base_of(model: nn.Module) -> dict[str, Any] | None:
 
 
 def kept_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """{name: tensor} of the weights to save: all, or with an adapter only it and what is outside the encoder."""
+    """{name: tensor} of the weights to save: all weights, or with LoRA only the adapter and the non-encoder weights."""
     state = model.state_dict()
     if base_of(model) is None:
         return state
@@ -165,7 +165,7 @@ def kept_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def merged_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """{name: tensor} of the same model without adapter: W + alpha / r * B A in place of W."""
+    """{name: tensor} of the model with its adapter merged: W + alpha / r * B A in place of W."""
     merged = {}
     for name, tensor in model.state_dict().items():
         owner, _, last = name.rpartition(".base_layer.")

@@ -21,7 +21,7 @@ import torch
 from engine.task.task import IGNORE
 from engine.task.words import LOWEST_SCORE, SPANS_PER_WORD
 
-CELLS = 2**22  # number of scores on the device at a time when finding spans
+CELLS = 2**22  # maximum number of scores on the device at a time when finding spans
 
 
 def rotate(vectors: torch.Tensor) -> torch.Tensor:
@@ -53,7 +53,7 @@ def dense(logits: torch.Tensor) -> torch.Tensor:
 
 
 def spans_of(mask: torch.Tensor) -> torch.Tensor:
-    """Which (first word, last word) are spans, (B, W, W). mask: (B, W), the real words."""
+    """Mask of the valid spans, by first and last word, (B, W, W). mask: (B, W), the real words."""
     return (mask.unsqueeze(2) & mask.unsqueeze(1)).triu()
 
 
@@ -82,8 +82,8 @@ def loss(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torc
 
         sum over t of log(1 + sum of e^s over spans that are not of type t) + log(1 + sum of e^-s over those that are)
 
-    0 where a text has no labels. Nearly all spans have no type; they are summed by a matrix product: e^(pairs + ends)
-    needs no sum per type. It is computed in fp64, where e^s does not vanish before s < -700.
+    0 for unlabelled texts. Nearly all spans have no type; they are summed by a matrix product: e^(pairs + ends)
+    needs no sum per type. It is computed in fp64, where e^s underflows only below s = -700.
     """
     first, last, kind, there = cells_of(labels, mask)
     pairs, starts, ends = parts_of(logits)
@@ -164,7 +164,7 @@ def mean_of(
 ) -> tuple[list[tuple[int, int, int]], list[float]]:
     """(spans, probabilities) of one text from several models -> the mean; a model that did not find a span counts as 0.
 
-    seen: how many words of the text each model saw, if one cut it: a model is left out for spans that end after them.
+    seen: the number of words each model saw, if one cut the text; models are left out for spans that end beyond it.
     """
     sums, seen = cast(dict[Any, float], {}), seen or [math.inf] * len(answers)
     for spans, probabilities in answers:
@@ -176,10 +176,10 @@ def mean_of(
 def best_threshold(
     scores: torch.Tensor, right: torch.Tensor, lowest: float, wanted: int | None = None
 ) -> torch.Tensor | None:
-    """The score threshold with the best F1: halfway between the last score that is accepted and the next.
+    """The score threshold with the best F1: halfway between the last accepted score and the next.
 
-    scores, right: (N,), right is 1 where accepting is correct. lowest: a score below all. wanted: how many should
-    be accepted (default: those of `right`). Returns None if none is correct.
+    scores, right: (N,), right is 1 where accepting is correct. lowest: a score below all. wanted: the number of
+    gold items (default: the sum of `right`). Returns None if none is correct.
     """
     scores, order = scores.sort(descending=True)
     right = right[order].cumsum(0)

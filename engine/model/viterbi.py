@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 MAX_NUMBERS = 2**27  # values at a time: half a GB
-# Estimated from bytes, not measured: up to here the scan moves less than a GPU can during the launches of by_words
+# Estimated, not measured: up to here the scan moves fewer bytes than a GPU can during the launches of by_words
 MAX_WORK = 2**22
 
 
@@ -81,7 +81,7 @@ def by_words(
     back = torch.cat([(part.unsqueeze(2) + into).argmax(3) for part in parts])  # (W - 1, B, C): the tag before each tag
     back = torch.where(mask[1:, :, None], back, torch.arange(num_tags, device=mask.device))
     step = 1
-    while step < num_words - 1:  # each reaches back twice as far as the last
+    while step < num_words - 1:  # each iteration reaches back twice as far as the last
         back = torch.cat([back[:-step].gather(2, back[step:]), back[-step:]])
         step *= 2
     tags = back.gather(2, tag[None, :, None].expand(num_words - 1, -1, 1)).squeeze(2)

@@ -1,11 +1,11 @@
-"""What an evaluation stores in a run folder for its report: every answer with its label, and the settings.
+"""The answers, labels and settings that an evaluation stores in a run folder for its report.
 
     answers/about.json    the tasks, the options that differ from the defaults, machine and date
     answers/<part>.jsonl  one line per row of dev, test or (in a cross-validation) out_of_fold:
 
 {"id", "text", "text_pair"?, "places"?: [[start, end] of each token in the text], "cut": sub-tokens that were cut off,
 "windows": how many inputs the text was split into, "columns"?: other columns of the row, "answers": {task: {"gold",
-"predicted", "right", "probability", "probabilities"?}}}. gold is null where there is no label; spans are [first token,
+"predicted", "right", "probability", "probabilities"?}}}. gold is null if unlabelled; spans are [first token,
 last token, type]. probability: of the label; a list for tags and spans. probabilities: of a text's labels, at least
 SMALLEST. So a report can be regenerated without the model, and anyone can recompute its figures.
 """
@@ -31,8 +31,8 @@ from engine.task.task import PARTS_OF_A_ROW, TASK, Task, tasks_to_json
 from engine.task.text import text_and_offsets
 
 SMALLEST = 1e-4  # less probable labels are left out
-PARTS = ("out_of_fold", "test", "dev")  # the first of these that exists gives the details of a report
-# Options that say nothing about the model
+PARTS = ("out_of_fold", "test", "dev")  # a report gives details of the first that exists
+# Options that do not affect the model
 UNLISTED = frozenset("do_train do_eval do_predict report_language resume clear_cache output_dir model_version".split())
 
 
@@ -62,7 +62,7 @@ def distribution(
 def rows_of(
     data: Any, predictions: Predictions, tasks: dict[str, Task], metrics: ModuleType
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a MyDataset as they are stored. metrics: the module metrics.py, which decides what is right."""
+    """The stored rows of a MyDataset. metrics: the module metrics.py, which decides whether an answer is right."""
     kinds = report_kinds(tasks, metrics)
     cut, windows = cuts_and_windows(data)
     labels, probabilities, averages = predictions
@@ -106,7 +106,7 @@ def write_rows(folder: Path, part: str, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def write_about(folder: Path, trainer: Any, trained: Any, parts: list[str], metrics: ModuleType, **more: Any) -> None:
-    """Writes answers/about.json. trainer: has the model that answered; trained: the options it was trained with."""
+    """Writes answers/about.json. trainer: with the evaluated model; trained: its training options."""
     tasks, config, device = trainer.tasks, trainer.config, trainer.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     root = Path(__file__).resolve().parents[2]
@@ -131,7 +131,7 @@ def write_about(folder: Path, trainer: Any, trained: Any, parts: list[str], metr
 
 
 def options_of(trained: Any) -> dict[str, Any]:
-    """The options of a training run that say something about the model and differ from the defaults."""
+    """The options of a training run that affect the model and differ from the defaults."""
     options = {option.name: (getattr(trained, option.name), option.default) for option in dataclasses.fields(trained)}
     return {name: value for name, (value, default) in options.items() if value != default and name not in UNLISTED}
 
@@ -201,7 +201,7 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     """Reads answers/about.json of a run folder. Raises UserError if it is missing or damaged."""
     path = Path(folder) / "answers/about.json"
     if not path.is_file():
-        raise UserError(f"{folder}: has no answers to make a report from; {EVALUATE}")
+        raise UserError(f"{folder}: has no answers to report on; {EVALUATE}")
     about = read_result(path, ABOUT)
     names = set(about["kinds"])
     if not names or names != set(about["tasks"]) or not names <= set(about["main_scores"]):
@@ -223,5 +223,5 @@ def read_rows(folder: str | Path, part: str, kinds: dict[str, str]) -> list[dict
 
 
 def num_words(kind: str, label: list) -> int:
-    """How many words a text must have for these tags or spans."""
+    """The minimum number of words in a text with these tags or spans."""
     return len(label) if kind != "spans" else max((span[1] + 1 for span in label), default=0)

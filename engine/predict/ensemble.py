@@ -1,8 +1,8 @@
 """Averages several models with the same heads: the folds of a cross-validation, or any runs with the same labels.
 
-Probabilities are averaged; for a CRF, emissions and transitions are, and so the scores of paths: this is the geometric
-mean of the models' distributions over paths, scaled to sum to one. Words are identified by their number in the text, so
-tokenizers may differ.
+Probabilities are averaged; for a CRF, emissions and transitions are averaged instead, which gives the normalised
+geometric mean of the models' distributions over paths. Words are identified by their index in the text, so tokenizers
+may differ.
 """
 
 import math
@@ -45,7 +45,7 @@ def mean_scores(paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def deciding_state(heads: Any) -> dict[str, dict[str, torch.Tensor]]:
-    """{task: {name: tensor}}, copies of what heads use to decode besides logits: thresholds, transitions of a CRF."""
+    """{task: {name: tensor}}, copies of the heads' decoding parameters: thresholds, CRF transitions."""
     return {
         task: {
             name: tensor.detach().to("cpu", copy=True)
@@ -66,8 +66,8 @@ def average_heads(heads: Any, states: list[dict[str, dict[str, torch.Tensor]]]) 
 def means_of(head: Head, averages: list[list], seen: Sequence[np.ndarray] | None = None) -> list[Any]:
     """The mean of several models' outputs for a task, per text; for a head that finds spans (spans, probabilities).
 
-    averages: for each model the result of `Trainer.infer` with keep_averages. seen: for each model how many words of
-    each text it saw, if one may have cut a text. Words that a model cut are averaged over the others.
+    averages: for each model the result of `Trainer.infer` with keep_averages. seen: for each model the number of
+    words of each text that it saw, if any text may be cut. Words that a model cut are averaged over the others.
     """
     texts = zip(*averages)
     if not head.finds_spans:
@@ -126,8 +126,7 @@ def mean_predictions(
 def calibrate(
     heads: Any, averages: list[dict[str, list]], data: Any, rows: np.ndarray, seen: Sequence[np.ndarray] | None = None
 ) -> None:
-    """Calibrates heads again, such as their thresholds, for the mean of several models on these rows of a
-    MyDataset."""
+    """Recalibrates heads, such as their thresholds, for the mean of several models on these rows of a MyDataset."""
     for name, head in heads.items():
         if not head.needs_calibration:
             continue
@@ -195,7 +194,7 @@ def name_of(folder: Path) -> str:
 
 
 def facts_of(run: Run, name: str) -> dict[str, Any]:
-    """{property: value} of a run's task, in which all runs must agree."""
+    """{property: value} of a run's task, which must be the same in all runs."""
     task = run.tasks[name]
     facts = {"head": "crf_tagging" if run.use_crf and task.type == "tagging" else task.type}
     facts |= {"labels": task.labels, "tokens": task.unit, "pairs of texts": task.pairs}
@@ -206,7 +205,7 @@ def facts_of(run: Run, name: str) -> dict[str, Any]:
 
 
 def refuse_difference(first: Run, run: Run) -> None:
-    """Raises a UserError that says what differs if a run does not match the first one."""
+    """Raises UserError, naming the difference, if a run does not match the first one."""
     advice = "they cannot be averaged"
     for one, other in ((first, run), (run, first)):
         if lacking := sorted(one.tasks.keys() - other.tasks.keys()):
@@ -242,7 +241,7 @@ class Part:
     def __init__(self) -> None:
         self.dataset: Any = None
         self.predictions: dict[int, Predictions] = {}
-        self.seen: dict[int, np.ndarray] = {}  # words of each text that a run saw
+        self.seen: dict[int, np.ndarray] = {}  # number of words of each text that a run saw
 
     def add(self, number: int, data: Any, predictions: Predictions) -> None:
         """Adds a run's predictions. data: the run's MyDataset; the one that cuts least is kept."""
@@ -266,7 +265,7 @@ class Part:
 
 
 class Committee:
-    """Runs that answer together; one model is in memory at a time.
+    """An ensemble of runs; one model is in memory at a time.
 
     load: the folder of a checkpoint -> (its Trainer, its Featurizer); loader_of: (a file or a list of examples, a
     Featurizer, the batch size, the name of the run) -> a MyDataLoader.

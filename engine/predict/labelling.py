@@ -1,7 +1,7 @@
 """Labels the rows of a file as a stream: in constant memory, in input order, resumable after a kill.
 
-Rows are labelled one pool at a time. Finished rows are in <output>.partial, and <output>.partial.json says how many of
-them are safe: it is written once the pool's rows are on disk. The output appears under its name at the end.
+Rows are labelled one pool at a time. Finished rows are in <output>.partial, and <output>.partial.json records how
+many are durable: it is written once the pool's rows are on disk. The output gets its final name at the end.
 Pools begin at fixed row numbers, so a resumed run labels the same batches, and the parts of --shard consist of whole
 pools: concatenated, they have the same bytes as one run.
 """
@@ -36,7 +36,7 @@ from engine.task.task import Task
 
 logger = logging.getLogger("template")
 
-POOL, BATCHES = 4096, 64  # rows, and batches, labelled together at most: sorted by length, so there is little padding
+POOL, BATCHES = 4096, 64  # maximum rows and batches labelled together, sorted by length for little padding
 # Options that change the output's bytes, and facts that --force_resume may change, since they do not move rows
 OPTIONS = [*"shard spreadsheet_safe eval_batch_size precision compile".split(), *READING]
 DEFAULTS = {f"--{f.name}": f.default for f in fields(ReadingOptions)}
@@ -140,9 +140,9 @@ PROGRESS = {"facts": {str: object}, "rows": Range(0), "bytes": Range(0), "cuts":
 
 
 class Output:
-    """The file that appears when all rows are labelled, and its partial state until then. One process writes it.
+    """The output file, which appears when all rows are labelled, and its partial state. Only one process writes it.
 
-    facts: {what the bytes depend on: its value}; num_rows: the final number of rows.
+    facts: {name: value} of everything that the bytes depend on; num_rows: the final number of rows.
     """
 
     def __init__(self, path: str | Path, facts: dict[str, Any], num_rows: int, spreadsheet_safe: bool = False):
@@ -162,7 +162,7 @@ class Output:
         with hold(self.lock, self.path, "name another --predict_output", "choose another --predict_output"):
             try:
                 require_file(self.path)
-                if not (resume and self.progress.exists() and self.go_on(force)):
+                if not (resume and self.progress.exists() and self.resume(force)):
                     self.begin(resume)
             except OSError as error:
                 raise UserError(os_error_line(error)) from None
@@ -177,9 +177,9 @@ class Output:
         self.partial.unlink(missing_ok=True)
         open_own(self.partial).close()
 
-    def go_on(self, force: bool) -> bool:
-        """Goes back to the last state that is safe on disk. -> whether there is one. Raises UserError if it is from
-        other inputs or options, or is damaged."""
+    def resume(self, force: bool) -> bool:
+        """Rolls back to the last durable state; returns whether one exists. Raises UserError if it is damaged or from
+        other inputs or options."""
         advice = f"remove {self.progress} to start over"
         try:
             saved = read_json(self.progress, PROGRESS)
@@ -191,12 +191,12 @@ class Output:
         changes = changed_options(before, self.facts, FORCEABLE if force else ())
         if changes:
             can_go_on = not changed_options(before, self.facts, FORCEABLE)
-            forced = ", or add --force_resume to continue anyway" if can_go_on else ""
-            raise UserError(f"{self.partial} was started differently: {'; '.join(changes)}; {advice}{forced}")
-        if not self.partial.exists():  # it has its final name already, or the run was killed before creating it
+            advice += ", or add --force_resume to continue anyway" if can_go_on else ""
+            raise UserError(f"{self.partial} was started with different options: {'; '.join(changes)}; {advice}")
+        if not self.partial.exists():  # already renamed to its final path, or the run was killed before creating it
             return self.rows == self.num_rows and self.path.exists()
         if self.partial.stat().st_size < self.bytes:
-            raise UserError(f"{self.partial}: holds less than the {self.rows} rows that were written; {advice}")
+            raise UserError(f"{self.partial}: is shorter than the {self.rows} rows recorded; {advice}")
         with open_own(self.partial, append=True) as file:
             file.truncate(self.bytes)
         self.cuts = Cuts(cuts)
@@ -211,7 +211,7 @@ class Output:
         write_json(self.progress, done, durable=True)
 
     def add(self, rows: Iterable[dict[str, Any]], data: Any) -> None:
-        """Appends the answers to the rows of a MyDataset. Raises UserError if the disk is full; all rows before
+        """Appends the answers to the rows of a MyDataset. Raises UserError if the disk is full; earlier rows
         are safe."""
         text = io.StringIO(newline="")
         write_rows(rows, text, self.path.suffix == ".jsonl", header=not self.rows, spreadsheet_safe=self.safe)
@@ -229,7 +229,7 @@ class Output:
             raise UserError(f"{self.partial}: cannot be written ({(error.strerror or '').lower()}); {left}") from None
 
     def finish(self) -> None:
-        """Gives the file its final name."""
+        """Renames the file to its final path."""
         if self.partial.exists():
             os.replace(self.partial, self.path)
             sync(self.path.parent)

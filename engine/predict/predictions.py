@@ -29,21 +29,21 @@ class Predictions(NamedTuple):
 
     labels: dict  # labels, lists of tags, or lists of spans
     probabilities: dict
-    averages: dict  # what can be averaged over several models, if requested: see `to_average` of the heads
+    averages: dict  # representations to average over models, if requested: see `to_average` of the distributions
 
 
 class Piece(NamedTuple):
-    """What a head decodes for a row: all of a text with one label, or a window of its words."""
+    """The decoded output of a head for a row: a whole text with one label, or a window of its words."""
 
     first: int  # the first word
     size: int  # the number of words
     answer: Any
     probability: Any
-    average: Any = None  # what can be averaged, if requested; spans can be averaged themselves
+    average: Any = None  # for averaging over models, if requested; spans are averaged themselves
 
 
 class Answers:
-    """Collects what the heads decode for the rows of a MyDataset, and merges the windows of an example.
+    """Collects the heads' answers for the rows of a MyDataset, and merges the windows of an example.
 
     calibrate: decode a task only once all its logits are known, and calibrate its head on them. For a head that finds
     spans, all candidate spans are stored instead, and it is calibrated on those, with windows merged.
@@ -92,7 +92,7 @@ class Answers:
             self.pieces[name][data.example_index[row]].append(piece)
 
     def gather(self) -> None:
-        """With several processes, gathers what each decoded from its own batches."""
+        """Gathers the answers that all processes decoded."""
         if distributed.size() == 1:
             return
         device = next(self.heads.parameters()).device
@@ -125,7 +125,7 @@ class Answers:
         return Predictions(labels, probabilities, averages)
 
     def merge(self, name: str, example: int) -> tuple[Any, Any, Any]:
-        """(answer, probability, what can be averaged) of an example, merged from its rows; words cut off are O."""
+        """(answer, probability, averages) of an example, merged from its rows; words cut off are O."""
         pieces, head, data = self.pieces[name][example], self.heads[name], self.data
         if head.finds_spans:
             found = merge_spans([(p.first, p.size, p.answer, p.probability) for p in pieces])
@@ -254,7 +254,7 @@ def require_finite(example: dict, answers: dict) -> None:
 
 
 def column_kind(task: Task) -> str:
-    """The kind of `columns_of` that a task's labels have."""
+    """The `kind` of a task's labels in `columns_of`."""
     if task.has_spans:
         return "spans"
     if task.is_tagging:

@@ -26,5 +26,5 @@ def write_rows(
 
 
 def harmless(cell: Any) -> Any:
-    """A cell of a CSV that no spreadsheet runs; numbers are not formulas."""
+    """A CSV cell that no spreadsheet runs as a formula; numbers stay unchanged."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell

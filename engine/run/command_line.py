@@ -25,7 +25,7 @@ UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069
 
 
 def printable(text: str) -> str:
-    """Escapes characters that would control a terminal or start a new line, as \\x1b and the like."""
+    """Escapes characters that would control a terminal or start a new line, such as \\x1b."""
     return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
@@ -97,7 +97,7 @@ def option(
 
 
 def choices_of(option_field: dataclasses.Field) -> tuple[str, ...]:
-    """The values that an option can take; () if they are not listed."""
+    """The values that an option can take; () if any value is allowed."""
     return get_args(option_field.type) if get_origin(option_field.type) is Literal else option_field.metadata["choices"]
 
 
@@ -152,7 +152,7 @@ def check_values(config: Any) -> None:
 
 
 def options_without_switch(config: Any) -> list[str]:
-    """One line per option that is set while no switch it needs is on, or that leaves its switch without effect."""
+    """One line per option that has no effect because its switches are off, or that leaves its switch without effect."""
     unused = []
     for option_field in dataclasses.fields(config):
         name, value, switches = option_field.name, getattr(config, option_field.name), option_field.metadata["needs"]
@@ -238,7 +238,7 @@ LOST = "another process of this run has ended or does not respond; checkpoints a
 
 
 def run_command(main: Callable[[Any], int | None], config_class: type, argv: Sequence[str] | None = None) -> int:
-    """Runs main(config) with the flags of the command line. -> the exit code, that of `main` or 0.
+    """Runs main(config) with the flags of the command line. Returns its exit code, or 0.
 
     A user error, a full disk or too little memory prints one line and returns 2; a signal returns 128 plus its number.
     A closed output pipe counts as SIGPIPE.
@@ -246,7 +246,7 @@ def run_command(main: Callable[[Any], int | None], config_class: type, argv: Seq
     make_output_printable()
     try:
         config = parse_args(config_class, argv)
-        if is_launched():  # no warning that find_unused_parameters was not needed
+        if is_launched():  # hides the warning that find_unused_parameters was not needed
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         code = exit_code(main, config)
         sys.stdout.flush()

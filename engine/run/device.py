@@ -25,7 +25,7 @@ def to_device(name: str) -> torch.device:
 
 
 def count_of(kind: str) -> int:
-    """How many devices of a kind this machine has; `meta`, which holds no values, does not count."""
+    """The number of devices of a kind on this machine; `meta`, which holds no values, does not count."""
     module: Any = getattr(torch, kind, None)
     if kind == "cpu" or not hasattr(module, "device_count"):
         return int(kind == "cpu")

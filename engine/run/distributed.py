@@ -39,10 +39,10 @@ from engine.run.device import to_device
 from engine.run.launch import is_launched, local_rank, restarts
 
 ROOT = Path(__file__).resolve().parents[2]
-# Replicas, until the process ends: destroying them joins threads of gloo, which may never return
+# Keeps replicas alive until exit: destroying them joins threads of gloo, which may never return
 KEPT: list[DistributedDataParallel] = []
-BUCKET = 2**24  # values that are summed at a time
-FEW_ROWS_FROM = 2**20  # values in a matrix from which only its used rows are summed
+BUCKET = 2**24  # values summed at a time
+FEW_ROWS_FROM = 2**20  # matrices at least this large reduce only their non-zero rows
 
 
 def rank() -> int:
@@ -64,7 +64,7 @@ def is_main_process() -> bool:
 
 
 def join(device_name: str, timeout: float) -> torch.device:
-    """Joins the other processes, if there are any. -> this process's device
+    """Joins the other processes, if there are any, and returns this process's device.
 
     timeout: seconds after which a process that does not respond ends the run.
     """
@@ -107,7 +107,7 @@ def local_device(name: str, local: int) -> torch.device:
     if device.type != "cuda":
         return device
     if device.index is not None:
-        raise UserError(f"--device {name}: each process needs a GPU of its own; use --device cuda or auto")
+        raise UserError(f"--device {name}: each process needs its own GPU; use --device cuda or auto")
     processes, there = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)), torch.cuda.device_count()
     if processes > there:  # all of them notice; only the first of each machine prints it
         raise UserError(f"{processes} processes here, but {there} GPUs; start one per GPU, or add --device cpu")
@@ -211,7 +211,7 @@ def first_of_node() -> Iterator[None]:
 
 
 def require_same(facts: dict[str, Any]) -> None:
-    """Raises UserError, with name and process, if the processes' facts, {what: text or number}, differ."""
+    """Raises UserError, naming fact and process, if facts, {name: text or number}, differ between processes."""
     everyone = gather(facts)
     for other, theirs in enumerate(everyone):
         for what, ours in everyone[0].items():
@@ -244,8 +244,8 @@ def share(rows: Any) -> Any:
 
 
 def worker_context(num_workers: int) -> multiprocessing.context.BaseContext | None:
-    """How a loader's workers are started. With several processes they are forked from a small server process, not from
-    this one, whose gloo threads may hold locks."""
+    """The start method of a loader's workers: with several processes they are forked from a small server process, not
+    from this one, whose gloo threads may hold locks."""
     if size() == 1 or not num_workers:
         return None
     context = multiprocessing.get_context("forkserver")
@@ -254,9 +254,9 @@ def worker_context(num_workers: int) -> multiprocessing.context.BaseContext | No
 
 
 def replicate(model: torch.nn.Module, overlap: bool) -> DistributedDataParallel | None:
-    """Gives all processes the weights of process 0. -> PyTorch's DistributedDataParallel of the model, which sums the
-    gradients, rather than averaging them, while they are computed, except those of `left_out`; None in a single
-    process, or if not `overlap`: then `all_reduce_gradients` sums them afterwards."""
+    """Broadcasts the weights of process 0. Returns the model in PyTorch's DistributedDataParallel, which sums (not
+    averages) the gradients during the backward pass, except those of `left_out`; None in a single process, or if not
+    `overlap`: then `all_reduce_gradients` sums them afterwards."""
     if size() == 1:
         return None
     for tensor in model.state_dict().values():
@@ -277,8 +277,8 @@ def replicate(model: torch.nn.Module, overlap: bool) -> DistributedDataParallel 
 
 
 def has_few_rows(parameter: torch.Tensor) -> bool:
-    """Whether only the used rows of a matrix are summed: it is large and much longer than wide, as word embeddings are.
-    On a GPU all rows are sent: selecting them would make the host wait."""
+    """Whether to sum only the non-zero rows of a matrix: if it is large and much longer than wide, as embeddings are.
+    On a GPU all rows are sent: selecting them would force a sync."""
     long = parameter.ndim == 2 and parameter.shape[0] > 8 * parameter.shape[1]
     return long and parameter.numel() > FEW_ROWS_FROM and parameter.device.type == "cpu"
 

@@ -22,7 +22,7 @@ LAST = ("labels.json", "manifest.json")  # a folder without them is refused
 
 
 def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file, or of the sums of all files in a folder, in hexadecimal."""
+    """The SHA-256 of a file, or of the checksums of all files in a folder, in hexadecimal."""
     if os.path.isdir(path):
         sums = [sha256(file) for file in sorted(Path(path).rglob("*")) if file.is_file()]
         return hashlib.sha256("".join(sums).encode()).hexdigest()
@@ -49,7 +49,7 @@ def sync(path: str | Path) -> None:
 
 
 def open_own(path: Path, append: bool = False) -> TextIO:
-    """Opens one of our own files, whose name anybody could guess, for writing; never follows a symbolic link.
+    """Opens one of our own files, whose name is predictable, for writing; never follows a symbolic link.
 
     append: keeps the existing content; otherwise the file must not exist.
     """
@@ -61,7 +61,7 @@ def open_own(path: Path, append: bool = False) -> TextIO:
 def appearing_whole(path: str | Path, durable: bool = False) -> Iterator[TextIO]:
     """A text file to write, which appears under its name only when it is complete.
 
-    durable: it appears only when it is on disk, so that it is complete even after a power failure.
+    durable: it is flushed to disk before it appears, so that it is complete even after a power failure.
     """
     path = Path(path)
     require_file(path)
@@ -99,7 +99,7 @@ def write_json(path: str | Path, value: Any, durable: bool = False) -> None:
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes a table that appears complete or not at all. rows: [{column: cell}]; a column that a row lacks is left
+    """Writes a table that appears complete or not at all. rows: [{column: cell}]; missing cells are left
     empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -210,7 +210,7 @@ def fill_in_place(temporary: Path, folder: Path, keeps: Sequence[str]) -> None:
 def seal(folder: Path) -> None:
     """Writes the manifest of a folder's files, and syncs everything to disk."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "manifest.json")
-    with ThreadPoolExecutor(4) as pool:  # the disk works on one file while another is hashed
+    with ThreadPoolExecutor(4) as pool:  # overlaps hashing and disk writes
         syncs = [pool.submit(sync, path) for path in files]
         sums = list(pool.map(sha256, files))
         for done in syncs:
@@ -225,7 +225,7 @@ def seal(folder: Path) -> None:
 
 
 def verify(folder: Path) -> str | None:
-    """Why a checkpoint cannot be trusted, or None if every file is as it was written."""
+    """Why a checkpoint cannot be trusted, or None if every file matches its manifest."""
     try:
         manifest = read_json(folder / "manifest.json", {str: str})
     except SchemaError as error:
@@ -233,7 +233,7 @@ def verify(folder: Path) -> str | None:
     if not manifest:
         return "its manifest lists no files"
     for name, expected in manifest.items():
-        if not is_inside(name) or not os.path.isfile(folder / name):  # never raises, however odd the name
+        if not is_inside(name) or not os.path.isfile(folder / name):  # never raises, for any name
             return f"{name} is missing"
         if sha256(folder / name) != expected:
             return f"{name} has changed since it was written"

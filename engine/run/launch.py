@@ -33,7 +33,7 @@ def end_process(code: int) -> int:
 
 
 def claims_error_report(patience: float) -> bool:
-    """Whether no other process has reported yet why the run ends: an error is one line, not one per process.
+    """Whether this process is the first to report why the run ends: an error is one line, not one per process.
 
     patience: seconds to wait first, for another process with more information.
     """

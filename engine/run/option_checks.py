@@ -37,7 +37,7 @@ def check_options(config: Any) -> None:
 def refuse_teachers(config: Any) -> None:
     """Raises UserError for invalid teacher options."""
     if config.unlabelled and not config.teacher.strip(", "):
-        raise UserError("--unlabelled: unlabelled texts are learnt from a --teacher; name one")
+        raise UserError("--unlabelled needs a --teacher to label the texts")
     if config.unlabelled and config.streaming:
         raise UserError("--unlabelled is read into memory; leave out --streaming")
     if config.unlabelled and not config.teacher_weight:

@@ -31,12 +31,12 @@ class ReadingOptions:
     token_column: str = reading("", "column of the tokens, by name or number, where each row is one token")
     sentence_column: str = reading("", "column whose value changes where a sentence begins (default: blank rows)")
     sentence_end: str = reading("", "tokens that end a sentence, such as '. ! ?', if nothing else marks its end")
-    comment: str = reading("", "prefix of rows to skip between tokens (default: # unless a token; none: keep all)")
+    comment: str = reading("", "prefix of rows to skip between tokens (default: #, unless a token; none: keep all)")
     rows_key: str = reading("", "path to the rows in a JSON file that is one object, such as data.items")
     shape: str = reading("auto", "shape of JSON objects, a name in preprocess/readers/shapes.py; none: only usual keys")
 
     def check_reading(self) -> None:
-        """Raises UserError for a delimiter or a quoting character that cannot be one."""
+        """Raises UserError for an invalid delimiter or quote character."""
         if set(unescaped(self.delimiter)) & {self.quotechar or '"', "\n", "\r"}:
             raise UserError(f"--delimiter={self.delimiter!r} cannot be a delimiter: it quotes cells or ends a row")
         if len(self.quotechar) > 1 and self.quotechar != NO_QUOTES:

@@ -123,12 +123,12 @@ class SavedOptions:
         return bool(getattr(self, name) == self.auto_values()[name])
 
     def kept(self: Any) -> dict:
-        """{name: value} of the options, and the version that writes them."""
+        """{name: value} of the options, and the current version."""
         return {"version": VERSION} | dataclasses.asdict(self)
 
     @classmethod
     def load(cls: Any, path: str | Path) -> Any:
-        """Options that `save` wrote. Those that this version no longer has are logged and left out.
+        """Options that `save` wrote. Options that no longer exist are logged and left out.
 
         Raises UserError for a value that the command line would also refuse.
         """

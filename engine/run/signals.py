@@ -22,8 +22,8 @@ class StopSignals:
     """`with StopSignals(say) as stop:` — inside, the first signal only sets `stop.number`; one that arrives
     more than GRACE later ends the process.
 
-    say: a function that prints the line about the signal. agree: combines the signal numbers (0: none) of several
-    processes. then: what happens next, for that line.
+    say: a function that prints the message about the signal. agree: combines the signal numbers (0: none) of several
+    processes. then: the next action, for that message.
     """
 
     def __init__(

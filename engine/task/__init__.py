@@ -1,1 +1,1 @@
-"""What labels.json says about a task: tags, extra columns, text and its tokens."""
+"""Tasks, as labels.json describes them: tags, extra columns, text and its tokens."""

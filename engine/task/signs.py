@@ -1,7 +1,7 @@
-"""How files of texts are recognised: usual column names, byte order marks of encodings, and marks of entities.
+"""Heuristics for text files: column names, BOMs, inline entity markup.
 
-Only the standard library is used, because every exported folder has a copy of this file. Edit here so that your own
-column names are found without a flag, or to add another syntax of marked entities: one line in INLINE.
+Only the standard library is used, because every exported folder has a copy of this file. Edit here to
+have your own column names found without a flag, or to add another syntax of entity markup: one line in INLINE.
 """
 
 import codecs
@@ -13,7 +13,7 @@ TEXT_NAMES = "text sentence content sentence1 text_a premise question review que
 TEXT_NAMES += "正文 评论 评论内容 句子 句子1 语句 文本1 问题1 微博 微博正文 新闻 新闻内容 摘要 问题 标题 题目".split()
 TEXT_NAMES += "comment_text comment tweet message utterance body document question1 sentence_a".split()
 PAIR_NAMES = "text_pair sentence2 text_b hypothesis question2 sentence_b 文本2 句子2 问题2".split()
-# Pairs of names, each of which would be the text if it were alone
+# Pairs of names, either of which alone would be the text
 PAIRS = [("question", "sentence"), ("question", "passage"), ("query", "title"), ("query", "passage")]
 PAIRS += [("context", "hypothesis")]
 LABEL_NAMES = "label labels entities spans intent class category target slots tags ner ner_tags cats 标签 类别".split()
@@ -43,7 +43,7 @@ def by_usual(usual: Iterable[str], names: list[str]) -> list[str]:
 
 
 def encoding_of_marks(sample: bytes) -> str | None:
-    """UTF-16 or UTF-32 by its byte order mark, or UTF-16 by the zeros of its letters; otherwise None."""
+    """Detects UTF-16 or UTF-32 by its BOM, or UTF-16 by the zero bytes of its letters; otherwise None."""
     if sample.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return "utf-32"
     if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -56,8 +56,8 @@ def encoding_of_marks(sample: bytes) -> str | None:
 
 
 def inline_syntax(texts: Sequence[str]) -> str | None:
-    """The syntax in which entities are marked in some texts: in at least a third of them, with few labels that recur,
-    and almost no trace of it elsewhere. None if there is none."""
+    """The syntax of entity markup that at least a third of the texts use, with few, recurring labels, and almost no
+    trace of it elsewhere; None if there is none."""
     for syntax, pattern in INLINE.items():
         found = [list(re.finditer(pattern, text)) for text in texts]
         labels = [match["label"] or match["more"] for matches in found for match in matches]

@@ -18,14 +18,14 @@ class Notation(NamedTuple):
 
     behind: bool = False  # LOC-B; Korean corpora then write - instead of O: PER_B PER_I -
     lower: bool = False  # b-LOC
-    signs: str = "-_"  # any of them is between the letter and the kind
+    signs: str = "-_"  # any of them separates the letter from the kind
 
     @property
     def name(self) -> str:
         return f"X{self.signs[0]}B" if self.behind else f"B{self.signs[0]}X"
 
     def parse(self, tag: str) -> Tag | None:
-        """The parts of a tag; None if it is written otherwise."""
+        """The parts of a tag; None if it is not in this notation."""
         if tag == "O" or (tag == "o" and self.lower) or (tag == "-" and self.behind):
             return Tag("O", "")
         letter, sign, kind = (tag[-1:], tag[-2:-1], tag[:-2]) if self.behind else (tag[:1], tag[1:2], tag[2:])
@@ -40,18 +40,18 @@ NOTATIONS = [USUAL, Notation(behind=True), Notation(lower=True)]  # the most fre
 
 
 def notation_of(tags: Iterable[str]) -> Notation | None:
-    """The notation in which all tags are written; None if they are not tags of entities."""
+    """The notation of all tags; None if they are not entity tags."""
     different = set(tags)
     return next((n for n in NOTATIONS if different - {"-"} and all(map(n.parse, different))), None)
 
 
 def parse_tag(tag: str) -> Tag | None:
-    """The parts of a tag in the first notation that it has."""
+    """The parts of a tag in the first notation that matches."""
     return next(filter(None, (notation.parse(tag) for notation in NOTATIONS)), None)
 
 
 class TagFacts:
-    """What lists of tags reveal about their scheme; facts of several blocks of rows can be merged."""
+    """Evidence for the scheme of lists of tags; that of several blocks of rows can be merged."""
 
     def __init__(self) -> None:
         self.tags: set[str] = set()
@@ -106,5 +106,5 @@ def may_follow(before: str, tag: str, bioes: bool) -> bool:
 
 
 def illegal_tags(tags: Sequence[str]) -> list[int]:
-    """Positions of tags that break BIO or BIOES: an I-, E- or M- that continues no entity of its type."""
+    """Positions of tags that break BIO or BIOES: an I-, E- or M- that does not follow an open entity of its type."""
     return [i for i, (before, tag) in enumerate(zip(["O", *tags], tags)) if not may_follow(before, tag, bioes=False)]

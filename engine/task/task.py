@@ -9,7 +9,7 @@ from engine.errors import UserError
 from engine.schema import AnyOf, Optional, Range, SchemaError, read_json
 
 PARTS_OF_A_ROW = ("id", "text", "tokens", "text_pair", "extras", "kept")
-KINDS = ("classification", "multilabel", "regression", "tagging", "spans")  # what labels look like
+KINDS = ("classification", "multilabel", "regression", "tagging", "spans")  # formats of labels
 IGNORE = -100  # label id where there is no label: torch's ignore_index
 STATISTICS = {"mean": float, "std": Range(1e-300, 1e300)}
 TASK = {
@@ -26,13 +26,13 @@ TASK = {
 
 @dataclass(frozen=True)
 class Task:
-    """A task. `type` names its head in HEADS; `kind` says what its labels look like, and is one of KINDS."""
+    """A task. `type` names its head in HEADS; `kind` is the format of its labels, one of KINDS."""
 
     type: str
     labels: tuple[str, ...] = ()  # in the order of their ids; none for regression
     counts: tuple[int, ...] | None = None  # how often each label occurs in train
     rows: int | None = None  # multilabel: texts in train with labels
-    unit: str | None = None  # tagging and spans: what a token is
+    unit: str | None = None  # tagging and spans: the token unit
     mean: float = 0.0  # regression: of the values in train
     std: float = 1.0
     pairs: bool = False  # whether texts are pairs
@@ -76,7 +76,7 @@ def needs_words(kind: str) -> bool:
 
 
 def read_tasks(path: str | Path) -> dict[str, Task]:
-    """The tasks of labels.json, in a processed folder or a checkpoint. Raises UserError if it has another form."""
+    """The tasks of labels.json, in a processed folder or a checkpoint. Raises UserError if it is malformed."""
     try:
         tasks = tasks_of(read_json(path, {str: TASK}))
         for name, task in tasks.items():

@@ -15,7 +15,7 @@ HAN = r"[\p{Han}\p{Hiragana}\p{Katakana}]"
 LETTER = rf"[[\p{{L}}\p{{M}}\p{{N}}_\p{{Cf}}]--{HAN}--[\u200b\u202a-\u202e\u2066-\u2069]]"
 SPACELESS = r"\p{Line_Break=Complex_Context}"  # letters of Thai, Lao, Khmer, …, where U+200B separates words
 PICTURE, FLAG = r"\p{Extended_Pictographic}", r"\p{Regional_Indicator}"
-VARIANT = r"[\p{Emoji_Modifier}\ufe0e\ufe0f\u20e3\U000e0020-\U000e007f]"  # changes the look of an emoji before it
+VARIANT = r"[\p{Emoji_Modifier}\ufe0e\ufe0f\u20e3\U000e0020-\U000e007f]"  # modifies the emoji before it
 SYMBOL = rf"{FLAG}{{2}}|[^\s]{VARIANT}*(?:\u200d{PICTURE}{VARIANT}*)*"
 JOINER = rf"[-'’.:/@&]|(?<=\d),(?=\d)|(?<!{SPACELESS})\u200b"
 WORD = rf"(?V1){HAN}|{LETTER}+(?:(?:{JOINER}){LETTER}+)*|{SYMBOL}"

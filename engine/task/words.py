@@ -10,8 +10,8 @@ from unicodedata import category
 
 Offsets = list[tuple[int, int]]  # (start, end) of each token in its text
 INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # categories of control and format characters, and of blanks
-# Limits for spans. An untrained model finds half of all spans: a lower score (a probability of 1.8 %) is never a span,
-# whatever the threshold chosen on dev, and only the best spans are kept
+# Limits for spans, as an untrained model accepts half of all: the minimum score (a probability of 1.8 %), whatever the
+# threshold chosen on dev, and the number of best spans to keep
 LOWEST_SCORE, SPANS_PER_WORD = -4.0, 4
 
 
@@ -33,7 +33,7 @@ def join_tokens(tokens: Iterable[str], unit: str, han: Any) -> tuple[str, Offset
 
 
 def place_tokens(text: str, tokens: Iterable[str]) -> Offsets | None:
-    """The offsets of tokens that were cut from the text in order; None if they were not."""
+    """The offsets of tokens that occur in the text in this order; None if they do not."""
     offsets, end = [], 0
     for token in tokens:
         start = text.find(token, end)
@@ -45,7 +45,7 @@ def place_tokens(text: str, tokens: Iterable[str]) -> Offsets | None:
 
 
 def id_of(given: Any, number: int) -> str:
-    """The id of an input row: the given one, otherwise the number of the row, from 0."""
+    """The id of an input row: the given one, otherwise the row number, from 0."""
     return str(number if given is None else given)
 
 
@@ -73,7 +73,7 @@ def texts_to_encode(
 ) -> tuple[Any, Any]:
     """The first and the second text (or None) of an example as its tokenizer reads them; by_words: as lists of words.
 
-    blanks: a word has the space before it; separator: what begins the second text, if the tokenizer adds none.
+    blanks: words keep their leading space; separator: prepended to the second text, if the tokenizer adds none.
     """
     first, second = example["tokens" if by_words else "text"], example.get("text_pair")
     if by_words:
@@ -86,7 +86,7 @@ def texts_to_encode(
 
 
 def with_blanks(words: list[str], unit: str, han: Any) -> list[str]:
-    """Words, each with the space before it, if a text has one there (see `join_tokens`)."""
+    """Words with their leading space, where `join_tokens` would put one."""
     _, offsets = join_tokens(words, unit, han)
     gaps = [False, *(after[0] > before[1] for before, after in pairwise(offsets))]
     return [f" {word}" if gap else word for word, gap in zip(words, gaps)]
@@ -128,9 +128,9 @@ def is_wordless(example: dict[str, Any]) -> bool:
 
 
 def columns_of(name: str, kind: str, label: Any, offsets: Any, text: str, probability: Any = None) -> dict[str, Any]:
-    """The columns of a task's label, gold or predicted; None, where there is no label, stays None.
+    """The output columns of a task's label, gold or predicted; a missing label stays None.
 
-    kind: "spans"; "entities" or "tags", tags that mark entities or do not; otherwise a label of the whole text.
+    kind: "spans", "entities" (tags that mark entities), "tags" (other tags), or any other for a text-level label.
     """
     if kind == "spans":
         spans = label and [entity(of, offsets[first][0], offsets[last][1], text) for first, last, of in label]

@@ -32,8 +32,8 @@ REHEARSAL = 10  # epochs of --debug, whose 64 examples say nothing about the siz
 
 
 def inherit_auto_options(config: Any, run_dir: Path, device: torch.device) -> Any:
-    """The options, with the values of the run in this folder for those at auto, if it is resumed: also on another
-    machine, with another number of processes, or if the run began before auto was the default."""
+    """The options; a resumed run keeps the values of its options at auto, even on another machine, with another number
+    of processes, or if it began before auto was the default."""
     path = run_dir / "args.json"
     if not config.do_train or config.debug:
         return config

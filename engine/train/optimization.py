@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-# --epochs auto: (optimizer steps to aim at, fewest epochs, most epochs)
+# --epochs auto: (target number of optimizer steps, fewest epochs, most epochs)
 PRETRAINED, FROM_SCRATCH = (1400, 3, 30), (1500, 10, 60)
 EMA_SHARE = 0.05  # share of all steps that --use_ema averages over
 
@@ -20,16 +20,16 @@ def warmup_steps(config: Any, steps_per_epoch: int) -> int:
 
 
 def warmup_epochs(config: Any) -> float:
-    """--warmup_epochs, by default a tenth of all."""
+    """--warmup_epochs, by default a tenth of the epochs."""
     return config.epochs / 10 if config.warmup_epochs is None else config.warmup_epochs
 
 
 def epochs_of(steps: int, pretrained: bool) -> int:
     """The value of --epochs auto: the epochs needed for a target number of steps, within bounds. steps: per epoch.
 
-    What an encoder learns depends on its steps more than on how often it sees a text: 3 epochs of a million texts are
-    many; 3 of a thousand texts are less than its warmup. The bounds: a schedule needs some epochs, each scored on dev,
-    and more passes over a handful of texts only overfit. Training from scratch takes longer.
+    Learning depends more on optimizer steps than on passes over the data: 3 epochs of a million texts are plenty, 3 of
+    a thousand do not even cover the warmup. The bounds: a schedule needs several epochs, each scored on dev, and too
+    many passes over few texts overfit. Training from scratch takes longer.
     """
     aim, fewest, most = PRETRAINED if pretrained else FROM_SCRATCH
     return min(max(-(-aim // max(1, steps)), fewest), most)
@@ -48,8 +48,8 @@ def patience_of(epochs: int) -> int:
 def ema_decay_of(steps: int) -> float:
     """EMA's decay per step for a run of `steps`: it averages over about 1 / (1 - decay) of them, EMA_SHARE of all.
 
-    A fixed horizon covers all of a short run, including the weights before it had learnt anything, and a tiny part of
-    a long one: 0.99, the former default, made three epochs of ATIS worse (benchmarks/RESULTS.md).
+    A fixed horizon covers all of a short run, including its first, untrained weights, but only a tiny part of a long
+    one: 0.99, the former default, made three epochs of ATIS worse (benchmarks/RESULTS.md).
     """
     return min(max(1 - 1 / max(1, EMA_SHARE * steps), 0.9), 0.9999)
 
@@ -99,7 +99,7 @@ def parameter_groups(model: torch.nn.Module, config: Any) -> list[dict[str, Any]
 
 
 def describe(model: torch.nn.Module, device: torch.device) -> str:
-    """Such as "22.7 M parameters on cpu", and how many of them train if not all do."""
+    """Such as "22.7 M parameters on cpu", with the number of trainable ones if some are frozen."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     trained = sum(size for size, trains in sizes if trains)
     some = "" if all(trains for _, trains in sizes) else f", of which {trained / 1e6:.2f} M train"

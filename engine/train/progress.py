@@ -21,7 +21,7 @@ logger = logging.getLogger("template")
 
 @dataclass
 class Progress:
-    """Progress of a run. All of it is in every checkpoint, so that a resumed run ends with the same bytes."""
+    """Progress of a run. Every checkpoint stores all of it, so that a resumed run ends with the same bytes."""
 
     step: int = 0  # optimizer steps done
     epoch: int = 0  # epochs done and evaluated
@@ -37,7 +37,7 @@ class Progress:
 
     @classmethod
     def load(cls, values: dict[str, Any], folder: Path) -> "Progress":
-        """Builds it from a checkpoint's values. Raises UserError for those of another version, or damaged ones."""
+        """Builds it from a checkpoint's values. Raises UserError if they are damaged or from another version."""
         if values.keys() != {part.name for part in fields(cls)}:
             raise UserError(f"{folder}: was written by another version of this template; train a new --model_version")
         kinds: dict[Any, Any] = {int: Range(0, 2**53), float | None: AnyOf(Number, None), dict: {str: Number}, str: str}
@@ -46,8 +46,7 @@ class Progress:
         return cls(**values)
 
     def share_among(self, processes: int, before: int, schedule: tuple[Any, float], batches: int, in_step: int) -> None:
-        """Moves to the same position in data and schedule for another number of processes, as near as whole steps
-        allow.
+        """Moves to the same position in data and schedule, to the nearest whole step, for another number of processes.
 
         processes, before: their number now and before. schedule: (scheduler, its last step, see `rate_held_from`).
         batches: micro-batches per epoch now; in_step: per step.
@@ -141,17 +140,17 @@ class EpochBar:
         self.bar, self.clock = tqdm(**options), time.perf_counter()
 
     def update(self, group: list) -> None:
-        """Counts a step that is done. group: its batches."""
+        """Counts a finished step. group: its batches."""
         now, losses = time.perf_counter(), self.losses
-        losses.examples += sum(len(batch.rows) for batch in group) * distributed.size()  # each has about as many
+        losses.examples += sum(len(batch.rows) for batch in group) * distributed.size()  # all have about equally many
         losses.seconds, self.clock = losses.seconds + now - self.clock, now
         pace = f"{losses.examples / max(losses.seconds, 1e-9):.0f} examples/s"
         self.bar.set_postfix_str(f"{losses.shown}{pace}", refresh=False)
         self.bar.update(len(group))
 
     def log(self, loss: float, rate: float) -> None:
-        """Writes the speed for a log line, for which the host has synced with the device. loss: the mean since the
-        last one."""
+        """Writes the speed for a log line, after the host has synced with the device. loss: the mean since the last
+        line."""
         losses, progress = self.losses, self.progress
         now = time.perf_counter()
         losses.seconds, self.clock = losses.seconds + now - self.clock, now
@@ -167,9 +166,9 @@ class EpochBar:
 
 
 def line_of_scores(scores: dict[str, float], names: Iterable[str], width: int = 67) -> str:
-    """Those of the named scores that exist, as many as fit: "intent_accuracy 0.8250  slots_f1 0.6851  loss 1.5932".
+    """As many of the existing named scores as fit: "intent_accuracy 0.8250  slots_f1 0.6851  loss 1.5932".
 
-    width: what is left of a terminal of 100 columns after "12:34:56 epoch 100  dev: " and "  (best)"; metrics.jsonl
+    width: columns left in a terminal of 100 columns after "12:34:56 epoch 100  dev: " and "  (best)"; metrics.jsonl
     has all scores.
     """
     line = ""

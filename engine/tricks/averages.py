@@ -117,7 +117,7 @@ class Soup(Average):
 
     After an epoch with weights w, the best of three is kept: (n * s + w) / (n + 1), with s the soup of n epochs so far;
     w alone, which starts a new soup; s unchanged. Ties go to the first of these. It costs a copy of the weights, a
-    second one while dev is scored, and two more scorings of dev per epoch.
+    second one while dev is scored, and two more evaluations on dev per epoch.
 
     The greedy soup of Wortsman et al., 2022 (arXiv:2203.05482), over the epochs of one run in their order: the paper's
     order, by score, would require keeping all of them until the end.

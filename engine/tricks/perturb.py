@@ -67,7 +67,7 @@ def norm_by_text(delta: torch.Tensor) -> torch.Tensor:
 
 
 def take_gradients(model: torch.nn.Module) -> list[tuple[torch.nn.Parameter, torch.Tensor | None]]:
-    """Removes the gradients from the parameters. -> [(parameter, its gradient)]"""
+    """Removes the gradients from the parameters and returns [(parameter, its gradient)]."""
     taken = [(p, p.grad) for p in model.parameters()]
     for p, _ in taken:
         p.grad = None

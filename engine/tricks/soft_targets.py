@@ -2,7 +2,7 @@
 
 A student stores only the statistics its loss is linear in: the expected statistics of the teacher's distribution
 (probabilities; for a CRF those of tags and of pairs of tags) and its entropy. Most are nearly zero, so they are stored
-as (word, number, value). Words are identified by their number in the text, so tokenizers may differ.
+sparsely, as (word, id, value). Words are identified by their index in the text, so tokenizers may differ.
 
 Pairs of tags would take too much space. p(tag i at word t - 1, tag j at word t) is p(j at t) * p(i | j), and
 
@@ -31,14 +31,14 @@ from engine.predict.predictions import prepare_inputs
 from engine.run import distributed
 from engine.run.files import sha256
 
-CHUNK = 1024  # texts that are answered, and written, together
-VERSION = 4  # version of the cached format; raise it when the format changes
+CHUNK = 1024  # texts answered and written at a time
+VERSION = 4  # version of the cached format; increment it when the format changes
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 EMPTY = np.zeros(0, np.int32)
 
 
 class Sparse(NamedTuple):
-    """Statistics of one text that are large enough to be stored, in the order of its words."""
+    """The stored statistics of one text, in the order of its words."""
 
     words: np.ndarray
     ids: np.ndarray  # ids of labels or tags; for a span, (last word - first word) * types + type id
@@ -95,7 +95,7 @@ class SoftTargets(NamedTuple):
         return [torch.zeros(shape, device=values.device).index_put(tuple(at), values) for values, at in both]
 
     def whole(self, mask: torch.Tensor) -> torch.Tensor:
-        """Which texts all teachers answered to the last word, (B,). mask: (B, W), which words exist."""
+        """Mask of the texts that all teachers answered completely, (B,). mask: (B, W), the real words."""
         return (self.taught > mask.float() - 1e-4).all(1) & mask.any(1)
 
 
@@ -111,7 +111,7 @@ class Teacher:
     def __init__(self, folder: Path, heads: Any, tasks: list[str], temperature: float):
         self.folder, self.tasks, self.temperature = folder, tasks, temperature
         self.heads = {name: heads[name] for name in tasks}
-        self.sha256 = sha256(folder / "manifest.json")  # the manifest lists the sums of all files
+        self.sha256 = sha256(folder / "manifest.json")  # the manifest lists the checksums of all files
 
     def answer(
         self, data: Any, load: Callable[[], Any], precision: str, device: torch.device, batches_of: Callable[..., Any]
@@ -251,7 +251,7 @@ def merge(windows: list[tuple[int, Answer]]) -> Answer:
 
 
 class Windows:
-    """Which words of which example are in each row of a training set. data: a dataset of data_loader.py"""
+    """The example and the words of each row of a training set. data: a dataset of data_loader.py"""
 
     def __init__(self, data: Any):
         columns = getattr(data, "columns", {})

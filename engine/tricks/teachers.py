@@ -65,7 +65,7 @@ class MultiTeacher(Trick):
         self.taught = [name for name in self.heads if any(name in teacher.tasks for teacher in self.teachers)]
 
     def ask_teachers(self, data: Any, load: Callable[[Path], Any], batches_of: Callable[..., Any], config: Any) -> None:
-        """Lets each teacher answer the texts of a training set, or loads its cached answers.
+        """Computes each teacher's answers to the texts of a training set, or loads them from the cache.
 
         load(folder) -> (model, featurizer, its options); batches_of(examples, featurizer) -> a MyDataLoader.
         """
@@ -94,12 +94,12 @@ class MultiTeacher(Trick):
         return {name: sum(count[name] for count in counts) for name in counts[0]}
 
     def loss_of_labels(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
-        """The part of a micro-batch's loss that comes from the tasks that are taught. -> ()"""
+        """The weighted label loss of a micro-batch over the tasks with teachers. -> ()"""
         weights = self.model.loss.task_weights
         return sum(weights.get(name, 1.0) * losses[name] for name in self.taught if name in losses)
 
     def divergence(self, logits: dict[str, torch.Tensor], batch: Any) -> torch.Tensor:
-        """This micro-batch's share of its group's mean divergence from the teachers, weighted as tasks are. -> ()"""
+        """This micro-batch's share of its group's mean divergence from the teachers, with the tasks' weights. -> ()"""
         targets = next((targets for rows, targets in self.of_step if rows is batch.rows), None)
         counts, total = self.counts, torch.zeros(())
         if targets is None:  # the batch is not part of an optimizer step
@@ -114,7 +114,7 @@ class MultiTeacher(Trick):
         return total
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The teachers' checksums: with other teachers it would be a different run."""
+        """The teachers' checksums, as a run cannot be resumed with other teachers."""
         return {"teachers": torch.tensor([list(bytes.fromhex(teacher.sha256)) for teacher in self.teachers])}
 
     def load_state_dict(self, tensors: dict[str, torch.Tensor]) -> None:

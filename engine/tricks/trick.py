@@ -26,7 +26,7 @@ class Trick:
         return cls(model, *(getattr(config, name) for name in cls.options))
 
     def start_epoch(self) -> int:
-        """How many epochs pass before the trick acts; early stopping counts from then."""
+        """The number of epochs before the trick acts; early stopping counts from then."""
         return 0
 
     def param_groups(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -49,12 +49,12 @@ class Trick:
     def passes(self, batch: Any) -> Generator[bool, None, None]:
         """Yields once for each forward and backward pass of a micro-batch: whether its losses are logged.
 
-        The gradients of all passes add up. Code after a `yield` runs when that pass is done, or has failed.
+        The gradients of all passes accumulate. Code after a `yield` runs when that pass is done, or has failed.
         """
         yield True
 
     def rate_held_from(self) -> float:
-        """The step from which the learning rate stays as it is."""
+        """The step from which the learning rate is constant."""
         return math.inf
 
     def after_step(self, finite: torch.Tensor) -> None:
@@ -83,7 +83,7 @@ class Trick:
 
 
 class Tricks(list[Trick]):
-    """Several tricks as one, as the trainer sees them."""
+    """A list of tricks with the interface of one, for the trainer."""
 
     def start_epoch(self) -> int:
         return max((trick.start_epoch() for trick in self), default=0)

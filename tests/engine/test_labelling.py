@@ -316,7 +316,7 @@ def test_a_lost_rest_is_labelled_anew(stopped, label):
 
 def test_a_damaged_rest_is_refused(stopped, label):
     stopped.write_bytes(stopped.read_bytes()[:-1])
-    with pytest.raises(UserError, match="holds less than the 16 rows"):
+    with pytest.raises(UserError, match="is shorter than the 16 rows recorded"):
         label(resume=True)
     (stopped.parent / "out.csv.partial.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):

@@ -453,7 +453,7 @@ def test_texts_are_labelled_by_the_mean(joint, tmp_path, monkeypatch):
         together(runs, tmp_path, predict_output=str(again), **options)
     assert not again.exists() and len(rows_of(tmp_path / "two.jsonl.partial")) == 8
     monkeypatch.setattr(Committee, "collect_rows", collect)
-    with pytest.raises(UserError, match="was started differently: SHA-256 of the checkpoint"):
+    with pytest.raises(UserError, match="was started with different options: SHA-256 of the checkpoint"):
         together(runs[:2], tmp_path, predict_output=str(again), resume=True, **options)
     together(runs, tmp_path, predict_output=str(again), resume=True, **options)
     assert again.read_bytes() == output.read_bytes()
