@@ -1,8 +1,8 @@
 """The options of `main.py`, in one typed dataclass that *is* its command line, and the checks on them.
 
-Edit here when you want a new option: add one field (name, type, default, line of help, and its bounds), then read it
-as `config.<name>` where it is used. `--flag`, `--flag=True`, `--flag=False` and `--no_flag` all work. A run can be
-resumed with another value of an option only if the option is `resume_safe`: it does not change the result.
+Edit here to add an option: one field (name, type, default, line of help, and its bounds); read it as
+`config.<name>` where it is used. `--flag`, `--flag=True`, `--flag=False` and `--no_flag` all work. A run can be resumed
+with another value of an option only if the option is `resume_safe`: it does not change the result.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         False, "label --predict_file, or by default the test part, with the best checkpoint", resume_safe=True
     )
     report_language: Literal["auto", "en", "zh"] = option(
-        "auto", "language of report.html; auto: as the texts", resume_safe=True
+        "auto", "language of report.html; auto: that of the texts", resume_safe=True
     )
     resume: bool = option(
         False, "continue training or labelling where it stopped, or start if there is nothing yet", resume_safe=True
@@ -94,8 +94,8 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     use_crf: bool = option(True, "conditional random field over the words in tagging tasks (--no_use_crf disables it)")
     task_weights: str = option("", "weights of the tasks' losses, such as 'intent=1,slots=2' (default: 1 each)")
     class_weights: Literal["none", "balanced"] = option("none", "balanced: rare labels weigh more in the loss")
-    label_smoothing: float = option(0.0, "share of the target spread over all labels; not with a CRF", low=0, high=1)
-    focal_gamma: float = option(0.0, "focal loss: easy examples weigh less; 2 is a common value; not with a CRF", low=0)
+    label_smoothing: float = option(0.0, "share of the target spread over labels; ignored with a CRF", low=0, high=1)
+    focal_gamma: float = option(0.0, "focal loss: easy examples weigh less; commonly 2; ignored with a CRF", low=0)
     freeze_layers: int = option(
         0, "freeze the embeddings and the first N layers; 'all': the encoder", parse=parse_layers, low=-1
     )
@@ -117,7 +117,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         256, "longest input in sub-tokens; cut tokens are counted and logged", group="data", low=8, high=2**20
     )
     truncation: Literal["head", "tail", "head_tail"] = option(
-        "head", "what to keep of longer texts to classify; head_tail: a quarter from the head, the rest from the tail"
+        "head", "part of longer texts to classify that is kept; head_tail: a quarter head, the rest tail"
     )
     window_stride: int | None = option(
         None, "overlap, in sub-tokens, of the windows of longer texts to tag (default: max_length / 4; -1: cut)"

@@ -1,6 +1,6 @@
 """Standard scores, computed from label names (never ids), so that anyone can recompute them from predictions.csv.
 
-Edit here when you want another metric: add it to the scores of its task type; it appears in eval.json as
+To add a metric, add it to the scores of its task type; it appears in eval.json as
 `<task>_<name>`. If lower is better, as for an error, add its name to LOWER_IS_BETTER.
 """
 

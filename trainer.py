@@ -1,6 +1,6 @@
 """The training loop, evaluation and prediction, saving and resuming.
 
-Edit here when you want another optimizer or schedule (`build_optimizer`, `build_scheduler`), another training step
+Edit here for another optimizer or schedule (`build_optimizer`, `build_scheduler`), another training step
 (`train_one_epoch`), or another rule for the best checkpoint (`keep_best`). The scores are in metrics.py.
 """
 
@@ -131,7 +131,7 @@ class Trainer:
     # ---- training --------------------------------------------------------------------------------------------------
 
     def train(self) -> float | None:
-        """Runs all remaining epochs, with evaluation on dev, checkpoints and early stopping. -> the best dev score
+        """Runs the remaining epochs, with evaluation on dev, saving and early stopping. Returns the best dev score.
 
         Afterwards the model has the weights of the best checkpoint. SIGTERM and SIGINT save at the next step boundary
         and raise Interrupted.
@@ -254,7 +254,7 @@ class Trainer:
                 raise Interrupted(self.stop.number) from error
 
     def reload_best(self) -> float | None:
-        """Loads the weights of the best checkpoint. -> its dev score"""
+        """Loads the weights of the best checkpoint and returns its dev score."""
         progress = self.progress
         distributed.barrier()  # until the best checkpoint is on disk
         if self.config.epochs > 0:
@@ -266,7 +266,7 @@ class Trainer:
     # ---- logs, best, last, resume ----------------------------------------------------------------------------------
 
     def log_losses(self, epoch: int) -> float:
-        """Logs the mean losses since the last line to metrics.jsonl and TensorBoard. -> the total loss"""
+        """Logs the mean losses since the last line to metrics.jsonl and TensorBoard. Returns the total loss."""
         means = self.losses.mean()
         self.log({"step": self.progress.step, "epoch": epoch, "lr": self.lr} | means)
         return means["loss"]
@@ -321,7 +321,7 @@ class Trainer:
 
     @property
     def training_state(self) -> tuple[Any, Any, torch.amp.GradScaler, Tricks]:
-        """What a checkpoint to resume from contains in addition to the weights and `progress`."""
+        """The state that a resumable checkpoint holds in addition to the weights and `progress`."""
         return self.optimizer, self.scheduler, self.scaler, self.tricks
 
     def save_model(self, name: str, resumable: bool = False) -> None:
@@ -334,7 +334,7 @@ class Trainer:
             self.writer.save(name, self.model, training, log=self.run_dir / "metrics.jsonl")
 
     def resume(self) -> bool:
-        """Resumes from the newest intact checkpoint. -> whether there was one"""
+        """Resumes from the newest intact checkpoint. Returns whether one was found."""
         metrics_path = self.run_dir / "metrics.jsonl"
         folder, damaged = distributed.from_first(lambda: checkpoint.newest_intact(self.checkpoints))
         if folder is None:
@@ -368,7 +368,7 @@ class Trainer:
         return metrics.score(self.tasks, gold, predicted)
 
     def eval(self, loader: MyDataLoader, calibrate: bool = False, keep_averages: Averages = "none") -> Evaluation:
-        """Scores all examples against the labels as they are in the file, including cut or unknown ones.
+        """Scores all examples against the labels in the file, including cut or unknown ones.
 
         calibrate: first calibrate the heads on dev (such as the threshold of a multilabel head).
         """

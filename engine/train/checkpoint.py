@@ -3,7 +3,7 @@
 Tensors are safetensors, everything else JSON. A folder is written under a temporary name, synced, sealed with a
 manifest of SHA-256 sums, and renamed; a thread does it, from a copy, while training continues. `best` holds what
 prediction needs; `step_N` also what the next training step depends on.
-Edit here when you want to keep more or other checkpoints.
+Edit here to keep more or other checkpoints.
 """
 
 import copy
@@ -173,7 +173,7 @@ def weights_sum(folder: Path) -> Any:
 
 
 def load_weights(model: Any, folder: Path) -> None:
-    """Loads a checkpoint's weights. Raises UserError that says what differs unless every name and shape matches."""
+    """Loads a checkpoint's weights. Raises UserError, naming a difference, unless every name and shape matches."""
     try:
         tensors, own = load_file(folder / "model.safetensors"), lora.kept_tensors(model)
     except (SafetensorError, OSError) as error:
@@ -222,7 +222,7 @@ def training_state(
     progress: dict[str, Any],
     device: torch.device,
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """(tensors, JSON values): all that the next step depends on, except the weights. progress: the trainer's.
+    """(tensors, JSON values): everything but the weights that the next step depends on. progress: the trainer's.
 
     Works with any optimizer and scheduler of torch's kind whose state is tensors, numbers and strings.
     """
@@ -283,7 +283,7 @@ def set_random_states(tensors: dict[str, torch.Tensor], values: dict[str, Any], 
 
 
 def as_json(value: Any) -> Any:
-    """Converts tensors, also in lists, to numbers or lists that JSON can hold; leaves all else as it is."""
+    """Converts tensors, also in lists, to numbers or lists that JSON can hold; leaves all else unchanged."""
     if isinstance(value, list | tuple):
         return [as_json(item) for item in value]
     return value.tolist() if isinstance(value, torch.Tensor) else value
@@ -299,7 +299,7 @@ def as_before(value: Any, now: Any) -> Any:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What byte-identical results depend on, apart from the run itself; a resumed run warns if it has changed."""
+    """The environment that byte-identical results depend on; a resumed run warns if it has changed."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     processes = distributed.size()
     return {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads(), "processes": processes}
@@ -309,7 +309,7 @@ RANDOM = {
     "random_python": (int, [Range(0, 2**32)], AnyOf(None, float)),
     "random_numpy": (str, [Range(0, 2**32)], int, int, float),
 }
-STATE = RANDOM | {  # the shape of training.json
+STATE = RANDOM | {  # the schema of training.json
     "optimizer": [{str: object}],  # see `updated`
     Optional("optimizer_state"): {str: {str: AnyOf(float, bool, None, str, [object])}},
     "scheduler": {str: object},
@@ -328,9 +328,9 @@ def restore_training(
     tricks: Any,
     device: torch.device,
 ) -> tuple[dict[str, Any], int]:
-    """Restores what `training_state` returned. -> (progress, number of processes before)
+    """Restores the output of `training_state`. -> (progress, number of processes before)
 
-    Raises UserError for values that this version did not write.
+    Raises UserError if they are damaged or from another version.
     """
     try:
         averages, progress, processes = restore_values(folder, optimizer, scheduler, scaler, device)
@@ -390,7 +390,7 @@ def restore_values(
 def updated(now: dict, before: dict, switches: tuple = ()) -> dict:
     """An object's current state, updated from a checkpoint. Raises ValueError for values that do not fit the state.
 
-    switches: types of values that keep their current value: on another device an optimizer has other ones.
+    switches: types of values that keep their current value: on another device an optimizer has others.
     """
     kept = {name: as_json(value) for name, value in now.items() if not isinstance(value, switches)}
     if wrong := mismatch(before, like(kept)):
