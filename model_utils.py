@@ -47,7 +47,7 @@ class MyModelOutput:
     total_loss: Any = None  # a tensor (), the weighted sum of the losses
     losses: dict = field(default_factory=dict)  # {task: ()}, each a mean over its labels
     logits: dict = field(default_factory=dict)  # {task: (B, C) or (B, W, C)}, as its head returns them
-    counts: dict = field(default_factory=dict)  # {task: ()}, what each loss was divided by
+    counts: dict = field(default_factory=dict)  # {task: ()}, the divisor of each loss
 
 
 def mean_output(outputs: Sequence[MyModelOutput]) -> MyModelOutput:

@@ -211,7 +211,7 @@ class Trainer:
         self.losses.end_step(norm, finite, [row for batch in group for row in batch.rows.tolist()])
 
     def count_labels(self, group: list[Batch]) -> dict[str, torch.Tensor]:
-        """{task: number of labels in all micro-batches of a group, in all processes}, which its loss is divided by."""
+        """{task: number of labels in all micro-batches of a group and all processes}, the divisor of its loss."""
         counts: Any = [self.model.count_labels(batch.inputs, batch.labels) for batch in group]
         counts = distributed.all_reduce_sum({name: sum(count[name] for count in counts) for name in counts[0]})
         return {name: count.to(self.device, non_blocking=True) for name, count in counts.items()}

@@ -4,7 +4,7 @@
     answers/<part>.jsonl  one line per row of dev, test or (in a cross-validation) out_of_fold:
 
 {"id", "text", "text_pair"?, "places"?: [[start, end] of each token in the text], "cut": sub-tokens that were cut off,
-"windows": how many inputs the text was split into, "columns"?: other columns of the row, "answers": {task: {"gold",
+"windows": number of inputs the text was split into, "columns"?: other columns of the row, "answers": {task: {"gold",
 "predicted", "right", "probability", "probabilities"?}}}. gold is null if unlabelled; spans are [first token,
 last token, type]. probability: of the label; a list for tags and spans. probabilities: of a text's labels, at least
 SMALLEST. So a report can be regenerated without the model, and anyone can recompute its figures.

@@ -158,8 +158,7 @@ class Run(NamedTuple):
 def find_runs(paths: Iterable[str | Path]) -> list[Run]:
     """The Runs in these folders; each is a run, whose checkpoints/best is used, or a checkpoint.
 
-    Raises UserError for one that is damaged or named twice, or whose tasks, heads or labels differ from those of the
-    first.
+    Raises UserError if one is damaged or named twice, or differs from the first in tasks, heads or labels.
     """
     folders = [checkpoint_of(Path(path)) for path in paths]
     runs: list[Run] = []

@@ -47,7 +47,7 @@ class Answers:
 
     calibrate: decode a task only once all its logits are known, and calibrate its head on them. For a head that finds
     spans, all candidate spans are stored instead, and it is calibrated on those, with windows merged.
-    keep_averages: of which tasks; "texts": those with one label per text, which are a few values each.
+    keep_averages: of which tasks; "texts": only tasks with one label per text, whose averages are small.
     """
 
     def __init__(self, heads: Any, data: Any, calibrate: bool = False, keep_averages: Averages = "none"):

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, TextIO
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")  # starts of what a spreadsheet may run (OWASP, CSV Injection)
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")  # starts of formulas in spreadsheets (OWASP, CSV Injection)
 
 
 def write_rows(

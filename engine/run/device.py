@@ -1,4 +1,4 @@
-"""Chooses the device, and what depends on it."""
+"""Chooses the device, and settings that depend on it."""
 
 import ctypes
 from contextlib import suppress

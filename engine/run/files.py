@@ -139,7 +139,7 @@ def appearing_folder(
     not write; called again right before anything is removed. sealed: adds a manifest of all files.
     A symbolic link stays, and its target is replaced. A process killed between the two renames at the end leaves no
     folder; the next call restores the old one. A folder that cannot be renamed (it is the working directory or a mount,
-    or its parent cannot be written) gets the files one by one, those of LAST last: it is refused without them.
+    or its parent cannot be written) gets the files one by one, LAST at the end: it is refused without them.
     """
     folder = Path(folder).resolve()
     if folder.exists() and not folder.is_dir():  # a device would be renamed

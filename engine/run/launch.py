@@ -1,4 +1,4 @@
-"""Reads what torchrun sets in the environment of the processes it starts. Nothing slow is imported here."""
+"""Reads the environment variables that torchrun sets for its processes. Nothing slow is imported here."""
 
 import logging
 import os

@@ -34,7 +34,7 @@ def close_log() -> None:
 def hold(lock_path: Path, what: str | Path, otherwise: str, elsewhere: str) -> Iterator[None]:
     """A context that creates the folder of a lock file if needed, and holds the lock.
 
-    what: what the lock protects; otherwise, elsewhere: advice if another process holds it, or it cannot be written.
+    what: the protected path; otherwise, elsewhere: advice if another process holds it, or it cannot be written.
     """
     lock = FileLock(lock_path)
     try:

@@ -1,8 +1,8 @@
 """Checkpoints: folders that are complete or absent, never partial, and hold nothing that a load could execute.
 
 Tensors are safetensors, everything else JSON. A folder is written under a temporary name, synced, sealed with a
-manifest of SHA-256 sums, and renamed; a thread does it, from a copy, while training continues. `best` holds what
-prediction needs; `step_N` also what the next training step depends on.
+manifest of SHA-256 sums, and renamed; a thread does it, from a copy, while training continues. `best` is enough for
+prediction; `step_N` also has all state that the next training step depends on.
 Edit here to keep more or other checkpoints.
 """
 
@@ -350,7 +350,7 @@ def restore_training(
 
 @contextmanager
 def other_options(folder: Path) -> Iterator[None]:
-    """A context in which ValueError and KeyError mean that --force_resume has changed what the state depends on."""
+    """A context in which ValueError and KeyError mean that the state belongs to a run with other options."""
     try:
         yield
     except (ValueError, KeyError) as error:

@@ -10,7 +10,7 @@ EMA_SHARE = 0.05  # share of all steps that --use_ema averages over
 
 
 def steps_per_epoch(num_batches: int, config: Any) -> int:
-    """Optimizer steps in an epoch of `num_batches` micro-batches; the last step may have fewer than the others."""
+    """Optimizer steps in an epoch of `num_batches` micro-batches; the last step may have fewer of them."""
     return -(-num_batches // config.gradient_accumulation_steps)
 
 

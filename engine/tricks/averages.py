@@ -37,7 +37,7 @@ class Average(Trick):
 
     @contextmanager
     def given(self, weights: dict[str, torch.Tensor]) -> Iterator[None]:
-        """A context in which the model has these weights, {name: tensor}, instead of its own."""
+        """A context in which the model temporarily has these weights, {name: tensor}."""
         swapped = [(self.parameters[name], weight) for name, weight in weights.items()]
         own = [p.data for p, _ in swapped]
         for p, weight in swapped:

@@ -202,7 +202,7 @@ def lists_of(chunk: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rescale_regression(head: Any, student: Any, logits: torch.Tensor) -> torch.Tensor:
-    """A teacher's logits; those of a regression in standard deviations from the mean of the student's train part."""
+    """A teacher's logits; for regression, rescaled to the mean and standard deviation of the student's train part."""
     own, other = student.task, head.task
     return logits if own.kind != "regression" else (logits * other.std + other.mean - own.mean) / own.std
 
@@ -274,7 +274,7 @@ def soft_targets(teachers: list[Teacher], name: str, head: Any, batch: Any, wind
     batch_size, width = batch.inputs["word_mask"].shape if by_words else (len(batch.inputs["input_ids"]), 1)
     taught, entropies = torch.zeros(2, batch_size, width)
     teachers = [teacher for teacher in teachers if name in teacher.tasks]
-    statistics: list[tuple[int, int, Sparse]] = []  # (teacher, row, what it found)
+    statistics: list[tuple[int, int, Sparse]] = []  # (teacher, row, its answer)
     before: list[tuple[int, int, Sparse]] = []
     for row, window in enumerate(windows.of(batch, by_words)):
         for number, teacher in enumerate(teachers):

@@ -18,7 +18,7 @@ from engine.tricks.trick import Trick
 
 
 def shared_tasks(folder: Path, theirs: Any, ours: dict[str, Task]) -> list[str]:
-    """The names of the tasks that a teacher can teach. Raises UserError if there is none, or if one differs."""
+    """The names of the tasks that a teacher can teach. Raises UserError if none is shared, or a shared one differs."""
     names = [name for name in ours if name in theirs]
     if not names:
         raise UserError(f"--teacher: {folder} has none of the tasks {', '.join(ours)}, only {', '.join(theirs)}")
@@ -48,7 +48,7 @@ def unchanged_random_states(device: torch.device) -> Iterator[None]:
 
 
 class MultiTeacher(Trick):
-    """The mean divergence of a model's answers from those of several teachers, which are computed once.
+    """The mean divergence of a model from several teachers, whose answers are computed once.
 
     folders: runs or checkpoints; see Distillation in tricks.py.
     """

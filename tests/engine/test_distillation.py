@@ -427,7 +427,7 @@ def test_mistakes_are_one_line(with_more, two_teachers, every_kind, tiny, tmp_pa
     assert "has none of the tasks" in refused(tiny(model_version="s", teacher=str(only_score(two_teachers, tmp_path))))
     with pytest.raises(UserError, match=r"must lie between 0\.01 and 1000"):
         with_more(temperature=0.0)
-    with pytest.raises(UserError, match="name one"):
+    with pytest.raises(UserError, match="needs a --teacher"):
         with_more(teacher="")
     with pytest.raises(UserError, match="leave out --streaming"):
         with_more(streaming=True)
