@@ -1,6 +1,6 @@
-"""An example as the readers yield it: a dict with "_where", its source, "text" or "tokens", and a key for each task.
+"""Examples as the readers yield them: dicts with "_where" (the source), "text" or "tokens", and a key per task.
 
-Here are the names of its other keys and of the parts, and the checks of its text.
+Defines the names of their other keys and of the parts, and checks their texts.
 """
 
 import json
@@ -21,7 +21,7 @@ PART_NAMES = {
     **dict.fromkeys(("testa", "验证集", "开发集"), "dev"),  # testa, testb: CoNLL-2003
     **dict.fromkeys(("test", "testing", "testb", "测试", "测试集"), "test"),
 }
-PART_WORD = re.compile(r"^.*\d(?=[a-z])|\d+$")  # what a number joins to the name of a part: wnut17train, train2
+PART_WORD = re.compile(r"^.*\d(?=[a-z])|\d+$")  # numbers around the name of a part: wnut17train, train2
 CAPITAL = re.compile(r"(?<=[a-z])(?=(?:Train|Dev|Valid|Val|Test|Data|Set)(?![a-z]))")  # trainData
 TEXT_KEYS = ("text", "tokens", "text_pair")
 HIDDEN = ("_where", "split", "group")  # keys that are not written
@@ -31,7 +31,7 @@ MOST_TOKENS, MOST_CHARACTERS = 50, 2000  # of a text that is alone in its file; 
 
 
 def part_words(path: str | Path) -> list[str]:
-    """The words of a file's name, or of a key, that name parts."""
+    """The words in a file name or key that name parts."""
     words = [word.lower() for piece in re.split(r"[._\-\s]+", Path(path).name) for word in CAPITAL.split(piece)]
     words = [word if word in PART_NAMES else PART_WORD.sub("", word) for word in words]
     return [word for word in words if word in PART_NAMES]
@@ -45,12 +45,12 @@ def part_of_name(path: str | Path) -> str | None:
 
 
 def cut(text: str, most: int = 60) -> str:
-    """The beginning of a text that may be long, for a message on one line."""
+    """Truncates a long text for a one-line message."""
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
 
 
 def shown(value: Any) -> str:
-    """A value of the data in a message: quoted, and cut if it is long."""
+    """Formats a value for an error message: quoted, and truncated if it is long."""
     return cut(repr(value))
 
 
@@ -62,13 +62,13 @@ def file_of(where: str) -> str:
 
 
 def abbreviate(names: Iterable[object], limit: int = 12, width: int = 60) -> str:
-    """The first of many names, for a message on one line. width: characters of a name that are shown"""
+    """The first of many names, for a one-line message. width: maximum characters per name"""
     shown = [cut(str(name) if str(name).isprintable() else repr(name), width) for name in names]
     return ", ".join(shown[:limit]) + (f", … ({len(shown) - limit:,} more)" if len(shown) > limit else "")
 
 
 def same_file(where: str, other: str) -> str:
-    """`other` without the file or folder that `where` names, so that a message names it once."""
+    """`other` without the path that `where` contains, so that a message names it once."""
     head, comma, row = other.rpartition(", ")
     if comma and where.startswith(f"{head}, "):
         return row
@@ -77,7 +77,7 @@ def same_file(where: str, other: str) -> str:
 
 
 def check_text(example: Example, may_be_empty: bool = False, advice: str = "") -> None:
-    """Raises UserError unless the example has a usable text or tokens. advice: what helps if it is empty"""
+    """Raises UserError unless the example has a usable text or tokens. advice: appended if it is empty"""
     where, tokens, text = example["_where"], example.get("tokens"), example.get("text")
     if "tokens" in example:
         if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
@@ -106,18 +106,18 @@ def encode(text: str, where: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{where}: has half a character (a lone surrogate, \\ud800 to \\udfff); remove it") from None
+        raise UserError(f"{where}: contains a lone surrogate (\\ud800 to \\udfff); remove it") from None
 
 
 def length_of(example: Example) -> int:
-    """The length of an example in tokens, or in characters if it has no tokens."""
+    """Number of tokens of an example, or of characters if it has no tokens."""
     return len(example.get("tokens") or example["text"])
 
 
 def is_whole_file(examples: Sequence[Example]) -> bool:
-    """Whether the one to three examples of a file seem to be its whole text, because no delimiter was found.
+    """Whether the one to three examples of a file are probably its whole text, because no delimiter was found.
 
-    A single one is too long, or has several ends of sentences; the longest of two or three has many of them.
+    A single example is then too long or has several sentence ends; the longest of two or three has many sentence ends.
     """
     longest = max(examples, key=length_of)
     length, tokens = length_of(longest), longest.get("tokens")
@@ -130,7 +130,7 @@ def is_whole_file(examples: Sequence[Example]) -> bool:
 
 
 def counts_up(cells: Sequence[str]) -> bool:
-    """Whether cells are whole numbers, each of them the next one."""
+    """Whether cells are consecutive whole numbers."""
     if not all(cell.isdecimal() and len(cell) < 16 for cell in cells):
         return False
     return all(int(after) == int(before) + 1 for before, after in pairwise(cells))

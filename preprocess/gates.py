@@ -1,4 +1,4 @@
-"""Gates: refuse data that was parsed without an error, but that was probably misread.
+"""Gates: refuse data that was parsed without an error but probably misread.
 
 Edit here to add a gate: a function of the Evidence, and a line in GATES. `--accept NAME` turns a gate off.
 """
@@ -28,7 +28,7 @@ from preprocess.storage.arrow import Store
 
 SAMPLE = 5000  # rows that the gates inspect, spread evenly over the data
 FEW = 20  # with fewer rows, a share may be due to chance
-# Shares of implausible rows. Correct data has a few such rows; in misread data, nearly all rows are implausible
+# Maximum shares of implausible rows: correct data has few, while nearly all rows of misread data are implausible
 MOST, MANY, NEARLY_ALL = 0.8, 0.9, 0.98
 LONGEST_WORD = 30  # characters
 POS = set("ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X".split())
@@ -47,7 +47,7 @@ OFFSETS = re.compile(r"\(?\d+[^\w\s]\s*\d+[^\w\s]\s*[^\W\d]\w*\)?([;|,\s]+\(?\d+
 
 @dataclass
 class Evidence:
-    """What the gates inspect: a sample of the rows as they were read, and the tags of all rows."""
+    """The input of the gates: a sample of the raw rows, and the tags of all rows."""
 
     form: Form
     rows: list[Example]
@@ -56,14 +56,14 @@ class Evidence:
     text_column: str  # --text_column
     broken: Mapping[str, str | None]  # {task: a label with a line break or tab}
     regression: set[str]  # tasks whose labels are numbers with decimal points
-    tags: Mapping[str, Mapping[str, TagFacts]] = field(default_factory=dict)  # {task: {file: tags}}; not known at first
+    tags: Mapping[str, Mapping[str, TagFacts]] = field(default_factory=dict)  # {task: {file: tags}}; unknown at first
 
     def labels(self, name: str) -> list[tuple[Example, Any]]:
-        """(row, label) of the rows of the sample with a label."""
+        """(row, label) of the labelled rows in the sample."""
         return [(row, row[name]) for row in self.rows if row.get(name) not in (None, "")]
 
     def distinct(self, name: str) -> float:
-        """The share of different labels among all rows, which are read again if the sample exceeds the limit."""
+        """The share of distinct labels; rereads all rows if that of the sample exceeds the limit."""
         labels = [item for _, label in self.labels(name) for item in names_in(label)]
         if len(self.rows) < len(self.store) and len({*labels}) > MOST * len(labels):
             hashes = [hash(item) for row in self.store for item in names_in(row.get(name))]
@@ -71,7 +71,7 @@ class Evidence:
         return len({*labels}) / max(1, len(labels))
 
     def free(self) -> Iterator[tuple[str, list[tuple[Example, Any]]]]:
-        """(task, its labels) of the tasks whose type was not chosen."""
+        """(task, its labels) of the tasks without --label_type."""
         for name in self.form.names:
             if name not in self.form.chosen and (labels := self.labels(name)):
                 yield name, labels
@@ -79,13 +79,13 @@ class Evidence:
 
 class Gate(NamedTuple):
     name: str  # for --accept
-    look: Callable[[Evidence], str | None]  # describes what is implausible, with its row; None if nothing is
+    look: Callable[[Evidence], str | None]  # a description of the implausible data with its row, or None
     advice: str  # the options that solve it
     after_labels: bool = False  # whether it needs the tags of all rows
 
 
 def short_files(store: Store, most: int = 3) -> list[list[Example]]:
-    """The examples of each file that has at most three; none if there are many files."""
+    """The examples of each file with at most three; empty if there are many files."""
     files = store.rows_of_files()
     return [store.pick(rows) for rows in files.values() if len(rows) <= most] if len(files) <= 9 else []
 
@@ -114,10 +114,10 @@ def name_positions(evidence: Evidence, config: Any) -> None:
 
 
 def refuse(evidence: Evidence, accepted: Sequence[str], after_labels: bool) -> None:
-    """Raises UserError for the first gate that the data does not pass. accepted: the gates in --accept"""
+    """Raises UserError for the first gate that the data fails. accepted: the gates in --accept"""
     for gate in GATES:
         if gate.name not in accepted and gate.after_labels == after_labels and (found := gate.look(evidence)):
-            raise UserError(f"{found}; {gate.advice}; if it is right as it is: --accept {gate.name}")
+            raise UserError(f"{found}; {gate.advice}; if the data is correct: --accept {gate.name}")
 
 
 def check_accepted(option: str) -> list[str]:
@@ -174,7 +174,7 @@ def is_word(text: str) -> bool:
 
 
 def are_tags(labels: Sequence[str]) -> bool:
-    """Whether these are tags of words rather than classes of texts."""
+    """Whether these are tags of words rather than text classes."""
     names = {label.strip() for label in labels}
     if "O" in names or len(names) < 2:
         return "O" in names
@@ -185,7 +185,7 @@ def are_tags(labels: Sequence[str]) -> bool:
 
 
 def one_example(evidence: Evidence) -> str | None:
-    """Whether a file was read as a few very long examples, because it has no delimiter that is known."""
+    """Whether a file was read as a few very long examples because it has no known delimiter."""
     for rows in evidence.short_files:
         if where(rows[0])[-1:].isdecimal() and is_whole_file(rows):  # otherwise the folder has one text per file
             unit = "tokens" if "tokens" in rows[0] else "characters"
@@ -195,7 +195,7 @@ def one_example(evidence: Evidence) -> str | None:
 
 
 def counted(evidence: Evidence) -> str | None:
-    """Whether the tokens are 1, 2, 3, …, which are the numbers of the rows."""
+    """Whether the tokens are the row numbers 1, 2, 3, …"""
     rows = [row for row in evidence.rows if len(row.get("tokens", ())) > 1]
     if len(rows) >= 3 and share([counts_up(row["tokens"]) for row in rows]) > MANY:
         return f"{where(rows[0])}: the tokens count {shown(' '.join(rows[0]['tokens'][:4]))[1:-1]} …"
@@ -230,12 +230,12 @@ def csv_quotes(evidence: Evidence) -> str | None:
 def wrong_encoding(evidence: Evidence) -> str | None:
     texts = [(row, text_of(row)) for row in evidence.rows]
     odd = [(row, text) for row, text in texts if not text.isascii() and (undecodable(text) or garbled(text))]
-    if len(odd) < 5 or len(odd) < 0.3 * len(texts):  # the data checks report single texts
+    if len(odd) < 5 or len(odd) < 0.3 * len(texts):  # the data checks report individual texts
         return None
     return f"{where(odd[0][0])}: texts look decoded with the wrong encoding, such as {shown(odd[0][1])}"
 
 
-# ---- labels as they were read --------------------------------------------------------------------------------------
+# ---- raw labels ----------------------------------------------------------------------------------------------------
 
 
 def multihot(evidence: Evidence) -> str | None:
@@ -264,7 +264,7 @@ def structured(evidence: Evidence) -> str | None:
         odd = [(row, label) for row, label in labels if isinstance(label, str) and is_structured(label, chosen)]
         if chosen in (None, "multilabel") and len(odd) > 0.3 * len(labels):  # the name of a class may have brackets
             row, label = odd[0]
-            return f"{where(row)}: {name}={shown(label)} is no label, but a list, dict or offsets"
+            return f"{where(row)}: {name}={shown(label)} is a list, dict or offsets, not a label"
     return None
 
 
@@ -291,7 +291,7 @@ def offsets(evidence: Evidence) -> str | None:
 
 
 def whole_texts(evidence: Evidence) -> str | None:
-    """A span called `intent` that is always the whole text, as Wit stores intents, is a label of the text."""
+    """Wit stores intents as spans called `intent` over the whole text, which are labels of the text."""
     for name, labels in evidence.free() if "tokens" not in evidence.rows[0] else ():
         spans = [(e, span) for e, x in labels if is_spans(x) for span in read_spans(x, text_of(e), where(e))]
         spans = [(e, span) for e, span in spans if span[2].lower() in ("intent", "class", "category", "sentiment")]
@@ -313,7 +313,7 @@ def broken_labels(evidence: Evidence) -> str | None:
 
 
 def names_in(label: Any) -> list[str]:
-    """The class names in a label; spans and numbers with a decimal point have none."""
+    """The class names in a label; empty for spans and numbers with a decimal point."""
     items = label if isinstance(label, list) else [label]
     return [str(item) for item in items if isinstance(item, str | int) and not isinstance(item, bool)]
 
@@ -346,7 +346,7 @@ def only_outside(evidence: Evidence) -> str | None:
 
 
 def as_read(tags: Collection[str]) -> set[str] | None:
-    """Tags converted to B-X and O; None if they are written in several ways."""
+    """Tags converted to B-X and O; None if their notation is inconsistent."""
     written = read_tags(tags)
     return written and {*(written[0].values() or tags)}
 
@@ -365,11 +365,11 @@ def mixed_tags(evidence: Evidence) -> str | None:
 
 
 def some_of(name: str, tags: set[str]) -> str:
-    """A message with some tags that are written in different ways."""
+    """Formats a message with examples of inconsistent tags."""
     prefixed = [tag for tag in sorted(tags - {"O"}) if is_prefixed(tag)]
     others = sorted(tags - {"O", *prefixed})
     mixed = ", ".join(map(shown, [*prefixed[:2], *others[:2]]))
-    return f"some tags of {name!r} have B- and I-, and others not, or they are written in several ways: {mixed}"
+    return f"only some tags of {name!r} have B- and I-, or their notation is inconsistent: {mixed}"
 
 
 def double_prefix(evidence: Evidence) -> str | None:
@@ -385,7 +385,7 @@ def double_prefix(evidence: Evidence) -> str | None:
 
 
 def many_tags(evidence: Evidence) -> str | None:
-    """Whether the tags are nearly all different, as lemmas and numbers of syntactic heads are."""
+    """Whether nearly all tags are different, like lemmas and head numbers of a dependency parse."""
     for name in evidence.tags:
         tags = [tag for _, label in evidence.labels(name) if isinstance(label, list) for tag in label]
         tags = [tag for tag in tags if isinstance(tag, str)]
@@ -409,7 +409,7 @@ GATES = [
     Gate("multihot", multihot, "name them, in order, with --label_names a,b,c or in labels.txt next to the data"),
     Gate("structured", structured, f"{TEXT}; --label_type TASK=multilabel reads lists of labels, =spans spans"),
     Gate("offsets", offsets, "write spans as [[start, end, label]]"),
-    Gate("whole_texts", whole_texts, "write it under a key of its own"),
+    Gate("whole_texts", whole_texts, "write it under a separate key"),
     Gate("broken_labels", broken_labels, SEVERAL),
     Gate("free_text", free_text, "name the label column with --label_column, or its type with --label_type"),
     Gate("only_O", only_outside, COLUMN, True),

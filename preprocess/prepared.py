@@ -1,4 +1,4 @@
-"""The input, read and stored on the disk, with task kinds determined and rows split into parts."""
+"""Reads the input to disk, determines the kinds of tasks and splits rows into parts."""
 
 import tempfile
 from collections import deque
@@ -34,7 +34,7 @@ from preprocess.storage.parallel import in_order
 class Prepared:
     """The data that `data_process.py` writes, without its labels.json. A context manager.
 
-    tasks: labels.json if the input has one, otherwise None; notes: on what was changed.
+    tasks: labels.json if the input has one, otherwise None; notes: on changes to the data.
     """
 
     understood: Understanding  # of each file, by its reader
@@ -93,7 +93,7 @@ class Prepared:
         self.set_parts(split_rows(given, len(store) - len(self.dropped), self.strata, config))
 
     def set_parts(self, rows: dict[str, np.ndarray]) -> None:
-        """Makes Rows from the row numbers of each part, which are kept only if folds are needed."""
+        """Creates Rows from the row numbers of each part, which are kept only if folds are needed."""
         self.parts = {part: self.of_rows(numbers) for part, numbers in rows.items()}
         if self.config.n_splits:
             self.rows = rows
@@ -101,7 +101,7 @@ class Prepared:
             del self.strata
 
     def of_rows(self, rows: np.ndarray) -> Rows:
-        """The Rows with these numbers, which do not count dropped rows."""
+        """The Rows with these numbers, counted without dropped rows."""
         if len(self.dropped):
             rows = np.delete(np.arange(len(self.store), dtype=np.uint32), self.dropped)[rows]
         return Rows(self.store, self.form, rows)
@@ -132,7 +132,7 @@ class Prepared:
                 self.tasks[name] = replace(counted, type=task.type, kind=task.kind)
 
     def note_strata(self) -> None:
-        """Records what the folds of a processed folder are stratified by."""
+        """Records the strata for the folds of a processed folder."""
         presence: dict[str, list[bool]] = {name: [] for name in self.kinds}
         for examples in map(list, self.store.batches()):
             self.strata.add([e[self.strata.name] for e in examples] if self.strata.name else None, None)

@@ -1,4 +1,4 @@
-"""Shows what was understood of the input before anything is written: formats, columns, parts, examples."""
+"""Shows how the input was interpreted before anything is written: formats, columns, parts, examples."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from engine.task.words import entities_in
 from preprocess.example import Example, cut
 from preprocess.prepared import Prepared
 
-MOST = 160  # characters of a text that are shown
+MOST = 160  # characters shown per text
 AROUND = 12  # tokens shown before the first entity of a long text
 
 
@@ -23,14 +23,14 @@ def show_data(data: Prepared, number: int) -> None:
 
 
 def chosen_examples(data: Prepared, number: int) -> list[Example]:
-    """The first examples of train, those with entities before others."""
+    """The first examples of train; those with entities come first."""
     marked = [name for name, kind in data.kinds.items() if kind == "tagging" or kind == "spans"]
     head = data.parts["train"][: max(50, number)]
     return sorted(head, key=lambda e: bool(marked) and not any(spans_of(e[name]) for name in marked))[:number]
 
 
 def spans_of(label: Any) -> list[tuple[int, int, str]]:
-    """[(first token, last token, type)] of a label that is spans or tags."""
+    """[(first token, last token, type)] of a label of spans or tags."""
     if not label or isinstance(label[0], list):
         return [tuple(span) for span in label or ()]
     if not any(tag != "O" and STANDARD.parse(tag) for tag in label):
@@ -62,7 +62,7 @@ def shown_label(example: Example, name: str, kind: str) -> Iterator[str]:
 
 
 def marked_text(tokens: list[str], spans: list[tuple[int, int, str]]) -> str:
-    """The tokens as a text, in which [spans|type] are marked; a long one is cut, not before its first span."""
+    """The tokens as a text with marked [spans|type]; long texts are cut, but not before their first span."""
     opened = {first: sum(first == other for other, _, _ in spans) for first, _, _ in spans}
     closed: dict[int, str] = {}
     for _, last, kind in sorted(spans, key=lambda span: -span[0]):

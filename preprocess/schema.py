@@ -35,8 +35,7 @@ def load_labels(data_path: str | Path) -> Tasks:
 
 
 def data_and_model(data_path: str | Path, model_path: str) -> dict[str, str]:
-    """What a run depends on in addition to its options: {"data": …, "model": …}, digests of both; for a hub model its
-    name."""
+    """{"data": …, "model": …}: digests of a run's inputs other than its options; the name of a hub model."""
     load_labels(data_path)
     data, model = Path(data_path), Path(model_path)
     name = "/".join(model.parts[-2:]) or "from scratch"
@@ -46,8 +45,8 @@ def data_and_model(data_path: str | Path, model_path: str) -> dict[str, str]:
 
 
 def check_row(example: Any, tasks: Tasks, where: str, needs_labels: bool = True) -> None:
-    """Raises UserError unless a row of a processed file, or one to predict on, has what these tasks need. A label may
-    be missing (null)."""
+    """Raises UserError unless a row of a processed file, or one to predict on, has all inputs of these tasks. Labels
+    may be missing (null)."""
     if not isinstance(example, dict) or not ("text" in example or "tokens" in example):
         raise UserError(f"{where}: must be a JSON object with `text` or `tokens`")
     check_text({"_where": where, **example}, may_be_empty=not needs_labels)
@@ -63,7 +62,7 @@ def check_row(example: Any, tasks: Tasks, where: str, needs_labels: bool = True)
 
 
 def require_known_labels(example: dict, known: dict[str, set], where: str) -> None:
-    """Raises UserError for a label that labels.json lacks: training would ignore it. known: {task: its labels}"""
+    """Raises UserError for a label that is not in labels.json: training would ignore it. known: {task: its labels}"""
     for name, labels_of_task in known.items():
         label = example[name]
         for item in label if isinstance(label, list) else [label]:
@@ -80,7 +79,7 @@ def read_processed(
 ) -> Iterator[tuple[str, Example]]:
     """Yields (where, example) of a processed .jsonl between two byte positions, each checked.
 
-    strict: also check that labels.json has all labels, which is required for training; dev and test may have others.
+    strict: also check that all labels are in labels.json, as training requires; dev and test may have others.
     """
     known = {name: set(task.labels) for name, task in tasks.items() if task.kind != "regression"}
     with open(path, "rb") as file:
@@ -93,7 +92,7 @@ def read_processed(
                 made = "make the folder again with data_process.py"
                 raise UserError(f"{where}: not JSON ({first_line(error)}); {made}") from None
             check_row(example, tasks, where)
-            if b"\\ud" in line.lower() or b"\xed" in line:  # either may be half a character
+            if b"\\ud" in line.lower() or b"\xed" in line:  # either may be a lone surrogate
                 check_characters({"_where": where, **example})
             if strict:
                 require_known_labels(example, known, where)
@@ -104,7 +103,7 @@ def read_processed(
 
 
 def training_texts(path: str | Path) -> Iterator[str]:
-    """The texts of a processed file, one at a time, to train a tokenizer on."""
+    """Yields the texts of a processed file, to train a tokenizer on."""
     for _, example in read_processed(path, {}):
         yield text_of(example, with_pair=True)
 
@@ -154,6 +153,6 @@ def require_own_folder(folder: Path, source: Path) -> None:
             strange.add(f"{fold.parent.name}/{fold.name}")
     if strange or (folder.exists() and not folder.is_dir()):
         found = shorten(strange) or "it is not a folder"
-        raise UserError(f"--output_dir {folder}: holds other files ({found}); choose an empty or new folder")
+        raise UserError(f"--output_dir {folder}: contains other files ({found}); choose an empty or new folder")
     if folder.resolve() in (source.resolve(), *source.resolve().parents):
         raise UserError(f"--output_dir {folder}: contains the input; choose another folder")

@@ -19,8 +19,8 @@ STEP = 1 << 18  # rows per counting step
 
 
 class Strata:
-    """What splits are stratified by: the first classification task; otherwise label sets by their rarest label;
-    otherwise values by decile. Also holds the groups that stay together."""
+    """Strata for splits: the classes of the first classification task; otherwise label sets by their rarest label;
+    otherwise values by decile. Also holds the groups, which must not be split."""
 
     def __init__(self, kinds: Mapping[str, str]) -> None:
         order = ("classification", "multilabel", "regression")
@@ -32,7 +32,7 @@ class Strata:
         self.groups: list[np.ndarray] = []
 
     def add(self, values: list[Any] | None, groups: list[str] | None) -> None:
-        """Adds the labels of the task, and the groups, of the next rows."""
+        """Adds labels and groups of the next rows."""
         if values is not None and self.kind == "regression":
             self.values.append(np.array([float("nan") if value is None else value for value in values], np.float64))
         elif values is not None:
@@ -64,7 +64,7 @@ class Strata:
 
 
 def numbered(names: Iterable[Hashable], known: dict[Any, int]) -> np.ndarray:
-    """(N,) the number of each name in `known`, which is extended by new names; of the smallest sufficient dtype."""
+    """(N,) the number of each name in `known`, which is extended with new names; in the smallest sufficient dtype."""
     numbers = [known.setdefault(name, len(known)) for name in names]
     return np.array(numbers, np.min_scalar_type(len(known)))
 
@@ -84,7 +84,7 @@ def deciles(values: np.ndarray) -> np.ndarray:
 
 
 def count(codes: np.ndarray, minimum: int = 0) -> np.ndarray:
-    """np.bincount in steps, because it would convert all numbers to eight bytes at once."""
+    """np.bincount in steps, as it would convert all numbers to eight bytes at once."""
     result = np.zeros(max(minimum, int(codes.max()) + 1 if len(codes) else 0), np.int64)
     for start in range(0, len(codes), STEP):
         result += np.bincount(codes[start : start + STEP], minlength=len(result))
@@ -92,7 +92,7 @@ def count(codes: np.ndarray, minimum: int = 0) -> np.ndarray:
 
 
 def rows_of(given: np.ndarray, number: int) -> np.ndarray:
-    """(N,) the rows at which `given` equals `number`."""
+    """(N,) the rows where `given` equals `number`."""
     starts = range(0, len(given), STEP)
     found = [start + np.flatnonzero(given[start : start + STEP] == number) for start in starts]
     return np.concatenate([rows.astype(np.uint32) for rows in found] or [np.zeros(0, np.uint32)])
@@ -131,8 +131,8 @@ def set_aside(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(remaining rows, rows for a part): by group if requested, otherwise stratified if possible.
 
-    rows: (N,), or None for all; codes: (N,) their strata, or None if there are none; sizes: how many rows there are in
-    all, and how many about to set aside
+    rows: (N,), or None for all; codes: (N,) their strata, or None if there are none; sizes: the total, and
+    roughly how many rows to hold out
     """
     total, size = sizes
     seed, number = config.random_seed, total if rows is None else len(rows)
@@ -141,11 +141,11 @@ def set_aside(
 
         rows = np.arange(total, dtype=np.uint32) if rows is None else rows
         if len(np.unique(groups := strata.groups_of(rows))) < 2:
-            few = f"{config.group_column!r} has too few groups to set aside {part}"
+            few = f"{config.group_column!r} has too few groups to hold out {part}"
             raise UserError(f"{config.input}: {few}; provide train, dev and test yourself")
         splitter = GroupShuffleSplit(1, test_size=min(0.9, size / len(rows)), random_state=seed)
         kept, taken = next(splitter.split(rows, groups=groups))
-        print(f"no {part} part given: {len(taken)} examples set aside by {config.group_column!r}, seed {seed}")
+        print(f"no {part} part given: {len(taken)} examples held out by {config.group_column!r}, seed {seed}")
         return rows[kept], rows[taken]
     counts, rare = np.array([number]) if codes is None else count(codes), np.zeros(0, np.uint32)
     if (counts == 1).any():  # classes of one example stay in train
@@ -162,15 +162,15 @@ def set_aside(
     stratified = codes is not None and min(size, shared - size) >= (counts >= 2).sum()
     kept, taken = draw(shared if rows is None else rows, codes if stratified else None, size, seed)
     how = f"stratified by {strata.name!r}" if stratified else "at random"
-    print(f"no {part} part given: {len(taken)} examples set aside {how}, seed {seed}")
+    print(f"no {part} part given: {len(taken)} examples held out {how}, seed {seed}")
     return np.concatenate([kept, rare]) if len(rare) else kept, taken
 
 
 def draw(rows: np.ndarray | int, codes: np.ndarray | None, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(remaining rows, `size` drawn rows), equal to the result of scikit-learn's train_test_split.
 
-    That function builds lists of Python integers, which would take more memory than everything else here. rows: (N,),
-    or N for rows 0 to N - 1; codes: (N,) strata, or None
+    That function builds lists of Python integers, which would take more memory than all else here. rows: (N,), or N
+    for rows 0 to N - 1; codes: (N,) strata, or None
     """
     random_state = np.random.RandomState(seed)
     if codes is None:
@@ -212,8 +212,8 @@ def by_stratum(
 
 
 def shares(counts: np.ndarray, size: int, random_state: np.random.RandomState) -> np.ndarray:
-    """(N,) how many rows of each stratum to draw, `size` in all: in proportion; the remainder goes to the largest
-    fractions, ties are broken at random."""
+    """(N,) how many of `size` rows to draw from each stratum: in proportion; the remainder goes to the largest
+    fractions, and ties are broken at random."""
     exact = counts / counts.sum() * size
     result = np.floor(exact)
     rest = exact - result
@@ -238,7 +238,7 @@ def split_folds(pool: np.ndarray, strata: Strata, config: Any) -> list[tuple[np.
     most, what = (len(pool), "examples") if groups is None else (len(np.unique(groups)), "groups")
     if config.n_splits > most:
         raise UserError(f"--n_splits {config.n_splits} is more than the {most} {what}")
-    # Classes with fewer examples than folds are pooled into one stratum
+    # Classes with fewer examples than folds form one stratum
     codes = np.where(count(codes)[codes] >= config.n_splits, codes, -1)
     stratified, plain = (StratifiedGroupKFold, GroupKFold) if config.group_column else (StratifiedKFold, KFold)
     splitter = stratified if len(np.unique(codes)) > 1 else plain

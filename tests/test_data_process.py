@@ -456,14 +456,14 @@ def test_what_is_not_ours_stays(tmp_path):
     before = (folder / "labels.json").read_bytes()
     again = dict(output_dir=str(folder), label_column="label")
     (folder / "fold_1/notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"holds other files .*notes\.txt"):
+    with pytest.raises(UserError, match=r"contains other files .*notes\.txt"):
         process(DataConfig(input=str(source), **again))
     (folder / "fold_1/notes.txt").unlink()
     with pytest.raises(UserError, match="contains the input"):
         process(DataConfig(input=str(folder / "fold_0/train.jsonl"), **again))
     assert (folder / "labels.json").read_bytes() == before and (folder / "fold_0/train.jsonl").exists()
     (folder / "labels.json").unlink()
-    with pytest.raises(UserError, match="holds other files"):
+    with pytest.raises(UserError, match="contains other files"):
         process(DataConfig(input=str(source), **again))
     process(DataConfig(input=str(source), output_dir=str(tmp_path / "new"), label_column="label"))
 
@@ -507,7 +507,7 @@ def test_groups_that_cannot_be_kept_are_refused(tmp_path):
     lines = source.read_text().splitlines()
     source.write_text("\n".join([lines[0], *(line.rpartition(",")[0] + ",one" for line in lines[1:])]) + "\n")
     options = dict(label_column="label", group_column="g", output_dir=str(tmp_path / "x"))
-    with pytest.raises(UserError, match="'g' has too few groups to set aside"):
+    with pytest.raises(UserError, match="'g' has too few groups to hold out"):
         process(DataConfig(input=str(source), **options))
     assert not (tmp_path / "x").exists()
 

@@ -1,1 +1,1 @@
-"""Data checks: duplicates, texts, labels, entities, and what the tokenizer makes of the texts."""
+"""Data checks: duplicates, texts, labels, entities and tokenization."""

@@ -1,4 +1,4 @@
-"""What the data checks share: their base class, and access to rows by position."""
+"""The base class of the data checks, and row access by position."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ PLACEHOLDERS = set("nan null none n/a na nil undefined - -- ? unknown todo tbd x
 
 
 class Context:
-    """What is known before the data is read. kinds: {task: kind}"""
+    """The settings of a run of the checks. kinds: {task: kind}"""
 
     def __init__(self, parts: Parts, kinds: Mapping[str, str]) -> None:
         self.kinds = kinds
@@ -35,31 +35,31 @@ class Context:
 
 
 def has_foreign_tags(examples: Sequence[Example], name: str) -> bool:
-    """Whether some tags of these examples follow no entity scheme."""
+    """Whether any tags of these examples do not follow an entity scheme."""
     tags = {tag for e in examples for tag in e[name] or ()} - {"O"}
     return len(tags) > 0 and find_scheme([list(tags)]) is None
 
 
 class Check(Facts):
-    """A data check; its attributes are the facts from which its notes are made.
+    """A data check, which collects facts in its attributes and derives notes from them.
 
-    `look` runs on blocks of rows in several processes, each time on a new instance. All are merged in the order of the
-    rows into one, whose notes are shown. A check without `look` can read the rows again in `notes`.
+    `look` runs on blocks of rows in several processes, with a new instance per block. The instances are merged in row
+    order, and `notes` of the result is shown. A check without `look` can read the rows again in `notes`.
     """
 
     def __init__(self, context: Context) -> None:
         """Sets all attributes, before any row is seen."""
 
     def look(self, part: str, start: int, examples: Sequence[Example], context: Context) -> None:
-        """Records facts of a block of examples, which begins at row `start` of the part."""
+        """Records facts of a block of examples that starts at row `start` of the part."""
 
     def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
-        """What was found; a note without rows is not shown. labels: counts of labels and lengths"""
+        """Yields the findings; notes without rows are not shown. labels: counts of labels and lengths"""
         raise NotImplementedError
 
 
 class AllRows:
-    """The rows of all parts by one position, in the order in which they were read."""
+    """The rows of all parts, concatenated in reading order."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
@@ -67,7 +67,7 @@ class AllRows:
         self.starts = np.cumsum([0, *map(len, parts.values())])
 
     def part_numbers(self, positions: Any) -> Any:
-        """The index in `names` of the part of each position, or of one."""
+        """Maps one or more positions to indices of parts in `names`."""
         return self.starts.searchsorted(positions, "right") - 1
 
     def part(self, position: int) -> str:
@@ -93,13 +93,13 @@ class AllRows:
 
 
 def sampled(items: Sequence[Any] | np.ndarray, shown: Callable[[Any], str]) -> Sample:
-    """A Sample of shown(item) for each item, which is called only for those that are kept."""
+    """A Sample of shown(item); `shown` is called only for the items that are kept."""
     sample = Sample([shown(item) for item in items[: Sample.most]])
     sample.number = getattr(items, "number", len(items))
     return sample
 
 
 def add_if(rows: Sample, e: Example, result: str | bool | None) -> None:
-    """Adds the row of an example if there is a result, which follows it if it is a string."""
+    """Adds the row of an example if `result` is truthy, followed by `result` if it is a string."""
     if result:
         rows.add(f"{e['_where']}: {result}" if isinstance(result, str) else e["_where"])

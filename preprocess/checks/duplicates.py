@@ -1,4 +1,4 @@
-"""Checks of what should occur only once: ids, texts, pairs in both orders, groups; and of labels of equal texts."""
+"""Checks for repeated ids, texts, pairs and groups, and for equal texts with different labels."""
 
 import unicodedata
 from collections import defaultdict
@@ -32,7 +32,7 @@ class Ids(Check):
 
 
 class Duplicates(Check):
-    """Equal and nearly equal texts, and different labels of equal texts; only these rows are read again."""
+    """Duplicates, near duplicates, and duplicates with different labels; only these rows are read again."""
 
     def __init__(self, context: Context) -> None:
         self.texts = Series(context.folder)
@@ -100,7 +100,7 @@ class Groups(Check):
 
 
 def shared_group(rows: AllRows, positions: list[int]) -> str:
-    """A group and its first row in each part, as shown."""
+    """Formats a group with its first row in each part."""
     where = {rows.part(position): rows.where(position) for position in reversed(positions)}
     return f"{str(rows[positions[0]]['group'])!r}: {', '.join(reversed(where.values()))}"
 
@@ -118,14 +118,14 @@ LETTERS = Letters()
 
 
 def plain(example: Example) -> str:
-    """The text without case, whitespace, punctuation and character width: near duplicates share it."""
+    """The text without case, whitespace, punctuation and character width; equal for near duplicates."""
     text = text_of(example) + "\n" + example.get("text_pair", "")
     text = text.lower() if text.isascii() else unicodedata.normalize("NFKC", text).casefold()
     return text.translate(LETTERS) if len(text) > 8 else text
 
 
 def hash_again(rows: AllRows, names: list[str], positions: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Hashes of the text at each position, and of its label for each task."""
+    """Hashes of each position's text, and of its label for each task."""
     examples = rows.examples(positions)
     texts = [(tuple(e["tokens"]) if "tokens" in e else e["text"], e.get("text_pair")) for e in examples]
     labels = [hashes([None if e[name] is None else repr(e[name]) for e in examples]) for name in names]
@@ -133,7 +133,7 @@ def hash_again(rows: AllRows, names: list[str], positions: np.ndarray) -> tuple[
 
 
 def groups_of_equal(keys: np.ndarray, positions: np.ndarray) -> Iterator[np.ndarray]:
-    """The indices of rows that share a key, for each key with several, in the order of their first rows."""
+    """Groups of two or more row indices with the same key, ordered by their first rows."""
     order = np.lexsort([positions, keys])
     ordered = keys[order]
     begins = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
@@ -144,7 +144,7 @@ def groups_of_equal(keys: np.ndarray, positions: np.ndarray) -> Iterator[np.ndar
 
 
 def repeated_texts(keys: np.ndarray, positions: np.ndarray, rows: AllRows) -> Iterator[Note]:
-    """Notes on texts that are repeated within a part or across two parts."""
+    """Notes on texts that are duplicated within a part or across parts."""
     within: dict[str, Sample] = defaultdict(Sample)
     across: dict[tuple[str, str], Sample] = defaultdict(Sample)
     for group in groups_of_equal(keys, positions):

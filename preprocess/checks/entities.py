@@ -24,10 +24,10 @@ Block = tuple[str, int, int]  # part, first row, end
 
 
 class EntityFacts(Facts):
-    """What is recorded of the entities of one task."""
+    """Facts about the entities of one task."""
 
     def __init__(self, context: Context) -> None:
-        self.parts: set[str] = set()  # those with an entity
+        self.parts: set[str] = set()  # parts with at least one entity
         self.illegal = Sample()
         self.unfinished = Sample()
         self.crossing = Sample()
@@ -58,13 +58,13 @@ class Entities(Check):
         for name, facts in self.tasks.items():
             kind, names = tasks[name].kind, tasks[name].labels
             if kind == "spans":
-                advice = "fine if intended; nested spans lie one within the other"
+                advice = "fine if intended; nested spans lie entirely inside another span"
                 yield Note(f"{name}: spans that overlap without being nested", facts.crossing, advice)
             elif find_scheme([names]) is None:
                 continue
             else:
                 advice = "seqeval still counts them as entities; write B- where one begins"
-                yield Note(f"{name}: tags that continue no entity", facts.illegal, advice)
+                yield Note(f"{name}: I-, E- or M- tags that continue no entity of the same type", facts.illegal, advice)
                 bioes = any(label.startswith(("E-", "S-")) for label in names)
                 unfinished = facts.unfinished if bioes else []
                 yield Note(f"{name}: entities without an end tag", unfinished, "the scheme requires an E- or S- there")
@@ -79,7 +79,7 @@ class Entities(Check):
 
 
 def first_crossing(e: Example, name: str) -> str | None:
-    """Two spans of an example that overlap without being nested, as shown; or None."""
+    """Formats the first two spans of an example that overlap without being nested, or returns None."""
     spans = sorted((first, -last) for first, last, _ in e[name])
     for number, (first, last) in enumerate(spans):
         for other, end in spans[number + 1 :]:
@@ -96,7 +96,7 @@ def entities_of(e: Example, name: str) -> list[tuple[str, int, int, list[str]]]:
 
 
 def look_at_scheme(facts: EntityFacts, e: Example, name: str) -> None:
-    """Records the first tag that continues no entity, and the first entity without an end tag."""
+    """Records the first illegal tag and the first entity without an end tag."""
     tags, where = e[name], e["_where"]
     for i in illegal_tags(tags)[:1]:
         facts.illegal.add(f"{where}: token {i + 1} {e['tokens'][i]!r} {tags[i]}")
@@ -107,7 +107,7 @@ def look_at_scheme(facts: EntityFacts, e: Example, name: str) -> None:
 
 
 def look_at_borders(facts: EntityFacts, e: Example, name: str) -> list[Words]:
-    """Records odd borders of an example's entities. -> the words of each"""
+    """Records suspicious entity boundaries of an example. Returns the words of each entity."""
     surfaces = []
     for label, first, last, words in entities_of(e, name):
         if last - first >= 20 and last - first > 0.5 * len(e["tokens"]):
@@ -123,7 +123,7 @@ def is_punctuation(token: str) -> bool:
 
 
 def consistency_notes(parts: Parts, name: str, surfaces: Column) -> Iterator[Note]:
-    """Notes on words that are annotated in different ways; reads all rows again if some entities are frequent."""
+    """Notes on inconsistently annotated words; rereads all rows if some entities are frequent."""
     often = frequent(surfaces, 10)
     found = WordTypes()
     for of_block in again(parts, partial(count_types, parts, name, often)) if often else ():
@@ -149,12 +149,12 @@ def consistency_notes(parts: Parts, name: str, surfaces: Column) -> Iterator[Not
 
 
 def again(parts: Parts, look: Callable[[Block], Any]) -> Iterator[Any]:
-    """look(block) of all blocks of rows, in order."""
+    """Yields look(block) for each block of rows, in order."""
     return in_order(look, tqdm(list(blocks_of(parts)), desc="data checks: entities", leave=False, delay=2))
 
 
 class WordTypes(Facts):
-    """The types of entities by their words."""
+    """Entity types by surface."""
 
     def __init__(self) -> None:
         self.counts: dict[Words, Counter[str]] = defaultdict(Counter)
@@ -162,7 +162,7 @@ class WordTypes(Facts):
 
 
 def count_types(parts: Parts, name: str, often: Mapping[int, int], block: Block) -> WordTypes:
-    """The types of a block's entities whose words are frequent. often: hashes of the words"""
+    """The types of a block's frequent entities. often: hashes of their words"""
     found, (part, start, stop) = WordTypes(), block
     for e in parts[part][start:stop]:
         for label, _, _, tokens in entities_of(e, name) if e[name] else ():
@@ -182,7 +182,7 @@ def by_first_pair(entities: Iterable[Words]) -> dict[Words, list[Words]]:
 
 
 def find_outside(parts: Parts, name: str, by_pair: Mapping[Words, list[Words]], block: Block) -> dict[Words, Sample]:
-    """The rows of a block where words are no entity that are one elsewhere. by_pair: see by_first_pair"""
+    """Rows of a block with unannotated words that are an entity elsewhere. by_pair: see by_first_pair"""
     found: dict[Words, Sample] = defaultdict(Sample)
     part, start, stop = block
     for e in parts[part][start:stop]:
@@ -198,7 +198,7 @@ def find_outside(parts: Parts, name: str, by_pair: Mapping[Words, list[Words]], 
 
 
 def is_outside(e: Example, name: str) -> list[bool]:
-    """Of each token of an example: whether it belongs to no entity."""
+    """Whether each token of an example is outside all entities."""
     if not e[name] or isinstance(e[name][0], str):
         return [tag == "O" for tag in e[name] or ["O"] * len(e["tokens"])]
     inside = {position for first, last, _ in e[name] for position in range(first, last + 1)}

@@ -1,4 +1,4 @@
-"""Checks of labels, of all kinds of tasks but spans: their names, class balance, sets of labels, numbers."""
+"""Checks of labels for all tasks except spans: names, class balance, label sets and numbers."""
 
 import math
 import re
@@ -15,7 +15,7 @@ from preprocess.labels.statistics import LabelStatistics
 from preprocess.storage.facts import Note, Sample
 
 Counts = Mapping[str, Counter[str]]  # {part: {label: count}}
-First = Mapping[str, Mapping[str, str]]  # {part: {label: its first row, as shown}}
+First = Mapping[str, Mapping[str, str]]  # {part: {label: its first row, formatted}}
 
 LETTER = r"[^\W\d_]"
 # Blanks between letters and digits, and hyphens between letters; before a digit, a hyphen may be a sign
@@ -56,7 +56,7 @@ class Labels(Check):
 
 
 def label_names(name: str, tags: bool, counts: Counts, first: First) -> Iterator[Note]:
-    """Notes on labels that a part lacks, that are rare, or look like another. tags: whether the labels are tags"""
+    """Notes on labels that are missing from a part, rare, or similar to another. tags: whether the labels are tags"""
     train, dev = counts["train"], counts.get("dev")
     for part, present in counts.items():
         unseen = [first[part][label] for label in sorted(present.keys() - train.keys())]
@@ -66,7 +66,7 @@ def label_names(name: str, tags: bool, counts: Counts, first: First) -> Iterator
     advice = "one example is too few to learn from: merge, collect more, or remove"
     yield Note(f"{name}: labels that occur only once in train", once, advice)
     untested = [first["train"][x] for x in sorted(train) if dev is not None and train[x] >= 20 and not dev[x]]
-    yield Note(f"{name}: labels of train that dev lacks", untested, "split again, stratified")
+    yield Note(f"{name}: labels of train that are missing from dev", untested, "split again, stratified")
     if not tags:
         alike = labels_alike(counts, first)
         yield Note(f"{name}: labels that differ only in case, spaces or width", alike, "probably one label: merge them")
@@ -75,14 +75,14 @@ def label_names(name: str, tags: bool, counts: Counts, first: First) -> Iterator
 
 
 def folded_label(label: str) -> str:
-    """A label without case, spaces and width. Signs and digits stay: -1, 1 and A+, A differ, and so do 1-2 and 12."""
+    """A label without case, spaces and width. Signs and digits are kept: -1 and 1, A+ and A, 1-2 and 12 differ."""
     text = unicodedata.normalize("NFKC", label).casefold()
     text = BETWEEN.sub("", text.strip())
     return text + "".join(sign for sign in label if sign.isdigit() and not sign.isdecimal())
 
 
 def labels_alike(counts: Counts, first: First) -> list[str]:
-    """For each group of labels that differ only in case, spaces or width: where the rarest occurs, and the others."""
+    """The first row of the rarest label of each group that differs only in case, spaces or width, and the others."""
     folded: dict[str, set[str]] = defaultdict(set)
     rows = []
     total = sum(counts.values(), Counter[str]())
@@ -102,7 +102,7 @@ def class_balance(name: str, counts: Counts, first: First) -> Iterator[Note]:
     if most / train.total() > 0.95 and train.total() >= 20:
         rows = [f"{first['train'][label]} {most / train.total():.1%}"]
         advice = "use macro F1, not accuracy; try --class_weights balanced"
-        yield Note(f"{name}: nearly all of train is one label", rows, advice)
+        yield Note(f"{name}: one label covers nearly all of train", rows, advice)
     for part, other in counts.items():
         if min(other.total(), train.total()) >= 30:  # train does not differ from itself
             shares = {x: (train[x] / train.total(), other[x] / other.total()) for x in train if other[x]}
@@ -114,7 +114,7 @@ def class_balance(name: str, counts: Counts, first: First) -> Iterator[Note]:
 
 
 class Numbers(Check):
-    """Labels of regression."""
+    """Regression labels."""
 
     def notes(self, parts: Parts, tasks: Tasks, labels: LabelStatistics) -> Iterator[Note]:
         for name, task in tasks.items():
@@ -137,7 +137,7 @@ def far_numbers(name: str, task: Any, parts: Parts, columns: Mapping[str, np.nda
 
 
 def compare_numbers(name: str, task: Any, part: str, values: np.ndarray, where: str) -> Iterator[Note]:
-    """Notes on a part whose values are all the same, or distributed differently than in train."""
+    """Notes on a part whose values are constant or are distributed differently than in train."""
     if len(values) > 1 and values.min() == values.max():
         rows = [f"{where}: {values[0]:g}"]
         yield Note(f"{name}: all values of {part} are the same", rows, "no correlation can be computed")

@@ -1,4 +1,4 @@
-"""Runs the data checks of `python data_process.py`, which find problems before training time is wasted.
+"""Runs the data checks of `python data_process.py`, which find problems before training.
 
 Edit here to add a check for your own data: a subclass of Check (base.py), and its name in CHECKS.
 """
@@ -27,7 +27,7 @@ CHECKS: list[type[Check]] = [Ids, Duplicates, SwappedPairs, Groups, Texts, Token
 
 
 class Looked(Facts):
-    """What one pass over some rows finds. labels: what labels.json and the summary need"""
+    """Results of one pass over some rows. labels: statistics for labels.json and the summary"""
 
     def __init__(self, context: Context) -> None:
         self.checks = {check: check(context) for check in CHECKS}
@@ -35,7 +35,7 @@ class Looked(Facts):
 
 
 def look_through(parts: Parts, kinds: Mapping[str, str], files: Mapping[str, BinaryIO] | None = None) -> Looked:
-    """Reads all rows once for all checks, and writes those of each part to files[part]. kinds: {task: kind}"""
+    """Runs all checks in one pass over the rows, and writes each part to files[part]. kinds: {task: kind}"""
     context, blocks = Context(parts, kinds), list(blocks_of(parts))
     found, look = Looked(context), partial(look_at_block, parts, context, bool(files))
     size = sum(map(len, parts.values()))
@@ -49,7 +49,7 @@ def look_through(parts: Parts, kinds: Mapping[str, str], files: Mapping[str, Bin
 
 
 def look_at_block(parts: Parts, context: Context, write: bool, block: Block) -> tuple[Looked, bytes]:
-    """What a block of rows contains, and its lines for the processed folder."""
+    """The results for a block of rows, and its lines for the processed folder."""
     part, start, stop = block
     examples, found = parts[part][start:stop], Looked(context)
     for check in found.checks.values():
@@ -59,7 +59,7 @@ def look_at_block(parts: Parts, context: Context, write: bool, block: Block) -> 
 
 
 def run_checks(parts: Parts, tasks: Tasks, notes: Iterable[Note] = (), found: Looked | None = None) -> list[Note]:
-    """All notes that have rows, those of the processing first. found: the result of `look_through`, if it has run"""
+    """All notes with rows, those of the processing first. found: the result of `look_through`, if it has run"""
     if found is None:
         found = look_through(parts, {name: task.kind for name, task in tasks.items()})
     notes = list(notes)
@@ -73,14 +73,14 @@ def with_rows(notes: Iterable[Note]) -> list[Note]:
 
 
 def keep(notes: Sequence[Note], path: Path) -> None:
-    """Writes the notes with the first rows of each to a JSON file, for a run's report."""
+    """Writes the notes and the first rows of each to a JSON file for the report of a run."""
     rows = [[cut(row, 300) for row in n.rows[:3]] for n in notes]
     kept = [{"what": n.what, "count": n.number, "rows": r, "advice": n.advice} for n, r in zip(notes, rows)]
     write_json(path, kept)
 
 
 def show(notes: list[Note], most: int = 3) -> None:
-    """Prints each note: what was found, how often, the first rows, what to do."""
+    """Prints each note: the finding, its count, its first rows and advice."""
     if not notes:
         print("checks: no problems found")
         return

@@ -1,4 +1,4 @@
-"""Checks of the texts alone: characters and marks that do not belong there, odd tokens, lengths."""
+"""Checks of the texts: unexpected characters and markup, odd tokens, lengths."""
 
 import html
 import math
@@ -27,7 +27,7 @@ GARBLED = re.compile(f"{BADNESS_RE.pattern} | 锟斤拷 | 烫烫烫", BADNESS_RE
 MARKUP = re.compile(r"</?(?:p|br|div|span|a|b|i|img|td|tr|li)\b[^<>]*>|&(?:[a-z]{2,8}|#\d{2,6});")
 LOOK_ALIKE = "аеорсухіјѕАВЕКМНОРСТХΑΒΕΖΗΙΚΜΝΟΡΤΥΧο"  # Cyrillic and Greek letters that look Latin
 HALF_WIDTH = re.compile("[0-9A-Za-z]")
-# Most texts contain none of these; only texts that do are inspected closely. GARBLED alone would take 40 µs per text
+# A cheap prefilter: most texts contain none of these, and GARBLED alone takes 40 µs per text
 SUSPECT = re.compile(
     "[\ufffd\uff10-\uff19\uff21-\uff3a\uff41-\uff5a<&]|[\u0080-\u024f\u02c6-\u02dd\u2013-\u2122]{2}|锟斤拷|烫烫烫"
 )
@@ -38,8 +38,8 @@ Test = Callable[[str], str | None]
 
 
 def suspicious(text: str) -> bool:
-    """Whether a test of IN_TEXTS could find something in a text: a quick filter."""
-    if not text.isprintable():  # it has control, format, private or unassigned characters, or whitespace
+    """Whether a test of IN_TEXTS could match a text; a fast prefilter."""
+    if not text.isprintable():  # contains control, format, private or unassigned characters, or whitespace
         for blank in HARMLESS_BLANKS:
             text = text.replace(blank, "")
         if not text.isprintable():
@@ -73,7 +73,7 @@ undecodable: Test = partial(first_match, "\ufffd")
 garbled: Test = partial(first_match, GARBLED)
 mixed_script: Test = partial(first_match, rf"\b(?=\w*[{LOOK_ALIKE}])(?=\w*[A-Za-z])\w{{3,}}")
 full_width: Test = partial(first_match, "[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]")
-IN_TEXTS: list[tuple[Test, str, str]] = [  # test of a text, what it finds, what to do
+IN_TEXTS: list[tuple[Test, str, str]] = [  # (test of a text, finding, advice)
     (control, "control characters in texts", "they come from a broken export: remove them"),
     (undecodable, "characters that could not be decoded (U+FFFD)", "read the source again with --encoding"),
     (garbled, "texts decoded with the wrong encoding", "read the source again with --encoding"),
@@ -118,7 +118,7 @@ def has_empty_pair(e: Example) -> bool:
 
 QUOTED = "the TSV was written with CSV quoting: add --format csv --delimiter '\\t', or unquote them"
 BLANKS = "harmless for most tokenizers; strip them to find duplicates"
-IN_EXAMPLES: list[tuple[Callable[[Example], str | bool | None], str, str]] = [  # as above, with a test of an example
+IN_EXAMPLES: list[tuple[Callable[[Example], str | bool | None], str, str]] = [  # as above, but tests examples
     (is_quoted, "texts in CSV quotes, with doubled quotes inside", QUOTED),
     (has_outer_blanks, "texts begin or end with whitespace", BLANKS),
     (looks_missing, "texts that look like a missing value", "they are used as texts: remove the rows if they are not"),
@@ -129,7 +129,7 @@ IN_EXAMPLES: list[tuple[Callable[[Example], str | bool | None], str, str]] = [  
 
 
 class Texts(Check):
-    """Marks of wrong decoding or export in texts."""
+    """Signs that texts were decoded or exported incorrectly."""
 
     def __init__(self, context: Context) -> None:
         self.with_half_width: set[str] = set()  # parts
@@ -177,12 +177,12 @@ class Tokens(Check):
 
 
 def first_token(tokens: Sequence[str], pattern: str, shown: Callable[[str], str]) -> str | None:
-    """The first token that matches a pattern, formatted by shown(token); or None."""
+    """shown(token) of the first token that matches a pattern, or None."""
     return next((shown(token) for token in tokens if re.fullmatch(pattern, token)), None)
 
 
 class Lengths(Check):
-    """Texts that are far too long, and parts whose texts differ in length."""
+    """Outliers in text length, and parts whose length distributions differ."""
 
     def __init__(self, context: Context) -> None:
         self.longest = Series(context.folder)  # one per block
@@ -209,14 +209,14 @@ class Lengths(Check):
 
 
 def weighted_median(values: Sequence[float] | np.ndarray, counts: Sequence[int]) -> float:
-    """The median of values, each of which occurs `counts` times; of an even number, the lower middle one."""
+    """The weighted median; the lower of the two middle values for an even total."""
     return float(np.quantile(values, 0.5, weights=counts, method="inverted_cdf"))
 
 
 def compare_lengths(train: Counter[int], others: Counter[int], part: str) -> Iterator[Note]:
-    """A note if the length distribution of a part differs from that of train (Kolmogorov-Smirnov, p < 0.001).
+    """Yields a note if the length distribution of a part differs from that of train (Kolmogorov-Smirnov, p < 0.001).
 
-    scipy.stats.ks_2samp would need all lengths instead of their counts, and 60 MB for its import.
+    scipy.stats.ks_2samp needs all lengths instead of their counts, and its import takes 60 MB.
     """
     sizes = train.total(), others.total()
     if part != "train" and min(sizes) >= 30:

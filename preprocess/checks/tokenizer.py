@@ -1,4 +1,4 @@
-"""Checks of what the tokenizer makes of the texts: lost tokens and entities, unknown characters."""
+"""Checks of the tokenized texts: lost tokens and entities, unknown characters."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -40,13 +40,13 @@ def check_encoding(parts: Parts, tasks: Tasks, featurizer: "Featurizer") -> Iter
         advice = "use another tokenizer, or add them with --new_tokens of continue_pretrain_task.py"
         yield Note(f"characters become [UNK] ({share:.1%} of the rows)", rows["unknown"], advice)
     advice = "they are read as special tokens: add markers with --special_tokens"
-    yield Note("texts contain the tokenizer's own special tokens", rows["special"], advice)
+    yield Note("texts contain special tokens of the tokenizer", rows["special"], advice)
 
 
 def encoding_faults(
     e: Example, encoding: Any, featurizer: "Featurizer", tasks: Tasks, special: list[str]
 ) -> Iterator[tuple[str, str]]:
-    """(kind, detail) of each problem that the tokenizer has with an example."""
+    """Yields (kind, detail) of each tokenization problem of an example."""
     tokenizer, pair, tokens = featurizer.tokenizer, e.get("text_pair"), e.get("tokens")
     room = featurizer.max_length - 2
     if pair:

@@ -1,1 +1,1 @@
-"""Finds out what each label column is (kind of task, tag scheme, values), and converts and checks labels."""
+"""Infers the kind of task and the tag scheme of each label column, and converts and checks labels."""

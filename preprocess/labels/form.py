@@ -1,7 +1,7 @@
-"""Converts examples as they were read to those of the processed folder.
+"""Converts raw examples to those of the processed folder.
 
-What the conversion depends on is found in two passes over all examples: survey.py decides the kind of each task,
-label_pass.py checks each label and chooses tag schemes.
+Two passes over all examples determine the conversion: survey.py decides the kind of each task, and label_pass.py checks
+each label and chooses tag schemes.
 """
 
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class Form:
     chosen: dict[str, str]  # {task: kind} from --label_type
     names: list[str] = field(default_factory=list)  # of the tasks
     kinds: dict[str, str] = field(default_factory=dict)  # {task: kind}
-    dashed: list[str] = field(default_factory=list)  # tasks whose label "-" means no label
+    dashed: list[str] = field(default_factory=list)  # tasks in which "-" means no label
     dropped: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # rows whose only label is such a "-"
     over_text: list[str] = field(default_factory=list)  # tasks whose labels are spans over characters
     over_tokens: list[str] = field(default_factory=list)  # tasks whose labels are spans over tokens
@@ -39,7 +39,7 @@ class Form:
     positions: dict[str, list[str]] = field(default_factory=dict)  # {task of lists of 0 and 1: names of the positions}
 
     def __call__(self, numbers: list[int], examples: list[Example]) -> list[Example]:
-        """The examples as they are written, plus "_where". numbers: their row numbers in the store"""
+        """The examples in their output form, plus "_where". numbers: their row numbers in the store"""
         self.label(examples)
         for example in examples:
             for name, scheme in self.schemes.items():
@@ -53,7 +53,7 @@ class Form:
         return [{"_where": e["_where"], "id": str(e.pop("id", number)), **e} for number, e in zip(numbers, examples)]
 
     def label(self, examples: list[Example]) -> list[Note]:
-        """Checks and converts the labels, except for the tag scheme. -> notes"""
+        """Checks and converts the labels, except for the tag scheme. Returns notes."""
         for example in examples:
             self.normalize(example)
             for name in self.dashed:
@@ -73,8 +73,8 @@ class Form:
         return notes
 
     def normalize(self, example: Example) -> None:
-        """Converts the part's name, extra columns to numbers, lists of 0 and 1 to labels, and empty cells to None if
-        there are several tasks."""
+        """Converts part names, extra columns (to numbers), multi-hot lists (to labels) and, with several tasks, empty
+        cells (to None)."""
         if "split" in example:
             example["split"] = PART_NAMES[str(example["split"]).lower()]
         if "extras" in example:
@@ -96,7 +96,7 @@ class Form:
 
 
 def check_labels(example: Example, kinds: dict[str, str], separator: str) -> None:
-    """Converts an example's labels to what is stored. Raises UserError unless it has at least one usable label."""
+    """Converts an example's labels to their stored form. Raises UserError unless at least one is usable."""
     where, has_label = example["_where"], False
     for name, kind in kinds.items():
         if kind == "multilabel" and isinstance(example.get(name), str):
@@ -107,4 +107,4 @@ def check_labels(example: Example, kinds: dict[str, str], separator: str) -> Non
         example[name] = check_label(example, name, kind)
         has_label = has_label or example[name] is not None
     if not has_label:
-        raise UserError(f"{where}: has no label of any task ({', '.join(kinds)})")
+        raise UserError(f"{where}: has no label for any task ({', '.join(kinds)})")

@@ -1,4 +1,4 @@
-"""The kinds of tasks, and the check of each label.
+"""The kinds of tasks, and label validation.
 
 Kinds: "classification" (a string), "multilabel" (a list of strings), "regression" (a number), "tagging" (one tag per
 token), "spans" (a list of [first token, last token, type], both ends included). Spans of characters become tags of
@@ -18,10 +18,10 @@ from preprocess.labels.literals import literal
 
 # Each kind of task, and the kind whose label format it uses: KINDS["ordinal"] = "classification" adds a custom kind
 KINDS = {kind: kind for kind in task.KINDS}
-TAG_NAMES = ("slots", "tags", "ner", "ner_tags")  # labels with these names are tags, never sets of labels
-SET_NAMES = ("intent", "intents")  # lists with these names are sets of labels, also next to tokens
+TAG_NAMES = ("slots", "tags", "ner", "ner_tags")  # labels with these names are tags, never label sets
+SET_NAMES = ("intent", "intents")  # lists with these names are label sets, even next to tokens
 MOST_LABELS = 100_000  # per task
-NO_LABEL = ("", "nan", "null", "na", "n/a", "#n/a")  # what --drop_unlabelled treats as no label
+NO_LABEL = ("", "nan", "null", "na", "n/a", "#n/a")  # --drop_unlabelled treats these as missing
 
 
 def as_list(cell: str, separator: str) -> list[Any]:
@@ -36,7 +36,7 @@ def is_number(text: str) -> bool:
 
 
 def check_label(example: Example, name: str, kind: str) -> Any:
-    """The label as it is stored, or None if it is missing. Raises UserError if it is not valid."""
+    """The label in its stored form, or None if it is missing. Raises UserError if it is invalid."""
     where, label = example["_where"], example.get(name)
     if kind == "classification" and type(label) is str and label.strip():
         return label.strip()  # the usual case
@@ -98,7 +98,7 @@ def check_class(label: Any, name: str, where: str) -> str:
     if isinstance(label, bool):
         return str(label).lower()
     if isinstance(label, float) and label.is_integer():
-        label = int(label)  # pandas stores integers as floats if some are missing
+        label = int(label)  # pandas stores integers as floats if values are missing
     label = str(label) if isinstance(label, int | float) else label
     if not isinstance(label, str):
         raise UserError(f"{where}: the label {name}={shown(label)} is not a string")
@@ -108,8 +108,8 @@ def check_class(label: Any, name: str, where: str) -> str:
 
 
 def check_label_names(name: str, labels: list[str]) -> None:
-    """Raises UserError for more than MOST_LABELS labels (the column is probably an id or a text), and if yes and no are
-    written in two ways, such as 1 and true in JSON (the task would have four labels)."""
+    """Raises UserError for more than MOST_LABELS labels (probably an id or text column), and for mixed spellings of yes
+    and no, such as 1 and true in JSON (the task would have four labels)."""
     if len(labels) > MOST_LABELS:
         such = f"such as {shown(labels[0])} and {shown(labels[-1])}"
         many = f"the task {name!r} has {len(labels):,} labels in train ({such}), more than {MOST_LABELS:,}"

@@ -1,6 +1,4 @@
-"""The second pass over all examples, in several processes: checks each label, and collects what tag schemes and splits
-depend on.
-"""
+"""The parallel second pass over all examples: checks each label, and collects statistics for tag schemes and splits."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,7 +19,7 @@ from preprocess.storage.parallel import in_order
 
 
 class Labelled(Facts):
-    """What the second pass finds in a block, or in all."""
+    """Results of the second pass for one block, or merged."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, str], Sample] = defaultdict(Sample)  # of notes {(what, advice): rows}
@@ -38,7 +36,7 @@ class Labelled(Facts):
 
 @dataclass
 class LabelPass:
-    """The second pass over a block: checks its labels, and collects what the splits and tag schemes depend on."""
+    """The second pass over a block: checks its labels, and collects statistics for splits and tag schemes."""
 
     form: Form
     stratify_by: str | None  # the task that splits are stratified by
@@ -46,7 +44,7 @@ class LabelPass:
     with_presence: Sequence[str]  # the tasks whose presence is recorded
 
     def __call__(self, batch: Batch) -> tuple[Labelled, list[Any] | None, list[str] | None]:
-        """(what is found; classes, label sets or numbers to stratify by, None where missing; groups)"""
+        """(results; classes, label sets or numbers to stratify by, None where missing; groups)"""
         examples, found = self.form.kept(batch), Labelled()
         for what, rows, advice in self.form.label(examples):
             found.rows[what, advice].merge(rows)
@@ -65,14 +63,14 @@ def tagged_tasks(form: Form) -> list[str]:
 
 
 def group_of(example: Example) -> str:
-    """The group of an example, which stays in one part; an example without one is its own group."""
+    """The group of an example; groups stay in one part. An example without one forms its own group."""
     return example["_where"] if example.get("group") in (None, "") else str(example["group"])
 
 
 def label_all(
     store: Store, label_pass: LabelPass, add_strata: Callable[[list[Any] | None, list[str] | None], None]
 ) -> Labelled:
-    """Runs a LabelPass over all blocks. add_strata: is called with the strata and groups of each block"""
+    """Runs a LabelPass over all blocks. add_strata: called with the strata and groups of each block"""
     found = Labelled()
     batches = tqdm(store.batches(), desc="labels", total=len(store.arrays), leave=False, delay=2)
     for of_block, strata, groups in in_order(label_pass, batches):
@@ -82,7 +80,7 @@ def label_all(
 
 
 def choose_schemes(form: Form, store: Store, found: Labelled) -> list[Note]:
-    """Chooses the tag schemes of a form. -> notes"""
+    """Chooses the tag schemes of a form. Returns notes."""
     notes = [Note(what, rows, advice) for (what, advice), rows in found.rows.items()]
     for name, files in found.tags_of_tasks(form).items():
         to_spans = name in form.from_tags
@@ -98,7 +96,7 @@ def choose_schemes(form: Form, store: Store, found: Labelled) -> list[Note]:
 
 
 def tags_as_read(form: Form, store: Store, name: str, written: Mapping[str, Mapping[str, str]]) -> dict[str, TagFacts]:
-    """{file: facts of the tags of a task, after those that `written` has were replaced}"""
+    """{file: facts of a task's tags, normalised by `written`}"""
     files: dict[str, TagFacts] = defaultdict(TagFacts)
     for batch in store.batches():
         examples = form.kept(batch)
@@ -111,7 +109,7 @@ def tags_as_read(form: Form, store: Store, name: str, written: Mapping[str, Mapp
 
 
 def rows_with_tags(form: Form, store: Store, name: str, tags: Collection[str]) -> Sample:
-    """The rows in which a task has any of these tags."""
+    """The rows that have any of these tags for a task."""
     rows = Sample()
     for batch in store.batches():
         examples = form.kept(batch)

@@ -6,14 +6,14 @@ import re
 from contextlib import suppress
 from typing import Any
 
-MOST_LITERAL = 2**20  # characters of a Python literal, which needs much more memory than JSON
+MOST_LITERAL = 2**20  # maximum characters of a Python literal, which takes much more memory than JSON
 STRING = r"(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")"
 NUMPY = re.compile(rf"\[\s*(?:{STRING}(?:\s+{STRING})+|-?[\d.]+(?:\s+-?[\d.]+)+)\s*\]")  # printed without commas
-TWO_STRINGS = re.compile(rf"(?:{STRING}|[^'\"])*?{STRING}\s*{STRING}")  # which Python would join to one
+TWO_STRINGS = re.compile(rf"(?:{STRING}|[^'\"])*?{STRING}\s*{STRING}")  # Python would concatenate them
 
 
 def literal(cell: str) -> list[Any] | dict[Any, Any] | None:
-    """The list or object that a cell is; None if it is neither."""
+    """Parses a cell as a list or object; None if it is neither."""
     cell = cell.strip()
     if found := re.fullmatch(r"(?s)array\((.*?)(?:,\s*dtype=[^)]*)?\)", cell):
         cell = found[1].strip()
@@ -32,7 +32,7 @@ def literal(cell: str) -> list[Any] | dict[Any, Any] | None:
 
 
 def as_lists(value: Any) -> Any:
-    """A Python value with lists for its tuples and sets, as JSON has them. Raises ValueError for other containers."""
+    """Converts tuples and sets in a Python value to lists, as in JSON. Raises ValueError for other containers."""
     if isinstance(value, set | frozenset):
         return sorted(map(as_lists, value))
     if isinstance(value, list | tuple):
@@ -40,5 +40,5 @@ def as_lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): as_lists(item) for key, item in value.items()}
     if isinstance(value, bytes | complex):
-        raise ValueError("not a value that a label can have")
+        raise ValueError("not a valid label value")
     return value

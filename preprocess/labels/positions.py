@@ -1,4 +1,4 @@
-"""Lists of 0 and 1 of the same length, one position per label ("multi-hot")."""
+"""Multi-hot labels: lists of 0 and 1 of the same length, one position per label."""
 
 import re
 from collections import Counter
@@ -15,7 +15,7 @@ NAMES_FILE = "labels.txt"  # next to the data: the names of the positions, one p
 
 
 def marks_of(label: Any) -> list[int] | None:
-    """The 0 and 1 of a label that is a list of them, also in a cell: "[1, 0, 1]", "1 0 1". None for other labels."""
+    """Parses a multi-hot label, which may be a cell such as "[1, 0, 1]" or "1 0 1". None for other labels."""
     if isinstance(label, str):
         return [int(mark[0]) for mark in re.findall(MARK, label)] if CELL.fullmatch(label.strip()) else None
     if isinstance(label, list) and label and all(type(mark) in (int, float, bool, str) for mark in label):
@@ -26,7 +26,7 @@ def marks_of(label: Any) -> list[int] | None:
 
 
 def marks_width(labels: Sequence[Any]) -> int:
-    """The length of the lists if (nearly) all labels are lists of one length of 0 and 1, otherwise 0."""
+    """The common length if (nearly) all labels are multi-hot lists, otherwise 0."""
     widths = Counter(len(marks_of(label) or ()) for label in labels)
     width, number = widths.most_common(1)[0] if labels else (0, 0)
     return width if width > 1 and number > max(1, 0.9 * len(labels)) else 0

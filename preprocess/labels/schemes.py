@@ -1,4 +1,4 @@
-"""Tag schemes: which one the tags of a task are written in, and their conversion to another.
+"""Detects the tag scheme of a task, and converts tags to another.
 
 Edit here to read another tag scheme.
 """
@@ -16,7 +16,8 @@ from preprocess.storage.facts import Note, Sample
 class Scheme:
     """Converts the tags of a task to another scheme.
 
-    sources: {file: its scheme}; runs: the tags have no B- and I-; written: {file: {tag: as B-X or O}}, see `read_tags`
+    sources: {file: its scheme}; runs: tags are bare types, and adjacent equal tags form one entity; written: {file:
+    {tag: normalised to B-X or O}}, see `read_tags`
     """
 
     sources: Mapping[str, str | None]
@@ -37,13 +38,13 @@ class Scheme:
 SIGNS = "-_:/.|–—−"  # between letter and type
 ORDERS = ((False, False), (False, True), (True, False), (True, True))  # (the letter is behind, it is lower case)
 WRITTEN = [Notation(behind, lower, sign) for behind, lower in ORDERS for sign in SIGNS]
-ONLY_TYPE = "entity"  # of the tags B, I and O without types
+ONLY_TYPE = "entity"  # the type of entities tagged B, I and O without types
 
 
 def read_tags(tags: Collection[str]) -> tuple[dict[str, str], str] | None:
-    """({tag: as B-X or O}, how the tags of a file are written); None if some look like B-X or X-B, but not all.
+    """({tag: normalised to B-X or O}, notation of a file's tags); None if only some tags look like B-X or X-B.
 
-    The dict is empty if nothing changes. Tags that mark no entities, such as parts of speech, are only stripped.
+    The dict is empty if nothing changes. Tags that are not entities, such as parts of speech, are only stripped.
     """
     bare = {tag: tag.strip() for tag in tags}
     outside = {tag for tag in bare.values() if tag in ("O", "o", "-")}
@@ -69,7 +70,7 @@ def is_prefixed(tag: str) -> bool:
 
 
 def as_prefixes(tags: Collection[str], notation: Notation, outside: bool) -> dict[str, str]:
-    """{tag: as B-X} if all tags fit the notation and mark entities, otherwise {}. outside: whether others are O"""
+    """{tag: as B-X} if all tags fit the notation and are entities, otherwise {}. outside: whether others are O"""
     parts = {tag: found for tag in tags if (found := notation.parse(tag))}
     if len(parts) < len(tags):
         return {}
@@ -81,19 +82,19 @@ def as_prefixes(tags: Collection[str], notation: Notation, outside: bool) -> dic
 
 
 def has_both_letters(tags: Collection[str]) -> bool:
-    """Whether a type has both B and I."""
+    """Whether any type occurs with both B and I."""
     return any(f"I{tag[1:]}" in tags for tag in tags if tag[:1] == "B") or any(
         f"{tag[:-1]}I" in tags for tag in tags if tag[-1:] == "B"
     )
 
 
 def runs_to_bio(tags: Sequence[str]) -> list[str]:
-    """Tags without B- and I-, such as PER and O, as BIO: a run of equal tags is an entity."""
+    """Converts bare types, such as PER and O, to BIO: a run of equal tags is an entity."""
     return [tag if tag == "O" else f"{'I' if tag == before else 'B'}-{tag}" for before, tag in zip(["O", *tags], tags)]
 
 
 def convert_tags(tags: Sequence[str], source: str, target: str) -> list[str]:
-    """Tags converted from one scheme to another. target: "bio" or "bioes"."""
+    """Converts tags from one scheme to another. target: "bio" or "bioes"."""
     letters = {"bmes": {"M": "I"}, "bilou": {"L": "E", "U": "S"}}.get(source, {})
     tags = [letters.get(tag[0], tag[0]) + tag[1:] for tag in tags]
     if source == "iob1":
@@ -110,7 +111,7 @@ def convert_tags(tags: Sequence[str], source: str, target: str) -> list[str]:
 
 
 def written_tags(name: str, files: Mapping[str, TagFacts], wanted: str) -> dict[str, dict[str, str]]:
-    """{file: {tag: as B-X or O}} of the files whose tags are written in another way, which is printed."""
+    """{file: {tag: normalised to B-X or O}} of files whose tags use another notation, which is printed."""
     result = {}
     for file, facts in files.items():
         if wanted == "keep":
@@ -134,10 +135,10 @@ def choose_scheme(
     to_spans: bool,
     find_rows: Callable[[Collection[str]], Sample],
 ) -> tuple[Scheme | None, list[Note]]:
-    """How to convert the tags of a task, None if not at all; and notes.
+    """The conversion of a task's tags, or None; and notes.
 
     wanted: "keep", a scheme, or "auto": BIO, or BIOES if all files use BIOES, BMES or BILOU. to_spans: the tags become
-    spans. find_rows: finds the rows with any of these tags.
+    spans. find_rows: returns the rows with any of these tags.
     """
     sources = {file: facts.scheme for file, facts in files.items()}
     tags = {tag for facts in files.values() for tag in facts.tags}

@@ -1,6 +1,6 @@
-"""Spans of a text, such as entities: reads them in any usual form, and converts them to tags or spans of tokens.
+"""Reads spans over a text, such as entities, in any common format, and converts them to tags or spans of tokens.
 
-Edit here to read spans in another form.
+Edit here to read spans in another format.
 """
 
 from bisect import bisect_left, bisect_right
@@ -17,7 +17,7 @@ from preprocess.storage.facts import Note
 
 Span = tuple[int, int, str]  # start and end in characters, end exclusive; label
 Piece = tuple[str, int, int]  # token; its start and end in characters
-SPAN_KEYS = [  # the usual names of a span's start, end, label and surface
+SPAN_KEYS = [  # common names of a span's start, end, label and surface
     ("start", "start_offset", "start_idx", "begin"),
     ("end", "end_offset", "end_idx"),
     ("label", "labels", "type", "entity_type", "entity_group", "tag"),
@@ -26,7 +26,7 @@ SPAN_KEYS = [  # the usual names of a span's start, end, label and surface
 
 
 class StoredSpan(NamedTuple):
-    """A span as the data stores it; None for what is missing."""
+    """A raw span; None for missing values."""
 
     start: Any
     end: Any
@@ -54,11 +54,10 @@ def read_all_spans(examples: list[Example], names: list[str]) -> None:
 
 
 def read_spans(value: Any, text: str, where: str) -> list[Span]:
-    """The spans in the text's order.
+    """The spans in text order.
 
-    value: [{"start", "end", "label"}] or other usual names of these, [[start, end, label]] (doccano), or CLUENER's
-    {label: {surface: [[first, last]]}}, whose ends are inclusive. A surface in the data must equal the text between the
-    ends.
+    value: [{"start", "end", "label"}] or other common names of these, [[start, end, label]] (doccano), or CLUENER's
+    {label: {surface: [[first, last]]}}, whose ends are inclusive. Surfaces in the data must match the text.
     """
     spans = []
     fields = fields_of_dict(value, where) if isinstance(value, dict) else (fields_of(item, text) for item in value)
@@ -68,10 +67,10 @@ def read_spans(value: Any, text: str, where: str) -> list[Span]:
             given = ", ".join(map(shown, (start, end, label)))
             raise UserError(f"{where}: a span needs a start, an end and a label, found {given}")
         if surface and text[start:end] != surface and text[start : end + 1] == surface:
-            end += 1  # the data counts its ends as inclusive
+            end += 1  # ends are inclusive in the data
         ends = from_utf16(text, start, end) if surface and text[start:end] != surface else None
         if ends and text[slice(*ends)] == surface:
-            advice = "which is there in UTF-16 units, of which an emoji has two: add --offsets utf16"
+            advice = "which matches if offsets count UTF-16 units (an emoji is two): add --offsets utf16"
             raise UserError(f"{where}: the span {start} to {end} gives {shown(surface)}, {advice}")
         if not 0 <= start < end <= len(text):
             outside = f"lies outside the text, which has {len(text)} characters"
@@ -84,7 +83,7 @@ def read_spans(value: Any, text: str, where: str) -> list[Span]:
 
 
 def from_utf16(text: str, *places: int) -> list[int] | None:
-    """Places counted in UTF-16 units, as JavaScript and Java do (an emoji is two), in characters; None if one lies
+    """Converts offsets in UTF-16 units, as in JavaScript and Java (an emoji is two), to characters; None if one is
     outside the text or inside a character."""
     raw = text.encode("utf-16-le", "surrogatepass")
     if min(places) < 0 or 2 * max(places) > len(raw):
@@ -107,7 +106,7 @@ def fields_of_dict(value: dict, where: str) -> Iterator[StoredSpan]:
 
 
 def fields_of(item: Any, text: str = "") -> StoredSpan:
-    """One span. text: shows whether `entity`, the only name that may be either, is the surface or the label"""
+    """One span. text: decides whether the ambiguous key `entity` is the surface or the label"""
     if not isinstance(item, dict):
         return StoredSpan(*item) if isinstance(item, list) and len(item) == 3 else StoredSpan(item, None, None)
     start, end, label, surface = (next((item[key] for key in keys if key in item), None) for keys in SPAN_KEYS)
@@ -134,7 +133,7 @@ def without_overlaps(spans: Iterable[Span]) -> tuple[list[Span], list[Span]]:
 def tokenize_spans(examples: list[Example], names: list[str], unit: str, nested: Collection[str] = ()) -> list[Note]:
     """Adds `tokens` to examples whose labels are lists of Span, and converts the labels to tags; `text` is kept.
 
-    unit: see split_text; nested: the tasks whose labels become spans of tokens instead. -> notes on what was changed
+    unit: see split_text; nested: the tasks whose labels become spans of tokens instead. Returns notes on the changes.
     """
     overlapping, inside, blank = [], [], []
     for example in examples:
@@ -174,7 +173,7 @@ def token_spans(example: Example, name: str) -> list[Span]:
 
 
 def token_spans_to_tags(examples: list[Example], name: str) -> Note:
-    """Converts spans of tokens to tags. -> a note on the spans that were dropped"""
+    """Converts spans of tokens to tags. Returns a note on dropped spans."""
     overlapping = []
     for example in examples:
         if example.get(name) is not None:
@@ -187,7 +186,7 @@ def token_spans_to_tags(examples: list[Example], name: str) -> Note:
 
 
 def split_at_borders(pieces: Iterable[Piece], borders: Collection[int]) -> list[Piece]:
-    """The pieces split further, so that no border lies inside a token."""
+    """Splits the pieces further at span boundaries."""
     result = []
     for token, start, end in pieces:
         inside = sorted(border for border in borders if start < border < end)
@@ -197,7 +196,7 @@ def split_at_borders(pieces: Iterable[Piece], borders: Collection[int]) -> list[
 
 
 def spans_to_tags(spans: Sequence[Span], pieces: Iterable[Piece]) -> list[str]:
-    """BIO tags of the pieces; the spans are in order, without overlaps."""
+    """BIO tags of the pieces. The spans must be sorted and must not overlap."""
     tags, number, last = [], 0, None
     for _, start, end in pieces:
         while number < len(spans) and spans[number][1] <= start:
@@ -209,8 +208,8 @@ def spans_to_tags(spans: Sequence[Span], pieces: Iterable[Piece]) -> list[str]:
 
 
 def spans_to_tokens(spans: Iterable[Span], pieces: Sequence[Piece]) -> list[list]:
-    """[[first token, last token, label]] of the spans. No border may lie inside one of the pieces; a span that is only
-    whitespace has no token and is dropped."""
+    """[[first token, last token, label]] of the spans, whose boundaries must be boundaries of pieces; spans of only
+    whitespace have no token and are dropped."""
     starts, ends = [start for _, start, _ in pieces], [end for _, _, end in pieces]
     found = {(bisect_left(starts, start), bisect_right(ends, end) - 1, label) for start, end, label in spans}
     return [list(span) for span in sorted(found) if span[0] <= span[1]]

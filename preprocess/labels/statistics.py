@@ -1,4 +1,4 @@
-"""labels.json: the names of each task's labels in order with their counts, and what else a model needs to know."""
+"""labels.json: the ordered labels of each task with their counts, and other metadata that a model needs."""
 
 import math
 import statistics
@@ -21,17 +21,17 @@ from preprocess.storage.facts import Column, Facts, FirstRows, Series
 
 
 class LabelStatistics(Facts):
-    """What labels.json, the summary and the checks need of the labels, lengths and extra columns of all rows."""
+    """Statistics of labels, lengths and extra columns over all rows, for labels.json, the summary and the checks."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.lengths: dict[str, Counter[int]] = defaultdict(Counter)  # {part: {length: rows}}
         self.missing: dict[str, Counter[str]] = defaultdict(Counter)  # {task: {part: rows without its label}}
         self.empty: dict[str, Counter[str]] = defaultdict(Counter)  # {task: {part: rows with no label in the list}}
         self.counts: dict[tuple[str, str], Counter[Any]] = defaultdict(Counter)  # {(task, part): {label: count}}
-        self.first: dict[tuple[str, str], FirstRows] = defaultdict(FirstRows)  # {(task, part): of each label}
+        self.first: dict[tuple[str, str], FirstRows] = defaultdict(FirstRows)  # {(task, part): first row of each label}
         series = partial(Series, folder, np.float64)
         self.numbers: dict[tuple[str, str], Series] = defaultdict(series)  # {(task, part): NaN where missing}
-        self.extras: dict[str, Series] = defaultdict(series)  # of train, {column: values that are not missing}
+        self.extras: dict[str, Series] = defaultdict(series)  # {column: values in train that are not missing}
         self.tokens: Counter[str] = Counter()  # "long", "blank": blocks of train with such tokens
 
     def look(self, part: str, examples: Sequence[Example], kinds: Mapping[str, str]) -> None:
@@ -86,10 +86,10 @@ def collect_labels(
 def label_info(
     found: LabelStatistics, parts: Mapping[str, Sequence[Example]], kinds: Mapping[str, str], types: Mapping[str, str]
 ) -> dict[str, Task]:
-    """The tasks: each's type and its labels in order with their counts, from the training part.
+    """The type of each task, and its ordered labels with their counts in train.
 
-    Tagging tasks also have "unit", what a token is; regression has mean and standard deviation instead of labels. Also
-    whether texts are pairs, the extra columns, and the kind of a custom type. types: {task: its type, if it is custom}
+    Tagging tasks also have "unit", the kind of token; regression has mean and standard deviation instead of labels.
+    Also whether texts are pairs, the extra columns, and the kind of a custom type. types: {task: its custom type}
     """
     require_distinct("the data", kinds)
     info: dict[str, dict[str, Any]] = {}
@@ -128,7 +128,7 @@ def label_info(
 
 
 def present_in(column: Column) -> Iterator[float]:
-    """The values of a column, one at a time, without missing ones."""
+    """Yields the values of a column that are not missing."""
     for _, values in column.chunks():
         yield from values[~np.isnan(values)].tolist()
 
@@ -160,7 +160,7 @@ def print_summary(parts: Mapping[str, Sequence[Example]], tasks: Mapping[str, Ta
         print(f"task {name}: {task.type}, {len(per_label)} labels ({common}{', …' if len(per_label) > 3 else ''})")
         if task.kind == "multilabel":
             none = {part: found.empty[name][part] for part in parts}
-            print(f"task {name}: rows with none of the labels, which are kept: {none}")
+            print(f"task {name}: rows with an empty label set, which are kept: {none}")
         missing = {part: found.missing[name][part] for part in parts}
         if any(missing.values()):
             print(f"task {name}: rows without a label, which this task ignores: {missing}")

@@ -1,4 +1,4 @@
-"""The first pass over all examples, in several processes: refuses unusable rows, and decides the kind of each task."""
+"""The parallel first pass over all examples: rejects unusable rows, and decides the kind of each task."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -32,7 +32,7 @@ SPAN_KINDS = (None, "tagging", "spans")  # values of --label_type allowed for la
 
 
 class Survey(Facts):
-    """What the first pass finds in a block, or in all."""
+    """Results of the first pass for one block, or merged."""
 
     def __init__(self) -> None:
         self.values: dict[str, Values] = defaultdict(Values)  # {task: Values}
@@ -44,8 +44,8 @@ class Survey(Facts):
 def decide_form(form: Form, store: Store, found: Survey, first: Example) -> tuple[list[Note], np.ndarray]:
     """Determines the kinds of a Form for the examples of a store.
 
-    -> (notes on what the conversion changes; the parts of the rows that are not dropped, see Survey). A row may lack
-    the labels of some tasks if it has those of another.
+    Returns (notes on the conversion; the parts of the rows that are kept, see Survey). A row may lack some
+    tasks' labels if it has those of another.
     """
     values, parts = found.values, np.concatenate(found.parts)
     notes = list(drop_dashes(form, store, found))
@@ -69,7 +69,7 @@ def decide_form(form: Form, store: Store, found: Survey, first: Example) -> tupl
 
 
 def survey_all(form: Form, store: Store, batches: Iterable[Batch], first: Example) -> Survey:
-    """Checks all rows of a store, which is filled while `batches` is consumed, and sets the names of the form."""
+    """Checks all rows of a store, which fills as `batches` is consumed, and sets the names of the form."""
     found = Survey()
     survey_block = partial(surveyed, form=form, first=first, shapes=store.shapes)
     for of_block in in_order(survey_block, batches):
@@ -79,13 +79,13 @@ def survey_all(form: Form, store: Store, batches: Iterable[Batch], first: Exampl
         joined = f"; --label_column {unknown[0]}={'+'.join(form.names)} combines columns of 0 and 1 into one task"
         advice = joined if form.chosen[unknown[0]] == "multilabel" and len(form.names) > 1 else ""
         raise UserError(f"--label_type names {', '.join(unknown)}, but the labels are {', '.join(form.names)}{advice}")
-    if found.names_seen != {tuple(form.names)}:  # names found in later blocks change what an empty cell means
+    if found.names_seen != {tuple(form.names)}:  # names in later blocks change the meaning of an empty cell
         return survey_all(form, store, store.batches(), first)
     return found
 
 
 def names_of(shapes: Iterable[tuple[str, ...]]) -> list[str]:
-    """The label names, given all tuples of keys that examples have."""
+    """The label names in all observed tuples of keys."""
     return list(dict.fromkeys(key for shape in list(shapes) for key in shape if key not in RESERVED))
 
 
@@ -122,7 +122,7 @@ def check_shape(example: Example, first: Example) -> None:
 
 
 def drop_dashes(form: Form, store: Store, found: Survey) -> Iterator[Note]:
-    """Marks the label "-" as no label where it means that; with a single task such rows are dropped. -> notes"""
+    """Treats the label "-" as missing where it means that; with a single task such rows are dropped. Yields notes."""
     is_single = len(form.names) == 1
     for name in form.names:
         if name in form.chosen or not found.values[name].dashes_mean_none:

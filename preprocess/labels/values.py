@@ -1,4 +1,4 @@
-"""What the values of a label column look like."""
+"""Statistics of a label column's values."""
 
 import re
 from collections import Counter
@@ -12,9 +12,9 @@ from preprocess.labels.spans import is_spans
 
 @dataclass
 class Values:
-    """Statistics of a task's labels, without None; those of several blocks can be merged.
+    """Statistics of a task's labels without None; mergeable across blocks.
 
-    "-", which may mean that there is no label, is counted separately.
+    "-", which may mean that the label is missing, is counted separately.
     """
 
     count: int = 0  # labels
@@ -85,12 +85,12 @@ class Values:
 
     @property
     def dashes_mean_none(self) -> bool:
-        """Whether "-" among words means no label, as in OCNLI and SNLI. Next to other signs ("+") it is a label like
-        any other."""
+        """Whether "-" among words means no label, as in OCNLI and SNLI. Next to other signs ("+") it is an ordinary
+        label."""
         return self.dashes > 0 and len(self.words) >= 2 and not self.any_sign
 
     def keep_dashes(self) -> None:
-        """Counts "-" as a label like any other."""
+        """Counts "-" as an ordinary label."""
         if self.dashes:
             self.all_numbers = self.all_numeric = False
             self.count += self.dashes
@@ -98,7 +98,7 @@ class Values:
 
     @property
     def kind(self) -> str:
-        """The kind that all these labels imply: spans, list, regression or classification."""
+        """The kind inferred from these labels: spans, list, regression or classification."""
         if self.any_spans or self.any_list:
             return "spans" if self.any_spans else "list"
         is_regression = (self.all_numbers and self.any_float) or (self.all_numeric and self.decimals > 0)

@@ -1,1 +1,1 @@
-"""Reads raw files: finds them, decides on their format and columns, and yields examples."""
+"""Finds raw files, detects their formats and columns, and yields examples."""

@@ -1,4 +1,4 @@
-"""Archives (.zip), which are read as the folder or file that is in them."""
+"""Zip archives, which are read as the folder or file they contain."""
 
 import shutil
 import tempfile
@@ -10,11 +10,11 @@ from engine.errors import UserError
 from engine.run.command_line import first_line
 from preprocess.example import PART_NAMES
 
-UNPACKED: dict[str, str] = {}  # {folder of what was unpacked: its archive}
+UNPACKED: dict[str, str] = {}  # {extraction folder: its archive}
 
 
 def as_named(text: str) -> str:
-    """A text in which the files of archives are called FILE.zip/NAME instead of where they were unpacked."""
+    """Replaces paths of extracted files in a text by FILE.zip/NAME."""
     for folder, archive in UNPACKED.items():
         text = text.replace(folder, archive)
     return text
@@ -25,7 +25,7 @@ def is_archive(path: Path) -> bool:
 
 
 def unpacked(path: Path, stack: ExitStack) -> Path:
-    """Unpacks an archive. -> its innermost folder, which exists until the stack is closed"""
+    """Unpacks an archive. Returns its innermost folder, which exists until the stack is closed."""
     room = Path(stack.enter_context(tempfile.TemporaryDirectory())) / path.name
     try:
         with zipfile.ZipFile(path) as archive:
@@ -47,7 +47,7 @@ def is_hidden(name: str) -> bool:
 
 
 def innermost(path: Path) -> Path:
-    """Descends into a folder as long as it contains a single folder that is not named like a part."""
+    """Descends while a folder contains only one folder that is not named after a part."""
     while path.is_dir():
         inside = [one for one in path.iterdir() if not is_hidden(one.name)]
         if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in PART_NAMES:
@@ -57,5 +57,5 @@ def innermost(path: Path) -> Path:
 
 
 def note(text: str) -> None:
-    """Prints what a reader noticed."""
+    """Prints a note of a reader."""
     print(as_named(text))

@@ -1,4 +1,4 @@
-"""Plain text files whose labels are in a second file, row by row, or in the file names, with one file per class."""
+"""Plain text files with labels in a parallel second file, or with one file per class."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -20,9 +20,9 @@ OTHER_WORDS = set(
     "corpus vocab vocabulary classes class dict stopwords source words readme license mapping map".split()
 )
 OTHER_WORDS |= set("map index list names all raw clean notes output result results".split()) | TEXT_WORDS | LABEL_WORDS
-# File names that are surely classes; others have to be confirmed with --format class_files
+# File names that are certainly classes; others must be confirmed with --format class_files
 CLASS_WORDS = set("pos neg neu positive negative neutral good bad spam ham true false real fake yes no".split())
-HEAD_ROWS = 200  # by which texts with a tag per word are recognised
+HEAD_ROWS = 200  # rows used to recognise texts with a tag per word
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx", ".conllu", ".conll", ".ann")
 
 
@@ -37,7 +37,7 @@ def words_of(path: Path) -> list[str]:
 
 
 def label_file_of(path: Path) -> Path | None:
-    """The file with a label for each row of a text file: train.labels for train.txt, y_train.txt for x_train.txt."""
+    """The parallel label file of a text file: train.labels for train.txt, y_train.txt for x_train.txt."""
     words = {*words_of(path)}
     if words & LABEL_WORDS or not path.is_file() or path.suffix.lower() in TABLES:
         return None
@@ -59,11 +59,11 @@ def number_of_rows(path: Path) -> int:
 
 
 def read_beside(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """One text per row; the file next to it has a label, or a tag per word, in the same row. For prediction, an empty
-    row keeps its position."""
+    """One text per row; a parallel file has a label, or a tag per word, in the same row. For prediction, empty rows
+    keep their positions."""
     beside = label_file_of(path)
     if beside is None:
-        raise UserError(f"{path}: no file of as many labels next to it, such as {path.stem}.labels")
+        raise UserError(f"{path}: no file with the same number of labels next to it, such as {path.stem}.labels")
     head = list(islice(rows_side_by_side([path, beside], options.encoding), HEAD_ROWS))
     pairs = [(split_words(text), split_words(label)) for _, (text, label) in head]
     fits = all(len(words) == len(tags) for words, tags in pairs)
@@ -81,8 +81,8 @@ def read_beside(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def classes_of(files: list[Path]) -> dict[Path, str] | None:
-    """{file: its class}: its name without the words that all names have and those of parts; None if the names
-    are not those of classes."""
+    """{file: its class}: its name without words common to all names and those of parts; None if the names are not
+    classes."""
     words = {path: [word for word in words_of(path) if word not in PART_NAMES and word != "txt"] for path in files}
     common = set.intersection(*map(set, words.values())) if words else set()
     words_of_class = {path: {*found} - common for path, found in words.items()}
@@ -93,7 +93,7 @@ def classes_of(files: list[Path]) -> dict[Path, str] | None:
 
 
 def class_of(path: Path, words: Collection[str]) -> str:
-    """The words of a file's name that name its class, as they are spelled there."""
+    """The words of a file name that name its class, in their original spelling."""
     name, pieces = "", name_pieces(path)
     for delimiter, word in zip(["", *pieces[1::2]], pieces[::2]):
         if word.lower() in words:
@@ -108,11 +108,11 @@ def class_files(folder: Path) -> list[Path]:
 
 
 def read_class_files(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """A folder with one file per class, and one text per row."""
+    """A folder with one file per class and one text per row."""
     files = class_files(path)
     classes, listed = classes_of(files), abbreviate(file.name for file in files)
     if classes is None:
-        raise UserError(f"{path}: needs one text file per class, called like the class; it has {listed}")
+        raise UserError(f"{path}: needs one text file per class, named after the class; it has {listed}")
     names = list(dict.fromkeys(classes.values()))
     is_sure = all(map(part_of_name, files)) or {name.lower() for name in names} <= CLASS_WORDS
     if options.format != "class_files" and not is_sure:

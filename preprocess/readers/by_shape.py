@@ -21,11 +21,11 @@ from preprocess.readers.paths import MISSING, Convert, Values, at, is_at, key_of
 from preprocess.readers.shapes import KEY, VALUE, Shape, Spans
 
 HEAD = 200  # the first objects, which determine the shape
-FROM_TEXTS = 0.8  # the minimum share of values found in their texts; of other values, some occur there by chance
+FROM_TEXTS = 0.8  # the minimum share of values found in their texts; other values sometimes match by chance
 
 
 def stored_spans(spans: Spans, found: Any) -> Iterator[StoredSpan]:
-    """The spans of one object. found: the value at their path"""
+    """Yields the spans of one object. found: the value at their path"""
     for key, item in entries(rows_of_columns(found) if spans.columns else found):
         label = key if spans.label == KEY else at(item, spans.label)
         surface = item if spans.surface == VALUE else at(item, spans.surface) if spans.surface else None
@@ -45,7 +45,7 @@ def stored_spans(spans: Spans, found: Any) -> Iterator[StoredSpan]:
 
 
 def is_complete(span: StoredSpan, by_place: bool) -> bool:
-    """Whether a span has a label and its place, or otherwise its surface."""
+    """Whether a span has a label and its position, or its surface instead."""
     found = span.has_place() if by_place else bool(span.surface)
     return found and isinstance(span.label, str) and bool(span.label)
 
@@ -68,7 +68,7 @@ def rows_of_columns(found: Any) -> Any:
 
 
 def ends_of(pieces: Any) -> tuple[Any, Any]:
-    """The start and the end of [0, 1, 2], or of [[0, 4], [6, 9]]."""
+    """The first start and last end of [0, 1, 2], or of [[0, 4], [6, 9]]."""
     first, last = (pieces[0], pieces[-1]) if isinstance(pieces, list) and pieces else (MISSING, MISSING)
     return at(first, "0") if isinstance(first, list) else first, at(last, "1") if isinstance(last, list) else last
 
@@ -87,7 +87,7 @@ def is_surface(tokens: Sequence[str], surface: str) -> bool:
 
 
 class SpanTask(NamedTuple):
-    """A task whose labels are spans. inclusive: whether their ends belong to them; is_sure: whether that is known"""
+    """A task whose labels are spans. inclusive: whether their ends are inclusive; is_sure: whether that is certain"""
 
     name: str
     path: str
@@ -97,18 +97,18 @@ class SpanTask(NamedTuple):
 
 @dataclass
 class Reading:
-    """How the objects of a file are read: by a shape, and by what was inferred from the first objects."""
+    """How to read the objects of a file: by a shape, with details inferred from the first objects."""
 
     path: str | Path
     shape: Shape
     spans: list[SpanTask] = field(default_factory=list)
     convert: Convert | None = None  # of shapes with `find`
     tasks: list[str] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)  # {what is left out: how often}
+    counts: Counter[str] = field(default_factory=Counter)  # {what is skipped: how often}
     weight: int = 0  # the number of paths that the shape names
 
     def __call__(self, values: Values, where: str) -> Values:
-        """The object with `text` or `tokens`, and the labels under the names of their tasks."""
+        """Converts an object to one with `text` or `tokens`, and labels keyed by task."""
         shape = self.shape
         found: Values = {}
         for key, path in (*((task_of(path), path) for path in shape.labels), ("text", shape.text)):
@@ -135,13 +135,13 @@ class Reading:
             if not is_complete(span, by_place):
                 raise UserError(f"{where}: a span of {task.name!r} needs a start, an end and a label, as in other rows")
             if not span.continuous:
-                self.counts["discontinuous spans, which are left out"] += 1
+                self.counts["discontinuous spans, which are skipped"] += 1
                 continue
             start, end = span.start, span.end
             if not by_place:
                 start = found["text"].find(span.surface)
                 if start < 0 or start != found["text"].rfind(span.surface):
-                    self.counts[f"texts with a value that does not occur once; they have no {task.name}"] += 1
+                    self.counts[f"texts in which a value does not occur exactly once; they have no {task.name}"] += 1
                     return None
                 end = start + len(str(span.surface))
             end += task.inclusive
@@ -158,7 +158,7 @@ class Reading:
 
 
 def check_tokens(span: StoredSpan, tokens: list[str], inclusive: bool, where: str) -> None:
-    """Raises UserError for a span outside the tokens, or with another surface. span: with an exclusive end"""
+    """Raises UserError for a span outside the tokens, or with a wrong surface. span: with an exclusive end"""
     start, end, label, surface, _ = span
     how = f"with its end {'inclusive' if inclusive else 'exclusive'} (--span_end overrides)"
     place = f"{where}: the span {start} to {end - inclusive} of {shown(label)}"
@@ -173,8 +173,8 @@ def check_tokens(span: StoredSpan, tokens: list[str], inclusive: bool, where: st
 
 
 def find_reading(path: str | Path, objects: Sequence[Values], options: ReadOptions) -> Reading | None:
-    """The Reading that the first objects of a file fit; None if they have text, tokens and labels under usual keys, or
-    fit no shape. Raises UserError if they fit several shapes equally well, and these differ."""
+    """The Reading that fits the first objects of a file; None if text, tokens and labels are under usual keys, or if no
+    shape fits. Raises UserError if several different shapes fit equally well."""
     rows = [values for values in objects[:HEAD] if isinstance(values, dict)]
     wanted = [shape for shape in shapes.SHAPES if options.shape in ("auto", shape.name)]
     if options.shape == "none" or not rows:
@@ -202,7 +202,7 @@ def find_reading(path: str | Path, objects: Sequence[Values], options: ReadOptio
 
 
 def outcome(reading: Reading, row: Values) -> Any:
-    """The object converted by a Reading, or the message of its error."""
+    """The object converted by a Reading, or the error message."""
     try:
         return reading(row, "")
     except UserError as error:
@@ -210,8 +210,8 @@ def outcome(reading: Reading, row: Values) -> Any:
 
 
 def settle(reading: Reading, row: Values, options: ReadOptions) -> None:
-    """Keeps the tasks in --label_column, and records how they are read. Raises UserError if it is not known whether the
-    ends of their spans are inclusive."""
+    """Keeps the tasks in --label_column, and records how they are read. Raises UserError if it is unclear whether
+    the ends of their spans are inclusive."""
     reading.counts.clear()
     wanted, shape = split_names(options.label_column), reading.shape
     reading.spans = [task for task in reading.spans if not wanted or task.name in wanted]
@@ -231,7 +231,7 @@ def settle(reading: Reading, row: Values, options: ReadOptions) -> None:
 def fitting(
     path: str | Path, shape: Shape, rows: Sequence[Values], options: ReadOptions, needs_spans: bool = True
 ) -> Reading | None:
-    """The Reading of a shape, or None if some object lacks one of its paths, those of spans only if they are needed."""
+    """The Reading of a shape, or None if an object lacks one of its paths (of spans only if they are needed)."""
     if not all(is_at(row, needed) for needed in shape.also for row in rows):
         return None
     tasks = [task_of(label) for label in shape.labels if any(is_at(row, label) for row in rows)]
@@ -258,7 +258,7 @@ def are_tokens(value: Any) -> bool:
 
 
 def with_spans(reading: Reading, spans: Spans, rows: Sequence[Values], options: ReadOptions) -> Reading | None:
-    """Adds the tasks whose values are spans of this form. -> the Reading, None without such tasks"""
+    """Adds the tasks whose values are spans of this form. Returns the Reading, or None without such tasks."""
     for path in dict.fromkeys([*spans.path.split("|"), *split_names(options.label_column)]):
         found = spans_in(spans, rows, path)
         if not found or task_of(path) in (reading.shape.text, reading.shape.tokens):
@@ -278,7 +278,7 @@ def with_spans(reading: Reading, spans: Spans, rows: Sequence[Values], options: 
 
 
 def spans_in(spans: Spans, rows: Sequence[Values], path: str) -> list[tuple[StoredSpan, Values]]:
-    """[(span, its object)] of all objects; empty if some lack the path, or have spans of another form."""
+    """[(span, its object)] of all objects; empty if some lack the path or have spans of another form."""
     stored = [(row, at(row, path)) for row in rows]
     present = [(row, value) for row, value in stored if value is not MISSING and value is not None]
     if not spans.may_lack and any(value is MISSING for _, value in stored):
@@ -295,10 +295,10 @@ def spans_in(spans: Spans, rows: Sequence[Values], path: str) -> list[tuple[Stor
 def inclusive_or_not(
     shape: Shape, path: str, found: Sequence[tuple[StoredSpan, Values]], options: ReadOptions
 ) -> SpanTask | None:
-    """The task at a path, with the ends of its spans: by --span_end, by surfaces, by the spans themselves, or by the
-    shape. None: they can be neither inclusive nor exclusive.
+    """The task at a path. --span_end, the surfaces, the spans or the shape decide whether its ends are inclusive; None
+    if they can be neither.
 
-    A span whose start is its end shows that they are inclusive, one that ends behind the last token that they are not.
+    A span with start = end implies inclusive ends; one that ends after the last token implies exclusive ends.
     """
     spans = shape.spans
     assert spans

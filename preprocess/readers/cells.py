@@ -1,4 +1,4 @@
-"""Cells of a table that are lists or objects written as text, or one tag per word."""
+"""Table cells that are serialised lists or objects, or one tag per word."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,7 +30,7 @@ def is_empty(cell: str) -> bool:
 
 
 class Cells:
-    """Parses the cells of the text and of the labels; how is inferred from the first rows."""
+    """Parses text and label cells; the parsers are inferred from the first rows."""
 
     def __init__(self, head: Head, columns: Columns, options: ReadOptions) -> None:
         self.path, self.options, self.text = head.path, options, columns.text
@@ -38,7 +38,7 @@ class Cells:
         self.tasks: dict[str, str] = {}  # {label column that is parsed: its task}
         self.keys: dict[str, list[str]] = {}  # {column: the keys of its objects}
         usual = {name: name for name in alike(LABEL_NAMES, head.names) if name not in (columns.text, columns.pair)}
-        labels = columns.labels if options.labelled else usual  # those that are not read show what the words are
+        labels = columns.labels if options.labelled else usual  # unread labels show whether the text is a list of words
         by_name = {name: [row[i] for row in head.rows] for i, name in enumerate(head.names)}
         texts = by_name[columns.text]
         if sum(is_strings(literal(text)) for text in texts) > 0.5 * sum(not is_empty(text) for text in texts):
@@ -59,7 +59,7 @@ class Cells:
         if read is tags_in and not any(len(value) > 1 for value, _ in values):
             return
         are_tags = all(is_strings(value) and all(map(USUAL.parse, value)) for value, _ in values)
-        if are_tags:  # the text is split into the words that have these tags
+        if are_tags:  # split the text into the tagged words
             self.readers.setdefault(self.text, fits[0] if fits else split_words)
         if not self.options.labelled:
             return

@@ -1,6 +1,6 @@
-"""Finds which columns of a table, or keys of JSON objects, are the text, the labels and other inputs.
+"""Finds the columns of a table, or keys of JSON objects, for the text, the labels and other inputs.
 
-Edit here, or in engine/task/signs.py, to have your own column names found without a flag.
+Edit here, or engine/task/signs.py, to recognise your own column names without a flag.
 """
 
 import re
@@ -18,13 +18,13 @@ from preprocess.readers.inline import without_marks
 from preprocess.readers.options import ReadOptions, split_names
 
 NUMBER_NAMES = "score rating stars similarity".split()  # labels if none of LABEL_NAMES is present
-# Used if none of these is present either: the first that is
+# Used if none of these is present either; the first match counts
 OTHER_LABEL_NAMES = "sentiment emotion topic polarity 情感 情感标签 情感倾向 情感极性 情绪 分类 类型 意图 实体".split()
 OTHER_LABEL_NAMES += "评分 星级 得分 打分 分数 相似度 gold_label is_duplicate".split()
 PART_COLUMNS = (
     "split partition set subset dataset part data_split 划分 数据集".split()
-)  # if their values are names of parts
-# Unsupported tasks, and the sets of keys that identify their data
+)  # only if their values are names of parts
+# Unsupported tasks, and sets of keys that identify their data
 OTHER_TASKS: dict[str, list[set[str]]] = {
     "questions with answers in a text (as in SQuAD)": [{"paragraphs"}, {"qas"}, {"question", "context", "answers"}],
     "relations between two entities": [
@@ -51,7 +51,7 @@ OTHER_TASKS: dict[str, list[set[str]]] = {
         {"translation"},
     ],
 }
-# How data of an unsupported task can still be used, apart from a column with one label per text
+# Ways to use data of an unsupported task, apart from a column with one label per text
 HELP = {
     "events with triggers and arguments": "triggers can be read as spans: "
     'convert each to {"start": …, "end": …, "label": its type} in a list under `entities`',
@@ -63,7 +63,7 @@ YES = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": 
 
 
 class NoLabels(UserError):
-    """A file has no label column. names: its columns"""
+    """Raised for a file without a label column. names: its columns"""
 
     def __init__(self, message: str, names: Iterable[str]) -> None:
         super().__init__(message)
@@ -80,7 +80,7 @@ class Columns(NamedTuple):
     kept: list[str]
     group: str | None = None
     part: str | None = "split"  # the column with the part of each row
-    inline: str | None = None  # a syntax of INLINE in which entities are marked in the text
+    inline: str | None = None  # the syntax (a key of INLINE) of entity markup in the text
 
     @property
     def sources(self) -> list[str]:
@@ -88,8 +88,8 @@ class Columns(NamedTuple):
         return [name for source in self.labels.values() for name in ([source] if isinstance(source, str) else source)]
 
     def order(self, names: Sequence[str]) -> list[str]:
-        """The keys of an example in the order of the columns of a table, which the processed folder keeps; none if
-        that is the order in which `example` makes them."""
+        """The keys of an example in table column order, which the processed folder keeps; empty if `example` already
+        returns that order."""
         roles = {self.part: ["split"], "id": ["id"], self.text: ["text", "tokens"], self.pair: ["text_pair"]}
         roles |= {source: [task] for task, source in self.labels.items() if isinstance(source, str)}
         made = ["id", "split", "text", "tokens", "text_pair", *self.labels]
@@ -97,7 +97,7 @@ class Columns(NamedTuple):
         return ["_where", *order] if order != [key for key in made if key in order] else []
 
     def example(self, values: Mapping[str, Any], where: str) -> Example:
-        """The example of a row. The role given by an option takes precedence, even for a column called `id`."""
+        """The example of a row. A role from an option takes precedence, even for a column called `id`."""
         example: Example = {"_where": where}
         for key, column in (("id", "id"), ("split", self.part)):
             if column and values.get(column) is not None and column not in (self.text, self.pair, *self.sources):
@@ -120,12 +120,12 @@ class Columns(NamedTuple):
 
 @dataclass(frozen=True)
 class Head:
-    """The beginning of a table or of objects: the names of its columns or keys, and its first rows in that order."""
+    """The head of a table or of objects: its column names or keys, and its first rows in that order."""
 
     path: str | Path
     names: list[str]
     rows: list[list[Any]]
-    listed: str  # the names, as shown in messages
+    listed: str  # the names, formatted for messages
 
     def pick(self, flag: str, wanted: Iterable[str], usual: Iterable[str] = (), needed: bool = True) -> list[str]:
         """The columns that an option names, otherwise all columns with usual names."""
@@ -151,7 +151,7 @@ class Head:
 
 
 def refuse_other_tasks(head: Head, options: ReadOptions) -> None:
-    """Raises UserError for data of an unsupported task, and names that task."""
+    """Raises UserError for data of an unsupported task, naming the task."""
     names = {*head.names}
     if not options.labelled or options.label_column or {*LABEL_NAMES} & names:
         return
@@ -164,9 +164,9 @@ def refuse_other_tasks(head: Head, options: ReadOptions) -> None:
 
 
 def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) -> Columns:
-    """The Columns named by the options, otherwise those with usual names; they are printed.
+    """The Columns named by options, otherwise those with usual names; prints them.
 
-    known: columns that are labels according to the file's format.
+    known: label columns according to the file format.
     """
     path, names, listed = head.path, head.names, head.listed
     if not known:
@@ -207,7 +207,7 @@ def find_columns(head: Head, options: ReadOptions, known: Sequence[str] = ()) ->
 
 
 def find_texts(head: Head, options: ReadOptions) -> tuple[str, str | None]:
-    """The columns of the text and of the second text of a pair, if there is one."""
+    """The columns of the text and, for pairs, of the second text."""
     if not (options.text_column or options.text_pair_column or "tokens" in head.names):
         for pair in PAIRS:
             if len(both := alike(pair, head.names)) == 2:
@@ -217,7 +217,7 @@ def find_texts(head: Head, options: ReadOptions) -> tuple[str, str | None]:
 
 
 def find_part(head: Head, options: ReadOptions) -> str | None:
-    """The column that names the part of each row: --split_column, `split`, or a usual name whose values are parts."""
+    """The column with each row's part: --split_column, `split`, or a usual name whose values are parts."""
     if options.split_column:
         return head.pick("split_column", [options.split_column])[0]
     if "split" in head.names:
@@ -231,7 +231,7 @@ def find_part(head: Head, options: ReadOptions) -> str | None:
 
 
 def find_inline(head: Head, options: ReadOptions, text: str, known: Sequence[str]) -> str | None:
-    """The syntax of entities that are marked in the texts, which become the task `slots`; None without marks."""
+    """The syntax of inline entity markup, which becomes the task `slots`; None without markup."""
     wanted = split_names(options.label_column)
     if options.shape == "none" or known or "slots" in head.names or (wanted and "slots" not in wanted):
         return None
@@ -243,9 +243,9 @@ def find_inline(head: Head, options: ReadOptions, text: str, known: Sequence[str
 def find_labels(
     head: Head, options: ReadOptions, known: Sequence[str], texts: set[str | None], needed: bool = True
 ) -> dict[str, str | list[str]]:
-    """{task: its column, or columns of 0 and 1}: those of --label_column, otherwise those with usual names.
+    """{task: its column, or columns of 0 and 1}: from --label_column, otherwise those with usual names.
 
-    needed: whether there must be one; if not, `slots` comes from the texts.
+    needed: whether one is required; if not, `slots` comes from the texts.
     """
     names = [name for name in head.names if name not in texts]
     wanted = [name for name in split_names(options.label_column) if needed or name != "slots"]
@@ -266,7 +266,7 @@ def find_labels(
 
 
 def names_marked(columns: list[str], values: Mapping[str, Any], where: str) -> list[str] | None:
-    """The names of those columns that contain 1; None if all cells are empty or -1, which means unknown."""
+    """The names of the columns that contain 1; None if all cells are empty or -1 (unknown)."""
     cells = [str(values.get(name) if values.get(name) is not None else "").strip().lower() for name in columns]
     if all(cell in ("", "-1", "nan") for cell in cells):
         return None
@@ -277,6 +277,6 @@ def names_marked(columns: list[str], values: Mapping[str, Any], where: str) -> l
 
 
 def are_joined_intents(names: Iterable[Any], options: ReadOptions) -> bool:
-    """Whether an intent `a#b` is two intents, as in MixATIS, so that labels are lists. names: all, or the first ones"""
+    """Whether an intent `a#b` is two intents, as in MixATIS, so labels are lists. names: all, or the first ones"""
     chosen = options.label_types.get("intent") == "classification"
     return not chosen and any(isinstance(name, str) and JOINED_INTENTS.fullmatch(name) for name in names)

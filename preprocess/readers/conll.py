@@ -30,7 +30,7 @@ from preprocess.readers.token_rows import (
     sentences,
 )
 
-HEAD_ROWS = 5000  # the first rows, by which the columns are found
+HEAD_ROWS = 5000  # rows used to find the columns
 NO_COMMENTS = "none"  # the value of --comment for a file without comments
 CONLLU = "id form lemma upos xpos feats head deprel deps misc".split()
 GLOBAL_COLUMNS = "# global.columns ="  # CoNLL-U Plus names its columns in its first row
@@ -42,10 +42,10 @@ ODD_TOKENS = 0.01  # the maximum share of tokens without a number; Weibo NER has
 
 
 def read_conll(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """One token and tag per row, a blank row between sentences; optionally PATH.intent, with one intent per sentence,
-    or a row with only the intent at the beginning or end of each sentence.
+    """One token and tag per row, blank rows between sentences; optionally PATH.intent with one intent per sentence, or
+    a row with only the intent at the beginning or end of each sentence.
 
-    The token is the first column that does not count, the tag the last. A token may itself be a space: `' ' + ' ' +
+    The token is the first column that is not numbering, the tag the last. A token may itself be a space: `' ' + ' ' +
     'O'`.
     """
     layout = conll_layout(path, options)
@@ -59,7 +59,7 @@ def read_conll(path: Path, options: ReadOptions) -> Iterator[Example]:
             intent = block.pop(layout.intent)[0] if len(block[layout.intent]) == 1 else ""
             intent = intent.split("#") if are_sets else intent
             if not intent or not all(len(cells) == len(layout.names) for cells in block):
-                raise UserError(f"{path}, row {start}: the sentence needs one row with its intent, as the others have")
+                raise UserError(f"{path}, row {start}: expected exactly one intent row, as in the other sentences")
         if beside is not None:
             if number > len(beside):
                 more = f"more sentences (the next begins in row {start})"
@@ -75,7 +75,7 @@ def read_conll(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def intents_beside(path: Path, options: ReadOptions) -> list[str] | None:
-    """The intents in PATH.intent, without blank rows at its end; None if there is no such file."""
+    """The intents in PATH.intent, without trailing blank rows; None if the file does not exist."""
     if not Path(f"{path}.intent").exists():
         return None
     intents = [row.strip() for _, row in read_rows(f"{path}.intent", options.encoding)]
@@ -111,7 +111,7 @@ def comment_prefix(options: ReadOptions) -> str:
 
 
 def conll_layout(path: Path, options: ReadOptions) -> Layout:
-    """Finds the Layout of a CoNLL file in its first rows."""
+    """Infers the Layout of a CoNLL file from its first rows."""
     head = [row for _, row in islice(read_rows(path, options.encoding), HEAD_ROWS)]
     rows = [(row, [] if is_break(row) else split_row(row)) for row in head]
     prefix = comment_prefix(options)
@@ -133,7 +133,7 @@ def conll_layout(path: Path, options: ReadOptions) -> Layout:
 
 
 def are_titles(cells: Cells, options: ReadOptions) -> bool:
-    """Whether the first row names the columns: with usual names of a token and a tag, or as an option does."""
+    """Whether the first row names the columns: it has usual names of a token and a tag, or names from options."""
     plain = {plain_name(cell) for cell in cells}
     named = plain_name((options.token_column or options.tag_column).split(",")[0])
     usual = plain & {*TOKEN_NAMES} and plain & {*TAG_NAMES}
@@ -150,7 +150,7 @@ def intent_row(blocks: list[list[Cells]], width: int) -> int | None:
 
 
 def conll_rows(path: Path, layout: Layout, options: ReadOptions, report: bool = True) -> Iterator[Row]:
-    """The rows of a CoNLL file without comments; a blank row, which ends a sentence, has no cells."""
+    """The rows of a CoNLL file without comments; blank rows, which end sentences, have no cells."""
     numbered = has_numbered_characters(path, layout, options.encoding)
     if numbered and report:
         note(f"{path}: each character is followed by its position in its word (科0 技1), which is removed")
@@ -183,13 +183,13 @@ def conll_rows(path: Path, layout: Layout, options: ReadOptions, report: bool = 
 def wrong_width(layout: Layout, where: str, row: str, cells: Cells) -> UserError:
     if len(cells) < 2 or not cells[0]:
         return UserError(f"{where}: needs a token and a tag, found {row[:60]!r}")
-    advice = "if it is a comment, name its beginning with --comment"
+    advice = "if it is a comment, pass its prefix with --comment"
     return UserError(f"{where}: {len(cells)} columns, but the others have {len(layout.names)}: {row[:60]!r}; {advice}")
 
 
 def is_comment(layout: Layout, row: str, cells: Cells, where: str, is_new: bool, options: ReadOptions) -> bool:
-    """Whether a row with the prefix of comments is one: always if --comment names it; a row with # is one before a
-    sentence if it cannot be a token and its tag."""
+    """Whether a row that starts with the comment prefix is a comment: always with --comment; a row with # is one before
+    a sentence if it cannot be a token and its tag."""
     if options.comment:
         return options.comment != NO_COMMENTS
     fits = layout.fits(cells)
@@ -205,8 +205,8 @@ def is_comment(layout: Layout, row: str, cells: Cells, where: str, is_new: bool,
 
 
 def has_numbered_characters(path: Path, layout: Layout, encoding: str) -> bool:
-    """Whether the tokens of a CoNLL file are characters plus their position in their word, as in Weibo NER: 科0 技1.
-    A few may lack the number."""
+    """Whether the tokens of a CoNLL file are characters with their position in the word, as in Weibo NER: 科0 技1. A
+    few may lack the number."""
     before, num_tokens, num_odd = -1, 0, 0
     for _, row in read_rows(path, encoding):
         if is_break(row):
@@ -219,7 +219,7 @@ def has_numbered_characters(path: Path, layout: Layout, encoding: str) -> bool:
             before = int(match[2])
             continue
         before, num_odd = -1, num_odd + 1
-        if num_odd > 3 + ODD_TOKENS * num_tokens:  # decided without reading the rest
+        if num_odd > 3 + ODD_TOKENS * num_tokens:  # decided early
             return False
     return num_tokens > 1 and num_odd <= ODD_TOKENS * num_tokens
 
@@ -229,8 +229,8 @@ def has_numbered_characters(path: Path, layout: Layout, encoding: str) -> bool:
 
 def read_conllu(path: Path, options: ReadOptions) -> Iterator[Example]:
     """CoNLL-U: ten columns per token; the tags are --tag_column or --label_column, otherwise UPOS, or XPOS if there is
-    no UPOS. CoNLL-U Plus names its columns in its first row. The keys of MISC that all tokens have (`name=B-PER`) are
-    columns, too. If a column beyond the ten has tags of entities, it is the default.
+    no UPOS. CoNLL-U Plus names its columns in its first row. MISC keys of all tokens (`name=B-PER`) are also columns.
+    If a column beyond the ten has entity tags, it is the default.
     """
     columns = conllu_columns(path, options.encoding)
     head = [cells for _, cells in islice(conllu_rows(path, options, columns), HEAD_ROWS) if cells]
@@ -256,7 +256,7 @@ def read_conllu(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def conllu_columns(path: Path, encoding: str) -> list[str]:
-    """The columns of CoNLL-U, or of CoNLL-U Plus, whose first row names them."""
+    """The columns of CoNLL-U, or of CoNLL-U Plus from its first row."""
     _, first = next(read_rows(path, encoding), (1, ""))
     if not first.startswith(GLOBAL_COLUMNS):
         return CONLLU
@@ -274,7 +274,7 @@ def misc_of(cells: Cells, columns: list[str]) -> dict[str, str]:
 
 
 def usual_tags(tokens: list[dict[str, str]], names: list[str]) -> list[str]:
-    """The column of the tags of CoNLL-U: the last extra column with entities, otherwise UPOS or XPOS."""
+    """The tag column of CoNLL-U: the last extra column with entities, otherwise UPOS or XPOS."""
     cells = {name: {token[name].strip() for token in tokens} for name in names}
     if own := [name for name in names if name not in CONLLU and notation_of(cells[name])]:
         return own[-1:]
@@ -283,9 +283,9 @@ def usual_tags(tokens: list[dict[str, str]], names: list[str]) -> list[str]:
 
 
 def conllu_rows(path: Path, options: ReadOptions, columns: list[str], of_misc: Sequence[str] = ()) -> Iterator[Row]:
-    """The rows of CoNLL-U without comments, ranges (1-2) and empty nodes (1.1); a blank row has no cells.
+    """The rows of CoNLL-U without comments, ranges (1-2) and empty nodes (1.1); blank rows have no cells.
 
-    of_misc: the keys of MISC whose values are further cells
+    of_misc: MISC keys whose values are additional cells
     """
     needed = "the ten columns of CoNLL-U" if columns == CONLLU else f"the columns {', '.join(columns)}"
     for number, row in read_rows(path, options.encoding):

@@ -1,4 +1,4 @@
-"""Converts objects to those with text, tokens and labels under keys of their own, before their columns are found."""
+"""Flattens objects so that text, tokens and labels have their own keys, before columns are identified."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,18 +16,18 @@ from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.paths import MISSING, Convert, Values, at, is_at, key_of, task_of
 from preprocess.readers.selection import JOINED, join_texts
 
-HEAD = 200  # the first objects, whose keys are considered
+HEAD = 200  # objects whose keys are considered
 BY_NAME = "text_column text_pair_column label_column group_column extra_columns keep_columns split_column".split()
 Names = tuple[str, str]
 
 
 @dataclass
 class Conversion:
-    """The steps that convert each object of a file; objects in the standard form need none."""
+    """The conversion steps of a file's objects; objects in standard form need none."""
 
     path: str | Path
     options: ReadOptions  # updated where a step renames keys
-    known: Sequence[str] = ()  # keys that are certain to be labels
+    known: Sequence[str] = ()  # keys that are certainly labels
     from_lists: Callable[[Any, str], Any] | None = None  # converts rows that are lists; the first step
     steps: list[Convert] = field(default_factory=list)
     reading: Reading | None = None
@@ -36,7 +36,7 @@ class Conversion:
     def of(
         cls, path: str | Path, head: Sequence[tuple[str, Any]], options: ReadOptions, known: Sequence[str]
     ) -> "Conversion":
-        """The Conversion that the first objects need. head: (where, object) of each"""
+        """The Conversion for the first objects. head: (where, object) of each"""
         found = cls(path, options, known)
         values = [values for _, values in head if values is not None]
         if values and all(isinstance(each, list) or is_numbered(each) for each in values):
@@ -72,7 +72,7 @@ class Conversion:
 
 
 def is_numbered(values: Any) -> bool:
-    """Whether an object was a list: its keys are 0, 1, …, and perhaps split."""
+    """Whether an object was a list: its keys are 0, 1, … and optionally split."""
     return isinstance(values, dict) and "0" in values and all(key.isdecimal() or key == "split" for key in values)
 
 
@@ -81,7 +81,7 @@ def cells_of(values: Values) -> list[Any]:
 
 
 def with_names(values: Any, where: str, *, names: Names | None) -> Any:
-    """A row that was a list as an object; the keys are the names of a pair, otherwise numbers."""
+    """Converts a list row to an object keyed by the names of a pair, or by numbers."""
     values = with_keys(values)
     if not names or not isinstance(values, dict):
         return values
@@ -91,7 +91,7 @@ def with_names(values: Any, where: str, *, names: Names | None) -> Any:
 
 
 def names_of_pairs(rows: Sequence[Sequence[Any]]) -> Names | None:
-    """("text", "label") or the reverse, for pairs with one longer side, while the other recurs more; otherwise None."""
+    """("text", "label") or the reverse for pairs if one side is longer and the other repeats more; otherwise None."""
     if any(len(row) != 2 or not isinstance(row[0], str) or not isinstance(row[1], str | int) for row in rows):
         return None
     first, second = ({str(row[place]) for row in rows} for place in (0, 1))
@@ -104,7 +104,7 @@ def names_of_pairs(rows: Sequence[Sequence[Any]]) -> Names | None:
 
 
 def dotted_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
-    """Gives a key to values that options name by a path, such as --label_column labels.score: the last of the path."""
+    """Copies values that options name by path, such as --label_column labels.score, to the last key of the path."""
     taken = {key for values in rows[:HEAD] for key in values}
     paths: dict[str, str] = {}
     for option in BY_NAME:
@@ -161,8 +161,8 @@ def shape_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
 
 
 def label_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
-    """Reads labels that are objects of plain values: {"key": value} with one key in all rows, and names with 0 and 1.
-    Raises UserError for other objects."""
+    """Converts label objects: {"key": value} with the same key in all rows, or names with 0 and 1. Raises UserError for
+    other objects."""
     if not found.options.labelled:
         return None
     wanted = split_names(found.options.label_column)
@@ -196,7 +196,7 @@ def intents_step(rows: Sequence[Values], found: Conversion) -> Convert | None:
 
 
 def is_plain_object(value: Any) -> bool:
-    """Whether a value is an object without nested lists and objects."""
+    """Whether a value is an object without nested lists or objects."""
     return (
         isinstance(value, dict) and bool(value) and all(isinstance(v, str | int | float | None) for v in value.values())
     )
@@ -208,7 +208,7 @@ def keys_of_cells(path: str | Path, name: str, cells: Sequence[Values]) -> list[
     are_marks = {str(value).lower() for cell in cells for value in cell.values()} <= YES.keys()
     if all(cell.keys() == cells[0].keys() for cell in cells) and are_marks == (len(keys) > 1):
         return keys
-    several = f"{name!r} holds several values ({', '.join(keys[:8])})"
+    several = f"{name!r} has several values ({', '.join(keys[:8])})"
     raise UserError(f"{path}: {several}; choose with --label_column {name}.{keys[0]}")
 
 

@@ -1,6 +1,6 @@
 """Detects the encoding of a file that is not UTF-8: it must decode, and the result must look like text.
 
-Edit here to have another encoding found: one line in ENCODINGS.
+Edit here to detect another encoding: add one line to ENCODINGS.
 """
 
 import codecs
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-import ftfy.bad_codecs  # noqa: F401 - registers cesu-8: UTF-8 of the halves of UTF-16, as Java and Oracle write it
+import ftfy.bad_codecs  # noqa: F401 - registers cesu-8: surrogate pairs encoded as UTF-8, by Java and Oracle
 import regex
 
 from engine.errors import UserError
 
-FEW = 40  # characters that are not ASCII; so few may lack the common characters by chance
-# The most frequent characters. They make up a large share of any text, but not of bytes in another encoding
+FEW = 40  # non-ASCII characters; with so few, common characters may be missing by chance
+# The most frequent characters: a large share of any text, but not of text decoded with a wrong encoding
 SIMPLIFIED = (
     "的一是不了在有人我他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可她里后小么心多天而能好都"
     "然没日于起还发成事只作当想看文无开手十用主行方又如前所本见经头面公同三已老从动两长"
@@ -38,21 +38,21 @@ WESTERN = [  # letters other than a-z of the languages written in cp1252
 ]
 CENTRAL = ["ąćęłńóśźż", "áčďéěíňóřšťúůýžäľô", "áéíóöőúüű", "ăâîșțşţ", "čćđšž"]  # Polish, Czech, Hungarian, …
 BALTIC = ["āčēģīķļņšūž", "ąčęėįšųūž", "äöõüšž"]  # Latvian, Lithuanian, Estonian
-# Signs that occur next to words, but not inside them
+# Signs that occur next to words but not inside them
 SAFE_SIGNS = r"[“”‘’–—…•€£©®™°«»\u00a0½¡¿]"
 ODD_SIGNS = r"[¡¢¤¦¨¬¯±²³´µ¶¸¹¼½¾¿×÷ˇ˘˙˝˛]"
 BESIDE = r"[¡¢£¤¥¦¨©ª«¬®¯°±²³´µ¶¸¹º»¼½¾¿×÷‚ƒ„…†‡ˆ‰‹‘“”•˜›€™˙˝˛ˇ]"
 
 
 class Script(NamedTuple):
-    """What text in an encoding looks like."""
+    """An encoding and the statistics of its texts."""
 
-    known: str  # pattern of the characters that are not ASCII, nearly all of them
+    known: str  # pattern of nearly all of its non-ASCII characters
     letters: str  # pattern of its letters
-    usual: list[str]  # letters that are frequent, in each language
+    usual: list[str]  # frequent letters of each language
     least: float  # the minimum share of frequent letters, in one language
-    part: float  # the minimum share of letters among the characters that are not ASCII
-    wide: bool = False  # whether a letter is a word or syllable
+    part: float  # the minimum share of letters among non-ASCII characters
+    wide: bool = False  # whether each letter is a word or syllable
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ CHINESE = rf"[\p{{Han}}{SIGNS}]"
 JAPANESE = r"[\p{Han}\u3000-\u30ff\uff00-\uff60\uffe0-\uffef\u2010-\u2026\u2160-\u217f①-⑳㈱×]"
 KOREAN = rf"[\p{{Hangul}}\p{{Han}}{SIGNS}]"
 PUNCTUATION = r"\u00a0\u00ad¡¿«»‹›‘’‚“”„–—…•·§©®™°£€¥½¼¾×±²³ªº´№ฯ฿ๆ،؛؟"
-KANA_ONLY = r"[\u3040-\u30ff]"  # without half-width kana, which Chinese bytes may decode to
+KANA_ONLY = r"[\u3040-\u30ff]"  # without half-width kana, as Chinese bytes may decode to these
 
 
 def wide(known: str, letters: str, usual: str, least: float, part: float) -> Script:
@@ -109,10 +109,10 @@ COMMON_PARTS = {  # {encoding: first bytes of its common characters, and the enc
 
 
 def choose_encoding(paths: Sequence[str], sample: bytes, decodes: Callable[[str, str], bool]) -> tuple[str, str, str]:
-    """(encoding, language, the beginning of the text) of files that are not UTF-8. Raises UserError if none fits, or
-    two fit about equally well.
+    """(encoding, language, beginning of the text) of non-UTF-8 files. Raises UserError if none fits, or two fit about
+    equally well.
 
-    sample: the beginning of the files; decodes: whether a whole file is valid in an encoding.
+    sample: the beginning of the files; decodes: whether an entire file is valid in an encoding.
     """
 
     def in_all(name: str) -> bool:
@@ -127,8 +127,8 @@ def choose_encoding(paths: Sequence[str], sample: bytes, decodes: Callable[[str,
     found.sort(key=lambda one: -one[0])
     if not found:
         examples = "--encoding latin-1, cp1251, gb18030, big5, shift_jis or euc_kr"
-        raise UserError(f"{paths[0]}, row {row_of_error(sample)}: not UTF-8, and in no other encoding that is "
-                        f"looked for does it look like text; name it, such as {examples}")  # fmt: skip
+        raise UserError(f"{paths[0]}, row {row_of_error(sample)}: not UTF-8, and not plausible text in any "
+                        f"encoding that can be detected; name the encoding, such as {examples}")  # fmt: skip
     choices = [(name, one.language, begin_of(text, one.script.letters)) for _, name, one, text in found[:2]]
     if len(found) > 1 and found[1][0] >= 0.5 * found[0][0]:
         shown = " or ".join(f"--encoding {name} ({begin!r}, {language})" for name, language, begin in choices)
@@ -137,7 +137,7 @@ def choose_encoding(paths: Sequence[str], sample: bytes, decodes: Callable[[str,
 
 
 def decoded(sample: bytes, encoding: str) -> str | None:
-    """The text of a sample, whose end may be half a character; None if it is not valid."""
+    """Decodes a sample, which may end inside a character; None if it is invalid."""
     try:
         return codecs.getincrementaldecoder(encoding)().decode(sample)
     except UnicodeError:
@@ -145,7 +145,7 @@ def decoded(sample: bytes, encoding: str) -> str | None:
 
 
 def begin_of(text: str, letters: str) -> str:
-    """The first words that have letters in a pattern, for a message."""
+    """The first words with letters of a pattern, for a message."""
     foreign = r"[^\x00-\x7f]"
     found = [regex.search(rf"(?V1)\w{{0,8}}{part}.{{0,8}}", text) for part in (rf"[{letters}&&{foreign}]", foreign)]
     return next((match[0] for match in found if match), "")
@@ -161,13 +161,13 @@ def row_of_error(sample: bytes) -> int:
 
 
 def is_damaged_utf8(sample: bytes) -> bool:
-    """Whether bytes are mostly UTF-8, with some damage, instead of another encoding."""
+    """Whether bytes are damaged UTF-8 rather than another encoding."""
     text = sample.decode("utf-8", "replace")
     return sum(not character.isascii() for character in text) > 3 * text.count("\ufffd")
 
 
 def fit_of(text: str, encoding: Encoding, name: str) -> float:
-    """How well a text fits, from 0 (not at all) to 1: by its share of usual letters."""
+    """How well a text fits an encoding, from 0 to 1, by its share of usual letters."""
     script, foreign = encoding.script, regex.sub(r"[\x00-\x7f]", "", text)
     if regex.search(r"(?V1)[\p{Co}\p{Cn}\p{Cs}\x00-\x08\x0e-\x19\x1c-\x1f\x7f-\x9f\ufffd]", text):
         return 0.0
@@ -193,8 +193,8 @@ def fit_of(text: str, encoding: Encoding, name: str) -> float:
 
 
 def are_words(text: str, num_foreign: int, in_latin: bool) -> bool:
-    """Whether letters form plausible words: without signs inside or at their ends, and without capitals in the middle;
-    in Latin script with few accents, in others without words that mix scripts."""
+    """Whether letters form plausible words: no signs inside or at the ends, no capitals in the middle; few accents in
+    Latin script, no words of mixed scripts otherwise."""
     foreign = r"[^\x00-\x7f\P{L}]"
     odd = count(text, rf"(?<=\p{{L}})({ODD_SIGNS}|{BESIDE}(?=\p{{L}}))")
     odd += count(text, rf"(?<=\p{{Ll}})(?=\p{{Lu}}){foreign}|(?<=\p{{Ll}}{foreign})[A-Z]|(?<![\p{{L}}\p{{M}}])\p{{M}}")
@@ -223,7 +223,7 @@ def rare(letters: str, encoding: str) -> float:
 
 @cache
 def common_part(encoding: str) -> frozenset[str]:
-    """The characters that an encoding lists first because they are common; empty if it has no such part."""
+    """The common characters that an encoding lists first; empty if it has no such part."""
     leads, codec = COMMON_PARTS.get(encoding, ((), ""))
     pairs = bytes(byte for lead in leads for trail in range(0x40, 0xFF) for byte in (lead, trail))
     return frozenset(pairs.decode(codec, "ignore")) if codec else frozenset()

@@ -17,7 +17,7 @@ TEXT_BOUND = re.compile(r"(\S+) (\d+ \d+(?:;\d+ \d+)*)")
 
 
 def is_text(path: Path) -> bool:
-    """Whether a file is one of many texts: NAME.txt, or a number without suffix (as in 20 Newsgroups)."""
+    """Whether a file is one of many texts: NAME.txt, or a number without a suffix (as in 20 Newsgroups)."""
     return (path.suffix.lower() == ".txt" or path.name.isdigit()) and not path.name.startswith(".") and path.is_file()
 
 
@@ -26,7 +26,7 @@ def text_files(folder: Path) -> list[Path]:
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """The subfolders that contain texts: if there are two or more, each is a class. A file train.txt is no text."""
+    """The subfolders that contain texts; each is a class if there are two or more. A file train.txt is not a text."""
     inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "_")))
     return [path for path in inside if any(file.stem.lower() not in PART_NAMES for file in text_files(path))]
 
@@ -46,7 +46,7 @@ def read_classes(path: Path, options: ReadOptions) -> Iterator[Example]:
     classes = [folder for folder in folders if folder.name not in unlabelled]
     left_out = f"; skipped, as their texts have no class: {abbreviate(unlabelled)}" if unlabelled else ""
     note(f"{path}: one class for each of the {len(classes)} folders ({abbreviate(f.name for f in classes)}){left_out}")
-    shared = ""  # the encoding of all texts that are not UTF-8: a single one may be too short for detection
+    shared = ""  # the encoding of all non-UTF-8 texts, as a single one may be too short for detection
     for folder in classes:
         for file in text_files(folder):
             encoding = options.encoding

@@ -1,8 +1,8 @@
-"""The readers of raw files, one per format, and how a file's format is recognised.
+"""The readers of raw files, one per format, and format detection.
 
 A reader is a generator of examples (see preprocess/example.py), with optional `text_pair`, `id` and `split`. The larger
 readers are in tables.py, objects.py, tagged.py and folders.py.
-Edit here to add your own format: one reader, one line in READERS.
+Edit here to add your own format: one reader and one line in READERS.
 """
 
 import re
@@ -30,7 +30,7 @@ from preprocess.readers.webanno import read_webanno
 FASTTEXT = "__label__"
 USUAL_LABELS = [*LABEL_NAMES, *NUMBER_NAMES, *OTHER_LABEL_NAMES]
 CONLLU_ROW = re.compile(r"#|\d+([-.]\d+)?(\t[^\t]+){9}$")
-HEAD_BYTES = 2**16  # at the beginning of a file, by which its format is recognised
+HEAD_BYTES = 2**16  # first bytes of a file, used to detect its format
 
 
 def read_txt(path: Path, options: ReadOptions) -> Iterator[Example]:
@@ -40,7 +40,7 @@ def read_txt(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def read_fasttext(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """fastText's format: `__label__NAME a text`, labels before or after the text; several labels in a row: a set."""
+    """fastText: `__label__NAME a text`, labels before or after the text; several labels per row make a set."""
     several = any(len(fasttext_labels(row)[1]) > 1 for _, row in named_rows(path, options.encoding))
     for where, row in named_rows(path, options.encoding):
         text, labels = fasttext_labels(row)
@@ -96,7 +96,7 @@ def suffix_of(path: Path) -> str:
 
 
 def find_format(path: Path, options: ReadOptions) -> str:
-    """The reader's name for a file or folder: --format, otherwise by the file's name and first rows."""
+    """The name of the reader for a file or folder: --format, otherwise by its name and first rows."""
     if options.format not in ("auto", *READERS):
         raise UserError(f"--format {options.format} is not one of: auto, {', '.join(READERS)}")
     if options.format in FOLDERS and not path.is_dir():
@@ -132,18 +132,18 @@ def find_format(path: Path, options: ReadOptions) -> str:
 
 
 def find_form(path: Path) -> str | None:
-    """The format with labels that a file's first rows have, or None."""
+    """The labelled format of a file's first rows, or None."""
     return format_of_rows(head_of(path, "auto"))
 
 
 def format_of_texts(path: Path, rows: list[str], options: ReadOptions) -> str:
-    """The format of a file of texts that need no labels: txt, unless its first rows have another. Raises UserError if
-    they may be either."""
+    """The format of a file whose texts need no labels: txt, unless its first rows have another. Raises UserError if it
+    is ambiguous."""
     head = [row for row in rows if row.strip()] or [""]
     found = format_of_rows(rows) or "txt"
     cells = [name.strip() for name in re.split("\t" if "\t" in head[0] else "[,;|]", head[0])]
     named = not options.header or (len(cells) > 1 and bool(alike(["tokens", *TEXT_NAMES], cells)))
-    may_be = {  # what the rows may be, if not texts
+    may_be = {  # alternatives to texts
         "word_tags": all(len(row.split()) == 1 for row in head) and "word/tag",
         "tsv": not named and len(head) > 1 == len({row.count("\t") for row in head}) and "columns between tabs",
         "txt": named and f"a table, as row 1 is {shown(head[0])}",
@@ -158,7 +158,7 @@ def format_of_texts(path: Path, rows: list[str], options: ReadOptions) -> str:
 
 
 def format_of_rows(rows: list[str]) -> str | None:
-    """The format with labels that the first rows of a file have, or None."""
+    """Detects the labelled format of the first rows of a file; None for others."""
     head = [row for row in rows if row.strip()] or [""]
     names = [name.strip() for name in re.split("[,;|]", head[0])]
     tokens = format_of_tokens(rows, may_be_table="\t" in head[0])
@@ -177,8 +177,8 @@ def format_of_rows(rows: list[str]) -> str | None:
 
 
 def format_of_tokens(rows: list[str], may_be_table: bool) -> str | None:
-    """The format of rows with a tag for each word, or None. may_be_table: rows with tabs need not be tokens, so blank
-    rows between sentences, or one word per row, are needed as evidence."""
+    """The format of rows with a tag per word, or None. may_be_table: rows with tabs may not be tokens, so blank rows
+    between sentences, or one word per row, are required as evidence."""
     head = [row for row in rows if row.strip()]
     if not head:
         return None
@@ -198,8 +198,8 @@ def format_of_tokens(rows: list[str], may_be_table: bool) -> str | None:
 
 
 def tokens_of(path: Path, rows: list[str], options: ReadOptions, may_be_table: bool) -> str | None:
-    """The format of rows that are tokens with tags; None if they are a table or texts. Blank rows between sentences or
-    tags of entities are needed as evidence if the rows need no labels."""
+    """The format of rows of tokens with tags; None for tables and texts. If the rows need no labels, blank rows between
+    sentences or entity tags are required as evidence."""
     found = format_of_tokens(rows, may_be_table)
     if options.labelled:
         return found
@@ -225,20 +225,20 @@ def head_of(path: Path, encoding: str) -> list[str]:
     try:
         rows = raw.decode(encoding, "ignore").split("\n")
     except LookupError:
-        rows = raw.decode("utf-8", "ignore").split("\n")  # the reader will report the unknown encoding
+        rows = raw.decode("utf-8", "ignore").split("\n")  # the reader reports the unknown encoding
     return rows[:-1] if len(raw) == HEAD_BYTES and len(rows) > 1 else rows
 
 
 def are_tagged(rows: list[str], bare: bool = False) -> bool:
-    """Whether rows are tokens with tags: one of the last columns has tags of entities; bare: or types of entities and
-    O, as in `Anna PERSON`. A row that names the columns may precede them, and comments may be among them."""
+    """Whether rows are tokens with tags: one of the last columns has entity tags; bare: or bare entity types and O, as
+    in `Anna PERSON`. A header may precede them, and comments may be among them."""
     rows = [row for row in rows if not row.startswith(("-DOCSTART-", "#"))] or rows
     table = [split_row(row) for row in rows]
     titles = [plain_name(cell) for cell in table[0]] if not bare else []
     if len(table) > 1 and {*titles} & {*TOKEN_NAMES} and {*titles} & {*TAG_NAMES}:
         table = table[1:]
     if not all(len(cells) > 1 for cells in table):
-        table = [cells for cells in table if len(cells) != 1]  # rows with the intent of a sentence
+        table = [cells for cells in table if len(cells) != 1]  # drops intent rows
         if len(table) < 0.5 * len(rows):
             return False
     last = [cells[-1].strip() for cells in table]
@@ -252,7 +252,7 @@ def are_tagged(rows: list[str], bare: bool = False) -> bool:
 
 
 def are_single_words(rows: list[str]) -> bool:
-    """Whether the first of each row's cells is a word."""
+    """Whether the first cell of each row is a word."""
     return len(rows) > 1 and all(len(split_words(row.split("\t")[0])) < 2 for row in rows)
 
 

@@ -1,5 +1,5 @@
-"""Entities that are marked inside a text: `at [nine am](time)`, `at [time : nine am]`, `at {{time:nine am}}`; texts in
-pieces (Snips); and Rasa's files of marked examples (Markdown and YAML).
+"""Inline entity markup: `at [nine am](time)`, `at [time : nine am]`, `at {{time:nine am}}`; texts in pieces (Snips);
+and Rasa's files of marked examples (Markdown and YAML).
 
 To add another syntax: one line in INLINE of engine/task/signs.py.
 """
@@ -19,8 +19,8 @@ from preprocess.readers.paths import Convert, Values
 from preprocess.readers.raw_files import named_rows
 
 RASA_INTENT = re.compile(r"\s*(?:##\s*intent:|-\s*intent:)\s*(.+?)\s*$")
-RASA_OTHER = re.compile(r"##\s|\s*-\s*(?:synonym|regex|lookup|rule|story)\s*:|\S+:\s*$")  # no examples of an intent
-HEAD_ROWS = 200  # the first rows, by which the syntax is found
+RASA_OTHER = re.compile(r"##\s|\s*-\s*(?:synonym|regex|lookup|rule|story)\s*:|\S+:\s*$")  # not examples of an intent
+HEAD_ROWS = 200  # rows used to detect the syntax
 MASSIVE = "[time : nine am]"
 Span = dict[str, Any]
 
@@ -51,7 +51,7 @@ def label_of(match: re.Match[str], where: str) -> str:
 
 
 def find_marked(rows: Sequence[Values], options: ReadOptions) -> Convert | None:
-    """Converts MASSIVE's `annot_utt`, if some of them have marks; without these, it must be `utt`."""
+    """Converts MASSIVE's `annot_utt`, if any have marks; without marks it must equal `utt`."""
     if not any(re.search(INLINE[MASSIVE], str(row["annot_utt"])) for row in rows):
         return None
 
@@ -88,7 +88,7 @@ def is_chunks(value: Any) -> bool:
 
 
 def join_pieces(pieces: Iterable[tuple[str, Any]]) -> tuple[str, list[list[Any]]]:
-    """(text, spans as [start, end, label]) of (piece, its label or ""). Blanks around a piece are outside its span."""
+    """(text, spans as [start, end, label]) of (piece, its label or ""). Spans exclude blanks around a piece."""
     text, spans = "", []
     for piece, label in pieces:
         if label and (bare := piece.strip()):
@@ -99,10 +99,10 @@ def join_pieces(pieces: Iterable[tuple[str, Any]]) -> tuple[str, list[list[Any]]
 
 
 def read_inline(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """One text per row, with its entities marked in it."""
+    """One text per row, with inline entity markup."""
     syntax = inline_syntax([row for _, row in islice(named_rows(path, options.encoding), HEAD_ROWS)])
     if syntax is None:
-        raise UserError(f"{path}: its rows have no marks of entities, such as {' or '.join(INLINE)}")
+        raise UserError(f"{path}: its rows have no entity markup, such as {' or '.join(INLINE)}")
     options.understood.add(path, "texts with marks", text="rows", slots=syntax)
     for where, row in named_rows(path, options.encoding):
         text, spans = without_marks(row, syntax, where)
@@ -127,6 +127,6 @@ def read_rasa(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def is_rasa(rows: Sequence[str]) -> bool:
-    """Whether the first rows of a file are Rasa's examples of intents, and not its stories."""
+    """Whether the first rows of a file are Rasa's intent examples, not its stories."""
     markdown = any(re.match(r"##\s*intent:", row) for row in rows)
     return markdown or (any(re.match(r"nlu:\s*$", row) for row in rows) and any(map(RASA_INTENT.match, rows)))

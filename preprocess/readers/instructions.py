@@ -1,4 +1,4 @@
-"""Instruction data and dialogues with a model, which are classification if the answers are few and short."""
+"""Instruction data and dialogues with a model, read as classification if the answers are few and short."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,12 +12,12 @@ from preprocess.readers.paths import Convert, Values
 QUESTION_KEYS = ("instruction", "prompt", "query")
 ANSWER_KEYS = ("output", "response", "completion")
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
-MOST_CHARACTERS = 60  # of an answer that is a class
+MOST_CHARACTERS = 60  # maximum length of an answer that is a class
 
 
 def find_instructions(rows: Sequence[Values], options: ReadOptions) -> Convert | None:
     """Converts {"instruction", "input", "output"} and {"prompt", "completion"} to text and label. An instruction that
-    is the same in all first rows is left out."""
+    is identical in all first rows is omitted."""
     keys = {*rows[0]}
     question = next((key for key in QUESTION_KEYS if key in keys), "")
     answer = next((key for key in ANSWER_KEYS if key in keys), "")
@@ -43,7 +43,7 @@ def find_instructions(rows: Sequence[Values], options: ReadOptions) -> Convert |
 
 def find_dialogue(rows: Sequence[Values], options: ReadOptions) -> Convert | None:
     """Converts {"messages": [{"role", "content"}]} and {"conversations": [{"from", "value"}]} of one question and
-    one answer to text and label. A system prompt that is the same in all first rows is left out."""
+    one answer to text and label. A system prompt that is identical in all first rows is omitted."""
     key = next((key for key in ("messages", "conversations") if key in rows[0]), "")
     if has_labels({*rows[0]}, options):
         return None
@@ -71,7 +71,7 @@ def find_dialogue(rows: Sequence[Values], options: ReadOptions) -> Convert | Non
 
 
 def may_lack(keys: set[str], options: ReadOptions) -> bool:
-    """Whether no answer is needed: only texts are read, and no other key has them."""
+    """Whether answers are not needed: only texts are read, and no other key has them."""
     return not options.labelled and not alike(TEXT_NAMES, keys - {*QUESTION_KEYS})
 
 

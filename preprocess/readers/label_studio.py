@@ -12,11 +12,11 @@ from preprocess.labels.spans import StoredSpan, from_utf16
 from preprocess.readers.archives import note
 from preprocess.readers.options import ReadOptions
 
-KINDS = ("choices", "several choices", "spans", "number")  # of results that are read
+KINDS = ("choices", "several choices", "spans", "number")  # supported kinds of results
 
 
 class Result(NamedTuple):
-    """A result of an annotation: the values of one control. kind: one of KINDS, or a type that is not read"""
+    """An annotation result: the values of one control. kind: one of KINDS, or an unsupported type"""
 
     control: str
     kind: str
@@ -24,7 +24,7 @@ class Result(NamedTuple):
 
 
 def is_label_studio(item: object, labelled: bool) -> bool:
-    """Whether an item is a task as Label Studio exports it to JSON, or imports it if it needs no labels."""
+    """Whether an item is a task of Label Studio's JSON export, or of its import format if labels are not needed."""
     if not isinstance(item, dict) or not isinstance(item.get("data"), dict):
         return False
     return annotations_of(item) is not None or not (labelled or alike(TEXT_NAMES, item))
@@ -45,7 +45,7 @@ def tasks_to_objects(
 ) -> tuple[Iterator[tuple[str, Any]], list[str]]:
     """((where, object) of each task, the keys of the labels).
 
-    Choices become a class, or a set if some text has several; labels become spans; ratings and numbers become numbers.
+    Choices become a class, or a set if any text has several; labels become spans; ratings and numbers become numbers.
     items: yields (where, task) from the beginning; it is called twice, first to find the kinds.
     """
     kinds: dict[str, str] = {}
@@ -73,13 +73,13 @@ def tasks_to_objects(
 
 
 def key_of(control: str) -> str:
-    """The key of the label that a control of Label Studio gives."""
+    """The label key of a Label Studio control."""
     name = "".join("_" if sign in ".,=" else sign for sign in control)
     return f"{name}_label" if name in ("id", "split", "tokens", *TEXT_NAMES, *PAIR_NAMES) else name
 
 
 def results_of(item: dict[str, Any], where: str) -> list[Result]:
-    """The results of the annotation that is used; empty if there is none."""
+    """The results of the used annotation; empty without one."""
     annotation = next(iter(used_annotations(item)), {})
     try:
         return [read_result(result) for result in annotation.get("result") or []]
@@ -103,7 +103,7 @@ def read_result(result: dict[str, Any]) -> Result:
 
 
 def task_to_object(item: dict[str, Any], kinds: dict[str, str], where: str, text_column: str) -> dict[str, Any]:
-    """One object of a task: its data, and a label for each control. kinds: of all controls"""
+    """Converts a task to one object with its data and a label per control. kinds: of all controls"""
     data = dict(item["data"])
     texts = [key for key in (text_column, *TEXT_NAMES) if isinstance(data.get(key), str)]
     texts = texts or [key for key, value in data.items() if isinstance(value, str)]
@@ -124,8 +124,8 @@ def task_to_object(item: dict[str, Any], kinds: dict[str, str], where: str, text
 
 
 def span_in_text(text: str, span: StoredSpan) -> dict[str, Any]:
-    """A span of Label Studio. Browsers count an emoji as two characters (UTF-16 units); if the surface shows that the
-    offsets were counted so, they are converted."""
+    """A span of Label Studio. Browsers count UTF-16 units (an emoji is two); the offsets are converted if the surface
+    shows that this was the case."""
     start, end, label, surface, _ = span
     if span.has_place() and surface and max(text[:end], default="") > "\uffff":
         ends = from_utf16(text, start, end)

@@ -1,4 +1,4 @@
-"""Finds the rows in a JSON file that is a single object: under a path, one list per part, or a table of pandas."""
+"""Finds the rows in a JSON file with a single object: under a path, one list per part, or a table of pandas."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,26 +9,25 @@ from engine.task.signs import LABEL_NAMES, TEXT_NAMES, alike
 from preprocess.example import abbreviate, part_of_name
 from preprocess.readers.paths import MISSING, Values, at
 
-# The paths of the rows in known formats. `*` stands for any key; each row gets this key as its label, under the
-# name given here
+# Paths of the rows in known formats. `*` matches any key, which becomes each row's label under the name given here
 ROW_PATHS = {
     "rasa_nlu_data.common_examples": "",  # Rasa
     "assets.utterances": "",  # Azure
     "utterances": "",  # LUIS
     "intents.*.utterances": "intent",  # Snips
 }
-WORD_KEYS, TAG_KEYS = "orth word text form token".split(), "ner tag label".split()  # of tokens that are objects
+WORD_KEYS, TAG_KEYS = "orth word text form token".split(), "ner tag label".split()  # keys of token objects
 Rows = list[Any]
-Located = Iterator[tuple[str, Any]]  # (the part and position, for messages; row)
+Located = Iterator[tuple[str, Any]]  # (part and position, for messages; row)
 
 
 def rows_of_object(path: Path, content: dict[str, Any], rows_key: str) -> Located:
     """The rows of an object, each with `split` if the object has parts. Raises UserError if several lists could be the
-    rows. rows_key: the path of --rows_key"""
+    rows. rows_key: the path in --rows_key"""
     if rows_key:
         found = at(content, rows_key)
         if found is MISSING:
-            raise UserError(f"{path}: nothing is at --rows_key {rows_key}; its keys are: {abbreviate(content)}")
+            raise UserError(f"{path}: --rows_key {rows_key} does not exist; its keys are: {abbreviate(content)}")
         return numbered(as_rows(path, found))
     if is_row(content):
         return numbered([content])
@@ -55,7 +54,7 @@ def numbered(rows: Rows) -> Located:
 
 
 def with_keys(row: Any, **more: Any) -> Any:
-    """A row with further keys; of a list, its values are then called 0, 1, …, or `text` and the keys of spaCy's
+    """A row with additional keys. The values of a list row are called 0, 1, …, or `text` and the keys of spaCy's
     ["a text", {"entities": …}]."""
     if isinstance(row, list) and len(row) == 2 and isinstance(row[0], str) and isinstance(row[1], dict):
         row = {"text": row[0], **row[1]}
@@ -65,7 +64,7 @@ def with_keys(row: Any, **more: Any) -> Any:
 
 
 def is_row(content: dict[str, Any]) -> bool:
-    """Whether an object is an example itself: it has a text, or tokens that are strings."""
+    """Whether an object is itself an example: it has a text, or tokens that are strings."""
     tokens = content.get("tokens")
     is_text = any(isinstance(content.get(name), str) for name in TEXT_NAMES)
     return is_text or (isinstance(tokens, list) and all(isinstance(token, str) for token in tokens) and bool(tokens))
@@ -96,14 +95,14 @@ def parts_of(path: Path, content: dict[str, Any]) -> dict[str, tuple[str, Rows]]
 
 
 def holds_rows(value: Any) -> bool:
-    """Whether a value is a list of objects or lists, or an object in which there is one."""
+    """Whether a value is, or contains, a list of objects or lists."""
     if isinstance(value, dict):
         return any(map(holds_rows, value.values())) or bool(as_table(value))
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict | list)
 
 
 def as_rows(path: Path, value: Any) -> Rows:
-    """A list as it is; rows of an object as pandas writes tables, or with the rows under numbers."""
+    """A list unchanged; the rows of an object that pandas wrote, or that has numbers as keys."""
     if isinstance(value, list):
         return value
     if isinstance(value, dict):
@@ -133,7 +132,7 @@ def as_table(content: dict[str, Any]) -> Rows | None:
 
 
 def singular(content: dict[str, Any]) -> list[str]:
-    """The keys of an object, `texts` and `labels` as `text` and `label`, if one is the usual key of a text."""
+    """The keys of an object, with `texts` and `labels` renamed to `text` and `label` if one is a usual text key."""
     usual = {"tokens", *TEXT_NAMES, *LABEL_NAMES}
     keys = [key if key in usual or key[:-1] not in usual else key[:-1] for key in content]
     return keys if {"tokens", *TEXT_NAMES} & {*keys} else []
@@ -191,7 +190,7 @@ def lists_in(content: dict[str, Any], prefix: str, depth: int = 3) -> Iterator[t
 
 
 def with_sentences(objects: Iterator[tuple[str, Any]], labelled: bool) -> Iterator[tuple[str, Any]]:
-    """(where, object), with documents of DyGIE and spaCy as one object per sentence, whose labels are of its tokens."""
+    """(where, object); DyGIE and spaCy documents are split into one object per sentence, with token labels."""
     count = 0
     for where, values in objects:
         part = {"split": values["split"]} if isinstance(values, dict) and "split" in values else {}
@@ -207,7 +206,7 @@ def with_sentences(objects: Iterator[tuple[str, Any]], labelled: bool) -> Iterat
 
 
 def sentences_in(values: Any) -> list[Any]:
-    """The sentences of a document that consists of paragraphs, as in spaCy's JSON; otherwise only the object."""
+    """The sentences of a document with paragraphs, as in spaCy's JSON; otherwise only the object."""
     for key in ("paragraphs", "sentences"):
         below = values.get(key) if isinstance(values, dict) else None
         if isinstance(below, list) and below and all(isinstance(each, dict) for each in below):
@@ -216,8 +215,8 @@ def sentences_in(values: Any) -> list[Any]:
 
 
 def with_tags(values: Any) -> Values | None:
-    """An object whose tokens are objects, [{"orth": "Anna", "ner": "B-PER"}, …], with the words and one list of tags;
-    None for another."""
+    """Converts an object with token objects, [{"orth": "Anna", "ner": "B-PER"}, …], to lists of words and tags; None
+    for others."""
     tokens = values.get("tokens") if isinstance(values, dict) else None
     if not isinstance(tokens, list) or not tokens or not all(isinstance(token, dict) for token in tokens):
         return None
@@ -228,7 +227,7 @@ def with_tags(values: Any) -> Values | None:
 
 
 def string_key(objects: Sequence[Values], names: Sequence[str]) -> str | None:
-    """The first of the names under which all objects have a string."""
+    """The first name under which all objects have a string."""
     return next((name for name in names if all(isinstance(each.get(name), str) for each in objects)), None)
 
 
@@ -244,7 +243,7 @@ def sentences_of(values: Values, where: str, labelled: bool) -> Iterator[tuple[s
 
 
 def is_document(values: Any, labelled: bool) -> bool:
-    """Whether an object is a document of DyGIE: its sentences as lists of tokens, and the spans of each sentence."""
+    """Whether an object is a DyGIE document: sentences as lists of tokens, and the spans of each sentence."""
     sentences = values.get("sentences") if isinstance(values, dict) else None
     spans = values.get("ner") if labelled and isinstance(values, dict) else sentences
     if not isinstance(sentences, list) or not isinstance(spans, list) or len(sentences) != len(spans):

@@ -13,11 +13,11 @@ from preprocess.readers.archives import note
 from preprocess.readers.columns import NoLabels
 from preprocess.readers.options import ReadOptions
 
-MINUS = (-1, "-1")  # the label of a test part whose labels are kept secret, as in GLUE
+MINUS = (-1, "-1")  # the label in a test part with secret labels, as in GLUE
 
 
 def without_gaps(examples: Iterable[Example], path: Path, options: ReadOptions) -> Iterator[Example]:
-    """Drops the examples that --drop_empty and --drop_unlabelled name, and prints how many were dropped."""
+    """Drops examples for --drop_empty and --drop_unlabelled, and prints how many."""
     dropped, first = Counter[str](), dict[str, str]()
     for example in examples:
         gap = "text" if options.drop_empty and not has_text(example) else ""
@@ -32,24 +32,24 @@ def without_gaps(examples: Iterable[Example], path: Path, options: ReadOptions) 
             yield example
     for gap, number in dropped.items():
         option = "--drop_empty" if gap == "text" else "--drop_unlabelled"
-        note(f"{path}: {number:,} rows without a {gap} are dropped ({option}), the first: {first[gap]}")
+        note(f"{path}: {number:,} rows without a {gap} dropped ({option}); first: {first[gap]}")
 
 
 def has_text(example: Example) -> bool:
-    """Whether the text is not blank, or there are tokens."""
+    """Whether the example has non-blank text or tokens."""
     text, tokens = example.get("text"), example.get("tokens")
     return bool(tokens) if tokens is not None else not (text is None or (isinstance(text, str) and not text.strip()))
 
 
 def labels_of(example: Example, label_types: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """(labels, names of the tasks without one: empty, null or NaN; an empty multilabel cell is a label)"""
+    """(labels, names of the tasks with an empty, null or NaN label; an empty multilabel cell is a label)"""
     several = {name for name, kind in label_types.items() if KINDS[kind] == "multilabel"}
     labels = {name: example[name] for name in example.keys() - set(RESERVED)}
     return labels, [name for name, label in labels.items() if is_no_label(label, name in several)]
 
 
 def is_no_label(label: Any, may_be_empty: bool) -> bool:
-    """Whether a value means that there is no label."""
+    """Whether a value means that the label is missing."""
     if isinstance(label, str):
         return label.strip().lower() in NO_LABEL[may_be_empty:]
     return label is None or label != label  # only NaN differs from itself
@@ -57,14 +57,14 @@ def is_no_label(label: Any, may_be_empty: bool) -> bool:
 
 @dataclass
 class SecretLabels:
-    """Leaves out a test part if none of its rows has a label, though others have. It may have several files."""
+    """Skips a test part, of one or more files, if none of its rows has a label although other parts have labels."""
 
     options: ReadOptions
     trained: bool = False  # whether rows of other parts were read
-    has_minus: bool = False  # whether -1 is one of their labels
+    has_minus: bool = False  # whether those rows have the label -1
     has_labels: bool = False  # whether a row of the test part has a label
     held: Example | None = None  # the first row of the test part, without a label
-    paths: dict[Path, int] = field(default_factory=dict)  # {file: rows that are left out}
+    paths: dict[Path, int] = field(default_factory=dict)  # {file: number of skipped rows}
 
     def labelled(self, examples: Iterator[Example], part: str | None, path: Path) -> Iterator[Example]:
         """The examples of a file, except those of a test part without labels."""
@@ -81,7 +81,7 @@ class SecretLabels:
                     self.paths[path] = self.paths.get(path, 0) + 1
                 else:
                     self.has_labels = True
-                    if self.held:  # the first row without a label is passed on, and reported as an error
+                    if self.held:  # pass on the first row without a label, which is then reported as an error
                         self.require_no_minus(self.held)
                         yield self.held
                         self.held = None
@@ -97,18 +97,18 @@ class SecretLabels:
         return bool(labels) and (len(lacking) == len(labels) or secret)
 
     def require_no_minus(self, example: Example) -> None:
-        """Raises UserError for a row whose label is -1 if only other rows of the test part have labels."""
+        """Raises UserError for a label -1 if other rows of the test part have labels but no other part has -1."""
         if minus := minus_in(example):
             reason = f"the label {minus[0]!r} is -1, as in no other part, but other rows of test have labels"
             raise UserError(f"{example['_where']}: {reason}; leave those cells empty and add --drop_unlabelled")
 
     def report(self) -> None:
-        """Prints what was left out."""
+        """Prints what was skipped."""
         for path, number in self.paths.items() if not self.has_labels else ():
             self.options.understood.forms.pop(str(path), None)
             rows = f" ({number:,} rows)" if number else ""
             advice = "pass it to --predict_file once a model is trained"
-            note(f"{path}: the test part has no labels, and is left out{rows}; {advice}")
+            note(f"{path}: the test part has no labels and is skipped{rows}; {advice}")
 
 
 def minus_in(example: Example) -> list[str]:

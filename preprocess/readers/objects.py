@@ -1,4 +1,4 @@
-"""Readers of objects with keys: JSONL, JSON, Parquet and Hugging Face datasets."""
+"""Readers of keyed records: JSONL, JSON, Parquet and Hugging Face datasets."""
 
 import json
 import shutil
@@ -25,8 +25,8 @@ from preprocess.readers.layouts import rows_of_object, with_sentences
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import MAX_CHARACTERS, limit_rows, open_text, read_rows, take_head
 
-MAX_OBJECT_CHARACTERS = 256 * 2**20  # of a .json file that is a single object, which is read as a whole
-HEAD = 1000  # the first rows, which determine the keys
+MAX_OBJECT_CHARACTERS = 256 * 2**20  # of a .json file with a single object, which must fit in memory
+HEAD = 1000  # rows that determine the keys
 Objects = Iterator[tuple[str, Any]]  # (where, object; None for an empty row)
 
 
@@ -45,8 +45,8 @@ def read_json_rows(path: Path, encoding: str) -> Objects:
 
 
 def read_json(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """A list of such objects, or an object with such a list under some key (such as "data"); also JSONL named .json,
-    and Label Studio's export."""
+    """A list of such objects, or an object with such a list under any key (such as "data"); also JSONL named .json, and
+    Label Studio's export."""
     form = json_form(path, options.encoding)
     if form == "rows":
         return read_jsonl(path, options)
@@ -74,7 +74,7 @@ def json_form(path: Path, encoding: str) -> str:
 
 
 def next_line(file: TextIO) -> str:
-    """The next line that is not blank, or "" at the end; long lines are cut."""
+    """The next non-blank line, truncated if it is long; "" at the end."""
     while (line := file.readline(MAX_CHARACTERS)) and not line.strip():
         continue
     return line
@@ -97,14 +97,14 @@ def read_object(path: Path, options: ReadOptions) -> Objects:
 
 
 def read_list(path: Path, encoding: str) -> Objects:
-    """The items of a JSON list, one at a time."""
+    """Yields the items of a JSON list."""
     with open_text(path, encoding) as file:
         for number, item in enumerate(JsonList(path, file).items(), 1):
             yield f"{path}, item {number}", item
 
 
 class JsonList:
-    """A JSON list that is read piece by piece, so that memory does not grow with its length."""
+    """A JSON list that is read incrementally, in constant memory."""
 
     def __init__(self, path: str | Path, file: TextIO) -> None:
         self.path, self.file = path, file
@@ -112,8 +112,8 @@ class JsonList:
         self.decode = json.JSONDecoder(object_pairs_hook=without_duplicates).raw_decode
 
     def load(self) -> bool:
-        """Reads as many characters as remain, and drops those parsed. -> whether there were more; if there
-        were none, positions stay valid."""
+        """Drops the parsed characters, and reads as many as remain. Returns whether there were more; if not,
+        positions stay valid."""
         piece = self.file.read(max(2**20, len(self.text) - self.position))
         if piece:
             self.rows_before += self.text.count("\n", 0, self.position)
@@ -146,7 +146,7 @@ class JsonList:
         return sign
 
     def item(self) -> Any:
-        """The next item; reads more of the file while the buffer ends inside it."""
+        """The next item; reads more of the file until the buffer contains all of it."""
         self.next_sign()
         while True:
             try:
@@ -194,15 +194,15 @@ def read_parquet(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def is_saved_dataset(path: Path) -> bool:
-    """Whether a folder was written by save_to_disk of Hugging Face datasets."""
+    """Whether a folder was written by save_to_disk of Hugging Face Datasets."""
     return any((path / name).exists() for name in ("dataset_dict.json", "dataset_info.json", "state.json"))
 
 
 def read_dataset(path: Path, options: ReadOptions) -> Iterator[Example]:
     """A Hugging Face dataset: written by save_to_disk, or what load_dataset takes (a hub name, NAME:CONFIG, a folder).
 
-    Numbers of ClassLabel features, also in lists, are replaced by their names. With --max_rows, or if the disk is too
-    full, rows are streamed and nothing is stored on the disk.
+    ClassLabel ids, also in lists, are replaced by their names. With --max_rows, or if disk space is short, rows are
+    streamed and nothing is stored on disk.
     """
     import datasets
 
@@ -222,7 +222,7 @@ def read_dataset(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def fits_on_disk(name: str, config: str | None) -> bool:
-    """Whether the disk has room for a dataset's files and their Arrow copy; true if its size is not known."""
+    """Whether the disk has room for a dataset's files and their Arrow copy; true if its size is unknown."""
     import datasets
 
     info = datasets.load_dataset_builder(name, config).info
@@ -238,19 +238,19 @@ def fits_on_disk(name: str, config: str | None) -> bool:
 
 def dataset_objects(path: Path, split: str | None, rows: Any) -> Objects:
     """The rows of a `datasets.Dataset` or `IterableDataset`."""
-    features = rows.features or {}  # a streamed one may have none
+    features = rows.features or {}  # streamed datasets may have none
     try:
         for number, row in enumerate(rows, 1):
             values = {key: class_names(value, features.get(key)) for key, value in row.items()}
             yield f"{path}, {split or 'row'} {number}", as_json(values, path) | ({"split": split} if split else {})
     except UserError:
         raise
-    except Exception as error:  # the files of a streamed dataset are opened only here
+    except Exception as error:  # files of a streamed dataset are opened only here
         raise UserError(f"{path}: its rows cannot be read ({first_line(error)})") from None
 
 
 def class_names(value: Any, feature: Any) -> Any:
-    """The name or names of ClassLabel numbers; other values are returned unchanged."""
+    """Converts ClassLabel ids to names; returns other values unchanged."""
     from datasets import ClassLabel, List
 
     if isinstance(feature, ClassLabel):
@@ -265,7 +265,7 @@ def objects_to_examples(
 ) -> Iterator[Example]:
     """Converts objects to examples. A label may be missing or null if there are several.
 
-    The first rows determine the keys. known: keys that are labels according to the file's format.
+    The first rows determine the keys. known: label keys according to the file format.
     """
     objects = with_sentences(objects, options.labelled)
     head = take_head(objects, HEAD)
@@ -283,7 +283,7 @@ def objects_to_examples(
         if values is None and options.labelled:
             continue
         if values is None:
-            values = dict.fromkeys(needs.keys, "")  # for prediction, an empty row keeps its position
+            values = dict.fromkeys(needs.keys, "")  # for prediction, empty rows keep their positions
         needs.check(values, where)
         yield found.example(values, where)
     if conversion.reading:
@@ -291,16 +291,16 @@ def objects_to_examples(
 
 
 class Needs(NamedTuple):
-    """The requirements for every object of a file, derived from the first ones."""
+    """The requirements for all objects of a file, derived from the first ones."""
 
     keys: list[str]
-    label: list[str]  # the key among them that is the only label
-    unseen: set[str]  # usual names of labels, which none of the first objects has
+    label: list[str]  # the key of the only label, if there is one
+    unseen: set[str]  # usual label names that none of the first objects has
     num_seen: int
 
     @classmethod
     def of(cls, found: Columns, names: list[str], num_seen: int, options: ReadOptions, by_name: bool) -> "Needs":
-        """by_name: whether the labels were found by their names"""
+        """by_name: whether the labels were found by name"""
         label = [source for source in found.labels.values() if isinstance(source, str)]
         label = label if len(found.labels) == 1 else []
         by_name = by_name and options.labelled and not options.label_column
@@ -333,7 +333,7 @@ def keys_of(objects: list[tuple[str, Any]]) -> list[str]:
 
 
 def as_json(value: Any, where: str | Path) -> Any:
-    """A table value converted for JSON: decimals become numbers, dates ISO strings."""
+    """Converts a table value for JSON: decimals to numbers, dates to ISO strings."""
     if isinstance(value, list):
         return [as_json(item, where) for item in value]
     if isinstance(value, dict):

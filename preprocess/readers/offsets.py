@@ -1,5 +1,5 @@
-"""Offsets of spans over a text, which count characters, or UTF-16 units, as JavaScript and Java do (an emoji is
-two). A wrong unit is noticed if the data has the surfaces of the spans, or if spans cut words."""
+"""Offsets of spans over a text, in characters or, as in JavaScript and Java, UTF-16 units (an emoji is two). A wrong
+unit is detected if the data has the surfaces of the spans, or if spans cut words."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from preprocess.readers.options import ReadOptions
 SPACED = regex.compile(
     rf"(?!{HAN})[\p{{L}}\p{{M}}\p{{N}}_](?<![\p{{Hangul}}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}])"
 )
-LEAST = 3  # cut words; fewer may be deliberate
+LEAST = 3  # minimum number of cut words; fewer may be deliberate
 
 
 def is_cut(text: str, place: int) -> bool:
@@ -38,9 +38,9 @@ def spans_in(label: Any, where: str) -> list[StoredSpan]:
 
 @dataclass
 class Seen:
-    """Counts of the spans of a file that would cut words, in two ways to read their offsets."""
+    """Counts how many spans of a file would cut words under two interpretations of their offsets."""
 
-    checked: int = 0  # spans that differ in the two ways
+    checked: int = 0  # spans that differ between the two
     cut: int = 0
     cut_otherwise: int = 0
     first: str = ""
@@ -53,7 +53,7 @@ class Seen:
             self.first = where
 
     def is_wrong(self) -> bool:
-        """Whether most spans cut words, but few would in the other way."""
+        """Whether most spans cut words, but few do in the other interpretation."""
         return self.cut >= max(LEAST, 0.5 * self.checked) and self.cut_otherwise <= 0.1 * self.cut
 
 
@@ -67,7 +67,7 @@ class Offsets:
     inclusive: Seen = field(default_factory=Seen)
 
     def examples(self, examples: Iterator[Example]) -> Iterator[Example]:
-        """The examples, with offsets in characters. Raises UserError at the end if they seem to have another unit."""
+        """Yields the examples with offsets in characters. Raises UserError at the end if the unit seems wrong."""
         for example in examples:
             text = example.get("text")
             if type(text) is str and "tokens" not in example:
@@ -104,16 +104,16 @@ class Offsets:
         return {"start": start, "end": end, "label": label, "text": surface}
 
     def refuse(self) -> None:
-        """Raises UserError if most spans cut words, but would not if their offsets were read in another way."""
+        """Raises UserError if most spans cut words, but would not under another interpretation of the offsets."""
         for seen, how, advice in (
-            (self.utf16, "after an emoji", "--offsets utf16 (UTF-16 units, of which an emoji has two)"),
+            (self.utf16, "after an emoji", "--offsets utf16 (UTF-16 units; an emoji is two)"),
             (self.inclusive, "of the file", "--span_end inclusive (the end belongs to the span)"),
         ):
             if seen.is_wrong():
                 first = seen.first.removeprefix(f"{self.path}, ")
-                cut = f"{seen.cut:,} of {seen.checked:,} spans {how} cut words, the first: {first}"
+                cut = f"{seen.cut:,} of {seen.checked:,} spans {how} cut words; first: {first}"
                 option = advice.split()[0]
-                keep = f"{option} {'characters' if option == '--offsets' else 'exclusive'} reads them as they are"
+                keep = f"{option} {'characters' if option == '--offsets' else 'exclusive'} keeps them unchanged"
                 raise UserError(f"{self.path}: {cut}; add {advice}; {keep}")
 
 

@@ -13,17 +13,17 @@ from preprocess.readers.archives import as_named
 
 @dataclass
 class Understanding:
-    """How each file was read, which data_process.py prints before anything is written.
+    """How each file was interpreted, which data_process.py prints before anything is written.
 
-    A reader that knows more than the name of its format records it once per file, before its first example:
-    `options.understood.add(path, "CoNLL", token="column 2", tag="column 3")`; shown as
-    "read as CoNLL: token = column 2, tag = column 3". Without it the format's name is shown.
+    A reader can record details once per file, before its first example:
+    `options.understood.add(path, "CoNLL", token="column 2", tag="column 3")` is shown as
+    "read as CoNLL: token = column 2, tag = column 3". By default only the format is shown.
     """
 
     forms: dict[str, str] = field(default_factory=dict)  # {file: "FORMAT: role = column, …"}
     parts: dict[str, str | None] = field(default_factory=dict)  # {file: its part}
     columns: set[str] = field(default_factory=set)  # names of the columns and keys of files with labels
-    unread: set[str] = field(default_factory=set)  # labels of files of which only the texts are read
+    unread: set[str] = field(default_factory=set)  # label columns of files from which only the texts are read
 
     def begin(self, path: Path | str, part: str | None, form: str) -> None:
         """Called for each file before its reader."""
@@ -35,13 +35,13 @@ class Understanding:
         self.forms[str(path)] = f"{form}: {roles}" if roles else form
 
     def add_columns(self, **columns: str | None) -> None:
-        """The columns or keys of the file that is read, unless its reader has recorded more."""
+        """Records the columns or keys of the current file, unless its reader has recorded more."""
         path, form = next(reversed(self.forms.items()), ("", ""))
         if path and ": " not in form:
             self.add(path, form, **columns)
 
     def notes(self) -> list[str]:
-        """The lines of a log about files of which only the texts are read."""
+        """Log lines for files from which only the texts are read."""
         labels = f"; labels in them are not read: {abbreviate(sorted(self.unread), 6)}" if self.unread else ""
         return [f"{line}{labels}" for line in self.lines()]
 
@@ -57,7 +57,7 @@ class Understanding:
 
 @dataclass(frozen=True)
 class RawOptions(ReadingOptions):
-    """How raw files are read with their labels: the options of data_process.py that concern its readers."""
+    """The options of data_process.py for reading raw files with labels."""
 
     max_rows: int = option(0, "read only the first N rows of each file, and stream a dataset of the hub; 0: all", low=0)
     drop_unlabelled: bool = option(False, "drop rows whose label is empty, null or NaN, and count them")
@@ -79,16 +79,16 @@ class RawOptions(ReadingOptions):
 
 @dataclass(frozen=True)
 class ReadOptions(RawOptions):
-    """The options of a command, as its readers take them."""
+    """A command's options for the readers."""
 
     label_types: dict[str, str] = field(default_factory=dict)  # {task: type} of --label_type
     understood: Understanding = field(default_factory=Understanding, compare=False)
-    labelled: bool = False  # False: only texts are read, to predict on or to train a tokenizer with
+    labelled: bool = False  # False: read only the texts, for prediction or tokenizer training
 
     @classmethod
     def of(cls, config: Any) -> "ReadOptions":
-        """The options of a command; defaults for those that it lacks. Only data_process.py, which has --label_column,
-        reads labels."""
+        """The reader options of a command, with defaults for missing ones. Only data_process.py, which has
+        --label_column, reads labels."""
         values = {f.name: getattr(config, f.name) for f in fields(cls) if hasattr(config, f.name)}
         values["delimiter"] = unescaped(values.get("delimiter", ""))
         labelled = "label_column" in values
@@ -99,5 +99,5 @@ Reader = Callable[[Path, ReadOptions], Iterator[Example]]
 
 
 def split_names(option: str) -> list[str]:
-    """The names in a comma-separated option, each once."""
+    """The unique names in a comma-separated option."""
     return list(dict.fromkeys(name.strip() for name in option.split(",") if name.strip()))

@@ -6,7 +6,7 @@ from typing import Any
 
 MISSING = object()
 Values = dict[str, Any]  # a JSON object
-Convert = Callable[[Values, str], Values]  # (an object, where it is) -> the object, converted
+Convert = Callable[[Values, str], Values]  # (object, its position for messages) -> the converted object
 
 
 @lru_cache(maxsize=1024)
@@ -15,7 +15,7 @@ def steps_of(path: str) -> list[list[str]]:
 
 
 def at(value: Any, path: str) -> Any:
-    """What is at a path, or MISSING."""
+    """The value at a path, or MISSING."""
     for steps in steps_of(path):
         found = value
         for step in steps:
@@ -36,7 +36,7 @@ def is_at(value: Any, path: str) -> bool:
 
 
 def key_of(path: str, values: Values) -> str:
-    """The first key of the alternative of a path that is there, otherwise of the first."""
+    """The first key of the first alternative that exists, otherwise of the first alternative."""
     return next((steps[0] for steps in steps_of(path) if is_at(values, ".".join(steps))), steps_of(path)[0][0])
 
 

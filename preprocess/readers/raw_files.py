@@ -1,4 +1,4 @@
-"""Reads raw files as rows of text: decompression, encoding, and a limit on the length of a row."""
+"""Reads raw files as rows of text: decompression, encoding and a limit on row length."""
 
 import codecs
 import gzip
@@ -19,10 +19,10 @@ from engine.task.signs import encoding_of_marks
 from preprocess.readers.archives import note
 from preprocess.readers.encodings import begin_of, choose_encoding, is_damaged_utf8
 
-MAX_CHARACTERS = 16 * 2**20  # of one row: a file without line ends must not fill the memory
-MAX_HEAD_BYTES = 128 * 2**20  # approximate size of the first rows, which are kept to identify columns
-MAX_DETECTION_BYTES = 64 * 2**20  # of a file, which are read to detect its encoding
-SAMPLE = 2**20  # bytes of a file by which its encoding is chosen
+MAX_CHARACTERS = 16 * 2**20  # per row: a file without line ends must not exhaust memory
+MAX_HEAD_BYTES = 128 * 2**20  # approximate size of the rows kept to identify columns
+MAX_DETECTION_BYTES = 64 * 2**20  # read from a file to detect its encoding
+SAMPLE = 2**20  # bytes of a file used to choose its encoding
 Row = TypeVar("Row")
 
 
@@ -38,7 +38,7 @@ def open_bytes(path: str | Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def open_text(path: str | Path, encoding: str = "auto", newline: str = "\n", report: bool = True) -> Iterator[TextIO]:
-    """`with open_text(path) as file:` — a file as text, without a byte order mark; only `newline` ends a row.
+    """`with open_text(path) as file:` — a file as text, without its byte order mark; only `newline` ends a row.
 
     report: print a guessed encoding. A row that cannot be decoded raises a UserError with its number.
     """
@@ -64,10 +64,10 @@ def encoding_of(path: str | Path, report: bool) -> str:
     return find_encoding((str(path),), state.st_size, state.st_mtime_ns, report)
 
 
-@lru_cache(maxsize=4096)  # a file is opened more than once, but its guessed encoding is printed once
+@lru_cache(maxsize=4096)  # files are opened repeatedly, but a guessed encoding is printed once
 def find_encoding(paths: tuple[str, ...], size: int, changed: int, report: bool) -> str:
-    """The common encoding of files: by a byte order mark or zero bytes, UTF-8, or the one in which it looks like text
-    (see encodings.py). size, changed: of the file, so that a changed file is not served from the cache."""
+    """The common encoding of files: by a byte order mark or zero bytes, UTF-8, or the most plausible one (see
+    encodings.py). size, changed: of the files, so that a changed file is not served from the cache."""
     sample = b"\n".join(islice((sample_of(path) for path in paths), 10_000))[:SAMPLE]
     if by_marks := encoding_of_marks(sample):
         if report and len(by_marks) > len("utf-16"):
@@ -77,13 +77,13 @@ def find_encoding(paths: tuple[str, ...], size: int, changed: int, report: bool)
         return "utf-8-sig"
     if all(decodes(path, "cesu-8") for path in paths):
         begin = begin_of(sample.decode("cesu-8", "ignore"), r"\p{L}")
-        found, language = "cesu-8", "UTF-8 of UTF-16's halves"
+        found, language = "cesu-8", "surrogate pairs encoded as UTF-8"
     elif is_damaged_utf8(sample):
         return "utf-8-sig"  # the reader reports the row that is not UTF-8
     else:
         found, language, begin = choose_encoding(paths, sample, decodes)
     if report:
-        known = f"{found.upper()}, in which it begins with {begin!r} ({language}; --encoding overrides)"
+        known = f"{found.upper()}; its first words are then {begin!r} ({language}; --encoding overrides)"
         note(f"{paths[0]}: not UTF-8; read as {known}")
     return found
 
@@ -94,7 +94,7 @@ def is_utf8(path: str | Path) -> bool:
 
 
 def encoding_of_all(files: list[Path]) -> str:
-    """Detects the common encoding of those files that are not UTF-8, and prints it."""
+    """Detects and prints the common encoding of the non-UTF-8 files."""
     others = tuple(str(file) for file in files if not is_utf8(file))
     state = [os.stat(path) for path in others]
     return find_encoding(others, sum(s.st_size for s in state), max(s.st_mtime_ns for s in state), report=True)
@@ -129,7 +129,7 @@ def row_of_error(path: str | Path, encoding: str) -> int:
 
 
 def lines_of(path: str | Path, file: TextIO) -> Iterator[str]:
-    """The lines of an open text file, with line ends, one at a time."""
+    """Yields the lines of an open text file, with line ends."""
     limit = MAX_CHARACTERS
     for number, line in enumerate(iter(partial(file.readline, limit + 1), ""), 1):
         if len(line) > limit:
@@ -143,22 +143,22 @@ def read_rows(path: str | Path, encoding: str = "auto") -> Iterator[tuple[int, s
     with open_text(path, encoding) as file:
         for number, row in enumerate(lines_of(path, file), 1):
             if number == 1 and "\r" in row[:-1] and not row.endswith("\n"):
-                raise UserError(f"{path}: its rows end with carriage returns, not with line feeds; save it with these")
+                raise UserError(f"{path}: its rows end with carriage returns; save it with line feeds")
             yield number, row.removesuffix("\n").removesuffix("\r")
 
 
 def split_words(row: str) -> list[str]:
-    """The words of a row, between spaces and tabs: other whitespace, such as U+00A0, may be in a word, or be one."""
+    """Splits a row at spaces and tabs only: other whitespace, such as U+00A0, may be in a word or be one."""
     return re.findall(r"[^ \t\r\n]+", row)
 
 
 def named_rows(path: str | Path, encoding: str = "auto") -> Iterator[tuple[str, str]]:
-    """Yields ("PATH, row 1", row) of the rows that are not blank."""
+    """Yields ("PATH, row 1", row) of the non-blank rows."""
     return ((f"{path}, row {number}", row) for number, row in read_rows(path, encoding) if row.strip())
 
 
 def rows_side_by_side(paths: Sequence[Path], encoding: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yields (where the row of the first file is, a row of each file). Raises UserError if one has more rows."""
+    """Yields (position in the first file, one row of each file). Raises UserError if the numbers of rows differ."""
     for number, rows in enumerate(zip_longest(*(read_rows(path, encoding) for path in paths)), 1):
         if None in rows:
             counts = {path: sum(1 for _ in read_rows(path, encoding)) for path in paths}
@@ -168,7 +168,7 @@ def rows_side_by_side(paths: Sequence[Path], encoding: str) -> Iterator[tuple[st
 
 
 def read_whole(path: Path, encoding: str = "auto") -> str:
-    """The text of a small file, one of many in a folder; its line ends are kept."""
+    """The text of a small file, one of many in a folder; line ends are kept."""
     with open_text(path, encoding, newline="", report=False) as file:
         text = file.read(MAX_CHARACTERS + 1)
         if len(text) > MAX_CHARACTERS:

@@ -1,4 +1,4 @@
-"""The columns of a table that are read: without those that have no name, and with --join_columns as one."""
+"""Selects the columns of a table: drops unnamed columns and joins --join_columns."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ from preprocess.example import abbreviate, counts_up
 from preprocess.readers.archives import note
 from preprocess.readers.options import ReadOptions, split_names
 
-UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*")  # the name that pandas gives to a column without one
+UNNAMED = re.compile(r"|Unnamed: \d+(\.\d+)*")  # how pandas names unnamed columns
 JOINED = " + "  # between the names of joined columns
 
 
@@ -19,11 +19,11 @@ class Selection:
     """Selects and joins the cells of each row."""
 
     path: str | Path
-    width: int  # of a row of the file
-    names: list[str]  # of the columns that remain
+    width: int  # number of cells per row of the file
+    names: list[str]  # of the remaining columns
     kept: list[int]
-    empty: list[int]  # columns without a name that must be empty
-    joined: list[int]  # columns that become the last one
+    empty: list[int]  # unnamed columns, which must be empty
+    joined: list[int]  # columns that are joined into the last one
     options: ReadOptions
 
     def applied(self, rows: Iterable[tuple[int, list[str]]], origin: str) -> Iterator[tuple[int, list[str]]]:
@@ -46,7 +46,7 @@ def join_texts(parts: Iterable[str | None]) -> str:
 def select_columns(
     path: str | Path, names: list[str], rows: list[tuple[int, list[str]]], options: ReadOptions
 ) -> Selection | None:
-    """The Selection of a table, None if all columns are read as they are. rows: the first ones"""
+    """The Selection of a table; None if it changes nothing. rows: the first ones"""
     filled = [cells for _, cells in rows if any(cells)]
     longer = options.header and all(len(cells) == len(names) + 1 for cells in filled)
     if longer and is_index([cells[0] for cells in filled]):  # R writes no name for the column of row numbers
@@ -63,7 +63,7 @@ def select_columns(
         return None
     if index or empty:
         places = ", ".join(str(i + 1) for i in sorted((*index, *empty)))
-        note(f"{path}: without a name, and so not used: column {places} (a count of the rows, or empty)")
+        note(f"{path}: unnamed and not used: column {places} (row numbers, or empty)")
     kept = [i for i in range(len(names)) if i not in (*index, *empty, *joined)]
     all_names = [names[i] for i in kept]
     if joined:

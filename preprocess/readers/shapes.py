@@ -1,8 +1,7 @@
 """The shapes of JSON objects: one row of SHAPES defines where the text, its spans and its labels are.
 
-Edit here to add your own shape: one more row (docs/cookbook/json_shape.md). A row fits if all
-paths that it names are in the first objects, with values of the right type. Of several that fit, the one that
-names the most paths is used.
+Edit here to add your own shape: one more row (docs/cookbook/json_shape.md). A shape fits if the first objects have all
+of its paths, with values of the right type. If several shapes fit, the one with the most paths is used.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,15 +14,15 @@ from preprocess.readers.options import ReadOptions
 from preprocess.readers.paths import Convert, Values
 
 KEY = "@key"  # the label of a span is its key in a dict of spans
-VALUE = "@value"  # a span is stored as its words
+VALUE = "@value"  # a span is stored as its surface only
 
 
 @dataclass(frozen=True)
 class Spans:
-    """Where the spans of an object are, and what their positions mean.
+    """The location of an object's spans, and the meaning of their positions.
 
-    A path is keys and positions in lists, joined by dots; `a|b` is a, or b if a is absent. Paths of `start` and
-    so on are those within a span. A span needs an end or a length.
+    A path consists of keys and list positions, joined by dots; `a|b` is a, or b if a is absent. Paths such as `start`
+    are relative to a span. A span needs an end or a length.
     """
 
     path: str  # the list or dict of spans; its last key is the name of the task. With `a|b`, each may be a task
@@ -34,8 +33,8 @@ class Spans:
     length: str = ""
     pieces: str = ""  # all positions, or ranges, of a span that may be discontinuous; instead of start and end
     inclusive: bool | None = False  # whether the end belongs to the span; None: inferred from the spans
-    default_start: int | None = None  # of spans without a start: protocol buffers leave out a 0
-    may_lack: bool = False  # an object without the key has no spans, instead of being unlabelled
+    default_start: int | None = None  # for spans without a start: protocol buffers omit a 0
+    may_lack: bool = False  # an object without the key has no spans rather than no label
     without: str = ""  # keys that exclude this shape
     columns: bool = False  # an object of lists, one per key, instead of a list of objects
 
@@ -48,14 +47,14 @@ class Shape:
     text: str = ""
     tokens: str = ""  # spans then count tokens, otherwise characters
     spans: Spans | None = None
-    labels: tuple[str, ...] = ()  # further labels, if they are there; the last key is the name of the task
-    also: tuple[str, ...] = ()  # what else must be there
+    labels: tuple[str, ...] = ()  # optional further labels; the last key is the name of the task
+    also: tuple[str, ...] = ()  # other required paths
     find: Callable[[Sequence[Values], ReadOptions], Convert | None] | None = None  # where paths do not suffice
 
 
 TEXT = "text|sentence|content|originalText|query|utterance|document|context"
 TOKENS = "tokens|sentence|words"
-UNDER = "entities|spans|labels|label|annotations|annotation|entity|entity_list|mentions|ner"  # keys of lists of spans
+UNDER = "entities|spans|labels|label|annotations|annotation|entity|entity_list|mentions|ner"  # usual keys of span lists
 TOKEN_SPANS = "|".join(["entity_mentions", "mentions", *LABEL_NAMES])
 START = "start|start_offset|start_idx|begin|start_char|char_start|startOffset|beginOffset|startIndex|startPos|start_pos"
 END = "end|end_offset|end_idx|end_char|char_end|endOffset|endIndex|endPos|end_pos|to"
@@ -95,7 +94,7 @@ SHAPES = [
         spans=Spans("labels|slots|entities", VALUE_START, VALUE_END, "slot|label"),
     ),
     Shape(
-        "valueSpan of protocol buffers",  # which leave out a 0, and an empty list
+        "valueSpan of protocol buffers",  # which omit a 0 and an empty list
         "userInput.text",
         spans=Spans("labels", "valueSpan.startIndex", "valueSpan.endIndex", "slot", default_start=0, may_lack=True),
     ),

@@ -1,4 +1,4 @@
-"""Finds the files of the raw data and the part that each of them belongs to, and reads them."""
+"""Finds the raw data files and the part of each, and reads them."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
@@ -63,13 +63,13 @@ def data_files(folder: Path) -> list[Path]:
 
 
 def are_class_files(folder: Path, files: list[Path]) -> bool:
-    """Whether each file of a folder has the texts of one class: plain texts, called like classes."""
+    """Whether each file of a folder has the texts of one class: plain text files named after classes."""
     same = files == class_files(folder)
     return same and classes_of(files) is not None and not any(find_form(path) for path in files)
 
 
 def has_classes(folder: Path) -> bool:
-    """Whether the data are texts in one subfolder per class, not files in the folder itself."""
+    """Whether the texts are in one subfolder per class, not in files of the folder itself."""
     files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
     tables = any(suffix_of(path) in (*SUFFIXES, *CONLL_SUFFIXES) or part_of_name(path) for path in files)
     parts = any(path.name.lower() in PART_NAMES for path in folder.iterdir() if path.is_dir())
@@ -79,7 +79,7 @@ def has_classes(folder: Path) -> bool:
 def find_sources(source: Path, whole: bool = False) -> list[tuple[str | None, Path]]:
     """[(part or None, path)] of the data in a file or folder; the part follows from names such as train.csv.
 
-    whole: a format of folders is named, so that each folder is one source
+    whole: an option names a folder format, so each folder is one source
     """
     files_in = (lambda folder: [folder]) if whole else data_files
     if not source.exists():
@@ -94,7 +94,7 @@ def find_sources(source: Path, whole: bool = False) -> list[tuple[str | None, Pa
         reason = "contains no data files (texts in folders of their classes need two of these), but other parts do"
         raise UserError(f"{empty[0]}: {reason}; rename or remove it")
     if not folders:
-        # The name of the folder itself names no part
+        # The name of the folder itself does not name a part
         sources = [(None if path == source else part_of_name(path), path) for path in files_in(source)]
     if not sources:  # one folder per intent, with a file per part in each (Snips)
         below = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith(".")]
@@ -107,7 +107,7 @@ def find_sources(source: Path, whole: bool = False) -> list[tuple[str | None, Pa
 
 
 def refuse_doubtful_parts(sources: list[tuple[str | None, Path]]) -> None:
-    """Raises UserError if the names of files leave open which part one of them is."""
+    """Raises UserError if file names leave the part of a file ambiguous."""
     parts = {part for part, _ in sources}
     if None in parts and len(parts) > 1:
         stray = next(path for part, path in sources if part is None)
@@ -125,7 +125,7 @@ def refuse_doubtful_parts(sources: list[tuple[str | None, Path]]) -> None:
 def read_examples(source: Path, options: ReadOptions) -> Iterator[Example]:
     """Yields all examples of the input, each with "_where" and, if the data has parts, "split".
 
-    At most --max_rows of each file; with --drop_unlabelled only those with a label.
+    Reads at most --max_rows of each file; with --drop_unlabelled only rows with a label.
     """
     try:
         for example in examples_of(source, options):
@@ -142,7 +142,7 @@ def examples_of(source: Path, options: ReadOptions) -> Iterator[Example]:
             name = find_format(path, options)
             options.understood.begin(path, part, name)
             examples = READERS[name](path, options)
-            if name != "hf":  # this reader counts the rows of each split itself
+            if name != "hf":  # this reader limits the rows of each split itself
                 examples = limit_rows(examples, options.max_rows, path)
             if options.labelled:
                 examples = secret.labelled(Offsets(path, options).examples(examples), part, path)
@@ -158,7 +158,7 @@ def examples_of(source: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def sources_of(source: Path, stack: ExitStack, whole: bool) -> list[tuple[str | None, Path]]:
-    """find_sources, of what is in archives, which exist as long as the stack."""
+    """find_sources, with archives extracted until the stack is closed."""
     found: list[tuple[str | None, Path]] = []
     for part, path in find_sources(unpacked(source, stack) if is_archive(source) else source, whole):
         inner = find_sources(unpacked(path, stack), whole) if is_archive(path) else [(part, path)]
@@ -167,7 +167,7 @@ def sources_of(source: Path, stack: ExitStack, whole: bool) -> list[tuple[str | 
 
 
 class TextRows:
-    """The examples of a file, which can be read repeatedly, one at a time. The first pass checks them all.
+    """The examples of a file, which can be iterated repeatedly. The first pass checks all of them.
 
     labelled: whether they come from a processed folder, with labels.
     """
@@ -194,14 +194,14 @@ def texts_of(config: Any) -> TextRows:
 
 
 def rows_of_part(data_path: str | Path, part: str, tasks: dict[str, Any], limit: int | None = None) -> TextRows:
-    """The TextRows of a part of a processed folder, at most `limit` of them."""
+    """The TextRows of a part of a processed folder, at most `limit`."""
     path = part_of(data_path, part)
     return TextRows(path, lambda: (row for _, row in islice(read_processed(path, tasks), limit)), labelled=True)
 
 
 def read_texts(path: Path, options: ReadOptions) -> Iterator[Example]:
     """Yields the examples of a file, folder or archive to predict on: those that data_process.py reads, without their
-    labels; an empty row of a table or of texts keeps its place. (A JSON object is read into memory as a whole.)"""
+    labels; empty rows of tables and texts keep their positions. (A JSON object is read into memory as a whole.)"""
     if options.format == "hf" and not path.exists():
         raise UserError(f"{path}: no such folder; store a dataset of the hub with load_dataset(…).save_to_disk(FOLDER)")
     wanted: set[str] = set()
@@ -221,9 +221,9 @@ def read_texts(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def read_unlabelled(config: Any, tasks: dict[str, Any], form: Collection[str]) -> Iterator[Example]:
-    """The texts of --unlabelled as examples of these tasks, all labels None. form: which of "tokens" and "text_pair"
-    the training examples have. Raises UserError if only one side has pairs."""
-    from engine.predict.predictions import prepare_inputs  # here, so that other commands do not import torch
+    """The texts of --unlabelled as examples of these tasks, with all labels None. form: the subset of "tokens" and
+    "text_pair" that the training examples have. Raises UserError if only one side has pairs."""
+    from engine.predict.predictions import prepare_inputs  # imported here to spare other commands torch
 
     labels = dict.fromkeys(tasks)
     for number, example in enumerate(read_texts(Path(config.unlabelled), ReadOptions.of(config)), 1):

@@ -26,7 +26,7 @@ from preprocess.readers.raw_files import MAX_CHARACTERS, lines_of, open_text, re
 from preprocess.readers.selection import select_columns
 from preprocess.readers.token_rows import read_token_table, token_layout
 
-HEAD_ROWS = 200  # rows that identify columns if their names do not
+HEAD_ROWS = 200  # rows that identify columns whose names do not
 MAX_UNPACKED_BYTES = 2**30  # of a workbook
 Table = Iterator[tuple[int, list[str]]]  # (row number, cells)
 
@@ -40,13 +40,13 @@ def read_csv(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def read_tsv(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """TSV; a quote is an ordinary character, so an unmatched one does no harm, unless --quotechar names it."""
+    """TSV; quotes are ordinary characters, even unmatched ones, unless --quotechar names them."""
     delimiter = options.delimiter or "\t"
     return columns_to_examples(path, cells_of(path, options, delimiter, quoted=delimiter in (",", ";")), options)
 
 
 def is_plain(delimiter: str) -> bool:
-    """Whether quotes are ordinary characters in a .csv with this delimiter."""
+    """Whether quotes are ordinary characters in a .csv file with this delimiter."""
     return len(delimiter) > 1 or delimiter in "\t "
 
 
@@ -62,7 +62,7 @@ def cells_of(path: Path, options: ReadOptions, delimiter: str, quoted: bool) -> 
 
 
 def quote_of(options: ReadOptions, quoted: bool) -> str:
-    """The character that quotes cells, "" if there is none."""
+    """The quote character, or "" for none."""
     if options.quotechar:
         return "" if options.quotechar == NO_QUOTES else options.quotechar
     return '"' if quoted else ""
@@ -71,13 +71,13 @@ def quote_of(options: ReadOptions, quoted: bool) -> str:
 def quoted_cells(path: Path, encoding: str, delimiter: str, quote: str) -> Table:
     csv.field_size_limit(MAX_CHARACTERS)
     advice = f"check for an unclosed quote; if quotes are ordinary characters: --quotechar {NO_QUOTES}"
-    start, length = 1, 0  # the row's first line, and its characters so far
+    start, length = 1, 0  # of the current row: first line, characters so far
 
     def limited_lines(file: TextIO) -> Iterator[str]:
         nonlocal length
         for line in lines_of(path, file):
             length += len(line)
-            if length > MAX_CHARACTERS:  # an unclosed quote, which joins lines, must not fill the memory
+            if length > MAX_CHARACTERS:  # an unclosed quote joins lines and must not exhaust memory
                 longer = f"longer than {MAX_CHARACTERS:,} characters, the limit of a row"
                 raise UserError(f"{path}, row {start}: {longer}; {advice}")
             yield line
@@ -95,7 +95,7 @@ def quoted_cells(path: Path, encoding: str, delimiter: str, quote: str) -> Table
 
 
 def dialect(first: str, delimiter: str, quote: str) -> dict[str, Any]:
-    """How csv.reader splits rows; spaces before quotes, as in `"a", "b"`, are skipped if the first row has some."""
+    """The options of csv.reader; spaces before quotes, as in `"a", "b"`, are skipped if the first row has any."""
     return dict(delimiter=delimiter, quotechar=quote, skipinitialspace=f"{delimiter} {quote}" in first)
 
 
@@ -108,7 +108,7 @@ def find_delimiter(path: Path, options: ReadOptions) -> str:
     names = [name.strip().lower() for name in (*named, *TEXT_NAMES) if name.strip() and not name.isdigit()]
     tables = {delimiter: cells_of_lines(lines, delimiter, options) for delimiter in (",", ";", "\t", "|", "_!_")}
     found = next((d for d, rows in tables.items() if rows and alike(names, rows[0])), None)
-    if found is None:  # without known names: the first that splits all rows into the same number of cells
+    if found is None:  # without known names: the first that gives all rows the same number of cells
         widths = {d: {len(row) for row in rows if row} for d, rows in tables.items()}
         found = next((d for d, numbers in widths.items() if len(numbers) == 1 and max(numbers) > 1), ",")
     if found != ",":
@@ -117,7 +117,7 @@ def find_delimiter(path: Path, options: ReadOptions) -> str:
 
 
 def cells_of_lines(lines: list[str], delimiter: str, options: ReadOptions) -> list[list[str]]:
-    """The cells of the first lines with a delimiter; one empty cell if quotes make that impossible."""
+    """The cells of the first lines for a delimiter; one empty cell if quotes make that impossible."""
     quote = quote_of(options, not is_plain(delimiter)) if len(delimiter) == 1 else ""
     if not quote:
         return [line.split(delimiter) for line in lines]
@@ -128,8 +128,8 @@ def cells_of_lines(lines: list[str], delimiter: str, options: ReadOptions) -> li
 
 
 def columns_to_examples(path: str | Path, table: Table, options: ReadOptions) -> Iterator[Example]:
-    """Examples of a table. The first row names the columns; with --no_header they are called 0, 1, ….
-    Values stay strings, including 'NA', 'null' and '007', unless all cells of a column are lists or objects."""
+    """Examples of a table. The first row is the header; with --no_header columns are called 0, 1, …. Values stay
+    strings, including 'NA', 'null' and '007', unless all cells of a column are lists or objects."""
     first_row, first = next(table, (1, []))
     if not any(cell.strip() for cell in first):
         raise UserError(f"{path}: the file is empty")
@@ -158,7 +158,7 @@ def columns_to_examples(path: str | Path, table: Table, options: ReadOptions) ->
 
 
 def data_rows(path: str | Path, header: list[str], table: Iterable[tuple[int, list[str]]]) -> Table:
-    """The rows below the header. Raises UserError if it is repeated, as where files were joined."""
+    """The rows below the header. Raises UserError if it is repeated, as in concatenated files."""
     for number, cells in table:
         if cells == header and len(header) > 1:
             raise UserError(f"{path}, row {number}: the header again; remove this row")
@@ -166,14 +166,14 @@ def data_rows(path: str | Path, header: list[str], table: Iterable[tuple[int, li
 
 
 def table_examples(head: Head, columns: Columns, rows: Table, origin: str, options: ReadOptions) -> Iterator[Example]:
-    """The examples of the rows below the header. origin: what defines the number of columns, for messages"""
+    """The examples of the rows below the header. origin: the source of the number of columns, for messages"""
     values_of, order = Cells(head, columns, options), columns.order(head.names)
     for number, cells in rows:
         where = f"{head.path}, row {number}"
         if not any(cells):
             if options.labelled:
                 continue
-            cells = [""] * len(head.names)  # for prediction, an empty row keeps its position
+            cells = [""] * len(head.names)  # for prediction, empty rows keep their positions
         if len(cells) != len(head.names):
             raise UserError(f"{where}: {len(cells)} cells, but {origin} has {len(head.names)}; {head.listed}")
         example = columns.example(values_of(dict(zip(head.names, cells)), where), where)
@@ -181,7 +181,7 @@ def table_examples(head: Head, columns: Columns, rows: Table, origin: str, optio
 
 
 def report_joined_labels(head: Head, columns: Columns, options: ReadOptions) -> None:
-    """Prints a message if cells look like several labels, such as '2,27', whose parts recur."""
+    """Prints a message if label cells look like several labels, such as '2,27', whose parts recur."""
     for task, source in columns.labels.items():
         if isinstance(source, str) and task not in options.label_types:
             cells = [row[head.names.index(source)] for row in head.rows]
@@ -192,7 +192,7 @@ def report_joined_labels(head: Head, columns: Columns, options: ReadOptions) -> 
 
 
 def columns_by_name(head: Head, options: ReadOptions) -> Columns:
-    """The Columns of a table whose first row names them."""
+    """The Columns of a table with a header."""
     may_lack = options.labelled and not alike([*TEXT_NAMES, "tokens"], head.names)
     headless = f"if row 1 is not a header, add --no_header; {head.listed}"
     refuse_other_tasks(head, options)
@@ -207,14 +207,14 @@ def columns_by_name(head: Head, options: ReadOptions) -> Columns:
 
 
 def is_data(head: Head) -> bool:
-    """Whether the first row looks like data: it has a number, a long cell, or a cell that occurs again below."""
+    """Whether the first row looks like data: it has a number, a long cell, or a cell that is repeated below."""
     again = any(name and name == row[i] for row in head.rows for i, name in enumerate(head.names))
     return again or any(len(name) > 60 or name.replace(".", "", 1).isdigit() for name in head.names)
 
 
 def columns_by_number(head: Head, options: ReadOptions) -> Columns:
-    """The Columns of a table without a header. By default the text is the column with the longest cells, and the
-    label the only other one whose cells repeat; a single label is the task `label`."""
+    """The Columns of a table without a header. By default the text is the column with the longest cells, and the label
+    the only other column with repeated cells; a single label is the task `label`."""
     lengths = [sum(map(len, cells)) for cells in zip(*head.rows)]
     text = options.text_column or str(lengths.index(max(lengths)))
     others = [name for name in head.names if name not in (text, options.text_pair_column)]
@@ -236,7 +236,7 @@ def columns_by_number(head: Head, options: ReadOptions) -> Columns:
 
 
 def second_text(head: Head, text: int, names: list[str]) -> str | None:
-    """The first of some columns whose cells are words, nearly all different, and not much shorter than the texts."""
+    """The first of these columns whose cells are words, nearly all different, and not much shorter than the texts."""
     for name in names:
         cells = [row[int(name)] for row in head.rows]
         lengths = sum(map(len, cells)), sum(len(row[text]) for row in head.rows)
@@ -284,7 +284,7 @@ def find_sheets(path: Path, book: Any, wanted: str) -> list[tuple[str | None, st
 
 def sheet_rows(sheet: Any) -> Table:
     """The rows of a sheet, padded to the first row's width, without blank rows at the ends."""
-    sheet.reset_dimensions()  # the size stated in the file may be wrong
+    sheet.reset_dimensions()  # the size in the file may be wrong
     width = 0
     blank: list[int] = []
     for number, row in enumerate(sheet.iter_rows(values_only=True), 1):
@@ -301,7 +301,7 @@ def sheet_rows(sheet: Any) -> Table:
 
 
 def as_cell(value: Any) -> str:
-    """A value of a sheet as a CSV cell."""
+    """Converts a sheet value to a CSV cell."""
     if value is None:
         return ""
     if isinstance(value, bool):

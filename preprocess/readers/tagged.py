@@ -1,4 +1,4 @@
-"""Files with one sentence per row and a tag per word: 我/r 爱/v, word:tag pairs, columns of words and tags, seq.in."""
+"""Files with one tagged sentence per row: 我/r 爱/v, word:tag pairs, columns of words and tags, seq.in."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -17,11 +17,11 @@ from preprocess.readers.inline import join_pieces
 from preprocess.readers.options import ReadOptions
 from preprocess.readers.raw_files import named_rows, rows_side_by_side, split_words
 
-HEAD_ROWS = 5000  # the first rows, by which their form is found
+HEAD_ROWS = 5000  # rows used to detect the form
 WORD_TAG = re.compile(r"([^ \t\u3000]+)/([A-Za-z][\w$-]*|[^\w\s]{1,2})")
-# Around several words, which a tag may follow: [中央/n 电视台/n]nt
+# Brackets around several words, optionally followed by a tag: [中央/n 电视台/n]nt
 BRACKETS = re.compile(r"(?<![^ \t\u3000])\[(?=[^/\s])(.*?/[A-Za-z]+)\](?:/?[A-Za-z]+)?(?![^ \t\u3000])")
-# Patterns of clauses. A file with words may have a few such pieces by mistake, hence the minimum shares
+# Patterns of clauses. Files of words may have a few such pieces by mistake, hence the minimum shares
 PUNCTUATED = regex.compile(r"\p{Han}[，。！？；：、]|[，。！？；：、]\p{Han}")
 LONG = regex.compile(r"\p{Han}{6}")
 LEAST_PUNCTUATED, LEAST_LONG = 0.02, 0.05
@@ -32,7 +32,7 @@ def read_word_tags(path: Path, options: ReadOptions) -> Iterator[Example]:
     """One sentence per row, words with part-of-speech tags: 我/r 爱/v 北京/ns. Brackets around several words, as in
     [中央/n 电视台/n]nt, are removed.
 
-    If the pieces are whole clauses, with /o where there is no entity, the example is the text, with its entities."""
+    If the pieces are clauses, with /o for no entity, the example is the whole text with its entities."""
     clauses = has_clauses(path, options.encoding)
     options.understood.add(path, "pieces of text with the type of entity" if clauses else "words with tags")
     for where, row in named_rows(path, options.encoding):
@@ -45,7 +45,7 @@ def read_word_tags(path: Path, options: ReadOptions) -> Iterator[Example]:
 
 
 def pieces_of(row: str) -> list[str]:
-    """The pieces of a row, which should be words with tags, without brackets around several words."""
+    """The word/tag pieces of a row, without brackets around several words."""
     return re.findall(r"[^ \t\r\u3000]+", BRACKETS.sub(r"\1", row))
 
 
@@ -58,7 +58,7 @@ def word_tag_pairs(row: str, where: str) -> Pairs:
 
 
 def has_clauses(path: Path, encoding: str) -> bool:
-    """Whether the pieces of a word/tag file are clauses: several have Chinese punctuation inside, or are long."""
+    """Whether the pieces of a word/tag file are clauses: several contain Chinese punctuation or are long."""
     head = islice(named_rows(path, encoding), HEAD_ROWS)
     pairs = [pair for where, row in head for pair in word_tag_pairs(row, where)]
     punctuated = [(piece, tag) for piece, tag in pairs if PUNCTUATED.search(piece)]
@@ -110,7 +110,7 @@ class PairForm(NamedTuple):
         return "word:tag pairs"
 
     def parse(self, row: str) -> SentenceRow | None:
-        """The sentence of a row, None if it has another form."""
+        """The sentence of a row, or None if it has another form."""
         pairs, *intents = INTENT.split(row.strip(" \t"), maxsplit=1)
         matches = [re.fullmatch(rf"([^ \t]+?){re.escape(self.mark)}({TAG})", piece) for piece in split_words(pairs)]
         found = [match.groups() for match in matches if match]
@@ -124,7 +124,7 @@ def is_tag(tag: str) -> bool:
 
 
 class ColumnForm(NamedTuple):
-    """A row with tabs between columns. In some files, words are between BOS and EOS, whose tag is the intent."""
+    """A row of tab-separated columns. In some files, words are between BOS and EOS, whose tag is the intent."""
 
     width: int
     words: int
@@ -136,7 +136,7 @@ class ColumnForm(NamedTuple):
         return f"words = column {self.words}, tags = column {self.tags}"
 
     def parse(self, row: str) -> SentenceRow | None:
-        """The sentence of a row, None if it has another form."""
+        """The sentence of a row, or None if it has another form."""
         cells = [cell.strip(" ") for cell in row.split("\t")]
         if len(cells) != self.width:
             return None
@@ -154,7 +154,7 @@ class ColumnForm(NamedTuple):
 
 
 def row_form(rows: list[str]) -> PairForm | ColumnForm | None:
-    """The form of rows with one sentence each and a tag per word; None for other rows."""
+    """The form of rows with one tagged sentence each; None for other rows."""
     width = len(rows[0].split("\t"))
     forms: list[PairForm | ColumnForm] = [PairForm(mark) for mark in MARKS]
     if width == 2:
@@ -170,14 +170,14 @@ def row_form(rows: list[str]) -> PairForm | ColumnForm | None:
 
 
 def may_be_intents(rows: list[SentenceRow]) -> bool:
-    """Whether no row has an intent, or all have one, and some recur."""
+    """Whether no row has an intent, or all have one and some are repeated."""
     intents = {row.intent for row in rows}
     named = all(intent and " " not in intent for intent in intents)
     return intents == {None} or (named and len(intents) <= max(3, 0.5 * len(rows)))
 
 
 def read_sentence_rows(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """One sentence per row: words, their tags and perhaps the intent, between tabs, or `word:tag … <=> intent`."""
+    """One sentence per row: tab-separated words, tags and optionally the intent, or `word:tag … <=> intent`."""
     head = [row for _, row in islice(named_rows(path, options.encoding), HEAD_ROWS)]
     form = row_form(head) if head else None
     if form is None:

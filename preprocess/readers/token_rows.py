@@ -1,7 +1,7 @@
-"""Files with one token per row (CoNLL, tables): which columns are the token, its tags and its sentence.
+"""Files with one token per row (CoNLL, tables): finds the columns of the token, its tags and its sentence.
 
-The first rows decide; doubtful ones are refused with the options that decide.
-Edit here to have your own names of such columns found.
+The first rows decide; ambiguous ones are refused with advice on options.
+Edit here to recognise your own names of such columns.
 """
 
 import re
@@ -17,15 +17,15 @@ from preprocess.example import PART_NAMES, RESERVED, Example, abbreviate, counts
 from preprocess.readers.options import ReadOptions, split_names
 from preprocess.readers.raw_files import split_words
 
-MAX_TOKENS = 1_000_000  # per sentence: a file without blank rows must not fill the memory
-FEW = 5  # with no more rows, a column cannot be judged
+MAX_TOKENS = 1_000_000  # per sentence: a file without blank rows must not exhaust memory
+FEW = 5  # up to this many rows are too few to judge a column
 TOKEN_NAMES = "token tokens word words form 词 字 词语 单词".split()
 SENTENCE_NAMES = "sentence sentenceid sentid sentenceidx sentenceindex sentenceno sentencenumber 句子编号".split()
 TAG_NAMES = "tag tags nertag nertags ner label labels slot slots iob bio iobtag biotag 标签 pos upos postag".split()
 SPLIT_NAMES = ("split", "partition")
 BARE_TAG = re.compile(r"\w[\w.:/&-]*")
 NUMBER = re.compile(r"\d+([-.]\d+)*")  # 1, and the ranges 1-2 and empty nodes 1.1 of CoNLL-U
-# Types of the chunks of CoNLL-2000 and CoNLL-2003, which these files have next to entities
+# Chunk types of CoNLL-2000 and CoNLL-2003, which are next to entities in these files
 CHUNKS = set("NP VP PP ADVP ADJP SBAR PRT CONJP INTJ LST UCP".split())
 STARS = re.compile(r"(\((?P<kind>[^()*\s]+))?\*?(?P<end>\))?")  # CoNLL-2012: (GPE* *) is B-GPE I-GPE, (GPE) B-GPE
 ADVICE = "name the columns with --token_column and --tag_column"
@@ -35,7 +35,7 @@ Row = tuple[int, Cells]  # (number, cells); without cells: the end of a sentence
 
 @dataclass(frozen=True)
 class Layout:
-    """Where token, tags and sentence are in the cells of a row."""
+    """The positions of token, tags and sentence in the cells of a row."""
 
     path: str | Path
     names: list[str]  # of the columns: 0, 1, … without a header
@@ -43,15 +43,15 @@ class Layout:
     tags: dict[str, int]  # {task: column}
     sentence: int | None = None
     part: int | None = None
-    notation: Notation | None = None  # of the tags of entities
-    starred: bool = False  # the tags are those of CoNLL-2012
+    notation: Notation | None = None  # of the entity tags
+    starred: bool = False  # tags are in CoNLL-2012 format
     known: frozenset[str] = frozenset()  # tags in the first rows
-    intent: int | None = None  # where a sentence has a row with its intent: 0 or -1
+    intent: int | None = None  # position of the intent row in a sentence: 0 or -1
     ends: frozenset[str] = frozenset()  # tokens that end a sentence
     may_be_one: bool = False  # whether the file may be a single long sentence
 
     def fits(self, cells: Cells) -> bool | None:
-        """Whether cells are a token with its tags; None if their number fits, but a tag is unknown."""
+        """Whether cells are a token with its tags; None if their number fits but a tag is unknown."""
         if len(cells) != len(self.names):
             return False
         tags = [cells[column].strip() for column in self.tags.values()]
@@ -64,7 +64,7 @@ class Layout:
         """Whether a sentence begins after `before` without a blank row: by its column, or after --sentence_end."""
         if len(before) != len(cells):
             return False
-        if self.sentence is not None and cells[self.sentence].strip():  # it may be given in the first row only
+        if self.sentence is not None and cells[self.sentence].strip():  # may be given only in the first row
             return cells[self.sentence].strip() != before[self.sentence].strip()
         if before[self.token] not in self.ends:
             return False
@@ -72,7 +72,7 @@ class Layout:
         return not any(tag and tag.letter.upper() in "IMEL" for tag in tags)
 
     def shown(self) -> dict[str, str | None]:
-        """The roles of the columns, which are printed before anything is written."""
+        """The roles of the columns, for the output before anything is written."""
         tags = ", ".join(self.title(column) for column in self.tags.values())
         sentence = None if self.sentence is None else self.title(self.sentence)
         used = {self.token, self.sentence, self.part, *self.tags.values()}
@@ -86,7 +86,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class TokenHead:
-    """The first rows of a file with one token per row, in blocks that end at blank rows."""
+    """The first rows of a file with one token per row, in blocks separated by blank rows."""
 
     path: str | Path
     names: list[str]
@@ -117,14 +117,14 @@ class TokenHead:
         return f"its columns are: {abbreviate(cells or self.names)}"
 
     def shown(self, number: int) -> str:
-        """The first different cells of a column."""
+        """The first distinct cells of a column."""
         return abbreviate(dict.fromkeys(map(repr, self.column(number))), 3)
 
     def refuse(self, reason: str) -> UserError:
         return UserError(f"{self.path}: {reason}; {ADVICE}; {self.listed()}")
 
     def counts(self, number: int) -> bool:
-        """Whether a column numbers the tokens, from 0 or 1 in each sentence, or through the whole file."""
+        """Whether a column numbers the tokens, from 0 or 1 in each sentence or through the whole file."""
         blocks = [[cells[number].strip() for cells in block] for block in self.blocks if block]
         running = list(chain.from_iterable(blocks))
         if len(running) < 2 or (len(blocks) == 1 and len(running) < 3):
@@ -132,7 +132,7 @@ class TokenHead:
         return counts_up(running) or all(block[0] in ("0", "1") and counts_up(block) for block in blocks)
 
     def is_constant(self, number: int) -> bool:
-        """Whether a column has one value in each of several sentences, as the name of a document has."""
+        """Whether a column is constant within each of several sentences, like the name of a document."""
         long = [{cells[number] for cells in block} for block in self.blocks if len(block) > 1]
         return len(long) > 2 and all(len(values) == 1 for values in long)
 
@@ -143,19 +143,19 @@ def plain_name(name: str) -> str:
 
 
 def are_bare_tags(cells: Sequence[str]) -> bool:
-    """Whether cells are types of entities and O, as in `Anna PERSON`: few values, which repeat."""
+    """Whether cells are entity types and O, as in `Anna PERSON`: few values, which repeat."""
     values = set(cells)
     few = len(values) <= max(3, 0.3 * len(cells)) and len(values) <= 200  # columns of words have more values
     return "O" in values and few and all(map(BARE_TAG.fullmatch, values))
 
 
 def kinds_in(cells: Iterable[str]) -> set[str]:
-    """The types of entities in tags."""
+    """The entity types in tags."""
     return {tag.kind for tag in map(parse_tag, cells) if tag} - {""}
 
 
 def blocks_of(rows: Iterable[Cells]) -> list[list[Cells]]:
-    """Rows in blocks that end at blank rows."""
+    """Groups rows into blocks separated by blank rows."""
     blocks: list[list[Cells]] = [[]]
     for cells in rows:
         if any(cell.strip() for cell in cells):
@@ -166,7 +166,7 @@ def blocks_of(rows: Iterable[Cells]) -> list[list[Cells]]:
 
 
 def find_layout(head: TokenHead, options: ReadOptions, *, part: int | None = None, intent: int | None = None) -> Layout:
-    """The Layout of a file with one token per row. part, intent: if they are known already"""
+    """The Layout of a file with one token per row. part, intent: if already known"""
     sentence = numbers_of_sentences(head, options)
     token = find_token(head, sentence, options)
     columns = tags_or_none(head, token, sentence, options)
@@ -189,8 +189,8 @@ def find_layout(head: TokenHead, options: ReadOptions, *, part: int | None = Non
 
 
 def numbers_of_sentences(head: TokenHead, options: ReadOptions) -> int | None:
-    """The column of --sentence_column, otherwise one with a usual name and numbers: 7, s7, Sentence: 7, or empty where
-    the sentence goes on."""
+    """The column of --sentence_column, otherwise one with a usual name and numbers: 7, s7, Sentence: 7, or empty within
+    a sentence."""
     if options.sentence_column:
         return head.find("sentence_column", options.sentence_column)
     usual = head.named(SENTENCE_NAMES)
@@ -198,8 +198,7 @@ def numbers_of_sentences(head: TokenHead, options: ReadOptions) -> int | None:
 
 
 def find_token(head: TokenHead, sentence: int | None, options: ReadOptions) -> int:
-    """The column of the tokens: that of --token_column, otherwise the first that numbers neither tokens nor
-    sentences."""
+    """The token column: --token_column, otherwise the first that numbers neither tokens nor sentences."""
     if options.token_column:
         token = head.find("token_column", options.token_column)
     else:
@@ -215,14 +214,14 @@ def find_token(head: TokenHead, sentence: int | None, options: ReadOptions) -> i
     if notation_of(cells) and kinds_in(cells) and len(set(cells)) < 0.5 * len(cells):
         raise head.refuse(f"{would_be} tags ({cells[0]}, …)")
     repeated = sum(before == after for before, after in pairwise(cells))
-    if len(head.names) > 2 and len(cells) > FEW and repeated > 0.5 * len(cells):  # no text repeats every other word
+    if len(head.names) > 2 and len(cells) > FEW and repeated > 0.5 * len(cells):  # no text repeats half of its words
         names_sentence = f"if it names the sentence: --sentence_column {head.names[token]}"
-        raise head.refuse(f"{would_be} {cells[0]!r} again and again; {names_sentence}")
+        raise head.refuse(f"{would_be} mostly repeated values such as {cells[0]!r}; {names_sentence}")
     return token
 
 
 def tags_or_none(head: TokenHead, token: int, sentence: int | None, options: ReadOptions) -> list[int]:
-    """find_tags, or all columns with tags of entities if only texts are read and the tags are doubtful."""
+    """find_tags, or all columns with entity tags if only texts are read and the tags are ambiguous."""
     try:
         return find_tags(head, token, sentence, options)
     except UserError:
@@ -232,8 +231,7 @@ def tags_or_none(head: TokenHead, token: int, sentence: int | None, options: Rea
 
 
 def find_tags(head: TokenHead, token: int, sentence: int | None, options: ReadOptions) -> list[int]:
-    """The columns of the tags: those of --tag_column, otherwise the last, if its cells are tags and no others might be
-    meant."""
+    """The tag columns: --tag_column, otherwise the last if its cells are tags and no other column is plausible."""
     if options.tag_column:
         found = [head.find("tag_column", name) for name in split_names(options.tag_column)]
         if token in found:
@@ -260,8 +258,8 @@ def find_tags(head: TokenHead, token: int, sentence: int | None, options: ReadOp
 
 
 def levels(head: TokenHead, tagged: list[int], last: int) -> list[int]:
-    """The last column with tags of entities, and those before it that have the same types: levels of nested entities,
-    as in GermEval. A column with other types, such as the chunks of CoNLL-2003, is not read."""
+    """The last column with entity tags, and those before it with the same types: levels of nested entities, as in
+    GermEval. Columns with other types, such as the chunks of CoNLL-2003, are not read."""
     kinds = {n: kinds_in(head.column(n)) for n in tagged}
     chosen = [n for n in tagged if n == last or kinds[n] & kinds[last]]
     if not kinds[last] and (filled := [n for n in tagged if kinds[n]]):
@@ -281,7 +279,7 @@ def require_classes(head: TokenHead, token: int, last: int, others: list[int]) -
     like_words = len(set(cells)) > 0.6 * len(cells) or same > 0.3 * len(cells)
     found = {
         f"{len(others)} columns may be the tags; the last has {shown}": len(others) > 1,
-        f"the last column has {shown}, which are no tags": wordless or any("=" in cell for cell in cells),
+        f"the last column has {shown}, which are not tags": wordless or any("=" in cell for cell in cells),
         f"the last column has only {shown}": len(set(cells)) == 1 and len(cells) > 1,
         f"the last column counts ({shown})": head.counts(last),
         f"the last column has many values ({shown}), as words have": len(cells) >= 2 * FEW and like_words,
@@ -304,8 +302,7 @@ def task_names(head: TokenHead, columns: list[int], options: ReadOptions) -> lis
 
 
 def sentences(layout: Layout, rows: Iterable[Row]) -> Iterator[tuple[int, list[Cells]]]:
-    """Yields (number of the first row, rows) of each sentence. Raises UserError if the file is a single one although it
-    has several."""
+    """Yields (number of the first row, rows) of each sentence. Raises UserError if sentences are not separated."""
     start, count = 0, 0
     block: list[Cells] = []
     has_ends = layout.sentence is not None or layout.ends
@@ -326,7 +323,7 @@ def sentences(layout: Layout, rows: Iterable[Row]) -> Iterator[tuple[int, list[C
 
 
 def require_several(layout: Layout, block: list[Cells]) -> None:
-    """Raises UserError if the only sentence of a file is too long for one."""
+    """Raises UserError if the only sentence of a file is implausibly long."""
     tokens = [cells[layout.token] for cells in block if len(cells) == len(layout.names)]
     if not layout.may_be_one and is_whole_file([{"tokens": tokens}]):
         reason = f"the whole file would be one sentence of {len(block):,} tokens, as it has no blank rows"
@@ -335,12 +332,12 @@ def require_several(layout: Layout, block: list[Cells]) -> None:
 
 
 def tags_of_stars(tags: Iterable[str], where: str) -> list[str]:
-    """Tags of CoNLL-2012 as BIO."""
+    """Converts CoNLL-2012 tags to BIO."""
     found, kind = [], None
     for tag in tags:
         match = STARS.fullmatch(tag)
         if match is None or (kind is not None and match["kind"]):
-            raise UserError(f"{where}: {tag!r} is no tag of CoNLL-2012, such as (GPE* * *) or (GPE)")
+            raise UserError(f"{where}: {tag!r} is not a CoNLL-2012 tag, such as (GPE* * *) or (GPE)")
         begins, kind = match["kind"], match["kind"] or kind
         found.append("O" if kind is None else f"{'B' if begins else 'I'}-{kind}")
         kind = None if match["end"] else kind
@@ -365,10 +362,11 @@ def example_of(layout: Layout, start: int, block: list[Cells], options: ReadOpti
 
 
 def token_layout(path: str | Path, names: list[str], rows: list[Row], options: ReadOptions) -> Layout | None:
-    """The Layout of a table with one token per row, None for others. rows: the first ones, with blank rows
+    """The Layout of a table with one token per row; None for other tables. rows: the first ones, with blank rows
 
-    It is one if an option names its tokens or sentences, if it has columns for both, or if each text is one word and
-    its label a tag. Its sentences end where the sentence's column changes, at blank rows, or at --sentence_end.
+    A table has one token per row if an option names the token or sentence column, if it has both columns, or if each
+    text is one word and its label a tag. Sentences end where the sentence column changes, at blank rows, or at
+    --sentence_end.
     """
     blocks = blocks_of(cells for _, cells in rows if len(cells) == len(names) or not any(map(str.strip, cells)))
     head = TokenHead(path, names, blocks, titled=not all(name.isdigit() for name in names))
@@ -386,7 +384,7 @@ def token_layout(path: str | Path, names: list[str], rows: list[Row], options: R
 
 
 def columns_of_words(head: TokenHead, options: ReadOptions) -> list[int]:
-    """The columns of tokens in a table with one token per row, by its names and first rows; none in other tables."""
+    """The token columns of a table with one token per row, by its names and first rows; empty for other tables."""
     sentence = numbers_of_sentences(head, options)
     if head.titled and sentence is not None and (named := head.named(TOKEN_NAMES)):
         return named

@@ -18,13 +18,13 @@ FORMAT = "#FORMAT=WebAnno TSV"
 LAYER = re.compile(r"#T_SP=([^|]*)((?:\|[^|]+)*)")
 TOKEN = re.compile(r"\d+-\d+\t\d+-\d+\t")
 PART_OF_TOKEN = re.compile(r"\d+-\d+\.\d+\t")
-LABEL = re.compile(r"(?s)(.*?)(?:\[(\d+)\])?")  # of a span, and its number
+LABEL = re.compile(r"(?s)(.*?)(?:\[(\d+)\])?")  # label of a span, and its number
 NONE, NO_LABEL = "_", "*"
-FIRST = 3  # the column of the first feature, after the number, the place and the token
+FIRST = 3  # the column of the first feature, after number, position and token
 
 
 def read_webanno(path: Path, options: ReadOptions) -> Iterator[Example]:
-    """Tokens with spans, from the only feature that has labels, or those that --tag_column names."""
+    """Tokens with spans, from --tag_column or the only feature with labels."""
     names = feature_names(path, options.encoding)
     chosen = chosen_features(path, names, options) if options.labelled else {}
     columns = {task: names[place] for task, place in chosen.items()}
@@ -40,11 +40,11 @@ def read_webanno(path: Path, options: ReadOptions) -> Iterator[Example]:
         example: Example = {"_where": f"{path}, row {start}", "tokens": [found[2] for found in cells]}
         yield example | {task: spans_of([found[FIRST + place] for found in cells]) for task, place in chosen.items()}
     if left_out:
-        note(f"{path}: {left_out:,} spans of parts of tokens are left out")
+        note(f"{path}: {left_out:,} spans of parts of tokens are skipped")
 
 
 def feature_names(path: Path, encoding: str) -> list[str]:
-    """LAYER.FEATURE of each column of labels."""
+    """LAYER.FEATURE of each label column."""
     names: list[str] = []
     for number, (_, row) in enumerate(read_rows(path, encoding)):
         if not number and not row.startswith(f"{FORMAT} 3"):
@@ -100,7 +100,7 @@ def has_label(row: str, place: int) -> bool:
 
 
 def labels_in(cell: str) -> Iterator[tuple[str, str | None]]:
-    """(label, number of its span or None) of a cell; spans without a label are left out."""
+    """Yields (label, number of its span or None) of a cell; skips spans without a label."""
     for part in re.split(r"(?<!\\)\|", cell):
         label, number = LABEL.fullmatch(part).groups()  # type: ignore[union-attr]  # it matches everything
         if label not in (NONE, NO_LABEL):

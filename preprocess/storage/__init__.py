@@ -1,1 +1,1 @@
-"""Rows and their statistics on the disk, and blocks of rows handled by several processes."""
+"""Rows and their statistics on disk, and parallel processing of blocks of rows."""

@@ -1,8 +1,7 @@
-"""Examples and numbers in Arrow files, so that memory does not grow with their number while they are checked and split.
+"""Examples and numbers in Arrow files, so that memory stays constant while they are checked and split.
 
-The files have no names, so nothing remains however a run ends. Examples are stored as they were read: their labels may
-still be of any type, so each is JSON. Batches of them go to the processes that check and convert them; a split is a
-selection of rows.
+The files are unlinked, so nothing remains however a run ends. Raw examples may have labels of any type, so each is
+stored as JSON. Batches of them go to the processes that check and convert them; a split is a selection of rows.
 """
 
 import json
@@ -31,7 +30,7 @@ encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 @dataclass
 class Batch:
-    """Examples that follow each other, for one process at a time. start: the number of the first"""
+    """Consecutive examples, processed together. start: the number of the first"""
 
     start: int
     encoded: pa.Array
@@ -44,11 +43,11 @@ class Batch:
 
 
 def decode(encoded: Iterable[bytes]) -> list[Example]:
-    return json.loads(b"[" + b",".join(encoded) + b"]")  # five times as fast as one at a time
+    return json.loads(b"[" + b",".join(encoded) + b"]")  # five times as fast as parsing one at a time
 
 
 class ArrowFile:
-    """A column in a file without a name, written in arrays. Processes that are forked after the last one share it."""
+    """A column in an unlinked file, written as arrays. Processes forked after the last array share it."""
 
     def __init__(self, type_of_values: pa.DataType, folder: Path | None) -> None:
         self.file, self.folder, self.type = tempfile.TemporaryFile(dir=folder), folder, type_of_values  # noqa: SIM115
@@ -71,11 +70,11 @@ class ArrowFile:
 
     @cached_property
     def arrays(self) -> list[pa.Array]:
-        """All arrays; call after the last one is written."""
+        """All arrays; call it after the last one is written."""
         return [records.column(0) for records in pa.ipc.open_stream(pa.py_buffer(self.memory))]
 
     def forget(self) -> None:
-        """Takes what was read out of this process's memory; it stays in the system's cache of the file."""
+        """Unmaps the pages read so far from this process; they stay in the page cache."""
         if hasattr(self.memory, "madvise"):  # not on Windows
             self.memory.madvise(mmap.MADV_DONTNEED)
 
@@ -85,16 +84,16 @@ class Store(ArrowFile):
 
     def __init__(self, folder: Path | None = None) -> None:
         super().__init__(pa.binary(), folder)
-        self.shapes: dict[tuple[str, ...], None] = {}  # the keys that examples have, in order of first use
+        self.shapes: dict[tuple[str, ...], None] = {}  # observed tuples of keys, in order of first use
         self.files: Counter[str] = Counter()  # {file: number of its examples}
-        self.waiting: list[bytes] = []  # examples that are not written yet
+        self.waiting: list[bytes] = []  # examples not yet written
         self.num_rows = self.num_ids = self.num_bytes = self.waiting_bytes = 0
 
     def __len__(self) -> int:
         return self.num_rows
 
     def fill(self, examples: Iterable[Example]) -> Iterator[Batch]:
-        """Writes examples, and yields each batch as soon as it is full."""
+        """Writes examples, and yields each batch when it is full."""
         for example in tqdm(examples, desc="reading", unit=" rows", leave=False, delay=2):
             self.append(example)
             if len(self.waiting) == BLOCK or self.waiting_bytes > BLOCK_BYTES:
@@ -114,7 +113,7 @@ class Store(ArrowFile):
         self.num_ids += "id" in example
 
     def write(self) -> Batch:
-        """Writes the examples that wait."""
+        """Writes the waiting examples."""
         offsets = np.array([0, *accumulate(map(len, self.waiting))], np.int32)
         batch = Batch(self.num_rows, self.write_array(offsets, b"".join(self.waiting), size=len(self.waiting)))
         self.num_rows, self.num_bytes = self.num_rows + len(batch), self.num_bytes + self.waiting_bytes
@@ -127,12 +126,12 @@ class Store(ArrowFile):
         return np.array([0, *accumulate(map(len, self.arrays))][:-1])
 
     def rows_of_files(self) -> dict[str, range]:
-        """{file: numbers of its rows, which follow each other}"""
+        """{file: its consecutive row numbers}"""
         sizes = self.files
         return {file: range(end - sizes[file], end) for file, end in zip(sizes, accumulate(sizes.values()))}
 
     def batches(self) -> Iterator[Batch]:
-        """Yields all rows in the batches in which they were written."""
+        """Yields all rows in their original batches."""
         for start, encoded in zip(self.starts.tolist(), self.arrays):
             yield Batch(start, encoded)
             self.forget()
@@ -142,8 +141,8 @@ class Store(ArrowFile):
             yield from batch
 
     def pick(self, numbers: Sequence[int] | np.ndarray) -> list[Example]:
-        """The examples with these numbers, each read from its place in the file: in memory that is mapped, every access
-        would bring 64 KB around it too."""
+        """The examples with these numbers, each read with a seek: every access to mapped memory would also load the
+        64 KB around it."""
         numbers, read = np.asarray(numbers, np.int64), partial(os.pread, self.file.fileno())
         batches = self.starts.searchsorted(numbers, "right") - 1
         at_offsets, at_examples = self.positions[batches].T
@@ -154,7 +153,7 @@ class Store(ArrowFile):
 
     @cached_property
     def positions(self) -> np.ndarray:
-        """(batches, 2) where in the file the offsets and the bytes of the examples of each batch begin."""
+        """(batches, 2) file positions of each batch's offsets and bytes."""
         begin = pa.py_buffer(self.memory).address
         buffers = [encoded.buffers()[1:] for encoded in self.arrays]
         return np.array([[buffer.address - begin for buffer in of_batch] for of_batch in buffers], np.int64)
@@ -166,7 +165,7 @@ class Store(ArrowFile):
 
 
 class Rows(Sequence[Example]):
-    """The examples of a part, as they will be written, plus "_where"; each access reads them from the store.
+    """The examples of a part in their output form, plus "_where"; each access reads from the store.
 
     order: (rows,) row numbers in the store; form(numbers, examples) -> examples
     """
@@ -207,12 +206,12 @@ def step_of(rows: Sequence[Example]) -> int:
 
 
 def pick(rows: Sequence[Example], positions: list[int]) -> list[Example]:
-    """Examples of a list or of Rows at some positions."""
+    """Examples of a list or of Rows at these positions."""
     return rows.pick(positions) if isinstance(rows, Rows) else [rows[position] for position in positions]
 
 
 class Column(ArrowFile):
-    """Numbers that are appended in arrays, and then read in chunks or at once."""
+    """Numbers appended as arrays, then read in chunks or at once."""
 
     def __init__(self, dtype: Any, folder: Path | None = None, values: Any = ()) -> None:
         self.dtype, self.size = np.dtype(dtype), 0

@@ -1,4 +1,4 @@
-"""Statistics that are collected per block of rows and merged: counts, first rows, and columns of values on the disk."""
+"""Statistics collected per block of rows and merged: counts, first rows, and columns of values on disk."""
 
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Sequence
@@ -10,12 +10,12 @@ import numpy as np
 
 from preprocess.storage.arrow import Column
 
-MOST_ROWS = 2000  # rows kept of each finding; the others are only counted
-CHUNK = 1 << 18  # values of a column that are in memory at once, as buckets of equal hashes
+MOST_ROWS = 2000  # rows kept per finding; further ones are only counted
+CHUNK = 1 << 18  # values of a column held in memory at once
 
 
 class Sample(list[Any]):
-    """The first rows of many; `number` is the count of all."""
+    """The first rows of a finding; `number` counts all."""
 
     most = MOST_ROWS
 
@@ -39,7 +39,7 @@ class Sample(list[Any]):
 
 class Note(NamedTuple):
     what: str
-    rows: Sequence[str]  # "FILE, row N", possibly with ": detail"; a Sample if there may be many
+    rows: Sequence[str]  # "FILE, row N", possibly with ": detail"; a Sample for a potentially large number
     advice: str
 
     @property
@@ -59,7 +59,7 @@ class Facts:
     """Facts of a block of rows: picklable attributes that `merge_facts` can merge, in the order of the blocks."""
 
     def merge(self, later: "Facts") -> None:
-        """Adds the facts of the rows that follow."""
+        """Adds the facts of the following rows."""
         for name, facts in vars(later).items():
             merge_facts(getattr(self, name), facts)
 
@@ -78,7 +78,7 @@ def merge_facts(facts: Any, later: Any) -> None:
 
 
 class Series:
-    """Numbers, usually one per row: an array for a block, and a column on the disk for all rows."""
+    """Numbers, usually one per row: an array for a block, and a column on disk for all rows."""
 
     def __init__(self, folder: Path | None, dtype: Any = np.int64) -> None:
         self.folder = folder
@@ -93,7 +93,7 @@ class Series:
 
 
 def hashes(values: Collection[Hashable]) -> np.ndarray:
-    """(N,) 64-bit hashes of values: equal values have equal hashes; two others collide once in 2**64."""
+    """(N,) 64-bit hashes of values; two different values collide with probability 2**-64."""
     return np.fromiter(map(hash, values), np.int64, len(values))
 
 
@@ -116,8 +116,8 @@ def buckets(*columns: Column) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
 
 
 def repeats(column: Column) -> tuple[np.ndarray, np.ndarray]:
-    """(firsts, positions) of all values that occur more than once: the position of each, and of its first copy; sorted
-    by first copy, then by position."""
+    """(firsts, positions) of all repeated values: `positions` of every copy, and `firsts` of its first one; sorted by
+    first copy, then by position."""
     found = [np.zeros((2, 0), np.int64)]
     for ((positions, values),) in buckets(column):
         order = np.argsort(values, kind="stable")  # np.unique with all its results takes 7 MB more
@@ -133,7 +133,7 @@ def repeats(column: Column) -> tuple[np.ndarray, np.ndarray]:
 
 
 def frequent(column: Column, least: int) -> dict[Any, int]:
-    """{value: count} of the values that occur at least `least` times, limited to the 100,000 most frequent."""
+    """{value: count} of values with at least `least` occurrences, limited to the 100,000 most frequent."""
     found: Counter = Counter()
     for ((_, values),) in buckets(column):
         names, counts = np.unique(values, return_counts=True)

@@ -1,4 +1,4 @@
-"""Runs a function over many blocks of rows on all cores, and returns results in the order of the blocks."""
+"""Maps a function over blocks of rows on all cores; results keep the order of the blocks."""
 
 import gc
 import multiprocessing
@@ -17,9 +17,9 @@ from engine.errors import UserError
 
 Block = TypeVar("Block")
 Result = TypeVar("Result")
-MOST_PROCESSES = 8  # more would wait for the process that reads and writes
-FEW_BLOCKS = 4  # up to this many blocks, starting processes takes longer than the work
-_task: Callable[[Any], Any] | None = None  # run by the processes: inherited by fork, so it is not copied
+MOST_PROCESSES = 8  # more would wait for the parent, which reads and writes
+FEW_BLOCKS = 4  # up to this many blocks, starting processes takes longer than running the task
+_task: Callable[[Any], Any] | None = None  # run by the workers; inherited by fork, so it is not pickled
 
 
 def num_processes() -> int:
@@ -32,8 +32,8 @@ def num_processes() -> int:
 def in_order(task: Callable[[Block], Result], blocks: Iterable[Block]) -> Iterator[Result]:
     """Yields task(block) for each block, in order; reads `blocks` no further ahead than needed.
 
-    Blocks and results are pickled, the task is not. An exception in a task is raised here, the first block's first.
-    The processes end with this one, however it ends.
+    Blocks and results are pickled, the task is not. An exception in a task is raised here, in block order. The workers
+    end when this process ends, however it ends.
     """
     global _task
     rest, processes = iter(blocks), num_processes()
@@ -44,7 +44,7 @@ def in_order(task: Callable[[Block], Result], blocks: Iterable[Block]) -> Iterat
     _task = task
     alive, lifeline = os.pipe()
     context = multiprocessing.get_context("fork")
-    gc.freeze()  # the collector does not write to memory shared with the processes, so it is not copied
+    gc.freeze()  # keeps the garbage collector from writing to, and so copying, memory shared with the workers
     pool = ProcessPoolExecutor(processes, context, initializer=live_with, initargs=(alive, lifeline))
     waiting: deque[Future] = deque()
     try:
@@ -70,8 +70,8 @@ def do(block: Any) -> Any:
 
 
 def live_with(alive: int, lifeline: int) -> None:
-    """Ends this process as soon as the other end of the pipe is closed, which happens when the parent ends."""
-    gc.set_threshold(200_000, 20, 100)  # blocks of rows are many objects, but without reference cycles
+    """Ends this process when the other end of the pipe closes, that is, when the parent ends."""
+    gc.set_threshold(200_000, 20, 100)  # blocks of rows have many objects but no reference cycles
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     os.close(lifeline)
     threading.Thread(target=end_with, args=(alive,), daemon=True).start()

@@ -658,7 +658,7 @@ def test_comments_of_conll_and_strange_tags(tmp_path, capsys):
     assert parts["train"][0]["tokens"][0] == "ann" and tasks["slots"]["labels"] == ["O", "B-PER"]
     shutil.rmtree(tmp_path / "data")
     body = body.replace("w7 O", "w7 persn").replace("# id", "# x")
-    with pytest.raises(UserError, match=r"others not.*'persn'.*--accept mixed_tags"):
+    with pytest.raises(UserError, match=r"only some tags.*'persn'.*--accept mixed_tags"):
         processed(tmp_path, "b.conll", body)
     processed(tmp_path, "b.conll", body, accept="mixed_tags")
     assert "some tags do not follow the tag scheme (1)" in capsys.readouterr().out
@@ -689,7 +689,7 @@ def test_multilabel_cells(tmp_path, capsys):
         "a",
         "b",
     ]
-    assert "rows with none of the labels" in capsys.readouterr().out
+    assert "rows with an empty label set" in capsys.readouterr().out
 
 
 def test_values_of_tables(tmp_path, capsys):

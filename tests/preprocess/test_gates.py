@@ -75,7 +75,7 @@ REFUSED = [  # gate, files, options, words of the message
     ("only_O", tagged(["O"] * 5), {}, ["'O'", "--tag_column"]),
     ("only_O", tagged(["+", "-", "+", "+", "-"]), {}, ["'+'"]),
     ("mixed_tags", tagged(["B-PER", "O", "O", "LOC", "LOC"]), {}, ["'B-PER'", "'LOC'", "--tag_scheme keep"]),
-    ("mixed_tags", tagged(["B-PER", "O", "O", "B_LOC", "I_LOC"]), {}, ["several ways"]),
+    ("mixed_tags", tagged(["B-PER", "O", "O", "B_LOC", "I_LOC"]), {}, ["inconsistent"]),
     ("mixed_tags", tagged(["B-PER", "0", "0", "B-LOC", "I-LOC"]), {}, ["'0'"]),
     ("mixed_tags", {"train.jsonl": tagged()["a.jsonl"], "dev.jsonl": tagged(["X", "O", "O", "Y", "Y"])["a.jsonl"]}, {},
      ["dev.jsonl"]),

@@ -129,7 +129,7 @@ def test_discontinuous_spans_are_left_out_and_counted(tmp_path, capsys):
     rows[5]["ner"].append({"index": [1, 3], "type": "who"})
     found, _ = read(write(tmp_path, rows))
     assert {text: entities_of(row, "ner") for text, row in found.items()} == wanted_entities()
-    assert "2 discontinuous spans, which are left out" in capsys.readouterr().out
+    assert "2 discontinuous spans, which are skipped" in capsys.readouterr().out
 
 
 def test_a_value_that_occurs_twice_is_no_label_and_is_counted(tmp_path, capsys):
@@ -137,7 +137,7 @@ def test_a_value_that_occurs_twice_is_no_label_and_is_counted(tmp_path, capsys):
     rows[2] = {"text": "to Graz from Graz", "slots": {"where": "Graz"}, "intent": "travel"}
     found, _ = read(write(tmp_path, rows))
     assert found["to Graz from Graz"]["slots"] is None
-    assert "1 texts with a value that does not occur once" in capsys.readouterr().out
+    assert "1 texts in which a value does not occur exactly once" in capsys.readouterr().out
 
 
 REFUSED = {  # name: (rows, words of the message, an option that helps, its value)
@@ -303,7 +303,7 @@ def test_a_file_of_marked_texts(form, tmp_path):
     assert {text: entities_of(row, "slots") for text, row in found.items()} == wanted_entities()
     assert {row["text"] for row in read_texts(tmp_path / "a.txt", ReadOptions())} == wanted_entities().keys()
     (tmp_path / "b.txt").write_text("no marks\n" * 9)
-    with pytest.raises(UserError, match=r"b.txt: its rows have no marks of entities"):
+    with pytest.raises(UserError, match=r"b.txt: its rows have no entity markup"):
         read(tmp_path / "b.txt", format="inline")
 
 

@@ -207,9 +207,9 @@ def test_texts_to_predict_on_come_in_these_shapes_too(tmp_path):
     ("name", "words"),
     [
         ("number lists", ["cells such as '2,27' may be several labels: --label_type label=multilabel"]),
-        ("labels that lack", ["4 rows without a label are dropped (--drop_unlabelled), the first: ", "row 26"]),
+        ("labels that lack", ["4 rows without a label dropped (--drop_unlabelled); first: ", "row 26"]),
         ("the first rows", ["only the first 24 rows are read (--max_rows)"]),
-        ("csv in gb18030", ["a.csv: not UTF-8; read as GB18030, in which it begins with '今天的", "--encoding"]),
+        ("csv in gb18030", ["a.csv: not UTF-8; read as GB18030; its first words are then '今天的", "--encoding"]),
         ("semicolons", ["the delimiter is ';' (--delimiter overrides)"]),
         ("a folder per class, in parts, GB18030", ["skipped, as their texts have no class: unsup", "read as GB18030"]),
         ("BRAT", ["discontinuous entities are dropped (1)", "000.ann, row 4", "1 relations, 1 notes"]),

@@ -300,7 +300,7 @@ def test_a_label_that_comes_late_counts_for_the_rows_before_it(tmp_path, small_b
     """With two tasks an empty cell is no label; with one it would be an error."""
     monkeypatch.setitem(READERS, "late", late)
     (tmp_path / "a").write_text("")
-    with pytest.raises(UserError, match="has no label of any task"):
+    with pytest.raises(UserError, match="has no label for any task"):
         process(DataConfig(input=str(tmp_path / "a"), output_dir=str(tmp_path / "out"), format="late"))
     monkeypatch.setitem(READERS, "late", lambda *a: (e for e in late(*a) if e["first"] or "second" in e))
     process(DataConfig(input=str(tmp_path / "a"), output_dir=str(tmp_path / "out"), format="late"))
@@ -420,7 +420,7 @@ def test_half_a_character_is_found_wherever_it_is(tmp_path):
         '{"text": "a", "x": ["b", "\\ud800"]}',
     ):
         (tmp_path / "a.jsonl").write_text(value + "\n")
-        with pytest.raises(UserError, match="row 1: has half a character"):
+        with pytest.raises(UserError, match="row 1: contains a lone surrogate"):
             process(DataConfig(input=str(tmp_path / "a.jsonl"), output_dir=str(tmp_path / "out"), label_column="x"))
 
 

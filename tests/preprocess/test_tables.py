@@ -132,7 +132,7 @@ def test_escapes_are_the_characters_that_they_name(tmp_path):
 def test_a_count_of_the_rows_is_not_used(name, tmp_path, capsys):
     body = f"{name},text,label,\n" + "".join(f'{n},"{text}",{label},\n' for n, (text, label) in enumerate(ROWS))
     assert pairs(read(tmp_path, {"a.csv": body})) == ROWS
-    assert "without a name, and so not used: column 1, 4" in capsys.readouterr().out
+    assert "unnamed and not used: column 1, 4" in capsys.readouterr().out
     body = "text,label,\n" + "a,x,\n" * 300 + "b,y,more\n"
     with pytest.raises(UserError, match="row 302: 'more' is in a column without a name"):
         read(tmp_path, {"b/a.csv": body}, "b")
@@ -158,7 +158,7 @@ def test_rows_without_a_text_are_dropped_and_counted(tmp_path, capsys):
         processed(tmp_path / "a", {"a.csv": body})
     found = processed(tmp_path / "b", {"a.csv": body}, drop_empty=True)
     assert sum(map(len, found.values())) == len(ROWS)
-    assert "1 rows without a text are dropped (--drop_empty), the first: " in capsys.readouterr().out
+    assert "1 rows without a text dropped (--drop_empty); first: " in capsys.readouterr().out
     lines = '{"tokens": ["a"], "slots": ["O"]}\n{"tokens": [], "slots": []}\n'
     assert len(read(tmp_path / "c", {"a.jsonl": lines}, drop_empty=True)) == 1
 
@@ -289,7 +289,7 @@ def test_a_test_part_without_labels_is_left_out(name, row, tmp_path, capsys):
              for part in ("train", "dev", "test")}  # fmt: skip
     found = processed(tmp_path, files)
     assert {part: len(rows) for part, rows in found.items()} == {"train": 9, "dev": 9}
-    assert "the test part has no labels, and is left out" in (printed := capsys.readouterr().out)
+    assert "the test part has no labels and is skipped" in (printed := capsys.readouterr().out)
     assert "--predict_file" in printed
 
 

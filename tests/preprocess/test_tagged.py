@@ -112,7 +112,7 @@ REFUSED = {  # name: (file, text, what the line says, options)
     "a block without an intent": (
         "a.txt",
         "\n".join(f"{t} O\n{t} B-x\n" + ("say\n" if t != "k" else "") for t in "abcdefghij" * 400 + "k"),
-        ["needs one row with its intent"],
+        ["expected exactly one intent row"],
         {},
     ),
     "a row of another form": (

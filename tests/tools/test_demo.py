@@ -255,7 +255,7 @@ def test_bad_input_is_reported():
         ({"text": "\n "}, "empty"),
         ({"text": "x" * 10_001}, "10,001 characters"),
         ({"text_pair": "x" * 10_001}, "10,001 characters"),
-        ({"text": "\ud800"}, "half a character"),
+        ({"text": "\ud800"}, "lone surrogate"),
         ({"text_pair": None}, "pairs"),
         ({"extras": {}}, "no column 'n'"),
         ({"extras": {"n": "many"}}, "takes numbers"),

@@ -47,7 +47,7 @@ def as_example(given: Given, tasks: Tasks) -> dict[str, Any]:
         if len(text) > MAX_CHARACTERS:
             raise UserError(f"the text has {len(text):,} characters; at most {MAX_CHARACTERS:,} are allowed")
         if any("\ud800" <= character <= "\udfff" for character in text):
-            raise UserError("the text holds half a character, or bytes that are not UTF-8")
+            raise UserError("the text contains a lone surrogate, or bytes that are not UTF-8")
     return next(prepare_inputs([example | {"extras": given.get("extras") or {}}], tasks, "typed"))
 
 

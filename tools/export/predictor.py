@@ -203,7 +203,7 @@ class Encoder:
             example.pop("text_pair", None)
         for text in (*tokens, example.get("text", ""), example.get("text_pair", "")):
             if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-                raise InputError(f"{where}: holds half a character (a lone surrogate, \\ud800 to \\udfff); remove it")
+                raise InputError(f"{where}: contains a lone surrogate (\\ud800 to \\udfff); remove it")
         if self.extras:
             example["extras"] = self.numbers(example.get("extras") or {}, where)
         if self.unit is not None and "tokens" not in example:
