@@ -38,10 +38,13 @@ ID = re.compile(
     r"|\S+\.(jpe?g|png|gif|wav|mp3)",
     re.I,
 )
+COUNTER = re.compile(r"\S*[\W_](?=\d+$)")  # what precedes the number in s1.2
 NUMBERED = regex.compile(rf"{HAN}\d+")  # 科0
 CONTAINER = re.compile(
     r"""\s*(?s:\[\s*['"\[{(].*\]|\{\s*['"\[{(].*\}|\(\s*['"\[{(].*\))\s*"""
 )  # also if it does not parse
+BRACKETED = re.compile(r"\s*[\[{(].*[\])}]\s*")
+NUMBERS = re.compile(r"\s*\d+(\s*[;,|]\s*\d+){2,}\s*|\d+\s+\d+\s+[^\W\d]\w*")  # 9;10;11, or 2 7 PER
 OFFSETS = re.compile(r"\(?\d+[^\w\s]\s*\d+[^\w\s]\s*[^\W\d]\w*\)?([;|,\s]+\(?\d+[^\w\s]\s*\d+[^\w\s]\s*[^\W\d]\w*\)?)*")
 
 
@@ -197,7 +200,7 @@ def one_example(evidence: Evidence) -> str | None:
 def counted(evidence: Evidence) -> str | None:
     """Whether the tokens are the row numbers 1, 2, 3, …"""
     rows = [row for row in evidence.rows if len(row.get("tokens", ())) > 1]
-    if len(rows) >= 3 and share([counts_up(row["tokens"]) for row in rows]) > MANY:
+    if len(rows) >= 3 and share([counts_up([COUNTER.sub("", x) for x in row["tokens"]]) for row in rows]) > MANY:
         return f"{where(rows[0])}: the tokens count {shown(' '.join(rows[0]['tokens'][:4]))[1:-1]} …"
     return None
 
@@ -261,8 +264,12 @@ def structured(evidence: Evidence) -> str | None:
     """Whether labels are written as JSON or Python lists or dicts, or are offsets."""
     for name in evidence.form.names:
         chosen, labels = evidence.form.chosen.get(name), evidence.labels(name)
-        odd = [(row, label) for row, label in labels if isinstance(label, str) and is_structured(label, chosen)]
-        if chosen in (None, "multilabel") and len(odd) > 0.3 * len(labels):  # the name of a class may have brackets
+        items = [(row, item) for row, x in labels for item in (x if isinstance(x, list) and "text" in row else [x])]
+        odd = [(row, item) for row, item in items if isinstance(item, str) and is_structured(item, chosen)]
+        bracketed = [(row, x) for row, x in labels if isinstance(x, str) and BRACKETED.fullmatch(x)]
+        several = any(sign in x for _, x in bracketed for sign in ",;|")
+        odd = bracketed if several and not chosen and len(bracketed) > MANY * len(labels) else odd
+        if chosen in (None, "multilabel") and len(odd) > 0.3 * len(items):  # the name of a class may have brackets
             row, label = odd[0]
             return f"{where(row)}: {name}={shown(label)} is a list, dict or offsets, not a label"
     return None
@@ -273,7 +280,9 @@ def is_structured(cell: str, chosen: str | None) -> bool:
     if isinstance(value, list | dict):
         is_set = isinstance(value, list) and not any(isinstance(item, list | dict) for item in value)
         return not (chosen == "multilabel" and is_set)
-    return bool(CONTAINER.fullmatch(cell)) or (chosen is None and bool(OFFSETS.fullmatch(cell.strip())))
+    return bool(CONTAINER.fullmatch(cell)) or (
+        chosen is None and bool(OFFSETS.fullmatch(cell.strip()) or NUMBERS.fullmatch(cell))
+    )
 
 
 def offsets(evidence: Evidence) -> str | None:
@@ -309,6 +318,22 @@ def broken_labels(evidence: Evidence) -> str | None:
             row = next((row for row, x in evidence.labels(name) if x == label), None)
             at = f"{where(row)}: " if row else ""
             return f"{at}the label {shown(label)} of {name!r} contains a line break or tab"
+    return None
+
+
+def joined(evidence: Evidence) -> str | None:
+    """Whether labels such as `red|blue` are several, which also occur alone."""
+    for name, labels in evidence.free():
+        plain = [(row, label) for row, label in labels if isinstance(label, str)]
+        alone = {label.strip() for _, label in plain}
+        for sign in "|;,/#+&":
+            several = [(row, x) for row, x in plain if sign in x and {part.strip() for part in x.split(sign)} <= alone]
+            if len(several) > 0.1 * len(plain):
+                row, label = several[0]
+                advice = f"--label_type {name}=multilabel --label_separator '{sign}' reads them"
+                return (
+                    f"{where(row)}: {name}={shown(label)} looks like several labels, which also occur alone; {advice}"
+                )
     return None
 
 
@@ -411,9 +436,12 @@ GATES = [
     Gate("offsets", offsets, "write spans as [[start, end, label]]"),
     Gate("whole_texts", whole_texts, "write it under a separate key"),
     Gate("broken_labels", broken_labels, SEVERAL),
+    Gate("joined", joined, "or name another column with --label_column"),
     Gate("free_text", free_text, "name the label column with --label_column, or its type with --label_type"),
     Gate("only_O", only_outside, COLUMN, True),
-    Gate("mixed_tags", mixed_tags, f"{COLUMN}; --comment '#' skips comments; --tag_scheme keep keeps tags", True),
+    Gate(
+        "mixed_tags", mixed_tags, f"{COLUMN}; --comment PREFIX skips rows with it; --tag_scheme keep keeps tags", True
+    ),
     Gate("double_prefix", double_prefix, f"{COLUMN}, or correct the tags", True),
     Gate("many_tags", many_tags, COLUMN, True),
 ]

@@ -26,8 +26,11 @@ NO_LABEL = ("", "nan", "null", "na", "n/a", "#n/a")  # --drop_unlabelled treats 
 
 def as_list(cell: str, separator: str) -> list[Any]:
     """The labels in a cell: a JSON or Python list, or a string split at the separator."""
-    if cell.strip().startswith("[") and isinstance(found := literal(cell), list):
+    cell = cell.strip()
+    if cell.startswith("[") and isinstance(found := literal(cell), list):
         return found
+    if cell[:1] + cell[-1:] == "[]":  # [red, blue]
+        cell = cell[1:-1]
     return [part for part in cell.split(separator) if part.strip()]
 
 

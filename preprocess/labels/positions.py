@@ -10,7 +10,7 @@ from engine.errors import UserError
 from preprocess.example import shown
 
 MARK = r"[01](?:\.0*)?"
-CELL = re.compile(rf"[\[(]\s*{MARK}(?:[,;|\s]\s*{MARK})+\s*[\])]|{MARK}(?:[,;|\s]\s*{MARK}){{2,}}")
+CELL = re.compile(rf"[\[(]\s*{MARK}(?:[,;|\s]\s*{MARK})+\s*[\])]|{MARK}(?:[,;|\s]\s*{MARK}){{2,}}|[01]{{3,}}")
 NAMES_FILE = "labels.txt"  # next to the data: the names of the positions, one per row
 
 

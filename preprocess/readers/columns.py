@@ -58,6 +58,7 @@ HELP = {
     "questions with answers in a text (as in SQuAD)": "answers can be read as spans of a text: "
     'convert each to {"start": …, "end": …, "label": "answer"} in a list under `entities`',
 }
+USUAL_ROLES = [*TEXT_NAMES, *LABEL_NAMES, *NUMBER_NAMES, *OTHER_LABEL_NAMES]
 JOINED_INTENTS = re.compile(r"[^\W\d][^\s#]*(#[^\W\d][^\s#]*)+")  # but neither "C#" nor "topic#1"
 YES = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
 
@@ -217,15 +218,18 @@ def find_texts(head: Head, options: ReadOptions) -> tuple[str, str | None]:
 
 
 def find_part(head: Head, options: ReadOptions) -> str | None:
-    """The column with each row's part: --split_column, `split`, or a usual name whose values are parts."""
+    """The column that names the part of each row: --split_column, `split`, or one whose values are all names of
+    parts. Unless its name is usual, train must be among them."""
     if options.split_column:
         return head.pick("split_column", [options.split_column])[0]
     if "split" in head.names:
         return "split"
-    for name in alike(PART_COLUMNS, head.names):
+    usual, taken = alike(PART_COLUMNS, head.names), split_names(options.label_column) + [options.text_column]
+    for name in dict.fromkeys([*usual, *head.names]):
         position = head.names.index(name)
         values = {str(row[position]).strip().lower() for row in head.rows if position < len(row)}
-        if values and values <= PART_NAMES.keys() and name not in split_names(options.label_column):
+        parts = {PART_NAMES.get(value) for value in values} if name not in taken else {None}
+        if parts and None not in parts and (name in usual or ("train" in parts and not alike([name], USUAL_ROLES))):
             return name
     return None
 

@@ -129,7 +129,21 @@ def conll_layout(path: Path, options: ReadOptions) -> Layout:
     is_conll_2012 = width > 11 and any(row.startswith(CONLL_2012) for row in head)
     if is_conll_2012 and not options.token_column and not options.tag_column:
         options = replace(options, token_column="3", tag_column="10")
-    return find_layout(found, options, intent=intent)
+    layout = find_layout(found, options, intent=intent)
+    if options.header and not titled and not layout.notation and not layout.starred:
+        refuse_title(found, layout)
+    return layout
+
+
+def refuse_title(head: TokenHead, layout: Layout) -> None:
+    """Raises UserError if row 1 may name the columns: its tag occurs nowhere else, as no other tag does."""
+    for column in layout.tags.values():
+        first, *tags = head.column(column)
+        if len(tags) > 20 and first not in tags and min(Counter(tags).values()) > 1:
+            names = head.blocks[0][0]
+            named = f"--token_column {names[layout.token]} --tag_column {names[column]}"
+            may_be = f"row 1 ({' '.join(names)[:60]!r}) may name the columns: add {named}, or remove it"
+            raise UserError(f"{head.path}: {may_be}; --no_header reads it as a token")
 
 
 def are_titles(cells: Cells, options: ReadOptions) -> bool:

@@ -15,7 +15,7 @@ from engine.task.tags import USUAL, notation_of
 from preprocess.example import Example, shown
 from preprocess.readers.beside import class_files, classes_of, label_file_of, read_beside, read_class_files
 from preprocess.readers.columns import NUMBER_NAMES, OTHER_LABEL_NAMES
-from preprocess.readers.conll import CONLL_2012, GLOBAL_COLUMNS, read_conll, read_conllu, split_row
+from preprocess.readers.conll import CONLL_2012, GLOBAL_COLUMNS, NO_COMMENTS, read_conll, read_conllu, split_row
 from preprocess.readers.folders import class_folders, is_brat, read_brat, read_classes
 from preprocess.readers.inline import is_rasa, read_inline, read_rasa
 from preprocess.readers.objects import read_dataset, read_json, read_jsonl, read_parquet
@@ -117,6 +117,8 @@ def find_format(path: Path, options: ReadOptions) -> str:
     if suffix in SUFFIXES and suffix != ".tsv":
         return SUFFIXES[suffix]
     rows = head_of(path, options.encoding)
+    if options.comment not in ("", NO_COMMENTS):
+        rows = [row for row in rows if not row.startswith(options.comment)]
     if suffix == ".tsv":
         return tokens_of(path, rows, options, may_be_table=True) or "tsv"
     if suffix in CONLL_SUFFIXES or options.token_column or options.tag_column:

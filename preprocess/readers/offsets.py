@@ -1,6 +1,7 @@
 """Offsets of spans over a text, in characters or, as in JavaScript and Java, UTF-16 units (an emoji is two). A wrong
 unit is detected if the data has the surfaces of the spans, or if spans cut words."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from preprocess.readers.options import ReadOptions
 SPACED = regex.compile(
     rf"(?!{HAN})[\p{{L}}\p{{M}}\p{{N}}_](?<![\p{{Hangul}}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{Myanmar}}])"
 )
+MOST_KNOWN = 100_000  # surfaces that are kept
 LEAST = 3  # minimum number of cut words; fewer may be deliberate
 
 
@@ -43,6 +45,8 @@ class Seen:
     checked: int = 0  # spans that differ between the two
     cut: int = 0
     cut_otherwise: int = 0
+    surfaces: Counter[str] = field(default_factory=Counter)  # of the spans, as they are read
+    otherwise: Counter[str] = field(default_factory=Counter)
     first: str = ""
 
     def add(self, is_cut_so: bool, is_cut_otherwise: bool, where: str) -> None:
@@ -51,6 +55,11 @@ class Seen:
         self.cut_otherwise += is_cut_otherwise
         if is_cut_so and not self.first:
             self.first = where
+
+    def is_open(self, known: set[str]) -> bool:
+        """Whether nothing shows how to read the offsets: no words are cut, as in Chinese, and no surface is known."""
+        found = (sum(counts[surface] for surface in known) for counts in (self.surfaces, self.otherwise))
+        return self.checked >= LEAST and not (self.cut or self.cut_otherwise) and next(found) <= next(found)
 
     def is_wrong(self) -> bool:
         """Whether most spans cut words, but few do in the other interpretation."""
@@ -65,6 +74,8 @@ class Offsets:
     options: ReadOptions
     utf16: Seen = field(default_factory=Seen)
     inclusive: Seen = field(default_factory=Seen)
+    plain: Seen = field(default_factory=Seen)  # all spans, as they are read
+    known: set[str] = field(default_factory=set)  # surfaces of spans that are not after an emoji
 
     def examples(self, examples: Iterator[Example]) -> Iterator[Example]:
         """Yields the examples with offsets in characters. Raises UserError at the end if the unit seems wrong."""
@@ -89,8 +100,15 @@ class Offsets:
                 continue
             if self.options.span_end == "auto" and end < len(text):
                 self.inclusive.add(is_cut(text, end), is_cut(text, end + 1), where)
+            is_odd = is_cut(text, start) or is_cut(text, end)
+            self.plain.add(is_odd, False, where)
             if self.options.offsets == "auto" and not text.isascii() and max(text[:end], default="") > "\uffff":
-                self.utf16.add(is_cut(text, start) or is_cut(text, end), cut_in_utf16(text, start, end), where)
+                ends = from_utf16(text, start, end)
+                self.utf16.add(is_odd, ends is None or any(is_cut(text, place) for place in ends), where)
+                self.utf16.surfaces[text[start:end]] += 1
+                self.utf16.otherwise[text[slice(*ends)] if ends else ""] += 1
+            elif len(self.known) < MOST_KNOWN:
+                self.known.add(text[start:end])
 
     def converted(self, span: StoredSpan, text: str, where: str, behind: bool) -> dict[str, Any]:
         start, end, label, surface, _ = span
@@ -115,8 +133,13 @@ class Offsets:
                 option = advice.split()[0]
                 keep = f"{option} {'characters' if option == '--offsets' else 'exclusive'} keeps them unchanged"
                 raise UserError(f"{self.path}: {cut}; add {advice}; {keep}")
-
-
-def cut_in_utf16(text: str, start: int, end: int) -> bool:
-    ends = from_utf16(text, start, end)
-    return ends is None or any(is_cut(text, place) for place in ends)
+        if self.utf16.is_open(self.known):
+            which = "--offsets utf16 if an emoji counts as two, as in JavaScript and Java, or --offsets characters"
+            raise UserError(f"{self.path}: spans after an emoji may be counted in two ways; add {which}")
+        if self.options.offsets == "auto" and self.options.span_end == "auto" and self.plain.is_wrong():
+            what = f"{self.plain.cut:,} of {self.plain.checked:,} spans begin or end inside a word"
+            first = self.plain.first.removeprefix(f"{self.path}, ")
+            advice = "correct the offsets (they may count bytes, or belong to another text)"
+            raise UserError(
+                f"{self.path}: {what}, the first: {first}; {advice}; --offsets characters reads them as they are"
+            )

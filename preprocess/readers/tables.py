@@ -175,9 +175,19 @@ def table_examples(head: Head, columns: Columns, rows: Table, origin: str, optio
                 continue
             cells = [""] * len(head.names)  # for prediction, empty rows keep their positions
         if len(cells) != len(head.names):
-            raise UserError(f"{where}: {len(cells)} cells, but {origin} has {len(head.names)}; {head.listed}")
+            advice = quote_advice(cells, options)
+            raise UserError(f"{where}: {len(cells)} cells, but {origin} has {len(head.names)}; {advice}{head.listed}")
         example = columns.example(values_of(dict(zip(head.names, cells)), where), where)
         yield {key: example[key] for key in order if key in example} | example if order else example
+
+
+def quote_advice(cells: list[str], options: ReadOptions) -> str:
+    """The options that read quotes, if a cell begins with one that was read as an ordinary character."""
+    quote = next((cell[0] for cell in cells if cell[:1] in ("'", '"') and cell.strip(cell[0])), "")
+    if not quote or options.quotechar:
+        return ""
+    shown = '"\'"' if quote == "'" else "'\"'"
+    return f"if cells are in quotes, add --quotechar {shown}; "
 
 
 def report_joined_labels(head: Head, columns: Columns, options: ReadOptions) -> None:
@@ -198,7 +208,9 @@ def columns_by_name(head: Head, options: ReadOptions) -> Columns:
     refuse_other_tasks(head, options)
     if may_lack and not options.text_column:
         like = "looks like data" if is_data(head) else "has none of the usual names"
-        advice = f"name the columns with --text_column and --label_column; {headless}"
+        advice = (
+            quote_advice(head.names, options) + f"name the columns with --text_column and --label_column; {headless}"
+        )
         raise UserError(f"{head.path}: row 1 {like}: {advice}")
     if twice := [name for name, number in Counter(head.names).items() if number > 1]:
         advice = headless if may_lack else head.listed

@@ -162,6 +162,19 @@ REFUSED = {  # name: (rows, words of the message, an option that helps, its valu
         "--offsets utf16",
         {"offsets": "utf16"},
     ),
+    "emoji before Chinese": (
+        [
+            {"text": f"🎈第{n}天去{c}玩", "label": [[n // 10 + 6, n // 10 + 8, "where"]]}
+            for n, c in enumerate(["上海", "南京"] * 9)
+        ],
+        "--offsets utf16 if an emoji counts as two",
+        {"offsets": "utf16"},
+    ),
+    "bytes": (
+        [{"text": f"é {t} again", "label": [[a + 3, b + 3, c] for a, b, c in s]} for t, s in MARKED],
+        "spans begin or end inside a word",
+        {"offsets": "characters"},
+    ),
     "inclusive ends": (with_texts("entities", dicts(last=1)), "--span_end inclusive", {"span_end": "inclusive"}),
     "a wrong surface": (
         with_texts("entities", [[{"start": 0, "end": 3, "label": "who", "text": "Nobody"}] for _ in MARKED]),
@@ -238,7 +251,7 @@ def test_intents_with_patterns(form, tmp_path):
     assert {text: row["intent"] for text, row in rows.items()} == dict(REVIEWS)
 
 
-@pytest.mark.parametrize("column", ["partition", "Split", "set", "subset"])
+@pytest.mark.parametrize("column", ["partition", "Split", "set", "subset", "used for"])
 def test_a_column_of_parts_is_found_by_its_name_and_values(column, tmp_path):
     rows = [{"text": t, "label": m, column: ["train", "validation", "test"][n % 3]} for n, (t, m) in enumerate(REVIEWS)]
     found, _ = read(write(tmp_path, rows))
@@ -351,6 +364,15 @@ def test_a_later_row_that_does_not_fit_is_named(tmp_path):
     rows[-1] = {"tokens": ["a", "b"], "entities": [{"type": "who"}]}
     with pytest.raises(UserError, match=r"item 541: a span of 'entities' needs"):
         read(write(tmp_path, rows))
+
+
+def test_surfaces_elsewhere_show_that_an_emoji_is_one_character(tmp_path):
+    rows = [
+        {"text": f"{'🎈' * (n % 2)}去{c}玩", "label": [[n % 2 + 1, n % 2 + 3, "where"]]}
+        for n, c in enumerate(["上海"] * 12)
+    ]
+    found, _ = read(write(tmp_path, [row | {"text": f"{row['text']}{n}"} for n, row in enumerate(rows)]))
+    assert len(found) == 12
 
 
 def test_nothing_is_written_when_offsets_are_doubtful(tmp_path):

@@ -178,6 +178,7 @@ def test_rows_without_a_text_are_dropped_and_counted(tmp_path, capsys):
         ("{'a'}", ["a"]),
         ("{'key': 'pos'}", {"key": "pos"}),
         ("[]", []),
+        ('"[{\\"a\\": 1}]"', [{"a": 1}]),
         ("['a' 'b', 'c']", None),
         ("[a, b]", None),
         ("[" * 5000 + "]" * 5000, None),
@@ -196,6 +197,12 @@ def test_sets_and_single_values_in_cells(tmp_path):
     rows = [(text, str({"name": label})) for text, label in ROWS]
     assert pairs(read(tmp_path, {"b/a.csv": table(rows)}, "b")) == ROWS
     assert pairs(read(tmp_path, {}, "b", label_types={"label": "classification"})) == rows
+
+
+def test_names_in_brackets_without_quotes_are_sets(tmp_path):
+    rows = [(text, ["[calm, sad]", "[calm]"][n % 2]) for n, (text, _) in enumerate(ROWS)]
+    found = processed(tmp_path, {"a.csv": table(rows)}, label_type="label=multilabel")
+    assert {tuple(row["label"]) for part in found.values() for row in part} == {("calm", "sad"), ("calm",)}
 
 
 def test_positions_of_characters_are_no_labels(tmp_path):
@@ -244,6 +251,8 @@ def test_files_that_are_not_called_like_classes_are_refused(tmp_path):
         ({"a.txt": "__label__a b\r__label__c d\r"}, "a.txt: its rows end with carriage returns", {}),
         ({"train/a.csv": table(ROWS), "test/x/1.txt": "a"}, "test: contains no data files", {}),
         ({"a.csv": table(ROWS)}, "a.csv: --format brat reads a folder", {"format": "brat", "source": "a.csv"}),
+        ({"a.tsv": '"text"\t"label"\n"a b"\t"c"\n'}, "if cells are in quotes, add --quotechar '\"'", {}),
+        ({"a.csv": "text,label\n'a, b',c\n"}, 'if cells are in quotes, add --quotechar "\'"', {}),
         ({"x.txt": "to Bonn\n\nUlm\n", "x.tags": "O B-L\nO\nO\n"}, "x.txt, row 2: 0 words, but x.tags has 1 tags", {}),
     ],
 )
@@ -280,6 +289,7 @@ def test_a_damaged_archive_is_one_line(tmp_path):
     [
         ("{}.jsonl", lambda text, label: json.dumps({"sentence": text} | ({"label": label} if label else {}))),
         ("{}.csv", lambda text, label: f'"{text}",{label or ""}'),
+        ("{}.json", lambda text, label: json.dumps({"sentence": text} | ({"label": label} if label else {"id": text}))),
         ("{}.tsv", lambda text, label: f"{text}\t{label or -1}"),
     ],
 )

@@ -96,6 +96,12 @@ REFUSED = {  # name: (file, text, what the line says, options)
         ["numbers", "--token_column"],
         {},
     ),
+    "titles of bare types": (
+        "a.tsv",
+        "terme\tgenre\n" + rows_of(lambda n, t, g, p: f"{t}\t{g[2:] or g}"),
+        ["--token_column terme --tag_column genre", "--no_header"],
+        {},
+    ),
     "no such column": ("a.conll", PLAIN, ["'9' (--tag_column)", "0 ('Mia'), 1 ('B-PER')"], {"tag_column": "9"}),
     "a comment inside": ("a.conll", PLAIN.replace("flew O", "# flew there O\nflew O"), ["row 3", "--comment"], {}),
     "another width": ("a.conll", PLAIN + "\nNew York B-LOC\n", ["3 columns, but the others have 2", "--comment"], {}),
@@ -170,6 +176,11 @@ def test_the_options_of_a_table_of_texts_name_the_columns_too(tmp_path):
     rows = read(tmp_path, "a.csv", text, text_column="text", label_column="label")
     assert rows == [{"tokens": tokens, "label": tags} for tokens, tags, _ in SENTENCES]
     assert read(tmp_path, "a.csv", text.replace("text,", "utterance,"), token_column="utterance") == rows
+
+
+def test_the_prefix_of_comments_does_not_hide_the_form(tmp_path):
+    commented = PLAIN.replace("\n\n", "\n\n%% a remark about the next one\n")
+    assert read(tmp_path, "a.txt", commented, comment="%%") == read(tmp_path, "b.txt", PLAIN)
 
 
 def test_sentences_end_at_the_named_tokens(tmp_path):
