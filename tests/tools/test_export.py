@@ -374,7 +374,7 @@ def test_files_are_read_as_main_reads_them(tmp_path):
         ("a.csv", "text,tags\nto Oslo,O B-city\n", "a tag for each word"),
         ("a.csv", "text,label\nOslo,city\nto,O\n", "a tag for each word"),
         ("a.csv", "text\n\"['a', 'b']\"\n", "lists"),
-        ("a.tsv", "text\ngo [Rome](city)\nsee [Oslo](city)\n", "marked entities"),
+        ("a.tsv", "text\ngo [Rome](city)\nsee [Oslo](city)\n", "entity markup"),
         ("a.jsonl", '{"prompt": "a", "query": "b", "output": "c"}\n', "instructions"),
         ("a.json", "[]", "ends in .json"),
         ("", "", "is a folder"),

@@ -25,7 +25,7 @@ from data_process import DataConfig, process
 from engine.errors import UserError
 from engine.task.task import Task
 from main import main
-from tools.report import bootstrap, compare, course, entities, figures, look, marked, suspects, svg
+from tools.report import bootstrap, compare, entities, figures, history, look, marked, suspects, svg
 from tools.report.__main__ import ReportConfig
 from tools.report.__main__ import main as report
 from tools.report.collect import collect
@@ -314,7 +314,7 @@ def test_seen_and_length_of_entities():
     ]
 
 
-# ---- the course -----------------------------------------------------------------------------------------------------
+# ---- training history ---------------------------------------------------------------------------------------------
 
 
 def curves(train, dev, score):
@@ -337,23 +337,23 @@ def curves(train, dev, score):
     ],
 )
 def test_what_the_curves_justify(said, train, dev, score):
-    found, numbers = course.verdict(curves(train, dev, score), "f1")
+    found, numbers = history.verdict(curves(train, dev, score), "f1")
     assert found == said
     assert Words("en")(found, **numbers) and Words("zh")(found, **numbers)
 
 
-def test_the_course_of_a_resumed_run_and_a_log(tmp_path):
+def test_the_history_of_a_resumed_run_and_a_log(tmp_path):
     lines = [
         {"step": 2, "epoch": 0, "lr": 1, "loss": 3},
         {"step": 2, "epoch": 0, "lr": 1, "loss": 4},
         {"step": 3, "epoch": 0, "dev_f1": 0.5},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "ep')
-    found = course.read_course(tmp_path)
-    assert [r["loss"] for r in found["steps"]] == [4] and course.best_epoch(found, "f1") == 1
+    found = history.read_history(tmp_path)
+    assert [r["loss"] for r in found["steps"]] == [4] and history.best_epoch(found, "f1") == 1
     log = "2026-01-01 00:00:00,1 INFO a\n2026-01-01 00:00:01,1 WARNING cut\nmore\n2026-01-01 00:00:02,1 WARNING cut\n"
     (tmp_path / "train.log").write_text(log)
-    told = course.read_log(tmp_path / "train.log")
+    told = history.read_log(tmp_path / "train.log")
     assert told["warnings"] == [["cut", 2]] and told["ended"] == "2026-01-01 00:00:02"
 
 

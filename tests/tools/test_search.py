@@ -64,7 +64,7 @@ def make_plan(sample, **options):
         ("lr=1e-4..1e-3 lr=1e-3..1e-2", "lr is given twice"),
         ("head_lr=1e-4..1e-3 head_multiple=1..10", "head_lr is set already"),
         ("fgm_eps=0.5..2", "no effect without use_fgm or use_pgd"),
-        ("random_seed=1,2", "random_seed is not a hyper-parameter"),
+        ("random_seed=1,2", "random_seed is not a hyperparameter"),
         ("num_workers=0,2", "not an option of main.py that changes the result"),
         ("layer_decay=0.8..0.95", "need --pretrain_model_path"),
     ],
@@ -313,7 +313,7 @@ def test_a_search_runs_main_and_is_not_repeated(sample, command, tmp_path, monke
         ({"space": "lr=1e-6..1e-2:log"}, "space: pooling was first,mean, is None"),
         ({"seed": 1}, "seed was"),
     ):
-        with pytest.raises(UserError, match=f"results holds another search .{said}.*name another folder with"):
+        with pytest.raises(UserError, match=f"results contains another search .{said}.*name another folder with"):
             search.main(parse_args(search.SearchConfig, flags(sample, epochs=2, trials=2, **changed)))
     (tmp_path / "without").mkdir()
     (tmp_path / "without/optuna.py").write_text("raise ModuleNotFoundError(name='optuna')")

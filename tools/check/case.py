@@ -1,4 +1,4 @@
-"""What the checks of --debug share: the model and data to check, and comparisons of logits."""
+"""Shared by the checks of --debug: the model and data under test, and comparisons of logits."""
 
 import copy
 import subprocess
@@ -19,7 +19,7 @@ from engine.train import checkpoint
 from model_utils import MyModel
 from trainer import Trainer
 
-MIXES_PADDING = ("fnet", "convbert", "nystromformer", "yoso")  # families whose answers depend on padding by design
+MIXES_PADDING = ("fnet", "convbert", "nystromformer", "yoso")  # families whose outputs depend on padding by design
 ROOT = Path(__file__).resolve().parents[2]
 Tensors = dict[str, torch.Tensor]  # inputs by name; labels or logits by task
 
@@ -34,19 +34,18 @@ class Skipped(Exception):
 
 @dataclass
 class Case:
-    """What is checked.
+    """The subject of the checks.
 
-    build(**changes): a new Trainer with the user's options and these changes; data, tokenizer and seed are those of the
-    run. data: some rows of train. best: the checkpoint of the trial run, or None. command: the command that starts
-    main.py.
+    build(**changes): a new Trainer with the user's options and these changes, and the data, tokenizer and seed of the
+    run. data: some rows of train. best: the checkpoint of the trial run, or None. command: how to start main.py.
     """
 
     build: Callable[..., Trainer]
     data: MyDataset
     best: Path | None
     command: list
-    notes: list[str] = field(default_factory=list)  # unusual behaviour that is by design
-    overfitted: MyModel | None = None  # the model that was overfitted to some texts
+    notes: list[str] = field(default_factory=list)  # unusual but intended behaviour
+    overfitted: MyModel | None = None  # the model after overfitting some texts
     other: tuple[subprocess.Popen, Path] | None = None  # see other_process in checkpoints.py
 
     @cached_property
@@ -73,7 +72,7 @@ class Case:
 
     @cached_property
     def rows(self) -> list[int]:
-        """Up to 16 rows that leave room for padding; those with labels of the most tasks come first."""
+        """Up to 16 rows short enough to be padded; those with labels for the most tasks come first."""
         longest = min(self.data.featurizer.max_length, num_positions(self.trained.encoder) or 10**6) - 8
         every = range(len(self.data.lengths))
         short = [row for row in every if self.data.lengths[row] <= longest]
@@ -88,28 +87,28 @@ def has_label(labels: torch.Tensor) -> torch.Tensor:
 
 
 def logits_of(model: MyModel, inputs: Tensors, labels: Tensors | None = None) -> Tensors:
-    """{task: logits} without the positions of padding words."""
+    """{task: logits} without padding positions."""
     heads = model.output_layer.heads
     return {name: heads[name].real_logits(logits, inputs) for name, logits in model(inputs, labels).logits.items()}
 
 
 def difference(first: Tensors, second: Tensors, tolerance: float = 1e-3) -> str | None:
-    """None, or a message with the first task whose logits differ, and their relative difference."""
+    """A message with the relative difference of the first task whose logits differ, or None."""
     for name, logits in first.items():
         gap = float((logits - second[name]).abs().max() / logits.abs().max().clamp(min=1e-6)) if logits.numel() else 0.0
         if not gap <= tolerance:
-            return f"the logits of {name!r} differ by {gap:.1%} of their size"
+            return f"the logits of {name!r} have a relative difference of {gap:.1%}"
     return None
 
 
 def require_same(change: str, first: Tensors, second: Tensors, tolerance: float = 1e-3) -> None:
-    """Raises Failed if logits differ. change: what differs between the two runs, for the message."""
+    """Raises Failed if logits differ. change: describes the difference between the two runs, for the message."""
     if wrong := difference(first, second, tolerance):
         raise Failed(f"{change} {wrong}")
 
 
 def padding_mixer(encoder: nn.Module) -> str | None:
-    """The encoder's family if its answers depend on padding by design, or None."""
+    """The encoder's family if its outputs depend on padding by design, otherwise None."""
     family = getattr(getattr(encoder, "config", None), "model_type", None)
     return family if family in MIXES_PADDING else None
 
@@ -119,6 +118,6 @@ def shorten(names: list[str]) -> str:
 
 
 def is_own(filename: str) -> bool:
-    """Whether a file belongs to this repository, and not to a virtual environment in it."""
+    """Whether a file belongs to this repository rather than to a virtual environment inside it."""
     path = Path(filename)
     return path.is_relative_to(ROOT) and not any(part.startswith(".") for part in path.relative_to(ROOT).parts)

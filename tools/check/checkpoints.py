@@ -1,4 +1,4 @@
-"""Checks of checkpoints and predictions: what a resumed run and a new process do with them."""
+"""Checks of checkpoints and predictions, in a resumed run and in a new process."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from engine.train import checkpoint
 from tools.check.case import Case, Failed, Skipped, padding_mixer
 from trainer import Trainer
 
-NO_SIGNAL = 1000  # in place of a signal's number
+NO_SIGNAL = 1000  # stands for a missing signal number
 
 
 @torch.enable_grad()
@@ -43,7 +43,7 @@ def check_resume(case: Case) -> None:
         resumed = case.build(**options, model_version="stopped")
         with torch.no_grad():
             for name in dict(resumed.model.named_parameters()).keys() & lora.kept_tensors(resumed.model).keys():
-                resumed.model.get_parameter(name).zero_()  # so that they come from the checkpoint
+                resumed.model.get_parameter(name).zero_()  # they must be restored from the checkpoint
         run_until(resumed, last)
         paths = [trainer.checkpoints / f"step_{last:08d}" / "manifest.json" for trainer in (whole, resumed)]
         expected, actual = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
@@ -53,7 +53,7 @@ def check_resume(case: Case) -> None:
 
 
 def run_until(trainer: Trainer, step: int) -> None:
-    """Trains up to a step and saves there; starts from the newest checkpoint if there is one."""
+    """Trains up to a step and saves; resumes from the latest checkpoint if there is one."""
     trainer.config.run_dir.mkdir(parents=True, exist_ok=True)
     agree = trainer.stop.agree
     trainer.stop.agree = lambda number: agree(number or NO_SIGNAL * (trainer.progress.step == step))
@@ -90,7 +90,7 @@ def is_same(first: Any, second: Any) -> bool:
 
 @contextmanager
 def other_process(case: Case) -> Iterator[tuple[subprocess.Popen, Path]]:
-    """A new process that evaluates and labels the rows of the check from the checkpoint only, and its folder."""
+    """Starts a process that evaluates and labels the rows from the checkpoint alone. Returns it and its folder."""
     config = case.trainer.config
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"

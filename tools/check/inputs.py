@@ -1,4 +1,4 @@
-"""Checks what the answers are allowed to depend on, and devices and precision."""
+"""Checks that outputs depend only on the right inputs, and checks devices and precision."""
 
 import copy
 import random
@@ -26,7 +26,7 @@ def check_padding(case: Case) -> None:
         wrong = difference({name: torch.cat([logits[name] for logits in alone]) for name in together}, together)
     if wrong and (family := padding_mixer(model.encoder)):
         by_design = f"{family} mixes padding into its answers by design"
-        case.notes.append(f"{by_design}, so a text alone and in a batch differ: {wrong}")
+        case.notes.append(f"{by_design}, so single and batched inputs give different outputs: {wrong}")
     elif wrong:
         raise Failed(f"with {more} more padding tokens, or alone instead of in a batch, {wrong}")
 
@@ -76,7 +76,7 @@ def check_later_words(case: Case) -> None:
     first, second = model.encode(batch.inputs), model.encode(batch.inputs | {"input_ids": changed})
     earlier = torch.arange(first.shape[1], device=first.device) < last[:, None]
     if not (first - second)[earlier].abs().max() < 1e-3:
-        raise Failed("another last token changes the hidden states of earlier ones")
+        raise Failed("changing the last token changes earlier hidden states")
 
 
 def check_determinism(case: Case) -> None:
@@ -119,7 +119,7 @@ def check_inputs_unchanged(case: Case) -> None:
 def check_device(case: Case) -> None:
     """With another default device, tensors created without a device cannot be combined with the model's own."""
     model, batch = case.model_and_batch(4)
-    model(batch.inputs, batch.labels)  # lets it create its caches on the right device
+    model(batch.inputs, batch.labels)  # creates lazy caches on the right device
     try:
         with torch.device("meta"):
             output = model(batch.inputs, batch.labels)
@@ -128,7 +128,7 @@ def check_device(case: Case) -> None:
         in_torch = Path(torch.__file__).parent
         frames = traceback.extract_tb(error.__traceback__)
         last = [frame for frame in frames if not Path(frame.filename).is_relative_to(in_torch)][-1]
-        if not is_own(last.filename):  # another library raised it
+        if not is_own(last.filename):  # raised by another library
             raise Skipped(f"it cannot be checked for this encoder ({first_line(error)})") from None
         line = f"{Path(last.filename).name}:{last.lineno} ({last.line})"
         raise Failed(f"{line} uses a tensor that was created without a device ({first_line(error)})") from None

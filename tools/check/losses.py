@@ -1,4 +1,4 @@
-"""Checks of the heads' answers and losses."""
+"""Checks of the heads' outputs and losses."""
 
 import copy
 import math
@@ -26,7 +26,7 @@ def check_shapes(case: Case) -> None:
 
 
 def wrong_answers(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
-    """What `decode` does wrong with these logits, with random or with extreme ones; None if nothing."""
+    """Describes an error of `decode` on these, random or extreme logits; None if there is none."""
     labels = head.task.labels
     seen: set[int] = set()
     shape = batch.inputs["word_mask"].shape if head.level == "words" else batch.rows.shape
@@ -48,7 +48,7 @@ def wrong_answers(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
 
 
 def extreme_logits(logits: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yields logits (B, C) with one class, or the first classes, far above the rest: decode must return every label."""
+    """Yields logits (B, C) in which one class, or the first classes, dominate: decode must return every label."""
     if logits.ndim == 2:
         size = logits.shape[1]
         signs = torch.cat([2 * torch.eye(size) - 1, 1 - 2 * torch.ones(size + 1, size).triu()]).to(logits.device)
@@ -57,7 +57,7 @@ def extreme_logits(logits: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def wrong_spans(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
-    """What `decode` does wrong with these logits of spans or with random ones; None if nothing."""
+    """Describes an error of `decode` on these or random span logits; None if there is none."""
     sizes = batch.inputs["word_mask"].sum(1).tolist()
     for chosen in (logits, 10 * torch.randn_like(logits)):
         answers, probabilities = head.decode(chosen, batch.inputs)
@@ -92,7 +92,7 @@ def check_first_loss(case: Case) -> None:
 
 
 def expected_first_loss(head: Any, labels: torch.Tensor) -> tuple[float, str]:
-    """The loss of random guessing, and its description."""
+    """The expected loss of random guessing, and its description."""
     task = head.task
     if head.first_loss is not None:
         return head.first_loss, f"near {head.first_loss:g}"
@@ -121,7 +121,7 @@ def skip_if_rows_are_compared(case: Case) -> None:
 
 
 def select(batch: Batch, rows: list[int]) -> Batch:
-    """These rows of a batch in this order, with the same padding."""
+    """Selects rows of a batch in this order, keeping the padding."""
     inputs, labels = [{name: tensor[rows] for name, tensor in part.items()} for part in (batch.inputs, batch.labels)]
     return Batch(inputs, labels, batch.rows[rows])
 

@@ -1,4 +1,4 @@
-"""The checks of `main.py --debug`: does an edited model still have the properties that every model must have?
+"""The checks of `main.py --debug`: does an edited model still satisfy the invariants of all models?
 
 A check is a function of a Case that raises Failed with a description of the error (any other exception is a failure
 too), or Skipped. It runs without gradients unless it enables them. Add checks of your own model to CHECKS.
@@ -20,7 +20,7 @@ from tools.check.case import Case, Failed, Skipped, is_own
 
 logger = logging.getLogger("template")
 
-# (the property that holds if it passes, function, what to inspect if it fails)
+# (invariant, function, what to inspect on failure)
 CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
     ("shapes, labels and label counts", losses.check_shapes, "the head's forward, decode and label_mask"),
     ("the first loss is near that of random guessing", losses.check_first_loss, "the head's loss; MyLoss"),
@@ -55,7 +55,7 @@ CHECKS: list[tuple[str, Callable[[Case], None], str]] = [
 
 
 def check_model(case: Case) -> dict[str, str]:
-    """Runs all checks, and logs a line for each and a summary. -> {name of a failed check: error}
+    """Runs all checks and logs a line for each and a summary. Returns {failed check: error}.
 
     On SIGTERM and SIGINT it raises Interrupted after the current check.
     """
@@ -90,7 +90,7 @@ def run_check(check: Callable[[Case], None], case: Case) -> tuple[str, str]:
     case.notes.clear()
     try:
         with ExitStack() as stack, torch.no_grad():
-            for noisy in (logger, logging.getLogger("transformers")):  # only errors are logged
+            for noisy in (logger, logging.getLogger("transformers")):  # logs only errors
                 stack.callback(noisy.setLevel, noisy.level)
                 noisy.setLevel(logging.ERROR)
             check(case)
@@ -107,8 +107,8 @@ def run_check(check: Callable[[Case], None], case: Case) -> tuple[str, str]:
 
 @contextmanager
 def rehearsal() -> Iterator[list[Exception]]:
-    """`with rehearsal() as failures:` runs the trial run. An exception becomes one line, with the traceback in the log
-    file, so that the checks can find the cause. UserError, Interrupted and OSError are raised as usual."""
+    """`with rehearsal() as failures:` wraps the trial run. An exception is logged as one line, with the traceback in
+    the log file, so that the checks can find the cause. UserError, Interrupted and OSError propagate."""
     failures: list[Exception] = []
     try:
         yield failures
@@ -116,7 +116,7 @@ def rehearsal() -> Iterator[list[Exception]]:
         raise
     except Exception as error:
         failures.append(error)
-        advice = "The model is checked nevertheless; the traceback is in the log file"
+        advice = "The checks run anyway; the traceback is in the log file"
         logger.error(f"the trial run FAILED: {describe(error)}. {advice}")
         for handler in logger.handlers:
             if isinstance(handler, logging.FileHandler):

@@ -1,4 +1,4 @@
-"""Checks of training: gradients, registration, and whether the model can overfit a few texts."""
+"""Checks of training: gradients, registration, and the ability to overfit a few texts."""
 
 import copy
 import time
@@ -40,7 +40,7 @@ def check_gradients(case: Case) -> None:
 
 
 def require_encoder_gradients(model: MyModel, batch: Batch) -> None:
-    """Raises Failed if the loss of a task gives the encoder no gradient."""
+    """Raises Failed if a task's loss gives the encoder no gradient."""
     encoder = [p for p in model.encoder.parameters() if p.requires_grad]
     for name, loss in model(batch.inputs, batch.labels).losses.items():
         if encoder and has_label(batch.labels[name]).any():
@@ -50,7 +50,7 @@ def require_encoder_gradients(model: MyModel, batch: Batch) -> None:
 
 
 def require_frozen(model: MyModel, config: Config) -> None:
-    """Raises Failed if a frozen parameter has a gradient, or if a parameter is frozen that no option freezes."""
+    """Raises Failed if a frozen parameter has a gradient, or if a parameter is frozen without an option."""
     parameters = dict(model.named_parameters())
     frozen = [name for name, p in parameters.items() if not p.requires_grad]
     if wrong := [name for name in frozen if parameters[name].grad is not None]:
@@ -65,7 +65,7 @@ def require_frozen(model: MyModel, config: Config) -> None:
 
 
 def require_used(case: Case, model: MyModel) -> None:
-    """Raises Failed if trained parameters have no gradient; a few of a library's encoder are only noted."""
+    """Raises Failed if trained parameters have no gradient; a few in a library's encoder only get a note."""
     unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     in_encoder = [name for name in unused if name.startswith("encoder.")]
     few = len(in_encoder) < len(list(model.encoder.parameters())) / 2
@@ -140,7 +140,7 @@ def check_overfitting(case: Case) -> None:
 
 
 def distinct_rows(case: Case) -> list[int]:
-    """Up to NUM_TEXTS rows with different texts, as equal ones may have different labels; rows with labels first."""
+    """Up to NUM_TEXTS rows with distinct texts, as equal texts may have different labels; labelled rows first."""
     by_text: dict[tuple[int, ...], int] = {}
     for row in sorted(range(len(case.data.lengths)), key=lambda row: (-case.num_labels(row), case.data.lengths[row])):
         by_text.setdefault(tuple(case.data.batch([row]).inputs["input_ids"][0].tolist()), row)
@@ -149,7 +149,7 @@ def distinct_rows(case: Case) -> list[int]:
 
 @torch.no_grad()
 def accuracies(model: MyModel, batch: Batch) -> dict[str, float]:
-    """{task: share of its labels that are predicted}, as counted by the head, in eval mode."""
+    """{task: share of labels predicted correctly}, as counted by the head, in eval mode."""
     model.eval()
     decoded = model.decode(model(batch.inputs).logits, batch.inputs)
     heads = model.output_layer.heads

@@ -5,7 +5,7 @@
 
 Takes main.py's flags. Each fold is a run in OUTPUT_DIR/<version>-fold_<k>; the same command resumes an interrupted one.
 OUTPUT_DIR/<version>-folds gets out_of_fold.csv (each row once, labelled by the model that was not trained on it),
-predictions.csv (the test part, labelled with the mean of the folds' probabilities), folds.json (scores of each fold,
+predictions.csv (the test part, labelled with the folds' mean probabilities), folds.json (scores of each fold,
 mean, standard deviation) and report.html (docs/report.md).
 """
 
@@ -76,14 +76,14 @@ def main(config: Config) -> int:
 
 
 def folds_of(config: Config) -> list[Config]:
-    """The options of each fold's run, in order. Raises UserError if there are no folds, or for options of main.py that
-    have no effect on folds or cannot work there."""
+    """The options of each fold's run, in order. Raises UserError without folds, or for options of main.py that have no
+    effect on folds or do not work there."""
     for name in ("predict_file", "predict_output", "checkpoint", "shard", "fold"):
         if getattr(config, name) != getattr(Config, name):
             advice = "use main.py with --fold, or tools.ensemble, once the folds are trained"
             raise UserError(f"tools.cross_validate trains and scores every fold; it takes no --{name}: {advice}")
     if is_launched():
-        raise UserError("tools.cross_validate trains one fold after another in one process; start it without torchrun")
+        raise UserError("tools.cross_validate trains the folds sequentially in one process; start it without torchrun")
     numbers = sorted(int(path.name[5:]) for path in config.data_dir.glob("fold_*"))
     if not numbers:
         raise UserError(f"{config.data_dir}: has no folds; make them with data_process.py --n_splits 5")

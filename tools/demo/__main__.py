@@ -2,7 +2,7 @@
 
 pip install -r tools/demo/requirements.txt
 python -m tools.demo --model_version sample               # a page at http://127.0.0.1:8000
-python -m tools.demo --model_version sample --terminal    # needs no more packages
+python -m tools.demo --model_version sample --terminal    # no extra dependencies
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ class DemoConfig:
     terminal: bool = option(False, "a prompt in the terminal instead of a web page")
     address: str = option("127.0.0.1:8000", "address of the page; port 0: a free port")
     checkpoint: str = option("", "checkpoint folder (default: best of the run)", group="model")
-    model_version: str = option("", "name of the run's folder in --output_dir (default: from the data)")
+    model_version: str = option("", "name of the run's folder in --output_dir (default: derived from the data)")
     output_dir: str = option("output", "folder of the runs")
     data_path: str = option(Config.data_path, "processed folder whose test part provides the page's examples")
     pretrain_model_path: str = option("", "path of the base model of a LoRA adapter, if it has moved")
@@ -57,8 +57,8 @@ def main(config: DemoConfig) -> int:
         try:
             from tools.demo.page import listen, run_demo
         except ImportError as error:
-            needed = "pip install -r tools/demo/requirements.txt"
-            raise UserError(f"the page needs the package {error.name}: {needed}; --terminal needs none") from None
+            advice = "pip install -r tools/demo/requirements.txt, or use --terminal, which has no extra dependencies"
+            raise UserError(f"the page needs the package {error.name}: {advice}") from None
         listening = listen(config.address)
     options, size = config.for_run(), config.eval_batch_size
     best = Path(config.checkpoint or options.run_dir / "checkpoints/best")

@@ -1,13 +1,13 @@
 """python -m tools.demo: a web page on this machine that labels typed text.
 
-    GET  /         the page; it loads nothing from other hosts
+    GET  /         the page, without resources from other hosts
     GET  /example  a random row of the test part, as returned by `Examples.shown`
     POST /label    {"texts": [a string, or {"text" or "tokens", "text_pair"?, "extras"?, "id"?}]}
                    -> {"answers": [as from a Labeller]}; {"error": a sentence} with 400 for an invalid request, 413 for
                    one that is too long
 
-The server listens on the loopback address unless --address says otherwise. There it only answers requests with its own
-host name, so that no other site can read it through the browser under another name (DNS rebinding).
+The server listens on the loopback address unless --address is set. There it only answers requests for its own host
+name, which prevents DNS rebinding by other sites in the browser.
 """
 
 import json
@@ -57,13 +57,13 @@ def listen(address: str) -> socket.socket:
 
 
 def run_demo(label: Labeller, examples: Examples, listening: socket.socket, address: str, language: str) -> int:
-    """Serves the page until Ctrl-C or SIGTERM. listening: from `listen`. -> 0"""
+    """Serves the page until Ctrl-C or SIGTERM, then returns 0. listening: from `listen`"""
     host, port = parse_address(address)[0], listening.getsockname()[1]
     app = build_app(label, examples, connections.host_names(host, listening), language)
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=3)
     server = uvicorn.Server(config)
     for number in (signal.SIGINT, signal.SIGTERM):
-        # uvicorn shuts down cleanly on a signal and then raises it again for the previous handler, which is this
+        # uvicorn shuts down cleanly on a signal and then re-raises it for the previous handler, which is this
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     logger.info(f"http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C stops the server)")
     server.run(sockets=[listening])
@@ -113,10 +113,10 @@ def build_app(label: Labeller, examples: Examples, hosts: list[str], language: s
             return JSONResponse({"answers": await run_in_threadpool(label, texts)})
         except connections.TooLarge as error:
             return JSONResponse({"error": str(error)}, error.status)
-        except UserError as error:  # its message may have lone surrogates
+        except UserError as error:  # its message may contain lone surrogates
             return JSONResponse({"error": str(error).encode("utf-8", "replace").decode()}, 400)
         except ValueError:  # raised by JSON, which has no NaN
-            return JSONResponse({"error": "the model's answer is not a number: its training has diverged"}, 500)
+            return JSONResponse({"error": "the model's output is NaN: its training has diverged"}, 500)
 
     return Starlette(
         routes=[Route("/", show), Route("/example", example), Route("/label", answer, methods=["POST"])],

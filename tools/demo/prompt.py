@@ -1,4 +1,4 @@
-"""python -m tools.demo --terminal: a prompt in the terminal that labels each typed text.
+"""python -m tools.demo --terminal: a terminal prompt that labels each typed text.
 
 If stdin is not a terminal, each line is a text and there is no prompt. Colours are used only in terminals, unless
 NO_COLOR is set (https://no-color.org).
@@ -22,12 +22,12 @@ Paint = Callable[..., str]  # from `painter`
 
 
 def run_prompt(label: Labeller) -> int:
-    """Reads texts and prints their labels until Ctrl-D. Ctrl-C raises KeyboardInterrupt. -> 0"""
+    """Reads texts and prints their labels until Ctrl-D, then returns 0. Ctrl-C raises KeyboardInterrupt."""
     stdin: Any = sys.stdin
     stdout: Any = sys.stdout
     stdin.reconfigure(errors="surrogateescape")
     stdout.reconfigure(errors="replace")
-    stdout.styled = True  # see PrintableOutput; the only escape sequences are those of `painter`
+    stdout.styled = True  # see PrintableOutput; all escape sequences come from `painter`
     is_terminal = stdin.isatty()
     paint = painter(stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb")
     if is_terminal:
@@ -67,7 +67,7 @@ def ask(tasks: Tasks, is_terminal: bool) -> dict[str, Any] | None:
 
 
 def painter(colours: bool) -> Paint:
-    """paint(text, SGR codes) -> the text, in colour or plain, with control characters replaced by U+FFFD."""
+    """Returns paint(text, SGR codes), which colours a text and replaces control characters by U+FFFD."""
 
     def paint(text: str, *codes: object) -> str:
         plain = "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in text)
@@ -77,7 +77,7 @@ def painter(colours: bool) -> Paint:
 
 
 def answer_lines(answer: dict[str, Any], paint: Paint) -> str:
-    """An answer of a Labeller as lines for a terminal."""
+    """Formats an answer of a Labeller for a terminal."""
     width = max(len(task["task"]) for task in answer["tasks"])
     lines = [f"  {paint(task['task'].ljust(width), DIM)}  {answer_line(task, paint)}" for task in answer["tasks"]]
     if answer["cut"]:
@@ -98,7 +98,7 @@ def answer_line(task: dict[str, Any], paint: Paint) -> str:
 
 
 def marked_line(pieces: list, paint: Paint, colours: Sequence[object] = ()) -> str:
-    """A line with entities as [text type], also nested, coloured by type."""
+    """A line with possibly nested entities as [text type], coloured by type."""
     line = ""
     for piece in pieces:
         if isinstance(piece, str):

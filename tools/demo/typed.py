@@ -61,7 +61,7 @@ class Labeller:
         self.trainer, self.tasks, self.load, self.lock = trainer, trainer.tasks, load, Lock()
 
     def __call__(self, texts: Sequence[Given]) -> list[dict[str, Any]]:
-        """[{"prediction": as in predictions.jsonl, "tasks": [results of `view`], "cut": number of sub-tokens cut off}].
+        """[{"prediction": as in predictions.jsonl, "tasks": [results of `view`], "cut": truncated sub-tokens}].
         Raises UserError if a text is invalid."""
         examples = [as_example(text, self.tasks) for text in texts]
         with self.lock:
@@ -104,7 +104,7 @@ def view(
 
 
 def marked(example: dict[str, Any], task: Any, tasks: Tasks, label: Any) -> list:
-    """The pieces of a text with its entities or, for other tags, with the tag of each word."""
+    """The pieces of a text, marked with its entities or, for other tags, the tag of each word."""
     text, spans = text_and_offsets(example, tasks)
     assert spans is not None  # the example has tokens
     kinds = sorted({tag.partition("-")[2] or tag for tag in task.labels if tag != "O"})
@@ -122,7 +122,7 @@ def marked(example: dict[str, Any], task: Any, tasks: Tasks, label: Any) -> list
 
 
 def pieces(found: list, colours: dict[str, int]) -> list:
-    """A tree from tools/report/marked.py as JSON."""
+    """Converts a tree from tools/report/marked.py to JSON."""
     items: list = []
     for item in found:
         if not isinstance(item, str):
@@ -134,10 +134,7 @@ def pieces(found: list, colours: dict[str, int]) -> list:
 
 
 class Examples:
-    """Example rows from the test part of the first folder that has the model's tasks and labels.
-
-    Nothing is kept in memory.
-    """
+    """Example rows from the test part of the first folder that has the model's tasks and labels; none are cached."""
 
     def __init__(self, folders: Iterable[str | Path], tasks: Tasks) -> None:
         self.tasks, self.path = tasks, next((p for p in map(Path, folders) if fits(p, tasks)), None)
@@ -149,7 +146,7 @@ class Examples:
             return list(filter(None, (self.shown(line) for line, _ in zip(file, range(most)))))
 
     def random_row(self, rng: Any = random) -> dict[str, Any] | None:
-        """A random row, long ones more often; None if no valid row is found."""
+        """A random row, biased towards long ones; None if no valid row is found."""
         if self.path is None:
             return None
         with open(self.path / "test.jsonl", "rb") as file:
@@ -164,7 +161,7 @@ class Examples:
         return None
 
     def shown(self, line: bytes) -> dict[str, Any] | None:
-        """A row as {"given": input for `as_example`, "gold": [results of `view`]}; None if it is not valid here."""
+        """A row as {"given": input for `as_example`, "gold": [results of `view`]}; None if it is invalid here."""
         try:
             row = json.loads(line)
             given = {"text": text_and_offsets(row, self.tasks)[0]}

@@ -7,7 +7,7 @@ A RUN is a run folder (its checkpoints/best is used) or a checkpoint folder. Enc
 labels and heads (CRF or not) must be the same. Probabilities are averaged; for a CRF, path scores (docs/ensemble.md).
 
 Without --predict_file it scores each run, all runs together, and the runs that a greedy search on dev selects, with the
-gain over the best single run. OUTPUT_DIR/ensemble gets ensemble.json with all of these scores, and eval.json,
+gain over the best single run. OUTPUT_DIR/ensemble gets ensemble.json with all these scores, and eval.json,
 predictions.csv of the test part and report.html for all runs together, or for the selected ones with --select.
 """
 
@@ -30,7 +30,7 @@ from engine.run.run_folder import lock_folder
 from engine.task.task import Task
 from logging_config import get_logger
 
-if TYPE_CHECKING:  # imported where needed, so that `--help` is quick
+if TYPE_CHECKING:  # imported lazily to keep `--help` fast
     from data_loader import MyDataLoader
     from engine.data.features import Featurizer
     from engine.predict.ensemble import Committee, Run
@@ -85,7 +85,7 @@ def main(config: EnsembleConfig) -> None:
     from tools.ensemble.selection import monitor_of
 
     if is_launched():
-        raise UserError("tools.ensemble loads one run after another in one process; start it without torchrun")
+        raise UserError("tools.ensemble loads the runs sequentially in one process; start it without torchrun")
     runs, device = find_runs(config.runs), to_device(config.device)
     trained = [Config.load(run.folder / "args.json") for run in runs]
     monitor = monitor_of(config.monitor, trained[0].monitor, runs[0].tasks, metrics)
@@ -99,7 +99,7 @@ def main(config: EnsembleConfig) -> None:
         get_logger(config.folder / "train.log")
         for run, its_config in zip(runs, trained):
             if parts and its_config.data_dir.resolve() != data_path.resolve():
-                leak = f"if that contains dev or test texts of {data_path}, its scores here are too good"
+                leak = f"if that contains dev or test texts of {data_path}, its scores here are inflated"
                 logger.warning(f"{run.name} was trained on {its_config.data_dir}: {leak}")
         load = partial(load_trained, config=options, device=device)
         committee = Committee(runs, load, loader_of, options, device, metrics)
@@ -111,7 +111,7 @@ def main(config: EnsembleConfig) -> None:
 
 
 def parts_of(config: EnsembleConfig, runs: list["Run"], trained: list[Config]) -> tuple[Path, dict[str, Path]]:
-    """(the processed folder, {"dev", "test": file} of the parts that exist, or {} to label without dev)."""
+    """(processed folder, {"dev", "test": file} of existing parts, or {} to label without dev)."""
     from preprocess.schema import check_same_labels
 
     data_path = Path(config.data_path) if config.data_path else trained[0].data_dir
@@ -150,7 +150,7 @@ def loader_of(
 
 
 def label(committee: "Committee", config: EnsembleConfig, monitor: str, dev_path: Path | None, texts: Any) -> None:
-    """Labels --predict_file with the mean of all runs, or of those selected on dev with --select."""
+    """Labels --predict_file with the mean of all runs or, with --select, of those selected on dev."""
     from engine.predict.labelling import label_rows
     from tools.ensemble.selection import Selection
 
@@ -170,8 +170,8 @@ def label(committee: "Committee", config: EnsembleConfig, monitor: str, dev_path
 
 
 def score(committee: "Committee", config: EnsembleConfig, monitor: str, paths: dict[str, Path]) -> None:
-    """Scores each run, all together and the selected ones; logs the scores and writes ensemble.json. Writes eval.json,
-    predictions.csv and answers/ for all together, or for the selected ones with --select."""
+    """Scores each run, all runs and the selected ones; logs the scores and writes ensemble.json. Writes eval.json,
+    predictions.csv and answers/ for all runs or, with --select, for the selected ones."""
     from engine.predict.answers import rows_of, write_rows
     from engine.predict.predictions import prediction_rows, write_predictions
     from tools.ensemble.selection import assess, summary
@@ -192,7 +192,7 @@ def score(committee: "Committee", config: EnsembleConfig, monitor: str, paths: d
 
 
 def leave_report(committee: "Committee", config: EnsembleConfig, trained: list[Config], parts: list[str]) -> None:
-    """Writes report.html from the answers already in the folder, with all runs' learning curves and shared options."""
+    """Writes report.html from the answers in the folder, with all runs' learning curves and shared options."""
     from engine.predict.answers import options_of, write_about
     from tools.report.page import show_report
 

@@ -16,7 +16,7 @@ from engine.task.task import Task
 from tools.report.bootstrap import SHARE, TIMES, statistics_of
 from tools.report.compare import paired
 
-Order = list[tuple[int, float]]  # members in the order in which they were chosen, each with the resulting score
+Order = list[tuple[int, float]]  # members in selection order, each with the resulting score
 MOST = 50  # maximum number of members of a selection
 SHARES, SEED = 5, 20240101  # folds of dev for cross-fitting; seed of the split
 
@@ -25,8 +25,8 @@ def select(number: int, score: Callable[[list[int]], float], better: Callable[[f
     """Greedy forward selection with replacement (Caruana et al., Ensemble Selection from Libraries of Models, 2004) of
     members 0 … number - 1.
 
-    Starts with the best member and adds the one that gives the best score, until none improves it. A member may be
-    added again, which raises its weight; ties go to the first. score: members -> value; better: (new, old) -> bool
+    Starts with the best member and repeatedly adds the one that gives the best score, until none improves it. Adding a
+    member again raises its weight; ties go to the first. score: members -> value; better: (new, old) -> bool
     """
     chosen: Order = []
     while len(chosen) < MOST:
@@ -60,7 +60,7 @@ class Selection:
         return self.cache[key]
 
     def order(self, rows: np.ndarray | None = None) -> Order:
-        """What `select` chooses on these rows of dev, or on all. Raises UserError if dev has no label to score."""
+        """The selection on these rows of dev, or on all. Raises UserError if dev has no label to score."""
         inside, metrics = np.arange(self.size) if rows is None else rows, self.committee.metrics
 
         def only_inside(labels: dict[str, list]) -> dict[str, list]:
@@ -99,8 +99,8 @@ class Selection:
 
 
 def monitor_of(asked: str, trained: str, tasks: dict[str, Task], metrics: ModuleType) -> str:
-    """The score to select by: `asked`, otherwise the one the run was trained with, otherwise the default. Raises
-    UserError if `asked` cannot be computed from answers alone, such as the loss."""
+    """The score to select by: `asked`, otherwise the run's --monitor, otherwise the default. Raises UserError if
+    `asked` cannot be computed from answers alone, such as the loss."""
     names = [name for name in metrics.score_names(tasks) if not name.endswith("loss")]
     if asked and asked not in names:
         raise UserError(f"--monitor={asked} is not one of the scores: {', '.join(names)}")
@@ -110,7 +110,7 @@ def monitor_of(asked: str, trained: str, tasks: dict[str, Task], metrics: Module
 def assess(
     committee: Committee, parts: Mapping[str, Part], monitor: str
 ) -> tuple[dict[str, Any], dict[str, dict[str, Predictions]]]:
-    """(the content of ensemble.json, {group: {title: Predictions}}) from {"dev", "test": Part}, or one of them.
+    """(content of ensemble.json, {group: {title: Predictions}}) from {"dev", "test": Part}, or one of them.
 
     Groups are "all" and, if there is a dev part, "best" (a single run) and "selected".
     """
@@ -192,7 +192,7 @@ def score_table(title: str, rows: Mapping[str, Mapping[str, float]], names: Sequ
 def summary(
     result: dict[str, Any], parts: Mapping[str, Part], tasks: dict[str, Task], metrics: ModuleType
 ) -> list[str]:
-    """The results of `assess` as texts for a terminal."""
+    """Formats the results of `assess` for a terminal."""
     runs, names = result["runs"], list(dict.fromkeys([result["monitor"], *metrics.main_scores(tasks)]))
     titles = {"all": f"all {len(runs)}"}
     if "best" in result:
@@ -222,7 +222,7 @@ def summary(
 
 
 def selection_summary(result: dict[str, Any], is_better: Callable[[str, float, float], bool]) -> list[str]:
-    """The steps of the selection, its optimism on dev, and whether it beats using all runs."""
+    """Lines on the selection's steps, its optimism on dev, and whether it beats using all runs."""
     monitor, chosen, number = result["monitor"], result["selected"], len(result["runs"])
     steps = zip(chosen["runs"], chosen[f"dev_{monitor}_with_each"])
     lines = [f"selected on dev, {monitor} with each: " + ", ".join(f"{name} {value:.4f}" for name, value in steps)]
@@ -230,7 +230,7 @@ def selection_summary(result: dict[str, Any], is_better: Callable[[str, float, f
     if selected is None or every is None:
         return lines
     lines.append(
-        f"the selection was chosen by its {monitor} on dev, {chosen['dev'][monitor]:.4f}, which is optimistic: "
+        f"the selection has {monitor} {chosen['dev'][monitor]:.4f} on dev, which is optimistic: it was selected there; "
         f"cross-fitted it is {selected:.4f}, and {every:.4f} for all {number}"
     )
     verdict = ("better", "use --select") if is_better(monitor, selected, every) else ("not better", "use all")

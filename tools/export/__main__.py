@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from trainer import Trainer
 
 logger = logging.getLogger("template")
-# Modules of engine/ that predictor.py imports from its own folder, where they are called predictor_*.py
+# Modules of engine/ that predictor.py imports from its own folder, as predictor_*.py
 SHARED = [ROOT / "engine" / name for name in "data/windows predict/rows run/flags schema task/signs task/words".split()]
 CODE = {f"predictor_{path.name}.py": path.with_suffix(".py") for path in SHARED}
 CODE["predictor.py"] = Path(__file__).parent / "predictor.py"
-# Every file that an export may write
+# All files that an export may write
 NAMES = {*CODE, "predictor.json", "requirements.txt", "tokenizer.json", "arrays.npz", "manifest.json"}
 NAMES |= {"model.onnx", "model.onnx.data"}
 
@@ -44,11 +44,11 @@ class ExportConfig:
 
     checkpoint: str = option("", "checkpoint folder, such as output/NAME/checkpoints/best")
     output_dir: str = option("", "folder to write; an earlier export is replaced")
-    int8: bool = option(False, "weights as int8: a quarter of the size, and faster on a CPU")
-    fp16: bool = option(False, "all in fp16: half the size; meant for GPUs, a CPU still computes in fp32")
+    int8: bool = option(False, "int8 weights: a quarter of the size, and faster on a CPU")
+    fp16: bool = option(False, "fp16 graph: half the size; meant for GPUs, as a CPU still computes in fp32")
     data_path: str = option("", "processed folder whose dev part is scored (default: the run's)")
     max_drop: float = option(
-        0.005, "how much of the main dev score --int8 and --fp16 may lose; exit code 2 if more", low=0
+        0.005, "largest allowed drop of the main dev score with --int8 and --fp16; exit code 2 beyond it", low=0
     )
     pretrain_model_path: str = option("", "path of the base model of a LoRA adapter, if it has moved")
 
@@ -119,7 +119,7 @@ def fill(
     data: "MyDataset | None",
     theirs: "Predictions | None",
 ) -> None:
-    """Writes all files of an export into a folder and checks them on the dev part. theirs: what torch predicts on it"""
+    """Writes all files of an export into a folder and checks them on dev. theirs: the predictions of torch on dev"""
     from data_loader import MyDataset
     from tools.export import compare, graph, settings, shrink
 
@@ -165,7 +165,7 @@ def require_own_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: is not a folder; choose an empty or new folder")
     inside = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    compiled = tuple(name.removesuffix("py") for name in CODE)  # written when the predictor is imported
+    compiled = tuple(name.removesuffix("py") for name in CODE)  # created when the predictor is imported
     inside |= {path.name for path in folder.glob("__pycache__/*") if not path.name.startswith(compiled)}
     strange = inside - NAMES - {"__pycache__", TEMPORARY}
     if strange or (inside and "predictor.json" not in inside):

@@ -19,8 +19,8 @@ TOLERANCE = 1e-4  # for probabilities, and for regression values in standard dev
 
 
 def load_predictor(folder: Path) -> Predictor:
-    """A Predictor of an exported folder, from this repository's predictor.py, which the folder has a copy of."""
-    from tools.export.predictor import Predictor  # not at the top: onnxruntime may be missing
+    """A Predictor for an exported folder, from this repository's predictor.py rather than the folder's copy."""
+    from tools.export.predictor import Predictor  # imported lazily: onnxruntime may be missing
 
     seal(folder)  # the predictor refuses files that are not in its manifest
     return Predictor(folder)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from model_utils import BiLSTM, MyModel
 
 NEEDED = "pip install -r tools/export/requirements.txt"
-MAX_BYTES = 2**30  # limit for tensors in the graph's own file, which can have up to 2 GB
+MAX_BYTES = 2**30  # limit for tensors inside the graph's file, which may have at most 2 GB
 
 
 def require_packages() -> None:
@@ -50,9 +50,9 @@ class LogitsOnly(nn.Module):
 
 
 class PaddedLSTM(nn.Module):
-    """The BiLSTM of model_utils.py with ONNX's LSTM: one operator per layer, which takes the length of each text.
+    """The BiLSTM of model_utils.py as ONNX LSTM operators, one per layer, which take sequence lengths.
 
-    torch packs sequences, which cannot be exported; its gates are in the order i, f, g, o, those of ONNX i, o, f, g.
+    torch's packed sequences cannot be exported. Its gate order is i, f, g, o; that of ONNX is i, o, f, g.
     """
 
     def __init__(self, encoder: BiLSTM):
@@ -66,7 +66,7 @@ class PaddedLSTM(nn.Module):
                 self.register_buffer(f"{kind}_{number}", torch.stack(ways))
 
     def reordered(self, layer: nn.LSTM, kind: str, way: str) -> torch.Tensor:
-        """A parameter of one direction with its gates in ONNX's order; the two biases are concatenated."""
+        """A parameter of one direction in ONNX's gate order; the two biases are concatenated."""
         names = [f"{name}_l0{way}" for name in (("bias_ih", "bias_hh") if kind == "bias" else (kind,))]
         parts = [getattr(layer, name).detach().chunk(4) for name in names]
         return torch.cat([torch.cat([i, o, f, g]) for i, f, g, o in parts])
@@ -93,7 +93,7 @@ class PaddedLSTM(nn.Module):
 
 
 def merge_adapter(encoder: nn.Module) -> None:
-    """Replaces each layer that has a LoRA adapter by a plain one with the weight W + alpha / r * B A."""
+    """Merges LoRA adapters: replaces each adapted layer by a plain one with the weight W + alpha / r * B A."""
     for name, module in list(encoder.named_modules()):
         if hasattr(module, "base_layer") and hasattr(module, "get_delta_weight"):
             delta = module.get_delta_weight(lora.ADAPTER)
@@ -116,7 +116,7 @@ def prepare(model: MyModel) -> MyModel:
 
 
 def example_inputs(featurizer: Featurizer, makes: Callable[[list[dict[str, Any]]], Batch]) -> dict[str, torch.Tensor]:
-    """Inputs of two texts of different lengths; no two sizes are equal."""
+    """Example inputs: two texts of different lengths; all dimensions differ in size."""
     examples = []
     for number, words in enumerate((["a"] * 3, ["b"] * 5)):
         example: dict[str, Any] = {"id": str(number), "text": " ".join(words)}
@@ -132,7 +132,7 @@ def example_inputs(featurizer: Featurizer, makes: Callable[[list[dict[str, Any]]
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences the exporter: users cannot act on its warnings, and if tracing fails it prints the whole graph."""
+    """Silences the exporter, whose warnings are not actionable and which prints the whole graph if tracing fails."""
     unread = io.StringIO()
     with warnings.catch_warnings(), redirect_stdout(unread), redirect_stderr(unread):
         warnings.simplefilter("ignore")
@@ -144,7 +144,7 @@ def quiet() -> Iterator[None]:
 
 
 def forget_sources(graph_model: Any) -> None:
-    """Removes the source locations that the exporter stores in each node: long, and with this machine's paths."""
+    """Removes the exporter's source locations from all nodes: they are long and contain local paths."""
     graph = graph_model.graph
     for node in graph.all_nodes():
         node.doc_string = None
@@ -160,7 +160,7 @@ def forget_sources(graph_model: Any) -> None:
 def write_graph(model: MyModel, inputs: dict[str, torch.Tensor], path: Path) -> None:
     """Writes a prepared model as ONNX and checks it with onnx. inputs: an example
 
-    Raises UserError if torch cannot export the encoder. Tensors of more than 1 GB in all go to a second file.
+    Raises UserError if torch cannot export the encoder. Tensors go to a second file if they exceed 1 GB in total.
     """
     import onnx
 

@@ -7,7 +7,7 @@
     python shipped/predictor.py texts.txt labelled.jsonl
 
 Every exported folder has a copy of tools/export/predictor.py and, as predictor_*.py, of the modules of engine/ that it
-shares with main.py: the same words, windows, cuts and columns as `main.py --do_predict`.
+shares with main.py: the same words, windows, truncation and columns as `main.py --do_predict`.
 Shapes: B texts, L tokens, W words, C labels, T types of spans.
 """
 
@@ -95,7 +95,7 @@ SETTINGS = {
 
 
 class InputError(ValueError):
-    """What is wrong with a row or a file, in one line."""
+    """An invalid row or file, described in one line."""
 
 
 def sha256_of(path: Path) -> str:
@@ -129,7 +129,7 @@ def require_whole(folder: Path) -> dict[str, Any]:
 
 
 def usable(path: Path, load: Callable[[Path], Any]) -> Any:
-    """load(path), where a library can raise any exception. Raises InputError if it does."""
+    """Returns load(path), and raises InputError for any exception of a library."""
     try:
         return load(path)
     except Exception as error:
@@ -137,7 +137,7 @@ def usable(path: Path, load: Callable[[Path], Any]) -> Any:
         raise InputError(f"{path}: cannot be used ({reason[:200]}); export the model again") from None
 
 
-# ---- from texts to inputs --------------------------------------------------------------------------------------------
+# ---- inputs ----------------------------------------------------------------------------------------------------------
 
 
 class Encoded(NamedTuple):
@@ -145,7 +145,7 @@ class Encoded(NamedTuple):
 
     example: Example
     features: list[Feature]
-    num_tokens: int  # of the whole text, before windows or cuts
+    num_tokens: int  # of the whole text, before windows or truncation
 
 
 class Encoder:
@@ -172,7 +172,7 @@ class Encoder:
         try:
             encodings = self.tokenize(examples)
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # from Rust code; not a subclass of Exception
+            if type(error).__name__ != "PanicException":  # from Rust; not a subclass of Exception
                 raise
             raise InputError(f"{self.path}: cannot be used ({error}); export the model again") from None
         for number, (example, encoding) in enumerate(zip(examples, encodings)):
@@ -184,7 +184,7 @@ class Encoder:
         return encoded
 
     def example(self, row: Any, where: str) -> Example:
-        """A text, a list of tokens, or a dict (text, tokens, text_pair, extras, id) -> a validated dict to label."""
+        """Validates a text, a list of tokens, or a dict (text, tokens, text_pair, extras, id), and returns a dict."""
         if isinstance(row, str):
             row = {"text": row}
         elif isinstance(row, list | tuple):
@@ -211,7 +211,7 @@ class Encoder:
         return example
 
     def numbers(self, given: dict[str, Any], where: str) -> list[float]:
-        """The extra columns of a row, standardised by the mean and deviation of train; 0 for a missing value."""
+        """The extra columns of a row, standardised by the mean and deviation of train; 0 for missing values."""
         values = []
         for name, of_train in self.extras.items():
             if name not in given:
@@ -240,7 +240,7 @@ class Encoder:
         return encodings
 
     def encode(self, first: list[Any], second: list[Any] | None) -> list[Encoding]:
-        """The encodings of texts, or of lists of words, and second texts."""
+        """Encodes texts or pre-split words, optionally with second texts."""
         by_words = isinstance(first[0], list)
         if len(first) == 1:  # avoids the thread pool of encode_batch
             return [self.tokenizer.encode(first[0], second and second[0], is_pretokenized=by_words)]
@@ -248,7 +248,7 @@ class Encoder:
         return encode(first if second is None else list(zip(first, second)), is_pretokenized=by_words)
 
 
-# ---- from outputs to answers -----------------------------------------------------------------------------------------
+# ---- decoding --------------------------------------------------------------------------------------------------------
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -263,7 +263,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 def viterbi(
     emissions: np.ndarray, start: np.ndarray, transitions: np.ndarray, end: np.ndarray, mask: np.ndarray
 ) -> np.ndarray:
-    """The best path (B, W) of each text through a linear-chain CRF. Forbidden transitions have a score of -10,000.
+    """Viterbi paths (B, W) of a linear-chain CRF. Forbidden transitions have a score of -10,000.
 
     emissions (B, W, C), transitions (C, C), mask (B, W): ones, then zeros in each row.
     """
@@ -351,7 +351,7 @@ class Predictor:
         return [self.row(row.example, answer) for row, answer in zip(encoded, self.answers(encoded, batch_size))]
 
     def count_tokens(self, rows: Iterable[Any]) -> list[int]:
-        """Number of sub-tokens of each row, special ones included, before windows or cuts."""
+        """Number of sub-tokens of each row, including special ones, before windows or truncation."""
         return [row.num_tokens for row in self.encode(rows)]
 
     def answers(self, encoded: list[Encoded], batch_size: int = 64) -> list[dict[str, Answer]]:
@@ -426,8 +426,8 @@ class Predictor:
         return [row[:size] for row, size in zip(tags.tolist(), sizes)]
 
     def merge(self, task: Task, pieces: list[tuple[int, int, Any]], example: Example) -> Answer:
-        """The answer to a row from its windows. A label of the whole text comes from the first window; words that were
-        cut off are O."""
+        """Merges a row's windows into one answer. A label of the whole text comes from the first window; truncated
+        words are O."""
         labels, head = task["labels"], task["head"]
         if head == "spans":
             spans, probabilities = merge_spans((first, size, *piece) for first, size, piece in pieces)
@@ -445,7 +445,7 @@ class Predictor:
         return answer, None
 
     def row(self, example: Example, answers: dict[str, Answer]) -> dict[str, Any]:
-        """The columns of a row."""
+        """The output columns of a row."""
         text, offsets = task_words.text_and_offsets(example, self.encode.unit or "word", self.encode.han)
         columns = {}
         for name, answer in answers.items():
@@ -477,7 +477,7 @@ def num_cores() -> int:
 
 FORMS = ".txt (one text per row), .csv, .tsv or .jsonl"
 NAMES = "|".join(map(re.escape, ["tokens", *TEXT_NAMES]))
-OTHER_FORMS: list[tuple[str, Any, str]] = [  # what else a .txt may be: (name, which rows show it, pattern)
+OTHER_FORMS: list[tuple[str, Any, str]] = [  # other formats of a .txt: (name, which rows must match, pattern)
     ("JSON lines", all, r"\{"),
     ("JSON", next, r"\[\s*([\[{]|$)|\{\s*$"),
     ("a table", next, rf"(?i)(.*[\t,;|])?\s*({NAMES})\s*[\t,;|]|.*[\t,;|]\s*({NAMES})\s*$|.*_!_"),
@@ -493,12 +493,12 @@ OTHER_FORMS: list[tuple[str, Any, str]] = [  # what else a .txt may be: (name, w
 
 def refused(path: Path, what: str) -> InputError:
     lines = """JSON lines, {"text": "fly to Oslo"} or {"tokens": ["fly", "to", "Oslo"]}"""
-    advice = f"write {lines}, or label the file with main.py --predict_file"
+    advice = f"write {lines}, or label it with main.py --predict_file"
     return InputError(f"{path}: {what}, but this program reads {FORMS}; {advice}")
 
 
 def open_text(path: Path, encoding: str, newline: str = "\n") -> io.TextIOWrapper:
-    """Opens a text file, decompressed if it ends in .gz. auto: UTF-16 or UTF-32 by their marks, otherwise UTF-8"""
+    """Opens a text file, decompressed if it ends in .gz. auto: UTF-16 or UTF-32 by byte order mark, otherwise UTF-8"""
     try:
         io.TextIOWrapper(io.BytesIO(), encoding="utf-8" if encoding == "auto" else encoding)
     except (LookupError, ValueError):
@@ -535,12 +535,12 @@ def read_rows(path: str | Path, options: Any) -> Iterator[dict[str, Any]]:
 
 
 def texts_only(path: Path, lines: Iterator[str]) -> Iterator[str]:
-    """The lines of a .txt. Raises InputError if they may be something other than one text each."""
+    """The lines of a .txt. Raises InputError if they may not be one text each."""
     head = list(islice(lines, 1000))
     filled = [row for row in head if row.strip()]
     rows = [row for row in filled if not row.startswith("#")] or filled
     words = [row.split() for row in rows]
-    if "" in head[:-1]:  # blank rows, as in CoNLL, where a sentence may have a row with its intent
+    if "" in head[:-1]:  # blank rows, as in CoNLL, where a sentence may have an intent row
         rows = [row for row, cells in zip(rows, words) if len(cells) > 1] or rows
         if all(len(cells) == 2 for cells in words) and any(cells[1] == "O" for cells in words):
             raise refused(path, "seems to have tokens with tags (CoNLL)")
@@ -567,10 +567,10 @@ def read_table(path: Path, table: Iterator[list[str]], options: Any) -> Iterator
 
 
 def refuse_marked(path: Path, texts: list[Any], columns: Iterable[list[str]] = ()) -> None:
-    """Raises InputError if the first texts are lists, have marked entities, or a tag for each of their words."""
+    """Raises InputError if the first texts are lists, or have entity markup or a tag per word."""
     filled = [text for text in texts if isinstance(text, str) and text.strip()]
     if filled and (inline_syntax(filled) or all(re.match(r"\s*\[.*\]\s*$", text, re.S) for text in filled)):
-        raise refused(path, "seems to have texts that are lists or have marked entities")
+        raise refused(path, "seems to have texts that are lists or have entity markup")
     sizes = [len(text.split()) for text in texts if isinstance(text, str)]
     for tags in ([items_of(cell) for cell in column] for column in columns if filled):
         as_tags = all(re.fullmatch(TAG, tag) for row in tags for tag in row)
@@ -579,12 +579,12 @@ def refuse_marked(path: Path, texts: list[Any], columns: Iterable[list[str]] = (
 
 
 def items_of(cell: str) -> list[str]:
-    """The words of a cell, or the strings of a list in it."""
+    """The words of a cell, or the items of a list in it."""
     return re.findall(r"""['"]([^'"]*)['"]""", cell) if cell.startswith("[") else cell.split()
 
 
 def read_objects(path: Path, lines: Iterable[str], options: Any) -> Iterator[dict[str, Any]]:
-    """Yields rows of JSON lines; the keys are those of the first thousand objects."""
+    """Yields rows of JSON lines; the first thousand objects determine the keys."""
     objects = parse_lines(path, lines)
     head = list(islice(objects, 1000))
     # Prodigy's tokens are objects
@@ -613,7 +613,7 @@ def parse_lines(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def find_columns(path: Path, names: list[str], options: Any) -> tuple[str, str | None]:
-    """(column of the text, of the second text or None): from the options, otherwise by the usual names."""
+    """(column of the text, of the second text or None): from options, otherwise by usual names."""
     if not (options.text_column or options.text_pair_column or "tokens" in names):
         for pair in PAIRS:
             if {*pair} <= {*names}:
@@ -639,7 +639,7 @@ def input_row(values: dict[str, Any], number: int, text: str, pair: str | None) 
 
 
 def write_file(rows: Iterable[dict[str, Any]], path: Path, spreadsheet_safe: bool = False) -> None:
-    """Writes dicts to a .csv or .jsonl file, which appears complete or not at all."""
+    """Writes dicts to a .csv or .jsonl file atomically."""
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: is {'a folder' if path.is_dir() else 'not a file'}; name another one")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -682,14 +682,14 @@ def labelled(predictor: Predictor, rows: Iterator[dict[str, Any]], batch_size: i
 def main() -> int:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("texts", help=f"{FORMS}, or any of these with .gz")
-    parser.add_argument("output", help=".jsonl or .csv to write; it appears when it is complete")
+    parser.add_argument("output", help=".jsonl or .csv to write atomically")
     parser.add_argument("--batch_size", type=whole_number(1, 65536), default=64, help="texts per batch [64]")
     parser.add_argument("--threads", type=whole_number(0, 1024), default=0, help="processor cores to use [all]")
     parser.add_argument("--text_column", default="", help="column of the text (default: found by its name)")
     parser.add_argument("--text_pair_column", default="", help="column of the second text of a pair")
     parser.add_argument("--encoding", default="auto", help="encoding of the texts: auto (UTF-8, UTF-16), gb18030, …")
     parser.add_argument(
-        "--spreadsheet_safe", action="store_true", help="put an apostrophe before cells a spreadsheet would run"
+        "--spreadsheet_safe", action="store_true", help="put an apostrophe before cells that look like formulas"
     )
     options = parser.parse_args()
     try:

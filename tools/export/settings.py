@@ -1,4 +1,4 @@
-"""Writes what the predictor needs in addition to the graph: predictor.json, and arrays.npz with CRF parameters."""
+"""Writes the predictor's settings next to the graph: predictor.json, and arrays.npz with CRF parameters."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from engine.model.head import Head
     from model_utils import MyModel
 
-# (the methods that decode and name labels) -> the predictor's kind of head. A custom head that inherits both methods is
-# supported; one that overrides either needs code in tools/export/predictor.py and an entry here
+# (methods that decode and name labels): the predictor's kind of head. A custom head that inherits both is supported;
+# one that overrides either needs code in tools/export/predictor.py and an entry here
 HEADS = {
     ("ClassificationHead.decode", "Head.to_labels"): "classification",
     ("MultilabelHead.decode", "MultilabelHead.to_labels"): "multilabel",
@@ -35,8 +35,7 @@ KEPT = ("type", "kind", "labels", "unit", "mean", "std", "pairs")  # keys of a t
 
 
 def class_of(pattern: str) -> str:
-    """The characters that match a pattern of the package regex, as a class [...] for Python's own re, which does not
-    support \\p{Han}."""
+    """Converts a pattern of the package regex to a character class [...] for Python's re, which lacks \\p{Han}."""
     everything = "".join(map(chr, range(sys.maxunicode + 1)))
     runs = [(ord(m.group()[0]), ord(m.group()[-1])) for m in regex.finditer(f"(?V1)(?:{pattern})+", everything)]
     return "[" + "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in runs) + "]"
@@ -52,7 +51,7 @@ def patterns() -> tuple[dict[str, str], str]:
 
 
 def kind_of_head(name: str, head: Head) -> str:
-    """The predictor's kind of head, which says how logits are decoded. Raises UserError if there is none."""
+    """The predictor's kind of head, which determines decoding. Raises UserError if there is none."""
     kind = type(head)
     known = HEADS.get((kind.decode.__qualname__, kind.to_labels.__qualname__))
     if known is None:
@@ -76,7 +75,7 @@ def write_settings(folder: Path, model: MyModel, featurizer: Featurizer) -> None
         if kind in ("crf", "tagging"):
             tasks[name] |= {"outside": outside_id(task), "entities": names_entities(task)}
         if kind == "crf":
-            tasks[name]["crf"] = number  # names its arrays
+            tasks[name]["crf"] = number  # prefix of its arrays
             crf = head.crf
             for part, rule in (("start", "forbidden_start"), ("transitions", "forbidden"), ("end", "forbidden_end")):
                 scores = getattr(crf, "transitions" if part == "transitions" else f"{part}_transitions")

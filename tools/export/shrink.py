@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def to_int8(path: Path) -> None:
-    """Replaces a graph by one with the weights of its matrix products and embeddings in int8.
+    """Converts the weights of a graph's matrix products and embeddings to int8.
 
     Each column of a weight has its own scale. Activations are quantised at run time, so no calibration is needed.
     Weights take 7 of the 8 bits: with 8, a processor without VNNI could overflow silently.
@@ -15,7 +15,7 @@ def to_int8(path: Path) -> None:
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         small = Path(folder) / path.name
-        logging.disable(logging.WARNING)  # it recommends a preprocessing step, which changes nothing here
+        logging.disable(logging.WARNING)  # it recommends a preprocessing step that has no effect here
         try:
             quantize_dynamic(
                 path,
@@ -33,7 +33,7 @@ def to_int8(path: Path) -> None:
 
 
 def to_fp16(path: Path) -> None:
-    """Replaces a graph by one with weights and computation in fp16; the types of inputs and outputs stay."""
+    """Converts a graph's weights and computation to fp16; the types of inputs and outputs stay."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -44,7 +44,7 @@ def to_fp16(path: Path) -> None:
 
 
 def data_of(path: Path) -> Path:
-    """The file next to a large graph that has its tensors."""
+    """The external tensor file of a large graph."""
     return path.with_name(f"{path.name}.data")
 
 

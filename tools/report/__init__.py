@@ -1,2 +1,2 @@
-"""report.html: the results of a run in one page. figures computes the numbers, svg draws plots, texts has the words,
-and page combines them. The input comes from engine/predict/answers.py, which stores the answers at evaluation."""
+"""report.html: the results of a run on one page. figures computes the numbers, svg draws plots, texts has the strings,
+and page combines them. The input is the answers that engine/predict/answers.py stores at evaluation."""

@@ -32,7 +32,7 @@ class OfWeights(NamedTuple):
 
 
 def weights_of(num_rows: int, times: int = TIMES, seed: int = SEED, cells: int = 2**22) -> Iterator[np.ndarray]:
-    """Yields chunks (R, N) of row counts, `times` resamples in all."""
+    """Yields chunks (R, N) of row counts, `times` resamples in total."""
     rng = np.random.default_rng(seed)
     size = max(1, cells // max(1, num_rows))
     for start in range(0, times, size):
@@ -64,13 +64,13 @@ def resample(
 
 
 def interval(values: np.ndarray, share: float = SHARE) -> list[float]:
-    """[low, high], with (1 - share) / 2 of the resamples outside on each side."""
+    """The percentile interval [low, high] that covers `share` of the resamples."""
     low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2])
     return [float(low), float(high)]
 
 
 def add_mean_score(scores: dict[str, Any], mains: Sequence[str]) -> None:
-    """Adds mean_score, the mean of the tasks' main scores, to {score: value or values} if all of them exist."""
+    """Adds mean_score, the mean of the tasks' main scores, to {score: value or values} if all exist."""
     if len(mains) > 1 and all(name in scores for name in mains):
         scores["mean_score"] = sum(scores[name] for name in mains) / len(mains)
 
@@ -84,8 +84,8 @@ def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
 
 
 def per_label(tables: Sequence[Sequence[Collection[str]]], labels: Sequence[str]) -> csr_matrix:
-    """(N, 3K) counts for each row: right, predicted and gold of each label. tables: for each row three lists of labels,
-    possibly with repetitions"""
+    """(N, 3K) counts for each row: right, predicted and gold of each label. tables: per row, three lists of labels with
+    possible repetitions"""
     number = {label: i for i, label in enumerate(labels)}
     rows: list[int] = []
     columns: list[int] = []
@@ -149,7 +149,7 @@ def share_of(sums: np.ndarray, name: str = "accuracy") -> Scores:
 
 
 def entity_statistics(pairs: Sequence[tuple[set, set] | None]) -> list[Statistic]:
-    """Statistics for entities. pairs: for each row the sets of gold and predicted entities, or None"""
+    """Statistics for entities. pairs: per row, the sets of gold and predicted entities, or None"""
     rows = [(0, 0, 0) if p is None else (len(p[0] & p[1]), len(p[1]), len(p[0])) for p in pairs]
 
     def scores(sums: np.ndarray) -> Scores:
@@ -206,12 +206,12 @@ def statistics_for(kind: str, answers: Sequence[dict[str, Any]]) -> Sequence[Sta
 
 
 def named(task: str, scores: Callable[[np.ndarray], Scores]) -> Callable[[np.ndarray], Scores]:
-    """The same scores with their names in eval.json."""
+    """The same scores, named as in eval.json."""
     return lambda sums: {f"{task}_{name}": values for name, values in scores(sums).items()}
 
 
 def statistics_of(rows: Sequence[dict[str, Any]], kinds: dict[str, str]) -> list[Statistic | OfWeights]:
-    """All statistics of a part's rows: those of each task that has labels, and sentence_accuracy."""
+    """All statistics of a part's rows: of each task with labels, and sentence_accuracy."""
     found: list[Statistic | OfWeights] = []
     for task, kind in kinds.items():
         answers = [row["answers"][task] for row in rows]
@@ -224,6 +224,6 @@ def statistics_of(rows: Sequence[dict[str, Any]], kinds: dict[str, str]) -> list
 
 
 def row_verdict(row: dict[str, Any]) -> tuple[int, int]:
-    """(1 if all answers of a row are right, 1 if it has labels)."""
+    """(1 if all answers of a row are correct, 1 if it has labels)."""
     known = [answer["right"] for answer in row["answers"].values() if answer["right"] is not None]
     return int(bool(known) and all(known)), int(bool(known))

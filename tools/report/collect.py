@@ -1,4 +1,4 @@
-"""Collects all figures of a run's page from the files in its folder."""
+"""Collects all figures for a run's page from its folder."""
 
 import math
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from engine.run.run_folder import EVALUATE, SCORES, read_result
 from engine.schema import Optional
 from engine.task.task import Task, tasks_of
 from metrics import count_matches, items_in, label_scores
-from tools.report import bootstrap, course, entities, figures, suspects
+from tools.report import bootstrap, entities, figures, history, suspects
 from tools.report.figures import Answer, Row
 
 About = dict[str, Any]  # answers/about.json
 PROCESS_AGAIN = "make the folder again with data_process.py"
 NOTES = [{"what": str, "count": int, "rows": [str], "advice": str}]
 FOLDS = {Optional("out_of_fold"): SCORES, Optional("test_of_all_folds"): SCORES}
-LISTED = 200  # most suspicious rows, confident errors and confused pairs in the page; the files have all
+LISTED = 200  # most suspicious rows, confident errors and confused pairs on the page; the files contain all
 
 
 def collect(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[Row]]]:
@@ -40,7 +40,7 @@ def collect(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[Row]]]:
         "sizes": sizes_of(about, rows),
         "scores": scores_of(folder, about, rows),
         "learning": learning_of(folder, about),
-        "log": course.read_log(about["log"]),
+        "log": history.read_log(about["log"]),
         "checks": read_result(checks, NOTES, PROCESS_AGAIN) if checks.is_file() else None,
         "training": {"read": len(training), "whole": whole},
     }
@@ -67,8 +67,8 @@ def sizes_of(about: About, rows: dict[str, list[Row]]) -> dict[str, int | None]:
 def scores_of(folder: Path, about: About, rows: dict[str, list[Row]]) -> dict[str, list[dict[str, Any]]]:
     """{part: [{"name", "value", "low", "high"}]} as in eval.json or folds.json.
 
-    A score has an interval only if its value computed from the rows equals that in the file; custom metrics, and scores
-    of another evaluation, have none.
+    A score has an interval only if the value computed from the rows matches the file; custom metrics and scores of
+    another evaluation have none.
     """
     mains = [f"{name}_{about['main_scores'][name]}" for name in about["kinds"]]
     found: dict[str, list[dict[str, Any]]] = {}
@@ -93,7 +93,7 @@ def scores_of(folder: Path, about: About, rows: dict[str, list[Row]]) -> dict[st
 
 
 def written_scores(folder: Path) -> dict[str, dict[str, float]]:
-    """{part: scores} of eval.json, or of folds.json: those of the out-of-fold rows, and of test by the folds' mean."""
+    """{part: scores} of eval.json, or of folds.json: of the out-of-fold rows, and of test with the folds' mean."""
     if (folder / "eval.json").is_file():
         return read_result(folder / "eval.json", {str: SCORES})
     if not (folder / "folds.json").is_file():
@@ -108,14 +108,14 @@ def learning_of(folder: Path, about: About) -> list[dict[str, Any]]:
     monitor, runs = about["monitor"], about.get("folds") or [folder.name]
     found = []
     for name in runs:
-        one = course.read_course(folder.parent / name)
+        one = history.read_history(folder.parent / name)
         if not one["steps"] and not one["epochs"]:
             continue
-        said, numbers = course.verdict(one, monitor)
+        said, numbers = history.verdict(one, monitor)
         log = folder.parent / name / "train.log" if about.get("folds") else about["log"]
-        one |= {"name": name, "losses": course.epoch_losses(one), "verdict": said, "numbers": numbers}
-        one |= {"best": course.best_epoch(one, monitor), "monitor": monitor, "shown": about["shown_scores"]}
-        found.append(one | {"stopped_early": course.read_log(log)["stopped_early"]})
+        one |= {"name": name, "losses": history.epoch_losses(one), "verdict": said, "numbers": numbers}
+        one |= {"best": history.best_epoch(one, monitor), "monitor": monitor, "shown": about["shown_scores"]}
+        found.append(one | {"stopped_early": history.read_log(log)["stopped_early"]})
     return found
 
 
@@ -125,7 +125,7 @@ def learning_of(folder: Path, about: About) -> list[dict[str, Any]]:
 def task_figures(
     name: str, kind: str, rows: Sequence[Row], task: Task, training: Sequence[Row]
 ) -> dict[str, Any] | None:
-    """The figures of a task on the rows that have its label; None if no row has."""
+    """The figures of a task on the rows with its label; None without such rows."""
     labelled = [row for row in rows if row["answers"][name]["gold"] is not None]
     answers = [row["answers"][name] for row in labelled]
     if not answers:
@@ -193,8 +193,8 @@ def entity_figures(name: str, kind: str, rows: Sequence[Row], training: Sequence
 
 
 def slice_figures(rows: Sequence[Row], kinds: dict[str, str], scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """[{"by", "groups": [{"name", "rows", "scores": {score: {"value", "low", "high"}}}]}], for the scores that have
-    an interval over all rows."""
+    """[{"by", "groups": [{"name", "rows", "scores": {score: {"value", "low", "high"}}}]}], for scores with an interval
+    over all rows."""
     with_interval = [one["name"] for one in scores if one["low"] is not None]
     found = []
     for by, groups in figures.slices(rows):
@@ -218,7 +218,7 @@ def error_figures(
     rows: dict[str, list[Row]], kinds: dict[str, str], training: Sequence[Row]
 ) -> dict[str, list[dict[str, Any]]]:
     """{"suspects", "mistakes"}: rows whose label is probably wrong, and the most confident errors, each with near
-    duplicates in training that have another label."""
+    duplicates in training that have a different label."""
     pool = [(part, row) for part, part_rows in rows.items() for row in part_rows]
     flat = [row for _, row in pool]
     found = suspects.suspicious(flat, kinds)

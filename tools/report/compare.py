@@ -1,4 +1,4 @@
-"""Compares several runs in one page, made from their folders.
+"""Compares several runs on one page, from their folders.
 
     python -m tools.report baseline with_crf other_seed
 
@@ -25,7 +25,7 @@ logger = logging.getLogger("template")
 
 
 def compare_runs(output_dir: str | Path, names: Sequence[str], language: str = "auto") -> Path:
-    """Writes comparison.html of runs, named by their folder in output_dir or by a path, into output_dir. -> its path"""
+    """Writes comparison.html of runs, given as names in output_dir or paths, into output_dir. Returns its path."""
     folders = [folder_of(output_dir, name) for name in names]
     if len(set(folders)) < 2:
         raise UserError(f"{' '.join(names)}: name at least two different runs")
@@ -44,7 +44,7 @@ def show_comparison(output_dir: str | Path, names: Sequence[str], language: str 
 
 
 def folder_of(output_dir: str | Path, name: str) -> Path:
-    """The folder of a run. Raises UserError if there is none, or if it was not evaluated."""
+    """The folder of a run. Raises UserError if it does not exist or was not evaluated."""
     folder = next((path for path in (Path(output_dir) / name, Path(name)) if path.is_dir()), None)
     if folder is None:
         raise UserError(f"{name}: no run of that name in {output_dir}, and no such folder")
@@ -53,7 +53,7 @@ def folder_of(output_dir: str | Path, name: str) -> Path:
 
 
 def figures_of(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Row]]]:
-    """(figures that can be written as JSON, [the rows of each run that all runs have, in the same order])."""
+    """(JSON-serialisable figures, [each run's rows that all runs share, in the same order])."""
     abouts = [read_about(folder) for folder in folders]
     kinds = {n: kind for n, kind in abouts[0]["kinds"].items() if all(a["kinds"].get(n) == kind for a in abouts)}
     part = next((part for part in PARTS if all(part in about["parts"] for about in abouts)), None)
@@ -82,13 +82,13 @@ def figures_of(folders: Sequence[Path]) -> tuple[dict[str, Any], list[list[Row]]
 
 
 def key_of(row: Row, kinds: dict[str, str]) -> tuple[str | None, ...]:
-    """A key that a row has in all runs: its id, text and labels."""
+    """A key that identifies a row across runs: its id, text and labels."""
     gold = [str(row["answers"][name]["gold"]) for name in kinds]
     return str(row["id"]), row["text"], row.get("text_pair"), *gold
 
 
 def common(rows: Sequence[Sequence[Row]], kinds: dict[str, str]) -> list[list[Row]]:
-    """The rows of each run that all runs have, in the order of the first; one per key."""
+    """Each run's rows that all runs share, in the order of the first run; one per key."""
     tables = [{key_of(row, kinds): row for row in found} for found in rows]
     keys = [key for key in tables[0] if all(key in table for table in tables)]
     return [[table[key] for key in keys] for table in tables]
@@ -122,7 +122,7 @@ def paired(
 
 def pictures(found: dict[str, Any], words: Words) -> list[tuple[str, svg.Plot, list[str]]]:
     """[(title, plot, names)] of training loss, dev loss, the monitored score and throughput, all runs overlaid."""
-    runs = [(name, course) for name, courses in zip(found["names"], found["learning"]) for course in courses]
+    runs = [(name, history) for name, histories in zip(found["names"], found["learning"]) for history in histories]
     labels = [name if name.split(" (")[0] == run["name"] else f"{name} · {run['name']}" for name, run in runs]
     monitor = found["abouts"][0]["monitor"]
     chosen = [
@@ -140,7 +140,7 @@ def pictures(found: dict[str, Any], words: Words) -> list[tuple[str, svg.Plot, l
 
 
 def table_of(found: dict[str, Any], rows: Sequence[Sequence[Row]]) -> dict[str, Any]:
-    """As page.table_of, with the answers of each run, for the rows that one run has right and another wrong."""
+    """Like page.table_of, with the answers of each run, for rows on which the runs' correctness differs."""
     numbers: dict[tuple[str, str], int] = {}
     kinds, kept, size, count = found["kinds"], [], 0, 0
     for several in zip(*rows):

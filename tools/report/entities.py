@@ -1,12 +1,12 @@
 """Classifies entity errors, and counts them by type, length and occurrence in training.
 
-The rule. In a text, G is the set of gold entities and P of predicted ones, each (type, first token, last token).
+Let G be the gold and P the predicted entities of a text, each (type, first token, last token).
 
-1. Entities in both sets are right.
+1. Entities in both sets are *right*.
 2. Of the rest, a gold and a predicted entity with the same borders form a pair with the *wrong type*.
 3. Of the rest, a gold and a predicted entity of the same type that share a token form a pair with a *wrong border*;
    pairs with the largest intersection over union come first, then earlier ones.
-4. The rest is *missed* in G and *invented* in P, even if two overlap that differ in both type and borders.
+4. The rest of G is *missed* and the rest of P *invented*, even if they overlap.
 
 Each entity is in at most one pair. So |G| = right + wrong type + wrong border + missed and |P| = right + wrong type +
 wrong border + invented.
@@ -31,7 +31,7 @@ class Match(NamedTuple):
 
     @property
     def either(self) -> Entity:
-        """The gold entity or, without one, the predicted one."""
+        """The gold entity, otherwise the predicted one."""
         entity = self.gold or self.predicted
         assert entity
         return entity
@@ -74,7 +74,7 @@ def overlap(gold: Entity, predicted: Entity) -> float:
 
 
 def matches_of(kind: str, answer: Answer) -> list[Match]:
-    """The matches of a text's stored answer; [] if it has no gold label."""
+    """The matches of a text's stored answer; [] without a gold label."""
     gold, predicted = answer["gold"], answer["predicted"]
     return [] if gold is None else match(items_in(kind, gold), items_in(kind, predicted))
 
@@ -84,7 +84,7 @@ def tokens_of(row: Row, entity: Entity) -> tuple[str, ...]:
 
 
 def error_counts(found: Sequence[list[Match]]) -> dict[str, dict[str, int]]:
-    """{type: {verdict: count}}, by the gold type or, without one, the predicted one. found: the matches of each row"""
+    """{type: {verdict: count}}, by the gold type, otherwise the predicted one. found: the matches of each row"""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for one in chain.from_iterable(found):
         counts[one.either[0]][one.verdict] += 1
@@ -116,7 +116,7 @@ def by_length(found: Sequence[list[Match]], longest: int = 5) -> list[dict[str, 
 def by_seen(
     rows: Sequence[Row], found: Sequence[list[Match]], seen: set[tuple[str, tuple[str, ...]]]
 ) -> dict[str, dict[str, int]]:
-    """{"seen": {"gold", "found"}, "unseen": …}: gold entities by whether training has one with these tokens and type.
+    """{"seen": {"gold", "found"}, "unseen": …}: gold entities by whether their tokens and type occur in training.
     seen: {(type, tokens)}"""
     cells = {name: {"gold": 0, "found": 0} for name in ("seen", "unseen")}
     for row, matches in zip(rows, found):

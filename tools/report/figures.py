@@ -1,6 +1,6 @@
-"""Computes the figures of the page from the rows that answers.py stores. Shares are between 0 and 1.
+"""Computes the page's figures from the rows that answers.py stores. Shares are between 0 and 1.
 
-Each docstring is a complete definition, so that tests can compute the figure independently.
+Each docstring fully defines its figure, so that tests can compute it independently.
 """
 
 from collections import Counter
@@ -29,7 +29,7 @@ def most_frequent(counts: Counter) -> list[tuple[Any, int]]:
 
 def matrix(gold: Sequence[str], predicted: Sequence[str], most: int = 16) -> dict[str, Any]:
     """{"labels", "counts", "all"} of the confusion matrix, with gold labels as rows. With more than `most` labels, only
-    those confused most often are kept, in order of frequency."""
+    the most frequently confused ones are kept, in order of frequency."""
     frequency = Counter(gold) + Counter(predicted)
     wrong = Counter(label for g, p in zip(gold, predicted) if g != p for label in (g, p))
     chosen = sorted(frequency, key=lambda label: (-wrong[label], -frequency[label], label))[:most]
@@ -72,18 +72,18 @@ def histogram(confidence: Sequence[float], right: Sequence[bool], bins: int = 20
 def coverage(confidence: Sequence[float], right: Sequence[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(thresholds, coverages, accuracies) for abstaining below each confidence that occurs, highest first.
 
-    Coverage is the share of rows with at least this confidence; accuracy is the share of right ones among them.
+    Coverage is the share of rows with at least this confidence; accuracy is the share of correct rows among them.
     """
     thresholds, counts, num_right = descending(confidence, right)
     return thresholds, counts / len(confidence), num_right / counts
 
 
 def descending(values: Sequence[float], right: Sequence[bool]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(distinct values, highest first; how many are at least as high; how many of those are right)"""
+    """(distinct values, highest first; number of values at least as high; number of correct ones among these)"""
     unsorted = np.asarray(values, float)
     order = np.argsort(-unsorted, kind="stable")
     ordered = unsorted[order]
-    last = np.flatnonzero(np.diff(ordered, append=-1) != 0)  # the last of equal values
+    last = np.flatnonzero(np.diff(ordered, append=-1) != 0)  # the last of each run of equal values
     return ordered[last], last + 1, np.asarray(right, float)[order].cumsum()[last]
 
 
@@ -108,7 +108,7 @@ def thinned(*columns: np.ndarray, most: int = 160) -> list[list[float]]:
 
 def threshold_curve(probabilities: Sequence[dict[str, float]], gold: Sequence[set[str]]) -> dict[str, Any]:
     """{"thresholds", "precision", "recall", "f1", "best": {"threshold", "f1"}} of a multilabel task: micro-averaged
-    scores of the labels with at least the threshold as probability. probabilities: {label: p} of each text"""
+    scores of the labels whose probability reaches the threshold. probabilities: {label: p} of each text"""
     pairs = [(p, label in g) for row, g in zip(probabilities, gold) for label, p in row.items()]
     support = sum(map(len, gold))
     if not pairs or not support:
@@ -138,7 +138,7 @@ def residuals(
     gold: Sequence[float], predicted: Sequence[float], bins: int = 20, most: int = 1500
 ) -> dict[str, Any] | None:
     """For regression: {"points": [[gold, predicted]], at most `most`, picked evenly by gold; "edges", "counts" of
-    the histogram of predicted - gold; "mean", "std", "rmse", "r2"}. Only finite predictions count; None without any."""
+    the histogram of predicted - gold; "mean", "std", "rmse", "r2"}. Uses only finite predictions; None without any."""
     finite = np.isfinite(np.asarray(predicted, float))
     x, y = np.asarray(gold, float)[finite], np.asarray(predicted, float)[finite]
     if not len(x):
@@ -167,8 +167,8 @@ def num_tokens(row: Row) -> int:
 
 
 def slices(rows: Sequence[Row], most_values: int = 20) -> list[tuple[str, list[tuple[str, list[int]]]]]:
-    """[(criterion, [(name, [row numbers])])]: quartiles of the length (none empty; equal lengths stay together), cut or
-    windowed rows if there are any, and text columns with 2 to `most_values` values."""
+    """[(criterion, [(name, [row numbers])])]: quartiles of the length (none empty; equal lengths stay together),
+    truncated or windowed rows if any, and text columns with 2 to `most_values` values."""
     lengths = np.array([num_tokens(row) for row in rows])
     edges = np.unique(np.quantile(lengths, [0.25, 0.5, 0.75, 1], method="higher"))
     quartile = np.searchsorted(edges, lengths)
@@ -210,13 +210,13 @@ def row_confidence(kind: str, answer: Answer) -> float | None:
 
 
 def known(probability: float | list | None) -> list[float]:
-    """A probability, or a list of them, as a list without None; a custom head may return none."""
+    """One or more probabilities as a list without None; a custom head may return none."""
     values = probability if isinstance(probability, list) else [probability]
     return [value for value in values if value is not None]
 
 
 def with_probability(predicted: list, probability: list | None) -> list[tuple]:
-    """[(label, tag or span, probability)] of those that have a probability."""
+    """[(label, tag or span, probability)], without those that lack a probability."""
     pairs = zip(predicted, probability if isinstance(probability, list) else [])
     return [(label, value) for label, value in pairs if value is not None]
 

@@ -12,7 +12,7 @@ Shorten = Callable[[Any], str]  # shortens text from the data
 
 
 def candidates(found: dict[str, Any]) -> list[Finding]:
-    """Possible findings; the weight of each is roughly the share of all errors that it concerns."""
+    """Candidate findings; the weight of each is roughly the share of all errors it concerns."""
     result: list[Finding] = []
     for name, task in found["tasks"].items():
         wrong = max(1, task["rows"] - task["right"])
@@ -22,11 +22,11 @@ def candidates(found: dict[str, Any]) -> list[Finding]:
         first, rows = suspects[0], max(1, sum(size for part, size in found["sizes"].items() if part != "train"))
         values = {"n": len(suspects), "part": first["part"], "id": first["id"]}
         values |= {"given": first["gold_shown"], "likely": first["likely_shown"]}
-        if len(suspects) <= 0.05 * rows:  # more than that: mostly false alarms of a weak model
+        if len(suspects) <= 0.05 * rows:  # beyond that, mostly false alarms of a weak model
             result.append((0.6, "errors", "look_suspects", values))
-    for course in found["learning"][:1]:
-        if course["verdict"] in ("overfit", "underfit"):
-            result.append((0.35, "learning", course["verdict"], course["numbers"]))
+    for history in found["learning"][:1]:
+        if history["verdict"] in ("overfit", "underfit"):
+            result.append((0.35, "learning", history["verdict"], history["numbers"]))
     result += slice_candidates(found)
     for message, _ in found["log"]["warnings"][:1]:
         result.append((0.15, "glance", "look_warning", {"message": message}))
@@ -101,7 +101,7 @@ def slice_candidates(found: dict[str, Any]) -> list[Finding]:
 
 
 def worth_a_look(found: dict[str, Any], most: int = 3) -> list[Finding]:
-    """The candidates with the largest weights, one of each kind."""
+    """The candidates with the largest weights, one per kind."""
     chosen: list[Finding] = []
     for item in sorted(candidates(found), key=lambda item: -item[0]):
         if item[2] not in [other[2] for other in chosen]:
@@ -115,7 +115,7 @@ def sentence(item: Finding, words: Words, short: Shorten) -> str:
 
 
 def shown(name: str, value: Any, words: Words, short: Shorten) -> Any:
-    """A value for a sentence; names that belong to the page are translated."""
+    """Formats a value for a sentence; translates names of the page."""
     if name == "more":
         return words("more_sure" if value else "less_sure")
     if name == "verdict" or (name == "part" and value in ("train", "dev", "test", "out_of_fold")):

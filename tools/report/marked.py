@@ -1,4 +1,4 @@
-"""Texts with entities marked in place, including nested and crossing ones."""
+"""Texts with inline entity marks, including nested and crossing ones."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ def outer_first(mark: Mark) -> tuple[int, int]:
 
 
 def tree(text: str, marks: Sequence[Mark], start: int = 0, end: int | None = None) -> list:
-    """A text between two positions as [string, or (Mark, such a list of its inside)]. marks: from `split_crossing`"""
+    """A slice of a text as a nested list: strings and (Mark, such a list of its inside). marks: of `split_crossing`"""
     end = len(text) if end is None else end
     found: list[Any] = []
     position = start
@@ -62,7 +62,7 @@ def marks_of(row: Row, matches: Sequence[Match], side: str) -> list[Mark]:
 
 
 def window(row: Row, matches: Sequence[Match], most: int = 600, before: int = 120) -> tuple[int, int]:
-    """(start, end) of the part of a long text to show; it starts a little before the first error."""
+    """(start, end) of the excerpt of a long text, which starts shortly before the first error."""
     size = len(row["text"])
     if size <= most:
         return 0, size
@@ -73,7 +73,7 @@ def window(row: Row, matches: Sequence[Match], most: int = 600, before: int = 12
 
 
 def drawn(row: Row, matches: Sequence[Match], side: str) -> list:
-    """The tree of a row's text, in the part chosen by `window`, with the entities of one side."""
+    """The tree of a row's text within `window`, with the entities of one side."""
     start, end = window(row, matches)
     marks = [m for m in marks_of(row, matches, side) if m.start < end and m.end > start]
     marks = [m._replace(start=max(m.start, start), end=min(m.end, end)) for m in marks]

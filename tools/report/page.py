@@ -1,9 +1,9 @@
-"""Writes report.html from figures, plots and words.
+"""Writes report.html from figures, plots and strings.
 
     python -m tools.report NAME
 
-The page is a single file with its style, script and plots, and makes no network requests. Text from the data is escaped
-by jinja2 (within JSON by `json_in_page`). Its size is bounded for any amount of data.
+The page is a single file with its style, script and plots, and makes no network requests. jinja2 escapes text from the
+data (`json_in_page` does within JSON). Its size is bounded for any amount of data.
 """
 
 import csv
@@ -33,7 +33,7 @@ GALLERY = 40  # texts shown with their entities
 
 
 def short(value: Any, most: int = 80) -> str:
-    """Text from the data, cut to `most` characters with its length appended."""
+    """Truncates text from the data to `most` characters, with its length appended."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= most else f"{text[:most]}… ({len(text):,})"
 
@@ -50,7 +50,7 @@ def show(value: Any, most: int = 160) -> str:
 
 
 def json_in_page(value: Any) -> Markup:
-    """JSON that cannot close its script element or open a comment in it."""
+    """JSON that is safe inside a script element: it cannot close it or open a comment."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -58,7 +58,7 @@ def json_in_page(value: Any) -> Markup:
 
 
 def plain(value: Any, most: int = 300) -> Any:
-    """Figures for the page, with long strings cut and non-finite numbers as None."""
+    """Figures for the page, with long strings truncated and non-finite numbers as None."""
     if isinstance(value, dict):
         return {short(str(key), most): plain(item, most) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -93,7 +93,7 @@ def write_page(path: Path, template: str, words: Words, view: dict[str, Any]) ->
 
 
 def make_report(folder: str | Path, language: str = "auto", spreadsheet_safe: bool = False) -> tuple[Path, list[str]]:
-    """Writes report.html and suspicious.csv into a run folder. -> (path, [the main findings in English]). Raises
+    """Writes report.html and suspicious.csv into a run folder. Returns (path, [the main findings in English]). Raises
     UserError if the folder has no answers."""
     found, rows = collect(folder)
     everything = [row for part in rows.values() for row in part]
@@ -109,7 +109,7 @@ def make_report(folder: str | Path, language: str = "auto", spreadsheet_safe: bo
         "texts": everything,
         "look": [(item[1], look.sentence(item, words, short)) for item in chosen],
         "slice_title": lambda by: look.slice_title(by, words, short),
-        "learning": [learning_pictures(course, words) for course in found["learning"]],
+        "learning": [learning_pictures(history, words) for history in found["learning"]],
         "tasks": {name: task_view(name, task, rows[found["main"]], words) for name, task in found["tasks"].items()},
         "table": table_of(rows, found["about"]["kinds"]),
         "most": LISTED // 4,
@@ -122,7 +122,7 @@ def make_report(folder: str | Path, language: str = "auto", spreadsheet_safe: bo
 
 
 def show_report(folder: str | Path, language: str = "auto", spreadsheet_safe: bool = False) -> None:
-    """Writes the page, and logs its path and the main findings."""
+    """Writes the page and logs its path and main findings."""
     path, sentences = make_report(folder, language, spreadsheet_safe)
     logger.info(f"report: {path}")
     for number, line in enumerate(sentences, 1):
@@ -136,7 +136,7 @@ def everything_by_part(rows: dict[str, list[Row]]) -> list[tuple[str, Row]]:
 def write_suspicious(
     path: Path, suspects: Sequence[dict[str, Any]], rows: Sequence[tuple[str, Row]], spreadsheet_safe: bool = False
 ) -> None:
-    """Writes suspicious.csv: rows whose label is probably wrong, the worst first. spreadsheet_safe: see `harmless`"""
+    """Writes suspicious.csv: probably mislabelled rows, worst first. spreadsheet_safe: see `harmless`"""
     safe = harmless if spreadsheet_safe else lambda cell: cell
     with appearing_whole(path) as file:
         writer = csv.writer(file)
@@ -151,12 +151,12 @@ def write_suspicious(
 # ---- plots -----------------------------------------------------------------------------------------------------------
 
 
-def learning_pictures(course: dict[str, Any], words: Words) -> dict[str, Any]:
-    """{"name", "pictures": [(title, plot, [names of its lines])], "said": the diagnosis} of one training."""
-    steps, epochs, pace = course["steps"], course["epochs"], course["pace"]
+def learning_pictures(history: dict[str, Any], words: Words) -> dict[str, Any]:
+    """{"name", "pictures": [(title, plot, [names of its lines])], "said": the diagnosis} of one training run."""
+    steps, epochs, pace = history["steps"], history["epochs"], history["pace"]
     ends = [record["step"] for record in epochs]
-    best = [(ends[course["best"] - epochs[0]["epoch"] - 1], words("best"))] if course["best"] and ends else []
-    best += [(ends[-1], words("stopped_early"))] if course["stopped_early"] and ends else []
+    best = [(ends[history["best"] - epochs[0]["epoch"] - 1], words("best"))] if history["best"] and ends else []
+    best += [(ends[-1], words("stopped_early"))] if history["stopped_early"] and ends else []
     pictures: list[tuple[str, svg.Plot, list[str]]] = []
 
     def add(title: str, series: list, names: list[str], marks: list = best, **options: Any) -> None:
@@ -167,7 +167,7 @@ def learning_pictures(course: dict[str, Any], words: Words) -> dict[str, Any]:
     losses = [([r["step"] for r in steps], [r.get("loss") for r in steps])]
     add(words("loss"), [*losses, (ends, [r.get("dev_loss") for r in epochs])], [words("train_loss"), words("dev_loss")])
     names = [name for name in (epochs[0] if epochs else {}) if name.startswith("dev_") and not name.endswith("loss")]
-    main = [f"dev_{name}" for name in dict.fromkeys([course["monitor"], *course["shown"]])]
+    main = [f"dev_{name}" for name in dict.fromkeys([history["monitor"], *history["shown"]])]
     names = [name for name in main if name in names][:6] or names[:6]
     add(words("dev_scores"), [(ends, [r.get(name) for r in epochs]) for name in names], [name[4:] for name in names])
     for key in ("lr", "gradient_norm"):
@@ -176,7 +176,7 @@ def learning_pictures(course: dict[str, Any], words: Words) -> dict[str, Any]:
     speed = [r["examples_per_second"] for r in pace]
     throughput = [([r["step"] for r in pace], speed)]
     add(words("throughput"), throughput, [], marks=[], y_range=(0, 1.1 * max(speed, default=1)))
-    return {"name": course["name"], "pictures": pictures, "said": words(course["verdict"], **course["numbers"])}
+    return {"name": history["name"], "pictures": pictures, "said": words(history["verdict"], **history["numbers"])}
 
 
 def task_view(name: str, task: dict[str, Any], rows: Sequence[Row], words: Words) -> dict[str, Any]:
@@ -273,7 +273,7 @@ def entity_list(row: Row, found: set[entities.Entity]) -> str:
 
 
 def labels_of(kind: str, label: Any) -> set[str]:
-    """The labels by which a row of the table can be filtered."""
+    """The labels that filter a row of the table."""
     if label is None or kind == "regression":
         return set()
     if kind in ("tagging", "spans"):

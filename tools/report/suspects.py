@@ -1,4 +1,4 @@
-"""Finds rows whose label is probably wrong, and near duplicates in training that have another label."""
+"""Finds probably mislabelled rows, and near duplicates in training with a different label."""
 
 import logging
 from collections import defaultdict
@@ -28,13 +28,13 @@ def class_thresholds(rows: Sequence[tuple[str, dict[str, float]]]) -> dict[str, 
 
 
 def confident_learning(rows: Sequence[tuple[str, dict[str, float]]]) -> list[tuple[int, str, float]]:
-    """[(row number, likely label, margin)], the most suspicious first.
+    """[(row number, likely label, margin)], most suspicious first.
 
     rows: (given label, {label: probability from a model not trained on the row}). Northcutt et al., Confident Learning,
     2021 (JAIR 70; arXiv:1911.00068), equations 1 and 2: the likely label j of a row is the one with the largest p_j
     among those with p_j at least the mean p_j of the rows with given label j. Rows whose likely label is not the given
     one are issues (off the diagonal of the confident joint), ranked by the normalised margin p_given - p_likely, lowest
-    first. The authors' library does the same and more, but its AGPL licence would bind this template.
+    first. The authors' library also does this, but its AGPL licence would extend to this template.
     """
     thresholds, found = class_thresholds(rows), []
     for number, (gold, probabilities) in enumerate(rows):
@@ -45,7 +45,7 @@ def confident_learning(rows: Sequence[tuple[str, dict[str, float]]]) -> list[tup
 
 
 def suspicious(rows: Sequence[Row], kinds: dict[str, str]) -> list[dict[str, Any]]:
-    """[{"row", "task", "likely", "score"}] of rows whose label is probably wrong, the worst first.
+    """[{"row", "task", "likely", "score"}] of probably mislabelled rows, worst first.
 
     Classification: by confident learning; score: p_likely - p_given. Tags, spans and several labels: rows with a wrong
     decision whose probability is at least 0.9 and at least the median of the right decisions of the same kind (the same
@@ -66,7 +66,7 @@ def suspicious(rows: Sequence[Row], kinds: dict[str, str]) -> list[dict[str, Any
 
 
 def large_errors(answers: Sequence[tuple[int, Answer]]) -> list[tuple[int, Answer, float]]:
-    """[(row number, answer, error / (3 RMSE))] of the rows with an error of more than 3 RMSE."""
+    """[(row number, answer, error / (3 RMSE))] of rows with an error above 3 RMSE."""
     sizes = [abs(answer["predicted"] - answer["gold"]) for _, answer in answers]
     scale = 3 * float(np.sqrt(np.mean(np.square(sizes)))) if sizes else 0.0
     return [(number, answer, size / scale) for (number, answer), size in zip(answers, sizes) if size > scale > 0]
@@ -89,7 +89,7 @@ def sure_errors(kind: str, answers: Sequence[tuple[int, Answer]]) -> list[tuple[
 
 
 def decisions(kind: str, answer: Answer) -> list[tuple[Any, float, bool]]:
-    """[(decision, probability, whether it is right)] of an answer with several decisions."""
+    """[(decision, probability, whether it is correct)] of an answer with several decisions."""
     gold, predicted, p = answer["gold"], answer["predicted"], answer["probability"]
     if kind == "classification":
         return [] if p is None else [(predicted, p, gold == predicted)]
@@ -110,8 +110,8 @@ def issue(number: int, task: str, likely: Any, score: float) -> dict[str, Any]:
 
 
 def training_rows(data_path: str | Path, kinds: dict[str, str], most: int = MAX_TEXTS) -> tuple[list[dict], bool]:
-    """(the first `most` rows of the training part, whether that is all). ([], True) if it no longer exists or no longer
-    has these tasks. kinds: {task: one of ANSWERS in answers.py}"""
+    """(the first `most` rows of the training part, whether these are all). ([], True) if it no longer exists or lacks
+    these tasks. kinds: {task: one of ANSWERS in answers.py}"""
     path = Path(data_path) / "train.jsonl"
     if not path.is_file():
         return [], True
@@ -128,12 +128,12 @@ def training_rows(data_path: str | Path, kinds: dict[str, str], most: int = MAX_
 def near_duplicates(
     queries: Sequence[str], training: Sequence[Row], block: int = 20_000
 ) -> list[list[tuple[float, int]]]:
-    """[[(cosine, training row number)]] for each query text: those of at least NEAR, nearest first.
+    """[[(cosine, training row number)]] per query text: cosines of at least NEAR, nearest first.
 
     The cosine of lower-case character trigram counts, hashed into 2^18 columns (scikit-learn's HashingVectorizer). The
     caller bounds the number of training texts.
     """
-    from sklearn.feature_extraction.text import HashingVectorizer  # not at the top: it takes a second
+    from sklearn.feature_extraction.text import HashingVectorizer  # imported lazily: it takes a second
 
     if not queries or not training:
         return [[] for _ in queries]

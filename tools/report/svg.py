@@ -1,7 +1,7 @@
 """Draws plots as SVG for the page, without matplotlib.
 
-Two curves of twenty points take 5 kB instead of matplotlib's 19 kB. Colours come from the page, so they follow light,
-dark and print; fonts come from the browser, so Chinese needs no font on this machine. All text is escaped.
+Two curves of twenty points take 5 kB instead of matplotlib's 19 kB. The page's CSS sets the colours for light, dark and
+print; the browser provides fonts, so Chinese needs none on this machine. All text is escaped.
 """
 
 import math
@@ -53,7 +53,7 @@ class Plot:
     def __init__(
         self, x_range: Range, y_range: Range, x_label: str, y_label: str, describes: str, x_ticks: Labels | None = None
     ):
-        """x_ticks: of the x axis, instead of round numbers"""
+        """x_ticks: replace the round numbers on the x axis"""
         self.x_range, self.y_range, self.describes = x_range, y_range, describes
         self.parts: list[str] = []
         for value in ticks(*y_range):
@@ -106,7 +106,7 @@ class Plot:
         self.text(at + (-5 if right else 5), TOP + 14 * (1 + row), text, "end" if right else "start", f"{kind}-text")
 
     def __html__(self) -> Markup:
-        """The whole plot; called by jinja2."""
+        """The complete plot; called by jinja2."""
         box = f'viewBox="0 0 {WIDTH} {HEIGHT}"'
         return Markup(f'<svg {box} role="img" aria-label="{escape(self.describes)}">{"".join(self.parts)}</svg>')
 
@@ -120,7 +120,7 @@ def lines(
     x_range: Range | None = None,
     marks: Labels = (),
 ) -> Plot:
-    """A plot of several lines. series: [(xs, ys)], coloured in this order"""
+    """A line plot. series: [(xs, ys)], coloured in this order"""
     xs = finite([x for points, _ in series for x in points]) or [0, 1]
     y_range = y_range or span([y for _, points in series for y in points])
     x_range = x_range or ((min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, max(xs) + 1))
@@ -133,7 +133,7 @@ def lines(
 
 
 def reliability(bins: Sequence[dict[str, Any]], x_label: str, y_label: str, describes: str) -> Plot:
-    """Accuracy of each bin as a bar, the mean confidence as a dot, and the diagonal of perfect calibration."""
+    """A reliability diagram: accuracy per bin as bars, mean confidence as dots, and the diagonal."""
     plot = Plot((0, 1), (0, 1), x_label, y_label, describes)
     filled = [cell for cell in bins if cell["count"]]
     for cell in filled:
@@ -149,7 +149,7 @@ def reliability(bins: Sequence[dict[str, Any]], x_label: str, y_label: str, desc
 def stacked(
     counts: Sequence[Sequence[int]], edges: Sequence[float], x_label: str, y_label: str, describes: str
 ) -> Plot:
-    """A histogram of stacked bars. counts: [[count of each kind] of each bar]; edges: one more than bars"""
+    """A stacked histogram. counts: [[count of each kind] of each bar]; edges: one more than bars"""
     top = max(map(sum, counts), default=0) or 1
     plot = Plot((edges[0], edges[-1]), (0, top * 1.06), x_label, y_label, describes)
     for low, high, cell in zip(edges, edges[1:], counts):

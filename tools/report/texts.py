@@ -1,4 +1,4 @@
-"""The texts of the page. templates/en.json and zh.json have the same keys; {names} are filled in."""
+"""The page's strings. templates/en.json and zh.json have the same keys; {names} are filled in."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ TEXTS = {name: json.loads((TEMPLATES / f"{name}.json").read_text(encoding="utf-8
 
 
 class Words:
-    """The page's texts in one language: words("score"), words("best_of", best=3, …)."""
+    """The page's strings in one language: words("score"), words("best_of", best=3, …)."""
 
     def __init__(self, language: str):
         self.language, self.texts = language, TEXTS[language]

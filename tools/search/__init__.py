@@ -1,1 +1,1 @@
-"""Hyper-parameter search: the search space, Optuna's study, the runs of both stages, and the results."""
+"""Hyperparameter search: the search space, Optuna's study, the runs of both stages, and the results."""

@@ -1,12 +1,12 @@
-"""Searches hyper-parameters with Optuna, and tests whether the best are better than the defaults.
+"""Searches hyperparameters with Optuna, and tests whether the best beat the defaults.
 
     pip install -r tools/search/requirements.txt
     python -m tools.search --data_path dataset/NAME --pretrain_model_path bert-base-uncased --trials 30 --jobs 2
     python -m tools.search --options="--use_crf --epochs 6" --space "lr=1e-4..3e-3:log pooling=first,mean"
 
-First the search: each trial is one training run of main.py; the first has the defaults. TPE proposes the next trials
-from the dev scores so far, and a trial that scores worse than the median is stopped. Then the finalists: the best
-trials and the default are trained with several seeds. The mean dev score chooses the winner; test measures its gain.
+Stage 1, the search: each trial is one training run of main.py; the first uses the defaults. TPE proposes trials from
+the dev scores so far, and trials that score worse than the median are pruned. Stage 2, the finalists: the best trials
+and the default are trained with several seeds. The mean dev score selects the winner; test measures its gain.
 
 A space lists options of main.py with their values: a range as in lr=1e-4..1e-3:log (:log if it spans powers of ten) or
 a list as in pooling=first,mean. head_multiple is --head_lr divided by --lr, warmup_share is --warmup_epochs divided by
@@ -52,7 +52,7 @@ def main(config: SearchConfig) -> int:
 
 
 def search(plan: Plan) -> int:
-    """Runs what is left of both stages and writes the results. -> the exit code"""
+    """Runs the remainder of both stages and writes the results. Returns the exit code."""
     from tools.search import outcome
     from tools.search.finals import FinalStage
     from tools.search.study import Study
@@ -88,7 +88,7 @@ def search(plan: Plan) -> int:
 
 
 def require_same(study: Study, plan: Plan) -> None:
-    """Raises UserError if the folder holds another search."""
+    """Raises UserError if the folder contains another search."""
     before, now = study.get("known_by"), plan.known_by
     if before is None:
         return study.set("known_by", now)
@@ -99,7 +99,7 @@ def require_same(study: Study, plan: Plan) -> None:
                 part = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))[0]
                 name, old, new = f"{name}: {part}", old.get(part), new.get(part)
             change = f"{name} was {old}, is {new}"
-            raise UserError(f"{plan.folder} holds another search ({change}); name another folder with --results")
+            raise UserError(f"{plan.folder} contains another search ({change}); name another folder with --results")
 
 
 def nothing_finished(study: Study) -> int:

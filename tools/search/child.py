@@ -1,4 +1,4 @@
-"""Runs of main.py as child processes, for scripts that train many of them."""
+"""Runs main.py as child processes, for scripts that start many runs."""
 
 import ctypes
 import os
@@ -10,19 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# Options of main.py that such a script sets itself
+# Options of main.py that such scripts set themselves
 SET_BY_SCRIPT = "data_path pretrain_model_path debug fold model_version output_dir checkpoint random_seed".split()
 PR_SET_PDEATHSIG = 1
 LIBC: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def end_with_parent() -> None:
-    """In the new process, on Linux: get a SIGTERM, which makes it save and exit, when the script is killed."""
+    """Runs in the child: on Linux, requests a SIGTERM (save and exit) when the parent is killed."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Child:
-    """Starts a command and appends its output to a log. Ctrl-C in the terminal only reaches the parent script."""
+    """A command whose output is appended to a log. Ctrl-C in the terminal only reaches the parent."""
 
     def __init__(self, command: Sequence[str], log: Path, jobs: int) -> None:
         """jobs: number of processes in parallel; they share the cores unless OMP_NUM_THREADS is set."""
@@ -30,7 +30,7 @@ class Child:
         env = {"OMP_NUM_THREADS": threads, "TQDM_DISABLE": "1"} | dict(os.environ)
         self.log, self.start = log, time.perf_counter()
         self.code: int | None = None
-        self.used: Any = None  # resource usage, once it has ended
+        self.used: Any = None  # resource usage, after the end
         with open(log, "a", encoding="utf-8") as file:
             self.log_begins = file.tell()
             self.process = subprocess.Popen(
@@ -44,7 +44,7 @@ class Child:
             )
 
     def wait(self, options: int = 0) -> int | None:
-        """Waits until it has ended. -> the exit code, negative if a signal killed it"""
+        """Waits for the end. Returns the exit code, negative if a signal killed the process."""
         if self.code is None:
             pid, status, used = os.wait4(self.process.pid, options)
             if pid:
@@ -53,11 +53,11 @@ class Child:
         return self.code
 
     def poll(self) -> int | None:
-        """Like `wait`, but returns at once: None while it runs."""
+        """Like `wait`, but non-blocking: None while it runs."""
         return self.wait(os.WNOHANG)
 
     def terminate(self) -> None:
-        """Asks it to save and exit."""
+        """Requests it to save and exit."""
         if self.code is None:
             os.kill(self.process.pid, signal.SIGTERM)
 
@@ -67,7 +67,7 @@ class Child:
 
     @property
     def cpu_seconds(self) -> float:
-        """CPU time with that of its finished children. While it runs, known on Linux only, otherwise 0."""
+        """CPU time including finished children. While it runs, 0 except on Linux."""
         if self.used:
             return self.used.ru_utime + self.used.ru_stime
         try:

@@ -1,4 +1,4 @@
-"""The second stage of a search: the best trials and the default with several seeds."""
+"""The second stage of a search: trains the best trials and the default with several seeds."""
 
 import json
 import logging
@@ -21,24 +21,24 @@ logger = logging.getLogger("template")
 class FinalStage:
     """Trains the finalists and the default with several seeds, then scores the winner and the default on test.
 
-    numbers: the trials, the default first; seeds: one for each run of a trial; bar: a tqdm over the runs
+    numbers: the trials, the default first; seeds: one per run of a trial; bar: a tqdm over the runs
     """
 
     def __init__(self, plan: Plan, study: Study, numbers: Sequence[int], seeds: Sequence[int], bar: tqdm) -> None:
         self.plan, self.study, self.numbers, self.seeds, self.bar = plan, study, numbers, seeds, bar
-        self.failed: dict[int, str] = {}  # {number: reason}; not stored, so a restart tries them again
+        self.failed: dict[int, str] = {}  # {number: reason}; not stored, so a restart retries them
 
     def find(self, number: int, seed: int, what: str = "final") -> dict[str, Any] | None:
         """{"epoch", "dev": {score: value}}, or {score: value} of "test"; None if that run is not done."""
         return self.study.get(f"{what} {number} {seed}")
 
     def of_all_seeds(self, number: int, what: str = "final") -> list[dict[str, Any]] | None:
-        """Like `find`, for each seed; None if one of the runs is not done."""
+        """`find` for each seed; None if a run is not done."""
         found = [result for seed in self.seeds if (result := self.find(number, seed, what))]
         return found if len(found) == len(self.seeds) else None
 
     def ranked(self) -> list[int]:
-        """The candidates that finished with all seeds, by mean dev score, the best first."""
+        """The candidates that finished with all seeds, by mean dev score, best first."""
         means = {}
         for number in self.numbers:
             if results := self.of_all_seeds(number):
@@ -50,12 +50,12 @@ class FinalStage:
         return self.plan.folder / f"runs/final-{number:04d}-seed-{seed}"
 
     def run(self, stop: StopSignals) -> int | None:
-        """Runs the stage. -> the winner's number, by mean dev score, or None if no candidate finished with all seeds"""
+        """Runs the stage. Returns the winner by mean dev score, or None if no candidate finished with all seeds."""
         runs = [(number, seed) for seed in self.seeds for number in self.numbers]
         self.bar.reset(len(runs))
         jobs = []
         for number, seed in runs:
-            test = number == 0 and self.plan.has_test  # the default always needs test scores
+            test = number == 0 and self.plan.has_test  # the default's test scores are always needed
             if not self.find(number, seed) or (test and not self.find(number, seed, "test")):
                 jobs.append(FinalJob(self, number, seed, train=True, test=test))
         self.run_all(jobs, len(runs), stop)

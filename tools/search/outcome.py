@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 def trial_rows(study: Study) -> list[Row]:
     """[{"number", "state", "score", "best_epoch", "params", "values", "default", "epochs", "reason", …}] in order.
-    score: the best dev score, so far if the trial was pruned; None without one"""
+    score: the best dev score, up to pruning for pruned trials; None without one"""
     rows = []
     for trial in study.trials:
         scores, attributes = trial.intermediate_values, trial.user_attrs
@@ -33,7 +33,7 @@ def trial_rows(study: Study) -> list[Row]:
 
 
 def write_trials(plan: Plan, study: Study) -> list[Row]:
-    """Writes trials.csv, one line per trial, and search.svg. -> the rows of `trial_rows`"""
+    """Writes trials.csv, one line per trial, and search.svg. Returns the rows of `trial_rows`."""
     rows = trial_rows(study)
     last = max((int(epoch) for row in rows for epoch in row["epochs"]), default=0)
     lines = []
@@ -53,7 +53,7 @@ def write_trials(plan: Plan, study: Study) -> list[Row]:
 
 
 def write_results(plan: Plan, study: Study, rows: list[Row], stage: FinalStage | None, winner: int | None) -> None:
-    """Writes search.json and prints the results. rows: of `trial_rows`; stage: None if there are no finalists"""
+    """Writes search.json and prints the results. rows: from `trial_rows`; stage: None without finalists"""
     spent = cost(study)
     found: dict[str, Any] = {"monitor": plan.monitor, "known_by": plan.known_by, "trials": rows, "cost": spent}
     print(f"\n{trial_table(plan, rows)}\n")
@@ -104,7 +104,7 @@ def finalists(stage: FinalStage) -> list[Row]:
 
 def compare(stage: FinalStage, winner: int, scores: Sequence[str]) -> dict[str, Row] | None:
     """{score: {"part", "default", "winner", "gain", "low", "high", "verdict"}} over the same seeds on test, or on dev
-    if there is no test part. None if a run failed. A positive gain is better, also for a loss."""
+    if there is no test part; None if a run failed. Gains are signed: positive is better, including for losses."""
     part, what = ("test", "test") if stage.plan.has_test else ("dev", "final")
     before, after = stage.of_all_seeds(0, what), stage.of_all_seeds(winner, what)
     if before is None or after is None:
@@ -114,7 +114,7 @@ def compare(stage: FinalStage, winner: int, scores: Sequence[str]) -> dict[str, 
     found = {}
     for score in scores:
         if not all(score in result for result in before + after):
-            continue  # this part has no such labels
+            continue  # no such labels in this part
         default, best = ([result[score] for result in results] for results in (before, after))
         gains = [new - old if is_percent(score) else old - new for old, new in zip(default, best)]
         bounds = interval(gains)
@@ -127,7 +127,7 @@ def compare(stage: FinalStage, winner: int, scores: Sequence[str]) -> dict[str, 
 
 
 def is_percent(score: str) -> bool:
-    """Whether a score is a share, and higher is better; otherwise it is a loss or an error."""
+    """Whether a score is a share, for which higher is better, rather than a loss or an error."""
     return not metrics.lower_is_better(score)
 
 
@@ -181,7 +181,7 @@ def finals_table(stage: FinalStage, scores: Sequence[str]) -> str:
 
 
 def verdict_lines(plan: Plan, study: Study, winner: int, compared: dict[str, Row] | None) -> list[str]:
-    """Lines with the winner and its gain on data not used for any choice."""
+    """Lines on the winner and its gain on data that was not used for selection."""
     if compared is None:
         return [f"trial {winner} wins on dev; some of its runs or of the default's failed, so its gain is unknown"]
     if winner == 0:
@@ -195,7 +195,7 @@ def verdict_lines(plan: Plan, study: Study, winner: int, compared: dict[str, Row
         sides = f"default {spread(found['default'], score)}, winner {spread(found['winner'], score)}"
         lines.append(f"{found['part']} {score}: {sides}; gain {gain}, {found['verdict']}")
     if not plan.has_test:
-        lines.append("there is no test part: these are the dev scores it was chosen by, which are optimistic;")
+        lines.append("there is no test part: these are the dev scores that selected it, which are optimistic;")
         lines.append("hold out some data with data_process.py --test_ratio 0.1")
     elif compared.get(plan.monitor, {}).get("verdict") != "significant":
         lines.append("with other seeds the sign could change: the default may be as good")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-FEWEST = 5  # seeds for an interval; with fewer its coverage is wrong
+FEWEST = 5  # minimum seeds for an interval; coverage is wrong with fewer
 
 
 def interval(
@@ -26,7 +26,7 @@ def interval(
     mean, deviation, generator = values.mean(), values.std(ddof=1), np.random.default_rng(0)
     drawn = values[generator.integers(0, count, (draws // 2, count))]
     noise = 1.06 * deviation * count**-0.2 * generator.normal(size=drawn.shape)
-    samples = np.concatenate([drawn + noise, drawn - noise])  # so that -differences get the mirrored interval
+    samples = np.concatenate([drawn + noise, drawn - noise])  # makes the interval of -differences the mirror image
     ratios = (samples.mean(1) - mean) / samples.std(1, ddof=1)
     low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
     return mean - high * deviation, mean - low * deviation

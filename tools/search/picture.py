@@ -25,7 +25,7 @@ Trial = dict[str, Any]  # {"number", "state", "score", "params", "default"}; sco
 
 def draw(trials: Sequence[Trial], space: Space, monitor: str, lower: bool) -> str:
     picture = Picture(trials, monitor, lower)
-    plots = [picture.course(), *(picture.against(name, dimension) for name, dimension in space.items())]
+    plots = [picture.history(), *(picture.against(name, dimension) for name, dimension in space.items())]
     parts = []
     words = {"done": "finished", "pruned": "pruned, best so far", "default": "default", "best": "best trial"}
     for i, (kind, word) in enumerate(words.items()):
@@ -54,11 +54,11 @@ class Picture:
             position = f'cx="{plot.x(x):.1f}" cy="{plot.y(trial["score"]):.1f}"'
             plot.add(f'<circle class="dot {kind}" {position} r="{radius}">{tip}</circle>')
 
-    def course(self) -> svg.Plot:
+    def history(self) -> svg.Plot:
         """Plots scores by trial number, and the best so far as a line."""
         last = max([trial["number"] for trial in self.trials], default=1)
         numbers = [(value, svg.number(value)) for value in svg.ticks(0, last) if value == int(value)]
-        plot = svg.Plot((-0.5, last + 0.5), self.y_range, "trial", self.y_label, "course", numbers)
+        plot = svg.Plot((-0.5, last + 0.5), self.y_range, "trial", self.y_label, "history", numbers)
         xs: list[float] = []
         ys: list[float] = []
         for trial in self.finished:

@@ -1,4 +1,4 @@
-"""The options of a search, and the plan made from them; all checks happen here, before anything runs."""
+"""The options of a search, and the plan derived from them; all validation happens here, before anything runs."""
 
 import logging
 import shlex
@@ -22,11 +22,11 @@ class SearchConfig:
     data_path: str = option("dataset/sample", "processed folder, made by data_process.py", group="what is trained")
     pretrain_model_path: str = option("", "save_pretrained folder or hub name; empty: from scratch")
     options: str = option("", 'flags of main.py for all runs, such as --options="--use_crf --epochs 6"')
-    space: str = option("", "options to search and their values (default: the main ones, around their defaults)")
+    space: str = option("", "options to search and their values (default: the main options, around their defaults)")
     monitor: str = option("", "dev score to optimise, such as slots_f1 or loss (default: by task)")
 
     trials: int = option(30, "number of trials, including the default", group="search", low=1)
-    hours: float = option(0.0, "end the search after this time in total and go on with the finalists; 0: never", low=0)
+    hours: float = option(0.0, "end the search after this total time and continue with the finalists; 0: never", low=0)
     jobs: int = option(1, "runs in parallel; they share the cores", low=1)
     seed: int = option(666, "seed of the proposals; with --jobs 1 it determines the trials", low=0, high=2**32 - 1)
     startup: int = option(8, "trials that must have ended before TPE proposes; until then they are random", low=1)
@@ -54,10 +54,10 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """What all parts of a search share.
+    """The state shared by all parts of a search.
 
-    flags: flags of all runs, besides the paths. lower: whether a lower score is better. has_test: whether the data
-    have a test part. scores: names of the scores to report. known_by: what identifies the search.
+    flags: of all runs, besides the paths. lower: whether a lower score is better. has_test: whether the data has a test
+    part. scores: names of the scores to report. known_by: identifies the search.
     """
 
     config: SearchConfig
@@ -94,7 +94,7 @@ def as_flags(values: Values) -> list[str]:
 
 
 def make_plan(config: SearchConfig) -> Plan:
-    """The plan of a search. Raises UserError if any of its options is wrong."""
+    """The plan of a search. Raises UserError if an option is invalid."""
     import metrics
     from data_process import make_sample
     from preprocess.example import PARTS
@@ -144,8 +144,8 @@ def base_of(config: SearchConfig) -> tuple[Config, set[str]]:
 
 
 def count_epochs(base: Config) -> int:
-    """The value of --epochs auto for the batch size of `base`. All trials use it; otherwise their scores after an epoch
-    could not be compared."""
+    """The value of --epochs auto for the batch size of `base`. All trials use it, so that scores after an epoch are
+    comparable."""
     from engine.train.optimization import epochs_of, is_pretrained, steps_per_epoch
 
     with open(base.data_dir / "train.jsonl", "rb") as file:

@@ -1,4 +1,4 @@
-"""The processes of a search: runs of main.py, several in parallel, all watched from one loop."""
+"""The processes of a search: runs of main.py in parallel, monitored by one loop."""
 
 import shutil
 import time
@@ -9,32 +9,32 @@ from filelock import FileLock, Timeout
 
 from engine.errors import UserError
 from engine.run.signals import StopSignals
-from tools.report.course import best_epoch, read_course
+from tools.report.history import best_epoch, read_history
 from tools.search.child import Child
 from tools.search.plan import Plan
 from tools.search.space import Values
 from tools.search.study import Study
 
-TICK = 0.1  # seconds between two checks of the processes
-PATIENCE = 120  # seconds for a run of a killed search to save and exit
+TICK = 0.1  # polling interval in seconds
+PATIENCE = 120  # seconds to wait for a run of a killed search to save and exit
 
 
 def dev_scores(folder: Path) -> list[tuple[int, dict[str, float]]]:
     """[(epoch from 1, {score: dev value})] of a run so far."""
     return [
         (record["epoch"] + 1, {name[4:]: value for name, value in record.items() if name.startswith("dev_")})
-        for record in read_course(folder)["epochs"]
+        for record in read_history(folder)["epochs"]
     ]
 
 
 def best_of(folder: Path, monitor: str) -> tuple[int | None, dict[str, float]]:
     """(epoch from 1, {score: dev value}) of a run's best checkpoint; (None, {}) without one."""
-    best = best_epoch(read_course(folder), monitor)
+    best = best_epoch(read_history(folder), monitor)
     return best, {} if best is None else dict(dev_scores(folder)).get(best, {})
 
 
 class Clock:
-    """Seconds that a stage took over all starts of the search. name: the key in the study"""
+    """Seconds a stage took, summed over restarts of the search. name: the key in the study"""
 
     def __init__(self, study: Study, name: str) -> None:
         self.study, self.name, self.before, self.start = study, name, study.get(name, 0.0), time.monotonic()
@@ -56,7 +56,7 @@ class Job:
         self.command = plan.command(name, values, seed, *what)
 
     def start(self) -> None:
-        """Starts the process, once a process left by a killed search has released the run."""
+        """Starts the process after any process of a killed search has released the run."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         lock = self.folder / ".lock"
         if lock.exists():
@@ -71,10 +71,10 @@ class Job:
         """Called repeatedly while it runs."""
 
     def finish(self) -> None:
-        """Called when it has ended: collects its results."""
+        """Called after the end: collects the results."""
 
     def interrupted(self) -> None:
-        """Called when the search stops it: saves what must be kept."""
+        """Called when the search stops it: saves its state."""
 
     def tidy(self) -> None:
         """Removes large files that are no longer needed."""
@@ -85,7 +85,7 @@ class Job:
 
 
 def run_jobs(next_job: Callable[[], Job | None], slots: int, stop: StopSignals) -> None:
-    """Runs jobs from next_job() until it returns None and all have ended. On a signal all jobs save and exit, and
+    """Runs jobs from next_job() until it returns None and all jobs have ended. On a signal all jobs save and exit, and
     Interrupted is raised."""
     running: list[Job] = []
     try:

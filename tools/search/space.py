@@ -1,4 +1,4 @@
-"""The search space: which options of main.py are varied, and their values.
+"""The search space: the options of main.py to vary, and their values.
 
     lr=1e-4..1e-3:log head_multiple=3..30:log weight_decay=0..0.1 epochs=3,6,10 use_fgm=True,False
 
@@ -22,7 +22,7 @@ from tools.search.child import SET_BY_SCRIPT
 
 MADE_OF = {"head_multiple": "head_lr", "warmup_share": "warmup_epochs"}
 HIGHEST_HEAD_LR = 0.5
-# Not allowed in --options: the search sets them, or the run would not train
+# Not allowed in --options: set by the search, or incompatible with training
 NOT_FOR_TRIALS = [
     *SET_BY_SCRIPT,
     *"do_train do_eval do_predict resume force_resume predict_file predict_output shard monitor".split(),
@@ -44,7 +44,7 @@ class Dimension:
         return isinstance(value, int | float) and self.low <= value <= self.high
 
     def ends(self) -> tuple[Any, ...]:
-        """Values to validate: if the ends of a range are valid, so are the values between."""
+        """Values to validate: if the ends of a range are valid, all values between them are."""
         return self.choices or (self.low, self.high)
 
     def __str__(self) -> str:
@@ -61,8 +61,8 @@ Values = Mapping[str, Any]  # {name: value} of options of main.py, or of a point
 
 
 def parse_space(text: str, fields: dict[str, Field], fixed: set[str]) -> tuple[Space, list[str]]:
-    """Parses --space. -> (the space, one line per error). fields: {name: field} of the main.py options that a trial may
-    vary; fixed: names that --options sets"""
+    """Parses --space. Returns (the space, one line per error). fields: {name: field} of the main.py options that a
+    trial may vary; fixed: names that --options sets"""
     space: Space = {}
     errors: list[str] = []
     for part in text.split():
@@ -84,7 +84,7 @@ def parse_space(text: str, fields: dict[str, Field], fixed: set[str]) -> tuple[S
 def require_known(name: str, fields: dict[str, Field]) -> None:
     """Raises UserError unless a trial may vary this option."""
     if name in NOT_FOR_TRIALS:
-        raise UserError(f"{name} is not a hyper-parameter: tools.search sets it itself")
+        raise UserError(f"{name} is not a hyperparameter: tools.search sets it itself")
     if name not in fields and name not in MADE_OF:
         near = difflib.get_close_matches(name, [*fields, *MADE_OF], 1)
         meant = f"; did you mean {near[0]}?" if near else "; see python main.py --help"
@@ -113,7 +113,7 @@ def parse_values(name: str, values: str, field: Field | None) -> Dimension:
 
 
 def parse_value(name: str, text: str, field: Field | None) -> Any:
-    """A value, parsed as by main.py. Raises UserError if it is invalid."""
+    """Parses a value like main.py. Raises UserError if it is invalid."""
     kind: type = float if field is None else type_of(field)
     parse = (field and field.metadata["parse"]) or (parse_bool if kind is bool else kind)
     try:
@@ -144,7 +144,7 @@ class Resolver:
         self.lr, self.head_lr = learning_rates(SimpleNamespace(config=shape), base)
 
     def values(self, point: Values) -> dict[str, Any]:
-        """{option of main.py: value} of a point, without options that have no effect there."""
+        """{option of main.py: value} of a point, without options that have no effect at it."""
         values = {name: value for name, value in point.items() if name not in MADE_OF}
         if "head_multiple" in point:
             head_lr = values.get("lr", self.lr) * point["head_multiple"]
@@ -209,7 +209,7 @@ class Resolver:
 
 
 def rounded(value: float) -> float:
-    """The value with four digits, to keep command lines readable."""
+    """Rounds a value to four digits, to keep command lines readable."""
     return float(f"{value:.4g}")
 
 
@@ -217,8 +217,8 @@ def rounded(value: float) -> float:
 
 
 def default_space(resolver: Resolver, fixed: set[str]) -> Space:
-    """A space around the defaults, of the options that matter for these tasks and this encoder. fixed: names
-    that --options sets, which are not searched"""
+    """A space around the defaults for the options relevant to these tasks and this encoder. fixed: names that --options
+    sets, which are not searched"""
     lr, pretrained = resolver.lr, resolver.shape is not None
     space = {
         "lr": Dimension(low=rounded(lr / 4), high=min(rounded(lr * 4), 0.5), log=True),

@@ -1,8 +1,8 @@
 """The trials of a search in an Optuna journal: proposes the next trial, decides on pruning, and stores the costs.
 
-The journal is a file of JSON lines, each synced to disk before the next is written. A proposal depends only on the
-seed, the number of the trial and the trials before it, not on state in memory: a search that is resumed after a stop or
-a kill makes the same proposals.
+The journal is a JSONL file; each line is synced to disk before the next is written. A proposal depends only on the
+seed, the trial number and the earlier trials, not on state in memory: a search that resumes after a stop or a kill
+makes the same proposals.
 """
 
 import json
@@ -25,8 +25,8 @@ from engine.errors import UserError
 from engine.run.command_line import first_line
 from tools.search.space import Dimension, Space, Values, rounded
 
-FULL_TRIALS = 4  # number of trials that must finish before any is pruned
-COMPARED = 3  # number of trials that must have reached the same epoch
+FULL_TRIALS = 4  # trials that must finish before pruning starts
+COMPARED = 3  # trials that must have reached the same epoch
 STATES = {
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "pruned",
@@ -44,7 +44,7 @@ def distribution(dimension: Dimension) -> BaseDistribution:
 
 
 def open_journal(path: Path) -> JournalStorage:
-    """Opens the storage in a file, in which a killed process may have left half a line and a lock. Raises UserError if
+    """Opens the storage in a file, where a killed process may have left a partial line and a lock. Raises UserError if
     it is not an Optuna journal."""
     if path.exists():
         try:
@@ -57,15 +57,15 @@ def open_journal(path: Path) -> JournalStorage:
             advice = "move it away or choose another folder for the results"
             raise UserError(f"{path}: is not a journal of a search; {advice}")
         os.truncate(path, path.stat().st_size - len(half))
-    Path(f"{path}.lock").unlink(missing_ok=True)  # the lock of the results folder ensures a single writer
+    Path(f"{path}.lock").unlink(missing_ok=True)  # the lock on the results folder ensures a single writer
     return JournalStorage(JournalFileBackend(str(path)))
 
 
 class Study:
     """The trials so far, and the next one.
 
-    lower: whether a lower score is better; seed: for the proposals; startup: trials that are drawn at random before TPE
-    proposes; prune_after: epochs that every trial gets, None for no pruning
+    lower: whether a lower score is better; seed: for the proposals; startup: random trials before TPE starts;
+    prune_after: epochs before a trial may be pruned, None for no pruning
     """
 
     def __init__(self, path: Path, space: Space, lower: bool, seed: int, startup: int, prune_after: int | None) -> None:
@@ -75,7 +75,7 @@ class Study:
         self.lower, self.seed, self.startup, self.prune_after = lower, seed, startup, prune_after
         self.direction = StudyDirection.MINIMIZE if lower else StudyDirection.MAXIMIZE
         try:
-            # Only stores trials: `propose` asks a copy, so that a trial is stored with all of its options or not at all
+            # Only stores trials: `propose` uses a copy, so that a trial is stored with all of its options or not at all
             self.stored = optuna.create_study(
                 storage=open_journal(path),
                 study_name="search",
@@ -108,7 +108,7 @@ class Study:
             trial.set_user_attr(name, value)
 
     def handle(self, number: int) -> Trial:
-        """Optuna's Trial object, which can change a trial."""
+        """Optuna's mutable Trial object."""
         return optuna.trial.Trial(self.stored, self.trials[number]._trial_id)
 
     # ---- one trial -------------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ class Study:
     def propose(self, number: int) -> dict[str, Any]:
         """Proposes {name: value} for the trial with this number."""
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
-        # group: the default trial may lack options, if their default is outside the space
+        # group: the default trial lacks options whose default is outside the space
         sampler = TPESampler(n_startup_trials=self.startup, group=True, seed=seed)
         copy = optuna.create_study(direction=self.direction, sampler=sampler)
         copy.add_trials(self.trials)
@@ -134,7 +134,7 @@ class Study:
         steps: dict[int, float] | None = None,
         **attributes: Any,
     ) -> int:
-        """Stores a trial with all its values in one write. state: a name of STATES. -> its number"""
+        """Stores a trial with all its values in one write. state: a name of STATES. Returns its number."""
         trial = create_trial(
             state=STATE_OF[state],
             value=value,
@@ -180,11 +180,11 @@ class Study:
         return {name: len(self.of_state(name)) for name in STATE_OF}
 
     def twin(self, values: Values) -> FrozenTrial | None:
-        """An earlier trial with the same options of main.py, and so the same result; None without one."""
+        """An earlier trial with the same options of main.py, and hence the same result; None without one."""
         return next((t for t in self.of_state("finished", "pruned") if t.user_attrs["values"] == values), None)
 
     def ranked(self) -> list[FrozenTrial]:
-        """Finished trials, the best first; ties by number, and twins only once."""
+        """Finished trials, best first; ties by number, without twins."""
         finished = [trial for trial in self.of_state("finished") if "twin" not in trial.user_attrs]
         sign = 1 if self.lower else -1
         return sorted(finished, key=lambda trial: (sign * (trial.value or 0.0), trial.number))

@@ -13,17 +13,17 @@ from tools.search.runs import Clock, Job, best_of, dev_scores, run_jobs
 from tools.search.study import Study
 
 logger = logging.getLogger("template")
-HOPELESS = 5  # if this many trials failed and none succeeded, the search ends
+HOPELESS = 5  # the search ends after this many failed trials without a success
 
 
 class SearchStage:
-    """Runs trials until there are enough or the time is used up. bar: a tqdm over the trials"""
+    """Runs trials until the number or the time limit is reached. bar: a tqdm over the trials"""
 
     def __init__(self, plan: Plan, study: Study, bar: tqdm) -> None:
         self.plan, self.study, self.bar, self.trials = plan, study, bar, plan.config.trials
         self.limit = 3600 * plan.config.hours or float("inf")
         self.clock = Clock(study, "search_seconds")
-        self.left = [trial.number for trial in study.of_state("stopped")]  # left by a search that was stopped
+        self.left = [trial.number for trial in study.of_state("stopped")]  # left over from a stopped search
 
     def run(self, stop: StopSignals) -> None:
         enough = len(self.study.trials) >= self.trials or self.study.get("search_seconds", 0) > self.limit
@@ -58,7 +58,7 @@ class SearchStage:
         return counts["failed"] >= HOPELESS and not counts["finished"] + counts["pruned"]
 
     def add(self, number: int) -> int | None:
-        """Stores trial `number`. -> its number, or None if it needs no process. The first is the default."""
+        """Stores trial `number`. Returns its number, or None if it needs no process. The first is the default."""
         resolver, study, default = self.plan.resolver, self.study, number == 0
         point = resolver.default(self.plan.space) if default else study.propose(number)
         values = {} if default else resolver.values(point)
@@ -102,7 +102,7 @@ class SearchStage:
 
 
 class TrialJob(Job):
-    """A trial: reports each epoch to the study, and stops if the study prunes it."""
+    """A trial, which reports each epoch to the study and stops if it is pruned."""
 
     def __init__(self, stage: SearchStage, number: int) -> None:
         self.stage, self.study, self.number = stage, stage.study, number
@@ -163,7 +163,7 @@ class TrialJob(Job):
         if self.verdict is None:
             self.study.note(self.number, best_epoch=best)
             self.study.end(self.number, "finished", scores[self.plan.monitor])
-        elif self.verdict != "time":  # out of time: it stays open and resumes when there is more
+        elif self.verdict != "time":  # out of time: it stays open and can be resumed
             self.study.end(self.number, self.verdict)
         if self.verdict != "time":
             self.tidy()

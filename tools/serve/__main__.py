@@ -10,7 +10,7 @@
     GET  /docs     an interactive page of the API (OpenAPI)
 
 Texts of all requests are batched together: while the model is busy, the next batch is collected from texts of similar
-length. A request that could not be answered within --max_latency_ms is refused with 503 at once, so the queue stays
+length. A request that cannot be answered within --max_latency_ms is refused with 503 immediately, which keeps the queue
 short. On SIGTERM the server answers all accepted requests, then exits. A server needs only this folder, the exported
 one and engine/run/flags.py (see Dockerfile). Edit app.py to change the format of requests, or to require a key.
 """
@@ -35,7 +35,7 @@ except ImportError as error:
 from engine.run.flags import OneLineParser, one_line, whole_number
 from tools.serve.connections import host_names, listen
 
-LAST_CALL = 5  # seconds after SIGTERM in which a partly received request may still be completed and answered
+LAST_CALL = 5  # seconds after SIGTERM in which partially received requests are still answered
 
 
 def fail(message: str) -> NoReturn:
@@ -44,7 +44,7 @@ def fail(message: str) -> NoReturn:
 
 
 def build_server(options: argparse.Namespace, listening: socket.socket, hosts: list[str]) -> Server:
-    """A Server for the exported folder, not yet running."""
+    """Creates the Server for an exported folder, not yet running."""
     folder = Path(options.folder)
     if not (folder / "predictor.py").is_file():
         fail(f"{folder}: no exported model; create one: python -m tools.export --checkpoint … --output_dir …")
@@ -71,7 +71,7 @@ def parse() -> argparse.Namespace:
         parser.add_argument(name, type=whole_number(low, high), default=default, help=help)
 
     parser.add_argument("folder", help="folder written by tools.export")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves your network without password [127.0.0.1]")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves the network without a password [127.0.0.1]")
     add("--port", 8000, "0: a free port [8000]", low=0, high=65535)
     add("--threads", 0, "processor cores for the model [all]", low=0, high=1024)
     add("--batch_size", 32, "maximum number of texts labelled together [32]", high=65536)
@@ -101,7 +101,7 @@ def main() -> None:
     hosts = options.hosts or host_names(options.host, listening)
     server = build_server(options, listening, hosts)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # uvicorn raises it again for the previous handler
+        signal.signal(number, lambda *_: None)  # uvicorn re-raises it for the previous handler
     print(f"http://{options.host}:{listening.getsockname()[1]}/docs  (Ctrl-C stops the server)", flush=True)
     if hosts == ["*"]:
         print("it accepts requests for any host name; restrict them with --hosts NAME,NAME", flush=True)

@@ -45,7 +45,7 @@ class Request(BaseModel):
 
 
 class Service:
-    """The handlers of all routes. predictor: from the exported folder; input_error: what it raises for invalid texts"""
+    """The handlers of all routes. predictor: from the exported folder; input_error: its exception for invalid texts"""
 
     def __init__(self, predictor: Any, input_error: type[Exception], options: Namespace, metrics: Metrics) -> None:
         self.predictor, self.input_error, self.options, self.metrics = predictor, input_error, options, metrics
@@ -104,7 +104,7 @@ class Service:
 
 
 async def not_valid(_: Any, error: RequestValidationError) -> Response:
-    """A 400 that does not repeat the input, which may be long or not text."""
+    """A 400 that does not echo the input, which may be long or binary."""
     found = error.errors()[0]
     where = ".".join(map(str, found["loc"]))[:100]
     return answered({"detail": f"{where}: {found['msg']}; a request is {FORM}"}, 400)

@@ -1,5 +1,5 @@
 """Batches the texts of all requests: while the model is busy, the next batch is collected from texts of similar length.
-A request that could not be answered in time is refused at once, so the queue stays short."""
+A request that cannot be answered in time is refused immediately, which keeps the queue short."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ Label = Callable[[list[Row]], list[Any]]
 
 
 class Busy(Exception):
-    """The server is overloaded. Its argument is the number of seconds after which to retry."""
+    """The server is overloaded. The argument is the number of seconds to wait before a retry."""
 
 
 class Waiting(NamedTuple):
@@ -33,8 +33,8 @@ def cost_of(row: Row) -> int:
 class Batcher:
     """Batches the texts of many requests and labels them in a separate thread.
 
-    label: rows -> answers, with an exception for a row that cannot be labelled. seconds: the longest a text may take;
-    requests that would take longer are refused. most_waiting: the maximum number of texts in the queue.
+    label: rows -> answers, with an exception for a row that cannot be labelled. seconds: maximum latency;
+    requests that would take longer are refused. most_waiting: maximum number of texts in the queue.
     """
 
     def __init__(self, label: Label, batch_size: int, most_waiting: int, seconds: float, metrics: Metrics) -> None:
@@ -47,7 +47,7 @@ class Batcher:
         self.ended: float | None = None  # when the last batch ended, if the queue was not empty
 
     def warm_up(self, row: Row) -> None:
-        """Labels a text so that the first request is fast, and a batch of it to estimate the speed."""
+        """Warms up the model with one text, and estimates the speed on a batch of it."""
         self.label([row])
         start = time.perf_counter()
         answers = self.label([row] * self.batch_size)
@@ -70,7 +70,7 @@ class Batcher:
         return await asyncio.gather(*(text.answer for text in added))
 
     def next_batch(self) -> list[Waiting]:
-        """Takes the text that has waited longest, and those nearest to it in length, from the queue."""
+        """Removes the longest-waiting text and those nearest to it in length from the queue."""
         first = self.waiting[0].cost
         nearest = sorted(range(len(self.waiting)), key=lambda i: abs(self.waiting[i].cost - first))
         chosen = set(nearest[: self.batch_size])
@@ -91,7 +91,7 @@ class Batcher:
             start = time.perf_counter()
             try:
                 answers = await loop.run_in_executor(self.thread, self.label, [text.row for text in batch])
-            except Exception as error:  # raised by the model: all requests of the batch fail, later ones do not
+            except Exception as error:  # raised by the model: fails all requests of this batch only
                 answers = [error] * len(batch)
             now = time.perf_counter()
             speed = self.running / (now - (self.ended or start))
@@ -117,7 +117,7 @@ def labeller(predictor: Callable, batch_size: int, input_error: type[Exception])
             return predictor(rows, batch_size)
         except input_error as error:
             if len(rows) == 1:
-                return [input_error(str(error).removeprefix("row 1: "))]  # not its number in the request
+                return [input_error(str(error).removeprefix("row 1: "))]  # the number is not that in the request
             return [answer for row in rows for answer in label([row])]
 
     return label

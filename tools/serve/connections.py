@@ -1,4 +1,4 @@
-"""What tools.serve and tools.demo share: sockets, accepted host names and request bodies. Needs no package."""
+"""Shared by tools.serve and tools.demo: sockets, accepted host names and request bodies. Needs no package."""
 
 import ipaddress
 import socket
@@ -9,7 +9,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]  # ASGI's
 
 
 class TooLarge(Exception):
-    """A body that is not read to the end. status: HTTP status of the answer"""
+    """A body that is not read completely. status: HTTP status of the response"""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -25,15 +25,15 @@ def listen(host: str, port: int, backlog: int | None = None) -> socket.socket:
 
 
 def host_names(host: str, listening: socket.socket) -> list[str]:
-    """Host names that requests may use: its own on a loopback address, so that no other site can reach the server
-    through the browser under another name (DNS rebinding); otherwise any."""
+    """Host names that requests may use: only its own on a loopback address, to prevent DNS rebinding by other sites in
+    the browser; otherwise any."""
     if not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
         return ["*"]
     return [f"[{host}]" if ":" in host else host, "localhost", "127.0.0.1", "[::1]"]
 
 
 async def discard(receive: Receive, most: int = 1 << 25) -> None:
-    """Reads the rest of a body, at most `most` bytes: a client that is still sending might not see the answer."""
+    """Drains up to `most` bytes of a body: a client that is still sending might not read the response."""
     while most > 0:
         message = await receive()
         most -= len(message.get("body", b""))
@@ -42,7 +42,7 @@ async def discard(receive: Receive, most: int = 1 << 25) -> None:
 
 
 class BodyReader:
-    """Reads request bodies of at most `most_bytes`, while all bodies in transit have at most `most_in_transit`."""
+    """Reads request bodies of at most `most_bytes`, and at most `most_in_transit` for all bodies in transit."""
 
     def __init__(self, most_bytes: int, most_in_transit: float = float("inf")) -> None:
         self.most_bytes, self.most_in_transit = most_bytes, most_in_transit

@@ -20,8 +20,8 @@ def answered(value: Any, status: int = 200, headers: dict[str, str] | None = Non
 
 
 class Limits:
-    """ASGI middleware that limits request bodies and counts answers: 413 for a body that is too long, 408 for one that
-    does not arrive in time, 503 if there is no room for it.
+    """ASGI middleware that limits request bodies and counts responses: 413 for a body that is too long, 408 for one
+    that does not arrive in time, 503 if too many are in transit.
 
     most_bytes: maximum size of a body; seconds: time for a body to arrive
     """

@@ -17,6 +17,6 @@ class Metrics:
         self.texts = Counter("texts", "labelled texts", **own)
         self.waiting = Gauge("texts_waiting", "texts in the queue", **own)
         self.batch_size = Histogram("batch_size", "texts per batch", buckets=(1, 2, 4, 8, 16, 32, 64, 128), **own)
-        self.batch_seconds = Histogram("batch_seconds", "seconds the model takes for a batch", buckets=SECONDS, **own)
+        self.batch_seconds = Histogram("batch_seconds", "model seconds per batch", buckets=SECONDS, **own)
         self.stopping: float | None = None  # when the first signal arrived; None before
         self.cut_off = 0  # requests that were not answered because the server stopped

@@ -1,4 +1,4 @@
-"""The server of tools.serve: its shutdown answers all accepted requests, and connections that only wait are closed."""
+"""The server of tools.serve: shutdown answers all accepted requests, and idle connections are closed."""
 
 import asyncio
 import contextlib
@@ -14,15 +14,15 @@ import uvicorn
 
 from tools.serve.metrics import Metrics
 
-MAX_CONNECTIONS = 512  # beyond this the longest idle ones are closed
+MAX_CONNECTIONS = 512  # beyond this, those idle longest are closed
 DRAIN = 1.0  # seconds after SIGTERM in which open connections are still answered; then they are closed
 
 
 class Server(uvicorn.Server):
-    """On the first signal it accepts no more connections, answers the open ones with `Connection: close`, and exits. A
+    """On the first signal it stops accepting connections, answers open ones with `Connection: close`, and exits. A
     second signal ends it sooner.
 
-    idle: seconds after which a connection is closed that sends no request or does not read its answer
+    idle: seconds after which a connection is closed that sends no request or does not read its response
     """
 
     def __init__(self, config: uvicorn.Config, listening: socket.socket, idle: float, metrics: Metrics) -> None:
@@ -43,12 +43,12 @@ class Server(uvicorn.Server):
                 server.close()
         self.close_idle()
         ends = await super().on_tick(counter) or seconds > DRAIN
-        for _ in range(2 * ends):  # turns of the loop: a request not yet read when its connection is closed is lost
+        for _ in range(2 * ends):  # turns of the loop: closing a connection loses its unread request
             await asyncio.sleep(0)
         return ends
 
     def close_idle(self) -> None:
-        """Aborts connections that have waited too long for their client, and the oldest if there are too many."""
+        """Aborts connections that have waited too long for the client, and the oldest if there are too many."""
         now, before, connections = time.monotonic(), self.waits, self.server_state.connections
         self.waits = {}
         for connection in connections:
@@ -63,7 +63,7 @@ class Server(uvicorn.Server):
 
 
 def awaited(connection: Any) -> tuple[str, int] | None:
-    """What a connection is waiting for: the client's next request, or the client to read the answer. None: nothing"""
+    """What a connection waits for: the next request, or the client reading the response; None if nothing."""
     cycle = connection.cycle
     if cycle is None or cycle.response_complete:
         return "a request", id(cycle)
@@ -71,9 +71,8 @@ def awaited(connection: Any) -> tuple[str, int] | None:
 
 
 def refuse_new_connections(listening: socket.socket) -> None:
-    """On Linux, makes the kernel drop every SYN from now on, so that no client is connected but not yet accepted when
-    the socket is closed: its request would be lost. `listen(0)` does not help: clients beyond that queue believe they
-    are connected.
+    """On Linux, makes the kernel drop all further SYNs, so that no client is connected but not accepted when the socket
+    is closed, which would lose its request. `listen(0)` does not help: clients beyond that queue appear connected.
 
     The filter is a classic BPF program on the TCP header: man 7 socket, SO_ATTACH_FILTER.
     """
@@ -82,5 +81,5 @@ def refuse_new_connections(listening: socket.socket) -> None:
     program = [(0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 2**32 - 1)]
     #          load the flags    SYN: next, else skip  drop           accept
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
-    with contextlib.suppress(OSError):  # a kernel without it, as in some sandboxes
+    with contextlib.suppress(OSError):  # unsupported by the kernel, as in some sandboxes
         listening.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HP", len(program), ctypes.addressof(code)))

@@ -1,4 +1,4 @@
-"""The learning curves of a run, from the files in its folder."""
+"""The learning curves of a run, from its folder."""
 
 import json
 import re
@@ -13,12 +13,12 @@ import metrics
 from engine.schema import Number, mismatch
 
 STEP = {"step": int, "epoch": int}
-Course = dict[str, Any]  # from read_course
+History = dict[str, Any]  # from read_history
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The numeric values of each record in a .jsonl file of a run; [] if it does not exist. Lines that are not records,
-    such as one cut off by a kill, are skipped."""
+    """The numeric values of each record in a .jsonl file of a run; [] if it does not exist. Invalid lines, such as one
+    truncated by a kill, are skipped."""
     if not path.is_file():
         return []
     found = []
@@ -30,9 +30,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def read_course(folder: str | Path) -> Course:
+def read_history(folder: str | Path) -> History:
     """{"steps": [records of losses], "epochs": [records of dev scores], "pace": [records of throughput.jsonl]} by step.
-    If a resumed run did a step twice, the last record is used."""
+    If a resumed run repeated a step, the last record is used."""
     records = read_lines(Path(folder) / "metrics.jsonl")
     steps = {r["step"]: r for r in records if "lr" in r and r.get("loss") is not None}
     epochs = {r["epoch"]: r for r in records if any(name.startswith("dev_") for name in r)}
@@ -41,24 +41,24 @@ def read_course(folder: str | Path) -> Course:
     return dict(zip(("steps", "epochs", "pace"), ordered))
 
 
-def epoch_losses(course: Course) -> list[tuple[int, float | None, float | None]]:
+def epoch_losses(history: History) -> list[tuple[int, float | None, float | None]]:
     """[(epoch, mean training loss, dev loss)]; the mean is over the epoch's records, None without any."""
     found = []
-    for record in course["epochs"]:
-        losses = [r["loss"] for r in course["steps"] if r["epoch"] == record["epoch"]]
+    for record in history["epochs"]:
+        losses = [r["loss"] for r in history["steps"] if r["epoch"] == record["epoch"]]
         found.append((record["epoch"] + 1, float(np.mean(losses)) if losses else None, record.get("dev_loss")))
     return found
 
 
-def best_epoch(course: Course, monitor: str) -> int | None:
+def best_epoch(history: History, monitor: str) -> int | None:
     """The epoch, from 1, with the best dev score; ties go to the earlier. None without scores."""
     lower = metrics.lower_is_better(monitor)
-    scores = [(r["epoch"] + 1, r.get(f"dev_{monitor}")) for r in course["epochs"]]
+    scores = [(r["epoch"] + 1, r.get(f"dev_{monitor}")) for r in history["epochs"]]
     scores = [(epoch, -value if lower else value) for epoch, value in scores if value is not None and value == value]
     return max(scores, key=lambda item: (item[1], -item[0]))[0] if scores else None
 
 
-def verdict(course: Course, monitor: str) -> tuple[str, dict[str, Any]]:
+def verdict(history: History, monitor: str) -> tuple[str, dict[str, Any]]:
     """(key of a sentence in texts.py, its values): the diagnosis of over- and underfitting.
 
     T(e) is the mean training loss of epoch e, D(e) the dev loss after it, m the epoch with the lowest D, and n the
@@ -70,13 +70,13 @@ def verdict(course: Course, monitor: str) -> tuple[str, dict[str, Any]]:
     - "underfit": otherwise, if n is both m and the best epoch, and D fell by more than 2 % in the last epoch.
     - "level": anything else. "short": fewer than two epochs; no diagnosis.
 
-    T and D are not compared with each other: label smoothing, class weights and dropout change the level of T.
+    T and D are not compared: label smoothing, class weights and dropout change the level of T.
     """
-    losses: list[Any] = [item for item in epoch_losses(course) if None not in item and item[2] == item[2]]
+    losses: list[Any] = [item for item in epoch_losses(history) if None not in item and item[2] == item[2]]
     if len(losses) < 2:
         return "short", {}
     low = min(losses, key=lambda item: item[2])
-    last, before, best = losses[-1], losses[-2], best_epoch(course, monitor)
+    last, before, best = losses[-1], losses[-2], best_epoch(history, monitor)
     numbers = {"low": low[0], "last": last[0], "best": best, "dev_low": low[2], "dev_last": last[2]}
     numbers |= {"train_low": low[1], "train_last": last[1], "dev_before": before[2], "monitor": monitor}
     if last[2] > 1.05 * low[2] and last[1] < low[1]:
