@@ -245,7 +245,7 @@ def multihot(evidence: Evidence) -> str | None:
     for name in evidence.form.names:
         if width := width_of_marks(evidence, name):
             row, label = evidence.labels(name)[0]
-            what = f"lists of {width} times 0 or 1 are positions of labels, whose names are not known"
+            what = f"multi-hot lists of length {width} without label names"
             return f"{where(row)}: {name}={shown(label)}: {what}"
     return None
 

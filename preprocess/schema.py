@@ -1,7 +1,7 @@
 """The processed folder: reads, checks and writes its rows and labels.
 
 labels.json is {task: {"type", "labels", "counts", …}}; train.jsonl, dev.jsonl and test.jsonl have one example per line
-(see data_process.py). Training and prediction read nothing else of the data.
+(see data_process.py). Training and prediction read no other data files.
 """
 
 import json

@@ -22,7 +22,7 @@ class Labelled(Facts):
     """Results of the second pass for one block, or merged."""
 
     def __init__(self) -> None:
-        self.rows: dict[tuple[str, str], Sample] = defaultdict(Sample)  # of notes {(what, advice): rows}
+        self.rows: dict[tuple[str, str], Sample] = defaultdict(Sample)  # {(what, advice): rows} of notes
         self.tags: dict[tuple[str, str], TagFacts] = defaultdict(TagFacts)  # {(task, file): its tags}
         self.presence: dict[str, list[np.ndarray]] = defaultdict(list)  # {task: whether each row has its label}
 

@@ -17,7 +17,7 @@ def literal(cell: str) -> list[Any] | dict[Any, Any] | None:
     cell = cell.strip()
     if found := re.fullmatch(r"(?s)array\((.*?)(?:,\s*dtype=[^)]*)?\)", cell):
         cell = found[1].strip()
-    if cell[:1] == cell[-1:] == '"':  # JSON that was written as a string of JSON again
+    if cell[:1] == cell[-1:] == '"':  # double-encoded JSON
         with suppress(ValueError):
             cell = json.loads(cell).strip()
     if cell[:1] + cell[-1:] not in ("[]", "{}", "()"):

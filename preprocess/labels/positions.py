@@ -36,7 +36,7 @@ def marked_names(label: Any, names: Sequence[str], where: str) -> list[str]:
     """The names of the positions that are 1."""
     marks = marks_of(label)
     if marks is None or len(marks) != len(names):
-        raise UserError(f"{where}: {shown(label)} is not a list of {len(names)} times 0 or 1, as in other rows")
+        raise UserError(f"{where}: {shown(label)} is not a list of {len(names)} values 0 or 1, as in other rows")
     return [name for mark, name in zip(marks, names) if mark]
 
 

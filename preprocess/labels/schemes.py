@@ -36,7 +36,7 @@ class Scheme:
 
 
 SIGNS = "-_:/.|–—−"  # between letter and type
-ORDERS = ((False, False), (False, True), (True, False), (True, True))  # (the letter is behind, it is lower case)
+ORDERS = ((False, False), (False, True), (True, False), (True, True))  # (the letter is a suffix, it is lower case)
 WRITTEN = [Notation(behind, lower, sign) for behind, lower in ORDERS for sign in SIGNS]
 ONLY_TYPE = "entity"  # the type of entities tagged B, I and O without types
 
@@ -75,7 +75,7 @@ def as_prefixes(tags: Collection[str], notation: Notation, outside: bool) -> dic
     if len(parts) < len(tags):
         return {}
     letters = {part.letter.upper() for part in parts.values()}
-    several = len({*parts.values()}) > len({part.kind for part in parts.values()})  # a type with two letters
+    several = len({*parts.values()}) > len({part.kind for part in parts.values()})  # some type has two letters
     enough = several or (outside and not notation.behind and len(parts) > 1 and letters <= {*"BISU"})
     is_usual = notation == STANDARD
     return {tag: f"{part.letter.upper()}-{part.kind}" for tag, part in parts.items()} if is_usual or enough else {}

@@ -198,7 +198,7 @@ def wrong_width(layout: Layout, where: str, row: str, cells: Cells) -> UserError
     if len(cells) < 2 or not cells[0]:
         return UserError(f"{where}: needs a token and a tag, found {row[:60]!r}")
     advice = "if it is a comment, pass its prefix with --comment"
-    return UserError(f"{where}: {len(cells)} columns, but the others have {len(layout.names)}: {row[:60]!r}; {advice}")
+    return UserError(f"{where}: {len(cells)} columns instead of {len(layout.names)}: {row[:60]!r}; {advice}")
 
 
 def is_comment(layout: Layout, row: str, cells: Cells, where: str, is_new: bool, options: ReadOptions) -> bool:

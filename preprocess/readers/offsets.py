@@ -45,7 +45,7 @@ class Seen:
     checked: int = 0  # spans that differ between the two
     cut: int = 0
     cut_otherwise: int = 0
-    surfaces: Counter[str] = field(default_factory=Counter)  # of the spans, as they are read
+    surfaces: Counter[str] = field(default_factory=Counter)  # of the raw spans
     otherwise: Counter[str] = field(default_factory=Counter)
     first: str = ""
 
@@ -74,7 +74,7 @@ class Offsets:
     options: ReadOptions
     utf16: Seen = field(default_factory=Seen)
     inclusive: Seen = field(default_factory=Seen)
-    plain: Seen = field(default_factory=Seen)  # all spans, as they are read
+    plain: Seen = field(default_factory=Seen)  # all raw spans
     known: set[str] = field(default_factory=set)  # surfaces of spans that are not after an emoji
 
     def examples(self, examples: Iterator[Example]) -> Iterator[Example]:
@@ -140,6 +140,4 @@ class Offsets:
             what = f"{self.plain.cut:,} of {self.plain.checked:,} spans begin or end inside a word"
             first = self.plain.first.removeprefix(f"{self.path}, ")
             advice = "correct the offsets (they may count bytes, or belong to another text)"
-            raise UserError(
-                f"{self.path}: {what}, the first: {first}; {advice}; --offsets characters reads them as they are"
-            )
+            raise UserError(f"{self.path}: {what}; first: {first}; {advice}; --offsets characters keeps them unchanged")

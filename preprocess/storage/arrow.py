@@ -141,7 +141,7 @@ class Store(ArrowFile):
             yield from batch
 
     def pick(self, numbers: Sequence[int] | np.ndarray) -> list[Example]:
-        """The examples with these numbers, each read with a seek: every access to mapped memory would also load the
+        """The examples with these numbers, each read with pread: every access to mapped memory would also load the
         64 KB around it."""
         numbers, read = np.asarray(numbers, np.int64), partial(os.pread, self.file.fileno())
         batches = self.starts.searchsorted(numbers, "right") - 1

@@ -60,10 +60,10 @@ REFUSED = [  # gate, files, options, words of the message
     ("whole_texts", labelled(lambda n: [[0, len(f"Mia likes {CITIES[n % 20]} {n}"), "intent"], [0, 3, "who"]]), {},
      ["row 1", "'intent'"]),
     ("multihot", labelled(lambda n: [n % 2, 1, 0]), {}, ["row 1", "[0, 1, 0]", "--label_names", "labels.txt"]),
-    ("multihot", labelled(lambda n: [1.0, float(n % 2)]), {}, ["2 times"]),
+    ("multihot", labelled(lambda n: [1.0, float(n % 2)]), {}, ["length 2"]),
     ("multihot", table(lambda n: f"[1, {n % 2}, 0]"), {}, ["row 2"]),
-    ("multihot", table(lambda n: f"1 0 {n % 2} 1"), {}, ["4 times"]),
-    ("multihot", table(lambda n: f"10{n % 2}1"), {}, ["4 times"]),
+    ("multihot", table(lambda n: f"1 0 {n % 2} 1"), {}, ["length 4"]),
+    ("multihot", table(lambda n: f"10{n % 2}1"), {}, ["length 4"]),
     ("structured", table(lambda n: ["[calm, sad]", "[glad]"][n % 2]), {}, ["'[calm, sad]'", "=spans"]),
     ("structured", table(lambda n: ["3;4;5;6", "0;1;2"][n % 2]), {}, ["'3;4;5;6'"]),
     ("structured", labelled(lambda n: [f"0 {3 + n % 2} PER", "9 12 LOC"]), {}, ["'0 3 PER'"]),
@@ -238,7 +238,7 @@ def test_names_of_positions_that_do_not_fit(tmp_path):
     (tmp_path / "raw/a.jsonl").write_text(
         labelled(lambda n: [n % 2, 1, 0] if n < 5100 else [2, 1, 0], 5200)["a.jsonl"], encoding="utf-8"
     )
-    with pytest.raises(UserError, match=r"row 5101: \[2, 1, 0\] is not a list of 3 times 0 or 1"):
+    with pytest.raises(UserError, match=r"row 5101: \[2, 1, 0\] is not a list of 3 values 0 or 1"):
         options = {"label_names": "a,b,c", "accept": "free_text"}
         process(DataConfig(input=str(tmp_path / "raw"), output_dir=str(tmp_path / "out"), **options))
 

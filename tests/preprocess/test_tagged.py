@@ -104,7 +104,7 @@ REFUSED = {  # name: (file, text, what the line says, options)
     ),
     "no such column": ("a.conll", PLAIN, ["'9' (--tag_column)", "0 ('Mia'), 1 ('B-PER')"], {"tag_column": "9"}),
     "a comment inside": ("a.conll", PLAIN.replace("flew O", "# flew there O\nflew O"), ["row 3", "--comment"], {}),
-    "another width": ("a.conll", PLAIN + "\nNew York B-LOC\n", ["3 columns, but the others have 2", "--comment"], {}),
+    "another width": ("a.conll", PLAIN + "\nNew York B-LOC\n", ["3 columns instead of 2", "--comment"], {}),
     "no token": ("a.conll", PLAIN.replace("flew O", " O"), ["row 3", "a token and a tag"], {}),
     "an empty token": ("a.txt", rows_of(lambda n, t, g, p: f"{n}\t{t if n != 2 else ''}\t{g}"), ["row 2", "empty"], {}),
     "no blank rows": ("a.txt", WHOLE, ["the whole file would be one sentence", "--sentence_end '.'"], {}),

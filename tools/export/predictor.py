@@ -328,7 +328,7 @@ class Predictor:
             raise InputError(f"{folder / 'model.onnx'}: does not match predictor.json; export the model again")
 
     def load_arrays(self, path: Path) -> dict[str, np.ndarray]:
-        """{name: array} with the parameters of CRFs, whose shapes must fit their labels."""
+        """Loads {name: array} of CRF parameters, and checks their shapes."""
         crfs = [task for task in self.tasks.values() if task["head"] == "crf"]
         arrays: dict[str, np.ndarray] = {}
         if crfs:

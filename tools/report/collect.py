@@ -22,7 +22,7 @@ LISTED = 200  # most suspicious rows, confident errors and confused pairs on the
 
 
 def collect(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[Row]]]:
-    """(figures that can be written as JSON, {part: rows}) of a run folder or a cross-validation folder."""
+    """(JSON-serialisable figures, {part: rows}) of a run folder or a cross-validation folder."""
     folder = Path(folder)
     about = read_about(folder)
     kinds, described = about["kinds"], tasks_of(about["tasks"])

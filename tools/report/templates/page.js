@@ -4,7 +4,7 @@
   const read = (id) => JSON.parse(byId(id).textContent);
   const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
 
-  // Tables that are complete in the page are sorted by a click on a heading
+  // Sort complete tables by a click on a heading
   const markSorted = (heads, chosen, descending) => {
     for (const head of heads) head.removeAttribute("aria-sort");
     chosen.setAttribute("aria-sort", descending ? "descending" : "ascending");
