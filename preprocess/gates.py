@@ -24,6 +24,7 @@ from preprocess.labels.literals import literal
 from preprocess.labels.positions import marks_width, names_of_positions
 from preprocess.labels.schemes import is_prefixed, read_tags
 from preprocess.labels.spans import is_spans, read_spans
+from preprocess.readers.cells import tags_in
 from preprocess.storage.arrow import Store
 
 SAMPLE = 5000  # rows that the gates inspect, spread evenly over the data
@@ -337,6 +338,18 @@ def joined(evidence: Evidence) -> str | None:
     return None
 
 
+def repeated(evidence: Evidence) -> str | None:
+    """Whether the labels of texts are lists that repeat items, as tags of words and marks do, but sets do not."""
+    for name, labels in evidence.free() if "tokens" not in evidence.rows[0] else ():
+        lists = [(row, x if isinstance(x, list) else tags_in(str(x)) or []) for row, x in labels]
+        odd = [(row, x) for row, x in lists if len({*map(str, x)}) < len(x)]
+        if width_of_marks(evidence, name):  # the gate before this one
+            continue
+        if len(odd) > 0.3 * len(labels) and all(isinstance(item, str | int | float) for _, x in odd for item in x):
+            return f"{where(odd[0][0])}: {name}={shown(odd[0][1])} repeats items, which a set of labels does not"
+    return None
+
+
 def names_in(label: Any) -> list[str]:
     """The class names in a label; empty for spans and numbers with a decimal point."""
     items = label if isinstance(label, list) else [label]
@@ -436,6 +449,11 @@ GATES = [
     Gate("offsets", offsets, "write spans as [[start, end, label]]"),
     Gate("whole_texts", whole_texts, "write it under a separate key"),
     Gate("broken_labels", broken_labels, SEVERAL),
+    Gate(
+        "repeated",
+        repeated,
+        "for tags of words, write the words as a list under `tokens`; lists of 0 and 1 need one length",
+    ),
     Gate("joined", joined, "or name another column with --label_column"),
     Gate("free_text", free_text, "name the label column with --label_column, or its type with --label_type"),
     Gate("only_O", only_outside, COLUMN, True),

@@ -148,7 +148,8 @@ def format_of_texts(path: Path, rows: list[str], options: ReadOptions) -> str:
     may_be = {  # alternatives to texts
         "word_tags": all(len(row.split()) == 1 for row in head) and "word/tag",
         "tsv": not named and len(head) > 1 == len({row.count("\t") for row in head}) and "columns between tabs",
-        "txt": named and f"a table, as row 1 is {shown(head[0])}",
+        "txt": (named and f"a table, as row 1 is {shown(head[0])}")
+        or (are_bare_tokens(rows) and "tokens, one in each row (--token_column 0)"),
     }
     if may_be.get(found):
         advice = "--format txt reads each row as a text, --format word_tags, tsv or csv (with --text_column) the other"
@@ -251,6 +252,15 @@ def are_tagged(rows: list[str], bare: bool = False) -> bool:
         return True
     columns = list(zip(*table))[1:-1] if len(widths) == 1 else []
     return any(notation_of(map(str.strip, cells)) and len({*cells}) > 1 for cells in columns)
+
+
+def are_bare_tokens(rows: list[str]) -> bool:
+    """Whether rows are single, mostly short words, with blank rows between sentences."""
+    words = [row.strip() for row in rows if row.strip()]
+    blank = any(not row.strip() for row in rows[: len(rows) - 2])
+    return (
+        blank and len(words) > 3 and all(len(w.split()) == 1 for w in words) and sum(map(len, words)) < 10 * len(words)
+    )
 
 
 def are_single_words(rows: list[str]) -> bool:

@@ -146,6 +146,7 @@ def test_the_log_says_how_a_file_was_read_and_that_its_labels_are_not(tmp_path):
         ("a.txt", "id,text\n1,a\n", {}, "a table, as row 1 is 'id,text'; --format txt"),
         ("a.txt", "n/a\n", {}, "word/tag; --format txt"),
         ("a.txt", "a O\n", {}, "--token_column 0 reads tokens"),
+        ("a.txt", "show\nme\n\nall\nfares\n", {}, "tokens, one in each row .--token_column 0"),
         ("a.pdf", "a", {}, "texts end in .txt, .csv"),
         ("a.xls", "a", {}, "save it as .xlsx"),
         ("a.txt", "a", {"format": "word"}, "--format word is not one of: auto, txt, csv"),
