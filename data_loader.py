@@ -300,10 +300,11 @@ class MyIterableDataset(IterableDataset):
 
     def __iter__(self) -> Iterator[Any]:
         pools, worker = self.pools(), get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        for number in range(self.first_pool + first, len(pools), step):
+        offset, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for number in range(self.first_pool + offset, len(pools), step):
             total = self.rows_in(pools[number])
             first, end = (total * rank // self.processes for rank in (self.rank, self.rank + 1))
+            # A process whose share is empty reads a row too, and yields as many batches as the others, all empty
             rows, examples = self.read(pools[number], first, max(end, first + 1))
             columns = self.featurizer(examples)
             rng = np.random.default_rng([self.seed, self.epoch, number])

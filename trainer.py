@@ -196,7 +196,7 @@ class Trainer:
             if limit:
                 self.optimizer.grad_scale = (norm / limit).clamp(min=1)  # type: ignore[attr-defined]
             self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-            self.scaler.step(self.optimizer)
+            self.optimizer.step()  # scaler.step would put its own found_inf, without the norm, in its place
         elif finite:
             if limit:
                 clip_grads_with_norm_(self.trained, limit, norm)

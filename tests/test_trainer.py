@@ -216,6 +216,19 @@ def test_clipping_divides_by_the_norm_and_a_non_finite_gradient_changes_nothing(
     ] == [0, 1]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_finite_gradients_whose_norm_overflows_change_nothing(precision, tiny):
+    trainer = make_trainer(tiny(max_grad_norm=0.5, precision=precision))
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1.0, enabled=precision == "fp16")
+    trainer.scaler.scale(torch.zeros(()))
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    for p in trainer.trained:
+        p.grad = torch.full_like(p, 3e38)
+    trainer.optimizer_step([trainer.train_loader.dataset.batch([0, 1])])
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+    assert [bool(is_bad) for is_bad, _ in trainer.losses.unseen_steps] == [True]
+
+
 OPTIMIZERS = {  # each without a closure; SparseAdam refuses gradients that are not sparse
     **{
         name: getattr(torch.optim, name)
