@@ -24,7 +24,7 @@ BRACKETS = re.compile(r"(?<![^ \t\u3000])\[(?=[^/\s])(.*?/[A-Za-z]+)\](?:/?[A-Za
 # Patterns of clauses. Files of words may have a few such pieces by mistake, hence the minimum shares
 PUNCTUATED = regex.compile(r"\p{Han}[，。！？；：、]|[，。！？；：、]\p{Han}")
 LONG = regex.compile(r"\p{Han}{6}")
-LEAST_PUNCTUATED, LEAST_LONG = 0.02, 0.05
+LEAST_PUNCTUATED, LEAST_LONG, LEAST_ROWS = 0.02, 0.05, 0.3
 Pairs = list[tuple[str, str]]  # (word, its tag)
 
 
@@ -60,10 +60,14 @@ def word_tag_pairs(row: str, where: str) -> Pairs:
 def has_clauses(path: Path, encoding: str) -> bool:
     """Whether the pieces of a word/tag file are clauses: several contain Chinese punctuation or are long."""
     head = islice(named_rows(path, encoding), HEAD_ROWS)
-    pairs = [pair for where, row in head for pair in word_tag_pairs(row, where)]
+    rows = [word_tag_pairs(row, where) for where, row in head]
+    pairs = [pair for row in rows for pair in row]
     punctuated = [(piece, tag) for piece, tag in pairs if PUNCTUATED.search(piece)]
     long = [piece for piece, tag in pairs if tag.lower() == "o" and LONG.search(piece)]
-    if len(punctuated) < max(1, LEAST_PUNCTUATED * len(pairs)) and len(long) < max(1, LEAST_LONG * len(pairs)):
+    # In long rows clauses are few of the pieces, but most rows have one
+    with_clause = sum(any(tag.lower() == "o" and PUNCTUATED.search(piece) for piece, tag in row) for row in rows)
+    few_pieces = len(punctuated) < max(1, LEAST_PUNCTUATED * len(pairs)) and len(long) < max(1, LEAST_LONG * len(pairs))
+    if few_pieces and with_clause < LEAST_ROWS * len(rows):
         return False
     if other := [piece for piece, tag in punctuated if tag.lower() != "o"]:
         raise UserError(f"{path}: {other[0][:30]!r} is not a word, and its tag is not /o, for a text without entities")
