@@ -269,3 +269,10 @@ def test_the_decay_of_an_old_run_without_ema_is_not_told(tiny):
     assert "--ema_decay=0.99 has no effect" in run(tiny(ema_decay=0.99, **options))
     (tiny().run_dir / "train.log").unlink()
     assert "ema_decay" not in run(tiny(resume=True, **options))
+
+
+def test_a_run_that_is_resumed_without_its_rates_keeps_them(tiny):
+    run(tiny(do_train=True, epochs=1, lr=2e-3, head_lr=5e-3))
+    log = run(tiny(do_train=True, epochs=1, lr=None, resume=True))
+    assert "--lr auto: 0.002, as when the run began" in log and "--head_lr auto: 0.005" in log
+    assert read_json(tiny().run_dir / "args.json")["lr"] == 2e-3

@@ -302,3 +302,18 @@ def test_they_label_files_of_the_same_form(name, tmp_path):
     found = [json.loads(row) for row in output.read_text().splitlines()]
     task = next(task for task, of in SHAPES[name].gives.items() if of == "tags")
     assert [len(row[f"{task}_tags"]) for row in found] == [len(example.tokens) for example in EXAMPLES]
+
+
+WEBANNO = "#FORMAT=WebAnno TSV 3.3\n#T_SP=x.Pos|value\n#T_SP=x.Entity|value\n\n#Text=Tom Li Ann\n"
+WEBANNO += "1-1\t0-3\tTom\t_\tPER[1]\t\n1-2\t4-6\tLi\t{}\tPER[1]|ORG[2]\t\n1-3\t7-10\tAnn\t_\tORG[2]\t\n"
+
+
+def test_spans_of_webanno_may_overlap_and_what_is_doubtful_is_refused(tmp_path):
+    found = read(tmp_path, "a.tsv", WEBANNO.format("*"))
+    assert found == [{"tokens": ["Tom", "Li", "Ann"], "entities": [[0, 1, "PER"], [1, 2, "ORG"]]}]
+    with pytest.raises(
+        UserError, match=r"2 features have labels; add --tag_column .*Pos.value, Entity.value"
+    ):
+        read(tmp_path, "a.tsv", WEBANNO.format("NN"))
+    with pytest.raises(UserError, match="old version"):
+        read(tmp_path, "a.tsv", WEBANNO.replace("TSV 3.3", "TSV 2").format("*"))
