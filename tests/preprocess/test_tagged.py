@@ -311,9 +311,7 @@ WEBANNO += "1-1\t0-3\tTom\t_\tPER[1]\t\n1-2\t4-6\tLi\t{}\tPER[1]|ORG[2]\t\n1-3\t
 def test_spans_of_webanno_may_overlap_and_what_is_doubtful_is_refused(tmp_path):
     found = read(tmp_path, "a.tsv", WEBANNO.format("*"))
     assert found == [{"tokens": ["Tom", "Li", "Ann"], "entities": [[0, 1, "PER"], [1, 2, "ORG"]]}]
-    with pytest.raises(
-        UserError, match=r"2 features have labels; add --tag_column .*Pos.value, Entity.value"
-    ):
+    with pytest.raises(UserError, match=r"2 features have labels; add --tag_column .*Pos.value, Entity.value"):
         read(tmp_path, "a.tsv", WEBANNO.format("NN"))
     with pytest.raises(UserError, match="old version"):
         read(tmp_path, "a.tsv", WEBANNO.replace("TSV 3.3", "TSV 2").format("*"))
