@@ -5,10 +5,12 @@ of `TensorBoard`, added to TRACKERS.
 """
 
 import logging
+import platform
 import re
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -76,6 +78,22 @@ def get_logger(log_path: str | Path | None = None, level: int = logging.INFO) ->
         to_file.setFormatter(OneRecord("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(to_file)
     return logger
+
+
+def log_environment(device: Any, wanted: str) -> None:
+    """Logs versions and device; also why a GPU is not used, unless --device (`wanted`) says so."""
+    import torch
+
+    from engine.run.device import describe
+    from engine.run.environment import gpu_problem, version_of
+
+    versions = (
+        f"torch {torch.__version__}, transformers {version_of('transformers')}, Python {platform.python_version()}"
+    )
+    logger = logging.getLogger("template")
+    logger.info(f"template {VERSION}, {versions}; {describe(device)}, {torch.get_num_threads()} threads")
+    if wanted == "auto" and device.type == "cpu" and (problem := gpu_problem()):
+        logger.warning(f"this run uses the CPU: {problem}")
 
 
 class TensorBoard:

@@ -1,31 +1,47 @@
-# Sourced by run.sh and test.sh after `requirements="FILE FILE"`: sets $PYTHON to a Python with the packages they list.
-# An active Python that has all of them, in any version, is used as it is; otherwise .venv is created and filled.
-# FORCE_VENV=1 always uses .venv.
+# Sourced by run.sh and test.sh after `requirements="FILE FILE"`: sets $PYTHON to a Python with the packages they list,
+# in versions within the ranges there. An active Python that has them is used as it is; otherwise .venv is created and
+# filled. If the active Python has a torch within its range, .venv sees that torch and all other packages there, and
+# gets only what is missing or out of range: a server's own torch is neither replaced nor downloaded again.
+# FORCE_VENV=1 always uses a .venv of its own. docs/environments.md
 
-check='
-import re, sys
-from importlib.metadata import PackageNotFoundError, version
-for path in sys.argv[1:]:
-    for name in re.findall(r"^[\w-]+", open(path).read(), re.M):
-        try:
-            version(name)
-        except PackageNotFoundError:
-            sys.exit(1)
-'
 PYTHON=$(command -v python3 || command -v python || true)
 if [ -z "$PYTHON" ] || ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
     echo "error: needs Python 3.10 or newer on the PATH" >&2
     exit 2
 fi
-if [ -n "${FORCE_VENV:-}" ] || ! "$PYTHON" -c "$check" $requirements; then
+environment="-m engine.run.environment"
+if [ -n "${FORCE_VENV:-}" ] || ! problems=$("$PYTHON" $environment check $requirements); then
     if [ ! -x .venv/bin/python ]; then
-        echo "creating .venv, a virtual environment in this folder" >&2
-        "$PYTHON" -m venv .venv || { rm -rf .venv; echo "error: python3 -m venv failed; on Debian: apt install python3-venv" >&2; exit 2; }
+        shared=
+        if [ -z "${FORCE_VENV:-}" ]; then
+            echo "$PYTHON: $problems" >&2
+            shared=$("$PYTHON" $environment folders $requirements)
+        fi
+        if [ -n "$shared" ]; then
+            echo "creating .venv, a virtual environment in this folder, which sees the torch of $PYTHON" >&2
+        else
+            if ! problems=$("$PYTHON" $environment gpu wheel); then
+                echo "error: $problems; then activate that environment and run this again" >&2
+                exit 2
+            fi
+            echo "creating .venv, a virtual environment in this folder" >&2
+        fi
+        "$PYTHON" -m venv ${shared:+--system-site-packages} .venv || { rm -rf .venv; echo "error: python3 -m venv failed; on Debian: apt install python3-venv" >&2; exit 2; }
+        if [ -n "$shared" ]; then  # also where the active Python is a virtual environment itself
+            echo "$shared" > "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth"
+        fi
     fi
     PYTHON=$PWD/.venv/bin/python
-    if ! cat $requirements | cmp -s - .venv/installed; then
+    if ! problems=$("$PYTHON" $environment check $requirements); then
         echo "installing the packages of $requirements; this takes a few minutes, once" >&2
-        "$PYTHON" -m pip install --quiet --disable-pip-version-check $(for file in $requirements; do echo "-r $file"; done)
-        cat $requirements > .venv/installed
+        set_up() {
+            "$PYTHON" $environment pins "$1" $requirements > .venv/constraints.txt
+            "$PYTHON" -m pip install --quiet --disable-pip-version-check --constraint .venv/constraints.txt $(for file in $requirements; do echo "-r $file"; done)
+        }
+        if ! set_up constraints.txt; then
+            # The tested versions may not fit to what is there already: any within the ranges, then
+            ls .venv/lib/python*/site-packages/shared.pth > /dev/null 2>&1 && set_up /dev/null || { echo "error: pip failed; its message is above" >&2; exit 2; }
+        fi
+        problems=$("$PYTHON" $environment gpu) || echo "warning: $problems" >&2
     fi
 fi

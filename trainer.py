@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 import metrics
 from engine.errors import UserError
 from engine.predict.predictions import Answers, Averages, Predictions, prediction_rows, write_predictions
-from engine.run import distributed
+from engine.run import compat, distributed
 from engine.run.signals import Interrupted, StopSignals
 from engine.train import checkpoint
 from engine.train.optimization import describe, describe_rates, warmup_steps
@@ -188,10 +187,12 @@ class Trainer:
         """Clip, update, schedule. A step with a non-finite gradient leaves the weights unchanged."""
         distributed.all_reduce_gradients(self.trained if self.replica is None else self.replica.left_out)
         self.scaler.unscale_(self.optimizer)
-        norm = get_total_norm([p.grad for p in self.trained if p.grad is not None])
+        norm = compat.get_total_norm([p.grad for p in self.trained if p.grad is not None])
         finite, scale, limit = torch.isfinite(norm), self.scaler.get_scale(), self.config.max_grad_norm
         fused = getattr(self.optimizer, "_step_supports_amp_scaling", False)
-        if fused and isinstance(self.optimizer, torch.optim.Adam):  # AdamW too; SGD would not initialise its momentum
+        if fused and isinstance(
+            self.optimizer, torch.optim.Adam | torch.optim.AdamW
+        ):  # SGD would not set up its momentum
             # Clips and skips on the device: the host does not wait for `finite`
             if limit:
                 self.optimizer.grad_scale = (norm / limit).clamp(min=1)  # type: ignore[attr-defined]
@@ -199,7 +200,7 @@ class Trainer:
             self.optimizer.step()  # scaler.step would put its own found_inf, without the norm, in its place
         elif finite:
             if limit:
-                clip_grads_with_norm_(self.trained, limit, norm)
+                compat.clip_grads_with_norm_(self.trained, limit, norm)
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.lr = float(self.scheduler.get_last_lr()[0])

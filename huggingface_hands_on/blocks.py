@@ -4,7 +4,7 @@ For a pretraining task other than masked words, edit `mask`, then `MaskedTrainer
 """
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -97,12 +97,11 @@ def batch_of(rows: Sequence[dict[str, Any]], tokenizer: Any, first_position: int
 
 def masking_collator(config: Any, tokenizer: Any) -> DataCollatorForLanguageModeling:
     """Masks words, whole ones too: 80 % [MASK], 10 % another token, 10 % unchanged (Devlin et al., 2019)."""
-    collator = DataCollatorForLanguageModeling(
-        tokenizer, whole_word_mask=config.whole_word, mask_replace_prob=1, random_replace_prob=0
-    )
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=config.mlm_probability)
     # Set afterwards, because the constructor rejects random replacement with whole words
-    collator.mlm_probability = config.mlm_probability
-    collator.mask_replace_prob, collator.random_replace_prob = 0.8, 0.1
+    collator.whole_word_mask = config.whole_word
+    if config.whole_word and not hasattr(DataCollatorForLanguageModeling, "whole_word_mask"):
+        collator.share_of_words, collator.mlm_probability = config.mlm_probability, 1.0
     return collator
 
 
@@ -110,10 +109,35 @@ def mask(collator: DataCollatorForLanguageModeling, batch: dict[str, torch.Tenso
     """Masks words of a batch made by `batch_of` with Hugging Face's collator, and adds the labels. The collator detects
     words by gaps between token offsets, so offsets here have a gap where the word number changes."""
     words = batch["words"].clamp(min=-1)
-    starts = torch.arange(words.shape[1]) + words.clamp(min=0)
-    offsets = torch.stack([starts, starts + 1], 2)
-    ids, labels = collator.torch_mask_tokens(batch["input_ids"].clone(), (words < 0).long(), offsets)
+    special: tuple[torch.Tensor, ...] = ((words < 0).long(),)
+    if hasattr(DataCollatorForLanguageModeling, "whole_word_mask"):
+        starts = torch.arange(words.shape[1]) + words.clamp(min=0)
+        special += (torch.stack([starts, starts + 1], 2),)
+    elif collator.whole_word_mask:
+        special = (outside_drawn_words(words, collator.share_of_words).long(),)
+    ids, labels = collator.torch_mask_tokens(batch["input_ids"].clone(), *special)
     return batch | {"input_ids": ids, "labels": labels}
+
+
+def outside_drawn_words(words: torch.Tensor, share: float) -> torch.Tensor:
+    """Draws a share of the words and returns which tokens are not in them. For collators of transformers before 4.57,
+    which know only tokens. words: numbers (B, L) as in `blocks` -> (B, L)"""
+    numbers = (words != words.roll(1, 1)).cumsum(1)  # from 0 or 1, unique in a block
+    drawn = torch.rand(len(words), words.shape[1] + 1) < share
+    return (words < 0) | ~drawn.gather(1, numbers)
+
+
+class Keyed:
+    """A generator function that `datasets` knows by its key: it names a cache by the hash of the pickled function."""
+
+    def __init__(self, function: Callable[..., Iterator[Any]], key: str) -> None:
+        self.function, self.key = function, key
+
+    def __call__(self, **options: Any) -> Iterator[Any]:
+        return self.function(**options)
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return str, (self.key,)
 
 
 def build_sets(
@@ -140,8 +164,8 @@ def build_sets(
             print(f"{cache}: damaged ({reason}); the texts are split into blocks again")
         shutil.rmtree(cache)
     try:
-        train = Dataset.from_generator(rows, gen_kwargs={"side": 0}, cache_dir=str(cache), fingerprint=f"train-{key}")
-        held_out = Dataset.from_generator(masked, cache_dir=str(cache), fingerprint=f"held-out-{key}")
+        train = Dataset.from_generator(Keyed(rows, f"train-{key}"), gen_kwargs={"side": 0}, cache_dir=str(cache))
+        held_out = Dataset.from_generator(Keyed(masked, f"held-out-{key}"), cache_dir=str(cache))
         files.seal(cache)
     except DatasetGenerationError as error:
         cause: Any = error

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a scri
 from engine.errors import UserError
 from engine.run import files
 from engine.run.command_line import option, run_command
+from engine.run.environment import gpu_problem
 from engine.run.run_folder import changed_options, lock_folder
 from engine.run.signals import StopSignals
 from huggingface_hands_on.corpus import CorpusConfig, read_corpus, read_words, require_free_folder
@@ -80,7 +81,7 @@ def main(config: PretrainConfig) -> None:
 
     refuse_finished(Path(config.output_dir))
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device here; use --device cpu or auto")
+        raise UserError(f"--device cuda: {gpu_problem() or 'no CUDA device here'}; use --device cpu or auto")
     words = read_words(config.new_tokens, config.encoding)
     train, held_out, texts = read_corpus(config)
 
@@ -113,6 +114,8 @@ def pretrain(trainer: Any, tokenizer: Any, folder: Path, stop: StopSignals, word
     num_blocks = [len(trainer.train_dataset), len(trainer.eval_dataset)]
     counted = f"{num_blocks[0]} blocks to train on, {num_blocks[1]} held out"
     print(f"{millions:.1f} M parameters on {trainer.args.device}; {counted}")
+    if trainer.args.device.type == "cpu" and not trainer.args.use_cpu and (problem := gpu_problem()):
+        print(f"this run uses the CPU: {problem}")
 
     before_path, start = folder / "before.json", newest_checkpoint(folder / "checkpoints")
     if not before_path.exists():  # scores before training; a resumed run has them already

@@ -13,6 +13,7 @@ from engine.data.tokenizer import pretrained_tokenizer
 from engine.errors import UserError
 from engine.model.encoders import bert_config, num_positions, read_shape
 from engine.run.command_line import first_line
+from engine.run.compat import dtype_option
 
 
 def load_model(config: Any) -> tuple[Any, Any]:
@@ -34,7 +35,7 @@ def load_model(config: Any) -> tuple[Any, Any]:
         raise UserError(f"{named}: {shape.model_type} cannot fill in masked words; use an encoder such as BERT")
     try:
         model, info = AutoModelForMaskedLM.from_pretrained(
-            name, config=shape, trust_remote_code=False, output_loading_info=True, dtype="float32"
+            name, config=shape, trust_remote_code=False, output_loading_info=True, **dtype_option(torch.float32)
         )
     except Exception as error:
         raise UserError(f"{named}: no encoder loads from it ({first_line(error)})") from None

@@ -16,6 +16,7 @@ from engine.errors import UserError
 from engine.model.encoders import first_position
 from engine.run import files
 from engine.run.command_line import first_line
+from engine.run.compat import takes_4d_mask, warmup_option
 from engine.run.signals import StopSignals
 from engine.task.task import IGNORE
 from engine.train.optimization import lr_of_width
@@ -24,7 +25,9 @@ from huggingface_hands_on.blocks import batch_of, mask
 
 def inputs_of(model: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The items of a batch that the model's forward accepts."""
-    taken = inspect.signature(model.forward).parameters
+    taken, mask = inspect.signature(model.forward).parameters, batch["attention_mask"]
+    if mask.dim() == 4 and not takes_4d_mask():
+        batch = batch | {"attention_mask": mask.squeeze(1).long()}
     return {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in taken}
 
 
@@ -138,7 +141,7 @@ def training_arguments(config: Any, hidden_size: int) -> TrainingArguments:
         per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         learning_rate=config.lr or (1e-3 if config.from_scratch else lr_of_width(hidden_size)),
-        warmup_steps=0.06,  # below 1: a share of all steps
+        **warmup_option(0.06),
         weight_decay=config.weight_decay,
         eval_strategy=every,
         save_strategy=every,

@@ -6,6 +6,7 @@ import re
 import signal
 import time
 import tracemalloc
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -232,14 +233,8 @@ def options(corpus, tmp_path):
     return make
 
 
-def collator_of(tokenizer, **more):
-    from transformers import DataCollatorForLanguageModeling
-
-    collator = DataCollatorForLanguageModeling(
-        tokenizer, whole_word_mask=True, mask_replace_prob=1, random_replace_prob=0
-    )
-    collator.mask_replace_prob, collator.random_replace_prob = 0.8, 0.1
-    return collator
+def collator_of(tokenizer):
+    return blocks.masking_collator(SimpleNamespace(whole_word=True, mlm_probability=0.15), tokenizer)
 
 
 @pytest.mark.parametrize("packing", [True, False])

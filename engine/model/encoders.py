@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from engine.errors import UserError
 from engine.model import lora
+from engine.run import compat
 from engine.run.command_line import first_line
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ WIDE_MASK = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "elect
 
 def takes_wide_mask(encoder: nn.Module) -> bool:
     """Whether an encoder accepts an attention mask of (B, 1, L, L) unchanged."""
-    return getattr(getattr(encoder, "config", None), "model_type", None) in WIDE_MASK
+    return getattr(getattr(encoder, "config", None), "model_type", None) in WIDE_MASK and compat.takes_4d_mask()
 
 
 def is_causal(encoder: Any) -> bool:
@@ -126,7 +127,9 @@ def build_transformer(
     elif checkpoint:
         try:
             shape = read_shape(checkpoint)
-            encoder = AutoModel.from_config(shape, trust_remote_code=False, dtype=DTYPES[config.load_dtype])
+            encoder = AutoModel.from_config(
+                shape, trust_remote_code=False, **compat.dtype_option(DTYPES[config.load_dtype])
+            )
         except UserError:
             raise
         except Exception as error:  # transformers can raise anything for a third-party folder
@@ -162,12 +165,13 @@ def checkpoint_gradients(encoder: PreTrainedModel) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # not all supported versions have its new name
             encoder.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        encoder.disable_input_require_grads()  # only for the reentrant form: frozen layers stay out of the graph
     except Exception:  # each family raises a different error
         kind = getattr(encoder.config, "model_type", type(encoder).__name__)
         raise UserError(
             f"--gradient_checkpointing: transformers' {kind} does not support it; leave it out and lower --batch_size"
         ) from None
+    with suppress(AttributeError):  # which transformers 4 raises if there is nothing to disable
+        encoder.disable_input_require_grads()  # only for the reentrant form: frozen layers stay out of the graph
 
 
 def overflows(encoder: nn.Module) -> bool:
@@ -213,7 +217,7 @@ def silence() -> Iterator[None]:
 
 def load_pretrained(name: str | Path, revision: str | None = None, dtype: str = "fp32") -> PreTrainedModel:
     """Loads an encoder from a save_pretrained folder or the hub. Raises UserError if weights are missing."""
-    options = dict(output_loading_info=True, dtype=DTYPES[dtype], revision=revision)
+    options = dict(output_loading_info=True, revision=revision) | compat.dtype_option(DTYPES[dtype])
     try:
         options["config"] = read_shape(name, revision)
         with silence():  # hides its table of missing and unexpected weights; missing ones are refused below
@@ -257,7 +261,7 @@ def keep_evenly_spaced(encoder: PreTrainedModel, number: int) -> PreTrainedModel
             name = f"{stack}.{kept.index(int(old))}.{rest}"
         weights[name] = tensor
     try:
-        smaller = AutoModel.from_config(shape, trust_remote_code=False, dtype=encoder.dtype)
+        smaller = AutoModel.from_config(shape, trust_remote_code=False, **compat.dtype_option(encoder.dtype))
         smaller.load_state_dict(weights)
     except Exception as error:  # each family raises a different error
         raise UserError(f"--keep_layers: {kind} cannot be reduced to fewer layers ({first_line(error)})") from None

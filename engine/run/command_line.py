@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from engine.errors import UserError
 from engine.run import flags
+from engine.run.environment import require_versions
 from engine.run.launch import claims_error_report, end_process, is_launched, local_rank
 from engine.run.signals import Interrupted
 
@@ -280,6 +281,7 @@ def make_output_printable() -> None:
 
 def exit_code(main: Callable[[Any], int | None], config: Any) -> int:
     try:
+        require_versions()
         return main(config) or 0
     except Interrupted as interrupted:
         return 128 + interrupted.signal_number

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from engine.errors import UserError
+from engine.run.environment import gpu_problem
 
 
 def to_device(name: str) -> torch.device:
@@ -18,10 +19,18 @@ def to_device(name: str) -> torch.device:
     number = count_of(device.type)
     if not 0 <= (device.index or 0) < number:
         build = "" if torch.version.cuda or device.type != "cuda" else "; this torch is a CPU build"
-        raise UserError(
-            f"--device {name}: {number} {device.type.upper()} devices found{build}; use --device cpu or auto"
-        )
+        found = f"--device {name}: {number} {device.type.upper()} devices found{build}; use --device cpu or auto"
+        problem = gpu_problem() if device.type == "cuda" else None
+        raise UserError(f"{found} ({problem})" if problem else found)
     return device
+
+
+def describe(device: torch.device) -> str:
+    """A device as logs name it: a GPU with its name and memory."""
+    properties = getattr(getattr(torch, device.type, None), "get_device_properties", None)
+    if device.type == "cpu" or properties is None:
+        return str(device)
+    return f"{device} ({properties(device).name}, {properties(device).total_memory / 2**30:.0f} GiB)"
 
 
 def count_of(kind: str) -> int:

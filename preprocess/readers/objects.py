@@ -206,6 +206,7 @@ def read_dataset(path: Path, options: ReadOptions) -> Iterator[Example]:
     """
     import datasets
 
+    datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # datasets 3 would ask whether to run a folder's code
     try:
         if is_saved_dataset(path):
             loaded = datasets.load_from_disk(str(path))
@@ -251,12 +252,13 @@ def dataset_objects(path: Path, split: str | None, rows: Any) -> Objects:
 
 def class_names(value: Any, feature: Any) -> Any:
     """Converts ClassLabel ids to names; returns other values unchanged."""
-    from datasets import ClassLabel, List
+    from datasets import ClassLabel
 
     if isinstance(feature, ClassLabel):
         return None if value is None or value < 0 else feature.int2str(value)
-    if isinstance(feature, List) and isinstance(feature.feature, ClassLabel):
-        return None if value is None else [feature.feature.int2str(item) for item in value]
+    inside = getattr(feature, "feature", None)  # of a List, or a Sequence before datasets 4
+    if isinstance(inside, ClassLabel):
+        return None if value is None else [inside.int2str(item) for item in value]
     return value
 
 

@@ -364,6 +364,7 @@ def test_the_steps_of_the_dockerfile(shipped, tmp_path):
     for folder in (place, app):
         (folder / "engine/run").mkdir(parents=True)
     shutil.copy(ROOT / "engine/run/flags.py", place / "engine/run")
+    shutil.copy(ROOT / "constraints.txt", place)
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line.startswith("!")}
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     environment = {**os.environ, "PATH": f"{tmp_path / 'venv/bin'}:{os.environ['PATH']}"}

@@ -29,13 +29,15 @@ MAX_BYTES = 2**30  # limit for tensors inside the graph's file, which may have a
 
 
 def require_packages() -> None:
-    """Raises UserError if a package that an export needs is missing."""
+    """Raises UserError if a package that an export needs is missing, or if torch is too old for it."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f"tools.export needs the package {error.name}: {NEEDED}") from None
+    if not hasattr(torch.onnx, "ops"):
+        raise UserError(f"tools.export needs torch 2.8 or newer, and this is {torch.__version__}: export elsewhere")
 
 
 class LogitsOnly(nn.Module):

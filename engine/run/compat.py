@@ -1,0 +1,51 @@
+"""Names that differ between the supported versions of torch and transformers, chosen by what is there."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+
+def get_total_norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """torch.nn.utils.get_total_norm, which torch has since 2.6: the norm of all values of all tensors."""
+    tensors = list(tensors)
+    if hasattr(torch.nn.utils, "get_total_norm"):
+        return torch.nn.utils.get_total_norm(tensors)
+    if not tensors:
+        return torch.tensor(0.0)
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors]))
+
+
+@torch.no_grad()
+def clip_grads_with_norm_(parameters: Iterable[torch.nn.Parameter], limit: float, norm: torch.Tensor) -> None:
+    """torch.nn.utils.clip_grads_with_norm_, which torch has since 2.6: scales gradients of this norm to the limit."""
+    if hasattr(torch.nn.utils, "clip_grads_with_norm_"):
+        return torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    scale = (limit / (norm + 1e-6)).clamp(max=1)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.mul_(scale)
+
+
+def dtype_option(dtype: Any) -> dict[str, Any]:
+    """The option of from_pretrained and from_config for the type of the weights: `torch_dtype` before transformers
+    4.56."""
+    from transformers import PretrainedConfig  # a name of transformers takes seconds
+
+    return {"dtype" if hasattr(PretrainedConfig(), "dtype") else "torch_dtype": dtype}
+
+
+def warmup_option(share: float) -> dict[str, float]:
+    """The option of TrainingArguments for warm-up over a share of the steps: `warmup_ratio` before transformers 5."""
+    from transformers import TrainingArguments
+
+    has_ratio = getattr(TrainingArguments, "warmup_ratio", None) is not None  # 5.0 has it with the default None
+    return {"warmup_ratio" if has_ratio else "warmup_steps": share}
+
+
+def takes_4d_mask() -> bool:
+    """Whether BERT and its relatives take an attention mask of (B, 1, L, L), as they do since transformers 5. Before,
+    they take (B, L, L)."""
+    from transformers.models.bert import modeling_bert
+
+    return hasattr(modeling_bert, "create_bidirectional_mask")

@@ -1,0 +1,168 @@
+"""The environment of a run: whether packages have the versions that the template needs, and whether torch sees the GPU.
+
+    python -m engine.run.environment check requirements.txt …    what is missing or out of range; exit code 1 if any is
+    python -m engine.run.environment pins constraints.txt requirements.txt …    "name==version" for pip --constraint
+    python -m engine.run.environment folders requirements.txt    folders of packages, if torch is in range
+    python -m engine.run.environment gpu     what prevents torch from using the GPU; exit code 1 if anything does
+    python -m engine.run.environment gpu wheel     the same for the torch that PyPI has
+
+Used by setup_env.sh before the packages are there, so it needs only Python.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+from typing import NamedTuple
+
+from engine.errors import UserError
+
+REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
+DECISIVE = ("torch", "transformers", "datasets")  # their versions are checked at the start of each command
+DRIVERS = {"12": 525, "13": 580}  # the oldest driver of each major version of CUDA
+CUDA_OF_PYPI = "13"  # of the torch in constraints.txt
+COMPARE: dict[str, Callable[[list[int], list[int]], bool]] = {
+    ">=": lambda have, bound: have >= bound,
+    "<": lambda have, bound: have < bound,
+    "==": lambda have, bound: have == bound,
+    "!=": lambda have, bound: have != bound,
+}
+
+
+def version_of(name: str) -> str | None:
+    """The version of an installed package, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+class Requirement(NamedTuple):
+    """A line of a requirements file."""
+
+    name: str
+    bounds: str  # such as ">=2.4,<3"
+
+    def problem(self) -> str | None:
+        """What is wrong with the installed version, or None."""
+        if (have := version_of(self.name)) is None:
+            return f"{self.name} is missing"
+        for sign, bound in re.findall("([=<>!]=?)([^,]+)", self.bounds):
+            if not COMPARE[sign](*same_length(have, bound)):
+                return f"{self.name} is {have}, but must be {self.bounds}"
+        return None
+
+
+def same_length(*versions: str) -> list[list[int]]:
+    """The numbers of each version, filled up with zeros: 2.4 equals 2.4.0. What follows them does not count, such as
+    +cu121, or a0+145a3a7 of a vendor's build."""
+    numbers = [[int(part) for part in re.findall(r"\d+", re.split(r"[^\d.\s]", text)[0])] for text in versions]
+    return [row + [0] * (max(map(len, numbers)) - len(row)) for row in numbers]
+
+
+def read_requirements(*paths: str | Path) -> list[Requirement]:
+    """The requirements of this Python in requirements or constraints files; a later line about a package replaces an
+    earlier one. The only marker that is read is python_version."""
+    found: dict[str, Requirement] = {}
+    for path in paths:
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
+            if match := re.match(r"([\w.-]+)(?:\[.*?\])?\s*([^;#]*)(?:;\s*python_version\s*(\S+)\s*\"(.*)\")?", line):
+                name, bounds, sign, python = match.groups()
+                if not python or COMPARE[sign](*same_length("{}.{}".format(*sys.version_info), python)):
+                    found[name.lower()] = Requirement(name, bounds.strip())
+    return list(found.values())
+
+
+def require_versions() -> None:
+    """Raises UserError if the torch, transformers or datasets here are out of range."""
+    lines = read_requirements(REQUIREMENTS) if REQUIREMENTS.exists() else []
+    decisive = [needed for needed in lines if needed.name in DECISIVE]
+    problems = [problem for needed in decisive if (problem := needed.problem()) and "missing" not in problem]
+    if problems:
+        words = " ".join(f"'{needed.name}{needed.bounds}'" for needed in decisive)
+        raise UserError(
+            f"{'; '.join(problems)} ({sys.executable}): pip install {words}, or sh run.sh, which sets up .venv"
+        )
+
+
+# ---- the GPU ---------------------------------------------------------------------------------------------------------
+
+
+def nvidia_gpu() -> tuple[str, str] | None:
+    """(name, driver) of the first GPU that nvidia-smi lists; None if there is no such program, or it lists none."""
+    program, columns = shutil.which("nvidia-smi"), ["--query-gpu=name,driver_version", "--format=csv,noheader"]
+    if program is None or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):  # hidden on purpose
+        return None
+    try:
+        done = subprocess.run([program, *columns], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    name, _, driver = done.stdout.partition("\n")[0].rpartition(", ")
+    return (name, driver.strip()) if done.returncode == 0 and name and driver[0].isdigit() else None
+
+
+def gpu_problem(of_pypi: bool = False) -> str | None:
+    """Why torch does not use the GPU that nvidia-smi lists, and what to do; None if it does, or if there is none.
+    of_pypi: why the torch that PyPI has could not use it, before it is downloaded."""
+    name, usable = "the torch on PyPI", False
+    cuda: str | None = CUDA_OF_PYPI
+    if not of_pypi:
+        import torch
+
+        name, cuda, usable = f"torch {torch.__version__}", torch.version.cuda, torch.cuda.is_available()
+    found = None if usable else nvidia_gpu()
+    if found is None:
+        return None
+    oldest, gpu = DRIVERS.get((cuda or "").split(".")[0], 0), f"nvidia-smi lists {found[0]} with driver {found[1]}, but"
+    if cuda is None:
+        return f"{gpu} {name} is built without CUDA: install a build with it (https://pytorch.org/get-started/locally)"
+    if int(found[1].split(".")[0]) < oldest:
+        return (
+            f"{gpu} {name} is built for CUDA {cuda}, which needs driver {oldest} or newer: update the driver, or "
+            "install a torch for an older CUDA (pip install torch --index-url https://download.pytorch.org/whl/cu126)"
+        )
+    return None if of_pypi else f"{gpu} {name} sees no GPU: python -c 'import torch; torch.cuda.init()' prints why"
+
+
+def folders_to_share(paths: list[str]) -> list[str]:
+    """The folders of this Python's packages if its torch is in range, so that a new environment can use it; else []."""
+    torch = next((needed for needed in read_requirements(*paths) if needed.name == "torch"), None)
+    if torch is None or torch.problem():
+        return []
+    folders = [path for path in sys.path if path.endswith("-packages")]  # in the order of import
+    own = str(distribution("torch").locate_file(""))
+    return folders if any(Path(own).samefile(path) for path in folders) else [*folders, own]
+
+
+def pins(constraints: str, paths: list[str]) -> list[str]:
+    """What pip should keep to: the versions that are here where they are in range, otherwise those of `constraints`."""
+    here = {needed.name.lower() for needed in read_requirements(*paths) if needed.problem() is None}
+    tested = [f"{pin.name}{pin.bounds}" for pin in read_requirements(constraints) if pin.name.lower() not in here]
+    return [*tested, *(f"{name}=={version(name)}" for name in sorted(here))]
+
+
+def main(command: str, *paths: str) -> int:
+    """Prints the answer to a command of the docstring above."""
+    if command == "check":
+        requirements = read_requirements(*paths)
+        missing = [needed.name for needed in requirements if version_of(needed.name) is None]
+        lines = [problem for needed in requirements if needed.name not in missing and (problem := needed.problem())]
+        lines += [f"missing: {', '.join(missing)}"] if missing else []
+        print("; ".join(lines))
+        return int(bool(lines))
+    if command == "gpu":
+        problem = gpu_problem(of_pypi=paths == ("wheel",))
+        print(problem or "", end="\n" if problem else "")
+        return int(bool(problem))
+    print(*(pins(paths[0], [*paths[1:]]) if command == "pins" else folders_to_share([*paths])), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
