@@ -138,7 +138,6 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
         -1,
         "passes over the training data; 0: none (default: auto, depends on its size)",
         group="training",
-        aliases=["num_train_epochs"],
         parse=parse_epochs,
         auto=-1,
         low=-1,
@@ -151,7 +150,6 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     lr: float | None = option(
         None,
         "peak learning rate of the encoder (default: depends on its hidden size)",
-        aliases=["learning_rate"],
         low=0,
         high=1,
         exclusive=True,
@@ -169,6 +167,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     warmup_epochs: float | None = option(
         None, "epochs of linear warmup (default: a tenth of them)", aliases=["warm_up_epochs"], low=0, auto=None
     )
+    warmup_ratio: float | None = option(None, "warmup as a share of all epochs, instead", low=0, high=1)
     lrf: float = option(0.01, "final rate as a fraction of the peak", low=0, high=1)
     weight_decay: float = option(0.01, "AdamW's decoupled decay; not on biases, norms and the CRF", low=0)
     max_grad_norm: float = option(1.0, "clip the gradient of each step to this norm; 0: never", low=0)
@@ -185,6 +184,11 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     )
     save_steps: int = option(0, "also save every N optimizer steps; 0: no", low=0, resume_safe=True)
     log_steps: int = option(20, "log every N optimizer steps", low=1, resume_safe=True)
+    report_to: str = option(
+        "tensorboard",
+        "where curves go: tensorboard, wandb, swanlab, mlflow, several with commas; all: those installed; or none",
+        resume_safe=True,
+    )
 
     # Tricks
     use_fgm: bool = option(False, "adversarial training on the word embeddings (FGM)", group="tricks")
@@ -237,13 +241,14 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
 
     # Machine
     device: str = option("auto", "auto, cpu, cuda, cuda:0, …", group="machine", resume_safe=True)
+    gpus: str = option("", "number of the GPU to use, as in nvidia-smi; run.sh takes several: 0,1", resume_safe=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "fp32",
         "autocast to half precision; weights, losses and CRF stay fp32; auto: bf16 where it is faster",
         auto="auto",
     )
     compile: bool = option(False, "torch.compile the encoder; pays off on a GPU after some minutes")
-    random_seed: int = option(666, "seed of all random numbers", aliases=["seed"], low=0, high=2**32 - 1)
+    random_seed: int = option(666, "seed of all random numbers", low=0, high=2**32 - 1)
     deterministic: bool = option(False, "on a GPU: deterministic algorithms only, somewhat slower")
     ddp_timeout: int = option(
         1800, "under torchrun: seconds after which an unresponsive process ends the run", low=1, resume_safe=True

@@ -66,7 +66,7 @@ class DataConfig(RawOptions):
     pretrain_model_path: str = option("", "for --check: the model whose tokenizer training will use")
     dev_ratio: float = option(0.1, "share of examples for dev, if the data has no dev part")
     test_ratio: float = option(0.1, "share of examples for test, if the data is a single part")
-    random_seed: int = option(666, "seed of the split", aliases=["seed"], low=0, high=2**32 - 1)
+    random_seed: int = option(666, "seed of the split", low=0, high=2**32 - 1)
 
     def __post_init__(self) -> None:
         if not self.input or not (self.output_dir or self.check or self.preview):

@@ -4,10 +4,14 @@ Edit here to change the format or the destination, to silence libraries, or to a
 of `TensorBoard`, added to TRACKERS.
 """
 
+import importlib.util
 import logging
+import os
 import platform
 import re
 import sys
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,9 +19,13 @@ from typing import Any
 from tqdm import tqdm
 
 from config import Config
+from engine.errors import UserError
 from engine.run.command_line import VERSION, printable
+from engine.run.field_flags import similar
 from engine.run.run_folder import close_log
+from engine.train.tracking import saved_id
 
+PROJECT = "fine-tuning"  # at wandb, SwanLab and MLflow, unless their environment variable names another
 FORGED = re.compile(
     r"\n(?=(\d{4}-\d\d-\d\d )?\d\d:\d\d:\d\d)"
 )  # a line in a message that looks like the start of a record
@@ -99,20 +107,136 @@ def log_environment(device: Any, wanted: str) -> None:
 class TensorBoard:
     """Curves for `tensorboard --logdir output`."""
 
+    name = package = "tensorboard"  # in --report_to, and to import and install; a tracker without a name is always used
+    overwrites = (
+        True  # a resumed run overwrites later points; the services of the others cannot, and get no point twice
+    )
+
     def __init__(self, config: Config, step: int):
-        """step: optimizer steps done; a resumed run overwrites later points of the curves."""
+        """step: optimizer steps done."""
         from torch.utils.tensorboard import SummaryWriter  # here, as it takes a second, which would delay --help
 
         self.writer = SummaryWriter(config.run_dir / "tensorboard", purge_step=step + 1)
 
     def log(self, record: dict[str, float]) -> None:
         """record: {"step", "epoch", name: number}, like a line of metrics.jsonl."""
-        for name, value in record.items():
-            if name not in ("step", "epoch"):
-                self.writer.add_scalar(name, value, record["step"])
+        for name, value in scores_of(record).items():
+            self.writer.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
         self.writer.close()
 
 
-TRACKERS = [TensorBoard]
+class WandB:
+    """Curves at wandb.ai; with WANDB_MODE=offline they stay in the run folder until `wandb sync`."""
+
+    name = package = "wandb"
+
+    def __init__(self, config: Config, step: int):
+        import wandb
+
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=config.run_dir.name,
+            dir=config.run_dir,
+            id=saved_id(config.run_dir, self.name),
+            resume="allow",
+            settings=wandb.Settings(console="off"),
+        )
+        self.run.config.update(vars(config), allow_val_change=True)
+        self.run.define_metric("*", step_metric="step")  # wandb's own step would drop the second record of a step
+
+    def log(self, record: dict[str, float]) -> None:
+        self.run.log(record)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class SwanLab:
+    """Curves at swanlab.cn; with SWANLAB_MODE=offline they stay in the run folder until `swanlab sync`."""
+
+    name = package = "swanlab"
+
+    def __init__(self, config: Config, step: int):
+        import swanlab
+
+        self.run = swanlab.init(
+            project=os.environ.get("SWANLAB_PROJECT", PROJECT),
+            name=config.run_dir.name,
+            log_dir=str(config.run_dir / "swanlab"),
+            id=saved_id(config.run_dir, self.name),
+            resume="allow",
+            config=dict(vars(config)),
+        )
+
+    def log(self, record: dict[str, float]) -> None:
+        self.run.log(scores_of(record), step=int(record["step"]))
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class MLflow:
+    """Curves at MLFLOW_TRACKING_URI: a server, or by default sqlite:///mlflow.db in the current folder."""
+
+    name = package = "mlflow"
+
+    def __init__(self, config: Config, step: int):
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # by default training would wait for minutes
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        import mlflow
+        from mlflow.entities import Param
+
+        self.client = mlflow.MlflowClient()
+        project = mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)).experiment_id
+        run_name = config.run_dir.name
+        self.id = saved_id(
+            config.run_dir, self.name, lambda: str(self.client.create_run(project, run_name=run_name).info.run_id)
+        )
+        if not self.client.get_run(self.id).data.params:  # they cannot be changed later
+            self.client.log_batch(self.id, params=[Param(name, str(value)) for name, value in vars(config).items()])
+        self.client.update_run(self.id, status="RUNNING")
+
+    def log(self, record: dict[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now, step = int(time.time() * 1000), int(record["step"])
+        self.client.log_batch(self.id, [Metric(name, value, now, step) for name, value in scores_of(record).items()])
+
+    def close(self) -> None:
+        self.client.set_terminated(self.id)
+
+
+TRACKERS: list[Any] = [TensorBoard, WandB, SwanLab, MLflow]
+
+
+def scores_of(record: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in record.items() if name not in ("step", "epoch")}
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported. A folder of its name, such as that of its files, does not count."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+def chosen_trackers(config: Config, trackers: Sequence[Any] = TRACKERS) -> list[Any]:
+    """The trackers of --report_to, and those without a name. A trial run (--debug) is not reported to services.
+
+    Raises UserError for an unknown name, or a package that is not installed.
+    """
+    named = {kind.name: kind for kind in trackers if hasattr(kind, "name")}
+    wanted = {name.strip().lower() for name in config.report_to.split(",")} - {""}
+    for name in sorted(wanted - {"all", "none"}):
+        if name not in named:
+            raise UserError(f"--report_to={name} must be among {', '.join(named)}, all, none{similar(name, named, '')}")
+        if not is_installed(named[name].package):
+            raise UserError(f"--report_to={name} needs a package: pip install {named[name].package}")
+    if "none" in wanted and len(wanted) > 1:
+        raise UserError(f"--report_to={config.report_to}: none excludes the others")
+    if "all" in wanted:
+        wanted = {name for name, kind in named.items() if is_installed(kind.package)}
+    if config.debug:
+        wanted &= {"tensorboard"}
+    return [kind for kind in trackers if getattr(kind, "name", None) in {*wanted, None}] if wanted - {"none"} else []

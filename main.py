@@ -18,8 +18,9 @@ from config import ROOT, Config, seed_torch
 from engine.errors import UserError
 from engine.run.command_line import run_command
 from engine.run.files import write_json
+from engine.run.launch import require_gpus
 from engine.run.run_folder import claim_run_dir
-from logging_config import get_logger, log_environment
+from logging_config import chosen_trackers, get_logger, log_environment
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,8 @@ logger = logging.getLogger("template")
 
 
 def main(config: Config) -> Any:  # an exit code, or None
+    if config.do_train:
+        chosen_trackers(config)  # raises an error for a tracker that is not there
     # Imported here, so that --help and errors in flags appear at once
     from data_process import make_sample
     from engine.data.token_cache import clear
@@ -49,6 +52,7 @@ def main(config: Config) -> Any:  # an exit code, or None
         config = replace(config, do_train=True, do_eval=True, do_predict=True)
     if not (config.do_train or config.do_eval or config.do_predict):
         raise UserError("nothing to do: add --do_train, --do_eval or --do_predict")
+    require_gpus(config.gpus)
     device, data_path = distributed.join(config.device, config.ddp_timeout), config.data_dir
     texts = texts_of(config) if config.do_predict and config.predict_file else None
     needs_data = config.do_train or config.do_eval or (config.do_predict and not texts)

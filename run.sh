@@ -2,7 +2,8 @@
 # Sets up what is missing, then trains, evaluates and predicts. Edit the flags below to launch your own run.
 # To keep it running after you log out:  nohup sh run.sh > run.out 2>&1 &
 # and to follow it later:                tail -f output/*/train.log
-# --num_gpus N (must come first): N processes with one GPU each; by default one process per GPU. docs/distributed.md
+# It starts one process per GPU, of all it finds: --num_gpus N starts N, --gpus 0,1 one on each of these GPUs.
+# --batch_size is per process: a step uses batch_size x processes x gradient_accumulation_steps. docs/distributed.md
 # --resume: the same command continues after a kill or a reboot, and starts from scratch if there is no run yet.
 # After an edit of the code, add another --model_version=NAME: a run that is finished is not trained again.
 # A small encoder and ten epochs are enough for the sample; remove these three flags for data of your own.
@@ -11,17 +12,33 @@ cd "$(dirname "$0")"
 requirements="requirements.txt"
 . ./setup_env.sh
 
-num_gpus=1
-if command -v nvidia-smi > /dev/null; then
+refuse() { echo "error: $1" >&2; exit 2; }
+num_gpus= gpus= flag=
+for word in "$@"; do  # takes --gpus and --num_gpus out of the flags for main.py
+    shift
+    word=$flag$word
+    flag=
+    case $word in
+        --gpus | --gpu[_-]ids | --num[_-]gpus) flag=$word= ;;
+        --gpus=* | --gpu[_-]ids=*) gpus=${word#*=} ;;
+        --num[_-]gpus=*) num_gpus=${word#*=} ;;
+        *) set -- "$@" "$word" ;;
+    esac
+done
+[ -z "$flag" ] || refuse "${flag%=} needs a value"
+case $gpus in *[!0-9,]* | ,* | *, | *,,*) refuse "--gpus=$gpus must be numbers of GPUs, such as 0,1" ;; esac
+case $num_gpus in 0* | *[!0-9]*) refuse "--num_gpus=$num_gpus must be a number of at least 1" ;; esac
+[ -z "$gpus" ] || [ -z "$num_gpus" ] || refuse "--gpus and --num_gpus exclude each other"
+if [ -n "$gpus" ]; then
+    export CUDA_VISIBLE_DEVICES="$gpus" CUDA_DEVICE_ORDER=PCI_BUS_ID
+    num_gpus=$(echo "$gpus" | tr , '\n' | sort -u | wc -l)
+elif [ -z "$num_gpus" ] && command -v nvidia-smi > /dev/null; then
     num_gpus=$("$PYTHON" -c "import torch; print(torch.cuda.device_count())")
 fi
-case ${1:-} in
-    --num_gpus=*) num_gpus=${1#*=}; shift ;;
-    --num_gpus) num_gpus=${2:?"--num_gpus needs a number"}; shift 2 ;;
-esac
 launch=
-if [ "$num_gpus" -gt 1 ]; then
+if [ "${num_gpus:-1}" -gt 1 ]; then
     launch="-m torch.distributed.run --standalone --nproc_per_node $num_gpus"
+    echo "$num_gpus processes; a step has --batch_size x $num_gpus x --gradient_accumulation_steps examples" >&2
 fi
 
 exec "$PYTHON" $launch main.py \

@@ -28,8 +28,9 @@ from engine.run.signals import Interrupted, StopSignals
 from engine.train import checkpoint
 from engine.train.optimization import describe, describe_rates, warmup_steps
 from engine.train.progress import EpochBar, Progress, RunningLosses, line_of_scores
+from engine.train.tracking import Tracking
 from engine.tricks.trick import Tricks
-from logging_config import TRACKERS
+from logging_config import TRACKERS, chosen_trackers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -135,11 +136,8 @@ class Trainer:
         Afterwards the model has the weights of the best checkpoint. SIGTERM and SIGINT save at the next step boundary
         and raise Interrupted.
         """
-        self.start()
-        if self.progress.epoch >= self.config.epochs > 0 or self.out_of_patience():
-            again = f"to train edited code, add --model_version NAME or remove {self.run_dir}"
-            logger.info(f"all epochs of this run are done, nothing is left to train; {again}")
         with self.writer, self.opened_trackers(), self.saved_when_stopped():
+            self.start()
             while self.progress.epoch < self.config.epochs and not self.out_of_patience():
                 self.train_one_epoch(self.progress.epoch)
                 self.end_epoch()
@@ -227,12 +225,19 @@ class Trainer:
         logger.info(f"{describe(self.model, self.device)}; {data_sizes}; {describe_rates(self.optimizer)}")
         distributed.require_same_run(self.config, self.progress.data)
         self.replica = distributed.replicate(self.model, overlap=not self.tricks.change_gradients())
+        if self.progress.epoch >= self.config.epochs > 0 or self.out_of_patience():
+            again = f"to train edited code, add --model_version NAME or remove {self.run_dir}"
+            logger.info(f"all epochs of this run are done, nothing is left to train; {again}")
 
     @contextmanager
     def opened_trackers(self) -> Iterator[None]:
+        def open_all() -> None:
+            for kind in chosen_trackers(self.config, self.tracker_kinds):
+                self.trackers.append(stack.enter_context(closing(Tracking(kind, self.config, self.progress.step))))
+
         with ExitStack() as stack:
-            kinds = self.tracker_kinds if distributed.is_main_process() else []
-            self.trackers = [stack.enter_context(closing(kind(self.config, self.progress.step))) for kind in kinds]
+            self.trackers = []
+            distributed.from_first(open_all)
             yield
 
     @contextmanager

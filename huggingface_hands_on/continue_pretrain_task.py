@@ -47,18 +47,16 @@ class PretrainConfig(CorpusConfig):
     packing: bool = option(True, "fill each block with as many texts as fit")
     whole_word: bool = option(True, "mask whole words; Chinese is segmented by rjieba")
     mlm_probability: float = option(0.15, "share of words to mask in each epoch", low=0, high=1, exclusive=True)
-    epochs: int = option(10, "passes over the texts", aliases=["num_train_epochs"], low=1)
+    epochs: int = option(10, "passes over the texts", low=1)
     batch_size: int = option(32, "blocks in a micro-batch", low=1)
     gradient_accumulation_steps: int = option(1, "micro-batches in one optimizer step", low=1)
-    lr: float | None = option(
-        None, "peak learning rate (default: by hidden size)", aliases=["learning_rate"], low=0, high=1, exclusive=True
-    )
+    lr: float | None = option(None, "peak learning rate (default: by hidden size)", low=0, high=1, exclusive=True)
     weight_decay: float = option(0.01, "AdamW's decoupled decay", low=0)
     early_stop_patience: int = option(3, "stop after N evaluations without a lower held-out loss; 0: never", low=0)
     eval_steps: int = option(0, "evaluate and save every N optimizer steps; 0: every epoch", low=0)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto uses a GPU if available")
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "autocast to half precision")
-    random_seed: int = option(666, "seed of all random numbers", aliases=["seed"], low=0, high=2**32 - 1)
+    random_seed: int = option(666, "seed of all random numbers", low=0, high=2**32 - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import field
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from engine.errors import UserError
 from engine.run import flags
 from engine.run.environment import require_versions
-from engine.run.launch import claims_error_report, end_process, is_launched, local_rank
+from engine.run.field_flags import ALIASES, SWITCHES, similar, unknown_flag
+from engine.run.launch import claims_error_report, end_process, is_launched, local_rank, select_gpus
+from engine.run.options_file import file_words
 from engine.run.signals import Interrupted
 
 VERSION = (Path(__file__).resolve().parents[2] / "VERSION").read_text(encoding="utf-8").strip()
@@ -119,18 +122,19 @@ def parse_bool(text: str) -> bool:
 
 
 def parse_layers(text: str) -> int:
-    """'True' or 'all' -> -1 (the whole encoder), 'False' -> 0 (nothing), otherwise a number of layers."""
-    named = {"true": -1, "all": -1, "false": 0}.get(str(text).lower())
+    """'True', 'all' or '-1' -> -1 (the whole encoder), 'False' -> 0 (nothing), otherwise a number of layers."""
+    named = {"true": -1, "all": -1, "-1": -1, "false": 0}.get(str(text).lower())
     if named is None and not str(text).isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of layers nor 'all' nor False")
     return int(text) if named is None else named
 
 
 def parse_epochs(text: str) -> int:
-    """'auto' -> -1 (resolved by engine/train/automatic.py), otherwise a number of epochs."""
-    if text != "auto" and not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of epochs nor 'auto'")
-    return -1 if text == "auto" else int(text)
+    """'auto' -> -1 (resolved by engine/train/automatic.py), otherwise a number of epochs, which may end in '.0'."""
+    number = re.fullmatch(r"([0-9]+)(\.0+)?", text)
+    if text != "auto" and not number:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number of epochs nor 'auto'")
+    return int(number[1]) if number else -1
 
 
 def check_values(config: Any) -> None:
@@ -140,7 +144,8 @@ def check_values(config: Any) -> None:
         value, bounds = getattr(config, option_field.name), option_field.metadata
         low, high, literal = bounds["low"], bounds["high"], get_origin(option_field.type) is Literal
         if literal and value not in choices_of(option_field):
-            raise UserError(f"--{option_field.name}={value} must be one of {', '.join(choices_of(option_field))}")
+            near = similar(str(value), choices_of(option_field), "")
+            raise UserError(f"--{option_field.name}={value} must be one of {', '.join(choices_of(option_field))}{near}")
         if value is None or low is None:
             continue
         if isinstance(value, int) and high == float("inf"):
@@ -174,8 +179,11 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 class OneLineParser(flags.OneLineParser):
     """Of several processes started by torchrun, only the first reports."""
 
+    source = ""  # 'FILE: ' while options of a file are read
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, None if local_rank() else one_line(f"error: {message} (--help lists all flags)") + "\n")
+        shown = f"error: {self.source}{message} (--help lists all flags)"
+        self.exit(2, None if local_rank() else one_line(shown) + "\n")
 
 
 def own_first(config_class: type) -> list[dataclasses.Field]:
@@ -184,43 +192,137 @@ def own_first(config_class: type) -> list[dataclasses.Field]:
     return sorted(dataclasses.fields(config_class), key=lambda f: depths[f.name])
 
 
-def parse_args(config_class: type, argv: Sequence[str] | None = None) -> Any:
-    """Parses the command line into a dataclass of `option`s; exits with code 2 if a flag is wrong."""
+def aliases_of(config_class: type) -> dict[str, str]:
+    """{other name of a flag: its option}"""
+    names = {f.name: (*f.metadata["aliases"], *ALIASES.get(f.name, ())) for f in dataclasses.fields(config_class)}
+    return {alias: name for name, aliases in names.items() for alias in aliases if alias not in names}
+
+
+def flag_names(config_class: type) -> dict[str, str]:
+    """{name of a flag: the option that it sets}, with other names, --no_* and switches such as --fp16."""
+    options = [f for f in dataclasses.fields(config_class) if not f.metadata["positional"]]
+    switches = {switch: f.name for f in options for switch in SWITCHES.get(f.name, ({}, ""))[0]}
+    negated = {f"no_{f.name}": f.name for f in options if f.type is bool}
+    return negated | switches | aliases_of(config_class) | {f.name: f.name for f in options}
+
+
+def one_of(choices: Sequence[str]) -> Callable[[str], str]:
+    """A type for argparse: one of these words."""
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            near = similar(text, choices, "")
+            raise argparse.ArgumentTypeError(f"{text!r} must be one of {', '.join(choices)}{near}")
+        return text
+
+    return parse
+
+
+def parser_of(config_class: type) -> OneLineParser:
+    """The parser of a command's flags. It returns only the options that were given."""
     words = [f.metadata["positional"] for f in dataclasses.fields(config_class) if f.metadata["positional"]]
+    aliases = aliases_of(config_class)
+    others = [[f"--{alias}" for alias in aliases if aliases[alias] == name] for name in dict.fromkeys(aliases.values())]
+    other_names = [f"{' '.join(names)} for --{aliases[names[0][2:]]}" for names in others]
     parser = OneLineParser(
         description=sys.modules["__main__"].__doc__,
         usage=" ".join(["%(prog)s", *(f"{word} {word} ..." for word in words), "[--flag VALUE] ..."]),
+        epilog=textwrap.fill("other names: " + "; ".join(other_names), 120) if aliases else None,
         allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: HelpFormatter(prog, max_help_position=32, width=120),
     )
     parser.add_argument("--version", action="version", version=VERSION, help="show the version and exit")
+    parser.add_argument("--config", metavar="FILE", help="JSON or YAML file of options; flags win over it")
     section: Any = parser
     for f in own_first(config_class):
-        meta = f.metadata
-        if meta["group"]:
-            section = parser.add_argument_group(meta["group"])
-        flags = [f"--{name}" for name in (f.name, *meta["aliases"])]
-        shown = "" if f.default is None or f.default is False or f.default in ("", (), -1) else f" [{f.default}]"
-        described = dict(dest=f.name, default=f.default, help=meta["help"] + shown)
-        if meta["positional"]:
-            parser.add_argument(f.name, nargs="+", metavar=meta["positional"], help=meta["help"])
-        elif f.type is bool:
-            section.add_argument(*flags, type=parse_bool, nargs="?", const=True, metavar="BOOL", **described)
-            section.add_argument(
-                f"--no_{f.name}",
-                dest=f.name,
-                action="store_const",
-                const=False,
-                default=f.default,
-                help=argparse.SUPPRESS,
-            )
-        else:
-            several = {"nargs": "+", "metavar": "NAME"} if get_origin(f.type) is tuple else {}
-            kinds = {"type": meta["parse"] or type_of(f), "choices": choices_of(f) or None}
-            section.add_argument(*flags, **kinds, **several, **described)
+        if f.metadata["group"]:
+            section = parser.add_argument_group(f.metadata["group"])
+        add_flags(section, f, [alias for alias, name in aliases.items() if name == f.name])
+    return parser
+
+
+def add_flags(section: Any, f: dataclasses.Field, aliases: Sequence[str]) -> None:
+    """Adds the flag of an option to a section of --help, and its other names, which only the end of --help lists."""
+    meta, choices = f.metadata, choices_of(f)
+    if meta["positional"]:
+        section.add_argument(f.name, nargs="+", metavar=meta["positional"], help=meta["help"])
+        return
+    kind: dict[str, Any] = {"type": meta["parse"] or (one_of(choices) if choices else type_of(f)), "dest": f.name}
+    if choices:
+        kind["metavar"] = "{" + ",".join(choices) + "}"
+    if f.type is bool:
+        kind |= {"type": parse_bool, "nargs": "?", "const": True, "metavar": "BOOL"}
+        section.add_argument(f"--no_{f.name}", dest=f.name, action="store_const", const=False, help=argparse.SUPPRESS)
+    shown = "" if f.default is None or f.default is False or f.default in ("", (), -1) else f" [{f.default}]"
+    section.add_argument(f"--{f.name}", help=meta["help"] + shown, **kind)
+    for alias in aliases:
+        section.add_argument(f"--{alias}", help=argparse.SUPPRESS, **kind)
+    for switch in SWITCHES.get(f.name, ({}, ""))[0]:
+        section.add_argument(f"--{switch}", type=parse_bool, nargs="?", const=True, help=argparse.SUPPRESS)
+
+
+def read_flags(parser: OneLineParser, config_class: type, argv: Sequence[str]) -> dict[str, Any]:
+    """{option: value} of the flags. Raises UserError for a flag that does not exist, or a contradictory switch."""
+    known, words = flag_names(config_class), []
+    for word in argv:
+        flag = re.match(r"--(\w[\w-]*)(?==|$)", word) if "--" not in words else None
+        name = flag[1].replace("-", "_") if flag else ""
+        if name and name not in {*known, "config", "help", "version"}:
+            raise UserError(unknown_flag(name, known))
+        words.append(f"--{name}{word[flag.end() :]}" if flag else word)
+    has_positional = any(f.metadata["positional"] for f in dataclasses.fields(config_class))
+    given = vars((parser.parse_intermixed_args if has_positional and words else parser.parse_args)(words))
+    for name, (values, otherwise) in SWITCHES.items():
+        switches = {switch: given.pop(switch) for switch in values if switch in given}
+        wanted = {values[switch] for switch, on in switches.items() if on}
+        wanted |= {given[name]} if name in given else set()
+        if len(wanted) > 1 or any(values[switch] in wanted for switch, on in switches.items() if not on):
+            shown = [f"--{switch}={on}" for switch, on in switches.items()]
+            shown += [f"--{name}={given[name]}"] if name in given else []
+            raise UserError(f"{' and '.join(shown)} contradict each other; choose one")
+        if switches:
+            given[name] = wanted.pop() if wanted else otherwise
+    return given
+
+
+def not_of_a_run(config_class: type) -> set[str]:
+    """The options that --config does not take from a run's args.json: what it did, where, under which name and on which
+    machine. What remains determines the result, or how often it was saved and logged."""
+    names, section = set(), ""
+    for f in own_first(config_class):
+        section = f.metadata["group"] or section
+        if f.metadata["resume_safe"] and section != "training":
+            names.add(f.name)
+    return names
+
+
+def given_options(config_class: type, argv: Sequence[str] | None = None) -> tuple[dict[str, Any], dict[str, str]]:
+    """({option: value} that flags and the file of --config set, {option: that file} if only the file sets it).
+
+    Exits with code 2 if a flag is wrong.
+    """
+    parser, of_file = parser_of(config_class), dict[str, Any]()
     try:
-        return config_class(**vars((parser.parse_intermixed_args if words else parser.parse_args)(argv)))
+        given = read_flags(parser, config_class, sys.argv[1:] if argv is None else argv)
+        if path := given.pop("config", ""):
+            parser.source = f"{path}: "
+            words = file_words(path, flag_names(config_class), not_of_a_run(config_class))
+            of_file = read_flags(parser, config_class, words)
     except UserError as error:
+        parser.error(str(error))
+    return of_file | given, dict.fromkeys(of_file.keys() - given.keys(), path)
+
+
+def parse_args(config_class: type, argv: Sequence[str] | None = None) -> Any:
+    """Parses the command line into a dataclass of `option`s; exits with code 2 if a flag is wrong."""
+    given, files = given_options(config_class, argv)
+    try:
+        return config_class(**given)
+    except UserError as error:
+        parser = parser_of(config_class)
+        named = re.search(r"--(\w+)", str(error))
+        parser.source = f"{files[named[1]]}: " if named and named[1] in files else ""
         parser.error(str(error))
 
 
@@ -247,6 +349,8 @@ def run_command(main: Callable[[Any], int | None], config_class: type, argv: Seq
     make_output_printable()
     try:
         config = parse_args(config_class, argv)
+        if gpus := getattr(config, "gpus", ""):
+            select_gpus(gpus)
         if is_launched():  # hides the warning that find_unused_parameters was not needed
             os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         code = exit_code(main, config)

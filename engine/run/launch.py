@@ -5,6 +5,8 @@ import os
 import sys
 import time
 
+from engine.errors import UserError
+
 
 def is_launched() -> bool:
     """Whether torchrun, or a launcher that sets the same variables, started this process as one of several."""
@@ -19,6 +21,19 @@ def local_rank() -> int:
 def restarts() -> int:
     """How often torchrun has restarted this run (--max_restarts)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def select_gpus(gpus: str) -> None:
+    """Makes only these GPUs, '0' or '0,1', numbered as in nvidia-smi, visible to torch, which is not imported yet."""
+    os.environ |= {"CUDA_VISIBLE_DEVICES": gpus, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def require_gpus(gpus: str) -> None:
+    """Raises UserError unless torch sees all GPUs of --gpus; it would otherwise use fewer of them, or the CPU."""
+    import torch
+
+    if gpus and (found := torch.cuda.device_count()) < len(gpus.split(",")):
+        raise UserError(f"--gpus={gpus}: torch finds {found} of them; see nvidia-smi for the numbers of this machine")
 
 
 def end_process(code: int) -> int:

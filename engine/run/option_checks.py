@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,13 +113,37 @@ def refuse_tricks(config: Any) -> None:
         raise UserError(f"--use_fgm and --use_pgd need the gradient of the word embeddings, but {frozen}")
 
 
+def refuse_warmup(config: Any) -> None:
+    """Raises UserError for a warmup that is longer than training, or for two that differ (a resolved run has both)."""
+    warmup, ratio, epochs = config.warmup_epochs, config.warmup_ratio, config.epochs
+    if warmup is not None and ratio is not None and not (epochs >= 0 and math.isclose(warmup, ratio * epochs)):
+        raise UserError(f"--warmup_ratio={ratio:g} and --warmup_epochs={warmup:g} contradict each other; give one")
+    if warmup is not None and warmup > epochs > 0:
+        longer = f"--warmup_epochs={warmup:g} is longer than --epochs={epochs}"
+        raise UserError(f"{longer}: the learning rate would never reach its peak")
+
+
+def refuse_gpus(config: Any) -> None:
+    """Raises UserError for --gpus that are not numbers, or that this command cannot use."""
+    given, ids = f"--gpus={config.gpus}", config.gpus.split(",")
+    if not all(re.fullmatch("[0-9]{1,4}", number) for number in ids) or len({*map(int, ids)}) < len(ids):
+        raise UserError(f"{given} must be the number of a GPU, or different ones: 0,1")
+    if len(ids) > 1 and not is_launched():
+        launch = (
+            f"use `sh run.sh --gpus {config.gpus}`, or `torchrun --nproc_per_node {len(ids)} main.py` and the flags"
+        )
+        raise UserError(f"{given} needs a process for each GPU: {launch}")
+    if config.device == "cpu" or ":" in config.device:
+        raise UserError(f"{given} and --device={config.device} exclude each other; leave one of them out")
+
+
 def refuse_contradictions(config: Any) -> None:
     """Raises UserError for options that exclude each other."""
+    refuse_warmup(config)
+    if config.gpus:
+        refuse_gpus(config)
     if config.debug and is_launched():
         raise UserError("--debug works in a single process; start it without torchrun")
-    if config.warmup_epochs is not None and config.warmup_epochs > config.epochs > 0:
-        longer = f"--warmup_epochs={config.warmup_epochs:g} is longer than --epochs={config.epochs}"
-        raise UserError(f"{longer}: the learning rate would never reach its peak")
     if config.encoder == "bilstm" and config.hidden_size % 2:
         raise UserError(f"--hidden_size={config.hidden_size} must be even: each direction of a BiLSTM gets half of it")
     if config.encoder == "transformer" and not config.pretrain_model_path and config.hidden_size % 32:

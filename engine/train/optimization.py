@@ -20,8 +20,10 @@ def warmup_steps(config: Any, steps_per_epoch: int) -> int:
 
 
 def warmup_epochs(config: Any) -> float:
-    """--warmup_epochs, by default a tenth of the epochs."""
-    return config.epochs / 10 if config.warmup_epochs is None else config.warmup_epochs
+    """--warmup_epochs, or --warmup_ratio of the epochs, by default a tenth of them."""
+    if config.warmup_epochs is not None:
+        return config.warmup_epochs
+    return config.epochs / 10 if config.warmup_ratio is None else config.epochs * config.warmup_ratio
 
 
 def epochs_of(steps: int, pretrained: bool) -> int:

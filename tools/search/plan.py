@@ -9,7 +9,7 @@ from typing import Any
 
 from config import RESUME_SAFE, ROOT, Config
 from engine.errors import UserError
-from engine.run.command_line import check_values, option, parse_args
+from engine.run.command_line import check_values, given_options, option, parse_args
 from tools.search.space import NOT_FOR_TRIALS, Resolver, Space, Values, default_space, parse_space
 
 logger = logging.getLogger("template")
@@ -138,9 +138,7 @@ def base_of(config: SearchConfig) -> tuple[Config, set[str]]:
     given, defaults = asdict(base), asdict(Config(**paths))
     if taken := [name for name in NOT_FOR_TRIALS if given[name] != defaults[name]]:
         raise UserError(f"--options: --{taken[0]} is not allowed; tools.search sets it for each run")
-    names = {alias: field.name for field in fields(Config) for alias in (field.name, *field.metadata["aliases"])}
-    flags = [word[2:].split("=")[0].removeprefix("no_") for word in words if word.startswith("--")]
-    return base, {names[flag] for flag in flags}
+    return base, {*given_options(Config, words)[0]}
 
 
 def count_epochs(base: Config) -> int:

@@ -1,0 +1,120 @@
+"""Guards training against trackers, which report a run's curves to a service: their errors do not end the run, they do
+not change its random numbers, and a resumed run does not send a point twice."""
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from engine.errors import UserError
+from engine.run.command_line import first_line
+from engine.run.files import write_json
+from engine.schema import read_json, read_json_lines
+
+logger = logging.getLogger("template")
+PAUSE = 300  # seconds after an error until the service is tried again
+
+
+def load_state(run_dir: Path, name: str) -> dict[str, Any]:
+    """What trackers.json says of a tracker: {"id" of its run, "step" and "names" of the last point sent}."""
+    path = run_dir / "trackers.json"
+    return read_json(path, {str: dict}).get(name, {}) if path.exists() else {}
+
+
+def update_state(run_dir: Path, name: str, **values: Any) -> None:
+    path = run_dir / "trackers.json"
+    states = read_json(path, {str: dict}) if path.exists() else {}
+    write_json(path, states | {name: states.get(name, {}) | values})
+
+
+def saved_id(run_dir: Path, name: str, create: Callable[[], str] = lambda: uuid4().hex) -> str:
+    """The id of this run at a tracker's service; it is created once, so that a resumed run continues its curves."""
+    if "id" not in load_state(run_dir, name):
+        update_state(run_dir, name, id=create())
+    return str(load_state(run_dir, name)["id"])
+
+
+@contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """A context after which Python, NumPy and torch draw as if it had not run: some services draw names and ids."""
+    import numpy as np
+    import torch
+
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class Tracking:
+    """A tracker of a run. Points that it did not get because of an error follow later, at the latest when the run
+    is resumed: metrics.jsonl has all of them."""
+
+    def __init__(self, kind: Any, config: Any, step: int):
+        """step: optimizer steps done. Raises UserError if the tracker of a new run cannot start."""
+        self.name, self.run_dir = getattr(kind, "name", kind.__name__), config.run_dir
+        self.overwrites = getattr(kind, "overwrites", False)
+        self.pending: list[dict[str, Any]] = []
+        self.sent: dict[str, Any] = {"step": -1, "names": []} | load_state(self.run_dir, self.name)
+        self.tracker, self.retry_at, path = None, 0.0, self.run_dir / "metrics.jsonl"
+        try:
+            with same_random_numbers():
+                self.tracker = kind(config, step)
+        except Exception as error:  # of any library
+            if not step:
+                advice = "log in, use its offline mode, or choose another --report_to"
+                raise UserError(f"{self.name} cannot start: {first_line(error)}; {advice}") from None
+            self.fail(error)
+        for record in read_json_lines(path, dict) if path.exists() and not self.overwrites else ():
+            self.log(record)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """record: {"step", "epoch", name: number}, a line of metrics.jsonl"""
+        if self.overwrites or self.is_new(record):
+            self.pending.append(record)
+            if time.monotonic() >= self.retry_at:
+                self.send()
+
+    def is_new(self, record: dict[str, Any]) -> bool:
+        """Whether a point was not sent. Of a step there may be two: its losses, and then dev scores."""
+        same_step = record["step"] == self.sent["step"]
+        return not {*record} <= {*self.sent["names"]} if same_step else bool(record["step"] > self.sent["step"])
+
+    def send(self) -> None:
+        """Sends the points that are waiting; after an error, those from the failed one on wait again."""
+        if self.tracker is None:
+            return
+        try:
+            with same_random_numbers():
+                while self.pending:
+                    record = self.pending[0]
+                    self.tracker.log(record)
+                    names = [*self.sent["names"]] if record["step"] == self.sent["step"] else []
+                    self.sent |= {"step": record["step"], "names": [*names, *record]}
+                    del self.pending[0]
+        except Exception as error:
+            self.fail(error)
+        if not self.overwrites:
+            update_state(self.run_dir, self.name, step=self.sent["step"], names=self.sent["names"])
+
+    def fail(self, error: Exception) -> None:
+        if not self.retry_at:
+            later = "training goes on; the points follow later, and metrics.jsonl has them"
+            logger.warning(f"{self.name} failed: {first_line(error)}; {later}")
+        self.retry_at = time.monotonic() + PAUSE
+
+    def close(self) -> None:
+        if self.pending:
+            self.send()
+        try:
+            with same_random_numbers():
+                self.tracker and self.tracker.close()
+        except Exception as error:
+            self.fail(error)
