@@ -35,6 +35,10 @@ logger = logging.getLogger("template")
 
 
 def main(config: Config) -> Any:  # an exit code, or None
+    from engine.model.hub import require_answer
+
+    if config.do_train and config.model_hub == "hf":
+        require_answer(config.pretrain_model_path)  # here, as it takes longer to import torch
     # Imported here, so that --help and errors in flags appear at once
     from data_process import make_sample
     from engine.data.token_cache import clear
@@ -121,6 +125,7 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
     from engine.data.features import Featurizer
     from engine.data.tokenizer import load_tokenizer
     from engine.model.encoders import pooling_of, pretrained_shape
+    from engine.model.hub import locate
     from engine.run import distributed
     from preprocess.schema import load_labels, training_texts
 
@@ -128,6 +133,8 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
     tasks = load_labels(data_path)
     for line in config.unused_options([task.kind for task in tasks.values()]):
         logger.warning(line)
+    if config.pretrain_model_path:  # here, as a download may take longer than processes wait for each other
+        locate(config.pretrain_model_path, config.model_hub)
     tokenizer = distributed.from_first(
         lambda: load_tokenizer(config, lambda: training_texts(data_path / "train.jsonl"))
     )
@@ -161,7 +168,7 @@ def load_trained(folder: str | Path, config: Config, device: torch.device) -> tu
     from model_utils import load_with_featurizer
     from trainer import Trainer
 
-    model, featurizer, trained = load_with_featurizer(folder, config.pretrain_model_path)
+    model, featurizer, trained = load_with_featurizer(folder, config.pretrain_model_path, config.model_hub)
     config = resolve_precision(config, model.encoder, device, trained.precision)
     return Trainer(model, featurizer.tokenizer, featurizer.tasks, config, device), featurizer
 
