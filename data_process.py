@@ -64,6 +64,7 @@ class DataConfig(RawOptions):
     check: bool = option(False, "only check the input, raw or processed, and write nothing")
     max_length: int = option(256, "for --check: the maximum length that training will use")
     pretrain_model_path: str = option("", "for --check: the model whose tokenizer training will use")
+    model_hub: Literal["hf", "modelscope"] = option("hf", "where its name is looked up (docs/download.md)")
     dev_ratio: float = option(0.1, "share of examples for dev, if the data has no dev part")
     test_ratio: float = option(0.1, "share of examples for test, if the data is a single part")
     random_seed: int = option(666, "seed of the split", low=0, high=2**32 - 1)
@@ -179,7 +180,7 @@ def featurizer_for_checks(config: DataConfig, parts: dict[str, Any], tasks: dict
     from engine.data.features import Featurizer
     from engine.data.tokenizer import load_tokenizer
 
-    options = Config(pretrain_model_path=config.pretrain_model_path)
+    options = Config(pretrain_model_path=config.pretrain_model_path, model_hub=config.model_hub)
     tokenizer = load_tokenizer(options, lambda: (text_of(example, with_pair=True) for example in parts["train"]))
     return Featurizer(tokenizer, tasks, config.max_length)
 

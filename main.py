@@ -36,8 +36,12 @@ logger = logging.getLogger("template")
 
 
 def main(config: Config) -> Any:  # an exit code, or None
-    if config.do_train:
-        chosen_trackers(config)  # raises an error for a tracker that is not there
+    from engine.model.hub import require_answer
+
+    if config.do_train:  # checks that need no torch
+        chosen_trackers(config)
+        require_answer(config.pretrain_model_path, config.model_hub)
+
     # Imported here, so that --help and errors in flags appear at once
     from data_process import make_sample
     from engine.data.token_cache import clear
@@ -126,6 +130,7 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
     from engine.data.features import Featurizer
     from engine.data.tokenizer import load_tokenizer
     from engine.model.encoders import pooling_of, pretrained_shape
+    from engine.model.hub import locate
     from engine.run import distributed
     from preprocess.schema import load_labels, training_texts
 
@@ -133,6 +138,8 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
     tasks = load_labels(data_path)
     for line in config.unused_options([task.kind for task in tasks.values()]):
         logger.warning(line)
+    if config.pretrain_model_path:  # here, as a download may take longer than processes wait for each other
+        locate(config.pretrain_model_path, config.model_hub)
     tokenizer = distributed.from_first(
         lambda: load_tokenizer(config, lambda: training_texts(data_path / "train.jsonl"))
     )
@@ -166,7 +173,7 @@ def load_trained(folder: str | Path, config: Config, device: torch.device) -> tu
     from model_utils import load_with_featurizer
     from trainer import Trainer
 
-    model, featurizer, trained = load_with_featurizer(folder, config.pretrain_model_path)
+    model, featurizer, trained = load_with_featurizer(folder, config.pretrain_model_path, config.model_hub)
     config = resolve_precision(config, model.encoder, device, trained.precision)
     return Trainer(model, featurizer.tokenizer, featurizer.tasks, config, device), featurizer
 

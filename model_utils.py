@@ -487,10 +487,11 @@ def build_model(
 
 
 def load_checkpoint(
-    folder: str | Path, base_path: str | None = None
+    folder: str | Path, base_path: str | None = None, base_hub: str = "hf"
 ) -> tuple[MyModel, PreTrainedTokenizerBase, dict[str, Task], Config]:
     """(model, tokenizer, tasks, config) of a checkpoint, on the CPU. Needs neither data nor the hub; an unmerged LoRA
-    adapter also needs its base model, at its original location or at base_path."""
+    adapter also needs its base model, at its original location or at base_path. base_hub: "modelscope" if its name is
+    to be looked up there although it was trained with another hub."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no checkpoint there; train first (--do_train), or give one with --checkpoint")
@@ -507,14 +508,17 @@ def load_checkpoint(
         raise
     except Exception as error:  # transformers can raise any error for an arbitrary folder
         raise UserError(f"{folder}: its tokenizer cannot be loaded ({first_line(error)})") from None
-    model = build_model(config, tokenizer, tasks, folder, base_path)
+    located = config if base_hub == "hf" else replace(config, model_hub=base_hub)
+    model = build_model(located, tokenizer, tasks, folder, base_path)
     checkpoint.load_weights(model, folder)
     return model, tokenizer, tasks, config
 
 
-def load_with_featurizer(folder: str | Path, base_path: str | None = None) -> tuple[MyModel, Featurizer, Config]:
+def load_with_featurizer(
+    folder: str | Path, base_path: str | None = None, base_hub: str = "hf"
+) -> tuple[MyModel, Featurizer, Config]:
     """(model, Featurizer, config) of a checkpoint; the Featurizer reads texts as in training."""
-    model, tokenizer, tasks, trained = load_checkpoint(folder, base_path)
+    model, tokenizer, tasks, trained = load_checkpoint(folder, base_path, base_hub)
     word_ends = model.output_layer.word_pooling != "first"
     options = trained.max_length, trained.window_stride, trained.truncation
     return model, Featurizer(tokenizer, tasks, *options, word_ends), trained

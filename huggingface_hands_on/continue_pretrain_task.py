@@ -40,6 +40,7 @@ class PretrainConfig(CorpusConfig):
     """Options of `huggingface_hands_on/continue_pretrain_task.py`."""
 
     pretrain_model_path: str = option("", "encoder to continue from, or tokenizer of a new one: folder or hub name")
+    model_hub: Literal["hf", "modelscope"] = option("hf", "where a name is looked up (docs/download.md)")
     from_scratch: bool = option(False, "pretrain a new encoder with the tokenizer of --pretrain_model_path")
     config: str = option("mini", "size of a new encoder, as in Google's small BERTs", choices=list(SIZES))
     new_tokens: str = option("", "words to add to the vocabulary: comma-separated, or a file with one per row")
@@ -163,7 +164,7 @@ def claim(config: PretrainConfig, fingerprint: str) -> Iterator[None]:
         require_free_folder(folder)
     with lock_folder(folder, ANOTHER):
         if newest_checkpoint(folder / "checkpoints"):
-            before = json.loads((folder / "args.json").read_text(encoding="utf-8"))
+            before = {"model_hub": "hf"} | json.loads((folder / "args.json").read_text(encoding="utf-8"))
             if changes := changed_options(before, now, resume_safe=("device", "output_dir")):
                 raise UserError(f"{folder} has an unfinished run, but {'; '.join(changes)}: {ANOTHER}")
         else:

@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 from engine.data.tokenizer import pretrained_tokenizer
 from engine.errors import UserError
 from engine.model.encoders import bert_config, num_positions, read_shape
+from engine.model.hub import locate
 from engine.run.command_line import first_line
 from engine.run.compat import dtype_option
 
@@ -19,12 +20,13 @@ from engine.run.compat import dtype_option
 def load_model(config: Any) -> tuple[Any, Any]:
     """(masked-language model, tokenizer). Raises UserError if they cannot be trained on masked words."""
     needed = ("mask_token", "pad_token", "cls_token", "sep_token")
-    tokenizer = pretrained_tokenizer(config.pretrain_model_path, needed)
+    name = locate(config.pretrain_model_path, config.model_hub, weights=not config.from_scratch)
+    tokenizer = pretrained_tokenizer(name, needed)
     if config.from_scratch:
         num_layers, hidden_size = config.size
         shape = bert_config(tokenizer, num_layers, hidden_size, config.max_length)
         return AutoModelForMaskedLM.from_config(shape, trust_remote_code=False), tokenizer
-    name, named = config.pretrain_model_path, f"--pretrain_model_path {config.pretrain_model_path}"
+    named = f"--pretrain_model_path {name}"
     try:
         shape = read_shape(name)
     except UserError:

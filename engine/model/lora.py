@@ -16,6 +16,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from engine.errors import UserError
+from engine.model.hub import locate
 from engine.run.command_line import first_line
 from engine.run.files import sha256
 from engine.schema import AnyOf, SchemaError, read_json
@@ -78,12 +79,13 @@ def find_targets(encoder: nn.Module, wanted: str) -> list[str]:
 BASE = {"name": str, "revision": AnyOf(str, None), "sha256": {str: str}}
 
 
-def describe_base(name: str) -> dict[str, Any]:
+def describe_base(name: str, model_hub: str) -> dict[str, Any]:
     """{"name", "revision", "sha256": {file: sum}} of the weights that an adapter is trained with."""
-    folder = folder_of(name)
+    folder = folder_of(locate(name, model_hub, weights=True))
     if Path(name).is_dir():
         return {"name": str(folder.resolve()), "revision": None, "sha256": sums_of_weights(folder)}
-    return {"name": name, "revision": folder.name, "sha256": sums_of_weights(folder)}
+    revision = folder.name if model_hub == "hf" else None  # ModelScope's folders are not named after it
+    return {"name": name, "revision": revision, "sha256": sums_of_weights(folder)}
 
 
 def folder_of(name: str, revision: str | None = None) -> Path:
@@ -118,10 +120,10 @@ def read_base(folder: str | Path) -> dict[str, Any] | None:
 
 
 def load_base(
-    folder: str | Path, base: dict[str, Any], moved_to: str | None, load: Callable[[str, str | None], Any]
+    folder: str | Path, base: dict[str, Any], moved_to: str | None, model_hub: str, load: Callable[..., Any]
 ) -> Any:
     """The base encoder of a checkpoint's adapter. load(name, revision) loads it; moved_to: its new location, if it has
-    moved."""
+    moved; model_hub: where a name is looked up."""
     name = moved_to or base["name"]
     revision = None if Path(name).is_dir() else base["revision"]
     needs = f"{folder}: holds only a LoRA adapter; it was trained on {base['name']}"
@@ -130,7 +132,9 @@ def load_base(
     if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
         raise UserError(f"{needs}, and {name} does not exist; {advice}")
     try:
-        encoder, sums = load(name, revision), sums_of_weights(folder_of(name, revision))
+        place = locate(name, model_hub, revision, weights=True)
+        revision = None if Path(place).is_dir() else revision
+        encoder, sums = load(place, revision), sums_of_weights(folder_of(place, revision))
     except (UserError, OSError) as error:
         raise UserError(f"{needs}, which cannot be loaded ({first_line(error)}); {advice}") from None
     require_same_base(folder, base, sums, name)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from engine.errors import UserError
+from engine.model.hub import refusal
 from engine.run.command_line import first_line
 from engine.schema import parse_json, without_duplicates
 from engine.task.signs import LABEL_NAMES, PAIR_NAMES
@@ -207,15 +208,22 @@ def read_dataset(path: Path, options: ReadOptions) -> Iterator[Example]:
     import datasets
 
     datasets.config.HF_DATASETS_TRUST_REMOTE_CODE = False  # datasets 3 would ask whether to run a folder's code
+    refused = None
     try:
         if is_saved_dataset(path):
             loaded = datasets.load_from_disk(str(path))
         else:
             name, _, config = str(path).partition(":")
+            if not Path(name).exists() and not datasets.config.HF_HUB_OFFLINE:
+                refused = refusal(name, 10, kind="dataset")
+                datasets.config.HF_HUB_OFFLINE = bool(refused)  # then only its cache is searched
             streaming = bool(options.max_rows) or not fits_on_disk(name, config or None)
             loaded = datasets.load_dataset(name, config or None, streaming=streaming)
     except Exception as error:  # datasets raises errors of many kinds
-        raise UserError(f"{path}: cannot be loaded as a dataset ({first_line(error)})") from None
+        reason = "; ".join(refused or [f"cannot be loaded as a dataset ({first_line(error)})"])
+        raise UserError(f"{path}: {reason}") from None
+    if refused:
+        note(f"{path} is loaded from the cache: {refused[0]}")
     for split, rows in (loaded if isinstance(loaded, dict) else {None: loaded}).items():
         objects = dataset_objects(path, split, rows)
         examples = objects_to_examples(path, objects, options)
