@@ -236,7 +236,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     )
 
     # Machine
-    device: str = option("auto", "auto, cpu, cuda, cuda:0, …", group="machine", resume_safe=True)
+    device: str = option("auto", "auto, cpu, cuda, cuda:0, mps, xpu, npu", group="machine", resume_safe=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "fp32",
         "autocast to half precision; weights, losses and CRF stay fp32; auto: bf16 where it is faster",
@@ -287,7 +287,7 @@ RESUME_SAFE = frozenset(f.name for f in dataclasses.fields(Config) if f.metadata
 
 
 def seed_torch(seed: int, deterministic: bool = False) -> None:
-    """Seeds Python, NumPy and torch (CPU and every GPU). cuDNN stays on.
+    """Seeds Python, NumPy and torch (CPU and every accelerator). cuDNN stays on.
 
     `deterministic` also asks CUDA for reproducible kernels; it must come before CUDA starts.
     """
