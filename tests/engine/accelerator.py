@@ -20,7 +20,7 @@ from torch.utils.dlpack import to_dlpack
 
 NAME, CPU, EXTENSION = "npu", 1, 12  # 1 and 12: DLPack's numbers of the kinds of device
 LACKS = [getattr(torch, name) for name in filter(None, os.environ.get("LACKS", "").split(","))]
-COPIES = ("aten::_copy_from", "aten::set_.source_Storage")
+TAKE_BOTH = ("aten::_copy_from", "aten::index", "aten::_index_put")  # operations that accept tensors on the CPU too
 pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
 pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 
@@ -59,7 +59,7 @@ def kernel(op, *args, **kwargs):
         if isinstance(value, torch.device):
             return torch.device("cpu")
         if not isinstance(value, torch.Tensor) or value.device.type != NAME:
-            if isinstance(value, torch.Tensor) and value.ndim and op.name() not in COPIES:
+            if isinstance(value, torch.Tensor) and value.ndim and not op.name().startswith(TAKE_BOTH):
                 raise RuntimeError(f"{op}: expected all tensors on {NAME}, found one on {value.device}")
             return value
         refuse(value)
@@ -91,7 +91,13 @@ def kernel(op, *args, **kwargs):
     return results
 
 
+def deepcopy(tensor, memo, plain=torch.Tensor.__deepcopy__):
+    """Plain deepcopy asks a device for memory, which this one has no function for."""
+    return tensor.detach().clone() if tensor.device.type == NAME else plain(tensor, memo)
+
+
 def register():
+    torch.Tensor.__deepcopy__ = deepcopy
     backend_registration._setup_privateuseone_for_python_backend(NAME, Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(kernel, "PrivateUse1")
