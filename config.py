@@ -243,7 +243,7 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     )
 
     # Machine
-    device: str = option("auto", "auto, cpu, cuda, cuda:0, …", group="machine", resume_safe=True)
+    device: str = option("auto", "auto, cpu, cuda, cuda:0, mps, xpu, npu", group="machine", resume_safe=True)
     gpus: str = option("", "number of the GPU to use, as in nvidia-smi; run.sh takes several: 0,1", resume_safe=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "fp32",
@@ -295,7 +295,7 @@ RESUME_SAFE = frozenset(f.name for f in dataclasses.fields(Config) if f.metadata
 
 
 def seed_torch(seed: int, deterministic: bool = False) -> None:
-    """Seeds Python, NumPy and torch (CPU and every GPU). cuDNN stays on.
+    """Seeds Python, NumPy and torch (CPU and every accelerator). cuDNN stays on.
 
     `deterministic` also asks CUDA for reproducible kernels; it must come before CUDA starts.
     """

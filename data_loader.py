@@ -35,6 +35,7 @@ from engine.data.ragged import Ragged, to_arrow, to_numpy
 from engine.data.token_cache import cached_table
 from engine.errors import UserError
 from engine.run import distributed
+from engine.run.device import can_pin
 from engine.run.files import sha256
 from engine.run.reading import READING
 from engine.task.task import IGNORE, Task
@@ -51,7 +52,9 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Batch:
         def move(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+            return {name: tensor.to(device, non_blocking=pinned) for name, tensor in tensors.items()}
+
+        pinned = can_pin(torch.device(device).type)
 
         return Batch(move(self.inputs), move(self.labels), self.rows)
 
@@ -412,8 +415,8 @@ def build_loaders(
     config: Config, data_path: str | Path, featurizer: Featurizer, device: torch.device, limit: int | None = None
 ) -> tuple[MyDataLoader | MyIterableDataLoader, MyDataLoader]:
     """(train loader, dev loader) as configured. limit: the maximum number of examples in each."""
-    pinned = device.type == "cuda"
-    featurizer.pad_to_multiple = 8 if pinned else 1
+    pinned = can_pin(device.type)
+    featurizer.pad_to_multiple = 1 if device.type == "cpu" else 8
     path = Path(data_path) / "train.jsonl"
     if config.streaming:
         one_row = copy.copy(featurizer)

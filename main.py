@@ -86,7 +86,7 @@ def main(config: Config) -> Any:  # an exit code, or None
             evaluate_and_predict(config, device, run_dir, texts)
         if config.do_eval and distributed.is_main_process():
             leave_report(run_dir, config)
-        distributed.leave()
+        distributed.leave(device)
 
 
 def evaluate_and_predict(config: Config, device: torch.device, run_dir: Path, texts: TextRows | None = None) -> None:

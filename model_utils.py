@@ -35,6 +35,7 @@ from engine.model.encoders import (
 from engine.model.head import Head, ImbalanceHead, TaskDict
 from engine.model.pooling import mean_of_tokens, text_vectors, word_vectors  # noqa: F401 (means: for custom heads)
 from engine.run.command_line import first_line
+from engine.run.device import to_double
 from engine.task.task import IGNORE, Task, read_tasks
 from engine.train import checkpoint
 
@@ -86,7 +87,8 @@ class MyModel(nn.Module):
         self.dropout_samples = options.dropout_samples
         takes_types = "token_type_ids" in inspect.signature(encoder.forward).parameters
         self.takes_token_types = takes_types and not is_causal(encoder)  # GPT-2 would add the word vector of token 0
-        # transformers checks whether a (B, L) mask is all ones, which forces a sync on a GPU
+        # transformers checks whether a (B, L) mask is all ones, which forces a sync on a GPU. Only on CUDA, as other
+        # devices may lack attention with a (B, 1, L, L) mask
         self.takes_wide_mask = takes_wide_mask(encoder)
         self.encoder_in_fp32 = all(p.dtype == torch.float32 for p in encoder.parameters())
         self.wide_mask_on = "cuda"
@@ -279,7 +281,7 @@ class RegressionHead(Head):
         return torch.where(labels.isnan(), 0.0, (logits - targets.nan_to_num()) ** 2).sum()
 
     def decode(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        numbers = logits.double() * self.task.std + self.task.mean
+        numbers = to_double(logits) * self.task.std + self.task.mean
         return numbers, torch.ones_like(numbers)
 
     def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
@@ -354,7 +356,7 @@ class SpanHead(Head):
 
     def to_labels(self, answer: Any, probability: Any) -> tuple[Any, Any]:
         """The spans that reach the threshold: [[first word, last word, type]], and their probabilities."""
-        lowest, names = float(self.threshold.double().sigmoid()), self.task.labels
+        lowest, names = float(to_double(self.threshold).sigmoid()), self.task.labels
         accepted = [(span, p) for span, p in zip(answer, probability) if p >= lowest]
         return [[first, last, names[kind]] for (first, last, kind), _ in accepted], [p for _, p in accepted]
 

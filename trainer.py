@@ -24,6 +24,7 @@ import metrics
 from engine.errors import UserError
 from engine.predict.predictions import Answers, Averages, Predictions, prediction_rows, write_predictions
 from engine.run import compat, distributed
+from engine.run.device import can_pin, to_double
 from engine.run.signals import Interrupted, StopSignals
 from engine.train import checkpoint
 from engine.train.optimization import describe, describe_rates, warmup_steps
@@ -47,7 +48,7 @@ def build_optimizer(
     param_groups: list[dict[str, Any]], config: Config, device: torch.device | str
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter, 2019) in torch's fused form. Any other torch.optim.Optimizer works as well."""
-    fused = torch.device(device).type in ("cpu", "cuda")
+    fused = torch.device(device).type in ("cpu", "cuda")  # others may ignore the grad_scale that clips
     return torch.optim.AdamW(param_groups, betas=(0.9, 0.999), eps=1e-8, fused=fused)
 
 
@@ -213,7 +214,7 @@ class Trainer:
         """{task: number of labels in all micro-batches of a group and all processes}, the divisor of its loss."""
         counts: Any = [self.model.count_labels(batch.inputs, batch.labels) for batch in group]
         counts = distributed.all_reduce_sum({name: sum(count[name] for count in counts) for name in counts[0]})
-        return {name: count.to(self.device, non_blocking=True) for name, count in counts.items()}
+        return {name: count.to(self.device, non_blocking=can_pin(self.device.type)) for name, count in counts.items()}
 
     def start(self) -> None:
         """Saves the options, logs the sizes of model and data, and sets up several processes."""
@@ -401,7 +402,10 @@ class Trainer:
                 output = self.model(batch.inputs, batch.labels or None)
             counts = self.model.count_labels(batch.inputs, batch.labels)
             parts.append(
-                {name: torch.stack([output.losses[name].double() * n, n.double()]) for name, n in counts.items()}
+                {
+                    name: torch.stack([to_double(output.losses[name]) * to_double(n), to_double(n)])
+                    for name, n in counts.items()
+                }
             )
             answers.add(batch, output.logits)
         answers.gather()

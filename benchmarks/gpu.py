@@ -38,7 +38,7 @@ from data_process import DataConfig, process
 from engine.data.tokenizer import train_tokenizer
 from engine.model import viterbi
 from engine.model.crf import CRF
-from engine.run.device import to_device
+from engine.run.device import name_of, synchronize, to_device
 from main import build_trainer, load_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,8 +66,7 @@ class Clock:
         return self.end - time.monotonic()
 
     def now(self):
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(self.device)
         return time.perf_counter()
 
     def seconds(self, function):
@@ -313,7 +312,7 @@ def decode_by(way):
 
 
 def decode_by_loop(crf, peer, emissions, tags, mask):
-    crf.scan_on = ()
+    crf.launch_free = (emissions.device.type,)
     crf.viterbi(emissions, mask)
 
 
@@ -386,7 +385,7 @@ def main():
     device = to_device(options.device)
     sizes, clock = sizes_for(device), Clock(device, options.minutes)
     cuda = device.type == "cuda"
-    what = torch.cuda.get_device_name(device) if cuda else "NO GPU HERE: run on the CPU, at sizes that say nothing"
+    what = name_of(device) if device.type != "cpu" else "NO GPU HERE: run on the CPU, at sizes that say nothing"
     print(f"{what}; torch {torch.__version__}, {sizes.precision}, batches of {sizes.batch}\n", flush=True)
     budget = 60 * options.minutes
     with tempfile.TemporaryDirectory() as folder:

@@ -76,7 +76,7 @@ def count(use_crf, length, num_tags, batch=4, on_gpu=True, largest=0.1):
     model, (inputs, labels) = model_of(use_crf, num_tags), case(batch, length, num_tags)
     if use_crf:
         crf = model.output_layer.heads["slots"].crf
-        crf.scan_on = ("cuda", "cpu") if on_gpu else ()
+        crf.launch_free = () if on_gpu else ("cpu",)
         nn.init.constant_(crf.transitions, largest)
     with LaunchCounter() as step:
         output = model(inputs, labels)

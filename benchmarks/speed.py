@@ -45,7 +45,7 @@ from data_loader import MyDataLoader, MyDataset
 from engine.data.features import Featurizer
 from engine.data.tokenizer import load_tokenizer
 from engine.model.crf import CRF
-from engine.run.device import keep_freed_memory
+from engine.run.device import keep_freed_memory, synchronize
 from engine.task.task import IGNORE
 from engine.train.automatic import resolve
 from engine.train.optimization import parameter_groups
@@ -103,12 +103,10 @@ class Bench:
         return Trainer(model, self.tokenizer, self.tasks, config, self.device, setup)
 
     def seconds(self, function):
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(self.device)
         began = time.perf_counter()
         function()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(self.device)
         return time.perf_counter() - began
 
     # ---- training: seconds for one pass over the rows, without start-up -------------------------------------------

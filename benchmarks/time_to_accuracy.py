@@ -16,6 +16,7 @@ from speed import Bench, as_main_does
 
 from config import Config
 from data_loader import MyDataLoader
+from engine.run.device import synchronize
 from trainer import Trainer
 
 SCORE = "sentence_accuracy"
@@ -42,8 +43,7 @@ def ours(bench, epochs, every):
     def check():
         nonlocal scoring
         if trainer.progress.step % every == 0 or trainer.progress.step == last:
-            if bench.device.type == "cuda":
-                torch.cuda.synchronize()
+            synchronize(bench.device)
             paused = time.perf_counter()
             found.append((paused - began - scoring, trainer.progress.step, scorer.eval(loader).scores[SCORE]))
             print(f"  step {found[-1][1]:>4}  {found[-1][0]:6.1f} s  {SCORE} {found[-1][2]:.4f}", flush=True)

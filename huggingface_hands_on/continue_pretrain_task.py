@@ -55,7 +55,7 @@ class PretrainConfig(CorpusConfig):
     weight_decay: float = option(0.01, "AdamW's decoupled decay", low=0)
     early_stop_patience: int = option(3, "stop after N evaluations without a lower held-out loss; 0: never", low=0)
     eval_steps: int = option(0, "evaluate and save every N optimizer steps; 0: every epoch", low=0)
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto uses a GPU if available")
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu", "npu"] = option("auto", "auto: the accelerator, if any")
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "autocast to half precision")
     random_seed: int = option(666, "seed of all random numbers", low=0, high=2**32 - 1)
 
@@ -76,11 +76,10 @@ class PretrainConfig(CorpusConfig):
 
 def main(config: PretrainConfig) -> None:
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU: the Trainer would split each batch over several
-    import torch
+    from engine.run.device import to_device
 
     refuse_finished(Path(config.output_dir))
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device cuda: {gpu_problem() or 'no CUDA device here'}; use --device cpu or auto")
+    to_device(config.device)  # raises UserError if it is not there; the Trainer chooses by itself
     words = read_words(config.new_tokens, config.encoding)
     train, held_out, texts = read_corpus(config)
 

@@ -17,6 +17,7 @@ from engine.model.encoders import first_position
 from engine.run import files
 from engine.run.command_line import first_line
 from engine.run.compat import takes_4d_mask, warmup_option
+from engine.run.device import can_pin, to_device
 from engine.run.signals import StopSignals
 from engine.task.task import IGNORE
 from engine.train.optimization import lr_of_width
@@ -158,7 +159,7 @@ def training_arguments(config: Any, hidden_size: int) -> TrainingArguments:
         bf16=config.precision == "bf16",
         fp16=config.precision == "fp16",
         use_cpu=config.device == "cpu",
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=can_pin(to_device(config.device).type),
         seed=config.random_seed,
         disable_tqdm=bool(os.environ.get("TQDM_DISABLE")),
     )

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 import torchcrf
 
 from engine.model import crf_scan, viterbi
+from engine.run.device import has_double, to_double
 from engine.task.tags import may_follow
 from engine.task.task import IGNORE
 
@@ -27,7 +28,7 @@ class CRF(torchcrf.CRF):
 
     def __init__(self, labels: Sequence[str]):
         super().__init__(len(labels), batch_first=True)
-        self.scan_on = ("cuda",)  # a CPU has no kernel launches to wait for; a test adds "cpu"
+        self.launch_free: tuple[str, ...] = ("cpu",)  # no kernel launches to wait for; a test empties it
         self.calls_left, self.largest = 0, 0.0
         bioes = any(label[:2] in ("E-", "S-") for label in labels)
         rules = {
@@ -64,9 +65,10 @@ class CRF(torchcrf.CRF):
         if temperature != 1:
             emissions, start, transitions, end = (x / temperature for x in (emissions, start, transitions, end))
             largest /= temperature
-        if largest <= LOG_TRANSITION and self.takes_scan(emissions):
+        dtype = torch.float64 if largest > crf_scan.MAX_TRANSITION[torch.float32] else emissions.dtype
+        can_scan = dtype != torch.float64 or has_double(emissions.device.type)
+        if largest <= LOG_TRANSITION and can_scan and self.takes_scan(emissions):
             parameters = start, transitions, end
-            dtype = torch.float64 if largest > crf_scan.MAX_TRANSITION[torch.float32] else emissions.dtype
             return crf_scan.log_partition(emissions, mask, *parameters, dtype)
         alpha = start + emissions[:, 0]  # (B, C)
         peak = transitions.detach().max()
@@ -81,15 +83,14 @@ class CRF(torchcrf.CRF):
         return (alpha + end).logsumexp(1)
 
     def takes_scan(self, emissions: torch.Tensor) -> bool:
-        kind, num_tags = emissions.device.type, emissions.shape[2]
-        return kind in self.scan_on or (kind == "cpu" and num_tags <= SCAN_TAGS)
+        return emissions.device.type not in self.launch_free or emissions.shape[2] <= SCAN_TAGS
 
     def largest_transition(self) -> float:
         """The largest absolute transition.
 
         On a GPU this forces a sync, so it is recomputed only when it might have crossed a limit.
         """
-        if self.calls_left == 0 or self.transitions.device.type not in self.scan_on:
+        if self.calls_left == 0 or self.transitions.device.type in self.launch_free:
             self.largest = torch.linalg.vector_norm(self.transitions.detach(), torch.inf).item()
             way = min(abs(self.largest - border) for border in crf_scan.MAX_TRANSITION.values())
             self.calls_left = int(min(100, way / MOVE))
@@ -120,9 +121,10 @@ class CRF(torchcrf.CRF):
 
         Uses the forward-backward algorithm on probabilities in fp64, normalised at each word.
         """
-        scores = emissions.double() / temperature
+        scores = to_double(emissions) / temperature
+        mask = mask.to(scores.device)
         names = ("start_transitions", "transitions", "end_transitions")
-        start, between, end = (getattr(self, name).double() / temperature for name in names)
+        start, between, end = (to_double(getattr(self, name)) / temperature for name in names)
         texts, last = torch.arange(len(mask), device=mask.device), mask.sum(1) - 1
         scores[:, 0] += start
         scores[texts, last] += end
@@ -151,7 +153,10 @@ class CRF(torchcrf.CRF):
             mask[:, 1:], crossed, 0.0
         ).sum(1)
 
-        return statistics, total - expected, before
+        found = statistics, total - expected, before
+        if has_double(emissions.device.type):
+            return found
+        return tuple(part.to(emissions) for part in found)  # on its device again
 
     @torch.no_grad()
     def viterbi(self: Any, emissions: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -160,7 +165,7 @@ class CRF(torchcrf.CRF):
         start = self.start_transitions.masked_fill(self.forbidden_start, IMPOSSIBLE)
         transitions = self.transitions.masked_fill(self.forbidden, IMPOSSIBLE)
         end = self.end_transitions.masked_fill(self.forbidden_end, IMPOSSIBLE)
-        if emissions.device.type in self.scan_on:
+        if emissions.device.type not in self.launch_free:
             way = viterbi.by_scan if viterbi.is_for_scan(batch, num_tags) else viterbi.by_words
             return way(emissions, start, transitions, end, mask)
         into = transitions.T.contiguous()  # into[j, i]: from i to j

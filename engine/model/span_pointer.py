@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import torch
 
+from engine.run.device import to_double
 from engine.task.task import IGNORE
 from engine.task.words import LOWEST_SCORE, SPANS_PER_WORD
 
@@ -112,12 +113,15 @@ def rows_at(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 def log_sum(pairs: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     """log of the sum of e^s over the spans of `where` (B, W, W), per type: (B, T); very low if there are none."""
-    pairs = pairs.double().masked_fill(~where, -math.inf)
+    like = starts
+    pairs, starts, ends = (to_double(scores) for scores in (pairs, starts, ends))
+    where = where.to(pairs.device)
+    pairs = pairs.masked_fill(~where, -math.inf)
     tops = pairs.detach().amax(2, keepdim=True).clamp(min=-1e30)  # per first word: no e^x below overflows
-    top_ends = ends.detach().amax(1, keepdim=True).double()
+    top_ends = ends.detach().amax(1, keepdim=True)
     sums = (pairs - tops).exp() @ (ends - top_ends).exp()
     logs = sums.clamp(min=1e-300).log() + tops + top_ends + starts
-    return logs.masked_fill(~where.any(2, keepdim=True), -1e30).logsumexp(1).to(starts.dtype)
+    return logs.masked_fill(~where.any(2, keepdim=True), -1e30).logsumexp(1).to(like)
 
 
 def divergence(first: torch.Tensor, second: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -153,7 +157,7 @@ def find(
         for text in (taken.flatten(1).sum(1) > limits).nonzero().flatten().tolist():
             lowest_kept = scores[text].flatten().topk(int(limits[text])).values[-1]
             taken[text] &= scores[text] >= lowest_kept
-        for (text, *span), p in zip(taken.nonzero().tolist(), scores[taken].double().sigmoid().tolist()):
+        for (text, *span), p in zip(taken.nonzero().tolist(), to_double(scores[taken]).sigmoid().tolist()):
             spans[begin + text].append(tuple(span))
             probabilities[begin + text].append(p)
     return spans, probabilities

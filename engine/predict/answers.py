@@ -24,6 +24,7 @@ import torch
 
 from engine.errors import UserError
 from engine.predict.predictions import Predictions
+from engine.run.device import name_of
 from engine.run.files import appearing_whole, write_json
 from engine.run.run_folder import EVALUATE, read_result, read_result_lines
 from engine.schema import AnyOf, Optional, Range
@@ -108,7 +109,7 @@ def write_rows(folder: Path, part: str, rows: Iterable[dict[str, Any]]) -> None:
 def write_about(folder: Path, trainer: Any, trained: Any, parts: list[str], metrics: ModuleType, **more: Any) -> None:
     """Writes answers/about.json. trainer: with the evaluated model; trained: its training options."""
     tasks, config, device = trainer.tasks, trainer.config, trainer.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    name = name_of(device)
     root = Path(__file__).resolve().parents[2]
     about = {
         "tasks": tasks_to_json(tasks),

@@ -336,6 +336,14 @@ OUT_OF_HOST_MEMORY = (
     "this machine is out of memory: lower --batch_size, --eval_batch_size or --max_length, use --streaming, or a "
     "smaller model; the last checkpoint is intact"
 )
+# Words of the errors of an accelerator that lacks something: what to do
+LACKING = {
+    "not currently implemented for the MPS device": "set PYTORCH_ENABLE_MPS_FALLBACK=1, or add --device cpu",
+    "Could not run 'aten::": "add --device cpu",
+    "doesn't support float64": "add --device cpu",  # mps
+    "aspect fp64": "add --device cpu",  # xpu
+    "Torch not compiled with": "install the torch of that device, or use --device auto",
+}
 PIPE = 128 + 13  # exit code that a shell shows for a process ended by SIGPIPE
 LOST = "another process of this run has ended or does not respond; checkpoints are intact, --resume continues"
 
@@ -399,25 +407,38 @@ def exit_code(main: Callable[[Any], int | None], config: Any) -> int:
         mistake = os_error_line(error)
     except MemoryError:  # from Python, NumPy and Arrow
         mistake = OUT_OF_HOST_MEMORY
-    except RuntimeError as error:
-        if any(words in str(error) for words in ("DefaultCPUAllocator", "not enough memory", "bad_alloc")):
-            mistake = OUT_OF_HOST_MEMORY
-        elif type(error).__name__ == "OutOfMemoryError":
-            mistake = OUT_OF_MEMORY
-        elif "PytorchStreamWriter" in str(error) or "No space" in str(error):
-            mistake = f"a checkpoint cannot be written ({first_line(error)}); the previous one is intact"
-        elif is_lost(error):
-            mistake = LOST
-        elif str(error).startswith("Symlink loop"):  # from Path.resolve
-            mistake = f"{first_line(error)}; remove the link"
-        else:
+    except (RuntimeError, TypeError, AssertionError) as error:
+        found = torch_mistake(error)
+        if found is None:
             raise
+        mistake = found
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # from the tokenizers' Rust code; not a subclass of Exception
             raise
         mistake = f"the tokenizer cannot be used ({first_line(error)}): its tokenizer.json is damaged"
     print_error(mistake)
     return 2
+
+
+def torch_mistake(error: Exception) -> str | None:
+    """The line for an error of torch that is not a fault of this program, or None."""
+    text = str(error)
+    advice = [advice for words, advice in LACKING.items() if words in text]
+    if advice:
+        return f"the device lacks something ({first_line(error)[:200]}); {advice[0]}"
+    if not isinstance(error, RuntimeError):
+        return None
+    if any(words in text for words in ("DefaultCPUAllocator", "not enough memory", "bad_alloc")):
+        return OUT_OF_HOST_MEMORY
+    if type(error).__name__ == "OutOfMemoryError" or "MPS backend out of memory" in text:
+        return OUT_OF_MEMORY
+    if "PytorchStreamWriter" in text or "No space" in text:
+        return f"a checkpoint cannot be written ({first_line(error)}); the previous one is intact"
+    if is_lost(error):
+        return LOST
+    if text.startswith("Symlink loop"):  # from Path.resolve
+        return f"{first_line(error)}; remove the link"
+    return None
 
 
 def is_lost(error: BaseException) -> bool:

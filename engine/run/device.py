@@ -1,54 +1,142 @@
-"""Chooses the device, and settings that depend on it."""
+"""Chooses the device, and settings that depend on it.
+
+An accelerator is whatever torch.accelerator finds; nothing here names one that needs no exception.
+"""
 
 import ctypes
+import warnings
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import torch
 
 from engine.errors import UserError
+from engine.run.command_line import first_line
 from engine.run.environment import gpu_problem
 
 
+def accelerator() -> torch.device | None:
+    """This machine's accelerator: cuda (also ROCm's), mps, xpu, or one that a package adds, such as npu."""
+    if hasattr(torch, "accelerator"):  # since torch 2.6
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cuda") if torch.cuda.is_available() else None
+
+
 def to_device(name: str) -> torch.device:
-    """'auto', 'cpu', 'cuda:0', … -> torch.device. Raises UserError if this machine does not have it."""
+    """'auto', 'cpu', 'cuda:0', 'mps', … -> torch.device. Raises UserError if this machine does not have it."""
     try:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+        device = (accelerator() or torch.device("cpu")) if name == "auto" else torch.device(name)
     except (RuntimeError, ValueError):
-        raise UserError(f"--device {name} is not a device; use auto, cpu, cuda or cuda:0") from None
+        package = "; npu needs the package torch_npu" if name.startswith("npu") else ""
+        raise UserError(f"--device {name} is not a device; use {devices_here()}{package}") from None
     number = count_of(device.type)
     if not 0 <= (device.index or 0) < number:
-        build = "" if torch.version.cuda or device.type != "cuda" else "; this torch is a CPU build"
-        found = f"--device {name}: {number} {device.type.upper()} devices found{build}; use --device cpu or auto"
+        is_cpu_build = hasattr(torch, "accelerator") and torch.accelerator.current_accelerator() is None
+        build = "; this torch is a CPU build" if is_cpu_build and device.type != "cpu" else ""
+        found = f"--device {name}: {number} {device.type.upper()} devices found{build}; use {devices_here()}"
         problem = gpu_problem() if device.type == "cuda" else None
         raise UserError(f"{found} ({problem})" if problem else found)
     return device
 
 
-def describe(device: torch.device) -> str:
-    """A device as logs name it: a GPU with its name and memory."""
-    properties = getattr(getattr(torch, device.type, None), "get_device_properties", None)
-    if device.type == "cpu" or properties is None:
-        return str(device)
-    return f"{device} ({properties(device).name}, {properties(device).total_memory / 2**30:.0f} GiB)"
-
-
 def count_of(kind: str) -> int:
     """The number of devices of a kind on this machine; `meta`, which holds no values, does not count."""
-    module: Any = getattr(torch, kind, None)
-    if kind == "cpu" or not hasattr(module, "device_count"):
+    own = accelerator()
+    if own is None or kind != own.type:
         return int(kind == "cpu")
-    return module.device_count() if module.is_available() else 0
+    return module_of(own).device_count()
+
+
+def devices_here() -> str:
+    """The values of --device that this machine has."""
+    own = accelerator()
+    return ", ".join(["auto", "cpu", *([f"{own.type}:{i}" for i in range(count_of(own.type))] if own else [])])
+
+
+def module_of(device: torch.device) -> Any:
+    """torch.cuda, torch.mps, … of a device."""
+    return getattr(torch, device.type)
+
+
+def name_of(device: torch.device) -> str:
+    """'NVIDIA H200', …, or the kind if its module has no names."""
+    name = None if device.type == "cpu" else getattr(module_of(device), "get_device_name", None)
+    return name(device) if name else device.type
+
+
+def describe(device: torch.device) -> str:
+    """A device as logs name it: an accelerator with its name and memory."""
+    properties = None if device.type == "cpu" else getattr(module_of(device), "get_device_properties", None)
+    memory = getattr(properties(device), "total_memory", 0) if properties else 0
+    return f"{device} ({name_of(device)}, {memory / 2**30:.0f} GiB)" if memory else str(device)
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done what was launched."""
+    if device.type != "cpu":
+        module_of(device).synchronize()
+
+
+# ---- what a device can do --------------------------------------------------------------------------------------------
 
 
 def has_bf16(device: torch.device) -> bool:
     """Whether a device is faster in bf16 than in fp32: a CPU with AMX or AVX512-BF16, a GPU of compute capability 8
-    (Ampere) or later. Others emulate it or, like Arm CPUs, are not known to gain from it in training."""
-    if device.type == "cuda":
+    (Ampere) or later, another whose module names bf16. Others emulate it or, like Arm CPUs, are not known to gain
+    from it in training."""
+    if device.type == "cuda":  # whose is_bf16_supported is true if it is emulated
         return bool(torch.version.hip) or torch.cuda.get_device_capability(device)[0] >= 8
-    # old versions of torch have no get_capabilities
-    there: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
-    return any(there.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+    if device.type == "cpu":  # old versions of torch have no get_capabilities
+        there: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        return any(there.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+    return bool(getattr(getattr(torch, device.type, None), "is_bf16_supported", bool)())  # mps has none, nor has meta
+
+
+def require_precision(precision: str, device: torch.device) -> None:
+    """Raises UserError if the device does not compute in this precision; autocast would only warn, and take fp32."""
+    if precision == "fp32":
+        return
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            torch.autocast(device.type, dtype)
+        torch.ones(1, dtype=dtype, device=device).add(1)
+    except (RuntimeError, TypeError, AssertionError, UserWarning) as error:
+        raise UserError(
+            f"--precision {precision}: not on this {device.type} ({first_line(error)}); use --precision fp32"
+        ) from None
+
+
+@cache
+def has_double(kind: str) -> bool:
+    """Whether devices of a kind compute in float64: mps and small xpu do not."""
+    if kind in ("cpu", "cuda"):
+        return True
+    try:
+        torch.ones(1, dtype=torch.float32, device=kind).double().add(1)
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def to_double(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in float64; on the CPU if its device has none."""
+    return (tensor if has_double(tensor.device.type) else tensor.cpu()).double()
+
+
+@cache
+def can_pin(kind: str) -> bool:
+    """Whether copies from pinned host memory to devices of a kind need not be waited for. Not on mps, where such a copy
+    may read memory that was freed meanwhile (pytorch#189690)."""
+    if kind in ("cpu", "mps"):
+        return False
+    try:
+        torch.empty(1).pin_memory()
+    except RuntimeError:
+        return False
+    return True
 
 
 def keep_freed_memory(device: torch.device | None = None) -> None:
@@ -63,8 +151,17 @@ def keep_freed_memory(device: torch.device | None = None) -> None:
 
 
 def random_state(device: torch.device) -> torch.Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    """The state of the random number generator of a device."""
+    return torch.get_rng_state() if device.type == "cpu" else module_of(device).get_rng_state(*index_of(device))
 
 
 def set_random_state(state: torch.Tensor, device: torch.device) -> None:
-    torch.cuda.set_rng_state(state, device) if device.type == "cuda" else torch.set_rng_state(state)
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        module_of(device).set_rng_state(state, *index_of(device))
+
+
+def index_of(device: torch.device) -> list[torch.device]:
+    """The device as an argument; functions of torch.mps take none, as there is only one."""
+    return [] if device.type == "mps" else [device]

@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from engine.errors import UserError
 from engine.run.command_line import first_line
-from engine.run.device import to_device
+from engine.run.device import count_of, module_of, to_device
 from engine.run.launch import is_launched, local_rank, restarts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +73,7 @@ def join(device_name: str, timeout: float) -> torch.device:
     local = local_rank()
     device = local_device(device_name, local)
     end_with_parent()
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    backend = backend_of(device)
     wait = timedelta(seconds=timeout)
     try:
         store, number, processes = next(dist.rendezvous("env://", timeout=wait))
@@ -85,8 +85,8 @@ def join(device_name: str, timeout: float) -> torch.device:
             f"the processes cannot connect to each other at {where} ({first_line(error)}); is the port free, and the "
             "same on every node?"
         ) from None
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    if device.type != "cpu":
+        module_of(device).set_device(device)
     if not is_main_process():  # process 0 logs for all
         logging.getLogger("template").setLevel(logging.ERROR)
         os.environ["TRANSFORMERS_VERBOSITY"] = "error"
@@ -103,15 +103,29 @@ def seed_each(seed: int) -> None:
 
 def local_device(name: str, local: int) -> torch.device:
     """The device of the process with this rank on its machine: a GPU for each, or the CPU for all."""
-    device = to_device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
-    if device.type != "cuda":
+    device = to_device(name)
+    if device.type == "cpu":
         return device
     if device.index is not None:
-        raise UserError(f"--device {name}: each process needs its own GPU; use --device cuda or auto")
-    processes, there = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)), torch.cuda.device_count()
+        raise UserError(f"--device {name}: each process needs its own GPU; use --device {device.type} or auto")
+    processes, there = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1)), count_of(device.type)
     if processes > there:  # all of them notice; only the first of each machine prints it
         raise UserError(f"{processes} processes here, but {there} GPUs; start one per GPU, or add --device cpu")
-    return torch.device("cuda", local)
+    return torch.device(device.type, local)
+
+
+def backend_of(device: torch.device) -> str:
+    """The backends that connect the processes: gloo for values on the CPU, and the device's own, such as nccl."""
+    if device.type == "cpu":
+        return "gloo"
+    choose: Any = getattr(dist, "get_default_backend_for_device", {"cuda": "nccl"}.__getitem__)  # torch < 2.7 has none
+    try:
+        own = choose(device.type)
+    except (ValueError, KeyError):
+        own = "gloo"
+    if own == "gloo" or not dist.is_backend_available(own):  # gloo copies only from a CPU's memory and CUDA's
+        raise UserError(f"this torch cannot connect several processes on {device.type}; start one, or add --device cpu")
+    return f"cpu:gloo,{device.type}:{own}"
 
 
 def end_with_parent() -> None:
@@ -122,11 +136,14 @@ def end_with_parent() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def leave() -> None:
-    """Waits for the others, and undoes `join`. Gloo stays active until the process ends (see KEPT)."""
+def leave(device: torch.device) -> None:
+    """Waits for the others, and undoes `join`, which returned the device.
+
+    Gloo stays active until the process ends (see KEPT).
+    """
     if dist.is_initialized():
         barrier()
-        if torch.cuda.is_initialized():  # NCCL warns if this is left to the end of the process
+        if device.type != "cpu":  # NCCL warns if this is left to the end of the process
             dist.destroy_process_group()
 
 

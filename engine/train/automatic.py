@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.model.encoders import overflows, refuse_precision
 from engine.run import distributed
-from engine.run.device import has_bf16
+from engine.run.device import has_bf16, require_precision
 from engine.run.run_folder import read_options
 from engine.train.optimization import (
     ema_decay_of,
@@ -81,6 +81,7 @@ def resolve_precision(config: Any, encoder: Any, device: torch.device, trained: 
         config = replace(config, precision=chosen)
         logger.info(f"--precision auto: {chosen}{why}")
     refuse_precision(encoder, config.precision)
+    require_precision(config.precision, device)
     return config
 
 

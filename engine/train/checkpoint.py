@@ -27,6 +27,7 @@ from engine.errors import UserError
 from engine.model import lora
 from engine.run import distributed
 from engine.run.command_line import first_line
+from engine.run.device import name_of, random_state, set_random_state
 from engine.run.files import clean_temporaries, replace_folder, sync, verify, write_json
 from engine.schema import AnyOf, Number, Optional, Range, SchemaError, like, mismatch, read_json
 from engine.task.task import Task, read_tasks, tasks_to_json
@@ -266,8 +267,8 @@ def training_state(
 def random_states(device: torch.device) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """(tensors, JSON values) of all random number generators of this process."""
     tensors = {"random.torch": torch.get_rng_state()}
-    if device.type == "cuda":
-        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
+    if device.type != "cpu":
+        tensors[f"random.{device.type}"] = random_state(device)
     name, keys, *rest = np.random.get_state()
     return tensors, {"random_python": random.getstate(), "random_numpy": [name, keys.tolist(), *rest]}  # type: ignore
 
@@ -278,8 +279,8 @@ def set_random_states(tensors: dict[str, torch.Tensor], values: dict[str, Any], 
     name, keys, *rest = values["random_numpy"]
     np.random.set_state((name, np.array(keys, np.uint32), *rest))
     torch.set_rng_state(tensors["random.torch"])
-    if device.type == "cuda" and "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"], device)
+    if f"random.{device.type}" in tensors:
+        set_random_state(tensors[f"random.{device.type}"], device)
 
 
 def as_json(value: Any) -> Any:
@@ -300,9 +301,8 @@ def as_before(value: Any, now: Any) -> Any:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """The environment that byte-identical results depend on; a resumed run warns if it has changed."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    processes = distributed.size()
-    return {"torch": torch.__version__, "device": name, "threads": torch.get_num_threads(), "processes": processes}
+    here = {"device": name_of(device), "threads": torch.get_num_threads(), "processes": distributed.size()}
+    return {"torch": torch.__version__, **here}
 
 
 RANDOM = {

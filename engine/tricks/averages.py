@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from engine.run.device import has_double
 from engine.train.optimization import steps_per_epoch, warmup_steps
 from engine.tricks.trick import Trick
 
@@ -24,7 +25,8 @@ class Average(Trick):
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
         # number of terms in the average
-        self.count = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
+        device = next(model.parameters()).device
+        self.count = torch.zeros((), dtype=torch.float64 if has_double(device.type) else torch.float32, device=device)
 
     @torch.no_grad()
     def update(self, share: torch.Tensor) -> None:

@@ -29,6 +29,7 @@ from engine.data.windows import merge_windows
 from engine.model.encoders import overflows
 from engine.predict.predictions import prepare_inputs
 from engine.run import distributed
+from engine.run.device import can_pin
 from engine.run.files import sha256
 
 CHUNK = 1024  # texts answered and written at a time
@@ -86,7 +87,7 @@ class SoftTargets(NamedTuple):
     entropies: torch.Tensor  # (B, W), the mean over the teachers
 
     def to(self, device: torch.device) -> "SoftTargets":
-        return SoftTargets(*(tensor.to(device, non_blocking=True) for tensor in self))
+        return SoftTargets(*(tensor.to(device, non_blocking=can_pin(device.type)) for tensor in self))
 
     def pairs(self, num_tags: int) -> list[torch.Tensor]:
         """(p(tag of each word) over the number of teachers, `before`), each (teachers, B, W, C)."""

@@ -92,7 +92,7 @@ def run(path, processes, argv):
 def main(folder, processes, runs):
     for name, argv in json.loads(runs).items():
         run(f"{folder}/{name}", int(processes), [*argv, "--output_dir", folder, "--model_version", f"run of {name}"])
-    distributed.leave()
+    distributed.leave(torch.device("cpu"))
     end_process(0)
 
 

@@ -16,14 +16,14 @@ from engine.task.tags import may_follow
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import launches
 
-ON_GPU = ("cuda", "cpu")  # for `scan_on`: as if the CPU were one
+ON_GPU = ()  # for `launch_free`: as if the CPU were one
 
 
 def case(num_tags, num_words, batch=4, scale=1.0, spread=0.5, seed=0, labels=None):
     """(a CRF with transitions up to `spread`, emissions, mask, lengths); the first text has all words."""
     torch.manual_seed(seed)
     crf = CRF(labels or [f"B-{i}" for i in range(num_tags)])
-    crf.scan_on = ON_GPU
+    crf.launch_free = ON_GPU
     for parameter in crf.parameters():
         torch.nn.init.uniform_(parameter, -spread, spread)
     lengths = [num_words, *torch.randint(1, num_words + 1, (batch - 1,)).tolist()]
@@ -182,7 +182,7 @@ MEMORY = """
 import resource, sys, torch
 from engine.model.crf import CRF
 crf = CRF([f"B-{i}" for i in range(120)])
-crf.scan_on = ("cpu",)
+crf.launch_free = ()
 emissions = torch.randn(32, 512, 120, requires_grad=True)
 mask = torch.ones(32, 512, dtype=torch.bool)
 if sys.argv[1] == "first":
@@ -274,9 +274,9 @@ def test_a_gpus_ways_to_decode_equal_the_loop(labels, num_words, monkeypatch):
             with torch.no_grad():
                 for parameter in crf.parameters():
                     parameter.round_()
-        crf.scan_on = ()
+        crf.launch_free = ("cpu",)
         wanted = crf.viterbi(emissions, mask)
-        crf.scan_on = ON_GPU
+        crf.launch_free = ON_GPU
         monkeypatch.setattr(viterbi, "MAX_WORK", 0)
         monkeypatch.setattr(viterbi, "MAX_NUMBERS", 3 * 20 * 25)  # three words, or two texts at once
         assert torch.equal(crf.viterbi(emissions, mask), wanted)  # of several best paths the same

@@ -28,7 +28,7 @@ NO_SIGNAL = 1000  # stands for a missing signal number
 @torch.enable_grad()
 def check_resume(case: Case) -> None:
     config = case.trainer.config
-    if case.trainer.device.type == "cuda" and not config.deterministic:
+    if case.trainer.device.type != "cpu" and not config.deterministic:
         raise Skipped("on a GPU, equal bytes need --deterministic")
     config.run_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=config.run_dir) as folder:

@@ -29,7 +29,7 @@ class DemoConfig:
     output_dir: str = option("output", "folder of the runs")
     data_path: str = option(Config.data_path, "processed folder whose test part provides the page's examples")
     pretrain_model_path: str = option("", "path of the base model of a LoRA adapter, if it has moved")
-    device: str = option("auto", "auto, cpu, cuda, cuda:0, …", group="machine")
+    device: str = option("auto", "auto, cpu, cuda:0, mps, xpu, npu", group="machine")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option("fp32", "autocast to half precision")
     eval_batch_size: int = option(64, "texts per batch")
     report_language: Literal["auto", "en", "zh"] = option("auto", "language of the page; auto: as the texts")

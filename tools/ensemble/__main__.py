@@ -53,7 +53,7 @@ class EnsembleConfig(ReadingOptions):
     resume: bool = option(False, "continue an interrupted labelling, or start if there is none")
     force_resume: bool = option(False, "resume even if checkpoints or options have changed")
     spreadsheet_safe: bool = option(False, "put an apostrophe before cells that a spreadsheet would run as formulas")
-    device: str = option("auto", "auto, cpu, cuda, cuda:0, …", group="machine")
+    device: str = option("auto", "auto, cpu, cuda:0, mps, xpu, npu", group="machine")
     precision: Literal["fp32", "bf16", "fp16"] = option("fp32", "autocast to half precision")
     eval_batch_size: int = option(64, "texts per batch; scores do not depend on it")
     pretrain_model_path: str = option("", "path of the base model of LoRA adapters, if it has moved")
