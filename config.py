@@ -74,6 +74,9 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
 
     # Model
     pretrain_model_path: str = option("", "save_pretrained folder or hub name; empty: from scratch", group="model")
+    init_from: str = option(
+        "", "run or checkpoint to start from: its encoder, its tokenizer, and the rows of labels that the data also has"
+    )
     encoder: Literal["transformer", "bilstm"] = option("transformer", "bilstm: an encoder without transformers")
     hidden_size: int = option(256, "hidden size of an encoder built from scratch", low=1, high=2**17)
     num_layers: int = option(3, "layers of an encoder built from scratch", low=1, high=1000)
