@@ -77,6 +77,9 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     model_hub: Literal["hf", "modelscope"] = option(
         "hf", "where a hub name is looked up; hf: the Hugging Face hub, or a mirror in HF_ENDPOINT (docs/download.md)"
     )
+    init_from: str = option(
+        "", "run or checkpoint to start from: its encoder, its tokenizer, and the rows of labels that the data also has"
+    )
     encoder: Literal["transformer", "bilstm"] = option("transformer", "bilstm: an encoder without transformers")
     hidden_size: int = option(256, "hidden size of an encoder built from scratch", low=1, high=2**17)
     num_layers: int = option(3, "layers of an encoder built from scratch", low=1, high=1000)

@@ -48,6 +48,7 @@ def main(config: Config) -> Any:  # an exit code, or None
     from engine.run import distributed
     from engine.run.device import keep_freed_memory
     from engine.train.automatic import inherit_auto_options
+    from engine.train.initial import inherit_run_options
     from preprocess.readers.sources import texts_of
     from preprocess.schema import load_labels
 
@@ -58,6 +59,7 @@ def main(config: Config) -> Any:  # an exit code, or None
         raise UserError("nothing to do: add --do_train, --do_eval or --do_predict")
     require_gpus(config.gpus)
     device, data_path = distributed.join(config.device, config.ddp_timeout), config.data_dir
+    config = distributed.from_first(lambda: inherit_run_options(config))
     texts = texts_of(config) if config.do_predict and config.predict_file else None
     needs_data = config.do_train or config.do_eval or (config.do_predict and not texts)
     if needs_data and config.data_path == Config.data_path and config.fold is None:
@@ -132,6 +134,7 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
     from engine.model.encoders import pooling_of, pretrained_shape
     from engine.model.hub import locate
     from engine.run import distributed
+    from engine.train.initial import own_checkpoint
     from preprocess.schema import load_labels, training_texts
 
     data_path = config.data_dir
@@ -140,24 +143,27 @@ def load_data(config: Config, device: torch.device, limit: int | None = None) ->
         logger.warning(line)
     if config.pretrain_model_path:  # here, as a download may take longer than processes wait for each other
         locate(config.pretrain_model_path, config.model_hub)
+    own = distributed.from_first(lambda: own_checkpoint(config))
     tokenizer = distributed.from_first(
-        lambda: load_tokenizer(config, lambda: training_texts(data_path / "train.jsonl"))
+        lambda: load_tokenizer(config, lambda: training_texts(data_path / "train.jsonl"), own)
     )
-    word_ends = pooling_of(config, pretrained_shape(config))[1] != "first"
+    word_ends = pooling_of(config, pretrained_shape(config, own))[1] != "first"
     featurizer = Featurizer(tokenizer, tasks, config.max_length, config.window_stride, config.truncation, word_ends)
     return Data(tokenizer, tasks, *build_loaders(config, data_path, featurizer, device, limit))
 
 
 def build_trainer(config: Config, device: torch.device, data: Data) -> Trainer:
     """Builds the model, optimizer, schedule and tricks, and a Trainer with them."""
+    from engine.run import distributed
     from engine.train.automatic import resolve
+    from engine.train.initial import own_checkpoint
     from engine.train.optimization import parameter_groups, steps_per_epoch
     from model_utils import build_model
     from trainer import Trainer, TrainingSetup, build_optimizer, build_scheduler
     from tricks import build_tricks
 
     tokenizer, tasks, train_loader, dev_loader = data
-    model = build_model(config, tokenizer, tasks).to(device)
+    model = build_model(config, tokenizer, tasks, distributed.from_first(lambda: own_checkpoint(config))).to(device)
     config = resolve(config, model.encoder, device, len(train_loader))
     tricks = build_tricks(model, config)
     optimizer = build_optimizer(tricks.param_groups(parameter_groups(model, config)), config, device)

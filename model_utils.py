@@ -11,33 +11,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from config import Config
 from engine.data.features import Featurizer
+from engine.data.tokenizer import saved_tokenizer
 from engine.errors import UserError
 from engine.model import span_pointer
 from engine.model.crf import CRF, has_all_labels
 from engine.model.distributions import Bernoulli, Normal, Paths, Softmax, Spans  # noqa: F401 (for custom heads)
-from engine.model.encoders import (
-    build_transformer,
-    freeze_layers,
-    is_causal,
-    pooling_of,
-    require_plausible,
-    takes_wide_mask,
-)
+from engine.model.encoders import build_transformer, freeze_layers, is_causal, pooling_of, takes_wide_mask
 from engine.model.head import Head, ImbalanceHead, TaskDict
 from engine.model.pooling import mean_of_tokens, text_vectors, word_vectors  # noqa: F401 (means: for custom heads)
-from engine.run.command_line import first_line
 from engine.run.device import to_double
+from engine.run.run_folder import checkpoint_of
 from engine.task.task import IGNORE, Task, read_tasks
 from engine.train import checkpoint
+from engine.train.initial import start_from
 
 if TYPE_CHECKING:
     from data_loader import Batch
@@ -290,6 +285,16 @@ class RegressionHead(Head):
     def label_mask(self, labels: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return ~labels.isnan()
 
+    @torch.no_grad()
+    def start_from(self, before: dict[str, torch.Tensor], task: Task, larger: Head) -> list[str]:
+        """As in Head; if mean or standard deviation differ, the numbers that it predicts stay the same."""
+        fresh = super().start_from(before, task, larger)
+        if not {"linear.weight", "linear.bias"} & {*fresh}:
+            for parameter in self.linear.parameters():
+                parameter.mul_(task.std / self.task.std)
+            self.linear.bias.add_((task.mean - self.task.mean) / self.task.std)
+        return fresh
+
 
 class TaggingHead(ClassificationHead):
     """One tag per word, each decided independently: (B, W, H) -> logits (B, W, C)."""
@@ -334,6 +339,7 @@ class SpanHead(Head):
 
     level, family, size = "words", Spans, 64  # size: of the vectors q and k
     finds_spans, needs_calibration = True, True
+    rows_per_label: ClassVar = {"borders.weight": 2, "borders.bias": 2}  # of first words, then of last words
     threshold: torch.Tensor
 
     def __init__(self, hidden_size: int, task: Task):
@@ -469,8 +475,11 @@ def build_model(
     checkpoint: str | Path | None = None,
     base_path: str | None = None,
 ) -> MyModel:
-    """The model as configured, on the CPU. checkpoint, base_path: as for `build_encoder`."""
-    encoder, hidden_size = build_encoder(config, tokenizer, checkpoint, base_path)
+    """The model as configured, on the CPU, with the weights of --init_from. checkpoint, base_path: as for
+    `build_encoder`; with a checkpoint, --init_from is not read."""
+    run = checkpoint_of(config.init_from) if config.init_from and not checkpoint else None
+    moved_to = base_path or (config.pretrain_model_path if config.init_from else None)
+    encoder, hidden_size = build_encoder(config, tokenizer, checkpoint or run, moved_to)
     pooling, word_pooling = pooling_of(config, getattr(encoder, "config", None))
     options = HeadOptions(
         use_crf=config.use_crf,
@@ -482,6 +491,8 @@ def build_model(
         word_pooling=word_pooling,
     )
     model = MyModel(encoder, hidden_size, tasks, options)
+    if run:
+        start_from(model, run, hidden_size, tokenizer, config)
     for name, head in model.output_layer.heads.items():
         head.set_options(config, name)
     freeze_layers(model.encoder, config.freeze_layers)
@@ -502,14 +513,7 @@ def load_checkpoint(
     checkpoint.require_whole(folder)
     config = Config.load(folder / "args.json")
     tasks = read_tasks(folder / "labels.json")
-    try:
-        if (folder / "config.json").exists():  # a BiLSTM has none
-            require_plausible(folder)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except UserError:
-        raise
-    except Exception as error:  # transformers can raise any error for an arbitrary folder
-        raise UserError(f"{folder}: its tokenizer cannot be loaded ({first_line(error)})") from None
+    tokenizer = saved_tokenizer(folder)
     located = config if base_hub == "hf" else replace(config, model_hub=base_hub)
     model = build_model(located, tokenizer, tasks, folder, base_path)
     checkpoint.load_weights(model, folder)

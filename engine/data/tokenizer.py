@@ -17,6 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from engine.errors import UserError
 from engine.model.hub import locate
 from engine.run.command_line import first_line
+from engine.run.run_folder import checkpoint_of, refuse_own
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -30,14 +31,20 @@ IDEOGRAPH = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ceaf\U0002f
 APART = regex.compile(rf"[{IDEOGRAPH}\p{{P}}$+<=>^`|~]")
 
 
-def load_tokenizer(config: Any, texts: Callable[[], Iterator[str]]) -> Any:
-    """The pretrained model's tokenizer, or one trained on the texts (see `train_tokenizer`)."""
+def load_tokenizer(config: Any, texts: Callable[[], Iterator[str]], own: Path | None = None) -> Any:
+    """The pretrained model's tokenizer, or that of --init_from, or one trained on the texts (see `train_tokenizer`).
+    own: the checkpoint of this run from which it resumes, if its encoder is that of --init_from."""
     name: str = config.pretrain_model_path
     needed: Sequence[str] = ("pad_token", "unk_token", "cls_token")
+    if own or config.init_from:
+        tokenizer = saved_tokenizer(own or checkpoint_of(config.init_from))
+        tokenizer.add_tokens(named_tokens(config), special_tokens=True)
+        return tokenizer
     if not name:
         logger.info("no --pretrain_model_path: the tokenizer is trained on the training texts")
         tokenizer = train_tokenizer(texts, config.vocab_size)
     else:
+        refuse_own(name, "checkpoints")
         place = locate(name, config.model_hub)
         if causal := reads_causally(config):
             needed = ()
@@ -51,9 +58,29 @@ def load_tokenizer(config: Any, texts: Callable[[], Iterator[str]]) -> Any:
         if "is_local" in tokenizer.init_kwargs:  # saved with it: must not depend on whether the hub answered
             tokenizer.init_kwargs["is_local"] = Path(name).is_dir()
     if config.special_tokens:
-        named = [token.strip() for token in config.special_tokens.split(",")]
-        tokenizer.add_special_tokens({"additional_special_tokens": named})
+        tokenizer.add_special_tokens({"additional_special_tokens": named_tokens(config)})
     return tokenizer
+
+
+def named_tokens(config: Any) -> list[str]:
+    """The tokens that --special_tokens names."""
+    return [token.strip() for token in config.special_tokens.split(",")] if config.special_tokens else []
+
+
+def saved_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint. Raises UserError if it does not load."""
+    from transformers import AutoTokenizer
+
+    from engine.model.encoders import require_plausible  # here, as it imports torch
+
+    try:
+        if (folder / "config.json").exists():  # a BiLSTM has none
+            require_plausible(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except UserError:
+        raise
+    except Exception as error:  # transformers can raise any error for an arbitrary folder
+        raise UserError(f"{folder}: its tokenizer cannot be loaded ({first_line(error)})") from None
 
 
 def reads_causally(config: Any) -> bool:

@@ -22,6 +22,7 @@ from engine.model import lora
 from engine.model.hub import locate
 from engine.run import compat
 from engine.run.command_line import first_line
+from engine.run.run_folder import checkpoint_of, refuse_own
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,12 +97,15 @@ def restrict_to_builtin_code(shape: PretrainedConfig, name: str | Path) -> None:
             restrict_to_builtin_code(value, name)
 
 
-def pretrained_shape(config: Any) -> PretrainedConfig | None:
-    """The config of --pretrain_model_path's encoder, or None if there is none or it does not load. Raises UserError if
-    no hub has the model."""
-    if not config.pretrain_model_path or config.encoder != "transformer":
+def pretrained_shape(config: Any, own: Path | None = None) -> PretrainedConfig | None:
+    """The config of the encoder of --pretrain_model_path or --init_from, or None if there is none or it does not load.
+    own: as in `load_tokenizer`. Raises UserError if no hub has the model."""
+    if not (config.pretrain_model_path or config.init_from) or config.encoder != "transformer":
         return None
-    place = locate(config.pretrain_model_path, config.model_hub)
+    if own or config.init_from:
+        place: str | Path = own or checkpoint_of(config.init_from)
+    else:
+        place = locate(config.pretrain_model_path, config.model_hub)
     try:
         return read_shape(place)
     except Exception:  # reported when its weights are loaded
@@ -222,6 +226,7 @@ def silence() -> Iterator[None]:
 def load_pretrained(name: str | Path, revision: str | None = None, dtype: str = "fp32") -> PreTrainedModel:
     """Loads an encoder from a save_pretrained folder or the hub. Raises UserError if weights are missing."""
     options = dict(output_loading_info=True, revision=revision) | compat.dtype_option(DTYPES[dtype])
+    refuse_own(name, "labels.json")
     try:
         options["config"] = read_shape(name, revision)
         with silence():  # hides its table of missing and unexpected weights; missing ones are refused below

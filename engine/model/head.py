@@ -1,7 +1,8 @@
 """The base class of all heads. A custom head, in model_utils.py, implements `forward`, `loss` and `decode`."""
 
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -28,6 +29,8 @@ class Head(nn.Module):
     finds_spans = False
     first_loss: float | None = None  # approximate loss before training; None: that of random guessing by cross-entropy
     compares_rows = False  # whether the loss of a row depends on the other rows of its batch, as contrastive losses do
+    # {parameter: N} of those with N rows for each label, N times all labels; others have one (see `start_from`)
+    rows_per_label: ClassVar[dict[str, int]] = {}
 
     def __init__(self, hidden_size: int, task: Task, num_logits: int | None = None):
         super().__init__()
@@ -65,6 +68,35 @@ class Head(nn.Module):
 
     def set_options(self, config: Any, task_name: str) -> None:
         """Reads the options that this head needs; called once, when the model is built."""
+
+    def start_from(self, before: dict[str, torch.Tensor], task: Task, larger: "Head") -> list[str]:
+        """--init_from: copies the parameters of a head of the same kind, trained for another `task`. Where a dimension
+        has rows of labels, it takes those of the labels that both tasks have.
+
+        before: {name: tensor} of that head. larger: this head, built for more labels: dimensions that differ from it
+        have rows of labels. Returns the names of the parameters that do not fit and keep their initial values.
+        """
+        own, grown, fresh = self.state_dict(), larger.state_dict(), []
+        sizes = [len(one.labels) for one in (self.task, task, larger.task)]
+        there = {label: row for row, label in enumerate(task.labels)}
+        shared = [(row, there[label]) for row, label in enumerate(self.task.labels) if label in there]
+        for name, tensor in own.items():
+            number, shape, rows = self.rows_per_label.get(name, 1), [], []
+            for size, large in zip(tensor.shape, grown[name].shape):
+                if size == large:
+                    shape.append(size)
+                    rows.append([(row, row) for row in range(size)])
+                elif (size, large) == (number * sizes[0], number * sizes[2]):
+                    shape.append(number * sizes[1])
+                    rows.append([(a + i * sizes[0], b + i * sizes[1]) for i in range(number) for a, b in shared])
+            if name not in before or list(before[name].shape) != shape or len(shape) < tensor.ndim:
+                fresh.append(name)
+                continue
+            new, old = (np.ix_(*([pair[side] for pair in pairs] for pairs in rows)) for side in (0, 1))
+            own[name] = tensor.clone()
+            own[name][new] = before[name][old].to(tensor.dtype)
+        self.load_state_dict(own)
+        return fresh
 
     def real_logits(self, logits: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The logits of real texts and words, without padding."""

@@ -21,8 +21,7 @@ from engine.errors import UserError
 from engine.model import span_pointer
 from engine.model.head import Head
 from engine.predict.predictions import Predictions, add_cut_words, prediction_rows
-from engine.run.files import verify
-from engine.run.run_folder import SCORES, distinct, read_result
+from engine.run.run_folder import SCORES, checkpoint_of, distinct, read_result
 from engine.schema import Optional
 from engine.task.extras import extras_of
 from engine.task.task import read_tasks
@@ -169,18 +168,6 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
         runs.append(Run(name, folder, read_tasks(folder / "labels.json"), options.get("use_crf", False)))
         refuse_difference(runs[0], runs[-1])
     return runs
-
-
-def checkpoint_of(path: Path) -> Path:
-    """The checkpoint that a folder is or contains. Raises UserError if there is none, or it is damaged."""
-    folder = path / "checkpoints/best" if (path / "checkpoints/best").is_dir() else path
-    if not all((folder / f"{name}.json").is_file() for name in ("labels", "args")):
-        raise UserError(
-            f"{path}: neither a run with checkpoints/best nor a checkpoint; train it, or name another folder"
-        )
-    if reason := verify(folder):
-        raise UserError(f"{folder}: damaged checkpoint, {reason}; name another checkpoint, or train again")
-    return folder
 
 
 def name_of(folder: Path) -> str:

@@ -57,11 +57,18 @@ def task_weights_by_name(text: str) -> dict[str, float]:
     return weights
 
 
+def is_given(config: Any) -> bool:
+    """Whether the encoder is that of --pretrain_model_path or --init_from, not built from scratch."""
+    return bool(config.pretrain_model_path or config.init_from)
+
+
 def refuse_backbone(config: Any) -> None:
     """Raises UserError for options of the encoder and its adapter that exclude each other."""
-    pretrained = config.encoder == "transformer" and (config.pretrain_model_path or not config.do_train)
+    pretrained = config.encoder == "transformer" and (is_given(config) or not config.do_train)
     if config.lora_rank and not pretrained:
         raise UserError("--lora_rank adapts a pretrained encoder: it needs --pretrain_model_path")
+    if config.keep_layers and config.init_from:
+        raise UserError("--keep_layers takes layers of --pretrain_model_path; leave it out with --init_from")
     if config.keep_layers and (config.lora_rank or not pretrained):
         raise UserError("--keep_layers is for a pretrained encoder whose own weights are trained, without --lora_rank")
     if config.lora_rank and config.special_tokens:
@@ -84,7 +91,7 @@ def refuse_tricks(config: Any) -> None:
     """Raises UserError for options of training tricks that exclude each other or would have no effect."""
     adversaries: Sequence[str] = ("use_fgm", "use_pgd", "use_freelb", "use_awp", "use_smart")
     adversaries = [f"--{name}" for name in adversaries if getattr(config, name)]
-    pretrained = config.pretrain_model_path and config.encoder == "transformer"
+    pretrained = is_given(config) and config.encoder == "transformer"
     if len(adversaries) > 1:
         raise UserError(f"{' and '.join(adversaries)} are each an adversarial attack; choose one")
     averages = [f"--{name}" for name in ("use_ema", "use_swa", "use_soup") if getattr(config, name)]
@@ -146,7 +153,7 @@ def refuse_contradictions(config: Any) -> None:
         raise UserError("--debug works in a single process; start it without torchrun")
     if config.encoder == "bilstm" and config.hidden_size % 2:
         raise UserError(f"--hidden_size={config.hidden_size} must be even: each direction of a BiLSTM gets half of it")
-    if config.encoder == "transformer" and not config.pretrain_model_path and config.hidden_size % 32:
+    if config.encoder == "transformer" and not is_given(config) and config.hidden_size % 32:
         raise UserError(f"--hidden_size={config.hidden_size} must be a multiple of 32, the size of an attention head")
     if config.pooling not in ("auto", "first") and config.encoder == "bilstm":
         raise UserError(f"--pooling={config.pooling}: a BiLSTM classifies from its two final states; leave it at auto")

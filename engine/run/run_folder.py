@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from engine.errors import UserError
 from engine.run.command_line import VERSION, choices_of
-from engine.run.files import write_json
+from engine.run.files import verify, write_json
 from engine.run.launch import restarts
 from engine.schema import AnyOf, Number, Optional, SchemaError, read_json, read_json_lines
 
@@ -153,6 +153,25 @@ def read_options(path: str | Path, options: type) -> dict:
         return values
     except SchemaError as error:
         raise UserError(f"{error}; the file was edited or is damaged") from None
+
+
+def checkpoint_of(path: str | Path) -> Path:
+    """The checkpoint that a folder is or contains. Raises UserError if there is none, or it is damaged."""
+    path = Path(path)
+    folder = path / "checkpoints/best" if (path / "checkpoints/best").is_dir() else path
+    if not all((folder / f"{name}.json").is_file() for name in ("labels", "args")):
+        raise UserError(
+            f"{path}: neither a run with checkpoints/best nor a checkpoint; train it, or name another folder"
+        )
+    if reason := verify(folder):
+        raise UserError(f"{folder}: damaged checkpoint, {reason}; name another checkpoint, or train again")
+    return folder
+
+
+def refuse_own(name: str | Path, sign: str) -> None:
+    """Raises UserError if --pretrain_model_path names a run or a checkpoint. sign: "checkpoints" or "labels.json"."""
+    if all((Path(name) / part).exists() for part in ("args.json", sign)):
+        raise UserError(f"--pretrain_model_path {name}: a run or checkpoint of this template; use --init_from {name}")
 
 
 def read_result(path: str | Path, shape: Any, advice: str = EVALUATE) -> Any:

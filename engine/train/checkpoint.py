@@ -173,12 +173,22 @@ def weights_sum(folder: Path) -> Any:
         return json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("model.safetensors")
 
 
-def load_weights(model: Any, folder: Path) -> None:
-    """Loads a checkpoint's weights. Raises UserError, naming a difference, unless every name and shape matches."""
+def read_weights(folder: Path, model: Any) -> dict[str, torch.Tensor]:
+    """{name: tensor} of a checkpoint. Raises UserError if they are not finite, but a buffer may hold an infinity."""
     try:
-        tensors, own = load_file(folder / "model.safetensors"), lora.kept_tensors(model)
+        tensors = load_file(folder / "model.safetensors")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{folder}: model.safetensors cannot be read ({first_line(error)})") from None
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        if torch.isnan(tensor).any() or (name in parameters and not torch.isfinite(tensor).all()):
+            raise UserError(f"{folder}: the weights {name} are not finite; train again, or use another checkpoint")
+    return tensors
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Loads a checkpoint's weights. Raises UserError, naming a difference, unless every name and shape matches."""
+    tensors, own = read_weights(folder, model), lora.kept_tensors(model)
     base, own_base = lora.read_base(folder), lora.base_of(model)
     if base and own_base:
         lora.require_same_base(folder, base, own_base["sha256"], own_base["name"])
@@ -191,10 +201,6 @@ def load_weights(model: Any, folder: Path) -> None:
             f"({shape_of(tensors, wrong[0])} in the checkpoint, {shape_of(own, wrong[0])} here); "
             "train a new --model_version"
         )
-    parameters = dict(model.named_parameters())
-    for name, tensor in tensors.items():  # a buffer may hold an infinite constant
-        if torch.isnan(tensor).any() or (name in parameters and not torch.isfinite(tensor).all()):
-            raise UserError(f"{folder}: the weights {name} are not finite; train again, or use another checkpoint")
     model.load_state_dict(tensors, strict=own_base is None)  # the checkpoint does not hold the base's weights
 
 

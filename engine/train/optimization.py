@@ -68,8 +68,9 @@ def lr_of_lora(hidden_size: int) -> float:
 
 
 def is_pretrained(config: Any) -> bool:
-    """Whether the encoder's weights come from --pretrain_model_path; other encoders only use its tokenizer."""
-    return bool(config.pretrain_model_path) and config.encoder == "transformer"
+    """Whether a transformer's weights come from --pretrain_model_path or --init_from; other encoders only use the
+    tokenizer of --pretrain_model_path."""
+    return bool(config.pretrain_model_path or config.init_from) and config.encoder == "transformer"
 
 
 def learning_rates(encoder: Any, config: Any) -> tuple[float, float]:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from engine.errors import UserError
-from engine.predict.ensemble import checkpoint_of
 from engine.run import distributed
+from engine.run.run_folder import checkpoint_of
 from engine.task.task import Task, read_tasks
 from engine.train import checkpoint
 from engine.tricks.soft_targets import SoftTargets, Teacher, Windows, soft_targets

@@ -10,6 +10,7 @@ from typing import Any
 from config import RESUME_SAFE, ROOT, Config
 from engine.errors import UserError
 from engine.run.command_line import check_values, given_options, option, parse_args
+from engine.run.option_checks import is_given
 from tools.search.space import NOT_FOR_TRIALS, Resolver, Space, Values, default_space, parse_space
 
 logger = logging.getLogger("template")
@@ -160,11 +161,11 @@ def space_of(config: SearchConfig, base: Config, fixed: set[str], kinds: list[st
     space, errors = parse_space(config.space, known, fixed)
     errors = [f"--options: {line}" for line in base.unused_options(kinds)] + errors
     shape = None
-    if base.pretrain_model_path and base.encoder == "transformer":
+    if is_given(base) and base.encoder == "transformer":
         from engine.model.encoders import pretrained_shape
 
         if (shape := pretrained_shape(base)) is None:
-            raise UserError(f"{base.pretrain_model_path}: no encoder loads from it")
+            raise UserError(f"{base.pretrain_model_path or base.init_from}: no encoder loads from it")
     resolver = Resolver(base, kinds, shape)
     if not config.space:
         space = default_space(resolver, fixed)

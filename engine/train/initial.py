@@ -1,0 +1,155 @@
+"""--init_from: a new run that starts from the weights of a trained one, also if labels or tasks have changed since.
+
+The encoder and the tokenizer are taken whole, of a head the rows of labels with the same name (`Head.start_from`).
+Optimizer, schedule and random numbers start fresh. Once the new run has a checkpoint, it no longer reads the other one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.errors import UserError
+from engine.model import lora
+from engine.model.encoders import fit_vocabulary
+from engine.model.head import Head
+from engine.run.command_line import first_line
+from engine.run.launch import restarts
+from engine.run.run_folder import checkpoint_of, read_options
+from engine.task.task import Task, read_tasks
+from engine.train import checkpoint
+
+logger = logging.getLogger("template")
+ADAPTER = ("lora_rank", "lora_alpha", "lora_targets")
+# Options that describe the weights, so they are the run's
+OF_THE_RUN = (*"encoder hidden_size num_layers vocab_size shared_layers pooling word_pooling".split(), *ADAPTER)
+HEADS = "output_layer.heads."
+
+
+def resumes(config: Any) -> bool:
+    """Whether this command resumes a run that began from --init_from."""
+    started = (config.run_dir / "args.json").exists() and not config.debug
+    return bool(config.init_from and config.do_train and started and (config.resume or restarts()))
+
+
+def own_checkpoint(config: Any) -> Path | None:
+    """The checkpoint from which a run that began from --init_from resumes, if there is one."""
+    return checkpoint.newest_intact(config.run_dir / "checkpoints")[0] if resumes(config) else None
+
+
+def inherit_run_options(config: Any) -> Any:
+    """The options, where those that describe the weights are those of --init_from, and the learning rates too unless
+    given. A resumed run has them in its own args.json. Raises UserError for options that contradict the weights."""
+    if not (config.init_from and config.do_train):
+        return config
+    defaults, resumed = {f.name: f.default for f in fields(config)}, resumes(config)
+    if resumed:
+        before = defaults | read_options(config.run_dir / "args.json", type(config))
+    else:
+        before = defaults | options_of_run(config)
+    taken = {}
+    for name in OF_THE_RUN:
+        given = getattr(config, name)
+        if given == defaults[name]:
+            taken[name] = before[name]
+        elif given != before[name] and not resumed:
+            theirs = f"the weights of --init_from {config.init_from}, with {name}={before[name]}"
+            raise UserError(f"--{name}={given} contradicts {theirs}; leave it out")
+    if not resumed and before["lr"] and before["head_lr"]:
+        taken["lr"] = config.lr or before["lr"]
+        ratio = before["head_lr"] / before["lr"]
+        taken["head_lr"] = config.head_lr or min(taken["lr"] * ratio, max(taken["lr"], 1e-2))
+    return replace(config, **taken)
+
+
+def options_of_run(config: Any) -> dict[str, Any]:
+    """The options of the run of --init_from, as they apply to its checkpoint. Raises UserError if there is none, or it
+    is this run itself."""
+    folder = checkpoint_of(config.init_from)
+    if config.run_dir.resolve() in folder.resolve().parents:
+        raise UserError(f"--init_from {config.init_from}: is this run itself; name the new one with --model_version")
+    try:
+        before = read_options(folder / "args.json", type(config))
+    except UserError as error:
+        raise UserError(f"{error}, or this copy of the template lacks the code of its encoder") from None
+    if not lora.read_base(folder):  # trained in full, or merged: its rates were those of an adapter
+        merged = before.get("lora_rank", 0) > 0
+        before = {name: value for name, value in before.items() if name not in ADAPTER}
+        before |= {"lr": None, "head_lr": None} if merged else {}
+        if config.pretrain_model_path:
+            raise UserError("--init_from and --pretrain_model_path each name the encoder; leave one of them out")
+        if config.lora_rank:
+            whole = f"--lora_rank: {config.init_from} holds a whole encoder, and an adapter needs a base that stays"
+            raise UserError(f"{whole}; leave it out, or start from a run with an unmerged adapter")
+    return before
+
+
+def start_from(model: Any, folder: Path, hidden_size: int, tokenizer: Any, config: Any) -> None:
+    """Copies the weights of a checkpoint into a new model with the same encoder, and logs what was taken."""
+    tensors, before = checkpoint.read_weights(folder, model), read_tasks(folder / "labels.json")
+    taken = encoder_weights(model, folder, tensors)
+    rest = {name: t for name, t in model.state_dict().items() if not name.startswith(("encoder.", HEADS))}
+    kept = {name: tensors[name] for name, t in rest.items() if name in tensors and tensors[name].shape == t.shape}
+    model.load_state_dict(taken | kept, strict=False)
+    if config.special_tokens and config.encoder == "transformer":
+        fit_vocabulary(model.encoder, tokenizer, config)
+    lines = ["encoder and tokenizer", *named("fresh", rest.keys() - kept.keys())]
+    heads = model.output_layer.heads
+    lines += [f"{name}: {start_head(name, head, before, tensors, hidden_size)}" for name, head in heads.items()]
+    lines += named("gone", [name for name in before if name not in heads])
+    logger.info(f"--init_from {config.init_from}: {'; '.join(lines)}")
+
+
+def encoder_weights(model: Any, folder: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """{name: tensor} of the encoder, or of its adapter. The word embedding may have more rows than the checkpoint's,
+    for --special_tokens: those stay as initialised. Raises UserError for another encoder."""
+    own = {name: tensor for name, tensor in lora.kept_tensors(model).items() if name.startswith("encoder.")}
+    taken = {name: tensor for name, tensor in tensors.items() if name.startswith("encoder.")}
+    words = model.encoder.get_input_embeddings() if hasattr(model.encoder, "get_input_embeddings") else None
+    for name in own.keys() & taken.keys():
+        here, there = own[name], taken[name]
+        if words is not None and here.data_ptr() == words.weight.data_ptr() and here.shape[1:] == there.shape[1:]:
+            taken[name] = torch.cat([there, here[len(there) :]])
+    both = own.keys() & taken.keys()
+    wrong = sorted(own.keys() ^ taken.keys()) or sorted(name for name in both if taken[name].shape != own[name].shape)
+    if wrong:
+        shapes = f"{checkpoint.shape_of(tensors, wrong[0])} there, {checkpoint.shape_of(own, wrong[0])} here"
+        differ = f"{len(wrong)} tensors differ, such as {wrong[0]} ({shapes})"
+        raise UserError(f"--init_from {folder}: holds another encoder than this code and options build: {differ}")
+    return taken
+
+
+def start_head(
+    name: str, head: Head, before: dict[str, Task], tensors: dict[str, torch.Tensor], hidden_size: int
+) -> str:
+    """Copies what a head can take from a checkpoint. -> its part of the log line"""
+    task, theirs = head.task, before.get(name)
+    if theirs is None or theirs.kind != task.kind:
+        return "starts fresh (a new task)" if theirs is None else f"starts fresh (was {theirs.kind})"
+    larger = head
+    if theirs.labels != task.labels:
+        more = tuple(f"{label}'" for label in task.labels if label != "O")
+        try:
+            larger = type(head)(hidden_size, replace(task, labels=task.labels + more, counts=None))
+        except Exception as error:  # a user's head
+            wrong = f"{type(head).__name__} cannot be built for other labels ({first_line(error)})"
+            raise UserError(f"--init_from: {name}: {wrong}; remove that limit, or override `start_from`") from None
+    own = {part: tensors[f"{HEADS}{name}.{part}"] for part in head.state_dict() if f"{HEADS}{name}.{part}" in tensors}
+    fresh = head.start_from(own, theirs, larger)
+    unit = "tags" if task.is_tagging else "types" if task.has_spans else "labels"
+    both = [label for label in task.labels if label in theirs.labels]
+    text = f"{len(both)} of {len(task.labels)} {unit}" if task.labels else "its head"
+    changes = named("new", [label for label in task.labels if label not in both])
+    changes += named("gone", [label for label in theirs.labels if label not in both]) + named("fresh", fresh)
+    return text + (f" ({'; '.join(changes)})" if changes else "")
+
+
+def named(what: str, names: Iterable[str]) -> list[str]:
+    """["new: a, b"], or [] without names."""
+    names = list(names)
+    return [f"{what}: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}"] if names else []
