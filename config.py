@@ -238,8 +238,8 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     # Machine
     device: str = option("auto", "auto, cpu, cuda, cuda:0, …", group="machine", resume_safe=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
-        "fp32",
-        "autocast to half precision; weights, losses and CRF stay fp32; auto: bf16 where it is faster",
+        "auto",
+        "autocast to half precision; weights, losses and CRF stay fp32; auto: bf16 where it is much faster, else fp32",
         auto="auto",
     )
     compile: bool = option(False, "torch.compile the encoder; pays off on a GPU after some minutes")
