@@ -249,8 +249,8 @@ class Config(ReadingOptions, SavedOptions, CheckedOptions):
     device: str = option("auto", "auto, cpu, cuda, cuda:0, mps, xpu, npu", group="machine", resume_safe=True)
     gpus: str = option("", "number of the GPU to use, as in nvidia-smi; run.sh takes several: 0,1", resume_safe=True)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = option(
-        "fp32",
-        "autocast to half precision; weights, losses and CRF stay fp32; auto: bf16 where it is faster",
+        "auto",
+        "autocast to half precision; weights, losses and CRF stay fp32; auto: bf16 where it is much faster, else fp32",
         auto="auto",
     )
     compile: bool = option(False, "torch.compile the encoder; pays off on a GPU after some minutes")

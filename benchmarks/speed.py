@@ -9,8 +9,8 @@ this template's speed relative to each baseline; above 1 means faster. `--only o
 per epoch; `--only tricks`: cost of each trick; `--only growth`: memory and speed of reading 100,000 and 2,000,000 rows
 (some minutes, and 3 GB of temporary disk); `--only start`: from launch to the first step; `--only scaling`: main.py in
 one process of one thread, and in two under torchrun; `--only layers`: all of the encoder's layers against two thirds
-and half of them (`--keep_layers`); `--only launches`: number of kernels the heads would launch on a GPU, counted on
-any machine and without data.
+and half of them (`--keep_layers`); `--only precision`: bf16 against fp32, for encoders from scratch of several hidden
+sizes; `--only launches`: number of kernels the heads would launch on a GPU, counted on any machine and without data.
 """
 
 import argparse
@@ -76,10 +76,10 @@ class Bench:
             epochs=1,
             batch_size=self.options.batch_size,
             use_crf=False,  # the baselines have none
+            precision="fp32",
+            pretrain_model_path=self.options.pretrain_model_path,
         )
-        return Config(
-            data_path=str(self.data_path), pretrain_model_path=self.options.pretrain_model_path, **(run | changes)
-        )
+        return Config(data_path=str(self.data_path), **(run | changes))
 
     def dataset(self, part):
         whole = MyDataset(self.data_path / f"{part}.jsonl", self.featurizer)
@@ -339,6 +339,22 @@ def layers(bench, rounds):
     return rows
 
 
+def precisions(bench, rounds):
+    """Table rows: training and evaluation in bf16 against fp32, by the hidden size of an encoder from scratch."""
+    rows = []
+    for size in SIZES:
+        options = dict(use_crf=True, pretrain_model_path="", hidden_size=size, num_layers=3)
+        for what, run, dataset in (
+            ("training", bench.ours, bench.train_set),
+            ("evaluation", bench.our_eval, bench.test_set),
+        ):
+            systems = {name: functools.partial(run, precision=name, **options) for name in ("fp32", "bf16")}
+            speed = compare(bench, systems, len(dataset), rounds)
+            speeds = f"fp32 {speed['fp32']:.1f} | bf16 {speed['bf16']:.1f} | {speed['bf16'] / speed['fp32']:.2f}"
+            rows.append(f"| {what}, 3 layers of hidden size {size}, examples/s | {speeds} |")
+    return rows
+
+
 def crf_rows(rounds, num_tags, length):
     """Loss + backward and decoding at B=32, ragged, against pytorch-crf; medians of interleaved calls, in ms."""
     torch.manual_seed(0)
@@ -369,7 +385,8 @@ def crf_rows(rounds, num_tags, length):
     return [(f"CRF {kind}", ms[f"{kind}, pytorch-crf"], ms[f"{kind}, ours"]) for kind in ("loss", "decode")]
 
 
-ALL = ["train", "eval", "crf", "overhead", "growth", "start", "tricks", "launches", "scaling", "layers"]
+ALL = ["train", "eval", "crf", "overhead", "growth", "start", "tricks", "launches", "scaling", "layers", "precision"]
+SIZES = 32, 64, 128, 256, 384, 768  # hidden sizes of --only precision
 TRICKS = {
     **{f"--use_{name}": {f"use_{name}": True} for name in ("fgm", "pgd", "freelb", "smart", "rdrop", "ema")},
     "--use_awp": {"use_awp": True, "awp_start": 0.0},
@@ -549,7 +566,9 @@ def main():
             for name, theirs, ours in crf_rows(options.rounds, num_tags, length):
                 name = f"{name}, K={num_tags}, B=32, L={length}"
                 table.append(f"| {name} | pytorch-crf {theirs:.1f} ms | {ours:.1f} ms | {theirs / ours:.2f} |")
-    bench = Bench(options) if {"train", "eval", "overhead", "tricks", "layers"} & set(options.only) else None
+    bench = (
+        Bench(options) if {"train", "eval", "overhead", "tricks", "layers", "precision"} & set(options.only) else None
+    )
     if "train" in options.only:
         systems = {
             "ours": bench.ours,
@@ -601,6 +620,8 @@ def main():
             )
     if "layers" in options.only:
         table += layers(bench, options.rounds)
+    if "precision" in options.only:
+        table += precisions(bench, options.rounds)
     if "scaling" in options.only:
         table.append(scaling(options))
     if "growth" in options.only:

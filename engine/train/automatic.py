@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger("template")
+# bf16 makes a training step of an encoder this wide 1.4 times as fast, one of hidden size 128 only 1.16 times
+# (docs/performance.md); smaller encoders rather have the same scores on every machine
+BF16_HIDDEN_SIZE = 256
 REHEARSAL = 10  # epochs of --debug, whose 64 examples say nothing about the size of the data
 
 
@@ -68,21 +71,31 @@ def resolve(config: Any, encoder: Any, device: torch.device, num_batches: int) -
     return config
 
 
-def resolve_precision(config: Any, encoder: Any, device: torch.device, trained: str = "bf16") -> Any:
-    """The options with a value for --precision auto: `trained`, the precision of the checkpoint (a new run: bf16), if
-    it is fast on the device and the encoder does not overflow in it; otherwise fp32."""
+def resolve_precision(config: Any, encoder: Any, device: torch.device, trained: str | None = None) -> Any:
+    """The options with a value for --precision auto.
+
+    trained: the precision in which a checkpoint was trained; it is kept if it is fast on the device. None: a new run,
+    which takes bf16 if that is fast. An encoder that overflows in half precision takes fp32.
+    """
     if config.is_auto("precision"):
-        chosen, why = trained, ""
-        if trained != "fp32" and not is_fast(trained, device):
-            chosen, why = "fp32", f": {trained} is not fast on this {device.type}"
-        elif trained != "fp32" and overflows(encoder):
-            chosen, why = "fp32", f": {encoder.config.model_type} overflows in {trained}"
+        chosen, why = trained or "bf16", ""
+        if not is_fast(chosen, device):
+            chosen, why = "fp32", f": {chosen} is not fast on this {device.type}"
+        elif chosen != "fp32" and overflows(encoder):
+            chosen, why = "fp32", f": {encoder.config.model_type} overflows in {chosen}"
+        elif not trained and not gains_from_bf16(encoder):
+            chosen, why = "fp32", ": bf16 hardly speeds up an encoder of this size"
         chosen, why = distributed.from_first(lambda: (chosen, why))
         config = replace(config, precision=chosen)
         logger.info(f"--precision auto: {chosen}{why}")
     refuse_precision(encoder, config.precision)
     require_precision(config.precision, device)
     return config
+
+
+def gains_from_bf16(encoder: Any) -> bool:
+    """Whether an encoder is a transformer, and wide enough to be much faster in bf16 on a device that has it."""
+    return getattr(getattr(encoder, "config", None), "hidden_size", 0) >= BF16_HIDDEN_SIZE
 
 
 def is_fast(precision: str, device: torch.device) -> bool:

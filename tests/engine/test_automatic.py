@@ -11,7 +11,7 @@ from conftest import TINY, read_json
 from test_distributed import torchrun
 from test_trainer import fingerprints, make_trainer
 from torch import nn
-from transformers import DebertaConfig, DebertaModel
+from transformers import BertConfig, BertModel, DebertaConfig, DebertaModel
 
 import main as main_module
 from config import Config
@@ -23,6 +23,7 @@ from engine.run.signals import Interrupted
 from engine.train import automatic, optimization
 from engine.train.automatic import resolve, resolve_precision
 from engine.train.optimization import epochs_of
+from model_utils import BiLSTM
 from tools.cross_validate import __main__ as cross_validate
 from trainer import Trainer
 
@@ -66,6 +67,7 @@ def stop_run(config, step, monkeypatch):
 
 def a_machine_that(monkeypatch, is_fast):
     monkeypatch.setattr(automatic, "has_bf16", lambda device: is_fast)
+    monkeypatch.setattr(automatic, "BF16_HIDDEN_SIZE", 32)  # that of the encoders of these tests
 
 
 # ---- epochs ----------------------------------------------------------------------------------------------------------
@@ -234,6 +236,15 @@ def test_an_encoder_that_overflows_takes_full_precision(told, monkeypatch):
 def test_a_checkpoint_is_used_as_it_was_trained_where_that_is_fast(trained, is_fast, wanted, monkeypatch):
     a_machine_that(monkeypatch, is_fast)
     assert resolve_precision(Config(precision="auto"), nn.Linear(2, 2), CPU, trained).precision == wanted
+
+
+@pytest.mark.parametrize("size, wanted", [(224, "fp32"), (256, "bf16"), (None, "fp32")])
+def test_bf16_is_the_default_for_wide_transformers_only(size, wanted, told, monkeypatch):
+    monkeypatch.setattr(automatic, "has_bf16", lambda device: True)
+    shape = dict(num_hidden_layers=1, num_attention_heads=1, intermediate_size=32, vocab_size=20)
+    encoder = BertModel(BertConfig(hidden_size=size, **shape)) if size else BiLSTM(20, 256, 1, 0.1, 0)
+    assert resolve_precision(Config(), encoder, CPU).precision == wanted
+    assert ("bf16 hardly speeds up" in told.text) == (wanted == "fp32")
 
 
 # ---- averages --------------------------------------------------------------------------------------------------------
