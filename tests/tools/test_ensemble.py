@@ -601,7 +601,7 @@ ERRORS = {
     "no run": ([], "RUN"),
     "no such folder": (["A", "nowhere"], "nowhere"),
     "not a run": (["A", "DATA"], "neither a run"),
-    "twice": (["A", "A/checkpoints/best"], "named twice"),
+    "twice": (["A", "A/checkpoints/best"], "listed twice"),
     "damaged": (["A", "DAMAGED"], "model.safetensors has changed since it was written"),
     "without a manifest": (["A", "UNSEALED"], "no readable manifest"),
     "another head": (["A", "PLAIN"], "the head is 'tagging', not 'crf_tagging'"),
