@@ -480,4 +480,4 @@ def end_by(server, number):
     with socket.create_connection(("127.0.0.1", server.port)):  # a browser that keeps its connection open
         server.process.send_signal(number)
         assert server.process.wait(60) == 0
-    assert "the page is closed" in server.log.read_text() and "Traceback" not in server.log.read_text()
+    assert "the server has stopped" in server.log.read_text() and "Traceback" not in server.log.read_text()

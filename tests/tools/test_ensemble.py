@@ -479,7 +479,7 @@ def test_labelling_takes_the_threshold_of_dev_or_the_mean_where_there_is_none(te
     for row, example in zip(rows_of(tmp_path / "out.jsonl"), test, strict=True):
         p = np.mean([torch.sigmoid(hand(example)["topics"]).numpy() for hand in hands], 0)
         assert row["topics"] == [label for label, value in zip(head.task.labels, p) if value >= threshold]
-    assert "there is no dev part" in (folder / "train.log").read_text()
+    assert "no dev part to fit" in (folder / "train.log").read_text()
 
 
 def test_one_model_is_in_memory_at_a_time(joint, sample):
@@ -613,7 +613,7 @@ ERRORS = {
     "no data": (["A", "B", "--data_path", "nowhere"], "no labels.json"),
     "unknown score": (["A", "B", "--monitor", "bleu"], "--monitor=bleu"),
     "a loss": (["A", "B", "--monitor", "loss"], "--monitor=loss"),
-    "the folder of a run": (["A", "B", "--output_dir", "HOME", "--model_version", "cutTrue"], "holds a run"),
+    "the folder of a run": (["A", "B", "--output_dir", "HOME", "--model_version", "cutTrue"], "contains a run"),
     "no such device": (["A", "B", "--device", "cuda:9"], "cuda:9"),
     "no such texts": (["A", "B", "--predict_file", "nowhere.txt"], "nowhere.txt"),
     "another kind of output": (["A", "B", "--predict_output", "a.pdf"], "a.pdf"),

@@ -579,7 +579,7 @@ def test_the_page_is_made_again_without_a_model(trained, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="never: no such run in output"):
         report(ReportConfig(runs=("never",)))
     (tmp_path / "output/empty").mkdir()
-    with pytest.raises(UserError, match="no answers"):
+    with pytest.raises(UserError, match="no stored answers"):
         report(ReportConfig(runs=("empty",)))
     assert not (tmp_path / "output/never").exists()
 
