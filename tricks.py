@@ -110,7 +110,7 @@ class FGM(Trick):
 
     @contextmanager
     def perturbed(self, input_ids: torch.Tensor | None = None) -> Iterator[None]:
-        """A context in which the embeddings are attacked; they are restored on exit, even after an exception."""
+        """Context manager that attacks the embeddings and restores them on exit, even after an exception."""
         self.attack(input_ids)
         try:
             yield

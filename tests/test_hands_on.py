@@ -393,7 +393,7 @@ def test_perplexity_falls_and_starts_where_the_untouched_model_is(options, corpu
             ".lock",
         )
     }
-    with pytest.raises(UserError, match="already has a finished model"):
+    with pytest.raises(UserError, match="already contains a finished model"):
         pretrain(config)
 
 
@@ -531,7 +531,7 @@ def test_models_that_cannot_fill_in_words_are_refused(corpus, tmp_path, options)
         tmp_path / "gpt"
     )
     tokenizer.save_pretrained(tmp_path / "gpt")
-    with pytest.raises(UserError, match="gpt2 cannot fill in masked words"):
+    with pytest.raises(UserError, match="gpt2 is not a masked language model"):
         pretrain(options(pretrain_model_path=str(tmp_path / "gpt")))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (corpus / "bert" / name).read_text()

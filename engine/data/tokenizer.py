@@ -140,9 +140,10 @@ def train_tokenizer(
 
 
 def assemble(model: str, lowercase: bool, chinese: bool, vocab: Any = None) -> Tokenizer:
-    """A Tokenizer with the pre-tokenization and the decoding of the model; only `vocab` is learned.
+    """Builds a Tokenizer with the pre-tokenizer and decoder of a model type. Only `vocab` is learned.
 
-    All models split at whitespace and around punctuation first. Decoded text has no spaces between Chinese characters.
+    All model types first split at whitespace and around punctuation. Decoded text has no spaces between Chinese
+    characters.
     """
     unknown, decoder = SPECIAL["unk_token"], cast(Any, decoders.WordPiece())
     pieces: list[Any] = []

@@ -115,8 +115,7 @@ def path_of_shard(path: str | Path, shard: str) -> Path:
 
 
 def check_all(rows: Any, tasks: dict[str, Task]) -> None:
-    """Logs how the file was read. Raises UserError for a row that a model of these tasks cannot read; `TextRows` made
-    the other checks."""
+    """Logs how the file was read. Raises UserError for rows that only a model of these tasks cannot read."""
     for note in rows.notes:
         logger.info(note)
     if not rows.labelled:
@@ -155,7 +154,7 @@ class Output:
 
     @contextmanager
     def opened(self, resume: bool, force: bool) -> Iterator[int]:
-        """A context that locks the output for this process; its value is the number of finished rows.
+        """Context manager that locks the output for this process and yields the number of finished rows.
 
         resume: continue a partial output, if there is one; force: even with another model or other options.
         """

@@ -186,8 +186,7 @@ def prepare_inputs(
 
 
 def check_pairs(example: dict[str, Any], tasks: dict[str, Task]) -> None:
-    """Raises UserError if the tasks read pairs of texts but the example has one text. Warns if a second text is
-    unused."""
+    """Raises UserError if the tasks read pairs of texts but the example has one; warns if a second text is unused."""
     paired = pairs_of(tasks)
     if paired and "text_pair" not in example:
         raise UserError(

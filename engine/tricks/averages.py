@@ -37,7 +37,7 @@ class Average(Trick):
 
     @contextmanager
     def given(self, weights: dict[str, torch.Tensor]) -> Iterator[None]:
-        """A context that temporarily replaces weights of the model. weights: {name: tensor}."""
+        """Context manager that temporarily replaces weights of the model. weights: {name: tensor}."""
         swapped = [(self.parameters[name], weight) for name, weight in weights.items()]
         own = [p.data for p, _ in swapped]
         for p, weight in swapped:
@@ -58,9 +58,8 @@ class Average(Trick):
 
 
 class EMA(Average):
-    """Exponential moving average: a <- beta * a + (1 - beta) * w after each step, with Adam's bias correction, a
-    division by 1 - beta^t: a_t = sum of beta^(t-i) * w_i / sum of beta^(t-i). The initial weights are not part of the
-    average.
+    """Exponential moving average: a <- beta * a + (1 - beta) * w after each step, divided by 1 - beta^t (Adam's bias
+    correction): a_t = sum of beta^(t-i) * w_i / sum of beta^(t-i). The initial weights are not averaged.
 
     Polyak and Juditsky, 1992; Kingma and Ba, 2015 (arXiv:1412.6980), section 7.2.
     """

@@ -11,8 +11,7 @@ from engine.errors import UserError
 
 
 class WordNoise:
-    """Adds noise to the encoder's word vectors through a permanent forward hook. Works with any encoder that has
-    `get_input_embeddings`."""
+    """Adds noise to the encoder's word vectors with a permanent hook. The encoder needs `get_input_embeddings`."""
 
     def __init__(self, model: Any):
         encoder = model.encoder
@@ -47,7 +46,7 @@ class WordNoise:
 
     @contextmanager
     def added(self, value: torch.Tensor | None) -> Iterator[None]:
-        """A context in which `value`, (B, L, width), is added to the word vectors; None adds nothing."""
+        """Context manager that adds `value`, (B, L, width), to the word vectors; None adds nothing."""
         self.value = value
         try:
             yield

@@ -2,15 +2,14 @@
 
 The student's loss is linear in the expected statistics of the teacher's distribution (probabilities; for a CRF, those
 of tags and tag pairs), so only these and the entropy are stored. Most values are close to zero, so they are stored
-sparsely, as (word, id, value). Words are identified by their index in the text, so teacher and student may have
-different tokenizers.
+sparsely, as (word, id, value). Words are identified by their index in the text, so tokenizers may differ.
 
 Tag pairs would need too much space. They are computed: p(tag i at word t - 1, tag j at word t) = p(j at t) * p(i | j),
 
     p(i | j) = before[t - 1, i] * factors[i, j] / sum over i of the same
 
 where `factors` is the teacher's exp(transitions), shared by all words, and `before` is the forward distribution: that
-of a word's tag if the text ended there. Without a CRF, `factors` is 1 and `before` are the teacher's probabilities.
+of a word's tag if the text ended there. Without a CRF, `factors` is 1 and `before` equals the teacher's probabilities.
 """
 
 import hashlib
@@ -221,8 +220,8 @@ def sparse_rows(
 
 
 def by_row(values: torch.Tensor, smallest: float, mask: torch.Tensor, stride: int) -> list[Sparse]:
-    """Converts values (B, W, N) to one Sparse per row, with the values of real words above `smallest`; ids start from 0
-    per word."""
+    """Converts values (B, W, N) to a Sparse per row, with real words' values above `smallest`; ids start at 0 per
+    word."""
     large = (values.abs() > smallest) & mask.unsqueeze(2)
     rows, words, ids = large.nonzero().cpu().numpy().T
     borders = np.searchsorted(rows, np.arange(1, len(values)))

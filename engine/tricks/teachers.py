@@ -39,7 +39,7 @@ def shared_tasks(folder: Path, theirs: Any, ours: dict[str, Task]) -> list[str]:
 
 @contextmanager
 def unchanged_random_states(device: torch.device) -> Iterator[None]:
-    """A context that restores the states of all random number generators on exit."""
+    """Context manager that restores the states of all random number generators on exit."""
     states = checkpoint.random_states(device)
     try:
         yield

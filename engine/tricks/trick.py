@@ -70,7 +70,7 @@ class Trick:
         """
 
     def swap_weights(self) -> AbstractContextManager[None]:
-        """A context in which the model has the weights that are scored and saved as the best."""
+        """Returns a context manager that gives the model the weights to score and to save as the best."""
         return nullcontext()
 
     def state_dict(self) -> dict[str, torch.Tensor]:

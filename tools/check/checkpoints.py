@@ -90,7 +90,7 @@ def is_same(first: Any, second: Any) -> bool:
 
 @contextmanager
 def other_process(case: Case) -> Iterator[tuple[subprocess.Popen, Path]]:
-    """A context with a new process that evaluates and labels the rows from the checkpoint, and its folder."""
+    """Context manager that yields a process which evaluates and labels the rows from the checkpoint, and its folder."""
     config = case.trainer.config
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"

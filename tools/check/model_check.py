@@ -107,8 +107,8 @@ def run_check(check: Callable[[Case], None], case: Case) -> tuple[str, str]:
 
 @contextmanager
 def rehearsal() -> Iterator[list[Exception]]:
-    """A context for the trial run. It logs an exception as one line, with the traceback in the log file, and adds it to
-    the yielded list, so the checks can still run and find the cause. UserError, Interrupted and OSError propagate."""
+    """Context manager for the trial run. Logs an exception as one line, with the traceback in the log file, and adds it
+    to the yielded list, so the checks can find the cause. UserError, Interrupted and OSError propagate."""
     failures: list[Exception] = []
     try:
         yield failures

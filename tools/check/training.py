@@ -140,8 +140,7 @@ def check_overfitting(case: Case) -> None:
 
 
 def distinct_rows(case: Case) -> list[int]:
-    """Returns up to NUM_TEXTS rows with distinct texts, as equal texts may have different labels; labelled ones
-    first."""
+    """Returns up to NUM_TEXTS rows, labelled ones first, with distinct texts, as equal ones may differ in labels."""
     by_text: dict[tuple[int, ...], int] = {}
     for row in sorted(range(len(case.data.lengths)), key=lambda row: (-case.num_labels(row), case.data.lengths[row])):
         by_text.setdefault(tuple(case.data.batch([row]).inputs["input_ids"][0].tolist()), row)

@@ -112,8 +112,7 @@ def assess(
 ) -> tuple[dict[str, Any], dict[str, dict[str, Predictions]]]:
     """Scores the runs and groups of runs -> (content of ensemble.json, {group: {title: Predictions}}).
 
-    parts: {"dev", "test": Part}, or one of them. Groups: "all" and, if there is a dev part, "best" (a single run) and
-    "selected".
+    parts: {"dev", "test": Part}, or one of them. Groups: "all" and, with a dev part, "best" (one run) and "selected".
     """
     names, tasks, metrics = [run.name for run in committee.runs], committee.tasks, committee.metrics
     gold, dev = {title: part.gold(tasks) for title, part in parts.items()}, parts.get("dev")

@@ -5,9 +5,8 @@
     pip install -r shipped/requirements.txt && python shipped/predictor.py texts.txt labelled.jsonl
 
 Encoder and heads are exported as an ONNX graph. The folder also contains the tokenizer, the decoding settings and
-predictor.py, which only needs onnxruntime, tokenizers and numpy (docs/export.md). The export is checked on dev before
-the folder appears: fp32 must give the same answers as torch; --int8 and --fp16 may lose at most --max_drop of the main
-score.
+predictor.py, which only needs onnxruntime, tokenizers and numpy (docs/export.md). The export is first checked on dev:
+fp32 must give the same answers as torch, and --int8 and --fp16 may lose at most --max_drop of the main score.
 """
 
 import logging
@@ -155,10 +154,8 @@ def require_score(
     name = metrics.default_monitor(tasks)
     lost = scores[0][name] - scores[1][name]
     if lost > config.max_drop:
-        raise UserError(
-            f"--{config.kind} loses {lost:.4f} of {name} on dev, more than --max_drop {config.max_drop:g}; nothing was "
-            "written"
-        )
+        limit = f"--max_drop {config.max_drop:g}"
+        raise UserError(f"--{config.kind} loses {lost:.4f} of {name} on dev, more than {limit}; nothing was written")
 
 
 def require_own_folder(folder: Path) -> None:

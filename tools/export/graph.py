@@ -134,7 +134,7 @@ def example_inputs(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """A context that silences the exporter, which logs useless warnings and prints the graph if tracing fails."""
+    """Context manager that silences the exporter, which logs useless warnings and prints the graph if tracing fails."""
     output = io.StringIO()
     with warnings.catch_warnings(), redirect_stdout(output), redirect_stderr(output):
         warnings.simplefilter("ignore")

@@ -427,8 +427,8 @@ class Predictor:
         return [row[:size] for row, size in zip(tags.tolist(), sizes)]
 
     def merge(self, task: Task, pieces: list[tuple[int, int, Any]], example: Example) -> Answer:
-        """Merges the windows of a row into one answer. Text-level labels are those of the first window; truncated words
-        are tagged O."""
+        """Merges the windows of a row into one answer. Text-level labels are from the first window; truncated
+        words are tagged O."""
         labels, head = task["labels"], task["head"]
         if head == "spans":
             spans, probabilities = merge_spans((first, size, *piece) for first, size, piece in pieces)

@@ -193,8 +193,8 @@ def entity_figures(name: str, kind: str, rows: Sequence[Row], training: Sequence
 
 
 def slice_figures(rows: Sequence[Row], kinds: dict[str, str], scores: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns [{"by", "groups": [{"name", "rows", "scores": {score: {"value", "low", "high"}}}]}] for the scores that
-    have an interval."""
+    """Scores slices -> [{"by", "groups": [{"name", "rows", "scores": {score: {"value", "low", "high"}}}]}], for the
+    scores that have an interval over all rows."""
     with_interval = [score["name"] for score in scores if score["low"] is not None]
     result = []
     for by, groups in figures.slices(rows):

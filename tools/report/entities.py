@@ -116,8 +116,8 @@ def by_length(matches: Sequence[list[Match]], longest: int = 5) -> list[dict[str
 def by_seen(
     rows: Sequence[Row], all_matches: Sequence[list[Match]], seen: set[tuple[str, tuple[str, ...]]]
 ) -> dict[str, dict[str, int]]:
-    """Counts gold entities that occur in training with the same type, and others -> {"seen": {"gold", "found"},
-    "unseen": …}. seen: {(type, tokens)} of the training data"""
+    """Counts gold and found entities that occur in training with the same type, and those that do not ->
+    {"seen": {"gold", "found"}, "unseen": …}. seen: {(type, tokens)} of the training data"""
     cells = {name: {"gold": 0, "found": 0} for name in ("seen", "unseen")}
     for row, matches in zip(rows, all_matches):
         for match in matches:

@@ -137,9 +137,8 @@ def error_pairs(gold: Sequence[set[str]], predicted: Sequence[set[str]]) -> tupl
 def residuals(
     gold: Sequence[float], predicted: Sequence[float], bins: int = 20, most: int = 1500
 ) -> dict[str, Any] | None:
-    """Returns, for regression, {"points": [[gold, predicted]] (at most `most`, evenly by gold), "edges" and "counts"
-    (of the histogram of predicted - gold), "mean", "std", "rmse", "r2"} of finite predictions; None if there are
-    none."""
+    """Analyses the errors of finite predictions -> {"points": [[gold, predicted]] (at most `most`, evenly by gold),
+    "edges" and "counts" (histogram of predicted - gold), "mean", "std", "rmse", "r2"}; None if there are none."""
     finite = np.isfinite(np.asarray(predicted, float))
     x, y = np.asarray(gold, float)[finite], np.asarray(predicted, float)[finite]
     if not len(x):
@@ -198,8 +197,8 @@ def slices(rows: Sequence[Row], most_values: int = 20) -> list[tuple[str, list[t
 
 
 def row_confidence(kind: str, answer: Answer) -> float | None:
-    """Returns the confidence of an answer: the probability of its label; for multilabel, tags and spans that of the
-    least confident decision (for multilabel, positive or negative). None for regression."""
+    """Returns the confidence of an answer: the probability of its label or, for multilabel, tags and spans, that of the
+    least confident decision. Not to predict a label is a decision too. None for regression."""
     p, by_label = answer["probability"], answer.get("probabilities")
     if kind == "multilabel":
         predicted = set(answer["predicted"])
@@ -217,7 +216,7 @@ def known(probability: float | list | None) -> list[float]:
 
 
 def with_probability(predicted: list, probability: list | None) -> list[tuple]:
-    """Returns [(label, tag or span; probability)], omitting those without a probability."""
+    """Pairs labels, tags or spans with their probabilities. Omits those without a probability."""
     pairs = zip(predicted, probability if isinstance(probability, list) else [])
     return [(label, value) for label, value in pairs if value is not None]
 

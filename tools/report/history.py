@@ -65,8 +65,7 @@ def verdict(history: History, monitor: str) -> tuple[str, dict[str, Any]]:
     last epoch:
 
     - "overfit": D(n) > 1.05 D(m) and T(n) < T(m), that is, the dev loss rose by more than 5 % while the training loss
-      fell. "overfit_score_rises" if the monitored score was best after m: the model becomes overconfident before it
-      becomes worse.
+      fell. "overfit_score_rises" if the monitored score was best after m, as an overconfident model is not yet worse.
     - "underfit": otherwise, if n is both m and the best epoch, and D fell by more than 2 % in the last epoch.
     - "level": otherwise. "short": fewer than two epochs, so there is no diagnosis.
 

@@ -11,9 +11,8 @@
 
 Texts of all requests are batched together: while the model is busy, the next batch is collected from texts of similar
 length. A request that cannot be answered within --max_latency_ms is rejected with 503 immediately, which keeps the
-queue short. On SIGTERM the server answers all accepted requests and exits. A server only needs this folder, the
-exported one and engine/run/flags.py (see Dockerfile). Edit app.py to change the request format, or to require an API
-key.
+queue short. On SIGTERM the server answers all accepted requests and exits. It only needs this folder, the exported one
+and engine/run/flags.py (see Dockerfile). Edit app.py to change the request format, or to require an API key.
 """
 
 import argparse

@@ -26,8 +26,7 @@ FORM += "`extras` and `id` if needed"
 
 
 class Row(BaseModel):
-    """A text or its tokens, with a second text and numeric columns if the model needs them. The answer has the same
-    id."""
+    """A text or its tokens, with a second text and numeric columns if needed. The answer has the same id."""
 
     model_config = ConfigDict(extra="forbid")
     id: Annotated[str, BeforeValidator(str)] | None = None

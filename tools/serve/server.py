@@ -48,8 +48,7 @@ class Server(uvicorn.Server):
         return ends
 
     def close_idle(self) -> None:
-        """Aborts connections that waited too long for the client, and the longest-waiting ones if there are too
-        many."""
+        """Aborts connections that waited too long for the client, and the oldest if there are too many."""
         now, before, connections = time.monotonic(), self.waits, self.server_state.connections
         self.waits = {}
         for connection in connections:
@@ -64,7 +63,7 @@ class Server(uvicorn.Server):
 
 
 def awaited(connection: Any) -> tuple[str, int] | None:
-    """Returns an identifier of the client's action that a connection waits for (request or reading), or None."""
+    """Returns the client action that a connection waits for, ("a request" or "reading", id), or None."""
     cycle = connection.cycle
     if cycle is None or cycle.response_complete:
         return "a request", id(cycle)
@@ -73,8 +72,7 @@ def awaited(connection: Any) -> tuple[str, int] | None:
 
 def refuse_new_connections(listening: socket.socket) -> None:
     """Makes the kernel drop all further SYNs (Linux only). Otherwise a client could be connected but not accepted when
-    the socket is closed, and its request would be lost. `listen(0)` is not enough, because further clients appear
-    connected.
+    the socket is closed, and its request would be lost. `listen(0)` does not prevent this.
 
     The filter is a classic BPF program on the TCP header (man 7 socket, SO_ATTACH_FILTER).
     """
