@@ -220,8 +220,7 @@ def sparse_rows(
 
 
 def by_row(values: torch.Tensor, smallest: float, mask: torch.Tensor, stride: int) -> list[Sparse]:
-    """Converts values (B, W, N) to a Sparse per row, with real words' values above `smallest`; ids start at 0 per
-    word."""
+    """Converts values (B, W, N) to one Sparse per row, with values above `smallest`. Ids start at 0 for each word."""
     large = (values.abs() > smallest) & mask.unsqueeze(2)
     rows, words, ids = large.nonzero().cpu().numpy().T
     borders = np.searchsorted(rows, np.arange(1, len(values)))

@@ -410,7 +410,7 @@ def test_a_port_that_is_taken_is_one_line():
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(UserError, match=f"{address}: address already in use; choose another one"):
+        with pytest.raises(UserError, match=f"{address}: address already in use; choose another address"):
             demo(DemoConfig(address=address))
     with pytest.raises(UserError, match=r"nowhere\.invalid"):
         listen("nowhere.invalid:80")

@@ -98,7 +98,8 @@ def paired(
     statistics: Sequence[Sequence[bootstrap.Statistic | bootstrap.OfWeights]], size: int, mains: Sequence[str] = ()
 ) -> dict[str, list[dict[str, float]]]:
     """Returns {score: [{"value", "low", "high"} per run]}; all runs but the first also have "difference",
-    "difference_low", "difference_high" and "better": 1 or -1 if the interval excludes 0, else 0. mains: terms of mean_score"""
+    "difference_low", "difference_high" and "better": 1 or -1 if the interval excludes 0, else 0. mains: the scores that
+    mean_score averages"""
     draws = [bootstrap.resample(own, size) for own in statistics]
     points = [bootstrap.point(own, size) for own in statistics]
     for draw, scores in zip(draws, points):
