@@ -271,7 +271,7 @@ def score_names(tasks: dict[str, Task]) -> list[str]:
 
 
 def default_monitor(tasks: dict[str, Task]) -> str:
-    """Returns the score that selects the best checkpoint: for several tasks sentence_accuracy or mean_score."""
+    """Returns the score that selects the best checkpoint; for several tasks, sentence_accuracy or mean_score."""
     if len(tasks) > 1:
         return "sentence_accuracy" if all_exact(tasks) else "mean_score"
     name, task = next(iter(tasks.items()))

@@ -28,7 +28,7 @@ class Featurizer:
 
     Every word gets at least one token (`encode_texts`), and a `Cutter` truncates or splits inputs longer than
     max_length. stride: overlap of windows in sub-tokens, -1 for truncation; None: max_length / 4.
-    word_ends: also return the last sub-token of each word, for models that pool there.
+    word_ends: also return the last sub-token of each word, for models that use it for pooling.
     """
 
     def __init__(

@@ -115,7 +115,7 @@ def path_of_shard(path: str | Path, shard: str) -> Path:
 
 
 def check_all(rows: Any, tasks: dict[str, Task]) -> None:
-    """Logs how the file was read. Raises UserError for rows that only a model of these tasks cannot read."""
+    """Logs how the file was read, and raises UserError for rows that a model of these tasks cannot read."""
     for note in rows.notes:
         logger.info(note)
     if not rows.labelled:
@@ -158,7 +158,7 @@ class Output:
 
         resume: continue a partial output, if there is one; force: even with another model or other options.
         """
-        with hold(self.lock, self.path, "name another --predict_output", "choose another --predict_output"):
+        with hold(self.lock, self.path, "choose another --predict_output", "choose another --predict_output"):
             try:
                 require_file(self.path)
                 if not (resume and self.progress.exists() and self.resume(force)):

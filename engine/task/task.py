@@ -49,17 +49,17 @@ class Task:
 
     @property
     def is_tagging(self) -> bool:
-        """Whether it has one label per word."""
+        """Whether the task has one label per word."""
         return self.kind == "tagging"
 
     @property
     def has_spans(self) -> bool:
-        """Whether its labels are spans of words, which may overlap."""
+        """Whether the labels are spans of words, which may overlap."""
         return self.kind == "spans"
 
     @property
     def needs_words(self) -> bool:
-        """Whether it needs texts split into tokens."""
+        """Whether the task needs texts split into tokens."""
         return needs_words(self.kind)
 
     def to_json(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from engine.predict.predictions import prepare_inputs
 from engine.run import distributed
 from engine.run.files import sha256
 
-CHUNK = 1024  # texts answered and written at a time
+CHUNK = 1024  # number of texts per record batch
 VERSION = 4  # of the cached format; increment it when the format changes
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 EMPTY = np.zeros(0, np.int32)

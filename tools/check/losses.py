@@ -38,7 +38,7 @@ def wrong_answers(head: Any, logits: torch.Tensor, batch: Batch) -> str | None:
             return "returns probabilities that are not between 0 and 1"
         if labels and not answers.is_floating_point() and answers.dtype != torch.bool:
             if answers.min() < 0 or answers.max() >= len(labels):
-                return f"returns label {int(answers.max())} of {len(labels)}: does the head have one logit per label?"
+                return f"returns label {int(answers.max())} of {len(labels)}; the head must have one logit per label"
             seen |= set(answers.flatten().tolist())
         for answer, probability in zip(answers.tolist(), probabilities.tolist()):
             head.to_labels(answer, probability)

@@ -116,7 +116,7 @@ def build_app(label: Labeller, examples: Examples, hosts: list[str], language: s
         except UserError as error:  # the message may contain lone surrogates
             return JSONResponse({"error": str(error).encode("utf-8", "replace").decode()}, 400)
         except ValueError:  # raised for NaN, which JSON does not support
-            return JSONResponse({"error": "the model's output is NaN; train it again, as its training diverged"}, 500)
+            return JSONResponse({"error": "the model's output is NaN, as its training diverged; train it again"}, 500)
 
     return Starlette(
         routes=[Route("/", show), Route("/example", example), Route("/label", answer, methods=["POST"])],

@@ -64,6 +64,6 @@ def require_same(predictor: Predictor, expected: Predictions, actual: list[dict[
     logger.info(f"{same}, probabilities within {TOLERANCE}")
     if wrong > 0.01 * number:
         raise UserError(
-            f"{wrong} of {number} dev examples have other answers than in torch; a custom head or encoder is not "
-            "supported by tools/export; nothing was written"
+            f"{wrong} of {number} dev examples have answers that differ from torch; a custom head or encoder is "
+            "not supported by tools/export; nothing was written"
         )

@@ -216,7 +216,7 @@ class Encoder:
         values = []
         for name, of_train in self.extras.items():
             if name not in given:
-                raise InputError(f"{where}: column {name!r} is missing, which this model needs")
+                raise InputError(f"{where}: no column {name!r}, which this model needs")
             cell = given[name]
             try:
                 number = math.nan if cell is None or (isinstance(cell, str) and not cell.strip()) else float(cell)

@@ -224,6 +224,6 @@ def statistics_of(rows: Sequence[dict[str, Any]], kinds: dict[str, str]) -> list
 
 
 def row_verdict(row: dict[str, Any]) -> tuple[int, int]:
-    """Returns (1 if all answers of a row are correct, 1 if it has labels), otherwise 0."""
+    """Returns two flags, 1 or 0: all answers of the row are correct; the row has labels."""
     known = [answer["right"] for answer in row["answers"].values() if answer["right"] is not None]
     return int(bool(known) and all(known)), int(bool(known))

@@ -4,8 +4,8 @@ Let G be the gold and P the predicted entities of a text, each (type, first toke
 
 1. Entities in both sets are *right*.
 2. A remaining gold and predicted entity with the same borders are a pair with the *wrong type*.
-3. A remaining gold and predicted entity of the same type that overlap are a pair with a *wrong border*. Pairs are
-formed    in order of decreasing intersection over union, then in text order.
+3. A remaining gold and predicted entity of the same type that overlap are a pair with a *wrong border*. The pairs with
+   the largest intersection over union are formed first; ties are resolved in text order.
 4. The remaining entities of G are *missed* and those of P are *invented*, even if they overlap.
 
 Each entity is in at most one pair, so |G| = right + wrong type + wrong border + missed and |P| = right + wrong type +
@@ -84,7 +84,7 @@ def tokens_of(row: Row, entity: Entity) -> tuple[str, ...]:
 
 
 def error_counts(matches: Sequence[list[Match]]) -> dict[str, dict[str, int]]:
-    """Counts verdicts -> {type: {verdict: count}}, by gold type if there is match. matches: match list per row"""
+    """Counts verdicts -> {type: {verdict: count}}, by the gold type if there is one. matches: lists of all rows"""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for match in chain.from_iterable(matches):
         counts[match.either[0]][match.verdict] += 1

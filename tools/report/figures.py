@@ -198,7 +198,7 @@ def slices(rows: Sequence[Row], most_values: int = 20) -> list[tuple[str, list[t
 
 def row_confidence(kind: str, answer: Answer) -> float | None:
     """Returns the confidence of an answer: the probability of its label or, for multilabel, tags and spans, that of the
-    least confident decision. Not to predict a label is a decision too. None for regression."""
+    least confident decision. Not predicting a label is a decision, too. None for regression."""
     p, by_label = answer["probability"], answer.get("probabilities")
     if kind == "multilabel":
         predicted = set(answer["predicted"])

@@ -71,7 +71,7 @@ def parse() -> argparse.Namespace:
         parser.add_argument(name, type=whole_number(low, high), default=default, help=help)
 
     parser.add_argument("folder", help="folder written by tools.export")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: open to the network without password [127.0.0.1]")
+    parser.add_argument("--host", default="127.0.0.1", help="address; 0.0.0.0 is open to the network [127.0.0.1]")
     add("--port", 8000, "0: a free port [8000]", low=0, high=65535)
     add("--threads", 0, "CPU cores for the model [all]", low=0, high=1024)
     add("--batch_size", 32, "maximum number of texts labelled together [32]", high=65536)
@@ -82,7 +82,7 @@ def parse() -> argparse.Namespace:
     add("--max_bytes", 1_000_000, "maximum size of a request in bytes [1000000]")
     add("--max_body_ms", 10_000, "requests that take longer to arrive are rejected with 408 [10000]")
     add("--max_idle_s", 30, "close connections that send no request or read no answer for this long, in seconds [30]")
-    hosts = "accepted host names, comma-separated [its own on 127.0.0.1, otherwise any]"
+    hosts = "accepted host names, comma-separated [its own on 127.0.0.1, otherwise all]"
     parser.add_argument("--hosts", default="", help=hosts)
     options = parser.parse_args()
     names = [name.strip() for name in options.hosts.split(",") if name.strip()]

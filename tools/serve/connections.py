@@ -25,8 +25,8 @@ def listen(host: str, port: int, backlog: int | None = None) -> socket.socket:
 
 
 def host_names(host: str, listening: socket.socket) -> list[str]:
-    """Returns the host names that requests may use. On a loopback address these are only its own names, which prevents
-    DNS rebinding by other sites in the browser; otherwise all."""
+    """Returns the host names that requests may use: on a loopback address only its own names, which prevents DNS
+    rebinding by other sites in the browser, and otherwise "*"."""
     if not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
         return ["*"]
     return [f"[{host}]" if ":" in host else host, "localhost", "127.0.0.1", "[::1]"]
