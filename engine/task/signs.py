@@ -59,9 +59,9 @@ def inline_syntax(texts: Sequence[str]) -> str | None:
     """Returns the entity markup that at least a third of the texts use, with few, recurring labels and almost no stray
     brackets; None if there is none."""
     for syntax, pattern in INLINE.items():
-        matches_of = [list(re.finditer(pattern, text)) for text in texts]
-        labels = [match["label"] or match["more"] for matches in matches_of for match in matches]
-        marked = sum(map(bool, matches_of))
+        matches_by_text = [list(re.finditer(pattern, text)) for text in texts]
+        labels = [match["label"] or match["more"] for matches in matches_by_text for match in matches]
+        marked = sum(map(bool, matches_by_text))
         brackets = sum(text.count(syntax[0]) for text in texts) / (2 if syntax.startswith("{{") else 1)
         if {"IN", "SL"} & {*labels}:  # nested parses of intents and slots
             return None
