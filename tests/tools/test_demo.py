@@ -140,7 +140,7 @@ def test_keys_typed_in_a_terminal(trained):
         bare = re.sub(r"\x1b\[[\d;]*m", "", seen)
         assert all(f"[{one['text']} {one['label']}]" in bare for one in row["slots"])
     terminal.type("w" * (MAX_CHARACTERS + 1) + "\r")
-    assert "error: the text has 10,001 characters; at most 10,000" in terminal.see("text> ")
+    assert "error: the text has 10,001 characters; the maximum is 10,000" in terminal.see("text> ")
     terminal.type("\x04")
     assert terminal.end() == 0
 

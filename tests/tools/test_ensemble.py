@@ -714,7 +714,7 @@ def test_folds_and_an_ensemble_of_them_say_the_same(sample, command, tmp_path):
     assert command("tools.cross_validate", "--data_path", "data", *flags).returncode == 0
     runs = [f"output/data-fold_{number}" for number in range(3)]
     done = command("tools.ensemble", *runs, "--device", "cpu", "--data_path", "data")
-    assert done.returncode == 0 and "its scores here are inflated" in done.stderr, done.stderr
+    assert done.returncode == 0 and "the scores are inflated" in done.stderr, done.stderr
     folds = read_json(tmp_path / "output/data-folds/folds.json")
     assert read_json(tmp_path / "output/ensemble/ensemble.json")["all"]["test"] == folds["test_of_all_folds"]
     names = ["predictions.csv", "answers/test.jsonl"]
