@@ -175,7 +175,7 @@ def make_study(path, sample, **options):
 def test_a_file_that_is_no_journal_is_one_line_and_stays_as_it_is(content, sample, tmp_path):
     path = tmp_path / "search.journal"
     path.mkdir() if content is None else path.write_bytes(content)
-    with pytest.raises(UserError, match=r"search\.journal: (is not a journal|cannot be read)"):
+    with pytest.raises(UserError, match=r"search\.journal: (is not the journal|cannot be read)"):
         make_study(path, sample)
     if content is not None:
         assert path.read_bytes().startswith(content.rsplit(b"\n", 1)[0])
