@@ -14,7 +14,7 @@ from engine.run.command_line import os_error_line
 from engine.run.files import sha256
 
 logger = logging.getLogger("template")
-OURS = re.compile(r"[\w.-]+-[0-9a-f]{20}\.[0-9a-f]{16}\.arrow")  # file names of caches
+CACHE_NAME = re.compile(r"[\w.-]+-[0-9a-f]{20}\.[0-9a-f]{16}\.arrow")
 KEPT = 24  # files per folder; the least recently used ones are removed
 
 
@@ -75,8 +75,8 @@ def has_schema(path: Path, schema: pa.Schema | None) -> bool:
 def clear(folder: Path, kept: int = 0) -> None:
     """Removes a folder's caches, except the `kept` most recently used token caches and `kept` teacher caches."""
     with suppress(OSError):
-        ours = [path for path in folder.glob("*.arrow") if OURS.fullmatch(path.name)]
-        caches = sorted(ours, key=lambda path: -path.stat().st_mtime_ns)
+        paths = [path for path in folder.glob("*.arrow") if CACHE_NAME.fullmatch(path.name)]
+        caches = sorted(paths, key=lambda path: -path.stat().st_mtime_ns)
         teachers = [path for path in caches if path.name.startswith("teacher-")]
         old = [path for path in caches if path not in teachers][kept:] + teachers[kept:]
         for path in old:

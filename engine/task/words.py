@@ -138,8 +138,8 @@ def columns_of(name: str, kind: str, label: Any, offsets: Any, text: str, probab
             spans = [span | {"probability": round(p, 6)} for span, p in zip(spans, probability)]
         return {name: spans}
     if kind in ("entities", "tags"):
-        found = {name: label and entities(label, offsets, text)} if kind == "entities" else {}
-        return found | {f"{name}_tags": label}
+        columns = {name: label and entities(label, offsets, text)} if kind == "entities" else {}
+        return columns | {f"{name}_tags": label}
     if probability is None:
         return {name: label}
     rounded = [round(p, 6) for p in probability] if isinstance(probability, list) else round(probability, 6)

@@ -17,13 +17,14 @@ from engine.tricks.soft_targets import SoftTargets, Teacher, Windows, soft_targe
 from engine.tricks.trick import Trick
 
 
-def shared_tasks(folder: Path, theirs: Any, ours: dict[str, Task]) -> list[str]:
+def shared_tasks(folder: Path, teacher_tasks: Any, student_tasks: dict[str, Task]) -> list[str]:
     """Returns the tasks that teacher and student share. Raises UserError if there are none, or one differs."""
-    names = [name for name in ours if name in theirs]
+    names = [name for name in student_tasks if name in teacher_tasks]
     if not names:
-        raise UserError(f"--teacher: {folder} has none of the tasks {', '.join(ours)}, only {', '.join(theirs)}")
+        tasks = f"none of the tasks {', '.join(student_tasks)}, only {', '.join(teacher_tasks)}"
+        raise UserError(f"--teacher: {folder} has {tasks}")
     for name in names:
-        own, other = ours[name], theirs[name]
+        own, other = student_tasks[name], teacher_tasks[name]
         if own.kind != other.kind:
             raise UserError(f"--teacher: {name!r} is {other.kind} in {folder}, but {own.kind} here")
         if own.pairs != other.pairs:
@@ -58,10 +59,10 @@ class MultiTeacher(Trick):
         self.of_step: list[tuple[torch.Tensor, dict[str, SoftTargets]]] = []
         self.counts: dict[str, torch.Tensor] = {}
         self.force, self.teachers = False, list[Teacher]()
-        ours = {name: head.task for name, head in self.heads.items()}
+        tasks = {name: head.task for name, head in self.heads.items()}
         for folder in (checkpoint_of(Path(folder)) for folder in folders):
-            theirs = read_tasks(folder / "labels.json")
-            self.teachers.append(Teacher(folder, self.heads, shared_tasks(folder, theirs, ours), temperature))
+            shared = shared_tasks(folder, read_tasks(folder / "labels.json"), tasks)
+            self.teachers.append(Teacher(folder, self.heads, shared, temperature))
         self.taught = [name for name in self.heads if any(name in teacher.tasks for teacher in self.teachers)]
 
     def ask_teachers(self, data: Any, load: Callable[[Path], Any], batches_of: Callable[..., Any], config: Any) -> None:

@@ -44,10 +44,10 @@ def check_other_rows(case: Case) -> None:
     device = case.trainer.device
     changed = {name: tensor.clone() for name, tensor in batch.inputs.items()}
     mask = batch.inputs["attention_mask"].bool()
-    ids, others = batch.inputs["input_ids"][mask], mask.clone()
-    others[0] = False
-    drawn = torch.randint(len(ids), (int(others.sum()),), generator=torch.Generator().manual_seed(0))
-    changed["input_ids"][others] = ids[drawn.to(device)]
+    ids, other_rows = batch.inputs["input_ids"][mask], mask.clone()
+    other_rows[0] = False
+    drawn = torch.randint(len(ids), (int(other_rows.sum()),), generator=torch.Generator().manual_seed(0))
+    changed["input_ids"][other_rows] = ids[drawn.to(device)]
     if "extras" in changed:
         changed["extras"][1:] += 1.0
     for mode in ("evaluation", "training"):

@@ -95,23 +95,23 @@ def write_page(path: Path, template: str, words: Words, view: dict[str, Any]) ->
 def make_report(folder: str | Path, language: str = "auto", spreadsheet_safe: bool = False) -> tuple[Path, list[str]]:
     """Writes report.html and suspicious.csv to a run folder. Returns (path, [main findings in English]). Raises
     UserError if the folder has no answers."""
-    found, rows = collect(folder)
+    results, rows = collect(folder)
     everything = [row for part in rows.values() for row in part]
     words = Words(language_of(language, [row["text"] for row in everything]))
-    for item in [*found["suspects"], *found["mistakes"][:LISTED]]:
-        item |= differences(found["about"]["kinds"][item["task"]], everything[item["row"]], item)
-    findings = look.worth_a_look(found)
+    for item in [*results["suspects"], *results["mistakes"][:LISTED]]:
+        item |= differences(results["about"]["kinds"][item["task"]], everything[item["row"]], item)
+    findings = look.worth_a_look(results)
     suspicious = Path(folder) / "suspicious.csv"
-    write_suspicious(suspicious, found["suspects"], everything_by_part(rows), spreadsheet_safe)
+    write_suspicious(suspicious, results["suspects"], everything_by_part(rows), spreadsheet_safe)
     view = {
-        "found": found,
-        "listed": {key: found.pop(key) for key in ("suspects", "mistakes")},
+        "found": results,
+        "listed": {key: results.pop(key) for key in ("suspects", "mistakes")},
         "texts": everything,
         "look": [(item[1], look.sentence(item, words, short)) for item in findings],
         "slice_title": lambda by: look.slice_title(by, words, short),
-        "learning": [learning_pictures(history, words) for history in found["learning"]],
-        "tasks": {name: task_view(name, task, rows[found["main"]], words) for name, task in found["tasks"].items()},
-        "table": table_of(rows, found["about"]["kinds"]),
+        "learning": [learning_pictures(history, words) for history in results["learning"]],
+        "tasks": {name: task_view(name, task, rows[results["main"]], words) for name, task in results["tasks"].items()},
+        "table": table_of(rows, results["about"]["kinds"]),
         "most": LISTED // 4,
         "times": bootstrap.TIMES,
         "seed": bootstrap.SEED,
