@@ -46,8 +46,8 @@ def make_plan(sample, **options):
     [
         ("lrr=1e-4..1e-3", "lrr is not an option of main.py that changes the result; did you mean lr?"),
         ("lr", "'lr' must look like"),
-        ("lr=1e-3", "two or more"),
-        ("pooling=mean,mean", "two or more"),
+        ("lr=1e-3", "at least two"),
+        ("pooling=mean,mean", "at least two"),
         ("lr=fast..1e-3", "'fast' is not a number"),
         ("epochs=3,2.5", "'2.5' is not a whole number"),
         ("epochs=3,auto", "auto cannot be searched"),
