@@ -164,8 +164,8 @@ def test_the_report_can_be_recomputed(tmp_path, capsys):
     [
         (None, [], "no such file"),
         ("", [], "no text"),
-        ("\n \n\t\n", [], "no text to train on"),
-        ("one text\n", ["--held_out_ratio", "0.000001"], "no text to hold out"),
+        ("\n \n\t\n", [], "no texts to train on"),
+        ("one text\n", ["--held_out_ratio", "0.000001"], "no texts to hold out"),
         ('{"n": 1}\n', ["--format", "jsonl"], "--text_column"),
         ("good\n" * 30, ["--vocab_size", "5"], "--vocab_size=5"),
         ("good\nbad\n" * 30, ["--output_dir", "full", "--held_out_ratio", "0.5"], "is not empty"),
